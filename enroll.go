@@ -1,0 +1,85 @@
+package countersign
+
+import (
+	"context"
+	"crypto/x509"
+	"net/netip"
+	"time"
+)
+
+// Method is a kind of evidence.
+type Method string
+
+// The methods.
+const (
+	MethodToken       Method = "token"       // one-time enrollment token
+	MethodCertificate Method = "certificate" // the device's current certificate, over mutual TLS
+)
+
+// MaxCSR is the largest certification request, DER. A generous one with an
+// RSA-4096 key, attestation and forty names is under 16 KiB.
+const MaxCSR = 64 << 10
+
+// Evidence is what a device shows to earn a certificate (RFC 9334). It is data:
+// a door fills in what the wire carried and judges none of it.
+type Evidence struct {
+	Token string              // enrollment token; empty if none was shown
+	Peer  []*x509.Certificate // TLS client chain as presented, leaf first; TLS proved possession of its key
+}
+
+// EnrollRequest asks for a certificate.
+type EnrollRequest struct {
+	CSR      []byte // PKCS #10, DER; the signature is not yet checked
+	Evidence Evidence
+	Fleet    string // as the door's path names it; empty: what the evidence says, else default
+	Door     string // est, rest, …
+	Remote   netip.AddrPort
+}
+
+// Grant is an issued certificate with what its holder needs beside it.
+type Grant struct {
+	Device string
+	Fleet  string
+	Serial Serial
+	Leaf   []byte   // DER
+	Chain  [][]byte // DER, issuing authority first, root last
+	Again  bool     // the same certificate as before: the request was a retry
+	// RenewAt is the start of the window in which the device should renew.
+	RenewAt  time.Time
+	NotAfter time.Time
+}
+
+// RevokeRequest takes a certificate or a device's identity away.
+type RevokeRequest struct {
+	Device string  // all of the device's certificates, or
+	Cert   CertRef // this one
+	Reason ReasonCode
+	Note   string // why, in the operator's words
+	Actor  Actor
+}
+
+// Revocation is what a revocation did.
+type Revocation struct {
+	Device       string
+	Certificates []CertRef
+	At           time.Time
+	Sessions     int           // live sessions cut on this node
+	CutIn        time.Duration // from the durable record to the last socket closed
+}
+
+// Enroller is the one way in. Every enrollment door calls it; package ra
+// implements it. Errors are *Error with a Code that doors map to their wire.
+type Enroller interface {
+	// Enroll grants a first certificate on the evidence.
+	Enroll(ctx context.Context, req EnrollRequest) (*Grant, error)
+	// Reenroll grants the next certificate to the holder of a current one,
+	// Evidence.Peer. The request must be for the same subject; the key may change.
+	Reenroll(ctx context.Context, req EnrollRequest) (*Grant, error)
+	// Revoke takes certificates away. It returns after the record is durable
+	// and this node's sessions are cut.
+	Revoke(ctx context.Context, req RevokeRequest) (*Revocation, error)
+}
+
+// TokenPrefix starts every enrollment token so that a leaked one is recognized
+// by secret scanners and by people.
+const TokenPrefix = "cset_"

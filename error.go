@@ -1,0 +1,89 @@
+package countersign
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Code is the machine-readable reason of a refusal. Each door maps codes to its
+// wire in errors.go, nowhere else.
+type Code string
+
+// The codes.
+const (
+	BadRequest       Code = "bad_request"        // malformed, or a value out of bounds
+	TooLarge         Code = "too_large"          // over a size limit
+	BadSignature     Code = "bad_signature"      // proof of possession failed
+	WeakKey          Code = "weak_key"           // key type or size refused
+	Unauthenticated  Code = "unauthenticated"    // no evidence was shown
+	BadCredential    Code = "bad_credential"     // evidence shown is wrong or unknown
+	CredentialSpent  Code = "credential_spent"   // a one-time credential was used before
+	CredentialExpire Code = "credential_expired" // it was good once
+	NotAllowed       Code = "not_allowed"        // known, but may not do this
+	SubjectMismatch  Code = "subject_mismatch"   // the request names another subject
+	DeviceIsActive   Code = "device_active"      // the id already has an identity in use
+	DeviceOnHold     Code = "device_suspended"
+	DeviceGone       Code = "device_retired"
+	CertUnknown      Code = "certificate_unknown" // not issued by an authority of ours, or not on record
+	CertIsRevoked    Code = "certificate_revoked"
+	CertIsHeld       Code = "certificate_held"
+	CertExpired      Code = "certificate_expired"
+	CertNotYetValid  Code = "certificate_not_yet_valid"
+	ForkDetected     Code = "fork_detected" // two holders of one identity
+	NotFound         Code = "not_found"
+	Conflict         Code = "conflict"     // the thing is not in a state that allows the act
+	RateLimited      Code = "rate_limited" // come back after RetryAfter
+	Unavailable      Code = "unavailable"  // the authority cannot record now; nothing was done
+	Internal         Code = "internal"
+)
+
+// Error is a refusal or failure that somebody will branch on or read: one code,
+// one sentence, one next step.
+type Error struct {
+	Code       Code
+	Message    string        // what was refused and why; never a secret
+	Next       string        // what to do about it; may be empty
+	RetryAfter time.Duration // for RateLimited and Unavailable
+	Err        error         // cause, for the log only
+}
+
+// Errorf makes an Error. The message is for strangers too: put no cause into it
+// that they should not read, use WithCause.
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// WithCause keeps err for the log.
+func (e *Error) WithCause(err error) *Error { e.Err = err; return e }
+
+// WithNext adds the next step.
+func (e *Error) WithNext(next string) *Error { e.Next = next; return e }
+
+// WithRetry adds when to come back.
+func (e *Error) WithRetry(d time.Duration) *Error { e.RetryAfter = d; return e }
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// CodeOf is the code of err: Internal for an error that carries none, empty for nil.
+func CodeOf(err error) Code {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return Internal
+}
+
+// Public is what a stranger may read of err: an *Error as it stands without its
+// cause, anything else a plain internal failure.
+func Public(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return &Error{Code: e.Code, Message: e.Message, Next: e.Next, RetryAfter: e.RetryAfter}
+	}
+	return &Error{Code: Internal, Message: "the server failed to do this", Next: "look in the server's log"}
+}

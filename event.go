@@ -1,0 +1,79 @@
+package countersign
+
+import "time"
+
+// Actor is who did something: device:<id>, operator:<name>, token:<id> or system.
+type Actor string
+
+// System is the authority acting by itself.
+const System Actor = "system"
+
+// DeviceActor is the device acting.
+func DeviceActor(id string) Actor { return Actor("device:" + id) }
+
+// OperatorActor is a person or a token that administers.
+func OperatorActor(name string) Actor { return Actor("operator:" + name) }
+
+// EventType names what happened: noun.verb.
+type EventType string
+
+// The events. docs/events.md tells what each means and carries.
+const (
+	DeviceCreated      EventType = "device.created"
+	DeviceSuspendedEv  EventType = "device.suspended"
+	DeviceReactivated  EventType = "device.reactivated"
+	DeviceRevoked      EventType = "device.revoked"
+	DeviceRetiredEv    EventType = "device.retired"
+	CertIssued         EventType = "certificate.issued"
+	CertActivated      EventType = "certificate.activated"
+	CertSupersededEv   EventType = "certificate.superseded"
+	CertReplaced       EventType = "certificate.replaced"
+	CertRevokedEv      EventType = "certificate.revoked"
+	CertHeldEv         EventType = "certificate.held"
+	CertReleased       EventType = "certificate.released"
+	EnrollRefused      EventType = "enrollment.refused"
+	TokenCreated       EventType = "token.created"
+	TokenUsed          EventType = "token.used"
+	SessionOpened      EventType = "session.opened"
+	SessionClosed      EventType = "session.closed"
+	ConnectRefused     EventType = "connection.refused"
+	TopicDenied        EventType = "topic.denied"
+	FindingFork        EventType = "finding.fork"
+	AuthorityCreated   EventType = "authority.created"
+	ProfileSaved       EventType = "profile.saved"
+	FleetSaved         EventType = "fleet.saved"
+	OperatorTokenAdded EventType = "operator_token.created"
+	CRLPublished       EventType = "crl.published"
+	ServerStarted      EventType = "server.started"
+	ServerStopped      EventType = "server.stopped"
+	EventsSuppressed   EventType = "events.suppressed"
+	SerialsVoided      EventType = "serials.voided"
+)
+
+// Event is one line of the log: who, what, when, from where, why.
+type Event struct {
+	Seq    int64 // dense, in sealed order; 0 until sealed
+	At     time.Time
+	Type   EventType
+	Actor  Actor
+	Device string
+	Fleet  string
+	Cert   CertRef
+	Remote string // address of the other side; empty for acts without one
+	Via    string // door or tool: est, rest, mqtt, cli
+	Code   Code   // of a refusal
+	Reason string // why, one sentence
+	Data   map[string]string
+	Hash   []byte // of this line and, through the previous one, of all before; nil until sealed
+}
+
+// Severity of an event that wants a person; empty for most.
+func (t EventType) Severity() string {
+	switch t {
+	case FindingFork:
+		return "alert"
+	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
+		return "warning"
+	}
+	return "info"
+}
