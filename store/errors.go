@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+)
+
+// ErrExists means that a row with that unique key is there already.
+var ErrExists = errors.New("it exists already")
+
+// retryAfter is what a caller is told to wait when the database cannot record:
+// long enough for a failover or a deleted log file, short enough for a person.
+const retryAfter = 5 * time.Second
+
+// Wrap puts an error of the database into our terms: [ErrExists], or
+// countersign.Unavailable when the database cannot serve now (disk full,
+// unreachable, out of time), with the cause kept. Everything else, sql.ErrNoRows
+// too, passes untouched. Only errors of rows.Err and rows.Scan need it; the
+// methods of DB and Tx have done it already.
+func Wrap(err error) error { return dialect{}.wrap(err) }
+
+// wrap works for both dialects at once: the drivers' error types tell them apart.
+func (dialect) wrap(err error) error {
+	if err == nil || errors.Is(err, ErrExists) {
+		return err
+	}
+	if _, ok := errors.AsType[*countersign.Error](err); ok {
+		return err
+	}
+	switch {
+	case isUnique(err):
+		return &existsError{err}
+	case isUnconfirmed(err):
+		return unavailable("the database did not confirm the write; it may or may not be recorded", err)
+	case isFull(err):
+		return unavailable("the database has no space left; nothing was recorded", err).
+			WithNext("free space on its disk, or raise its bound")
+	case errors.Is(err, context.DeadlineExceeded):
+		return unavailable("the database did not answer in time", err)
+	case isDown(err):
+		return unavailable("the database cannot be used now", err).
+			WithNext("look in the server's log and at the database's disk or server")
+	}
+	return err
+}
+
+func unavailable(message string, cause error) *countersign.Error {
+	return countersign.Errorf(countersign.Unavailable, "%s", message).WithRetry(retryAfter).WithCause(cause)
+}
+
+// existsError is ErrExists and its cause, which names the key.
+type existsError struct{ cause error }
+
+func (e *existsError) Error() string   { return "it exists already: " + e.cause.Error() }
+func (e *existsError) Unwrap() []error { return []error{ErrExists, e.cause} }
+
+// unconfirmed marks an error of COMMIT after which nobody knows the outcome.
+type unconfirmed struct{ cause error }
+
+func (e *unconfirmed) Error() string { return "couldn't confirm the commit: " + e.cause.Error() }
+func (e *unconfirmed) Unwrap() error { return e.cause }
+
+func isUnconfirmed(err error) bool {
+	_, ok := errors.AsType[*unconfirmed](err)
+	return ok
+}

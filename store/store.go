@@ -1,0 +1,198 @@
+// Package store is the one database of the authority: a *DB over database/sql
+// that speaks one SQL text to SQLite (embedded, the default) and to PostgreSQL
+// 15 or later (more than one node). It opens, locks and migrates the database,
+// gives reads to everybody and writes through [DB.Write], which answers only
+// after the commit is durable. It knows no table, no protocol and no rule;
+// keepers bring their own SQL with $1 placeholders and times as [Micros].
+//
+// What the two databases do differently is in dialect.go.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+)
+
+// Options say which database to open.
+type Options struct {
+	// URL is "sqlite:/path/file.db" or "postgres://user@host/name".
+	URL string
+	// Now is the clock. It is required.
+	Now func() time.Time
+	// Log receives what no caller is told: reconnects, panics. Nil discards it.
+	Log *slog.Logger
+	// MaxBytes bounds the SQLite file; a write beyond it is refused as
+	// Unavailable. 0 is no bound. PostgreSQL ignores it.
+	MaxBytes int64
+
+	migrations fs.FS // tests bring their own; nil is the embedded ones
+}
+
+// DB is an open database. Its methods may be called from any goroutine.
+type DB struct {
+	opts    Options
+	dialect dialect
+	reads   runner
+	write   func(ctx context.Context, fn writeFunc) error
+	listen  func(ctx context.Context, onNotify func(string), onState func(bool)) error
+	close   func() error
+}
+
+type writeFunc = func(ctx context.Context, tx *Tx) error
+
+// Reader reads, outside of a transaction (*DB) or inside of one (*Tx).
+type Reader interface {
+	Query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+	QueryRow(ctx context.Context, q string, args ...any) *sql.Row
+}
+
+// runner is what *sql.DB, *sql.Tx and cached have in common.
+type runner interface {
+	ExecContext(ctx context.Context, q string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, q string, args ...any) *sql.Row
+}
+
+// errInside stops the deadlock of a Write (SQLite: one writer) or a read
+// (PostgreSQL: one more connection of a full pool) that waits for the Write
+// around it.
+var errInside = errors.New("the database was called inside of a Write: use its Tx")
+
+// Open opens the database, creating a SQLite file that is not there, and brings
+// its schema up to this program's version. It fails with countersign.Conflict,
+// and what to do, when another process has the SQLite file open or when the
+// schema is newer than this program, and with countersign.Unavailable when
+// PostgreSQL cannot be reached.
+func Open(ctx context.Context, o Options) (*DB, error) {
+	if o.Now == nil {
+		return nil, errors.New("couldn't open the database: Options.Now is missing")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.migrations == nil {
+		o.migrations = embedded()
+	}
+	db, err := connect(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't open the database: %w", err)
+	}
+	if err := db.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("couldn't migrate the database: %w", err), db.Close())
+	}
+	return db, nil
+}
+
+func connect(ctx context.Context, o Options) (*DB, error) {
+	switch scheme, rest, _ := strings.Cut(o.URL, ":"); {
+	case scheme == "sqlite" && rest != "":
+		return openSQLite(ctx, o, rest)
+	case scheme == "postgres" || scheme == "postgresql":
+		return openPostgres(ctx, o)
+	}
+	// The URL is not repeated: it may hold a password.
+	return nil, countersign.Errorf(countersign.BadRequest, "the database URL has no scheme that is known here").
+		WithNext(`write "sqlite:/path/file.db" or "postgres://user@host/name"`)
+}
+
+// Close waits for running writes and closes the database.
+func (db *DB) Close() error { return db.close() }
+
+// Postgres says whether the database is PostgreSQL, which other nodes may share.
+func (db *DB) Postgres() bool { return db.dialect.postgres }
+
+// Query reads rows outside of a transaction; what it sees is committed. Errors
+// that come later, from rows.Err, are the driver's: give them to [Wrap].
+func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+	if inside(ctx) {
+		return nil, errInside
+	}
+	rows, err := db.reads.QueryContext(ctx, q, args...) //nolint:sqlclosecheck // the caller closes what it asked for
+	return rows, db.dialect.wrap(err)
+}
+
+// QueryRow reads one row outside of a transaction. Scan gives sql.ErrNoRows when
+// there is none.
+func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
+	if inside(ctx) {
+		return failedRow(ctx, errInside)
+	}
+	return db.dialect.wrapRow(ctx, db.reads.QueryRowContext(ctx, q, args...))
+}
+
+// Write runs fn in a transaction and returns nil once it is durable. When fn
+// returns an error or panics nothing of it is kept, and Write returns that error.
+//
+// SQLite: one goroutine runs the waiting Writes one after the other and commits
+// them together; the failure of one leaves its neighbors alone. PostgreSQL: a
+// READ COMMITTED transaction of its own. On both, fn may run more than once
+// (a serialization failure, a neighbor that broke the common transaction), so it
+// must have no effect outside of tx; use [Tx.AfterCommit]. fn must be short, must
+// not call db (it gets an error, given the ctx it was called with) and must not
+// call runtime.Goexit, as t.FailNow does.
+//
+// A ctx that ends before fn ran ends the wait. Once fn ran, Write waits for the
+// commit, so that a canceled caller is never told that a recorded write was not.
+// Unavailable means that nothing was recorded, with one exception: a PostgreSQL
+// connection lost during COMMIT leaves that open, and the message says so.
+func (db *DB) Write(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
+	if inside(ctx) {
+		return errInside
+	}
+	if err := ctx.Err(); err != nil {
+		return db.dialect.wrap(err)
+	}
+	return db.dialect.wrap(db.write(ctx, fn))
+}
+
+// Listen calls onNotify with the payload of each committed [Tx.Notify] of any
+// node, until ctx ends; then it returns nil. onState tells when the stream comes
+// up and goes down; what was notified while it was down is lost, so a listener
+// that is told "up" must read the database once. Both are called from this
+// goroutine. SQLite has one node: the stream is up and silent.
+func (db *DB) Listen(ctx context.Context, onNotify func(payload string), onState func(up bool)) error {
+	return db.listen(ctx, onNotify, onState)
+}
+
+// Micros is t as the databases keep it: microseconds since 1970 UTC, 0 for the
+// zero time.
+func Micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+// Time is the inverse of [Micros], in UTC.
+func Time(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}
+
+type insideKey struct{}
+
+func inside(ctx context.Context) bool { return ctx.Value(insideKey{}) != nil }
+
+// failedRow is a row whose Scan returns err; database/sql lets nobody make one
+// but a database that cannot be connected to.
+func failedRow(ctx context.Context, err error) *sql.Row {
+	db := sql.OpenDB(failing{err})
+	defer func() { _ = db.Close() }()
+	return db.QueryRowContext(context.WithoutCancel(ctx), "")
+}
+
+type failing struct{ err error }
+
+func (f failing) Connect(context.Context) (driver.Conn, error) { return nil, f.err }
+func (f failing) Driver() driver.Driver                        { return nil }
