@@ -1,0 +1,237 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Problem is one thing that is wrong with a Config.
+type Problem struct {
+	Field   string // path in the file: listeners.mqtt
+	Message string // what is wrong and what to write instead
+}
+
+func (p Problem) Error() string { return p.Field + ": " + p.Message }
+
+// The bounds of times that are configured.
+const (
+	// maxOverlap keeps a superseded certificate from living as long as its
+	// successor: both are 30 days by default.
+	maxOverlap = 30 * 24 * time.Hour
+	// minCRLValidity leaves time to publish and fetch before the list is stale.
+	minCRLValidity = 10 * time.Minute
+	// maxCRLValidity is the ten days that many validators will not exceed.
+	maxCRLValidity = 10 * 24 * time.Hour
+	// maxConnectTimeout bounds how long a silent peer holds a socket.
+	maxConnectTimeout = 5 * time.Minute
+	// maxPacket is what the edge is willing to hold for one session.
+	maxPacket = Size(16 << 20)
+	// maxNames keeps the server's certificate within one TLS record.
+	maxNames = 64
+)
+
+// Check tells all problems of c at once, in the order of the fields. Secrets are
+// resolved, since a server that starts and then misses one helps nobody.
+func (c Config) Check() []Problem {
+	var k checker
+	c = c.WithDefaults()
+	k.database(c.Database)
+	k.listeners(c.Listeners)
+	k.names(c.Names)
+	if c.StatusURL != "" {
+		k.add("status_url", checkStatusURL(c.StatusURL))
+	}
+	if _, err := c.RootPassphrase.Resolve(); err != nil {
+		k.add("root_passphrase", err)
+	}
+	k.engine(c.Engine)
+	k.limits(c.Limits)
+	k.duration("overlap", c.Overlap, 0, maxOverlap)
+	k.duration("crl_validity", c.CRLValidity, minCRLValidity, maxCRLValidity)
+	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	k.oneOf("log.format", c.Log.Format, "auto", "text", "json")
+	return k.problems
+}
+
+type checker struct{ problems []Problem }
+
+// add notes err, if any, against field.
+func (k *checker) add(field string, err error) {
+	if err != nil {
+		k.problems = append(k.problems, Problem{field, err.Error()})
+	}
+}
+
+func (k *checker) oneOf(field, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		k.add(field, fmt.Errorf("%.40q is not one of %s", value, strings.Join(allowed, ", ")))
+	}
+}
+
+func (k *checker) duration(field string, d, least, most time.Duration) {
+	if d < least || d > most {
+		k.add(field, fmt.Errorf("%s is not between %s and %s", d, least, most))
+	}
+}
+
+func (k *checker) database(d Database) {
+	u, err := d.Resolve()
+	if err != nil {
+		k.add("database", err)
+		return
+	}
+	if u == "" {
+		return
+	}
+	p, err := url.Parse(u)
+	if !isPostgres(u) || err != nil || p.Host == "" && !p.Query().Has("host") {
+		k.add("database", errors.New("not a URL of the form postgres://user@host/name; leave it out for the embedded database"))
+		return
+	}
+	_, inUser := p.User.Password()
+	if !d.isReference() && (inUser || p.Query().Has("password")) {
+		k.add("database", errors.New("holds a password: put the URL into a file and write file:/path"))
+	}
+}
+
+func (k *checker) listeners(l Listeners) {
+	seen := map[string]string{}
+	for _, e := range []struct{ field, addr string }{
+		{"listeners.enroll", l.Enroll},
+		{"listeners.mqtt", l.MQTT},
+		{"listeners.api", l.API},
+		{"listeners.status", l.Status},
+	} {
+		if e.addr == Off {
+			continue
+		}
+		if err := checkListen(e.addr); err != nil {
+			k.add(e.field, err)
+			continue
+		}
+		if other, taken := seen[e.addr]; taken && !strings.HasSuffix(e.addr, ":0") {
+			k.add(e.field, fmt.Errorf("%s is taken by %s", e.addr, other))
+		}
+		seen[e.addr] = e.field
+	}
+}
+
+func checkListen(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%.80q is not host:port: write 127.0.0.1:8443, :8443 for all addresses, or off", addr)
+	}
+	if err := checkPort(port); err != nil {
+		return err
+	}
+	if host == "" {
+		return nil
+	}
+	return checkHost(host)
+}
+
+func checkPort(port string) error {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %.20q is not a number from 0 to 65535", port)
+	}
+	return nil
+}
+
+// label is a DNS label as hosts use it (RFC 1123, 2.1).
+var label = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+func checkHost(host string) error {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return nil
+	}
+	bad := len(host) > 253
+	for l := range strings.SplitSeq(host, ".") {
+		bad = bad || !label.MatchString(l)
+	}
+	if bad {
+		return fmt.Errorf("%.80q is neither a DNS name nor an IP address", host)
+	}
+	return nil
+}
+
+func (k *checker) names(names []string) {
+	if len(names) > maxNames {
+		k.add("names", fmt.Errorf("%d names are more than the %d that fit a certificate", len(names), maxNames))
+		return
+	}
+	for i, n := range names {
+		k.add(fmt.Sprintf("names[%d]", i), checkHost(n))
+	}
+}
+
+func checkStatusURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%.120q is not a URL of the form http://host:port", s)
+	}
+	if strings.HasSuffix(u.Path, "/") {
+		return errors.New("ends in a slash: leave it out")
+	}
+	return nil
+}
+
+func (k *checker) engine(e Engine) {
+	k.oneOf("engine.kind", e.Kind, EngineNATS, EngineBroker)
+	if e.Kind == EngineNATS {
+		if e.Addr != "" {
+			k.add("engine.addr", errors.New("only a broker has one: set engine.kind to broker"))
+		}
+		return
+	}
+	host, port, err := net.SplitHostPort(e.Addr)
+	if err == nil {
+		err = errors.Join(checkHost(host), checkPort(port))
+	}
+	if err != nil {
+		k.add("engine.addr", fmt.Errorf("%.80q is not the host:port of a broker", e.Addr))
+	}
+	if (e.Certificate == "") != (e.Key == "") {
+		k.add("engine.key", errors.New("certificate and key go together: write both or none"))
+	}
+	for _, f := range []struct{ field, path string }{
+		{"engine.roots", e.Roots}, {"engine.certificate", e.Certificate}, {"engine.key", e.Key},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if !e.TLS {
+			k.add(f.field, errors.New("needs engine.tls: true"))
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			k.add(f.field, err)
+		}
+	}
+}
+
+func (k *checker) limits(m Limits) {
+	for _, n := range []struct {
+		field string
+		value int
+	}{
+		{"limits.max_connections", m.MaxConnections},
+		{"limits.per_address", m.PerAddress},
+		{"limits.handshakes", m.Handshakes},
+	} {
+		if n.value < 1 {
+			k.add(n.field, fmt.Errorf("%d is less than 1", n.value))
+		}
+	}
+	k.duration("limits.connect_timeout", m.ConnectTimeout, time.Second, maxConnectTimeout)
+	if m.Packet < 1024 || m.Packet > maxPacket {
+		k.add("limits.packet", fmt.Errorf("%s is not between 1KiB and %s", m.Packet, maxPacket))
+	}
+}

@@ -1,0 +1,189 @@
+// Package config holds the settings of a server: one struct whose field comments
+// are the manual, a strict reader for its YAML form, and Check, which tells all
+// that is wrong with it at once. It opens no listener and no database.
+package config
+
+import (
+	"time"
+)
+
+// Config is the whole configuration. Its zero value works: a server on an
+// embedded database in ./.countersign. In the file each field has the name of
+// its yaml tag; unknown names are refused.
+type Config struct {
+	// Dir is the data folder: database, keys, socket. The flag --dir and the
+	// variable COUNTERSIGN_DIR win over the file. Default .countersign.
+	Dir string `yaml:"dir"`
+
+	// Database is empty for the embedded SQLite database in Dir, else the URL of
+	// a PostgreSQL 15 or newer: postgres://user@host/name. A URL with a password
+	// belongs in a file or a variable: write file:/path or env:NAME here.
+	Database Database `yaml:"database"`
+
+	// Listeners are the addresses that the server serves.
+	Listeners Listeners `yaml:"listeners"`
+
+	// Names are the DNS names and IP addresses under which devices reach the
+	// server; they stand in its TLS certificate. Default: localhost, the loopback
+	// addresses and the name of the host.
+	Names []string `yaml:"names"`
+
+	// StatusURL is the base URL under which relying parties reach the status
+	// listener. It is written into every certificate (CRL distribution point,
+	// OCSP, issuer's certificate) and so outlives a change here. It must be plain
+	// http: a checker of certificates cannot use https to check the certificate of
+	// that https. Default: http:// with the first of Names and the status port.
+	StatusURL string `yaml:"status_url"`
+
+	// RootPassphrase refers to the passphrase that wraps the root key. Empty
+	// leaves the key in a file that only its mode protects; the server says so at
+	// each start.
+	RootPassphrase Secret `yaml:"root_passphrase"`
+
+	// Engine carries the messages behind the MQTT listener.
+	Engine Engine `yaml:"engine"`
+
+	// Limits bound what strangers can take.
+	Limits Limits `yaml:"limits"`
+
+	// Overlap is how long a new fleet lets a device use the certificate that a new
+	// one superseded. A fleet can change its own. Default 24h.
+	Overlap time.Duration `yaml:"overlap"`
+
+	// CRLValidity is how far nextUpdate lies after thisUpdate. A list is
+	// published anew at half of it, and at each revocation. Default 24h.
+	CRLValidity time.Duration `yaml:"crl_validity"`
+
+	// Log is what the server writes to standard error.
+	Log Log `yaml:"log"`
+}
+
+// Listeners are host:port pairs. An empty host means all addresses, port 0 a
+// free port; "off" closes the door altogether.
+type Listeners struct {
+	// Enroll serves EST and REST enrollment over TLS. Default :8443.
+	Enroll string `yaml:"enroll"`
+
+	// MQTT serves MQTT over TLS. Default :8883.
+	MQTT string `yaml:"mqtt"`
+
+	// API serves the operators' API. On a loopback address it is plain HTTP, on
+	// any other one HTTPS with the server's own certificate. Default 127.0.0.1:8080.
+	API string `yaml:"api"`
+
+	// Status serves CRLs, OCSP and the authorities' certificates over plain HTTP;
+	// what it serves is signed. Default :8090.
+	Status string `yaml:"status"`
+}
+
+// Off in place of an address turns a listener off.
+const Off = "off"
+
+// Engine says which broker stands behind the MQTT listener.
+type Engine struct {
+	// Kind is nats for the one that is built in, or broker for any MQTT broker
+	// that listens on Addr. Default nats.
+	Kind string `yaml:"kind"`
+
+	// Addr is the host:port of the broker. It should accept connections from this
+	// server only: whoever comes through it has passed our door.
+	Addr string `yaml:"addr"`
+
+	// TLS speaks TLS to the broker.
+	TLS bool `yaml:"tls"`
+
+	// Roots is a PEM file with the roots that the broker's certificate must chain
+	// to. Default: the roots of the system.
+	Roots string `yaml:"roots"`
+
+	// ServerName is the name that the broker's certificate must have. Default: the
+	// host of Addr.
+	ServerName string `yaml:"server_name"`
+
+	// Certificate and Key are PEM files with which the server shows itself to the
+	// broker. Empty: it shows nothing.
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+
+	// StorageLimit bounds what the built-in engine keeps on disk: retained and
+	// queued messages. A number of bytes, or with KiB, MiB, GiB. Default 1GiB.
+	StorageLimit Size `yaml:"storage_limit"`
+}
+
+// The kinds of engine.
+const (
+	EngineNATS   = "nats"
+	EngineBroker = "broker"
+)
+
+// Limits bound connections; see docs for the limits that are fixed.
+type Limits struct {
+	// MaxConnections is how many devices may be connected over MQTT at once. More
+	// are turned away before the handshake. Default 20000, which the built-in
+	// engine carries in 2 GB of memory.
+	MaxConnections int `yaml:"max_connections"`
+
+	// PerAddress is how many of them may share a remote address. Whole sites come
+	// from behind one; default 5000.
+	PerAddress int `yaml:"per_address"`
+
+	// Handshakes is how many connections, over all listeners for devices, may be
+	// on the way to their first request. Default 1000: what two cores finish
+	// within ConnectTimeout.
+	Handshakes int `yaml:"handshakes"`
+
+	// ConnectTimeout is how long a connection may take for the TLS handshake and
+	// its first request. Default 10s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+
+	// Packet is the largest MQTT packet. Default 256KiB, at most 16MiB.
+	Packet Size `yaml:"packet"`
+}
+
+// Log says how much is logged and in which form.
+type Log struct {
+	// Level is debug, info, warn or error. Default info.
+	Level string `yaml:"level"`
+
+	// Format is text, json or auto: text on a terminal, else json. Default auto.
+	Format string `yaml:"format"`
+}
+
+// DefaultDir is the data folder when nobody names one.
+const DefaultDir = ".countersign"
+
+// The defaults that field comments promise.
+const (
+	defaultEnroll         = ":8443"
+	defaultMQTT           = ":8883"
+	defaultAPI            = "127.0.0.1:8080"
+	defaultStatus         = ":8090"
+	defaultStorageLimit   = Size(1 << 30)
+	defaultMaxConnections = 20_000
+	defaultPerAddress     = 5_000
+	defaultHandshakes     = 1_000
+	defaultConnectTimeout = 10 * time.Second
+	defaultPacket         = Size(256 << 10)
+	defaultCRLValidity    = 24 * time.Hour
+)
+
+// Dev is the configuration of countersign dev: everything on loopback, with the
+// fixed ports of the documentation or, where freePorts is set, any.
+func Dev(dir string, freePorts bool) Config {
+	addr := func(port string) string {
+		if freePorts {
+			port = "0"
+		}
+		return "127.0.0.1:" + port
+	}
+	return Config{
+		Dir: dir,
+		Listeners: Listeners{
+			Enroll: addr("8443"),
+			MQTT:   addr("8883"),
+			API:    addr("8080"),
+			Status: addr("8090"),
+		},
+		Names: []string{"127.0.0.1", "localhost", "::1"},
+	}.WithDefaults()
+}

@@ -1,0 +1,50 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/goccy/go-yaml"
+)
+
+// maxFile bounds the configuration file; a full one is under 8 KiB.
+const maxFile = 256 << 10
+
+// Parse reads the YAML form. Unknown and repeated names are errors that say
+// where they stand; no error shows the text of the file, which may hold a secret
+// in the wrong place. An empty text gives the zero Config.
+func Parse(b []byte) (Config, error) {
+	if len(b) > maxFile {
+		return Config{}, fmt.Errorf("couldn't read configuration: more than %d bytes", maxFile)
+	}
+	var c Config
+	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
+	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("couldn't read configuration: %s", yaml.FormatError(err, false, false))
+	}
+	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("couldn't read configuration: more than one document")
+	}
+	return c, nil
+}
+
+// Load reads the file at path.
+func Load(path string) (Config, error) {
+	f, err := os.Open(path) //nolint:gosec // the path is the operator's own
+	if err != nil {
+		return Config{}, fmt.Errorf("couldn't read configuration: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return Config{}, fmt.Errorf("couldn't read configuration: %w", err)
+	}
+	c, err := Parse(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
