@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -164,8 +165,8 @@ var logPlace = regexp.MustCompile(`^[^ :]+\.go:\d+: `)
 
 // reason is the last thing that a skipped test said.
 func reason(lines []string) string {
-	for i := len(lines) - 1; i >= 0; i-- {
-		l := strings.TrimSpace(lines[i])
+	for _, l := range slices.Backward(lines) {
+		l = strings.TrimSpace(l)
 		if l != "" && !strings.HasPrefix(l, "=== ") && !strings.HasPrefix(l, "--- ") {
 			return logPlace.ReplaceAllString(l, "")
 		}

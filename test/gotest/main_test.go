@@ -28,7 +28,7 @@ func TestRunReportsOutcome(t *testing.T) {
 	const (
 		good  = "func TestGood(t *testing.T) { t.Log(\"chatter\") }\n"
 		bad   = "func TestBad(t *testing.T) { t.Log(\"got 1, want 2\"); t.Fail() }\n"
-		away  = "func TestAway(t *testing.T) { t.Skip(\"mosquitto is not installed\") }\n"
+		away  = "func TestAway(t *testing.T) { t.Skip(\"no broker is installed\") }\n"
 		crash = "func TestCrash(t *testing.T) { panic(\"out of cheese\") }\n"
 		wrong = "func TestWrong(t *testing.T) { undefined() }\n"
 	)
@@ -43,8 +43,8 @@ func TestRunReportsOutcome(t *testing.T) {
 			name: "fail", code: good + bad, status: 1,
 			say: []string{"--- FAIL: TestBad", "got 1, want 2", "FAIL\texample.org/m", "1 passed, 1 failed"}, hide: "chatter",
 		},
-		{name: "skip", code: good + away, say: []string{"ok  \t", "skipped m TestAway: mosquitto is not installed"}},
-		{name: "skip refused", code: away, require: "1", status: 1, say: []string{"mosquitto is not installed"}},
+		{name: "skip", code: good + away, say: []string{"ok  \t", "skipped m TestAway: no broker is installed"}},
+		{name: "skip refused", code: away, require: "1", status: 1, say: []string{"no broker is installed"}},
 		{name: "panic", code: crash, status: 1, say: []string{"out of cheese", "FAIL\texample.org/m"}},
 		{name: "does not build", code: wrong, status: 1, say: []string{"undefined: undefined", "[build failed]"}},
 	} {

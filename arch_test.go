@@ -1,0 +1,311 @@
+package countersign_test
+
+import (
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/countersign-iot/countersign"
+
+// maxRootLines keeps the nouns readable in one sitting.
+const maxRootLines = 900
+
+// A ring is a set of packages with the same rights: the folders of this module
+// that they may import, and the libraries. "." is the root, "std" stands for
+// nothing but the standard library.
+type ring struct {
+	name     string
+	packages []string
+	own      []string // folders of this module, beside those of a package's own test kit
+	libs     []string // import path prefixes; nil: any
+	deny     []string // import path prefixes refused all the same
+}
+
+func words(lists ...string) []string { return strings.Fields(strings.Join(lists, " ")) }
+
+const (
+	nouns         = " . "
+	wire          = " cms pkcs10 api query "
+	tools         = " attest config keystore store "
+	keepers       = " ca registry event access operator detect "
+	decisions     = " ra rotation respond "
+	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
+	operatorDoors = " rest console "
+)
+
+// rings is the table of the house, from the inside out. A package imports only
+// from rings above its own; a folder that is not here does not belong. A change
+// of this table wants an ADR.
+var rings = []ring{
+	{name: "nouns", packages: words(nouns), libs: words("std")},
+	{name: "wire", packages: words(wire), libs: words("golang.org/x/crypto")},
+	{name: "tools", packages: words(tools), own: words(nouns, wire)},
+	{name: "tools' test kits", packages: words("keystore/keystoretest store/storetest"), own: words(nouns, wire)},
+	{name: "keepers", packages: words(keepers), own: words(nouns, wire, tools)},
+	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
+	{name: "decisions on ra", packages: words("rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
+	{name: "edge", packages: words("edge"), own: words(nouns, wire), libs: words("golang.org/x"), deny: words("database/sql")},
+	{
+		name: "device doors", packages: words("est scep cmp acme status hook awsiot dps"),
+		own: words(nouns, wire), libs: words("golang.org/x"), deny: words("database/sql"),
+	},
+	{
+		name: "device doors on the edge", packages: words("mqtt tunnel"),
+		own: words(nouns, wire, "edge"), libs: words("golang.org/x github.com/nats-io"), deny: words("database/sql"),
+	},
+	{
+		name: "operator doors", packages: words(operatorDoors),
+		own: words(nouns, wire, keepers, decisions), deny: words("database/sql"),
+	},
+	{
+		name: "server", packages: words("server"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors),
+	},
+	{name: "sdk", packages: words("sdk"), own: words(nouns, wire, "est acme cmp keystore")},
+	{name: "agent", packages: words("agent"), own: words("sdk config")},
+	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
+	{
+		name: "hosts", packages: words("countersigntest cmd/countersign bench"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk agent"),
+	},
+	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
+}
+
+// onlyIn names the one package that may know a library, so that each can be
+// replaced in one folder.
+var onlyIn = map[string][]string{
+	"modernc.org/sqlite":                  {"store"},
+	"github.com/jackc/pgx":                {"store"},
+	"github.com/nats-io/nats-server":      {"mqtt"},
+	"github.com/zmap":                     {"ca"},
+	"github.com/danielgtaylor/huma":       {"rest"},
+	"github.com/spf13/cobra":              {"cmd/countersign", "cmd/countersign-agent"},
+	"github.com/prometheus/client_golang": {"server"},
+}
+
+// agentNever is what the device daemon must not link, by any way: it has to fit
+// small machines and has no business with the authority's keys and records.
+var agentNever = []string{
+	module + "/store", module + "/server", module + "/ca", module + "/console", module + "/rest",
+	"modernc.org/sqlite", "github.com/jackc/pgx", "github.com/nats-io", "database/sql",
+}
+
+// goFile is a Go file of this module with what it imports.
+type goFile struct {
+	path, dir string
+	imports   []string
+}
+
+// goFiles reads all Go files, whatever their build tags say. It does not ask
+// "go list": the test cache cannot see what a subprocess read and would serve a
+// stale pass.
+func goFiles(t *testing.T) []goFile {
+	t.Helper()
+	var files []goFile
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && name != "." {
+			_, nested := os.Stat(path.Join(name, "go.mod"))
+			if nested == nil || strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "_") || d.Name() == "testdata" {
+				return fs.SkipDir
+			}
+		}
+		if d.IsDir() || path.Ext(name) != ".go" {
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		f := goFile{path: name, dir: path.Dir(name)}
+		for _, i := range parsed.Imports {
+			p, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				return err
+			}
+			f.imports = append(f.imports, p)
+		}
+		files = append(files, f)
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("read the Go files: %v", err)
+	}
+	return files
+}
+
+func isTest(name string) bool { return strings.HasSuffix(name, "_test.go") }
+
+// isTestKit reports whether a folder holds help for tests, such as store/storetest.
+func isTestKit(dir string) bool { return strings.HasSuffix(dir, "test") && dir != "test" }
+
+// under reports whether import path p is one of the prefixes or inside it.
+func under(p string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool {
+		return p == prefix || strings.HasPrefix(p, prefix+"/")
+	})
+}
+
+// ownDir gives the folder of an import of this module.
+func ownDir(p string) (dir string, own bool) {
+	if p == module {
+		return ".", true
+	}
+	return strings.CutPrefix(p, module+"/")
+}
+
+// breach says which rule of r, the ring of a non-test file in dir, forbids the
+// import; empty if none does.
+func (r ring) breach(dir, imported string) string {
+	if under(imported, r.deny) {
+		return fmt.Sprintf("%s may not import %s", r.name, strings.Join(r.deny, ", "))
+	}
+	if target, own := ownDir(imported); own {
+		kitOf := isTestKit(dir) && target == path.Dir(dir)
+		if isTestKit(target) && r.name != "tests" {
+			return "test kits are for tests"
+		}
+		if !kitOf && !slices.Contains(r.own, target) {
+			return fmt.Sprintf("%s may import only [%s] of this module", r.name, strings.Join(r.own, " "))
+		}
+		return ""
+	}
+	if imported == "testing" && !isTestKit(dir) && r.name != "tests" {
+		return "package testing stays out of programs"
+	}
+	if standard := !strings.Contains(strings.Split(imported, "/")[0], "."); standard {
+		return ""
+	}
+	if r.libs != nil && !under(imported, r.libs) {
+		return fmt.Sprintf("%s may import only these libraries: %s", r.name, strings.Join(r.libs, ", "))
+	}
+	if isTestKit(dir) {
+		dir = path.Dir(dir) // a test kit knows what its package knows
+	}
+	for lib, homes := range onlyIn {
+		if under(imported, []string{lib}) && r.name != "hosts" && !slices.Contains(homes, dir) {
+			return fmt.Sprintf("only %s may import %s", strings.Join(homes, " and "), lib)
+		}
+	}
+	return ""
+}
+
+func TestImportsKeepToTheRings(t *testing.T) {
+	home := map[string]ring{}
+	for _, r := range rings {
+		for _, dir := range r.packages {
+			home[dir] = r
+		}
+	}
+	for _, f := range goFiles(t) {
+		r, known := home[f.dir]
+		if !known {
+			t.Errorf("%s: folder %s has no place in the rings of arch_test.go", f.path, f.dir)
+			continue
+		}
+		if isTest(f.path) {
+			continue
+		}
+		for _, imported := range f.imports {
+			if rule := r.breach(f.dir, imported); rule != "" {
+				t.Errorf("%s imports %s: %s", f.path, imported, rule)
+			}
+		}
+	}
+}
+
+func TestAgentLinksNothingOfTheAuthority(t *testing.T) {
+	imports := map[string][]string{}
+	for _, f := range goFiles(t) {
+		if !isTest(f.path) {
+			imports[f.dir] = append(imports[f.dir], f.imports...)
+		}
+	}
+	var visit func(dir string, way []string)
+	seen := map[string]bool{}
+	visit = func(dir string, way []string) {
+		if seen[dir] {
+			return
+		}
+		seen[dir] = true
+		way = append(slices.Clone(way), dir)
+		for _, imported := range imports[dir] {
+			if under(imported, agentNever) {
+				t.Errorf("the agent links %s by way of %s", imported, strings.Join(way, " -> "))
+			}
+			if target, own := ownDir(imported); own {
+				visit(target, way)
+			}
+		}
+	}
+	visit("cmd/countersign-agent", nil)
+	visit("agent", nil)
+}
+
+// TestBreachSeesForbiddenImports tries the table itself: a rule that cannot say
+// no would keep the other tests green for ever.
+func TestBreachSeesForbiddenImports(t *testing.T) {
+	for _, tt := range []struct {
+		dir, imported string
+		allowed       bool
+	}{
+		{".", "crypto/x509", true},
+		{".", "golang.org/x/crypto/ocsp", false},
+		{".", module + "/api", false},
+		{"cms", module, false},
+		{"store", "github.com/jackc/pgx/v5/stdlib", true},
+		{"ca", "github.com/jackc/pgx/v5", false},
+		{"ca", module + "/store", true},
+		{"ca", module + "/registry", false},
+		{"ca", "testing", false},
+		{"ra", module + "/rotation", false},
+		{"rotation", module + "/ra", true},
+		{"est", module + "/ra", false},
+		{"est", module + "/mqtt", false},
+		{"est", "database/sql", false},
+		{"mqtt", module + "/edge", true},
+		{"mqtt", "github.com/nats-io/nats-server/v2/server", true},
+		{"edge", "github.com/nats-io/nats-server/v2/server", false},
+		{"rest", module + "/store", false},
+		{"server", module + "/agent", false},
+		{"server", module + "/countersigntest", false},
+		{"agent", module + "/ca", false},
+		{"store/storetest", module + "/store", true},
+		{"store/storetest", "testing", true},
+		{"store/storetest", "github.com/jackc/pgx/v5", true},
+		{"countersigntest", module + "/server", true},
+		{"cmd/countersign", module + "/countersigntest", false},
+	} {
+		i := slices.IndexFunc(rings, func(r ring) bool { return slices.Contains(r.packages, tt.dir) })
+		if got := rings[i].breach(tt.dir, tt.imported); (got == "") != tt.allowed {
+			t.Errorf("%s imports %s: got rule %q, want allowed %v", tt.dir, tt.imported, got, tt.allowed)
+		}
+	}
+}
+
+func TestRootStaysShort(t *testing.T) {
+	lines := 0
+	for _, f := range goFiles(t) {
+		if f.dir != "." || isTest(f.path) {
+			continue
+		}
+		text, err := os.ReadFile(f.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines += strings.Count(string(text), "\n")
+	}
+	if lines == 0 || lines > maxRootLines {
+		t.Errorf("package countersign: got %d lines, want 1 to %d: it holds the nouns, nothing that acts", lines, maxRootLines)
+	}
+}
