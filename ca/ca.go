@@ -1,0 +1,355 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	rootValidity    = 10 * 365 * 24 * time.Hour
+	issuingValidity = 3 * 365 * 24 * time.Hour
+	// DefaultCRLValidity is the time from thisUpdate to nextUpdate of a CRL for
+	// device certificates. It is reissued at half of it and on each revocation.
+	DefaultCRLValidity = 24 * time.Hour
+	// rootCRLValidity is long because the root key should rest; a revoked issuing
+	// authority is published at once all the same.
+	rootCRLValidity = 180 * 24 * time.Hour
+)
+
+// Options of a CA.
+type Options struct {
+	DB          *store.DB
+	Keys        *keystore.Store
+	Now         func() time.Time
+	Log         *slog.Logger
+	StatusURL   string                 // base of the URLs in certificates, e.g. http://ca.example.net:8090
+	CRLValidity time.Duration          // zero: DefaultCRLValidity
+	Passphrase  func() ([]byte, error) // of the root key; nil: the key is not wrapped
+	// Cacheable reports whether this process hears at once of every revocation in
+	// the database, so that signed answers may be kept. nil: it does.
+	Cacheable func() bool
+}
+
+// CA keeps the authorities and signs for them. Make it with Open.
+type CA struct {
+	Options
+
+	serials serials
+	answers answers
+
+	mu          sync.RWMutex
+	authorities map[string]*authority // by id
+}
+
+// authority is a managed CA with its key at hand.
+type authority struct {
+	countersign.Authority
+	names     issuerNames
+	responder responder
+
+	mu     sync.Mutex
+	signer crypto.Signer // opened on first use
+}
+
+// Open loads the authorities on record. It opens no key.
+func Open(ctx context.Context, o Options) (*CA, error) {
+	if o.CRLValidity == 0 {
+		o.CRLValidity = DefaultCRLValidity
+	}
+	if o.Cacheable == nil {
+		o.Cacheable = func() bool { return true }
+	}
+	c := &CA{Options: o, authorities: map[string]*authority{}}
+	c.serials = serials{db: o.DB, now: o.Now}
+	return c, c.Reload(ctx)
+}
+
+// Reload reads the authorities again, after another node or Bootstrap made one.
+func (c *CA) Reload(ctx context.Context) (err error) {
+	rows, err := c.DB.Query(ctx, `SELECT id, kind, parent, certificate, key_uri, state, created_at FROM authority`)
+	if err != nil {
+		return fmt.Errorf("list authorities: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	found := map[string]*authority{}
+	for rows.Next() {
+		var a countersign.Authority
+		var der []byte
+		var created int64
+		if err := rows.Scan(&a.ID, &a.Kind, &a.Parent, &der, &a.KeyURI, &a.State, &created); err != nil {
+			return fmt.Errorf("list authorities: %w", err)
+		}
+		a.CreatedAt = store.Time(created)
+		if a.Certificate, err = x509.ParseCertificate(der); err != nil {
+			return fmt.Errorf("parse the certificate of authority %s: %w", a.ID, err)
+		}
+		a.Subject = a.Certificate.Subject.String()
+		found[a.ID] = &authority{Authority: a, names: namesOf(a.Certificate)}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("list authorities: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, a := range found {
+		if _, ok := c.authorities[id]; !ok {
+			c.authorities[id] = a
+		}
+	}
+	return nil
+}
+
+// Authorities lists the authorities by id; roots first.
+func (c *CA) Authorities() []countersign.Authority {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var list []countersign.Authority
+	for _, a := range c.authorities {
+		list = append(list, a.Authority)
+	}
+	slices.SortFunc(list, func(a, b countersign.Authority) int {
+		if (a.Parent == "") != (b.Parent == "") {
+			if a.Parent == "" {
+				return -1
+			}
+			return 1
+		}
+		return cmpString(a.ID, b.ID)
+	})
+	return list
+}
+
+func cmpString(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Authority gives one authority.
+func (c *CA) Authority(id string) (countersign.Authority, error) {
+	a, err := c.authority(id)
+	if err != nil {
+		return countersign.Authority{}, err
+	}
+	return a.Authority, nil
+}
+
+func (c *CA) authority(id string) (*authority, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	a, ok := c.authorities[id]
+	if !ok {
+		return nil, countersign.Errorf(countersign.NotFound, "there is no authority %q", id).WithNext("list them with: countersign ca list")
+	}
+	return a, nil
+}
+
+// Chain gives the DER certificates of an authority and those above it, root last.
+func (c *CA) Chain(id string) ([][]byte, error) {
+	var chain [][]byte
+	for id != "" {
+		a, err := c.authority(id)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, a.Certificate.Raw)
+		if id = a.Parent; len(chain) > maxChain {
+			return nil, fmt.Errorf("authority %s has more than %d above it", id, maxChain)
+		}
+	}
+	return chain, nil
+}
+
+// maxChain bounds the walk to a root: root, intermediate and issuing is three.
+const maxChain = 8
+
+// signerOf opens the authority's key, once.
+func (c *CA) signerOf(a *authority) (crypto.Signer, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.signer != nil {
+		return a.signer, nil
+	}
+	if a.KeyURI == "" {
+		return nil, countersign.Errorf(countersign.NotAllowed, "authority %s is registered: its key is not ours", a.ID)
+	}
+	var passphrase []byte
+	if a.Kind == countersign.RootAuthority && c.Passphrase != nil {
+		var err error
+		if passphrase, err = c.Passphrase(); err != nil {
+			return nil, fmt.Errorf("read the root passphrase: %w", err)
+		}
+	}
+	s, err := c.Keys.Open(a.KeyURI, passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("open the key of authority %s: %w", a.ID, err)
+	}
+	want, ok := a.Certificate.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
+	if !ok || !want.Equal(s.Public()) {
+		return nil, fmt.Errorf("the key of authority %s is not the one in its certificate", a.ID)
+	}
+	if a.Kind != countersign.RootAuthority { // a root key is used and let go
+		a.signer = s
+	}
+	return s, nil
+}
+
+// Founding is a root and an issuing authority, signed but not yet on record.
+type Founding struct {
+	authorities []countersign.Authority
+	parents     []drawn
+}
+
+// The ids of the authorities that Found makes.
+const (
+	RootID    = "root"
+	IssuingID = "issuing"
+)
+
+// Found makes the keys and certificates of a root and an issuing authority.
+// org names them: "<org> Root" and "<org> Issuing". Keys that an earlier,
+// interrupted founding left behind are used.
+func (c *CA) Found(ctx context.Context, org string) (*Founding, error) {
+	var passphrase []byte
+	if c.Passphrase != nil {
+		var err error
+		if passphrase, err = c.Passphrase(); err != nil {
+			return nil, fmt.Errorf("read the root passphrase: %w", err)
+		}
+	}
+	now := c.Now().UTC().Truncate(time.Second)
+	root := countersign.Authority{ID: RootID, Kind: countersign.RootAuthority, KeyURI: "file:keys/root.pem", State: "active", CreatedAt: now}
+	issuing := countersign.Authority{ID: IssuingID, Kind: countersign.IssuingAuthority, Parent: RootID, KeyURI: "file:keys/issuing.pem", State: "active", CreatedAt: now}
+	rootKey, err := c.openOrCreate(root.KeyURI, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	issuingKey, err := c.openOrCreate(issuing.KeyURI, nil)
+	if err != nil {
+		return nil, err
+	}
+	f := &Founding{}
+	if root.Certificate, err = c.signAuthority(ctx, f, authorityTemplate(org+" Root", now, rootValidity), nil, [2]crypto.Signer{rootKey, rootKey}); err != nil {
+		return nil, err
+	}
+	tmpl := authorityTemplate(org+" Issuing", now, issuingValidity)
+	tmpl.MaxPathLenZero = true
+	tmpl.CRLDistributionPoints = []string{c.crlURL(RootID, 0)}
+	tmpl.IssuingCertificateURL = []string{c.issuerURL(RootID)}
+	if issuing.Certificate, err = c.signAuthority(ctx, f, tmpl, root.Certificate, [2]crypto.Signer{issuingKey, rootKey}); err != nil {
+		return nil, err
+	}
+	f.authorities = []countersign.Authority{root, issuing}
+	return f, nil
+}
+
+func authorityTemplate(cn string, now time.Time, life time.Duration) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: cn},
+		NotBefore:             now.Add(-defaultBackdate),
+		NotAfter:              now.Add(life),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+}
+
+// signAuthority signs a CA certificate. keys are the subject's and the issuer's.
+func (c *CA) signAuthority(ctx context.Context, f *Founding, tmpl, parent *x509.Certificate, keys [2]crypto.Signer) (*x509.Certificate, error) {
+	d, err := c.serials.draw(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.parents = append(f.parents, d)
+	tmpl.SerialNumber = d.serial
+	if tmpl.SubjectKeyId, err = keyID(keys[0].Public()); err != nil {
+		return nil, err
+	}
+	if parent == nil {
+		parent = tmpl
+	}
+	der, err := x509.CreateCertificate(nil, tmpl, parent, keys[0].Public(), keys[1])
+	if err != nil {
+		return nil, fmt.Errorf("sign authority %s: %w", tmpl.Subject.CommonName, err)
+	}
+	return x509.ParseCertificate(der)
+}
+
+func (c *CA) openOrCreate(uri string, passphrase []byte) (crypto.Signer, error) {
+	key, err := c.Keys.Open(uri, passphrase)
+	if errors.Is(err, os.ErrNotExist) {
+		return c.Keys.Create(uri, passphrase)
+	}
+	return key, err
+}
+
+// RecordFounding writes the new authorities. Call Reload after the commit.
+func (c *CA) RecordFounding(ctx context.Context, tx *store.Tx, f *Founding) error {
+	for i, a := range f.authorities {
+		now := store.Micros(a.CreatedAt)
+		_, err := tx.Exec(ctx, `INSERT INTO authority (id, kind, parent, certificate, key_uri, state, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+			a.ID, string(a.Kind), a.Parent, a.Certificate.Raw, a.KeyURI, a.State, now)
+		if err != nil {
+			return fmt.Errorf("record authority %s: %w", a.ID, err)
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries, der) VALUES ($1, 0, 0, 0, 0, 0, 0, $2)`,
+			a.ID, []byte{})
+		if err != nil {
+			return fmt.Errorf("open the CRL of authority %s: %w", a.ID, err)
+		}
+		issuer := a.Parent
+		if issuer == "" {
+			issuer = a.ID
+		}
+		rec := recordOf(a.Certificate, countersign.Certificate{Issuer: issuer, Profile: "authority", State: countersign.CertActive, IssuedAt: a.CreatedAt, UsedAt: a.CreatedAt})
+		if err := c.Record(ctx, tx, &Issued{Certificate: rec, block: f.parents[i].block}); err != nil {
+			return err
+		}
+	}
+	for _, p := range builtin() {
+		if err := c.SaveProfile(ctx, tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyID is the key identifier of RFC 7093, section 2, method 1: the leftmost 160
+// bits of the SHA-256 of the public key.
+func keyID(pub crypto.PublicKey) ([]byte, error) {
+	bits, err := publicKeyBits(pub)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bits)
+	return sum[:20], nil
+}
+
+func (c *CA) crlURL(issuer string, shard int) string {
+	return fmt.Sprintf("%s/crl/%s/%d.crl", c.StatusURL, issuer, shard)
+}
+func (c *CA) issuerURL(issuer string) string { return fmt.Sprintf("%s/ca/%s.cer", c.StatusURL, issuer) }
+func (c *CA) ocspURL() string                { return c.StatusURL + "/ocsp" }
+
+func serialOf(cert *x509.Certificate) countersign.Serial {
+	return countersign.SerialOf(new(big.Int).Set(cert.SerialNumber))
+}

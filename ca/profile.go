@@ -1,0 +1,202 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Profile says what a certificate may contain (RFC 5280). Who may have one is
+// the fleet's business.
+type Profile struct {
+	Name        string   `json:"name"`
+	Description string   `json:"description,omitempty"`
+	Validity    Duration `json:"validity,omitempty"`  // lifetime; unused where NoExpiry
+	NoExpiry    bool     `json:"no_expiry,omitempty"` // 99991231235959Z, for an IDevID (802.1AR, 8.7; RFC 5280, 4.1.2.5)
+	Backdate    Duration `json:"backdate,omitempty"`  // how far NotBefore lies back, for devices whose clock is slow
+	ExtKeyUsage []string `json:"ext_key_usage,omitempty"`
+	KeyUsage    []string `json:"key_usage,omitempty"`
+	Keys        []string `json:"keys,omitempty"`      // accepted key types; empty: all that CheckKey accepts
+	NoStatus    bool     `json:"no_status,omitempty"` // leave out CRL distribution points and OCSP
+	OmitURI     bool     `json:"omit_uri,omitempty"`  // leave out the URI that names the device
+}
+
+// Duration is a time.Duration that JSON writes as text such as "720h".
+type Duration time.Duration
+
+// MarshalText writes the duration as Go does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// The built-in profiles.
+const (
+	ProfileDevice = "device" // LDevID: 30 days, clientAuth
+	ProfileIDevID = "idevid" // IDevID: no well-defined expiry
+)
+
+const (
+	// DefaultValidity of a device certificate: short enough that a lost
+	// revocation heals by itself, long enough for a month in a warehouse.
+	DefaultValidity = 30 * 24 * time.Hour
+	// defaultBackdate tolerates device clocks that are a little slow.
+	defaultBackdate = 5 * time.Minute
+	// maxValidity of a profile with an expiry.
+	maxValidity = 50 * 365 * 24 * time.Hour
+	// minValidity leaves a device the time to install and renew.
+	minValidity = 5 * time.Minute
+	maxBackdate = 7 * 24 * time.Hour
+)
+
+// noExpiry is the date that means "no well-defined expiration" (RFC 5280, 4.1.2.5).
+var noExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+var keyUsages = map[string]x509.KeyUsage{
+	"digitalSignature": x509.KeyUsageDigitalSignature,
+	"keyEncipherment":  x509.KeyUsageKeyEncipherment,
+	"keyAgreement":     x509.KeyUsageKeyAgreement,
+}
+
+var extKeyUsages = map[string]x509.ExtKeyUsage{
+	"clientAuth": x509.ExtKeyUsageClientAuth,
+	"serverAuth": x509.ExtKeyUsageServerAuth,
+}
+
+// builtin gives the profiles that every installation starts with.
+func builtin() []Profile {
+	return []Profile{
+		{
+			Name: ProfileDevice, Description: "operational device certificate (LDevID)",
+			Validity: Duration(DefaultValidity), Backdate: Duration(defaultBackdate),
+			KeyUsage: []string{"digitalSignature"}, ExtKeyUsage: []string{"clientAuth"},
+		},
+		{
+			Name: ProfileIDevID, Description: "factory identity (802.1AR IDevID), never expires",
+			NoExpiry: true, KeyUsage: []string{"digitalSignature"}, ExtKeyUsage: []string{"clientAuth"},
+		},
+	}
+}
+
+// check says whether the profile makes sense before anything is signed with it.
+func (p *Profile) check() error {
+	if err := countersign.CheckName(p.Name); err != nil {
+		return err
+	}
+	v := time.Duration(p.Validity)
+	switch {
+	case p.NoExpiry && v != 0:
+		return countersign.Errorf(countersign.BadRequest, "profile %s has both validity and no_expiry", p.Name)
+	case !p.NoExpiry && (v < minValidity || v > maxValidity):
+		return countersign.Errorf(countersign.BadRequest, "profile %s: validity %v is not between %v and %v", p.Name, v, minValidity, maxValidity)
+	case p.Backdate < 0 || time.Duration(p.Backdate) > maxBackdate:
+		return countersign.Errorf(countersign.BadRequest, "profile %s: backdate %v is not between 0 and %v", p.Name, time.Duration(p.Backdate), maxBackdate)
+	case len(p.KeyUsage) == 0:
+		return countersign.Errorf(countersign.BadRequest, "profile %s names no key_usage", p.Name)
+	case len(p.ExtKeyUsage) == 0:
+		return countersign.Errorf(countersign.BadRequest, "profile %s names no ext_key_usage", p.Name)
+	}
+	for _, u := range p.KeyUsage {
+		if _, ok := keyUsages[u]; !ok {
+			return countersign.Errorf(countersign.BadRequest, "profile %s: key_usage %q is not one a device may have", p.Name, u)
+		}
+	}
+	for _, u := range p.ExtKeyUsage {
+		if _, ok := extKeyUsages[u]; !ok {
+			return countersign.Errorf(countersign.BadRequest, "profile %s: ext_key_usage %q is not one a device may have", p.Name, u)
+		}
+	}
+	for _, k := range p.Keys {
+		if !knownKeyType(k) {
+			return countersign.Errorf(countersign.BadRequest, "profile %s: key type %q is unknown", p.Name, k).
+				WithNext("use any of P-256, P-384, P-521, Ed25519, RSA")
+		}
+	}
+	return nil
+}
+
+func (p *Profile) keyUsage() (ku x509.KeyUsage) {
+	for _, u := range p.KeyUsage {
+		ku |= keyUsages[u]
+	}
+	return ku
+}
+
+func (p *Profile) extKeyUsage() []x509.ExtKeyUsage {
+	var out []x509.ExtKeyUsage
+	for _, u := range p.ExtKeyUsage {
+		out = append(out, extKeyUsages[u])
+	}
+	return out
+}
+
+// SaveProfile lints a sample certificate of the profile with zlint's RFC 5280
+// lints, then writes it. A profile that would make a bad certificate is refused.
+func (c *CA) SaveProfile(ctx context.Context, tx *store.Tx, p Profile) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	if err := c.lintSample(p); err != nil {
+		return err
+	}
+	spec, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("encode profile %s: %w", p.Name, err)
+	}
+	now := store.Micros(c.Now())
+	_, err = tx.Exec(ctx, `INSERT INTO profile (name, spec, created_at, updated_at) VALUES ($1, $2, $3, $3)
+		ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, updated_at = excluded.updated_at`, p.Name, string(spec), now)
+	if err != nil {
+		return fmt.Errorf("save profile %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Profile reads one profile.
+func (c *CA) Profile(ctx context.Context, r store.Reader, name string) (Profile, error) {
+	var spec string
+	err := r.QueryRow(ctx, `SELECT spec FROM profile WHERE name = $1`, name).Scan(&spec)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Profile{}, countersign.Errorf(countersign.NotFound, "there is no profile %q", name).WithNext("list them with: countersign profile list")
+	}
+	if err != nil {
+		return Profile{}, fmt.Errorf("read profile %s: %w", name, err)
+	}
+	var p Profile
+	if err := json.Unmarshal([]byte(spec), &p); err != nil {
+		return Profile{}, fmt.Errorf("decode profile %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// Profiles lists all profiles by name. They are few: an operator writes each by hand.
+func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
+	rows, err := c.DB.Query(ctx, `SELECT spec FROM profile ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("list profiles: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var spec string
+		if err := rows.Scan(&spec); err != nil {
+			return nil, fmt.Errorf("list profiles: %w", err)
+		}
+		var p Profile
+		if err := json.Unmarshal([]byte(spec), &p); err != nil {
+			return nil, fmt.Errorf("decode a profile: %w", err)
+		}
+		list = append(list, p)
+	}
+	return list, rows.Err()
+}

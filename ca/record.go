@@ -1,0 +1,225 @@
+package ca
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// moves is the life of a certificate. There is no way out of revoked. Planned has
+// no row: a planned certificate is its serial in an open block. Expiry needs no
+// move: it follows from NotAfter.
+var moves = map[countersign.CertState][]countersign.CertState{
+	countersign.CertPending:    {countersign.CertActive, countersign.CertHeld, countersign.CertRevoked},
+	countersign.CertActive:     {countersign.CertSuperseded, countersign.CertHeld, countersign.CertRevoked},
+	countersign.CertSuperseded: {countersign.CertHeld, countersign.CertRevoked},
+	countersign.CertHeld:       {countersign.CertPending, countersign.CertActive, countersign.CertSuperseded, countersign.CertRevoked},
+	countersign.CertRevoked:    nil,
+}
+
+// Activate records the first use of a pending certificate.
+func (c *CA) Activate(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
+	return c.move(ctx, tx, cert, countersign.CertActive, func(n *countersign.Certificate) { n.UsedAt = c.Now() })
+}
+
+// Supersede starts the overlap of a certificate that a newer one took over from.
+// It never reaches beyond NotAfter.
+func (c *CA) Supersede(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, until time.Time) error {
+	return c.move(ctx, tx, cert, countersign.CertSuperseded, func(n *countersign.Certificate) { n.AcceptUntil = until })
+}
+
+// Hold puts a certificate on certificateHold; Release ends it.
+func (c *CA) Hold(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
+	return c.move(ctx, tx, cert, countersign.CertHeld, func(n *countersign.Certificate) {
+		n.HeldFrom, n.Reason, n.RevokedAt = cert.State, countersign.CertificateHold, c.Now()
+	})
+}
+
+// Release gives a held certificate the state back that it had.
+func (c *CA) Release(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
+	if cert.State != countersign.CertHeld {
+		return moveError(cert, "released")
+	}
+	return c.move(ctx, tx, cert, cert.HeldFrom, func(n *countersign.Certificate) {
+		n.HeldFrom, n.Reason, n.RevokedAt = "", 0, time.Time{}
+	})
+}
+
+// Revoke ends a certificate for good.
+func (c *CA) Revoke(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, reason countersign.ReasonCode) error {
+	return c.move(ctx, tx, cert, countersign.CertRevoked, func(n *countersign.Certificate) {
+		n.HeldFrom, n.Reason, n.RevokedAt = "", reason, c.Now()
+	})
+}
+
+// Replace revokes a pending certificate in favor of another key that the device
+// asked for. Whoever shows it afterwards is a second holder of the identity.
+func (c *CA) Replace(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
+	if cert.State != countersign.CertPending {
+		return moveError(cert, "replaced")
+	}
+	return c.move(ctx, tx, cert, countersign.CertRevoked, func(n *countersign.Certificate) {
+		n.Reason, n.RevokedAt, n.Replaced = countersign.Superseded, c.Now(), true
+	})
+}
+
+func (c *CA) move(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, to countersign.CertState, change func(*countersign.Certificate)) error {
+	if !slices.Contains(moves[cert.State], to) {
+		return moveError(cert, string(to))
+	}
+	next := *cert
+	next.State = to
+	change(&next)
+	n, err := tx.Exec(ctx, `UPDATE certificate SET state = $3, held_from = $4, reason = $5, replaced = $6, used_at = $7, accept_until = $8, revoked_at = $9
+		WHERE serial = $1 AND issuer = $2 AND state = $10`,
+		string(cert.Serial), cert.Issuer, string(next.State), string(next.HeldFrom), int(next.Reason), next.Replaced,
+		store.Micros(next.UsedAt), store.Micros(next.AcceptUntil), store.Micros(next.RevokedAt), string(cert.State))
+	if err != nil {
+		return fmt.Errorf("set certificate %s %s: %w", cert.Serial, to, err)
+	}
+	if n != 1 {
+		return moveError(cert, string(to))
+	}
+	if withdrawn(cert.State) != withdrawn(to) || to == countersign.CertRevoked {
+		c.answers.forgetAfter(tx, cert.Serial)
+	}
+	*cert = next
+	return nil
+}
+
+func withdrawn(s countersign.CertState) bool {
+	return s == countersign.CertRevoked || s == countersign.CertHeld
+}
+
+func moveError(cert *countersign.Certificate, to string) error {
+	return countersign.Errorf(countersign.Conflict, "certificate %s is %s and cannot become %s", cert.Serial, cert.State, to)
+}
+
+const certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard`
+
+func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c countersign.Certificate, err error) {
+	var from, to, issued, used, accept, revoked int64
+	dest := []any{
+		&c.Serial, &c.Issuer, &c.Device, &c.Fleet, &c.Profile, &c.State, &c.HeldFrom, &c.Reason, &c.Replaced, &c.Predecessor,
+		&c.Evidence, &c.Method, &c.KeyHash, &c.Fingerprint, &from, &to, &issued, &used, &accept, &revoked, &c.Shard,
+	}
+	if err := row.Scan(append(dest, extra...)...); err != nil {
+		return c, err
+	}
+	c.NotBefore, c.NotAfter, c.IssuedAt = store.Time(from), store.Time(to), store.Time(issued)
+	c.UsedAt, c.AcceptUntil, c.RevokedAt = store.Time(used), store.Time(accept), store.Time(revoked)
+	return c, nil
+}
+
+// Certificate reads one certificate with its DER by serial.
+func (c *CA) Certificate(ctx context.Context, r store.Reader, serial countersign.Serial) (countersign.Certificate, error) {
+	var der []byte
+	cert, err := scanCert(r.QueryRow(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE serial = $1`, string(serial)), &der)
+	if errors.Is(err, sql.ErrNoRows) {
+		return cert, countersign.Errorf(countersign.NotFound, "there is no certificate with serial %s", serial).WithNext("list them with: countersign cert list")
+	}
+	if err != nil {
+		return cert, fmt.Errorf("read certificate %s: %w", serial, err)
+	}
+	cert.DER = der
+	return cert, nil
+}
+
+// maxDeviceCerts bounds how many certificates of one device are looked at to
+// decide something: the newest ones. A device renews monthly; at this many
+// unexpired ones something else is wrong, and the older ones are long revoked.
+const maxDeviceCerts = 256
+
+// DeviceCertificates reads the certificates of a device with their DER, newest first.
+func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device string) (list []countersign.Certificate, err error) {
+	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE device = $1 ORDER BY issued_at DESC, serial LIMIT $2`, device, maxDeviceCerts)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificates of %s: %w", device, err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var der []byte
+		cert, err := scanCert(rows, &der)
+		if err != nil {
+			return nil, fmt.Errorf("read the certificates of %s: %w", device, err)
+		}
+		cert.DER = der
+		list = append(list, cert)
+	}
+	return list, rows.Err()
+}
+
+// Overdue reads superseded certificates whose overlap has ended, at most limit.
+func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []countersign.Certificate, err error) {
+	rows, err := r.Query(ctx, `SELECT `+certColumns+` FROM certificate WHERE state = 'superseded' AND accept_until < $1 ORDER BY accept_until LIMIT $2`,
+		store.Micros(c.Now()), limit)
+	if err != nil {
+		return nil, fmt.Errorf("read overdue certificates: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		cert, err := scanCert(rows)
+		if err != nil {
+			return nil, fmt.Errorf("read overdue certificates: %w", err)
+		}
+		list = append(list, cert)
+	}
+	return list, rows.Err()
+}
+
+// Filter chooses certificates for a list.
+type Filter struct {
+	Device        string
+	State         countersign.CertState
+	ExpiresBefore time.Time
+	After         countersign.Serial // keyset: the last serial of the page before
+	Limit         int
+}
+
+// Certificates lists certificates by serial, without DER; next is the After of
+// the following page, empty at the end.
+func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Certificate, next countersign.Serial, err error) {
+	where := []string{"serial > $1"}
+	args := []any{string(f.After)}
+	add := func(cond string, v any) {
+		args = append(args, v)
+		where = append(where, fmt.Sprintf(cond, len(args)))
+	}
+	if f.Device != "" {
+		add("device = $%d", f.Device)
+	}
+	if f.State != "" {
+		add("state = $%d", string(f.State))
+	}
+	if !f.ExpiresBefore.IsZero() {
+		add("not_after < $%d", store.Micros(f.ExpiresBefore))
+	}
+	args = append(args, f.Limit+1)
+	// The text is built from constants above; values go in as arguments.
+	q := fmt.Sprintf(`SELECT %s FROM certificate WHERE %s ORDER BY serial LIMIT $%d`, certColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
+	rows, err := c.DB.Query(ctx, q, args...)
+	if err != nil {
+		return nil, "", fmt.Errorf("list certificates: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		cert, err := scanCert(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("list certificates: %w", err)
+		}
+		list = append(list, cert)
+	}
+	if len(list) > f.Limit {
+		list = list[:f.Limit]
+		next = list[f.Limit-1].Serial
+	}
+	return list, next, rows.Err()
+}

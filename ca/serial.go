@@ -1,0 +1,206 @@
+package ca
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// serialOctets of a serial. With the top bit of the first octet clear and the
+	// next one set, a serial is a positive INTEGER of 20 octets (RFC 5280,
+	// 4.1.2.2) with 158 random bits.
+	serialOctets = 20
+	// blockSize is how many serials one commit records: at 3,000 enrollments a
+	// second, three small commits a second.
+	blockSize = 1024
+	// lowWater is when the next block is fetched, so that nobody waits for it.
+	lowWater = blockSize / 4
+	// blockLife bounds how long a block stays open, and with it how long a crash
+	// leaves unspent serials unvoided on a node that does not come back.
+	blockLife = time.Hour
+	// blockMargin is when a node stops drawing from a block, ahead of the others'
+	// right to void it; longer than any transaction lives.
+	blockMargin = 15 * time.Minute
+)
+
+// drawn is a serial from a block on record.
+type drawn struct {
+	serial *big.Int
+	block  string
+}
+
+// serials hands out recorded serials. One per process.
+type serials struct {
+	db  *store.DB
+	now func() time.Time
+
+	mu      sync.Mutex
+	block   *block
+	next    *block        // fetched ahead; nil if none
+	filling chan struct{} // closed when the fetch under way ends; nil if none
+	err     error         // of the last fetch
+}
+
+type block struct {
+	id      string
+	left    []byte // unspent serials, concatenated
+	expires time.Time
+}
+
+// draw gives the next serial. It waits only when enrollments outrun the fetch.
+func (s *serials) draw(ctx context.Context) (drawn, error) {
+	for {
+		s.mu.Lock()
+		now := s.now()
+		if s.block.spent(now) {
+			s.block, s.next = s.next, nil
+		}
+		usable := !s.block.spent(now)
+		if s.filling == nil && s.next == nil && (!usable || len(s.block.left) < lowWater*serialOctets) {
+			s.filling = make(chan struct{})
+			go s.fill(context.WithoutCancel(ctx), s.filling)
+		}
+		if usable {
+			n := new(big.Int).SetBytes(s.block.left[:serialOctets])
+			s.block.left = s.block.left[serialOctets:]
+			id := s.block.id
+			s.mu.Unlock()
+			return drawn{n, id}, nil
+		}
+		wait := s.filling
+		s.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return drawn{}, ctx.Err()
+		}
+		s.mu.Lock()
+		err := s.err
+		s.mu.Unlock()
+		if err != nil {
+			return drawn{}, err
+		}
+	}
+}
+
+func (b *block) spent(now time.Time) bool {
+	return b == nil || len(b.left) == 0 || now.After(b.expires.Add(-blockMargin))
+}
+
+// fill records a new block and only then makes it available.
+func (s *serials) fill(ctx context.Context, done chan struct{}) {
+	b, err := s.record(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	if err == nil {
+		s.next = b
+	}
+	s.filling = nil
+	close(done)
+}
+
+func (s *serials) record(ctx context.Context) (*block, error) {
+	buf := make([]byte, blockSize*serialOctets)
+	id := make([]byte, 16)
+	if _, err := rand.Read(buf); err != nil {
+		return nil, fmt.Errorf("draw serials: %w", err)
+	}
+	if _, err := rand.Read(id); err != nil {
+		return nil, fmt.Errorf("draw serials: %w", err)
+	}
+	for i := 0; i < len(buf); i += serialOctets {
+		buf[i] = buf[i]&0x3f | 0x40
+	}
+	now := s.now()
+	b := &block{id: hex.EncodeToString(id), left: buf, expires: now.Add(blockLife)}
+	err := s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO serial_block (id, serials, state, opened_at, expires_at) VALUES ($1, $2, 'open', $3, $4)`,
+			b.id, buf, store.Micros(now), store.Micros(b.expires))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record a block of serials: %w", err)
+	}
+	return b, nil
+}
+
+// VoidSerials closes the blocks that nobody draws from any more and keeps, of
+// each, the serials that no certificate carries. all says that no other process
+// shares the database, so that every open block is a dead process's. It gives
+// the number of serials voided.
+func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
+	cutoff := c.Now()
+	if all {
+		cutoff = cutoff.Add(2 * blockLife)
+	}
+	blocks, err := c.openBlocks(ctx, cutoff)
+	if err != nil {
+		return 0, err
+	}
+	voided := 0
+	for _, b := range blocks {
+		n, err := c.void(ctx, b)
+		if err != nil {
+			return voided, err
+		}
+		voided += n
+	}
+	return voided, nil
+}
+
+func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, err error) {
+	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1`, store.Micros(cutoff))
+	if err != nil {
+		return nil, fmt.Errorf("list open serial blocks: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var b block
+		if err := rows.Scan(&b.id, &b.left); err != nil {
+			return nil, fmt.Errorf("list open serial blocks: %w", err)
+		}
+		list = append(list, b)
+	}
+	return list, rows.Err()
+}
+
+func (c *CA) void(ctx context.Context, b block) (int, error) {
+	unspent := 0
+	err := c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var left []byte
+		for i := 0; i+serialOctets <= len(b.left); i += serialOctets {
+			one := b.left[i : i+serialOctets]
+			var n int
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE serial = $1`,
+				string(countersign.SerialOf(new(big.Int).SetBytes(one)))).Scan(&n)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				left = append(left, one...)
+			}
+		}
+		unspent = len(left) / serialOctets
+		var err error
+		if unspent == 0 {
+			_, err = tx.Exec(ctx, `DELETE FROM serial_block WHERE id = $1`, b.id)
+		} else {
+			_, err = tx.Exec(ctx, `UPDATE serial_block SET state = 'void', serials = $2 WHERE id = $1 AND state = 'open'`, b.id, left)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("void serials of block %s: %w", b.id, err)
+	}
+	return unspent, nil
+}
