@@ -16,16 +16,22 @@ const maxFile = 256 << 10
 // Parse reads the YAML form. Unknown and repeated names are errors that say
 // where they stand; no error shows the text of the file, which may hold a secret
 // in the wrong place. An empty text gives the zero Config.
-func Parse(b []byte) (Config, error) {
+func Parse(b []byte) (c Config, err error) {
 	if len(b) > maxFile {
 		return Config{}, fmt.Errorf("couldn't read configuration: more than %d bytes", maxFile)
 	}
-	var c Config
+	// The library dereferences nil on a few malformed texts, such as a tag before a scalar
+	// where a list is due. A broken file must not look like a broken server.
+	defer func() {
+		if recover() != nil {
+			c, err = Config{}, errors.New("couldn't read configuration: malformed YAML")
+		}
+	}()
 	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
-	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	if err = dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("couldn't read configuration: %s", yaml.FormatError(err, false, false))
 	}
-	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+	if err = dec.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return Config{}, errors.New("couldn't read configuration: more than one document")
 	}
 	return c, nil
