@@ -73,8 +73,8 @@ const (
 	pgDiskFull             = "53100"
 )
 
-// pgDownClasses are the SQLSTATE classes of a server that cannot serve:
-// connection exception, insufficient resources, operator intervention, system error.
+// pgDown tells the SQLSTATE classes of a server that cannot serve: connection
+// exception, insufficient resources, operator intervention, system error.
 func pgDown(code string) bool {
 	switch code[:min(2, len(code))] {
 	case "08", "53", "57", "58":

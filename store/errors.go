@@ -24,7 +24,7 @@ func Wrap(err error) error { return dialect{}.wrap(err) }
 
 // wrap works for both dialects at once: the drivers' error types tell them apart.
 func (dialect) wrap(err error) error {
-	if err == nil || errors.Is(err, ErrExists) {
+	if err == nil || errors.Is(err, ErrExists) || errors.Is(err, context.Canceled) {
 		return err
 	}
 	if _, ok := errors.AsType[*countersign.Error](err); ok {

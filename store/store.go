@@ -104,7 +104,8 @@ func connect(ctx context.Context, o Options) (*DB, error) {
 		WithNext(`write "sqlite:/path/file.db" or "postgres://user@host/name"`)
 }
 
-// Close waits for running writes and closes the database.
+// Close waits for the writes that have begun, refuses those that wait, and closes
+// the database.
 func (db *DB) Close() error { return db.close() }
 
 // Postgres says whether the database is PostgreSQL, which other nodes may share.

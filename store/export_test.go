@@ -1,0 +1,9 @@
+package store
+
+import "io/fs"
+
+// WithMigrations replaces the embedded migrations.
+func WithMigrations(o Options, files fs.FS) Options {
+	o.migrations = files
+	return o
+}
