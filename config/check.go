@@ -35,6 +35,8 @@ const (
 	maxConnectTimeout = 5 * time.Minute
 	// maxPacket is what the edge is willing to hold for one session.
 	maxPacket = Size(16 << 20)
+	// minStorage holds an empty database and its log.
+	minStorage = Size(16 << 20)
 	// maxNames keeps the server's certificate within one TLS record.
 	maxNames = 64
 )
@@ -45,6 +47,9 @@ func (c Config) Check() []Problem {
 	var k checker
 	c = c.WithDefaults()
 	k.database(c.Database)
+	if c.StorageLimit != 0 && c.StorageLimit < minStorage {
+		k.add("storage_limit", fmt.Errorf("%s is less than %s", c.StorageLimit, minStorage))
+	}
 	k.listeners(c.Listeners)
 	k.names(c.Names)
 	if c.StatusURL != "" {

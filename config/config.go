@@ -20,6 +20,11 @@ type Config struct {
 	// belongs in a file or a variable: write file:/path or env:NAME here.
 	Database Database `yaml:"database"`
 
+	// StorageLimit bounds the file of the embedded database. A write beyond it is
+	// refused as one to a full disk is: nothing is lost, enrollment answers 503. A
+	// number of bytes, or with KiB, MiB, GiB. Default 0: what the disk holds.
+	StorageLimit Size `yaml:"storage_limit"`
+
 	// Listeners are the addresses that the server serves.
 	Listeners Listeners `yaml:"listeners"`
 
@@ -106,7 +111,7 @@ type Engine struct {
 	Key         string `yaml:"key"`
 
 	// StorageLimit bounds what the built-in engine keeps on disk: retained and
-	// queued messages. A number of bytes, or with KiB, MiB, GiB. Default 1GiB.
+	// queued messages. Default 1GiB.
 	StorageLimit Size `yaml:"storage_limit"`
 }
 

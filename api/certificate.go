@@ -1,0 +1,116 @@
+package api
+
+import "time"
+
+// CertRef names one certificate.
+type CertRef struct {
+	Issuer string `json:"issuer" doc:"Authority id."`
+	Serial string `json:"serial" doc:"Lower-case hex."`
+}
+
+// Certificate is the record of one issued certificate.
+type Certificate struct {
+	Issuer      string    `json:"issuer" doc:"Authority id."`
+	Serial      string    `json:"serial" doc:"Lower-case hex."`
+	Device      string    `json:"device"`
+	Fleet       string    `json:"fleet"`
+	Profile     string    `json:"profile"`
+	State       string    `json:"state" enum:"pending,active,superseded,held,revoked,expired"`
+	Reason      string    `json:"reason,omitempty" doc:"Of a revocation or hold (RFC 5280, 5.3.1)."`
+	Predecessor string    `json:"predecessor,omitempty" doc:"Serial of the certificate it was renewed from."`
+	Method      string    `json:"method" doc:"Kind of evidence that earned it."`
+	KeyHash     string    `json:"key_hash" doc:"Hex SHA-256 of the SubjectPublicKeyInfo."`
+	Fingerprint string    `json:"fingerprint" doc:"Hex SHA-256 of the DER."`
+	NotBefore   time.Time `json:"not_before"`
+	NotAfter    time.Time `json:"not_after"`
+	IssuedAt    time.Time `json:"issued_at"`
+	UsedAt      time.Time `json:"used_at,omitzero" doc:"First use."`
+	AcceptUntil time.Time `json:"accept_until,omitzero" doc:"End of the overlap once superseded."`
+	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+	PEM         string    `json:"pem,omitempty" doc:"Left out in lists."`
+}
+
+// CertificateFilter narrows a list of certificates.
+type CertificateFilter struct {
+	Device        string    `query:"device" maxLength:"128"`
+	State         string    `query:"state" enum:"pending,active,superseded,held,revoked"`
+	ExpiresBefore time.Time `query:"expires_before"`
+}
+
+// Authority is a CA that the server knows.
+type Authority struct {
+	ID          string    `json:"id"`
+	Kind        string    `json:"kind" enum:"root,issuing,registered"`
+	Parent      string    `json:"parent,omitempty"`
+	Subject     string    `json:"subject"`
+	State       string    `json:"state" enum:"active,retired"`
+	KeyURI      string    `json:"key_uri,omitempty" doc:"Where the key lives; absent for a registered authority."`
+	Serial      string    `json:"serial"`
+	Fingerprint string    `json:"fingerprint" doc:"Hex SHA-256 of the DER."`
+	NotBefore   time.Time `json:"not_before"`
+	NotAfter    time.Time `json:"not_after"`
+	CreatedAt   time.Time `json:"created_at"`
+	PEM         string    `json:"pem"`
+}
+
+// Profile says what a certificate may contain.
+type Profile struct {
+	Name            string   `json:"name"`
+	Description     string   `json:"description,omitempty" maxLength:"500"`
+	ValiditySeconds int64    `json:"validity_seconds,omitempty" minimum:"0" doc:"Lifetime; absent where no_expiry is set."`
+	NoExpiry        bool     `json:"no_expiry,omitempty" doc:"notAfter is 99991231235959Z, as 802.1AR has it for an IDevID."`
+	BackdateSeconds int64    `json:"backdate_seconds,omitempty" minimum:"0" doc:"How far notBefore lies back, for devices whose clock is slow."`
+	ExtKeyUsage     []string `json:"ext_key_usage,omitempty" maxItems:"16"`
+	KeyUsage        []string `json:"key_usage,omitempty" maxItems:"16"`
+	Keys            []string `json:"keys,omitempty" maxItems:"16" doc:"Accepted key types; absent: all that are not weak."`
+	NoStatus        bool     `json:"no_status,omitempty" doc:"Leave out CRL distribution points and OCSP."`
+	OmitURI         bool     `json:"omit_uri,omitempty" doc:"Leave out the URI that names the device."`
+}
+
+// EnrollRequest asks for a certificate, from a device.
+type EnrollRequest struct {
+	CSR   string `json:"csr" doc:"PKCS #10 in PEM."`
+	Token string `json:"token,omitempty" doc:"Enrollment token; or give it as Bearer or Basic password."`
+	Fleet string `json:"fleet,omitempty"`
+}
+
+// Grant is an issued certificate, for a device that asks for JSON.
+type Grant struct {
+	Device   string    `json:"device"`
+	Fleet    string    `json:"fleet"`
+	Serial   string    `json:"serial"`
+	Chain    string    `json:"chain" doc:"PEM, the device's certificate first, the root left out."`
+	RenewAt  time.Time `json:"renew_at" doc:"Start of the window in which to renew."`
+	NotAfter time.Time `json:"not_after"`
+}
+
+// Token is a one-time enrollment token. Its secret is not in it.
+type Token struct {
+	ID        string    `json:"id"`
+	Fleet     string    `json:"fleet"`
+	Device    string    `json:"device,omitempty" doc:"The one id that it may enroll; absent: any."`
+	Uses      int       `json:"uses" doc:"How many devices it may enroll."`
+	Used      int       `json:"used"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+	CreatedBy string    `json:"created_by"`
+}
+
+// NewToken asks for an enrollment token.
+type NewToken struct {
+	Fleet      string `json:"fleet,omitempty" maxLength:"63" doc:"Default: the device's fleet, else the fleet default."`
+	Device     string `json:"device,omitempty" maxLength:"128" doc:"Bind it to this id."`
+	Uses       int    `json:"uses,omitempty" minimum:"0" maximum:"1000000" doc:"Default 1."`
+	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"Default one hour."`
+}
+
+// IssuedToken is a new Token with its secret, which is shown this once.
+type IssuedToken struct {
+	Token
+	Secret string `json:"secret"`
+}
+
+// TokenFilter narrows a list of tokens.
+type TokenFilter struct {
+	Fleet string `query:"fleet" maxLength:"63"`
+}

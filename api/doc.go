@@ -1,0 +1,114 @@
+// Package api holds the JSON shapes of the REST API, shared by package rest, which
+// serves them, and package sdk, which reads them. It has no behavior. Names are
+// snake_case, times RFC 3339 in UTC, durations whole seconds unless the name says
+// otherwise. A field may be added; one that is here keeps its name and meaning.
+package api
+
+import "time"
+
+// Base is the path under which all resources live.
+const Base = "/api/v1"
+
+// The sizes of a page: enough for a screen by default, and at most what is
+// quickly made and read.
+const (
+	DefaultLimit = 100
+	MaxLimit     = 1000
+)
+
+// Page is one page of a list. Next is the cursor for the following one; empty on
+// the last.
+type Page[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next,omitempty" doc:"Give this as after to get the next page; absent on the last page."`
+}
+
+// Paging asks for a page.
+type Paging struct {
+	Limit int    `query:"limit" minimum:"0" maximum:"1000" doc:"Most items on the page; 0 or absent means 100."`
+	After string `query:"after" maxLength:"512" doc:"The next of the page before."`
+}
+
+// Problem is an error (RFC 9457) with what a program branches on and what a
+// person does next.
+type Problem struct {
+	Type       string         `json:"type" doc:"about:blank: the code tells the kind"`
+	Title      string         `json:"title" doc:"The meaning of the status."`
+	Status     int            `json:"status" doc:"The HTTP status."`
+	Detail     string         `json:"detail" doc:"What was refused and why, one sentence."`
+	Code       string         `json:"code" doc:"Machine-readable reason, such as not_found."`
+	Next       string         `json:"next,omitempty" doc:"What to do about it."`
+	RequestID  string         `json:"request_id,omitempty" doc:"Stands in the server's log beside the cause."`
+	RetryAfter int64          `json:"retry_after,omitempty" doc:"Seconds to wait before another try."`
+	Errors     []FieldProblem `json:"errors,omitempty" doc:"Each part of the request that is wrong."`
+}
+
+// FieldProblem says what is wrong with one part of a request. It never repeats
+// the value, which may be a secret.
+type FieldProblem struct {
+	Location string `json:"location" doc:"Path of the part: body.fleet."`
+	Message  string `json:"message"`
+}
+
+// ProblemType is the media type of a Problem.
+const ProblemType = "application/problem+json"
+
+// RequestIDHeader carries the id that the server gave a request.
+const RequestIDHeader = "X-Request-Id"
+
+// Endpoints is where a running server is reached. The server writes it to
+// endpoints.json in its data folder once all its listeners accept. A listener
+// that is off is empty.
+type Endpoints struct {
+	Enroll string `json:"enroll" doc:"https URL of EST and REST enrollment"`
+	MQTT   string `json:"mqtt" doc:"mqtts URL"`
+	API    string `json:"api" doc:"URL of this API, without /api/v1"`
+	Status string `json:"status" doc:"http URL of CRLs, OCSP and authorities"`
+	Roots  string `json:"roots" doc:"path of a PEM file with the roots"`
+	Socket string `json:"socket" doc:"path of the local operators' Unix socket"`
+}
+
+// EndpointsFile is the name of the file that holds Endpoints.
+const EndpointsFile = "endpoints.json"
+
+// Health says whether the server does its work.
+type Health struct {
+	Status string  `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks."`
+	Checks []Check `json:"checks"`
+}
+
+// The levels of a Check and, for the first two, of Health.
+const (
+	LevelOK   = "ok"
+	LevelWarn = "warn"
+	LevelFail = "fail"
+)
+
+// The states of Health.
+const (
+	HealthOK       = "ok"
+	HealthDegraded = "degraded"
+	HealthFailing  = "failing"
+)
+
+// Check is one thing that was looked at.
+type Check struct {
+	Name    string `json:"name"`
+	Level   string `json:"level" enum:"ok,warn,fail"`
+	Message string `json:"message"`
+	Fix     string `json:"fix,omitempty" doc:"What to do about it."`
+}
+
+// Doctor is the result of all checks.
+type Doctor struct {
+	Checks []Check `json:"checks"`
+}
+
+// Version says what runs.
+type Version struct {
+	Version   string    `json:"version" doc:"Release, or devel."`
+	Revision  string    `json:"revision,omitempty" doc:"Commit that it was built from."`
+	Modified  bool      `json:"modified,omitempty" doc:"The commit had local changes."`
+	Go        string    `json:"go" doc:"Version of Go."`
+	StartedAt time.Time `json:"started_at,omitzero"`
+}

@@ -1,0 +1,114 @@
+package sdk
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+// Device gets one device.
+func (a *Admin) Device(ctx context.Context, id string) (*api.Device, error) {
+	return call[api.Device](ctx, a, http.MethodGet, devicePath(id, ""), nil)
+}
+
+// CreateDevice registers a device before it enrolls.
+func (a *Admin) CreateDevice(ctx context.Context, d api.NewDevice) (*api.Device, error) {
+	return call[api.Device](ctx, a, http.MethodPost, "/devices", d)
+}
+
+// Suspend puts a device's identity on hold and cuts its sessions.
+func (a *Admin) Suspend(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
+	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/suspend"), act)
+}
+
+// Reactivate ends a suspension.
+func (a *Admin) Reactivate(ctx context.Context, id string, act api.Act) (*api.Device, error) {
+	return call[api.Device](ctx, a, http.MethodPost, devicePath(id, "/reactivate"), act)
+}
+
+// Revoke takes all certificates of a device away for good and cuts its sessions.
+func (a *Admin) Revoke(ctx context.Context, id string, r api.Revoke) (*api.Cut, error) {
+	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/revoke"), r)
+}
+
+// Retire ends a device's life: as Revoke, and its id stays taken.
+func (a *Admin) Retire(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
+	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/retire"), act)
+}
+
+func devicePath(id, act string) string { return "/devices/" + url.PathEscape(id) + act }
+
+// Certificate gets one certificate by serial, with its PEM.
+func (a *Admin) Certificate(ctx context.Context, serial string) (*api.Certificate, error) {
+	return call[api.Certificate](ctx, a, http.MethodGet, "/certificates/"+url.PathEscape(serial), nil)
+}
+
+// RevokeCertificate takes one certificate away for good and cuts the sessions
+// that rest on it.
+func (a *Admin) RevokeCertificate(ctx context.Context, serial string, r api.Revoke) (*api.Cut, error) {
+	return call[api.Cut](ctx, a, http.MethodPost, "/certificates/"+url.PathEscape(serial)+"/revoke", r)
+}
+
+// Authority gets one authority.
+func (a *Admin) Authority(ctx context.Context, id string) (*api.Authority, error) {
+	return call[api.Authority](ctx, a, http.MethodGet, "/authorities/"+url.PathEscape(id), nil)
+}
+
+// Fleet gets one fleet.
+func (a *Admin) Fleet(ctx context.Context, name string) (*api.Fleet, error) {
+	return call[api.Fleet](ctx, a, http.MethodGet, "/fleets/"+url.PathEscape(name), nil)
+}
+
+// PutFleet creates or changes a fleet.
+func (a *Admin) PutFleet(ctx context.Context, name string, f api.PutFleet) (*api.Fleet, error) {
+	return call[api.Fleet](ctx, a, http.MethodPut, "/fleets/"+url.PathEscape(name), f)
+}
+
+// Profile gets one profile.
+func (a *Admin) Profile(ctx context.Context, name string) (*api.Profile, error) {
+	return call[api.Profile](ctx, a, http.MethodGet, "/profiles/"+url.PathEscape(name), nil)
+}
+
+// PutProfile creates or replaces a profile. The server lints a sample first.
+func (a *Admin) PutProfile(ctx context.Context, p api.Profile) (*api.Profile, error) {
+	return call[api.Profile](ctx, a, http.MethodPut, "/profiles/"+url.PathEscape(p.Name), p)
+}
+
+// CreateToken makes an enrollment token. The answer is the only one that holds
+// its secret.
+func (a *Admin) CreateToken(ctx context.Context, t api.NewToken) (*api.IssuedToken, error) {
+	return call[api.IssuedToken](ctx, a, http.MethodPost, "/tokens", t)
+}
+
+// CreateOperatorToken makes an operator token. The answer is the only one that
+// holds its secret.
+func (a *Admin) CreateOperatorToken(ctx context.Context, t api.NewOperatorToken) (*api.IssuedOperatorToken, error) {
+	return call[api.IssuedOperatorToken](ctx, a, http.MethodPost, "/operator-tokens", t)
+}
+
+// RevokeOperatorToken ends an operator token at once.
+func (a *Admin) RevokeOperatorToken(ctx context.Context, id string) (*api.OperatorToken, error) {
+	return call[api.OperatorToken](ctx, a, http.MethodPost, "/operator-tokens/"+url.PathEscape(id)+"/revoke", nil)
+}
+
+// VerifyLog checks the hash chain of the whole log.
+func (a *Admin) VerifyLog(ctx context.Context) (*api.Verification, error) {
+	return call[api.Verification](ctx, a, http.MethodPost, "/audit/verify", nil)
+}
+
+// Health asks whether the server does its work.
+func (a *Admin) Health(ctx context.Context) (*api.Health, error) {
+	return call[api.Health](ctx, a, http.MethodGet, "/health", nil)
+}
+
+// Version asks what runs.
+func (a *Admin) Version(ctx context.Context) (*api.Version, error) {
+	return call[api.Version](ctx, a, http.MethodGet, "/version", nil)
+}
+
+// Doctor has the server check itself.
+func (a *Admin) Doctor(ctx context.Context) (*api.Doctor, error) {
+	return call[api.Doctor](ctx, a, http.MethodGet, "/doctor", nil)
+}

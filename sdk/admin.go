@@ -1,0 +1,167 @@
+// Package sdk is the public Go SDK. Admin is the management client of the REST
+// API, over the server's Unix socket or the network.
+package sdk
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+)
+
+// maxAnswer bounds one answer: a full page of certificates is under 2 MiB.
+const maxAnswer = 16 << 20
+
+// Admin is a management client. Make one with Local or Remote. Its methods may be
+// called from any goroutine. An error that the server answered is an *Error; one
+// that kept the request from being answered is an *Unreachable.
+type Admin struct {
+	// HTTP does the requests. A time limit comes with each call's context.
+	HTTP *http.Client
+	// BaseURL is the server without a path: https://id.example.org.
+	BaseURL string
+	// Token is an operator token; empty over the Unix socket.
+	Token string
+}
+
+// Local is the client of the server whose Unix socket is at path. Whoever may
+// open the socket is an admin.
+func Local(path string) *Admin {
+	var d net.Dialer
+	return &Admin{
+		BaseURL: "http://localhost",
+		HTTP: &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return d.DialContext(ctx, "unix", path)
+			},
+		}},
+	}
+}
+
+// Remote is the client of the server at baseURL for the operator with token.
+// client says how to reach it and which roots to trust; nil is Go's defaults.
+func Remote(baseURL, token string, client *http.Client) *Admin {
+	if client == nil {
+		client = &http.Client{}
+	}
+	return &Admin{HTTP: client, BaseURL: strings.TrimRight(baseURL, "/"), Token: token}
+}
+
+// Error is a refusal or failure that the server answered. errors.As also finds a
+// *countersign.Error in it, and countersign.CodeOf its code.
+type Error struct {
+	api.Problem
+}
+
+func (e *Error) Error() string { return e.Detail }
+
+// Unwrap gives the refusal as the server's own code would see it.
+func (e *Error) Unwrap() error {
+	return &countersign.Error{Code: countersign.Code(e.Code), Message: e.Detail, Next: e.Next}
+}
+
+// Unreachable is a request that got no answer from the server. What it asked for
+// may have been done.
+type Unreachable struct {
+	Err error
+}
+
+func (e *Unreachable) Error() string { return "couldn't reach the server: " + e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *Unreachable) Unwrap() error { return e.Err }
+
+// call sends one request and reads the answer into a Res. body nil sends none.
+func call[Res any](ctx context.Context, a *Admin, method, path string, body any) (*Res, error) {
+	var reader io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("couldn't encode the request: %w", err)
+		}
+		reader = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.BaseURL+api.Base+path, reader)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't make the request: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if a.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+a.Token)
+	}
+	req.Header.Set("Accept", "application/json")
+	res, err := a.HTTP.Do(req)
+	if err != nil {
+		if inner, ok := errors.AsType[*url.Error](err); ok {
+			err = inner.Err // the URL says nothing that the caller does not know
+		}
+		return nil, &Unreachable{err}
+	}
+	defer func() { _ = res.Body.Close() }()
+	return decode[Res](res)
+}
+
+func decode[Res any](res *http.Response) (*Res, error) {
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if err != nil {
+		return nil, &Unreachable{err}
+	}
+	if len(b) > maxAnswer {
+		return nil, fmt.Errorf("couldn't read the answer: more than %d bytes", maxAnswer)
+	}
+	if res.StatusCode/100 != 2 {
+		return nil, problemOf(res, b)
+	}
+	v := new(Res)
+	if err := json.Unmarshal(b, v); err != nil {
+		return nil, fmt.Errorf("couldn't read the answer, is this a Countersign server? %w", err)
+	}
+	return v, nil
+}
+
+// problemOf reads the problem that an error answer carries, or words one for an
+// answer that something between us and the server made.
+func problemOf(res *http.Response, body []byte) *Error {
+	var e Error
+	if err := json.Unmarshal(body, &e.Problem); err != nil || e.Code == "" {
+		e.Problem = api.Problem{
+			Title:  http.StatusText(res.StatusCode),
+			Detail: fmt.Sprintf("the server answered %d without saying why", res.StatusCode),
+			Code:   string(codeOfStatus(res.StatusCode)),
+		}
+	}
+	e.Status = res.StatusCode
+	if e.RequestID == "" {
+		e.RequestID = res.Header.Get(api.RequestIDHeader)
+	}
+	return &e
+}
+
+func codeOfStatus(status int) countersign.Code {
+	switch status {
+	case http.StatusUnauthorized:
+		return countersign.Unauthenticated
+	case http.StatusForbidden:
+		return countersign.NotAllowed
+	case http.StatusNotFound:
+		return countersign.NotFound
+	case http.StatusConflict:
+		return countersign.Conflict
+	case http.StatusTooManyRequests:
+		return countersign.RateLimited
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return countersign.Unavailable
+	}
+	return countersign.Internal
+}

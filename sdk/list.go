@@ -1,0 +1,109 @@
+package sdk
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+// Devices lists devices by id. It pages by itself, as all lists do, and ends
+// after the first error.
+func (a *Admin) Devices(ctx context.Context, f api.DeviceFilter) iter.Seq2[api.Device, error] {
+	return list[api.Device](ctx, a, "/devices", query(f))
+}
+
+// DeviceEvents lists the events of one device.
+func (a *Admin) DeviceEvents(ctx context.Context, id string, o api.Order) iter.Seq2[api.Event, error] {
+	return list[api.Event](ctx, a, "/devices/"+url.PathEscape(id)+"/events", query(o))
+}
+
+// Events lists the log.
+func (a *Admin) Events(ctx context.Context, f api.EventFilter, o api.Order) iter.Seq2[api.Event, error] {
+	return list[api.Event](ctx, a, "/events", query(f, o))
+}
+
+// Certificates lists certificates by serial, without their PEM.
+func (a *Admin) Certificates(ctx context.Context, f api.CertificateFilter) iter.Seq2[api.Certificate, error] {
+	return list[api.Certificate](ctx, a, "/certificates", query(f))
+}
+
+// Sessions lists the live connections on the node that answers.
+func (a *Admin) Sessions(ctx context.Context, f api.SessionFilter) iter.Seq2[api.Session, error] {
+	return list[api.Session](ctx, a, "/sessions", query(f))
+}
+
+// Tokens lists enrollment tokens, without their secrets.
+func (a *Admin) Tokens(ctx context.Context, f api.TokenFilter) iter.Seq2[api.Token, error] {
+	return list[api.Token](ctx, a, "/tokens", query(f))
+}
+
+// Authorities lists the authorities, parents first.
+func (a *Admin) Authorities(ctx context.Context) iter.Seq2[api.Authority, error] {
+	return list[api.Authority](ctx, a, "/authorities", query())
+}
+
+// Fleets lists fleets by name.
+func (a *Admin) Fleets(ctx context.Context) iter.Seq2[api.Fleet, error] {
+	return list[api.Fleet](ctx, a, "/fleets", query())
+}
+
+// Profiles lists profiles by name.
+func (a *Admin) Profiles(ctx context.Context) iter.Seq2[api.Profile, error] {
+	return list[api.Profile](ctx, a, "/profiles", query())
+}
+
+// OperatorTokens lists operator tokens, without their secrets.
+func (a *Admin) OperatorTokens(ctx context.Context) iter.Seq2[api.OperatorToken, error] {
+	return list[api.OperatorToken](ctx, a, "/operator-tokens", query())
+}
+
+// list walks the pages of path. A caller that stops early asks for no more.
+func list[T any](ctx context.Context, a *Admin, path string, q url.Values) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for {
+			page, err := call[api.Page[T]](ctx, a, http.MethodGet, path+"?"+q.Encode(), nil)
+			if err != nil {
+				yield(*new(T), err)
+				return
+			}
+			for _, item := range page.Items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if page.Next == "" {
+				return
+			}
+			q.Set("after", page.Next)
+		}
+	}
+}
+
+// query writes the fields of the filters that are not zero under their query
+// tags, so that a filter's names stand in package api alone.
+func query(filters ...any) url.Values {
+	q := url.Values{"limit": {strconv.Itoa(api.MaxLimit)}}
+	for _, f := range filters {
+		v := reflect.ValueOf(f)
+		for i := range v.NumField() {
+			name := v.Type().Field(i).Tag.Get("query")
+			switch x := v.Field(i).Interface().(type) {
+			case string:
+				if x != "" {
+					q.Set(name, x)
+				}
+			case time.Time:
+				if !x.IsZero() {
+					q.Set(name, x.UTC().Format(time.RFC3339Nano))
+				}
+			}
+		}
+	}
+	return q
+}
