@@ -1,0 +1,191 @@
+// Package access answers the one question at the door: may this connection come
+// in, as whom, and to do what? Every gateway, broker and proxy gets the same
+// answer from [Desk.Decide]. It also keeps the ledger of failures by address.
+//
+// It changes nothing on record; what a decision sets in motion (a first use, a
+// fork) is package ra's.
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// clockSkew is how far a certificate's NotBefore may lie ahead of our clock. Our
+// own are backdated, so this is only for neighbors in a cluster.
+const clockSkew = time.Minute
+
+// Desk decides connections.
+type Desk struct {
+	DB  *store.DB
+	Now func() time.Time
+}
+
+// Decision is a verdict with what it rests on.
+type Decision struct {
+	countersign.Verdict
+	// FirstUse: the certificate is pending. The verdict holds once the first use
+	// is on record.
+	FirstUse bool
+	// Replaced: the certificate was given up by its device for another, so whoever
+	// shows it is a second holder of the identity.
+	Replaced bool
+	// Known: the certificate is on record, so Device and Fleet are facts and not claims.
+	Known bool
+}
+
+// Decide judges a connection by what is on record now. Unknown means no.
+func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
+	if len(c.Peer) == 0 {
+		return refuse(countersign.Unauthenticated, "no client certificate was shown")
+	}
+	leaf := c.Peer[0]
+	rec, err := d.record(ctx, countersign.SerialOf(leaf.SerialNumber))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
+	case err != nil:
+		r := refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
+		return r
+	}
+	if !rec.matches(leaf.Raw) {
+		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
+	}
+	dec := Decision{Known: true, Verdict: countersign.Verdict{
+		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
+		Cert: countersign.CertRef{Issuer: rec.issuer, Serial: rec.serial},
+	}}
+	dec.Code, dec.Reason = rec.refusal(d.Now())
+	if dec.Code == "" {
+		dec.Code, dec.Reason = checkClientID(c.ClientID, rec.device)
+	}
+	dec.Replaced = rec.replaced
+	if dec.Code != "" {
+		return dec
+	}
+	dec.Allow = true
+	dec.FirstUse = rec.state == countersign.CertPending
+	dec.Permissions = Default(rec.device)
+	if rec.state == countersign.CertSuperseded && rec.acceptUntil.Before(dec.NotAfter) {
+		dec.NotAfter = rec.acceptUntil
+	}
+	return dec
+}
+
+func refuse(code countersign.Code, reason string) Decision {
+	return Decision{Verdict: countersign.Verdict{Code: code, Reason: reason}}
+}
+
+// record is a certificate and its device, as far as a decision needs them.
+type record struct {
+	serial               countersign.Serial
+	issuer, fingerprint  string
+	device, fleet        string
+	state                countersign.CertState
+	reason               countersign.ReasonCode
+	replaced             bool
+	notBefore, notAfter  time.Time
+	acceptUntil, revoked time.Time
+	deviceState          countersign.DeviceState
+	deviceReason         string
+	authorityState       string
+}
+
+func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, error) {
+	r := record{serial: serial}
+	var from, to, accept, revoked int64
+	err := d.DB.QueryRow(ctx, `SELECT c.issuer, c.fingerprint, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
+			c.revoked_at, d.fleet, d.state, d.reason, a.state
+		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer WHERE c.serial = $1`, string(serial)).
+		Scan(&r.issuer, &r.fingerprint, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
+			&r.fleet, &r.deviceState, &r.deviceReason, &r.authorityState)
+	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
+	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
+	return r, err
+}
+
+// matches reports whether the certificate shown is, to the bit, the one on
+// record. That makes a check of the issuer's signature needless: we made it.
+func (r *record) matches(der []byte) bool {
+	sum := sha256.Sum256(der)
+	return subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(r.fingerprint)) == 1
+}
+
+// refusal says why the certificate or its device is not good now; empty if they are.
+func (r *record) refusal(now time.Time) (countersign.Code, string) {
+	switch {
+	case r.deviceState == countersign.DeviceRetired:
+		return countersign.DeviceGone, "the device is retired"
+	case r.deviceState == countersign.DeviceSuspended:
+		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason)
+	case r.state == countersign.CertRevoked:
+		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked)))
+	case r.state == countersign.CertHeld:
+		return countersign.CertIsHeld, "the certificate is on hold"
+	case r.deviceState != countersign.DeviceActive:
+		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState)
+	case r.authorityState != "active":
+		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authorityState)
+	case now.After(r.notAfter):
+		return countersign.CertExpired, fmt.Sprintf("certificate expired %s ago", ago(now.Sub(r.notAfter)))
+	case now.Add(clockSkew).Before(r.notBefore):
+		return countersign.CertNotYetValid, "certificate is not yet valid"
+	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil):
+		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil)))
+	}
+	return "", ""
+}
+
+func because(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + ": " + why
+}
+
+func ago(d time.Duration) string {
+	if d < time.Second {
+		return "0 s"
+	}
+	if d < time.Minute {
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	}
+	if d < time.Hour {
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	}
+	if d < 48*time.Hour {
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
+}
+
+// checkClientID binds the MQTT Client Identifier to the device: the id itself, or
+// the id, a slash or colon, and more; empty lets the gateway choose. Ids may hold
+// colons too, so a gateway that shares one name space among devices must
+// keep "a:b" of device a apart from device "a:b".
+func checkClientID(client, device string) (countersign.Code, string) {
+	rest, ok := strings.CutPrefix(client, device)
+	if client == "" || ok && (rest == "" || rest[0] == '/' || rest[0] == ':') {
+		return "", ""
+	}
+	return countersign.NotAllowed, fmt.Sprintf("client id %.80q is neither the device id %q nor starts with it and a slash or colon", client, device)
+}
+
+// Default is what a device may do where its fleet has no policy of its own:
+// publish below devices/<id>/up and subscribe below devices/<id>/down.
+func Default(device string) countersign.Permissions {
+	return countersign.Permissions{
+		Publish:   []string{"devices/" + device + "/up/#"},
+		Subscribe: []string{"devices/" + device + "/down/#"},
+	}
+}

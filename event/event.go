@@ -1,0 +1,285 @@
+// Package event keeps the log of what happened. Events are appended in the
+// transaction that they describe; a sealer then gives them a dense sequence and
+// a hash chain, so that a line changed or taken out later shows. The log is also
+// the bus: subscribers hear of an event as soon as it is durable, on every node.
+package event
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// laterQueue bounds the events of Later that wait for the disk: what a flood of
+	// refusals can hold in memory, about 2 MB.
+	laterQueue = 4096
+	// laterBatch is the most of them in one transaction.
+	laterBatch = 256
+	// maxText bounds each free text of an event: a peer chooses some of them.
+	maxText = 512
+)
+
+// Log is the event log. Set the fields, Subscribe, then Run.
+type Log struct {
+	DB  *store.DB
+	Now func() time.Time
+	Log *slog.Logger
+	// Node tells this process from others that share the database.
+	Node string
+
+	subscribers []func(countersign.Event)
+	later       chan waiting
+	suppressed  atomic.Int64 // events that Later had no room for
+	sealed      chan struct{}
+	up          atomic.Bool // other nodes' notices reach us
+	once        sync.Once
+}
+
+// waiting is an event that Later took or, with done, the mark of a Flush.
+type waiting struct {
+	event countersign.Event
+	done  chan struct{}
+}
+
+func (l *Log) init() {
+	l.once.Do(func() {
+		l.later = make(chan waiting, laterQueue)
+		l.sealed = make(chan struct{}, 1)
+	})
+}
+
+// Subscribe adds a function that hears each event once it is durable, in no
+// particular order and perhaps twice. It must not block. Call it before Run.
+func (l *Log) Subscribe(fn func(countersign.Event)) { l.subscribers = append(l.subscribers, fn) }
+
+// Live reports whether this process hears at once of what other nodes do.
+func (l *Log) Live() bool { return !l.DB.Postgres() || l.up.Load() }
+
+// Append writes events in the caller's transaction. Subscribers on this node are
+// told after the commit, in the caller's goroutine; other nodes by notice.
+func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Event) error {
+	l.init()
+	for i := range events {
+		if err := l.append(ctx, tx, &events[i]); err != nil {
+			return err
+		}
+	}
+	tx.AfterCommit(func() {
+		for _, e := range events {
+			l.tell(e)
+		}
+		l.wakeSealer()
+	})
+	return nil
+}
+
+func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) error {
+	if e.At.IsZero() {
+		e.At = l.Now()
+	}
+	e.At = store.Time(store.Micros(e.At))
+	e.Reason = clip(e.Reason)
+	data, err := encodeData(e.Data)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
+		store.Micros(e.At), string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
+		e.Remote, e.Via, string(e.Code), e.Reason, data)
+	if err != nil {
+		return fmt.Errorf("append event %s: %w", e.Type, err)
+	}
+	if !l.DB.Postgres() || !matters(e.Type) {
+		return nil
+	}
+	note, err := json.Marshal(notice{l.Node, *e})
+	if err != nil {
+		return fmt.Errorf("encode notice: %w", err)
+	}
+	return tx.Notify(ctx, string(note))
+}
+
+// notice is what one node tells the others.
+type notice struct {
+	Node  string
+	Event countersign.Event
+}
+
+// matters says which events other nodes must hear of before the log is sealed:
+// those that take something away from a device, and those that change the rules.
+func matters(t countersign.EventType) bool {
+	switch t {
+	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceReactivated,
+		countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReleased, countersign.CertReplaced,
+		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved:
+		return true
+	}
+	return false
+}
+
+func (l *Log) tell(e countersign.Event) {
+	for _, fn := range l.subscribers {
+		fn(e)
+	}
+}
+
+// Later appends an event soon, without making the caller wait for the disk. It is
+// for what a gateway saw: nothing was acknowledged on its strength. When the
+// queue is full the event is counted and the count is logged in its place.
+func (l *Log) Later(e countersign.Event) {
+	l.init()
+	if e.At.IsZero() {
+		e.At = l.Now()
+	}
+	select {
+	case l.later <- waiting{event: e}:
+	default:
+		l.suppressed.Add(1)
+	}
+}
+
+// Flush waits until every event given to Later so far is written. Run must be running.
+func (l *Log) Flush(ctx context.Context) error {
+	l.init()
+	done := make(chan struct{})
+	select {
+	case l.later <- waiting{done: done}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run writes what Later took, seals the log and listens to other nodes, until ctx ends.
+// What Later took by then is still written.
+func (l *Log) Run(ctx context.Context) error {
+	l.init()
+	var wg sync.WaitGroup
+	wg.Go(func() { l.writeLater(ctx) })
+	wg.Go(func() { l.seal(ctx) })
+	if l.DB.Postgres() {
+		wg.Go(func() { l.listen(ctx) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (l *Log) writeLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			l.drain(ctx)
+			return
+		case w := <-l.later:
+			l.writeBatch(ctx, l.gather(w))
+		}
+	}
+}
+
+// drain writes what is left when the server stops.
+func (l *Log) drain(ctx context.Context) {
+	for {
+		select {
+		case w := <-l.later:
+			l.writeBatch(ctx, l.gather(w))
+		default:
+			return
+		}
+	}
+}
+
+// drainTime bounds how long a batch may wait for the disk.
+const drainTime = 5 * time.Second
+
+func (l *Log) gather(first waiting) []waiting {
+	batch := []waiting{first}
+	for len(batch) < laterBatch {
+		select {
+		case w := <-l.later:
+			batch = append(batch, w)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func (l *Log) writeBatch(ctx context.Context, batch []waiting) {
+	var events []countersign.Event
+	for _, w := range batch {
+		if w.done != nil {
+			defer close(w.done)
+			continue
+		}
+		events = append(events, w.event)
+	}
+	lost := l.suppressed.Swap(0)
+	if lost > 0 {
+		events = append(events, countersign.Event{
+			Type: countersign.EventsSuppressed, Actor: countersign.System, At: l.Now(),
+			Reason: "more happened at the gateways than could be written", Data: map[string]string{"count": strconv.FormatInt(lost, 10)},
+		})
+	}
+	if len(events) == 0 {
+		return
+	}
+	// Not ctx: what was taken is written although the server is being stopped.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, events...) })
+	if err != nil {
+		l.suppressed.Add(lost + int64(len(events)))
+		l.Log.ErrorContext(ctx, "events not written", "count", len(events), "error", err)
+	}
+}
+
+func (l *Log) listen(ctx context.Context) {
+	err := l.DB.Listen(ctx, func(payload string) {
+		var n notice
+		if json.Unmarshal([]byte(payload), &n) == nil && n.Node != l.Node {
+			l.tell(n.Event)
+		}
+	}, func(up bool) { l.up.Store(up) })
+	if err != nil && !errors.Is(err, context.Canceled) {
+		l.Log.ErrorContext(ctx, "notices of other nodes ended", "error", err)
+	}
+}
+
+func encodeData(data map[string]string) (string, error) {
+	if len(data) == 0 {
+		return "", nil
+	}
+	for k, v := range data {
+		data[k] = clip(v)
+	}
+	b, err := json.Marshal(data) // keys sorted, so that the hash is stable
+	if err != nil {
+		return "", fmt.Errorf("encode event data: %w", err)
+	}
+	return string(b), nil
+}
+
+// clip bounds a text and keeps it valid UTF-8 without NUL, which PostgreSQL refuses.
+func clip(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText]
+	}
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")
+}

@@ -1,0 +1,103 @@
+package event
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const columns = `id, seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data, hash`
+
+type row struct {
+	id int64
+	countersign.Event
+}
+
+func (l *Log) read(ctx context.Context, r store.Reader, query string, args ...any) (list []row, err error) {
+	rows, err := r.Query(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var e row
+		var seq sql.NullInt64
+		var at int64
+		var data string
+		err := rows.Scan(&e.id, &seq, &at, &e.Type, &e.Actor, &e.Device, &e.Fleet, &e.Cert.Issuer, &e.Cert.Serial,
+			&e.Remote, &e.Via, &e.Code, &e.Reason, &data, &e.Hash)
+		if err != nil {
+			return nil, fmt.Errorf("read events: %w", err)
+		}
+		e.Seq, e.At = seq.Int64, store.Time(at)
+		if data != "" {
+			if err := json.Unmarshal([]byte(data), &e.Data); err != nil {
+				return nil, fmt.Errorf("decode data of event %d: %w", e.id, err)
+			}
+		}
+		list = append(list, e)
+	}
+	return list, rows.Err()
+}
+
+// Filter chooses events.
+type Filter struct {
+	Device string
+	Type   countersign.EventType
+	Since  time.Time
+	Newest bool  // newest first, else oldest first
+	After  int64 // keyset: the next that List gave; 0 at the start
+	Limit  int
+}
+
+// List reads events in the order they were written, sealed or not; next is the
+// After of the following page, 0 at the end.
+func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, next int64, err error) {
+	var where []string
+	var args []any
+	add := func(cond string, v any) {
+		args = append(args, v)
+		where = append(where, fmt.Sprintf(cond, len(args)))
+	}
+	order, cmp := "ASC", "id > $%d"
+	if f.Newest {
+		order, cmp = "DESC", "id < $%d"
+	}
+	if f.After != 0 || !f.Newest {
+		add(cmp, f.After)
+	}
+	if f.Device != "" {
+		add("device = $%d", f.Device)
+		where = append(where, "device <> ''") // lets the partial index serve
+	}
+	if f.Type != "" {
+		add("type = $%d", string(f.Type))
+	}
+	if !f.Since.IsZero() {
+		add("at >= $%d", store.Micros(f.Since))
+	}
+	cond := ""
+	if len(where) > 0 {
+		cond = "WHERE " + strings.Join(where, " AND ")
+	}
+	args = append(args, f.Limit+1)
+	found, err := l.read(ctx, l.DB, fmt.Sprintf(`SELECT %s FROM event %s ORDER BY id %s LIMIT $%d`, columns, cond, order, len(args)), args...)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(found) > f.Limit {
+		found = found[:f.Limit]
+		next = found[f.Limit-1].id
+	}
+	for _, e := range found {
+		list = append(list, e.Event)
+	}
+	return list, next, nil
+}

@@ -1,0 +1,174 @@
+package event
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// sealBatch is the most events sealed in one transaction.
+	sealBatch = 500
+	// sealEvery is how long an event may wait for its seal when nothing wakes the
+	// sealer, as on a node whose neighbor appended it.
+	sealEvery = time.Second
+	// sealPause lets events gather, so that sealing costs a commit per batch.
+	sealPause = 100 * time.Millisecond
+)
+
+func (l *Log) wakeSealer() {
+	select {
+	case l.sealed <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Log) seal(ctx context.Context) {
+	tick := time.NewTicker(sealEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-l.sealed:
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(sealPause):
+			}
+		}
+		for {
+			n, err := l.Seal(ctx)
+			if err != nil && ctx.Err() == nil {
+				l.Log.ErrorContext(ctx, "events not sealed", "error", err)
+			}
+			if n < sealBatch {
+				break
+			}
+		}
+	}
+}
+
+// Seal gives the unsealed events, at most a batch, their sequence and hash, and
+// tells how many. One sealer works at a time over all nodes.
+func (l *Log) Seal(ctx context.Context) (n int, err error) {
+	pending, err := l.unsealed(ctx, l.DB)
+	if err != nil || !pending {
+		return 0, err
+	}
+	err = l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := tx.Lock(ctx, "event.seal"); err != nil {
+			return err
+		}
+		var seq int64
+		var prev []byte
+		err := tx.QueryRow(ctx, `SELECT seq, hash FROM event WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1`).Scan(&seq, &prev)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		batch, err := l.read(ctx, tx, `SELECT `+columns+` FROM event WHERE seq IS NULL ORDER BY id LIMIT $1`, sealBatch)
+		if err != nil {
+			return err
+		}
+		for i := range batch {
+			seq++
+			batch[i].Seq = seq
+			prev = chain(prev, &batch[i].Event)
+			if _, err := tx.Exec(ctx, `UPDATE event SET seq = $2, hash = $3 WHERE id = $1`, batch[i].id, seq, prev); err != nil {
+				return err
+			}
+		}
+		n = len(batch)
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("seal events: %w", err)
+	}
+	return n, nil
+}
+
+func (l *Log) unsealed(ctx context.Context, r store.Reader) (bool, error) {
+	var one int
+	err := r.QueryRow(ctx, `SELECT 1 FROM event WHERE seq IS NULL LIMIT 1`).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for unsealed events: %w", err)
+	}
+	return true, nil
+}
+
+// chain is the hash of an event over the hash before it: SHA-256 of the previous
+// hash, then each field with its length in front, so that no two events encode alike.
+func chain(prev []byte, e *countersign.Event) []byte {
+	h := sha256.New()
+	h.Write(prev)
+	num := func(n int64) {
+		var b [8]byte
+		binary.BigEndian.PutUint64(b[:], uint64(n)) //nolint:gosec // the bits, not the value
+		h.Write(b[:])
+	}
+	num(e.Seq)
+	num(store.Micros(e.At))
+	data, err := encodeData(e.Data)
+	if err != nil {
+		data = err.Error() // a map of strings always encodes
+	}
+	for _, s := range []string{
+		string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
+		e.Remote, e.Via, string(e.Code), e.Reason, data,
+	} {
+		num(int64(len(s)))
+		h.Write([]byte(s))
+	}
+	return h.Sum(nil)
+}
+
+// Report is the outcome of Verify.
+type Report struct {
+	Events   int64  // sealed and checked
+	Unsealed int64  // not yet sealed
+	Head     []byte // hash of the last good event
+	BrokenAt int64  // sequence of the first bad event; 0 if none
+	Problem  string // what is wrong there
+}
+
+// Verify walks the whole chain.
+func (l *Log) Verify(ctx context.Context) (Report, error) {
+	var rep Report
+	for {
+		batch, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, rep.Events, sealBatch)
+		if err != nil {
+			return rep, err
+		}
+		for i := range batch {
+			e := &batch[i].Event
+			if e.Seq != rep.Events+1 {
+				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing", rep.Events+1)
+				return rep, nil
+			}
+			if want := chain(rep.Head, e); string(want) != string(e.Hash) {
+				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d does not match its hash: it, or one before it, was changed", e.Seq)
+				return rep, nil
+			}
+			rep.Head, rep.Events = e.Hash, e.Seq
+		}
+		if len(batch) < sealBatch {
+			break
+		}
+	}
+	err := l.DB.QueryRow(ctx, `SELECT count(*) FROM event WHERE seq IS NULL`).Scan(&rep.Unsealed)
+	if err != nil {
+		return rep, fmt.Errorf("count unsealed events: %w", err)
+	}
+	return rep, nil
+}
