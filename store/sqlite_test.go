@@ -16,6 +16,7 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/google/go-cmp/cmp"
 )
 
 // commits counts the commit frames of a WAL (SQLite file format, 4.1): a frame is
@@ -233,4 +234,35 @@ func TestListenIsUpWithoutOtherNodes(t *testing.T) {
 	if err != nil {
 		t.Errorf("Listen: %v", err)
 	}
+}
+
+func TestSettingsKeepWritesDurable(t *testing.T) {
+	settings := func(db *store.DB, names ...string) []string {
+		var got []string
+		for _, name := range names {
+			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+				var v string
+				err := tx.QueryRow(ctx, name).Scan(&v)
+				got = append(got, v)
+				return err
+			})
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		return got
+	}
+	t.Run("sqlite", func(t *testing.T) {
+		got := settings(storetest.Open(t), `PRAGMA journal_mode`, `PRAGMA synchronous`, `PRAGMA foreign_keys`)
+		if diff := cmp.Diff([]string{"wal", "2", "1"}, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("postgres", func(t *testing.T) {
+		url := storetest.PostgresURL(t) + "&synchronous_commit=off"
+		got := settings(storetest.OpenURL(t, url), `SHOW synchronous_commit`, `SHOW transaction_isolation`)
+		if diff := cmp.Diff([]string{"on", "read committed"}, got); diff != "" {
+			t.Error(diff)
+		}
+	})
 }

@@ -37,7 +37,7 @@ func OpenURL(t testing.TB, url string) *store.DB {
 	db, err := store.Open(t.Context(), store.Options{
 		URL: url,
 		Now: time.Now, //nolint:forbidigo // a test's clock is the real one unless it brings its own
-		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
