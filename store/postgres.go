@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,14 +37,6 @@ const (
 	// pgOldest is the oldest server that the tests run on, as server_version_num.
 	pgOldest = 150000
 )
-
-// pgSettings hold for each connection: a node that hangs in a transaction must
-// not hold its locks for good, and no statement here is meant to run for minutes.
-var pgSettings = map[string]string{ //nolint:gochecknoglobals // a constant table
-	"application_name":                    "countersign",
-	"idle_in_transaction_session_timeout": "60s",
-	"statement_timeout":                   "120s",
-}
 
 type postgres struct {
 	opts   Options
@@ -77,7 +70,13 @@ func pgConfig(url string) (*pgx.ConnConfig, error) {
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = pgConnect
 	}
-	for name, value := range pgSettings {
+	// A node that hangs in a transaction must not hold its locks for good, and no
+	// statement here is meant to run for minutes.
+	for name, value := range map[string]string{
+		"application_name":                    "countersign",
+		"idle_in_transaction_session_timeout": "60s",
+		"statement_timeout":                   "120s",
+	} {
 		if config.RuntimeParams[name] == "" {
 			config.RuntimeParams[name] = value
 		}
@@ -143,9 +142,12 @@ func (p *postgres) attempt(ctx context.Context, fn writeFunc) (again bool, err e
 	return false, nil
 }
 
-// commitError parts a COMMIT that the server refused from one whose answer never came.
+// commitError parts a COMMIT that the server refused from one whose answer never
+// came. A server that is being stopped (class 57) may have committed here while
+// it waited for its standby.
 func commitError(err error) error {
-	if pgCode(err) != "" || errors.Is(err, pgx.ErrTxCommitRollback) || pgconn.SafeToRetry(err) {
+	code := pgCode(err)
+	if code != "" && !strings.HasPrefix(code, "57") || errors.Is(err, pgx.ErrTxCommitRollback) || pgconn.SafeToRetry(err) {
 		return fmt.Errorf("couldn't commit: %w", err)
 	}
 	return &unconfirmed{err}

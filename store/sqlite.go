@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -82,8 +83,8 @@ type closers []func() error
 
 func (c closers) close() error {
 	var errs []error
-	for i := len(c) - 1; i >= 0; i-- {
-		errs = append(errs, c[i]())
+	for _, closer := range slices.Backward(c) {
+		errs = append(errs, closer())
 	}
 	return errors.Join(errs...)
 }

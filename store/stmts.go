@@ -15,9 +15,7 @@ const stmtMax = 512
 // parsing a point read than running it. (pgx does the same by itself.) The least
 // recently used one makes room.
 type cached struct {
-	src interface {
-		PrepareContext(ctx context.Context, q string) (*sql.Stmt, error)
-	}
+	src preparer
 
 	mu    sync.Mutex
 	order *list.List // of *prepared, most recently used first
@@ -31,9 +29,12 @@ type prepared struct {
 	evicted bool
 }
 
-func newCached(src interface {
+// preparer is a *sql.DB, whose statements follow its connections, or one *sql.Conn.
+type preparer interface {
 	PrepareContext(ctx context.Context, q string) (*sql.Stmt, error)
-}) *cached {
+}
+
+func newCached(src preparer) *cached {
 	return &cached{src: src, order: list.New(), byQ: map[string]*list.Element{}}
 }
 
@@ -42,7 +43,7 @@ func (c *cached) acquire(ctx context.Context, q string) (*prepared, error) {
 	if p := c.lookup(q); p != nil {
 		return p, nil
 	}
-	stmt, err := c.src.PrepareContext(ctx, q) //nolint:sqlclosecheck // evict and close do
+	stmt, err := c.src.PrepareContext(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -68,14 +69,14 @@ func (c *cached) lookup(q string) *prepared {
 		return nil
 	}
 	c.order.MoveToFront(e)
-	p := e.Value.(*prepared) //nolint:errcheck,forcetypeassert // the list holds nothing else
+	p := e.Value.(*prepared)
 	p.users++
 	return p
 }
 
 // evict forgets a statement; the last user closes it. The caller holds mu.
 func (c *cached) evict(e *list.Element) {
-	p := c.order.Remove(e).(*prepared) //nolint:errcheck,forcetypeassert // the list holds nothing else
+	p := c.order.Remove(e).(*prepared)
 	delete(c.byQ, p.q)
 	p.evicted = true
 	if p.users == 0 {
@@ -117,7 +118,7 @@ func (c *cached) QueryContext(ctx context.Context, q string, args ...any) (*sql.
 		return nil, err
 	}
 	defer c.release(p)
-	return p.stmt.QueryContext(ctx, args...)
+	return p.stmt.QueryContext(ctx, args...) //nolint:sqlclosecheck // the caller closes what it asked for
 }
 
 // QueryRowContext reads one row.

@@ -117,7 +117,7 @@ func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 	if inside(ctx) {
 		return nil, errInside
 	}
-	rows, err := db.reads.QueryContext(ctx, q, args...) //nolint:sqlclosecheck // the caller closes what it asked for
+	rows, err := db.reads.QueryContext(ctx, q, args...)
 	return rows, db.dialect.wrap(err)
 }
 

@@ -33,7 +33,7 @@ func (tx *Tx) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 	if err != nil {
 		return nil, err
 	}
-	rows, err := tx.run.QueryContext(ctx, q, args...) //nolint:sqlclosecheck // the caller closes what it asked for
+	rows, err := tx.run.QueryContext(ctx, q, args...)
 	return rows, tx.note(err)
 }
 

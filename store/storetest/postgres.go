@@ -42,7 +42,8 @@ type server struct {
 	next atomic.Int64
 }
 
-var shared server //nolint:gochecknoglobals // one server for each test process is the point
+// shared is one for all tests of the process: a start takes seconds.
+var shared server
 
 var errMissing = errors.New("PostgreSQL's programs are not installed")
 
@@ -125,7 +126,7 @@ func binaries() (string, error) {
 // is this process's own user.
 func owner(dir string) (*syscall.Credential, error) {
 	if os.Getuid() != 0 {
-		return nil, nil //nolint:nilnil // no other user is needed
+		return nil, nil
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
@@ -168,7 +169,7 @@ func watch(bin, dir, port string, cred *syscall.Credential) error {
 		"-p", port, "-k", dir, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
 		"-c", "max_connections=" + strconv.Itoa(maxConnections), "-c", "shared_buffers=32MB",
 	}, " ")
-	cmd := exec.Command("/bin/sh", "-c", script, "sh", bin, dir, options) //nolint:gosec,noctx // fixed text; it outlives any one test's context
+	cmd := exec.Command("/bin/sh", "-c", script, "sh", bin, dir, options) //nolint:gosec // fixed text; it outlives any one test's context
 	cmd.Dir = dir
 	// A group of its own, so that an interrupt from the terminal reaches the test alone.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, Setpgid: true}
