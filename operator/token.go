@@ -1,0 +1,196 @@
+package operator
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"database/sql"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// TokenPrefix starts every operator token so that a leaked one is recognized by
+// secret scanners and by people.
+const TokenPrefix = "csop_"
+
+// A token is TokenPrefix, its id and 256 random bits. The id is in it to find
+// the row without asking the database about the secret, whose comparison must
+// take the same time however much of it is right.
+const (
+	idLen     = 16 // 80 bits in base32
+	secretLen = 52 // 256 bits in base32
+	tokenLen  = len(TokenPrefix) + idLen + secretLen
+)
+
+// The bounds of a token's life: long enough for a first command, short enough
+// that a forgotten one dies.
+const (
+	minTTL = time.Minute
+	maxTTL = 365 * 24 * time.Hour
+)
+
+const (
+	// usedEvery bounds the writes that a busy token causes: its last use is known
+	// to the minute.
+	usedEvery = time.Minute
+	// maxLimit bounds a page of tokens.
+	maxLimit = 1000
+)
+
+// Token is an operator token without its secret.
+type Token struct {
+	ID        string
+	Name      string // who or what uses it; stands in events as operator:<name>
+	Role      Role
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time // to the minute; zero if never
+	Revoked   bool
+}
+
+// Desk keeps the operator tokens.
+type Desk struct {
+	DB  *store.DB
+	Now func() time.Time
+	Log *slog.Logger // nil discards
+}
+
+var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// Create records a new token within tx. The secret is in no other answer and in
+// no record: only its SHA-256 is kept, which is enough for 256 random bits.
+func (d *Desk) Create(ctx context.Context, tx *store.Tx, name string, role Role, ttl time.Duration) (t Token, secret string, err error) {
+	if err := countersign.CheckName(name); err != nil {
+		return Token{}, "", err
+	}
+	if err := CheckRole(role); err != nil {
+		return Token{}, "", err
+	}
+	if ttl < minTTL || ttl > maxTTL {
+		return Token{}, "", countersign.Errorf(countersign.BadRequest, "a life of %s is not between %s and %s", ttl, minTTL, maxTTL).
+			WithNext("choose another one")
+	}
+	var id [idLen * 5 / 8]byte
+	var random [32]byte
+	_, _ = rand.Read(id[:]) // never fails
+	_, _ = rand.Read(random[:])
+	now := d.Now().UTC().Truncate(time.Microsecond)
+	t = Token{ID: encoding.EncodeToString(id[:]), Name: name, Role: role, CreatedAt: now, ExpiresAt: now.Add(ttl)}
+	secret = TokenPrefix + t.ID + encoding.EncodeToString(random[:])
+	sum := sha256.Sum256([]byte(secret))
+	_, err = tx.Exec(ctx, `INSERT INTO operator_token (id, name, role, hash, created_at, expires_at, used_at, revoked)
+		VALUES ($1, $2, $3, $4, $5, $6, 0, FALSE)`,
+		t.ID, t.Name, string(t.Role), sum[:], store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt))
+	if err != nil {
+		return Token{}, "", fmt.Errorf("couldn't record operator token: %w", err)
+	}
+	return t, secret, nil
+}
+
+// errWrong is the one answer for all tokens that are not good, and never were
+// known to be, so that it tells a stranger nothing.
+func errWrong() error {
+	return countersign.Errorf(countersign.BadCredential, "the operator token is wrong").
+		WithNext("ask an admin for a new one")
+}
+
+// Authenticate finds the token with this secret. It refuses with BadCredential a
+// secret that is wrong or revoked, with CredentialExpire one that was good once.
+func (d *Desk) Authenticate(ctx context.Context, secret string) (Token, error) {
+	if secret == "" {
+		return Token{}, countersign.Errorf(countersign.Unauthenticated, "no operator token was shown").
+			WithNext("send one as Authorization: Bearer")
+	}
+	if len(secret) != tokenLen || !strings.HasPrefix(secret, TokenPrefix) {
+		return Token{}, errWrong()
+	}
+	var hash []byte
+	id := secret[len(TokenPrefix) : len(TokenPrefix)+idLen]
+	t, err := scan(d.DB.QueryRow(ctx, `SELECT `+columns+`, hash FROM operator_token WHERE id = $1`, id), &hash)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return Token{}, fmt.Errorf("couldn't look up operator token: %w", store.Wrap(err))
+	}
+	sum := sha256.Sum256([]byte(secret))
+	if subtle.ConstantTimeCompare(sum[:], hash) != 1 || t.Revoked {
+		return Token{}, errWrong()
+	}
+	now := d.Now()
+	if !now.Before(t.ExpiresAt) {
+		return Token{}, countersign.Errorf(countersign.CredentialExpire, "the operator token expired at %s", t.ExpiresAt.Format(time.RFC3339)).
+			WithNext("ask an admin for a new one")
+	}
+	if now.Sub(t.UsedAt) >= usedEvery {
+		d.markUsed(ctx, t.ID, now)
+	}
+	return t, nil
+}
+
+// markUsed keeps an operator out for no failure: on a full disk they are needed most.
+func (d *Desk) markUsed(ctx context.Context, id string, now time.Time) {
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE operator_token SET used_at = $1 WHERE id = $2 AND used_at < $1`, store.Micros(now), id)
+		return err
+	})
+	if err != nil && d.Log != nil {
+		d.Log.WarnContext(ctx, "couldn't note the use of an operator token", "token", id, "error", err)
+	}
+}
+
+// Revoke ends a token at once. Again is no error.
+func (d *Desk) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
+	t, err := scan(tx.QueryRow(ctx, `UPDATE operator_token SET revoked = TRUE WHERE id = $1 RETURNING `+columns, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Token{}, countersign.Errorf(countersign.NotFound, "there is no operator token %.40q", id).
+			WithNext("list the tokens")
+	}
+	if err != nil {
+		return Token{}, fmt.Errorf("couldn't revoke operator token: %w", store.Wrap(err))
+	}
+	return t, nil
+}
+
+// List reads tokens by id, those after the id after; next is empty on the last
+// page.
+func (d *Desk) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
+	limit = min(max(limit, 1), maxLimit)
+	rows, err := d.DB.Query(ctx, `SELECT `+columns+` FROM operator_token WHERE id > $1 ORDER BY id LIMIT $2`, after, limit+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("couldn't list operator tokens: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		t, err := scan(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("couldn't list operator tokens: %w", store.Wrap(err))
+		}
+		list = append(list, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, "", fmt.Errorf("couldn't list operator tokens: %w", store.Wrap(err))
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		next = list[limit-1].ID
+	}
+	return list, next, nil
+}
+
+const columns = `id, name, role, created_at, expires_at, used_at, revoked`
+
+func scan(row interface{ Scan(dest ...any) error }, extra ...any) (t Token, err error) {
+	var created, expires, used int64
+	dest := []any{&t.ID, &t.Name, &t.Role, &created, &expires, &used, &t.Revoked}
+	if err := row.Scan(append(dest, extra...)...); err != nil {
+		return Token{}, err
+	}
+	t.CreatedAt, t.ExpiresAt, t.UsedAt = store.Time(created), store.Time(expires), store.Time(used)
+	return t, nil
+}
