@@ -1,0 +1,107 @@
+package est
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// challenge makes curl and strongSwan repeat the request with their password;
+// neither sends it before.
+const challenge = `Basic realm="countersign est", charset="UTF-8"`
+
+// retryAfter is said where the refusal names no time: long enough to ease an
+// overload, short enough for a person who waits.
+const retryAfter = 30 * time.Second
+
+// statusError is a refusal that only HTTP has a word for.
+type statusError struct {
+	status        int
+	allow         string // for 405
+	message, next string
+}
+
+func (e *statusError) Error() string { return e.message }
+
+// httpStatus is the one table from codes to HTTP (RFC 7030, 4.2.3; RFC 9110, 15).
+// 401 is for what another token could mend, 403 for what none can.
+func httpStatus(code countersign.Code) int {
+	switch code {
+	case countersign.BadRequest, countersign.BadSignature, countersign.WeakKey:
+		return http.StatusBadRequest
+	case countersign.TooLarge:
+		return http.StatusRequestEntityTooLarge
+	case countersign.Unauthenticated, countersign.BadCredential,
+		countersign.CredentialSpent, countersign.CredentialExpire:
+		return http.StatusUnauthorized
+	case countersign.NotAllowed, countersign.SubjectMismatch,
+		countersign.DeviceOnHold, countersign.DeviceGone,
+		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld,
+		countersign.CertExpired, countersign.CertNotYetValid, countersign.ForkDetected:
+		return http.StatusForbidden
+	case countersign.NotFound:
+		return http.StatusNotFound
+	case countersign.Conflict, countersign.DeviceIsActive:
+		return http.StatusConflict
+	case countersign.RateLimited:
+		return http.StatusTooManyRequests
+	case countersign.Unavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// refuse answers with one sentence and a next step in plain text (RFC 7030,
+// 4.2.3) and logs the refusal with its cause.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var status int
+	var text string
+	h := w.Header()
+	if e, ok := errors.AsType[*statusError](err); ok {
+		status, text = e.status, sentence(e.message, e.next)
+		if e.allow != "" {
+			h.Set("Allow", e.allow)
+		}
+	} else {
+		e := countersign.Public(err)
+		status, text = httpStatus(e.Code), sentence(e.Message, e.Next)
+		switch status {
+		case http.StatusUnauthorized:
+			h.Set("WWW-Authenticate", challenge)
+		case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+			h.Set("Retry-After", seconds(e.RetryAfter))
+		}
+	}
+	level := slog.LevelInfo
+	if status >= http.StatusInternalServerError && status != http.StatusNotImplemented {
+		level = slog.LevelError
+	}
+	s.log().Log(r.Context(), level, "est request refused", "path", r.URL.Path, "remote", r.RemoteAddr,
+		"status", status, "code", countersign.CodeOf(err), "err", err, "cause", errors.Unwrap(err))
+
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text) // a client that is gone needs no answer
+}
+
+func sentence(message, next string) string {
+	if next == "" {
+		return message + ".\n"
+	}
+	return message + ": " + next + ".\n"
+}
+
+// seconds rounds up, so that nobody comes back too early.
+func seconds(d time.Duration) string {
+	if d <= 0 {
+		d = retryAfter
+	}
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
+}

@@ -1,0 +1,136 @@
+package est
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Trust tells devices what the authority is and wants. Fleet is the label of the
+// path, empty for the default fleet; one that does not exist is NotFound.
+type Trust interface {
+	// CACerts gives the certification path of the fleet's issuing authority, each
+	// certificate in DER, issuing authority first, root last.
+	CACerts(ctx context.Context, fleet string) ([][]byte, error)
+	// CSRAttrs gives what requests of the fleet should contain. Empty means
+	// anything goes, and the door answers 204.
+	CSRAttrs(ctx context.Context, fleet string) (CSRAttrs, error)
+}
+
+// Server answers EST over HTTPS. Its listener must ask for client certificates
+// without verifying them and bound headers and time. The fields are set once,
+// before the first request.
+type Server struct {
+	Enroller countersign.Enroller
+	Trust    Trust
+	Log      *slog.Logger // nil: no log
+	MaxBody  int64        // largest request body in octets; 0: [DefaultMaxBody]
+}
+
+// pathPrefix is fixed by RFC 7030, 3.2.2.
+const pathPrefix = "/.well-known/est/"
+
+// ServeHTTP answers one EST request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := s.serve(w, r); err != nil {
+		s.refuse(w, r, err)
+	}
+}
+
+type handler func(w http.ResponseWriter, r *http.Request, fleet string) error
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
+	fleet, name, err := splitPath(r.URL.Path)
+	if err != nil {
+		return err
+	}
+	h, method := s.operation(name)
+	switch {
+	case method == "":
+		return errNoOperation
+	case h == nil:
+		return &statusError{
+			status:  http.StatusNotImplemented,
+			message: name + " is not offered here", next: "use simpleenroll with a key made on the device",
+		}
+	case r.TLS == nil: // RFC 7030, 3.3: tokens must not cross a plain connection
+		return countersign.Errorf(countersign.NotAllowed, "EST is served over TLS only").WithNext("use the https URL")
+	case r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead):
+		return &statusError{
+			status: http.StatusMethodNotAllowed, allow: allowed(method),
+			message: name + " takes " + method + " only", next: "repeat it with that method",
+		}
+	}
+	return h(w, r, fleet)
+}
+
+// operation gives the handler and the method of an operation: no method if RFC
+// 7030 knows none of that name, no handler if we don't offer it.
+func (s *Server) operation(name string) (h handler, method string) {
+	switch name {
+	case "cacerts":
+		return s.caCerts, http.MethodGet
+	case "csrattrs":
+		return s.csrAttrs, http.MethodGet
+	case "simpleenroll":
+		return s.simpleEnroll, http.MethodPost
+	case "simplereenroll":
+		return s.simpleReenroll, http.MethodPost
+	case "serverkeygen", "fullcmc":
+		return nil, http.MethodPost
+	}
+	return nil, ""
+}
+
+func allowed(method string) string {
+	if method == http.MethodGet {
+		return "GET, HEAD"
+	}
+	return method
+}
+
+var errNoOperation = countersign.Errorf(countersign.NotFound, "no EST operation has this path").
+	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll or simplereenroll}, with a fleet's name before the operation if need be")
+
+// splitPath gives the label, empty if there is none, and the operation.
+func splitPath(path string) (fleet, operation string, err error) {
+	rest, ok := strings.CutPrefix(path, pathPrefix)
+	if !ok {
+		return "", "", errNoOperation
+	}
+	label, operation, ok := strings.Cut(rest, "/")
+	if !ok {
+		return "", rest, nil
+	}
+	if countersign.CheckName(label) != nil {
+		return "", "", countersign.Errorf(countersign.NotFound, "the path names no fleet: %.80q can't be one", label).
+			WithNext("use the fleet's name, or no label for the default fleet")
+	}
+	return label, operation, nil
+}
+
+// write sends der in base64. The length is explicit and the header short since
+// some clients read an answer in two TLS records and know no chunks.
+func (s *Server) write(w http.ResponseWriter, r *http.Request, mediaType string, der []byte) error {
+	body := encodeBody(der, r.UserAgent())
+	h := w.Header()
+	h.Set("Content-Type", mediaType)
+	// RFC 8951, 3.2.1 has receivers ignore it; clients of RFC 7030 look for it.
+	h.Set("Content-Transfer-Encoding", "base64")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if _, err := w.Write(body); err != nil {
+		s.log().InfoContext(r.Context(), "est answer not delivered", "remote", r.RemoteAddr, "err", err)
+	}
+	return nil
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
+}
