@@ -1,0 +1,115 @@
+package status
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// retryAfter is said where a refusal names no time.
+const retryAfter = 30 * time.Second
+
+// ocspStatus is OCSPResponseStatus (RFC 6960, 4.2.1).
+type ocspStatus byte
+
+const (
+	malformedRequest ocspStatus = 1
+	internalError    ocspStatus = 2
+	tryLater         ocspStatus = 3
+	unauthorized     ocspStatus = 6
+)
+
+// ocspStatusOf is the table from codes to OCSP. unauthorized is for issuers that
+// are not ours (RFC 5019, 2.2.3).
+func ocspStatusOf(code countersign.Code) ocspStatus {
+	switch code {
+	case countersign.BadRequest:
+		return malformedRequest
+	case countersign.Unavailable, countersign.RateLimited:
+		return tryLater
+	case countersign.CertUnknown, countersign.NotFound, countersign.NotAllowed:
+		return unauthorized
+	}
+	return internalError
+}
+
+// der is an OCSPResponse with the status alone.
+func (s ocspStatus) der() []byte { return []byte{0x30, 0x03, 0x0a, 0x01, byte(s)} }
+
+// ocspError answers in OCSP's own terms, which HTTP carries as a success (RFC
+// 6960, A.2).
+func (s *Server) ocspError(w http.ResponseWriter, r *http.Request, err error) {
+	st := ocspStatusOf(countersign.CodeOf(err))
+	level := slog.LevelDebug // strangers ask anything
+	if st == internalError || st == tryLater {
+		level = slog.LevelError
+	}
+	s.log().Log(r.Context(), level, "ocsp request not answered", "remote", r.RemoteAddr,
+		"ocsp_status", int(st), "err", err, "cause", errors.Unwrap(err))
+	s.writeOCSP(w, r, st.der())
+}
+
+// statusError is a refusal that only HTTP has a word for.
+type statusError struct {
+	status  int
+	allow   string // for 405
+	message string
+}
+
+func (e *statusError) Error() string { return e.message }
+
+// httpStatus is the table from codes to HTTP, for all that OCSP has no word for.
+func httpStatus(code countersign.Code) int {
+	switch code {
+	case countersign.BadRequest:
+		return http.StatusBadRequest
+	case countersign.TooLarge:
+		return http.StatusRequestEntityTooLarge
+	case countersign.NotFound, countersign.CertUnknown:
+		return http.StatusNotFound
+	case countersign.RateLimited:
+		return http.StatusTooManyRequests
+	case countersign.Unavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// refuse answers with one sentence and a next step in plain text.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	h := w.Header()
+	status, text := 0, ""
+	if e, ok := errors.AsType[*statusError](err); ok {
+		status, text = e.status, e.message
+		if e.allow != "" {
+			h.Set("Allow", e.allow)
+		}
+	} else {
+		e := countersign.Public(err)
+		status, text = httpStatus(e.Code), e.Message
+		if e.Next != "" {
+			text += ": " + e.Next
+		}
+		if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+			h.Set("Retry-After", seconds(e.RetryAfter))
+		}
+	}
+	if status >= http.StatusInternalServerError {
+		s.log().ErrorContext(r.Context(), "status request failed", "path", r.URL.Path, "remote", r.RemoteAddr,
+			"status", status, "err", err, "cause", errors.Unwrap(err))
+	}
+	h.Set("Cache-Control", "no-store")
+	http.Error(w, text+".", status)
+}
+
+// seconds rounds up, so that nobody comes back too early.
+func seconds(d time.Duration) string {
+	if d <= 0 {
+		d = retryAfter
+	}
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
+}

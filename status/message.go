@@ -1,0 +1,260 @@
+package status
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha1" //nolint:gosec // RFC 5019, 2.1.1: requests name the issuer by SHA-1; it secures nothing
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// MaxOCSPRequest is the largest request, DER. One certificate and a nonce take
+	// 120 octets; the rest is for many certificates or a signature, which we skip.
+	MaxOCSPRequest = 16 << 10
+	// MaxCertIDs is the most certificates in one request. One signature answers
+	// them all, but each is a lookup.
+	MaxCertIDs = 32
+	// MaxNonce is the longest nonce, in octets (RFC 9654, 2.1).
+	MaxNonce = 128
+)
+
+// The contents of object identifiers, to compare without decoding.
+var (
+	oidSHA1   = []byte{0x2b, 0x0e, 0x03, 0x02, 0x1a}
+	oidSHA256 = []byte{0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01}
+	oidSHA384 = []byte{0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x02}
+	oidSHA512 = []byte{0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03}
+	oidNonce  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x02} // id-pkix-ocsp-nonce
+)
+
+var (
+	tag0 = cbasn1.Tag(0).ContextSpecific().Constructed()
+	tag1 = cbasn1.Tag(1).ContextSpecific().Constructed()
+	tag2 = cbasn1.Tag(2).ContextSpecific().Constructed()
+)
+
+var errMalformed = errors.New("couldn't parse OCSP request: malformed")
+
+// ParseOCSPRequest reads an OCSPRequest (RFC 6960, 4.1.1). The answer shares
+// memory with der. A signature and the requestor's name are skipped: status is
+// public. An extension that is critical and not known is an error (4.4), and so
+// is a nonce that is empty or over [MaxNonce] (RFC 9654, 2.1).
+func ParseOCSPRequest(der []byte) (countersign.OCSPQuery, error) {
+	var q countersign.OCSPQuery
+	if len(der) > MaxOCSPRequest {
+		return q, fmt.Errorf("couldn't parse OCSP request: %d octets are over %d", len(der), MaxOCSPRequest)
+	}
+	in := cryptobyte.String(der)
+	var req, tbs, list, exts cryptobyte.String
+	var hasExts bool
+	if !in.ReadASN1(&req, cbasn1.SEQUENCE) || !in.Empty() ||
+		!req.ReadASN1(&tbs, cbasn1.SEQUENCE) ||
+		!req.SkipOptionalASN1(tag0) || !req.Empty() || // optionalSignature
+		!readVersion1(&tbs) ||
+		!tbs.SkipOptionalASN1(tag1) || // requestorName
+		!tbs.ReadASN1(&list, cbasn1.SEQUENCE) ||
+		!tbs.ReadOptionalASN1(&exts, &hasExts, tag2) || !tbs.Empty() {
+		return q, errMalformed
+	}
+	ids, err := readRequests(list)
+	if err != nil {
+		return q, err
+	}
+	q.CertIDs = ids
+	if hasExts {
+		if q.Nonce, err = readExtensions(exts, true); err != nil {
+			return q, err
+		}
+	}
+	return q, nil
+}
+
+// readVersion1 reads [0] EXPLICIT INTEGER DEFAULT v1(0). DER leaves the default
+// out, yet some clients write it.
+func readVersion1(tbs *cryptobyte.String) bool {
+	var field cryptobyte.String
+	var has bool
+	var v int
+	return tbs.ReadOptionalASN1(&field, &has, tag0) &&
+		(!has || field.ReadASN1Integer(&v) && v == 0 && field.Empty())
+}
+
+func readRequests(list cryptobyte.String) ([]countersign.CertID, error) {
+	ids := make([]countersign.CertID, 0, 1) // nearly always one
+	for !list.Empty() {
+		if len(ids) == MaxCertIDs {
+			return nil, fmt.Errorf("couldn't parse OCSP request: more than %d certificates", MaxCertIDs)
+		}
+		var one, exts cryptobyte.String
+		var hasExts bool
+		var id countersign.CertID
+		if !list.ReadASN1(&one, cbasn1.SEQUENCE) || !readCertID(&one, &id) ||
+			!one.ReadOptionalASN1(&exts, &hasExts, tag0) || !one.Empty() {
+			return nil, errMalformed
+		}
+		if hasExts {
+			if _, err := readExtensions(exts, false); err != nil {
+				return nil, err
+			}
+		}
+		ids = append(ids, id)
+	}
+	if len(ids) == 0 {
+		return nil, errMalformed
+	}
+	return ids, nil
+}
+
+func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
+	var element, seq, alg, oid, name, key, serial cryptobyte.String
+	if !in.ReadASN1Element(&element, cbasn1.SEQUENCE) {
+		return false
+	}
+	id.DER = element
+	if !element.ReadASN1(&seq, cbasn1.SEQUENCE) ||
+		!seq.ReadASN1(&alg, cbasn1.SEQUENCE) || !alg.ReadASN1(&oid, cbasn1.OBJECT_IDENTIFIER) ||
+		!seq.ReadASN1(&name, cbasn1.OCTET_STRING) ||
+		!seq.ReadASN1(&key, cbasn1.OCTET_STRING) ||
+		!seq.ReadASN1(&serial, cbasn1.INTEGER) || !seq.Empty() || len(serial) == 0 {
+		return false
+	}
+	id.Hash, id.IssuerNameHash, id.IssuerKeyHash = hashOf(oid), name, key
+	// A negative serial is nobody's (RFC 5280, 4.1.2.2); it must not be taken for
+	// the positive one with the same octets. Empty, it is answered as unknown.
+	if serial[0] < 0x80 {
+		id.Serial = countersign.Serial(hex.EncodeToString(bytes.TrimLeft(serial, "\x00")))
+	}
+	return true
+}
+
+func hashOf(oid []byte) crypto.Hash {
+	switch {
+	case bytes.Equal(oid, oidSHA1):
+		return crypto.SHA1
+	case bytes.Equal(oid, oidSHA256):
+		return crypto.SHA256
+	case bytes.Equal(oid, oidSHA384):
+		return crypto.SHA384
+	case bytes.Equal(oid, oidSHA512):
+		return crypto.SHA512
+	}
+	return 0
+}
+
+// readExtensions reads the content of an explicit tag around Extensions and
+// gives the nonce if one is there and allowed.
+func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err error) {
+	var list cryptobyte.String
+	if !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
+		return nil, errMalformed
+	}
+	for !list.Empty() {
+		var ext, oid, value cryptobyte.String
+		var critical bool
+		if !list.ReadASN1(&ext, cbasn1.SEQUENCE) ||
+			!ext.ReadASN1(&oid, cbasn1.OBJECT_IDENTIFIER) ||
+			!ext.ReadOptionalASN1Boolean(&critical, cbasn1.BOOLEAN, false) ||
+			!ext.ReadASN1(&value, cbasn1.OCTET_STRING) || !ext.Empty() {
+			return nil, errMalformed
+		}
+		switch {
+		case nonceAllowed && bytes.Equal(oid, oidNonce):
+			var n cryptobyte.String
+			if nonce != nil || !value.ReadASN1(&n, cbasn1.OCTET_STRING) || !value.Empty() ||
+				len(n) == 0 || len(n) > MaxNonce {
+				return nil, errors.New("couldn't parse OCSP request: one nonce of 1 to 128 octets is allowed")
+			}
+			nonce = n
+		case critical:
+			return nil, errors.New("couldn't parse OCSP request: unknown critical extension")
+		}
+	}
+	return nonce, nil
+}
+
+// EncodeOCSPRequest gives the DER of a request for one certificate of issuer,
+// which it names by SHA-1 as responders expect (RFC 5019, 2.1.1). A nil nonce
+// leaves the extension out, so that the answer may come from a cache.
+func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, error) {
+	if len(nonce) > MaxNonce || nonce != nil && len(nonce) == 0 {
+		return nil, fmt.Errorf("couldn't encode OCSP request: a nonce has 1 to %d octets, not %d", MaxNonce, len(nonce))
+	}
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(issuer.RawSubjectPublicKeyInfo, &spki); err != nil {
+		return nil, fmt.Errorf("couldn't encode OCSP request: key of the issuer: %w", err)
+	}
+	name, key := sha1.Sum(issuer.RawSubject), sha1.Sum(spki.Key.RightAlign()) //nolint:gosec // as above
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(req *cryptobyte.Builder) {
+		req.AddASN1(cbasn1.SEQUENCE, func(tbs *cryptobyte.Builder) {
+			tbs.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
+				list.AddASN1(cbasn1.SEQUENCE, func(one *cryptobyte.Builder) {
+					one.AddASN1(cbasn1.SEQUENCE, func(id *cryptobyte.Builder) {
+						id.AddASN1(cbasn1.SEQUENCE, func(alg *cryptobyte.Builder) {
+							alg.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(o *cryptobyte.Builder) { o.AddBytes(oidSHA1) })
+							alg.AddASN1NULL()
+						})
+						id.AddASN1OctetString(name[:])
+						id.AddASN1OctetString(key[:])
+						id.AddASN1BigInt(cert.SerialNumber)
+					})
+				})
+			})
+			if nonce != nil {
+				addNonce(tbs, nonce)
+			}
+		})
+	})
+	der, err := b.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("couldn't encode OCSP request: %w", err)
+	}
+	return der, nil
+}
+
+// addNonce writes requestExtensions with the nonce alone.
+func addNonce(tbs *cryptobyte.Builder, nonce []byte) {
+	tbs.AddASN1(tag2, func(exts *cryptobyte.Builder) {
+		exts.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
+			list.AddASN1(cbasn1.SEQUENCE, func(ext *cryptobyte.Builder) {
+				ext.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(o *cryptobyte.Builder) { o.AddBytes(oidNonce) })
+				ext.AddASN1(cbasn1.OCTET_STRING, func(v *cryptobyte.Builder) { v.AddASN1OctetString(nonce) })
+			})
+		})
+	})
+}
+
+// responseNonce gives the nonce of a ResponseData (RFC 6960, 4.2.1), nil if it
+// has none. The data has been parsed and its signature checked before.
+func responseNonce(tbs []byte) ([]byte, error) {
+	in := cryptobyte.String(tbs)
+	var data, exts cryptobyte.String
+	var tag cbasn1.Tag
+	var responder cryptobyte.String
+	var hasExts bool
+	if !in.ReadASN1(&data, cbasn1.SEQUENCE) ||
+		!data.SkipOptionalASN1(tag0) || // version
+		!data.ReadAnyASN1(&responder, &tag) ||
+		!data.SkipASN1(cbasn1.GeneralizedTime) ||
+		!data.SkipASN1(cbasn1.SEQUENCE) || // responses
+		!data.ReadOptionalASN1(&exts, &hasExts, tag1) {
+		return nil, errors.New("malformed response data")
+	}
+	if !hasExts {
+		return nil, nil
+	}
+	return readExtensions(exts, true)
+}

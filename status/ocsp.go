@@ -1,0 +1,137 @@
+package status
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	mediaTypeOCSPRequest  = "application/ocsp-request"
+	mediaTypeOCSPResponse = "application/ocsp-response"
+)
+
+// maxOCSPPath bounds a request in a path: base64 with every octet escaped.
+const maxOCSPPath = MaxOCSPRequest * 4
+
+// ocsp answers a query by POST or GET (RFC 6960, A.1). rest is what follows
+// /ocsp in the escaped path.
+func (s *Server) ocsp(w http.ResponseWriter, r *http.Request, rest string) {
+	var der []byte
+	var err error
+	get := false
+	switch r.Method {
+	case http.MethodPost:
+		if err := checkMediaType(r.Header.Get("Content-Type")); err != nil {
+			s.refuse(w, r, err)
+			return
+		}
+		der, err = readBody(w, r)
+	case http.MethodGet, http.MethodHead:
+		get = true
+		der, err = decodePath(rest)
+	default:
+		s.refuse(w, r, &statusError{http.StatusMethodNotAllowed, "GET, HEAD, POST", "OCSP takes GET and POST only"})
+		return
+	}
+	if err != nil {
+		if countersign.CodeOf(err) == countersign.TooLarge {
+			s.refuse(w, r, err)
+			return
+		}
+		s.ocspError(w, r, err)
+		return
+	}
+	q, err := ParseOCSPRequest(der)
+	if err != nil {
+		s.ocspError(w, r, countersign.Errorf(countersign.BadRequest, "the OCSP request is malformed").WithCause(err))
+		return
+	}
+	answer, err := s.Authority.OCSP(r.Context(), q)
+	if err != nil {
+		s.ocspError(w, r, err)
+		return
+	}
+	if get && q.Nonce == nil {
+		sum := sha256.Sum256(answer.DER)
+		s.serve(w, r, file{
+			mediaTypeOCSPResponse, quoted(hex.EncodeToString(sum[:16])),
+			answer.ThisUpdate, answer.NextUpdate, answer.DER,
+		})
+		return
+	}
+	s.writeOCSP(w, r, answer.DER)
+}
+
+// writeOCSP sends what no cache may keep: it is for this one question, or an error.
+func (s *Server) writeOCSP(w http.ResponseWriter, r *http.Request, der []byte) {
+	h := w.Header()
+	h.Set("Content-Type", mediaTypeOCSPResponse)
+	h.Set("Content-Length", strconv.Itoa(len(der)))
+	h.Set("Cache-Control", "no-store")
+	if _, err := w.Write(der); err != nil {
+		s.log().DebugContext(r.Context(), "ocsp answer not delivered", "remote", r.RemoteAddr, "err", err)
+	}
+}
+
+// readBody reads a POST. Beyond the limit it is TooLarge.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body := http.MaxBytesReader(w, r.Body, MaxOCSPRequest)
+	if n := r.ContentLength; n > 0 && n <= MaxOCSPRequest {
+		der := make([]byte, n)
+		if _, err := io.ReadFull(body, der); err != nil {
+			return nil, countersign.Errorf(countersign.BadRequest, "the OCSP request ended early").WithCause(err)
+		}
+		return der, nil
+	}
+	der, err := io.ReadAll(body)
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, errTooLarge
+	}
+	if err != nil {
+		return nil, countersign.Errorf(countersign.BadRequest, "the OCSP request ended early").WithCause(err)
+	}
+	return der, nil
+}
+
+var errTooLarge = countersign.Errorf(countersign.TooLarge, "the OCSP request is over %d octets", MaxOCSPRequest).
+	WithNext("ask for fewer certificates at a time")
+
+// decodePath reads the request from a path: base64, escaped or not, padded or
+// not. A slash too many before it comes from an address that ended in one; DER
+// never begins with one in base64.
+func decodePath(escaped string) ([]byte, error) {
+	if len(escaped) > maxOCSPPath {
+		return nil, errTooLarge
+	}
+	text, err := url.PathUnescape(strings.TrimLeft(escaped, "/"))
+	if err == nil {
+		text = strings.TrimRight(strings.TrimLeft(text, "/"), "=")
+		var der []byte
+		if der, err = base64.RawStdEncoding.DecodeString(text); err == nil {
+			return der, nil
+		}
+	}
+	return nil, countersign.Errorf(countersign.BadRequest, "the path holds no OCSP request in base64").WithCause(err)
+}
+
+// checkMediaType wants application/ocsp-request (RFC 6960, A.1) or nothing: some
+// small clients leave the header away.
+func checkMediaType(contentType string) error {
+	if contentType == "" || contentType == mediaTypeOCSPRequest {
+		return nil
+	}
+	if t, _, err := mime.ParseMediaType(contentType); err == nil && t == mediaTypeOCSPRequest {
+		return nil
+	}
+	return &statusError{http.StatusUnsupportedMediaType, "", "the body must be " + mediaTypeOCSPRequest}
+}
