@@ -34,6 +34,9 @@ type EnrollRequest struct {
 	Fleet    string // as the door's path names it; empty: what the evidence says, else default
 	Door     string // est, rest, …
 	Remote   netip.AddrPort
+	// Began is when the door began to read the request. A request that was
+	// overtaken by a later one of the same device is refused by it. Zero: now.
+	Began time.Time
 }
 
 // Grant is an issued certificate with what its holder needs beside it.
@@ -58,13 +61,15 @@ type RevokeRequest struct {
 	Actor  Actor
 }
 
-// Revocation is what a revocation did.
+// Revocation is what a revocation, a suspension or a retirement did.
 type Revocation struct {
 	Device       string
 	Certificates []CertRef
 	At           time.Time
 	Sessions     int           // live sessions cut on this node
 	CutIn        time.Duration // from the durable record to the last socket closed
+	// CRLNumber is the list that shows it; 0 while that is still being made.
+	CRLNumber int64
 }
 
 // Enroller is the one way in. Every enrollment door calls it; package ra

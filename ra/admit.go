@@ -1,0 +1,211 @@
+package ra
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Admit decides a connection and records what the decision sets in motion: the
+// first use of a certificate, or a fork. Every refusal is an event.
+func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
+	dec := d.Access.Decide(ctx, c)
+	var err error
+	switch {
+	case dec.Replaced:
+		err = d.forkShown(ctx, &dec)
+	case dec.Allow && dec.FirstUse:
+		err = d.firstUse(ctx, &dec)
+	}
+	if err != nil {
+		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
+		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "the first use of the certificate cannot be recorded now"
+	}
+	if !dec.Allow {
+		d.connectRefused(c, &dec)
+	}
+	return dec.Verdict
+}
+
+// firstUse makes a pending certificate the device's active one, durably, before
+// the connection is let in.
+func (d *Desk) firstUse(ctx context.Context, dec *access.Decision) error {
+	var refused *countersign.Error
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		refused = nil
+		dev, certs, err := d.lock(ctx, tx, dec.Device)
+		if err != nil {
+			return err
+		}
+		shown := find(certs, dec.Cert.Serial)
+		switch {
+		case dev.State != countersign.DeviceActive || shown == nil:
+			refused = countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
+			return nil
+		case shown.State == countersign.CertActive: // its other connection was first
+			return nil
+		case shown.State != countersign.CertPending:
+			refused = countersign.Errorf(countersign.CertIsRevoked, "the certificate has been %s meanwhile", shown.State)
+			return nil
+		}
+		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
+		if err != nil {
+			return err
+		}
+		events, err := d.activate(ctx, tx, fleet.Overlap, certs, shown)
+		if err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, events...)
+	})
+	if err == nil && refused != nil {
+		dec.Allow, dec.Code, dec.Reason = false, refused.Code, refused.Message
+	}
+	return err
+}
+
+// forkShown acts on a certificate that its device had given up before using it.
+func (d *Desk) forkShown(ctx context.Context, dec *access.Decision) error {
+	const why = "a certificate connected that its device had replaced before using it"
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		dev, certs, err := d.lock(ctx, tx, dec.Device)
+		if err != nil || dev.State != countersign.DeviceActive {
+			return err // suspended or gone already: refused as it is
+		}
+		j := judgment{device: dev, certs: certs}
+		return d.fork(ctx, tx, &j, countersign.Event{
+			Type: countersign.FindingFork, Device: dev.ID, Fleet: dev.Fleet, Cert: dec.Cert, Reason: why,
+		})
+	})
+	if err == nil && dec.Code == countersign.CertIsRevoked {
+		dec.Code, dec.Reason = countersign.ForkDetected, why
+	}
+	return err
+}
+
+func find(certs []countersign.Certificate, serial countersign.Serial) *countersign.Certificate {
+	for i := range certs {
+		if certs[i].Serial == serial {
+			return &certs[i]
+		}
+	}
+	return nil
+}
+
+// Opened records the start of a session.
+func (d *Desk) Opened(s countersign.Session) {
+	d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: s.Remote.String()})
+	e := sessionEvent(countersign.SessionOpened, s)
+	e.Data = map[string]string{"protocol": s.Protocol, "client_id": s.ClientID}
+	d.Events.Later(e)
+}
+
+// Closed records its end.
+func (d *Desk) Closed(s countersign.Session, why string) {
+	e := sessionEvent(countersign.SessionClosed, s)
+	e.Reason = why
+	e.Data = map[string]string{"client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
+	d.Events.Later(e)
+}
+
+// Denied records an act that the session's permissions refused.
+func (d *Desk) Denied(s countersign.Session, action, topic string) {
+	e := sessionEvent(countersign.TopicDenied, s)
+	e.Code = countersign.NotAllowed
+	e.Reason = action + " is not permitted on this topic"
+	e.Data = map[string]string{"action": action, "topic": topic}
+	d.Events.Later(e)
+}
+
+func sessionEvent(t countersign.EventType, s countersign.Session) countersign.Event {
+	return countersign.Event{
+		Type: t, Actor: countersign.DeviceActor(s.Device), Device: s.Device, Fleet: s.Fleet, Cert: s.Cert,
+		Remote: s.Remote.String(), Via: s.Gateway,
+	}
+}
+
+func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
+	count, log := d.refusals.count(refusal{dec.Device, dec.Code, c.Remote.Addr().String()}, d.Now())
+	if !log {
+		return
+	}
+	e := countersign.Event{
+		Type: countersign.ConnectRefused, Actor: countersign.DeviceActor(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
+		Remote: c.Remote.String(), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
+		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
+	}
+	if dec.Device == "" { // nobody we know: what it claims is data, not a fact
+		e.Actor = "unknown"
+		if len(c.Peer) > 0 {
+			e.Data["claims_subject"] = c.Peer[0].Subject.String()
+			e.Data["claims_issuer"] = c.Peer[0].Issuer.String()
+		}
+	}
+	if count > 0 {
+		e.Data["more_before"] = strconv.Itoa(count)
+	}
+	d.Events.Later(e)
+}
+
+const (
+	// refusalWindow is how often the same refusal is written: a device that tries
+	// again every second fills the log no faster than this.
+	refusalWindow = 10 * time.Second
+	// refusalBurst is how many of the same are written one by one first.
+	refusalBurst = 5
+	// maxRefusals bounds how many different refusals are told apart.
+	maxRefusals = 8192
+)
+
+// refusal is what makes two refusals the same.
+type refusal struct {
+	device string
+	code   countersign.Code
+	addr   string
+}
+
+// refusals thins out repeated refusals.
+type refusals struct {
+	mu sync.Mutex
+	by map[refusal]*repeats
+}
+
+type repeats struct {
+	written int // in the present burst
+	since   time.Time
+	silent  int
+}
+
+// count says whether to write this one, and how many before it were not written.
+func (r *refusals) count(key refusal, now time.Time) (silent int, write bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.by) >= maxRefusals || r.by == nil {
+		r.by = map[refusal]*repeats{}
+	}
+	p := r.by[key]
+	if p == nil {
+		p = &repeats{since: now}
+		r.by[key] = p
+	}
+	if now.Sub(p.since) >= refusalWindow {
+		p.written, p.since = 0, now
+	}
+	limit := refusalBurst
+	if p.silent > 0 {
+		limit = 1
+	}
+	if p.written >= limit {
+		p.silent++
+		return 0, false
+	}
+	p.written++
+	silent, p.silent = p.silent, 0
+	return silent, true
+}

@@ -1,0 +1,173 @@
+// Package ra is the registration authority: every enrollment, whatever the
+// protocol, and every change of a device's standing is decided here. A [Desk]
+// takes evidence in, decides, and gives a certificate out; certificate, device
+// state, spent evidence and event are written in one transaction before it
+// answers. Doors call it; it knows no protocol.
+package ra
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Desk decides. Set the fields, then Run.
+type Desk struct {
+	DB       *store.DB
+	CA       *ca.CA
+	Registry *registry.Registry
+	Access   *access.Desk
+	Ledger   *access.Ledger
+	Events   *event.Log
+	CRLs     *Publisher
+	Now      func() time.Time
+	Log      *slog.Logger
+	// Cut ends live sessions on this node and gives their number. It returns when
+	// the last socket is closed.
+	Cut func(countersign.Cut) int
+
+	seen     sightings
+	refusals refusals
+}
+
+var (
+	_ countersign.Enroller   = (*Desk)(nil)
+	_ countersign.Gatekeeper = (*Desk)(nil)
+)
+
+const (
+	// seenEvery is how often sightings are written: a crash loses this much of
+	// "last seen", and nothing else.
+	seenEvery = time.Second
+	// sweepEvery is how late the end of an overlap may be recorded. Access does
+	// not wait for it: it looks at the time itself.
+	sweepEvery = 30 * time.Second
+	// sweepBatch bounds one transaction of the sweep.
+	sweepBatch = 200
+)
+
+// Run writes sightings behind and ends overlaps, until ctx ends.
+func (d *Desk) Run(ctx context.Context) error {
+	flush := time.NewTicker(seenEvery)
+	defer flush.Stop()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			d.flushSeen(context.WithoutCancel(ctx))
+			return nil
+		case <-flush.C:
+			d.flushSeen(ctx)
+		case <-sweep.C:
+			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {
+				d.Log.ErrorContext(ctx, "overlaps not ended", "error", err)
+			}
+		}
+	}
+}
+
+// Sweep revokes superseded certificates whose overlap has ended, and gives their number.
+func (d *Desk) Sweep(ctx context.Context) (int, error) {
+	total := 0
+	for {
+		due, err := d.CA.Overdue(ctx, d.DB, sweepBatch)
+		if err != nil || len(due) == 0 {
+			return total, err
+		}
+		for _, cert := range due {
+			if err := d.endOverlap(ctx, cert); err != nil && countersign.CodeOf(err) != countersign.Conflict {
+				return total, err
+			}
+			total++
+		}
+		if len(due) < sweepBatch {
+			return total, nil
+		}
+	}
+}
+
+func (d *Desk) endOverlap(ctx context.Context, cert countersign.Certificate) error {
+	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
+			return err
+		}
+		c := cert
+		if err := d.CA.Revoke(ctx, tx, &c, countersign.Superseded); err != nil {
+			return err
+		}
+		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate superseded"}, nil)
+		return d.Events.Append(ctx, tx, certEvent(countersign.CertRevokedEv, &c, countersign.System, "its overlap ended"))
+	})
+}
+
+// cutAfter ends sessions on this node once the change is durable. It is asked
+// before the event is appended, so that its count is complete; other nodes cut
+// when the event reaches them.
+func (d *Desk) cutAfter(tx *store.Tx, c countersign.Cut, done *countersign.Revocation) {
+	tx.AfterCommit(func() {
+		begin := d.Now()
+		n := 0
+		if d.Cut != nil {
+			n = d.Cut(c)
+		}
+		if done != nil {
+			done.Sessions += n
+			done.CutIn += d.Now().Sub(begin)
+		}
+	})
+}
+
+func certEvent(t countersign.EventType, c *countersign.Certificate, by countersign.Actor, why string) countersign.Event {
+	return countersign.Event{Type: t, Actor: by, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(), Reason: why}
+}
+
+// sightings gathers the last accepted connection of each device until the next flush.
+type sightings struct {
+	mu sync.Mutex
+	by map[string]registry.Sighting
+}
+
+func (s *sightings) add(v registry.Sighting) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by == nil {
+		s.by = map[string]registry.Sighting{}
+	}
+	s.by[v.Device] = v
+}
+
+func (s *sightings) take() []registry.Sighting {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]registry.Sighting, 0, len(s.by))
+	for _, v := range s.by {
+		list = append(list, v)
+	}
+	s.by = nil
+	return list
+}
+
+// seenBatch bounds one transaction of sightings.
+const seenBatch = 500
+
+func (d *Desk) flushSeen(ctx context.Context) {
+	list := d.seen.take()
+	for len(list) > 0 {
+		n := min(len(list), seenBatch)
+		batch := list[:n]
+		list = list[n:]
+		err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Registry.Saw(ctx, tx, batch) })
+		if err != nil && ctx.Err() == nil {
+			d.Log.ErrorContext(ctx, "sightings not written", "count", n, "error", err)
+		}
+	}
+}

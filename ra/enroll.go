@@ -1,0 +1,360 @@
+package ra
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// request is an enrollment as far as it has been understood; what stands in it
+// goes into the event, also when it is refused.
+type request struct {
+	countersign.EnrollRequest
+	csr     *pkcs10.Request
+	keyHash string
+	device  string // as the request claims it
+	fleet   string
+	cert    countersign.CertRef // shown to renew
+	token   string              // id
+}
+
+// Enroll grants a first certificate for a token.
+func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	r := &request{EnrollRequest: req, fleet: req.Fleet}
+	g, err := d.enroll(ctx, r)
+	if err != nil {
+		return nil, d.refused(ctx, r, err)
+	}
+	return g, nil
+}
+
+func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, error) {
+	if err := r.parse(); err != nil {
+		return nil, err
+	}
+	if r.Evidence.Token == "" {
+		return nil, countersign.Errorf(countersign.Unauthenticated, "no enrollment token was shown").
+			WithNext("send the token as the password of HTTP Basic, or as Bearer")
+	}
+	token, err := d.Registry.TokenBySecret(ctx, d.DB, r.Evidence.Token)
+	if err != nil {
+		return nil, err
+	}
+	r.token = token.ID
+	if err := r.bind(token); err != nil {
+		return nil, err
+	}
+	fleet, profile, err := d.rules(ctx, token.Fleet, countersign.MethodToken)
+	if err != nil {
+		return nil, err
+	}
+	if again, err := d.sameAgain(ctx, r, token); again != nil || err != nil {
+		return again, err
+	}
+	if err := token.Usable(d.Now()); err != nil {
+		return nil, err
+	}
+	if _, err := d.admission(ctx, d.DB, r.device, token); err != nil { // before anything is signed in vain
+		return nil, err
+	}
+	issued, err := d.issue(ctx, r, ca.Order{
+		Profile: profile, Fleet: fleet, Device: r.device, PublicKey: r.csr.PublicKey,
+		Evidence: tokenEvidence(token), Method: countersign.MethodToken,
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.admit(ctx, tx, r, token, issued) })
+	if err != nil {
+		return nil, err
+	}
+	return d.grant(&issued.Certificate, false)
+}
+
+func tokenEvidence(t registry.Token) string { return "token:" + t.ID }
+
+// parse reads the request and checks what needs no record: form, key, and the
+// proof that the device holds it (RFC 2986, 4.2).
+func (r *request) parse() error {
+	if len(r.CSR) > countersign.MaxCSR {
+		return countersign.Errorf(countersign.TooLarge, "the certification request is larger than %d octets", countersign.MaxCSR)
+	}
+	csr, err := pkcs10.Parse(r.CSR)
+	if err != nil {
+		return countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").
+			WithNext("send a PKCS #10 request, for example from: openssl req -new -key key.pem -subj /CN=DEVICE").WithCause(err)
+	}
+	r.csr = csr
+	if countersign.CheckDeviceID(csr.Subject.CommonName) == nil {
+		r.device = csr.Subject.CommonName
+	}
+	if _, err := ca.CheckKey(csr.PublicKey); err != nil {
+		return err
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return countersign.Errorf(countersign.BadSignature, "the request is not signed with the key it asks a certificate for").WithCause(err)
+	}
+	r.keyHash, err = ca.KeyHash(csr.PublicKey)
+	return err
+}
+
+// bind settles the device id and the fleet from the request and the token.
+func (r *request) bind(t registry.Token) error {
+	if r.Fleet != "" && r.Fleet != t.Fleet {
+		return countersign.Errorf(countersign.NotAllowed, "the token is for another fleet than %.80q", r.Fleet).WithNext("enroll at the fleet that the token was made for")
+	}
+	r.fleet = t.Fleet
+	claimed := r.csr.Subject.CommonName
+	switch {
+	case t.Device == "":
+		if err := countersign.CheckDeviceID(claimed); err != nil {
+			return countersign.Errorf(countersign.BadRequest, "the request names no device: its common name %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", claimed).
+				WithNext("put the device id into the common name of the request")
+		}
+	case claimed == "":
+		r.device = t.Device
+	case claimed != t.Device:
+		return countersign.Errorf(countersign.SubjectMismatch, "the token is for device %s, the request for %.140q", t.Device, claimed).
+			WithNext("put the device id of the token into the common name of the request")
+	}
+	return nil
+}
+
+// rules reads the fleet and its profile and checks that the method is open.
+func (d *Desk) rules(ctx context.Context, name string, m countersign.Method) (countersign.Fleet, ca.Profile, error) {
+	fleet, err := d.Registry.Fleet(ctx, d.DB, name)
+	if err != nil {
+		return fleet, ca.Profile{}, err
+	}
+	open := m == countersign.MethodCertificate
+	for _, v := range fleet.Methods {
+		open = open || v == string(m)
+	}
+	if !open {
+		return fleet, ca.Profile{}, countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", name, m).
+			WithNext("open the method with: countersign fleet set " + name)
+	}
+	profile, err := d.CA.Profile(ctx, d.DB, fleet.Profile)
+	return fleet, profile, err
+}
+
+// sameAgain finds the certificate of a request that was granted before: same
+// token, same device, same key. The answer was lost on the way; the grant stands.
+func (d *Desk) sameAgain(ctx context.Context, r *request, t registry.Token) (*countersign.Grant, error) {
+	if t.Uses == 0 {
+		return nil, nil
+	}
+	certs, err := d.CA.DeviceCertificates(ctx, d.DB, r.device)
+	if err != nil {
+		return nil, err
+	}
+	for i := range certs {
+		c := &certs[i]
+		if c.KeyHash == r.keyHash && c.Evidence == tokenEvidence(t) && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
+			return d.grant(c, true)
+		}
+	}
+	return nil, nil
+}
+
+// standing is what the record says of a device that a token asks for.
+type standing struct {
+	known  bool
+	device registry.Entry
+	unused []countersign.Certificate // to be replaced
+}
+
+// admission says whether a token may give the device a first certificate. A
+// token completes an enrollment; it never takes over a device that is active.
+func (d *Desk) admission(ctx context.Context, rd store.Reader, id string, t registry.Token) (standing, error) {
+	var s standing
+	var err error
+	s.device, err = d.Registry.Device(ctx, rd, id)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	s.known = true
+	if s.device.Fleet != t.Fleet {
+		return s, countersign.Errorf(countersign.NotAllowed, "device %s is not of fleet %s", id, t.Fleet).WithNext("use a token of the device's own fleet")
+	}
+	switch s.device.State {
+	case countersign.DeviceRegistered:
+		if !s.device.RevokedAt.IsZero() && (t.Device != id || !t.CreatedAt.After(s.device.RevokedAt)) {
+			return s, countersign.Errorf(countersign.NotAllowed, "device %s had its identity revoked", id).
+				WithNext("to let it back: countersign enroll token --device " + id)
+		}
+		return s, nil
+	case countersign.DeviceActive:
+		return d.unusedOnly(ctx, rd, s, t)
+	case countersign.DeviceSuspended:
+		return s, countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", id).WithNext("to let it back: countersign device reactivate " + id)
+	case countersign.DeviceRetired:
+		return s, countersign.Errorf(countersign.DeviceGone, "device %s is retired", id).WithNext("choose another id")
+	}
+	return s, countersign.Errorf(countersign.NotAllowed, "device %s is %s", id, s.device.State)
+}
+
+// unusedOnly lets a token that is bound to the device complete an enrollment whose
+// certificate was never used: the device lost its key before the first connect.
+func (d *Desk) unusedOnly(ctx context.Context, rd store.Reader, s standing, t registry.Token) (standing, error) {
+	active := countersign.Errorf(countersign.DeviceIsActive, "device %s has an identity already", s.device.ID).
+		WithNext("renew with its certificate; if that is lost: countersign device revoke " + s.device.ID + ", then a new token")
+	if t.Device != s.device.ID {
+		return s, active
+	}
+	certs, err := d.CA.DeviceCertificates(ctx, rd, s.device.ID)
+	if err != nil {
+		return s, err
+	}
+	for _, c := range certs {
+		switch c.State {
+		case countersign.CertPending:
+			s.unused = append(s.unused, c)
+		case countersign.CertRevoked:
+		default:
+			return s, active
+		}
+	}
+	if len(s.unused) == 0 {
+		return s, active
+	}
+	return s, nil
+}
+
+// issue plans and signs. It runs outside of the transaction, on the caller's core.
+func (d *Desk) issue(ctx context.Context, _ *request, o ca.Order) (*ca.Issued, error) {
+	plan, err := d.CA.Plan(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return d.CA.Sign(plan)
+}
+
+// admit writes a first certificate with all that goes with it.
+func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, t registry.Token, issued *ca.Issued) error {
+	if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+		return err
+	}
+	s, err := d.admission(ctx, tx, r.device, t)
+	if err != nil {
+		return err
+	}
+	if err := d.Registry.Spend(ctx, tx, t); err != nil {
+		return err
+	}
+	var events []countersign.Event
+	switch {
+	case !s.known:
+		dev := countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DeviceActive}
+		if err := d.Registry.Create(ctx, tx, dev); err != nil {
+			return err
+		}
+		events = append(events, r.event(countersign.DeviceCreated, "first enrollment"))
+	case s.device.State == countersign.DeviceRegistered:
+		if err := d.Registry.Move(ctx, tx, &s.device, countersign.DeviceActive, ""); err != nil {
+			return err
+		}
+	}
+	for i := range s.unused {
+		c := &s.unused[i]
+		if err := d.CA.Replace(ctx, tx, c); err != nil {
+			return err
+		}
+		events = append(events, certEvent(countersign.CertReplaced, c, tokenActor(t), "never used; the device asked again with another key"))
+	}
+	if err := d.CA.Record(ctx, tx, issued); err != nil {
+		return err
+	}
+	e := r.event(countersign.CertIssued, "first certificate")
+	e.Cert = issued.Ref()
+	e.Actor = tokenActor(t)
+	e.Data = issuedData(&issued.Certificate)
+	return d.Events.Append(ctx, tx, append(events, e)...)
+}
+
+func tokenActor(t registry.Token) countersign.Actor { return countersign.Actor("token:" + t.ID) }
+
+func issuedData(c *countersign.Certificate) map[string]string {
+	return map[string]string{
+		"profile": c.Profile, "method": c.Method, "evidence": c.Evidence,
+		"not_after": c.NotAfter.UTC().Format(time.RFC3339), "key_sha256": c.KeyHash,
+	}
+}
+
+func (r *request) event(t countersign.EventType, why string) countersign.Event {
+	e := countersign.Event{Type: t, Actor: countersign.DeviceActor(r.device), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
+	if r.Remote.IsValid() {
+		e.Remote = r.Remote.String()
+	}
+	return e
+}
+
+// grant puts together what the device gets.
+func (d *Desk) grant(c *countersign.Certificate, again bool) (*countersign.Grant, error) {
+	chain, err := d.CA.Chain(c.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return &countersign.Grant{
+		Device: c.Device, Fleet: c.Fleet, Serial: c.Serial, Leaf: c.DER, Chain: chain, Again: again,
+		RenewAt: renewAt(c), NotAfter: c.NotAfter,
+	}, nil
+}
+
+// renewAt is two thirds into the certificate's life, moved by up to a twentieth
+// either way by its serial, so that a fleet enrolled in one hour does not renew in
+// one hour.
+func renewAt(c *countersign.Certificate) time.Time {
+	if c.NotAfter.Year() == 9999 { // no well-defined expiry: nothing to renew
+		return time.Time{}
+	}
+	life := c.NotAfter.Sub(c.IssuedAt)
+	var spread int64
+	if n := c.Serial.Int(); n != nil {
+		spread = int64(n.Uint64()%2001) - 1000 //nolint:gosec // below 2001
+	}
+	return c.IssuedAt.Add(life*2/3 + life/20*time.Duration(spread)/1000)
+}
+
+// refused writes down why, slows the guesser, and gives the error that the door may show.
+func (d *Desk) refused(ctx context.Context, r *request, err error) error {
+	code := countersign.CodeOf(err)
+	if code == countersign.Internal || code == countersign.Unavailable {
+		d.Log.ErrorContext(ctx, "enrollment failed", "door", r.Door, "device", r.device, "error", causeOf(err))
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
+	e.Code = code
+	if r.token != "" {
+		e.Data = map[string]string{"evidence": "token:" + r.token}
+	}
+	d.Events.Later(e)
+	if code == countersign.BadCredential {
+		d.Ledger.Delay(ctx, d.Ledger.Fail(r.Remote.Addr()))
+	}
+	return err
+}
+
+// causeOf is the whole story of an error, for the log.
+func causeOf(err error) string {
+	var parts []string
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if s := e.Error(); len(parts) == 0 || !strings.Contains(parts[len(parts)-1], s) {
+			parts = append(parts, s)
+		}
+	}
+	return fmt.Sprint(strings.Join(parts, ": "))
+}

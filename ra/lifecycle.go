@@ -1,0 +1,235 @@
+package ra
+
+import (
+	"context"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// crlWait is how long an operator's act waits for the list that shows it. The
+// sessions are cut before; a list of a million entries may come later.
+const crlWait = time.Second
+
+// Act is an operator's act on a device.
+type Act struct {
+	Device string
+	Actor  countersign.Actor
+	Note   string // why, in the operator's words
+	Via    string // cli, rest
+}
+
+// Revoke takes certificates away for good. A device that loses all of them is
+// registered again and may enroll anew with a token made for it.
+func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
+	switch req.Reason {
+	case countersign.CertificateHold:
+		return nil, countersign.Errorf(countersign.BadRequest, "certificateHold is no revocation").WithNext("use: countersign device suspend")
+	case countersign.RemoveFromCRL, countersign.CACompromise, countersign.AACompromise:
+		return nil, countersign.Errorf(countersign.BadRequest, "%s is no reason to revoke a device's certificate", req.Reason)
+	}
+	if req.Device == "" {
+		return d.revokeOne(ctx, req)
+	}
+	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note}
+	return d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
+}
+
+// Retire ends a device's life; its id is not used again.
+func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, error) {
+	return d.withdraw(ctx, act, countersign.DeviceRetired, countersign.CessationOfOperation)
+}
+
+func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
+	var out *countersign.Revocation
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
+		dev, certs, err := d.lock(ctx, tx, act.Device)
+		if err != nil {
+			return err
+		}
+		var events []countersign.Event
+		for i := range certs {
+			c := &certs[i]
+			if c.State == countersign.CertRevoked {
+				continue
+			}
+			if err := d.CA.Revoke(ctx, tx, c, reason); err != nil {
+				return err
+			}
+			out.Certificates = append(out.Certificates, c.Ref())
+			e := certEvent(countersign.CertRevokedEv, c, act.Actor, act.Note)
+			e.Data = map[string]string{"reason": reason.String()}
+			events = append(events, e)
+		}
+		if to == countersign.DeviceRegistered && dev.State == countersign.DeviceRegistered {
+			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
+		}
+		if err := d.Registry.Move(ctx, tx, &dev, to, act.Note); err != nil {
+			return err
+		}
+		kind, what := countersign.DeviceRevoked, "revoked"
+		if to == countersign.DeviceRetired {
+			kind, what = countersign.DeviceRetiredEv, "retired"
+		}
+		e := act.event(kind, &dev)
+		e.Data = map[string]string{"reason": reason.String()}
+		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device " + what + ": " + reason.String()}, out)
+		return d.Events.Append(ctx, tx, append([]countersign.Event{e}, events...)...)
+	})
+	if err != nil {
+		return nil, notRecorded(err)
+	}
+	d.awaitCRL(ctx, out)
+	return out, nil
+}
+
+func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
+	cert, err := d.CA.Certificate(ctx, d.DB, req.Cert.Serial)
+	if err != nil {
+		return nil, err
+	}
+	if cert.Device == "" {
+		return nil, countersign.Errorf(countersign.Conflict, "certificate %s is the authority's own", cert.Serial).
+			WithNext("its server and responder certificates are short-lived and made anew at each start")
+	}
+	var out *countersign.Revocation
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Certificates: []countersign.CertRef{cert.Ref()}}
+		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
+			return err
+		}
+		c, err := d.CA.Certificate(ctx, tx, cert.Serial)
+		if err != nil {
+			return err
+		}
+		if err := d.CA.Revoke(ctx, tx, &c, req.Reason); err != nil {
+			return err
+		}
+		e := certEvent(countersign.CertRevokedEv, &c, req.Actor, req.Note)
+		e.Data = map[string]string{"reason": req.Reason.String()}
+		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate revoked: " + req.Reason.String()}, out)
+		return d.Events.Append(ctx, tx, e)
+	})
+	if err != nil {
+		return nil, notRecorded(err)
+	}
+	d.awaitCRL(ctx, out)
+	return out, nil
+}
+
+// Suspend puts a device and its certificates on hold.
+func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
+	var out *countersign.Revocation
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
+		dev, certs, err := d.lock(ctx, tx, act.Device)
+		if err != nil {
+			return err
+		}
+		if err := d.Registry.Move(ctx, tx, &dev, countersign.DeviceSuspended, act.Note); err != nil {
+			return err
+		}
+		events := []countersign.Event{act.event(countersign.DeviceSuspendedEv, &dev)}
+		for i := range certs {
+			c := &certs[i]
+			if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
+				continue
+			}
+			if err := d.CA.Hold(ctx, tx, c); err != nil {
+				return err
+			}
+			out.Certificates = append(out.Certificates, c.Ref())
+			events = append(events, certEvent(countersign.CertHeldEv, c, act.Actor, act.Note))
+		}
+		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device suspended"}, out)
+		return d.Events.Append(ctx, tx, events...)
+	})
+	if err != nil {
+		return nil, notRecorded(err)
+	}
+	d.awaitCRL(ctx, out)
+	return out, nil
+}
+
+// Reactivate brings a suspended device back with the certificates it had.
+func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation, error) {
+	var out *countersign.Revocation
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
+		dev, certs, err := d.lock(ctx, tx, act.Device)
+		if err != nil {
+			return err
+		}
+		if dev.State != countersign.DeviceSuspended {
+			return countersign.Errorf(countersign.Conflict, "device %s is %s, not suspended", dev.ID, dev.State)
+		}
+		to := countersign.DeviceRegistered
+		var events []countersign.Event
+		for i := range certs {
+			c := &certs[i]
+			if c.State != countersign.CertHeld {
+				continue
+			}
+			if err := d.CA.Release(ctx, tx, c); err != nil {
+				return err
+			}
+			to = countersign.DeviceActive
+			out.Certificates = append(out.Certificates, c.Ref())
+			events = append(events, certEvent(countersign.CertReleased, c, act.Actor, act.Note))
+		}
+		if err := d.Registry.Move(ctx, tx, &dev, to, ""); err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, append([]countersign.Event{act.event(countersign.DeviceReactivated, &dev)}, events...)...)
+	})
+	if err != nil {
+		return nil, notRecorded(err)
+	}
+	d.awaitCRL(ctx, out)
+	return out, nil
+}
+
+func (d *Desk) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entry, []countersign.Certificate, error) {
+	if err := registry.LockDevice(ctx, tx, id); err != nil {
+		return registry.Entry{}, nil, err
+	}
+	dev, err := d.Registry.Device(ctx, tx, id)
+	if err != nil {
+		return dev, nil, err
+	}
+	certs, err := d.CA.DeviceCertificates(ctx, tx, id)
+	return dev, certs, err
+}
+
+func (a Act) event(t countersign.EventType, dev *registry.Entry) countersign.Event {
+	return countersign.Event{Type: t, Actor: a.Actor, Device: dev.ID, Fleet: dev.Fleet, Via: a.Via, Reason: a.Note}
+}
+
+// notRecorded says of an act that could not be written that nothing happened: an
+// operator must not believe a device gone that is not.
+func notRecorded(err error) error {
+	if countersign.CodeOf(err) != countersign.Unavailable {
+		return err
+	}
+	return countersign.Errorf(countersign.Unavailable, "this was not recorded and is not in force: the database cannot be written now").
+		WithNext("look at the disk and the database, then do it again").WithRetry(crlWait).WithCause(err)
+}
+
+// awaitCRL waits a little for the lists that show what was done.
+func (d *Desk) awaitCRL(ctx context.Context, out *countersign.Revocation) {
+	if d.CRLs == nil || len(out.Certificates) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, crlWait)
+	defer cancel()
+	issuers := map[string]bool{}
+	for _, c := range out.Certificates {
+		if !issuers[c.Issuer] {
+			issuers[c.Issuer] = true
+			out.CRLNumber = d.CRLs.Wait(ctx, c.Issuer)
+		}
+	}
+}

@@ -1,0 +1,168 @@
+package ra
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+)
+
+const (
+	// dueEvery is how often the age of the lists is looked at.
+	dueEvery = time.Minute
+	// restFactor times the time a list took is the rest before the next one, so
+	// that publishing takes no more than a fifth of a core however many are revoked.
+	restFactor = 4
+	// retryAfter a failed publication.
+	retryAfter = 5 * time.Second
+)
+
+// Publisher makes a new CRL soon after each change, one for many changes where
+// they come fast, and before the old one expires.
+type Publisher struct {
+	CA     *ca.CA
+	Events *event.Log
+	Log    *slog.Logger
+
+	mu    sync.Mutex
+	lists map[string]*listState // by issuer
+	kick  chan struct{}
+}
+
+// listState counts the changes asked for and shown, of one issuer's list.
+type listState struct {
+	asked, shown uint64
+	number       int64
+	changed      chan struct{} // closed and replaced at each publication
+}
+
+func (p *Publisher) state(issuer string) *listState {
+	if p.lists == nil {
+		p.lists = map[string]*listState{}
+		p.kick = make(chan struct{}, 1)
+	}
+	s := p.lists[issuer]
+	if s == nil {
+		s = &listState{changed: make(chan struct{})}
+		p.lists[issuer] = s
+	}
+	return s
+}
+
+// Changed asks for a new list of the issuer.
+func (p *Publisher) Changed(issuer string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state(issuer).asked++
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Wait waits until a list shows all that was Changed by now, and gives its
+// number; 0 if ctx ends first.
+func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
+	p.mu.Lock()
+	s := p.state(issuer)
+	want := s.asked
+	for s.shown < want {
+		changed := s.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0
+		}
+		p.mu.Lock()
+	}
+	defer p.mu.Unlock()
+	return s.number
+}
+
+// Run publishes until ctx ends; at once what is due.
+func (p *Publisher) Run(ctx context.Context) error {
+	p.mu.Lock()
+	p.state("")
+	kick := p.kick
+	p.mu.Unlock()
+	tick := time.NewTicker(dueEvery)
+	defer tick.Stop()
+	p.askDue(ctx)
+	for {
+		p.publishAsked(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.askDue(ctx)
+		case <-kick:
+		}
+	}
+}
+
+func (p *Publisher) askDue(ctx context.Context) {
+	due, err := p.CA.Due(ctx)
+	if err != nil && ctx.Err() == nil {
+		p.Log.ErrorContext(ctx, "due crls not listed", "error", err)
+	}
+	for _, l := range due {
+		p.Changed(l.Issuer)
+	}
+}
+
+func (p *Publisher) publishAsked(ctx context.Context) {
+	for {
+		issuer, asked := p.next()
+		if issuer == "" || ctx.Err() != nil {
+			return
+		}
+		begin := time.Now() //nolint:forbidigo // measures work, not the world's time
+		list, err := p.CA.Publish(ctx, issuer, 0)
+		rest := restFactor * time.Since(begin)
+		if err != nil {
+			if ctx.Err() == nil {
+				p.Log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", err)
+			}
+			rest = retryAfter
+		} else {
+			p.published(issuer, asked, list)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(rest):
+		}
+	}
+}
+
+func (p *Publisher) next() (string, uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for issuer, s := range p.lists {
+		if s.asked > s.shown {
+			return issuer, s.asked
+		}
+	}
+	return "", 0
+}
+
+func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL) {
+	p.mu.Lock()
+	s := p.state(issuer)
+	s.shown, s.number = asked, list.Number
+	close(s.changed)
+	s.changed = make(chan struct{})
+	p.mu.Unlock()
+	p.Events.Later(countersign.Event{
+		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: issuer},
+		Data: map[string]string{
+			"number": strconv.FormatInt(list.Number, 10), "entries": strconv.Itoa(list.Entries),
+			"next_update": list.NextUpdate.UTC().Format(time.RFC3339),
+		},
+	})
+}

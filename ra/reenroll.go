@@ -1,0 +1,330 @@
+package ra
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Reenroll grants the next certificate to the holder of a current one.
+func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	r := &request{EnrollRequest: req, fleet: req.Fleet}
+	if r.Began.IsZero() {
+		r.Began = d.Now()
+	}
+	g, err := d.reenroll(ctx, r)
+	if err != nil {
+		return nil, d.refused(ctx, r, err)
+	}
+	return g, nil
+}
+
+func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, error) {
+	if len(r.Evidence.Peer) == 0 {
+		return nil, countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
+			WithNext("renew over mutual TLS with the device's current certificate")
+	}
+	if err := r.parse(); err != nil {
+		return nil, err
+	}
+	shown, err := d.shown(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.sameSubject(); err != nil {
+		return nil, err
+	}
+	fleet, profile, err := d.rules(ctx, shown.Fleet, countersign.MethodCertificate)
+	if err != nil {
+		return nil, err
+	}
+	before, err := d.judge(ctx, d.DB, r, shown.Serial)
+	if err != nil {
+		return nil, err
+	}
+	var issued *ca.Issued
+	if before.outcome == grantNew {
+		issued, err = d.issue(ctx, r, ca.Order{
+			Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Serial,
+			Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return d.renew(ctx, r, fleet, shown, issued)
+}
+
+// shown finds the certificate that the device showed on record.
+func (d *Desk) shown(ctx context.Context, r *request) (countersign.Certificate, error) {
+	leaf := r.Evidence.Peer[0]
+	cert, err := d.CA.Certificate(ctx, d.DB, countersign.SerialOf(leaf.SerialNumber))
+	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
+		return cert, err
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	if err != nil || cert.Device == "" || subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(cert.Fingerprint)) != 1 {
+		return cert, countersign.Errorf(countersign.CertUnknown, "the client certificate was not issued to a device by this authority").
+			WithNext("enroll with a token")
+	}
+	r.device, r.fleet, r.cert = cert.Device, cert.Fleet, cert.Ref()
+	if r.Fleet != "" && r.Fleet != cert.Fleet {
+		return cert, countersign.Errorf(countersign.NotAllowed, "the device is not of fleet %.80q", r.Fleet).WithNext("renew at the device's own fleet")
+	}
+	return cert, nil
+}
+
+// sameSubject refuses a request for another identity (RFC 7030, 4.2.2). The
+// profile writes the subject, so the names are compared and not copied: common
+// name and, where the request has any, alternative names.
+func (r *request) sameSubject() error {
+	leaf := r.Evidence.Peer[0]
+	if cn := r.csr.Subject.CommonName; cn != r.device && (cn != "" || leaf.Subject.CommonName != "") {
+		return countersign.Errorf(countersign.SubjectMismatch, "the request is for %.140q, the certificate for %s", cn, r.device).
+			WithNext("ask for the same subject as in the current certificate")
+	}
+	names := len(r.csr.DNSNames) + len(r.csr.EmailAddresses) + len(r.csr.IPAddresses)
+	for _, u := range r.csr.URIs {
+		if len(leaf.URIs) == 0 || u.String() != leaf.URIs[0].String() {
+			names++
+		}
+	}
+	if names > 0 {
+		return countersign.Errorf(countersign.SubjectMismatch, "the request has alternative names that the certificate has not").
+			WithNext("leave alternative names out, or repeat those of the current certificate")
+	}
+	return nil
+}
+
+// outcome is what a renewal comes to.
+type outcome int
+
+const (
+	grantNew outcome = iota // sign a new certificate
+	grantOld                // the same request again: the same certificate
+	isFork                  // two holders of one identity
+)
+
+// judgment is an outcome with what it rests on.
+type judgment struct {
+	outcome outcome
+	device  registry.Entry
+	certs   []countersign.Certificate // of the device
+	shown   *countersign.Certificate  // in certs
+	same    *countersign.Certificate  // in certs, for grantOld
+	replace *countersign.Certificate  // in certs: pending, given up by this request
+	why     string                    // of a fork
+}
+
+// judge reads the device's record and decides a renewal by it.
+func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.Serial) (judgment, error) {
+	var j judgment
+	var err error
+	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
+		return j, err
+	}
+	if j.certs, err = d.CA.DeviceCertificates(ctx, rd, r.device); err != nil {
+		return j, err
+	}
+	for i := range j.certs {
+		if j.certs[i].Serial == shown {
+			j.shown = &j.certs[i]
+		}
+	}
+	if j.shown == nil { // older than all that are looked at
+		return j, countersign.Errorf(countersign.CertIsRevoked, "the certificate has long been superseded").WithNext("enroll anew with a token")
+	}
+	return j, j.decide(d.Now(), r.Began, r.keyHash)
+}
+
+// decide is the rule of rotation. A device that lost its power, an answer or a
+// key before it used the new certificate asks again, and is served: with the same
+// certificate for the same key, with another in place of the unused one otherwise.
+// Once the new certificate has been used, the old one renews no more; if it tries
+// to with another key, somebody else holds it. Likewise if a certificate shows up
+// that its device gave up.
+func (j *judgment) decide(now, began time.Time, keyHash string) error {
+	c := j.shown
+	if err := j.standing(now); err != nil {
+		return err
+	}
+	if c.Replaced {
+		j.outcome, j.why = isFork, "a certificate renewed that its device had replaced before using it"
+		return nil
+	}
+	var used bool
+	for i := range j.certs {
+		s := &j.certs[i]
+		if s.Predecessor != c.Serial || s.Replaced {
+			continue
+		}
+		lost := s.State == countersign.CertRevoked && s.Reason != countersign.Superseded // an operator took it away
+		switch {
+		case s.KeyHash == keyHash && s.State != countersign.CertRevoked:
+			j.outcome, j.same = grantOld, s
+		case s.State == countersign.CertPending:
+			j.replace = s
+		case !s.UsedAt.IsZero() && !lost:
+			used = true
+		}
+	}
+	switch {
+	case j.same != nil:
+		return nil
+	case used:
+		j.outcome, j.why = isFork, "a certificate renewed with another key after its successor had been used"
+		return nil
+	case c.State == countersign.CertRevoked || c.State == countersign.CertSuperseded:
+		return countersign.Errorf(countersign.CertIsRevoked, "the certificate has been superseded or revoked (%s)", c.Reason).WithNext("enroll anew with a token")
+	case j.replace != nil && j.replace.IssuedAt.After(began):
+		return countersign.Errorf(countersign.Conflict, "a later request of the device has been served").WithNext("use the certificate that it gave")
+	}
+	j.outcome = grantNew
+	return nil
+}
+
+// standing refuses what no rule of rotation can change. A certificate that is
+// revoked for being superseded or replaced goes on to decide: it may be a fork.
+func (j *judgment) standing(now time.Time) error {
+	c := j.shown
+	switch {
+	case j.device.State == countersign.DeviceRetired:
+		return countersign.Errorf(countersign.DeviceGone, "device %s is retired", c.Device)
+	case j.device.State == countersign.DeviceSuspended:
+		return countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", c.Device).WithNext("ask the operator why; to let it back: countersign device reactivate " + c.Device)
+	case j.device.State != countersign.DeviceActive:
+		return countersign.Errorf(countersign.CertIsRevoked, "the identity of device %s has been revoked", c.Device).
+			WithNext("to let it back: countersign enroll token --device " + c.Device)
+	case c.State == countersign.CertRevoked && c.Reason != countersign.Superseded:
+		return countersign.Errorf(countersign.CertIsRevoked, "the certificate is revoked (%s)", c.Reason).WithNext("enroll anew with a token")
+	case c.State == countersign.CertHeld:
+		return countersign.Errorf(countersign.CertIsHeld, "the certificate is on hold")
+	case now.After(c.NotAfter) && !c.Replaced:
+		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339)).
+			WithNext("enroll anew: countersign device revoke " + c.Device + ", then countersign enroll token --device " + c.Device)
+	case now.Before(c.NotBefore):
+		return countersign.Errorf(countersign.CertNotYetValid, "the certificate is not yet valid")
+	}
+	return nil
+}
+
+// renew decides again with the device locked and writes the outcome.
+func (d *Desk) renew(ctx context.Context, r *request, fleet countersign.Fleet, shown countersign.Certificate, issued *ca.Issued) (*countersign.Grant, error) {
+	var j judgment
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+			return err
+		}
+		var err error
+		if j, err = d.judge(ctx, tx, r, shown.Serial); err != nil {
+			return err
+		}
+		switch j.outcome {
+		case isFork:
+			return d.fork(ctx, tx, &j, r.event(countersign.FindingFork, j.why))
+		case grantOld:
+			return nil
+		}
+		if issued == nil {
+			// Before the lock this was a retry; its certificate has gone meanwhile.
+			return countersign.Errorf(countersign.Conflict, "the device's certificates changed meanwhile").WithNext("try again")
+		}
+		return d.succeed(ctx, tx, r, fleet, &j, issued)
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case j.outcome == isFork:
+		return nil, countersign.Errorf(countersign.ForkDetected, "%s: device %s is suspended", j.why, r.device).WithNext("ask the operator")
+	case j.outcome == grantOld:
+		return d.grant(j.same, true)
+	}
+	return d.grant(&issued.Certificate, false)
+}
+
+// succeed records the next certificate of a device.
+func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, fleet countersign.Fleet, j *judgment, issued *ca.Issued) error {
+	actor := countersign.DeviceActor(r.device)
+	var events []countersign.Event
+	if j.shown.State == countersign.CertPending { // to renew with it is to use it
+		more, err := d.activate(ctx, tx, fleet.Overlap, j.certs, j.shown)
+		if err != nil {
+			return err
+		}
+		events = append(events, more...)
+	}
+	if j.replace != nil {
+		if err := d.CA.Replace(ctx, tx, j.replace); err != nil {
+			return err
+		}
+		events = append(events, certEvent(countersign.CertReplaced, j.replace, actor, "never used; the device asked again with another key"))
+	}
+	if err := d.CA.Record(ctx, tx, issued); err != nil {
+		return err
+	}
+	e := r.event(countersign.CertIssued, "renewal")
+	e.Cert = issued.Ref()
+	e.Data = issuedData(&issued.Certificate)
+	e.Data["predecessor"] = string(j.shown.Serial)
+	return d.Events.Append(ctx, tx, append(events, e)...)
+}
+
+// activate records the first use of a certificate: it is active from now, and the
+// one that was active is superseded and accepted for the overlap.
+func (d *Desk) activate(ctx context.Context, tx *store.Tx, overlap time.Duration, certs []countersign.Certificate, c *countersign.Certificate) ([]countersign.Event, error) {
+	if err := d.CA.Activate(ctx, tx, c); err != nil {
+		return nil, err
+	}
+	actor := countersign.DeviceActor(c.Device)
+	events := []countersign.Event{certEvent(countersign.CertActivated, c, actor, "first use")}
+	until := d.Now().Add(overlap)
+	for i := range certs {
+		old := &certs[i]
+		if old.State != countersign.CertActive || old.Serial == c.Serial {
+			continue
+		}
+		end := until
+		if old.NotAfter.Before(end) {
+			end = old.NotAfter
+		}
+		if err := d.CA.Supersede(ctx, tx, old, end); err != nil {
+			return nil, err
+		}
+		e := certEvent(countersign.CertSupersededEv, old, actor, "its successor has been used")
+		e.Data = map[string]string{"successor": string(c.Serial), "accepted_until": end.UTC().Format(time.RFC3339)}
+		events = append(events, e)
+	}
+	return events, nil
+}
+
+// fork answers two holders of one identity: nobody can tell which is the device,
+// so all its certificates are held, it is suspended, and a person is told.
+func (d *Desk) fork(ctx context.Context, tx *store.Tx, j *judgment, finding countersign.Event) error {
+	finding.Actor = countersign.System
+	events := []countersign.Event{finding}
+	for i := range j.certs {
+		c := &j.certs[i]
+		if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
+			continue
+		}
+		if err := d.CA.Hold(ctx, tx, c); err != nil {
+			return err
+		}
+		events = append(events, certEvent(countersign.CertHeldEv, c, countersign.System, "fork"))
+	}
+	if err := d.Registry.Move(ctx, tx, &j.device, countersign.DeviceSuspended, "two holders of one identity"); err != nil {
+		return err
+	}
+	events = append(events, countersign.Event{
+		Type: countersign.DeviceSuspendedEv, Actor: countersign.System, Device: j.device.ID, Fleet: j.device.Fleet, Reason: "two holders of one identity",
+	})
+	d.cutAfter(tx, countersign.Cut{Device: j.device.ID, Reason: "two holders of one identity"}, nil)
+	return d.Events.Append(ctx, tx, events...)
+}
