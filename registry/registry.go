@@ -1,0 +1,224 @@
+// Package registry keeps devices, fleets and enrollment tokens, and the table of
+// the device's life. It decides nothing about certificates; package ra brings the
+// two together in one transaction.
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// maxTags and maxTag bound what an operator may hang on a device.
+	maxTags = 64
+	maxTag  = 256
+	// maxText bounds owner and reason.
+	maxText = 512
+)
+
+// Registry reads and writes devices, fleets and tokens.
+type Registry struct {
+	DB  *store.DB
+	Now func() time.Time
+}
+
+// moves is the life of a device. Retired is the end. Active or suspended to
+// registered is a revocation: the device stays known and may enroll anew.
+var moves = map[countersign.DeviceState][]countersign.DeviceState{
+	countersign.DeviceRegistered: {countersign.DevicePending, countersign.DeviceActive, countersign.DeviceSuspended, countersign.DeviceRetired},
+	countersign.DevicePending:    {countersign.DeviceRegistered, countersign.DeviceActive, countersign.DeviceRetired},
+	countersign.DeviceActive:     {countersign.DeviceRegistered, countersign.DeviceSuspended, countersign.DeviceRetired},
+	countersign.DeviceSuspended:  {countersign.DeviceRegistered, countersign.DeviceActive, countersign.DeviceRetired},
+	countersign.DeviceRetired:    nil,
+}
+
+// Entry is a device as the registry keeps it.
+type Entry struct {
+	countersign.Device
+	RevokedAt time.Time // last loss of its identity; tokens made before do not readmit it
+}
+
+const deviceColumns = `id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr`
+
+func scanDevice(row interface{ Scan(dest ...any) error }) (e Entry, err error) {
+	var tags string
+	var revoked, created, updated, seen int64
+	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &tags, &revoked, &created, &updated, &seen, &e.LastAddr)
+	if err != nil {
+		return e, err
+	}
+	e.RevokedAt, e.CreatedAt, e.UpdatedAt, e.LastSeen = store.Time(revoked), store.Time(created), store.Time(updated), store.Time(seen)
+	if tags != "" {
+		err = json.Unmarshal([]byte(tags), &e.Tags)
+	}
+	return e, err
+}
+
+// Device reads one device: NotFound if there is none.
+func (r *Registry) Device(ctx context.Context, rd store.Reader, id string) (Entry, error) {
+	e, err := scanDevice(rd.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return e, countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("list them with: countersign device list")
+	}
+	if err != nil {
+		return e, fmt.Errorf("read device %s: %w", id, err)
+	}
+	return e, nil
+}
+
+// LockDevice makes the transaction the only one that works on the device.
+func LockDevice(ctx context.Context, tx *store.Tx, id string) error {
+	return tx.Lock(ctx, "device:"+id)
+}
+
+// Create adds a device. Conflict if the id is taken.
+func (r *Registry) Create(ctx context.Context, tx *store.Tx, d countersign.Device) error {
+	if err := checkDevice(d); err != nil {
+		return err
+	}
+	tags, err := encodeTags(d.Tags)
+	if err != nil {
+		return err
+	}
+	now := store.Micros(r.Now())
+	n, err := tx.Exec(ctx, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+		VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, 0, '') ON CONFLICT (id) DO NOTHING`,
+		d.ID, d.Fleet, string(d.State), d.Reason, d.Owner, tags, now)
+	if err != nil {
+		return fmt.Errorf("create device %s: %w", d.ID, err)
+	}
+	if n != 1 {
+		return countersign.Errorf(countersign.Conflict, "there is a device %s already", d.ID).WithNext("choose another id, or look at it with: countersign device get " + d.ID)
+	}
+	return nil
+}
+
+func checkDevice(d countersign.Device) error {
+	if err := countersign.CheckDeviceID(d.ID); err != nil {
+		return err
+	}
+	if len(d.Owner) > maxText || len(d.Reason) > maxText {
+		return countersign.Errorf(countersign.BadRequest, "owner or reason is longer than %d octets", maxText)
+	}
+	if len(d.Tags) > maxTags {
+		return countersign.Errorf(countersign.BadRequest, "%d tags are more than %d", len(d.Tags), maxTags)
+	}
+	for k, v := range d.Tags {
+		if k == "" || len(k) > maxTag || len(v) > maxTag {
+			return countersign.Errorf(countersign.BadRequest, "tag %.40q is empty or longer than %d octets", k, maxTag)
+		}
+	}
+	return nil
+}
+
+func encodeTags(tags map[string]string) (string, error) {
+	if len(tags) == 0 {
+		return "", nil
+	}
+	b, err := json.Marshal(tags)
+	if err != nil {
+		return "", fmt.Errorf("encode tags: %w", err)
+	}
+	return string(b), nil
+}
+
+// Move takes a device to another state and says why. A move that the table does
+// not have is a Conflict. Staying is none either: callers say what they mean.
+func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to countersign.DeviceState, reason string) error {
+	if !slices.Contains(moves[e.State], to) {
+		return countersign.Errorf(countersign.Conflict, "device %s is %s and cannot become %s", e.ID, e.State, to)
+	}
+	if len(reason) > maxText {
+		reason = reason[:maxText]
+	}
+	now := r.Now()
+	revoked := e.RevokedAt
+	if to == countersign.DeviceRegistered || to == countersign.DeviceRetired {
+		revoked = now
+	}
+	n, err := tx.Exec(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5 WHERE id = $1 AND state = $6`,
+		e.ID, string(to), reason, store.Micros(revoked), store.Micros(now), string(e.State))
+	if err != nil {
+		return fmt.Errorf("set device %s %s: %w", e.ID, to, err)
+	}
+	if n != 1 {
+		return countersign.Errorf(countersign.Conflict, "device %s changed meanwhile", e.ID).WithNext("try again")
+	}
+	e.State, e.Reason, e.RevokedAt, e.UpdatedAt = to, reason, revoked, now
+	return nil
+}
+
+// Sighting is an accepted connection.
+type Sighting struct {
+	Device string
+	At     time.Time
+	Addr   string
+}
+
+// Saw records when devices were last seen.
+func (r *Registry) Saw(ctx context.Context, tx *store.Tx, seen []Sighting) error {
+	for _, s := range seen {
+		_, err := tx.Exec(ctx, `UPDATE device SET last_seen = $2, last_addr = $3 WHERE id = $1 AND last_seen < $2`, s.Device, store.Micros(s.At), s.Addr)
+		if err != nil {
+			return fmt.Errorf("record that %s was seen: %w", s.Device, err)
+		}
+	}
+	return nil
+}
+
+// Filter chooses devices for a list.
+type Filter struct {
+	Fleet  string
+	State  countersign.DeviceState
+	Prefix string // of the id, for completion
+	After  string // keyset: the last id of the page before
+	Limit  int
+}
+
+// Devices lists devices by id; next is the After of the following page, empty at the end.
+func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.Device, next string, err error) {
+	where := []string{"id > $1"}
+	args := []any{f.After}
+	add := func(cond string, v any) {
+		args = append(args, v)
+		where = append(where, fmt.Sprintf(cond, len(args)))
+	}
+	if f.Fleet != "" {
+		add("fleet = $%d", f.Fleet)
+	}
+	if f.State != "" {
+		add("state = $%d", string(f.State))
+	}
+	if f.Prefix != "" {
+		add("id >= $%d", f.Prefix)
+		add("id < $%d", f.Prefix+"\x7f") // ids are ASCII below 0x7f
+	}
+	args = append(args, f.Limit+1)
+	q := fmt.Sprintf(`SELECT %s FROM device WHERE %s ORDER BY id LIMIT $%d`, deviceColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
+	rows, err := r.DB.Query(ctx, q, args...)
+	if err != nil {
+		return nil, "", fmt.Errorf("list devices: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		e, err := scanDevice(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("list devices: %w", err)
+		}
+		list = append(list, e.Device)
+	}
+	if len(list) > f.Limit {
+		list = list[:f.Limit]
+		next = list[f.Limit-1].ID
+	}
+	return list, next, rows.Err()
+}
