@@ -22,8 +22,9 @@ func (s *Server) crl(w http.ResponseWriter, r *http.Request, path string) {
 		s.refuse(w, r, err)
 		return
 	}
-	// The CRL number grows with every list (RFC 5280, 5.2.3).
-	etag := quoted(l.Issuer, strconv.Itoa(l.Shard), strconv.FormatInt(l.Number, 10))
+	// The CRL number grows with every list (RFC 5280, 5.2.3); the time tells apart
+	// what two installations published at one address.
+	etag := quoted(l.Issuer, strconv.Itoa(l.Shard), strconv.FormatInt(l.Number, 10), strconv.FormatInt(l.ThisUpdate.Unix(), 10))
 	s.serve(w, r, file{mediaTypeCRL, etag, l.ThisUpdate, l.NextUpdate, l.DER})
 }
 

@@ -26,6 +26,9 @@ const (
 	MaxCertIDs = 32
 	// MaxNonce is the longest nonce, in octets (RFC 9654, 2.1).
 	MaxNonce = 128
+	// maxSerial is the longest serial number of a certificate, in octets (RFC
+	// 5280, 4.1.2.2).
+	maxSerial = 20
 )
 
 // The contents of object identifiers, to compare without decoding.
@@ -129,10 +132,11 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 		return false
 	}
 	id.Hash, id.IssuerNameHash, id.IssuerKeyHash = hashOf(oid), name, key
-	// A negative serial is nobody's (RFC 5280, 4.1.2.2); it must not be taken for
-	// the positive one with the same octets. Empty, it is answered as unknown.
-	if serial[0] < 0x80 {
-		id.Serial = countersign.Serial(hex.EncodeToString(bytes.TrimLeft(serial, "\x00")))
+	// A negative or very long serial is nobody's (RFC 5280, 4.1.2.2). It stays
+	// empty and is answered as unknown: a negative one must not be taken for the
+	// positive one with the same octets.
+	if number := bytes.TrimLeft(serial, "\x00"); serial[0] < 0x80 && len(number) <= maxSerial {
+		id.Serial = countersign.Serial(hex.EncodeToString(number))
 	}
 	return true
 }

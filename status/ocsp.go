@@ -85,15 +85,17 @@ func (s *Server) writeOCSP(w http.ResponseWriter, r *http.Request, der []byte) {
 
 // readBody reads a POST. Beyond the limit it is TooLarge.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	body := http.MaxBytesReader(w, r.Body, MaxOCSPRequest)
-	if n := r.ContentLength; n > 0 && n <= MaxOCSPRequest {
+	switch n := r.ContentLength; {
+	case n > MaxOCSPRequest:
+		return nil, errTooLarge
+	case n > 0: // the usual case, at the cost of one allocation
 		der := make([]byte, n)
-		if _, err := io.ReadFull(body, der); err != nil {
+		if _, err := io.ReadFull(r.Body, der); err != nil {
 			return nil, countersign.Errorf(countersign.BadRequest, "the OCSP request ended early").WithCause(err)
 		}
 		return der, nil
 	}
-	der, err := io.ReadAll(body)
+	der, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxOCSPRequest))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, errTooLarge
 	}
