@@ -1,0 +1,243 @@
+package edge
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+)
+
+// Index knows every live connection of a node, by device and by certificate. One
+// index serves all gateways.
+type Index struct {
+	Now func() time.Time // the clock of the sockets' deadlines and of NotAfter
+
+	mu       sync.Mutex
+	byDevice map[string][]*Live
+	byCert   map[countersign.CertRef][]*Live
+	admitted int
+
+	// A connection whose admission is being decided belongs to no device yet. It
+	// waits in this list, in order of registration, and the cuts made meanwhile
+	// are kept so that its admission can look them up.
+	first, last *Live
+	cuts        []countersign.Cut
+	forgotten   uint64 // cuts[0] is cut number forgotten+1
+}
+
+// maxRecentCuts bounds the cuts kept for undecided connections; a decision takes
+// milliseconds. If more fall into one, its connection is refused: unknown means no.
+const maxRecentCuts = 16_384
+
+// cutWorkers bounds the goroutines of one cut. A stalled peer holds one for
+// farewellBound, so 10,000 of them take 50 ms.
+const cutWorkers = 1024
+
+// NewIndex makes an empty index.
+func NewIndex(now func() time.Time) *Index {
+	return &Index{
+		Now:      now,
+		byDevice: map[string][]*Live{},
+		byCert:   map[countersign.CertRef][]*Live{},
+	}
+}
+
+// Register puts a connection in the index before its admission is decided.
+// farewell writes last words to the peer with the deadline it finds set on the
+// connection. The owner calls Remove when the connection is over.
+func (x *Index) Register(c *Conn, farewell func(Ending)) *Live {
+	l := &Live{index: x, conn: c, farewell: farewell, closed: make(chan struct{})}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l.since = x.forgotten + uint64(len(x.cuts))
+	if l.prev = x.last; l.prev != nil {
+		l.prev.next = l
+	} else {
+		x.first = l
+	}
+	x.last = l
+	return l
+}
+
+// Admit puts the connection under its device and certificate, unless a cut of
+// either was made since it was registered: then it returns that cut's reason and
+// false, and the connection must be refused. From now on the connection ends at
+// s.NotAfter, unless that is zero.
+func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
+	x := l.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if l.since < x.forgotten {
+		return "the gateway is too busy with revocations", false
+	}
+	for _, c := range x.cuts[l.since-x.forgotten:] {
+		if matches(c, s) {
+			return c.Reason, false
+		}
+	}
+	x.unlink(l)
+	l.session, l.admitted = s, true
+	add(x.byDevice, s.Device, l)
+	if !s.Cert.IsZero() {
+		add(x.byCert, s.Cert, l)
+	}
+	x.admitted++
+	if !s.NotAfter.IsZero() {
+		l.expiry = time.AfterFunc(s.NotAfter.Sub(x.Now()), func() {
+			l.End(Ending{Cause: Expired, Reason: "the certificate expired"})
+		})
+	}
+	l.conn.Admitted()
+	return "", true
+}
+
+// Remove takes the connection out of the index. It may be called more than once.
+func (l *Live) Remove() {
+	x := l.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !l.admitted {
+		x.unlink(l)
+		return
+	}
+	if l.expiry != nil {
+		l.expiry.Stop()
+	}
+	if !drop(x.byDevice, l.session.Device, l) {
+		return
+	}
+	drop(x.byCert, l.session.Cert, l)
+	x.admitted--
+}
+
+// Cut ends all sessions that c names and returns how many they were. First all
+// are marked, so that no further frame of theirs passes, then they are closed side
+// by side. No peer can delay it by more than a few milliseconds. An undecided
+// connection that c names will be refused.
+func (x *Index) Cut(c countersign.Cut) int {
+	return x.end(x.remember(c), Ending{Cause: WasCut, Reason: c.Reason})
+}
+
+// CloseGateway ends all sessions of one gateway because it stops.
+func (x *Index) CloseGateway(gateway string) int {
+	x.mu.Lock()
+	var all []*Live
+	for _, set := range x.byDevice {
+		for _, l := range set {
+			if l.session.Gateway == gateway {
+				all = append(all, l)
+			}
+		}
+	}
+	x.mu.Unlock()
+	return x.end(all, Ending{Cause: Shutdown, Reason: "the gateway is stopping"})
+}
+
+// remember keeps the cut for undecided connections and returns the decided ones.
+func (x *Index) remember(c countersign.Cut) []*Live {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.first != nil {
+		if len(x.cuts) == maxRecentCuts {
+			x.forget(maxRecentCuts / 2)
+		}
+		x.cuts = append(x.cuts, c)
+	}
+	var found []*Live
+	if c.Device != "" {
+		found = append(found, x.byDevice[c.Device]...)
+	}
+	for _, l := range x.byCert[c.Cert] {
+		if l.session.Device != c.Device { // else found above
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+func (x *Index) end(all []*Live, e Ending) int {
+	mine := all[:0]
+	for _, l := range all {
+		if l.mark(e) {
+			mine = append(mine, l)
+		}
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, cutWorkers)
+	for _, l := range mine {
+		slots <- struct{}{}
+		wg.Go(func() {
+			l.close(e)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return len(mine)
+}
+
+// Sessions lists the admitted sessions, in no order.
+func (x *Index) Sessions() []countersign.Session {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	list := make([]countersign.Session, 0, x.admitted)
+	for _, set := range x.byDevice {
+		for _, l := range set {
+			list = append(list, l.session)
+		}
+	}
+	return list
+}
+
+// Len is the number of admitted sessions.
+func (x *Index) Len() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.admitted
+}
+
+// unlink takes l out of the list of the undecided and forgets the cuts that
+// nobody in it needs any more.
+func (x *Index) unlink(l *Live) {
+	if l.prev == nil && l.next == nil && x.first != l {
+		return
+	}
+	if l.prev != nil {
+		l.prev.next = l.next
+	} else {
+		x.first = l.next
+	}
+	if l.next != nil {
+		l.next.prev = l.prev
+	} else {
+		x.last = l.prev
+	}
+	l.prev, l.next = nil, nil
+	if x.first == nil {
+		x.forget(len(x.cuts))
+	} else if x.first.since > x.forgotten {
+		x.forget(int(x.first.since - x.forgotten)) //nolint:gosec // at most len(cuts)
+	}
+}
+
+func (x *Index) forget(n int) {
+	x.cuts = append(x.cuts[:0:0], x.cuts[n:]...)
+	x.forgotten += uint64(n) //nolint:gosec // never negative
+}
+
+func matches(c countersign.Cut, s countersign.Session) bool {
+	return c.Device != "" && c.Device == s.Device || !c.Cert.IsZero() && c.Cert == s.Cert
+}
+
+func add[K comparable](m map[K][]*Live, k K, l *Live) { m[k] = append(m[k], l) }
+
+func drop[K comparable](m map[K][]*Live, k K, l *Live) bool {
+	i := slices.Index(m[k], l)
+	if i < 0 {
+		return false
+	}
+	if m[k] = slices.Delete(m[k], i, i+1); len(m[k]) == 0 {
+		delete(m, k)
+	}
+	return true
+}

@@ -1,0 +1,254 @@
+package edge
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Gate accepts the connections of one gateway, ends TLS and hands over what
+// passed the handshake. The zero Limits are good ones.
+type Gate struct {
+	TLS    *tls.Config // see TLSConfig
+	Limits Limits
+	// Handle serves one connection in a goroutine of its own; the connection is
+	// closed when it returns. ctx ends when the gate closes.
+	Handle func(ctx context.Context, c *Conn)
+	Log    *slog.Logger
+	Now    func() time.Time // the clock of the sockets' deadlines
+
+	once   sync.Once
+	census census
+	count  counters
+
+	mu        sync.Mutex
+	conns     map[*Conn]struct{}
+	listeners []net.Listener
+	closed    bool
+	wg        sync.WaitGroup
+}
+
+type counters struct {
+	accepted, turnedAway, handshakeFailed atomic.Uint64
+}
+
+// Stats are the counts of a gate since it was made, and what is open now.
+type Stats struct {
+	Accepted        uint64 // connections taken from the kernel
+	TurnedAway      uint64 // closed at once, over a limit
+	HandshakeFailed uint64
+	Open            int
+	PreAuth         int // of Open: not yet admitted
+}
+
+// Conn is one connection after the TLS handshake. Writes that must not outlive
+// a cut set their deadline on it and look at Live.Ended before they write.
+type Conn struct {
+	*tls.Conn
+	Remote netip.AddrPort
+
+	gate     *Gate
+	raw      net.Conn
+	admitted atomic.Bool
+}
+
+// acceptRetryMax bounds the pause after a temporary accept error, such as too
+// many open files.
+const acceptRetryMax = time.Second
+
+func (g *Gate) init() {
+	g.once.Do(func() {
+		g.Limits = g.Limits.withDefaults()
+		g.census = census{limits: g.Limits, addresses: map[netip.Prefix]*address{}}
+		g.conns = map[*Conn]struct{}{}
+	})
+}
+
+// Serve accepts from ln until ctx ends, Close is called or ln fails for good. It
+// closes ln. The error is nil after ctx or Close.
+func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
+	g.init()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+	defer func() { _ = ln.Close() }()
+	if !g.hold(ln) {
+		return nil
+	}
+	defer g.wg.Done()
+	var pause time.Duration
+	for {
+		raw, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+		case ctx.Err() != nil || g.isClosed():
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("couldn't accept connections: %w", err)
+		default:
+			pause = min(max(2*pause, 5*time.Millisecond), acceptRetryMax)
+			g.Log.WarnContext(ctx, "accept failed, trying again", "error", err, "pause", pause)
+			if !sleep(ctx, pause) {
+				return nil
+			}
+			continue
+		}
+		g.count.accepted.Add(1)
+		g.take(ctx, raw)
+	}
+}
+
+// take counts a new socket in and starts its goroutine, or turns it away.
+func (g *Gate) take(ctx context.Context, raw net.Conn) {
+	remote := remoteOf(raw)
+	if !g.census.enter(addressOf(remote.Addr()), g.Now()) {
+		g.count.turnedAway.Add(1)
+		abort(raw)
+		return
+	}
+	c := &Conn{Conn: tls.Server(raw, g.TLS), Remote: remote, gate: g, raw: raw}
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		g.census.leave(addressOf(remote.Addr()), false, g.Now())
+		abort(raw)
+		return
+	}
+	g.conns[c] = struct{}{}
+	g.wg.Add(1)
+	g.mu.Unlock()
+	go g.serve(ctx, c)
+}
+
+func (g *Gate) serve(ctx context.Context, c *Conn) {
+	defer g.wg.Done()
+	defer func() {
+		_ = c.raw.Close() // never tls.Conn.Close: it can wait for a stalled peer
+		g.census.leave(addressOf(c.Remote.Addr()), c.admitted.Load(), g.Now())
+		g.mu.Lock()
+		delete(g.conns, c)
+		g.mu.Unlock()
+	}()
+	if tcp, ok := c.raw.(*net.TCPConn); ok {
+		_ = tcp.SetNoDelay(true) // Nagle with delayed acknowledgments adds 45 ms per round trip
+	}
+	_ = c.raw.SetDeadline(g.Now().Add(g.Limits.Handshake))
+	// Not HandshakeContext: the deadline and Close end it, and it would cost a
+	// goroutine for each connection.
+	if err := c.Handshake(); err != nil {
+		g.count.handshakeFailed.Add(1)
+		g.Log.DebugContext(ctx, "handshake failed", "remote", c.Remote, "error", err)
+		return
+	}
+	_ = c.raw.SetDeadline(time.Time{})
+	g.Handle(ctx, c)
+}
+
+// Peer is the chain that the client presented, leaf first; empty if none.
+func (c *Conn) Peer() []*x509.Certificate { return c.ConnectionState().PeerCertificates }
+
+// Admitted takes the connection out of the caps for strangers.
+func (c *Conn) Admitted() {
+	if !c.admitted.Swap(true) {
+		c.gate.census.admit(addressOf(c.Remote.Addr()))
+	}
+}
+
+// Abort closes the socket at once and drops what is still to be sent. It waits
+// for nothing.
+func (c *Conn) Abort() { abort(c.raw) }
+
+// SetWriteDeadline reaches the socket itself; it waits for no writer.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
+
+// Stats counts what the gate saw.
+func (g *Gate) Stats() Stats {
+	g.init()
+	s := Stats{
+		Accepted:        g.count.accepted.Load(),
+		TurnedAway:      g.count.turnedAway.Load(),
+		HandshakeFailed: g.count.handshakeFailed.Load(),
+	}
+	s.Open, s.PreAuth = g.census.counts()
+	return s
+}
+
+// Close stops accepting and waits until the handlers have returned. What is
+// still open when ctx ends is aborted. The caller ends its sessions first.
+func (g *Gate) Close(ctx context.Context) error {
+	g.init()
+	g.mu.Lock()
+	g.closed = true
+	for _, ln := range g.listeners {
+		_ = ln.Close()
+	}
+	g.mu.Unlock()
+	done := make(chan struct{})
+	go func() { g.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	for c := range g.conns {
+		c.Abort()
+	}
+	g.mu.Unlock()
+	<-done
+	return ctx.Err()
+}
+
+func (g *Gate) isClosed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
+// hold counts the accept loop among what Close waits for; false once closed.
+func (g *Gate) hold(ln net.Listener) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.listeners = append(g.listeners, ln)
+	g.wg.Add(1)
+	return true
+}
+
+func abort(raw net.Conn) {
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = raw.Close()
+}
+
+func remoteOf(raw net.Conn) netip.AddrPort {
+	if a, ok := raw.RemoteAddr().(*net.TCPAddr); ok {
+		p := a.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

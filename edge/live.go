@@ -1,0 +1,114 @@
+package edge
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+)
+
+// Cause is why this side ended a live connection.
+type Cause int
+
+// The causes.
+const (
+	NotEnded  Cause = iota
+	WasCut          // Index.Cut: the device or its certificate is no longer good
+	Expired         // the session reached its NotAfter
+	TakenOver       // the same client came again
+	Shutdown        // the gateway closes
+)
+
+// Ending is the end of a live connection by this side: the cause, and one
+// sentence for the peer.
+type Ending struct {
+	Cause  Cause
+	Reason string
+}
+
+// Why is the phrase for Gatekeeper.Closed.
+func (e Ending) Why() string {
+	switch e.Cause {
+	case WasCut:
+		return "cut: " + e.Reason
+	case Expired:
+		return "certificate expired"
+	case TakenOver:
+		return "taken over"
+	case Shutdown:
+		return "gateway closed"
+	}
+	return ""
+}
+
+// Live is one connection in the index. Its owner registers it before it asks
+// the Gatekeeper, admits it with the answer and removes it when it is over.
+type Live struct {
+	index *Index
+	conn  *Conn
+	// farewell writes the protocol's last words. It runs at most once, in a
+	// goroutine of its own, while the write deadline is at most farewellBound away.
+	farewell func(Ending)
+
+	ended  atomic.Pointer[Ending]
+	closed chan struct{} // closed once the socket is
+
+	// The index's lock owns what follows.
+	session  countersign.Session
+	admitted bool
+	since    uint64 // the index's count of cuts when this was registered
+	expiry   *time.Timer
+	next     *Live // registered after this one, not yet admitted
+	prev     *Live
+}
+
+// farewellBound is how long last words may hold up the end of a connection. A
+// peer that reads takes them in microseconds.
+const farewellBound = 5 * time.Millisecond
+
+// Ended tells why this side ended the connection; false while it lives. Every
+// frame asks this before it goes on.
+func (l *Live) Ended() (Ending, bool) {
+	if e := l.ended.Load(); e != nil {
+		return *e, true
+	}
+	return Ending{}, false
+}
+
+// Done is closed once this side has ended the connection and its socket is closed.
+func (l *Live) Done() <-chan struct{} { return l.closed }
+
+// Session is the session as admitted.
+func (l *Live) Session() countersign.Session {
+	l.index.mu.Lock()
+	defer l.index.mu.Unlock()
+	return l.session
+}
+
+// End ends the connection: no frame passes from now on, the peer gets last words
+// if it takes them at once, then the raw socket is closed. It returns within
+// little more than farewellBound whatever the peer does. Only the first call
+// counts; it reports whether this was it.
+func (l *Live) End(e Ending) bool {
+	if !l.mark(e) {
+		return false
+	}
+	l.close(e)
+	return true
+}
+
+func (l *Live) mark(e Ending) bool { return l.ended.CompareAndSwap(nil, &e) }
+
+// close runs once, by whoever marked the end.
+func (l *Live) close(e Ending) {
+	var once sync.Once
+	shut := func() { once.Do(func() { l.conn.Abort(); close(l.closed) }) }
+	// The mark came first: a writer that reads it after it set its own deadline
+	// does not write, so this deadline bounds every write that is under way.
+	_ = l.conn.SetWriteDeadline(l.index.Now().Add(farewellBound))
+	timer := time.AfterFunc(farewellBound, shut)
+	l.farewell(e)
+	timer.Stop()
+	shut()
+}
