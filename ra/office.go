@@ -1,0 +1,168 @@
+package ra
+
+import (
+	"context"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Office sets up what devices and operators come to: devices before they enroll,
+// tokens, fleets, profiles. Each act and its event are one transaction.
+type Office struct {
+	DB        *store.DB
+	CA        *ca.CA
+	Registry  *registry.Registry
+	Operators *operator.Desk
+	Events    *event.Log
+}
+
+// By says who acts and through what.
+type By struct {
+	Actor countersign.Actor
+	Via   string // cli, rest
+}
+
+func (b By) event(t countersign.EventType) countersign.Event {
+	return countersign.Event{Type: t, Actor: b.Actor, Via: b.Via}
+}
+
+// CreateDevice registers a device. Its fleet must exist; empty is the default one.
+func (o *Office) CreateDevice(ctx context.Context, d countersign.Device, by By) (countersign.Device, error) {
+	if d.Fleet == "" {
+		d.Fleet = countersign.DefaultFleet
+	}
+	d.State = countersign.DeviceRegistered
+	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if _, err := o.Registry.Fleet(ctx, tx, d.Fleet); err != nil {
+			return err
+		}
+		if err := o.Registry.Create(ctx, tx, d); err != nil {
+			return err
+		}
+		made, err := o.Registry.Device(ctx, tx, d.ID)
+		if err != nil {
+			return err
+		}
+		d = made.Device
+		e := by.event(countersign.DeviceCreated)
+		e.Device, e.Fleet = d.ID, d.Fleet
+		return o.Events.Append(ctx, tx, e)
+	})
+	return d, err
+}
+
+// CreateToken makes an enrollment token and gives it with its secret. A token for
+// a device that is known takes that device's fleet, and may name no other.
+func (o *Office) CreateToken(ctx context.Context, t registry.Token, ttl time.Duration, by By) (made registry.Token, secret string, err error) {
+	t.CreatedBy = by.Actor
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		want := t
+		if err := o.fitDevice(ctx, tx, &want); err != nil {
+			return err
+		}
+		if made, secret, err = o.Registry.CreateToken(ctx, tx, want, ttl); err != nil {
+			return err
+		}
+		e := by.event(countersign.TokenCreated)
+		e.Device, e.Fleet = made.Device, made.Fleet
+		e.Data = map[string]string{"token": made.ID, "expires_at": made.ExpiresAt.UTC().Format(time.RFC3339)}
+		return o.Events.Append(ctx, tx, e)
+	})
+	return made, secret, err
+}
+
+func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Token) error {
+	if t.Device != "" {
+		d, err := o.Registry.Device(ctx, tx, t.Device)
+		switch {
+		case countersign.CodeOf(err) == countersign.NotFound: // the token may bring it into being
+		case err != nil:
+			return err
+		case d.State == countersign.DeviceRetired:
+			return countersign.Errorf(countersign.DeviceGone, "device %s is retired and cannot enroll", d.ID).WithNext("choose another id")
+		case t.Fleet != "" && t.Fleet != d.Fleet:
+			return countersign.Errorf(countersign.Conflict, "device %s is in fleet %s, not %s", d.ID, d.Fleet, t.Fleet).WithNext("leave the fleet out")
+		default:
+			t.Fleet = d.Fleet
+		}
+	}
+	if t.Fleet == "" {
+		t.Fleet = countersign.DefaultFleet
+	}
+	return nil
+}
+
+// SaveFleet creates a fleet or changes one: change gets it as it stands, or a
+// new one with defaults, and edits it within the transaction.
+func (o *Office) SaveFleet(ctx context.Context, name string, change func(*countersign.Fleet), by By) (f countersign.Fleet, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := tx.Lock(ctx, "fleet:"+name); err != nil {
+			return err
+		}
+		f, err = o.Registry.Fleet(ctx, tx, name)
+		if countersign.CodeOf(err) == countersign.NotFound {
+			f = countersign.Fleet{
+				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
+				Methods: []string{string(countersign.MethodToken)}, Overlap: countersign.DefaultOverlap,
+			}
+		} else if err != nil {
+			return err
+		}
+		change(&f)
+		if err := o.Registry.SaveFleet(ctx, tx, f); err != nil {
+			return err
+		}
+		if f, err = o.Registry.Fleet(ctx, tx, name); err != nil {
+			return err
+		}
+		e := by.event(countersign.FleetSaved)
+		e.Fleet = f.Name
+		e.Data = map[string]string{"issuer": f.Issuer, "profile": f.Profile, "overlap": f.Overlap.String()}
+		return o.Events.Append(ctx, tx, e)
+	})
+	return f, err
+}
+
+// SaveProfile creates or replaces a profile, once a sample passes the lints.
+func (o *Office) SaveProfile(ctx context.Context, p ca.Profile, by By) error {
+	return o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := o.CA.SaveProfile(ctx, tx, p); err != nil {
+			return err
+		}
+		e := by.event(countersign.ProfileSaved)
+		e.Data = map[string]string{"profile": p.Name}
+		return o.Events.Append(ctx, tx, e)
+	})
+}
+
+// CreateOperatorToken makes an operator token and gives it with its secret.
+func (o *Office) CreateOperatorToken(ctx context.Context, t operator.Token, ttl time.Duration, by By) (made operator.Token, secret string, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if made, secret, err = o.Operators.Create(ctx, tx, t.Name, t.Role, ttl); err != nil {
+			return err
+		}
+		e := by.event(countersign.OperatorTokenAdded)
+		e.Data = map[string]string{"token": made.ID, "name": made.Name, "role": string(made.Role)}
+		return o.Events.Append(ctx, tx, e)
+	})
+	return made, secret, err
+}
+
+// RevokeOperatorToken ends an operator token at once.
+func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t operator.Token, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if t, err = o.Operators.Revoke(ctx, tx, id); err != nil {
+			return err
+		}
+		e := by.event(countersign.OperatorTokenRevoked)
+		e.Data = map[string]string{"token": t.ID, "name": t.Name}
+		return o.Events.Append(ctx, tx, e)
+	})
+	return t, err
+}
