@@ -31,6 +31,9 @@ type Admin struct {
 	BaseURL string
 	// Token is an operator token; empty over the Unix socket.
 	Token string
+	// PageSize is how many items a list asks for at a time; 0 is the most there
+	// may be. A caller that wants the first few sets it lower.
+	PageSize int
 }
 
 // Local is the client of the server whose Unix socket is at path. Whoever may

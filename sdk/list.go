@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"iter"
+	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -65,7 +66,13 @@ func (a *Admin) OperatorTokens(ctx context.Context) iter.Seq2[api.OperatorToken,
 
 // list walks the pages of path. A caller that stops early asks for no more.
 func list[T any](ctx context.Context, a *Admin, path string, q url.Values) iter.Seq2[T, error] {
+	size := api.MaxLimit
+	if a.PageSize > 0 {
+		size = min(a.PageSize, api.MaxLimit)
+	}
+	q.Set("limit", strconv.Itoa(size))
 	return func(yield func(T, error) bool) {
+		q := maps.Clone(q) // the caller may walk the list again
 		for {
 			page, err := call[api.Page[T]](ctx, a, http.MethodGet, path+"?"+q.Encode(), nil)
 			if err != nil {
@@ -88,7 +95,7 @@ func list[T any](ctx context.Context, a *Admin, path string, q url.Values) iter.
 // query writes the fields of the filters that are not zero under their query
 // tags, so that a filter's names stand in package api alone.
 func query(filters ...any) url.Values {
-	q := url.Values{"limit": {strconv.Itoa(api.MaxLimit)}}
+	q := url.Values{}
 	for _, f := range filters {
 		v := reflect.ValueOf(f)
 		for i := range v.NumField() {
