@@ -4,7 +4,7 @@
 // nothing.
 //
 // Operations, below /.well-known/est/ or /.well-known/est/{label}/, where the
-// label names a fleet:
+// label names a fleet (/{label}/.well-known/est/ is the same; strongSwan sends it):
 //
 //	GET  cacerts         the path of the fleet's issuing authority
 //	GET  csrattrs        what a request should contain

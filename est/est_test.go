@@ -229,6 +229,28 @@ func TestHTTPRefusals(t *testing.T) {
 	}
 }
 
+func TestSplitPath(t *testing.T) {
+	for path, want := range map[string][2]string{
+		"/.well-known/est/cacerts":            {"", "cacerts"},
+		"/.well-known/est/pumps/cacerts":      {"pumps", "cacerts"},
+		"/pumps/.well-known/est/cacerts":      {"pumps", "cacerts"},
+		"/.well-known/est/":                   {"", ""},
+		"/pumps/.well-known/est/a/cacerts":    {},
+		"/a/b/.well-known/est/cacerts":        {},
+		"/.well-known/est/a/b/cacerts":        {},
+		"/.well-known/est//cacerts":           {},
+		"//.well-known/est/cacerts":           {},
+		"/.well-known/est/../est/cacerts":     {},
+		"/.well-known/estuary/cacerts":        {},
+		"/.well-known/est/Pumps/simpleenroll": {},
+	} {
+		fleet, operation, err := splitPath(path)
+		if got := [2]string{fleet, operation}; got != want || (err != nil) != (want == [2]string{} && path != pathPrefix) {
+			t.Errorf("splitPath(%s): got %q, %v, want %q", path, got, err, want)
+		}
+	}
+}
+
 func TestTokenOverLimitIsRefused(t *testing.T) {
 	s := startServer(t)
 	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "p", newKey(t)), strings.Repeat("a", maxToken+1))

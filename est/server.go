@@ -96,15 +96,21 @@ func allowed(method string) string {
 var errNoOperation = countersign.Errorf(countersign.NotFound, "no EST operation has this path").
 	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll or simplereenroll}, with a fleet's name before the operation if need be")
 
-// splitPath gives the label, empty if there is none, and the operation.
+// splitPath gives the label, empty if there is none, and the operation. The
+// label stands behind the prefix (RFC 7030, 3.2.2); strongSwan puts it before.
 func splitPath(path string) (fleet, operation string, err error) {
-	rest, ok := strings.CutPrefix(path, pathPrefix)
-	if !ok {
-		return "", "", errNoOperation
+	before, operation, ok := strings.Cut(path, pathPrefix)
+	label, inside := "", false
+	if i := strings.LastIndexByte(operation, '/'); i >= 0 {
+		label, operation, inside = operation[:i], operation[i+1:], true
 	}
-	label, operation, ok := strings.Cut(rest, "/")
-	if !ok {
-		return "", rest, nil
+	switch {
+	case !ok || inside && before != "":
+		return "", "", errNoOperation
+	case before != "":
+		label = strings.TrimPrefix(before, "/")
+	case !inside:
+		return "", operation, nil
 	}
 	if countersign.CheckName(label) != nil {
 		return "", "", countersign.Errorf(countersign.NotFound, "the path names no fleet: %.80q can't be one", label).

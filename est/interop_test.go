@@ -1,0 +1,160 @@
+package est
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The foreign clients of this file are judged by the files they write: some exit
+// 0 although the server refused.
+
+// device is a folder with key.pem and req.der as a foreign client wants them.
+type device struct {
+	dir string
+	key crypto.Signer
+}
+
+func newDevice(t *testing.T, cn string) device {
+	t.Helper()
+	d := device{dir: t.TempDir(), key: newKey(t)}
+	der, err := x509.MarshalPKCS8PrivateKey(d.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, d.file("key.pem"), "PRIVATE KEY", der)
+	csr := newCSR(t, cn, d.key)
+	if err := os.WriteFile(d.file("req.der"), csr, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, d.file("req.pem"), "CERTIFICATE REQUEST", csr)
+	if err := os.WriteFile(d.file("req.b64"), []byte(base64.StdEncoding.EncodeToString(csr)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d device) file(name string) string { return filepath.Join(d.dir, name) }
+
+// run gives stdout and everything else the program said.
+func (d device) run(t *testing.T, argv ...string) (stdout []byte, said string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+	cmd.Dir = d.dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdout, err := cmd.Output()
+	said = stderr.String()
+	if err != nil {
+		said += err.Error()
+	}
+	return stdout, said
+}
+
+func (d device) checkCert(t *testing.T, s *server, der []byte, said string) *x509.Certificate {
+	t.Helper()
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatalf("no certificate came: %v\n%s\n%s", err, said, s.log)
+	}
+	if err := cert.CheckSignatureFrom(s.issuing); err != nil {
+		t.Error(err)
+	}
+	return cert
+}
+
+func TestStrongSwanGetsCACerts(t *testing.T) {
+	pki, s := peer(t, "pki"), startServer(t)
+	for _, label := range []string{"", "/pumps"} {
+		d := newDevice(t, "pump-7")
+		_, said := d.run(t, pki, "--estca", "--url", s.url+label, "--cacert", s.roots, "--caout", "ca.pem", "--outform", "pem", "--force")
+		files, _ := filepath.Glob(d.file("ca*.pem"))
+		if len(files) != 2 {
+			t.Errorf("pki --estca%s: got files %v, want one for each authority\n%s\n%s", label, files, said, s.log)
+		}
+	}
+}
+
+func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
+	pki, s := peer(t, "pki"), startServer(t)
+	d := newDevice(t, "pump-7")
+	der, said := d.run(t, pki, "--est", "--url", s.url+"/pumps", "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:"+goodToken)
+	cert := d.checkCert(t, s, der, said)
+	if req := s.last(t); req.Fleet != "pumps" || req.Evidence.Token != goodToken {
+		t.Errorf("got fleet %q, token %q", req.Fleet, req.Evidence.Token)
+	}
+	writePEM(t, d.file("cert.pem"), "CERTIFICATE", cert.Raw)
+
+	next := newDevice(t, "pump-7")
+	der, said = d.run(t, pki, "--est", "--url", s.url, "--in", next.file("req.der"), "--cacert", s.roots, "--cert", "cert.pem", "--key", "key.pem")
+	if again := d.checkCert(t, s, der, said); again.Equal(cert) {
+		t.Error("pki --est with the old certificate: got the same certificate, want the next")
+	}
+	if req := s.last(t); len(req.Evidence.Peer) == 0 || !req.Evidence.Peer[0].Equal(cert) {
+		t.Error("the desk did not see the current certificate")
+	}
+}
+
+func TestStrongSwanIsRefusedWithWrongToken(t *testing.T) {
+	pki, s := peer(t, "pki"), startServer(t)
+	d := newDevice(t, "pump-7")
+	out, said := d.run(t, pki, "--est", "--url", s.url, "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:cset_bad_credential")
+	if len(out) != 0 || !strings.Contains(said, "401") {
+		t.Errorf("got %d octets, want none and a word about 401\n%s", len(out), said)
+	}
+}
+
+func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
+	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
+	d := newDevice(t, "pump-7")
+	enroll := func(operation, in string, more ...string) *x509.Certificate {
+		t.Helper()
+		argv := append([]string{
+			curl, "--silent", "--show-error", "--fail-with-body", "--noproxy", "*", "--cacert", s.roots, "--output", "answer.b64",
+			"--header", "Content-Type: application/pkcs10", "--data-binary", "@" + in,
+		}, more...)
+		_, said := d.run(t, append(argv, s.url+pathPrefix+operation)...)
+		_, more64 := d.run(t, openssl, "base64", "-d", "-in", "answer.b64", "-out", "answer.der")
+		_, p7 := d.run(t, openssl, "pkcs7", "-inform", "DER", "-in", "answer.der", "-print_certs", "-out", "cert.pem")
+		der, x := d.run(t, openssl, "x509", "-in", "cert.pem", "-outform", "DER")
+		return d.checkCert(t, s, der, said+more64+p7+x)
+	}
+	for _, in := range []string{"req.b64", "req.pem", "req.der"} {
+		enroll("simpleenroll", in, "--user", "any:"+goodToken)
+		enroll("simpleenroll", in, "--anyauth", "--user", "any:"+goodToken)
+		enroll("simpleenroll", in, "--header", "Authorization: Bearer "+goodToken)
+	}
+	enroll("simplereenroll", "req.b64", "--cert", "cert.pem", "--key", "key.pem")
+	if req := s.last(t); len(req.Evidence.Peer) != 1 || req.Evidence.Peer[0].Subject.CommonName != "pump-7" {
+		t.Errorf("simplereenroll: got %d peers, want the current certificate", len(req.Evidence.Peer))
+	}
+}
+
+func TestCurlReadsRefusal(t *testing.T) {
+	curl, s := peer(t, "curl"), startServer(t)
+	d := newDevice(t, "pump-7")
+	out, _ := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--user", "x:cset_credential_spent",
+		"--header", "Content-Type: application/pkcs10", "--data", "@req.b64", "--write-out", "%{http_code}", s.url+pathPrefix+"simpleenroll")
+	if want := "refused as credential_spent: try another.\n401"; string(out) != want {
+		t.Errorf("got %q, want %q", out, want)
+	}
+}
+
+func TestOpenSSLReadsCSRAttrs(t *testing.T) {
+	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
+	d := newDevice(t, "pump-7")
+	_, said := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--output", "a.b64", s.url+pathPrefix+"csrattrs")
+	_, said64 := d.run(t, openssl, "base64", "-d", "-in", "a.b64", "-out", "a.der")
+	out, more := d.run(t, openssl, "asn1parse", "-inform", "DER", "-in", "a.der")
+	for _, want := range []string{"id-ecPublicKey", "prime256v1", "ecdsa-with-SHA256"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("openssl asn1parse: got %s, want %s in it\n%s", out, want, said+said64+more)
+		}
+	}
+}
