@@ -1,0 +1,198 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/countersign-iot/countersign/config"
+)
+
+const (
+	rootsName     = "roots.pem"
+	endpointsName = "endpoints.json"
+	// portsName keeps the ports that were chosen, so that certificates, which carry
+	// the status URL, and scripts go on working after a restart.
+	portsName = "ports.json"
+	// maxHTTPPerAddress bounds the HTTP connections of one address; devices come
+	// once a month, factories and checkers of certificates keep a few dozen open.
+	maxHTTPPerAddress = 512
+	// maxHTTP bounds them over all addresses.
+	maxHTTP = 8192
+	// dialTest is how long an old socket has to answer before it counts as dead.
+	dialTest = time.Second
+)
+
+// listeners are the bound doors; a nil one is off.
+type listeners struct {
+	enroll, mqtt, api, status, socket net.Listener
+}
+
+func (l *listeners) all() []net.Listener {
+	return []net.Listener{l.enroll, l.mqtt, l.api, l.status, l.socket}
+}
+
+func (l *listeners) close() error {
+	var errs []error
+	for _, one := range l.all() {
+		if one != nil {
+			if err := one.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bind opens every listener. Where the configuration leaves the port open, the
+// one of last time is tried first.
+func bind(cfg config.Config) (l *listeners, err error) {
+	l = &listeners{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	last := map[string]string{}
+	if b, err := os.ReadFile(cfg.Path(portsName)); err == nil {
+		_ = json.Unmarshal(b, &last) // a damaged file costs the old ports, no more
+	}
+	now := map[string]string{}
+	for _, d := range []struct {
+		name, addr string
+		into       *net.Listener
+	}{
+		{"enroll", cfg.Listeners.Enroll, &l.enroll}, {"mqtt", cfg.Listeners.MQTT, &l.mqtt},
+		{"api", cfg.Listeners.API, &l.api}, {"status", cfg.Listeners.Status, &l.status},
+	} {
+		if d.addr == config.Off {
+			continue
+		}
+		if *d.into, err = listenTCP(d.addr, last[d.name]); err != nil {
+			return l, fmt.Errorf("open the %s listener: %w", d.name, err)
+		}
+		now[d.name] = portOf(*d.into)
+	}
+	if l.socket, err = listenSocket(cfg.Socket()); err != nil {
+		return l, fmt.Errorf("open the socket %s: %w", cfg.Socket(), err)
+	}
+	b, err := json.Marshal(now)
+	if err != nil {
+		return l, err
+	}
+	return l, writeFile(cfg.Path(portsName), b, 0o644)
+}
+
+func listenTCP(addr, lastPort string) (net.Listener, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if port == "0" && lastPort != "" {
+		if l, err := net.Listen("tcp", net.JoinHostPort(host, lastPort)); err == nil {
+			return l, nil
+		}
+	}
+	return net.Listen("tcp", addr)
+}
+
+func portOf(l net.Listener) string {
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return ""
+	}
+	return port
+}
+
+// listenSocket opens the operators' socket, 0660 from its first moment. A socket
+// that nobody answers on is left from a killed process.
+func listenSocket(path string) (net.Listener, error) {
+	if c, err := net.DialTimeout("unix", path, dialTest); err == nil {
+		return nil, errors.Join(errors.New("another server answers on it"), c.Close())
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	old := syscall.Umask(0o117)
+	defer syscall.Umask(old)
+	return net.Listen("unix", path)
+}
+
+// capped bounds the connections of a listener, over all and per address (IPv6 by
+// /64). What is over the bound is closed at once.
+type capped struct {
+	net.Listener
+	mu    sync.Mutex
+	total int
+	by    map[netip.Prefix]int
+}
+
+func (l *capped) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		key := sourceOf(c.RemoteAddr())
+		if l.enter(key) {
+			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.leave(key) })}, nil
+		}
+		_ = c.Close() // refused; there is nobody to tell
+	}
+}
+
+func (l *capped) enter(key netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.by == nil {
+		l.by = map[netip.Prefix]int{}
+	}
+	if l.total >= maxHTTP || l.by[key] >= maxHTTPPerAddress {
+		return false
+	}
+	l.total++
+	l.by[key]++
+	return true
+}
+
+func (l *capped) leave(key netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total--
+	if l.by[key]--; l.by[key] == 0 {
+		delete(l.by, key)
+	}
+}
+
+func sourceOf(a net.Addr) netip.Prefix {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr := ap.Addr().Unmap().WithZone("")
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, err := addr.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+type counted struct {
+	net.Conn
+	leave func()
+}
+
+func (c *counted) Close() error {
+	c.leave()
+	return c.Conn.Close()
+}

@@ -1,0 +1,348 @@
+// Package server wires the authority together: one database, the keepers, the
+// desk, the doors and their listeners. New reads as the table of contents; it
+// holds no rule of its own.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/edge"
+	"github.com/countersign-iot/countersign/est"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/rest"
+	"github.com/countersign-iot/countersign/status"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Options are what the program, and not its configuration, brings.
+type Options struct {
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: no log
+	Dev bool             // the authorities of a new database are named for development
+}
+
+// Server is the whole authority in one process.
+type Server struct {
+	cfg  config.Config
+	opts Options
+	log  *slog.Logger
+
+	db        *store.DB
+	ca        *ca.CA
+	events    *event.Log
+	registry  *registry.Registry
+	operators *operator.Desk
+	desk      *ra.Desk
+	crls      *ra.Publisher
+	identity  *identity
+	index     *edge.Index
+	engine    mqtt.Engine
+	gateway   *mqtt.Server
+	listeners *listeners
+	http      []*httpDoor
+
+	closers []closer // run last in, first out
+	once    sync.Once
+}
+
+type closer struct {
+	name string
+	fn   func() error
+}
+
+// New opens everything and accepts nothing yet. The caller runs Run, or Close.
+func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err error) {
+	cfg = cfg.WithDefaults()
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	s = &Server{cfg: cfg, opts: opts, log: opts.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if problems := cfg.Check(); len(problems) > 0 {
+		return s, fmt.Errorf("the configuration has %d problems, the first: %w", len(problems), problems[0])
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return s, fmt.Errorf("make the data folder: %w", err)
+	}
+	for _, step := range []func(context.Context) error{
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openDesk, s.openIdentity, s.openGateway, s.openDoors,
+	} {
+		if err := step(ctx); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Server) onClose(name string, fn func() error) {
+	s.closers = append(s.closers, closer{name, fn})
+}
+
+func (s *Server) openStore(ctx context.Context) error {
+	url, err := databaseURL(s.cfg)
+	if err != nil {
+		return fmt.Errorf("read the database's URL: %w", err)
+	}
+	s.db, err = store.Open(ctx, store.Options{URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit)})
+	if err != nil {
+		return err
+	}
+	s.onClose("store", s.db.Close)
+	return nil
+}
+
+func (s *Server) openListeners(context.Context) error {
+	// The old file must not tell a waiting script that this server is up.
+	if err := os.Remove(s.cfg.Path(endpointsName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	var err error
+	if s.listeners, err = bind(s.cfg); err != nil {
+		return err
+	}
+	s.onClose("listeners", s.listeners.close)
+	return nil
+}
+
+func (s *Server) openKeepers(ctx context.Context) error {
+	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName()}
+	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now}
+	s.operators = &operator.Desk{DB: s.db, Now: s.opts.Now, Log: s.log}
+	var passphrase func() ([]byte, error)
+	if s.cfg.RootPassphrase != "" {
+		passphrase = func() ([]byte, error) {
+			p, err := s.cfg.RootPassphrase.Resolve()
+			return []byte(p), err
+		}
+	} else {
+		s.log.WarnContext(ctx, "root key is not wrapped: set root_passphrase for production")
+	}
+	var err error
+	s.ca, err = ca.Open(ctx, ca.Options{
+		DB: s.db, Keys: &keystore.Store{Dir: s.cfg.Dir}, Now: s.opts.Now, Log: s.log,
+		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live,
+	})
+	return err
+}
+
+func (s *Server) openDesk(ctx context.Context) error {
+	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
+	s.index = edge.NewIndex(s.opts.Now)
+	s.desk = &ra.Desk{
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now}, Ledger: &access.Ledger{Now: s.opts.Now},
+		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
+	}
+	s.events.Subscribe(s.heard)
+	voided, err := s.ca.VoidSerials(ctx, !s.db.Postgres())
+	if err != nil {
+		return err
+	}
+	if voided > 0 {
+		s.events.Later(countersign.Event{
+			Type: countersign.SerialsVoided, Actor: countersign.System, Reason: "an earlier process ended without spending them",
+			Data: map[string]string{"count": fmt.Sprint(voided)},
+		})
+	}
+	return nil
+}
+
+func (s *Server) openIdentity(ctx context.Context) error {
+	s.identity = &identity{ca: s.ca, names: s.cfg.Names, now: s.opts.Now}
+	if err := s.identity.renew(ctx); err != nil {
+		return err
+	}
+	return s.writeRoots()
+}
+
+// openDoors makes a handler for each HTTP listener.
+func (s *Server) openDoors(context.Context) error {
+	enroll := http.NewServeMux()
+	enroll.Handle("/.well-known/est/", &est.Server{Enroller: s.desk, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now})
+	enroll.Handle("/api/v1/", &rest.Enroll{Enroller: s.desk, Log: s.log, Now: s.opts.Now})
+	s.serveHTTP("enroll", s.listeners.enroll, enroll, s.identity.tlsConfig())
+	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
+	operators := func(local bool) http.Handler {
+		return (&rest.Server{
+			DB: s.db, CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, CRLs: s.crls, Operators: s.operators,
+			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
+		}).Handler()
+	}
+	api := s.identity.tlsConfig()
+	api.ClientAuth = 0 // a browser that is asked for a certificate shows a dialog
+	if s.cfg.Listeners.PlainAPI() {
+		api = nil
+	}
+	s.serveHTTP("api", s.listeners.api, operators(false), api)
+	s.serveHTTP("socket", s.listeners.socket, operators(true), nil)
+	return nil
+}
+
+// heard acts on what happened here or on another node.
+func (s *Server) heard(e countersign.Event) {
+	switch e.Type {
+	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv:
+		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
+	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
+		s.ca.Forget(e.Cert.Serial)
+		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
+		s.crls.Changed(e.Cert.Issuer)
+	case countersign.CertReleased:
+		s.ca.Forget(e.Cert.Serial)
+		s.crls.Changed(e.Cert.Issuer)
+	}
+}
+
+// Run serves until ctx ends, then stops in order: no new connections, the live
+// ones told, what they said written down, the database closed.
+func (s *Server) Run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	background, _ := errgroup.WithContext(work)
+	for _, run := range []func(context.Context) error{s.events.Run, s.desk.Run, s.crls.Run, s.tend} {
+		background.Go(func() error { return run(work) })
+	}
+	doors, failed := errgroup.WithContext(ctx)
+	for _, d := range s.http {
+		doors.Go(func() error { return d.run(failed) })
+	}
+	if s.listeners.mqtt != nil {
+		doors.Go(func() error { return s.gateway.Serve(failed, s.listeners.mqtt) })
+	}
+	s.events.Later(countersign.Event{Type: countersign.ServerStarted, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
+	err := s.writeEndpoints()
+	if err == nil {
+		err = doors.Wait()
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		err = nil
+	}
+	_ = os.Remove(s.cfg.Path(endpointsName)) // best effort: nobody serves there now
+	s.events.Later(countersign.Event{Type: countersign.ServerStopped, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
+	stopWork()
+	return errors.Join(err, background.Wait(), s.Close())
+}
+
+// tendEvery is how often the server looks after itself.
+const tendEvery = 10 * time.Minute
+
+// tend renews the server's certificate and voids the serials of dead nodes.
+func (s *Server) tend(ctx context.Context) error {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if s.identity.due() {
+			if err := s.identity.renew(ctx); err != nil {
+				s.log.ErrorContext(ctx, "server certificate not renewed", "error", err)
+			}
+		}
+		if _, err := s.ca.VoidSerials(ctx, false); err != nil {
+			s.log.ErrorContext(ctx, "serials not voided", "error", err)
+		}
+	}
+}
+
+// Close releases everything. Run calls it; whoever does not Run calls it.
+func (s *Server) Close() error {
+	var errs []error
+	s.once.Do(func() {
+		for i := len(s.closers) - 1; i >= 0; i-- {
+			if err := s.closers[i].fn(); err != nil {
+				errs = append(errs, fmt.Errorf("close %s: %w", s.closers[i].name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// Endpoints tells where the server is reached.
+func (s *Server) Endpoints() api.Endpoints {
+	e := api.Endpoints{Roots: s.cfg.Path(rootsName), Socket: s.cfg.Socket()}
+	scheme := "https"
+	if s.cfg.Listeners.PlainAPI() {
+		scheme = "http"
+	}
+	e.Enroll = s.url("https", s.listeners.enroll)
+	e.MQTT = s.url("mqtts", s.listeners.mqtt)
+	e.API = s.url(scheme, s.listeners.api)
+	e.Status = s.url("http", s.listeners.status)
+	return e
+}
+
+// url names a listener: by its own address where that is one, else by the first
+// of the server's names.
+func (s *Server) url(scheme string, l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = s.cfg.Names[0]
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
+
+func (s *Server) statusURL() string {
+	if s.cfg.StatusURL != "" {
+		return s.cfg.StatusURL
+	}
+	return s.url("http", s.listeners.status)
+}
+
+func (s *Server) writeEndpoints() error {
+	b, err := json.MarshalIndent(s.Endpoints(), "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(s.cfg.Path(endpointsName), append(b, '\n'), 0o644)
+}
+
+// Authorities lists the authorities, for what a program prints at its start.
+func (s *Server) Authorities() []countersign.Authority { return s.ca.Authorities() }
+
+// Sessions lists the live sessions of this node.
+func (s *Server) Sessions() []countersign.Session { return s.index.Sessions() }
+
+// Init makes the data folder, the database and the first authorities, and serves nothing.
+func Init(ctx context.Context, cfg config.Config, opts Options) ([]countersign.Authority, error) {
+	s, err := New(ctx, cfg, opts)
+	if err != nil {
+		return nil, err
+	}
+	return s.Authorities(), s.Close()
+}

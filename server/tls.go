@@ -1,0 +1,56 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// identity is the server's own TLS certificate. Its key lives in memory only and
+// is made anew with each certificate.
+type identity struct {
+	ca    *ca.CA
+	names []string
+	now   func() time.Time
+
+	current atomic.Pointer[tls.Certificate]
+	until   atomic.Int64 // Unix seconds of the current one's notAfter
+}
+
+func (i *identity) renew(ctx context.Context) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make the server's key: %w", err)
+	}
+	chain, until, err := i.ca.IssueServer(ctx, ca.IssuingID, i.names, &key.PublicKey)
+	if err != nil {
+		return fmt.Errorf("issue the server's certificate: %w", err)
+	}
+	i.current.Store(&tls.Certificate{Certificate: chain, PrivateKey: key})
+	i.until.Store(until.Unix())
+	return nil
+}
+
+// get serves tls.Config.GetCertificate.
+func (i *identity) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.current.Load(), nil }
+
+// due reports whether a third or less of the certificate's life is left.
+func (i *identity) due() bool {
+	return i.now().Add(ca.ServerValidity / 3).After(time.Unix(i.until.Load(), 0))
+}
+
+// tlsConfig of the enrollment listener: as at the edge, and one thing more.
+func (i *identity) tlsConfig() *tls.Config {
+	c := edge.TLSConfig(i.get)
+	// strongSwan reads an answer in at most two records.
+	c.DynamicRecordSizingDisabled = true
+	return c
+}
