@@ -218,7 +218,7 @@ func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, er
 				})
 			})
 			if nonce != nil {
-				addNonce(tbs, nonce)
+				tbs.AddASN1(tag2, func(exts *cryptobyte.Builder) { addNonce(exts, nonce) })
 			}
 		})
 	})
@@ -229,14 +229,12 @@ func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, er
 	return der, nil
 }
 
-// addNonce writes requestExtensions with the nonce alone.
-func addNonce(tbs *cryptobyte.Builder, nonce []byte) {
-	tbs.AddASN1(tag2, func(exts *cryptobyte.Builder) {
-		exts.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
-			list.AddASN1(cbasn1.SEQUENCE, func(ext *cryptobyte.Builder) {
-				ext.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(o *cryptobyte.Builder) { o.AddBytes(oidNonce) })
-				ext.AddASN1(cbasn1.OCTET_STRING, func(v *cryptobyte.Builder) { v.AddASN1OctetString(nonce) })
-			})
+// addNonce writes Extensions with the nonce alone.
+func addNonce(exts *cryptobyte.Builder, nonce []byte) {
+	exts.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
+		list.AddASN1(cbasn1.SEQUENCE, func(ext *cryptobyte.Builder) {
+			ext.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(o *cryptobyte.Builder) { o.AddBytes(oidNonce) })
+			ext.AddASN1(cbasn1.OCTET_STRING, func(v *cryptobyte.Builder) { v.AddASN1OctetString(nonce) })
 		})
 	})
 }
