@@ -1,66 +1,66 @@
 -- Times are microseconds since 1970 UTC, 0 for none. One text serves both
--- databases; {{bytes}} and {{identity}} are the dialect's words.
+-- databases; {{text}}, {{bytes}} and {{identity}} are the dialect's words.
 
 CREATE TABLE authority (
-	id          TEXT PRIMARY KEY,
-	kind        TEXT NOT NULL,
-	parent      TEXT NOT NULL,
+	id          {{text}} PRIMARY KEY,
+	kind        {{text}} NOT NULL,
+	parent      {{text}} NOT NULL,
 	certificate {{bytes}} NOT NULL,
-	key_uri     TEXT NOT NULL,
-	state       TEXT NOT NULL,
+	key_uri     {{text}} NOT NULL,
+	state       {{text}} NOT NULL,
 	created_at  BIGINT NOT NULL
 );
 
 CREATE TABLE profile (
-	name       TEXT PRIMARY KEY,
-	spec       TEXT NOT NULL,
+	name       {{text}} PRIMARY KEY,
+	spec       {{text}} NOT NULL,
 	created_at BIGINT NOT NULL,
 	updated_at BIGINT NOT NULL
 );
 
 CREATE TABLE fleet (
-	name         TEXT PRIMARY KEY,
-	issuer       TEXT NOT NULL REFERENCES authority (id),
-	profile      TEXT NOT NULL REFERENCES profile (name),
-	methods      TEXT NOT NULL,
+	name         {{text}} PRIMARY KEY,
+	issuer       {{text}} NOT NULL REFERENCES authority (id),
+	profile      {{text}} NOT NULL REFERENCES profile (name),
+	methods      {{text}} NOT NULL,
 	overlap      BIGINT NOT NULL,
-	trust_domain TEXT NOT NULL,
+	trust_domain {{text}} NOT NULL,
 	created_at   BIGINT NOT NULL,
 	updated_at   BIGINT NOT NULL
 );
 
 CREATE TABLE device (
-	id         TEXT PRIMARY KEY,
-	fleet      TEXT NOT NULL REFERENCES fleet (name),
-	state      TEXT NOT NULL,
-	reason     TEXT NOT NULL,
-	owner      TEXT NOT NULL,
-	tags       TEXT NOT NULL,
+	id         {{text}} PRIMARY KEY,
+	fleet      {{text}} NOT NULL REFERENCES fleet (name),
+	state      {{text}} NOT NULL,
+	reason     {{text}} NOT NULL,
+	owner      {{text}} NOT NULL,
+	tags       {{text}} NOT NULL,
 	revoked_at BIGINT NOT NULL, -- last loss of its identity; older tokens do not readmit it
 	created_at BIGINT NOT NULL,
 	updated_at BIGINT NOT NULL,
 	last_seen  BIGINT NOT NULL,
-	last_addr  TEXT NOT NULL
+	last_addr  {{text}} NOT NULL
 );
 CREATE INDEX device_by_fleet ON device (fleet, id);
 
 -- The serial leads the key: a presented certificate is looked up by it alone and
 -- then compared by fingerprint.
 CREATE TABLE certificate (
-	serial       TEXT NOT NULL,
-	issuer       TEXT NOT NULL,
-	device       TEXT NOT NULL, -- empty: the authority's own (server, OCSP responder)
-	fleet        TEXT NOT NULL,
-	profile      TEXT NOT NULL,
-	state        TEXT NOT NULL,
-	held_from    TEXT NOT NULL,
+	serial       {{text}} NOT NULL,
+	issuer       {{text}} NOT NULL,
+	device       {{text}} NOT NULL, -- empty: the authority's own (server, OCSP responder)
+	fleet        {{text}} NOT NULL,
+	profile      {{text}} NOT NULL,
+	state        {{text}} NOT NULL,
+	held_from    {{text}} NOT NULL,
 	reason       INTEGER NOT NULL,
 	replaced     BOOLEAN NOT NULL,
-	predecessor  TEXT NOT NULL,
-	evidence     TEXT NOT NULL,
-	method       TEXT NOT NULL,
-	key_hash     TEXT NOT NULL,
-	fingerprint  TEXT NOT NULL,
+	predecessor  {{text}} NOT NULL,
+	evidence     {{text}} NOT NULL,
+	method       {{text}} NOT NULL,
+	key_hash     {{text}} NOT NULL,
+	fingerprint  {{text}} NOT NULL,
 	not_before   BIGINT NOT NULL,
 	not_after    BIGINT NOT NULL,
 	issued_at    BIGINT NOT NULL,
@@ -78,16 +78,16 @@ CREATE INDEX certificate_overlapping ON certificate (accept_until) WHERE state =
 
 -- A block of serials is on record before the first of them is signed over.
 CREATE TABLE serial_block (
-	id         TEXT PRIMARY KEY,
+	id         {{text}} PRIMARY KEY,
 	serials    {{bytes}} NOT NULL, -- concatenated, 20 octets each
-	state      TEXT NOT NULL,      -- open, void
+	state      {{text}} NOT NULL,      -- open, void
 	opened_at  BIGINT NOT NULL,
 	expires_at BIGINT NOT NULL
 );
 CREATE INDEX serial_block_open ON serial_block (expires_at) WHERE state = 'open';
 
 CREATE TABLE crl (
-	issuer      TEXT NOT NULL,
+	issuer      {{text}} NOT NULL,
 	shard       INTEGER NOT NULL,
 	number      BIGINT NOT NULL, -- last number given out; the list itself may lag behind it
 	published   BIGINT NOT NULL, -- number of the list in der
@@ -99,22 +99,22 @@ CREATE TABLE crl (
 );
 
 CREATE TABLE enrollment_token (
-	id         TEXT PRIMARY KEY,
-	hash       TEXT NOT NULL UNIQUE, -- hex SHA-256 of the token
-	fleet      TEXT NOT NULL REFERENCES fleet (name),
-	device     TEXT NOT NULL,        -- empty: any device
+	id         {{text}} PRIMARY KEY,
+	hash       {{text}} NOT NULL UNIQUE, -- hex SHA-256 of the token
+	fleet      {{text}} NOT NULL REFERENCES fleet (name),
+	device     {{text}} NOT NULL,        -- empty: any device
 	uses_max   INTEGER NOT NULL,
 	uses       INTEGER NOT NULL,
-	created_by TEXT NOT NULL,
+	created_by {{text}} NOT NULL,
 	created_at BIGINT NOT NULL,
 	expires_at BIGINT NOT NULL
 );
 CREATE INDEX enrollment_token_by_time ON enrollment_token (created_at, id);
 
 CREATE TABLE operator_token (
-	id         TEXT PRIMARY KEY,
-	name       TEXT NOT NULL,
-	role       TEXT NOT NULL,
+	id         {{text}} PRIMARY KEY,
+	name       {{text}} NOT NULL,
+	role       {{text}} NOT NULL,
 	hash       {{bytes}} NOT NULL,
 	created_at BIGINT NOT NULL,
 	expires_at BIGINT NOT NULL,
@@ -127,17 +127,17 @@ CREATE TABLE event (
 	id     {{identity}},
 	seq    BIGINT UNIQUE,
 	at     BIGINT NOT NULL,
-	type   TEXT NOT NULL,
-	actor  TEXT NOT NULL,
-	device TEXT NOT NULL,
-	fleet  TEXT NOT NULL,
-	issuer TEXT NOT NULL,
-	serial TEXT NOT NULL,
-	remote TEXT NOT NULL,
-	via    TEXT NOT NULL,
-	code   TEXT NOT NULL,
-	reason TEXT NOT NULL,
-	data   TEXT NOT NULL,
+	type   {{text}} NOT NULL,
+	actor  {{text}} NOT NULL,
+	device {{text}} NOT NULL,
+	fleet  {{text}} NOT NULL,
+	issuer {{text}} NOT NULL,
+	serial {{text}} NOT NULL,
+	remote {{text}} NOT NULL,
+	via    {{text}} NOT NULL,
+	code   {{text}} NOT NULL,
+	reason {{text}} NOT NULL,
+	data   {{text}} NOT NULL,
 	hash   {{bytes}}
 );
 CREATE INDEX event_unsealed ON event (id) WHERE seq IS NULL;
