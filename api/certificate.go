@@ -109,8 +109,3 @@ type IssuedToken struct {
 	Token
 	Secret string `json:"secret"`
 }
-
-// TokenFilter narrows a list of tokens.
-type TokenFilter struct {
-	Fleet string `query:"fleet" maxLength:"63"`
-}

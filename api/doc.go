@@ -73,11 +73,10 @@ const EndpointsFile = "endpoints.json"
 
 // Health says whether the server does its work.
 type Health struct {
-	Status string  `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks."`
-	Checks []Check `json:"checks"`
+	Status string `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks that doctor tells."`
 }
 
-// The levels of a Check and, for the first two, of Health.
+// The levels of a Check.
 const (
 	LevelOK   = "ok"
 	LevelWarn = "warn"

@@ -35,11 +35,12 @@ type Order struct {
 
 // Verification is the result of checking the hash chain of the log.
 type Verification struct {
-	Intact bool   `json:"intact"`
-	Events int64  `json:"events" doc:"How many were checked."`
-	Head   string `json:"head,omitempty" doc:"Hex hash of the last good one."`
-	BadSeq int64  `json:"bad_seq,omitempty" doc:"The first that does not fit."`
-	Reason string `json:"reason,omitempty" doc:"What does not fit."`
+	Intact   bool   `json:"intact"`
+	Events   int64  `json:"events" doc:"How many were checked."`
+	Unsealed int64  `json:"unsealed" doc:"How many are too new to be sealed."`
+	Head     string `json:"head,omitempty" doc:"Hex hash of the last good one."`
+	BadSeq   int64  `json:"bad_seq,omitempty" doc:"The first that does not fit."`
+	Reason   string `json:"reason,omitempty" doc:"What does not fit."`
 }
 
 // OperatorToken lets an operator in over the network. Its secret is not in it.

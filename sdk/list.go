@@ -39,9 +39,9 @@ func (a *Admin) Sessions(ctx context.Context, f api.SessionFilter) iter.Seq2[api
 	return list[api.Session](ctx, a, "/sessions", query(f))
 }
 
-// Tokens lists enrollment tokens, without their secrets.
-func (a *Admin) Tokens(ctx context.Context, f api.TokenFilter) iter.Seq2[api.Token, error] {
-	return list[api.Token](ctx, a, "/tokens", query(f))
+// Tokens lists enrollment tokens, newest first, without their secrets.
+func (a *Admin) Tokens(ctx context.Context) iter.Seq2[api.Token, error] {
+	return list[api.Token](ctx, a, "/tokens", query())
 }
 
 // Authorities lists the authorities, parents first.

@@ -1,0 +1,195 @@
+package rest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+)
+
+// maxEnrollBody bounds a request for a certificate: the largest CSR in PEM, and
+// room for a token and a fleet.
+const maxEnrollBody = 128 << 10
+
+// pemChain is the media type of a chain in PEM (RFC 8555, 9.1).
+const pemChain = "application/pem-certificate-chain"
+
+// The headers that tell beside a chain in PEM what the JSON form has as fields.
+const (
+	deviceHeader  = "Countersign-Device"
+	renewAtHeader = "Countersign-Renew-At"
+)
+
+// Enroll answers devices that enroll and renew over plain HTTPS:
+//
+//	POST /api/v1/enroll  with a token: field of the JSON body, Bearer, or Basic password
+//	POST /api/v1/renew   over TLS with the current certificate
+//
+// The body is JSON as api.EnrollRequest, or the PKCS #10 request itself in PEM or
+// DER. The answer is the chain in PEM without the root, or api.Grant for a caller
+// that accepts JSON and not PEM. Its listener must ask for client certificates
+// without verifying them.
+type Enroll struct {
+	Enroller countersign.Enroller
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// ServeHTTP answers one request.
+func (e *Enroll) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := newRequestID()
+	h := w.Header()
+	h.Set(api.RequestIDHeader, id)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	r = r.WithContext(context.WithValue(r.Context(), requestKey, id))
+	if err := e.serve(w, r); err != nil {
+		p := problemOf(r.Context(), err)
+		logProblem(r.Context(), e.Log, p, err)
+		writePlain(w, p)
+	}
+}
+
+func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
+	var ask func(context.Context, countersign.EnrollRequest) (*countersign.Grant, error)
+	switch r.URL.Path {
+	case api.Base + "/enroll":
+		ask = e.Enroller.Enroll
+	case api.Base + "/renew":
+		ask = e.Enroller.Reenroll
+	default:
+		return countersign.Errorf(countersign.NotFound, "there is no %.200s here", r.URL.Path).
+			WithNext("devices use " + api.Base + "/enroll and " + api.Base + "/renew")
+	}
+	switch {
+	case r.Method != http.MethodPost:
+		w.Header().Set("Allow", http.MethodPost)
+		return countersign.Errorf(countersign.BadRequest, "this takes POST only").WithNext("repeat it as POST")
+	case r.TLS == nil: // a token must not cross a plain connection
+		return countersign.Errorf(countersign.NotAllowed, "certificates are given over TLS only").WithNext("use the https URL")
+	}
+	req, err := e.read(w, r)
+	if err != nil {
+		return err
+	}
+	if r.URL.Path == api.Base+"/renew" && len(req.Evidence.Peer) == 0 {
+		return countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
+			WithNext("connect with the current certificate, or enroll with a token")
+	}
+	grant, err := ask(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	writeGrant(w, r, grant)
+	return nil
+}
+
+// read decodes the request; it judges none of it.
+func (e *Enroll) read(w http.ResponseWriter, r *http.Request) (countersign.EnrollRequest, error) {
+	req := countersign.EnrollRequest{
+		Evidence: countersign.Evidence{Peer: r.TLS.PeerCertificates, Token: tokenOf(r)},
+		Fleet:    r.URL.Query().Get("fleet"),
+		Door:     "rest",
+	}
+	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		req.Remote = remote
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnrollBody))
+	if err != nil {
+		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+			return req, countersign.Errorf(countersign.TooLarge, "the request is over %d bytes", maxEnrollBody)
+		}
+		return req, countersign.Errorf(countersign.BadRequest, "the request broke off").WithCause(err)
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err == nil && kind == "application/json" {
+		var in api.EnrollRequest
+		if body, err = fromJSON(body, &in); err != nil {
+			return req, err
+		}
+		if in.Token != "" {
+			req.Evidence.Token = in.Token
+		}
+		if in.Fleet != "" {
+			req.Fleet = in.Fleet
+		}
+	}
+	req.CSR, err = csrOf(body)
+	return req, err
+}
+
+// fromJSON reads the JSON form and gives the CSR in it.
+func fromJSON(body []byte, in *api.EnrollRequest) ([]byte, error) {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(in); err != nil { // its text may repeat the token
+		return nil, countersign.Errorf(countersign.BadRequest, "the body is not the JSON that is wanted here").
+			WithNext(`send {"csr": "-----BEGIN CERTIFICATE REQUEST-----...", "token": "..."}`)
+	}
+	if dec.More() {
+		return nil, countersign.Errorf(countersign.BadRequest, "the body holds more than one JSON value").WithNext("send one object")
+	}
+	return []byte(in.CSR), nil
+}
+
+// csrOf finds the DER of a request in PEM or DER.
+func csrOf(body []byte) ([]byte, error) {
+	der := body
+	if block, _ := pem.Decode(body); block != nil {
+		if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+			return nil, countersign.Errorf(countersign.BadRequest, "the PEM is a %.40q, not a CERTIFICATE REQUEST", block.Type).
+				WithNext("send the PKCS #10 request")
+		}
+		der = block.Bytes
+	}
+	switch {
+	case len(der) == 0:
+		return nil, countersign.Errorf(countersign.BadRequest, "there is no certification request in it").WithNext("send a PKCS #10 request in PEM")
+	case len(der) > countersign.MaxCSR:
+		return nil, countersign.Errorf(countersign.TooLarge, "the certification request is over %d bytes", countersign.MaxCSR)
+	}
+	return der, nil
+}
+
+// tokenOf is the token in the Authorization header: Bearer, or the password of
+// Basic with any user name.
+func tokenOf(r *http.Request) string {
+	if _, password, ok := r.BasicAuth(); ok {
+		return password
+	}
+	return bearer(r.Header.Get("Authorization"))
+}
+
+// writeGrant answers. The grant is on record: a caller that is gone asks again with
+// the same key and gets it again.
+func writeGrant(w http.ResponseWriter, r *http.Request, g *countersign.Grant) {
+	var chain strings.Builder
+	chain.WriteString(pemText(g.Leaf))
+	for _, der := range g.Chain[:max(0, len(g.Chain)-1)] { // the root is trusted beforehand or not at all
+		chain.WriteString(pemText(der))
+	}
+	accept := r.Header.Get("Accept")
+	if strings.Contains(accept, "json") && !strings.Contains(accept, "pem") {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(api.Grant{
+			Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: chain.String(),
+			RenewAt: utc(g.RenewAt), NotAfter: utc(g.NotAfter),
+		})
+		return
+	}
+	w.Header().Set("Content-Type", pemChain)
+	w.Header().Set(deviceHeader, g.Device)
+	w.Header().Set(renewAtHeader, utc(g.RenewAt).Format(time.RFC3339))
+	_, _ = io.WriteString(w, chain.String())
+}

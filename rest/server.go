@@ -1,0 +1,233 @@
+// Package rest is the operators' JSON API, described by OpenAPI 3.1 at
+// /api/v1/openapi.json, and the REST form of enrollment for devices. Handlers
+// decode, ask a keeper or the desk, and encode; they decide nothing. Who may call
+// what stands in one table, acts; how errors look in another, in errors.go.
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+)
+
+const (
+	// maxBody of a request: the largest is a device with 64 tags of 512 octets.
+	maxBody = 64 << 10
+	// bodyTimeout is how long a request may take to arrive.
+	bodyTimeout = 10 * time.Second
+	// requestTimeout bounds the work of one request.
+	requestTimeout = 30 * time.Second
+	// verifyTimeout bounds the walk over the whole log, at some 100,000 events a second.
+	verifyTimeout = 110 * time.Second
+)
+
+// Server answers operators. Set the fields, then take the Handler.
+type Server struct {
+	CA        *ca.CA
+	Registry  *registry.Registry
+	Events    *event.Log
+	Desk      *ra.Desk
+	Office    *ra.Office
+	Operators *operator.Desk
+	// Sessions lists the live sessions of this node.
+	Sessions func() []countersign.Session
+	// Local is for the Unix socket: whoever may open it is the admin "local".
+	// Otherwise each request needs an operator token.
+	Local bool
+	Now   func() time.Time
+	Log   *slog.Logger
+
+	started time.Time
+	pulse   pulse
+}
+
+// Handler makes the handler. It serves everything under /api/v1.
+func (s *Server) Handler() http.Handler {
+	s.started = s.Now()
+	mux := http.NewServeMux()
+	s.describe(mux)
+	mux.HandleFunc("/", s.notFound(mux))
+	var h http.Handler = http.MaxBytesHandler(mux, maxBody)
+	if !s.Local {
+		// A page of another site must not act with what the browser sends by itself.
+		h = http.NewCrossOriginProtection().Handler(h)
+	}
+	return s.guard(h)
+}
+
+// describe registers all routes and gives what OpenAPI says of them.
+func (s *Server) describe(mux *http.ServeMux) huma.API {
+	components := &huma.Components{
+		Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+		SecuritySchemes: map[string]*huma.SecurityScheme{
+			"token": {Type: "http", Scheme: "bearer", Description: "operator token: countersign operator token"},
+		},
+	}
+	a := humago.New(mux, huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI:    "3.1.0",
+			Info:       &huma.Info{Title: "Countersign", Version: "1", Description: "Identity authority for fleets of devices."},
+			Servers:    []*huma.Server{{URL: "/"}},
+			Components: components,
+			Security:   []map[string][]string{{"token": {}}},
+		},
+		OpenAPIPath:                  api.Base + "/openapi",
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{problemInstead},
+	})
+	a.UseMiddleware(s.admit(a))
+	s.routeDevices(a)
+	s.routeCertificates(a)
+	s.routeLog(a)
+	s.routeSetup(a)
+	s.routeServer(a)
+	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // ours is Problem
+		delete(components.Schemas.Map(), name)
+	}
+	return a
+}
+
+// key is the type of this package's context keys.
+type key int
+
+const (
+	requestKey key = iota
+	callerKey
+)
+
+// caller is who sent a request.
+type caller struct {
+	name string
+	role operator.Role
+}
+
+// by is the caller as an actor in the log.
+func (s *Server) by(ctx context.Context) ra.By {
+	c, _ := ctx.Value(callerKey).(caller)
+	via := "rest"
+	if s.Local {
+		via = "cli"
+	}
+	return ra.By{Actor: countersign.OperatorActor(c.name), Via: via}
+}
+
+// admit lets a request through to a route that its caller may use, with the time
+// that the route has.
+func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		op := ctx.Operation()
+		act, listed := acts[op.OperationID]
+		c, err := s.identify(ctx, act)
+		if err == nil && (!listed || !c.role.May(act)) {
+			err = countersign.Errorf(countersign.NotAllowed, "the role %s of %s does not allow this", c.role, c.name).
+				WithNext("ask an admin, or use a token with another role")
+		}
+		if err != nil {
+			writeProblem(a, ctx, s.problem(ctx.Context(), err))
+			return
+		}
+		limit := requestTimeout
+		if op.OperationID == verifyLog {
+			limit = verifyTimeout
+		}
+		timed, cancel := context.WithTimeout(ctx.Context(), limit)
+		defer cancel()
+		next(huma.WithContext(ctx, context.WithValue(timed, callerKey, c)))
+	}
+}
+
+func (s *Server) identify(ctx huma.Context, act operator.Act) (caller, error) {
+	if s.Local {
+		return caller{"local", operator.Admin}, nil
+	}
+	if act == operator.Anyone {
+		return caller{name: "anyone"}, nil
+	}
+	t, err := s.Operators.Authenticate(ctx.Context(), bearer(ctx.Header("Authorization")))
+	if err != nil {
+		return caller{}, err
+	}
+	return caller{t.Name, t.Role}, nil
+}
+
+// bearer is the token of an Authorization header (RFC 6750, 2.1); empty if it is
+// of another scheme.
+func bearer(header string) string {
+	scheme, token, _ := strings.Cut(header, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}
+
+// guard gives each request an id and keeps a panic from ending the connection
+// without an answer.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := newRequestID()
+		w.Header().Set(api.RequestIDHeader, id)
+		w.Header().Set("Cache-Control", "no-store") // answers hold secrets, and age at once
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		r = r.WithContext(context.WithValue(r.Context(), requestKey, id))
+		defer func() {
+			if v := recover(); v != nil {
+				s.answerPanic(w, r, v)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) answerPanic(w http.ResponseWriter, r *http.Request, v any) {
+	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+		panic(v)
+	}
+	writePlain(w, s.problem(r.Context(), fmt.Errorf("panic: %v", v)))
+}
+
+// notFound answers what no route does, with 405 where another method would do.
+func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var allowed []string
+		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut} {
+			try := *r
+			try.Method = m
+			if _, pattern := mux.Handler(&try); pattern != "/" {
+				allowed = append(allowed, m)
+			}
+		}
+		p := s.problem(r.Context(), countersign.Errorf(countersign.NotFound, "there is no %s %.200s", r.Method, r.URL.Path).
+			WithNext("see "+api.Base+"/openapi.json"))
+		if len(allowed) > 0 {
+			w.Header().Set("Allow", strings.Join(allowed, ", "))
+			p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+		}
+		writePlain(w, p)
+	}
+}
+
+// writePlain writes a problem where huma is not at hand.
+func writePlain(w http.ResponseWriter, p *problem) {
+	for k, values := range p.GetHeaders() {
+		w.Header()[k] = values
+	}
+	w.Header().Set("Content-Type", api.ProblemType)
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p.Problem) // nobody to tell when the caller is gone
+}

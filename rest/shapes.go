@@ -1,0 +1,119 @@
+package rest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/registry"
+)
+
+// utc is t in UTC; the zero time stays one.
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+func pemText(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func shapeDevice(d countersign.Device) api.Device {
+	return api.Device{
+		ID: d.ID, Fleet: d.Fleet, State: string(d.State), Reason: d.Reason, Owner: d.Owner, Tags: d.Tags,
+		CreatedAt: utc(d.CreatedAt), UpdatedAt: utc(d.UpdatedAt), LastSeen: utc(d.LastSeen), LastAddr: d.LastAddr,
+	}
+}
+
+// shapeCertificate tells the state as it is at now, expired included.
+func shapeCertificate(c *countersign.Certificate, now time.Time) api.Certificate {
+	out := api.Certificate{
+		Issuer: c.Issuer, Serial: string(c.Serial), Device: c.Device, Fleet: c.Fleet, Profile: c.Profile,
+		State: c.StateAt(now), Predecessor: string(c.Predecessor), Method: c.Method, KeyHash: c.KeyHash, Fingerprint: c.Fingerprint,
+		NotBefore: utc(c.NotBefore), NotAfter: utc(c.NotAfter), IssuedAt: utc(c.IssuedAt), UsedAt: utc(c.UsedAt),
+		AcceptUntil: utc(c.AcceptUntil), RevokedAt: utc(c.RevokedAt),
+	}
+	if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
+		out.Reason = c.Reason.String()
+	}
+	if len(c.DER) > 0 {
+		out.PEM = pemText(c.DER)
+	}
+	return out
+}
+
+func shapeAuthority(a countersign.Authority) api.Authority {
+	sum := sha256.Sum256(a.Certificate.Raw)
+	return api.Authority{
+		ID: a.ID, Kind: string(a.Kind), Parent: a.Parent, Subject: a.Subject, State: a.State, KeyURI: a.KeyURI,
+		Serial: string(countersign.SerialOf(a.Certificate.SerialNumber)), Fingerprint: hex.EncodeToString(sum[:]),
+		NotBefore: utc(a.Certificate.NotBefore), NotAfter: utc(a.Certificate.NotAfter), CreatedAt: utc(a.CreatedAt),
+		PEM: pemText(a.Certificate.Raw),
+	}
+}
+
+func shapeSession(s countersign.Session) api.Session {
+	return api.Session{
+		ID: s.ID, Device: s.Device, Fleet: s.Fleet, Issuer: s.Cert.Issuer, Serial: string(s.Cert.Serial), Gateway: s.Gateway,
+		Protocol: s.Protocol, ClientID: s.ClientID, Remote: s.Remote.String(), Since: utc(s.Since), NotAfter: utc(s.NotAfter),
+	}
+}
+
+func shapeEvent(e countersign.Event) api.Event {
+	return api.Event{
+		Seq: e.Seq, At: utc(e.At), Type: string(e.Type), Severity: e.Type.Severity(), Actor: string(e.Actor),
+		Device: e.Device, Fleet: e.Fleet, Issuer: e.Cert.Issuer, Serial: string(e.Cert.Serial),
+		Remote: e.Remote, Via: e.Via, Code: string(e.Code), Reason: e.Reason, Data: e.Data, Hash: hex.EncodeToString(e.Hash),
+	}
+}
+
+func shapeFleet(f countersign.Fleet) api.Fleet {
+	methods := f.Methods
+	if methods == nil {
+		methods = []string{}
+	}
+	return api.Fleet{
+		Name: f.Name, Issuer: f.Issuer, Profile: f.Profile, Methods: methods, OverlapSeconds: int64(f.Overlap / time.Second),
+		TrustDomain: f.TrustDomain, CreatedAt: utc(f.CreatedAt), UpdatedAt: utc(f.UpdatedAt),
+	}
+}
+
+func shapeProfile(p ca.Profile) api.Profile {
+	return api.Profile{
+		Name: p.Name, Description: p.Description, ValiditySeconds: seconds(p.Validity), NoExpiry: p.NoExpiry,
+		BackdateSeconds: seconds(p.Backdate), ExtKeyUsage: p.ExtKeyUsage, KeyUsage: p.KeyUsage, Keys: p.Keys,
+		NoStatus: p.NoStatus, OmitURI: p.OmitURI,
+	}
+}
+
+func profileOf(p api.Profile) ca.Profile {
+	return ca.Profile{
+		Name: p.Name, Description: p.Description, Validity: durationOf(p.ValiditySeconds), NoExpiry: p.NoExpiry,
+		Backdate: durationOf(p.BackdateSeconds), ExtKeyUsage: p.ExtKeyUsage, KeyUsage: p.KeyUsage, Keys: p.Keys,
+		NoStatus: p.NoStatus, OmitURI: p.OmitURI,
+	}
+}
+
+func seconds(d ca.Duration) int64    { return int64(time.Duration(d) / time.Second) }
+func durationOf(s int64) ca.Duration { return ca.Duration(time.Duration(s) * time.Second) }
+
+func shapeToken(t registry.Token) api.Token {
+	return api.Token{
+		ID: t.ID, Fleet: t.Fleet, Device: t.Device, Uses: t.UsesMax, Used: t.Uses,
+		CreatedAt: utc(t.CreatedAt), ExpiresAt: utc(t.ExpiresAt), CreatedBy: string(t.CreatedBy),
+	}
+}
+
+func shapeOperatorToken(t operator.Token) api.OperatorToken {
+	return api.OperatorToken{
+		ID: t.ID, Name: t.Name, Role: string(t.Role), CreatedAt: utc(t.CreatedAt), ExpiresAt: utc(t.ExpiresAt),
+		UsedAt: utc(t.UsedAt), Revoked: t.Revoked,
+	}
+}
