@@ -138,7 +138,7 @@ func (c *Client) do(ctx context.Context, req request) ([]byte, error) {
 		return nil, err
 	}
 	// Reading to the end lets the connection serve again.
-	defer res.Body.Close() //nolint:errcheck // nothing is left to lose
+	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("read answer: %w", err)

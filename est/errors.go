@@ -61,6 +61,7 @@ func httpStatus(code countersign.Code) int {
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var status int
 	var text string
+	code := countersign.BadRequest
 	h := w.Header()
 	if e, ok := errors.AsType[*statusError](err); ok {
 		status, text = e.status, sentence(e.message, e.next)
@@ -69,7 +70,8 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	} else {
 		e := countersign.Public(err)
-		status, text = httpStatus(e.Code), sentence(e.Message, e.Next)
+		code = e.Code
+		status, text = httpStatus(code), sentence(e.Message, e.Next)
 		switch status {
 		case http.StatusUnauthorized:
 			h.Set("WWW-Authenticate", challenge)
@@ -82,7 +84,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelError
 	}
 	s.log().Log(r.Context(), level, "est request refused", "path", r.URL.Path, "remote", r.RemoteAddr,
-		"status", status, "code", countersign.CodeOf(err), "err", err, "cause", errors.Unwrap(err))
+		"status", status, "code", code, "err", err, "cause", errors.Unwrap(err))
 
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -15,13 +15,13 @@ import (
 // The foreign clients of this file are judged by the files they write: some exit
 // 0 although the server refused.
 
-// device is a folder with key.pem and req.der as a foreign client wants them.
+// device is a folder of pump-7 with key.pem and req.der as a foreign client wants them.
 type device struct {
 	dir string
 	key crypto.Signer
 }
 
-func newDevice(t *testing.T, cn string) device {
+func newDevice(t *testing.T) device {
 	t.Helper()
 	d := device{dir: t.TempDir(), key: newKey(t)}
 	der, err := x509.MarshalPKCS8PrivateKey(d.key)
@@ -29,7 +29,7 @@ func newDevice(t *testing.T, cn string) device {
 		t.Fatal(err)
 	}
 	writePEM(t, d.file("key.pem"), "PRIVATE KEY", der)
-	csr := newCSR(t, cn, d.key)
+	csr := newCSR(t, "pump-7", d.key)
 	if err := os.WriteFile(d.file("req.der"), csr, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func (d device) checkCert(t *testing.T, s *server, der []byte, said string) *x50
 func TestStrongSwanGetsCACerts(t *testing.T) {
 	pki, s := peer(t, "pki"), startServer(t)
 	for _, label := range []string{"", "/pumps"} {
-		d := newDevice(t, "pump-7")
+		d := newDevice(t)
 		_, said := d.run(t, pki, "--estca", "--url", s.url+label, "--cacert", s.roots, "--caout", "ca.pem", "--outform", "pem", "--force")
 		files, _ := filepath.Glob(d.file("ca*.pem"))
 		if len(files) != 2 {
@@ -83,7 +83,7 @@ func TestStrongSwanGetsCACerts(t *testing.T) {
 
 func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
 	pki, s := peer(t, "pki"), startServer(t)
-	d := newDevice(t, "pump-7")
+	d := newDevice(t)
 	der, said := d.run(t, pki, "--est", "--url", s.url+"/pumps", "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:"+goodToken)
 	cert := d.checkCert(t, s, der, said)
 	if req := s.last(t); req.Fleet != "pumps" || req.Evidence.Token != goodToken {
@@ -91,7 +91,7 @@ func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
 	}
 	writePEM(t, d.file("cert.pem"), "CERTIFICATE", cert.Raw)
 
-	next := newDevice(t, "pump-7")
+	next := newDevice(t)
 	der, said = d.run(t, pki, "--est", "--url", s.url, "--in", next.file("req.der"), "--cacert", s.roots, "--cert", "cert.pem", "--key", "key.pem")
 	if again := d.checkCert(t, s, der, said); again.Equal(cert) {
 		t.Error("pki --est with the old certificate: got the same certificate, want the next")
@@ -103,7 +103,7 @@ func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
 
 func TestStrongSwanIsRefusedWithWrongToken(t *testing.T) {
 	pki, s := peer(t, "pki"), startServer(t)
-	d := newDevice(t, "pump-7")
+	d := newDevice(t)
 	out, said := d.run(t, pki, "--est", "--url", s.url, "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:cset_bad_credential")
 	if len(out) != 0 || !strings.Contains(said, "401") {
 		t.Errorf("got %d octets, want none and a word about 401\n%s", len(out), said)
@@ -112,8 +112,8 @@ func TestStrongSwanIsRefusedWithWrongToken(t *testing.T) {
 
 func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
 	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
-	d := newDevice(t, "pump-7")
-	enroll := func(operation, in string, more ...string) *x509.Certificate {
+	d := newDevice(t)
+	enroll := func(operation, in string, more ...string) {
 		t.Helper()
 		argv := append([]string{
 			curl, "--silent", "--show-error", "--fail-with-body", "--noproxy", "*", "--cacert", s.roots, "--output", "answer.b64",
@@ -123,7 +123,7 @@ func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
 		_, more64 := d.run(t, openssl, "base64", "-d", "-in", "answer.b64", "-out", "answer.der")
 		_, p7 := d.run(t, openssl, "pkcs7", "-inform", "DER", "-in", "answer.der", "-print_certs", "-out", "cert.pem")
 		der, x := d.run(t, openssl, "x509", "-in", "cert.pem", "-outform", "DER")
-		return d.checkCert(t, s, der, said+more64+p7+x)
+		d.checkCert(t, s, der, said+more64+p7+x)
 	}
 	for _, in := range []string{"req.b64", "req.pem", "req.der"} {
 		enroll("simpleenroll", in, "--user", "any:"+goodToken)
@@ -138,7 +138,7 @@ func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
 
 func TestCurlReadsRefusal(t *testing.T) {
 	curl, s := peer(t, "curl"), startServer(t)
-	d := newDevice(t, "pump-7")
+	d := newDevice(t)
 	out, _ := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--user", "x:cset_credential_spent",
 		"--header", "Content-Type: application/pkcs10", "--data", "@req.b64", "--write-out", "%{http_code}", s.url+pathPrefix+"simpleenroll")
 	if want := "refused as credential_spent: try another.\n401"; string(out) != want {
@@ -148,7 +148,7 @@ func TestCurlReadsRefusal(t *testing.T) {
 
 func TestOpenSSLReadsCSRAttrs(t *testing.T) {
 	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
-	d := newDevice(t, "pump-7")
+	d := newDevice(t)
 	_, said := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--output", "a.b64", s.url+pathPrefix+"csrattrs")
 	_, said64 := d.run(t, openssl, "base64", "-d", "-in", "a.b64", "-out", "a.der")
 	out, more := d.run(t, openssl, "asn1parse", "-inform", "DER", "-in", "a.der")

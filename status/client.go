@@ -116,7 +116,7 @@ func (c *Client) fetch(r *http.Request, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer res.Body.Close() //nolint:errcheck // nothing is left to lose
+	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read answer: %w", err)

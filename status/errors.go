@@ -82,7 +82,8 @@ func httpStatus(code countersign.Code) int {
 // refuse answers with one sentence and a next step in plain text.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	h := w.Header()
-	status, text := 0, ""
+	var status int
+	var text string
 	if e, ok := errors.AsType[*statusError](err); ok {
 		status, text = e.status, e.message
 		if e.allow != "" {

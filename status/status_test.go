@@ -21,15 +21,12 @@ func newClient() *Client {
 	return &Client{HTTP: &http.Client{Timeout: 10 * time.Second}, Now: time.Now}
 }
 
-// ask sends a request as it stands and gives the answer with its body.
-func ask(t *testing.T, method, address, mediaType string, body []byte, h ...string) (*http.Response, []byte) {
+// ask sends a request as it stands, with h as names and values of its header, and gives the answer with its body.
+func ask(t *testing.T, method, address string, body []byte, h ...string) (*http.Response, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, address, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
-	}
-	if mediaType != "" {
-		req.Header.Set("Content-Type", mediaType)
 	}
 	for i := 0; i < len(h); i += 2 {
 		req.Header.Set(h[i], h[i+1])
@@ -111,7 +108,7 @@ func TestOCSPGetReadsEveryPathForm(t *testing.T) {
 		"slash too many": "/ocsp//" + b64, "slashes escaped": "/ocsp/" + strings.ReplaceAll(b64, "/", "%2f"),
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
-			res, der := ask(t, method, u+path, "", nil)
+			res, der := ask(t, method, u+path, nil)
 			if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != mediaTypeOCSPResponse || res.ContentLength < 100 {
 				t.Errorf("%s %s: got %d, %d octets", method, name, res.StatusCode, res.ContentLength)
 			}
@@ -129,7 +126,7 @@ func TestOCSPGetIsCacheableAndRevocationChangesTheTag(t *testing.T) {
 	u := start(t, a)
 	cert := a.issue(t, 100)
 	path := u + "/ocsp/" + url.PathEscape(base64.StdEncoding.EncodeToString(request(t, a, cert, nil)))
-	res, der := ask(t, http.MethodGet, path, "", nil)
+	res, der := ask(t, http.MethodGet, path, nil)
 	r, err := ocsp.ParseResponseForCert(der, cert, a.cert)
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +139,7 @@ func TestOCSPGetIsCacheableAndRevocationChangesTheTag(t *testing.T) {
 		t.Errorf("got Last-Modified %q, Expires %q, want %v, %v", h.Get("Last-Modified"), h.Get("Expires"), r.ThisUpdate, r.NextUpdate)
 	}
 	a.revoke(cert)
-	res, _ = ask(t, http.MethodGet, path, "", nil, "If-None-Match", h.Get("ETag"), "If-Modified-Since", h.Get("Last-Modified"))
+	res, _ = ask(t, http.MethodGet, path, nil, "If-None-Match", h.Get("ETag"), "If-Modified-Since", h.Get("Last-Modified"))
 	if res.StatusCode != http.StatusOK {
 		t.Errorf("conditional GET after revocation: got %d, want 200", res.StatusCode)
 	}
@@ -154,7 +151,7 @@ func TestOCSPWithNonceIsNotStored(t *testing.T) {
 	cert := a.issue(t, 100)
 	nonce := []byte("0123456789abcdef")
 	path := u + "/ocsp/" + url.PathEscape(base64.StdEncoding.EncodeToString(request(t, a, cert, nonce)))
-	res, _ := ask(t, http.MethodGet, path, "", nil)
+	res, _ := ask(t, http.MethodGet, path, nil)
 	if got := res.Header.Get("Cache-Control"); got != "no-store" || !bytes.Equal(a.last.Nonce, nonce) {
 		t.Errorf("got Cache-Control %q, nonce %q, want no-store, %q", got, a.last.Nonce, nonce)
 	}
@@ -178,12 +175,12 @@ func TestOCSPErrors(t *testing.T) {
 	} {
 		a.fail = tt.fail
 		for _, address := range []string{u + "/ocsp", u + "/ocsp/"} {
-			res, der := ask(t, http.MethodPost, address, mediaTypeOCSPRequest, tt.body)
+			res, der := ask(t, http.MethodPost, address, tt.body, "Content-Type", mediaTypeOCSPRequest)
 			if res.StatusCode != http.StatusOK || !bytes.Equal(der, tt.want.der()) || res.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("%s: got %d, %x, %v, want 200, %x, no-store", tt.name, res.StatusCode, der, res.Header, tt.want.der())
 			}
 		}
-		res, der := ask(t, http.MethodGet, u+"/ocsp/"+url.PathEscape(base64.StdEncoding.EncodeToString(tt.body)), "", nil)
+		res, der := ask(t, http.MethodGet, u+"/ocsp/"+url.PathEscape(base64.StdEncoding.EncodeToString(tt.body)), nil)
 		if res.StatusCode != http.StatusOK || !bytes.Equal(der, tt.want.der()) {
 			t.Errorf("%s by GET: got %d, %x, want 200, %x", tt.name, res.StatusCode, der, tt.want.der())
 		}
@@ -220,19 +217,19 @@ func TestHTTPRefusals(t *testing.T) {
 		{"root", "GET", "/", "", nil, 404, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, body := ask(t, tt.method, u+tt.path, tt.mediaType, tt.body)
+			res, body := ask(t, tt.method, u+tt.path, tt.body, "Content-Type", tt.mediaType)
 			if res.StatusCode != tt.want || res.Header.Get("Allow") != tt.allow {
 				t.Errorf("got %d, Allow %q: %s, want %d, %q", res.StatusCode, res.Header.Get("Allow"), body, tt.want, tt.allow)
 			}
 		})
 	}
 	a.fail = countersign.Errorf(countersign.Unavailable, "the database does not answer")
-	res, body := ask(t, http.MethodGet, u+"/crl/issuing/0.crl", "", nil)
+	res, body := ask(t, http.MethodGet, u+"/crl/issuing/0.crl", nil)
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "30" {
 		t.Errorf("unavailable: got %d, Retry-After %q: %s, want 503, 30", res.StatusCode, res.Header.Get("Retry-After"), body)
 	}
 	a.fail = errBroken
-	if res, body := ask(t, http.MethodGet, u+"/crl/issuing/0.crl", "", nil); res.StatusCode != 500 || strings.Contains(string(body), "fire") {
+	if res, body := ask(t, http.MethodGet, u+"/crl/issuing/0.crl", nil); res.StatusCode != 500 || strings.Contains(string(body), "fire") {
 		t.Errorf("broken: got %d, %s, want 500 without the cause", res.StatusCode, body)
 	}
 }
@@ -245,17 +242,17 @@ func TestCRLIsServedUntilItChanges(t *testing.T) {
 	if err != nil || len(list.RevokedCertificateEntries) != 0 {
 		t.Fatalf("CRL: got %v, %v, want an empty list", list, err)
 	}
-	res, _ := ask(t, http.MethodGet, u, "", nil)
+	res, _ := ask(t, http.MethodGet, u, nil)
 	tag, date := res.Header.Get("ETag"), res.Header.Get("Last-Modified")
 	if res.Header.Get("Content-Type") != mediaTypeCRL || date == "" || res.Header.Get("Expires") == "" {
 		t.Errorf("got header %v", res.Header)
 	}
 	a.revoke(cert)
 	// Same second perhaps, but another list: the date must not hide it.
-	if res, _ = ask(t, http.MethodGet, u, "", nil, "If-Modified-Since", date); res.StatusCode != http.StatusOK {
+	if res, _ = ask(t, http.MethodGet, u, nil, "If-Modified-Since", date); res.StatusCode != http.StatusOK {
 		t.Errorf("GET by date after revocation: got %d, want 200", res.StatusCode)
 	}
-	if res, _ = ask(t, http.MethodGet, u, "", nil, "If-None-Match", tag); res.StatusCode != http.StatusOK {
+	if res, _ = ask(t, http.MethodGet, u, nil, "If-None-Match", tag); res.StatusCode != http.StatusOK {
 		t.Errorf("GET by tag after revocation: got %d, want 200", res.StatusCode)
 	}
 	list, err = newClient().CRL(t.Context(), u, a.cert)
@@ -270,14 +267,14 @@ func TestCRLIsServedUntilItChanges(t *testing.T) {
 func TestIssuerIsServedAndRevalidated(t *testing.T) {
 	a := newAuthority(t)
 	u := start(t, a) + "/ca/issuing.cer"
-	res, der := ask(t, http.MethodGet, u, "", nil)
+	res, der := ask(t, http.MethodGet, u, nil)
 	if !bytes.Equal(der, a.cert.Raw) || res.Header.Get("Content-Type") != mediaTypeCert {
 		t.Errorf("got %d octets of %s, want the certificate", len(der), res.Header.Get("Content-Type"))
 	}
-	if res, _ = ask(t, http.MethodGet, u, "", nil, "If-None-Match", res.Header.Get("ETag")); res.StatusCode != http.StatusNotModified {
+	if res, _ = ask(t, http.MethodGet, u, nil, "If-None-Match", res.Header.Get("ETag")); res.StatusCode != http.StatusNotModified {
 		t.Errorf("conditional GET: got %d, want 304", res.StatusCode)
 	}
-	if res, der = ask(t, http.MethodHead, u, "", nil); res.ContentLength != int64(len(a.cert.Raw)) || len(der) != 0 {
+	if res, der = ask(t, http.MethodHead, u, nil); res.ContentLength != int64(len(a.cert.Raw)) || len(der) != 0 {
 		t.Errorf("HEAD: got Content-Length %d, %d octets, want %d, none", res.ContentLength, len(der), len(a.cert.Raw))
 	}
 }
