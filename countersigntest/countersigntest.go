@@ -113,7 +113,7 @@ func (s *Server) Token(t testing.TB, n api.NewToken) string {
 	if err != nil {
 		t.Fatalf("make a token: %v", err)
 	}
-	return issued.Token
+	return issued.Secret
 }
 
 // Enroll gives a device its first certificate over EST.

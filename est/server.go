@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -28,7 +29,10 @@ type Server struct {
 	Enroller countersign.Enroller
 	Trust    Trust
 	Log      *slog.Logger // nil: no log
-	MaxBody  int64        // largest request body in octets; 0: [DefaultMaxBody]
+	// Now tells when a request began, so that one which arrives slowly cannot
+	// undo a later one. nil: the Enroller goes by when it is called.
+	Now     func() time.Time
+	MaxBody int64 // largest request body in octets; 0: [DefaultMaxBody]
 }
 
 // pathPrefix is fixed by RFC 7030, 3.2.2.

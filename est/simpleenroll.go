@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/cms"
@@ -53,6 +54,10 @@ func (s *Server) simpleReenroll(w http.ResponseWriter, r *http.Request, fleet st
 type enrollFunc func(context.Context, countersign.EnrollRequest) (*countersign.Grant, error)
 
 func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token string, enroll enrollFunc) error {
+	var began time.Time
+	if s.Now != nil {
+		began = s.Now()
+	}
 	csr, err := s.readCSR(w, r)
 	if err != nil {
 		return err
@@ -64,6 +69,7 @@ func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token str
 		Fleet:    fleet,
 		Door:     "est",
 		Remote:   remote,
+		Began:    began,
 	})
 	if err != nil {
 		return err

@@ -101,6 +101,7 @@ func (e *Enroll) read(w http.ResponseWriter, r *http.Request) (countersign.Enrol
 		Evidence: countersign.Evidence{Peer: r.TLS.PeerCertificates, Token: tokenOf(r)},
 		Fleet:    r.URL.Query().Get("fleet"),
 		Door:     "rest",
+		Began:    e.Now(),
 	}
 	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Remote = remote

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -150,10 +151,24 @@ func (s *Server) openKeepers(ctx context.Context) error {
 		DB: s.db, Keys: &keystore.Store{Dir: s.cfg.Dir}, Now: s.opts.Now, Log: s.log,
 		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live,
 	})
+	if err != nil {
+		return err
+	}
+	return s.voidSerials(ctx, !s.db.Postgres()) // before this process opens a block of its own
+}
+
+func (s *Server) voidSerials(ctx context.Context, all bool) error {
+	voided, err := s.ca.VoidSerials(ctx, all)
+	if voided > 0 {
+		s.events.Later(countersign.Event{
+			Type: countersign.SerialsVoided, Actor: countersign.System, Reason: "an earlier process ended without spending them",
+			Data: map[string]string{"count": strconv.Itoa(voided)},
+		})
+	}
 	return err
 }
 
-func (s *Server) openDesk(ctx context.Context) error {
+func (s *Server) openDesk(context.Context) error {
 	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
 	s.index = edge.NewIndex(s.opts.Now)
 	s.desk = &ra.Desk{
@@ -161,16 +176,6 @@ func (s *Server) openDesk(ctx context.Context) error {
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
 	}
 	s.events.Subscribe(s.heard)
-	voided, err := s.ca.VoidSerials(ctx, !s.db.Postgres())
-	if err != nil {
-		return err
-	}
-	if voided > 0 {
-		s.events.Later(countersign.Event{
-			Type: countersign.SerialsVoided, Actor: countersign.System, Reason: "an earlier process ended without spending them",
-			Data: map[string]string{"count": fmt.Sprint(voided)},
-		})
-	}
 	return nil
 }
 
@@ -185,13 +190,16 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	enroll := http.NewServeMux()
-	enroll.Handle("/.well-known/est/", &est.Server{Enroller: s.desk, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now})
+	door := &est.Server{Enroller: s.desk, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now}
+	enroll.Handle("/.well-known/est/", door)
+	enroll.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
 	enroll.Handle("/api/v1/", &rest.Enroll{Enroller: s.desk, Log: s.log, Now: s.opts.Now})
 	s.serveHTTP("enroll", s.listeners.enroll, enroll, s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
 	operators := func(local bool) http.Handler {
 		return (&rest.Server{
-			DB: s.db, CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, CRLs: s.crls, Operators: s.operators,
+			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
+			Office:   &ra.Office{DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events},
 			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}).Handler()
 	}
@@ -268,7 +276,7 @@ func (s *Server) tend(ctx context.Context) error {
 				s.log.ErrorContext(ctx, "server certificate not renewed", "error", err)
 			}
 		}
-		if _, err := s.ca.VoidSerials(ctx, false); err != nil {
+		if err := s.voidSerials(ctx, false); err != nil {
 			s.log.ErrorContext(ctx, "serials not voided", "error", err)
 		}
 	}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+// defaultTimeout of one request: the slowest, the verification of a long log
+// apart, is a revocation that waits for its list.
+const defaultTimeout = 30 * time.Second
+
+// app is one run of the command line.
+type app struct {
+	in          io.Reader
+	out, errOut io.Writer
+	getenv      func(string) string
+	now         func() time.Time
+
+	dir     string
+	output  string
+	color   string
+	noInput bool
+	timeout time.Duration
+
+	started bool // a command began its work: what fails from here on is not usage
+}
+
+// run parses args, runs the command and gives the exit code.
+func (a *app) run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !a.started {
+		err = &usageError{err.Error()}
+	}
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil {
+		return exitInterrupted
+	}
+	a.explain(err)
+	return exitCode(err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "countersign",
+		Short: "Give every device an identity, and take it away at once",
+		Example: `  countersign dev                                  start everything on this machine
+  countersign enroll token -o name                 a token for one device
+  countersign device list
+  countersign device revoke pump-7 --reason keyCompromise`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: a.begin,
+		RunE:              showHelp,
+		Args:              noSuchCommand,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.dir, "dir", "", "data folder of the server (default $COUNTERSIGN_DIR, else .countersign)")
+	f.StringVarP(&a.output, "output", "o", formatTable, "table, json, yaml or name")
+	f.StringVar(&a.color, "color", "auto", "auto, always or never")
+	f.BoolVar(&a.noInput, "no-input", false, "never ask, fail instead")
+	f.DurationVar(&a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
+	complete(root, "output", formats...)
+	complete(root, "color", "auto", "always", "never")
+
+	root.AddCommand(
+		a.devCommand(), a.demoCommand(), a.serverCommand(),
+		a.deviceCommand(), a.enrollCommand(), a.sessionCommand(), a.certCommand(), a.caCommand(),
+		a.fleetCommand(), a.profileCommand(), a.auditCommand(), a.operatorCommand(),
+		a.doctorCommand(), a.versionCommand(),
+		environmentTopic(), exitCodesTopic(),
+	)
+	root.SetHelpCommandGroupID("")
+	return root
+}
+
+// begin checks what all commands share.
+func (a *app) begin(*cobra.Command, []string) error {
+	if err := oneOf("--output", a.output, formats...); err != nil {
+		return err
+	}
+	if err := oneOf("--color", a.color, "auto", "always", "never"); err != nil {
+		return err
+	}
+	if a.timeout <= 0 {
+		return usagef("--timeout %s is not more than 0", a.timeout)
+	}
+	a.started = true
+	return nil
+}
+
+// dataDir is the data folder: the flag, else the environment, else the default.
+func (a *app) dataDir() string {
+	return cmp.Or(a.dir, a.getenv("COUNTERSIGN_DIR"), config.DefaultDir)
+}
+
+// admin is the client of the server that runs on the data folder.
+func (a *app) admin() *sdk.Admin {
+	c := sdk.Local(filepath.Join(a.dataDir(), config.SocketName))
+	c.HTTP.Timeout = a.timeout
+	return c
+}
+
+// group makes a noun of its verbs.
+func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
+	c.AddCommand(verbs...)
+	return c
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
+// noSuchCommand words the mistake of a word where a command is due.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
+	}
+	return usagef("there is no command %q in %q", args[0], cmd.CommandPath())
+}
+
+// exactly is cobra.ExactArgs with the names of what is missing.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usagef("%s is missing: %s", names[len(args)], cmd.UseLine())
+		}
+		if len(args) > len(names) {
+			return usagef("%q is too much: %s", args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}
