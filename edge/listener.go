@@ -183,16 +183,26 @@ func (g *Gate) Stats() Stats {
 	return s
 }
 
-// Close stops accepting and waits until the handlers have returned. What is
-// still open when ctx ends is aborted. The caller ends its sessions first.
-func (g *Gate) Close(ctx context.Context) error {
+// Stop ends the accepting and aborts what is not yet admitted. Sessions stay open.
+func (g *Gate) Stop() {
 	g.init()
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.closed = true
 	for _, ln := range g.listeners {
 		_ = ln.Close()
 	}
-	g.mu.Unlock()
+	for c := range g.conns {
+		if !c.admitted.Load() {
+			c.Abort()
+		}
+	}
+}
+
+// Close stops accepting and waits until the handlers have returned. What is
+// still open when ctx ends is aborted. The caller ends its sessions first.
+func (g *Gate) Close(ctx context.Context) error {
+	g.Stop()
 	done := make(chan struct{})
 	go func() { g.wg.Wait(); close(done) }()
 	select {

@@ -1,0 +1,242 @@
+package mqtt
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// errEngineLeft is the end of a session that the engine announced.
+var errEngineLeft = errors.New("the engine ended the session")
+
+// runDown reads the engine's frames until the session is over.
+func (x *session) runDown() error {
+	for {
+		if !x.engine.buffered() {
+			if err := x.flushBoth(&x.down, &x.up); err != nil {
+				return err
+			}
+		}
+		f, err := x.engine.next()
+		if err != nil {
+			return engineError(err)
+		}
+		if x.ended() || x.done.Load() {
+			return errEnded
+		}
+		if err := x.toDevice(f); err != nil {
+			_ = x.flushBoth(&x.down, &x.up)
+			return err
+		}
+	}
+}
+
+// engineError keeps a breach by the engine from being blamed on the device.
+func engineError(err error) error {
+	if p, ok := errors.AsType[*protocolError](err); ok {
+		return fmt.Errorf("couldn't read the engine's packet: %s", p.text)
+	}
+	return err
+}
+
+func (x *session) toDevice(f frame) error {
+	switch f.kind() {
+	case pktPublish:
+		return x.enginePublish(f)
+	case pktPuback, pktPubrec, pktPubrel, pktPubcomp:
+		return x.engineAck(f)
+	case pktSuback, pktUnsuback:
+		return x.engineSuback(f)
+	case pktPingresp:
+		return x.down.send(f.raw)
+	case pktDisconnect:
+		if x.level == 5 {
+			return x.engineDisconnect(f)
+		}
+	}
+	return fmt.Errorf("packet type %d from the engine", f.kind())
+}
+
+func (x *session) enginePublish(f frame) error {
+	p, err := parsePublish(f, x.level)
+	if err != nil {
+		return engineError(err)
+	}
+	topic := x.lastDown
+	if len(p.topic) == 0 {
+		topic = x.aliasesDown[p.alias]
+	} else if string(p.topic) != topic {
+		topic = string(p.topic)
+	}
+	if p.alias > 0 && len(p.topic) > 0 {
+		if p.alias > x.connect.aliasMax {
+			return fmt.Errorf("topic alias %d from the engine, over the maximum of %d", p.alias, x.connect.aliasMax)
+		}
+		put(&x.aliasesDown, p.alias, topic)
+	}
+	if topic != x.lastDown {
+		if strings.HasPrefix(topic, "$") || !permits(x.perms.Subscribe, topic) {
+			x.denied("receive", topic)
+			return x.dropDown(p)
+		}
+		x.lastDown = topic
+	}
+	if x.shim() {
+		if limit := x.connect.maxPacket; limit > 0 && publishBody(topic, p, 5)+5 > int(limit) {
+			return x.dropDown(p) // [MQTT-3.1.2-25]: as if it had been delivered
+		}
+		if p.qos > 0 {
+			if err := x.awaitSlot(p.id); err != nil {
+				return err
+			}
+		}
+		x.srv.count.delivered.Add(1)
+		return sendPublish(&x.down, f.raw[0], topic, p, 5)
+	}
+	x.srv.count.delivered.Add(1)
+	return x.down.send(f.raw)
+}
+
+// dropDown ends the exchange of a message that the device does not get.
+func (x *session) dropDown(p publish) error {
+	switch p.qos {
+	case 1:
+		return x.up.send(ackPacket(pktPuback, p.id, Success))
+	case 2:
+		x.mu.Lock()
+		put(&x.refusedDn, p.id, true) // at most as many as the engine has in flight
+		x.mu.Unlock()
+		return x.up.send(ackPacket(pktPubrec, p.id, Success))
+	}
+	return nil
+}
+
+// awaitSlot waits until the device's Receive Maximum allows one more message,
+// [MQTT-3.3.4-9]. A redelivery has its slot already.
+func (x *session) awaitSlot(id uint16) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for len(x.inDown) >= int(x.connect.receiveMax) && !x.inDown[id] && !x.done.Load() {
+		x.mu.Unlock()
+		err := x.flushBoth(&x.down, &x.up)
+		x.mu.Lock()
+		if err != nil {
+			return err
+		}
+		if len(x.inDown) >= int(x.connect.receiveMax) && !x.done.Load() {
+			x.slot.Wait()
+		}
+	}
+	if x.done.Load() {
+		return errEnded
+	}
+	put(&x.inDown, id, true)
+	return nil
+}
+
+func (x *session) engineAck(f frame) error {
+	a, err := parseAck(f, x.level)
+	if err != nil {
+		return engineError(err)
+	}
+	x.mu.Lock()
+	dropped := f.kind() == pktPubrel && take(x.refusedDn, a.id)
+	if f.kind() == pktPuback || f.kind() == pktPubcomp {
+		delete(x.inUp, a.id)
+	}
+	x.mu.Unlock()
+	if dropped {
+		return x.up.send(ackPacket(pktPubcomp, a.id, Success))
+	}
+	return x.down.send(f.raw) // without a reason code both versions look alike
+}
+
+// engineSuback puts the codes of refused filters where they belong.
+func (x *session) engineSuback(f frame) error {
+	p, err := parseSuback(f, x.level)
+	if err != nil {
+		return engineError(err)
+	}
+	kind := f.kind()
+	m := x.subAnswers
+	x.mu.Lock()
+	if kind == pktUnsuback {
+		m = x.unAnswers
+	}
+	codes, ok := m[p.id]
+	delete(m, p.id)
+	x.mu.Unlock()
+	if !ok {
+		return x.down.send(f.raw)
+	}
+	for i := range codes {
+		if codes[i] != fromEngine {
+			continue
+		}
+		switch {
+		case kind == pktUnsuback && x.level == 4:
+			codes[i] = byte(Success) // an UNSUBACK of 3.1.1 carries none
+		case len(p.codes) == 0:
+			return errors.New("the engine answered fewer filters than were asked")
+		default:
+			codes[i], p.codes = p.codes[0], p.codes[1:]
+		}
+	}
+	p.codes = codes
+	if x.connect.level == 4 {
+		p.props = nil
+	}
+	return x.down.send(p.encode(kind, x.connect.level))
+}
+
+func (x *session) engineDisconnect(f frame) error {
+	d, err := parseDisconnect(f, 5)
+	if err != nil {
+		return engineError(err)
+	}
+	why := "engine closed"
+	switch d.code {
+	case SessionTakenOver:
+		why = "taken over"
+	case KeepAliveTimeout:
+		why = "keepalive expired"
+	}
+	var last []byte
+	if x.connect.level == 5 {
+		last = append(last, f.raw...)
+	}
+	x.end(why, last)
+	return errEngineLeft
+}
+
+// publishBody is the remaining length of a PUBLISH of level without properties.
+func publishBody(topic string, p publish, level byte) int {
+	n := 2 + len(topic) + len(p.payload)
+	if p.qos > 0 {
+		n += 2
+	}
+	if level == 5 {
+		n++ // no properties
+	}
+	return n
+}
+
+// sendPublish writes the message as a PUBLISH of level, without properties.
+func sendPublish(o *outbox, head byte, topic string, p publish, level byte) error {
+	var start, end [8]byte
+	s := appendVarint(append(start[:0], head), publishBody(topic, p, level))
+	s = binary.BigEndian.AppendUint16(s, uint16(len(topic))) //nolint:gosec // read from 16 bits
+	e := end[:0]
+	if p.qos > 0 {
+		e = binary.BigEndian.AppendUint16(e, p.id)
+	}
+	if level == 5 {
+		e = append(e, 0)
+	}
+	name := p.topic
+	if len(name) == 0 {
+		name = []byte(topic)
+	}
+	return o.send(s, name, e, p.payload)
+}

@@ -1,0 +1,171 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// refusal ends a connection before its session: what goes into the CONNACK.
+type refusal struct {
+	Refusal
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v3, v5}, reason} }
+
+var protocolNames = map[byte]string{4: "MQTT 3.1.1", 5: "MQTT 5"}
+
+// handle serves one connection that passed the TLS handshake.
+func (s *Server) handle(ctx context.Context, c *edge.Conn) {
+	x := &session{srv: s, conn: c, in: frameReader{src: c, max: maxConnect}, now: s.Now}
+	x.down = outbox{dst: c, ended: x.ended, now: s.Now}
+	defer x.in.release()
+	_ = c.SetReadDeadline(s.Now().Add(s.Limits.Connect))
+	f, err := x.in.next()
+	if err != nil {
+		s.Log.DebugContext(ctx, "no CONNECT", "remote", c.Remote, "error", err)
+		if _, ok := errors.AsType[*protocolError](err); ok {
+			s.count.malformed.Add(1)
+		}
+		return
+	}
+	x.connect, err = parseConnect(f)
+	if err == nil {
+		s.count.connects.Add(1)
+		err = checkClientID(x.connect)
+	}
+	if err != nil {
+		x.refuse(ctx, err)
+		return
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	x.in.max = s.Limits.MaxPacket
+	x.live = s.Index.Register(c, x.farewell)
+	defer x.live.Remove()
+	if err := x.admit(ctx); err != nil {
+		x.refuse(ctx, err)
+		return
+	}
+	release := s.claim(x.info.ClientID, x.live)
+	defer release()
+	if err := x.open(ctx); err != nil {
+		x.closeBackend()
+		x.refuse(ctx, err)
+		return
+	}
+	x.run(ctx)
+}
+
+// checkClientID holds the identifier against what every gateway asks. Whether it
+// fits the device is the Gatekeeper's to say.
+func checkClientID(c *connect) error {
+	switch {
+	case c.authMethod:
+		return refuse(connNotAuthorized, BadAuthenticationMethod, "enhanced authentication is not supported")
+	case len(c.clientID) > maxClientID:
+		return refuse(connBadClientID, BadClientID, "the client identifier is longer than 257 bytes")
+	case c.clientID == "" && c.level == 4 && !c.cleanStart: // [MQTT-3.1.3-8]
+		return refuse(connBadClientID, BadClientID, "an empty client identifier needs a clean session")
+	}
+	return nil
+}
+
+// admit asks the Gatekeeper and holds the will against the permissions.
+func (x *session) admit(ctx context.Context) error {
+	s, c := x.srv, x.connect
+	v := s.Gatekeeper.Admit(ctx, countersign.Connection{
+		Gateway: s.Gateway, Remote: x.conn.Remote, Protocol: protocolNames[c.level],
+		ClientID: c.clientID, Peer: x.conn.Peer(), Username: c.username, Password: c.password,
+	})
+	c.password = nil
+	if !v.Allow {
+		r := RefusalOf(v.Code)
+		return refuse(r.V3, r.V5, v.Reason)
+	}
+	if c.clientID == "" {
+		c.clientID = v.Device + ":" + strings.ToLower(rand.Text()[:12])
+		x.assigned = c.clientID
+	}
+	x.perms = v.Permissions
+	x.info = countersign.Session{
+		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert,
+		Gateway: s.Gateway, Protocol: protocolNames[c.level], ClientID: c.clientID,
+		Remote: x.conn.Remote, Since: s.Now(), NotAfter: v.NotAfter,
+	}
+	x.traits = s.Engine.Traits()
+	if w := c.will; w != nil {
+		if strings.HasPrefix(w.topic, "$") || !permits(x.perms.Publish, w.topic) {
+			s.count.denied.Add(1)
+			s.Gatekeeper.Denied(x.info, "will", w.topic)
+			return refuse(connNotAuthorized, NotAuthorized, "the will may not be published to its topic")
+		}
+		if x.badTopic(w.topic) {
+			return refuse(connNotAuthorized, BadTopicName, "the engine does not take the will's topic")
+		}
+	}
+	if reason, ok := x.live.Admit(x.info); !ok {
+		return refuse(connNotAuthorized, NotAuthorized, reason)
+	}
+	if s.closing.Load() { // Close may have looked at the index before this was in it
+		return refuse(connUnavailable, ServerUnavailable, "the gateway is stopping")
+	}
+	return nil
+}
+
+// refuse answers a CONNECT that err kept from becoming a session, and leaves the
+// peer a moment to read it.
+func (x *session) refuse(ctx context.Context, err error) {
+	s, answer := x.srv, []byte(nil)
+	level := x.connect.level
+	if r, ok := errors.AsType[*refusal](err); ok {
+		s.count.refused.Add(1)
+		answer = refusalPacket(level, r)
+	} else if v, ok := errors.AsType[*badVersion](err); ok {
+		s.count.refused.Add(1)
+		answer = refusalPacket(4, &refusal{Refusal: Refusal{V3: connBadVersion}})
+		if v.level > 5 {
+			answer = refusalPacket(5, &refusal{Refusal: Refusal{V5: UnsupportedVersion}})
+		}
+	} else if p, ok := errors.AsType[*protocolError](err); ok {
+		s.count.malformed.Add(1)
+		if level == 5 { // MQTT 3.1.1 has no code for it: close, [MQTT-3.1.4-1]
+			answer = refusalPacket(5, &refusal{Refusal{V5: p.code}, p.text})
+		}
+	}
+	s.Log.DebugContext(ctx, "connection refused", "remote", x.conn.Remote, "device", x.info.Device, "error", err)
+	if max := x.connect.maxPacket; max > 0 && len(answer) > int(max) {
+		answer = packet(pktConnack<<4, []byte{0, answer[3], 0}) // [MQTT-3.2.2-19]
+	}
+	if answer != nil && x.down.send(answer) == nil && x.down.flush() == nil {
+		x.linger()
+	}
+}
+
+func refusalPacket(level byte, r *refusal) []byte {
+	a := connack{code: r.V3}
+	if level == 5 {
+		a.code = byte(r.V5)
+		if r.reason != "" {
+			a.props = appendTextProp(nil, propReasonString, clip(r.reason))
+		}
+	}
+	return a.encode(level)
+}
+
+// linger ends our side and waits until the peer has ended its own, so that the
+// last answer is not lost to a reset.
+func (x *session) linger() {
+	_ = x.conn.SetDeadline(x.now().Add(lingerTimeout))
+	if x.conn.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, x.conn, lingerBytes)
+	}
+}

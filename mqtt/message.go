@@ -1,0 +1,246 @@
+package mqtt
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+// connect is a CONNECT packet (MQTT 5, 3.1).
+type connect struct {
+	level      byte // 4 or 5
+	cleanStart bool
+	keepAlive  uint16 // seconds; 0 is off
+	clientID   string
+	props      []byte // MQTT 5 property block
+	will       *will
+	username   string
+	password   []byte
+
+	// From the properties, or their defaults.
+	sessionExpiry uint32
+	receiveMax    uint16
+	maxPacket     uint32 // 0: no limit
+	aliasMax      uint16
+	authMethod    bool
+}
+
+type will struct {
+	qos     byte
+	retain  bool
+	topic   string
+	payload []byte
+	props   []byte // MQTT 5 property block
+}
+
+// badVersion is a CONNECT of a protocol version that is not served.
+type badVersion struct{ level byte }
+
+func (e *badVersion) Error() string { return "the protocol version is not supported" }
+
+const (
+	flagCleanStart = 0x02
+	flagWill       = 0x04
+	flagWillRetain = 0x20
+	flagPassword   = 0x40
+	flagUsername   = 0x80
+)
+
+// parseConnect reads a CONNECT. The result shares no memory with the frame. The
+// level is set on an error too, as far as it was read.
+func parseConnect(f frame) (*connect, error) {
+	c := &connect{receiveMax: 65535}
+	if f.kind() != pktConnect {
+		return c, malformed("the first packet is of type %d, not CONNECT", f.kind())
+	}
+	if err := f.checkFlags(); err != nil {
+		return c, err
+	}
+	s := scanner{b: bytes.Clone(f.body)}
+	name := string(s.text("the protocol name"))
+	level := s.u8("the protocol level")
+	if s.err != nil {
+		return c, s.err
+	}
+	switch {
+	case name == "MQIsdp" || name == "MQTT" && level != 4 && level != 5:
+		return c, &badVersion{level}
+	case name != "MQTT":
+		return c, malformed("protocol name %.20q", name)
+	}
+	c.level = level
+	flags := s.u8("the connect flags")
+	c.keepAlive = s.u16("the keep alive")
+	if err := c.checkConnectFlags(flags); s.err == nil && err != nil {
+		return c, err
+	}
+	if level == 5 {
+		c.props = s.properties("the properties")
+		if err := c.readProperties(); s.err == nil && err != nil {
+			return c, err
+		}
+	} else if flags&flagCleanStart == 0 {
+		c.sessionExpiry = 0xFFFFFFFF // a 3.1.1 session without clean session never expires
+	}
+	c.cleanStart = flags&flagCleanStart != 0
+	c.clientID = string(s.text("the client identifier"))
+	if flags&flagWill != 0 {
+		if err := c.readWill(&s, flags); err != nil {
+			return c, err
+		}
+	}
+	if flags&flagUsername != 0 {
+		c.username = string(s.text("the user name"))
+	}
+	if flags&flagPassword != 0 {
+		c.password = s.binary("the password")
+	}
+	return c, s.done()
+}
+
+// checkConnectFlags: MQTT 5, 3.1.2.3 to 3.1.2.9.
+func (c *connect) checkConnectFlags(flags byte) error {
+	qos := flags >> 3 & 3
+	switch {
+	case flags&1 != 0:
+		return malformed("the reserved connect flag is set")
+	case flags&flagWill == 0 && (qos != 0 || flags&flagWillRetain != 0):
+		return malformed("will QoS or will retain without a will")
+	case qos == 3:
+		return malformed("will QoS 3")
+	case c.level == 4 && flags&flagUsername == 0 && flags&flagPassword != 0: // [MQTT-3.1.2-22] of 3.1.1
+		return malformed("a password without a user name")
+	}
+	return nil
+}
+
+func (c *connect) readProperties() error {
+	return walkProperties(c.props, pktConnect, func(p property) error {
+		switch p.id {
+		case propSessionExpiry:
+			c.sessionExpiry = p.number
+		case propReceiveMaximum:
+			c.receiveMax = uint16(p.number) //nolint:gosec // kindU16
+		case propMaxPacketSize:
+			c.maxPacket = p.number
+		case propTopicAliasMax:
+			c.aliasMax = uint16(p.number) //nolint:gosec // kindU16
+		case propAuthMethod:
+			c.authMethod = true
+		}
+		return nil
+	})
+}
+
+func (c *connect) readWill(s *scanner, flags byte) error {
+	w := &will{qos: flags >> 3 & 3, retain: flags&flagWillRetain != 0}
+	if c.level == 5 {
+		w.props = s.properties("the will properties")
+		if s.err != nil {
+			return s.err
+		}
+		if err := walkProperties(w.props, pktWill, func(property) error { return nil }); err != nil {
+			return err
+		}
+	}
+	w.topic = string(s.text("the will topic"))
+	w.payload = s.binary("the will")
+	if s.err == nil && !validTopic(w.topic) {
+		return breach(BadTopicName, "the will topic is no topic name")
+	}
+	c.will = w
+	return s.err
+}
+
+// append encodes the CONNECT for an engine that speaks level.
+func (c *connect) append(b []byte, level byte) []byte {
+	var flags byte
+	if c.cleanStart {
+		flags |= flagCleanStart
+	}
+	body := append(appendText(nil, "MQTT"), level, 0)
+	flagsAt := len(body) - 1
+	body = binary.BigEndian.AppendUint16(body, c.keepAlive)
+	if level == 5 {
+		body = append(appendVarint(body, len(c.props)), c.props...)
+	}
+	body = appendText(body, c.clientID)
+	if w := c.will; w != nil {
+		flags |= flagWill | w.qos<<3
+		if w.retain {
+			flags |= flagWillRetain
+		}
+		if level == 5 {
+			body = append(appendVarint(body, len(w.props)), w.props...)
+		}
+		body = appendText(appendText(body, w.topic), w.payload)
+	}
+	if c.username != "" {
+		flags |= flagUsername
+		body = appendText(body, c.username)
+	}
+	if c.password != nil {
+		flags |= flagPassword
+		body = appendText(body, c.password)
+	}
+	body[flagsAt] = flags
+	return append(b, packet(pktConnect<<4, body)...)
+}
+
+// connack is a CONNACK packet (MQTT 5, 3.2).
+type connack struct {
+	present bool   // session present
+	code    byte   // of the version of the connection
+	props   []byte // MQTT 5 property block
+}
+
+func parseConnack(f frame, level byte) (*connack, error) {
+	if f.kind() != pktConnack {
+		return nil, malformed("packet type %d instead of CONNACK", f.kind())
+	}
+	s := scanner{b: f.body}
+	a := &connack{present: s.u8("the acknowledge flags")&1 != 0, code: s.u8("the return code")}
+	if level == 5 {
+		a.props = bytes.Clone(s.properties("the properties"))
+	}
+	return a, s.done()
+}
+
+func (a *connack) encode(level byte) []byte {
+	body := []byte{0, a.code}
+	if a.present {
+		body[0] = 1
+	}
+	if level == 5 {
+		body = append(appendVarint(body, len(a.props)), a.props...)
+	}
+	return packet(pktConnack<<4, body)
+}
+
+// disconnectPacket is the MQTT 5 DISCONNECT with a reason string, if there is one
+// and the peer takes a packet of that size.
+func disconnectPacket(code Reason, reason string, maxPacket uint32) []byte {
+	var props []byte
+	if reason != "" {
+		props = appendTextProp(nil, propReasonString, clip(reason))
+	}
+	p := packet(pktDisconnect<<4, append(appendVarint([]byte{byte(code)}, len(props)), props...))
+	if maxPacket > 0 && len(p) > int(maxPacket) {
+		p = packet(pktDisconnect<<4, []byte{byte(code)})
+	}
+	return p
+}
+
+// maxReasonString keeps last words within one small TLS record.
+const maxReasonString = 512
+
+// clip bounds a reason string without cutting a character.
+func clip(s string) string {
+	if len(s) <= maxReasonString {
+		return s
+	}
+	n := maxReasonString
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}

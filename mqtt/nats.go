@@ -1,0 +1,375 @@
+package mqtt
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	countersign "github.com/countersign-iot/countersign"
+)
+
+// NATSOptions are the settings of the embedded engine.
+type NATSOptions struct {
+	Dir       string // its files; kept over restarts
+	MaxStore  int64  // bytes of retained and queued messages and sessions; 0: 1 GiB
+	MaxPacket int    // as Limits.MaxPacket of the gateway; 0: DefaultMaxPacket
+	Log       *slog.Logger
+	Now       func() time.Time
+}
+
+const (
+	// natsMaxStore fits a small machine; sessions and retained messages of 20,000
+	// devices take a tenth of it.
+	natsMaxStore = 1 << 30
+	// natsStart bounds the recovery of the message store at start.
+	natsStart = time.Minute
+	// natsConsumerIdle clears the queue of a persistent session whose device stays
+	// away. A month covers a season's pause less than a lost device.
+	natsConsumerIdle = 30 * 24 * time.Hour
+	// natsTokenLife bounds how long a one-time token waits for its CONNECT.
+	natsTokenLife = engineTimeout + 5*time.Second
+	// natsMaxTopic keeps subjects within what the store indexes well.
+	natsMaxTopic = 1024
+)
+
+// NATS is the embedded engine: a nats-server with a message store of its own and
+// one MQTT listener on a random loopback port. Any local user can reach that
+// port, so each CONNECT needs a one-time token that only the gateway has.
+type NATS struct {
+	srv  *server.Server
+	addr string
+	now  func() time.Time
+
+	mu     sync.Mutex
+	grants map[string]grant // by token
+	closed bool
+
+	publisher struct {
+		sync.Mutex
+		p *platform
+	}
+}
+
+// grant is what the holder of a token may do.
+type grant struct {
+	user    *server.User
+	expires time.Time
+}
+
+// StartNATS starts the engine and waits until it accepts.
+func StartNATS(o NATSOptions) (*NATS, error) {
+	n := &NATS{now: o.Now, grants: map[string]grant{}}
+	opts := &server.Options{
+		ServerName: "countersign",
+		DontListen: true, // no port for NATS clients
+		NoSigs:     true,
+		JetStream:  true,
+		StoreDir:   o.Dir,
+		MaxPayload: int32(cmp.Or(o.MaxPacket, DefaultMaxPacket)), //nolint:gosec // a small limit
+
+		JetStreamMaxStore:          cmp.Or(o.MaxStore, natsMaxStore),
+		CustomClientAuthentication: n,
+		MQTT: server.MQTTOpts{
+			Host: "127.0.0.1", Port: server.RANDOM_PORT,
+			ConsumerMemoryStorage:     true, // a queue position, not the messages: cheap to lose
+			ConsumerInactiveThreshold: natsConsumerIdle,
+			MaxAckPending:             maxPending,
+		},
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't set up the message engine: %w", err)
+	}
+	srv.SetLoggerV2(natsLog{o.Log}, false, false, false)
+	srv.Start()
+	n.srv = srv
+	if !srv.ReadyForConnections(natsStart) {
+		srv.Shutdown()
+		return nil, fmt.Errorf("couldn't start the message engine in %s within %s", o.Dir, natsStart)
+	}
+	n.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))
+	return n, nil
+}
+
+// Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
+func (n *NATS) Traits() Traits { return Traits{Level: 4, BadTopic: natsBadTopic} }
+
+// natsBadTopic: blanks end a subject, * and > are wildcards in it.
+func natsBadTopic(t string) bool {
+	return len(t) > natsMaxTopic || strings.ContainsAny(t, " \t\n\r\f\v*>\x7f")
+}
+
+// Dial opens a session with a token of its own and allow-lists for its subjects.
+func (n *NATS) Dial(ctx context.Context, s countersign.Session, p countersign.Permissions) (*Backend, error) {
+	return n.dial(ctx, natsID(s.Device, s.ClientID), &server.User{
+		Username:           s.Device,
+		Permissions:        natsPermissions(p),
+		ConnectionDeadline: s.NotAfter,
+	})
+}
+
+func (n *NATS) dial(ctx context.Context, id string, u *server.User) (*Backend, error) {
+	token := rand.Text()
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil, errors.New("couldn't reach the message engine: it is closed")
+	}
+	n.grants[token] = grant{u, n.now().Add(natsTokenLife)}
+	n.sweep()
+	n.mu.Unlock()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", n.addr)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't reach the message engine: %w", err)
+	}
+	return &Backend{Conn: conn, ClientID: id, Username: u.Username, Password: []byte(token)}, nil
+}
+
+// sweepAbove is how many unused tokens there may be before the stale ones go.
+// A token is normally spent within a millisecond.
+const sweepAbove = 1024
+
+func (n *NATS) sweep() {
+	if len(n.grants) < sweepAbove {
+		return
+	}
+	now := n.now()
+	for t, g := range n.grants {
+		if now.After(g.expires) {
+			delete(n.grants, t)
+		}
+	}
+}
+
+// Check spends the token of a connection; nats-server calls it.
+func (n *NATS) Check(c server.ClientAuthentication) bool {
+	token := c.GetOpts().Password
+	n.mu.Lock()
+	g, ok := n.grants[token]
+	delete(n.grants, token)
+	n.mu.Unlock()
+	if !ok || n.now().After(g.expires) {
+		return false
+	}
+	u := *g.user
+	account, err := n.srv.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
+	if err != nil {
+		return false
+	}
+	u.Account = account
+	c.RegisterUser(&u)
+	return true
+}
+
+// natsID is the client identifier at the engine, which takes no dots and blanks.
+// The first half names the device, so that Purge finds all of its sessions.
+func natsID(device, client string) string { return natsIDPrefix(device) + short(client) }
+
+func natsIDPrefix(device string) string { return short(device) + "-" }
+
+func short(s string) string {
+	h := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(h[:12]) // 96 bits: no collision to be found or met
+}
+
+func natsPermissions(p countersign.Permissions) *server.Permissions {
+	return &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: natsSubjects(p.Publish)},
+		Subscribe: &server.SubjectPermission{Allow: natsSubjects(p.Subscribe)},
+	}
+}
+
+// natsSubjects are the subjects of topic filters. The list is never empty: an
+// empty allow-list would allow everything.
+func natsSubjects(filters []string) []string {
+	list := []string{"_nothing"}
+	for _, f := range filters {
+		if natsBadTopic(f) || !validFilter(f) {
+			continue
+		}
+		list = append(list, natsSubject(f))
+		if parent, ok := strings.CutSuffix(f, "/#"); ok && parent != "" { // a/# is also a
+			list = append(list, natsSubject(parent))
+		}
+	}
+	return list
+}
+
+// natsSubject maps a filter as nats-server maps it: levels become tokens, an
+// empty one a slash, and a dot two slashes.
+func natsSubject(filter string) string {
+	tokens := strings.Split(filter, "/")
+	for i, t := range tokens {
+		switch t {
+		case "":
+			tokens[i] = "/"
+		case "+":
+			tokens[i] = "*"
+		case "#":
+			tokens[i] = ">"
+		default:
+			tokens[i] = strings.ReplaceAll(t, ".", "//")
+		}
+	}
+	return strings.Join(tokens, ".")
+}
+
+// Publish is Platform's. One connection serves all calls; after a failure the
+// next call opens another.
+func (n *NATS) Publish(ctx context.Context, topic string, payload []byte) error {
+	if natsBadTopic(topic) {
+		return countersign.Errorf(countersign.BadRequest, "the engine does not take the topic %.80q", topic)
+	}
+	pub := &n.publisher
+	pub.Lock()
+	defer pub.Unlock()
+	if pub.p == nil {
+		p, err := n.platform(ctx)
+		if err != nil {
+			return err
+		}
+		pub.p = p
+	}
+	err := pub.p.publish(ctx, topic, payload)
+	if err != nil && countersign.CodeOf(err) != countersign.BadRequest {
+		pub.p.close()
+		pub.p = nil
+	}
+	return err
+}
+
+// Subscribe is Platform's.
+func (n *NATS) Subscribe(ctx context.Context, filter string, receive func(string, []byte)) error {
+	if natsBadTopic(filter) {
+		return countersign.Errorf(countersign.BadRequest, "the engine does not take the filter %.80q", filter)
+	}
+	p, err := n.platform(ctx)
+	if err != nil {
+		return err
+	}
+	return p.subscribe(ctx, filter, receive)
+}
+
+func (n *NATS) platform(ctx context.Context) (*platform, error) {
+	b, err := n.dial(ctx, platformID(), &server.User{Username: platformUser})
+	if err != nil {
+		return nil, err
+	}
+	return newPlatform(ctx, b, n.now)
+}
+
+// natsSessions is the stream in which nats-server keeps MQTT sessions.
+const natsSessions = "$MQTT_sess"
+
+// Purge ends the stored sessions of a device the way MQTT does it: by a clean
+// session with the same client identifier. It reads all stored sessions once.
+func (n *NATS) Purge(ctx context.Context, device string) error {
+	ids, err := n.sessionsOf(ctx, device)
+	if err != nil {
+		return fmt.Errorf("couldn't list the stored sessions of %s: %w", device, err)
+	}
+	for _, id := range ids {
+		b, err := n.dial(ctx, id, &server.User{Username: platformUser})
+		if err != nil {
+			return err
+		}
+		p, err := newPlatform(ctx, b, n.now)
+		if err != nil {
+			return fmt.Errorf("couldn't drop a stored session of %s: %w", device, err)
+		}
+		p.close()
+	}
+	return nil
+}
+
+// sessionsOf lists the stored sessions of a device by their engine-side identifiers.
+func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) {
+	token := rand.Text()
+	n.mu.Lock()
+	n.grants[token] = grant{&server.User{Username: platformUser}, n.now().Add(natsTokenLife)}
+	n.mu.Unlock()
+	nc, err := nats.Connect("", nats.InProcessServer(n.srv), nats.UserInfo(platformUser, token), nats.NoReconnect())
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := js.Stream(ctx, natsSessions)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil // no MQTT client ever came
+	} else if err != nil {
+		return nil, err
+	}
+	var ids []string
+	prefix := natsIDPrefix(device)
+	for seq := uint64(1); ; seq++ {
+		m, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject("$MQTT.sess.>"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return ids, nil
+		} else if err != nil {
+			return nil, err
+		}
+		seq = m.Sequence
+		var s struct {
+			ID string `json:"id"`
+		}
+		if err := json.Unmarshal(m.Data, &s); err == nil && strings.HasPrefix(s.ID, prefix) {
+			ids = append(ids, s.ID)
+		}
+	}
+}
+
+// Close stops the engine and waits until its files are closed.
+func (n *NATS) Close() error {
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
+	n.publisher.Lock()
+	if n.publisher.p != nil {
+		n.publisher.p.close()
+		n.publisher.p = nil
+	}
+	n.publisher.Unlock()
+	n.srv.Shutdown()
+	n.srv.WaitForShutdown()
+	return nil
+}
+
+// natsLog passes the engine's warnings and errors on. What it notices and traces
+// is about itself and stays out.
+type natsLog struct{ log *slog.Logger }
+
+func (l natsLog) Noticef(string, ...any) {}
+func (l natsLog) Debugf(string, ...any)  {}
+func (l natsLog) Tracef(string, ...any)  {}
+
+func (l natsLog) Warnf(format string, v ...any) {
+	l.log.Warn("message engine warns", "text", fmt.Sprintf(format, v...))
+}
+
+func (l natsLog) Errorf(format string, v ...any) {
+	l.log.Error("message engine failed", "text", fmt.Sprintf(format, v...))
+}
+
+func (l natsLog) Fatalf(format string, v ...any) {
+	l.log.Error("message engine failed for good", "text", fmt.Sprintf(format, v...))
+}

@@ -1,0 +1,175 @@
+package mqtt
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// Server is the MQTT gateway. Set the fields, call Serve, then Close once.
+type Server struct {
+	Gatekeeper countersign.Gatekeeper
+	Index      *edge.Index
+	Engine     Engine
+	TLS        *tls.Config // see edge.TLSConfig
+	Gateway    string      // name of this gateway in sessions and events; empty: mqtt
+	Caps       edge.Limits
+	Limits     Limits
+	Log        *slog.Logger
+	Now        func() time.Time
+
+	once    sync.Once
+	gate    edge.Gate
+	count   counters
+	closing atomic.Bool
+
+	mu      sync.Mutex
+	clients map[string]*claim // by client identifier
+}
+
+// Limits bound one client. Zero means the default.
+type Limits struct {
+	MaxPacket     int           // bytes of one packet after CONNECT, fixed header included
+	Connect       time.Duration // from the TLS handshake to the end of CONNECT
+	MaxKeepAlive  time.Duration // longest keep alive of an MQTT 5 client behind the shim
+	PublishRate   int           // messages per second of one session; 0: no limit
+	Subscriptions int           // topic filters of one session
+}
+
+// The defaults and the fixed limits.
+const (
+	// DefaultMaxPacket is ample for telemetry and small files; the engine buffers
+	// whole messages.
+	DefaultMaxPacket = 256 << 10
+	// DefaultConnect is generous for a device on a slow radio link.
+	DefaultConnect = 5 * time.Second
+	// DefaultMaxKeepAlive is under the 30 minutes after which common NAT boxes
+	// forget a TCP connection.
+	DefaultMaxKeepAlive = 20 * time.Minute
+	// DefaultSubscriptions is many times what a device of ours may subscribe to;
+	// each may cost the engine a consumer.
+	DefaultSubscriptions = 128
+
+	// maxConnect bounds CONNECT, which a stranger sends: identifier, will and
+	// password have room.
+	maxConnect = 64 << 10
+	// maxClientID is a device id with a suffix of the same length.
+	maxClientID = 2*countersign.MaxDeviceID + 1
+	// engineTimeout bounds what the engine may take to accept a session.
+	engineTimeout = 10 * time.Second
+	// lingerTimeout and lingerBytes bound the wait for a refused peer to read why.
+	lingerTimeout = time.Second
+	lingerBytes   = 64 << 10
+	// deniedEvery bounds how often one session's denied acts are told.
+	deniedEvery = time.Second
+	// takeoverWait bounds how long a client waits until its older session is gone.
+	takeoverWait = 5 * time.Second
+)
+
+func (l Limits) withDefaults() Limits {
+	l.MaxPacket = cmp.Or(l.MaxPacket, DefaultMaxPacket)
+	l.Connect = cmp.Or(l.Connect, DefaultConnect)
+	l.MaxKeepAlive = cmp.Or(l.MaxKeepAlive, DefaultMaxKeepAlive)
+	l.Subscriptions = cmp.Or(l.Subscriptions, DefaultSubscriptions)
+	return l
+}
+
+type counters struct {
+	connects, refused, opened, closed, published, delivered, denied, malformed, engineFailed atomic.Uint64
+}
+
+// Stats are the counts of a server since it was made.
+type Stats struct {
+	edge.Stats
+	Connects     uint64 // well-formed CONNECT packets
+	Refused      uint64 // of those, by the Gatekeeper or the gateway
+	Opened       uint64 // sessions
+	Closed       uint64
+	Published    uint64 // PUBLISH packets passed on to the engine
+	Delivered    uint64 // PUBLISH packets passed on to devices
+	Denied       uint64 // acts that the permissions refused
+	Malformed    uint64 // connections ended for a breach of the protocol
+	EngineFailed uint64 // sessions that the engine did not take or gave up
+}
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.Limits = s.Limits.withDefaults()
+		s.Gateway = cmp.Or(s.Gateway, "mqtt")
+		s.clients = map[string]*claim{}
+		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
+		s.gate.Handle = s.handle
+	})
+}
+
+// Serve accepts connections from ln, which speaks plain TCP, until ctx ends or
+// Close is called. It closes ln. The error is nil after ctx or Close.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.init()
+	return s.gate.Serve(ctx, ln)
+}
+
+// Close stops accepting, ends all sessions of this gateway and waits for them.
+// What is left when ctx ends is aborted. The engine stays open.
+func (s *Server) Close(ctx context.Context) error {
+	s.init()
+	s.closing.Store(true)
+	s.gate.Stop()
+	s.Index.CloseGateway(s.Gateway)
+	return s.gate.Close(ctx)
+}
+
+// Stats counts what the server saw.
+func (s *Server) Stats() Stats {
+	s.init()
+	c := &s.count
+	return Stats{
+		Stats:    s.gate.Stats(),
+		Connects: c.connects.Load(), Refused: c.refused.Load(),
+		Opened: c.opened.Load(), Closed: c.closed.Load(),
+		Published: c.published.Load(), Delivered: c.delivered.Load(),
+		Denied: c.denied.Load(), Malformed: c.malformed.Load(), EngineFailed: c.engineFailed.Load(),
+	}
+}
+
+// claim is a client identifier in use.
+type claim struct {
+	live *edge.Live
+	done chan struct{} // closed once the engine has let go of the session
+}
+
+// claim makes live the holder of the client identifier. An older holder is ended
+// and waited for, so that the engine never sees two, and never the older one
+// last. The caller calls release once the engine's side is closed.
+func (s *Server) claim(id string, live *edge.Live) (release func()) {
+	mine := &claim{live, make(chan struct{})}
+	s.mu.Lock()
+	older := s.clients[id]
+	s.clients[id] = mine
+	s.mu.Unlock()
+	if older != nil {
+		older.live.End(edge.Ending{Cause: edge.TakenOver, Reason: "the same client identifier connected again"})
+		t := time.NewTimer(takeoverWait)
+		defer t.Stop()
+		select {
+		case <-older.done:
+		case <-t.C:
+		}
+	}
+	return func() {
+		s.mu.Lock()
+		if s.clients[id] == mine {
+			delete(s.clients, id)
+		}
+		s.mu.Unlock()
+		close(mine.done)
+	}
+}

@@ -1,0 +1,350 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// session stands between one device and the engine. Two goroutines serve it: up
+// reads the device, down reads the engine. Answers go against the stream, so both
+// write to both sides, through the outboxes.
+type session struct {
+	srv  *Server
+	conn *edge.Conn
+	live *edge.Live
+	now  func() time.Time
+
+	connect  *connect
+	assigned string // the client identifier, if the gateway chose it
+	perms    countersign.Permissions
+	info     countersign.Session
+	traits   Traits
+	level    byte // of the engine's side
+
+	in      frameReader // the device's frames; owned by up
+	engine  frameReader // the engine's frames; owned by open, then by down
+	up      outbox      // to the engine
+	down    outbox      // to the device
+	backend *Backend
+
+	kept bool        // shim: the engine keeps the session when its side closes
+	done atomic.Bool // set by end
+	over sync.Once
+	why  string // how it ended, set by over
+	last []byte // DISCONNECT to send, set by over
+
+	// Owned by up.
+	keepAlive  time.Duration // how long the device may be silent; 0: for ever
+	aliasesUp  map[uint16]string
+	aliasMax   uint16 // highest alias the device may use
+	lastTopic  string // the last one that was found good
+	filters    map[string]struct{}
+	limiter    *rate.Limiter
+	cleanLeave bool // the device said goodbye, the will is dropped
+	expiry     uint32
+
+	// Owned by down.
+	aliasesDown map[uint16]string
+	lastDown    string
+
+	// What one direction leaves for the other.
+	mu         sync.Mutex
+	slot       sync.Cond         // signals that inDown shrank or the session is over
+	inUp       map[uint16]bool   // shim: QoS 1 and 2 from the device, not yet acknowledged
+	inDown     map[uint16]bool   // shim: QoS 1 and 2 to the device, not yet acknowledged
+	refusedUp  map[uint16]bool   // QoS 2 from the device, refused, awaiting its PUBREL
+	refusedDn  map[uint16]bool   // QoS 2 to the device, refused, awaiting the engine's PUBREL
+	subAnswers map[uint16][]byte // codes to merge into SUBACK; fromEngine where it answers
+	unAnswers  map[uint16][]byte // the same for UNSUBACK
+	deniedAt   time.Time
+	suppressed int
+}
+
+// maxPending bounds each table of packet identifiers that wait for an answer. It
+// is the Receive Maximum that the shim announces, too.
+const maxPending = 256
+
+// fromEngine marks a filter that the engine answers for. It is no reason code.
+const fromEngine = 0xFF
+
+func (x *session) shim() bool { return x.connect.level == 5 && x.level == 4 }
+
+func (x *session) ended() bool {
+	if x.live == nil {
+		return false
+	}
+	_, ended := x.live.Ended()
+	return ended
+}
+
+// open gets the session onto the engine and greets the device.
+func (x *session) open(ctx context.Context) error {
+	c := x.connect
+	x.level = min(x.traits.Level, c.level)
+	x.expiry = c.sessionExpiry
+	x.slot.L = &x.mu
+	x.aliasMax = shimAliasMax
+	x.keepAlive = x.allowedSilence(time.Duration(c.keepAlive) * time.Second)
+	if r := x.srv.Limits.PublishRate; r > 0 {
+		x.limiter = rate.NewLimiter(rate.Limit(r), r)
+	}
+	if x.shim() && c.cleanStart && c.sessionExpiry > 0 {
+		// 3.1.1 has one flag for two things: start afresh, then keep.
+		if err := x.wipe(ctx); err != nil {
+			return x.engineRefusal(ctx, err)
+		}
+	}
+	ask := x.engineConnect()
+	x.kept = x.shim() && !ask.cleanStart
+	answer, err := x.dial(ctx, ask)
+	if err != nil {
+		return x.engineRefusal(ctx, err)
+	}
+	if answer.code != 0 {
+		return x.engineCode(ctx, answer)
+	}
+	if x.shim() {
+		answer.props = x.shimConnackProps()
+	} else if c.level == 5 {
+		if answer.props, err = x.passConnackProps(answer.props); err != nil {
+			return x.engineRefusal(ctx, err)
+		}
+	}
+	// After the dial, so that a cut which came meanwhile is seen: send looks.
+	if err := x.down.send(answer.encode(c.level)); err != nil {
+		return err
+	}
+	return x.down.flush()
+}
+
+// dial opens the engine's side with c and reads its answer.
+func (x *session) dial(ctx context.Context, c connect) (*connack, error) {
+	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
+	defer cancel()
+	b, err := x.srv.Engine.Dial(ctx, x.info, x.perms)
+	if err != nil {
+		return nil, err
+	}
+	c.clientID, c.username, c.password = b.ClientID, b.Username, b.Password
+	x.backend = b
+	x.up = outbox{dst: b.Conn, ended: x.ended, now: x.now}
+	x.engine = frameReader{src: b.Conn, max: x.srv.Limits.MaxPacket + maxConnect}
+	_ = b.Conn.SetReadDeadline(x.now().Add(engineTimeout))
+	if err := x.up.send(c.append(nil, x.level)); err != nil {
+		return nil, err
+	}
+	if err := x.up.flush(); err != nil {
+		return nil, err
+	}
+	f, err := x.engine.next()
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read the engine's CONNACK: %w", err)
+	}
+	_ = b.Conn.SetReadDeadline(time.Time{})
+	return parseConnack(f, x.level)
+}
+
+// run moves frames until one side is gone, then closes both and reports it.
+func (x *session) run(ctx context.Context) {
+	s := x.srv
+	// A will costs memory for the session's life, the engine has it now.
+	x.connect.will, x.connect.props = nil, nil
+	s.count.opened.Add(1)
+	s.Gatekeeper.Opened(x.info)
+	down := make(chan struct{})
+	go func() {
+		defer close(down)
+		x.finishDown(x.runDown())
+	}()
+	x.finishUp(x.runUp())
+
+	x.sayGoodbye()
+	x.hangUp(down)
+	if x.suppressed > 0 {
+		s.Log.InfoContext(ctx, "denied acts not told one by one", "device", x.info.Device, "session", x.info.ID, "count", x.suppressed)
+	}
+	if x.kept && x.expiry == 0 { // it must not outlive the connection
+		if err := x.wipe(ctx); err != nil {
+			s.Log.WarnContext(ctx, "couldn't end the engine's session", "session", x.info.ID, "error", err)
+		}
+	}
+	s.count.closed.Add(1)
+	s.Gatekeeper.Closed(x.info, x.why)
+}
+
+// end says how the session ended; the first to speak is believed. An ending by
+// this side goes before whatever error it caused.
+func (x *session) end(why string, last []byte) {
+	x.over.Do(func() {
+		if e, ok := x.live.Ended(); ok {
+			why, last = e.Why(), nil
+		}
+		x.why, x.last = why, last
+	})
+	x.mu.Lock()
+	x.done.Store(true)
+	x.slot.Broadcast()
+	x.mu.Unlock()
+}
+
+// finishUp names the end that runUp came to.
+func (x *session) finishUp(err error) {
+	switch {
+	case x.cleanLeave:
+		x.end("client left", nil)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		x.end("keepalive expired", x.disconnect(KeepAliveTimeout, "keep alive expired"))
+	default:
+		x.endOn(err)
+	}
+}
+
+// finishDown names the end that runDown came to and wakes up.
+func (x *session) finishDown(err error) {
+	switch {
+	case errors.Is(err, errEngineLeft):
+		// named by whoever saw it
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		x.srv.count.engineFailed.Add(1)
+		x.end("engine closed", x.disconnect(ServerUnavailable, "the message engine closed the session"))
+	default:
+		x.endOn(err)
+	}
+	_ = x.conn.SetReadDeadline(x.now().Add(-time.Second))
+}
+
+func (x *session) endOn(err error) {
+	if p, ok := errors.AsType[*protocolError](err); ok {
+		x.srv.count.malformed.Add(1)
+		x.end("protocol error", x.disconnect(p.code, p.text))
+		return
+	}
+	x.end("network error", nil)
+}
+
+// disconnect is the DISCONNECT for this device; nil before MQTT 5.
+func (x *session) disconnect(code Reason, reason string) []byte {
+	if x.connect.level < 5 {
+		return nil
+	}
+	return disconnectPacket(code, reason, x.connect.maxPacket)
+}
+
+// sayGoodbye sends what end left to say and lets the peer read it.
+func (x *session) sayGoodbye() {
+	if x.ended() {
+		return
+	}
+	if x.last != nil {
+		if x.down.send(x.last) != nil || x.down.flush() != nil {
+			return
+		}
+		x.linger()
+	}
+}
+
+// hangUp closes the engine's side and waits for down. A cut device's will must
+// not be published, so the engine is told that the device left.
+func (x *session) hangUp(down <-chan struct{}) {
+	_ = x.backend.Conn.SetWriteDeadline(x.now().Add(lingerTimeout))
+	if e, ok := x.live.Ended(); ok && e.Cause == edge.WasCut {
+		x.up.last(leave)
+	}
+	// The engine closes once it has dealt with the end. Waiting for that keeps the
+	// order if the client comes again at once.
+	_ = x.backend.Conn.SetReadDeadline(x.now().Add(lingerTimeout))
+	if w, ok := x.backend.Conn.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+	// A device that reads nothing would hold down up.
+	x.conn.Abort()
+	<-down
+	_, _ = io.Copy(io.Discard, x.backend.Conn)
+	x.closeBackend()
+}
+
+func (x *session) closeBackend() {
+	if x.backend != nil {
+		_ = x.backend.Conn.Close()
+		x.engine.release()
+		x.backend = nil
+	}
+}
+
+// leave is the goodbye of a client whose will is not to be published.
+func leave(bool) []byte { return []byte{pktDisconnect << 4, 0} }
+
+// wipe drops what the engine keeps of the client.
+func (x *session) wipe(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // it also tidies up behind a server that stops
+	w := session{srv: x.srv, info: x.info, perms: x.perms, now: x.now, level: x.level}
+	defer w.closeBackend()
+	if _, err := w.dial(ctx, connect{cleanStart: true}); err != nil {
+		return err
+	}
+	w.up.last(leave)
+	_ = w.backend.Conn.SetReadDeadline(x.now().Add(lingerTimeout))
+	_, _ = io.Copy(io.Discard, w.backend.Conn) // until the engine has done it
+	return nil
+}
+
+// farewell is what the device reads when this side ends the connection.
+func (x *session) farewell(e edge.Ending) {
+	code, refused := AdministrativeAction, &refusal{Refusal{connNotAuthorized, NotAuthorized}, e.Reason}
+	switch e.Cause {
+	case edge.Expired:
+		code = MaximumConnectTime
+	case edge.TakenOver:
+		code, refused.Refusal = SessionTakenOver, Refusal{connUnavailable, ServerUnavailable}
+	case edge.Shutdown:
+		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
+	}
+	x.down.last(func(greeted bool) []byte {
+		if !greeted {
+			return refusalPacket(x.connect.level, refused)
+		}
+		return x.disconnect(code, e.Reason)
+	})
+}
+
+// allowedSilence is one and a half times the keep alive, [MQTT-3.1.2-22].
+func (x *session) allowedSilence(keepAlive time.Duration) time.Duration {
+	if x.shim() && (keepAlive == 0 || keepAlive > x.srv.Limits.MaxKeepAlive) {
+		keepAlive = x.srv.Limits.MaxKeepAlive
+	}
+	return keepAlive * 3 / 2
+}
+
+func (x *session) badTopic(t string) bool {
+	return x.traits.BadTopic != nil && x.traits.BadTopic(t)
+}
+
+// denied counts an act that the permissions refused and tells of it, once per
+// deniedEvery.
+func (x *session) denied(action, topic string) {
+	x.srv.count.denied.Add(1)
+	now := x.now()
+	x.mu.Lock()
+	tell := now.Sub(x.deniedAt) >= deniedEvery
+	if tell {
+		x.deniedAt = now
+	} else {
+		x.suppressed++
+	}
+	x.mu.Unlock()
+	if tell {
+		x.srv.Gatekeeper.Denied(x.info, action, topic)
+	}
+}

@@ -1,0 +1,340 @@
+package mqtt
+
+import (
+	"strings"
+	"time"
+)
+
+// runUp reads the device's frames until the device leaves, breaks the protocol
+// or is no longer wanted.
+func (x *session) runUp() error {
+	for {
+		if !x.in.buffered() {
+			if err := x.flushBoth(&x.up, &x.down); err != nil {
+				return err
+			}
+			var limit time.Time
+			if x.keepAlive > 0 {
+				limit = x.now().Add(x.keepAlive)
+			}
+			_ = x.conn.SetReadDeadline(limit)
+			if x.done.Load() { // finishDown sets it, then a deadline that this one may have undone
+				return nil
+			}
+		}
+		f, err := x.in.next()
+		if err != nil {
+			return err
+		}
+		if x.ended() {
+			return errEnded
+		}
+		if err := f.checkFlags(); err != nil {
+			return err
+		}
+		if err := x.fromDevice(f); err != nil || x.cleanLeave {
+			_ = x.flushBoth(&x.up, &x.down)
+			return err
+		}
+	}
+}
+
+func (x *session) flushBoth(first, second *outbox) error {
+	if err := first.flush(); err != nil {
+		return err
+	}
+	return second.flush()
+}
+
+func (x *session) fromDevice(f frame) error {
+	switch f.kind() {
+	case pktPublish:
+		return x.devicePublish(f)
+	case pktPuback, pktPubrec, pktPubrel, pktPubcomp:
+		return x.deviceAck(f)
+	case pktSubscribe, pktUnsubscribe:
+		return x.deviceSubscribe(f)
+	case pktPingreq:
+		if len(f.body) > 0 {
+			return malformed("PINGREQ with a body")
+		}
+		if x.level == 4 {
+			// The engine's side has no keep alive: the gateway keeps it.
+			return x.down.send([]byte{pktPingresp << 4, 0})
+		}
+		return x.up.send(f.raw)
+	case pktDisconnect:
+		return x.deviceDisconnect(f)
+	case pktConnect:
+		return breach(ProtocolError, "a second CONNECT")
+	}
+	return breach(ProtocolError, "packet type %d from a client", f.kind())
+}
+
+func (x *session) devicePublish(f frame) error {
+	p, err := parsePublish(f, x.connect.level)
+	if err != nil {
+		return err
+	}
+	if err := x.slowDown(); err != nil {
+		return err
+	}
+	topic, err := x.topicUp(p)
+	if err != nil {
+		return err
+	}
+	if topic != x.lastTopic {
+		if code := x.judgePublish(topic); code != Success {
+			return x.refusePublish(p, code)
+		}
+		x.lastTopic = topic
+	}
+	x.srv.count.published.Add(1)
+	if !x.shim() {
+		return x.up.send(f.raw)
+	}
+	if p.qos > 0 {
+		x.mu.Lock()
+		over := len(x.inUp) >= maxPending && !x.inUp[p.id]
+		put(&x.inUp, p.id, true)
+		x.mu.Unlock()
+		if over { // [MQTT-3.3.4-7]
+			return breach(ReceiveMaximumExceeded, "more than %d messages in flight", maxPending)
+		}
+	}
+	return sendPublish(&x.up, f.raw[0], topic, p, 4)
+}
+
+// slowDown holds the device to the publish rate by reading no faster.
+func (x *session) slowDown() error {
+	if x.limiter == nil {
+		return nil
+	}
+	now := x.now()
+	wait := x.limiter.ReserveN(now, 1).DelayFrom(now)
+	if wait <= 0 {
+		return nil
+	}
+	if err := x.flushBoth(&x.up, &x.down); err != nil {
+		return err
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-x.live.Done():
+		return errEnded
+	}
+}
+
+// topicUp is the topic of a message from the device, with its alias resolved:
+// the permissions depend on it, so the gateway keeps the table itself.
+func (x *session) topicUp(p publish) (string, error) {
+	if len(p.topic) == 0 {
+		topic, ok := x.aliasesUp[p.alias]
+		if !ok {
+			return "", breach(ProtocolError, "topic alias %d stands for nothing", p.alias)
+		}
+		return topic, nil
+	}
+	topic := x.lastTopic
+	if string(p.topic) != topic { // else it was checked, and no string is made
+		topic = string(p.topic)
+		if !validText(p.topic) {
+			return "", malformed("the topic is not valid UTF-8")
+		}
+		if !validTopic(topic) { // [MQTT-3.3.2-2]
+			return "", breach(BadTopicName, "%.80q is no topic name", topic)
+		}
+	}
+	if p.alias > 0 {
+		if p.alias > x.aliasMax { // [MQTT-3.3.2-9]
+			return "", breach(BadTopicAlias, "topic alias %d is over the maximum of %d", p.alias, x.aliasMax)
+		}
+		put(&x.aliasesUp, p.alias, topic)
+	}
+	return topic, nil
+}
+
+func (x *session) judgePublish(topic string) Reason {
+	if strings.HasPrefix(topic, "$") || !permits(x.perms.Publish, topic) {
+		x.denied("publish", topic)
+		return NotAuthorized
+	}
+	if x.badTopic(topic) {
+		return BadTopicName
+	}
+	return Success
+}
+
+// refusePublish drops a message. With QoS 1 and 2 it is acknowledged, in MQTT 5
+// with the reason; MQTT 3.1.1 offers that or to close, and a device that is
+// closed would only send it again ([MQTT-3.3.5-2] of 3.1.1).
+func (x *session) refusePublish(p publish, code Reason) error {
+	if x.connect.level == 4 {
+		code = Success
+	}
+	switch p.qos {
+	case 1:
+		return x.down.send(ackPacket(pktPuback, p.id, code))
+	case 2:
+		if code == Success { // the exchange goes on to PUBREL
+			x.mu.Lock()
+			full := len(x.refusedUp) >= maxPending
+			put(&x.refusedUp, p.id, true)
+			x.mu.Unlock()
+			if full {
+				return breach(ReceiveMaximumExceeded, "too many refused messages wait for PUBREL")
+			}
+		}
+		return x.down.send(ackPacket(pktPubrec, p.id, code))
+	}
+	return nil
+}
+
+// deviceAck passes on an acknowledgment, or ends an exchange that the gateway
+// holds by itself.
+func (x *session) deviceAck(f frame) error {
+	a, err := parseAck(f, x.connect.level)
+	if err != nil {
+		return err
+	}
+	kind := f.kind()
+	x.mu.Lock()
+	mine := kind == pktPubrel && take(x.refusedUp, a.id)
+	dropped := x.shim() && kind == pktPubrec && a.code >= UnspecifiedError
+	if dropped { // MQTT 3.1.1 knows no such end: finish with the engine
+		put(&x.refusedDn, a.id, true)
+	}
+	if kind == pktPuback || kind == pktPubcomp || dropped {
+		if take(x.inDown, a.id) {
+			x.slot.Signal()
+		}
+	}
+	x.mu.Unlock()
+	switch {
+	case mine:
+		return x.down.send(ackPacket(pktPubcomp, a.id, Success))
+	case x.shim():
+		return x.up.send(ackPacket(kind, a.id, Success))
+	}
+	return x.up.send(f.raw)
+}
+
+// deviceSubscribe passes on the filters that are permitted. The codes of the
+// others wait for the engine's answer and are merged into it.
+func (x *session) deviceSubscribe(f frame) error {
+	p, err := parseSubscribe(f, x.connect.level)
+	if err != nil {
+		return err
+	}
+	if x.shim() && p.hasID {
+		return breach(NoSubscriptionIDs, "subscription identifiers are not available")
+	}
+	kind := f.kind()
+	codes := make([]byte, len(p.filters))
+	pass := p.filters[:0:0]
+	for i, sub := range p.filters {
+		code, err := x.judgeFilter(kind, sub.filter)
+		if err != nil {
+			return err
+		}
+		if codes[i] = byte(code); code == fromEngine {
+			pass = append(pass, sub)
+		} else if x.connect.level == 4 {
+			codes[i] = subFailure
+		}
+	}
+	answer := byte(kind + 1) // SUBACK, UNSUBACK
+	if len(pass) == 0 {
+		return x.down.send((&suback{id: p.id, codes: codes}).encode(answer, x.connect.level))
+	}
+	if len(pass) < len(p.filters) || x.shim() {
+		if err := x.remember(kind, p.id, codes); err != nil {
+			return err
+		}
+		p.filters = pass
+		return x.up.send(p.encode(kind, x.level))
+	}
+	return x.up.send(f.raw)
+}
+
+func (x *session) remember(kind byte, id uint16, codes []byte) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	m := &x.subAnswers
+	if kind == pktUnsubscribe {
+		m = &x.unAnswers
+	}
+	if len(*m) >= maxPending {
+		return breach(ReceiveMaximumExceeded, "too many subscriptions wait for their answer")
+	}
+	put(m, id, codes)
+	return nil
+}
+
+// judgeFilter is the code of a filter that is refused, or fromEngine.
+func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
+	inner, shared, ok := sharedFilter(filter)
+	if !ok || !validFilter(inner) {
+		return 0, breach(BadTopicFilter, "%.80q is no topic filter", filter)
+	}
+	if kind == pktUnsubscribe {
+		if x.badTopic(inner) || strings.HasPrefix(inner, "$") || shared && x.level == 4 {
+			return NoSubscriptionExisted, nil
+		}
+		delete(x.filters, filter)
+		return fromEngine, nil
+	}
+	switch {
+	case strings.HasPrefix(inner, "$") || !permits(x.perms.Subscribe, inner):
+		x.denied("subscribe", filter)
+		return NotAuthorized, nil
+	case shared && x.level == 4:
+		return NoSharedSubscriptions, nil
+	case x.badTopic(inner):
+		return BadTopicFilter, nil
+	}
+	if _, have := x.filters[filter]; !have && len(x.filters) >= x.srv.Limits.Subscriptions {
+		return QuotaExceeded, nil
+	}
+	put(&x.filters, filter, struct{}{})
+	return fromEngine, nil
+}
+
+func (x *session) deviceDisconnect(f frame) error {
+	d, err := parseDisconnect(f, x.connect.level)
+	if err != nil {
+		return err
+	}
+	if d.hasExpiry {
+		if x.connect.sessionExpiry == 0 && d.expiry > 0 { // [MQTT-3.1.2-23], 3.14.2.2.2
+			return breach(ProtocolError, "a session that should expire at once cannot be kept")
+		}
+		x.expiry = d.expiry
+	}
+	x.cleanLeave = true
+	if !x.shim() {
+		return x.up.send(f.raw)
+	}
+	if d.code == DisconnectWithWill {
+		return nil // the engine's side just closes, which publishes the will
+	}
+	return x.up.send([]byte{pktDisconnect << 4, 0})
+}
+
+// put makes the map if need be; most sessions never use most of theirs.
+func put[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[k] = v
+}
+
+// take removes k and tells whether it was there.
+func take[K comparable, V any](m map[K]V, k K) bool {
+	_, ok := m[k]
+	delete(m, k)
+	return ok
+}
