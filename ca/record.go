@@ -32,6 +32,9 @@ func (c *CA) Activate(ctx context.Context, tx *store.Tx, cert *countersign.Certi
 // Supersede starts the overlap of a certificate that a newer one took over from.
 // It never reaches beyond NotAfter.
 func (c *CA) Supersede(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, until time.Time) error {
+	if until.After(cert.NotAfter) {
+		until = cert.NotAfter
+	}
 	return c.move(ctx, tx, cert, countersign.CertSuperseded, func(n *countersign.Certificate) { n.AcceptUntil = until })
 }
 
@@ -52,8 +55,14 @@ func (c *CA) Release(ctx context.Context, tx *store.Tx, cert *countersign.Certif
 	})
 }
 
-// Revoke ends a certificate for good.
+// Revoke ends a certificate for good: BadRequest for a reason that does not mean
+// that (RFC 5280, 5.3.1).
 func (c *CA) Revoke(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, reason countersign.ReasonCode) error {
+	switch {
+	case reason == countersign.CertificateHold, reason == countersign.RemoveFromCRL, reason == 7,
+		reason < countersign.Unspecified, reason > countersign.AACompromise:
+		return countersign.Errorf(countersign.BadRequest, "%s does not revoke a certificate for good", reason)
+	}
 	return c.move(ctx, tx, cert, countersign.CertRevoked, func(n *countersign.Certificate) {
 		n.HeldFrom, n.Reason, n.RevokedAt = "", reason, c.Now()
 	})
@@ -70,6 +79,8 @@ func (c *CA) Replace(ctx context.Context, tx *store.Tx, cert *countersign.Certif
 	})
 }
 
+// move writes the new state where the certificate is still in the one that cert
+// shows, and then changes cert. A transaction that runs again must read cert again.
 func (c *CA) move(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, to countersign.CertState, change func(*countersign.Certificate)) error {
 	if !slices.Contains(moves[cert.State], to) {
 		return moveError(cert, string(to))
@@ -134,13 +145,16 @@ func (c *CA) Certificate(ctx context.Context, r store.Reader, serial countersign
 }
 
 // maxDeviceCerts bounds how many certificates of one device are looked at to
-// decide something: the newest ones. A device renews monthly; at this many
-// unexpired ones something else is wrong, and the older ones are long revoked.
+// decide something. Package ra lets a device have half as many that are good, so
+// none of those is ever out of sight.
 const maxDeviceCerts = 256
 
-// DeviceCertificates reads the certificates of a device with their DER, newest first.
+// DeviceCertificates reads the certificates of a device with their DER: those not
+// revoked, then the others, each newest first. Replaced ones are left out, since a
+// device that cannot keep its new key may make any number of them.
 func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device string) (list []countersign.Certificate, err error) {
-	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE device = $1 ORDER BY issued_at DESC, serial LIMIT $2`, device, maxDeviceCerts)
+	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE device = $1 AND NOT replaced
+		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_at DESC, serial LIMIT $2`, device, maxDeviceCerts)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificates of %s: %w", device, err)
 	}
@@ -154,7 +168,7 @@ func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device stri
 		cert.DER = der
 		list = append(list, cert)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }
 
 // Overdue reads superseded certificates whose overlap has ended, at most limit.
@@ -172,7 +186,7 @@ func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []cou
 		}
 		list = append(list, cert)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }
 
 // Filter chooses certificates for a list.
@@ -181,8 +195,11 @@ type Filter struct {
 	State         countersign.CertState
 	ExpiresBefore time.Time
 	After         countersign.Serial // keyset: the last serial of the page before
-	Limit         int
+	Limit         int                // at most maxPage; 0 is that
 }
+
+// maxPage bounds a page of a list: a thousand rows are under 1 MB.
+const maxPage = 1000
 
 // Certificates lists certificates by serial, without DER; next is the After of
 // the following page, empty at the end.
@@ -201,6 +218,9 @@ func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Cer
 	}
 	if !f.ExpiresBefore.IsZero() {
 		add("not_after < $%d", store.Micros(f.ExpiresBefore))
+	}
+	if f.Limit < 1 || f.Limit > maxPage {
+		f.Limit = maxPage
 	}
 	args = append(args, f.Limit+1)
 	// The text is built from constants above; values go in as arguments.
@@ -221,5 +241,5 @@ func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Cer
 		list = list[:f.Limit]
 		next = list[f.Limit-1].Serial
 	}
-	return list, next, rows.Err()
+	return list, next, store.Wrap(rows.Err())
 }

@@ -25,7 +25,7 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	}
 	if err != nil {
 		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
-		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "the first use of the certificate cannot be recorded now"
+		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "what the connection sets in motion cannot be recorded now"
 	}
 	if !dec.Allow {
 		d.connectRefused(c, &dec)
@@ -71,19 +71,29 @@ func (d *Desk) firstUse(ctx context.Context, dec *access.Decision) error {
 }
 
 // forkShown acts on a certificate that its device had given up before using it.
+// What was issued before the device last lost its identity means nothing any more.
 func (d *Desk) forkShown(ctx context.Context, dec *access.Decision) error {
 	const why = "a certificate connected that its device had replaced before using it"
+	var forked bool
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		dev, certs, err := d.lock(ctx, tx, dec.Device)
-		if err != nil || dev.State != countersign.DeviceActive {
-			return err // suspended or gone already: refused as it is
+		if err != nil {
+			return err
+		}
+		shown, err := d.CA.Certificate(ctx, tx, dec.Cert.Serial)
+		if err != nil {
+			return err
+		}
+		forked = dev.State == countersign.DeviceActive && !formerLife(&dev, &shown)
+		if !forked {
+			return nil // refused as it is
 		}
 		j := judgment{device: dev, certs: certs}
 		return d.fork(ctx, tx, &j, countersign.Event{
 			Type: countersign.FindingFork, Device: dev.ID, Fleet: dev.Fleet, Cert: dec.Cert, Reason: why,
 		})
 	})
-	if err == nil && dec.Code == countersign.CertIsRevoked {
+	if err == nil && forked {
 		dec.Code, dec.Reason = countersign.ForkDetected, why
 	}
 	return err
@@ -141,23 +151,30 @@ func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
 	}
 	if dec.Device == "" { // nobody we know: what it claims is data, not a fact
-		e.Actor = "unknown"
+		e.Actor = nobody
 		if len(c.Peer) > 0 {
 			e.Data["claims_subject"] = c.Peer[0].Subject.String()
 			e.Data["claims_issuer"] = c.Peer[0].Issuer.String()
 		}
 	}
-	if count > 0 {
-		e.Data["more_before"] = strconv.Itoa(count)
-	}
+	more(e.Data, count)
 	d.Events.Later(e)
 }
 
+// more notes how many refusals of the same kind were not written before this one.
+func more(data map[string]string, count int) map[string]string {
+	if count > 0 {
+		data["more_before"] = strconv.Itoa(count)
+	}
+	return data
+}
+
 const (
-	// refusalWindow is how often the same refusal is written: a device that tries
-	// again every second fills the log no faster than this.
+	// refusalWindow is over how long the same refusals are counted: a device that
+	// tries again without pause must not fill the log.
 	refusalWindow = 10 * time.Second
-	// refusalBurst is how many of the same are written one by one first.
+	// refusalBurst is how many of the same are written in a window, the first of them
+	// with the number left out before it.
 	refusalBurst = 5
 	// maxRefusals bounds how many different refusals are told apart.
 	maxRefusals = 8192
@@ -177,7 +194,7 @@ type refusals struct {
 }
 
 type repeats struct {
-	written int // in the present burst
+	written int // in the present window
 	since   time.Time
 	silent  int
 }
@@ -197,11 +214,7 @@ func (r *refusals) count(key refusal, now time.Time) (silent int, write bool) {
 	if now.Sub(p.since) >= refusalWindow {
 		p.written, p.since = 0, now
 	}
-	limit := refusalBurst
-	if p.silent > 0 {
-		limit = 1
-	}
-	if p.written >= limit {
+	if p.written >= refusalBurst {
 		p.silent++
 		return 0, false
 	}

@@ -50,7 +50,7 @@ const (
 	// sweepEvery is how late the end of an overlap may be recorded. Access does
 	// not wait for it: it looks at the time itself.
 	sweepEvery = 30 * time.Second
-	// sweepBatch bounds one transaction of the sweep.
+	// sweepBatch bounds what one look of the sweep holds in memory.
 	sweepBatch = 200
 )
 
@@ -84,10 +84,12 @@ func (d *Desk) Sweep(ctx context.Context) (int, error) {
 			return total, err
 		}
 		for _, cert := range due {
-			if err := d.endOverlap(ctx, cert); err != nil && countersign.CodeOf(err) != countersign.Conflict {
+			switch err := d.endOverlap(ctx, cert); {
+			case err == nil:
+				total++
+			case countersign.CodeOf(err) != countersign.Conflict: // else another node or act was first
 				return total, err
 			}
-			total++
 		}
 		if len(due) < sweepBatch {
 			return total, nil

@@ -3,8 +3,6 @@ package ra
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -20,15 +18,34 @@ type request struct {
 	countersign.EnrollRequest
 	csr     *pkcs10.Request
 	keyHash string
-	device  string // as the request claims it
+	device  string // as the request claims it, unless cert or token says so
 	fleet   string
 	cert    countersign.CertRef // shown to renew
 	token   string              // id
+	overlap time.Duration       // of the fleet, for a renewal
+}
+
+// received takes a request in. Its beginning is rounded as the times on record are.
+func (d *Desk) received(req countersign.EnrollRequest) *request {
+	if req.Began.IsZero() {
+		req.Began = d.Now()
+	}
+	req.Began = store.Time(store.Micros(req.Began))
+	return &request{EnrollRequest: req, fleet: req.Fleet}
+}
+
+// overtaken says whether something happened since the request began. At the same
+// microsecond nobody can tell; then it did, since asking again costs little.
+func (r *request) overtaken(at time.Time) bool { return !at.Before(r.Began) }
+
+func errOvertaken() error {
+	return countersign.Errorf(countersign.Conflict, "another request of the device was served meanwhile").
+		WithNext("use the certificate that it gave, or ask again")
 }
 
 // Enroll grants a first certificate for a token.
 func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := &request{EnrollRequest: req, fleet: req.Fleet}
+	r := d.received(req)
 	g, err := d.enroll(ctx, r)
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
@@ -56,25 +73,34 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 	if err != nil {
 		return nil, err
 	}
-	if again, err := d.sameAgain(ctx, r, token); again != nil || err != nil {
-		return again, err
-	}
-	if err := token.Usable(d.Now()); err != nil {
+	s, err := d.admission(ctx, d.DB, r, token) // before anything is signed in vain
+	if err != nil {
 		return nil, err
 	}
-	if _, err := d.admission(ctx, d.DB, r.device, token); err != nil { // before anything is signed in vain
-		return nil, err
+	if s.again != nil {
+		return d.grant(s.again, true)
 	}
-	issued, err := d.issue(ctx, r, ca.Order{
+	issued, err := d.issue(ctx, ca.Order{
 		Profile: profile, Fleet: fleet, Device: r.device, PublicKey: r.csr.PublicKey,
 		Evidence: tokenEvidence(token), Method: countersign.MethodToken,
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.admit(ctx, tx, r, token, issued) })
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+			return err
+		}
+		if s, err = d.admission(ctx, tx, r, token); err != nil || s.again != nil {
+			return err
+		}
+		return d.admit(ctx, tx, r, &s, issued)
+	})
 	if err != nil {
 		return nil, err
+	}
+	if s.again != nil {
+		return d.grant(s.again, true)
 	}
 	return d.grant(&issued.Certificate, false)
 }
@@ -146,45 +172,39 @@ func (d *Desk) rules(ctx context.Context, name string, m countersign.Method) (co
 	return fleet, profile, err
 }
 
-// sameAgain finds the certificate of a request that was granted before: same
-// token, same device, same key. The answer was lost on the way; the grant stands.
-func (d *Desk) sameAgain(ctx context.Context, r *request, t registry.Token) (*countersign.Grant, error) {
-	if t.Uses == 0 {
-		return nil, nil
-	}
-	certs, err := d.CA.DeviceCertificates(ctx, d.DB, r.device)
-	if err != nil {
-		return nil, err
-	}
-	for i := range certs {
-		c := &certs[i]
-		if c.KeyHash == r.keyHash && c.Evidence == tokenEvidence(t) && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
-			return d.grant(c, true)
-		}
-	}
-	return nil, nil
-}
-
 // standing is what the record says of a device that a token asks for.
 type standing struct {
+	token  registry.Token
 	known  bool
 	device registry.Entry
+	again  *countersign.Certificate  // granted before for the same request
 	unused []countersign.Certificate // to be replaced
 }
 
 // admission says whether a token may give the device a first certificate. A
 // token completes an enrollment; it never takes over a device that is active.
-func (d *Desk) admission(ctx context.Context, rd store.Reader, id string, t registry.Token) (standing, error) {
-	var s standing
+func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, t registry.Token) (standing, error) {
+	s := standing{token: t}
 	var err error
-	s.device, err = d.Registry.Device(ctx, rd, id)
+	s.device, err = d.Registry.Device(ctx, rd, r.device)
 	if countersign.CodeOf(err) == countersign.NotFound {
-		return s, nil
+		return s, t.Usable(d.Now())
 	}
 	if err != nil {
 		return s, err
 	}
 	s.known = true
+	certs, err := d.CA.DeviceCertificates(ctx, rd, r.device)
+	if err != nil {
+		return s, err
+	}
+	if s.again = r.sameAgain(certs, t); s.again != nil {
+		return s, nil
+	}
+	if err := t.Usable(d.Now()); err != nil {
+		return s, err
+	}
+	id := s.device.ID
 	if s.device.Fleet != t.Fleet {
 		return s, countersign.Errorf(countersign.NotAllowed, "device %s is not of fleet %s", id, t.Fleet).WithNext("use a token of the device's own fleet")
 	}
@@ -196,7 +216,7 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, id string, t regi
 		}
 		return s, nil
 	case countersign.DeviceActive:
-		return d.unusedOnly(ctx, rd, s, t)
+		return s, s.neverUsed(r, certs, d.Now())
 	case countersign.DeviceSuspended:
 		return s, countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", id).WithNext("to let it back: countersign device reactivate " + id)
 	case countersign.DeviceRetired:
@@ -205,35 +225,56 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, id string, t regi
 	return s, countersign.Errorf(countersign.NotAllowed, "device %s is %s", id, s.device.State)
 }
 
-// unusedOnly lets a token that is bound to the device complete an enrollment whose
-// certificate was never used: the device lost its key before the first connect.
-func (d *Desk) unusedOnly(ctx context.Context, rd store.Reader, s standing, t registry.Token) (standing, error) {
-	active := countersign.Errorf(countersign.DeviceIsActive, "device %s has an identity already", s.device.ID).
-		WithNext("renew with its certificate; if that is lost: countersign device revoke " + s.device.ID + ", then a new token")
-	if t.Device != s.device.ID {
-		return s, active
-	}
-	certs, err := d.CA.DeviceCertificates(ctx, rd, s.device.ID)
-	if err != nil {
-		return s, err
-	}
-	for _, c := range certs {
-		switch c.State {
-		case countersign.CertPending:
-			s.unused = append(s.unused, c)
-		case countersign.CertRevoked:
-		default:
-			return s, active
+// sameAgain finds the certificate of a request that was granted before: same
+// token, same device, same key. The answer was lost on the way; the grant stands.
+func (r *request) sameAgain(certs []countersign.Certificate, t registry.Token) *countersign.Certificate {
+	for i := range certs {
+		c := &certs[i]
+		if c.KeyHash == r.keyHash && c.Evidence == tokenEvidence(t) && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
+			return c
 		}
 	}
-	if len(s.unused) == 0 {
-		return s, active
+	return nil
+}
+
+// neverUsed lets a token that is bound to the device complete an enrollment whose
+// certificate was never used: the device lost its key before the first connect.
+// A certificate that expired unused is no identity and needs no replacing.
+func (s *standing) neverUsed(r *request, certs []countersign.Certificate, now time.Time) error {
+	active := countersign.Errorf(countersign.DeviceIsActive, "device %s has an identity already", s.device.ID).
+		WithNext("renew with its certificate; if that is lost: countersign device revoke " + s.device.ID + ", then a new token")
+	if s.token.Device != s.device.ID {
+		return active
 	}
-	return s, nil
+	lapsed := false
+	for i := range certs {
+		c := &certs[i]
+		switch {
+		case formerLife(&s.device, c) || c.State == countersign.CertRevoked && c.UsedAt.IsZero():
+		case c.State != countersign.CertPending:
+			return active
+		case now.After(c.NotAfter):
+			lapsed = true
+		case r.overtaken(c.IssuedAt):
+			return errOvertaken()
+		default:
+			s.unused = append(s.unused, *c)
+		}
+	}
+	if len(s.unused) == 0 && !lapsed {
+		return active
+	}
+	return nil
+}
+
+// formerLife says whether a certificate was issued before the device last lost its
+// identity. Such a one is revoked and says nothing about the device of today.
+func formerLife(dev *registry.Entry, c *countersign.Certificate) bool {
+	return !c.IssuedAt.After(dev.RevokedAt)
 }
 
 // issue plans and signs. It runs outside of the transaction, on the caller's core.
-func (d *Desk) issue(ctx context.Context, _ *request, o ca.Order) (*ca.Issued, error) {
+func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 	plan, err := d.CA.Plan(ctx, o)
 	if err != nil {
 		return nil, err
@@ -242,15 +283,8 @@ func (d *Desk) issue(ctx context.Context, _ *request, o ca.Order) (*ca.Issued, e
 }
 
 // admit writes a first certificate with all that goes with it.
-func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, t registry.Token, issued *ca.Issued) error {
-	if err := registry.LockDevice(ctx, tx, r.device); err != nil {
-		return err
-	}
-	s, err := d.admission(ctx, tx, r.device, t)
-	if err != nil {
-		return err
-	}
-	if err := d.Registry.Spend(ctx, tx, t); err != nil {
+func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, s *standing, issued *ca.Issued) error {
+	if err := d.Registry.Spend(ctx, tx, s.token); err != nil {
 		return err
 	}
 	var events []countersign.Event
@@ -266,24 +300,44 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, t registry.T
 			return err
 		}
 	}
-	for i := range s.unused {
-		c := &s.unused[i]
-		if err := d.CA.Replace(ctx, tx, c); err != nil {
-			return err
-		}
-		events = append(events, certEvent(countersign.CertReplaced, c, tokenActor(t), "never used; the device asked again with another key"))
+	replaced, err := d.replace(ctx, tx, r, s.unused)
+	if err != nil {
+		return err
 	}
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
 	e := r.event(countersign.CertIssued, "first certificate")
 	e.Cert = issued.Ref()
-	e.Actor = tokenActor(t)
 	e.Data = issuedData(&issued.Certificate)
-	return d.Events.Append(ctx, tx, append(events, e)...)
+	return d.Events.Append(ctx, tx, append(append(events, replaced...), e)...)
 }
 
-func tokenActor(t registry.Token) countersign.Actor { return countersign.Actor("token:" + t.ID) }
+// replace revokes certificates that their device asks to have another for.
+func (d *Desk) replace(ctx context.Context, tx *store.Tx, r *request, unused []countersign.Certificate) ([]countersign.Event, error) {
+	var events []countersign.Event
+	for i := range unused {
+		if err := d.CA.Replace(ctx, tx, &unused[i]); err != nil {
+			return nil, err
+		}
+		events = append(events, certEvent(countersign.CertReplaced, &unused[i], r.actor(), "never used; the device asked again with another key"))
+	}
+	return events, nil
+}
+
+// nobody acts where nothing that was shown is known here.
+const nobody countersign.Actor = "unknown"
+
+// actor is who asks, by what was shown and not by what is claimed.
+func (r *request) actor() countersign.Actor {
+	switch {
+	case r.token != "":
+		return countersign.Actor("token:" + r.token)
+	case !r.cert.IsZero():
+		return countersign.DeviceActor(r.device)
+	}
+	return nobody
+}
 
 func issuedData(c *countersign.Certificate) map[string]string {
 	return map[string]string{
@@ -293,7 +347,7 @@ func issuedData(c *countersign.Certificate) map[string]string {
 }
 
 func (r *request) event(t countersign.EventType, why string) countersign.Event {
-	e := countersign.Event{Type: t, Actor: countersign.DeviceActor(r.device), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
+	e := countersign.Event{Type: t, Actor: r.actor(), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
 	if r.Remote.IsValid() {
 		e.Remote = r.Remote.String()
 	}
@@ -336,25 +390,27 @@ func (d *Desk) refused(ctx context.Context, r *request, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
-	e.Code = code
-	if r.token != "" {
-		e.Data = map[string]string{"evidence": "token:" + r.token}
+	key := refusal{code: code, addr: r.Remote.Addr().String()}
+	if r.actor() != nobody { // a stranger could claim any number of names
+		key.device = r.device
 	}
-	d.Events.Later(e)
+	if count, log := d.refusals.count(key, d.Now()); log {
+		e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
+		e.Code = code
+		e.Data = more(map[string]string{}, count)
+		d.Events.Later(e)
+	}
 	if code == countersign.BadCredential {
 		d.Ledger.Delay(ctx, d.Ledger.Fail(r.Remote.Addr()))
 	}
 	return err
 }
 
-// causeOf is the whole story of an error, for the log.
+// causeOf tells an error with what lies behind it, for the log: the text of an
+// *Error leaves its cause out.
 func causeOf(err error) string {
-	var parts []string
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		if s := e.Error(); len(parts) == 0 || !strings.Contains(parts[len(parts)-1], s) {
-			parts = append(parts, s)
-		}
+	if e, ok := errors.AsType[*countersign.Error](err); ok && e.Err != nil {
+		return err.Error() + ": " + causeOf(e.Err)
 	}
-	return fmt.Sprint(strings.Join(parts, ": "))
+	return err.Error()
 }

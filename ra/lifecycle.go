@@ -209,9 +209,10 @@ func (a Act) event(t countersign.EventType, dev *registry.Entry) countersign.Eve
 }
 
 // notRecorded says of an act that could not be written that nothing happened: an
-// operator must not believe a device gone that is not.
+// operator must not believe a device gone that is not. Where the database lost the
+// connection in the commit it cannot be said; then its own words stand.
 func notRecorded(err error) error {
-	if countersign.CodeOf(err) != countersign.Unavailable {
+	if countersign.CodeOf(err) != countersign.Unavailable || store.Unconfirmed(err) {
 		return err
 	}
 	return countersign.Errorf(countersign.Unavailable, "this was not recorded and is not in force: the database cannot be written now").

@@ -16,7 +16,7 @@ const (
 	// dueEvery is how often the age of the lists is looked at.
 	dueEvery = time.Minute
 	// restFactor times the time a list took is the rest before the next one, so
-	// that publishing takes no more than a fifth of a core however many are revoked.
+	// that publishing it takes no more than a fifth of a core however many are revoked.
 	restFactor = 4
 	// retryAfter a failed publication.
 	retryAfter = 5 * time.Second
@@ -38,14 +38,19 @@ type Publisher struct {
 type listState struct {
 	asked, shown uint64
 	number       int64
+	resting      bool          // not published now although asked
 	changed      chan struct{} // closed and replaced at each publication
 }
 
-func (p *Publisher) state(issuer string) *listState {
+func (p *Publisher) init() {
 	if p.lists == nil {
 		p.lists = map[string]*listState{}
 		p.kick = make(chan struct{}, 1)
 	}
+}
+
+func (p *Publisher) state(issuer string) *listState {
+	p.init()
 	s := p.lists[issuer]
 	if s == nil {
 		s = &listState{changed: make(chan struct{})}
@@ -59,6 +64,10 @@ func (p *Publisher) Changed(issuer string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state(issuer).asked++
+	p.wake()
+}
+
+func (p *Publisher) wake() {
 	select {
 	case p.kick <- struct{}{}:
 	default:
@@ -88,8 +97,7 @@ func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
 // Run publishes until ctx ends; at once what is due.
 func (p *Publisher) Run(ctx context.Context) error {
 	p.mu.Lock()
-	p.state("")
-	kick := p.kick
+	p.init()
 	p.mu.Unlock()
 	tick := time.NewTicker(dueEvery)
 	defer tick.Stop()
@@ -101,7 +109,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			p.askDue(ctx)
-		case <-kick:
+		case <-p.kick:
 		}
 	}
 }
@@ -125,30 +133,41 @@ func (p *Publisher) publishAsked(ctx context.Context) {
 		begin := time.Now() //nolint:forbidigo // measures work, not the world's time
 		list, err := p.CA.Publish(ctx, issuer, 0)
 		rest := restFactor * time.Since(begin)
-		if err != nil {
-			if ctx.Err() == nil {
-				p.Log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", err)
-			}
-			rest = retryAfter
-		} else {
+		switch {
+		case err == nil:
 			p.published(issuer, asked, list)
+		case ctx.Err() == nil:
+			p.Log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", causeOf(err))
+			rest = retryAfter
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(rest):
-		}
+		p.rest(issuer, rest)
 	}
 }
 
+// next gives a list that is asked for and not resting.
 func (p *Publisher) next() (string, uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for issuer, s := range p.lists {
-		if s.asked > s.shown {
+		if s.asked > s.shown && !s.resting {
 			return issuer, s.asked
 		}
 	}
 	return "", 0
+}
+
+// rest lets one issuer's list be for a while; those of others go on.
+func (p *Publisher) rest(issuer string, d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.state(issuer)
+	s.resting = true
+	time.AfterFunc(d, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		s.resting = false
+		p.wake()
+	})
 }
 
 func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL) {

@@ -15,10 +15,7 @@ import (
 
 // Reenroll grants the next certificate to the holder of a current one.
 func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := &request{EnrollRequest: req, fleet: req.Fleet}
-	if r.Began.IsZero() {
-		r.Began = d.Now()
-	}
+	r := d.received(req)
 	g, err := d.reenroll(ctx, r)
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
@@ -51,7 +48,7 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	}
 	var issued *ca.Issued
 	if before.outcome == grantNew {
-		issued, err = d.issue(ctx, r, ca.Order{
+		issued, err = d.issue(ctx, ca.Order{
 			Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Serial,
 			Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
 		})
@@ -59,7 +56,8 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 			return nil, err
 		}
 	}
-	return d.renew(ctx, r, fleet, shown, issued)
+	r.overlap = fleet.Overlap
+	return d.renew(ctx, r, shown.Serial, issued)
 }
 
 // shown finds the certificate that the device showed on record.
@@ -117,7 +115,7 @@ type judgment struct {
 	outcome outcome
 	device  registry.Entry
 	certs   []countersign.Certificate // of the device
-	shown   *countersign.Certificate  // in certs
+	shown   *countersign.Certificate  // in certs, unless replaced or very old
 	same    *countersign.Certificate  // in certs, for grantOld
 	replace *countersign.Certificate  // in certs: pending, given up by this request
 	why     string                    // of a fork
@@ -133,24 +131,30 @@ func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown cou
 	if j.certs, err = d.CA.DeviceCertificates(ctx, rd, r.device); err != nil {
 		return j, err
 	}
-	for i := range j.certs {
-		if j.certs[i].Serial == shown {
-			j.shown = &j.certs[i]
+	if j.shown = find(j.certs, shown); j.shown == nil { // replaced, or older than all that are looked at
+		c, err := d.CA.Certificate(ctx, rd, shown)
+		if err != nil {
+			return j, err
 		}
+		j.shown = &c
 	}
-	if j.shown == nil { // older than all that are looked at
-		return j, countersign.Errorf(countersign.CertIsRevoked, "the certificate has long been superseded").WithNext("enroll anew with a token")
-	}
-	return j, j.decide(d.Now(), r.Began, r.keyHash)
+	return j, j.decide(d.Now(), r)
 }
+
+// maxGood bounds how many certificates of one device are good at once, since each
+// has to be seen whenever something is decided or taken away. A device has two or
+// three; this many come from renewing and connecting without pause.
+const maxGood = 128
 
 // decide is the rule of rotation. A device that lost its power, an answer or a
 // key before it used the new certificate asks again, and is served: with the same
 // certificate for the same key, with another in place of the unused one otherwise.
 // Once the new certificate has been used, the old one renews no more; if it tries
 // to with another key, somebody else holds it. Likewise if a certificate shows up
-// that its device gave up.
-func (j *judgment) decide(now, began time.Time, keyHash string) error {
+// that its device gave up. A request that began before what it would undo is the
+// device's own, delayed: it is refused and proves nothing. A successor that an
+// operator took away, or that expired unused, is as if it had never been.
+func (j *judgment) decide(now time.Time, r *request) error {
 	c := j.shown
 	if err := j.standing(now); err != nil {
 		return err
@@ -159,32 +163,38 @@ func (j *judgment) decide(now, began time.Time, keyHash string) error {
 		j.outcome, j.why = isFork, "a certificate renewed that its device had replaced before using it"
 		return nil
 	}
-	var used bool
+	var used *countersign.Certificate
+	good := 0
 	for i := range j.certs {
 		s := &j.certs[i]
-		if s.Predecessor != c.Serial || s.Replaced {
-			continue
+		if s.State != countersign.CertRevoked && now.Before(s.NotAfter) {
+			good++
 		}
-		lost := s.State == countersign.CertRevoked && s.Reason != countersign.Superseded // an operator took it away
+		lost := s.State == countersign.CertRevoked && s.Reason != countersign.Superseded
+		lapsed := s.UsedAt.IsZero() && now.After(s.NotAfter)
 		switch {
-		case s.KeyHash == keyHash && s.State != countersign.CertRevoked:
+		case s.Predecessor != c.Serial || lost || lapsed:
+		case s.KeyHash == r.keyHash && s.State != countersign.CertRevoked:
 			j.outcome, j.same = grantOld, s
 		case s.State == countersign.CertPending:
 			j.replace = s
-		case !s.UsedAt.IsZero() && !lost:
-			used = true
+		case !s.UsedAt.IsZero():
+			used = s
 		}
 	}
 	switch {
 	case j.same != nil:
 		return nil
-	case used:
+	case used != nil && !r.overtaken(used.UsedAt):
 		j.outcome, j.why = isFork, "a certificate renewed with another key after its successor had been used"
 		return nil
+	case used != nil || j.replace != nil && r.overtaken(j.replace.IssuedAt):
+		return errOvertaken()
 	case c.State == countersign.CertRevoked || c.State == countersign.CertSuperseded:
-		return countersign.Errorf(countersign.CertIsRevoked, "the certificate has been superseded or revoked (%s)", c.Reason).WithNext("enroll anew with a token")
-	case j.replace != nil && j.replace.IssuedAt.After(began):
-		return countersign.Errorf(countersign.Conflict, "a later request of the device has been served").WithNext("use the certificate that it gave")
+		return countersign.Errorf(countersign.CertIsRevoked, "the certificate has been superseded").WithNext("enroll anew with a token")
+	case good >= maxGood:
+		return countersign.Errorf(countersign.RateLimited, "device %s has %d certificates that are good", c.Device, good).
+			WithNext("wait until an overlap ends, or shorten it: countersign fleet set " + c.Fleet).WithRetry(sweepEvery)
 	}
 	j.outcome = grantNew
 	return nil
@@ -202,6 +212,8 @@ func (j *judgment) standing(now time.Time) error {
 	case j.device.State != countersign.DeviceActive:
 		return countersign.Errorf(countersign.CertIsRevoked, "the identity of device %s has been revoked", c.Device).
 			WithNext("to let it back: countersign enroll token --device " + c.Device)
+	case formerLife(&j.device, c):
+		return countersign.Errorf(countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked").WithNext("enroll anew with a token")
 	case c.State == countersign.CertRevoked && c.Reason != countersign.Superseded:
 		return countersign.Errorf(countersign.CertIsRevoked, "the certificate is revoked (%s)", c.Reason).WithNext("enroll anew with a token")
 	case c.State == countersign.CertHeld:
@@ -216,14 +228,14 @@ func (j *judgment) standing(now time.Time) error {
 }
 
 // renew decides again with the device locked and writes the outcome.
-func (d *Desk) renew(ctx context.Context, r *request, fleet countersign.Fleet, shown countersign.Certificate, issued *ca.Issued) (*countersign.Grant, error) {
+func (d *Desk) renew(ctx context.Context, r *request, shown countersign.Serial, issued *ca.Issued) (*countersign.Grant, error) {
 	var j judgment
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := registry.LockDevice(ctx, tx, r.device); err != nil {
 			return err
 		}
 		var err error
-		if j, err = d.judge(ctx, tx, r, shown.Serial); err != nil {
+		if j, err = d.judge(ctx, tx, r, shown); err != nil {
 			return err
 		}
 		switch j.outcome {
@@ -236,7 +248,7 @@ func (d *Desk) renew(ctx context.Context, r *request, fleet countersign.Fleet, s
 			// Before the lock this was a retry; its certificate has gone meanwhile.
 			return countersign.Errorf(countersign.Conflict, "the device's certificates changed meanwhile").WithNext("try again")
 		}
-		return d.succeed(ctx, tx, r, fleet, &j, issued)
+		return d.succeed(ctx, tx, r, &j, issued)
 	})
 	switch {
 	case err != nil:
@@ -250,21 +262,21 @@ func (d *Desk) renew(ctx context.Context, r *request, fleet countersign.Fleet, s
 }
 
 // succeed records the next certificate of a device.
-func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, fleet countersign.Fleet, j *judgment, issued *ca.Issued) error {
-	actor := countersign.DeviceActor(r.device)
+func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgment, issued *ca.Issued) error {
 	var events []countersign.Event
 	if j.shown.State == countersign.CertPending { // to renew with it is to use it
-		more, err := d.activate(ctx, tx, fleet.Overlap, j.certs, j.shown)
+		more, err := d.activate(ctx, tx, r.overlap, j.certs, j.shown)
 		if err != nil {
 			return err
 		}
 		events = append(events, more...)
 	}
 	if j.replace != nil {
-		if err := d.CA.Replace(ctx, tx, j.replace); err != nil {
+		more, err := d.replace(ctx, tx, r, []countersign.Certificate{*j.replace})
+		if err != nil {
 			return err
 		}
-		events = append(events, certEvent(countersign.CertReplaced, j.replace, actor, "never used; the device asked again with another key"))
+		events = append(events, more...)
 	}
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err

@@ -33,14 +33,14 @@ func (dialect) wrap(err error) error {
 	switch {
 	case isUnique(err):
 		return &existsError{err}
-	case isUnconfirmed(err):
+	case Unconfirmed(err):
 		return unavailable("the database did not confirm the write; it may or may not be recorded", err)
 	case isFull(err):
 		return unavailable("the database has no space left; nothing was recorded", err).
 			WithNext("free space on its disk, or raise its bound")
 	case errors.Is(err, context.DeadlineExceeded):
 		return unavailable("the database did not answer in time", err)
-	case isDown(err):
+	case isDown(err) || errors.Is(err, errClosed):
 		return unavailable("the database cannot be used now", err).
 			WithNext("look in the server's log and at the database's disk or server")
 	}
@@ -63,7 +63,9 @@ type unconfirmed struct{ cause error }
 func (e *unconfirmed) Error() string { return "couldn't confirm the commit: " + e.cause.Error() }
 func (e *unconfirmed) Unwrap() error { return e.cause }
 
-func isUnconfirmed(err error) bool {
+// Unconfirmed says of an error of [DB.Write] that the write may be on record all
+// the same: the connection was lost while it was being committed.
+func Unconfirmed(err error) bool {
 	_, ok := errors.AsType[*unconfirmed](err)
 	return ok
 }
