@@ -2,13 +2,43 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
 
-	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
+// engine carries the messages: of devices, and of the platform.
+type engine interface {
+	mqtt.Engine
+	mqtt.Platform
+}
+
+// openGateway starts the engine and the gateway in front of it.
 func (s *Server) openGateway(context.Context) error {
+	if s.listeners.mqtt == nil {
+		return nil
+	}
+	var err error
+	if s.cfg.Engine.Kind == config.EngineBroker {
+		s.engine, err = s.openBroker()
+	} else {
+		s.engine, err = mqtt.StartNATS(mqtt.NATSOptions{
+			Dir: s.cfg.Path("messages"), MaxStore: int64(s.cfg.Engine.StorageLimit), MaxPacket: int(s.cfg.Limits.Packet),
+			Log: s.log.With("part", "engine"), Now: s.opts.Now,
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("open the message engine: %w", err)
+	}
+	s.onClose("engine", s.engine.Close)
 	s.gateway = &mqtt.Server{
 		Gatekeeper: s.desk, Index: s.index, Engine: s.engine, TLS: edge.TLSConfig(s.identity.get),
 		Caps: edge.Limits{
@@ -21,21 +51,66 @@ func (s *Server) openGateway(context.Context) error {
 	return nil
 }
 
-// Publish sends a message to devices through the engine.
-func (s *Server) Publish(ctx context.Context, topic string, payload []byte) error {
-	return s.platform().Publish(ctx, topic, payload)
-}
-
-// Subscribe hears what devices publish.
-func (s *Server) Subscribe(ctx context.Context, filter string, receive func(topic string, payload []byte)) error {
-	return s.platform().Subscribe(ctx, filter, receive)
-}
-
-func (s *Server) platform() mqtt.Platform {
-	if p, ok := s.engine.(mqtt.Platform); ok {
-		return p
+func (s *Server) openBroker() (engine, error) {
+	e := s.cfg.Engine
+	b := &mqtt.Broker{Addr: e.Addr, Now: s.opts.Now}
+	if !e.TLS {
+		return b, nil
 	}
-	return nil
+	host, _, err := net.SplitHostPort(e.Addr)
+	if err != nil {
+		return nil, err
+	}
+	b.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+	if e.ServerName != "" {
+		b.TLS.ServerName = e.ServerName
+	}
+	if e.Roots != "" {
+		pem, err := os.ReadFile(e.Roots)
+		if err != nil {
+			return nil, fmt.Errorf("read the broker's roots: %w", err)
+		}
+		b.TLS.RootCAs = x509.NewCertPool()
+		if !b.TLS.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errors.New("read the broker's roots: no certificate in " + e.Roots)
+		}
+	}
+	if e.Certificate != "" {
+		pair, err := tls.LoadX509KeyPair(e.Certificate, e.Key)
+		if err != nil {
+			return nil, fmt.Errorf("read the server's certificate for the broker: %w", err)
+		}
+		b.TLS.Certificates = []tls.Certificate{pair}
+	}
+	return b, nil
 }
 
-var _ countersign.Gatekeeper = nil
+// gatewayStop bounds how long sessions may take to hear that the server stops.
+const gatewayStop = 5 * time.Second
+
+// serveMQTT serves until ctx ends, then ends the sessions.
+func (s *Server) serveMQTT(ctx context.Context) error {
+	err := s.gateway.Serve(ctx, s.listeners.mqtt)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), gatewayStop)
+	defer cancel()
+	return errors.Join(err, s.gateway.Close(stop))
+}
+
+// errNoEngine says that the MQTT listener is off.
+var errNoEngine = errors.New("there is no message engine: the mqtt listener is off")
+
+// Publish sends a message to devices through the engine, at QoS 1.
+func (s *Server) Publish(ctx context.Context, topic string, payload []byte) error {
+	if s.engine == nil {
+		return errNoEngine
+	}
+	return s.engine.Publish(ctx, topic, payload)
+}
+
+// Subscribe hears what devices publish, until ctx ends.
+func (s *Server) Subscribe(ctx context.Context, filter string, receive func(topic string, payload []byte)) error {
+	if s.engine == nil {
+		return errNoEngine
+	}
+	return s.engine.Subscribe(ctx, filter, receive)
+}

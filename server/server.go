@@ -58,7 +58,7 @@ type Server struct {
 	crls      *ra.Publisher
 	identity  *identity
 	index     *edge.Index
-	engine    mqtt.Engine
+	engine    engine
 	gateway   *mqtt.Server
 	listeners *listeners
 	http      []*httpDoor
@@ -242,7 +242,7 @@ func (s *Server) Run(ctx context.Context) error {
 		doors.Go(func() error { return d.run(failed) })
 	}
 	if s.listeners.mqtt != nil {
-		doors.Go(func() error { return s.gateway.Serve(failed, s.listeners.mqtt) })
+		doors.Go(func() error { return s.serveMQTT(failed) })
 	}
 	s.events.Later(countersign.Event{Type: countersign.ServerStarted, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	err := s.writeEndpoints()
