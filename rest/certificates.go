@@ -9,8 +9,9 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-type serialIn struct {
-	Serial string `path:"serial" maxLength:"64" doc:"Serial number in hex, with or without colons."`
+// Serial is a path parameter.
+type Serial struct {
+	Text string `path:"serial" maxLength:"64" doc:"Serial number in hex, with or without colons."`
 }
 
 func (s *Server) routeCertificates(a huma.API) {
@@ -38,8 +39,8 @@ func (s *Server) listCertificates(ctx context.Context, in *struct {
 	}), err
 }
 
-func (s *Server) getCertificate(ctx context.Context, in *serialIn) (api.Certificate, error) {
-	c, err := s.certificate(ctx, in.Serial)
+func (s *Server) getCertificate(ctx context.Context, in *Serial) (api.Certificate, error) {
+	c, err := s.certificate(ctx, in.Text)
 	return shapeCertificate(&c, s.Now()), err
 }
 
@@ -58,11 +59,11 @@ func (s *Server) certificate(ctx context.Context, text string) (countersign.Cert
 }
 
 func (s *Server) revokeCertificate(ctx context.Context, in *struct {
-	serialIn
+	Serial
 	Body api.Revoke
 },
 ) (api.Cut, error) {
-	c, err := s.certificate(ctx, in.Serial)
+	c, err := s.certificate(ctx, in.Text)
 	if err != nil {
 		return api.Cut{}, err
 	}

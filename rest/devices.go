@@ -12,12 +12,14 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-type deviceID struct {
+// DeviceID is a path parameter. It is exported for huma, which passes over embedded
+// structs that are not; so are the others of its kind.
+type DeviceID struct {
 	ID string `path:"id" maxLength:"128" doc:"Device id."`
 }
 
 type actOn struct {
-	deviceID
+	DeviceID
 	Body *api.Act `required:"false"`
 }
 
@@ -52,13 +54,13 @@ func (s *Server) createDevice(ctx context.Context, in *struct{ Body api.NewDevic
 	return shapeDevice(d), err
 }
 
-func (s *Server) getDevice(ctx context.Context, in *deviceID) (api.Device, error) {
+func (s *Server) getDevice(ctx context.Context, in *DeviceID) (api.Device, error) {
 	e, err := s.Registry.Device(ctx, s.Registry.DB, in.ID)
 	return shapeDevice(e.Device), err
 }
 
 func (s *Server) listDeviceEvents(ctx context.Context, in *struct {
-	deviceID
+	DeviceID
 	api.Order
 	api.Paging
 },
@@ -115,11 +117,11 @@ func (s *Server) reactivate(ctx context.Context, in *actOn) (api.Device, error) 
 	if _, err := s.Desk.Reactivate(ctx, s.act(ctx, in)); err != nil {
 		return api.Device{}, err
 	}
-	return s.getDevice(ctx, &in.deviceID)
+	return s.getDevice(ctx, &in.DeviceID)
 }
 
 func (s *Server) revoke(ctx context.Context, in *struct {
-	deviceID
+	DeviceID
 	Body api.Revoke
 },
 ) (api.Cut, error) {

@@ -3,6 +3,7 @@ package rest
 import (
 	"context"
 	"net/http"
+	"strings"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/operator"
@@ -55,15 +56,25 @@ type answer[T any] struct {
 	Body T
 }
 
-// route registers one route: name is its method and path below /api/v1, and its
-// key in acts.
+// routeOf is the key of an operation in acts.
+func routeOf(op *huma.Operation) string {
+	return op.Method + " " + strings.TrimPrefix(op.Path, api.Base)
+}
+
+// operationID names an operation for those who generate clients:
+// post-devices-id-revoke.
+func (r spec) operationID() string {
+	return strings.ToLower(r.method) + strings.NewReplacer("/", "-", "{", "", "}", "").Replace(r.path)
+}
+
+// route registers one route.
 func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Context, in *In) (Out, error)) {
 	status := http.StatusOK
 	if r.creates {
 		status = http.StatusCreated
 	}
 	op := huma.Operation{
-		OperationID:     r.method + " " + r.path,
+		OperationID:     r.operationID(),
 		Method:          r.method,
 		Path:            api.Base + r.path,
 		Summary:         r.summary,
@@ -73,7 +84,7 @@ func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Contex
 		BodyReadTimeout: bodyTimeout,
 		Responses:       map[string]*huma.Response{"default": problemResponse(a)},
 	}
-	if acts[op.OperationID] == operator.Anyone {
+	if acts[routeOf(&op)] == operator.Anyone {
 		op.Security = []map[string][]string{{}}
 	}
 	huma.Register(a, op, func(ctx context.Context, in *In) (*answer[Out], error) {

@@ -131,8 +131,8 @@ func (s *Server) by(ctx context.Context) ra.By {
 // that the route has.
 func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		op := ctx.Operation()
-		act, listed := acts[op.OperationID]
+		route := routeOf(ctx.Operation())
+		act, listed := acts[route]
 		c, err := s.identify(ctx, act)
 		if err == nil && (!listed || !c.role.May(act)) {
 			err = countersign.Errorf(countersign.NotAllowed, "the role %s of %s does not allow this", c.role, c.name).
@@ -143,7 +143,7 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 			return
 		}
 		limit := requestTimeout
-		if op.OperationID == verifyLog {
+		if route == verifyLog {
 			limit = verifyTimeout
 		}
 		timed, cancel := context.WithTimeout(ctx.Context(), limit)

@@ -16,7 +16,8 @@ import (
 // defaultTTL of an enrollment token: time to carry it to the device.
 const defaultTTL = time.Hour
 
-type named struct {
+// Named is a path parameter.
+type Named struct {
 	Name string `path:"name" maxLength:"63"`
 }
 
@@ -52,13 +53,13 @@ func (s *Server) listFleets(ctx context.Context, in *api.Paging) (api.Page[api.F
 	return pageOf(page(list, "", shapeFleet).Items, *in, func(f api.Fleet) string { return f.Name }), err
 }
 
-func (s *Server) getFleet(ctx context.Context, in *named) (api.Fleet, error) {
+func (s *Server) getFleet(ctx context.Context, in *Named) (api.Fleet, error) {
 	f, err := s.Registry.Fleet(ctx, s.Registry.DB, in.Name)
 	return shapeFleet(f), err
 }
 
 func (s *Server) putFleet(ctx context.Context, in *struct {
-	named
+	Named
 	Body api.PutFleet
 },
 ) (api.Fleet, error) {
@@ -87,13 +88,13 @@ func (s *Server) listProfiles(ctx context.Context, in *api.Paging) (api.Page[api
 	return pageOf(page(list, "", shapeProfile).Items, *in, func(p api.Profile) string { return p.Name }), err
 }
 
-func (s *Server) getProfile(ctx context.Context, in *named) (api.Profile, error) {
+func (s *Server) getProfile(ctx context.Context, in *Named) (api.Profile, error) {
 	p, err := s.CA.Profile(ctx, s.CA.DB, in.Name)
 	return shapeProfile(p), err
 }
 
 func (s *Server) putProfile(ctx context.Context, in *struct {
-	named
+	Named
 	Body api.Profile
 },
 ) (api.Profile, error) {
@@ -105,7 +106,7 @@ func (s *Server) putProfile(ctx context.Context, in *struct {
 	if err := s.Office.SaveProfile(ctx, p, s.by(ctx)); err != nil {
 		return api.Profile{}, err
 	}
-	return s.getProfile(ctx, &in.named)
+	return s.getProfile(ctx, &in.Named)
 }
 
 func (s *Server) listOperatorTokens(ctx context.Context, in *api.Paging) (api.Page[api.OperatorToken], error) {

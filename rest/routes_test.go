@@ -1,0 +1,85 @@
+package rest
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/danielgtaylor/huma/v2"
+)
+
+func TestEveryRouteHasARight(t *testing.T) {
+	s := &Server{Now: time.Now}
+	described, ids := map[string]bool{}, map[string]bool{}
+	for path, item := range s.describe(http.NewServeMux()).OpenAPI().Paths {
+		for method, op := range map[string]*huma.Operation{
+			"GET": item.Get, "POST": item.Post, "PUT": item.Put, "DELETE": item.Delete, "PATCH": item.Patch,
+		} {
+			if op == nil {
+				continue
+			}
+			name := method + " " + strings.TrimPrefix(path, api.Base)
+			described[name] = true
+			if ids[op.OperationID] {
+				t.Errorf("%s shares its operation id %s with another route", name, op.OperationID)
+			}
+			ids[op.OperationID] = true
+			for _, segment := range strings.Split(path, "/") {
+				if param, ok := strings.CutPrefix(segment, "{"); ok && !takes(op, strings.TrimSuffix(param, "}")) {
+					t.Errorf("%s does not read %s", name, segment)
+				}
+			}
+			if acts[name] == "" {
+				t.Errorf("%s is not in acts: it is closed to all", name)
+			}
+		}
+	}
+	for name := range acts {
+		if !described[name] {
+			t.Errorf("acts has %s, which is no route", name)
+		}
+	}
+}
+
+func takes(op *huma.Operation, param string) bool {
+	return slices.ContainsFunc(op.Parameters, func(p *huma.Param) bool { return p.In == "path" && p.Name == param })
+}
+
+func TestEveryCodeHasAStatus(t *testing.T) {
+	for _, c := range []countersign.Code{
+		countersign.BadRequest, countersign.TooLarge, countersign.BadSignature, countersign.WeakKey, countersign.Unauthenticated,
+		countersign.BadCredential, countersign.CredentialSpent, countersign.CredentialExpire, countersign.NotAllowed,
+		countersign.SubjectMismatch, countersign.DeviceIsActive, countersign.DeviceOnHold, countersign.DeviceGone,
+		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.CertExpired,
+		countersign.CertNotYetValid, countersign.ForkDetected, countersign.NotFound, countersign.Conflict,
+		countersign.RateLimited, countersign.Unavailable, countersign.Internal,
+	} {
+		if http.StatusText(statuses[c]) == "" {
+			t.Errorf("code %s has no status", c)
+		}
+	}
+	if len(statuses) != 24 {
+		t.Errorf("statuses has %d codes, this test 24: add the new one to both", len(statuses))
+	}
+}
+
+func TestOpenAPIDescribesProblems(t *testing.T) {
+	s := &Server{Now: time.Now}
+	doc := s.describe(http.NewServeMux()).OpenAPI()
+	if doc.OpenAPI != "3.1.0" {
+		t.Errorf("OpenAPI: got %s, want 3.1.0", doc.OpenAPI)
+	}
+	schemas := doc.Components.Schemas.Map()
+	if schemas["Problem"] == nil || schemas["ErrorModel"] != nil {
+		t.Error("schemas: want Problem and no ErrorModel")
+	}
+	for path, item := range doc.Paths {
+		if item.Get != nil && item.Get.Responses["default"].Content[api.ProblemType] == nil {
+			t.Errorf("GET %s does not describe its problems", path)
+		}
+	}
+}
