@@ -1,0 +1,119 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) certCommand() *cobra.Command {
+	return group("cert", "Certificates that were issued", []string{"certs", "certificate", "certificates"},
+		a.certList(), a.certGet(), a.certRevoke(), a.certInspect())
+}
+
+func (a *app) certView(whole bool) view[api.Certificate] {
+	serial := func(c api.Certificate) string { return c.Serial }
+	v := view[api.Certificate]{name: serial, cols: []col[api.Certificate]{
+		{"SERIAL", serial},
+		{"DEVICE", func(c api.Certificate) string { return c.Device }},
+		{"STATE", func(c api.Certificate) string { return c.State }},
+		{"ISSUER", func(c api.Certificate) string { return c.Issuer }},
+		{"ISSUED", func(c api.Certificate) string { return a.ago(c.IssuedAt) }},
+		{"EXPIRES", func(c api.Certificate) string { return a.until(c.NotAfter) }},
+		{"REASON", func(c api.Certificate) string { return c.Reason }},
+	}}
+	if whole {
+		v.cols = append(v.cols,
+			col[api.Certificate]{"FLEET", func(c api.Certificate) string { return c.Fleet }},
+			col[api.Certificate]{"PROFILE", func(c api.Certificate) string { return c.Profile }},
+			col[api.Certificate]{"METHOD", func(c api.Certificate) string { return c.Method }},
+			col[api.Certificate]{"PREDECESSOR", func(c api.Certificate) string { return c.Predecessor }},
+			col[api.Certificate]{"USED", func(c api.Certificate) string { return a.ago(c.UsedAt) }},
+			col[api.Certificate]{"SHA-256", func(c api.Certificate) string { return colons(c.Fingerprint) }},
+		)
+	}
+	return v
+}
+
+func (a *app) certList() *cobra.Command {
+	var f api.CertificateFilter
+	var within time.Duration
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List certificates",
+		Example: "  countersign cert list --state active --expires-within 168h",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if within != 0 {
+				f.ExpiresBefore = a.now().Add(within)
+			}
+			return list(a, a.paged(limit).Certificates(cmd.Context(), f), limit, a.certView(false))
+		},
+	}
+	c.Flags().StringVar(&f.Device, "device", "", "only this device")
+	c.Flags().StringVar(&f.State, "state", "", "only this state: pending, active, superseded, held, revoked")
+	c.Flags().DurationVar(&within, "expires-within", 0, "only those that expire within this time")
+	complete(c, "state", "pending", "active", "superseded", "held", "revoked")
+	completeWith(c, "device", a.deviceIDs)
+	limitFlag(c, &limit)
+	return c
+}
+
+func (a *app) certGet() *cobra.Command {
+	var asPEM bool
+	c := &cobra.Command{
+		Use: "get SERIAL", Short: "Show one certificate's record", Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			serial, err := countersign.ParseSerial(args[0])
+			if err != nil {
+				return err
+			}
+			cert, err := a.admin().Certificate(cmd.Context(), string(serial))
+			if err != nil {
+				return err
+			}
+			if asPEM {
+				_, err := fmt.Fprint(a.out, cert.PEM)
+				return err
+			}
+			return show(a, *cert, a.certView(true))
+		},
+	}
+	c.Flags().BoolVar(&asPEM, "pem", false, "print the certificate itself")
+	return c
+}
+
+func (a *app) certRevoke() *cobra.Command {
+	var r api.Revoke
+	var yes bool
+	c := &cobra.Command{
+		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
+		Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			serial, err := countersign.ParseSerial(args[0])
+			if err != nil {
+				return err
+			}
+			if r.Reason == "" {
+				return usagef("--reason is missing")
+			}
+			if err := a.confirm(yes, fmt.Sprintf("Revoke certificate %s? This cannot be undone.", short(string(serial)))); err != nil {
+				return err
+			}
+			cut, err := a.admin().RevokeCertificate(cmd.Context(), string(serial), r)
+			if err != nil {
+				return err
+			}
+			a.tellCut(cut, "revoked")
+			a.stderr().linef("  undo: none")
+			return acted(a, *cut, string(serial))
+		},
+	}
+	revokeFlags(c, &r, &yes)
+	return c
+}
+
+func ratio(n, of int) string { return fmt.Sprintf("%d/%d", n, of) }

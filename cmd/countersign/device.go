@@ -1,0 +1,251 @@
+package main
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) deviceCommand() *cobra.Command {
+	return group("device", "Devices and what may happen to them", []string{"devices"},
+		a.deviceList(), a.deviceGet(), a.deviceCreate(),
+		a.deviceSuspend(), a.deviceReactivate(), a.deviceRevoke(), a.deviceRetire(), a.deviceEvents())
+}
+
+func (a *app) deviceView() view[api.Device] {
+	return view[api.Device]{
+		name: func(d api.Device) string { return d.ID },
+		cols: []col[api.Device]{
+			{"DEVICE", func(d api.Device) string { return d.ID }},
+			{"FLEET", func(d api.Device) string { return d.Fleet }},
+			{"STATE", func(d api.Device) string { return d.State }},
+			{"SEEN", func(d api.Device) string { return a.ago(d.LastSeen) }},
+			{"FROM", func(d api.Device) string { return d.LastAddr }},
+			{"OWNER", func(d api.Device) string { return d.Owner }},
+			{"TAGS", func(d api.Device) string { return tagText(d.Tags) }},
+			{"REASON", func(d api.Device) string { return d.Reason }},
+		},
+	}
+}
+
+func tagText(tags map[string]string) string {
+	pairs := make([]string, 0, len(tags))
+	for k, v := range tags {
+		pairs = append(pairs, k+"="+v)
+	}
+	sort.Strings(pairs)
+	return strings.Join(pairs, ",")
+}
+
+func (a *app) deviceList() *cobra.Command {
+	var f api.DeviceFilter
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List devices", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(a, a.paged(limit).Devices(cmd.Context(), f), limit, a.deviceView())
+		},
+	}
+	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
+	c.Flags().StringVar(&f.State, "state", "", "only this state: registered, pending, active, suspended, retired")
+	complete(c, "state", "registered", "pending", "active", "suspended", "retired")
+	completeWith(c, "fleet", a.fleetNames)
+	limitFlag(c, &limit)
+	return c
+}
+
+func (a *app) deviceGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get ID", Short: "Show one device", Args: exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := a.admin().Device(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return show(a, *d, a.deviceView())
+		},
+	}
+}
+
+func (a *app) deviceCreate() *cobra.Command {
+	var d api.NewDevice
+	c := &cobra.Command{
+		Use: "create ID", Short: "Register a device before it enrolls", Args: exactly("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d.ID = args[0]
+			made, err := a.admin().CreateDevice(cmd.Context(), d)
+			if err != nil {
+				return err
+			}
+			a.stderr().done("device %s registered in fleet %s", made.ID, made.Fleet)
+			a.stderr().next("countersign enroll token --device %s", made.ID)
+			return acted(a, *made, made.ID)
+		},
+	}
+	c.Flags().StringVar(&d.Fleet, "fleet", "", "its fleet (default \"default\")")
+	c.Flags().StringVar(&d.Owner, "owner", "", "person or team that answers for it")
+	c.Flags().StringToStringVar(&d.Tags, "tag", nil, "key=value, may be repeated")
+	completeWith(c, "fleet", a.fleetNames)
+	return c
+}
+
+func (a *app) deviceSuspend() *cobra.Command {
+	var why string
+	var yes bool
+	c := &cobra.Command{
+		Use: "suspend ID --reason TEXT", Short: "Put a device on hold: its sessions end, its certificates are held",
+		Example: "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
+		Args:    exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if why == "" {
+				return usagef("--reason is missing: say why")
+			}
+			if err := a.confirm(yes, fmt.Sprintf("Suspend %s? Its sessions end now; reactivate undoes it.", args[0])); err != nil {
+				return err
+			}
+			cut, err := a.admin().Suspend(cmd.Context(), args[0], api.Act{Note: why})
+			if err != nil {
+				return err
+			}
+			p := a.stderr()
+			p.done("device %s suspended", cut.Device)
+			a.tellCut(cut, "held")
+			p.linef("  undo: countersign device reactivate %s", cut.Device)
+			return acted(a, *cut, cut.Device)
+		},
+	}
+	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	yesFlag(c, &yes)
+	return c
+}
+
+func (a *app) deviceReactivate() *cobra.Command {
+	var why string
+	c := &cobra.Command{
+		Use: "reactivate ID", Short: "End a suspension", Args: exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := a.admin().Reactivate(cmd.Context(), args[0], api.Act{Note: why})
+			if err != nil {
+				return err
+			}
+			a.stderr().done("device %s is %s again", d.ID, d.State)
+			a.stderr().next("countersign device events %s", d.ID)
+			return acted(a, *d, d.ID)
+		},
+	}
+	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	return c
+}
+
+func (a *app) deviceRevoke() *cobra.Command {
+	var r api.Revoke
+	var yes bool
+	c := &cobra.Command{
+		Use: "revoke ID --reason REASON", Short: "Take all certificates of a device away, for good, and end its sessions",
+		Example: "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
+		Args:    exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if r.Reason == "" {
+				return usagef("--reason is missing: one of %s", strings.Join(reasons, ", "))
+			}
+			if err := a.confirm(yes, fmt.Sprintf("Revoke all certificates of %s? This cannot be undone.", args[0])); err != nil {
+				return err
+			}
+			cut, err := a.admin().Revoke(cmd.Context(), args[0], r)
+			if err != nil {
+				return err
+			}
+			a.tellCut(cut, "revoked")
+			a.stderr().linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
+			return acted(a, *cut, cut.Device)
+		},
+	}
+	revokeFlags(c, &r, &yes)
+	return c
+}
+
+func (a *app) deviceRetire() *cobra.Command {
+	var why string
+	var yes bool
+	c := &cobra.Command{
+		Use: "retire ID", Short: "End a device's life: revoke, and keep its id from being used again",
+		Args: exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.confirm(yes, fmt.Sprintf("Retire %s? Its certificates are revoked. This cannot be undone.", args[0])); err != nil {
+				return err
+			}
+			cut, err := a.admin().Retire(cmd.Context(), args[0], api.Act{Note: why})
+			if err != nil {
+				return err
+			}
+			a.stderr().done("device %s retired", cut.Device)
+			a.tellCut(cut, "revoked")
+			a.stderr().linef("  undo: none. The id %s stays taken", cut.Device)
+			return acted(a, *cut, cut.Device)
+		},
+	}
+	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	yesFlag(c, &yes)
+	return c
+}
+
+// reasons are those that an operator may give (RFC 5280, 5.3.1).
+var reasons = []string{
+	"keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn", "unspecified",
+}
+
+func revokeFlags(c *cobra.Command, r *api.Revoke, yes *bool) {
+	c.Flags().StringVar(&r.Reason, "reason", "", strings.Join(reasons, ", "))
+	c.Flags().StringVar(&r.Note, "note", "", "why, in your words")
+	complete(c, "reason", reasons...)
+	yesFlag(c, yes)
+}
+
+// tellCut tells what an act took away; did is the word for the certificates.
+func (a *app) tellCut(cut *api.Cut, did string) {
+	p := a.stderr()
+	for _, c := range cut.Certificates {
+		if cut.Reason != "" {
+			p.done("certificate %s %s (%s)", short(c.Serial), did, cut.Reason)
+		} else {
+			p.done("certificate %s %s", short(c.Serial), did)
+		}
+	}
+	if len(cut.Certificates) == 0 {
+		p.done("no certificate to be %s", did)
+	}
+	switch took := time.Duration(cut.CutMicros) * time.Microsecond; cut.Sessions {
+	case 0:
+		p.done("no live session")
+	case 1:
+		p.done("1 session closed in %s", millis(took))
+	default:
+		p.done("%d sessions closed in %s", cut.Sessions, millis(took))
+	}
+	for _, l := range cut.CRLs {
+		p.done("CRL #%d of %s published, OCSP answers %s", l.Number, l.Issuer, "revoked")
+	}
+}
+
+func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+
+func (a *app) deviceEvents() *cobra.Command {
+	var last int
+	c := &cobra.Command{
+		Use: "events ID", Short: "Tell a device's whole story, oldest first", Args: exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			seq := a.paged(last).DeviceEvents(cmd.Context(), args[0], api.Order{Order: orderFor(last)})
+			return list(a, newest(seq, last), last, a.eventView(false))
+		},
+	}
+	lastFlag(c, &last)
+	return c
+}
+
+func yesFlag(c *cobra.Command, yes *bool) {
+	c.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+const (
+	// maxLast bounds --last, whose events are turned around in memory.
+	maxLast = 100_000
+	// completeWait keeps the tab key quick where the server is not.
+	completeWait = 2 * time.Second
+	// completeMost is more than anyone reads of what the tab key offers.
+	completeMost = 200
+)
+
+func limitFlag(c *cobra.Command, limit *int) {
+	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
+}
+
+func lastFlag(c *cobra.Command, last *int) {
+	c.Flags().IntVar(last, "last", 0, "only the newest; 0 is all")
+}
+
+// paged is the client for a list of which limit are wanted.
+func (a *app) paged(limit int) *sdk.Admin {
+	c := a.admin()
+	c.PageSize = max(limit, 0)
+	return c
+}
+
+// orderFor reads from the end of the log when only its newest lines are wanted.
+func orderFor(last int) string {
+	if last > 0 {
+		return "desc"
+	}
+	return ""
+}
+
+// newest turns the last lines of a list that is read from its end into the order
+// in which they happened.
+func newest[T any](seq iter.Seq2[T, error], last int) iter.Seq2[T, error] {
+	if last <= 0 {
+		return seq
+	}
+	return func(yield func(T, error) bool) {
+		var items []T
+		for item, err := range seq {
+			if err != nil {
+				yield(item, err)
+				return
+			}
+			if items = append(items, item); len(items) == min(last, maxLast) {
+				break
+			}
+		}
+		for _, item := range slices.Backward(items) {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+// since reads a time as people give it: a length back from now, or RFC 3339.
+func (a *app) since(flag, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if d, err := time.ParseDuration(days + "h"); err == nil {
+			return a.now().Add(-24 * d), nil
+		}
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return a.now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, usagef("%s %q is neither a length such as 2h or 7d nor a time such as 2026-01-31T12:00:00Z", flag, s)
+	}
+	return t, nil
+}
+
+type completer = func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective)
+
+// complete offers fixed words for a flag.
+func complete(c *cobra.Command, flag string, words ...string) {
+	completeWith(c, flag, func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func completeWith(c *cobra.Command, flag string, f completer) {
+	if err := c.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err) // a flag that is not there
+	}
+}
+
+// first completes the first argument only.
+func first(f completer) completer {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return f(cmd, args, prefix)
+	}
+}
+
+// live offers names that the server knows now.
+func live[T any](cmd *cobra.Command, prefix string, seq func(context.Context) iter.Seq2[T, error], name func(T) string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeWait)
+	defer cancel()
+	var words []cobra.Completion
+	for item, err := range seq(ctx) {
+		if err != nil || len(words) == completeMost {
+			break
+		}
+		if n := name(item); strings.HasPrefix(n, prefix) {
+			words = append(words, n)
+		}
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) deviceIDs(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return live(cmd, prefix, func(ctx context.Context) iter.Seq2[api.Device, error] {
+		return a.admin().Devices(ctx, api.DeviceFilter{})
+	}, func(d api.Device) string { return d.ID })
+}
+
+func (a *app) serials(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return live(cmd, prefix, func(ctx context.Context) iter.Seq2[api.Certificate, error] {
+		return a.admin().Certificates(ctx, api.CertificateFilter{})
+	}, func(c api.Certificate) string { return c.Serial })
+}
+
+func (a *app) fleetNames(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return live(cmd, prefix, a.admin().Fleets, func(f api.Fleet) string { return f.Name })
+}
+
+func (a *app) profileNames(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return live(cmd, prefix, a.admin().Profiles, func(p api.Profile) string { return p.Name })
+}
+
+func (a *app) authorityIDs(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return live(cmd, prefix, a.admin().Authorities, func(c api.Authority) string { return c.ID })
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) fleetCommand() *cobra.Command {
+	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, a.fleetList(), a.fleetGet(), a.fleetSet())
+}
+
+func fleetView() view[api.Fleet] {
+	name := func(f api.Fleet) string { return f.Name }
+	return view[api.Fleet]{name: name, cols: []col[api.Fleet]{
+		{"FLEET", name},
+		{"ISSUER", func(f api.Fleet) string { return f.Issuer }},
+		{"PROFILE", func(f api.Fleet) string { return f.Profile }},
+		{"METHODS", func(f api.Fleet) string { return strings.Join(f.Methods, ",") }},
+		{"OVERLAP", func(f api.Fleet) string { return span(time.Duration(f.OverlapSeconds) * time.Second) }},
+		{"TRUST DOMAIN", func(f api.Fleet) string { return f.TrustDomain }},
+	}}
+}
+
+func (a *app) fleetList() *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List fleets", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(a, a.paged(limit).Fleets(cmd.Context()), limit, fleetView())
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func (a *app) fleetGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get NAME", Short: "Show one fleet", Args: exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := a.admin().Fleet(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return show(a, *f, fleetView())
+		},
+	}
+}
+
+func (a *app) fleetSet() *cobra.Command {
+	var issuer, profile, domain string
+	var methods []string
+	var overlap time.Duration
+	c := &cobra.Command{
+		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
+		Example: "  countersign fleet set pumps --overlap 72h",
+		Args:    exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var p api.PutFleet
+			seconds := int64(overlap / time.Second)
+			for flag, set := range map[string]func(){
+				"issuer":       func() { p.Issuer = &issuer },
+				"profile":      func() { p.Profile = &profile },
+				"trust-domain": func() { p.TrustDomain = &domain },
+				"method":       func() { p.Methods = &methods },
+				"overlap":      func() { p.OverlapSeconds = &seconds },
+			} {
+				if cmd.Flags().Changed(flag) {
+					set()
+				}
+			}
+			f, err := a.admin().PutFleet(cmd.Context(), args[0], p)
+			if err != nil {
+				return err
+			}
+			a.stderr().done("fleet %s saved", f.Name)
+			a.stderr().next("countersign enroll token --fleet %s", f.Name)
+			return acted(a, *f, f.Name)
+		},
+	}
+	c.Flags().StringVar(&issuer, "issuer", "", "id of the authority that issues to it")
+	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
+	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token; may be repeated")
+	c.Flags().DurationVar(&overlap, "overlap", 0, "how long a superseded certificate is still accepted")
+	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
+	completeWith(c, "issuer", a.authorityIDs)
+	completeWith(c, "profile", a.profileNames)
+	return c
+}
+
+func (a *app) profileCommand() *cobra.Command {
+	var limit int
+	name := func(p api.Profile) string { return p.Name }
+	v := view[api.Profile]{name: name, cols: []col[api.Profile]{
+		{"PROFILE", name},
+		{"VALIDITY", validity},
+		{"USAGE", func(p api.Profile) string { return strings.Join(append(p.ExtKeyUsage, p.KeyUsage...), ",") }},
+		{"KEYS", func(p api.Profile) string { return strings.Join(p.Keys, ",") }},
+		{"DESCRIPTION", func(p api.Profile) string { return p.Description }},
+	}}
+	l := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List profiles", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(a, a.paged(limit).Profiles(cmd.Context()), limit, v)
+		},
+	}
+	limitFlag(l, &limit)
+	get := &cobra.Command{
+		Use: "get NAME", Short: "Show one profile", Args: exactly("NAME"), ValidArgsFunction: first(a.profileNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := a.admin().Profile(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return show(a, *p, v)
+		},
+	}
+	return group("profile", "Certificate profiles: what a certificate may contain", []string{"profiles"}, l, get)
+}
+
+func validity(p api.Profile) string {
+	if p.NoExpiry {
+		return "no expiry"
+	}
+	return span(time.Duration(p.ValiditySeconds) * time.Second)
+}

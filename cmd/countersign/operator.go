@@ -1,0 +1,95 @@
+package main
+
+import (
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+var roles = []string{"viewer", "auditor", "factory", "approver", "operator", "admin"}
+
+func (a *app) operatorCommand() *cobra.Command {
+	return group("operator", "Operators that come in over the network", []string{"operators"},
+		a.operatorToken(), a.operatorTokens(), a.operatorRevoke())
+}
+
+func (a *app) operatorToken() *cobra.Command {
+	var t api.NewOperatorToken
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use: "token NAME --role ROLE", Short: "Make an operator token for the API; it is shown this once",
+		Example: "  countersign operator token grafana --role viewer --ttl 720h -o name > token.txt",
+		Args:    exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("--role", t.Role, roles...); err != nil {
+				return err
+			}
+			t.Name, t.TTLSeconds = args[0], int64(ttl/time.Second)
+			made, err := a.admin().CreateOperatorToken(cmd.Context(), t)
+			if err != nil {
+				return err
+			}
+			if a.output == formatTable {
+				a.stderr().done("token for %s as %s, good for %s; it is not shown again", made.Name, made.Role, span(ttl))
+				a.stdout().linef("%s", made.Secret)
+				return nil
+			}
+			return show(a, *made, view[api.IssuedOperatorToken]{name: func(t api.IssuedOperatorToken) string { return t.Secret }})
+		},
+	}
+	c.Flags().StringVar(&t.Role, "role", "", "viewer, auditor, factory, approver, operator or admin")
+	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it is good")
+	complete(c, "role", roles...)
+	return c
+}
+
+func (a *app) operatorTokens() *cobra.Command {
+	var limit int
+	id := func(t api.OperatorToken) string { return t.ID }
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List operator tokens, without their secrets", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(a, a.paged(limit).OperatorTokens(cmd.Context()), limit, view[api.OperatorToken]{name: id, cols: []col[api.OperatorToken]{
+				{"ID", id},
+				{"NAME", func(t api.OperatorToken) string { return t.Name }},
+				{"ROLE", func(t api.OperatorToken) string { return t.Role }},
+				{"STATE", func(t api.OperatorToken) string { return a.tokenState(t) }},
+				{"EXPIRES", func(t api.OperatorToken) string { return a.until(t.ExpiresAt) }},
+				{"USED", func(t api.OperatorToken) string { return a.ago(t.UsedAt) }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func (a *app) tokenState(t api.OperatorToken) string {
+	switch {
+	case t.Revoked:
+		return "revoked"
+	case !a.now().Before(t.ExpiresAt):
+		return "expired"
+	}
+	return "active"
+}
+
+func (a *app) operatorRevoke() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "revoke ID", Short: "End an operator token at once", Args: exactly("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.confirm(yes, "Revoke operator token "+args[0]+"? This cannot be undone."); err != nil {
+				return err
+			}
+			t, err := a.admin().RevokeOperatorToken(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			a.stderr().done("operator token of %s revoked", t.Name)
+			return acted(a, *t, t.ID)
+		},
+	}
+	yesFlag(c, &yes)
+	return c
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/server"
+	"github.com/lmittmann/tint"
+	"github.com/spf13/cobra"
+)
+
+// configName is the configuration file in the data folder.
+const configName = "countersign.yaml"
+
+// devPorts of --ports: the ones of the documentation, or any that are free.
+const devPorts = "fixed"
+
+func (a *app) devCommand() *cobra.Command {
+	var ports string
+	c := &cobra.Command{
+		Use: "dev", Short: "Run everything on this machine, for trying out", Args: exactly(),
+		Long: `Run the whole server on loopback with its data in --dir: a root and an issuing
+authority, a fleet named default that accepts tokens, and all doors. Ports are
+8443 (enroll), 8883 (MQTT), 8080 (API) and 8090 (CRL, OCSP); with --ports 0 free
+ones, which a second start on the same folder keeps. endpoints.json in the data
+folder tells them, once all of them accept.`,
+		Example: `  countersign dev
+  countersign dev --dir /tmp/try --ports 0`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if ports != devPorts && ports != "0" {
+				return usagef("--ports %q is neither %s nor 0", ports, devPorts)
+			}
+			cfg := config.Dev(a.dataDir(), ports == "0")
+			cfg.Log.Level = "warn"
+			return a.serve(cmd.Context(), cfg, true)
+		},
+	}
+	c.Flags().StringVar(&ports, "ports", devPorts, "fixed, or 0 for free ones")
+	complete(c, "ports", devPorts, "0")
+	return c
+}
+
+func (a *app) serverCommand() *cobra.Command {
+	var file string
+	run := &cobra.Command{
+		Use: "run", Short: "Run the server", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.loadConfig(file)
+			if err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), cfg, false)
+		},
+	}
+	initialize := &cobra.Command{
+		Use: "init", Short: "Make the data folder and the first authorities, and stop", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.loadConfig(file)
+			if err != nil {
+				return err
+			}
+			return a.initialize(cmd.Context(), cfg)
+		},
+	}
+	check := &cobra.Command{
+		Use: "check", Short: "Tell all that is wrong with the configuration", Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := a.loadConfig(file)
+			if err != nil {
+				return err
+			}
+			return a.checkConfig(cfg)
+		},
+	}
+	c := group("server", "The server", nil, run, initialize, group("config", "Its configuration", nil, check))
+	c.PersistentFlags().StringVar(&file, "config", "", "configuration file (default countersign.yaml in the data folder, if it is there)")
+	return c
+}
+
+// loadConfig reads the file that was named, or the one in the data folder, or
+// none. The folder of the flag or the environment wins over the file's.
+func (a *app) loadConfig(file string) (config.Config, error) {
+	var cfg config.Config
+	path := file
+	if path == "" {
+		path = filepath.Join(a.dataDir(), configName)
+	}
+	cfg, err := config.Load(path)
+	if errors.Is(err, fs.ErrNotExist) && file == "" {
+		cfg, err = config.Config{}, nil
+	}
+	if err != nil {
+		return cfg, usagef("%v", err)
+	}
+	cfg = cfg.Overlay(a.getenv)
+	if a.dir != "" {
+		cfg.Dir = a.dir
+	}
+	return cfg.WithDefaults(), nil
+}
+
+func (a *app) checkConfig(cfg config.Config) error {
+	problems := cfg.Check()
+	p := a.stderr()
+	for _, problem := range problems {
+		p.linef("%s %s", p.red("[fail]"), printable(problem.Error()))
+	}
+	if len(problems) > 0 {
+		return failed(exitUsage)
+	}
+	p.done("the configuration is good")
+	return nil
+}
+
+func (a *app) initialize(ctx context.Context, cfg config.Config) error {
+	authorities, err := server.Init(ctx, cfg, a.options(cfg, false))
+	if err != nil {
+		return err
+	}
+	p := a.stderr()
+	for _, c := range authorities {
+		p.done("%s authority %s  %s", c.Kind, c.ID, fingerprint(c))
+	}
+	if cfg.RootPassphrase == "" {
+		p.linef("%s the root key is not wrapped: set root_passphrase before production", p.yellow("Warning:"))
+	}
+	p.next("countersign server run --dir %s", cfg.Dir)
+	return nil
+}
+
+func fingerprint(c countersign.Authority) string {
+	return "SHA256:" + server.Fingerprint(c.Certificate.Raw)
+}
+
+// serve runs a server until a signal ends it.
+func (a *app) serve(ctx context.Context, cfg config.Config, dev bool) error {
+	s, err := server.New(ctx, cfg, a.options(cfg, dev))
+	if err != nil {
+		return err
+	}
+	if dev {
+		a.greet(cfg, s.Endpoints(), s.Authorities())
+	}
+	return s.Run(ctx)
+}
+
+func (a *app) options(cfg config.Config, dev bool) server.Options {
+	return server.Options{Now: a.now, Log: a.logger(cfg.Log), Dev: dev}
+}
+
+// logger writes to standard error: text for a terminal, JSON for a collector.
+func (a *app) logger(cfg config.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		level = slog.LevelInfo // Check has refused it; this is before Check
+	}
+	if cfg.Format == "json" || cfg.Format == "auto" && !isTerminal(a.errOut) {
+		return slog.New(slog.NewJSONHandler(a.errOut, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(tint.NewHandler(a.errOut, &tint.Options{Level: level, NoColor: !a.wantsColor(a.errOut)}))
+}
+
+// greet prints what a person who tries the program needs first.
+func (a *app) greet(cfg config.Config, e api.Endpoints, authorities []countersign.Authority) {
+	p := a.stdout()
+	p.linef("countersign dev: data in %s, loopback only, keys on disk: not for production", cfg.Dir)
+	p.linef("  enroll   %-28s EST, REST, tokens", e.Enroll)
+	p.linef("  mqtt     %-28s client certificate required", e.MQTT)
+	p.linef("  api      %-28s reference at %s/openapi.json", e.API+api.Base, api.Base)
+	p.linef("  status   %-28s CRL, OCSP", e.Status)
+	p.linef("  roots    %s", e.Roots)
+	var chain []string
+	for _, c := range authorities {
+		if c.Kind == countersign.RootAuthority {
+			p.linef("  root     %s", fingerprint(c))
+		}
+		chain = append(chain, fmt.Sprintf("%q", c.Certificate.Subject.CommonName))
+	}
+	p.linef("           %s", strings.Join(chain, "  ->  "))
+	dir := ""
+	if cfg.Dir != config.DefaultDir {
+		dir = " --dir " + cfg.Dir
+	}
+	p.linef("Next: in another terminal   %s enroll token --fleet default --uses 1 --ttl 1h%s", programName(), dir)
+}
+
+// programName is how this program was called, for commands to be copied.
+func programName() string {
+	if strings.Contains(os.Args[0], "go-build") { // go run
+		return "go run ./cmd/countersign"
+	}
+	return os.Args[0]
+}

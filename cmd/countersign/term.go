@@ -1,0 +1,171 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/term"
+)
+
+// printer writes for people, to one of the two outputs.
+type printer struct {
+	w     io.Writer
+	color bool
+	ascii bool
+}
+
+func (a *app) stdout() printer { return a.printer(a.out) }
+func (a *app) stderr() printer { return a.printer(a.errOut) }
+
+func (a *app) printer(w io.Writer) printer {
+	return printer{w: w, color: a.wantsColor(w), ascii: a.wantsASCII()}
+}
+
+// wantsColor follows the flag, then no-color.org, then bixense.com/clicolors.
+func (a *app) wantsColor(w io.Writer) bool {
+	switch force := a.getenv("CLICOLOR_FORCE"); {
+	case a.color != "auto" && a.color != "":
+		return a.color == "always"
+	case a.getenv("NO_COLOR") != "":
+		return false
+	case force != "" && force != "0":
+		return true
+	case a.getenv("CLICOLOR") == "0" || a.getenv("TERM") == "dumb":
+		return false
+	}
+	return isTerminal(w)
+}
+
+// wantsASCII reports whether the locale says that it is not UTF-8. One that says
+// nothing, as in a container, is taken for UTF-8.
+func (a *app) wantsASCII() bool {
+	for _, k := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if v := strings.ToUpper(a.getenv(k)); v != "" {
+			return !strings.Contains(v, "UTF-8") && !strings.Contains(v, "UTF8")
+		}
+	}
+	return false
+}
+
+func isTerminal(v any) bool {
+	f, ok := v.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+}
+
+func (p printer) paint(code, s string) string {
+	if !p.color {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}
+
+func (p printer) red(s string) string    { return p.paint("31", s) }
+func (p printer) green(s string) string  { return p.paint("32", s) }
+func (p printer) yellow(s string) string { return p.paint("33", s) }
+
+// linef writes one line. What it shows may come from strangers, so nothing in the
+// arguments can move the cursor or change colors but what p itself put there.
+func (p printer) linef(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.w, format+"\n", args...) // nobody to tell when this output is gone
+}
+
+// done tells one change of state.
+func (p printer) done(format string, args ...any) {
+	mark := "✓"
+	if p.ascii {
+		mark = "ok:"
+	}
+	p.linef("%s %s", p.green(mark), printable(fmt.Sprintf(format, args...)))
+}
+
+// next tells the command that follows.
+func (p printer) next(format string, args ...any) {
+	p.linef("  next: %s", printable(fmt.Sprintf(format, args...)))
+}
+
+// printable replaces what could drive a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar || unicode.Is(unicode.Cf, r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// confirm asks before an act that hurts. Where nobody can be asked it refuses.
+func (a *app) confirm(yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	if a.noInput || !isTerminal(a.in) {
+		return usagef("%s Nobody is here to be asked: add --yes", question)
+	}
+	_, _ = fmt.Fprintf(a.errOut, "%s [y/N] ", printable(question))
+	line, err := bufio.NewReader(io.LimitReader(a.in, 100)).ReadString('\n')
+	if answer := strings.ToLower(strings.TrimSpace(line)); err == nil && (answer == "y" || answer == "yes") {
+		return nil
+	}
+	a.stderr().linef("Nothing was done.")
+	return failed(exitFailed)
+}
+
+// span writes a length of time in its largest unit: 12s, 5m, 3h, 30d.
+func span(d time.Duration) string {
+	switch d = d.Abs(); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// ago writes a past time as its distance; "never" for none.
+func (a *app) ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return span(a.now().Sub(t)) + " ago"
+}
+
+// until writes a time to come as its distance, and one that has passed as such.
+func (a *app) until(t time.Time) string {
+	switch left := t.Sub(a.now()); {
+	case t.IsZero():
+		return ""
+	case t.Year() == 9999: // RFC 5280, 4.1.2.5: no well-defined expiration
+		return "never"
+	case left < 0:
+		return span(left) + " ago"
+	default:
+		return span(left)
+	}
+}
+
+// colons writes hex in pairs, as people read serials and fingerprints.
+func colons(hex string) string {
+	var b strings.Builder
+	for i := 0; i < len(hex); i += 2 {
+		if i > 0 {
+			b.WriteByte(':')
+		}
+		b.WriteString(strings.ToUpper(hex[i:min(i+2, len(hex))]))
+	}
+	return b.String()
+}
+
+// short writes the start of a serial, which is enough to tell a few apart.
+func short(hex string) string {
+	if len(hex) <= 8 {
+		return colons(hex)
+	}
+	return colons(hex[:8]) + ":..."
+}
