@@ -16,8 +16,9 @@ type Broker struct {
 	Addr string      // host:port
 	TLS  *tls.Config // nil: plain TCP, for a broker on the same machine
 	// ClientID and Username are what the broker sees. {client} stands for the
-	// Client Identifier, {device} for the device id, {fleet} for the fleet. Empty:
-	// {client}, and no user name.
+	// Client Identifier, with a slash behind the device id so that no device can take
+	// the name of another; {device} for the device id, {fleet} for the fleet.
+	// Empty: {client}, and no user name.
 	ClientID string
 	Username string
 	Password []byte
@@ -37,7 +38,7 @@ func (b *Broker) Traits() Traits {
 
 // Dial connects to the broker. Its own rules may refuse the CONNECT that follows.
 func (b *Broker) Dial(ctx context.Context, s countersign.Session, _ countersign.Permissions) (*Backend, error) {
-	fill := strings.NewReplacer("{client}", s.ClientID, "{device}", s.Device, "{fleet}", s.Fleet)
+	fill := strings.NewReplacer("{client}", brokerID(s), "{device}", s.Device, "{fleet}", s.Fleet)
 	id := b.ClientID
 	if id == "" {
 		id = "{client}"
@@ -47,6 +48,16 @@ func (b *Broker) Dial(ctx context.Context, s countersign.Session, _ countersign.
 		return nil, err
 	}
 	return &Backend{Conn: conn, ClientID: fill.Replace(id), Username: fill.Replace(b.Username), Password: b.Password}, nil
+}
+
+// brokerID is the Client Identifier among all devices. A device id may hold a
+// colon but no slash: "a:b" of device a becomes "a/b", device "a:b" stays.
+func brokerID(s countersign.Session) string {
+	rest, ok := strings.CutPrefix(s.ClientID, s.Device)
+	if !ok || rest == "" {
+		return s.ClientID
+	}
+	return s.Device + "/" + rest[1:]
 }
 
 func (b *Broker) dial(ctx context.Context) (net.Conn, error) {

@@ -55,7 +55,9 @@ func (s *Server) handle(ctx context.Context, c *edge.Conn) {
 		x.refuse(ctx, err)
 		return
 	}
-	release := s.claim(x.info.ClientID, x.live)
+	// A device id may hold a colon, so device "a" may call itself "a:b" while there
+	// is a device "a:b": a claim counts within its device.
+	release := s.claim(x.info.Device+"/"+x.info.ClientID, x.live)
 	defer release()
 	if err := x.open(ctx); err != nil {
 		x.closeBackend()
