@@ -33,7 +33,6 @@ const (
 	CertReleased         EventType = "certificate.released"
 	EnrollRefused        EventType = "enrollment.refused"
 	TokenCreated         EventType = "token.created"
-	TokenUsed            EventType = "token.used"
 	SessionOpened        EventType = "session.opened"
 	SessionClosed        EventType = "session.closed"
 	ConnectRefused       EventType = "connection.refused"
