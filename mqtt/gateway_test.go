@@ -1,0 +1,375 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/edge"
+	"github.com/countersign-iot/countersign/mqtt"
+)
+
+// TestMain fails if a test leaves goroutines of ours behind.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if left := leaked(); code == 0 && left != "" {
+		_, _ = os.Stderr.WriteString("goroutines left behind:\n" + left + "\n")
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func leaked() string {
+	for range 50 {
+		buf := make([]byte, 1<<20)
+		all := string(buf[:runtime.Stack(buf, true)])
+		found := ""
+		for g := range strings.SplitSeq(all, "\n\n") {
+			if strings.Contains(g, "countersign/mqtt.") && !strings.Contains(g, "TestMain") ||
+				strings.Contains(g, "countersign/edge.") {
+				found += g + "\n\n"
+			}
+		}
+		if found == "" {
+			return ""
+		}
+		time.Sleep(100 * time.Millisecond)
+		if g := found; strings.Count(g, "goroutine ") > 0 {
+			lastLeak = g
+		}
+	}
+	return lastLeak
+}
+
+var lastLeak string
+
+// authority is a CA of the test with one server certificate.
+type authority struct {
+	cert   *x509.Certificate
+	key    *ecdsa.PrivateKey
+	server tls.Certificate
+	roots  *x509.CertPool
+	dir    string // root.pem and what clients need
+
+	mu     sync.Mutex
+	serial int64
+}
+
+func newAuthority(t testing.TB) *authority {
+	t.Helper()
+	a := &authority{dir: t.TempDir(), roots: x509.NewCertPool(), serial: 1}
+	a.key = must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key))
+	a.cert = must(x509.ParseCertificate(der))
+	a.roots.AddCert(a.cert)
+	a.server = a.issue("127.0.0.1", time.Hour)
+	writePEM(t, filepath.Join(a.dir, "root.pem"), "CERTIFICATE", der)
+	return a
+}
+
+func (a *authority) issue(name string, life time.Duration) tls.Certificate {
+	a.mu.Lock()
+	a.serial++
+	serial := a.serial
+	a.mu.Unlock()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der := must(x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key))
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: must(x509.ParseCertificate(der))}
+}
+
+// files writes a certificate as PEM files and returns mosquitto's options for it.
+func (a *authority) files(t testing.TB, c tls.Certificate) []string {
+	t.Helper()
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writePEM(t, cert, "CERTIFICATE", c.Certificate[0])
+	writePEM(t, key, "PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(c.PrivateKey)))
+	return []string{"--cafile", filepath.Join(a.dir, "root.pem"), "--cert", cert, "--key", key}
+}
+
+func (a *authority) client(c tls.Certificate) *tls.Config {
+	return &tls.Config{RootCAs: a.roots, Certificates: []tls.Certificate{c}, ServerName: "127.0.0.1"}
+}
+
+// guard is the Gatekeeper of the tests: a certificate of the authority names its
+// device, which is good unless it is in refused.
+type guard struct {
+	roots *x509.CertPool
+
+	mu      sync.Mutex
+	refused map[string]countersign.Code
+	perms   map[string]countersign.Permissions
+	opened  []countersign.Session
+	closed  map[string][]string // reasons by session id
+	denials []string
+	slow    func(device string) // called in Admit after the decision
+}
+
+func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
+	if len(c.Peer) == 0 {
+		return countersign.Verdict{Code: countersign.Unauthenticated, Reason: "no certificate was shown"}
+	}
+	leaf := c.Peer[0]
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: g.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return countersign.Verdict{Code: countersign.CertUnknown, Reason: "the certificate is not one of ours"}
+	}
+	id := leaf.Subject.CommonName
+	v := countersign.Verdict{
+		Device: id, Fleet: "default", NotAfter: leaf.NotAfter,
+		Cert: countersign.CertRef{Issuer: "test", Serial: countersign.SerialOf(leaf.SerialNumber)},
+	}
+	rest, ok := strings.CutPrefix(c.ClientID, id)
+	if c.ClientID != "" && (!ok || rest != "" && rest[0] != ':' && rest[0] != '/') {
+		v.Code, v.Reason = countersign.SubjectMismatch, "the client id is not the device's"
+		return v
+	}
+	g.mu.Lock()
+	code, slow := g.refused[id], g.slow
+	p, own := g.perms[id]
+	g.mu.Unlock()
+	if code != "" {
+		v.Code, v.Reason = code, "the device was refused: "+string(code)
+		return v
+	}
+	if !own {
+		p = countersign.Permissions{
+			Publish:   []string{"devices/" + id + "/up/#"},
+			Subscribe: []string{"devices/" + id + "/down/#"},
+		}
+	}
+	v.Allow, v.Permissions = true, p
+	if slow != nil {
+		slow(id)
+	}
+	return v
+}
+
+func (g *guard) Opened(s countersign.Session) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.opened = append(g.opened, s)
+}
+
+func (g *guard) Closed(s countersign.Session, why string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed[s.ID] = append(g.closed[s.ID], why)
+}
+
+func (g *guard) Denied(s countersign.Session, action, topic string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.denials = append(g.denials, s.Device+" "+action+" "+topic)
+}
+
+func (g *guard) refuse(device string, code countersign.Code) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refused[device] = code
+}
+
+// reasons are why the sessions of a device closed so far, in order of opening.
+func (g *guard) reasons(device string) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []string
+	for _, s := range g.opened {
+		if s.Device == device {
+			all = append(all, g.closed[s.ID]...)
+		}
+	}
+	return all
+}
+
+func (g *guard) denied() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return append([]string(nil), g.denials...)
+}
+
+// gateway is a running server under test.
+type gateway struct {
+	*mqtt.Server
+	*authority
+	guard *guard
+	addr  string
+}
+
+func (g *gateway) port() string { _, p, _ := net.SplitHostPort(g.addr); return p }
+
+// start runs a gateway before an engine; nil is an embedded one. set may change
+// the server before it starts.
+func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway {
+	t.Helper()
+	a := newAuthority(t)
+	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	if engine == nil {
+		engine = startNATS(t, t.TempDir(), log)
+	}
+	g := &guard{roots: a.roots, refused: map[string]countersign.Code{}, closed: map[string][]string{}, perms: map[string]countersign.Permissions{}}
+	s := &mqtt.Server{
+		Gatekeeper: g, Index: edge.NewIndex(time.Now), Engine: engine, Log: log, Now: time.Now,
+		TLS: edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &a.server, nil }),
+	}
+	for _, f := range set {
+		f(s)
+	}
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(context.Background(), ln) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		if n := s.Index.Len(); n != 0 {
+			t.Errorf("sessions in the index after Close: got %d, want 0", n)
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, o := range g.opened {
+			if n := len(g.closed[o.ID]); n != 1 {
+				t.Errorf("session of %s: closed %d times (%q), want once", o.Device, n, g.closed[o.ID])
+			}
+		}
+		if st := s.Stats(); st.Open != 0 || st.PreAuth != 0 || st.Opened != st.Closed {
+			t.Errorf("Stats after Close: %+v", st)
+		}
+	})
+	return &gateway{Server: s, authority: a, guard: g, addr: ln.Addr().String()}
+}
+
+func startNATS(t testing.TB, dir string, log *slog.Logger) *mqtt.NATS {
+	t.Helper()
+	n, err := mqtt.StartNATS(mqtt.NATSOptions{Dir: dir, Log: log, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.Close() })
+	return n
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// need skips a test whose peer is not installed, or fails it where CI insists.
+func need(t testing.TB, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		path := p
+		if p == "mosquitto" {
+			path = "/usr/sbin/mosquitto" // not on everybody's PATH
+		}
+		if _, err := exec.LookPath(path); err != nil {
+			if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
+				t.Fatalf("%s is not installed", p)
+			}
+			t.Skipf("%s is not installed", p)
+		}
+	}
+}
+
+// run starts a program and returns its growing output and a wait for its end.
+func run(t testing.TB, name string, args ...string) (out *buffer, wait func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	cmd := exec.CommandContext(ctx, name, args...)
+	out = &buffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait(); cancel() }()
+	t.Cleanup(func() { cancel() })
+	return out, func() error { return <-done }
+}
+
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// eventually waits until ok, or fails saying what was awaited.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("waited in vain: %s", what)
+}
+
+func writePEM(t testing.TB, path, kind string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// exitCode of a program: 0 without an error.
+func exitCode(err error) int {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		return e.ExitCode()
+	}
+	return 0
+}
