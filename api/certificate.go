@@ -12,13 +12,13 @@ type CertRef struct {
 type Certificate struct {
 	Issuer      string    `json:"issuer" doc:"Authority id."`
 	Serial      string    `json:"serial" doc:"Lower-case hex."`
-	Device      string    `json:"device"`
-	Fleet       string    `json:"fleet"`
+	Device      string    `json:"device,omitempty" doc:"Absent: the authority's own."`
+	Fleet       string    `json:"fleet,omitempty"`
 	Profile     string    `json:"profile"`
 	State       string    `json:"state" enum:"pending,active,superseded,held,revoked,expired"`
 	Reason      string    `json:"reason,omitempty" doc:"Of a revocation or hold (RFC 5280, 5.3.1)."`
 	Predecessor string    `json:"predecessor,omitempty" doc:"Serial of the certificate it was renewed from."`
-	Method      string    `json:"method" doc:"Kind of evidence that earned it."`
+	Method      string    `json:"method,omitempty" doc:"Kind of evidence that earned it."`
 	KeyHash     string    `json:"key_hash" doc:"Hex SHA-256 of the SubjectPublicKeyInfo."`
 	Fingerprint string    `json:"fingerprint" doc:"Hex SHA-256 of the DER."`
 	NotBefore   time.Time `json:"not_before"`

@@ -87,7 +87,6 @@ func (a *app) root() *cobra.Command {
 		a.doctorCommand(), a.versionCommand(),
 		environmentTopic(), exitCodesTopic(),
 	)
-	root.SetHelpCommandGroupID("")
 	return root
 }
 
@@ -132,6 +131,7 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
+	cmd.SuggestionsMinimumDistance = 2 // letters that are wrong
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
 	}

@@ -18,7 +18,7 @@ func (a *app) certView(whole bool) view[api.Certificate] {
 	serial := func(c api.Certificate) string { return c.Serial }
 	v := view[api.Certificate]{name: serial, cols: []col[api.Certificate]{
 		{"SERIAL", serial},
-		{"DEVICE", func(c api.Certificate) string { return c.Device }},
+		{"DEVICE", func(c api.Certificate) string { return holder(c) }},
 		{"STATE", func(c api.Certificate) string { return c.State }},
 		{"ISSUER", func(c api.Certificate) string { return c.Issuer }},
 		{"ISSUED", func(c api.Certificate) string { return a.ago(c.IssuedAt) }},
@@ -36,6 +36,14 @@ func (a *app) certView(whole bool) view[api.Certificate] {
 		)
 	}
 	return v
+}
+
+// holder is the device, or what the authority's own certificate is for.
+func holder(c api.Certificate) string {
+	if c.Device == "" {
+		return "(" + c.Profile + ")"
+	}
+	return c.Device
 }
 
 func (a *app) certList() *cobra.Command {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
@@ -37,9 +38,8 @@ func (a *app) enrollToken() *cobra.Command {
 				who = "device " + made.Device + " of fleet " + made.Fleet
 			}
 			if a.output == formatTable {
-				p.done("token for %s, good %d times, for %s; it is not shown again", who, made.Uses, span(ttl))
-				p.linef("  next: give it to the device as the Basic password of EST simpleenroll")
-				p.linef("%s", "")
+				p.done("token for %s, good %s, for %s; it is not shown again", who, times(made.Uses), span(ttl))
+				p.next("give it to the device, as the password of EST simpleenroll with any user name")
 				p = a.stdout()
 				p.linef("%s", made.Secret)
 				return nil
@@ -54,6 +54,13 @@ func (a *app) enrollToken() *cobra.Command {
 	completeWith(c, "fleet", a.fleetNames)
 	completeWith(c, "device", a.deviceIDs)
 	return c
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 func (a *app) enrollTokens() *cobra.Command {

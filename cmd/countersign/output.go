@@ -196,6 +196,9 @@ func writeTable(p printer, rows [][]string) error {
 	}
 	var b strings.Builder
 	for _, row := range rows {
+		for len(row) > 0 && row[len(row)-1] == "" {
+			row = row[:len(row)-1]
+		}
 		for i, cell := range row {
 			b.WriteString(p.state(cell))
 			if i < len(row)-1 {

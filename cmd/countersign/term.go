@@ -104,7 +104,7 @@ func (a *app) confirm(yes bool, question string) error {
 		return nil
 	}
 	if a.noInput || !isTerminal(a.in) {
-		return usagef("%s Nobody is here to be asked: add --yes", question)
+		return usagef("nobody is here to be asked: %q Add --yes", question)
 	}
 	_, _ = fmt.Fprintf(a.errOut, "%s [y/N] ", printable(question))
 	line, err := bufio.NewReader(io.LimitReader(a.in, 100)).ReadString('\n')
@@ -115,7 +115,7 @@ func (a *app) confirm(yes bool, question string) error {
 	return failed(exitFailed)
 }
 
-// span writes a length of time in its largest unit: 12s, 5m, 3h, 30d.
+// span writes a length of time in its largest unit: 12s, 5m, 3h, 30d, 3y.
 func span(d time.Duration) string {
 	switch d = d.Abs(); {
 	case d < time.Minute:
@@ -124,6 +124,9 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%dm", int(d.Minutes()))
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	if years := d.Hours() / 24 / 365; years >= 2 {
+		return fmt.Sprintf("%dy", int(years))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
