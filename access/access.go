@@ -55,8 +55,7 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	case errors.Is(err, sql.ErrNoRows):
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
 	case err != nil:
-		r := refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
-		return r
+		return refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
 	}
 	if !rec.matches(leaf.Raw) {
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
@@ -178,7 +177,7 @@ func checkClientID(client, device string) (countersign.Code, string) {
 	if client == "" || ok && (rest == "" || rest[0] == '/' || rest[0] == ':') {
 		return "", ""
 	}
-	return countersign.NotAllowed, fmt.Sprintf("client id %.80q is neither the device id %q nor starts with it and a slash or colon", client, device)
+	return countersign.SubjectMismatch, fmt.Sprintf("client id %.80q is neither the device id %q nor starts with it and a slash or colon", client, device)
 }
 
 // Default is what a device may do where its fleet has no policy of its own:
