@@ -3,15 +3,16 @@ package ca
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,7 +42,8 @@ type Options struct {
 	CRLValidity time.Duration          // zero: DefaultCRLValidity
 	Passphrase  func() ([]byte, error) // of the root key; nil: the key is not wrapped
 	// Cacheable reports whether this process hears at once of every revocation in
-	// the database, so that signed answers may be kept. nil: it does.
+	// the database, so that signed answers may be given again. Whoever says yes
+	// after a no has called Forget for what was missed. nil: it does.
 	Cacheable func() bool
 }
 
@@ -79,7 +81,7 @@ func Open(ctx context.Context, o Options) (*CA, error) {
 	return c, c.Reload(ctx)
 }
 
-// Reload reads the authorities again, after another node or Bootstrap made one.
+// Reload reads the authorities again, after this or another node founded one.
 func (c *CA) Reload(ctx context.Context) (err error) {
 	rows, err := c.DB.Query(ctx, `SELECT id, kind, parent, certificate, key_uri, state, created_at FROM authority`)
 	if err != nil {
@@ -102,7 +104,7 @@ func (c *CA) Reload(ctx context.Context) (err error) {
 		found[a.ID] = &authority{Authority: a, names: namesOf(a.Certificate)}
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("list authorities: %w", err)
+		return fmt.Errorf("list authorities: %w", store.Wrap(err))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -129,19 +131,9 @@ func (c *CA) Authorities() []countersign.Authority {
 			}
 			return 1
 		}
-		return cmpString(a.ID, b.ID)
+		return strings.Compare(a.ID, b.ID)
 	})
 	return list
-}
-
-func cmpString(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // Authority gives one authority.
@@ -287,7 +279,7 @@ func (c *CA) signAuthority(ctx context.Context, f *Founding, tmpl, parent *x509.
 	if parent == nil {
 		parent = tmpl
 	}
-	der, err := x509.CreateCertificate(nil, tmpl, parent, keys[0].Public(), keys[1])
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, keys[0].Public(), keys[1])
 	if err != nil {
 		return nil, fmt.Errorf("sign authority %s: %w", tmpl.Subject.CommonName, err)
 	}
@@ -347,9 +339,7 @@ func keyID(pub crypto.PublicKey) ([]byte, error) {
 func (c *CA) crlURL(issuer string, shard int) string {
 	return fmt.Sprintf("%s/crl/%s/%d.crl", c.StatusURL, issuer, shard)
 }
-func (c *CA) issuerURL(issuer string) string { return fmt.Sprintf("%s/ca/%s.cer", c.StatusURL, issuer) }
-func (c *CA) ocspURL() string                { return c.StatusURL + "/ocsp" }
 
-func serialOf(cert *x509.Certificate) countersign.Serial {
-	return countersign.SerialOf(new(big.Int).Set(cert.SerialNumber))
-}
+func (c *CA) issuerURL(issuer string) string { return fmt.Sprintf("%s/ca/%s.cer", c.StatusURL, issuer) }
+
+func (c *CA) ocspURL() string { return c.StatusURL + "/ocsp" }

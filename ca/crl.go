@@ -100,7 +100,7 @@ func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
 		}
 		due = append(due, l)
 	}
-	return due, rows.Err()
+	return due, store.Wrap(rows.Err())
 }
 
 // crlEntries encodes the revokedCertificates. An entry stays until one CRL after
@@ -122,13 +122,16 @@ func (c *CA) crlEntries(ctx context.Context, l *countersign.CRL) (der []byte, n 
 			return nil, 0, fmt.Errorf("read revoked certificates: %w", err)
 		}
 		bin, err = hex.AppendDecode(bin[:0], []byte(serial))
+		if err == nil && len(bin) == 0 {
+			err = errors.New("it is empty")
+		}
 		if err != nil {
 			return nil, 0, fmt.Errorf("serial %q on record: %w", serial, err)
 		}
 		der = appendEntry(der, bin, store.Time(at), countersign.ReasonCode(reason))
 		n++
 	}
-	return der, n, rows.Err()
+	return der, n, store.Wrap(rows.Err())
 }
 
 // appendEntry appends one entry of revokedCertificates (RFC 5280, 5.1.2.6) by hand:
@@ -143,7 +146,7 @@ func appendEntry(dst, serial []byte, at time.Time, reason countersign.ReasonCode
 		ext = 2 + 2 + len(reasonExt) + 3
 	}
 	when, tag := utcOrGeneralized(at)
-	dst = append(dst, 0x30, byte(2+pad+len(serial)+2+len(when)+ext)) // at most 75: one octet of length
+	dst = append(dst, 0x30, byte(2+pad+len(serial)+2+len(when)+ext)) // at most 54: one octet of length
 	dst = append(dst, 0x02, byte(pad+len(serial)))
 	if pad == 1 {
 		dst = append(dst, 0)

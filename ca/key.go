@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"slices"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -24,9 +23,8 @@ const (
 	minExponent = 65537
 )
 
-func knownKeyType(s string) bool {
-	return slices.Contains([]string{"P-256", "P-384", "P-521", "Ed25519", "RSA"}, s)
-}
+// keyTypes are the names that CheckKey gives.
+var keyTypes = []string{"P-256", "P-384", "P-521", "Ed25519", "RSA"}
 
 // CheckKey says whether a public key may stand in a certificate, and names its
 // type: P-256, P-384, P-521, Ed25519 or RSA.
@@ -36,6 +34,8 @@ func CheckKey(pub crypto.PublicKey) (kind string, err error) {
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			return k.Curve.Params().Name, nil
+		case nil:
+			return "", weak("the key names no curve")
 		}
 		return "", weak("curve %s is not accepted", k.Curve.Params().Name)
 	case ed25519.PublicKey:

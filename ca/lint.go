@@ -1,9 +1,12 @@
 package ca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
 	"math/big"
@@ -61,38 +64,74 @@ func Lint(der []byte) ([]string, error) {
 	return failed, nil
 }
 
-// lintSample signs a certificate of the profile with a throw-away authority and
-// runs the lints over it.
-func (c *CA) lintSample(p Profile) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// lintSamples signs, with a throw-away authority, a certificate of the profile for
+// each type of key that it accepts and runs the lints over them.
+func (c *CA) lintSamples(p Profile) error {
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("make a sample key: %w", err)
 	}
-	now := c.Now().UTC()
-	tmpl := authorityTemplate("Sample", now, maxValidity+issuingValidity)
-	if tmpl.SubjectKeyId, err = keyID(&key.PublicKey); err != nil {
-		return err
+	kinds := p.Keys
+	if len(kinds) == 0 {
+		kinds = keyTypes
 	}
-	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: tmpl}, signer: key}
-	tbs, err := c.deviceTemplate(a, Order{
-		Profile: p, Device: "sample-device", PublicKey: &key.PublicKey,
-		Fleet: countersign.Fleet{Name: "sample"},
-	})
-	if err != nil {
-		return err
-	}
-	tbs.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 8*serialOctets-2) // the size of a real one
-	der, err := x509.CreateCertificate(rand.Reader, tbs, tmpl, &key.PublicKey, key)
-	if err != nil {
-		return fmt.Errorf("sign a sample of profile %s: %w", p.Name, err)
-	}
-	failed, err := Lint(der)
-	if err != nil {
-		return err
-	}
-	if len(failed) > 0 {
-		return countersign.Errorf(countersign.BadRequest, "profile %s makes certificates that fail lint: %s", p.Name, strings.Join(failed, "; ")).
-			WithNext("correct the profile")
+	for _, kind := range kinds {
+		pub, err := sampleKey(kind)
+		if err != nil {
+			return fmt.Errorf("make a sample key: %w", err)
+		}
+		failed, err := c.lintSample(p, signer, pub)
+		if err != nil {
+			return fmt.Errorf("make a sample of profile %s: %w", p.Name, err)
+		}
+		if len(failed) > 0 {
+			return countersign.Errorf(countersign.BadRequest, "profile %s makes %s certificates that fail lint: %s", p.Name, kind, strings.Join(failed, "; ")).
+				WithNext("correct the profile, or name the key types that it is for")
+		}
 	}
 	return nil
+}
+
+func (c *CA) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKey) ([]string, error) {
+	ski, err := keyID(&signer.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	issuer := authorityTemplate("Sample", c.Now().UTC(), maxValidity+issuingValidity)
+	issuer.SubjectKeyId = ski
+	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: issuer}}
+	tbs, err := c.deviceTemplate(a, Order{Profile: p, Device: "sample-device", PublicKey: pub, Fleet: countersign.Fleet{Name: "sample"}})
+	if err != nil {
+		return nil, err
+	}
+	tbs.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 8*serialOctets-2) // the size of a real one
+	der, err := x509.CreateCertificate(rand.Reader, tbs, issuer, pub, signer)
+	if err != nil {
+		return nil, err
+	}
+	return Lint(der)
+}
+
+// sampleKey gives a public key of a type. Nobody holds its private half: making an
+// RSA key would take longer than all the rest.
+func sampleKey(kind string) (crypto.PublicKey, error) {
+	switch kind {
+	case "RSA":
+		b := make([]byte, minRSA/8)
+		if _, err := rand.Read(b); err != nil {
+			return nil, err
+		}
+		b[0] |= 0x80
+		b[len(b)-1] |= 1
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(b), E: minExponent}, nil
+	case "Ed25519":
+		pub, _, err := ed25519.GenerateKey(rand.Reader)
+		return pub, err
+	}
+	curve := map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()}[kind]
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return &key.PublicKey, nil
 }

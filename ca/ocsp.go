@@ -32,12 +32,16 @@ const (
 	// responderValidity of a delegated responder certificate. It is short because
 	// id-pkix-ocsp-nocheck says that it cannot be revoked (RFC 6960, 4.2.2.2.1).
 	responderValidity = 7 * 24 * time.Hour
+	// responderRetry is the pause after a renewal that failed while the old
+	// certificate is still good: a full disk is not tried on every request.
+	responderRetry = time.Minute
 )
 
 // responder is the delegated OCSP signer of one authority. Its key lives in this
 // process only; each process has its own.
 type responder struct {
 	mu    sync.Mutex
+	retry time.Time // no renewal before this
 	key   crypto.Signer
 	cert  *x509.Certificate
 	alg   []byte
@@ -84,30 +88,35 @@ func (c *CA) issuerOf(id countersign.CertID) *authority {
 	return nil
 }
 
-// OCSP answers a query. All its certificates must have one issuer, one of ours:
-// CertUnknown otherwise. An answer without nonce may come from the cache.
+// answers reports whether OCSP speaks for the authority. It does not for a root:
+// its certificates name a CRL only, and a stranger's question must not bring the
+// root key out.
+func (a *authority) answers() bool { return a.KeyURI != "" && a.Kind != countersign.RootAuthority }
+
+// OCSP answers a query. All its certificates must have one issuer, an issuing
+// authority of ours: CertUnknown otherwise. An answer without nonce may come from
+// the cache.
 func (c *CA) OCSP(ctx context.Context, q countersign.OCSPQuery) (countersign.OCSPAnswer, error) {
 	var issuer *authority
 	for _, id := range q.CertIDs {
 		a := c.issuerOf(id)
-		if a == nil || a.KeyURI == "" || issuer != nil && a != issuer {
-			return countersign.OCSPAnswer{}, countersign.Errorf(countersign.CertUnknown, "the issuer in the request is none of ours")
+		if a == nil || !a.answers() || issuer != nil && a != issuer {
+			return countersign.OCSPAnswer{}, countersign.Errorf(countersign.CertUnknown, "the issuer in the request is none that is answered for here")
 		}
 		issuer = a
 	}
 	if issuer == nil {
 		return countersign.OCSPAnswer{}, countersign.Errorf(countersign.BadRequest, "the request names no certificate")
 	}
-	single := len(q.CertIDs) == 1 && q.Nonce == nil
-	now := c.Now()
-	if single {
-		if a, ok := c.answers.get(q.CertIDs[0].Serial, q.CertIDs[0].DER, now); ok {
+	keep := len(q.CertIDs) == 1 && q.Nonce == nil && c.Cacheable()
+	if keep {
+		if a, ok := c.answers.get(q.CertIDs[0].Serial, q.CertIDs[0].DER, c.Now()); ok {
 			return a, nil
 		}
 	}
 	epoch := c.answers.epoch()
 	answer, err := c.answer(ctx, issuer, q)
-	if err == nil && single && c.Cacheable() {
+	if err == nil && keep && c.Cacheable() {
 		c.answers.put(q.CertIDs[0].Serial, q.CertIDs[0].DER, answer, epoch)
 	}
 	return answer, err
@@ -151,16 +160,25 @@ func (c *CA) openResponder(ctx context.Context, a *authority) (signing, error) {
 	r := &a.responder
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cert == nil || c.Now().After(r.cert.NotBefore.Add(responderValidity*2/3)) {
+	now := c.Now()
+	expired := r.cert == nil || now.After(r.cert.NotAfter)
+	if expired || now.After(r.renewAt()) && !now.Before(r.retry) {
 		err := c.renewResponder(ctx, a)
-		if err != nil && (r.cert == nil || c.Now().After(r.cert.NotAfter)) {
+		if err != nil && expired {
 			return signing{}, fmt.Errorf("issue the OCSP responder of %s: %w", a.ID, err)
 		}
 		if err != nil {
+			r.retry = now.Add(responderRetry)
 			c.Log.ErrorContext(ctx, "ocsp responder not renewed", "authority", a.ID, "error", err)
 		}
 	}
 	return signing{r.key, r.alg, r.hash, r.id, r.certs}, nil
+}
+
+// renewAt is two thirds into the life of the certificate, which the authority's
+// own end may have shortened.
+func (r *responder) renewAt() time.Time {
+	return r.cert.NotBefore.Add(r.cert.NotAfter.Sub(r.cert.NotBefore) * 2 / 3)
 }
 
 func (c *CA) renewResponder(ctx context.Context, a *authority) error {

@@ -68,9 +68,6 @@ func (c *CA) Plan(ctx context.Context, o Order) (*Planned, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lint(tbs, a.Certificate); err != nil {
-		return nil, err
-	}
 	return c.plan(ctx, a, tbs, o.PublicKey, countersign.Certificate{
 		Device: o.Device, Fleet: o.Fleet.Name, Profile: o.Profile.Name,
 		State: countersign.CertPending, Predecessor: o.Predecessor, Evidence: o.Evidence, Method: string(o.Method),
@@ -78,6 +75,9 @@ func (c *CA) Plan(ctx context.Context, o Order) (*Planned, error) {
 }
 
 func (c *CA) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, record countersign.Certificate) (*Planned, error) {
+	if err := lint(tbs, a.Certificate); err != nil {
+		return nil, err
+	}
 	d, err := c.serials.draw(ctx)
 	if err != nil {
 		return nil, err
@@ -190,7 +190,7 @@ func (c *CA) Sign(p *Planned) (*Issued, error) {
 
 // recordOf completes rec with what stands in cert.
 func recordOf(cert *x509.Certificate, rec countersign.Certificate) countersign.Certificate {
-	rec.Serial = serialOf(cert)
+	rec.Serial = countersign.SerialOf(cert.SerialNumber)
 	rec.DER = cert.Raw
 	rec.NotBefore, rec.NotAfter = cert.NotBefore, cert.NotAfter
 	rec.Fingerprint = hexSum(cert.Raw)

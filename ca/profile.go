@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -118,9 +119,9 @@ func (p *Profile) check() error {
 		}
 	}
 	for _, k := range p.Keys {
-		if !knownKeyType(k) {
+		if !slices.Contains(keyTypes, k) {
 			return countersign.Errorf(countersign.BadRequest, "profile %s: key type %q is unknown", p.Name, k).
-				WithNext("use any of P-256, P-384, P-521, Ed25519, RSA")
+				WithNext(fmt.Sprintf("use any of %v", keyTypes))
 		}
 	}
 	return nil
@@ -147,7 +148,7 @@ func (c *CA) SaveProfile(ctx context.Context, tx *store.Tx, p Profile) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	if err := c.lintSample(p); err != nil {
+	if err := c.lintSamples(p); err != nil {
 		return err
 	}
 	spec, err := json.Marshal(p)
@@ -198,5 +199,5 @@ func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
 		}
 		list = append(list, p)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }

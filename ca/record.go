@@ -13,14 +13,15 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// moves is the life of a certificate. There is no way out of revoked. Planned has
-// no row: a planned certificate is its serial in an open block. Expiry needs no
-// move: it follows from NotAfter.
+// moves is the life of a certificate. There is no way out of revoked; from held
+// Release leads back to the state before, and nothing else does. Planned has no row:
+// a planned certificate is its serial in an open block. Expiry needs no move: it
+// follows from NotAfter.
 var moves = map[countersign.CertState][]countersign.CertState{
 	countersign.CertPending:    {countersign.CertActive, countersign.CertHeld, countersign.CertRevoked},
 	countersign.CertActive:     {countersign.CertSuperseded, countersign.CertHeld, countersign.CertRevoked},
 	countersign.CertSuperseded: {countersign.CertHeld, countersign.CertRevoked},
-	countersign.CertHeld:       {countersign.CertPending, countersign.CertActive, countersign.CertSuperseded, countersign.CertRevoked},
+	countersign.CertHeld:       {countersign.CertRevoked},
 	countersign.CertRevoked:    nil,
 }
 
@@ -50,7 +51,7 @@ func (c *CA) Release(ctx context.Context, tx *store.Tx, cert *countersign.Certif
 	if cert.State != countersign.CertHeld {
 		return moveError(cert, "released")
 	}
-	return c.move(ctx, tx, cert, cert.HeldFrom, func(n *countersign.Certificate) {
+	return c.set(ctx, tx, cert, cert.HeldFrom, func(n *countersign.Certificate) {
 		n.HeldFrom, n.Reason, n.RevokedAt = "", 0, time.Time{}
 	})
 }
@@ -79,12 +80,16 @@ func (c *CA) Replace(ctx context.Context, tx *store.Tx, cert *countersign.Certif
 	})
 }
 
-// move writes the new state where the certificate is still in the one that cert
-// shows, and then changes cert. A transaction that runs again must read cert again.
 func (c *CA) move(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, to countersign.CertState, change func(*countersign.Certificate)) error {
 	if !slices.Contains(moves[cert.State], to) {
 		return moveError(cert, string(to))
 	}
+	return c.set(ctx, tx, cert, to, change)
+}
+
+// set writes the new state where the certificate is still in the one that cert
+// shows, and then changes cert. A transaction that runs again must read cert again.
+func (c *CA) set(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, to countersign.CertState, change func(*countersign.Certificate)) error {
 	next := *cert
 	next.State = to
 	change(&next)

@@ -171,7 +171,7 @@ func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, er
 		}
 		list = append(list, b)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }
 
 func (c *CA) void(ctx context.Context, b block) (int, error) {

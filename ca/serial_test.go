@@ -1,0 +1,196 @@
+package ca_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// blockSize is how many serials one block holds.
+const blockSize = 1024
+
+// recorded gives the serials of all blocks in a state.
+func (h *house) recorded(t failer, state string) map[countersign.Serial]bool {
+	t.Helper()
+	rows, err := h.db.Query(t.Context(), `SELECT serials FROM serial_block WHERE state = $1`, state)
+	if err != nil {
+		t.Fatalf("Query: %v", err)
+	}
+	defer func() { _ = rows.Close() }()
+	found := map[countersign.Serial]bool{}
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			t.Fatalf("Scan: %v", err)
+		}
+		for one := range slices.Chunk(b, 20) {
+			s, err := countersign.ParseSerial(strings.ToLower(hexOf(one)))
+			if err != nil {
+				t.Fatalf("serial on record: %v", err)
+			}
+			found[s] = true
+		}
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatalf("rows: %v", err)
+	}
+	return found
+}
+
+// TestSerialsAreOnRecordBeforeUse draws more than two blocks from many goroutines.
+func TestSerialsAreOnRecordBeforeUse(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		o := h.order(t, ca.ProfileDevice, "pump-1")
+		const workers, each = 16, 160
+		drawn := make([][]*ca.Planned, workers)
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				for range each {
+					p, err := h.Plan(t.Context(), o)
+					if err != nil {
+						t.Errorf("Plan: %v", err)
+						return
+					}
+					drawn[w] = append(drawn[w], p)
+				}
+			})
+		}
+		wg.Wait()
+		open := h.recorded(t, "open")
+		seen := map[countersign.Serial]bool{}
+		for _, p := range slices.Concat(drawn...) {
+			issued, err := h.Sign(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := issued.Serial.Int()
+			if seen[issued.Serial] {
+				t.Fatalf("serial %s was drawn twice", issued.Serial)
+			}
+			seen[issued.Serial] = true
+			if !open[issued.Serial] {
+				t.Fatalf("serial %s was drawn and is not on record", issued.Serial)
+			}
+			// 20 octets on the wire, so positive without a zero in front.
+			if n.Sign() != 1 || len(n.Bytes()) != 20 || n.BitLen() != 159 {
+				t.Fatalf("serial %s: got %d bits, want 159", issued.Serial, n.BitLen())
+			}
+		}
+		if len(seen) != workers*each {
+			t.Errorf("got %d serials, want %d", len(seen), workers*each)
+		}
+	})
+}
+
+func TestNextBlockIsFetchedAhead(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	o := h.order(t, ca.ProfileDevice, "pump-1")
+	for range blockSize*3/4 + 8 { // past the low water mark
+		if _, err := h.Plan(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(h.recorded(t, "open")) < 2*blockSize; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("got %d open serials near the end of a block, want %d", len(h.recorded(t, "open")), 2*blockSize)
+		}
+	}
+}
+
+func TestDrawTellsOfFailedFetch(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	c := h.process(t)
+	o := h.order(t, ca.ProfileDevice, "pump-1")
+	h.write(t, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `ALTER TABLE serial_block RENAME TO away`)
+		return err
+	})
+	if _, err := c.Plan(t.Context(), o); err == nil {
+		t.Fatal("a certificate was planned although no serial could be recorded")
+	}
+	h.write(t, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `ALTER TABLE away RENAME TO serial_block`)
+		return err
+	})
+	if _, err := c.Plan(t.Context(), o); err != nil {
+		t.Errorf("after the database came back: %v", err)
+	}
+}
+
+func TestSerialsOfDeadProcessAreVoided(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		kept := h.issue(t, ca.ProfileDevice, "kept")
+		lost := h.sign(t, h.order(t, ca.ProfileDevice, "lost")) // and the process dies before Record
+
+		after := h.process(t)
+		// Root, issuing and kept are on record.
+		if n, err := after.VoidSerials(t.Context(), true); err != nil || n != blockSize-3 {
+			t.Fatalf("VoidSerials: got %d, %v, want %d", n, err, blockSize-3)
+		}
+		if n, err := after.VoidSerials(t.Context(), true); err != nil || n != 0 {
+			t.Errorf("VoidSerials again: got %d, %v, want 0", n, err)
+		}
+		void := h.recorded(t, "void")
+		if !void[lost.Serial] || void[kept.Serial] || len(void) != blockSize-3 {
+			t.Errorf("void: got %d, lost one %v, kept one %v; want %d, true, false", len(void), void[lost.Serial], void[kept.Serial], blockSize-3)
+		}
+		// A certificate over a voided serial never gets on record, so it is never given out.
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, lost) })
+		wantCode(t, err, countersign.Unavailable)
+		_, err = h.Certificate(t.Context(), db, lost.Serial)
+		wantCode(t, err, countersign.NotFound)
+	})
+}
+
+func TestVoidSerialsLeavesLivingProcessesAlone(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	issued := h.sign(t, h.order(t, ca.ProfileDevice, "pump-1"))
+	h.clock.turn(50 * time.Minute)
+	if n, err := h.process(t).VoidSerials(t.Context(), false); err != nil || n != 0 {
+		t.Errorf("VoidSerials of a block in use: got %d, %v, want 0", n, err)
+	}
+	h.write(t, func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, issued) })
+	h.clock.turn(20 * time.Minute)
+	if n, err := h.process(t).VoidSerials(t.Context(), false); err != nil || n != blockSize-3 {
+		t.Errorf("VoidSerials past the block's life: got %d, %v, want %d", n, err, blockSize-3)
+	}
+}
+
+// TestNobodyDrawsFromBlockNearItsEnd wants a node to stop well before others may void.
+func TestNobodyDrawsFromBlockNearItsEnd(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	first := h.recorded(t, "open")
+	h.clock.turn(44 * time.Minute)
+	if s := h.issue(t, ca.ProfileDevice, "pump-1").Serial; !first[s] {
+		t.Errorf("serial %s is not of the first block, which is still good", s)
+	}
+	h.clock.turn(2 * time.Minute)
+	if s := h.issue(t, ca.ProfileDevice, "pump-2").Serial; first[s] {
+		t.Errorf("serial %s was drawn from a block that ends in 14 minutes", s)
+	}
+}
+
+func TestSpentBlockLeavesNothing(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	h.write(t, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE serial_block SET serials = $1`, h.certificateOf(t, ca.RootID).SerialNumber.Bytes())
+		return err
+	})
+	if n, err := h.VoidSerials(t.Context(), true); err != nil || n != 0 {
+		t.Errorf("VoidSerials: got %d, %v, want 0", n, err)
+	}
+	if left := len(h.recorded(t, "void")) + len(h.recorded(t, "open")); left != 0 {
+		t.Errorf("%d serials are still kept", left)
+	}
+}
