@@ -6,8 +6,8 @@ package event
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -35,9 +35,10 @@ type Log struct {
 	DB  *store.DB
 	Now func() time.Time
 	Log *slog.Logger
-	// Node tells this process from others that share the database.
+	// Node names this process to people.
 	Node string
 
+	self        string // tells this process's notices from those of others
 	subscribers []func(countersign.Event)
 	later       chan waiting
 	suppressed  atomic.Int64 // events that Later had no room for
@@ -54,6 +55,7 @@ type waiting struct {
 
 func (l *Log) init() {
 	l.once.Do(func() {
+		l.self = rand.Text()
 		l.later = make(chan waiting, laterQueue)
 		l.sealed = make(chan struct{}, 1)
 	})
@@ -89,7 +91,7 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) er
 		e.At = l.Now()
 	}
 	e.At = store.Time(store.Micros(e.At))
-	e.Reason = clip(e.Reason)
+	clean(e)
 	data, err := encodeData(e.Data)
 	if err != nil {
 		return err
@@ -104,29 +106,7 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) er
 	if !l.DB.Postgres() || !matters(e.Type) {
 		return nil
 	}
-	note, err := json.Marshal(notice{l.Node, *e})
-	if err != nil {
-		return fmt.Errorf("encode notice: %w", err)
-	}
-	return tx.Notify(ctx, string(note))
-}
-
-// notice is what one node tells the others.
-type notice struct {
-	Node  string
-	Event countersign.Event
-}
-
-// matters says which events other nodes must hear of before the log is sealed:
-// those that take something away from a device, and those that change the rules.
-func matters(t countersign.EventType) bool {
-	switch t {
-	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceReactivated,
-		countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReleased, countersign.CertReplaced,
-		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved:
-		return true
-	}
-	return false
+	return l.notify(ctx, tx, *e)
 }
 
 func (l *Log) tell(e countersign.Event) {
@@ -150,7 +130,8 @@ func (l *Log) Later(e countersign.Event) {
 	}
 }
 
-// Flush waits until every event given to Later so far is written. Run must be running.
+// Flush waits until every event given to Later so far is written, or counted as
+// lost where the database refused it. Run must be running.
 func (l *Log) Flush(ctx context.Context) error {
 	l.init()
 	done := make(chan struct{})
@@ -193,13 +174,14 @@ func (l *Log) writeLater(ctx context.Context) {
 	}
 }
 
-// drain writes what is left when the server stops.
+// drain writes what is left when the server stops, the count of what was lost too.
 func (l *Log) drain(ctx context.Context) {
 	for {
 		select {
 		case w := <-l.later:
 			l.writeBatch(ctx, l.gather(w))
 		default:
+			l.writeBatch(ctx, nil)
 			return
 		}
 	}
@@ -230,6 +212,7 @@ func (l *Log) writeBatch(ctx context.Context, batch []waiting) {
 		}
 		events = append(events, w.event)
 	}
+	taken := int64(len(events))
 	lost := l.suppressed.Swap(0)
 	if lost > 0 {
 		events = append(events, countersign.Event{
@@ -245,29 +228,32 @@ func (l *Log) writeBatch(ctx context.Context, batch []waiting) {
 	defer cancel()
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, events...) })
 	if err != nil {
-		l.suppressed.Add(lost + int64(len(events)))
-		l.Log.ErrorContext(ctx, "events not written", "count", len(events), "error", err)
+		l.suppressed.Add(lost + taken)
+		l.Log.ErrorContext(ctx, "events not written", "count", taken, "error", err)
 	}
 }
 
-func (l *Log) listen(ctx context.Context) {
-	err := l.DB.Listen(ctx, func(payload string) {
-		var n notice
-		if json.Unmarshal([]byte(payload), &n) == nil && n.Node != l.Node {
-			l.tell(n.Event)
-		}
-	}, func(up bool) { l.up.Store(up) })
-	if err != nil && !errors.Is(err, context.Canceled) {
-		l.Log.ErrorContext(ctx, "notices of other nodes ended", "error", err)
+// clean bounds the texts of an event. It leaves the caller's map alone: the caller
+// may have given it to others too.
+func clean(e *countersign.Event) {
+	for _, s := range []*string{&e.Device, &e.Fleet, &e.Cert.Issuer, &e.Remote, &e.Via, &e.Reason} {
+		*s = clip(*s)
 	}
+	e.Actor = countersign.Actor(clip(string(e.Actor)))
+	e.Cert.Serial = countersign.Serial(clip(string(e.Cert.Serial)))
+	if e.Data == nil {
+		return
+	}
+	data := make(map[string]string, len(e.Data))
+	for k, v := range e.Data {
+		data[clip(k)] = clip(v)
+	}
+	e.Data = data
 }
 
 func encodeData(data map[string]string) (string, error) {
 	if len(data) == 0 {
 		return "", nil
-	}
-	for k, v := range data {
-		data[k] = clip(v)
 	}
 	b, err := json.Marshal(data) // keys sorted, so that the hash is stable
 	if err != nil {
@@ -278,8 +264,9 @@ func encodeData(data map[string]string) (string, error) {
 
 // clip bounds a text and keeps it valid UTF-8 without NUL, which PostgreSQL refuses.
 func clip(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
+	s = strings.ToValidUTF8(strings.ReplaceAll(s[:min(len(s), maxText)], "\x00", "\uFFFD"), "\uFFFD")
+	if len(s) > maxText { // each replacement is three octets
+		s = strings.ToValidUTF8(s[:maxText], "")
 	}
-	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")
+	return s
 }

@@ -15,9 +15,11 @@ import (
 
 const columns = `id, seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data, hash`
 
+// row is an event with what the log alone knows of it.
 type row struct {
-	id int64
 	countersign.Event
+	id   int64
+	data string // Data as it is on record, which is what the hash covers
 }
 
 func (l *Log) read(ctx context.Context, r store.Reader, query string, args ...any) (list []row, err error) {
@@ -30,21 +32,20 @@ func (l *Log) read(ctx context.Context, r store.Reader, query string, args ...an
 		var e row
 		var seq sql.NullInt64
 		var at int64
-		var data string
 		err := rows.Scan(&e.id, &seq, &at, &e.Type, &e.Actor, &e.Device, &e.Fleet, &e.Cert.Issuer, &e.Cert.Serial,
-			&e.Remote, &e.Via, &e.Code, &e.Reason, &data, &e.Hash)
+			&e.Remote, &e.Via, &e.Code, &e.Reason, &e.data, &e.Hash)
 		if err != nil {
 			return nil, fmt.Errorf("read events: %w", err)
 		}
 		e.Seq, e.At = seq.Int64, store.Time(at)
-		if data != "" {
-			if err := json.Unmarshal([]byte(data), &e.Data); err != nil {
-				return nil, fmt.Errorf("decode data of event %d: %w", e.id, err)
-			}
+		if e.data != "" && json.Unmarshal([]byte(e.data), &e.Data) != nil {
+			// Somebody changed it. The line is shown all the same: one bad line must
+			// not hide the others, and Verify finds it.
+			e.Data = map[string]string{"unreadable": e.data}
 		}
 		list = append(list, e)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }
 
 // Filter chooses events.
@@ -54,8 +55,11 @@ type Filter struct {
 	Since  time.Time
 	Newest bool  // newest first, else oldest first
 	After  int64 // keyset: the next that List gave; 0 at the start
-	Limit  int
+	Limit  int   // at most maxPage; 0 is that
 }
+
+// maxPage bounds a page of a list: a thousand events are a few MB at the worst.
+const maxPage = 1000
 
 // List reads events in the order they were written, sealed or not; next is the
 // After of the following page, 0 at the end.
@@ -86,6 +90,9 @@ func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, nex
 	cond := ""
 	if len(where) > 0 {
 		cond = "WHERE " + strings.Join(where, " AND ")
+	}
+	if f.Limit < 1 || f.Limit > maxPage {
+		f.Limit = maxPage
 	}
 	args = append(args, f.Limit+1)
 	found, err := l.read(ctx, l.DB, fmt.Sprintf(`SELECT %s FROM event %s ORDER BY id %s LIMIT $%d`, columns, cond, order, len(args)), args...)

@@ -7,9 +7,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
-	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -81,7 +81,7 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 		for i := range batch {
 			seq++
 			batch[i].Seq = seq
-			prev = chain(prev, &batch[i].Event)
+			prev = chain(prev, &batch[i])
 			if _, err := tx.Exec(ctx, `UPDATE event SET seq = $2, hash = $3 WHERE id = $1`, batch[i].id, seq, prev); err != nil {
 				return err
 			}
@@ -109,7 +109,7 @@ func (l *Log) unsealed(ctx context.Context, r store.Reader) (bool, error) {
 
 // chain is the hash of an event over the hash before it: SHA-256 of the previous
 // hash, then each field with its length in front, so that no two events encode alike.
-func chain(prev []byte, e *countersign.Event) []byte {
+func chain(prev []byte, e *row) []byte {
 	h := sha256.New()
 	h.Write(prev)
 	num := func(n int64) {
@@ -119,13 +119,9 @@ func chain(prev []byte, e *countersign.Event) []byte {
 	}
 	num(e.Seq)
 	num(store.Micros(e.At))
-	data, err := encodeData(e.Data)
-	if err != nil {
-		data = err.Error() // a map of strings always encodes
-	}
 	for _, s := range []string{
 		string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
-		e.Remote, e.Via, string(e.Code), e.Reason, data,
+		e.Remote, e.Via, string(e.Code), e.Reason, e.data,
 	} {
 		num(int64(len(s)))
 		h.Write([]byte(s))
@@ -142,25 +138,27 @@ type Report struct {
 	Problem  string // what is wrong there
 }
 
-// Verify walks the whole chain.
+// Verify walks the whole chain. It cannot miss what its end has lost: compare
+// Events and Head with those of an earlier report for that.
 func (l *Log) Verify(ctx context.Context) (Report, error) {
 	var rep Report
+	after := int64(math.MinInt64) // a line before the first is found too
 	for {
-		batch, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, rep.Events, sealBatch)
+		batch, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, sealBatch)
 		if err != nil {
 			return rep, err
 		}
 		for i := range batch {
-			e := &batch[i].Event
+			e := &batch[i]
 			if e.Seq != rep.Events+1 {
-				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing", rep.Events+1)
+				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing, %d stands in its place", rep.Events+1, e.Seq)
 				return rep, nil
 			}
 			if want := chain(rep.Head, e); string(want) != string(e.Hash) {
 				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d does not match its hash: it, or one before it, was changed", e.Seq)
 				return rep, nil
 			}
-			rep.Head, rep.Events = e.Hash, e.Seq
+			rep.Head, rep.Events, after = e.Hash, e.Seq, e.Seq
 		}
 		if len(batch) < sealBatch {
 			break
