@@ -26,12 +26,13 @@ func newDesk(db *store.DB) *desk {
 	return d
 }
 
-func (d *desk) create(t *testing.T, name string, role operator.Role, ttl time.Duration) (operator.Token, string) {
+// create makes a token that is good for an hour.
+func (d *desk) create(t *testing.T, name string, role operator.Role) (operator.Token, string) {
 	t.Helper()
 	var tok operator.Token
 	var secret string
 	err := d.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) (err error) {
-		tok, secret, err = d.Create(ctx, tx, name, role, ttl)
+		tok, secret, err = d.Create(ctx, tx, name, role, time.Hour)
 		return err
 	})
 	if err != nil {
@@ -43,8 +44,8 @@ func (d *desk) create(t *testing.T, name string, role operator.Role, ttl time.Du
 func TestAuthenticateKnowsItsTokens(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDesk(db)
-		want, secret := d.create(t, "ana", operator.Operator, time.Hour)
-		d.create(t, "ben", operator.Viewer, time.Hour)
+		want, secret := d.create(t, "ana", operator.Operator)
+		d.create(t, "ben", operator.Viewer)
 		got, err := d.Authenticate(t.Context(), secret)
 		if err != nil {
 			t.Fatalf("Authenticate: %v", err)
@@ -61,8 +62,8 @@ func TestAuthenticateKnowsItsTokens(t *testing.T) {
 func TestAuthenticateRefusesAllElse(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDesk(db)
-		tok, secret := d.create(t, "ana", operator.Admin, time.Hour)
-		gone, goneSecret := d.create(t, "ben", operator.Admin, time.Hour)
+		tok, secret := d.create(t, "ana", operator.Admin)
+		gone, goneSecret := d.create(t, "ben", operator.Admin)
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			_, err := d.Revoke(ctx, tx, gone.ID)
 			return err
@@ -99,7 +100,7 @@ func TestAuthenticateRefusesAllElse(t *testing.T) {
 func TestAuthenticateNotesLastUse(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDesk(db)
-		_, secret := d.create(t, "ana", operator.Viewer, time.Hour)
+		_, secret := d.create(t, "ana", operator.Viewer)
 		first := d.now
 		for _, c := range []struct{ later, want time.Duration }{{0, 0}, {30 * time.Second, 0}, {2 * time.Minute, 2 * time.Minute}} {
 			d.now = first.Add(c.later)
@@ -119,7 +120,7 @@ func TestAuthenticateNotesLastUse(t *testing.T) {
 
 func TestSecretIsNotOnRecord(t *testing.T) {
 	db := storetest.Open(t)
-	_, secret := newDesk(db).create(t, "ana", operator.Viewer, time.Hour)
+	_, secret := newDesk(db).create(t, "ana", operator.Viewer)
 	var row string
 	err := db.QueryRow(t.Context(), `SELECT id || name || role || hex(hash) FROM operator_token`).Scan(&row)
 	if err != nil {
@@ -161,7 +162,7 @@ func TestListPages(t *testing.T) {
 		d := newDesk(db)
 		want := map[string]bool{}
 		for range 5 {
-			tok, _ := d.create(t, "ana", operator.Viewer, time.Hour)
+			tok, _ := d.create(t, "ana", operator.Viewer)
 			want[tok.ID] = true
 		}
 		got := map[string]bool{}

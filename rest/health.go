@@ -74,7 +74,7 @@ func (s *Server) checkDatabase(ctx context.Context) api.Check {
 	c := api.Check{Name: "database", Level: api.LevelOK, Message: "answers"}
 	began := s.Now()
 	if _, err := s.Registry.Fleets(ctx); err != nil {
-		s.problem(ctx, err)
+		logProblem(ctx, s.Log, problemOf(ctx, err), err)
 		return api.Check{Name: c.Name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c.Message = fmt.Sprintf("answers in %s", s.Now().Sub(began).Round(time.Microsecond))
@@ -113,7 +113,7 @@ func (s *Server) checkCRL(ctx context.Context, issuer string) api.Check {
 		return api.Check{Name: name, Level: api.LevelWarn, Message: "none is published yet", Fix: "wait a minute; then look in the server's log"}
 	}
 	if err != nil {
-		s.problem(ctx, err)
+		logProblem(ctx, s.Log, problemOf(ctx, err), err)
 		return api.Check{Name: name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c := api.Check{

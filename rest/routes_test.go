@@ -28,7 +28,7 @@ func TestEveryRouteHasARight(t *testing.T) {
 				t.Errorf("%s shares its operation id %s with another route", name, op.OperationID)
 			}
 			ids[op.OperationID] = true
-			for _, segment := range strings.Split(path, "/") {
+			for segment := range strings.SplitSeq(path, "/") {
 				if param, ok := strings.CutPrefix(segment, "{"); ok && !takes(op, strings.TrimSuffix(param, "}")) {
 					t.Errorf("%s does not read %s", name, segment)
 				}

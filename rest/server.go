@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -61,7 +62,7 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.describe(mux)
 	mux.HandleFunc("/", s.notFound(mux))
-	var h http.Handler = http.MaxBytesHandler(mux, maxBody)
+	h := http.MaxBytesHandler(mux, maxBody)
 	if !s.Local {
 		// A page of another site must not act with what the browser sends by itself.
 		h = http.NewCrossOriginProtection().Handler(h)
@@ -224,9 +225,7 @@ func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
 
 // writePlain writes a problem where huma is not at hand.
 func writePlain(w http.ResponseWriter, p *problem) {
-	for k, values := range p.GetHeaders() {
-		w.Header()[k] = values
-	}
+	maps.Copy(w.Header(), p.GetHeaders())
 	w.Header().Set("Content-Type", api.ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p.Problem) // nobody to tell when the caller is gone

@@ -7,7 +7,6 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
@@ -102,8 +101,7 @@ func (s *Server) putProfile(ctx context.Context, in *struct {
 		return api.Profile{}, countersign.Errorf(countersign.BadRequest, "the path names %q, the body %.80q", in.Name, in.Body.Name).
 			WithNext("write the same name in both")
 	}
-	var p ca.Profile = profileOf(in.Body)
-	if err := s.Office.SaveProfile(ctx, p, s.by(ctx)); err != nil {
+	if err := s.Office.SaveProfile(ctx, profileOf(in.Body), s.by(ctx)); err != nil {
 		return api.Profile{}, err
 	}
 	return s.getProfile(ctx, &in.Named)

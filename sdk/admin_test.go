@@ -67,7 +67,10 @@ func TestListWalksPages(t *testing.T) {
 		}
 	}
 	*asked = nil
-	for range devices {
+	for _, err := range devices {
+		if err != nil {
+			t.Fatal(err)
+		}
 		break
 	}
 	if len(*asked) != 1 {
@@ -78,8 +81,8 @@ func TestListWalksPages(t *testing.T) {
 func TestFiltersBecomeQueries(t *testing.T) {
 	a, asked := answers(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"items":[]}`)) })
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
-	for range a.Events(t.Context(), api.EventFilter{Type: "device.created", Since: at}, api.Order{Order: "desc"}) {
-		t.Error("Events: got one, want none")
+	for e, err := range a.Events(t.Context(), api.EventFilter{Type: "device.created", Since: at}, api.Order{Order: "desc"}) {
+		t.Errorf("Events: got %+v, %v, want none", e, err)
 	}
 	want := "GET /api/v1/events?limit=1000&order=desc&since=2026-01-02T03%3A04%3A05.000006Z&type=device.created"
 	if (*asked)[0] != want {

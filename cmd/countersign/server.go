@@ -166,7 +166,7 @@ func (a *app) logger(cfg config.Log) *slog.Logger {
 	if cfg.Format == "json" || cfg.Format == "auto" && !isTerminal(a.errOut) {
 		return slog.New(slog.NewJSONHandler(a.errOut, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewHandler(a.errOut, &tint.Options{Level: level, NoColor: !a.wantsColor(a.errOut)}))
+	return slog.New(tint.NewTextHandler(a.errOut, &tint.Options{Level: level, NoColor: !a.wantsColor(a.errOut)}))
 }
 
 // greet prints what a person who tries the program needs first.

@@ -54,7 +54,7 @@ func (a *app) wantsASCII() bool {
 
 func isTerminal(v any) bool {
 	f, ok := v.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func (p printer) paint(code, s string) string {

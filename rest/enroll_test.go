@@ -1,0 +1,178 @@
+package rest_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/rest"
+)
+
+// enrollServer serves the device door over TLS that asks for certificates.
+func enrollServer(t *testing.T, h *house) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(&rest.Enroll{Enroller: h.Desk, Now: h.Now, Log: h.Log})
+	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestDeviceEnrollsAndRenewsInPEM(t *testing.T) {
+	h := newHouse(t)
+	s := enrollServer(t, h)
+	_, secret, err := h.Office.CreateToken(t.Context(), registry.Token{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "pump-7"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+api.Base+"/enroll", strings.NewReader(csr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("anyone", secret)
+	res, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("enroll: got %s %s, %v", res.Status, chain, err)
+	}
+	if err := res.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := res.Header.Get("Countersign-Device"); got != "pump-7" {
+		t.Errorf("device header: got %q, want pump-7", got)
+	}
+	if n := strings.Count(string(chain), "BEGIN CERTIFICATE"); n != 2 {
+		t.Errorf("chain: got %d certificates, want 2: the device's and its issuer's", n)
+	}
+
+	leaf, _ := pem.Decode(chain)
+	client := s.Client()
+	client.Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{{Certificate: [][]byte{leaf.Bytes}, PrivateKey: key}}
+	client.CloseIdleConnections()
+	body, err := json.Marshal(api.EnrollRequest{CSR: csr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err = http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+api.Base+"/renew", strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	res, err = client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var g api.Grant
+	if err := json.NewDecoder(res.Body).Decode(&g); err != nil || res.StatusCode != http.StatusOK || g.Device != "pump-7" {
+		t.Errorf("renew: got %s %+v, %v, want a grant for pump-7", res.Status, g, err)
+	}
+}
+
+func TestEnrollRefusesInProblems(t *testing.T) {
+	h := newHouse(t)
+	s := enrollServer(t, h)
+	good := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: newCSR(t, "pump-1")}))
+	for name, w := range map[string]struct {
+		method, path, kind, body string
+		status                   int
+		code                     countersign.Code
+	}{
+		"no token":     {"POST", "/enroll", "", good, 401, countersign.Unauthenticated},
+		"wrong token":  {"POST", "/enroll", "application/json", `{"csr":"x","token":"cset_wrong"}`, 400, countersign.BadRequest},
+		"no CSR":       {"POST", "/enroll", "", "", 400, countersign.BadRequest},
+		"no DER":       {"POST", "/enroll", "", "hello", 400, countersign.BadRequest},
+		"another PEM":  {"POST", "/enroll", "", strings.ReplaceAll(good, "CERTIFICATE REQUEST", "CERTIFICATE"), 400, countersign.BadRequest},
+		"bad JSON":     {"POST", "/enroll", "application/json", `{"csr":1}`, 400, countersign.BadRequest},
+		"large":        {"POST", "/enroll", "", strings.Repeat("x", 129<<10), 413, countersign.TooLarge},
+		"large CSR":    {"POST", "/enroll", "", strings.Repeat("x", 65<<10), 413, countersign.TooLarge},
+		"no peer":      {"POST", "/renew", "", good, 401, countersign.Unauthenticated},
+		"GET":          {"GET", "/enroll", "", "", 400, countersign.BadRequest},
+		"another path": {"POST", "/nope", "", good, 404, countersign.NotFound},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), w.method, s.URL+api.Base+w.path, strings.NewReader(w.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.kind != "" {
+			req.Header.Set("Content-Type", w.kind)
+		}
+		res, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p api.Problem
+		err = json.NewDecoder(res.Body).Decode(&p)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != w.status || p.Code != string(w.code) || p.RequestID == "" {
+			t.Errorf("%s: got %d %+v, %v, want %d %s", name, res.StatusCode, p, err, w.status, w.code)
+		}
+	}
+}
+
+func FuzzEnroll(f *testing.F) {
+	f.Add("application/json", []byte(`{"csr":"-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----","token":"x"}`))
+	f.Add("application/x-pem-file", []byte("-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----"))
+	f.Add("", []byte{0x30, 0x00})
+	door := &rest.Enroll{Enroller: refuser{}, Now: time.Now}
+	f.Fuzz(func(t *testing.T, kind string, body []byte) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "https://h"+api.Base+"/enroll", strings.NewReader(string(body)))
+		r.TLS = &tls.ConnectionState{}
+		r.Header.Set("Content-Type", kind)
+		w := httptest.NewRecorder()
+		door.ServeHTTP(w, r)
+		var p api.Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || p.Status != w.Code || w.Code >= 500 {
+			t.Fatalf("got %d %s", w.Code, w.Body)
+		}
+	})
+}
+
+// refuser is an Enroller that lets nobody in: the fuzzed part is before it.
+type refuser struct{}
+
+func (refuser) Enroll(_ context.Context, r countersign.EnrollRequest) (*countersign.Grant, error) {
+	if len(r.CSR) == 0 || len(r.CSR) > countersign.MaxCSR {
+		return nil, fmt.Errorf("a CSR of %d bytes came through", len(r.CSR))
+	}
+	return nil, countersign.Errorf(countersign.BadCredential, "no")
+}
+
+func (r refuser) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	return r.Enroll(ctx, req)
+}
+
+func (refuser) Revoke(context.Context, countersign.RevokeRequest) (*countersign.Revocation, error) {
+	return nil, countersign.Errorf(countersign.NotAllowed, "no")
+}
