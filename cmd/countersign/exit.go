@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/sdk"
@@ -111,6 +114,9 @@ func exitCode(err error) int {
 		return exitUsage
 	}
 	if _, ok := errors.AsType[*sdk.Unreachable](err); ok {
+		if errors.Is(err, fs.ErrPermission) {
+			return exitNotAllowed
+		}
 		return exitUnreachable
 	}
 	if code, ok := exitCodes[countersign.CodeOf(err)]; ok {
@@ -125,24 +131,33 @@ func (a *app) explain(err error) {
 		return
 	}
 	p := a.stderr()
-	p.linef("%s %s", p.red("Error:"), err)
+	p.linef("%s %s", p.red("Error:"), oneLine(err.Error()))
 	if next := a.nextStep(err); next != "" {
-		p.linef("Next: %s", next)
+		p.linef("Next: %s", oneLine(next))
 	}
 	if e, ok := errors.AsType[*sdk.Error](err); ok && e.RequestID != "" {
-		p.linef("Request: %s", e.RequestID)
+		p.linef("Request: %s", printable(e.RequestID))
 	}
 }
+
+// oneLine joins what errors.Join put on lines of their own.
+func oneLine(s string) string { return printable(strings.ReplaceAll(s, "\n", "; ")) }
 
 func (a *app) nextStep(err error) string {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return "add --help to see how it is used"
 	}
 	if _, ok := errors.AsType[*sdk.Unreachable](err); ok {
-		if errors.Is(err, context.DeadlineExceeded) {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return "run it as the user of the server, or join the group of its socket"
+		case errors.Is(err, context.DeadlineExceeded), os.IsTimeout(err):
 			return "look at the server's log, or wait longer with --timeout"
 		}
 		return fmt.Sprintf("start the server: countersign dev --dir %s", a.dataDir())
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return "stop what listens there, or choose another port: listeners in the configuration, or dev --ports 0"
 	}
 	if e, ok := errors.AsType[*sdk.Error](err); ok && len(e.Errors) > 0 {
 		var parts []string

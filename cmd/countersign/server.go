@@ -109,6 +109,15 @@ func (a *app) loadConfig(file string) (config.Config, error) {
 }
 
 func (a *app) checkConfig(cfg config.Config) error {
+	if err := a.refuseBad(cfg); err != nil {
+		return err
+	}
+	a.stderr().done("the configuration is good")
+	return nil
+}
+
+// refuseBad tells all problems of a configuration at once.
+func (a *app) refuseBad(cfg config.Config) error {
 	problems := cfg.Check()
 	p := a.stderr()
 	for _, problem := range problems {
@@ -117,11 +126,13 @@ func (a *app) checkConfig(cfg config.Config) error {
 	if len(problems) > 0 {
 		return failed(exitUsage)
 	}
-	p.done("the configuration is good")
 	return nil
 }
 
 func (a *app) initialize(ctx context.Context, cfg config.Config) error {
+	if err := a.refuseBad(cfg); err != nil {
+		return err
+	}
 	authorities, err := server.Init(ctx, cfg, a.options(cfg, false))
 	if err != nil {
 		return err
@@ -143,6 +154,9 @@ func fingerprint(c countersign.Authority) string {
 
 // serve runs a server until a signal ends it.
 func (a *app) serve(ctx context.Context, cfg config.Config, dev bool) error {
+	if err := a.refuseBad(cfg); err != nil {
+		return err
+	}
 	s, err := server.New(ctx, cfg, a.options(cfg, dev))
 	if err != nil {
 		return err
