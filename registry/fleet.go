@@ -60,7 +60,7 @@ func (r *Registry) Fleets(ctx context.Context) (list []countersign.Fleet, err er
 		}
 		list = append(list, f)
 	}
-	return list, rows.Err()
+	return list, store.Wrap(rows.Err())
 }
 
 // SaveFleet creates or changes a fleet. Its issuer and profile must exist.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
@@ -23,6 +24,8 @@ const (
 	maxTag  = 256
 	// maxText bounds owner and reason.
 	maxText = 512
+	// maxPage bounds a page of a list: a thousand rows are a few MB at the worst.
+	maxPage = 1000
 )
 
 // Registry reads and writes devices, fleets and tokens.
@@ -106,19 +109,24 @@ func checkDevice(d countersign.Device) error {
 	if err := countersign.CheckDeviceID(d.ID); err != nil {
 		return err
 	}
-	if len(d.Owner) > maxText || len(d.Reason) > maxText {
-		return countersign.Errorf(countersign.BadRequest, "owner or reason is longer than %d octets", maxText)
+	for _, s := range []string{d.Owner, d.Reason} {
+		if len(s) > maxText || !printable(s) {
+			return countersign.Errorf(countersign.BadRequest, "owner or reason is longer than %d octets, or not text", maxText)
+		}
 	}
 	if len(d.Tags) > maxTags {
 		return countersign.Errorf(countersign.BadRequest, "%d tags are more than %d", len(d.Tags), maxTags)
 	}
 	for k, v := range d.Tags {
-		if k == "" || len(k) > maxTag || len(v) > maxTag {
-			return countersign.Errorf(countersign.BadRequest, "tag %.40q is empty or longer than %d octets", k, maxTag)
+		if k == "" || len(k) > maxTag || len(v) > maxTag || !printable(k) || !printable(v) {
+			return countersign.Errorf(countersign.BadRequest, "tag %.40q is empty, longer than %d octets, or not text", k, maxTag)
 		}
 	}
 	return nil
 }
+
+// printable reports whether s is text that both databases keep as it is.
+func printable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 func encodeTags(tags map[string]string) (string, error) {
 	if len(tags) == 0 {
@@ -137,9 +145,8 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 	if !slices.Contains(moves[e.State], to) {
 		return countersign.Errorf(countersign.Conflict, "device %s is %s and cannot become %s", e.ID, e.State, to)
 	}
-	if len(reason) > maxText {
-		reason = reason[:maxText]
-	}
+	// A reason comes from many places and must not stop a suspension: it is made to fit.
+	reason = strings.ToValidUTF8(strings.ReplaceAll(reason[:min(len(reason), maxText)], "\x00", ""), "")
 	now := r.Now()
 	revoked := e.RevokedAt
 	if to == countersign.DeviceRegistered || to == countersign.DeviceRetired {
@@ -164,8 +171,11 @@ type Sighting struct {
 	Addr   string
 }
 
-// Saw records when devices were last seen.
+// Saw records when devices were last seen, by id, so that two nodes that do it at
+// once do not lock each other out. An older sighting never replaces a newer one.
 func (r *Registry) Saw(ctx context.Context, tx *store.Tx, seen []Sighting) error {
+	seen = slices.Clone(seen)
+	slices.SortStableFunc(seen, func(a, b Sighting) int { return strings.Compare(a.Device, b.Device) })
 	for _, s := range seen {
 		_, err := tx.Exec(ctx, `UPDATE device SET last_seen = $2, last_addr = $3 WHERE id = $1 AND last_seen < $2`, s.Device, store.Micros(s.At), s.Addr)
 		if err != nil {
@@ -181,7 +191,14 @@ type Filter struct {
 	State  countersign.DeviceState
 	Prefix string // of the id, for completion
 	After  string // keyset: the last id of the page before
-	Limit  int
+	Limit  int    // at most maxPage; 0 is that
+}
+
+func pageOf(limit int) int {
+	if limit < 1 || limit > maxPage {
+		return maxPage
+	}
+	return limit
 }
 
 // Devices lists devices by id; next is the After of the following page, empty at the end.
@@ -202,6 +219,7 @@ func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.De
 		add("id >= $%d", f.Prefix)
 		add("id < $%d", f.Prefix+"\x7f") // ids are ASCII below 0x7f
 	}
+	f.Limit = pageOf(f.Limit)
 	args = append(args, f.Limit+1)
 	q := fmt.Sprintf(`SELECT %s FROM device WHERE %s ORDER BY id LIMIT $%d`, deviceColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
 	rows, err := r.DB.Query(ctx, q, args...)
@@ -220,5 +238,5 @@ func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.De
 		list = list[:f.Limit]
 		next = list[f.Limit-1].ID
 	}
-	return list, next, rows.Err()
+	return list, next, store.Wrap(rows.Err())
 }

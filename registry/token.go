@@ -117,10 +117,14 @@ func (t *Token) Usable(now time.Time) error {
 		return countersign.Errorf(countersign.CredentialExpire, "the enrollment token expired at %s", t.ExpiresAt.UTC().Format(time.RFC3339)).
 			WithNext("ask the operator for a new token: countersign enroll token")
 	case t.Uses >= t.UsesMax:
-		return countersign.Errorf(countersign.CredentialSpent, "the enrollment token has been used %d of %d times", t.Uses, t.UsesMax).
-			WithNext("ask the operator for a new token: countersign enroll token")
+		return spent(t.UsesMax)
 	}
 	return nil
+}
+
+func spent(uses int) error {
+	return countersign.Errorf(countersign.CredentialSpent, "the enrollment token has been used as often as it may be: %d times", uses).
+		WithNext("ask the operator for a new token: countersign enroll token")
 }
 
 // Spend uses a token once. Of two that race for the last use one gets CredentialSpent.
@@ -130,14 +134,15 @@ func (r *Registry) Spend(ctx context.Context, tx *store.Tx, t Token) error {
 		return fmt.Errorf("spend token %s: %w", t.ID, err)
 	}
 	if n != 1 {
-		t.Uses = t.UsesMax
-		return t.Usable(t.CreatedAt)
+		return spent(t.UsesMax)
 	}
 	return nil
 }
 
 // Tokens lists tokens, newest first; after and next are the id of the last of a page.
+// limit is at most maxPage; 0 is that.
 func (r *Registry) Tokens(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
+	limit = pageOf(limit)
 	q := `SELECT ` + tokenColumns + ` FROM enrollment_token ORDER BY created_at DESC, id DESC LIMIT $1`
 	args := []any{limit + 1}
 	if after != "" {
@@ -161,5 +166,5 @@ func (r *Registry) Tokens(ctx context.Context, after string, limit int) (list []
 		list = list[:limit]
 		next = list[limit-1].ID
 	}
-	return list, next, rows.Err()
+	return list, next, store.Wrap(rows.Err())
 }

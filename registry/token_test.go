@@ -1,0 +1,217 @@
+package registry_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+func (h *house) token(t failer, token registry.Token, ttl time.Duration) (made registry.Token, secret string) {
+	t.Helper()
+	h.write(t, func(ctx context.Context, tx *store.Tx) (err error) {
+		made, secret, err = h.CreateToken(ctx, tx, token, ttl)
+		return err
+	})
+	return made, secret
+}
+
+func (h *house) spend(t failer, token registry.Token) error {
+	return h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Spend(ctx, tx, token) })
+}
+
+func TestTokenIsFoundBySecretOnly(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := open(t, db)
+		made, secret := h.token(t, registry.Token{Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: countersign.OperatorActor("ann")}, time.Hour)
+		if !strings.HasPrefix(secret, countersign.TokenPrefix) || len(secret) != len(countersign.TokenPrefix)+43 {
+			t.Errorf("secret: got %d characters, want %s and 256 bits in base64", len(secret), countersign.TokenPrefix)
+		}
+		got, err := h.TokenBySecret(t.Context(), db, secret)
+		want := registry.Token{
+			ID: made.ID, Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: "operator:ann", CreatedAt: start, ExpiresAt: start.Add(time.Hour),
+		}
+		if d := cmp.Diff(want, got); err != nil || d != "" {
+			t.Errorf("TokenBySecret (-want +got): %v\n%s", err, d)
+		}
+		for _, wrong := range []string{"", made.ID, secret[:len(secret)-1], secret + "A", strings.ToUpper(secret), strings.Repeat("x", 1<<20), "\x00\xff"} {
+			if _, err := h.TokenBySecret(t.Context(), db, wrong); countersign.CodeOf(err) != countersign.BadCredential {
+				t.Errorf("secret %.20q: got %v, want bad_credential", wrong, err)
+			}
+		}
+	})
+}
+
+// TestTokenSecretIsKeptNowhere looks through every column of every row.
+func TestTokenSecretIsKeptNowhere(t *testing.T) {
+	h := open(t, storetest.Open(t))
+	_, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+	rows, err := h.DB.Query(t.Context(), `SELECT * FROM enrollment_token`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for rows.Next() {
+		values := make([]any, len(columns))
+		for i := range values {
+			values[i] = new(any)
+		}
+		if err := rows.Scan(values...); err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range values {
+			text := fmt.Sprintf("%s", *v.(*any))
+			if strings.Contains(text, secret) || strings.Contains(text, strings.TrimPrefix(secret, countersign.TokenPrefix)) {
+				t.Errorf("column %s holds the secret", columns[i])
+			}
+			seen++
+		}
+	}
+	if err := rows.Err(); err != nil || seen == 0 {
+		t.Errorf("looked at %d values, %v", seen, err)
+	}
+}
+
+func TestCreateTokenIsBounded(t *testing.T) {
+	h := open(t, storetest.Open(t))
+	for _, tt := range []struct {
+		name  string
+		token registry.Token
+		ttl   time.Duration
+		want  countersign.Code
+	}{
+		{"least", registry.Token{Fleet: "default", UsesMax: 1}, time.Second, ""},
+		{"most", registry.Token{Fleet: "default", UsesMax: registry.MaxTokenUses}, registry.MaxTokenTTL, ""},
+		{"no use", registry.Token{Fleet: "default"}, time.Hour, countersign.BadRequest},
+		{"too many uses", registry.Token{Fleet: "default", UsesMax: registry.MaxTokenUses + 1}, time.Hour, countersign.BadRequest},
+		{"no time", registry.Token{Fleet: "default", UsesMax: 1}, 0, countersign.BadRequest},
+		{"too long", registry.Token{Fleet: "default", UsesMax: 1}, registry.MaxTokenTTL + 1, countersign.BadRequest},
+		{"bad device", registry.Token{Fleet: "default", UsesMax: 1, Device: "a b"}, time.Hour, countersign.BadRequest},
+		{"no fleet", registry.Token{UsesMax: 1}, time.Hour, countersign.NotFound},
+	} {
+		err := h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, _, err := h.CreateToken(ctx, tx, tt.token, tt.ttl)
+			return err
+		})
+		if countersign.CodeOf(err) != tt.want {
+			t.Errorf("%s: got %v, want code %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestTokenEnds(t *testing.T) {
+	h := open(t, storetest.Open(t))
+	token, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 2}, time.Hour)
+	for _, tt := range []struct {
+		at   time.Duration
+		want countersign.Code
+	}{{0, ""}, {time.Hour, ""}, {time.Hour + time.Microsecond, countersign.CredentialExpire}} {
+		if err := token.Usable(start.Add(tt.at)); countersign.CodeOf(err) != tt.want {
+			t.Errorf("after %v: got %v, want code %q", tt.at, err, tt.want)
+		}
+	}
+	for range 2 {
+		if err := h.spend(t, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCode(t, h.spend(t, token), countersign.CredentialSpent)
+	token, err := h.TokenBySecret(t.Context(), h.DB, secret)
+	if err != nil || token.Uses != 2 {
+		t.Fatalf("got %d uses, %v, want 2", token.Uses, err)
+	}
+	wantCode(t, token.Usable(start), countersign.CredentialSpent)
+}
+
+// TestLastUseIsWonOnce races for the last use of a token.
+func TestLastUseIsWonOnce(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := open(t, db)
+		for range 10 {
+			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 3}, time.Hour)
+			const at = 12
+			errs := make(chan error, at)
+			for range at {
+				go func() { errs <- h.spend(t, token) }()
+			}
+			won := 0
+			for range at {
+				if err := <-errs; err == nil {
+					won++
+				} else if countersign.CodeOf(err) != countersign.CredentialSpent {
+					t.Errorf("Spend: got %v, want credential_spent", err)
+				}
+			}
+			if won != 3 {
+				t.Fatalf("a token of 3 uses was spent %d times", won)
+			}
+		}
+	})
+}
+
+// TestSpendIsUndoneWithItsTransaction wants a refused enrollment to cost no use.
+func TestSpendIsUndoneWithItsTransaction(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := open(t, db)
+		token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			if err := h.Spend(ctx, tx, token); err != nil {
+				return err
+			}
+			return countersign.Errorf(countersign.NotAllowed, "refused after all")
+		})
+		wantCode(t, err, countersign.NotAllowed)
+		if err := h.spend(t, token); err != nil {
+			t.Errorf("the use is gone: %v", err)
+		}
+	})
+}
+
+func TestTokensNewestFirst(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := open(t, db)
+		made := map[string]bool{}
+		for i := range 7 {
+			h.now = start.Add(time.Duration(i/2) * time.Second) // pairs of the same time
+			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+			made[token.ID] = true
+		}
+		for _, limit := range []int{1, 2, 7, 0} {
+			got := map[string]bool{}
+			last := start.Add(time.Hour)
+			for after := ""; ; {
+				page, next, err := h.Tokens(t.Context(), after, limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, token := range page {
+					if token.CreatedAt.After(last) {
+						t.Errorf("limit %d: %v comes after %v", limit, token.CreatedAt, last)
+					}
+					last = token.CreatedAt
+					got[token.ID] = true
+				}
+				if next == "" {
+					break
+				}
+				after = next
+			}
+			if d := cmp.Diff(made, got); d != "" {
+				t.Errorf("limit %d (-want +got):\n%s", limit, d)
+			}
+		}
+	})
+}
