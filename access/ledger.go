@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// maxAddresses bounds the ledger. When it is full the address that failed
-	// longest ago is forgotten, so a flood of addresses costs memory, not service.
+	// maxAddresses bounds the ledger. When it is full one that failed long ago is
+	// forgotten, so a flood of addresses costs memory, not service.
 	maxAddresses = 64 << 10
 	// forgiveness is how long after its last failure an address starts afresh.
 	forgiveness = 10 * time.Minute
@@ -110,7 +110,11 @@ func (l *Ledger) Delay(ctx context.Context, failures int) {
 	}
 	l.waiting++
 	l.mu.Unlock()
-	defer func() { l.mu.Lock(); l.waiting--; l.mu.Unlock() }()
+	defer func() {
+		l.mu.Lock()
+		l.waiting--
+		l.mu.Unlock()
+	}()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
