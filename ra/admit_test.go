@@ -12,7 +12,6 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
-	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
@@ -199,45 +198,6 @@ func TestRevokeRefusesReasonsThatAreNone(t *testing.T) {
 	}
 	_, err = w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1"})
 	wantCode(t, err, countersign.Conflict)
-}
-
-func TestActThatIsNotRecordedSaysSo(t *testing.T) {
-	db, err := store.Open(t.Context(), store.Options{URL: storetest.SQLiteURL(t), Now: time.Now, MaxBytes: 2 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	w := newWorld(t, db)
-	cert := w.active(t, "pump-1")
-	pending := w.renew(t, cert, newKey(t))
-	free := full(t, db)
-	for range 1000 { // until the pages that are there are full too
-		if _, err = w.Suspend(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
-			break
-		}
-		w.takeCuts()
-		if _, err = w.Reactivate(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
-			break
-		}
-	}
-	wantCode(t, err, countersign.Unavailable)
-	if p := countersign.Public(err); p.RetryAfter == 0 || p.Next == "" || p.Message != "this was not recorded and is not in force: the database cannot be written now" {
-		t.Errorf("got %+v, want it to say that nothing is in force", p)
-	}
-	if cuts := w.takeCuts(); len(cuts) != 0 {
-		t.Errorf("got cuts %+v of what was not recorded", cuts)
-	}
-	c, dev := w.record(t, cert), w.device(t, "pump-1")
-	if (c.State == countersign.CertHeld) != (dev.State == countersign.DeviceSuspended) {
-		t.Errorf("got certificate %s and device %s: half of it was recorded", c.State, dev.State)
-	}
-	free()
-	if dev.State == countersign.DeviceSuspended {
-		if _, err := w.Reactivate(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.use(t, pending)
 }
 
 func TestConnectRefusalsAreThinned(t *testing.T) {

@@ -160,11 +160,16 @@ func TestPublisherTriesAgainAndLetsOthersPass(t *testing.T) {
 	w.CA = without
 	defer w.publish(t)()
 	w.CRLs.Changed(ca.RootID)
+	time.Sleep(100 * time.Millisecond) // it fails meanwhile
 	w.CRLs.Changed(ca.IssuingID)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if n := w.CRLs.Wait(ctx, ca.IssuingID); n == 0 {
 		t.Error("the issuing authority's list waits for the root's")
+	}
+	var tried int
+	if err := db.QueryRow(t.Context(), `SELECT number FROM crl WHERE issuer = $1`, ca.RootID).Scan(&tried); err != nil || tried > 2 {
+		t.Errorf("the root's list was tried %d times at once, %v, want a rest after each failure", tried, err)
 	}
 	copyKey("root.pem")
 	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
