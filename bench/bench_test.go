@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestMain lets the test program be the process of the limits, as bench itself is.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == limitsCommand {
+		if err := command(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// tinySize touches every path and waits for nothing.
+func tinySize() size {
+	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond}
+}
+
+// runTimeout is many times what a tiny run takes, a cold build included.
+const runTimeout = 3 * time.Minute
+
+func TestRunMeasuresEverything(t *testing.T) {
+	if !hasMosquitto() {
+		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
+			t.Fatal("mosquitto is not installed")
+		}
+		t.Log("mosquitto is not installed: it is not compared")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
+	defer cancel()
+	file := filepath.Join(t.TempDir(), "bench.json")
+	var out bytes.Buffer
+	if err := run(ctx, options{size: tinySize(), rounds: 1, json: file}, &out); err != nil {
+		t.Fatalf("run: %v\n%s", err, out.String())
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, l := range lines() {
+		if hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto") {
+			want = append(want, l.name)
+		}
+	}
+	for _, res := range r.Results {
+		got = append(got, res.Name)
+		if !strings.Contains(out.String(), res.What) {
+			t.Errorf("the table does not tell %q", res.What)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("measured (-want +got):\n%s", diff)
+	}
+	if len(r.Goals) == 0 {
+		t.Error("no goal was judged")
+	}
+}
+
+func TestRunStopsWhenTheServerCannotStart(t *testing.T) {
+	o := options{size: tinySize(), rounds: 1, database: "postgres://127.0.0.1:1/nothing"}
+	err := run(t.Context(), o, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "countersign ended") {
+		t.Errorf("run on a database that is not there: got %v, want that the server ended and why", err)
+	}
+}
+
+func TestParseStatCountsAfterTheName(t *testing.T) {
+	const tail = " S 1 2 3 4 5 6 7 8 9 10 150 25 0 0 20 0 9 0 1 2 3"
+	for _, stat := range []string{"42 (countersign)" + tail, "42 (a) R 9 (b c)" + tail} {
+		got, err := parseStat(stat)
+		if want := 1750 * time.Millisecond; err != nil || got != want {
+			t.Errorf("parseStat(%q): got %v, %v, want %v", stat, got, err, want)
+		}
+	}
+	for _, stat := range []string{"", "42 (x", "42 (x) S 1 2", "42 (x) S 1 2 3 4 5 6 7 8 9 10 a b 0"} {
+		if got, err := parseStat(stat); err == nil {
+			t.Errorf("parseStat(%q): got %v, want an error", stat, got)
+		}
+	}
+}
+
+func TestParseRSSReadsKilobytes(t *testing.T) {
+	got, err := parseRSS("Name:\tx\nVmHWM:\t    9000 kB\nVmRSS:\t    5120 kB\n")
+	if err != nil || got != 5<<20 {
+		t.Errorf("parseRSS: got %d, %v, want %d", got, err, 5<<20)
+	}
+	for _, status := range []string{"", "VmRSS:\tmuch kB\n"} {
+		if got, err := parseRSS(status); err == nil {
+			t.Errorf("parseRSS(%q): got %d, want an error", status, got)
+		}
+	}
+}
+
+func TestPercentileIsAValueThatWasMeasured(t *testing.T) {
+	hundred := make([]int, 100)
+	for i := range hundred {
+		hundred[i] = i + 1
+	}
+	for _, tt := range []struct {
+		sorted []int
+		p      float64
+		want   int
+	}{
+		{hundred, 50, 50},
+		{hundred, 99, 99},
+		{hundred, 100, 100},
+		{hundred, 0, 1},
+		{[]int{7}, 99, 7},
+		{[]int{1, 2, 3}, 50, 2},
+		{nil, 50, 0},
+	} {
+		if got := percentile(tt.sorted, tt.p); got != tt.want {
+			t.Errorf("percentile of %d values at %v: got %d, want %d", len(tt.sorted), tt.p, got, tt.want)
+		}
+	}
+}
+
+func TestSpreadTakesTheMiddle(t *testing.T) {
+	for _, tt := range []struct {
+		values []float64
+		want   spread
+	}{
+		{[]float64{3, 1, 2}, spread{2, 1, 3}},
+		{[]float64{4, 1}, spread{2.5, 1, 4}},
+		{nil, spread{}},
+	} {
+		if got := spreadOf(tt.values); got != tt.want {
+			t.Errorf("spreadOf(%v): got %v, want %v", tt.values, got, tt.want)
+		}
+	}
+}
+
+func TestAcrossComparesRoundByRound(t *testing.T) {
+	r := &report{series: map[string][]sample{
+		"limit": {{ops: 1, cpu: 100}, {ops: 1, cpu: 400}},
+		"ours":  {{ops: 2, cpu: 400}, {ops: 2, cpu: 1600}},
+	}}
+	got, ok := r.across("limit", "ours", sample.cpuMicros)
+	if want := (spread{0.5, 0.5, 0.5}); !ok || got != want {
+		t.Errorf("across: got %v, %v, want %v", got, ok, want)
+	}
+	if _, ok := r.across("absent", "ours", sample.cpuMicros); ok {
+		t.Error("across: a ratio to what was not measured")
+	}
+}
+
+func TestGoalsAreJudgedByTheirMedian(t *testing.T) {
+	r := &report{series: map[string][]sample{"x": {{bytes: 1}, {bytes: 5}, {bytes: 9}}}}
+	value := single("x", func(s sample) float64 { return s.bytes })
+	for _, tt := range []struct {
+		gate   float64
+		atMost bool
+		met    bool
+	}{{5, false, true}, {6, false, false}, {5, true, true}, {4, true, false}} {
+		o, ok := goal{gate: tt.gate, atMost: tt.atMost, value: value}.judge(r)
+		if !ok || o.Met != tt.met {
+			t.Errorf("gate %v, at most %v: got met %v, want %v", tt.gate, tt.atMost, o.Met, tt.met)
+		}
+	}
+	if _, ok := (goal{value: single("absent", sample.cpuMicros)}).judge(r); ok {
+		t.Error("judge: a goal about what was not measured")
+	}
+}
+
+func TestParseFlagsRefusesNonsense(t *testing.T) {
+	for _, args := range [][]string{{"-only", "nothing"}, {"-rounds", "-1"}, {"-rounds", "1000"}, {"extra"}, {"-none"}} {
+		if _, err := parseFlags(args, io.Discard); err == nil {
+			t.Errorf("parseFlags(%q): got no error", args)
+		}
+	}
+	o, err := parseFlags([]string{"-quick", "-only", "ocsp,renew"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"ocsp", "renew"}; !cmp.Equal(o.only, want) || o.rounds != 1 || o.size != quickSize() {
+		t.Errorf("parseFlags: got %+v", o)
+	}
+}
+
+func TestConnectPacketIsOneOfMQTT311(t *testing.T) {
+	want := []byte("\x10\x11\x00\x04MQTT\x04\x02\x02\x58\x00\x05dev-1")
+	if got := connectPacket("dev-1"); !bytes.Equal(got, want) {
+		t.Errorf("connectPacket: got %x, want %x", got, want)
+	}
+}

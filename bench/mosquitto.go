@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	crlFile       = "crl.pem"
+	mosquittoFile = "mosquitto.conf"
+)
+
+// hasMosquitto reports whether the peer is installed.
+func hasMosquitto() bool {
+	_, err := mosquittoPath()
+	return err == nil
+}
+
+// mosquittoPath also looks where Debian puts it and a user's PATH does not.
+func mosquittoPath() (string, error) {
+	path, err := exec.LookPath("mosquitto")
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/mosquitto")
+	}
+	return path, err
+}
+
+// mosquittoConfig makes it check what we check: the path, a CRL, the name.
+func mosquittoConfig(dir, port string) string {
+	file := func(name string) string { return filepath.Join(dir, name) }
+	lines := []string{
+		"listener " + port + " 127.0.0.1",
+		"cafile " + file(rootsFile), "certfile " + file(chainFile), "keyfile " + file(keyFile), "crlfile " + file(crlFile),
+		"require_certificate true", "use_identity_as_username true",
+		"allow_anonymous true", "max_connections -1",
+		"persistence false", "log_dest none",
+	}
+	if os.Getuid() == 0 {
+		lines = append(lines, "user root") // else it cannot read our folder
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// startMosquitto runs the peer with Debian's defaults beside what mosquittoConfig says.
+func (b *bench) startMosquitto(ctx context.Context) (*process, string, error) {
+	path, err := mosquittoPath()
+	if err != nil {
+		return nil, "", err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
+	if err != nil {
+		return nil, "", err
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return nil, "", err
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, "", err
+	}
+	config := filepath.Join(b.dir, mosquittoFile)
+	if err := os.WriteFile(config, []byte(mosquittoConfig(b.dir, port)), 0o600); err != nil {
+		return nil, "", err
+	}
+	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config)) //nolint:gosec // the installed program
+	if err != nil {
+		return nil, "", err
+	}
+	err = p.await(ctx, func() bool {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		return err == nil && c.Close() == nil
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("mosquitto does not serve: %w", err)
+	}
+	return p, addr, nil
+}

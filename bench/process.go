@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	// clockTick is the unit of CPU times in /proc on every Linux platform (USER_HZ).
+	clockTick = 10 * time.Millisecond
+	// A process counts as idle once it used no CPU for idleFor; background work that
+	// never ends is not waited for longer than idleMax.
+	idleFor = 200 * time.Millisecond
+	idleMax = 3 * time.Second
+	// stopTimeout is how long a process has to end before it is killed.
+	stopTimeout = 10 * time.Second
+)
+
+// process is a server under test, as the kernel sees it.
+type process struct {
+	cmd    *exec.Cmd
+	stderr *bytes.Buffer // read once the process has ended
+	done   chan struct{} // closed when it has
+	err    error         // how it ended; valid after done
+}
+
+// start runs a program in a process group of its own, so that an interrupt
+// reaches it through us.
+func start(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, stderr: &bytes.Buffer{}, done: make(chan struct{})}
+	cmd.Stderr = p.stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("couldn't start %s: %w", cmd.Path, err)
+	}
+	go func() {
+		defer close(p.done)
+		p.err = cmd.Wait()
+	}()
+	return p, nil
+}
+
+// ended says why a process is not there any more.
+func (p *process) ended() error {
+	return fmt.Errorf("%s ended (%w): %s", filepath.Base(p.cmd.Path), p.err, strings.TrimSpace(p.stderr.String()))
+}
+
+// await polls until ready says that the process serves.
+func (p *process) await(ctx context.Context, ready func() bool) error {
+	for !ready() {
+		select {
+		case <-p.done:
+			return p.ended()
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopTimeout):
+		return errors.Join(fmt.Errorf("%s did not stop", p.cmd.Path), p.cmd.Process.Kill())
+	}
+}
+
+func (p *process) proc(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), name))
+	if err != nil {
+		return "", fmt.Errorf("couldn't look at %s: %w", p.cmd.Path, err)
+	}
+	return string(b), nil
+}
+
+// cpu is the time that the process has run on any core, in user and kernel mode.
+func (p *process) cpu() (time.Duration, error) {
+	stat, err := p.proc("stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseStat(stat)
+}
+
+// rss is the resident memory in bytes.
+func (p *process) rss() (int64, error) {
+	status, err := p.proc("status")
+	if err != nil {
+		return 0, err
+	}
+	return parseRSS(status)
+}
+
+// idle waits until the process has done what was left to do after its answers,
+// so that it counts for the operations that caused it, and gives its CPU time.
+func (p *process) idle(ctx context.Context) (time.Duration, error) {
+	last, err := p.cpu()
+	if err != nil {
+		return 0, err
+	}
+	since, begin := now(), now()
+	for time.Since(since) < idleFor && time.Since(begin) < idleMax {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(clockTick):
+		}
+		used, err := p.cpu()
+		if err != nil {
+			return 0, err
+		}
+		if used != last {
+			last, since = used, now()
+		}
+	}
+	return last, nil
+}
+
+// parseStat reads utime and stime, fields 14 and 15 of /proc/PID/stat (proc(5)).
+// The second field is the program's name in parentheses and may hold anything.
+func parseStat(stat string) (time.Duration, error) {
+	end := strings.LastIndexByte(stat, ')')
+	fields := strings.Fields(stat[end+1:])
+	if end < 0 || len(fields) < 13 {
+		return 0, fmt.Errorf("couldn't read /proc/PID/stat: %.100q", stat)
+	}
+	var ticks int64
+	for _, f := range fields[11:13] { // counted from field 3
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("couldn't read /proc/PID/stat: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// parseRSS reads VmRSS, in kB, of /proc/PID/status.
+func parseRSS(status string) (int64, error) {
+	for line := range strings.Lines(status) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("couldn't read VmRSS: %w", err)
+			}
+			return kb << 10, nil
+		}
+	}
+	return 0, errors.New("couldn't find VmRSS in /proc/PID/status")
+}
+
+// ownCPU is the time that this process has run, for limits measured within it.
+func ownCPU() (time.Duration, error) {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0, fmt.Errorf("couldn't read the own CPU time: %w", err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
+}
