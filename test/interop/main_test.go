@@ -20,11 +20,11 @@ const requirePeers = "COUNTERSIGN_REQUIRE_PEERS"
 // moduleRoot is where the module's files are.
 const moduleRoot = "../.."
 
-// binary is the path of the program under test, made once for all tests.
-var binary string
+// program is the path of the program under test, made once for all tests.
+var program string
 
 func TestMain(m *testing.M) {
-	code, err := withBinary(m.Run)
+	code, err := withProgram(m.Run)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "couldn't prepare the program under test:", err)
 		code = 1
@@ -32,24 +32,24 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func withBinary(run func() int) (code int, err error) {
+func withProgram(run func() int) (code int, err error) {
 	dir, err := os.MkdirTemp("", "countersign-interop-")
 	if err != nil {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "countersign")
+	program = filepath.Join(dir, "countersign")
 	if given := os.Getenv(givenBinary); given != "" {
 		given, err := filepath.Abs(given)
 		if err != nil {
 			return 1, err
 		}
-		if err := os.Symlink(given, binary); err != nil {
+		if err := os.Symlink(given, program); err != nil {
 			return 1, err
 		}
 		return run(), nil
 	}
-	build := exec.Command("go", "build", "-o", binary, "./cmd/countersign")
+	build := exec.Command("go", "build", "-o", program, "./cmd/countersign")
 	build.Dir = moduleRoot
 	if out, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("go build: %w\n%s", err, out)

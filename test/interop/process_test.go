@@ -116,7 +116,7 @@ func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, e, err
 	}
-	p, err := launch(exec.Command(binary, args...))
+	p, err := launch(exec.Command(program, args...))
 	if err != nil {
 		return nil, e, err
 	}

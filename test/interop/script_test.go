@@ -59,7 +59,7 @@ type stateKey struct{}
 
 func setUp(env *testscript.Env) error {
 	dir := filepath.Join(env.WorkDir, "d")
-	env.Setenv("PATH", filepath.Dir(binary)+string(filepath.ListSeparator)+env.Getenv("PATH"))
+	env.Setenv("PATH", filepath.Dir(program)+string(filepath.ListSeparator)+env.Getenv("PATH"))
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("TZ", "UTC")
 	env.Setenv("COUNTERSIGN_DIR", dir)
@@ -211,7 +211,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	path := args[0]
 	if path == "countersign" {
-		path = binary
+		path = program
 	}
 	cmd := exec.Command(path, words(ts, args[1:])...)
 	cmd.Dir = ts.MkAbs(".")

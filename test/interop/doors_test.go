@@ -1,0 +1,108 @@
+package interop
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/status"
+	"golang.org/x/crypto/ocsp"
+)
+
+// doorSample is how many devices of a round ask at the doors, which is slow.
+const doorSample = 10
+
+// checkStatus wants every answered revocation, and nothing else, on the list.
+func checkStatus(t *testing.T, s *site, holders []*holder) {
+	t.Helper()
+	ca, err := s.admin.Authority(t.Context(), "issuing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := parsePEM(t, ca.PEM)
+	client := &status.Client{HTTP: &http.Client{Timeout: patience}, Now: time.Now}
+	list, err := client.CRL(t.Context(), s.ends.Status+"/crl/issuing/0.crl", issuer)
+	if err != nil {
+		t.Fatalf("fetch the list: %v", err)
+	}
+	listed := map[string]bool{}
+	for _, e := range list.RevokedCertificateEntries {
+		listed[e.SerialNumber.String()] = true
+	}
+	asked := 0
+	for _, h := range holders {
+		for _, cert := range h.certs {
+			if got := listed[cert.SerialNumber.String()]; got != h.revoked {
+				t.Errorf("certificate of %s on the list: got %v, want %v", h.id, got, h.revoked)
+			}
+		}
+		if len(h.certs) == 0 || asked == doorSample {
+			continue
+		}
+		asked++
+		last := h.certs[len(h.certs)-1]
+		answer, err := client.OCSP(t.Context(), s.ends.Status+"/ocsp", last, issuer)
+		want := ocsp.Good
+		if h.revoked {
+			want = ocsp.Revoked
+		}
+		if err != nil || answer.Status != want {
+			t.Errorf("OCSP for %s: got %+v, %v, want status %d", h.id, answer, err, want)
+		}
+	}
+}
+
+// checkDoor wants the revoked refused and the others let in. It changes what
+// their certificates are: they have been used then.
+func checkDoor(t *testing.T, s *site, holders []*holder) {
+	t.Helper()
+	asked := map[bool]int{}
+	for _, h := range holders {
+		if len(h.certs) == 0 || asked[h.revoked] == doorSample {
+			continue
+		}
+		asked[h.revoked]++
+		want := byte(0)
+		if h.revoked {
+			want = 5 // not authorized, MQTT 3.1.1, 3.2.2.3
+		}
+		if got, err := connectMQTT(t.Context(), s, h); err != nil || got != want {
+			t.Errorf("%s connects: got return code %d, %v, want %d", h.id, got, err, want)
+		}
+		h.used = h.used || want == 0
+	}
+}
+
+// connectMQTT connects over MQTT 3.1.1 with a clean session, leaves, and gives the
+// return code.
+func connectMQTT(ctx context.Context, s *site, h *holder) (code byte, err error) {
+	u, err := url.Parse(s.ends.MQTT)
+	if err != nil {
+		return 0, err
+	}
+	config := h.identity.TLSConfig()
+	config.RootCAs = s.roots
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60}, binary.BigEndian.AppendUint16(nil, uint16(len(h.id)))...)
+	body = append(body, h.id...)
+	if _, err := conn.Write(append([]byte{0x10, byte(len(body))}, body...)); err != nil {
+		return 0, err
+	}
+	var connack [4]byte
+	if _, err := io.ReadFull(conn, connack[:]); err != nil {
+		return 0, fmt.Errorf("read CONNACK: %w", err)
+	}
+	_, err = conn.Write([]byte{0xE0, 0}) // DISCONNECT
+	return connack[3], err
+}
