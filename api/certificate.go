@@ -100,8 +100,8 @@ type Token struct {
 type NewToken struct {
 	Fleet      string `json:"fleet,omitempty" maxLength:"63" doc:"Default: the device's fleet, else the fleet default."`
 	Device     string `json:"device,omitempty" maxLength:"128" doc:"Bind it to this id."`
-	Uses       int    `json:"uses,omitempty" minimum:"0" maximum:"1000000" doc:"Default 1."`
-	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"Default one hour."`
+	Uses       int    `json:"uses,omitempty" minimum:"0" maximum:"100000" doc:"Default 1."`
+	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"0" maximum:"31622400" doc:"Default one hour."`
 }
 
 // IssuedToken is a new Token with its secret, which is shown this once.

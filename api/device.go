@@ -97,6 +97,6 @@ type PutFleet struct {
 	Issuer         *string   `json:"issuer,omitempty" maxLength:"63"`
 	Profile        *string   `json:"profile,omitempty" maxLength:"63"`
 	Methods        *[]string `json:"methods,omitempty" maxItems:"16"`
-	OverlapSeconds *int64    `json:"overlap_seconds,omitempty" minimum:"0" maximum:"2592000"`
+	OverlapSeconds *int64    `json:"overlap_seconds,omitempty" minimum:"0" maximum:"7776000"`
 	TrustDomain    *string   `json:"trust_domain,omitempty" maxLength:"255"`
 }

@@ -24,9 +24,9 @@ func (p Problem) Error() string { return p.Field + ": " + p.Message }
 
 // The bounds of times that are configured.
 const (
-	// maxOverlap keeps a superseded certificate from living as long as its
-	// successor: both are 30 days by default.
-	maxOverlap = 30 * 24 * time.Hour
+	// maxOverlap is what a fleet may have: a quarter of a year, for devices that
+	// wake up once a season.
+	maxOverlap = 90 * 24 * time.Hour
 	// minCRLValidity leaves time to publish and fetch before the list is stale.
 	minCRLValidity = 10 * time.Minute
 	// maxCRLValidity is the ten days that many validators will not exceed.

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"iter"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/goccy/go-yaml"
 )
 
 // The formats of --output.
@@ -79,7 +76,7 @@ func (w *listWriter[T]) add(item T) (err error) {
 			sep = "[\n"
 		}
 		var b []byte
-		if b, err = json.MarshalIndent(item, "  ", "  "); err == nil {
+		if b, err = encodeJSON(item, "  "); err == nil {
 			_, err = fmt.Fprintf(w.out.w, "%s  %s", sep, b)
 		}
 	case formatYAML:
@@ -145,26 +142,6 @@ func acted[T any](a *app, item T, name string) error {
 		return nil
 	}
 	return show(a, item, view[T]{name: func(T) string { return name }})
-}
-
-func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
-
-// writeYAML goes through JSON so that names and omissions are the same in both.
-func writeYAML(w io.Writer, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("couldn't encode: %w", err)
-	}
-	y, err := yaml.JSONToYAML(b)
-	if err != nil {
-		return fmt.Errorf("couldn't encode: %w", err)
-	}
-	_, err = w.Write(y)
-	return err
 }
 
 func heads[T any](cols []col[T]) []string {
