@@ -88,7 +88,8 @@ func (f facts) record(t *testing.T, db *store.DB, cert *x509.Certificate) {
 				VALUES ($1, 'issuing', 'pump-1', 'pumps', 'device', $2, '', $3, $4, '', '', '', '', $5, $6, $7, 0, 0, $8, $9, 0, $10)`,
 				[]any{
 					string(countersign.SerialOf(cert.SerialNumber)), string(f.cert), int(f.reason), f.replaced, hex.EncodeToString(sum[:]),
-					at(f.from), at(f.to), at(f.acceptUntil), at(f.revokedAt), []byte{},
+					at(f.from), at(f.to), at(f.acceptUntil), at(f.revokedAt),
+					[]byte{},
 				},
 			},
 		} {

@@ -99,10 +99,7 @@ func (l *Ledger) forgetOldest(now time.Time) {
 // Delay holds the answer to a failed caller for as long as its count asks, or
 // until ctx ends.
 func (l *Ledger) Delay(ctx context.Context, failures int) {
-	d := firstDelay << min(max(failures-1, 0), 10)
-	if d > maxDelay {
-		d = maxDelay
-	}
+	d := min(firstDelay<<min(max(failures-1, 0), 10), maxDelay)
 	l.mu.Lock()
 	if l.waiting >= maxWaiting {
 		l.mu.Unlock()

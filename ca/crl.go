@@ -122,8 +122,8 @@ func (c *CA) crlEntries(ctx context.Context, l *countersign.CRL) (der []byte, n 
 			return nil, 0, fmt.Errorf("read revoked certificates: %w", err)
 		}
 		bin, err = hex.AppendDecode(bin[:0], []byte(serial))
-		if err == nil && len(bin) == 0 {
-			err = errors.New("it is empty")
+		if err == nil && (len(bin) == 0 || len(bin) > serialOctets) {
+			err = fmt.Errorf("it has %d octets, not 1 to %d", len(bin), serialOctets)
 		}
 		if err != nil {
 			return nil, 0, fmt.Errorf("serial %q on record: %w", serial, err)
@@ -146,18 +146,18 @@ func appendEntry(dst, serial []byte, at time.Time, reason countersign.ReasonCode
 		ext = 2 + 2 + len(reasonExt) + 3
 	}
 	when, tag := utcOrGeneralized(at)
-	dst = append(dst, 0x30, byte(2+pad+len(serial)+2+len(when)+ext)) // at most 54: one octet of length
-	dst = append(dst, 0x02, byte(pad+len(serial)))
+	dst = append(dst, 0x30, byte(2+pad+len(serial)+2+len(when)+ext)) //nolint:gosec // at most 54: one octet of length
+	dst = append(dst, 0x02, byte(pad+len(serial)))                   //nolint:gosec // at most 21
 	if pad == 1 {
 		dst = append(dst, 0)
 	}
 	dst = append(dst, serial...)
-	dst = append(dst, tag, byte(len(when)))
+	dst = append(dst, tag, byte(len(when))) //nolint:gosec // 13 or 15
 	dst = append(dst, when...)
 	if ext > 0 {
 		dst = append(dst, 0x30, byte(ext-2), 0x30, byte(ext-4))
 		dst = append(dst, reasonExt...)
-		dst = append(dst, 0x0a, 0x01, byte(reason))
+		dst = append(dst, 0x0a, 0x01, byte(reason)) //nolint:gosec // 0 to 10, see Revoke
 	}
 	return dst
 }

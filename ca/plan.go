@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -89,13 +90,8 @@ func (c *CA) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub 
 }
 
 func (p *Profile) accepts(kind string) error {
-	if len(p.Keys) == 0 {
+	if len(p.Keys) == 0 || slices.Contains(p.Keys, kind) {
 		return nil
-	}
-	for _, k := range p.Keys {
-		if k == kind {
-			return nil
-		}
 	}
 	return countersign.Errorf(countersign.WeakKey, "profile %s does not accept a %s key", p.Name, kind).
 		WithNext(fmt.Sprintf("make a key of one of these types: %v", p.Keys))

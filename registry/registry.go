@@ -221,7 +221,7 @@ func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.De
 	}
 	f.Limit = pageOf(f.Limit)
 	args = append(args, f.Limit+1)
-	q := fmt.Sprintf(`SELECT %s FROM device WHERE %s ORDER BY id LIMIT $%d`, deviceColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
+	q := fmt.Sprintf(`SELECT %s FROM device WHERE %s ORDER BY id LIMIT $%d`, deviceColumns, strings.Join(where, " AND "), len(args))
 	rows, err := r.DB.Query(ctx, q, args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list devices: %w", err)

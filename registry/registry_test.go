@@ -262,7 +262,7 @@ func TestDevicesSortByOctets(t *testing.T) {
 		}
 		list := func(f registry.Filter) (got []string) {
 			t.Helper()
-			for pages := 0; pages < 100; pages++ {
+			for range 100 {
 				page, next, err := h.Devices(t.Context(), f)
 				if err != nil {
 					t.Fatal(err)

@@ -80,7 +80,7 @@ func tokenHash(secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-const tokenColumns = `id, fleet, device, uses_max, uses, created_by, created_at, expires_at`
+const tokenColumns = `id, fleet, device, uses_max, uses, created_by, created_at, expires_at` //nolint:gosec // names of columns
 
 func scanToken(row interface{ Scan(dest ...any) error }) (t Token, err error) {
 	var created, expires int64

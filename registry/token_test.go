@@ -15,10 +15,11 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-func (h *house) token(t failer, token registry.Token, ttl time.Duration) (made registry.Token, secret string) {
+// token makes one that is good for an hour.
+func (h *house) token(t failer, token registry.Token) (made registry.Token, secret string) {
 	t.Helper()
 	h.write(t, func(ctx context.Context, tx *store.Tx) (err error) {
-		made, secret, err = h.CreateToken(ctx, tx, token, ttl)
+		made, secret, err = h.CreateToken(ctx, tx, token, time.Hour)
 		return err
 	})
 	return made, secret
@@ -31,7 +32,7 @@ func (h *house) spend(t failer, token registry.Token) error {
 func TestTokenIsFoundBySecretOnly(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
-		made, secret := h.token(t, registry.Token{Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: countersign.OperatorActor("ann")}, time.Hour)
+		made, secret := h.token(t, registry.Token{Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: countersign.OperatorActor("ann")})
 		if !strings.HasPrefix(secret, countersign.TokenPrefix) || len(secret) != len(countersign.TokenPrefix)+43 {
 			t.Errorf("secret: got %d characters, want %s and 256 bits in base64", len(secret), countersign.TokenPrefix)
 		}
@@ -53,7 +54,7 @@ func TestTokenIsFoundBySecretOnly(t *testing.T) {
 // TestTokenSecretIsKeptNowhere looks through every column of every row.
 func TestTokenSecretIsKeptNowhere(t *testing.T) {
 	h := open(t, storetest.Open(t))
-	_, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+	_, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
 	rows, err := h.DB.Query(t.Context(), `SELECT * FROM enrollment_token`)
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func TestCreateTokenIsBounded(t *testing.T) {
 
 func TestTokenEnds(t *testing.T) {
 	h := open(t, storetest.Open(t))
-	token, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 2}, time.Hour)
+	token, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 2})
 	for _, tt := range []struct {
 		at   time.Duration
 		want countersign.Code
@@ -141,7 +142,7 @@ func TestLastUseIsWonOnce(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
 		for range 10 {
-			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 3}, time.Hour)
+			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 3})
 			const at = 12
 			errs := make(chan error, at)
 			for range at {
@@ -166,7 +167,7 @@ func TestLastUseIsWonOnce(t *testing.T) {
 func TestSpendIsUndoneWithItsTransaction(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
-		token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+		token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			if err := h.Spend(ctx, tx, token); err != nil {
 				return err
@@ -186,7 +187,7 @@ func TestTokensNewestFirst(t *testing.T) {
 		made := map[string]bool{}
 		for i := range 7 {
 			h.now = start.Add(time.Duration(i/2) * time.Second) // pairs of the same time
-			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1}, time.Hour)
+			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
 			made[token.ID] = true
 		}
 		for _, limit := range []int{1, 2, 7, 0} {
