@@ -320,4 +320,3 @@ func BenchmarkConnect(b *testing.B) {
 		}
 	})
 }
-

@@ -291,6 +291,8 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 // need skips a test whose peer is not installed, or fails it where CI insists.
 func need(t testing.TB, programs ...string) {
 	t.Helper()
