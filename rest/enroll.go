@@ -56,6 +56,9 @@ func (e *Enroll) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), requestKey, id))
 	if err := e.serve(w, r); err != nil {
 		p := problemOf(r.Context(), err)
+		if h.Get("Allow") != "" {
+			p.wrongMethod()
+		}
 		logProblem(r.Context(), e.Log, p, err)
 		writePlain(w, p)
 	}

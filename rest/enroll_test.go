@@ -118,7 +118,7 @@ func TestEnrollRefusesInProblems(t *testing.T) {
 		"large":        {"POST", "/enroll", "", strings.Repeat("x", 129<<10), 413, countersign.TooLarge},
 		"large CSR":    {"POST", "/enroll", "", strings.Repeat("x", 65<<10), 413, countersign.TooLarge},
 		"no peer":      {"POST", "/renew", "", good, 401, countersign.Unauthenticated},
-		"GET":          {"GET", "/enroll", "", "", 400, countersign.BadRequest},
+		"GET":          {"GET", "/enroll", "", "", 405, countersign.BadRequest},
 		"another path": {"POST", "/nope", "", good, 404, countersign.NotFound},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), w.method, s.URL+api.Base+w.path, strings.NewReader(w.body))

@@ -75,6 +75,11 @@ func (p *problem) GetHeaders() http.Header {
 	return h
 }
 
+// wrongMethod makes p a 405, for which there is no code: only HTTP has methods.
+func (p *problem) wrongMethod() {
+	p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+}
+
 // problemOf words err for its reader. The cause stays here.
 func problemOf(ctx context.Context, err error) *problem {
 	id, _ := ctx.Value(requestKey).(string)

@@ -304,6 +304,7 @@ func TestProblemsSayWhatAndWhatNext(t *testing.T) {
 		"wrong type":          {"POST", "/tokens", `{"uses":"hunter2"}`, 422, "bad_request"},
 		"no JSON":             {"POST", "/tokens", `{hunter2`, 400, "bad_request"},
 		"no body":             {"POST", "/tokens", ``, 400, "bad_request"},
+		"another's fleet":     {"POST", "/tokens", `{"device":"pump-1","fleet":"other"}`, 409, "conflict"},
 		"unknown fleet":       {"POST", "/tokens", `{"fleet":"nope"}`, 404, "not_found"},
 		"unknown reason":      {"POST", "/devices/pump-1/revoke", `{"reason":"hunter2x"}`, 400, "bad_request"},
 		"bad state":           {"GET", "/devices?state=hunter2", "", 422, "bad_request"},

@@ -217,7 +217,7 @@ func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
 			WithNext("see "+api.Base+"/openapi.json"))
 		if len(allowed) > 0 {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+			p.wrongMethod()
 		}
 		writePlain(w, p)
 	}
