@@ -94,13 +94,15 @@ func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
 	return s.number
 }
 
-// Run publishes until ctx ends; at once what is due.
+// Run publishes until ctx ends. It begins with a list of every issuing authority:
+// a process that was killed may have recorded a revocation and not yet shown it.
 func (p *Publisher) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.init()
 	p.mu.Unlock()
 	tick := time.NewTicker(dueEvery)
 	defer tick.Stop()
+	p.askAll()
 	p.askDue(ctx)
 	for {
 		p.publishAsked(ctx)
@@ -110,6 +112,15 @@ func (p *Publisher) Run(ctx context.Context) error {
 		case <-tick.C:
 			p.askDue(ctx)
 		case <-p.kick:
+		}
+	}
+}
+
+// askAll asks for all lists but those of roots, whose keys stay out of daily work.
+func (p *Publisher) askAll() {
+	for _, a := range p.CA.Authorities() {
+		if a.Kind == countersign.IssuingAuthority {
+			p.Changed(a.ID)
 		}
 	}
 }
