@@ -143,23 +143,27 @@ func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
 	if all {
 		cutoff = cutoff.Add(2 * blockLife)
 	}
-	blocks, err := c.openBlocks(ctx, cutoff)
-	if err != nil {
-		return 0, err
-	}
 	voided := 0
-	for _, b := range blocks {
-		n, err := c.void(ctx, b)
-		if err != nil {
+	for {
+		blocks, err := c.openBlocks(ctx, cutoff)
+		if err != nil || len(blocks) == 0 {
 			return voided, err
 		}
-		voided += n
+		for _, b := range blocks {
+			n, err := c.void(ctx, b)
+			if err != nil {
+				return voided, err
+			}
+			voided += n
+		}
 	}
-	return voided, nil
 }
 
+// maxBlocks bounds how many blocks are held in memory at once, 20 KB each.
+const maxBlocks = 64
+
 func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1`, store.Micros(cutoff))
+	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 LIMIT $2`, store.Micros(cutoff), maxBlocks)
 	if err != nil {
 		return nil, fmt.Errorf("list open serial blocks: %w", err)
 	}
@@ -177,7 +181,7 @@ func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, er
 func (c *CA) void(ctx context.Context, b block) (int, error) {
 	unspent := 0
 	err := c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		var left []byte
+		left := []byte{}
 		for i := 0; i+serialOctets <= len(b.left); i += serialOctets {
 			one := b.left[i : i+serialOctets]
 			var n int
@@ -190,13 +194,14 @@ func (c *CA) void(ctx context.Context, b block) (int, error) {
 				left = append(left, one...)
 			}
 		}
-		unspent = len(left) / serialOctets
-		var err error
-		if unspent == 0 {
-			_, err = tx.Exec(ctx, `DELETE FROM serial_block WHERE id = $1`, b.id)
-		} else {
-			_, err = tx.Exec(ctx, `UPDATE serial_block SET state = 'void', serials = $2 WHERE id = $1 AND state = 'open'`, b.id, left)
+		n, err := tx.Exec(ctx, `UPDATE serial_block SET state = 'void', serials = $2 WHERE id = $1 AND state = 'open'`, b.id, left)
+		if err != nil {
+			return err
 		}
+		if unspent = len(left) / serialOctets; n != 1 {
+			unspent = 0 // another node was faster, and counted them
+		}
+		_, err = tx.Exec(ctx, `DELETE FROM serial_block WHERE id = $1 AND length(serials) = 0`, b.id)
 		return err
 	})
 	if err != nil {

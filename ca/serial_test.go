@@ -2,9 +2,11 @@ package ca_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,4 +195,41 @@ func TestSpentBlockLeavesNothing(t *testing.T) {
 	if left := len(h.recorded(t, "void")) + len(h.recorded(t, "open")); left != 0 {
 		t.Errorf("%d serials are still kept", left)
 	}
+}
+
+// TestSerialsAreVoidedOnce has two nodes look after the same dead one, which left
+// more blocks behind than are read at once.
+func TestSerialsAreVoidedOnce(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		h.write(t, func(ctx context.Context, tx *store.Tx) error {
+			for i := range 100 {
+				_, err := tx.Exec(ctx, `INSERT INTO serial_block (id, serials, state, opened_at, expires_at) VALUES ($1, $2, 'open', 0, 1)`,
+					fmt.Sprintf("block-%d", i), slices.Repeat([]byte{0x40, byte(i)}, 10))
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		var total atomic.Int64
+		var wg sync.WaitGroup
+		for range 3 {
+			c := h.process(t)
+			wg.Go(func() {
+				n, err := c.VoidSerials(t.Context(), false)
+				if err != nil {
+					t.Errorf("VoidSerials: %v", err)
+				}
+				total.Add(int64(n))
+			})
+		}
+		wg.Wait()
+		if got := total.Load(); got != 100 {
+			t.Errorf("got %d serials voided in all, want 100", got)
+		}
+		if void := h.recorded(t, "void"); len(void) != 100 {
+			t.Errorf("got %d void serials on record, want 100", len(void))
+		}
+	})
 }
