@@ -59,6 +59,7 @@ type RevokeRequest struct {
 	Reason ReasonCode
 	Note   string // why, in the operator's words
 	Actor  Actor
+	Via    string // cli, rest
 }
 
 // Revocation is what a revocation, a suspension or a retirement did.

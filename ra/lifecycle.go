@@ -33,7 +33,7 @@ func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*coun
 	if req.Device == "" {
 		return d.revokeOne(ctx, req)
 	}
-	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note}
+	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
 	return d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
 }
 
@@ -60,7 +60,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 				return err
 			}
 			out.Certificates = append(out.Certificates, c.Ref())
-			e := certEvent(countersign.CertRevokedEv, c, act.Actor, act.Note)
+			e := act.certEvent(countersign.CertRevokedEv, c)
 			e.Data = map[string]string{"reason": reason.String()}
 			events = append(events, e)
 		}
@@ -108,7 +108,8 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		if err := d.CA.Revoke(ctx, tx, &c, req.Reason); err != nil {
 			return err
 		}
-		e := certEvent(countersign.CertRevokedEv, &c, req.Actor, req.Note)
+		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
+		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
 		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate revoked: " + req.Reason.String()}, out)
 		return d.Events.Append(ctx, tx, e)
@@ -142,7 +143,7 @@ func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 				return err
 			}
 			out.Certificates = append(out.Certificates, c.Ref())
-			events = append(events, certEvent(countersign.CertHeldEv, c, act.Actor, act.Note))
+			events = append(events, act.certEvent(countersign.CertHeldEv, c))
 		}
 		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device suspended"}, out)
 		return d.Events.Append(ctx, tx, events...)
@@ -178,7 +179,7 @@ func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation
 			}
 			to = countersign.DeviceActive
 			out.Certificates = append(out.Certificates, c.Ref())
-			events = append(events, certEvent(countersign.CertReleased, c, act.Actor, act.Note))
+			events = append(events, act.certEvent(countersign.CertReleased, c))
 		}
 		if err := d.Registry.Move(ctx, tx, &dev, to, ""); err != nil {
 			return err
@@ -206,6 +207,12 @@ func (d *Desk) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entr
 
 func (a Act) event(t countersign.EventType, dev *registry.Entry) countersign.Event {
 	return countersign.Event{Type: t, Actor: a.Actor, Device: dev.ID, Fleet: dev.Fleet, Via: a.Via, Reason: a.Note}
+}
+
+func (a Act) certEvent(t countersign.EventType, c *countersign.Certificate) countersign.Event {
+	e := certEvent(t, c, a.Actor, a.Note)
+	e.Via = a.Via
+	return e
 }
 
 // notRecorded says of an act that could not be written that nothing happened: an

@@ -134,7 +134,8 @@ func (s *Server) revokeThis(ctx context.Context, req countersign.RevokeRequest, 
 	if err != nil {
 		return api.Cut{}, err
 	}
-	req.Reason, req.Note, req.Actor = reason, body.Note, s.by(ctx).Actor
+	by := s.by(ctx)
+	req.Reason, req.Note, req.Actor, req.Via = reason, body.Note, by.Actor, by.Via
 	r, err := s.Desk.Revoke(ctx, req)
 	return s.cut(ctx, r, reason), err
 }
