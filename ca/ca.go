@@ -94,7 +94,7 @@ func (c *CA) Reload(ctx context.Context) (err error) {
 		var der []byte
 		var created int64
 		if err := rows.Scan(&a.ID, &a.Kind, &a.Parent, &der, &a.KeyURI, &a.State, &created); err != nil {
-			return fmt.Errorf("list authorities: %w", err)
+			return fmt.Errorf("list authorities: %w", store.Wrap(err))
 		}
 		a.CreatedAt = store.Time(created)
 		if a.Certificate, err = x509.ParseCertificate(der); err != nil {

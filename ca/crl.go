@@ -96,7 +96,7 @@ func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
 	for rows.Next() {
 		var l countersign.CRL
 		if err := rows.Scan(&l.Issuer, &l.Shard); err != nil {
-			return nil, fmt.Errorf("list due CRLs: %w", err)
+			return nil, fmt.Errorf("list due CRLs: %w", store.Wrap(err))
 		}
 		due = append(due, l)
 	}
@@ -119,7 +119,7 @@ func (c *CA) crlEntries(ctx context.Context, l *countersign.CRL) (der []byte, n 
 	var bin []byte
 	for rows.Next() {
 		if err := rows.Scan(&serial, &reason, &at); err != nil {
-			return nil, 0, fmt.Errorf("read revoked certificates: %w", err)
+			return nil, 0, fmt.Errorf("read revoked certificates: %w", store.Wrap(err))
 		}
 		bin, err = hex.AppendDecode(bin[:0], []byte(serial))
 		if err == nil && (len(bin) == 0 || len(bin) > serialOctets) {

@@ -191,7 +191,7 @@ func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
 	for rows.Next() {
 		var spec string
 		if err := rows.Scan(&spec); err != nil {
-			return nil, fmt.Errorf("list profiles: %w", err)
+			return nil, fmt.Errorf("list profiles: %w", store.Wrap(err))
 		}
 		var p Profile
 		if err := json.Unmarshal([]byte(spec), &p); err != nil {

@@ -128,7 +128,7 @@ func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c counter
 		&c.Evidence, &c.Method, &c.KeyHash, &c.Fingerprint, &from, &to, &issued, &used, &accept, &revoked, &c.Shard,
 	}
 	if err := row.Scan(append(dest, extra...)...); err != nil {
-		return c, err
+		return c, store.Wrap(err)
 	}
 	c.NotBefore, c.NotAfter, c.IssuedAt = store.Time(from), store.Time(to), store.Time(issued)
 	c.UsedAt, c.AcceptUntil, c.RevokedAt = store.Time(used), store.Time(accept), store.Time(revoked)

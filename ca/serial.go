@@ -171,7 +171,7 @@ func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, er
 	for rows.Next() {
 		var b block
 		if err := rows.Scan(&b.id, &b.left); err != nil {
-			return nil, fmt.Errorf("list open serial blocks: %w", err)
+			return nil, fmt.Errorf("list open serial blocks: %w", store.Wrap(err))
 		}
 		list = append(list, b)
 	}

@@ -35,7 +35,7 @@ func (l *Log) read(ctx context.Context, r store.Reader, query string, args ...an
 		err := rows.Scan(&e.id, &seq, &at, &e.Type, &e.Actor, &e.Device, &e.Fleet, &e.Cert.Issuer, &e.Cert.Serial,
 			&e.Remote, &e.Via, &e.Code, &e.Reason, &e.data, &e.Hash)
 		if err != nil {
-			return nil, fmt.Errorf("read events: %w", err)
+			return nil, fmt.Errorf("read events: %w", store.Wrap(err))
 		}
 		e.Seq, e.At = seq.Int64, store.Time(at)
 		if e.data != "" && json.Unmarshal([]byte(e.data), &e.Data) != nil {

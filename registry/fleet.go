@@ -28,7 +28,7 @@ func scanFleet(row interface{ Scan(dest ...any) error }) (f countersign.Fleet, e
 	var m string
 	var overlap, created, updated int64
 	if err := row.Scan(&f.Name, &f.Issuer, &f.Profile, &m, &overlap, &f.TrustDomain, &created, &updated); err != nil {
-		return f, err
+		return f, store.Wrap(err)
 	}
 	f.Overlap, f.CreatedAt, f.UpdatedAt = time.Duration(overlap)*time.Microsecond, store.Time(created), store.Time(updated)
 	return f, json.Unmarshal([]byte(m), &f.Methods)

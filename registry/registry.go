@@ -57,7 +57,7 @@ func scanDevice(row interface{ Scan(dest ...any) error }) (e Entry, err error) {
 	var revoked, created, updated, seen int64
 	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &tags, &revoked, &created, &updated, &seen, &e.LastAddr)
 	if err != nil {
-		return e, err
+		return e, store.Wrap(err)
 	}
 	e.RevokedAt, e.CreatedAt, e.UpdatedAt, e.LastSeen = store.Time(revoked), store.Time(created), store.Time(updated), store.Time(seen)
 	if tags != "" {

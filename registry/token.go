@@ -86,7 +86,7 @@ func scanToken(row interface{ Scan(dest ...any) error }) (t Token, err error) {
 	var created, expires int64
 	err = row.Scan(&t.ID, &t.Fleet, &t.Device, &t.UsesMax, &t.Uses, &t.CreatedBy, &created, &expires)
 	t.CreatedAt, t.ExpiresAt = store.Time(created), store.Time(expires)
-	return t, err
+	return t, store.Wrap(err)
 }
 
 // TokenBySecret finds the token that a device showed: BadCredential if there is
