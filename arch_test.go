@@ -34,7 +34,7 @@ func words(lists ...string) []string { return strings.Fields(strings.Join(lists,
 const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query "
-	tools         = " attest config keystore store "
+	tools         = " attest config keystore store weakkey "
 	keepers       = " ca registry event access operator detect "
 	decisions     = " ra rotation respond "
 	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "

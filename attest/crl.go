@@ -1,0 +1,300 @@
+package attest
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// MaxCRL is the largest list, DER: a million revoked serials with dates and
+	// reasons are about 45 MiB.
+	MaxCRL = 64 << 20
+	// maxListNames bounds the names in one distribution point.
+	maxListNames = 64
+
+	reasonBits  = 9      // bits of ReasonFlags (RFC 5280, 4.2.1.13), bit 0 unused
+	allReasons  = 0x1fe  // reasons 1 to 8
+	indirectDNs = 100000 // entries of an indirect list that name their issuer
+)
+
+var (
+	oidDeltaCRL          = asn1.ObjectIdentifier{2, 5, 29, 27}
+	oidIssuingDistPoint  = asn1.ObjectIdentifier{2, 5, 29, 28}
+	oidCertificateIssuer = asn1.ObjectIdentifier{2, 5, 29, 29}
+	oidReasonCode        = asn1.ObjectIdentifier{2, 5, 29, 21}
+	oidCRLNumber         = asn1.ObjectIdentifier{2, 5, 29, 20}
+)
+
+// CRL is a certificate revocation list, complete or delta (RFC 5280, 5), made
+// ready for many look-ups. It is safe for concurrent use.
+type CRL struct {
+	list    *x509.RevocationList
+	entries []entry // by serial
+	scope   scope
+	base    *big.Int // of a delta: the number of the list that it starts from; nil: complete
+
+	mu     sync.Mutex
+	signer [sha256.Size]byte // key that is known to have signed it
+}
+
+// entry is one revoked certificate.
+type entry struct {
+	serial *big.Int
+	reason countersign.ReasonCode
+	at     time.Time
+	issuer []byte // raw name, in an indirect list; nil: the list's issuer
+}
+
+// scope is issuingDistributionPoint (RFC 5280, 5.2.5).
+type scope struct {
+	names     []string // canonical, of the distribution point; empty: any
+	onlyUser  bool
+	onlyCA    bool
+	onlyAttr  bool
+	reasons   int // ReasonFlags as bits; 0: all
+	indirect  bool
+	specified bool
+}
+
+// ParseCRL reads a list, DER, and all of its extensions. It does not yet ask who
+// signed it. Errors have code BadRequest or TooLarge.
+func ParseCRL(der []byte) (*CRL, error) {
+	if len(der) > MaxCRL {
+		return nil, countersign.Errorf(countersign.TooLarge, "CRL is larger than %d octets", MaxCRL)
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, badCRL("cannot be read").WithCause(err)
+	}
+	if len(list.Raw) != len(der) {
+		return nil, badCRL("has data after its end")
+	}
+	if !slices.Contains(acceptedSignatures, list.SignatureAlgorithm) {
+		return nil, badCRL("is signed with %s, which is not accepted", list.SignatureAlgorithm)
+	}
+	l := &CRL{list: list}
+	if err := l.readExtensions(); err != nil {
+		return nil, err
+	}
+	return l, l.readEntries()
+}
+
+func badCRL(format string, args ...any) *countersign.Error {
+	return countersign.Errorf(countersign.BadRequest, "CRL "+format, args...).
+		WithNext("load the list that the CA publishes, DER, X.509 version 2")
+}
+
+func (l *CRL) readExtensions() error {
+	for i, e := range l.list.Extensions {
+		if slices.ContainsFunc(l.list.Extensions[:i], func(o pkix.Extension) bool { return o.Id.Equal(e.Id) }) {
+			return badCRL("has extension %s twice", e.Id)
+		}
+		switch {
+		case e.Id.Equal(oidIssuingDistPoint):
+			s, ok := readScope(e.Value, l.list.RawIssuer)
+			if !ok {
+				return badCRL("has a malformed issuingDistributionPoint")
+			}
+			l.scope = s
+		case e.Id.Equal(oidDeltaCRL):
+			value := cryptobyte.String(e.Value)
+			l.base = new(big.Int)
+			if !value.ReadASN1Integer(l.base) || !value.Empty() || l.base.Sign() < 0 {
+				return badCRL("has a malformed deltaCRLIndicator")
+			}
+		case e.Id.Equal(oidCRLNumber), e.Id.Equal(oidAuthorityKeyID):
+			if e.Critical {
+				return badCRL("has extension %s critical, which it must not be", e.Id)
+			}
+		case e.Critical:
+			return badCRL("has the critical extension %s, which is not known here", e.Id)
+		}
+	}
+	if l.list.Number == nil {
+		return badCRL("has no number")
+	}
+	return nil
+}
+
+func (l *CRL) readEntries() error {
+	l.entries = make([]entry, 0, len(l.list.RevokedCertificateEntries))
+	var issuer []byte
+	named := 0
+	for _, r := range l.list.RevokedCertificateEntries {
+		reason := countersign.ReasonCode(r.ReasonCode)
+		for _, e := range r.Extensions {
+			switch {
+			case e.Id.Equal(oidReasonCode):
+			case e.Id.Equal(oidCertificateIssuer):
+				name, ok := directoryIn(e.Value)
+				if named++; !ok || !l.scope.indirect || named > indirectDNs {
+					return badCRL("has a certificateIssuer that is malformed or out of place")
+				}
+				issuer = name // it stands until the next one (RFC 5280, 5.3.3)
+			case e.Critical:
+				return badCRL("has an entry with the critical extension %s, which is not known here", e.Id)
+			}
+		}
+		l.entries = append(l.entries, entry{r.SerialNumber, reason, r.RevocationTime, issuer})
+	}
+	slices.SortStableFunc(l.entries, func(a, b entry) int { return a.serial.Cmp(b.serial) })
+	l.list.RevokedCertificateEntries = nil // said again, in less memory
+	return nil
+}
+
+// find gives the entry for a serial of an issuer.
+func (l *CRL) find(issuer []byte, serial *big.Int) (entry, bool) {
+	i, _ := slices.BinarySearchFunc(l.entries, serial, func(e entry, s *big.Int) int { return e.serial.Cmp(s) })
+	for ; i < len(l.entries) && l.entries[i].serial.Cmp(serial) == 0; i++ {
+		by := l.entries[i].issuer
+		if by == nil {
+			by = l.list.RawIssuer
+		}
+		if sameName(by, issuer) {
+			return l.entries[i], true
+		}
+	}
+	return entry{}, false
+}
+
+// signedBy checks the list's signature with the key of c, once per key.
+func (l *CRL) signedBy(c *x509.Certificate) bool {
+	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCRLSign == 0 || checkKey(c) != nil {
+		return false
+	}
+	key := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.signer == key {
+		return true
+	}
+	if c.CheckSignature(l.list.SignatureAlgorithm, l.list.RawTBSRevocationList, l.list.Signature) != nil {
+		return false
+	}
+	l.signer = key
+	return true
+}
+
+// current reports whether now is between thisUpdate and nextUpdate, which must be there (RFC 5280, 5.1.2.5).
+func (l *CRL) current(now time.Time) bool {
+	return !now.Before(l.list.ThisUpdate) && !l.list.NextUpdate.IsZero() && !now.After(l.list.NextUpdate)
+}
+
+// Issuer is the raw name of who issued the list.
+func (l *CRL) Issuer() []byte { return bytes.Clone(l.list.RawIssuer) }
+
+// Number is the CRL number.
+func (l *CRL) Number() *big.Int { return new(big.Int).Set(l.list.Number) }
+
+// Len is how many certificates the list revokes.
+func (l *CRL) Len() int { return len(l.entries) }
+
+// ThisUpdate and NextUpdate bound the time in which the list speaks.
+func (l *CRL) ThisUpdate() time.Time { return l.list.ThisUpdate }
+
+// NextUpdate is when a newer list is due; zero if the list does not say, and then it is never used.
+func (l *CRL) NextUpdate() time.Time { return l.list.NextUpdate }
+
+// sortNewest puts complete lists in order, the newest first.
+func sortNewest(lists []*CRL) {
+	slices.SortStableFunc(lists, func(a, b *CRL) int {
+		return cmp.Or(b.list.Number.Cmp(a.list.Number), b.list.ThisUpdate.Compare(a.list.ThisUpdate))
+	})
+}
+
+func readScope(der, issuer []byte) (scope, bool) {
+	input := cryptobyte.String(der)
+	var seq, point cryptobyte.String
+	var named bool
+	s := scope{specified: true}
+	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() ||
+		!seq.ReadOptionalASN1(&point, &named, contextual(0, true)) {
+		return s, false
+	}
+	if named {
+		var ok bool
+		if s.names, ok = readPointName(point, issuer); !ok {
+			return s, false
+		}
+	}
+	ok := readFlag(&seq, 1, &s.onlyUser) && readFlag(&seq, 2, &s.onlyCA) && readReasons(&seq, 3, &s.reasons) &&
+		readFlag(&seq, 4, &s.indirect) && readFlag(&seq, 5, &s.onlyAttr)
+	return s, ok && seq.Empty()
+}
+
+func contextual(n uint8, constructed bool) cbasn1.Tag {
+	tag := cbasn1.Tag(n).ContextSpecific()
+	if constructed {
+		tag = tag.Constructed()
+	}
+	return tag
+}
+
+func readFlag(s *cryptobyte.String, n uint8, to *bool) bool {
+	var value cryptobyte.String
+	var there bool
+	if !s.ReadOptionalASN1(&value, &there, contextual(n, false)) {
+		return false
+	}
+	*to = there && len(value) == 1 && value[0] == 0xff
+	return !there || len(value) == 1
+}
+
+func readReasons(s *cryptobyte.String, n uint8, to *int) bool {
+	var value cryptobyte.String
+	var there bool
+	if !s.ReadOptionalASN1(&value, &there, contextual(n, false)) {
+		return false
+	}
+	if !there {
+		return true
+	}
+	if len(value) < 2 || len(value) > 3 || value[0] > 7 {
+		return false
+	}
+	flags := asn1.BitString{Bytes: value[1:], BitLength: (len(value)-1)*8 - int(value[0])}
+	for bit := range reasonBits {
+		*to |= flags.At(bit) << bit
+	}
+	return *to&allReasons != 0
+}
+
+// readPointName reads DistributionPointName to canonical names. A name relative
+// to the issuer is completed with it.
+func readPointName(point cryptobyte.String, issuer []byte) ([]string, bool) {
+	var names []string
+	if point.PeekASN1Tag(contextual(1, true)) {
+		var set cryptobyte.String
+		base, ok := canonicalName(issuer)
+		if !ok || !point.ReadASN1(&set, contextual(1, true)) || !point.Empty() {
+			return nil, false
+		}
+		rdn, ok := canonicalRDN(set)
+		return []string{canonicalDirectory(append(base, rdn))}, ok
+	}
+	var list cryptobyte.String
+	if !point.ReadASN1(&list, contextual(0, true)) || !point.Empty() || list.Empty() {
+		return nil, false
+	}
+	for !list.Empty() {
+		n, ok := readGeneralName(&list)
+		if !ok || len(names) >= maxListNames {
+			return nil, false
+		}
+		names = append(names, n.canonical())
+	}
+	return names, true
+}

@@ -1,0 +1,165 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"strings"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// IDField says which part of a manufacturer's certificate names the device.
+type IDField string
+
+// The fields. All but the last two are text and must be it exactly once.
+const (
+	IDCommonName   IDField = "common_name"       // subject CN
+	IDSerialNumber IDField = "serial_number"     // subject serialNumber, where IEEE 802.1AR puts the device's
+	IDDNSName      IDField = "dns"               // SAN dNSName
+	IDURI          IDField = "uri"               // SAN URI
+	IDEmail        IDField = "email"             // SAN rfc822Name
+	IDHWSerial     IDField = "hardware_serial"   // SAN HardwareModuleName (RFC 4108, 5): hwSerialNum, as text
+	IDHWModule     IDField = "hardware_module"   // the same: hwType, colon, hwSerialNum in hex; tells makers apart
+	IDKeyHash      IDField = "public_key_sha256" // hex SHA-256 of the SubjectPublicKeyInfo
+)
+
+var (
+	oidCommonName         = asn1.ObjectIdentifier{2, 5, 4, 3}
+	oidSerialNumber       = asn1.ObjectIdentifier{2, 5, 4, 5}
+	oidHardwareModuleName = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 4}
+)
+
+// IDRule is a fleet's setting of how a certificate names its device.
+type IDRule struct {
+	Field IDField
+	// Prefix and Suffix surround the id in the field, such as "urn:dev:ops:" or
+	// "@devices.example.com". A value without them is refused: they are part of
+	// what tells one CA's devices from another's.
+	Prefix string
+	Suffix string
+}
+
+// Check says whether the rule can be applied at all. Errors have code BadRequest.
+func (r IDRule) Check() error {
+	switch r.Field {
+	case IDCommonName, IDSerialNumber, IDDNSName, IDURI, IDEmail, IDHWSerial, IDHWModule, IDKeyHash:
+		return nil
+	}
+	return countersign.Errorf(countersign.BadRequest, "%.40q is no field of a certificate that can name a device", r.Field).
+		WithNext("use common_name, serial_number, dns, uri, email, hardware_serial, hardware_module or public_key_sha256")
+}
+
+// DeviceID reads the device id out of a certificate whose path is valid. Nothing
+// is converted, shortened or guessed, since two names that end up as one id
+// would be two devices with one identity. Errors have code BadCredential where
+// the certificate has no such field, several, or one that cannot be a device id.
+func (r IDRule) DeviceID(c *x509.Certificate) (string, error) {
+	if err := r.Check(); err != nil {
+		return "", err
+	}
+	values, err := r.values(c)
+	if err != nil {
+		return "", err
+	}
+	if len(values) != 1 {
+		return "", r.refuse("has %d values of %s, and exactly one must name the device", len(values), r.Field)
+	}
+	id, ok1 := strings.CutPrefix(values[0], r.Prefix)
+	id, ok2 := strings.CutSuffix(id, r.Suffix)
+	if !ok1 || !ok2 {
+		return "", r.refuse("has a %s that does not begin and end as set", r.Field)
+	}
+	if err := countersign.CheckDeviceID(id); err != nil {
+		return "", r.refuse("has a %s that cannot be a device id: %v", r.Field, err).WithCause(err)
+	}
+	return id, nil
+}
+
+func (r IDRule) refuse(format string, args ...any) *countersign.Error {
+	return countersign.Errorf(countersign.BadCredential, "the device's certificate "+format, args...).
+		WithNext("choose the field that names the device in the fleet's settings")
+}
+
+func (r IDRule) values(c *x509.Certificate) ([]string, error) {
+	switch r.Field {
+	case IDCommonName:
+		return subjectValues(c, oidCommonName), nil
+	case IDSerialNumber:
+		return subjectValues(c, oidSerialNumber), nil
+	case IDKeyHash:
+		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+		return []string{hex.EncodeToString(sum[:])}, nil
+	}
+	names, ok := altNames(c)
+	if !ok {
+		return nil, r.refuse("has a malformed subjectAltName")
+	}
+	tag, isText := map[IDField]int{IDDNSName: tagDNS, IDURI: tagURI, IDEmail: tagEmail}[r.Field]
+	var values []string
+	for _, n := range names {
+		switch {
+		case isText && n.tag == tag:
+			values = append(values, string(n.value))
+		case !isText && n.tag == tagOtherName:
+			m, isModule, ok := readHardwareModule(n.value)
+			if !ok {
+				return nil, r.refuse("has a malformed HardwareModuleName")
+			}
+			if isModule {
+				values = append(values, m.text(r.Field))
+			}
+		}
+	}
+	return values, nil
+}
+
+// subjectValues gives all values of an attribute. crypto/x509's CommonName is the
+// last of several, which would let a CA's customer add one of his own.
+func subjectValues(c *x509.Certificate, oid asn1.ObjectIdentifier) []string {
+	var values []string
+	for _, a := range c.Subject.Names {
+		if a.Type.Equal(oid) {
+			text, _ := a.Value.(string)
+			values = append(values, text)
+		}
+	}
+	return values
+}
+
+// hardwareModule is HardwareModuleName (RFC 4108, 5).
+type hardwareModule struct {
+	kind   asn1.ObjectIdentifier
+	serial []byte
+}
+
+// readHardwareModule reads the content of an otherName, if it is one of that type.
+func readHardwareModule(value []byte) (m hardwareModule, isModule, ok bool) {
+	s := cryptobyte.String(value)
+	var kind asn1.ObjectIdentifier
+	if !s.ReadASN1ObjectIdentifier(&kind) {
+		return m, false, false
+	}
+	if !kind.Equal(oidHardwareModuleName) {
+		return m, false, true
+	}
+	var explicit, seq, serial cryptobyte.String
+	if !s.ReadASN1(&explicit, contextual(0, true)) || !s.Empty() ||
+		!explicit.ReadASN1(&seq, cbasn1.SEQUENCE) || !explicit.Empty() ||
+		!seq.ReadASN1ObjectIdentifier(&m.kind) || !seq.ReadASN1(&serial, cbasn1.OCTET_STRING) || !seq.Empty() || len(serial) == 0 {
+		return m, true, false
+	}
+	m.serial = serial
+	return m, true, true
+}
+
+func (m hardwareModule) text(field IDField) string {
+	if field == IDHWModule {
+		return m.kind.String() + ":" + hex.EncodeToString(m.serial)
+	}
+	return string(m.serial)
+}

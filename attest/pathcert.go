@@ -1,0 +1,208 @@
+package attest
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"slices"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	minRSABits = 2048
+	// maxRSABits bounds what a stranger's chain costs to verify: 8192 bits is half a millisecond.
+	maxRSABits = 8192
+	// maxSerialOctets is the bound of RFC 5280, 4.1.2.2.
+	maxSerialOctets = 20
+)
+
+var (
+	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
+	oidNameConstraints  = asn1.ObjectIdentifier{2, 5, 29, 30}
+	oidExtKeyUsage      = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidAuthorityKeyID   = asn1.ObjectIdentifier{2, 5, 29, 35}
+
+	// processed are the extensions that this package reads and crypto/x509 may
+	// call unhandled because of what stands in them.
+	processed = []asn1.ObjectIdentifier{oidSubjectAltName, oidNameConstraints}
+
+	// acceptedSignatures leaves out MD5, SHA-1 and DSA, which crypto/x509 would
+	// refuse too, if it were asked, and what it does not know.
+	acceptedSignatures = []x509.SignatureAlgorithm{
+		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
+		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519,
+	}
+)
+
+// checkEndEntity says whether a certificate can stand for a device at all.
+func checkEndEntity(c *x509.Certificate, o PathOptions) error {
+	critical, names := extension(c, oidSubjectAltName)
+	switch {
+	case c.IsCA || c.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return badPath("the device's certificate is one of a CA")
+	case sameName(c.RawIssuer, c.RawSubject) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil:
+		return badPath("the device's certificate is self-signed").WithNext("register its thumbprint instead")
+	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return badPath("the device's certificate has a keyUsage without digitalSignature")
+	case has(c, oidNameConstraints):
+		return badPath("the device's certificate has name constraints, which only a CA may")
+	case emptyName(c.RawSubject) && (names == nil || !critical):
+		return badPath("the device's certificate has neither subject nor critical subjectAltName")
+	case has(c, oidExtKeyUsage) && len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0:
+		return badPath("the device's certificate has an empty extended key usage")
+	case !has(c, oidExtKeyUsage) && !o.AllowNoEKU && !slices.Contains(o.EKU, x509.ExtKeyUsageAny):
+		return badPath("the device's certificate names no extended key usage").
+			WithNext("allow that in the fleet's settings, if the manufacturer's CA serves nothing but devices")
+	}
+	return nil
+}
+
+// checkCertificate says whether the i-th certificate of the path may stand there.
+func (v *validator) checkCertificate(c *x509.Certificate, i int, path []*x509.Certificate) error {
+	if err := checkTime(c, v.o.Now); err != nil {
+		return err
+	}
+	isAnchor := i == len(path)-1
+	if err := v.checkForm(c, isAnchor); err != nil {
+		return err
+	}
+	if !isAnchor {
+		if err := checkAlgorithms(c); err != nil {
+			return err
+		}
+	}
+	if err := checkKey(c); err != nil {
+		return err
+	}
+	if i > 0 {
+		return v.checkCA(c, path[1:i], isAnchor)
+	}
+	return nil
+}
+
+// checkForm holds a certificate to RFC 5280, 4.1 and 4.2.
+func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
+	for _, oid := range c.UnhandledCriticalExtensions {
+		if !slices.ContainsFunc(processed, oid.Equal) && !slices.ContainsFunc(v.anchor.AllowCritical, oid.Equal) {
+			return badPath("%s has the critical extension %s, which is not known here", nameOf(c), oid).
+				WithNext("allow that extension for the registered CA, if something else checks it")
+		}
+	}
+	serial := c.SerialNumber
+	keyIDCritical, _ := extension(c, oidAuthorityKeyID)
+	switch {
+	case c.Version != 3:
+		return badPath("%s is of version %d, not 3", nameOf(c), c.Version)
+	case serial.Sign() <= 0 || len(serial.Bytes()) > maxSerialOctets:
+		return badPath("%s has a serial number that is not positive or longer than %d octets", nameOf(c), maxSerialOctets)
+	case emptyName(c.RawIssuer):
+		return badPath("%s names no issuer", nameOf(c))
+	case keyIDCritical:
+		return badPath("%s has a critical authorityKeyIdentifier", nameOf(c))
+	case len(c.AuthorityKeyId) == 0 && !isAnchor && !v.o.AllowLegacy:
+		return badPath("%s has no authorityKeyIdentifier", nameOf(c)).
+			WithNext("allow legacy chains in the fleet's settings, if the manufacturer can't do better")
+	}
+	return nil
+}
+
+// checkCA says whether c may have issued the one before it, with these CAs between it and the end entity.
+func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAnchor bool) error {
+	critical, _ := extension(c, oidBasicConstraints)
+	switch {
+	case !c.BasicConstraintsValid || !c.IsCA:
+		return badPath("%s is no CA but has signed a certificate", nameOf(c))
+	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
+		return badPath("%s has a keyUsage without keyCertSign", nameOf(c))
+	case isAnchor && !critical && !v.o.AllowLegacy:
+		return badPath("%s has basicConstraints that are not critical", nameOf(c))
+	case emptyName(c.RawSubject):
+		return badPath("a CA of the chain has no subject")
+	case len(c.SubjectKeyId) == 0 && !v.o.AllowLegacy:
+		return badPath("%s has no subjectKeyIdentifier", nameOf(c))
+	}
+	if c.MaxPathLen < 0 {
+		return nil
+	}
+	depth := 0
+	for _, b := range below { // RFC 5280, 6.1.4 (l): self-issued ones are not counted
+		if !selfIssued(b) {
+			depth++
+		}
+	}
+	if depth > c.MaxPathLen {
+		return badPath("%s allows %d CAs below it, and there are %d", nameOf(c), c.MaxPathLen, depth)
+	}
+	return nil
+}
+
+// checkTime is RFC 5280, 6.1.3 (a)(2). Both ends belong to the validity period.
+// An end of 99991231235959Z, for a device that has none, is a date like any other.
+func checkTime(c *x509.Certificate, now time.Time) error {
+	if now.Before(c.NotBefore) {
+		return countersign.Errorf(countersign.CertNotYetValid, "%s is not valid before %s", nameOf(c), c.NotBefore.UTC().Format(time.RFC3339)).
+			WithNext("check the server's clock, and the one of who issued the certificate")
+	}
+	if now.After(c.NotAfter) {
+		return countersign.Errorf(countersign.CertExpired, "%s expired at %s", nameOf(c), c.NotAfter.UTC().Format(time.RFC3339)).
+			WithNext("replace the certificate")
+	}
+	return nil
+}
+
+func checkAlgorithms(c *x509.Certificate) error {
+	if !slices.Contains(acceptedSignatures, c.SignatureAlgorithm) {
+		return badPath("%s is signed with %s, which is not accepted", nameOf(c), c.SignatureAlgorithm).
+			WithNext("have it issued again with SHA-256 or stronger")
+	}
+	return nil
+}
+
+func checkKey(c *x509.Certificate) error {
+	switch k := c.PublicKey.(type) {
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n >= minRSABits && n <= maxRSABits && k.E > 2 && k.E%2 == 1 {
+			return nil
+		}
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521() {
+			return nil
+		}
+	case ed25519.PublicKey:
+		return nil
+	}
+	return countersign.Errorf(countersign.WeakKey, "%s has a key of a type or size that is not accepted", nameOf(c)).
+		WithNext("use P-256, P-384, P-521, Ed25519 or RSA from 2048 bits")
+}
+
+// extension gives an extension of c; value is nil only if there is none.
+func extension(c *x509.Certificate, oid asn1.ObjectIdentifier) (critical bool, value []byte) {
+	for _, e := range c.Extensions {
+		if e.Id.Equal(oid) {
+			return e.Critical, append([]byte{}, e.Value...)
+		}
+	}
+	return false, nil
+}
+
+func has(c *x509.Certificate, oid asn1.ObjectIdentifier) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oid) })
+}
+
+// nameOf is how a refusal calls a certificate of the chain.
+func nameOf(c *x509.Certificate) string {
+	const longest = 80 // a stranger's name goes into logs and answers
+	name := []rune(c.Subject.String())
+	if len(name) > longest {
+		name = append(name[:longest], '…')
+	}
+	return "certificate " + quote(string(name))
+}

@@ -1,0 +1,290 @@
+package attest
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// maxListIssuers bounds how deep the path of a list's issuer may itself need
+// lists by other issuers.
+const maxListIssuers = 3
+
+var oidDistributionPoints = asn1.ObjectIdentifier{2, 5, 29, 31}
+
+// distPoint is where a certificate says that its status is published (RFC 5280, 4.2.1.13).
+type distPoint struct {
+	names   []string // canonical; empty if the point names only an issuer
+	reasons int      // ReasonFlags as bits; 0: all
+	issuers [][]byte // raw directory names of cRLIssuer; empty: the certificate's issuer
+}
+
+// canonical gives one string for equal names.
+func (n generalName) canonical() string {
+	if n.tag == tagDirectory {
+		if rdns, ok := canonicalName(n.value); ok {
+			return canonicalDirectory(rdns)
+		}
+	}
+	return strconv.Itoa(n.tag) + ":" + hex.EncodeToString(n.value)
+}
+
+func canonicalDirectory(rdns []string) string { return "dn:" + strings.Join(rdns, ",") }
+
+// directoryIn gives the first directoryName of a GeneralNames.
+func directoryIn(der []byte) ([]byte, bool) {
+	input := cryptobyte.String(der)
+	var list cryptobyte.String
+	if !input.ReadASN1(&list, cbasn1.SEQUENCE) || !input.Empty() {
+		return nil, false
+	}
+	names, ok := directories(list)
+	if !ok || len(names) == 0 {
+		return nil, false
+	}
+	return names[0], true
+}
+
+func directories(list cryptobyte.String) ([][]byte, bool) {
+	var names [][]byte
+	for !list.Empty() {
+		n, ok := readGeneralName(&list)
+		if !ok || len(names) >= maxListNames {
+			return nil, false
+		}
+		if n.tag == tagDirectory {
+			names = append(names, n.value)
+		}
+	}
+	return names, true
+}
+
+// distPoints reads cRLDistributionPoints. A certificate without them has its
+// issuer's name for one (RFC 5280, 6.3.3).
+func distPoints(c *x509.Certificate) ([]distPoint, bool) {
+	_, value := extension(c, oidDistributionPoints)
+	implied := distPoint{names: []string{generalName{tagDirectory, c.RawIssuer}.canonical()}}
+	if value == nil {
+		return []distPoint{implied}, true
+	}
+	input := cryptobyte.String(value)
+	var list cryptobyte.String
+	if !input.ReadASN1(&list, cbasn1.SEQUENCE) || !input.Empty() || list.Empty() {
+		return nil, false
+	}
+	var points []distPoint
+	for !list.Empty() {
+		var seq cryptobyte.String
+		if !list.ReadASN1(&seq, cbasn1.SEQUENCE) || len(points) >= maxListNames {
+			return nil, false
+		}
+		p, ok := readDistPoint(seq, c.RawIssuer)
+		if !ok {
+			return nil, false
+		}
+		points = append(points, p)
+	}
+	return append(points, implied), true
+}
+
+func readDistPoint(seq cryptobyte.String, issuer []byte) (p distPoint, ok bool) {
+	var name, issuers cryptobyte.String
+	var named, foreign bool
+	if !seq.ReadOptionalASN1(&name, &named, contextual(0, true)) || !readReasons(&seq, 1, &p.reasons) ||
+		!seq.ReadOptionalASN1(&issuers, &foreign, contextual(2, true)) || !seq.Empty() {
+		return p, false
+	}
+	if foreign {
+		if p.issuers, ok = directories(issuers); !ok || len(p.issuers) == 0 {
+			return p, false
+		}
+		issuer = p.issuers[0]
+	}
+	if named {
+		if p.names, ok = readPointName(name, issuer); !ok {
+			return p, false
+		}
+	}
+	return p, named || foreign
+}
+
+// checkRevocation asks the lists about each link of the path, from the top.
+func (v *validator) checkRevocation(path []*x509.Certificate) (all bool, err error) {
+	all = true
+	for i := len(path) - 2; i >= 0; i-- {
+		known, err := v.checkStatus(path[i], path[i+1])
+		if err != nil {
+			return false, err
+		}
+		all = all && known
+	}
+	return all, nil
+}
+
+// checkStatus asks the lists about one certificate (RFC 5280, 6.3). It says
+// whether they answered, and has an error if they answered that it is revoked,
+// or could not answer where they must.
+func (v *validator) checkStatus(c, issuer *x509.Certificate) (known bool, err error) {
+	points, ok := distPoints(c)
+	if !ok {
+		return false, badPath("%s has malformed cRLDistributionPoints", nameOf(c))
+	}
+	var lists []*CRL
+	for _, l := range v.anchor.CRLs {
+		if speaksOf(l, c, points) {
+			lists = append(lists, l)
+		}
+	}
+	if len(lists) == 0 && !v.anchor.RequireCRL {
+		return false, nil
+	}
+	sortNewest(lists)
+	covered, why := 0, "no list is known"
+	for _, l := range lists {
+		if l.base != nil {
+			continue
+		}
+		reasons := l.reasonsFor(c, points)
+		if reasons&^covered == 0 {
+			continue
+		}
+		if !v.authentic(l, issuer) {
+			why = "a list has a signature that cannot be verified"
+			continue
+		}
+		if err := v.revokedBy(l, c, issuer, lists); err != nil {
+			return false, err
+		}
+		if !l.current(v.o.Now) {
+			why = "the list is out of date"
+			continue
+		}
+		if covered |= reasons; covered == allReasons {
+			return true, nil
+		}
+		why = "the lists do not cover all reasons"
+	}
+	return false, countersign.Errorf(countersign.Unavailable, "whether %s is revoked cannot be known: %s", nameOf(c), why).
+		WithNext("load the current list of the CA that issued it")
+}
+
+// speaksOf reports whether the list is by an issuer that may speak of c.
+func speaksOf(l *CRL, c *x509.Certificate, points []distPoint) bool {
+	if sameName(l.list.RawIssuer, c.RawIssuer) {
+		return true
+	}
+	return l.scope.indirect && slices.ContainsFunc(points, func(p distPoint) bool { return p.by(l) })
+}
+
+// by reports whether the point names the list's issuer.
+func (p distPoint) by(l *CRL) bool {
+	return slices.ContainsFunc(p.issuers, func(name []byte) bool { return sameName(name, l.list.RawIssuer) })
+}
+
+// reasonsFor gives the reasons for which the list speaks of c; none if c is out
+// of its scope (RFC 5280, 6.3.3 (b) and (d)).
+func (l *CRL) reasonsFor(c *x509.Certificate, points []distPoint) int {
+	if l.scope.onlyAttr || l.scope.onlyUser && c.IsCA || l.scope.onlyCA && !c.IsCA {
+		return 0
+	}
+	own := allReasons
+	if l.scope.reasons != 0 {
+		own = l.scope.reasons & allReasons
+	}
+	covered := 0
+	for _, p := range points {
+		if len(p.issuers) > 0 && (!p.by(l) || !l.scope.indirect && !sameName(l.list.RawIssuer, c.RawIssuer)) {
+			continue
+		}
+		if len(p.issuers) == 0 && !sameName(l.list.RawIssuer, c.RawIssuer) {
+			continue
+		}
+		if !l.inScope(p) {
+			continue
+		}
+		if p.reasons != 0 {
+			covered |= own & p.reasons
+		} else {
+			covered |= own
+		}
+	}
+	return covered
+}
+
+// inScope reports whether the list's own distribution point is p.
+func (l *CRL) inScope(p distPoint) bool {
+	if len(l.scope.names) == 0 {
+		return true
+	}
+	names := p.names
+	if len(names) == 0 {
+		for _, raw := range p.issuers {
+			names = append(names, generalName{tagDirectory, raw}.canonical())
+		}
+	}
+	return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(l.scope.names, n) })
+}
+
+// authentic reports whether the list was signed by the issuer of the
+// certificate, or by another key under the list's name for which there is a
+// valid path to the same anchor (RFC 5280, 6.3.3 (f)).
+func (v *validator) authentic(l *CRL, issuer *x509.Certificate) bool {
+	if sameName(l.list.RawIssuer, issuer.RawSubject) && l.signedBy(issuer) {
+		return true
+	}
+	if sameName(l.list.RawIssuer, v.anchor.Certificate.RawSubject) && l.signedBy(v.anchor.Certificate) {
+		return true
+	}
+	for _, c := range v.known {
+		if !sameName(l.list.RawIssuer, c.RawSubject) || c.Equal(issuer) || !l.signedBy(c) {
+			continue
+		}
+		if len(v.asking) >= maxListIssuers || slices.ContainsFunc(v.asking, c.Equal) {
+			continue
+		}
+		w := &validator{anchor: v.anchor, o: v.o, known: v.known, steps: v.steps, asking: append(slices.Clone(v.asking), c)}
+		if _, err := w.validate(c, listIssuer); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// revokedBy looks c up in a complete list and in the deltas to it (RFC 5280, 5.2.4).
+func (v *validator) revokedBy(l *CRL, c, issuer *x509.Certificate, lists []*CRL) error {
+	found, revoked := l.find(c.RawIssuer, c.SerialNumber)
+	for _, d := range lists {
+		newer := d.base != nil && d.base.Cmp(l.list.Number) <= 0 && d.list.Number.Cmp(l.list.Number) > 0
+		if !newer || !d.sameScope(l) || !d.current(v.o.Now) || !v.authentic(d, issuer) {
+			continue
+		}
+		if e, ok := d.find(c.RawIssuer, c.SerialNumber); ok {
+			found, revoked = e, true
+		}
+		break // sorted: the newest says it all
+	}
+	if !revoked || found.reason == countersign.RemoveFromCRL {
+		return nil
+	}
+	code := countersign.CertIsRevoked
+	if found.reason == countersign.CertificateHold {
+		code = countersign.CertIsHeld
+	}
+	return countersign.Errorf(code, "%s is revoked by its CA: %s", nameOf(c), found.reason).
+		WithNext("ask the manufacturer why")
+}
+
+// sameScope reports whether a delta is one to l.
+func (d *CRL) sameScope(l *CRL) bool {
+	return sameName(d.list.RawIssuer, l.list.RawIssuer) && slices.Equal(d.scope.names, l.scope.names) &&
+		d.scope.onlyUser == l.scope.onlyUser && d.scope.onlyCA == l.scope.onlyCA &&
+		d.scope.reasons == l.scope.reasons && d.scope.indirect == l.scope.indirect
+}

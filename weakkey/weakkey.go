@@ -1,0 +1,29 @@
+package weakkey
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Check says whether a public key is known to be weak. Errors have code WeakKey.
+// A type that it does not know is not for it to judge, and passes.
+func Check(pub crypto.PublicKey) error {
+	reason := ""
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		reason = checkRSA(k)
+	case *ecdsa.PublicKey:
+		reason = checkECDSA(k)
+	case ed25519.PublicKey:
+		reason = checkEd25519(k)
+	}
+	if reason == "" {
+		return nil
+	}
+	return countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
+		WithNext("make a new key with a current library, and look for others made the same way")
+}
