@@ -51,13 +51,17 @@ const (
 // one MQTT listener on a random loopback port. Any local user can reach that
 // port, so each CONNECT needs a one-time token that only the gateway has.
 type NATS struct {
-	srv  *server.Server
-	addr string
-	now  func() time.Time
+	o NATSOptions
 
 	mu     sync.Mutex
+	srv    *server.Server   // replaced by revive
+	addr   string           // of its MQTT listener
 	grants map[string]grant // by token
 	closed bool
+	ill    bool // its store failed; revive is at work
+
+	reviver sync.WaitGroup
+	stop    chan struct{} // closed by Close
 
 	publisher struct {
 		sync.Mutex
@@ -73,16 +77,23 @@ type grant struct {
 
 // StartNATS starts the engine and waits until it accepts.
 func StartNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{now: o.Now, grants: map[string]grant{}}
+	n := &NATS{o: o, grants: map[string]grant{}, stop: make(chan struct{})}
+	if err := n.start(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *NATS) start() error {
 	opts := &server.Options{
 		ServerName: "countersign",
 		DontListen: true, // no port for NATS clients
 		NoSigs:     true,
 		JetStream:  true,
-		StoreDir:   o.Dir,
-		MaxPayload: int32(cmp.Or(o.MaxPacket, DefaultMaxPacket)), //nolint:gosec // a small limit
+		StoreDir:   n.o.Dir,
+		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket)), //nolint:gosec // a small limit
 
-		JetStreamMaxStore:          cmp.Or(o.MaxStore, natsMaxStore),
+		JetStreamMaxStore:          cmp.Or(n.o.MaxStore, natsMaxStore),
 		CustomClientAuthentication: n,
 		MQTT: server.MQTTOpts{
 			Host: "127.0.0.1", Port: server.RANDOM_PORT,
@@ -93,17 +104,21 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't set up the message engine: %w", err)
+		return fmt.Errorf("couldn't set up the message engine: %w", err)
 	}
-	srv.SetLoggerV2(natsLog{o.Log}, false, false, false)
+	srv.SetLoggerV2(natsLog{n.o.Log, n.fellIll}, false, false, false)
+	n.mu.Lock()
+	n.srv = srv // Check needs it as soon as the listener accepts
+	n.mu.Unlock()
 	srv.Start()
-	n.srv = srv
 	if !srv.ReadyForConnections(natsStart) {
 		srv.Shutdown()
-		return nil, fmt.Errorf("couldn't start the message engine in %s within %s", o.Dir, natsStart)
+		return fmt.Errorf("couldn't start the message engine in %s within %s", n.o.Dir, natsStart)
 	}
+	n.mu.Lock()
 	n.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))
-	return n, nil
+	n.mu.Unlock()
+	return nil
 }
 
 // Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
@@ -130,11 +145,16 @@ func (n *NATS) dial(ctx context.Context, id string, u *server.User) (*Backend, e
 		n.mu.Unlock()
 		return nil, errors.New("couldn't reach the message engine: it is closed")
 	}
-	n.grants[token] = grant{u, n.now().Add(natsTokenLife)}
+	if n.ill {
+		n.mu.Unlock()
+		return nil, errors.New("couldn't reach the message engine: its store failed, see the log")
+	}
+	n.grants[token] = grant{u, n.o.Now().Add(natsTokenLife)}
 	n.sweep()
+	addr := n.addr
 	n.mu.Unlock()
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", n.addr)
+	conn, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't reach the message engine: %w", err)
 	}
@@ -149,7 +169,7 @@ func (n *NATS) sweep() {
 	if len(n.grants) < sweepAbove {
 		return
 	}
-	now := n.now()
+	now := n.o.Now()
 	for t, g := range n.grants {
 		if now.After(g.expires) {
 			delete(n.grants, t)
@@ -163,12 +183,13 @@ func (n *NATS) Check(c server.ClientAuthentication) bool {
 	n.mu.Lock()
 	g, ok := n.grants[token]
 	delete(n.grants, token)
+	srv := n.srv
 	n.mu.Unlock()
-	if !ok || n.now().After(g.expires) {
+	if !ok || n.o.Now().After(g.expires) {
 		return false
 	}
 	u := *g.user
-	account, err := n.srv.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
+	account, err := srv.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
 	if err != nil {
 		return false
 	}
@@ -271,7 +292,7 @@ func (n *NATS) platform(ctx context.Context) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newPlatform(ctx, b, n.now)
+	return newPlatform(ctx, b, n.o.Now)
 }
 
 // natsSessions is the stream in which nats-server keeps MQTT sessions.
@@ -289,7 +310,7 @@ func (n *NATS) Purge(ctx context.Context, device string) error {
 		if err != nil {
 			return err
 		}
-		p, err := newPlatform(ctx, b, n.now)
+		p, err := newPlatform(ctx, b, n.o.Now)
 		if err != nil {
 			return fmt.Errorf("couldn't drop a stored session of %s: %w", device, err)
 		}
@@ -302,9 +323,10 @@ func (n *NATS) Purge(ctx context.Context, device string) error {
 func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) {
 	token := rand.Text()
 	n.mu.Lock()
-	n.grants[token] = grant{&server.User{Username: platformUser}, n.now().Add(natsTokenLife)}
+	n.grants[token] = grant{&server.User{Username: platformUser}, n.o.Now().Add(natsTokenLife)}
+	srv := n.srv
 	n.mu.Unlock()
-	nc, err := nats.Connect("", nats.InProcessServer(n.srv), nats.UserInfo(platformUser, token), nats.NoReconnect())
+	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(platformUser, token), nats.NoReconnect())
 	if err != nil {
 		return nil, err
 	}
@@ -341,8 +363,12 @@ func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) 
 // Close stops the engine and waits until its files are closed.
 func (n *NATS) Close() error {
 	n.mu.Lock()
+	if !n.closed {
+		close(n.stop)
+	}
 	n.closed = true
 	n.mu.Unlock()
+	n.reviver.Wait()
 	n.publisher.Lock()
 	if n.publisher.p != nil {
 		n.publisher.p.close()
@@ -356,7 +382,10 @@ func (n *NATS) Close() error {
 
 // natsLog passes the engine's warnings and errors on. What it notices and traces
 // is about itself and stays out.
-type natsLog struct{ log *slog.Logger }
+type natsLog struct {
+	log *slog.Logger
+	ill func() // called when the store failed for good
+}
 
 func (l natsLog) Noticef(string, ...any) {}
 func (l natsLog) Debugf(string, ...any)  {}
@@ -368,6 +397,9 @@ func (l natsLog) Warnf(format string, v ...any) {
 
 func (l natsLog) Errorf(format string, v ...any) {
 	l.log.Error("message engine failed", "text", fmt.Sprintf(format, v...))
+	if strings.Contains(format, "critical write error") {
+		l.ill()
+	}
 }
 
 func (l natsLog) Fatalf(format string, v ...any) {

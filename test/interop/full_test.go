@@ -117,6 +117,13 @@ func runOutOfSpace(t *testing.T, s *site, fill func(), free func() *site) {
 	all = append(all, refused)
 	checkRecord(t, s, all)
 	checkStatus(t, s, all)
+	back := eventually(func() bool {
+		code, err := connectMQTT(t.Context(), s, connected)
+		return err == nil && code == 0
+	})
+	if !back {
+		t.Error("connect once there is space: no device can")
+	}
 	checkDoor(t, s, all)
 	if v, err := s.admin.VerifyLog(t.Context()); err != nil || !v.Intact {
 		t.Errorf("verify the log: got %+v, %v, want it intact", v, err)
