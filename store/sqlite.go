@@ -27,6 +27,9 @@ const (
 	walKeep = "67108864"
 	// pageSize is SQLite's default; MaxBytes is counted in pages.
 	pageSize = 4096
+	// writeCache is the writer's page cache in KiB, negative as SQLite wants it. Its
+	// default of 2 MB cannot hold the leaves of random keys that a batch touches.
+	writeCache = "-16384"
 )
 
 // openSQLite opens the file for this process alone: readers in a pool, and one
@@ -46,7 +49,11 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 			err = errors.Join(err, cleanup.close())
 		}
 	}()
-	writing := []string{"journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(" + walKeep + ")"}
+	writing := []string{
+		"journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(" + walKeep + ")", "cache_size(" + writeCache + ")",
+		// The journal of a savepoint, else a temporary file for each write.
+		"temp_store(MEMORY)",
+	}
 	if o.MaxBytes > 0 {
 		writing = append(writing, "max_page_count("+strconv.FormatInt(max(1, o.MaxBytes/pageSize), 10)+")")
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,6 +141,9 @@ func (w *writer) loop() {
 	for {
 		select {
 		case p := <-w.queue:
+			// Those who can run now and are about to write join this commit. Where
+			// nobody is, nobody waits.
+			runtime.Gosched()
 			w.commit(w.gather(p))
 		case <-w.quit:
 			return
