@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -44,6 +45,9 @@ func (s *Server) csrAttrs(w http.ResponseWriter, r *http.Request, fleet string) 
 	if err != nil {
 		return err
 	}
+	if s.RequireBinding { // RFC 7030, 4.5.2: how a server says so
+		attrs = append(slices.Clone(attrs), AttrOrOID{ID: oidChallengePassword})
+	}
 	if len(attrs) == 0 {
 		w.WriteHeader(http.StatusNoContent)
 		return nil
@@ -59,18 +63,7 @@ func (a CSRAttrs) encode() ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
 		for _, e := range a {
-			if len(e.Values) == 0 {
-				list.AddASN1ObjectIdentifier(e.ID)
-				continue
-			}
-			list.AddASN1(cbasn1.SEQUENCE, func(attr *cryptobyte.Builder) {
-				attr.AddASN1ObjectIdentifier(e.ID)
-				attr.AddASN1(cbasn1.SET, func(set *cryptobyte.Builder) {
-					for _, v := range e.Values {
-						set.AddBytes(v)
-					}
-				})
-			})
+			e.add(list)
 		}
 	})
 	der, err := b.Bytes()
@@ -78,6 +71,21 @@ func (a CSRAttrs) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode CSR attributes: %w", err)
 	}
 	return der, nil
+}
+
+func (e AttrOrOID) add(list *cryptobyte.Builder) {
+	if len(e.Values) == 0 {
+		list.AddASN1ObjectIdentifier(e.ID)
+		return
+	}
+	list.AddASN1(cbasn1.SEQUENCE, func(attr *cryptobyte.Builder) {
+		attr.AddASN1ObjectIdentifier(e.ID)
+		attr.AddASN1(cbasn1.SET, func(set *cryptobyte.Builder) {
+			for _, v := range e.Values {
+				set.AddBytes(v)
+			}
+		})
+	})
 }
 
 var errCSRAttrs = errors.New("couldn't parse CSR attributes: malformed DER")

@@ -68,7 +68,7 @@ func TestSimpleEnrollPassesOnWhatTheWireCarried(t *testing.T) {
 	}
 }
 
-func TestSimpleEnrollTakesTokenAsBasicPasswordOrBearer(t *testing.T) {
+func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 	s := startServer(t)
 	csr := newCSR(t, "pump-7", newKey(t))
 	for _, auth := range []string{
@@ -76,6 +76,8 @@ func TestSimpleEnrollTakesTokenAsBasicPasswordOrBearer(t *testing.T) {
 		"basic " + base64.StdEncoding.EncodeToString([]byte(":"+goodToken)),
 		"Bearer " + goodToken,
 		"bearer  " + goodToken,
+		"Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+goodSAS)),
+		goodSAS,
 	} {
 		if res := post(t, s, "simpleenroll", csr, http.Header{"Authorization": {auth}}); res.StatusCode != http.StatusOK {
 			t.Errorf("Authorization %s: got %d %s, want 200", auth, res.StatusCode, body(t, res))
