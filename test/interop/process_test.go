@@ -131,11 +131,6 @@ func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
 	return p, e, nil
 }
 
-// devServer is runServer with the command that a person who tries it uses.
-func devServer(dir string) (*process, api.Endpoints, error) {
-	return runServer(dir, "dev", "--dir", dir, "--ports", "0")
-}
-
 // stop ends a server as systemd does.
 func (p *process) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
