@@ -116,7 +116,9 @@ func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, e, err
 	}
-	p, err := launch(exec.Command(program, args...))
+	cmd := exec.Command(program, args...)
+	cmd.Dir = filepath.Dir(dir)
+	p, err := launch(cmd)
 	if err != nil {
 		return nil, e, err
 	}
