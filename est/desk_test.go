@@ -40,7 +40,8 @@ type desk struct {
 
 	mu      sync.Mutex
 	serial  int64
-	pending int // requests still to be answered with Pending
+	wants   CSRAttrs // nil: P-256
+	pending int      // requests still to be answered with Pending
 	seen    []countersign.EnrollRequest
 }
 
@@ -179,7 +180,19 @@ func (d *desk) CSRAttrs(_ context.Context, fleet string) (CSRAttrs, error) {
 	if fleet == "bare" {
 		return nil, nil
 	}
-	return WantP256(), known(fleet)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.wants != nil {
+		return d.wants, nil
+	}
+	return Want("P-256"), known(fleet)
+}
+
+// want sets what the default fleet asks for.
+func (d *desk) want(attrs CSRAttrs) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wants = attrs
 }
 
 func known(fleet string) error {

@@ -42,7 +42,7 @@ func TestCSRAttrs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(WantP256(), got); d != "" {
+	if d := cmp.Diff(Want("P-256"), got); d != "" {
 		t.Errorf("CSRAttrs (-want +got):\n%s", d)
 	}
 	if got, err := c.CSRAttrs(t.Context(), "bare"); err != nil || len(got) != 0 {
