@@ -312,41 +312,30 @@ func (k *tpmKey) unbound() string {
 }
 
 // scheme is how a restricted key signs.
-func (k *tpmKey) scheme() (alg tpm2.TPMAlgID, hash tpm2.TPMIAlgHash, err error) {
-	errScheme := errors.New("has no signing scheme of RSASSA, RSAPSS or ECDSA")
-	var details *tpm2.TPMSSigSchemeECDSA
-	if k.public.Type == tpm2.TPMAlgRSA {
-		p, err := k.public.Parameters.RSADetail()
-		if err != nil {
-			return 0, 0, errScheme
-		}
-		alg = p.Scheme.Scheme
-		var rsassa *tpm2.TPMSSigSchemeRSASSA
-		var rsapss *tpm2.TPMSSigSchemeRSAPSS
-		switch alg {
-		case tpm2.TPMAlgRSASSA:
-			if rsassa, err = p.Scheme.Details.RSASSA(); err == nil {
-				hash = rsassa.HashAlg
-			}
-		case tpm2.TPMAlgRSAPSS:
-			if rsapss, err = p.Scheme.Details.RSAPSS(); err == nil {
-				hash = rsapss.HashAlg
-			}
-		default:
-			return 0, 0, errScheme
-		}
-	} else {
-		p, err := k.public.Parameters.ECCDetail()
-		if err != nil || p.Scheme.Scheme != tpm2.TPMAlgECDSA {
-			return 0, 0, errScheme
-		}
-		alg = tpm2.TPMAlgECDSA
-		if details, err = p.Scheme.Details.ECDSA(); err == nil {
-			hash = details.HashAlg
-		}
+func (k *tpmKey) scheme() (alg tpm2.TPMAlgID, hash crypto.Hash, err error) {
+	var details tpm2.TPMUAsymScheme
+	if p, err := k.public.Parameters.RSADetail(); err == nil {
+		alg, details = p.Scheme.Scheme, p.Scheme.Details
+	} else if p, err := k.public.Parameters.ECCDetail(); err == nil {
+		alg, details = p.Scheme.Scheme, p.Scheme.Details
 	}
-	if _, err := tpmHash(hash); err != nil {
-		return 0, 0, err
+	var id tpm2.TPMIAlgHash
+	switch alg {
+	case tpm2.TPMAlgRSASSA:
+		if s, err := details.RSASSA(); err == nil {
+			id = s.HashAlg
+		}
+	case tpm2.TPMAlgRSAPSS:
+		if s, err := details.RSAPSS(); err == nil {
+			id = s.HashAlg
+		}
+	case tpm2.TPMAlgECDSA:
+		if s, err := details.ECDSA(); err == nil {
+			id = s.HashAlg
+		}
+	default:
+		return 0, 0, errors.New("signs with a scheme that is not RSASSA, RSAPSS or ECDSA")
 	}
-	return alg, hash, nil
+	hash, err = tpmHash(id)
+	return alg, hash, err
 }
