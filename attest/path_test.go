@@ -109,9 +109,9 @@ func basicCases() []pathCase {
 			w.root.template.SubjectKeyId = []byte("one")
 			w.mid.by = other
 		}, badPath, ""},
-		{"signature of the device broken", "6.1.3 (a)(1)", func(w *world) { w.leaf.break_ = true }, badPath, ""},
-		{"signature of the intermediate broken", "6.1.3 (a)(1)", func(w *world) { w.mid.break_ = true }, badPath, ""},
-		{"signature of the anchor over itself broken", "6.1.1 (d)", func(w *world) { w.root.break_ = true }, valid, ""},
+		{"signature of the device broken", "6.1.3 (a)(1)", func(w *world) { w.leaf.forged = true }, badPath, ""},
+		{"signature of the intermediate broken", "6.1.3 (a)(1)", func(w *world) { w.mid.forged = true }, badPath, ""},
+		{"signature of the anchor over itself broken", "6.1.1 (d)", func(w *world) { w.root.forged = true }, valid, ""},
 		{"self-signed device", "6.1", func(w *world) { w.leaf.by = nil }, badPath, ""},
 		{"device is the anchor's own CA", "6.1", func(w *world) {
 			w.reorder = func(c []*x509.Certificate) []*x509.Certificate { return c[1:] }
@@ -238,7 +238,7 @@ func formCases() []pathCase {
 
 func usageCases() []pathCase {
 	explicit := func(w *world) { w.mid.extend(oidPC, true, tlv(0x30, tlv(0x80, []byte{0}))) }
-	policy := func(t *testing.T, s string) x509.OID {
+	policy := func(t testing.TB, s string) x509.OID {
 		oid, err := x509.ParseOID(s)
 		if err != nil {
 			t.Fatal(err)
