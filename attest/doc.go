@@ -31,6 +31,8 @@
 //     P-521 or Ed25519. An anchor's signature over itself is not looked at.
 //   - The initial policy set is the caller's; policy mapping and anyPolicy are
 //     inhibited by certificates only.
+//   - A distribution point named relative to the issuer of its list cannot be
+//     read: crypto/x509 takes no certificate that has one.
 //   - A list that is known and unusable refuses, whatever RequireCRL says: an
 //     attacker who can spoil a list must gain nothing.
 package attest

@@ -395,3 +395,85 @@ func TestValidatePath(t *testing.T) {
 		})
 	}
 }
+
+func TestValidatePathTriesEachAnchor(t *testing.T) {
+	w, other := newWorld(t), newWorld(t)
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := other.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := attest.ValidatePath(b.chain, []attest.Anchor{foreign.anchor, b.anchor}, w.o)
+	if err != nil || path.Anchor != 1 || len(path.Certificates) != 3 || path.Revocation {
+		t.Errorf("second anchor: got anchor %d, %d certificates, revocation %v, %v; want 1, 3, false, nil",
+			path.Anchor, len(path.Certificates), path.Revocation, err)
+	}
+	for name, anchors := range map[string][]attest.Anchor{"no anchor": nil, "a foreign one of that name": {foreign.anchor}} {
+		if _, err := attest.ValidatePath(b.chain, anchors, w.o); countersign.CodeOf(err) != countersign.CertUnknown {
+			t.Errorf("%s: got %v, want certificate_unknown", name, err)
+		}
+	}
+	for name, chain := range map[string][]*x509.Certificate{"no chain": nil, "a nil in it": {nil}} {
+		if _, err := attest.ValidatePath(chain, []attest.Anchor{b.anchor}, w.o); countersign.CodeOf(err) != countersign.Unauthenticated {
+			t.Errorf("%s: got %v, want unauthenticated", name, err)
+		}
+	}
+}
+
+func TestPathSaysThatRevocationWasChecked(t *testing.T) {
+	w := newWorld(t)
+	listed(w)
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if path, err := attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o); err != nil || !path.Revocation {
+		t.Errorf("lists for all: got revocation %v, %v, want true, nil", path.Revocation, err)
+	}
+}
+
+// TestValidatePathBoundsTheSearch has CAs that all issued for each other, twice over.
+func TestValidatePathBoundsTheSearch(t *testing.T) {
+	w := newWorld(t)
+	cas := make([]*spec, 4)
+	for i := range cas {
+		cas[i] = newCA(t, "Mesh "+string(rune('A'+i)), nil, int64(i+1))
+	}
+	for i, by := range cas {
+		for j, of := range cas {
+			if i == j {
+				continue
+			}
+			cross := newCA(t, "", by, int64(20+10*i+j))
+			cross.template.Subject, cross.key = of.template.Subject, of.key
+			w.known = append(w.known, cross)
+		}
+	}
+	w.leaf.by = cas[0]
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, err = attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o)
+	if countersign.CodeOf(err) != countersign.CertUnknown || time.Since(began) > time.Second {
+		t.Errorf("mesh of CAs: got %v after %v, want certificate_unknown at once", err, time.Since(began))
+	}
+}
+
+func BenchmarkValidatePath(b *testing.B) {
+	w := newWorld(b)
+	listed(w)
+	made, err := w.build()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := attest.ValidatePath(made.chain, []attest.Anchor{made.anchor}, w.o); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -32,7 +32,7 @@ func fullName(uri string) []byte { return tlv(0xa0, tlv(0xa0, tlv(0x86, []byte(u
 
 // delta adds a list of what changed since number base.
 func delta(w *world, base, number byte) *list {
-	d := newList(w.mid, int64(number)).extend(oidDelta, true, []byte{2, 1, base})
+	d := newList(w.mid, int64(number)).extend(oidDelta, []byte{2, 1, base})
 	w.lists = append(w.lists, d)
 	return d
 }
@@ -43,7 +43,7 @@ func indirect(w *world) *list {
 	w.known = []*spec{other}
 	dn := marshal(w.t, name("Pump Works Lists").ToRDNSequence())
 	w.leaf.extend(oidCDP, false, tlv(0x30, tlv(0x30, tlv(0xa2, tlv(0xa4, dn)))))
-	l := newList(other, 3).extend(oidIDP, true, idp([]byte{0x84, 1, 0xff}))
+	l := newList(other, 3).extend(oidIDP, idp([]byte{0x84, 1, 0xff}))
 	w.lists, w.require = []*list{newList(w.root, 1), l}, true
 	return l
 }
@@ -91,7 +91,7 @@ func simpleListCases() []pathCase {
 			w.mid.template.KeyUsage = x509.KeyUsageCertSign
 			listed(w)
 		}, unknown, ""},
-		{"unknown critical extension of the list", "5.2", func(w *world) { listed(w).extend(oidUnknown, true, []byte{5, 0}) }, countersign.BadRequest, ""},
+		{"unknown critical extension of the list", "5.2", func(w *world) { listed(w).extend(oidUnknown, []byte{5, 0}) }, countersign.BadRequest, ""},
 		{"unknown critical extension of an entry", "5.3", func(w *world) {
 			l := listed(w).revoke(76, 1)
 			l.template.RevokedCertificateEntries[0].ExtraExtensions = []pkix.Extension{{Id: oidUnknown, Critical: true, Value: []byte{5, 0}}}
@@ -125,30 +125,30 @@ func simpleListCases() []pathCase {
 func scopeCases() []pathCase {
 	const here, there = "http://crl.example.com/here", "http://crl.example.com/there"
 	return []pathCase{
-		{"list for users", "6.3.3 (b)(2)(ii)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x81, 1, 0xff})) }, valid, ""},
-		{"list for CAs", "6.3.3 (b)(2)(iii)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x82, 1, 0xff})) }, unknown, ""},
-		{"list for attribute certificates", "6.3.3 (b)(2)(iv)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x85, 1, 0xff})) }, unknown, ""},
+		{"list for users", "6.3.3 (b)(2)(ii)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x81, 1, 0xff})) }, valid, ""},
+		{"list for CAs", "6.3.3 (b)(2)(iii)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x82, 1, 0xff})) }, unknown, ""},
+		{"list for attribute certificates", "6.3.3 (b)(2)(iv)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x85, 1, 0xff})) }, unknown, ""},
 		{"list of the device's distribution point", "6.3.3 (b)(2)(i)", func(w *world) {
 			w.leaf.template.CRLDistributionPoints = []string{there, here}
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, valid, ""},
 		{"list of another distribution point", "6.3.3 (b)(2)(i)", func(w *world) {
 			w.leaf.template.CRLDistributionPoints = []string{there}
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, unknown, ""},
 		{"distribution point without the device naming any", "6.3.3 (b)(2)(i)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, unknown, ""},
-		{"some reasons", "6.3.3 (d)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40})) }, unknown, ""},
+		{"some reasons", "6.3.3 (d)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40})) }, unknown, ""},
 		{"all reasons on two lists", "6.3.3 (d)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40}))
-			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, true, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
+			listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40}))
+			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
 		}, valid, ""},
 		{"revoked on the second of two lists", "6.3.3 (d)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40})).revoke(77, 1)
-			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, true, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
+			listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40})).revoke(77, 1)
+			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
 		}, countersign.CertIsRevoked, ""},
-		{"malformed scope", "5.2.5", func(w *world) { listed(w).extend(oidIDP, true, []byte{0x30, 2, 0x99, 0}) }, countersign.BadRequest, "reads over it"},
+		{"malformed scope", "5.2.5", func(w *world) { listed(w).extend(oidIDP, []byte{0x30, 2, 0x99, 0}) }, countersign.BadRequest, "reads over it"},
 	}
 }
 

@@ -106,8 +106,9 @@ func (l *list) revoke(serial int64, reason int) *list {
 	return l
 }
 
-func (l *list) extend(oid asn1.ObjectIdentifier, critical bool, der []byte) *list {
-	l.template.ExtraExtensions = append(l.template.ExtraExtensions, pkix.Extension{Id: oid, Critical: critical, Value: der})
+// extend adds a critical extension.
+func (l *list) extend(oid asn1.ObjectIdentifier, der []byte) *list {
+	l.template.ExtraExtensions = append(l.template.ExtraExtensions, pkix.Extension{Id: oid, Critical: true, Value: der})
 	return l
 }
 
