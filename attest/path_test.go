@@ -138,6 +138,13 @@ func basicCases() []pathCase {
 				}
 			}
 		}, valid, ""},
+		{"issuer in BMPString", "7.1", func(w *world) {
+			w.root.template.Subject, w.mid.template.SubjectKeyId = pkix.Name{CommonName: "Root"}, []byte("mid")
+			w.mid.tamper = func(c *tbsCertificate) {
+				cn := tlv(0x1e, []byte("\x00r\x00O\x00o\x00t"))
+				c.Issuer.FullBytes = tlv(0x30, tlv(0x31, tlv(0x30, []byte{6, 3, 0x55, 4, 3}, cn)))
+			}
+		}, valid, ""},
 		{"better of two intermediates", "6.1", func(w *world) {
 			old := *w.mid
 			old.template.NotAfter, old.template.SerialNumber = today.Add(-time.Hour), big.NewInt(3)
@@ -316,6 +323,14 @@ func nameCases() []pathCase {
 			w.leaf.template.Subject.ExtraNames = []pkix.AttributeTypeAndValue{
 				{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, Value: "pump@example.org"},
 			}
+		}, badPath, ""},
+		{"mailbox permitted", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "pump@Example.com")
+			w.leaf.template.EmailAddresses = []string{"pump@example.com"}
+		}, valid, ""},
+		{"mailbox of another there", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "pump@example.com")
+			w.leaf.template.EmailAddresses = []string{"Pump@example.com"}
 		}, badPath, ""},
 		{"mailbox on a host below the constraint", "4.2.1.10", func(w *world) {
 			constrain(w, permitted, 0x81, "example.com")

@@ -6,8 +6,10 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"slices"
+	"testing"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
 )
 
 var (
@@ -132,6 +134,12 @@ func scopeCases() []pathCase {
 			w.leaf.template.CRLDistributionPoints = []string{there, here}
 			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, valid, ""},
+		{"list of a point relative to its issuer", "6.3.3 (b)(2)(i)", func(w *world) {
+			dn := append(name("Pump Works Factory 3").ToRDNSequence(), pkix.RelativeDistinguishedNameSET{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "here"}})
+			w.leaf.extend(oidCDP, false, tlv(0x30, tlv(0x30, tlv(0xa0, tlv(0xa0, tlv(0xa4, marshal(w.t, dn)))))))
+			pair := tlv(0x30, []byte{6, 3, 0x55, 4, 3}, tlv(0x0c, []byte("here")))
+			listed(w).extend(oidIDP, idp(tlv(0xa0, tlv(0xa1, pair))))
+		}, valid, ""},
 		{"list of another distribution point", "6.3.3 (b)(2)(i)", func(w *world) {
 			w.leaf.template.CRLDistributionPoints = []string{there}
 			listed(w).extend(oidIDP, idp(fullName(here)))
@@ -188,5 +196,30 @@ func indirectCases() []pathCase {
 			l.lastEntryOf(w, "Pump Works Factory 3")
 		}, countersign.BadRequest, ""},
 		{"large number", "5.2.3", func(w *world) { listed(w).template.Number = new(big.Int).Lsh(big.NewInt(1), 158) }, valid, ""},
+	}
+}
+
+func TestParseCRLRefusesWhatIsNone(t *testing.T) {
+	good := newList(newWorld(t).mid, 5).revoke(1, 1).sign(t)
+	l, err := attest.ParseCRL(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Len() != 1 || l.Number().Int64() != 5 || !l.ThisUpdate().Before(today) || !l.NextUpdate().After(today) {
+		t.Errorf("ParseCRL: got %d entries, number %v, %v to %v", l.Len(), l.Number(), l.ThisUpdate(), l.NextUpdate())
+	}
+	for name, tt := range map[string]struct {
+		der  []byte
+		want countersign.Code
+	}{
+		"nothing":       {nil, countersign.BadRequest},
+		"cut":           {good[:len(good)-1], countersign.BadRequest},
+		"with a tail":   {append(slices.Clone(good), 0), countersign.BadRequest},
+		"a certificate": {newWorld(t).root.sign(t).Raw, countersign.BadRequest},
+		"too large":     {make([]byte, attest.MaxCRL+1), countersign.TooLarge},
+	} {
+		if _, err := attest.ParseCRL(tt.der); countersign.CodeOf(err) != tt.want {
+			t.Errorf("%s: got %v, want %s", name, err, tt.want)
+		}
 	}
 }
