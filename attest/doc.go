@@ -21,7 +21,7 @@
 // Where RFC 5280 leaves a choice, or we are stricter:
 //
 //   - An anchor is a certificate, held to its own validity, key usage, path
-//     length, policies and name constraints like any other CA.
+//     length and name constraints like any other CA; its policies do not count.
 //   - An end entity is no CA: cA or keyCertSign in it refuses it, and so do name
 //     constraints and self-signature.
 //   - A dNSName constraint with a leading period is refused: only URIs have that form.
