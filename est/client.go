@@ -129,30 +129,41 @@ func (c *Client) enroll(ctx context.Context, req request) (*x509.Certificate, er
 
 // do sends one request and gives the decoded body of a 200 answer.
 func (c *Client) do(ctx context.Context, req request) ([]byte, error) {
-	r, err := c.newRequest(ctx, req)
+	body, _, err := c.send(ctx, req)
 	if err != nil {
 		return nil, err
 	}
+	return decodeBody(body)
+}
+
+// send sends one request and gives the body of a 200 answer as it stands, with
+// the parameters of its media type.
+func (c *Client) send(ctx context.Context, req request) ([]byte, map[string]string, error) {
+	r, err := c.newRequest(ctx, req)
+	if err != nil {
+		return nil, nil, err
+	}
 	res, err := c.HTTP.Do(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// Reading to the end lets the connection serve again.
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
+		return nil, nil, fmt.Errorf("read answer: %w", err)
 	}
 	if res.StatusCode != http.StatusOK {
-		return nil, refusal(res, body)
+		return nil, nil, refusal(res, body)
 	}
 	if len(body) > maxAnswer {
-		return nil, fmt.Errorf("the answer is over %d octets", maxAnswer)
+		return nil, nil, fmt.Errorf("the answer is over %d octets", maxAnswer)
 	}
-	if t, _, err := mime.ParseMediaType(res.Header.Get("Content-Type")); err != nil || t != req.want {
-		return nil, fmt.Errorf("the answer is %.60q, not %s: is this an EST server?", res.Header.Get("Content-Type"), req.want)
+	t, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	if err != nil || t != req.want {
+		return nil, nil, fmt.Errorf("the answer is %.60q, not %s: is this an EST server?", res.Header.Get("Content-Type"), req.want)
 	}
-	return decodeBody(body)
+	return body, params, nil
 }
 
 func (c *Client) newRequest(ctx context.Context, req request) (*http.Request, error) {

@@ -41,6 +41,7 @@ type desk struct {
 	mu      sync.Mutex
 	serial  int64
 	wants   CSRAttrs // nil: P-256
+	stale   []byte   // the certificate to give instead of a new one
 	pending int      // requests still to be answered with Pending
 	seen    []countersign.EnrollRequest
 }
@@ -146,7 +147,11 @@ func (d *desk) grant(req countersign.EnrollRequest) (*countersign.Grant, error) 
 	if err := csr.CheckSignature(); err != nil {
 		return nil, countersign.Errorf(countersign.BadSignature, "the request is not signed with its own key").WithCause(err)
 	}
+	if d.stale != nil {
+		return &countersign.Grant{Device: csr.Subject.CommonName, Leaf: d.stale, Again: true}, nil
+	}
 	tmpl := d.template(csr.Subject.CommonName, time.Hour)
+	tmpl.DNSNames = csr.DNSNames
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, d.issuing, csr.PublicKey, d.issuingKey)
 	if err != nil {

@@ -22,6 +22,10 @@ func encodeBody(der []byte, userAgent string) []byte {
 	if userAgent == "" {
 		return base64.StdEncoding.AppendEncode(nil, der)
 	}
+	return encodeLines(der)
+}
+
+func encodeLines(der []byte) []byte {
 	const octets = lineLength / 4 * 3
 	out := make([]byte, 0, base64.StdEncoding.EncodedLen(len(der))+len(der)/octets+1)
 	for chunk := range slices.Chunk(der, octets) {

@@ -2,6 +2,7 @@ package est
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -36,6 +37,17 @@ type Server struct {
 	// RequireBinding refuses requests that don't name the TLS session they come
 	// over, see [Binding]; csrattrs asks for it. Few clients can do it.
 	RequireBinding bool
+
+	// Keys makes keys for serverkeygen; nil: the operation is not offered. They
+	// are neither kept nor logged here.
+	Keys KeyGenerator
+	// KeySigner gives the certificate, with its path and key, that vouches for a key
+	// which is delivered encrypted. The listener's will do. nil: TLS is all the
+	// protection that keys get, and who asks for more is refused.
+	KeySigner func() (*tls.Certificate, error)
+	// SharedKey gives the secret AES key that the authority and a device of the
+	// fleet know under id, NotFound if there is none. nil: none is shared.
+	SharedKey func(ctx context.Context, fleet string, id []byte) ([]byte, error)
 }
 
 // pathPrefix is fixed by RFC 7030, 3.2.2.
@@ -87,7 +99,12 @@ func (s *Server) operation(name string) (h handler, method string) {
 		return s.simpleEnroll, http.MethodPost
 	case "simplereenroll":
 		return s.simpleReenroll, http.MethodPost
-	case "serverkeygen", "fullcmc":
+	case "serverkeygen":
+		if s.Keys == nil {
+			return nil, http.MethodPost
+		}
+		return s.serverKeyGen, http.MethodPost
+	case "fullcmc":
 		return nil, http.MethodPost
 	}
 	return nil, ""
@@ -101,7 +118,7 @@ func allowed(method string) string {
 }
 
 var errNoOperation = countersign.Errorf(countersign.NotFound, "no EST operation has this path").
-	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll or simplereenroll}, with a fleet's name before the operation if need be")
+	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll, simplereenroll or serverkeygen}, with a fleet's name before the operation if need be")
 
 // splitPath gives the label, empty if there is none, and the operation. The
 // label stands behind the prefix (RFC 7030, 3.2.2); strongSwan puts it before.

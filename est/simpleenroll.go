@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/cms"
@@ -35,10 +34,14 @@ func (s *Server) simpleEnroll(w http.ResponseWriter, r *http.Request, fleet stri
 		return err
 	}
 	if token == "" && len(r.TLS.PeerCertificates) == 0 {
-		return countersign.Errorf(countersign.Unauthenticated, "simpleenroll needs an enrollment token or a client certificate").
-			WithNext("give a token as the password of HTTP Basic, with any user name")
+		return errNoEvidence("simpleenroll")
 	}
-	return s.enroll(w, r, fleet, token, s.Enroller.Enroll)
+	return s.enroll(w, r, s.newRequest(r, fleet, token), s.Enroller.Enroll)
+}
+
+func errNoEvidence(operation string) error {
+	return countersign.Errorf(countersign.Unauthenticated, "%s needs an enrollment token or a client certificate", operation).
+		WithNext("give a token as the password of HTTP Basic, with any user name")
 }
 
 // simpleReenroll answers /simplereenroll (RFC 7030, 4.2.2). A token is passed
@@ -53,34 +56,34 @@ func (s *Server) simpleReenroll(w http.ResponseWriter, r *http.Request, fleet st
 	if err != nil {
 		return err
 	}
-	return s.enroll(w, r, fleet, token, s.Enroller.Reenroll)
+	return s.enroll(w, r, s.newRequest(r, fleet, token), s.Enroller.Reenroll)
 }
 
 type enrollFunc func(context.Context, countersign.EnrollRequest) (*countersign.Grant, error)
 
-func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token string, enroll enrollFunc) error {
-	var began time.Time
-	if s.Now != nil {
-		began = s.Now()
-	}
-	csr, err := s.readCSR(w, r)
-	if err != nil {
-		return err
-	}
-	bound, err := s.bound(r.TLS, csr)
-	if err != nil {
-		return err
-	}
-	remote, _ := netip.ParseAddrPort(r.RemoteAddr) // zero where the listener has no such address
-	grant, err := enroll(r.Context(), countersign.EnrollRequest{
-		CSR:      csr,
+// newRequest gives all of a request that does not take reading its body.
+func (s *Server) newRequest(r *http.Request, fleet, token string) countersign.EnrollRequest {
+	req := countersign.EnrollRequest{
 		Evidence: countersign.Evidence{Token: token, Peer: r.TLS.PeerCertificates},
 		Fleet:    fleet,
 		Door:     "est",
-		Remote:   remote,
-		Bound:    bound,
-		Began:    began,
-	})
+	}
+	req.Remote, _ = netip.ParseAddrPort(r.RemoteAddr) // zero where the listener has no such address
+	if s.Now != nil {
+		req.Began = s.Now()
+	}
+	return req
+}
+
+func (s *Server) enroll(w http.ResponseWriter, r *http.Request, req countersign.EnrollRequest, enroll enrollFunc) error {
+	var err error
+	if req.CSR, err = s.readCSR(w, r); err != nil {
+		return err
+	}
+	if req.Bound, err = s.bound(r.TLS, req.CSR); err != nil {
+		return err
+	}
+	grant, err := enroll(r.Context(), req)
 	if err != nil {
 		return err
 	}
