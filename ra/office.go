@@ -59,7 +59,7 @@ func (o *Office) CreateDevice(ctx context.Context, d countersign.Device, by By) 
 
 // CreateToken makes an enrollment token and gives it with its secret. A token for
 // a device that is known takes that device's fleet, and may name no other.
-func (o *Office) CreateToken(ctx context.Context, t registry.Token, ttl time.Duration, by By) (made registry.Token, secret string, err error) {
+func (o *Office) CreateToken(ctx context.Context, t registry.Credential, ttl time.Duration, by By) (made registry.Credential, secret string, err error) {
 	t.CreatedBy = by.Actor
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		want := t
@@ -77,7 +77,7 @@ func (o *Office) CreateToken(ctx context.Context, t registry.Token, ttl time.Dur
 	return made, secret, err
 }
 
-func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Token) error {
+func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Credential) error {
 	if t.Device != "" {
 		d, err := o.Registry.Device(ctx, tx, t.Device)
 		switch {
@@ -109,7 +109,7 @@ func (o *Office) SaveFleet(ctx context.Context, name string, change func(*counte
 		if countersign.CodeOf(err) == countersign.NotFound {
 			f = countersign.Fleet{
 				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
-				Methods: []string{string(countersign.MethodToken)}, Overlap: countersign.DefaultOverlap,
+				Methods: []countersign.Method{countersign.MethodToken}, Overlap: countersign.DefaultOverlap,
 			}
 		} else if err != nil {
 			return err
