@@ -97,7 +97,6 @@ func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 		}
 	}
 	serial := c.SerialNumber
-	keyIDCritical, _ := extension(c, oidAuthorityKeyID)
 	switch {
 	case c.Version != 3:
 		return badPath("%s is of version %d, not 3", nameOf(c), c.Version)
@@ -105,8 +104,6 @@ func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 		return badPath("%s has a serial number that is not positive or longer than %d octets", nameOf(c), maxSerialOctets)
 	case emptyName(c.RawIssuer):
 		return badPath("%s names no issuer", nameOf(c))
-	case keyIDCritical:
-		return badPath("%s has a critical authorityKeyIdentifier", nameOf(c))
 	case len(c.AuthorityKeyId) == 0 && !isAnchor && !v.o.AllowLegacy:
 		return badPath("%s has no authorityKeyIdentifier", nameOf(c)).
 			WithNext("allow legacy chains in the fleet's settings, if the manufacturer can't do better")

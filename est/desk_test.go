@@ -27,17 +27,22 @@ import (
 	"github.com/countersign-iot/countersign/pkcs10"
 )
 
-const goodToken = countersign.TokenPrefix + "good"
+const (
+	goodToken = countersign.TokenPrefix + "good"
+	goodSAS   = "SharedAccessSignature sr=scope%2Fregistrations%2Fpump-7&sig=bm90IGNoZWNrZWQ%3D&se=4000000000"
+)
 
-// desk is a small CA that enrolls whoever shows goodToken or one of its
+// desk is a small CA that enrolls whoever shows goodToken, goodSAS or one of its
 // certificates. A token "cset_" + code is refused with that code.
 type desk struct {
 	root, issuing       *x509.Certificate
 	rootKey, issuingKey crypto.Signer
 
-	mu     sync.Mutex
-	serial int64
-	seen   []countersign.EnrollRequest
+	mu      sync.Mutex
+	serial  int64
+	wants   CSRAttrs // nil: P-256
+	pending int      // requests still to be answered with Pending
+	seen    []countersign.EnrollRequest
 }
 
 func newDesk(t testing.TB) *desk {
@@ -105,7 +110,7 @@ func (d *desk) Enroll(_ context.Context, req countersign.EnrollRequest) (*counte
 		e := countersign.Errorf(countersign.Code(code), "refused as %s", code).WithNext("try another")
 		return nil, e.WithCause(os.ErrPermission).WithRetry(1500 * time.Millisecond)
 	}
-	if req.Evidence.Token != goodToken && len(req.Evidence.Peer) == 0 {
+	if req.Evidence.Token != goodToken && req.Evidence.Token != goodSAS && len(req.Evidence.Peer) == 0 {
 		return nil, countersign.Errorf(countersign.BadCredential, "the token is unknown")
 	}
 	return d.grant(req)
@@ -131,6 +136,9 @@ func (d *desk) Revoke(context.Context, countersign.RevokeRequest) (*countersign.
 }
 
 func (d *desk) grant(req countersign.EnrollRequest) (*countersign.Grant, error) {
+	if err := d.checkPending(); err != nil {
+		return nil, err
+	}
 	csr, err := pkcs10.Parse(req.CSR)
 	if err != nil {
 		return nil, countersign.Errorf(countersign.BadRequest, "the request is malformed").WithCause(err)
@@ -172,7 +180,19 @@ func (d *desk) CSRAttrs(_ context.Context, fleet string) (CSRAttrs, error) {
 	if fleet == "bare" {
 		return nil, nil
 	}
-	return WantP256(), known(fleet)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.wants != nil {
+		return d.wants, nil
+	}
+	return Want("P-256"), known(fleet)
+}
+
+// want sets what the default fleet asks for.
+func (d *desk) want(attrs CSRAttrs) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wants = attrs
 }
 
 func known(fleet string) error {
@@ -186,6 +206,7 @@ func known(fleet string) error {
 // server is a desk behind a real TLS listener.
 type server struct {
 	*desk
+	door  *Server // to be changed before the first request only
 	url   string
 	roots string // PEM file
 	log   *bytes.Buffer
@@ -195,7 +216,8 @@ func startServer(t *testing.T) *server {
 	t.Helper()
 	d := newDesk(t)
 	log := new(bytes.Buffer)
-	hs := httptest.NewUnstartedServer(&Server{Enroller: d, Trust: d, Log: slog.New(slog.NewTextHandler(&lockedWriter{w: log}, nil))})
+	door := &Server{Enroller: d, Trust: d, Log: slog.New(slog.NewTextHandler(&lockedWriter{w: log}, nil))}
+	hs := httptest.NewUnstartedServer(door)
 	key := newKey(t)
 	tmpl := d.template("127.0.0.1", time.Hour)
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -211,7 +233,7 @@ func startServer(t *testing.T) *server {
 	t.Cleanup(hs.Close)
 	roots := t.TempDir() + "/root.pem"
 	writePEM(t, roots, "CERTIFICATE", d.root.Raw)
-	return &server{desk: d, url: hs.URL, roots: roots, log: log}
+	return &server{desk: d, door: door, url: hs.URL, roots: roots, log: log}
 }
 
 type lockedWriter struct {

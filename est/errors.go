@@ -3,7 +3,6 @@ package est
 import (
 	"errors"
 	"io"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -52,12 +51,15 @@ func httpStatus(code countersign.Code) int {
 		return http.StatusTooManyRequests
 	case countersign.Unavailable:
 		return http.StatusServiceUnavailable
+	case countersign.Pending: // no refusal, yet the client must ask again
+		return http.StatusAccepted
 	}
 	return http.StatusInternalServerError
 }
 
 // refuse answers with one sentence and a next step in plain text (RFC 7030,
-// 4.2.3) and logs the refusal with its cause.
+// 4.2.3) and logs the refusal with its cause. Nothing is kept of a request that
+// awaits approval: its client repeats it, and the Enroller knows it again.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var status int
 	var text string
@@ -75,16 +77,21 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		switch status {
 		case http.StatusUnauthorized:
 			h.Set("WWW-Authenticate", challenge)
-		case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		case http.StatusAccepted, http.StatusTooManyRequests, http.StatusServiceUnavailable:
 			h.Set("Retry-After", seconds(e.RetryAfter))
 		}
 	}
-	level := slog.LevelInfo
-	if status >= http.StatusInternalServerError && status != http.StatusNotImplemented {
-		level = slog.LevelError
+	attrs := []any{
+		"path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "code", code, "err", err, "cause", errors.Unwrap(err),
 	}
-	s.log().Log(r.Context(), level, "est request refused", "path", r.URL.Path, "remote", r.RemoteAddr,
-		"status", status, "code", code, "err", err, "cause", errors.Unwrap(err))
+	switch {
+	case status == http.StatusAccepted:
+		s.log().InfoContext(r.Context(), "est request awaits approval", attrs...)
+	case status >= http.StatusInternalServerError && status != http.StatusNotImplemented:
+		s.log().ErrorContext(r.Context(), "est request failed", attrs...)
+	default:
+		s.log().InfoContext(r.Context(), "est request refused", attrs...)
+	}
 
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -42,7 +42,7 @@ func TestCSRAttrs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(WantP256(), got); d != "" {
+	if d := cmp.Diff(Want("P-256"), got); d != "" {
 		t.Errorf("CSRAttrs (-want +got):\n%s", d)
 	}
 	if got, err := c.CSRAttrs(t.Context(), "bare"); err != nil || len(got) != 0 {
@@ -68,7 +68,7 @@ func TestSimpleEnrollPassesOnWhatTheWireCarried(t *testing.T) {
 	}
 }
 
-func TestSimpleEnrollTakesTokenAsBasicPasswordOrBearer(t *testing.T) {
+func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 	s := startServer(t)
 	csr := newCSR(t, "pump-7", newKey(t))
 	for _, auth := range []string{
@@ -76,6 +76,8 @@ func TestSimpleEnrollTakesTokenAsBasicPasswordOrBearer(t *testing.T) {
 		"basic " + base64.StdEncoding.EncodeToString([]byte(":"+goodToken)),
 		"Bearer " + goodToken,
 		"bearer  " + goodToken,
+		"Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+goodSAS)),
+		goodSAS,
 	} {
 		if res := post(t, s, "simpleenroll", csr, http.Header{"Authorization": {auth}}); res.StatusCode != http.StatusOK {
 			t.Errorf("Authorization %s: got %d %s, want 200", auth, res.StatusCode, body(t, res))

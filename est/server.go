@@ -33,6 +33,9 @@ type Server struct {
 	// undo a later one. nil: the Enroller goes by when it is called.
 	Now     func() time.Time
 	MaxBody int64 // largest request body in octets; 0: [DefaultMaxBody]
+	// RequireBinding refuses requests that don't name the TLS session they come
+	// over, see [Binding]; csrattrs asks for it. Few clients can do it.
+	RequireBinding bool
 }
 
 // pathPrefix is fixed by RFC 7030, 3.2.2.

@@ -20,8 +20,13 @@ const (
 	mediaTypeCertsOnly = mediaTypePKCS7 + "; smime-type=certs-only"
 )
 
-// maxToken bounds what is passed on as a token; ours are under 64 octets.
-const maxToken = 512
+// maxToken bounds what is passed on as a token. Ours are under 64 octets, shared
+// access signatures under 1 KiB.
+const maxToken = 2 << 10
+
+// sasScheme names the form of an Authorization header that is a credential as a
+// whole: cloud device libraries sign and send it so.
+const sasScheme = "SharedAccessSignature"
 
 // simpleEnroll answers /simpleenroll (RFC 7030, 4.2.1).
 func (s *Server) simpleEnroll(w http.ResponseWriter, r *http.Request, fleet string) error {
@@ -62,6 +67,10 @@ func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token str
 	if err != nil {
 		return err
 	}
+	bound, err := s.bound(r.TLS, csr)
+	if err != nil {
+		return err
+	}
 	remote, _ := netip.ParseAddrPort(r.RemoteAddr) // zero where the listener has no such address
 	grant, err := enroll(r.Context(), countersign.EnrollRequest{
 		CSR:      csr,
@@ -69,6 +78,7 @@ func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token str
 		Fleet:    fleet,
 		Door:     "est",
 		Remote:   remote,
+		Bound:    bound,
 		Began:    began,
 	})
 	if err != nil {
@@ -85,10 +95,15 @@ func (s *Server) enroll(w http.ResponseWriter, r *http.Request, fleet, token str
 // credential gives the token that the request carries, empty if it has none.
 func credential(r *http.Request) (string, error) {
 	token := ""
-	if _, password, ok := r.BasicAuth(); ok {
-		token = password
-	} else if scheme, value, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
+	header := r.Header.Get("Authorization")
+	scheme, value, _ := strings.Cut(header, " ")
+	switch {
+	case strings.EqualFold(scheme, "Basic"):
+		_, token, _ = r.BasicAuth()
+	case strings.EqualFold(scheme, "Bearer"):
 		token = strings.TrimSpace(value)
+	case strings.EqualFold(scheme, sasScheme):
+		token = header // the Enroller tells tokens apart by their form
 	}
 	if len(token) > maxToken {
 		return "", countersign.Errorf(countersign.BadCredential, "the token is longer than any that was given out").

@@ -43,6 +43,9 @@ const (
 	natsConsumerIdle = 30 * 24 * time.Hour
 	// natsTokenLife bounds how long a one-time token waits for its CONNECT.
 	natsTokenLife = engineTimeout + 5*time.Second
+	// natsGrace leaves the end of a session to the edge, which tells the device why;
+	// the engine is there if the edge should fail to.
+	natsGrace = 5 * time.Second
 	// natsMaxTopic keeps subjects within what the store indexes well.
 	natsMaxTopic = 1024
 )
@@ -134,7 +137,7 @@ func (n *NATS) Dial(ctx context.Context, s countersign.Session, p countersign.Pe
 	return n.dial(ctx, natsID(s.Device, s.ClientID), &server.User{
 		Username:           s.Device,
 		Permissions:        natsPermissions(p),
-		ConnectionDeadline: s.NotAfter,
+		ConnectionDeadline: s.NotAfter.Add(natsGrace),
 	})
 }
 

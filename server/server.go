@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -333,7 +334,14 @@ func (s *Server) statusURL() string {
 }
 
 func (s *Server) writeEndpoints() error {
-	b, err := json.MarshalIndent(s.Endpoints(), "", "  ")
+	e := s.Endpoints()
+	for _, path := range []*string{&e.Roots, &e.Socket} { // the reader may be in another folder
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
 		return err
 	}

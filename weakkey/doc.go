@@ -15,7 +15,7 @@
 //
 // What it does not know: the keys of Debian's OpenSSL of 2006 to 2008
 // (CVE-2008-0166) are not built in, since no list of them comes with a license
-// and a package to take it from. [ReadBlocklist] reads the files of the
+// and a package to take it from. [Blocklist.Read] reads the files of the
 // openssl-blacklist package, for those who have them. Keys with other faults of
 // their generator, that show only in several keys or signatures, cannot be seen.
 package weakkey

@@ -24,6 +24,10 @@ func Check(pub crypto.PublicKey) error {
 	if reason == "" {
 		return nil
 	}
+	return weak(reason)
+}
+
+func weak(reason string) error {
 	return countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
 		WithNext("make a new key with a current library, and look for others made the same way")
 }

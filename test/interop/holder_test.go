@@ -114,14 +114,11 @@ func (h *holder) settle(t *testing.T, s *site) {
 	case h.token == "": // whether there is a token, nobody can know
 		return
 	case h.key != nil:
-		lost := h.key
-		err := error(nil)
+		lost, again := h.key, h.renew
 		if h.identity == nil {
-			err = h.enroll(t, s)
-		} else {
-			err = h.renew(t)
+			again = func(t *testing.T) error { return h.enroll(t, s) }
 		}
-		if err != nil {
+		if err := again(t); err != nil {
 			t.Errorf("%s asks again after the crash: %v", h.id, err)
 			return
 		}

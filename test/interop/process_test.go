@@ -116,7 +116,9 @@ func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, e, err
 	}
-	p, err := launch(exec.Command(program, args...))
+	cmd := exec.Command(program, args...)
+	cmd.Dir = filepath.Dir(dir)
+	p, err := launch(cmd)
 	if err != nil {
 		return nil, e, err
 	}
@@ -129,11 +131,6 @@ func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
 		return nil, e, fmt.Errorf("the server did not start:\n%s", p.out.String())
 	}
 	return p, e, nil
-}
-
-// devServer is runServer with the command that a person who tries it uses.
-func devServer(dir string) (*process, api.Endpoints, error) {
-	return runServer(dir, "dev", "--dir", dir, "--ports", "0")
 }
 
 // stop ends a server as systemd does.

@@ -21,7 +21,8 @@ import (
 
 // TestScripts runs testdata/*.txt. Beside the commands of testscript they have
 // those of the table below. In the arguments of exits, capture, eventually and
-// spawn, a word @ID stands for how a mosquitto client connects as device ID.
+// spawn, a word @ID stands for the options with which the MQTT clients of Debian
+// connect as device ID.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -38,7 +39,7 @@ func TestScripts(t *testing.T) {
 			"spawn":       spawn,       // spawn NAME PROGRAM ARG...: beside the script
 			"says":        says,        // says NAME REGEXP: wait until it does; ! at this moment
 			"lose":        lose,        // lose NAME: end it as a power cut would
-			"ended":       ended,       // ended NAME CODE: wait until it has
+			"ended":       ended,       // ended NAME CODE [TIME]: wait until it has, TIME at most
 			"web":         web,         // web STATUS CURLARG...: the answer is in body and headers
 			"request":     request,     // request ID FILE: FILE.key, .csr (PEM), .der and .b64
 			"certificate": certificate, // certificate ANSWER FILE: EST's answer as PEM
@@ -144,7 +145,7 @@ func stop(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(s.server.stop())
 }
 
-// words puts in how a mosquitto client connects as a device.
+// words puts in the options with which an MQTT client connects as a device.
 func words(ts *testscript.TestScript, args []string) []string {
 	var out []string
 	for _, arg := range args {
@@ -253,12 +254,20 @@ func says(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func ended(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 2, "ended NAME CODE")
+	usage(ts, !neg && (len(args) == 2 || len(args) == 3), "ended NAME CODE [TIME]")
 	want, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	p := stateOf(ts).process(ts, args[0])
+	begin := time.Now()
 	code, err := p.wait()
 	ts.Check(err)
+	if len(args) == 3 {
+		most, err := time.ParseDuration(args[2])
+		ts.Check(err)
+		if took := time.Since(begin); took > most {
+			ts.Fatalf("end of %s: took %v, want %v at most", args[0], took, most)
+		}
+	}
 	if code != want {
 		ts.Fatalf("exit code of %s: got %d, want %d\n%s", args[0], code, want, p.out.String())
 	}

@@ -1,0 +1,162 @@
+package attest
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/subtle"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// TPMEvidence is what a device with a TPM 2.0 shows, in two messages: first who
+// it is (EK and AK), then, with the answer to the challenge, what it wants
+// certified. Every part is as the TPM gives it (TCG TPM 2.0 Library, Part 2;
+// big-endian), so that tpm2-tools and go-attestation can send what they have. A
+// public area may come as TPMT_PUBLIC or, with its size before it, TPM2B_PUBLIC.
+type TPMEvidence struct {
+	EKPublic      []byte   // endorsement key, default template (TCG EK Credential Profile, L-1 or L-2)
+	EKCertificate []byte   // DER; empty if the operator registered the EK
+	EKChain       [][]byte // DER; intermediate CAs of it, in any order
+	AKPublic      []byte   // attestation key: a restricted signing key of the same TPM
+
+	Secret           []byte // what ActivateCredential gave
+	KeyPublic        []byte // the key of the certification request
+	CertifyInfo      []byte // TPMS_ATTEST of Certify: the AK about the key
+	CertifySignature []byte // TPMT_SIGNATURE over it
+
+	Quote          []byte         // TPMS_ATTEST of Quote; for a PCR policy only
+	QuoteSignature []byte         // TPMT_SIGNATURE over it
+	PCRs           map[int][]byte // SHA-256 bank: the value of each PCR that was quoted
+}
+
+// TPMOptions say whom the operator trusts.
+type TPMOptions struct {
+	Anchors []Anchor // manufacturers' CAs for EK certificates
+	// RegisteredEK are the SHA-256 of the TPM2B_PUBLIC of chips that need no EK
+	// certificate: what sha256sum says of the file of tpm2_createek -u.
+	RegisteredEK [][sha256.Size]byte
+	PCRs         map[int][]byte // reference values, SHA-256 bank; empty: any state will do
+	Now          time.Time
+}
+
+// TPMIdentity is a chip that somebody vouches for, and its attestation key.
+type TPMIdentity struct {
+	// RegistrationID is the name that Azure's device SDKs give to the chip: the
+	// SHA-256 of the EK's TPM2B_PUBLIC in base32, lower case, unpadded.
+	RegistrationID string
+	EKHash         [sha256.Size]byte // the same in octets
+	Registered     bool              // vouched for by the operator; if not, by an EK certificate
+	AKName         []byte            // name algorithm and digest of the AK (Part 1, section 16)
+	Model          TPMModel          // what the EK certificate says; empty without one
+	EKThumbprint   Thumbprint        // of the EK certificate; zero without one
+}
+
+// TPMResult is what was proved: the key of the certification request lives in
+// this chip and cannot leave it.
+type TPMResult struct {
+	TPMIdentity
+	KeyName []byte // name of the certified key
+	PCRs    bool   // the chip's state is one of the reference values
+}
+
+// TPMExpectation is what the answer to a challenge must fit. It is for the
+// server alone, which spends it once: nothing here sees an answer come twice.
+type TPMExpectation struct {
+	Nonce      []byte
+	SecretHash [sha256.Size]byte // SHA-256 of the secret, which is kept nowhere
+	EKHash     [sha256.Size]byte
+	AKName     []byte
+}
+
+// IdentifyTPM appraises EK and AK of the evidence and says which chip it speaks
+// of. That is a claim until a challenge is answered. Errors have code
+// Unauthenticated, BadRequest, TooLarge, BadCredential, WeakKey, or those of ValidatePath.
+func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
+	id, _, _, err := identifyTPM(ev, o)
+	return id, err
+}
+
+func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, err error) {
+	if ek, err = parseEK(ev.EKPublic); err != nil {
+		return id, nil, nil, err
+	}
+	if ak, err = parseAK(ev.AKPublic); err != nil {
+		return id, nil, nil, err
+	}
+	id = TPMIdentity{RegistrationID: registrationID(ek), EKHash: ek.hash(), AKName: ak.name}
+	for _, known := range o.RegisteredEK {
+		if known == id.EKHash {
+			id.Registered = true
+		}
+	}
+	if len(ev.EKCertificate) == 0 && !id.Registered {
+		return id, nil, nil, countersign.Errorf(countersign.BadCredential, "the TPM has no endorsement key certificate and its endorsement key is not registered").
+			WithNext("send the certificate (tpm2_getekcertificate), or register the endorsement key")
+	}
+	if len(ev.EKCertificate) > 0 {
+		if err := id.readCertificate(ev, ek, o); err != nil {
+			return id, nil, nil, err
+		}
+	}
+	return id, ek, ak, nil
+}
+
+// AppraiseTPM appraises the whole evidence against what was expected, and says
+// that csrPub, the key of the certification request, lives in the TPM: created
+// in it, bound to it, unable to leave it. Errors have the codes of IdentifyTPM,
+// and NotAllowed for a state of the chip that is not among the reference values.
+func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o TPMOptions) (TPMResult, error) {
+	if err := CheckPCRs(o.PCRs); err != nil {
+		return TPMResult{}, err
+	}
+	id, _, ak, err := identifyTPM(ev, o)
+	if err != nil {
+		return TPMResult{}, err
+	}
+	if err := want.answered(ev.Secret, id); err != nil {
+		return TPMResult{}, err
+	}
+	key, err := parseAttestedKey(ev.KeyPublic)
+	if err != nil {
+		return TPMResult{}, err
+	}
+	if !key.is(csrPub) {
+		return TPMResult{}, badTPM("the certification request is for another key than the one that the TPM attests").
+			WithNext("sign the certification request with the attested key")
+	}
+	if err := ak.checkCertify(ev, key, want.Nonce); err != nil {
+		return TPMResult{}, err
+	}
+	result := TPMResult{TPMIdentity: id, KeyName: key.name}
+	if len(o.PCRs) > 0 {
+		if err := ak.checkQuote(ev, o.PCRs, want.Nonce); err != nil {
+			return TPMResult{}, err
+		}
+		result.PCRs = true
+	}
+	return result, nil
+}
+
+// answered says whether the secret is the one that only this chip, and in it
+// only this AK, could have recovered.
+func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
+	if len(e.Nonce) == 0 || len(e.AKName) == 0 {
+		return countersign.Errorf(countersign.BadCredential, "no challenge is open for this TPM").WithNext("ask for a challenge first")
+	}
+	if id.EKHash != e.EKHash || !bytes.Equal(id.AKName, e.AKName) {
+		return badTPM("the challenge was for another TPM or another attestation key").
+			WithNext("send the same endorsement key and attestation key in both messages")
+	}
+	got := sha256.Sum256(secret)
+	if subtle.ConstantTimeCompare(got[:], e.SecretHash[:]) != 1 {
+		return badTPM("the answer to the challenge is wrong").
+			WithNext("recover the secret with ActivateCredential, in the TPM of the endorsement key that was sent")
+	}
+	return nil
+}
+
+func badTPM(format string, args ...any) *countersign.Error {
+	return countersign.Errorf(countersign.BadCredential, format, args...)
+}

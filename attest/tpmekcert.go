@@ -1,0 +1,171 @@
+package attest
+
+import (
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"slices"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// maxEKCertificate bounds one certificate of an EK's chain. The largest known,
+// with platform attributes, are under 3 KiB.
+const maxEKCertificate = 8 << 10
+
+var (
+	// oidEKCertificate is tcg-kp-EKCertificate (TCG EK Credential Profile, 3.2.16).
+	oidEKCertificate = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
+
+	oidTPMManufacturer = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
+	oidTPMModel        = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
+	oidTPMVersion      = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
+
+	oidRSAOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7} // id-RSAES-OAEP of PKCS #1
+)
+
+// TPMModel is what an EK certificate says of its chip, in TCG's spelling: the
+// manufacturer as "id:" and its registered number in hex, such as "id:49465800".
+type TPMModel struct {
+	Manufacturer string
+	Model        string
+	Version      string
+}
+
+// readCertificate wants the EK certificate to be for this EK and, unless the
+// operator registered the EK, from a manufacturer that the operator trusts.
+func (id *TPMIdentity) readCertificate(ev TPMEvidence, ek *tpmKey, o TPMOptions) error {
+	chain, err := parseEKChain(ev)
+	if err != nil {
+		return err
+	}
+	leaf := chain[0]
+	if !ek.is(leaf.PublicKey) {
+		return badTPM("the endorsement key certificate is for another endorsement key").
+			WithNext("send the certificate of the endorsement key that is sent (tpm2_getekcertificate)")
+	}
+	if id.Model, err = tpmModel(leaf); err != nil {
+		return err
+	}
+	id.EKThumbprint = ThumbprintOf(leaf)
+	if id.Registered {
+		return nil
+	}
+	return checkEKPath(chain, o)
+}
+
+func parseEKChain(ev TPMEvidence) ([]*x509.Certificate, error) {
+	if len(ev.EKChain) >= maxPresented {
+		return nil, checkSizes(make([]*x509.Certificate, maxPresented+1))
+	}
+	var chain []*x509.Certificate
+	for _, der := range slices.Concat([][]byte{ev.EKCertificate}, ev.EKChain) {
+		if err := checkTPMSize("endorsement key certificate", der, maxEKCertificate); err != nil {
+			return nil, err
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, malformedTPM("endorsement key certificate", err)
+		}
+		chain = append(chain, c)
+	}
+	if chain[0].PublicKey == nil {
+		readOAEPKey(chain[0])
+	}
+	return chain, nil
+}
+
+// readOAEPKey fills in the key of a certificate that names RSA by the OAEP
+// identifier, as some makers' EK certificates do and crypto/x509 does not know.
+// Without that identifier, or with another key, it leaves the certificate alone.
+func readOAEPKey(c *x509.Certificate) {
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if rest, err := asn1.Unmarshal(c.RawSubjectPublicKeyInfo, &info); err != nil || len(rest) > 0 || !info.Algorithm.Algorithm.Equal(oidRSAOAEP) {
+		return
+	}
+	key, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
+	if err == nil && key.N.BitLen() <= maxRSABits {
+		c.PublicKey, c.PublicKeyAlgorithm = key, x509.RSA
+	}
+}
+
+// checkEKPath validates the path to a manufacturer's CA, with what an EK
+// certificate has of its own: a key usage for encryption, not signatures, and an
+// extended key usage that Go does not know, which each CA of the path must allow.
+func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
+	leaf := *chain[0]
+	usage := x509.KeyUsageKeyAgreement
+	if _, isRSA := leaf.PublicKey.(*rsa.PublicKey); isRSA {
+		usage = x509.KeyUsageKeyEncipherment
+	}
+	if leaf.KeyUsage&usage == 0 || !slices.ContainsFunc(leaf.UnknownExtKeyUsage, oidEKCertificate.Equal) {
+		return badTPM("the certificate that came with the endorsement key is not an endorsement key certificate").
+			WithNext("send the one that the manufacturer put into the TPM (tpm2_getekcertificate)")
+	}
+	// ValidatePath wants an end entity that signs; what this one may do was just judged.
+	leaf.KeyUsage = 0
+	path, err := ValidatePath(append([]*x509.Certificate{&leaf}, chain[1:]...), o.Anchors, PathOptions{
+		Now: o.Now,
+		EKU: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		// Chips live longer than profiles: many makers' CAs predate the key identifiers of today.
+		AllowLegacy: true,
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range path.Certificates[1:] {
+		allowed := !has(c, oidExtKeyUsage) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) ||
+			slices.ContainsFunc(c.UnknownExtKeyUsage, oidEKCertificate.Equal)
+		if !allowed {
+			return badTPM("%s may not issue endorsement key certificates", nameOf(c)).
+				WithNext("register the CA with which the manufacturer signs endorsement key certificates")
+		}
+	}
+	return nil
+}
+
+// tpmModel reads manufacturer, model and version from the directory name in the
+// subjectAltName (TCG EK Credential Profile, 3.1.2). The extension is critical
+// where the subject is empty, and crypto/x509 does not read names of that form:
+// that it is well-formed is checked here. Each attribute may be missing, not double.
+func tpmModel(c *x509.Certificate) (TPMModel, error) {
+	malformed := countersign.Errorf(countersign.BadCredential, "the endorsement key certificate has a malformed subjectAltName").
+		WithNext("ask the manufacturer for a certificate that keeps to TCG's profile")
+	names, ok := altNames(c)
+	if !ok {
+		return TPMModel{}, malformed
+	}
+	var m TPMModel
+	fields := []struct {
+		oid asn1.ObjectIdentifier
+		to  *string
+	}{{oidTPMManufacturer, &m.Manufacturer}, {oidTPMModel, &m.Model}, {oidTPMVersion, &m.Version}}
+	for _, n := range names {
+		if n.tag != tagDirectory {
+			continue
+		}
+		var rdns pkix.RDNSequence
+		if rest, err := asn1.Unmarshal(n.value, &rdns); err != nil || len(rest) > 0 {
+			return TPMModel{}, malformed.WithCause(err)
+		}
+		for _, rdn := range rdns {
+			for _, a := range rdn {
+				for _, f := range fields {
+					if !a.Type.Equal(f.oid) {
+						continue
+					}
+					text, isText := a.Value.(string)
+					if !isText || *f.to != "" {
+						return TPMModel{}, malformed
+					}
+					*f.to = text
+				}
+			}
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,80 @@
+package weakkey
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha1" //nolint:gosec // the format of the lists, which protects nothing
+	"encoding/hex"
+	"fmt"
+	"io"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// maxBlocked bounds a list. Debian's, of all sizes and machines, has under a million.
+	maxBlocked = 4 << 20
+	// maxBlockLine is the longest line, a comment.
+	maxBlockLine = 1024
+)
+
+// Blocklist is a set of RSA moduli that are known to be weak, in the form that
+// Debian's openssl-blacklist gave them after CVE-2008-0166. The zero value blocks nothing.
+type Blocklist struct {
+	blocked map[blockID]struct{}
+}
+
+// blockID is the last 10 octets of the SHA-1 of what "openssl rsa -noout -modulus" prints.
+type blockID [10]byte
+
+// Read adds the keys of a list: a line of 20 hex digits for each, and
+// comments that begin with #. Errors have code BadRequest or TooLarge, or are the reader's.
+func (b *Blocklist) Read(r io.Reader) error {
+	if b.blocked == nil {
+		b.blocked = map[blockID]struct{}{}
+	}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, maxBlockLine), maxBlockLine)
+	for number := 1; lines.Scan(); number++ {
+		line := bytes.TrimSpace(lines.Bytes())
+		if len(line) == 0 || line[0] == '#' {
+			continue
+		}
+		var id blockID
+		if len(line) != hex.EncodedLen(len(id)) {
+			return badLine(number)
+		}
+		if _, err := hex.Decode(id[:], line); err != nil {
+			return badLine(number)
+		}
+		if len(b.blocked) >= maxBlocked {
+			return countersign.Errorf(countersign.TooLarge, "the list of weak keys has more than %d", maxBlocked)
+		}
+		b.blocked[id] = struct{}{}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read the list of weak keys: %w", err)
+	}
+	return nil
+}
+
+func badLine(number int) error {
+	return countersign.Errorf(countersign.BadRequest, "line %d of the list of weak keys is not 20 hex digits", number).
+		WithNext("give it the files blacklist.RSA-* of the package openssl-blacklist")
+}
+
+// Len is how many keys the list blocks.
+func (b *Blocklist) Len() int { return len(b.blocked) }
+
+// Check says whether the key is on the list. Errors have code WeakKey.
+func (b *Blocklist) Check(k *rsa.PublicKey) error {
+	if len(b.blocked) == 0 {
+		return nil
+	}
+	sum := sha1.Sum(fmt.Appendf(nil, "Modulus=%X\n", k.N)) //nolint:gosec // see above
+	if _, found := b.blocked[blockID(sum[len(sum)-len(blockID{}):])]; found {
+		return weak("its RSA modulus is on the list of known weak keys")
+	}
+	return nil
+}
