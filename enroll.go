@@ -43,7 +43,6 @@ type TPMProof struct {
 	RegistrationID string            // of the endorsement key: unpadded lower-case base32 of its SHA-256
 	EKHash         string            // hex SHA-256 of the endorsement key's public area
 	EKVerified     bool              // its certificate chains to a manufacturer that the operator trusts
-	Quoted         map[int]string    // PCR values that were quoted, hex SHA-256
 	Facts          map[string]string // for events and the operator's eyes
 }
 
@@ -56,18 +55,23 @@ type Voucher struct {
 
 // EnrollRequest asks for a certificate.
 type EnrollRequest struct {
-	CSR      []byte // PKCS #10, DER; the signature is not yet checked
+	CSR []byte // PKCS #10, DER; the signature is not yet checked
+	// Asked is the request as the device sent it where the door put one of its own
+	// into CSR, over a key that it made. While approval is pending, CSR differs at
+	// each try and Asked stays. Empty: CSR is the device's.
+	Asked    []byte
 	Evidence Evidence
 	Fleet    string // as the door's path names it; empty: what the evidence says, else default
 	Door     string // est, rest, …
 	Remote   netip.AddrPort
+	// Bound says that the request names the TLS session that it came over, so that
+	// nobody signed it for another (RFC 7030, 3.5). It holds if the signature does.
+	Bound bool
 	// Began is when the door began to read the request. A request that was
 	// overtaken by a later one of the same device is refused by it. Zero: now.
 	Began time.Time
 	// Recovery: the door admits certificates past their notAfter, and nothing else.
 	Recovery bool
-	// DryRun: decide and tell, issue nothing and record nothing.
-	DryRun bool
 }
 
 // Grant is an issued certificate with what its holder needs beside it.

@@ -324,8 +324,8 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 			return err
 		}
 		events = append(events, r.event(countersign.DeviceCreated, "first enrollment"))
-	case c.device.State != countersign.DeviceActive:
-		if err := d.Registry.Move(ctx, tx, &c.device, countersign.DeviceActive, ""); err != nil {
+	case c.standing.device.State != countersign.DeviceActive:
+		if err := d.Registry.Move(ctx, tx, &c.standing.device, countersign.DeviceActive, ""); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -20,6 +21,9 @@ type Office struct {
 	Registry  *registry.Registry
 	Operators *operator.Desk
 	Events    *event.Log
+	Sealer    *keystore.Sealer
+	// Rules checks what a fleet's expression and webhook mean before they are saved.
+	Rules func(countersign.Rules) error
 }
 
 // By says who acts and through what.
@@ -115,6 +119,11 @@ func (o *Office) SaveFleet(ctx context.Context, name string, change func(*counte
 			return err
 		}
 		change(&f)
+		if o.Rules != nil {
+			if err := o.Rules(f.Rules); err != nil {
+				return err
+			}
+		}
 		if err := o.Registry.SaveFleet(ctx, tx, f); err != nil {
 			return err
 		}

@@ -46,10 +46,23 @@ func (p *policy) permit(ctx context.Context, d *Desk, r *request, c *considerati
 	return p.hooks.ask(ctx, d, r, c)
 }
 
-// CheckExpression compiles and type-checks an expression without running it.
-func (d *Desk) CheckExpression(text string) error {
-	_, err := d.policy.compile(text)
-	return err
+// CheckRules compiles and type-checks what the rules say without running it.
+func (d *Desk) CheckRules(u countersign.Rules) error {
+	if u.Expression != "" {
+		if _, err := d.policy.compile(u.Expression); err != nil {
+			return err
+		}
+	}
+	if u.Webhook != nil {
+		if err := d.checkWebhook(u.Webhook); err != nil {
+			return err
+		}
+	}
+	if _, names := d.CA.Anchors(u.Authorities); len(names) != len(u.Authorities) {
+		return countersign.Errorf(countersign.BadRequest, "not all of the authorities %v are registered and active; known: %v", u.Authorities, names).
+			WithNext("list them with: countersign ca list")
+	}
+	return nil
 }
 
 func (p *policy) compile(text string) (cel.Program, error) {
@@ -119,7 +132,7 @@ func variables(r *request, c *consideration, now time.Time) map[string]any {
 		"csr":      map[string]any{"cn": r.csr.Subject.CommonName, "subject": r.csr.Subject.String(), "key": kind, "dns": r.csr.DNSNames, "uris": uris},
 		"evidence": evidence,
 		"device": map[string]any{
-			"id": r.device, "known": c.known, "state": string(c.device.State), "owner": c.device.Owner, "tags": c.device.Tags,
+			"id": r.device, "known": c.known, "state": string(c.standing.device.State), "owner": c.standing.device.Owner, "tags": c.standing.device.Tags,
 		},
 		"fleet": r.fleet, "remote": r.Remote.Addr().String(), "now": now,
 	}

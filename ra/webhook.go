@@ -172,8 +172,8 @@ func (h *hooks) http() *http.Client {
 	return h.client
 }
 
-// CheckWebhook says whether a webhook can be asked: https, or http on loopback.
-func (d *Desk) CheckWebhook(w *countersign.Webhook) error {
+// checkWebhook says whether a webhook can be asked: https, or http on loopback.
+func (d *Desk) checkWebhook(w *countersign.Webhook) error {
 	u, err := url.Parse(w.URL)
 	loopback := err == nil && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !loopback) {

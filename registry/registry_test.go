@@ -64,7 +64,7 @@ func open(t failer, db *store.DB) *house {
 }
 
 func fleet(name string) countersign.Fleet {
-	return countersign.Fleet{Name: name, Issuer: "issuing", Profile: "device", Methods: []string{"token"}, Overlap: time.Hour}
+	return countersign.Fleet{Name: name, Issuer: "issuing", Profile: "device", Methods: []countersign.Method{"token"}, Overlap: time.Hour}
 }
 
 func (h *house) write(t failer, fn func(ctx context.Context, tx *store.Tx) error) {
@@ -396,8 +396,8 @@ func TestSaveFleet(t *testing.T) {
 			"negative overlap":   func(f *countersign.Fleet) { f.Overlap = -1 },
 			"endless overlap":    func(f *countersign.Fleet) { f.Overlap = 91 * 24 * time.Hour },
 			"bad trust domain":   func(f *countersign.Fleet) { f.TrustDomain = "Example.net/x" },
-			"unknown method":     func(f *countersign.Fleet) { f.Methods = []string{"token", "magic"} },
-			"renewal as a first": func(f *countersign.Fleet) { f.Methods = []string{"certificate"} },
+			"unknown method":     func(f *countersign.Fleet) { f.Methods = []countersign.Method{"token", "magic"} },
+			"renewal as a first": func(f *countersign.Fleet) { f.Methods = []countersign.Method{"certificate"} },
 		} {
 			f := fleet("new")
 			change(&f)
