@@ -150,8 +150,8 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 	reason = clip(reason)
 	now := r.Now()
 	revoked := e.RevokedAt
-	// A device that never had an identity loses none.
-	if had := e.State != countersign.DevicePending && e.State != countersign.DeviceRegistered; had && (to == countersign.DeviceRegistered || to == countersign.DeviceRetired) {
+	// A device that waited for its first identity has none to lose.
+	if to == countersign.DeviceRetired || to == countersign.DeviceRegistered && e.State != countersign.DevicePending {
 		revoked = now
 	}
 	n, err := tx.Exec(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5 WHERE id = $1 AND state = $6`,
