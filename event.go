@@ -59,6 +59,8 @@ const (
 	ServerStopped        EventType = "server.stopped"
 	EventsSuppressed     EventType = "events.suppressed"
 	SerialsVoided        EventType = "serials.voided"
+	AddressBlocked       EventType = "address.blocked"
+	AddressUnblocked     EventType = "address.unblocked"
 )
 
 // Event is one line of the log: who, what, when, from where, why.
@@ -81,7 +83,7 @@ type Event struct {
 // Severity of an event that wants a person; empty for most.
 func (t EventType) Severity() string {
 	switch t {
-	case FindingFork, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor:
+	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor:
 		return "alert"
 	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
 		return "warning"

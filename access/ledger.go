@@ -2,17 +2,27 @@ package access
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
 )
 
 const (
-	// maxAddresses bounds the ledger. When it is full one that failed long ago is
-	// forgotten, so a flood of addresses costs memory, not service.
-	maxAddresses = 64 << 10
-	// forgiveness is how long after its last failure an address starts afresh.
-	forgiveness = 10 * time.Minute
+	// window is how long the failures of an address count together. Whoever knows
+	// its secret does not fail ten times in it; a device that retries a wrong one
+	// once a minute, day and night, does and is worth a look.
+	window     = 10 * time.Minute
+	blockAfter = 10
+	// nameWindow is the same for a credential and for a device id, which are tried
+	// from many addresses, slowly.
+	nameWindow = time.Hour
+	// notableAfter failures with one credential or in one device's name are told,
+	// and again at ten times as many, so that a flood makes few findings.
+	notableAfter = 10
 	// firstDelay slows the first wrong answer; each further one doubles it.
 	firstDelay = 200 * time.Millisecond
 	// maxDelay bounds it, since a slow answer holds a connection of ours too.
@@ -22,100 +32,241 @@ const (
 	maxWaiting = 512
 )
 
-// Ledger counts failed credentials by address, IPv6 by /64, and slows the answers
-// down. It is memory of this process. The zero value with Now is ready.
+// Ledger counts failed credentials by address (IPv6 by /64), by credential and by
+// device id, slows the answers to those who fail, and blocks their addresses.
+//
+// What an attacker must not get from it is a way to lock a device out. So:
+//
+//   - Only an address is ever refused, and only for failures that came from it. The
+//     counts of a device id and of a credential refuse nobody: a name costs an
+//     attacker nothing. They are told ([Outcome]) and slow the answers to failures.
+//   - A block that the ledger made by itself refuses what can be guessed. Whoever
+//     has proved to hold the key of a certificate on record has guessed nothing, and
+//     passes ([Ledger.CheckProven]), though an attacker sits behind the same NAT.
+//   - A success takes nothing off an address: else whoever owns one good credential
+//     would guess for ever, a success after each nine failures.
+//   - Every block ends.
+//
+// Set the fields, Load, then Run. It keeps what it counts through a restart,
+// within flushEvery of a crash; blocks are durable before the answer. With
+// PostgreSQL the blocks hold on every node within pollEvery, and each node counts
+// by itself.
 type Ledger struct {
+	DB  *store.DB // nil: memory of this process alone, and no acts of operators
 	Now func() time.Time
+	Log *slog.Logger // nil discards
+	// Allow are networks whose addresses are neither counted nor blocked nor slowed.
+	Allow []netip.Prefix
+	// Append writes address.blocked and address.unblocked in the transaction of the
+	// block itself. Nil writes none.
+	Append func(ctx context.Context, tx *store.Tx, events ...countersign.Event) error
 
-	mu      sync.Mutex
-	by      map[netip.Prefix]*tally
-	waiting int
+	mu          sync.Mutex
+	addresses   tallies
+	credentials tallies
+	devices     tallies
+	blocks      blocklist
+	unwritten   map[netip.Prefix]unwritten
+	waiting     int
+	polled      time.Time // only Load and Run touch it
 }
 
-type tally struct {
-	failures int
-	last     time.Time
+// Failure is a wrong credential.
+type Failure struct {
+	Addr       netip.Addr
+	Credential string // id of the credential, else its kind; never a secret
+	Device     string // as claimed: nothing says that it is true
+	Door       string
+	Code       countersign.Code
 }
+
+// Outcome is what a failure led to.
+type Outcome struct {
+	Failures int           // of the address within its window
+	Blocked  bool          // this failure made the block
+	Until    time.Time     // end of the address's block; zero without one
+	Delay    time.Duration // by which Hold slows the answer
+	// ByCredential and ByDevice: this failure brought the count of its credential, of
+	// its device id, to a number worth a finding: 10, 100, 1000 within an hour.
+	ByCredential, ByDevice bool
+	// CredentialFailures and DeviceFailures are those counts.
+	CredentialFailures, DeviceFailures int
+}
+
+// wellKnown is the prefix under which a translator shows IPv4 clients to an IPv6
+// server (RFC 6052, 2.1): all of IPv4 within one /64.
+var wellKnown = netip.MustParsePrefix("64:ff9b::/96")
 
 // source is what counts as one address: IPv4 alone, IPv6 by the /64 that one
-// customer commonly has to himself.
-func source(a netip.Addr) netip.Prefix {
+// customer commonly has to himself. No address has none.
+func source(a netip.Addr) (netip.Prefix, bool) {
 	a = a.Unmap().WithZone("")
 	bits := 32
+	if wellKnown.Contains(a) {
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
 	if a.Is6() {
 		bits = 64
 	}
 	p, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
+	return p, err == nil && a.IsValid()
 }
 
-// Fail counts a wrong credential from addr and gives the count.
-func (l *Ledger) Fail(addr netip.Addr) int {
+// allowed says whether the address is of a network that is never blocked.
+func (l *Ledger) allowed(source netip.Prefix) bool {
+	for _, p := range l.Allow {
+		if p.Overlaps(source) {
+			return true
+		}
+	}
+	return false
+}
+
+// Check refuses an address that is blocked, with RateLimited and the time to come
+// back. It looks at memory alone: ask it before any work for whoever shows
+// something that could be guessed, or nothing.
+func (l *Ledger) Check(addr netip.Addr) error { return l.check(addr, false) }
+
+// CheckProven is Check for whoever has proved, in a handshake, to hold the key of a
+// certificate on record. Only a block that an operator made refuses it.
+func (l *Ledger) CheckProven(addr netip.Addr) error { return l.check(addr, true) }
+
+func (l *Ledger) check(addr netip.Addr, proven bool) error {
+	src, ok := source(addr)
+	if !ok {
+		return nil
+	}
+	now := l.Now()
+	l.mu.Lock()
+	b, blocked := l.blocks.find(src, now, proven)
+	l.mu.Unlock()
+	if !blocked || l.allowed(src) {
+		return nil
+	}
+	e := countersign.Errorf(countersign.RateLimited, "too many wrong credentials came from %s", b.Prefix)
+	if b.Manual {
+		e = countersign.Errorf(countersign.RateLimited, "an operator blocked %s", b.Prefix)
+	}
+	return e.WithNext("wait, or have an operator end it: countersign block remove " + b.Prefix.String()).WithRetry(b.Until.Sub(now))
+}
+
+// Count takes a failure down. When it makes a block, that is on record once Count
+// returns; should the database fail, it holds in memory and is written later.
+func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
+	now := l.Now().UTC().Truncate(time.Microsecond)
+	l.mu.Lock()
+	var o Outcome
+	var made *Block
+	if src, ok := source(f.Addr); ok && !l.allowed(src) {
+		made = l.countAddress(src, now, &o)
+		o.Delay = delay(o.Failures)
+	}
+	l.credentials.window, l.devices.window = nameWindow, nameWindow
+	o.CredentialFailures, o.ByCredential = countName(&l.credentials, f.Credential, now)
+	o.DeviceFailures, o.ByDevice = countName(&l.devices, f.Device, now)
+	if o.Delay > 0 {
+		o.Delay = max(o.Delay, delay(o.CredentialFailures), delay(o.DeviceFailures))
+	}
+	l.mu.Unlock()
+	if made != nil {
+		o.Blocked = true
+		l.record(ctx, unwritten{*made, blockedEvent(made, f)})
+	}
+	return o
+}
+
+// countAddress counts a failure of an address and gives the block that it made. An
+// address that is blocked is not counted: requests that were under way at
+// the time, and those of proven devices, do not prolong it.
+func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Block {
+	if b, blocked := l.blocks.find(src, now, false); blocked {
+		o.Failures, o.Until = b.Failures, b.Until
+		return nil
+	}
+	l.addresses.window = window
+	o.Failures = l.addresses.count(src.String(), now)
+	if o.Failures < blockAfter {
+		return nil
+	}
+	l.addresses.clear(src.String())
+	b := l.blocks.strike(src, o.Failures, now)
+	o.Until = b.Until
+	return &b
+}
+
+// countName counts a failure under a name. What is no possible name is nobody's: it
+// would only let a stranger fill the books.
+func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
+	if countersign.CheckDeviceID(name) != nil { // the ids of credentials have the same form
+		return 0, false
+	}
+	n = s.count(name, now)
+	for at := notableAfter; at <= n; at *= 10 {
+		notable = n == at
+	}
+	return n, notable
+}
+
+// Succeed forgets the failures in the name of a device that has now come in. The
+// count of its address stands, see [Ledger].
+func (l *Ledger) Succeed(device string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.Now()
-	if l.by == nil {
-		l.by = map[netip.Prefix]*tally{}
-	}
-	key := source(addr)
-	t := l.by[key]
-	if t == nil || now.Sub(t.last) > forgiveness {
-		if t == nil && len(l.by) >= maxAddresses {
-			l.forgetOldest(now)
-		}
-		t = &tally{}
-		l.by[key] = t
-	}
-	t.failures++
-	t.last = now
-	return t.failures
+	l.devices.clear(device)
 }
 
-// forgetOldest makes room: first what is forgiven, else the oldest of a sample.
-// Map order is random, so the sample needs no more than that.
-func (l *Ledger) forgetOldest(now time.Time) {
-	const sample = 64
-	var oldest netip.Prefix
-	var when time.Time
-	n := 0
-	for k, t := range l.by {
-		if now.Sub(t.last) > forgiveness {
-			delete(l.by, k)
-			return
-		}
-		if when.IsZero() || t.last.Before(when) {
-			oldest, when = k, t.last
-		}
-		if n++; n == sample {
-			break
-		}
+func delay(failures int) time.Duration {
+	if failures < 1 {
+		return 0
 	}
-	delete(l.by, oldest)
+	return min(firstDelay<<min(failures-1, 10), maxDelay)
 }
 
-// Delay holds the answer to a failed caller for as long as its count asks, or
-// until ctx ends.
-func (l *Ledger) Delay(ctx context.Context, failures int) {
-	d := min(firstDelay<<min(max(failures-1, 0), 10), maxDelay)
-	l.mu.Lock()
-	if l.waiting >= maxWaiting {
-		l.mu.Unlock()
+// Hold keeps the answer to a failed caller back for the outcome's Delay, or until
+// ctx ends. Hold nothing while you do: no transaction, no lock.
+func (l *Ledger) Hold(ctx context.Context, o Outcome) {
+	if o.Delay <= 0 || !l.wait() {
 		return
 	}
-	l.waiting++
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		l.waiting--
-		l.mu.Unlock()
-	}()
-	t := time.NewTimer(d)
+	defer l.leave()
+	t := time.NewTimer(o.Delay)
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-ctx.Done():
 	}
+}
+
+func (l *Ledger) wait() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting >= maxWaiting {
+		return false
+	}
+	l.waiting++
+	return true
+}
+
+func (l *Ledger) leave() {
+	l.mu.Lock()
+	l.waiting--
+	l.mu.Unlock()
+}
+
+// Fail is Count for a caller that knows the address alone.
+func (l *Ledger) Fail(addr netip.Addr) int {
+	return l.Count(context.Background(), Failure{Addr: addr}).Failures
+}
+
+// Delay is Hold for a caller that knows the number of failures alone.
+func (l *Ledger) Delay(ctx context.Context, failures int) {
+	l.Hold(ctx, Outcome{Delay: delay(failures)})
+}
+
+func (l *Ledger) log() *slog.Logger {
+	if l.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l.Log
 }

@@ -25,9 +25,12 @@ const (
 	// maxListNames bounds the names in one distribution point.
 	maxListNames = 64
 
-	reasonBits  = 9      // bits of ReasonFlags (RFC 5280, 4.2.1.13), bit 0 unused
-	allReasons  = 0x1fe  // reasons 1 to 8
-	indirectDNs = 100000 // entries of an indirect list that name their issuer
+	// maxIssuerEntries bounds the entries of an indirect list that name their
+	// issuer: each keeps a name.
+	maxIssuerEntries = 100_000
+
+	reasonBits = 9     // bits of ReasonFlags (RFC 5280, 4.2.1.13), bit 0 unused
+	allReasons = 0x1fe // reasons 1 to 8
 )
 
 var (
@@ -60,13 +63,12 @@ type entry struct {
 
 // scope is issuingDistributionPoint (RFC 5280, 5.2.5).
 type scope struct {
-	names     []string // canonical, of the distribution point; empty: any
-	onlyUser  bool
-	onlyCA    bool
-	onlyAttr  bool
-	reasons   int // ReasonFlags as bits; 0: all
-	indirect  bool
-	specified bool
+	names    []string // canonical, of the distribution point; empty: any
+	onlyUser bool
+	onlyCA   bool
+	onlyAttr bool
+	reasons  int // ReasonFlags as bits; 0: all
+	indirect bool
 }
 
 // ParseCRL reads a list, DER, and all of its extensions. It does not yet ask who
@@ -140,7 +142,7 @@ func (l *CRL) readEntries() error {
 			case e.Id.Equal(oidReasonCode):
 			case e.Id.Equal(oidCertificateIssuer):
 				name, ok := directoryIn(e.Value)
-				if named++; !ok || !l.scope.indirect || named > indirectDNs {
+				if named++; !ok || !l.scope.indirect || named > maxIssuerEntries {
 					return badCRL("has a certificateIssuer that is malformed or out of place")
 				}
 				issuer = name // it stands until the next one (RFC 5280, 5.3.3)
@@ -202,7 +204,7 @@ func (l *CRL) Number() *big.Int { return new(big.Int).Set(l.list.Number) }
 // Len is how many certificates the list revokes.
 func (l *CRL) Len() int { return len(l.entries) }
 
-// ThisUpdate and NextUpdate bound the time in which the list speaks.
+// ThisUpdate is from when on the list speaks.
 func (l *CRL) ThisUpdate() time.Time { return l.list.ThisUpdate }
 
 // NextUpdate is when a newer list is due; zero if the list does not say, and then it is never used.
@@ -219,7 +221,7 @@ func readScope(der, issuer []byte) (scope, bool) {
 	input := cryptobyte.String(der)
 	var seq, point cryptobyte.String
 	var named bool
-	s := scope{specified: true}
+	var s scope
 	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() ||
 		!seq.ReadOptionalASN1(&point, &named, contextual(0, true)) {
 		return s, false

@@ -21,7 +21,7 @@
 // Where RFC 5280 leaves a choice, or we are stricter:
 //
 //   - An anchor is a certificate, held to its own validity, key usage, path
-//     length, policies and name constraints like any other CA.
+//     length and name constraints like any other CA; its policies do not count.
 //   - An end entity is no CA: cA or keyCertSign in it refuses it, and so do name
 //     constraints and self-signature.
 //   - A dNSName constraint with a leading period is refused: only URIs have that form.
@@ -31,6 +31,8 @@
 //     P-521 or Ed25519. An anchor's signature over itself is not looked at.
 //   - The initial policy set is the caller's; policy mapping and anyPolicy are
 //     inhibited by certificates only.
+//   - A distribution point named relative to the issuer of its list cannot be
+//     read: crypto/x509 takes no certificate that has one.
 //   - A list that is known and unusable refuses, whatever RequireCRL says: an
 //     attacker who can spoil a list must gain nothing.
 package attest

@@ -61,8 +61,8 @@ type Path struct {
 
 // ValidatePath finds a valid path (RFC 5280, section 6) from chain[0], the end
 // entity, to one of the anchors. The other certificates of the chain may come in
-// any order, twice, or to no purpose. Errors have code BadCredential for what is
-// wrong with the certificates, CertUnknown where no anchor is reached, TooLarge,
+// any order, twice, or to no purpose. Errors have code Unauthenticated for no
+// chain, BadCredential for what is wrong with the certificates, CertUnknown where no anchor is reached, TooLarge,
 // WeakKey, CertExpired, CertNotYetValid, CertIsRevoked, CertIsHeld, or
 // Unavailable where a needed list is not at hand.
 func ValidatePath(chain []*x509.Certificate, anchors []Anchor, o PathOptions) (Path, error) {
@@ -198,10 +198,12 @@ func (v *validator) check(path []*x509.Certificate, as role) (revocation bool, e
 			return false, err
 		}
 	}
-	if err := checkNameConstraints(path); err != nil {
+	// Signatures come first: names and constraints multiply, and only an anchor's
+	// own branch may make us do that work.
+	if err := v.verify(path, as); err != nil {
 		return false, err
 	}
-	if err := v.verify(path, as); err != nil {
+	if err := checkNameConstraints(path); err != nil {
 		return false, err
 	}
 	return v.checkRevocation(path)

@@ -109,9 +109,9 @@ func basicCases() []pathCase {
 			w.root.template.SubjectKeyId = []byte("one")
 			w.mid.by = other
 		}, badPath, ""},
-		{"signature of the device broken", "6.1.3 (a)(1)", func(w *world) { w.leaf.break_ = true }, badPath, ""},
-		{"signature of the intermediate broken", "6.1.3 (a)(1)", func(w *world) { w.mid.break_ = true }, badPath, ""},
-		{"signature of the anchor over itself broken", "6.1.1 (d)", func(w *world) { w.root.break_ = true }, valid, ""},
+		{"signature of the device broken", "6.1.3 (a)(1)", func(w *world) { w.leaf.forged = true }, badPath, ""},
+		{"signature of the intermediate broken", "6.1.3 (a)(1)", func(w *world) { w.mid.forged = true }, badPath, ""},
+		{"signature of the anchor over itself broken", "6.1.1 (d)", func(w *world) { w.root.forged = true }, valid, ""},
 		{"self-signed device", "6.1", func(w *world) { w.leaf.by = nil }, badPath, ""},
 		{"device is the anchor's own CA", "6.1", func(w *world) {
 			w.reorder = func(c []*x509.Certificate) []*x509.Certificate { return c[1:] }
@@ -136,6 +136,13 @@ func basicCases() []pathCase {
 						c.Issuer.FullBytes[i] = asn1.TagUTF8String
 					}
 				}
+			}
+		}, valid, ""},
+		{"issuer in BMPString", "7.1", func(w *world) {
+			w.root.template.Subject, w.mid.template.SubjectKeyId = pkix.Name{CommonName: "Root"}, []byte("mid")
+			w.mid.tamper = func(c *tbsCertificate) {
+				cn := tlv(0x1e, []byte("\x00r\x00O\x00o\x00t"))
+				c.Issuer.FullBytes = tlv(0x30, tlv(0x31, tlv(0x30, []byte{6, 3, 0x55, 4, 3}, cn)))
 			}
 		}, valid, ""},
 		{"better of two intermediates", "6.1", func(w *world) {
@@ -238,7 +245,7 @@ func formCases() []pathCase {
 
 func usageCases() []pathCase {
 	explicit := func(w *world) { w.mid.extend(oidPC, true, tlv(0x30, tlv(0x80, []byte{0}))) }
-	policy := func(t *testing.T, s string) x509.OID {
+	policy := func(t testing.TB, s string) x509.OID {
 		oid, err := x509.ParseOID(s)
 		if err != nil {
 			t.Fatal(err)
@@ -317,6 +324,14 @@ func nameCases() []pathCase {
 				{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, Value: "pump@example.org"},
 			}
 		}, badPath, ""},
+		{"mailbox permitted", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "pump@Example.com")
+			w.leaf.template.EmailAddresses = []string{"pump@example.com"}
+		}, valid, ""},
+		{"mailbox of another there", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "pump@example.com")
+			w.leaf.template.EmailAddresses = []string{"Pump@example.com"}
+		}, badPath, ""},
 		{"mailbox on a host below the constraint", "4.2.1.10", func(w *world) {
 			constrain(w, permitted, 0x81, "example.com")
 			w.leaf.template.EmailAddresses = []string{"pump@a.example.com"}
@@ -393,5 +408,87 @@ func TestValidatePath(t *testing.T) {
 				t.Errorf("ValidatePath: the path does not lead from the device to the anchor")
 			}
 		})
+	}
+}
+
+func TestValidatePathTriesEachAnchor(t *testing.T) {
+	w, other := newWorld(t), newWorld(t)
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := other.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := attest.ValidatePath(b.chain, []attest.Anchor{foreign.anchor, b.anchor}, w.o)
+	if err != nil || path.Anchor != 1 || len(path.Certificates) != 3 || path.Revocation {
+		t.Errorf("second anchor: got anchor %d, %d certificates, revocation %v, %v; want 1, 3, false, nil",
+			path.Anchor, len(path.Certificates), path.Revocation, err)
+	}
+	for name, anchors := range map[string][]attest.Anchor{"no anchor": nil, "a foreign one of that name": {foreign.anchor}} {
+		if _, err := attest.ValidatePath(b.chain, anchors, w.o); countersign.CodeOf(err) != countersign.CertUnknown {
+			t.Errorf("%s: got %v, want certificate_unknown", name, err)
+		}
+	}
+	for name, chain := range map[string][]*x509.Certificate{"no chain": nil, "a nil in it": {nil}} {
+		if _, err := attest.ValidatePath(chain, []attest.Anchor{b.anchor}, w.o); countersign.CodeOf(err) != countersign.Unauthenticated {
+			t.Errorf("%s: got %v, want unauthenticated", name, err)
+		}
+	}
+}
+
+func TestPathSaysThatRevocationWasChecked(t *testing.T) {
+	w := newWorld(t)
+	listed(w)
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if path, err := attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o); err != nil || !path.Revocation {
+		t.Errorf("lists for all: got revocation %v, %v, want true, nil", path.Revocation, err)
+	}
+}
+
+// TestValidatePathBoundsTheSearch has CAs that all issued for each other, twice over.
+func TestValidatePathBoundsTheSearch(t *testing.T) {
+	w := newWorld(t)
+	cas := make([]*spec, 4)
+	for i := range cas {
+		cas[i] = newCA(t, "Mesh "+string(rune('A'+i)), nil, int64(i+1))
+	}
+	for i, by := range cas {
+		for j, of := range cas {
+			if i == j {
+				continue
+			}
+			cross := newCA(t, "", by, int64(20+10*i+j))
+			cross.template.Subject, cross.key = of.template.Subject, of.key
+			w.known = append(w.known, cross)
+		}
+	}
+	w.leaf.by = cas[0]
+	b, err := w.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, err = attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o)
+	if countersign.CodeOf(err) != countersign.CertUnknown || time.Since(began) > time.Second {
+		t.Errorf("mesh of CAs: got %v after %v, want certificate_unknown at once", err, time.Since(began))
+	}
+}
+
+func BenchmarkValidatePath(b *testing.B) {
+	w := newWorld(b)
+	listed(w)
+	made, err := w.build()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := attest.ValidatePath(made.chain, []attest.Anchor{made.anchor}, w.o); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -282,9 +282,9 @@ func (v *validator) revokedBy(l *CRL, c, issuer *x509.Certificate, lists []*CRL)
 		WithNext("ask the manufacturer why")
 }
 
-// sameScope reports whether a delta is one to l.
-func (d *CRL) sameScope(l *CRL) bool {
-	return sameName(d.list.RawIssuer, l.list.RawIssuer) && slices.Equal(d.scope.names, l.scope.names) &&
-		d.scope.onlyUser == l.scope.onlyUser && d.scope.onlyCA == l.scope.onlyCA &&
-		d.scope.reasons == l.scope.reasons && d.scope.indirect == l.scope.indirect
+// sameScope reports whether l, a delta, is one to the list base.
+func (l *CRL) sameScope(base *CRL) bool {
+	return sameName(l.list.RawIssuer, base.list.RawIssuer) && slices.Equal(l.scope.names, base.scope.names) &&
+		l.scope.onlyUser == base.scope.onlyUser && l.scope.onlyCA == base.scope.onlyCA &&
+		l.scope.reasons == base.scope.reasons && l.scope.indirect == base.scope.indirect
 }

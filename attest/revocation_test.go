@@ -6,8 +6,10 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"slices"
+	"testing"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
 )
 
 var (
@@ -32,7 +34,7 @@ func fullName(uri string) []byte { return tlv(0xa0, tlv(0xa0, tlv(0x86, []byte(u
 
 // delta adds a list of what changed since number base.
 func delta(w *world, base, number byte) *list {
-	d := newList(w.mid, int64(number)).extend(oidDelta, true, []byte{2, 1, base})
+	d := newList(w.mid, int64(number)).extend(oidDelta, []byte{2, 1, base})
 	w.lists = append(w.lists, d)
 	return d
 }
@@ -43,7 +45,7 @@ func indirect(w *world) *list {
 	w.known = []*spec{other}
 	dn := marshal(w.t, name("Pump Works Lists").ToRDNSequence())
 	w.leaf.extend(oidCDP, false, tlv(0x30, tlv(0x30, tlv(0xa2, tlv(0xa4, dn)))))
-	l := newList(other, 3).extend(oidIDP, true, idp([]byte{0x84, 1, 0xff}))
+	l := newList(other, 3).extend(oidIDP, idp([]byte{0x84, 1, 0xff}))
 	w.lists, w.require = []*list{newList(w.root, 1), l}, true
 	return l
 }
@@ -91,7 +93,7 @@ func simpleListCases() []pathCase {
 			w.mid.template.KeyUsage = x509.KeyUsageCertSign
 			listed(w)
 		}, unknown, ""},
-		{"unknown critical extension of the list", "5.2", func(w *world) { listed(w).extend(oidUnknown, true, []byte{5, 0}) }, countersign.BadRequest, ""},
+		{"unknown critical extension of the list", "5.2", func(w *world) { listed(w).extend(oidUnknown, []byte{5, 0}) }, countersign.BadRequest, ""},
 		{"unknown critical extension of an entry", "5.3", func(w *world) {
 			l := listed(w).revoke(76, 1)
 			l.template.RevokedCertificateEntries[0].ExtraExtensions = []pkix.Extension{{Id: oidUnknown, Critical: true, Value: []byte{5, 0}}}
@@ -125,30 +127,36 @@ func simpleListCases() []pathCase {
 func scopeCases() []pathCase {
 	const here, there = "http://crl.example.com/here", "http://crl.example.com/there"
 	return []pathCase{
-		{"list for users", "6.3.3 (b)(2)(ii)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x81, 1, 0xff})) }, valid, ""},
-		{"list for CAs", "6.3.3 (b)(2)(iii)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x82, 1, 0xff})) }, unknown, ""},
-		{"list for attribute certificates", "6.3.3 (b)(2)(iv)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x85, 1, 0xff})) }, unknown, ""},
+		{"list for users", "6.3.3 (b)(2)(ii)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x81, 1, 0xff})) }, valid, ""},
+		{"list for CAs", "6.3.3 (b)(2)(iii)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x82, 1, 0xff})) }, unknown, ""},
+		{"list for attribute certificates", "6.3.3 (b)(2)(iv)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x85, 1, 0xff})) }, unknown, ""},
 		{"list of the device's distribution point", "6.3.3 (b)(2)(i)", func(w *world) {
 			w.leaf.template.CRLDistributionPoints = []string{there, here}
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
+		}, valid, ""},
+		{"list of a point relative to its issuer", "6.3.3 (b)(2)(i)", func(w *world) {
+			dn := append(name("Pump Works Factory 3").ToRDNSequence(), pkix.RelativeDistinguishedNameSET{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "here"}})
+			w.leaf.extend(oidCDP, false, tlv(0x30, tlv(0x30, tlv(0xa0, tlv(0xa0, tlv(0xa4, marshal(w.t, dn)))))))
+			pair := tlv(0x30, []byte{6, 3, 0x55, 4, 3}, tlv(0x0c, []byte("here")))
+			listed(w).extend(oidIDP, idp(tlv(0xa0, tlv(0xa1, pair))))
 		}, valid, ""},
 		{"list of another distribution point", "6.3.3 (b)(2)(i)", func(w *world) {
 			w.leaf.template.CRLDistributionPoints = []string{there}
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, unknown, ""},
 		{"distribution point without the device naming any", "6.3.3 (b)(2)(i)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp(fullName(here)))
+			listed(w).extend(oidIDP, idp(fullName(here)))
 		}, unknown, ""},
-		{"some reasons", "6.3.3 (d)", func(w *world) { listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40})) }, unknown, ""},
+		{"some reasons", "6.3.3 (d)", func(w *world) { listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40})) }, unknown, ""},
 		{"all reasons on two lists", "6.3.3 (d)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40}))
-			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, true, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
+			listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40}))
+			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
 		}, valid, ""},
 		{"revoked on the second of two lists", "6.3.3 (d)", func(w *world) {
-			listed(w).extend(oidIDP, true, idp([]byte{0x83, 2, 6, 0x40})).revoke(77, 1)
-			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, true, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
+			listed(w).extend(oidIDP, idp([]byte{0x83, 2, 6, 0x40})).revoke(77, 1)
+			w.lists = append(w.lists, newList(w.mid, 11).extend(oidIDP, idp([]byte{0x83, 3, 7, 0x3f, 0x80})))
 		}, countersign.CertIsRevoked, ""},
-		{"malformed scope", "5.2.5", func(w *world) { listed(w).extend(oidIDP, true, []byte{0x30, 2, 0x99, 0}) }, countersign.BadRequest, "reads over it"},
+		{"malformed scope", "5.2.5", func(w *world) { listed(w).extend(oidIDP, []byte{0x30, 2, 0x99, 0}) }, countersign.BadRequest, "reads over it"},
 	}
 }
 
@@ -188,5 +196,30 @@ func indirectCases() []pathCase {
 			l.lastEntryOf(w, "Pump Works Factory 3")
 		}, countersign.BadRequest, ""},
 		{"large number", "5.2.3", func(w *world) { listed(w).template.Number = new(big.Int).Lsh(big.NewInt(1), 158) }, valid, ""},
+	}
+}
+
+func TestParseCRLRefusesWhatIsNone(t *testing.T) {
+	good := newList(newWorld(t).mid, 5).revoke(1, 1).sign(t)
+	l, err := attest.ParseCRL(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Len() != 1 || l.Number().Int64() != 5 || !l.ThisUpdate().Before(today) || !l.NextUpdate().After(today) {
+		t.Errorf("ParseCRL: got %d entries, number %v, %v to %v", l.Len(), l.Number(), l.ThisUpdate(), l.NextUpdate())
+	}
+	for name, tt := range map[string]struct {
+		der  []byte
+		want countersign.Code
+	}{
+		"nothing":       {nil, countersign.BadRequest},
+		"cut":           {good[:len(good)-1], countersign.BadRequest},
+		"with a tail":   {append(slices.Clone(good), 0), countersign.BadRequest},
+		"a certificate": {newWorld(t).root.sign(t).Raw, countersign.BadRequest},
+		"too large":     {make([]byte, attest.MaxCRL+1), countersign.TooLarge},
+	} {
+		if _, err := attest.ParseCRL(tt.der); countersign.CodeOf(err) != tt.want {
+			t.Errorf("%s: got %v, want %s", name, err, tt.want)
+		}
 	}
 }

@@ -16,14 +16,14 @@ import (
 // big-endian), so that tpm2-tools and go-attestation can send what they have. A
 // public area may come as TPMT_PUBLIC or, with its size before it, TPM2B_PUBLIC.
 type TPMEvidence struct {
-	EKPublic      []byte   // endorsement key, default template (TCG EK Credential Profile, L-1 or L-2)
+	EKPublic      []byte   // endorsement key, template L-1, L-2 or H-3 of TCG's EK Credential Profile
 	EKCertificate []byte   // DER; empty if the operator registered the EK
 	EKChain       [][]byte // DER; intermediate CAs of it, in any order
 	AKPublic      []byte   // attestation key: a restricted signing key of the same TPM
 
 	Secret           []byte // what ActivateCredential gave
 	KeyPublic        []byte // the key of the certification request
-	CertifyInfo      []byte // TPMS_ATTEST of Certify: the AK about the key
+	CertifyInfo      []byte // TPMS_ATTEST of Certify or CertifyCreation: the AK about the key
 	CertifySignature []byte // TPMT_SIGNATURE over it
 
 	Quote          []byte         // TPMS_ATTEST of Quote; for a PCR policy only

@@ -44,15 +44,33 @@ func (ak *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error 
 	if err != nil {
 		return err
 	}
-	info, err := a.Attested.Certify()
-	if a.Type != tpm2.TPMSTAttestCertify || err != nil {
-		return badTPM("the TPM's key certification is a statement of another kind").WithNext("make it with tpm2_certify")
+	name, ok := certified(a)
+	if !ok {
+		return badTPM("the TPM's key certification is a statement of another kind").
+			WithNext("make it with TPM2_Certify, or with tpm2_certifycreation -q")
 	}
-	if !bytes.Equal(info.Name.Buffer, key.name) {
+	if !bytes.Equal(name, key.name) {
 		return badTPM("the TPM's key certification is about another key").
 			WithNext("certify the key of the certification request")
 	}
 	return nil
+}
+
+// certified gives the name of the key that a statement is about. CertifyCreation
+// says no less than Certify: the TPM made that key, and the name fixes that it
+// can't leave. tpm2_certify takes no nonce; tpm2_certifycreation does.
+func certified(a *tpm2.TPMSAttest) (name []byte, ok bool) {
+	switch a.Type {
+	case tpm2.TPMSTAttestCertify:
+		if info, err := a.Attested.Certify(); err == nil {
+			return info.Name.Buffer, true
+		}
+	case tpm2.TPMSTAttestCreation:
+		if info, err := a.Attested.Creation(); err == nil {
+			return info.ObjectName.Buffer, true
+		}
+	}
+	return nil, false
 }
 
 // statement reads what a TPM says of itself, signed by the AK, with the nonce of
@@ -74,7 +92,7 @@ func (ak *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2
 	}
 	if len(nonce) == 0 || !bytes.Equal(a.ExtraData.Buffer, nonce) {
 		return nil, badTPM("the TPM's %s is not of this session", what).
-			WithNext("make it with the challenge's nonce as qualifying data (-q)")
+			WithNext("make it with the challenge's nonce as qualifying data")
 	}
 	return a, nil
 }

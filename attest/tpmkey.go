@@ -211,25 +211,20 @@ func registrationID(ek *tpmKey) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
 }
 
-// parseEK reads an endorsement key of a default template: RSA 2048 (L-1) or
-// P-256 (L-2). Nothing but the key itself may differ from the template, or one
-// chip could come under as many registration ids as there are values for the
-// rest: the EK certificate and the challenge bind the key alone.
+// parseEK reads an endorsement key of a default template. Nothing but the key
+// itself may differ from it, or one chip could come under as many registration
+// ids as there are values for the rest: the EK certificate and the challenge bind
+// the key alone. For the same reason each kind of key has one template here.
 func parseEK(data []byte) (*tpmKey, error) {
-	const what = "endorsement key"
-	k, err := parseTPMKey(what, data)
+	k, err := parseTPMKey("endorsement key", data)
 	if err != nil {
 		return nil, err
 	}
-	template := tpm2.RSAEKTemplate
-	if k.public.Type == tpm2.TPMAlgECC {
-		template = tpm2.ECCEKTemplate
-		if point, err := k.public.Unique.ECC(); err != nil || len(point.X.Buffer) != 32 || len(point.Y.Buffer) != 32 {
-			return nil, malformedTPM(what, errNotCanonical)
-		}
+	area, err := ekArea(k.key)
+	if err != nil {
+		return nil, err
 	}
-	template.Unique = k.public.Unique
-	if !bytes.Equal(tpm2.Marshal(template), k.area) {
+	if !bytes.Equal(area, k.area) {
 		return nil, badTPM("the TPM's endorsement key is not of a default template").
 			WithNext("create it with: tpm2_createek -G rsa, or -G ecc")
 	}
@@ -240,24 +235,59 @@ func parseEK(data []byte) (*tpmKey, error) {
 // devices that send no more than that or a certificate: of a default template,
 // the rest is known. Errors have code WeakKey.
 func EKArea(pub crypto.PublicKey) ([]byte, error) {
+	area, err := ekArea(pub)
+	if err != nil {
+		return nil, err
+	}
+	return sized(area), nil
+}
+
+func ekArea(pub crypto.PublicKey) ([]byte, error) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
 		if k.N.BitLen() == 2048 && k.E == rsaExponent {
 			t := tpm2.RSAEKTemplate
 			t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.FillBytes(make([]byte, 256))})
-			return sized(tpm2.Marshal(t)), nil
+			return tpm2.Marshal(t), nil
 		}
 	case *ecdsa.PublicKey:
-		if octets, err := k.Bytes(); err == nil && k.Curve == elliptic.P256() {
-			t := tpm2.ECCEKTemplate
+		t := tpm2.ECCEKTemplate
+		if k.Curve == elliptic.P384() {
+			t = p384EKTemplate()
+		}
+		if point, err := k.Bytes(); err == nil && (k.Curve == elliptic.P256() || k.Curve == elliptic.P384()) {
+			x, y := point[1:1+len(point)/2], point[1+len(point)/2:]
 			t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-				X: tpm2.TPM2BECCParameter{Buffer: octets[1:33]},
-				Y: tpm2.TPM2BECCParameter{Buffer: octets[33:]},
+				X: tpm2.TPM2BECCParameter{Buffer: x},
+				Y: tpm2.TPM2BECCParameter{Buffer: y},
 			})
-			return sized(tpm2.Marshal(t)), nil
+			return tpm2.Marshal(t), nil
 		}
 	}
-	return nil, weakTPM("endorsement key", "is neither RSA 2048 nor P-256").WithNext("use an endorsement key of a default template")
+	return nil, weakTPM("endorsement key", "is not RSA 2048, P-256 or P-384").WithNext("use an endorsement key of a default template")
+}
+
+// p384EKTemplate is template H-3 (TCG EK Credential Profile, B.4.5): the digest is
+// PolicyB with SHA-384.
+func p384EKTemplate() tpm2.TPMTPublic {
+	t := tpm2.ECCEKTemplate
+	t.NameAlg = tpm2.TPMAlgSHA384
+	t.ObjectAttributes.UserWithAuth = true
+	t.AuthPolicy.Buffer = []byte{
+		0xb2, 0x6e, 0x7d, 0x28, 0xd1, 0x1a, 0x50, 0xbc, 0x53, 0xd8, 0x82, 0xbc,
+		0xf5, 0xfd, 0x3a, 0x1a, 0x07, 0x41, 0x48, 0xbb, 0x35, 0xd3, 0xb4, 0xe4,
+		0xcb, 0x1c, 0x0a, 0xd9, 0xbd, 0xe4, 0x19, 0xca, 0xcb, 0x47, 0xba, 0x09,
+		0x69, 0x96, 0x46, 0x15, 0x0f, 0x9f, 0xc0, 0x00, 0xf3, 0xf8, 0x0e, 0x12,
+	}
+	t.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		Symmetric: tpm2.TPMTSymDefObject{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		},
+		CurveID: tpm2.TPMECCNistP384,
+	})
+	return t
 }
 
 // parseAK reads an attestation key. Restricted is what makes its word good: such

@@ -38,7 +38,7 @@ type spec struct {
 	by       *spec // nil: itself
 	key      crypto.Signer
 	tamper   func(*tbsCertificate) // before it is signed
-	break_   bool                  // the signature afterwards
+	forged   bool                  // the signature afterwards
 	cert     *x509.Certificate
 }
 
@@ -51,7 +51,7 @@ type list struct {
 
 // world is a factory's PKI with one device, as one case bends it.
 type world struct {
-	t               *testing.T
+	t               testing.TB
 	root, mid, leaf *spec
 	extra           []*spec // sent after mid, in this order
 	known           []*spec // by the anchor
@@ -62,7 +62,7 @@ type world struct {
 	reorder         func(chain []*x509.Certificate) []*x509.Certificate
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -75,7 +75,7 @@ func name(cn string) pkix.Name {
 	return pkix.Name{Organization: []string{"Pump Works"}, CommonName: cn}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{t: t, root: newCA(t, "Pump Works Root", nil, 1)}
 	w.mid = newCA(t, "Pump Works Factory 3", w.root, 2)
 	w.leaf = &spec{key: newKey(t), by: w.mid, template: x509.Certificate{
@@ -86,7 +86,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func newCA(t *testing.T, cn string, by *spec, serial int64) *spec {
+func newCA(t testing.TB, cn string, by *spec, serial int64) *spec {
 	return &spec{key: newKey(t), by: by, template: x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: name(cn), NotBefore: today.AddDate(-1, 0, 0), NotAfter: today.AddDate(9, 0, 0),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, IsCA: true, BasicConstraintsValid: true,
@@ -106,8 +106,9 @@ func (l *list) revoke(serial int64, reason int) *list {
 	return l
 }
 
-func (l *list) extend(oid asn1.ObjectIdentifier, critical bool, der []byte) *list {
-	l.template.ExtraExtensions = append(l.template.ExtraExtensions, pkix.Extension{Id: oid, Critical: critical, Value: der})
+// extend adds a critical extension.
+func (l *list) extend(oid asn1.ObjectIdentifier, der []byte) *list {
+	l.template.ExtraExtensions = append(l.template.ExtraExtensions, pkix.Extension{Id: oid, Critical: true, Value: der})
 	return l
 }
 
@@ -134,37 +135,46 @@ func edit(change func(*pkix.Extension), oid ...int) func(*tbsCertificate) {
 }
 
 // sign makes the certificate, and its issuers' before it.
-func (s *spec) sign(t *testing.T) *x509.Certificate {
+func (s *spec) sign(t testing.TB) *x509.Certificate {
 	t.Helper()
-	if s.cert != nil {
-		return s.cert
-	}
-	parent, key := &s.template, s.key
-	if s.by != nil {
-		parent, key = s.by.sign(t), s.by.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &s.template, parent, s.key.Public(), key)
+	cert, err := s.trySign()
 	if err != nil {
 		t.Fatalf("make certificate %s: %v", s.template.Subject, err)
 	}
-	if s.tamper != nil || s.break_ {
-		der = s.resign(t, der, key)
-	}
-	if s.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatalf("parse certificate %s: %v", s.template.Subject, err)
-	}
-	return s.cert
+	return cert
 }
 
-func (s *spec) resign(t *testing.T, der []byte, key crypto.Signer) []byte {
-	t.Helper()
+func (s *spec) trySign() (*x509.Certificate, error) {
+	if s.cert != nil {
+		return s.cert, nil
+	}
+	parent, key := &s.template, s.key
+	if s.by != nil {
+		var err error
+		if parent, err = s.by.trySign(); err != nil {
+			return nil, err
+		}
+		key = s.by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &s.template, parent, s.key.Public(), key)
+	if err == nil && (s.tamper != nil || s.forged) {
+		der, err = s.resign(der, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.cert, err = x509.ParseCertificate(der)
+	return s.cert, err
+}
+
+func (s *spec) resign(der []byte, key crypto.Signer) ([]byte, error) {
 	var outer struct {
 		TBS       tbsCertificate
 		Algorithm pkix.AlgorithmIdentifier
 		Signature asn1.BitString
 	}
 	if _, err := asn1.Unmarshal(der, &outer); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if s.tamper != nil {
 		s.tamper(&outer.TBS)
@@ -172,24 +182,21 @@ func (s *spec) resign(t *testing.T, der []byte, key crypto.Signer) []byte {
 	outer.Algorithm = outer.TBS.Algorithm
 	tbs, err := asn1.Marshal(outer.TBS)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	digest := sha256.Sum256(tbs)
-	if s.break_ {
+	if s.forged {
 		digest[0] ^= 1
 	}
 	signature, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	outer.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
-	if der, err = asn1.Marshal(outer); err != nil {
-		t.Fatal(err)
-	}
-	return der
+	return asn1.Marshal(outer)
 }
 
-func (l *list) sign(t *testing.T) []byte {
+func (l *list) sign(t testing.TB) []byte {
 	t.Helper()
 	issuer := *l.by.sign(t)
 	issuer.KeyUsage |= x509.KeyUsageCRLSign // what crypto/x509 would refuse to sign is what some cases want
@@ -240,7 +247,7 @@ func (w *world) build() (b built, err error) {
 	return b, nil
 }
 
-func marshal(t *testing.T, v any) []byte {
+func marshal(t testing.TB, v any) []byte {
 	t.Helper()
 	der, err := asn1.Marshal(v)
 	if err != nil {

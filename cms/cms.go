@@ -1,7 +1,9 @@
-// Package cms encodes and decodes the one form of the Cryptographic Message
-// Syntax (RFC 5652) that enrollment needs: the degenerate SignedData without
-// signers that carries certificates, known as certs-only (RFC 8551, 3.2.2). It
-// checks structure alone; what the certificates are worth is for the caller.
+// Package cms encodes and decodes the forms of the Cryptographic Message Syntax
+// (RFC 5652) that enrollment needs: the degenerate SignedData without signers that
+// carries certificates, known as certs-only (RFC 8551, 3.2.2), and the private
+// key that a server made, signed and encrypted for its device (RFC 7030, 4.4.2):
+// SignedData with one signer, EnvelopedData for one recipient. It checks
+// structure and signatures; what the certificates are worth is for the caller.
 package cms
 
 import (

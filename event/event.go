@@ -26,6 +26,9 @@ const (
 	laterQueue = 4096
 	// laterBatch is the most of them in one transaction.
 	laterBatch = 256
+	// laterPause lets them gather, so that a busy gateway costs a commit per batch
+	// and not one per connection.
+	laterPause = 50 * time.Millisecond
 	// maxText bounds each free text of an event: a peer chooses some of them.
 	maxText = 512
 )
@@ -169,6 +172,12 @@ func (l *Log) writeLater(ctx context.Context) {
 			l.drain(ctx)
 			return
 		case w := <-l.later:
+			if w.done == nil { // nobody waits for this one
+				select {
+				case <-ctx.Done():
+				case <-time.After(laterPause):
+				}
+			}
 			l.writeBatch(ctx, l.gather(w))
 		}
 	}

@@ -78,7 +78,7 @@ type rocaPrime struct {
 var rocaPrimes = sync.OnceValue(func() []rocaPrime {
 	var all []rocaPrime
 	for _, p := range primesBelow(168)[1:] {
-		r := rocaPrime{uint64(p), make([]bool, p)} //nolint:gosec // below 168
+		r := rocaPrime{uint64(p), make([]bool, p)}
 		for x := uint64(1); !r.seen[x]; x = x * 65537 % r.p {
 			r.seen[x] = true
 		}

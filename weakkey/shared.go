@@ -3,6 +3,7 @@ package weakkey
 import (
 	"context"
 	"math/big"
+	"slices"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -155,9 +156,9 @@ func productTree(level []*big.Int) [][]*big.Int {
 func remainders(tree [][]*big.Int, x *big.Int, squared bool) []*big.Int {
 	rest := []*big.Int{x}
 	square := new(big.Int)
-	for i := len(tree) - 1; i >= 0; i-- {
-		next := make([]*big.Int, len(tree[i]))
-		for j, n := range tree[i] {
+	for _, level := range slices.Backward(tree) {
+		next := make([]*big.Int, len(level))
+		for j, n := range level {
 			if squared {
 				n = square.Mul(n, n)
 			}

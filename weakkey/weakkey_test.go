@@ -69,8 +69,16 @@ func rocaFactor(t testing.TB, bits int) *big.Int {
 
 func small(t testing.TB, curve elliptic.Curve, d int64) *ecdsa.PublicKey {
 	t.Helper()
-	x, y := curve.ScalarBaseMult(big.NewInt(d).Bytes())
-	return &ecdsa.PublicKey{Curve: curve, X: x, Y: y}
+	x, y := multiple(curve, d)
+	return point(curve, x, y)
+}
+
+func multiple(curve elliptic.Curve, d int64) (x, y *big.Int) {
+	return curve.ScalarBaseMult(big.NewInt(d).Bytes()) //nolint:staticcheck // the new ways make no weak keys
+}
+
+func point(curve elliptic.Curve, x, y *big.Int) *ecdsa.PublicKey {
+	return &ecdsa.PublicKey{Curve: curve, X: x, Y: y} //nolint:staticcheck // the new ways make no weak keys
 }
 
 func ed(t testing.TB, littleEndian string) ed25519.PublicKey {
@@ -84,10 +92,9 @@ func ed(t testing.TB, littleEndian string) ed25519.PublicKey {
 
 func TestCheckRefusesWeakKeys(t *testing.T) {
 	p, q := prime(t, 1024), prime(t, 1024)
-	negative := small(t, elliptic.P256(), 3)
-	negative.Y = new(big.Int).Sub(elliptic.P256().Params().P, negative.Y)
-	off := small(t, elliptic.P256(), 1000)
-	off.Y = new(big.Int).Add(off.Y, big.NewInt(1))
+	x, y := multiple(elliptic.P256(), 3)
+	negative := point(elliptic.P256(), x, new(big.Int).Sub(elliptic.P256().Params().P, y))
+	off := point(elliptic.P256(), x, new(big.Int).Add(y, big.NewInt(1)))
 	far := p
 	for range 3 {
 		far = nextPrime(far)
@@ -110,7 +117,7 @@ func TestCheckRefusesWeakKeys(t *testing.T) {
 		{"no curve", &ecdsa.PublicKey{}, "missing"},
 		{"P-224", small(t, elliptic.P224(), 1000), "curve"},
 		{"off the curve", off, "not on the curve"},
-		{"infinity", &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int), Y: new(big.Int)}, "not on the curve"},
+		{"infinity", point(elliptic.P256(), new(big.Int), new(big.Int)), "not on the curve"},
 		{"private key 1", small(t, elliptic.P256(), 1), "tiny"},
 		{"private key 256 on P-384", small(t, elliptic.P384(), 256), "tiny"},
 		{"private key 2 on P-521", small(t, elliptic.P521(), 2), "tiny"},
@@ -252,7 +259,7 @@ func FuzzCheck(f *testing.F) {
 		half := len(b) / 2
 		for _, k := range []crypto.PublicKey{
 			&rsa.PublicKey{N: n, E: e}, ed25519.PublicKey(b),
-			&ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).SetBytes(b[:half]), Y: new(big.Int).SetBytes(b[half:])},
+			point(elliptic.P256(), new(big.Int).SetBytes(b[:half]), new(big.Int).SetBytes(b[half:])),
 		} {
 			if code := countersign.CodeOf(weakkey.Check(k)); code != "" && code != countersign.WeakKey {
 				t.Errorf("Check(%T): got code %q", k, code)

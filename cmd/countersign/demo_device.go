@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 )
 
@@ -50,14 +52,20 @@ func (d *demoDevice) connect(ctx context.Context) error {
 		return fmt.Errorf("dial: %w", err)
 	}
 	inbox, ended := make(chan string, 16), make(chan dropped, 1)
+	// The client library may wait for an answer on a connection that has ended.
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
 	tell := func(v dropped) {
+		stop()
 		select {
 		case ended <- v:
 		default:
 		}
 	}
 	client := paho.NewClient(paho.ClientConfig{
-		Conn: conn,
+		// Without this the library's first PINGREQ may go into the middle of another packet.
+		Conn:          packets.NewThreadSafeConn(conn),
+		PacketTimeout: demoStep,
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			select {
 			case inbox <- string(p.Packet.Payload):
@@ -88,10 +96,15 @@ func (d *demoDevice) connect(ctx context.Context) error {
 		}
 		return fmt.Errorf("connect: %w", err)
 	}
-	_, err = client.Subscribe(ctx, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/" + d.Device() + "/down/#", QoS: 1}}})
+	_, err = client.Subscribe(asking, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/" + d.Device() + "/down/#", QoS: 1}}})
 	if err != nil {
 		_ = client.Disconnect(&paho.Disconnect{})
-		return fmt.Errorf("subscribe: %w", err)
+		select {
+		case v := <-ended:
+			return fmt.Errorf("subscribe: the session ended with reason code 0x%02x: %s", v.code, v.reason)
+		default:
+			return fmt.Errorf("subscribe: %w", err)
+		}
 	}
 	d.mu.Lock()
 	d.client, d.inbox, d.dropped = client, inbox, ended
@@ -101,7 +114,11 @@ func (d *demoDevice) connect(ctx context.Context) error {
 
 // publish sends a message upwards at QoS 1.
 func (d *demoDevice) publish(ctx context.Context, text string) error {
-	_, err := d.session().Publish(ctx, &paho.Publish{QoS: 1, Topic: "devices/" + d.Device() + "/up/hello", Payload: []byte(text)})
+	client := d.session()
+	if client == nil {
+		return errors.New("the device is not connected")
+	}
+	_, err := client.Publish(ctx, &paho.Publish{QoS: 1, Topic: "devices/" + d.Device() + "/up/hello", Payload: []byte(text)})
 	return err
 }
 

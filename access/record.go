@@ -1,0 +1,340 @@
+package access
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// flushEvery is what a crash may lose of the counts.
+	flushEvery = 2 * time.Second
+	// pollEvery is how late a node may learn of another one's block. A guesser who
+	// moves on to the next node gains nothing by it that a load balancer would not
+	// have given.
+	pollEvery = 2 * time.Second
+	// doubt is how much earlier than its commit a block may say it was made: the
+	// length of a transaction and the difference of two nodes' clocks, generously.
+	doubt = 5 * time.Minute
+	// sweepEvery is how often rows and memory are cleared of what has ended.
+	sweepEvery = time.Minute
+	// flushBatch bounds one transaction of counts, and so the writes that a flood
+	// can cause.
+	flushBatch = 500
+	// writeTime bounds the wait for the database where nobody else does.
+	writeTime = 5 * time.Second
+	// maxUnwritten bounds the blocks that wait for a database that is away. More
+	// hold in memory all the same, and end with this process.
+	maxUnwritten = 1024
+	// maxPage bounds a page of blocks.
+	maxPage = 1000
+)
+
+// unwritten is a block that is not on record yet, with its event.
+type unwritten struct {
+	block Block
+	event countersign.Event
+}
+
+// kinds are the counts as they stand in the database.
+func (l *Ledger) kinds() map[string]*tallies {
+	l.addresses.window, l.credentials.window, l.devices.window = window, nameWindow, nameWindow
+	return map[string]*tallies{"address": &l.addresses, "credential": &l.credentials, "device": &l.devices}
+}
+
+// Load reads what an earlier process, or another node, wrote down. Call it before
+// the first door opens.
+func (l *Ledger) Load(ctx context.Context) error {
+	now := l.Now()
+	if err := l.readBlocks(ctx, `WHERE ends_at > $1 ORDER BY ends_at DESC LIMIT $2`, store.Micros(now.Add(-strikeMemory))); err != nil {
+		return err
+	}
+	l.polled = now.Add(-doubt)
+	rows, err := l.DB.Query(ctx, `SELECT kind, name, failures, began_at FROM failure_count WHERE began_at > $1`, store.Micros(now.Add(-nameWindow)))
+	if err != nil {
+		return fmt.Errorf("couldn't read the counts of failures: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kinds := l.kinds()
+	for rows.Next() {
+		var kind, name string
+		var t tally
+		var began int64
+		if err := rows.Scan(&kind, &name, &t.failures, &began); err != nil {
+			return fmt.Errorf("couldn't read the counts of failures: %w", store.Wrap(err))
+		}
+		t.since = store.Time(began)
+		if s := kinds[kind]; s != nil && t.live(now, s.window) {
+			s.put(name, t, now)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("couldn't read the counts of failures: %w", store.Wrap(err))
+	}
+	return nil
+}
+
+// readBlocks takes in the blocks that the rest of a query asks for.
+func (l *Ledger) readBlocks(ctx context.Context, rest string, from int64) error {
+	list, err := l.queryBlocks(ctx, rest, from, maxBlocks)
+	if err != nil {
+		return err
+	}
+	l.apply(list...)
+	return nil
+}
+
+// Run writes counts behind, learns of other nodes' blocks and clears away what has
+// ended, until ctx ends.
+func (l *Ledger) Run(ctx context.Context) error {
+	flush, poll, sweep := time.NewTicker(flushEvery), time.NewTicker(pollEvery), time.NewTicker(sweepEvery)
+	defer flush.Stop()
+	defer poll.Stop()
+	defer sweep.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			l.flushAll(context.WithoutCancel(ctx))
+			return nil
+		case <-flush.C:
+			_, err = l.flush(ctx)
+		case <-poll.C:
+			err = l.poll(ctx)
+		case <-sweep.C:
+			err = l.sweep(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.log().ErrorContext(ctx, "the ledger of failures is behind", "error", err)
+		}
+	}
+}
+
+// flushAll writes what is left when the server stops.
+func (l *Ledger) flushAll(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	for more := true; more; {
+		var err error
+		if more, err = l.flush(ctx); err != nil {
+			l.log().ErrorContext(ctx, "counts of failures not written", "error", err)
+			return
+		}
+	}
+}
+
+// flush writes the blocks that are not on record and one batch of counts, and says
+// whether there may be more.
+func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
+	l.mu.Lock()
+	late := l.unwritten
+	l.unwritten = nil
+	var batch []written
+	for kind, s := range l.kinds() {
+		batch = append(batch, s.take(kind, flushBatch-len(batch))...)
+	}
+	l.mu.Unlock()
+	for _, u := range late {
+		l.record(ctx, u)
+	}
+	if len(batch) == 0 {
+		return false, nil
+	}
+	err = l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		for _, w := range batch {
+			if err := w.save(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, w := range batch {
+			l.kinds()[w.kind].mark(w.name)
+		}
+		return true, fmt.Errorf("couldn't write the counts of failures: %w", err)
+	}
+	return len(batch) == flushBatch, nil
+}
+
+func (w *written) save(ctx context.Context, tx *store.Tx) error {
+	if w.failures == 0 {
+		_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND name = $2`, w.kind, w.name)
+		return err
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO failure_count (kind, name, failures, began_at) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (kind, name) DO UPDATE SET failures = excluded.failures, began_at = excluded.began_at`,
+		w.kind, w.name, w.failures, store.Micros(w.since))
+	return err
+}
+
+// poll learns what other nodes blocked and unblocked.
+func (l *Ledger) poll(ctx context.Context) error {
+	if !l.DB.Postgres() {
+		return nil
+	}
+	now := l.Now()
+	if err := l.readBlocks(ctx, `WHERE changed_at > $1 ORDER BY changed_at DESC LIMIT $2`, store.Micros(l.polled)); err != nil {
+		return err
+	}
+	l.polled = now.Add(-doubt)
+	return nil
+}
+
+// sweep clears memory and record of what has ended, and holds the record to its
+// bounds: what ends first goes first.
+func (l *Ledger) sweep(ctx context.Context) error {
+	now := l.Now()
+	l.mu.Lock()
+	l.blocks.sweep(now)
+	limits := map[string]int64{}
+	for kind, s := range l.kinds() {
+		s.sweep(now)
+		limits[kind] = store.Micros(now.Add(-s.window))
+	}
+	l.mu.Unlock()
+	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM address_block WHERE ends_at < $1 OR manual AND ends_at < $2
+			OR NOT manual AND ends_at < (SELECT ends_at FROM address_block WHERE NOT manual ORDER BY ends_at DESC LIMIT 1 OFFSET $3)`,
+			store.Micros(now.Add(-strikeMemory)), store.Micros(now.Add(-2*doubt)), maxBlocks)
+		if err != nil {
+			return err
+		}
+		for kind, before := range limits {
+			_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND (began_at < $2
+				OR began_at < (SELECT began_at FROM failure_count WHERE kind = $1 ORDER BY began_at DESC LIMIT 1 OFFSET $3))`,
+				kind, before, maxTallies)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("couldn't clear the record of failures: %w", err)
+	}
+	return nil
+}
+
+// record writes a block with its event. What cannot be written now is kept for the
+// next flush.
+func (l *Ledger) record(ctx context.Context, u unwritten) {
+	if l.DB == nil {
+		return
+	}
+	// Not ctx alone: a guesser who hangs up is blocked all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		made, err := saveStrike(ctx, tx, &u.block)
+		if err != nil || !made {
+			return err
+		}
+		return l.append(ctx, tx, u.event)
+	})
+	if err == nil {
+		return
+	}
+	l.log().ErrorContext(ctx, "block of an address not written", "network", u.block.Prefix, "error", err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unwritten == nil {
+		l.unwritten = map[netip.Prefix]unwritten{}
+	}
+	if len(l.unwritten) < maxUnwritten {
+		l.unwritten[u.block.Prefix] = u
+	}
+}
+
+const blockColumns = `prefix, manual, reason, failures, strikes, began_at, ends_at, changed_at`
+
+func (b *Block) values() []any {
+	return []any{
+		b.Prefix.String(), b.Manual, b.Reason, b.Failures, b.Strikes, store.Micros(b.Since), store.Micros(b.Until), store.Micros(b.changed),
+	}
+}
+
+const saveBlock = `INSERT INTO address_block (` + blockColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+	ON CONFLICT (prefix) DO UPDATE SET manual = excluded.manual, reason = excluded.reason, failures = excluded.failures,
+		strikes = excluded.strikes, began_at = excluded.began_at, ends_at = excluded.ends_at, changed_at = excluded.changed_at`
+
+// saveStrike writes a block of the ledger's own, and tells false where another one
+// holds: an operator's, or that of a node which was first.
+func saveStrike(ctx context.Context, tx *store.Tx, b *Block) (bool, error) {
+	n, err := tx.Exec(ctx, saveBlock+` WHERE address_block.ends_at <= excluded.began_at`, b.values()...)
+	return n > 0, err
+}
+
+func saveManual(ctx context.Context, tx *store.Tx, b *Block) error {
+	_, err := tx.Exec(ctx, saveBlock, b.values()...)
+	return err
+}
+
+// lift ends a block on record; it is no longer held against the address.
+func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Block, error) {
+	b, err := scanBlock(tx.QueryRow(ctx, `UPDATE address_block SET ends_at = $1, changed_at = $1, strikes = 0
+		WHERE prefix = $2 AND ends_at > $1 RETURNING `+blockColumns, store.Micros(now), p.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Block{}, countersign.Errorf(countersign.NotFound, "%s is not blocked", p).WithNext("list the blocks: countersign block list")
+	}
+	if err != nil {
+		return Block{}, fmt.Errorf("couldn't end the block of %s: %w", p, store.Wrap(err))
+	}
+	return b, nil
+}
+
+// Blocks reads the blocks that hold, by prefix, those after the prefix after; next
+// is empty on the last page.
+func (l *Ledger) Blocks(ctx context.Context, after string, limit int) (list []Block, next string, err error) {
+	limit = min(max(limit, 1), maxPage)
+	list, err = l.queryBlocks(ctx, `WHERE ends_at > $1 AND prefix > $2 ORDER BY prefix LIMIT $3`, store.Micros(l.Now()), after, limit+1)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		next = list[limit-1].Prefix.String()
+	}
+	return list, next, nil
+}
+
+func (l *Ledger) queryBlocks(ctx context.Context, rest string, args ...any) (list []Block, err error) {
+	rows, err := l.DB.Query(ctx, `SELECT `+blockColumns+` FROM address_block `+rest, args...)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read the blocks: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		b, err := scanBlock(rows)
+		if err != nil {
+			return nil, fmt.Errorf("couldn't read the blocks: %w", store.Wrap(err))
+		}
+		list = append(list, b)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("couldn't read the blocks: %w", store.Wrap(err))
+	}
+	return list, nil
+}
+
+func scanBlock(row interface{ Scan(dest ...any) error }) (b Block, err error) {
+	var prefix string
+	var since, until, changed int64
+	if err := row.Scan(&prefix, &b.Manual, &b.Reason, &b.Failures, &b.Strikes, &since, &until, &changed); err != nil {
+		return Block{}, err
+	}
+	b.Prefix, err = netip.ParsePrefix(prefix)
+	b.Prefix = widen(b.Prefix)
+	b.Since, b.Until, b.changed = store.Time(since), store.Time(until), store.Time(changed)
+	return b, err
+}

@@ -1,0 +1,139 @@
+package access
+
+import (
+	"time"
+)
+
+// tallies counts failures by name within a window. It is bounded: noise costs
+// memory up to most, and then pushes out noise.
+type tallies struct {
+	window time.Duration
+	by     map[string]*tally
+	dirty  map[string]bool // to be written behind
+}
+
+type tally struct {
+	failures int
+	since    time.Time // of the first in this window
+}
+
+// maxTallies bounds each of the three counts, about 8 MB. A window of ten minutes
+// takes 100 new addresses a second to fill it.
+const maxTallies = 64 << 10
+
+// worthWriting is the count from which a tally goes to the database. A single
+// failure lost in a crash costs nothing, and a flood of addresses or names that
+// fail once each must not become a flood of writes.
+const worthWriting = 2
+
+// live says whether the tally still counts at now. One that began in the future
+// was made by a clock that was wrong.
+func (t *tally) live(now time.Time, window time.Duration) bool {
+	return now.Sub(t.since) <= window && !t.since.After(now.Add(clockSkew))
+}
+
+// count adds a failure and gives the number within the window.
+func (s *tallies) count(name string, now time.Time) int {
+	t := s.by[name]
+	if t == nil || !t.live(now, s.window) {
+		t = s.put(name, tally{since: now}, now)
+	}
+	t.failures++
+	if t.failures >= worthWriting {
+		s.mark(name)
+	}
+	return t.failures
+}
+
+// put sets a tally, making room first.
+func (s *tallies) put(name string, t tally, now time.Time) *tally {
+	if s.by == nil {
+		s.by = map[string]*tally{}
+	}
+	if s.by[name] == nil && len(s.by) >= maxTallies {
+		s.evict(now)
+	}
+	s.by[name] = &t
+	return &t
+}
+
+// evictSample is how many are looked at to find one to forget. Map order is
+// random, so it needs no more than that.
+const evictSample = 64
+
+// evict forgets one whose window has ended, else of a sample the one with the
+// fewest failures, of those the oldest: a guesser is not forgotten for the
+// passers-by.
+func (s *tallies) evict(now time.Time) {
+	var worst string
+	var least *tally
+	n := 0
+	for name, t := range s.by {
+		if !t.live(now, s.window) {
+			worst = name
+			break
+		}
+		if least == nil || t.failures < least.failures || t.failures == least.failures && t.since.Before(least.since) {
+			worst, least = name, t
+		}
+		if n++; n == evictSample {
+			break
+		}
+	}
+	delete(s.by, worst) // its row, if it has one, goes with time
+}
+
+// clear forgets a name.
+func (s *tallies) clear(name string) {
+	t := s.by[name]
+	if t == nil {
+		return
+	}
+	delete(s.by, name)
+	if t.failures >= worthWriting {
+		s.mark(name)
+	}
+}
+
+// mark has the name written with the next batch. A name that finds no room there
+// loses no more than a crash would take.
+func (s *tallies) mark(name string) {
+	if s.dirty == nil {
+		s.dirty = map[string]bool{}
+	}
+	if len(s.dirty) < maxTallies {
+		s.dirty[name] = true
+	}
+}
+
+// sweep forgets what no longer counts.
+func (s *tallies) sweep(now time.Time) {
+	for name, t := range s.by {
+		if !t.live(now, s.window) {
+			delete(s.by, name)
+		}
+	}
+}
+
+// written is one tally as it goes to the database; no failures: its row goes.
+type written struct {
+	kind, name string
+	tally
+}
+
+// take gives up to most of what is to be written, and counts it as written.
+func (s *tallies) take(kind string, most int) []written {
+	var list []written
+	for name := range s.dirty {
+		if len(list) == most {
+			break
+		}
+		delete(s.dirty, name)
+		w := written{kind: kind, name: name}
+		if t := s.by[name]; t != nil {
+			w.tally = *t
+		}
+		list = append(list, w)
+	}
+	return list
+}
