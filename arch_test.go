@@ -147,7 +147,9 @@ func goFiles(t *testing.T) []goFile {
 func isTest(name string) bool { return strings.HasSuffix(name, "_test.go") }
 
 // isTestKit reports whether a folder holds help for tests, such as store/storetest.
-func isTestKit(dir string) bool { return strings.HasSuffix(dir, "test") && dir != "test" }
+func isTestKit(dir string) bool {
+	return dir != "attest" && strings.HasSuffix(dir, "test") && dir != "test"
+}
 
 // under reports whether import path p is one of the prefixes or inside it.
 func under(p string, prefixes []string) bool {

@@ -38,9 +38,10 @@ type Fleet struct {
 	Name        string
 	Issuer      string        // authority id
 	Profile     string        // profile name
-	Methods     []string      // evidence kinds that may enroll, see Method
+	Methods     []Method      // that may enroll
 	Overlap     time.Duration // how long a superseded certificate is still accepted
 	TrustDomain string        // SPIFFE trust domain; empty: the urn form names the device
+	Rules       Rules         // bounds of enrollment
 	CreatedAt   time.Time
 	UpdatedAt   time.Time
 }

@@ -7,13 +7,21 @@ import (
 	"time"
 )
 
-// Method is a kind of evidence.
+// Method is a way to a certificate: the kind of evidence that earns it.
 type Method string
 
-// The methods.
+// The methods. docs/enrollment.md compares them.
 const (
-	MethodToken       Method = "token"       // one-time enrollment token
-	MethodCertificate Method = "certificate" // the device's current certificate, over mutual TLS
+	MethodToken       Method = "token"       // enrollment token
+	MethodFactory     Method = "factory"     // an operator of role factory vouches
+	MethodClaim       Method = "claim"       // shared or temporary claim certificate
+	MethodIDevID      Method = "idevid"      // manufacturer's certificate of a registered authority (802.1AR)
+	MethodThumbprint  Method = "thumbprint"  // registered self-signed certificate
+	MethodKey         Method = "key"         // symmetric key of one device, in a SAS token
+	MethodGroup       Method = "group"       // key derived from a group's key, in a SAS token
+	MethodTPM         Method = "tpm"         // TPM 2.0: endorsement key, activation, key attestation
+	MethodCertificate Method = "certificate" // the device's current certificate: renewal
+	MethodRecovery    Method = "recovery"    // its expired certificate, through the recovery door
 )
 
 // MaxCSR is the largest certification request, DER. A generous one with an
@@ -23,20 +31,47 @@ const MaxCSR = 64 << 10
 // Evidence is what a device shows to earn a certificate (RFC 9334). It is data:
 // a door fills in what the wire carried and judges none of it.
 type Evidence struct {
-	Token string              // enrollment token; empty if none was shown
-	Peer  []*x509.Certificate // TLS client chain as presented, leaf first; TLS proved possession of its key
+	Token   string              // enrollment token or SAS token; empty if none was shown
+	Peer    []*x509.Certificate // TLS client chain as presented, leaf first; TLS proved possession of its key
+	TPM     *TPMProof           // what a TPM proved in the door's exchange; nil if none
+	Voucher *Voucher            // an operator vouches for the request; nil if none
+}
+
+// TPMProof is the outcome of an exchange with a TPM: credential activation and
+// attestation of the requested key, appraised by package attest.
+type TPMProof struct {
+	RegistrationID string            // of the endorsement key: unpadded lower-case base32 of its SHA-256
+	EKHash         string            // hex SHA-256 of the endorsement key's public area
+	EKVerified     bool              // its certificate chains to a manufacturer that the operator trusts
+	Facts          map[string]string // for events and the operator's eyes
+}
+
+// Voucher is an operator's word for one device.
+type Voucher struct {
+	Actor   Actor
+	Item    string // idempotency key; the same one gets the same certificate again
+	Profile string // empty: the fleet's
 }
 
 // EnrollRequest asks for a certificate.
 type EnrollRequest struct {
-	CSR      []byte // PKCS #10, DER; the signature is not yet checked
+	CSR []byte // PKCS #10, DER; the signature is not yet checked
+	// Asked is the request as the device sent it where the door put one of its own
+	// into CSR, over a key that it made. While approval is pending, CSR differs at
+	// each try and Asked stays. Empty: CSR is the device's.
+	Asked    []byte
 	Evidence Evidence
 	Fleet    string // as the door's path names it; empty: what the evidence says, else default
 	Door     string // est, rest, …
 	Remote   netip.AddrPort
+	// Bound says that the request names the TLS session that it came over, so that
+	// nobody signed it for another (RFC 7030, 3.5). It holds if the signature does.
+	Bound bool
 	// Began is when the door began to read the request. A request that was
 	// overtaken by a later one of the same device is refused by it. Zero: now.
 	Began time.Time
+	// Recovery: the door admits certificates past their notAfter, and nothing else.
+	Recovery bool
 }
 
 // Grant is an issued certificate with what its holder needs beside it.

@@ -30,10 +30,12 @@ const (
 	CertIsHeld       Code = "certificate_held"
 	CertExpired      Code = "certificate_expired"
 	CertNotYetValid  Code = "certificate_not_yet_valid"
+	KeyReused        Code = "key_reused"    // the public key serves another device
 	ForkDetected     Code = "fork_detected" // two holders of one identity
 	NotFound         Code = "not_found"
 	Conflict         Code = "conflict"     // the thing is not in a state that allows the act
 	RateLimited      Code = "rate_limited" // come back after RetryAfter
+	Pending          Code = "pending"      // the request awaits approval; ask again after RetryAfter
 	Unavailable      Code = "unavailable"  // the authority cannot record now; nothing was done
 	Internal         Code = "internal"
 )

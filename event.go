@@ -37,6 +37,17 @@ const (
 	SessionClosed        EventType = "session.closed"
 	ConnectRefused       EventType = "connection.refused"
 	TopicDenied          EventType = "topic.denied"
+	EnrollWaiting        EventType = "enrollment.waiting"
+	EnrollApproved       EventType = "enrollment.approved"
+	EnrollRejected       EventType = "enrollment.rejected"
+	CredentialCreated    EventType = "credential.created"
+	CredentialStopped    EventType = "credential.stopped"
+	FindingClaim         EventType = "finding.claim_misuse"
+	FindingGroupKey      EventType = "finding.group_key_leaked"
+	FindingKeyReuse      EventType = "finding.key_reused"
+	FindingSharedFactor  EventType = "finding.shared_factor"
+	AuthorityRegistered  EventType = "authority.registered"
+	AuthorityUpdated     EventType = "authority.updated"
 	FindingFork          EventType = "finding.fork"
 	AuthorityCreated     EventType = "authority.created"
 	ProfileSaved         EventType = "profile.saved"
@@ -72,7 +83,7 @@ type Event struct {
 // Severity of an event that wants a person; empty for most.
 func (t EventType) Severity() string {
 	switch t {
-	case FindingFork, AddressBlocked:
+	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor:
 		return "alert"
 	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
 		return "warning"

@@ -70,6 +70,16 @@ type TPMExpectation struct {
 	AKName     []byte
 }
 
+// EKHash is the SHA-256 of an endorsement key's TPM2B_PUBLIC, by which chips are
+// registered. Errors are those of IdentifyTPM.
+func EKHash(ekPublic []byte) ([sha256.Size]byte, error) {
+	ek, err := parseEK(ekPublic)
+	if err != nil {
+		return [sha256.Size]byte{}, err
+	}
+	return ek.hash(), nil
+}
+
 // IdentifyTPM appraises EK and AK of the evidence and says which chip it speaks
 // of. That is a claim until a challenge is answered. Errors have code
 // Unauthenticated, BadRequest, TooLarge, BadCredential, WeakKey, or those of ValidatePath.

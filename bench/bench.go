@@ -203,7 +203,7 @@ func (b *bench) learn(ctx context.Context) error {
 		return err
 	}
 	b.roots.AddCert(b.limitCA.root)
-	issued, err := b.admin.CreateToken(ctx, api.NewToken{Uses: registry.MaxTokenUses, TTLSeconds: 24 * 3600})
+	issued, err := b.admin.CreateToken(ctx, api.NewToken{Uses: registry.MaxUses, TTLSeconds: 24 * 3600})
 	if err != nil {
 		return err
 	}

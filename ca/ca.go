@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -62,6 +64,7 @@ type CA struct {
 type authority struct {
 	countersign.Authority
 	names     issuerNames
+	anchor    attest.Anchor // of a registered authority
 	responder responder
 
 	mu     sync.Mutex
@@ -83,7 +86,7 @@ func Open(ctx context.Context, o Options) (*CA, error) {
 
 // Reload reads the authorities again, after this or another node founded one.
 func (c *CA) Reload(ctx context.Context) (err error) {
-	rows, err := c.DB.Query(ctx, `SELECT id, kind, parent, certificate, key_uri, state, created_at FROM authority`)
+	rows, err := c.DB.Query(ctx, `SELECT id, kind, parent, certificate, key_uri, state, created_at, trust FROM authority`)
 	if err != nil {
 		return fmt.Errorf("list authorities: %w", err)
 	}
@@ -93,7 +96,8 @@ func (c *CA) Reload(ctx context.Context) (err error) {
 		var a countersign.Authority
 		var der []byte
 		var created int64
-		if err := rows.Scan(&a.ID, &a.Kind, &a.Parent, &der, &a.KeyURI, &a.State, &created); err != nil {
+		var text string
+		if err := rows.Scan(&a.ID, &a.Kind, &a.Parent, &der, &a.KeyURI, &a.State, &created, &text); err != nil {
 			return fmt.Errorf("list authorities: %w", store.Wrap(err))
 		}
 		a.CreatedAt = store.Time(created)
@@ -102,6 +106,15 @@ func (c *CA) Reload(ctx context.Context) (err error) {
 		}
 		a.Subject = a.Certificate.Subject.String()
 		found[a.ID] = &authority{Authority: a, names: namesOf(a.Certificate)}
+		if a.Kind == countersign.RegisteredAuthority {
+			var t trust
+			if err := json.Unmarshal([]byte(text), &t); err != nil {
+				return fmt.Errorf("decode the trust of authority %s: %w", a.ID, err)
+			}
+			if found[a.ID].anchor, err = anchorOf(a.Certificate, t); err != nil {
+				return fmt.Errorf("load registered authority %s: %w", a.ID, err)
+			}
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("list authorities: %w", store.Wrap(err))
@@ -109,7 +122,7 @@ func (c *CA) Reload(ctx context.Context) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, a := range found {
-		if _, ok := c.authorities[id]; !ok {
+		if c.authorities[id] == nil || a.Kind == countersign.RegisteredAuthority { // a managed one keeps its open key
 			c.authorities[id] = a
 		}
 	}

@@ -69,6 +69,10 @@ type Listeners struct {
 	// Enroll serves EST and REST enrollment over TLS. Default :8443.
 	Enroll string `yaml:"enroll"`
 
+	// Recovery serves the renewal of certificates that have expired, within the
+	// bounds of each fleet, and nothing else. Default off.
+	Recovery string `yaml:"recovery"`
+
 	// MQTT serves MQTT over TLS. Default :8883.
 	MQTT string `yaml:"mqtt"`
 
@@ -184,7 +188,7 @@ func Dev(dir string, freePorts bool) Config {
 	return Config{
 		Dir: dir,
 		Listeners: Listeners{
-			Enroll: addr("8443"),
+			Enroll: addr("8443"), Recovery: addr("8444"),
 			MQTT:   addr("8883"),
 			API:    addr("8080"),
 			Status: addr("8090"),

@@ -17,6 +17,7 @@ func (c Config) WithDefaults() Config {
 	c.Dir = cmp.Or(c.Dir, DefaultDir)
 	l := &c.Listeners
 	l.Enroll = cmp.Or(l.Enroll, defaultEnroll)
+	l.Recovery = cmp.Or(l.Recovery, Off)
 	l.MQTT = cmp.Or(l.MQTT, defaultMQTT)
 	l.API = cmp.Or(l.API, defaultAPI)
 	l.Status = cmp.Or(l.Status, defaultStatus)

@@ -18,7 +18,7 @@ import (
 // reenrolled gives a device whose identity was revoked a new one.
 func (w *world) reenrolled(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Token{Device: id})))
+	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{Device: id})))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -30,12 +31,19 @@ type Desk struct {
 	CRLs     *Publisher
 	Now      func() time.Time
 	Log      *slog.Logger
+	// Sealer opens the symmetric keys of devices and seals what goes out to be
+	// brought back.
+	Sealer *keystore.Sealer
+	// Secret resolves a reference (file:, env:) to a secret.
+	Secret func(reference string) ([]byte, error)
 	// Cut ends live sessions on this node and gives their number. It returns when
 	// the last socket is closed.
 	Cut func(countersign.Cut) int
 
 	seen     sightings
 	refusals refusals
+	rates    rates
+	policy   policy
 }
 
 var (

@@ -1,8 +1,10 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -10,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // request is an enrollment as far as it has been understood; what stands in it
@@ -18,11 +21,14 @@ type request struct {
 	countersign.EnrollRequest
 	csr     *pkcs10.Request
 	keyHash string
-	device  string // as the request claims it, unless cert or token says so
+	device  string // as the request claims it, unless the evidence says so
 	fleet   string
 	cert    countersign.CertRef // shown to renew
-	token   string              // id
+	by      countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
 	overlap time.Duration       // of the fleet, for a renewal
+	// approved is the approval of a recovery, spent with the certificate.
+	approved string
+	dry      bool // explain only: change nothing, tell nobody
 }
 
 // received takes a request in. Its beginning is rounded as the times on record are.
@@ -43,7 +49,7 @@ func errOvertaken() error {
 		WithNext("use the certificate that it gave, or ask again")
 }
 
-// Enroll grants a first certificate for a token.
+// Enroll grants a first certificate on the evidence.
 func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(req)
 	g, err := d.enroll(ctx, r)
@@ -54,58 +60,114 @@ func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*coun
 }
 
 func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, error) {
-	if err := r.parse(); err != nil {
-		return nil, err
-	}
-	if r.Evidence.Token == "" {
-		return nil, countersign.Errorf(countersign.Unauthenticated, "no enrollment token was shown").
-			WithNext("send the token as the password of HTTP Basic, or as Bearer")
-	}
-	token, err := d.Registry.TokenBySecret(ctx, d.DB, r.Evidence.Token)
+	c, err := d.consider(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	r.token = token.ID
-	if err := r.bind(token); err != nil {
-		return nil, err
+	if c.again != nil {
+		return d.grant(c.again, true)
 	}
-	fleet, profile, err := d.rules(ctx, token.Fleet, countersign.MethodToken)
-	if err != nil {
-		return nil, err
-	}
-	s, err := d.admission(ctx, d.DB, r, token) // before anything is signed in vain
-	if err != nil {
-		return nil, err
-	}
-	if s.again != nil {
-		return d.grant(s.again, true)
+	if c.waits {
+		if c.waiting, err = d.approval(ctx, r, c); err != nil {
+			return nil, err
+		}
 	}
 	issued, err := d.issue(ctx, ca.Order{
-		Profile: profile, Fleet: fleet, Device: r.device, PublicKey: r.csr.PublicKey,
-		Evidence: tokenEvidence(token), Method: countersign.MethodToken,
+		Profile: c.profile, Fleet: c.fleet, Device: r.device, PublicKey: r.csr.PublicKey, Evidence: c.evidence, Method: c.method,
 	})
 	if err != nil {
 		return nil, err
 	}
 	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
 		}
-		if s, err = d.admission(ctx, tx, r, token); err != nil || s.again != nil {
+		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil || c.again != nil {
 			return err
 		}
-		return d.admit(ctx, tx, r, &s, issued)
+		if err := d.keyIsFree(ctx, tx, r); err != nil {
+			return err
+		}
+		return d.admit(ctx, tx, r, c, issued)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if s.again != nil {
-		return d.grant(s.again, true)
+	if c.again != nil {
+		return d.grant(c.again, true)
 	}
 	return d.grant(&issued.Certificate, false)
 }
 
-func tokenEvidence(t registry.Token) string { return "token:" + t.ID }
+// consideration is a first enrollment on its way to a decision.
+type consideration struct {
+	*appraisal
+	standing
+	fleet   countersign.Fleet
+	profile ca.Profile
+	waits   bool   // an operator must approve
+	waiting string // the approval that it has
+}
+
+// consider takes a first enrollment as far as the decision, and changes nothing.
+func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error) {
+	if err := r.parse(); err != nil {
+		return nil, err
+	}
+	c := &consideration{}
+	var err error
+	if c.appraisal, err = d.appraise(ctx, r); err != nil {
+		return nil, err
+	}
+	if err := r.bind(c.appraisal); err != nil {
+		return nil, err
+	}
+	if c.fleet, err = d.Registry.Fleet(ctx, d.DB, r.fleet); err != nil {
+		return nil, err
+	}
+	if c.profile, err = d.CA.Profile(ctx, d.DB, cmp.Or(c.appraisal.profile, c.fleet.Profile)); err != nil {
+		return nil, err
+	}
+	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil || c.again != nil { // before anything is signed in vain
+		return c, err
+	}
+	if err := within(r, c.appraisal, &c.fleet, c.known); err != nil {
+		return nil, err
+	}
+	if err := d.keyIsFree(ctx, d.DB, r); err != nil {
+		return nil, err
+	}
+	if err := d.policy.permit(ctx, d, r, c); err != nil {
+		return nil, err
+	}
+	c.waits = slices.Contains(c.fleet.Rules.Approval, c.method)
+	return c, nil
+}
+
+// lockFor makes the transaction the only one that works on the device and the key.
+func (d *Desk) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
+	if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+		return err
+	}
+	return tx.Lock(ctx, "key:"+r.keyHash)
+}
+
+// keyIsFree refuses a public key that serves another device: whoever has the one
+// key is both. Both devices' pages tell of it.
+func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error {
+	other, err := d.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
+	if err != nil || other == "" {
+		return err
+	}
+	if !r.dry {
+		for _, dev := range []string{r.device, other} {
+			e := r.event(countersign.FindingKeyReuse, "one public key was shown for "+r.device+" and "+other)
+			e.Device = dev
+			d.Events.Later(e)
+		}
+	}
+	return countersign.Errorf(countersign.KeyReused, "the public key serves another device").WithNext("make a new key on each device")
+}
 
 // parse reads the request and checks what needs no record: form, key, and the
 // proof that the device holds it (RFC 2986, 4.2).
@@ -125,6 +187,9 @@ func (r *request) parse() error {
 	if _, err := ca.CheckKey(csr.PublicKey); err != nil {
 		return err
 	}
+	if err := weakkey.Check(csr.PublicKey); err != nil {
+		return err
+	}
 	if err := csr.CheckSignature(); err != nil {
 		return countersign.Errorf(countersign.BadSignature, "the request is not signed with the key it asks a certificate for").WithCause(err)
 	}
@@ -132,63 +197,22 @@ func (r *request) parse() error {
 	return err
 }
 
-// bind settles the device id and the fleet from the request and the token.
-func (r *request) bind(t registry.Token) error {
-	if r.Fleet != "" && r.Fleet != t.Fleet {
-		return countersign.Errorf(countersign.NotAllowed, "the token is for another fleet than %.80q", r.Fleet).WithNext("enroll at the fleet that the token was made for")
-	}
-	r.fleet = t.Fleet
-	claimed := r.csr.Subject.CommonName
-	switch {
-	case t.Device == "":
-		if err := countersign.CheckDeviceID(claimed); err != nil {
-			return countersign.Errorf(countersign.BadRequest, "the request names no device: its common name %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", claimed).
-				WithNext("put the device id into the common name of the request")
-		}
-	case claimed == "":
-		r.device = t.Device
-	case claimed != t.Device:
-		return countersign.Errorf(countersign.SubjectMismatch, "the token is for device %s, the request for %.140q", t.Device, claimed).
-			WithNext("put the device id of the token into the common name of the request")
-	}
-	return nil
-}
-
-// rules reads the fleet and its profile and checks that the method is open.
-func (d *Desk) rules(ctx context.Context, name string, m countersign.Method) (countersign.Fleet, ca.Profile, error) {
-	fleet, err := d.Registry.Fleet(ctx, d.DB, name)
-	if err != nil {
-		return fleet, ca.Profile{}, err
-	}
-	open := m == countersign.MethodCertificate
-	for _, v := range fleet.Methods {
-		open = open || v == string(m)
-	}
-	if !open {
-		return fleet, ca.Profile{}, countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", name, m).
-			WithNext("open the method with: countersign fleet set " + name)
-	}
-	profile, err := d.CA.Profile(ctx, d.DB, fleet.Profile)
-	return fleet, profile, err
-}
-
-// standing is what the record says of a device that a token asks for.
+// standing is what the record says of a device that evidence asks for.
 type standing struct {
-	token  registry.Token
 	known  bool
 	device registry.Entry
 	again  *countersign.Certificate  // granted before for the same request
 	unused []countersign.Certificate // to be replaced
 }
 
-// admission says whether a token may give the device a first certificate. A
-// token completes an enrollment; it never takes over a device that is active.
-func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, t registry.Token) (standing, error) {
-	s := standing{token: t}
+// admission says whether evidence may give the device a first certificate. It
+// completes an enrollment; it never takes over a device that is active.
+func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *appraisal) (standing, error) {
+	var s standing
 	var err error
 	s.device, err = d.Registry.Device(ctx, rd, r.device)
 	if countersign.CodeOf(err) == countersign.NotFound {
-		return s, t.Usable(d.Now())
+		return s, d.usable(r, a)
 	}
 	if err != nil {
 		return s, err
@@ -198,52 +222,50 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, t reg
 	if err != nil {
 		return s, err
 	}
-	if s.again = r.sameAgain(certs, t); s.again != nil {
+	if s.again = r.sameAgain(certs, a); s.again != nil {
 		return s, nil
 	}
-	if err := t.Usable(d.Now()); err != nil {
+	if err := d.usable(r, a); err != nil {
 		return s, err
 	}
 	id := s.device.ID
-	if s.device.Fleet != t.Fleet {
-		return s, countersign.Errorf(countersign.NotAllowed, "device %s is not of fleet %s", id, t.Fleet).WithNext("use a token of the device's own fleet")
+	if s.device.Fleet != a.fleet {
+		return s, countersign.Errorf(countersign.NotAllowed, "device %s is not of fleet %s", id, a.fleet).WithNext("enroll it in its own fleet")
 	}
 	switch s.device.State {
-	case countersign.DeviceRegistered:
-		if !s.device.RevokedAt.IsZero() && (t.Device != id || !t.CreatedAt.After(s.device.RevokedAt)) {
+	case countersign.DeviceRegistered, countersign.DevicePending:
+		if !s.device.RevokedAt.IsZero() && (!a.bound(id) || !a.since.After(s.device.RevokedAt)) {
 			return s, countersign.Errorf(countersign.NotAllowed, "device %s had its identity revoked", id).
 				WithNext("to let it back: countersign enroll token --device " + id)
 		}
 		return s, nil
 	case countersign.DeviceActive:
-		return s, s.neverUsed(r, certs, d.Now())
+		return s, s.neverUsed(r, a, certs, d.Now())
 	case countersign.DeviceSuspended:
 		return s, countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", id).WithNext("to let it back: countersign device reactivate " + id)
-	case countersign.DeviceRetired:
-		return s, countersign.Errorf(countersign.DeviceGone, "device %s is retired", id).WithNext("choose another id")
 	}
-	return s, countersign.Errorf(countersign.NotAllowed, "device %s is %s", id, s.device.State)
+	return s, countersign.Errorf(countersign.DeviceGone, "device %s is retired", id).WithNext("choose another id")
 }
 
 // sameAgain finds the certificate of a request that was granted before: same
-// token, same device, same key. The answer was lost on the way; the grant stands.
-func (r *request) sameAgain(certs []countersign.Certificate, t registry.Token) *countersign.Certificate {
+// evidence, same device, same key. The answer was lost on the way; the grant stands.
+func (r *request) sameAgain(certs []countersign.Certificate, a *appraisal) *countersign.Certificate {
 	for i := range certs {
 		c := &certs[i]
-		if c.KeyHash == r.keyHash && c.Evidence == tokenEvidence(t) && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
+		if c.KeyHash == r.keyHash && c.Evidence == a.evidence && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
 			return c
 		}
 	}
 	return nil
 }
 
-// neverUsed lets a token that is bound to the device complete an enrollment whose
+// neverUsed lets evidence that is bound to the device complete an enrollment whose
 // certificate was never used: the device lost its key before the first connect.
 // A certificate that expired unused is no identity and needs no replacing.
-func (s *standing) neverUsed(r *request, certs []countersign.Certificate, now time.Time) error {
+func (s *standing) neverUsed(r *request, a *appraisal, certs []countersign.Certificate, now time.Time) error {
 	active := countersign.Errorf(countersign.DeviceIsActive, "device %s has an identity already", s.device.ID).
 		WithNext("renew with its certificate; if that is lost: countersign device revoke " + s.device.ID + ", then a new token")
-	if s.token.Device != s.device.ID {
+	if !a.bound(s.device.ID) {
 		return active
 	}
 	lapsed := false
@@ -283,24 +305,31 @@ func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 }
 
 // admit writes a first certificate with all that goes with it.
-func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, s *standing, issued *ca.Issued) error {
-	if err := d.Registry.Spend(ctx, tx, s.token); err != nil {
-		return err
+func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
+	if c.credential != nil {
+		if err := d.Registry.Spend(ctx, tx, *c.credential); err != nil {
+			return err
+		}
+	}
+	if c.waiting != "" {
+		if err := d.Registry.Finish(ctx, tx, c.waiting); err != nil {
+			return err
+		}
 	}
 	var events []countersign.Event
 	switch {
-	case !s.known:
+	case !c.known:
 		dev := countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DeviceActive}
 		if err := d.Registry.Create(ctx, tx, dev); err != nil {
 			return err
 		}
 		events = append(events, r.event(countersign.DeviceCreated, "first enrollment"))
-	case s.device.State == countersign.DeviceRegistered:
-		if err := d.Registry.Move(ctx, tx, &s.device, countersign.DeviceActive, ""); err != nil {
+	case c.standing.device.State != countersign.DeviceActive:
+		if err := d.Registry.Move(ctx, tx, &c.standing.device, countersign.DeviceActive, ""); err != nil {
 			return err
 		}
 	}
-	replaced, err := d.replace(ctx, tx, r, s.unused)
+	replaced, err := d.replace(ctx, tx, r, c.unused)
 	if err != nil {
 		return err
 	}
@@ -331,8 +360,8 @@ const nobody countersign.Actor = "unknown"
 // actor is who asks, by what was shown and not by what is claimed.
 func (r *request) actor() countersign.Actor {
 	switch {
-	case r.token != "":
-		return countersign.Actor("token:" + r.token)
+	case r.by != "":
+		return r.by
 	case !r.cert.IsZero():
 		return countersign.DeviceActor(r.device)
 	}

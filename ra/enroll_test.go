@@ -23,7 +23,7 @@ import (
 
 func TestEnrollGrantsACertificateOnRecord(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Token{})))
+		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,8 +75,8 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 		}
 		forged := csr(t, newKey(t), "pump-1")
 		forged[len(forged)-5] ^= 1
-		unbound := w.token(t, registry.Token{UsesMax: 100})
-		bound := w.token(t, registry.Token{UsesMax: 100, Device: "pump-9"})
+		unbound := w.token(t, registry.Credential{UsesMax: 100})
+		bound := w.token(t, registry.Credential{UsesMax: 100, Device: "pump-9"})
 		for _, tt := range []struct {
 			name, token, fleet string
 			csr                []byte
@@ -105,7 +105,7 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 				}
 			})
 		}
-		if n := w.count(t, "certificate WHERE device <> ''") + w.count(t, "enrollment_token WHERE uses > 0"); n != 0 {
+		if n := w.count(t, "certificate WHERE device <> ''") + w.count(t, "credential WHERE uses > 0"); n != 0 {
 			t.Errorf("got %d certificates and spent tokens, want 0", n)
 		}
 	})
@@ -113,7 +113,7 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 
 func TestEnrollTakesTheNameFromABoundToken(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "", w.token(t, registry.Token{Device: "pump-2"})))
+	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "", w.token(t, registry.Credential{Device: "pump-2"})))
 	if err != nil || g.Device != "pump-2" || leaf(t, g).Subject.CommonName != "pump-2" {
 		t.Fatalf("got %v, want a certificate of pump-2", err)
 	}
@@ -121,7 +121,7 @@ func TestEnrollTakesTheNameFromABoundToken(t *testing.T) {
 
 func TestEnrollOfAClosedFleetIsRefused(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
-	secret := w.token(t, registry.Token{Fleet: "other"})
+	secret := w.token(t, registry.Credential{Fleet: "other"})
 	fleet, err := w.Registry.Fleet(t.Context(), w.DB, "other")
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestEnrollOfAClosedFleetIsRefused(t *testing.T) {
 
 func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		key, secret := newKey(t), w.token(t, registry.Token{})
+		key, secret := newKey(t), w.token(t, registry.Credential{})
 		first, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
 		if err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 
 func TestEnrollWithASpentOrExpiredTokenIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		spent, stale := w.token(t, registry.Token{}), w.token(t, registry.Token{})
+		spent, stale := w.token(t, registry.Credential{}), w.token(t, registry.Credential{})
 		if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", spent)); err != nil {
 			t.Fatal(err)
 		}
@@ -171,9 +171,9 @@ func TestEnrollWithASpentOrExpiredTokenIsRefused(t *testing.T) {
 
 func TestEnrollNeverTakesADeviceOver(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		unbound, bound := registry.Token{UsesMax: 9}, registry.Token{UsesMax: 9, Device: "pump-1"}
+		unbound, bound := registry.Credential{UsesMax: 9}, registry.Credential{UsesMax: 9, Device: "pump-1"}
 		cert := w.enroll(t, "pump-1")
-		try := func(tok registry.Token) error {
+		try := func(tok registry.Credential) error {
 			t.Helper()
 			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, tok)))
 			w.clock.advance(time.Second)
@@ -188,7 +188,7 @@ func TestEnrollNeverTakesADeviceOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantCode(t, try(bound), countersign.DeviceIsActive) // the pending one is the device's, not the token's
-		wantCode(t, try(registry.Token{Fleet: "other", Device: "pump-1"}), countersign.NotAllowed)
+		wantCode(t, try(registry.Credential{Fleet: "other", Device: "pump-1"}), countersign.NotAllowed)
 		if _, err := w.Suspend(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
 			t.Fatal(err)
 		}
@@ -202,17 +202,17 @@ func TestEnrollNeverTakesADeviceOver(t *testing.T) {
 
 func TestEnrollOfARevokedDeviceNeedsANewTokenOfItsOwn(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		before := w.token(t, registry.Token{Device: "pump-1", UsesMax: 9})
+		before := w.token(t, registry.Credential{Device: "pump-1", UsesMax: 9})
 		cert := w.active(t, "pump-1")
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.KeyCompromise}); err != nil {
 			t.Fatal(err)
 		}
 		w.clock.advance(time.Second)
-		for _, secret := range []string{before, w.token(t, registry.Token{})} {
+		for _, secret := range []string{before, w.token(t, registry.Credential{})} {
 			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret))
 			wantCode(t, err, countersign.NotAllowed)
 		}
-		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Token{Device: "pump-1"})))
+		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{Device: "pump-1"})))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +226,7 @@ func TestEnrollOfARevokedDeviceNeedsANewTokenOfItsOwn(t *testing.T) {
 
 func TestEnrollWithABoundTokenCompletesAnUnusedEnrollment(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		secret := w.token(t, registry.Token{Device: "pump-1", UsesMax: 9})
+		secret := w.token(t, registry.Credential{Device: "pump-1", UsesMax: 9})
 		first := enrollment(t, newKey(t), "pump-1", secret)
 		first.Began = w.clock.Now()
 		lost, err := w.Enroll(t.Context(), first)
@@ -251,7 +251,7 @@ func TestEnrollWithABoundTokenCompletesAnUnusedEnrollment(t *testing.T) {
 func TestEnrollOnceOfTwoWithOneToken(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		for round := range 5 {
-			secret := w.token(t, registry.Token{})
+			secret := w.token(t, registry.Credential{})
 			sameDevice := fmt.Sprintf("same-%d", round)
 			var wg sync.WaitGroup
 			grants := make([]*countersign.Grant, 8)
@@ -282,7 +282,7 @@ func TestEnrollOnceOfTwoWithOneToken(t *testing.T) {
 
 func TestEnrollOfOneRequestAtOnceGivesOneCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		for _, tok := range []registry.Token{{}, {Device: "bound", UsesMax: 9}} {
+		for _, tok := range []registry.Credential{{}, {Device: "bound", UsesMax: 9}} {
 			id := "bound"
 			if tok.Device == "" {
 				id = "unbound"
@@ -334,14 +334,14 @@ func TestWrongTokenIsCountedAndAnsweredSlowly(t *testing.T) {
 
 func TestTokenSecretIsNowhereInTheDatabase(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		good, bad := w.token(t, registry.Token{UsesMax: 3}), countersign.TokenPrefix+"never-made"
+		good, bad := w.token(t, registry.Credential{UsesMax: 3}), countersign.TokenPrefix+"never-made"
 		for _, secret := range []string{good, good, bad} {
 			_, _ = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret)) // granted, refused, refused
 		}
 		if n := len(w.events(t, event.Filter{})); n < 4 {
 			t.Fatalf("got %d events, want those of a grant and two refusals", n)
 		}
-		for _, table := range []string{"authority", "profile", "fleet", "device", "certificate", "crl", "enrollment_token", "operator_token", "event"} {
+		for _, table := range []string{"authority", "profile", "fleet", "device", "certificate", "crl", "credential", "operator_token", "event"} {
 			rows, err := w.DB.Query(t.Context(), `SELECT * FROM `+table)
 			if err != nil {
 				t.Fatal(err)

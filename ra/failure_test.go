@@ -48,10 +48,10 @@ func TestFullDiskRecordsNothingAndSaysSo(t *testing.T) {
 	t.Cleanup(func() { _ = db.Close() })
 	w := newWorld(t, db)
 	old := w.active(t, "pump-0") // draws a block of serials too
-	if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-9", w.token(t, registry.Token{}))); err != nil {
+	if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-9", w.token(t, registry.Credential{}))); err != nil {
 		t.Fatal(err)
 	}
-	secret := w.token(t, registry.Token{})
+	secret := w.token(t, registry.Credential{})
 	certs, events := w.count(t, "certificate"), w.count(t, "event")
 	free := full(t, db)
 
@@ -98,7 +98,7 @@ func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
 		})
 		endConnections()
 	}
-	req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Token{}))
+	req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
 	readOnly("on")
 	var err error
 	for range 50 { // until no connection of before is left

@@ -7,6 +7,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -20,6 +21,9 @@ type Office struct {
 	Registry  *registry.Registry
 	Operators *operator.Desk
 	Events    *event.Log
+	Sealer    *keystore.Sealer
+	// Rules checks what a fleet's expression and webhook mean before they are saved.
+	Rules func(countersign.Rules) error
 }
 
 // By says who acts and through what.
@@ -59,7 +63,7 @@ func (o *Office) CreateDevice(ctx context.Context, d countersign.Device, by By) 
 
 // CreateToken makes an enrollment token and gives it with its secret. A token for
 // a device that is known takes that device's fleet, and may name no other.
-func (o *Office) CreateToken(ctx context.Context, t registry.Token, ttl time.Duration, by By) (made registry.Token, secret string, err error) {
+func (o *Office) CreateToken(ctx context.Context, t registry.Credential, ttl time.Duration, by By) (made registry.Credential, secret string, err error) {
 	t.CreatedBy = by.Actor
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		want := t
@@ -77,7 +81,7 @@ func (o *Office) CreateToken(ctx context.Context, t registry.Token, ttl time.Dur
 	return made, secret, err
 }
 
-func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Token) error {
+func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Credential) error {
 	if t.Device != "" {
 		d, err := o.Registry.Device(ctx, tx, t.Device)
 		switch {
@@ -109,12 +113,17 @@ func (o *Office) SaveFleet(ctx context.Context, name string, change func(*counte
 		if countersign.CodeOf(err) == countersign.NotFound {
 			f = countersign.Fleet{
 				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
-				Methods: []string{string(countersign.MethodToken)}, Overlap: countersign.DefaultOverlap,
+				Methods: []countersign.Method{countersign.MethodToken}, Overlap: countersign.DefaultOverlap,
 			}
 		} else if err != nil {
 			return err
 		}
 		change(&f)
+		if o.Rules != nil {
+			if err := o.Rules(f.Rules); err != nil {
+				return err
+			}
+		}
 		if err := o.Registry.SaveFleet(ctx, tx, f); err != nil {
 			return err
 		}

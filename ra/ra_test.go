@@ -91,7 +91,7 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	for _, name := range []string{"default", "other"} {
 		write(t, db, func(ctx context.Context, tx *store.Tx) error {
 			return reg.SaveFleet(ctx, tx, countersign.Fleet{
-				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice, Methods: []string{string(countersign.MethodToken)}, Overlap: overlap,
+				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice, Methods: []countersign.Method{countersign.MethodToken}, Overlap: overlap,
 			})
 		})
 	}
@@ -140,7 +140,7 @@ func write(t *testing.T, db *store.DB, fn func(context.Context, *store.Tx) error
 }
 
 // token makes an enrollment token and gives its secret.
-func (w *world) token(t *testing.T, tok registry.Token) string {
+func (w *world) token(t *testing.T, tok registry.Credential) string {
 	t.Helper()
 	if tok.Fleet == "" {
 		tok.Fleet = "default"
@@ -211,7 +211,7 @@ func leaf(t tb, g *countersign.Grant) *x509.Certificate {
 // any two acts of one device.
 func (w *world) enroll(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Token{})))
+	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{})))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,11 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err := r.sameSubject(); err != nil {
 		return nil, err
 	}
-	fleet, profile, err := d.rules(ctx, shown.Fleet, countersign.MethodCertificate)
+	fleet, err := d.Registry.Fleet(ctx, d.DB, shown.Fleet)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := d.CA.Profile(ctx, d.DB, fleet.Profile)
 	if err != nil {
 		return nil, err
 	}
@@ -46,13 +50,21 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err != nil {
 		return nil, err
 	}
+	o := ca.Order{
+		Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Serial,
+		Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
+	}
+	if r.Recovery && before.outcome != isFork {
+		if err := d.recoverable(ctx, r, &fleet, &before, &o); err != nil {
+			return nil, err
+		}
+	}
 	var issued *ca.Issued
 	if before.outcome == grantNew {
-		issued, err = d.issue(ctx, ca.Order{
-			Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Serial,
-			Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
-		})
-		if err != nil {
+		if err := d.keyIsFree(ctx, d.DB, r); err != nil {
+			return nil, err
+		}
+		if issued, err = d.issue(ctx, o); err != nil {
 			return nil, err
 		}
 	}
@@ -119,11 +131,13 @@ type judgment struct {
 	same    *countersign.Certificate  // in certs, for grantOld
 	replace *countersign.Certificate  // in certs: pending, given up by this request
 	why     string                    // of a fork
+	// recovery: the door admits certificates past their notAfter, see recoverable.
+	recovery bool
 }
 
 // judge reads the device's record and decides a renewal by it.
 func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.Serial) (judgment, error) {
-	var j judgment
+	j := judgment{recovery: r.Recovery}
 	var err error
 	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
 		return j, err
@@ -218,7 +232,7 @@ func (j *judgment) standing(now time.Time) error {
 		return countersign.Errorf(countersign.CertIsRevoked, "the certificate is revoked (%s)", c.Reason).WithNext("enroll anew with a token")
 	case c.State == countersign.CertHeld:
 		return countersign.Errorf(countersign.CertIsHeld, "the certificate is on hold")
-	case now.After(c.NotAfter) && !c.Replaced:
+	case now.After(c.NotAfter) && !c.Replaced && !j.recovery:
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339)).
 			WithNext("enroll anew: countersign device revoke " + c.Device + ", then countersign enroll token --device " + c.Device)
 	case now.Before(c.NotBefore):
@@ -231,7 +245,7 @@ func (j *judgment) standing(now time.Time) error {
 func (d *Desk) renew(ctx context.Context, r *request, shown countersign.Serial, issued *ca.Issued) (*countersign.Grant, error) {
 	var j judgment
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
 		}
 		var err error
@@ -247,6 +261,9 @@ func (d *Desk) renew(ctx context.Context, r *request, shown countersign.Serial, 
 		if issued == nil {
 			// Before the lock this was a retry; its certificate has gone meanwhile.
 			return countersign.Errorf(countersign.Conflict, "the device's certificates changed meanwhile").WithNext("try again")
+		}
+		if err := d.keyIsFree(ctx, tx, r); err != nil {
+			return err
 		}
 		return d.succeed(ctx, tx, r, &j, issued)
 	})
@@ -277,6 +294,11 @@ func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgmen
 			return err
 		}
 		events = append(events, more...)
+	}
+	if r.approved != "" {
+		if err := d.Registry.Finish(ctx, tx, r.approved); err != nil {
+			return err
+		}
 	}
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err

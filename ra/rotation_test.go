@@ -102,7 +102,7 @@ type clone struct {
 }
 
 func newPlay(t *testing.T, rt *rapid.T, w *world, id string) *play {
-	return &play{T: rt, t: t, w: w, id: id, token: w.token(t, registry.Token{Device: id, UsesMax: 1000})}
+	return &play{T: rt, t: t, w: w, id: id, token: w.token(t, registry.Credential{Device: id, UsesMax: 1000})}
 }
 
 func (p *play) run(cloned bool) {

@@ -36,7 +36,7 @@ func TestStormKeepsTheInvariants(t *testing.T) {
 		s := &storm{world: w, t: t, tokens: map[string]string{}, given: map[string][]*x509.Certificate{}, revoked: map[countersign.Serial]bool{}}
 		for i := range 4 {
 			id := fmt.Sprintf("pump-%d", i)
-			s.tokens[id] = w.token(t, registry.Token{Device: id, UsesMax: workers * acts})
+			s.tokens[id] = w.token(t, registry.Credential{Device: id, UsesMax: workers * acts})
 		}
 		var wg sync.WaitGroup
 		for range workers {
@@ -91,7 +91,7 @@ func (s *storm) enrolls(id string) error {
 	secret := s.tokens[id]
 	if rand.IntN(2) == 0 { // made after a revocation, as an operator does
 		err := s.DB.Write(s.t.Context(), func(ctx context.Context, tx *store.Tx) (err error) {
-			_, secret, err = s.Registry.CreateToken(ctx, tx, registry.Token{Fleet: "default", Device: id, UsesMax: 1}, ttl)
+			_, secret, err = s.Registry.CreateToken(ctx, tx, registry.Credential{Fleet: "default", Device: id, UsesMax: 1}, ttl)
 			return err
 		})
 		if err != nil {

@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -20,18 +23,22 @@ const maxOverlap = 90 * 24 * time.Hour
 // trustDomain is what the SPIFFE ID standard allows (section 2.1).
 var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 
-var methods = []string{string(countersign.MethodToken)}
+// methods that a fleet may open. Renewal needs no opening, recovery has a rule of its own.
+var methods = []countersign.Method{
+	countersign.MethodToken, countersign.MethodFactory, countersign.MethodClaim, countersign.MethodIDevID,
+	countersign.MethodThumbprint, countersign.MethodKey, countersign.MethodGroup, countersign.MethodTPM,
+}
 
-const fleetColumns = `name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at`
+const fleetColumns = `name, issuer, profile, methods, overlap, trust_domain, rules, created_at, updated_at`
 
 func scanFleet(row interface{ Scan(dest ...any) error }) (f countersign.Fleet, err error) {
-	var m string
+	var m, rules string
 	var overlap, created, updated int64
-	if err := row.Scan(&f.Name, &f.Issuer, &f.Profile, &m, &overlap, &f.TrustDomain, &created, &updated); err != nil {
+	if err := row.Scan(&f.Name, &f.Issuer, &f.Profile, &m, &overlap, &f.TrustDomain, &rules, &created, &updated); err != nil {
 		return f, store.Wrap(err)
 	}
 	f.Overlap, f.CreatedAt, f.UpdatedAt = time.Duration(overlap)*time.Microsecond, store.Time(created), store.Time(updated)
-	return f, json.Unmarshal([]byte(m), &f.Methods)
+	return f, errors.Join(json.Unmarshal([]byte(m), &f.Methods), json.Unmarshal([]byte(rules), &f.Rules))
 }
 
 // Fleet reads one fleet: NotFound if there is none.
@@ -85,11 +92,15 @@ func (r *Registry) SaveFleet(ctx context.Context, tx *store.Tx, f countersign.Fl
 	if err != nil {
 		return fmt.Errorf("encode methods: %w", err)
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
+	rules, err := json.Marshal(f.Rules)
+	if err != nil {
+		return fmt.Errorf("encode rules: %w", err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, rules, created_at, updated_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
 		ON CONFLICT (name) DO UPDATE SET issuer = excluded.issuer, profile = excluded.profile, methods = excluded.methods,
-			overlap = excluded.overlap, trust_domain = excluded.trust_domain, updated_at = excluded.updated_at`,
-		f.Name, f.Issuer, f.Profile, string(m), f.Overlap.Microseconds(), f.TrustDomain, store.Micros(r.Now()))
+			overlap = excluded.overlap, trust_domain = excluded.trust_domain, rules = excluded.rules, updated_at = excluded.updated_at`,
+		f.Name, f.Issuer, f.Profile, string(m), f.Overlap.Microseconds(), f.TrustDomain, string(rules), store.Micros(r.Now()))
 	if err != nil {
 		return fmt.Errorf("save fleet %s: %w", f.Name, err)
 	}
@@ -109,6 +120,54 @@ func checkFleet(f countersign.Fleet) error {
 	for _, m := range f.Methods {
 		if !slices.Contains(methods, m) {
 			return countersign.Errorf(countersign.BadRequest, "fleet %s: there is no enrollment method %.40q", f.Name, m).WithNext(fmt.Sprintf("use any of %v", methods))
+		}
+	}
+	return checkRules(f)
+}
+
+const (
+	// maxExpression bounds a CEL expression: what a person still reads.
+	maxExpression = 4096
+	// maxRecoveryAge and maxRecoveries bound what "a way back" can mean.
+	maxRecoveryAge = 2 * 366 * 24 * time.Hour
+	maxRecoveries  = 1000
+	maxApprovalTTL = 90 * 24 * time.Hour
+)
+
+// checkRules checks the form of the rules. What an expression or an authority in
+// them means is checked by those who know.
+func checkRules(f countersign.Fleet) error {
+	bad := func(format string, args ...any) error {
+		return countersign.Errorf(countersign.BadRequest, "fleet "+f.Name+": "+format, args...)
+	}
+	u := &f.Rules
+	switch {
+	case len(u.Networks) > maxNetworks:
+		return bad("%d networks are more than %d", len(u.Networks), maxNetworks)
+	case (attest.IDRule{Field: attest.IDField(cmp.Or(u.ID.Field, string(attest.IDCommonName))), Prefix: u.ID.Prefix, Suffix: u.ID.Suffix}).Check() != nil:
+		return bad("there is no id field %.40q in a certificate", u.ID.Field)
+	case len(u.Expression) > maxExpression:
+		return bad("the expression is longer than %d octets", maxExpression)
+	case u.ApprovalTTL < 0 || time.Duration(u.ApprovalTTL) > maxApprovalTTL:
+		return bad("approval_ttl %v is not between 0 and %v", time.Duration(u.ApprovalTTL), maxApprovalTTL)
+	case len(u.Authorities) > maxNetworks:
+		return bad("%d authorities are more than %d", len(u.Authorities), maxNetworks)
+	}
+	for _, list := range [][]countersign.Method{u.Approval, u.Registered} {
+		for _, m := range list {
+			if !slices.Contains(methods, m) {
+				return bad("there is no enrollment method %.40q", m)
+			}
+		}
+	}
+	for n, v := range u.PCRs {
+		if b, err := hex.DecodeString(v); n < 0 || n > 23 || err != nil || len(b) != 32 {
+			return bad("PCR %d is not between 0 and 23 with a SHA-256 in hex", n)
+		}
+	}
+	if r := u.Recovery; r != nil {
+		if r.MaxAge <= 0 || time.Duration(r.MaxAge) > maxRecoveryAge || r.MaxTimes < 1 || r.MaxTimes > maxRecoveries || len(r.Networks) > maxNetworks || r.ApproveAfter < 0 {
+			return bad("recovery needs a max_age up to %v and max_times up to %d", maxRecoveryAge, maxRecoveries)
 		}
 	}
 	return nil

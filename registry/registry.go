@@ -1,5 +1,6 @@
-// Package registry keeps devices, fleets and enrollment tokens, and the table of
-// the device's life. It decides nothing about certificates; package ra brings the
+// Package registry keeps devices, fleets, enrollment credentials and the requests
+// that wait for approval, and the table of the device's life. It decides nothing
+// about certificates; package ra brings the
 // two together in one transaction.
 package registry
 
@@ -28,7 +29,7 @@ const (
 	maxPage = 1000
 )
 
-// Registry reads and writes devices, fleets and tokens.
+// Registry reads and writes devices, fleets, credentials and waiting enrollments.
 type Registry struct {
 	DB  *store.DB
 	Now func() time.Time
@@ -146,10 +147,11 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 		return countersign.Errorf(countersign.Conflict, "device %s is %s and cannot become %s", e.ID, e.State, to)
 	}
 	// A reason comes from many places and must not stop a suspension: it is made to fit.
-	reason = strings.ToValidUTF8(strings.ReplaceAll(reason[:min(len(reason), maxText)], "\x00", ""), "")
+	reason = clip(reason)
 	now := r.Now()
 	revoked := e.RevokedAt
-	if to == countersign.DeviceRegistered || to == countersign.DeviceRetired {
+	// A device that waited for its first identity has none to lose.
+	if to == countersign.DeviceRetired || to == countersign.DeviceRegistered && e.State != countersign.DevicePending {
 		revoked = now
 	}
 	n, err := tx.Exec(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5 WHERE id = $1 AND state = $6`,
@@ -162,6 +164,10 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 	}
 	e.State, e.Reason, e.RevokedAt, e.UpdatedAt = to, reason, revoked, now
 	return nil
+}
+
+func clip(s string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(s[:min(len(s), maxText)], "\x00", ""), "")
 }
 
 // Sighting is an accepted connection.

@@ -38,7 +38,7 @@ func enrollServer(t *testing.T, h *house) *httptest.Server {
 func TestDeviceEnrollsAndRenewsInPEM(t *testing.T) {
 	h := newHouse(t)
 	s := enrollServer(t, h)
-	_, secret, err := h.Office.CreateToken(t.Context(), registry.Token{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
+	_, secret, err := h.Office.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
 	if err != nil {
 		t.Fatal(err)
 	}

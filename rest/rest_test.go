@@ -64,7 +64,7 @@ func newHouse(t *testing.T) *house {
 		}
 		return reg.SaveFleet(ctx, tx, countersign.Fleet{
 			Name: countersign.DefaultFleet, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
-			Methods: []string{string(countersign.MethodToken)}, Overlap: time.Hour,
+			Methods: []countersign.Method{countersign.MethodToken}, Overlap: time.Hour,
 		})
 	})
 	if err != nil {
@@ -164,7 +164,7 @@ func newCSR(t *testing.T, id string) []byte {
 
 func (h *house) enroll(t *testing.T, id string) *countersign.Grant {
 	t.Helper()
-	_, secret, err := h.Office.CreateToken(t.Context(), registry.Token{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
+	_, secret, err := h.Office.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,13 +36,13 @@ func (s *Server) routeSetup(a huma.API) {
 }
 
 func (s *Server) listTokens(ctx context.Context, in *api.Paging) (api.Page[api.Token], error) {
-	list, next, err := s.Registry.Tokens(ctx, in.After, limitOf(*in))
+	list, next, err := s.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodToken, After: in.After, Limit: limitOf(*in)})
 	return page(list, next, shapeToken), err
 }
 
 func (s *Server) createToken(ctx context.Context, in *struct{ Body api.NewToken }) (api.IssuedToken, error) {
 	ttl := cmp.Or(time.Duration(in.Body.TTLSeconds)*time.Second, defaultTTL)
-	t := registry.Token{Fleet: in.Body.Fleet, Device: in.Body.Device, UsesMax: cmp.Or(in.Body.Uses, 1)}
+	t := registry.Credential{Fleet: in.Body.Fleet, Device: in.Body.Device, UsesMax: cmp.Or(in.Body.Uses, 1)}
 	made, secret, err := s.Office.CreateToken(ctx, t, ttl, s.by(ctx))
 	return api.IssuedToken{Token: shapeToken(made), Secret: secret}, err
 }
@@ -66,7 +66,12 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 	f, err := s.Office.SaveFleet(ctx, in.Name, func(f *countersign.Fleet) {
 		set(&f.Issuer, b.Issuer)
 		set(&f.Profile, b.Profile)
-		set(&f.Methods, b.Methods)
+		if b.Methods != nil {
+			f.Methods = nil
+			for _, m := range *b.Methods {
+				f.Methods = append(f.Methods, countersign.Method(m))
+			}
+		}
 		set(&f.TrustDomain, b.TrustDomain)
 		if b.OverlapSeconds != nil {
 			f.Overlap = time.Duration(*b.OverlapSeconds) * time.Second

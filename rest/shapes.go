@@ -75,9 +75,9 @@ func shapeEvent(e countersign.Event) api.Event {
 }
 
 func shapeFleet(f countersign.Fleet) api.Fleet {
-	methods := f.Methods
-	if methods == nil {
-		methods = []string{}
+	methods := make([]string, 0, len(f.Methods))
+	for _, m := range f.Methods {
+		methods = append(methods, string(m))
 	}
 	return api.Fleet{
 		Name: f.Name, Issuer: f.Issuer, Profile: f.Profile, Methods: methods, OverlapSeconds: int64(f.Overlap / time.Second),
@@ -104,7 +104,7 @@ func profileOf(p api.Profile) ca.Profile {
 func seconds(d ca.Duration) int64    { return int64(time.Duration(d) / time.Second) }
 func durationOf(s int64) ca.Duration { return ca.Duration(time.Duration(s) * time.Second) }
 
-func shapeToken(t registry.Token) api.Token {
+func shapeToken(t registry.Credential) api.Token {
 	return api.Token{
 		ID: t.ID, Fleet: t.Fleet, Device: t.Device, Uses: t.UsesMax, Used: t.Uses,
 		CreatedAt: utc(t.CreatedAt), ExpiresAt: utc(t.ExpiresAt), CreatedBy: string(t.CreatedBy),

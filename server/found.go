@@ -38,7 +38,7 @@ func (s *Server) found(ctx context.Context) error {
 		}
 		fleet := countersign.Fleet{
 			Name: countersign.DefaultFleet, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
-			Methods: []string{string(countersign.MethodToken)}, Overlap: s.cfg.Overlap,
+			Methods: []countersign.Method{countersign.MethodToken}, Overlap: s.cfg.Overlap,
 		}
 		if err := s.registry.SaveFleet(ctx, tx, fleet); err != nil {
 			return err

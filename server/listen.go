@@ -31,11 +31,11 @@ const (
 
 // listeners are the bound doors; a nil one is off.
 type listeners struct {
-	enroll, mqtt, api, status, socket net.Listener
+	enroll, recovery, mqtt, api, status, socket net.Listener
 }
 
 func (l *listeners) all() []net.Listener {
-	return []net.Listener{l.enroll, l.mqtt, l.api, l.status, l.socket}
+	return []net.Listener{l.enroll, l.recovery, l.mqtt, l.api, l.status, l.socket}
 }
 
 func (l *listeners) close() error {
@@ -68,7 +68,7 @@ func bind(cfg config.Config) (l *listeners, err error) {
 		name, addr string
 		into       *net.Listener
 	}{
-		{"enroll", cfg.Listeners.Enroll, &l.enroll}, {"mqtt", cfg.Listeners.MQTT, &l.mqtt},
+		{"enroll", cfg.Listeners.Enroll, &l.enroll}, {"recovery", cfg.Listeners.Recovery, &l.recovery}, {"mqtt", cfg.Listeners.MQTT, &l.mqtt},
 		{"api", cfg.Listeners.API, &l.api}, {"status", cfg.Listeners.Status, &l.status},
 	} {
 		if d.addr == config.Off {

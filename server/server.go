@@ -172,9 +172,17 @@ func (s *Server) voidSerials(ctx context.Context, all bool) error {
 func (s *Server) openDesk(context.Context) error {
 	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
 	s.index = edge.NewIndex(s.opts.Now)
+	sealer, err := (&keystore.Store{Dir: s.cfg.Dir}).OpenSealer("file:keys/seal.key")
+	if err != nil {
+		return err
+	}
 	s.desk = &ra.Desk{
 		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now}, Ledger: &access.Ledger{Now: s.opts.Now},
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
+		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
+			v, err := config.Secret(ref).Resolve()
+			return []byte(v), err
+		},
 	}
 	s.events.Subscribe(s.heard)
 	return nil
@@ -190,17 +198,15 @@ func (s *Server) openIdentity(ctx context.Context) error {
 
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
-	enroll := http.NewServeMux()
-	door := &est.Server{Enroller: s.desk, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now}
-	enroll.Handle("/.well-known/est/", door)
-	enroll.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
-	enroll.Handle("/api/v1/", &rest.Enroll{Enroller: s.desk, Log: s.log, Now: s.opts.Now})
-	s.serveHTTP("enroll", s.listeners.enroll, enroll, s.identity.tlsConfig())
+	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk), s.identity.tlsConfig())
+	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}), s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
 	operators := func(local bool) http.Handler {
 		return (&rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
-			Office:   &ra.Office{DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events},
+			Office: &ra.Office{
+				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Rules: s.desk.CheckRules,
+			},
 			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}).Handler()
 	}
@@ -214,6 +220,16 @@ func (s *Server) openDoors(context.Context) error {
 	return nil
 }
 
+// enrollment is the handler of a listener where devices get certificates.
+func (s *Server) enrollment(by countersign.Enroller) http.Handler {
+	mux := http.NewServeMux()
+	door := &est.Server{Enroller: by, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now}
+	mux.Handle("/.well-known/est/", door)
+	mux.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
+	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Log: s.log, Now: s.opts.Now})
+	return mux
+}
+
 // heard acts on what happened here or on another node.
 func (s *Server) heard(e countersign.Event) {
 	switch e.Type {
@@ -223,11 +239,25 @@ func (s *Server) heard(e countersign.Event) {
 		s.ca.Forget(e.Cert.Serial)
 		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
 		s.crls.Changed(e.Cert.Issuer)
+	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
+		go s.reload()
 	case countersign.CertReleased:
 		s.ca.Forget(e.Cert.Serial)
 		s.crls.Changed(e.Cert.Issuer)
 	}
 }
+
+// reload reads the authorities that another node registered.
+func (s *Server) reload() {
+	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
+	defer cancel()
+	if err := s.ca.Reload(ctx); err != nil {
+		s.log.ErrorContext(ctx, "authorities not read again", "error", err)
+	}
+}
+
+// reloadTime bounds the reading of a few rows.
+const reloadTime = 10 * time.Second
 
 // Run serves until ctx ends, then stops in order: no new connections, the live
 // ones told, what they said written down, the database closed.
@@ -304,6 +334,7 @@ func (s *Server) Endpoints() api.Endpoints {
 		scheme = "http"
 	}
 	e.Enroll = s.url("https", s.listeners.enroll)
+	e.Recovery = s.url("https", s.listeners.recovery)
 	e.MQTT = s.url("mqtts", s.listeners.mqtt)
 	e.API = s.url(scheme, s.listeners.api)
 	e.Status = s.url("http", s.listeners.status)

@@ -3,11 +3,13 @@ package registry_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/registry"
@@ -16,7 +18,7 @@ import (
 )
 
 // token makes one that is good for an hour.
-func (h *house) token(t failer, token registry.Token) (made registry.Token, secret string) {
+func (h *house) token(t failer, token registry.Credential) (made registry.Credential, secret string) {
 	t.Helper()
 	h.write(t, func(ctx context.Context, tx *store.Tx) (err error) {
 		made, secret, err = h.CreateToken(ctx, tx, token, time.Hour)
@@ -25,22 +27,22 @@ func (h *house) token(t failer, token registry.Token) (made registry.Token, secr
 	return made, secret
 }
 
-func (h *house) spend(t failer, token registry.Token) error {
+func (h *house) spend(t failer, token registry.Credential) error {
 	return h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Spend(ctx, tx, token) })
 }
 
 func TestTokenIsFoundBySecretOnly(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
-		made, secret := h.token(t, registry.Token{Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: countersign.OperatorActor("ann")})
+		made, secret := h.token(t, registry.Credential{Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: countersign.OperatorActor("ann")})
 		if !strings.HasPrefix(secret, countersign.TokenPrefix) || len(secret) != len(countersign.TokenPrefix)+43 {
 			t.Errorf("secret: got %d characters, want %s and 256 bits in base64", len(secret), countersign.TokenPrefix)
 		}
 		got, err := h.TokenBySecret(t.Context(), db, secret)
-		want := registry.Token{
-			ID: made.ID, Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: "operator:ann", CreatedAt: start, ExpiresAt: start.Add(time.Hour),
+		want := registry.Credential{
+			ID: made.ID, Kind: countersign.MethodToken, State: registry.CredentialActive, Fleet: "default", Device: "pump-1", UsesMax: 3, CreatedBy: "operator:ann", CreatedAt: start, ExpiresAt: start.Add(time.Hour),
 		}
-		if d := cmp.Diff(want, got); err != nil || d != "" {
+		if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(registry.Credential{})); err != nil || d != "" {
 			t.Errorf("TokenBySecret (-want +got): %v\n%s", err, d)
 		}
 		for _, wrong := range []string{"", made.ID, secret[:len(secret)-1], secret + "A", strings.ToUpper(secret), strings.Repeat("x", 1<<20), "\x00\xff"} {
@@ -54,8 +56,8 @@ func TestTokenIsFoundBySecretOnly(t *testing.T) {
 // TestTokenSecretIsKeptNowhere looks through every column of every row.
 func TestTokenSecretIsKeptNowhere(t *testing.T) {
 	h := open(t, storetest.Open(t))
-	_, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
-	rows, err := h.DB.Query(t.Context(), `SELECT * FROM enrollment_token`)
+	_, secret := h.token(t, registry.Credential{Fleet: "default", UsesMax: 1})
+	rows, err := h.DB.Query(t.Context(), `SELECT * FROM credential`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,18 +92,18 @@ func TestCreateTokenIsBounded(t *testing.T) {
 	h := open(t, storetest.Open(t))
 	for _, tt := range []struct {
 		name  string
-		token registry.Token
+		token registry.Credential
 		ttl   time.Duration
 		want  countersign.Code
 	}{
-		{"least", registry.Token{Fleet: "default", UsesMax: 1}, time.Second, ""},
-		{"most", registry.Token{Fleet: "default", UsesMax: registry.MaxTokenUses}, registry.MaxTokenTTL, ""},
-		{"no use", registry.Token{Fleet: "default"}, time.Hour, countersign.BadRequest},
-		{"too many uses", registry.Token{Fleet: "default", UsesMax: registry.MaxTokenUses + 1}, time.Hour, countersign.BadRequest},
-		{"no time", registry.Token{Fleet: "default", UsesMax: 1}, 0, countersign.BadRequest},
-		{"too long", registry.Token{Fleet: "default", UsesMax: 1}, registry.MaxTokenTTL + 1, countersign.BadRequest},
-		{"bad device", registry.Token{Fleet: "default", UsesMax: 1, Device: "a b"}, time.Hour, countersign.BadRequest},
-		{"no fleet", registry.Token{UsesMax: 1}, time.Hour, countersign.NotFound},
+		{"least", registry.Credential{Fleet: "default", UsesMax: 1}, time.Second, ""},
+		{"most", registry.Credential{Fleet: "default", UsesMax: registry.MaxUses}, registry.MaxTTL, ""},
+		{"no use", registry.Credential{Fleet: "default"}, time.Hour, countersign.BadRequest},
+		{"too many uses", registry.Credential{Fleet: "default", UsesMax: registry.MaxUses + 1}, time.Hour, countersign.BadRequest},
+		{"no time", registry.Credential{Fleet: "default", UsesMax: 1}, 0, countersign.BadRequest},
+		{"too long", registry.Credential{Fleet: "default", UsesMax: 1}, registry.MaxTTL + 1, countersign.BadRequest},
+		{"bad device", registry.Credential{Fleet: "default", UsesMax: 1, Device: "a b"}, time.Hour, countersign.BadRequest},
+		{"no fleet", registry.Credential{UsesMax: 1}, time.Hour, countersign.NotFound},
 	} {
 		err := h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			_, _, err := h.CreateToken(ctx, tx, tt.token, tt.ttl)
@@ -115,12 +117,12 @@ func TestCreateTokenIsBounded(t *testing.T) {
 
 func TestTokenEnds(t *testing.T) {
 	h := open(t, storetest.Open(t))
-	token, secret := h.token(t, registry.Token{Fleet: "default", UsesMax: 2})
+	token, secret := h.token(t, registry.Credential{Fleet: "default", UsesMax: 2})
 	for _, tt := range []struct {
 		at   time.Duration
 		want countersign.Code
 	}{{0, ""}, {time.Hour, ""}, {time.Hour + time.Microsecond, countersign.CredentialExpire}} {
-		if err := token.Usable(start.Add(tt.at)); countersign.CodeOf(err) != tt.want {
+		if err := token.Usable(start.Add(tt.at), netip.Addr{}); countersign.CodeOf(err) != tt.want {
 			t.Errorf("after %v: got %v, want code %q", tt.at, err, tt.want)
 		}
 	}
@@ -134,7 +136,7 @@ func TestTokenEnds(t *testing.T) {
 	if err != nil || token.Uses != 2 {
 		t.Fatalf("got %d uses, %v, want 2", token.Uses, err)
 	}
-	wantCode(t, token.Usable(start), countersign.CredentialSpent)
+	wantCode(t, token.Usable(start, netip.Addr{}), countersign.CredentialSpent)
 }
 
 // TestLastUseIsWonOnce races for the last use of a token.
@@ -142,7 +144,7 @@ func TestLastUseIsWonOnce(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
 		for range 10 {
-			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 3})
+			token, _ := h.token(t, registry.Credential{Fleet: "default", UsesMax: 3})
 			const at = 12
 			errs := make(chan error, at)
 			for range at {
@@ -167,7 +169,7 @@ func TestLastUseIsWonOnce(t *testing.T) {
 func TestSpendIsUndoneWithItsTransaction(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
-		token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
+		token, _ := h.token(t, registry.Credential{Fleet: "default", UsesMax: 1})
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			if err := h.Spend(ctx, tx, token); err != nil {
 				return err
@@ -187,14 +189,14 @@ func TestTokensNewestFirst(t *testing.T) {
 		made := map[string]bool{}
 		for i := range 7 {
 			h.now = start.Add(time.Duration(i/2) * time.Second) // pairs of the same time
-			token, _ := h.token(t, registry.Token{Fleet: "default", UsesMax: 1})
+			token, _ := h.token(t, registry.Credential{Fleet: "default", UsesMax: 1})
 			made[token.ID] = true
 		}
 		for _, limit := range []int{1, 2, 7, 0} {
 			got := map[string]bool{}
 			last := start.Add(time.Hour)
 			for after := ""; ; {
-				page, next, err := h.Tokens(t.Context(), after, limit)
+				page, next, err := h.Credentials(t.Context(), registry.CredentialFilter{Kind: countersign.MethodToken, After: after, Limit: limit})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -210,7 +212,7 @@ func TestTokensNewestFirst(t *testing.T) {
 				}
 				after = next
 			}
-			if d := cmp.Diff(made, got); d != "" {
+			if d := cmp.Diff(made, got, cmpopts.IgnoreUnexported(registry.Credential{})); d != "" {
 				t.Errorf("limit %d (-want +got):\n%s", limit, d)
 			}
 		}

@@ -1,0 +1,63 @@
+package keystore
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Sealer encrypts small secrets that have to be kept: symmetric keys of devices.
+// AES-256-GCM; the context, such as the credential's kind and fleet, is
+// authenticated with it, so that a sealed key put into another row does not open.
+type Sealer struct {
+	aead cipher.AEAD
+}
+
+// OpenSealer reads the server's sealing key at uri, and makes it where there is none.
+func (s *Store) OpenSealer(uri string) (*Sealer, error) {
+	path, err := s.path(uri)
+	if err != nil {
+		return nil, err
+	}
+	text, err := readBounded(path)
+	if errors.Is(err, os.ErrNotExist) {
+		var key [32]byte
+		if _, err := rand.Read(key[:]); err != nil {
+			return nil, fmt.Errorf("draw a sealing key: %w", err)
+		}
+		text = []byte(base64.StdEncoding.EncodeToString(key[:]) + "\n")
+		err = writeNew(path, text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open sealing key %s: %w", uri, err)
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(key) != 32 {
+		return nil, fmt.Errorf("sealing key %s is not 32 octets in base64", uri)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	return &Sealer{aead}, err
+}
+
+// Seal encrypts secret for a context.
+func (s *Sealer) Seal(secret []byte, context string) []byte {
+	return s.aead.Seal(nil, nil, secret, []byte(context))
+}
+
+// Open decrypts what Seal made for the same context.
+func (s *Sealer) Open(sealed []byte, context string) ([]byte, error) {
+	secret, err := s.aead.Open(nil, nil, sealed, []byte(context))
+	if err != nil {
+		return nil, errors.New("a sealed secret does not open: another sealing key, or a changed row")
+	}
+	return secret, nil
+}

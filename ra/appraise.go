@@ -1,0 +1,383 @@
+package ra
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// appraisal is what evidence proved (RFC 9334: the attestation result).
+type appraisal struct {
+	method   countersign.Method
+	evidence string            // its fingerprint, for the record
+	fleet    string            // that it is good for
+	device   string            // that it proves or is bound to; empty: any that the request names
+	since    time.Time         // when the operator gave this device leave; zero: never did
+	profile  string            // empty: the fleet's
+	facts    map[string]string // for rules, events and the operator's eyes
+
+	credential *registry.Credential // spent with the certificate; nil if none
+}
+
+// bound reports whether the evidence is for this one device, so that it may
+// complete an enrollment which was never used.
+func (a *appraisal) bound(device string) bool { return a.device == device }
+
+// appraise says what the evidence of a first enrollment proves. Where two kinds
+// are shown, HTTP's and TLS's, both must hold and name the same device.
+func (d *Desk) appraise(ctx context.Context, r *request) (*appraisal, error) {
+	ev := &r.Evidence
+	switch {
+	case ev.Voucher != nil:
+		return d.appraiseVoucher(r)
+	case ev.TPM != nil:
+		return d.appraiseTPM(ctx, r)
+	case ev.Token != "":
+		a, err := d.appraiseSecret(ctx, r)
+		if err != nil || len(ev.Peer) == 0 {
+			return a, err
+		}
+		return d.withPeer(ctx, r, a)
+	case len(ev.Peer) > 0:
+		return d.appraisePeer(ctx, r)
+	}
+	return nil, countersign.Errorf(countersign.Unauthenticated, "no evidence was shown: no token and no client certificate").
+		WithNext("send a token as the password of HTTP Basic, or as Bearer; docs/enrollment.md lists the other ways")
+}
+
+// withPeer holds a client certificate that came with a token against it. One that
+// says nothing here, such as a self-signed one, is no objection.
+func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*appraisal, error) {
+	p, err := d.appraisePeer(ctx, r)
+	switch {
+	case countersign.CodeOf(err) == countersign.CertUnknown:
+		return a, nil
+	case err != nil:
+		return nil, err
+	case p.fleet != a.fleet || p.device != "" && a.device != "" && p.device != a.device:
+		return nil, countersign.Errorf(countersign.SubjectMismatch, "the token and the client certificate are for different devices").WithNext("show one of them")
+	}
+	a.device = cmp.Or(a.device, p.device)
+	a.facts["client_certificate"] = p.evidence
+	return a, nil
+}
+
+func (d *Desk) appraiseVoucher(r *request) (*appraisal, error) {
+	v := r.Evidence.Voucher
+	r.by = v.Actor
+	return &appraisal{
+		method: countersign.MethodFactory, evidence: "factory:" + v.Item, fleet: cmp.Or(r.Fleet, countersign.DefaultFleet), profile: v.Profile,
+		facts: map[string]string{"operator": string(v.Actor)},
+	}, nil
+}
+
+// appraiseSecret tells the secrets apart by their form.
+func (d *Desk) appraiseSecret(ctx context.Context, r *request) (*appraisal, error) {
+	if strings.HasPrefix(r.Evidence.Token, "SharedAccessSignature ") {
+		return d.appraiseSAS(ctx, r)
+	}
+	c, err := d.Registry.TokenBySecret(ctx, d.DB, r.Evidence.Token)
+	if err != nil {
+		return nil, err
+	}
+	return d.byCredential(r, c), nil
+}
+
+func (d *Desk) byCredential(r *request, c registry.Credential) *appraisal {
+	r.by = countersign.Actor(c.Evidence())
+	return &appraisal{
+		method: c.Kind, evidence: c.Evidence(), fleet: c.Fleet, device: c.Device, since: c.CreatedAt, credential: &c,
+		facts: map[string]string{"credential": c.ID, "label": c.Label},
+	}
+}
+
+// sealedKeys is the plain form of what a symmetric credential seals.
+type sealedKeys struct{ Primary, Secondary []byte }
+
+func sealContext(kind countersign.Method, fleet, lookup string) string {
+	return string(kind) + "\x00" + fleet + "\x00" + lookup
+}
+
+func (d *Desk) keysOf(c *registry.Credential, lookup string) (attest.SymmetricKeys, error) {
+	plain, err := d.Sealer.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
+	if err != nil {
+		return attest.SymmetricKeys{}, fmt.Errorf("open the keys of %s: %w", c.ID, err)
+	}
+	var k sealedKeys
+	if err := json.Unmarshal(plain, &k); err != nil {
+		return attest.SymmetricKeys{}, fmt.Errorf("read the keys of %s: %w", c.ID, err)
+	}
+	return attest.SymmetricKeys{Primary: k.Primary, Secondary: k.Secondary}, nil
+}
+
+// appraiseSAS checks a SAS token for <fleet>/registrations/<device>: by the device's
+// own key if it has one, else by its fleet's group keys.
+func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) {
+	sas, err := attest.ParseSAS(r.Evidence.Token)
+	if err != nil {
+		return nil, err
+	}
+	fleet, device, ok := strings.Cut(sas.Resource, "/registrations/")
+	if !ok || countersign.CheckDeviceID(device) != nil {
+		return nil, countersign.Errorf(countersign.BadCredential, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
+	}
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
+	if err == nil {
+		keys, err := d.keysOf(&c, keyLookup(fleet, device))
+		if err != nil {
+			return nil, err
+		}
+		slot, err := sas.Verify(fleet+"/registrations/"+device, keys, d.Now())
+		if err != nil {
+			return nil, err
+		}
+		a := d.byCredential(r, c)
+		a.facts["key"] = string(slot)
+		return a, nil
+	}
+	if countersign.CodeOf(err) != countersign.NotFound {
+		return nil, err
+	}
+	return d.appraiseGroup(ctx, r, sas, fleet, device)
+}
+
+// keyLookup finds the key of a device. Azure compares ids without regard to case.
+func keyLookup(fleet, device string) string { return fleet + "/" + strings.ToLower(device) }
+
+func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
+	if err != nil {
+		return nil, err
+	}
+	refusal := error(countersign.Errorf(countersign.BadCredential, "no key is registered for %.140q in fleet %.80q", device, fleet).
+		WithNext("register the device's key, or a group key for the fleet"))
+	for i := range groups {
+		c := &groups[i]
+		if c.State != registry.CredentialActive {
+			continue
+		}
+		keys, err := d.keysOf(c, groupLookup(fleet, c.Label))
+		if err != nil {
+			return nil, err
+		}
+		slot, err := sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, d.Now())
+		if err == nil {
+			a := d.byCredential(r, *c)
+			a.device = device // the derived key is this device's alone
+			a.facts["key"] = string(slot)
+			return a, nil
+		}
+		if countersign.CodeOf(err) == countersign.NotAllowed { // the group's own key is out
+			d.finding(r, countersign.FindingGroupKey, c, "a device showed the group key itself")
+			return nil, err
+		}
+		refusal = err
+	}
+	return nil, refusal
+}
+
+func groupLookup(fleet, label string) string { return fleet + "/" + label }
+
+// appraisePeer judges a client certificate: a claim, a registered self-signed one,
+// or a manufacturer's.
+func (d *Desk) appraisePeer(ctx context.Context, r *request) (*appraisal, error) {
+	leaf := r.Evidence.Peer[0]
+	print := attest.ThumbprintOf(leaf)
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodClaim, print.String())
+	if err == nil {
+		return d.appraiseClaim(ctx, r, c, leaf)
+	}
+	if countersign.CodeOf(err) != countersign.NotFound {
+		return nil, err
+	}
+	c, err = d.Registry.Find(ctx, d.DB, countersign.MethodThumbprint, print.String())
+	if err == nil {
+		slot, err := attest.Thumbprints{Primary: print}.Verify(leaf, d.Now())
+		if err != nil {
+			return nil, err
+		}
+		a := d.byCredential(r, c)
+		a.facts["certificate"] = string(slot)
+		return a, nil
+	}
+	if countersign.CodeOf(err) != countersign.NotFound {
+		return nil, err
+	}
+	return d.appraiseIDevID(ctx, r)
+}
+
+// appraiseClaim takes a claim certificate within its bounds. One that is seen
+// outside of them is in wrong hands: it stops, and somebody is told.
+func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
+	now := d.Now()
+	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+		return nil, countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
+	}
+	a := d.byCredential(r, c)
+	device := r.csr.Subject.CommonName
+	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.CheckDeviceID(device) == nil && !c.Covers(device)
+	if outside && c.State == registry.CredentialActive && !r.dry {
+		why := fmt.Sprintf("the claim was used for %.140q from %s, outside of its bounds", device, r.Remote.Addr())
+		if err := d.stopClaim(ctx, r, c, why); err != nil {
+			return nil, err
+		}
+		return nil, countersign.Errorf(countersign.NotAllowed, "the claim does not cover this device or this network, and has been stopped").WithNext("ask the operator for another claim")
+	}
+	return a, nil
+}
+
+func (d *Desk) stopClaim(ctx context.Context, r *request, c registry.Credential, why string) error {
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if _, err := d.Registry.Stop(ctx, tx, c.ID, why); err != nil {
+			return err
+		}
+		e := r.event(countersign.FindingClaim, why)
+		e.Fleet, e.Data = c.Fleet, map[string]string{"credential": c.ID, "label": c.Label}
+		return d.Events.Append(ctx, tx, e)
+	})
+	if countersign.CodeOf(err) == countersign.Conflict { // stopped by another use at the same time
+		return nil
+	}
+	return err
+}
+
+// appraiseIDevID validates a manufacturer's certificate (802.1AR) by the
+// authorities of the fleet that the request is for.
+func (d *Desk) appraiseIDevID(ctx context.Context, r *request) (*appraisal, error) {
+	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
+	if err != nil {
+		return nil, err
+	}
+	unknown := countersign.Errorf(countersign.CertUnknown, "the client certificate is neither a claim, nor registered, nor of a manufacturer that fleet %s trusts", fleet.Name).
+		WithNext("register the manufacturer's CA: countersign ca register; and name it in the fleet's rules")
+	if len(fleet.Rules.Authorities) == 0 {
+		return nil, unknown
+	}
+	anchors, ids := d.CA.Anchors(fleet.Rules.Authorities)
+	path, err := attest.ValidatePath(r.Evidence.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
+	if err != nil {
+		if countersign.CodeOf(err) == countersign.CertUnknown {
+			return nil, unknown
+		}
+		return nil, err
+	}
+	rule := attest.IDRule{
+		Field: attest.IDField(cmp.Or(fleet.Rules.ID.Field, string(attest.IDCommonName))), Prefix: fleet.Rules.ID.Prefix, Suffix: fleet.Rules.ID.Suffix,
+	}
+	device, err := rule.DeviceID(path.Certificates[0])
+	if err != nil {
+		return nil, err
+	}
+	print := attest.ThumbprintOf(path.Certificates[0]).String()
+	r.by = countersign.Actor("idevid:" + print[:16])
+	return &appraisal{
+		method: countersign.MethodIDevID, evidence: "idevid:" + print, fleet: fleet.Name, device: device,
+		facts: map[string]string{
+			"authority": ids[path.Anchor], "subject": path.Certificates[0].Subject.String(), "revocation_checked": fmt.Sprint(path.Revocation),
+		},
+	}, nil
+}
+
+// appraiseTPM takes what the TPM proved in the door's exchange, see tpm.go.
+func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) {
+	proof := r.Evidence.TPM
+	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
+	if err != nil {
+		return nil, err
+	}
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodTPM, proof.EKHash)
+	var a *appraisal
+	switch {
+	case err == nil:
+		a = d.byCredential(r, c)
+	case countersign.CodeOf(err) != countersign.NotFound:
+		return nil, err
+	case !proof.EKVerified:
+		return nil, countersign.Errorf(countersign.BadCredential, "the TPM's endorsement key is neither registered nor certified by a manufacturer that fleet %s trusts", fleet.Name).
+			WithNext("register it: countersign enroll tpm; or register the manufacturer's CA and name it in the fleet's rules")
+	default:
+		r.by = countersign.Actor("tpm:" + proof.EKHash[:16])
+		a = &appraisal{method: countersign.MethodTPM, evidence: "tpm:" + proof.EKHash, fleet: fleet.Name, facts: map[string]string{}}
+	}
+	for k, v := range proof.Facts {
+		a.facts[k] = v
+	}
+	if fleet.Rules.TPMID {
+		a.device = proof.RegistrationID
+	}
+	return a, nil
+}
+
+// finding tells a person of something that is no refusal of its own.
+func (d *Desk) finding(r *request, t countersign.EventType, c *registry.Credential, why string) {
+	if r.dry {
+		return
+	}
+	e := r.event(t, why)
+	e.Fleet, e.Data = c.Fleet, map[string]string{"credential": c.ID, "label": c.Label}
+	d.Events.Later(e)
+}
+
+// bind settles device and fleet from the request and what the evidence proved.
+func (r *request) bind(a *appraisal) error {
+	if r.Fleet != "" && r.Fleet != a.fleet {
+		return countersign.Errorf(countersign.NotAllowed, "the %s is for another fleet than %.80q", a.method, r.Fleet).WithNext("enroll at the fleet that it was made for")
+	}
+	r.fleet = a.fleet
+	claimed := r.csr.Subject.CommonName
+	switch {
+	case a.device != "" && claimed != "" && claimed != a.device:
+		return countersign.Errorf(countersign.SubjectMismatch, "the %s is for device %s, the request for %.140q", a.method, a.device, claimed).
+			WithNext("put that device id into the common name of the request")
+	case a.device != "":
+		r.device = a.device
+	case countersign.CheckDeviceID(claimed) != nil:
+		return countersign.Errorf(countersign.BadRequest, "the request names no device: its common name %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", claimed).
+			WithNext("put the device id into the common name of the request")
+	}
+	if c := a.credential; c != nil && !c.Covers(r.device) {
+		return countersign.Errorf(countersign.NotAllowed, "the %s does not cover device %s", a.method, r.device).WithNext("ask the operator for one that does")
+	}
+	return nil
+}
+
+// usable says whether the evidence can be used now from where it comes.
+func (d *Desk) usable(r *request, a *appraisal) error {
+	if a.credential == nil {
+		return nil
+	}
+	if err := a.credential.Usable(d.Now(), r.Remote.Addr()); err != nil {
+		return err
+	}
+	if !d.rates.allow(a.credential, d.Now()) {
+		return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", a.method, a.credential.PerMinute).
+			WithNext("slow down").WithRetry(time.Minute / time.Duration(max(a.credential.PerMinute, 1)))
+	}
+	return nil
+}
+
+// within holds the request against the fleet's rules that need nobody's opinion.
+func within(r *request, a *appraisal, fleet *countersign.Fleet, known bool) error {
+	if a.method != countersign.MethodFactory && !slices.Contains(fleet.Methods, a.method) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", fleet.Name, a.method).
+			WithNext("open the method with: countersign fleet set " + fleet.Name)
+	}
+	if !countersign.Contains(fleet.Rules.Networks, r.Remote.Addr()) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll from this address", fleet.Name).WithNext("enroll in the fleet's own network")
+	}
+	if !known && slices.Contains(fleet.Rules.Registered, a.method) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s enrolls registered devices only, and %s is not", fleet.Name, r.device).
+			WithNext("register it: countersign device create " + r.device)
+	}
+	return nil
+}

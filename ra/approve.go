@@ -1,0 +1,120 @@
+package ra
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// pollAfter is when a device whose request waits should ask again: people take
+// minutes at best.
+const pollAfter = time.Minute
+
+// approval gives the id of the approval that the request has, or puts it into the
+// queue and asks the device to come back.
+func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (string, error) {
+	w, err := d.Registry.WaitingOf(ctx, d.DB, r.device, r.keyHash, c.evidence)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return "", d.await(ctx, r, c)
+	}
+	if err != nil {
+		return "", err
+	}
+	switch w.State {
+	case registry.Approved:
+		return w.ID, nil
+	case registry.Rejected:
+		next := "ask the operator"
+		if w.Note != "" {
+			next = "the operator says: " + w.Note
+		}
+		return "", countersign.Errorf(countersign.NotAllowed, "an operator rejected the enrollment of %s", r.device).WithNext(next)
+	}
+	return "", errPending(r.device)
+}
+
+func errPending(device string) error {
+	return countersign.Errorf(countersign.Pending, "the enrollment of %s waits for an operator's approval", device).
+		WithNext("ask again with the same key and the same evidence").WithRetry(pollAfter)
+}
+
+// await records a request that an operator has to decide, with its evidence.
+func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
+	w := registry.Waiting{
+		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.keyHash, Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
+	}
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := d.lockFor(ctx, tx, r); err != nil {
+			return err
+		}
+		if _, err := d.Registry.WaitingOf(ctx, tx, r.device, r.keyHash, c.evidence); countersign.CodeOf(err) != countersign.NotFound {
+			return err // the same request came twice at once
+		}
+		s, err := d.Registry.Device(ctx, tx, r.device)
+		switch {
+		case countersign.CodeOf(err) == countersign.NotFound:
+			err = d.Registry.Create(ctx, tx, countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DevicePending})
+		case err == nil && s.State == countersign.DeviceRegistered:
+			err = d.Registry.Move(ctx, tx, &s, countersign.DevicePending, "awaits approval")
+		}
+		if err != nil {
+			return err
+		}
+		made, err := d.Registry.Await(ctx, tx, w, time.Duration(cmp.Or(c.fleet.Rules.ApprovalTTL, countersign.Span(countersign.DefaultApprovalTTL))))
+		if err != nil {
+			return err
+		}
+		e := r.event(countersign.EnrollWaiting, "awaits approval")
+		e.Data = map[string]string{"request": made.ID, "method": string(c.method), "evidence": c.evidence}
+		return d.Events.Append(ctx, tx, e)
+	})
+	if err != nil {
+		return err
+	}
+	return errPending(r.device)
+}
+
+// Approve lets a waiting request through at the device's next try.
+func (o *Office) Approve(ctx context.Context, id, note string, by By) (registry.Waiting, error) {
+	return o.decide(ctx, id, registry.Approved, note, by)
+}
+
+// Reject turns a waiting request down.
+func (o *Office) Reject(ctx context.Context, id, note string, by By) (registry.Waiting, error) {
+	return o.decide(ctx, id, registry.Rejected, note, by)
+}
+
+func (o *Office) decide(ctx context.Context, id string, to registry.WaitingState, note string, by By) (w registry.Waiting, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if w, err = o.Registry.Waiting(ctx, tx, id); err != nil {
+			return err
+		}
+		if err := registry.LockDevice(ctx, tx, w.Device); err != nil {
+			return err
+		}
+		if w, err = o.Registry.Decide(ctx, tx, id, to, by.Actor, note); err != nil {
+			return err
+		}
+		e := by.event(countersign.EnrollApproved)
+		if to == registry.Rejected {
+			e = by.event(countersign.EnrollRejected)
+			dev, err := o.Registry.Device(ctx, tx, w.Device)
+			if err != nil {
+				return err
+			}
+			if dev.State == countersign.DevicePending {
+				if err := o.Registry.Move(ctx, tx, &dev, countersign.DeviceRegistered, "enrollment rejected"); err != nil {
+					return err
+				}
+			}
+		}
+		e.Device, e.Fleet, e.Reason = w.Device, w.Fleet, note
+		e.Data = map[string]string{"request": w.ID, "method": string(w.Method), "evidence": w.Evidence}
+		return o.Events.Append(ctx, tx, e)
+	})
+	return w, err
+}

@@ -1,0 +1,264 @@
+package ra
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// TemporaryClaim is how long the claim of a trusted user is good, as at AWS.
+const TemporaryClaim = 5 * time.Minute
+
+// create records a credential and its event.
+func (o *Office) create(ctx context.Context, c registry.Credential, l registry.Lookup, by By) (made registry.Credential, err error) {
+	c.CreatedBy = by.Actor
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		want := c
+		if err := o.fitDevice(ctx, tx, &want); err != nil {
+			return err
+		}
+		if made, err = o.Registry.CreateCredential(ctx, tx, want, l); err != nil {
+			return err
+		}
+		return o.Events.Append(ctx, tx, by.credential(countersign.CredentialCreated, &made))
+	})
+	return made, err
+}
+
+func (b By) credential(t countersign.EventType, c *registry.Credential) countersign.Event {
+	e := b.event(t)
+	e.Device, e.Fleet, e.Reason = c.Device, c.Fleet, c.Reason
+	e.Data = map[string]string{"credential": c.ID, "kind": string(c.Kind), "label": c.Label}
+	return e
+}
+
+// StopCredential ends a credential at once.
+func (o *Office) StopCredential(ctx context.Context, id, why string, by By) (c registry.Credential, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if c, err = o.Registry.Stop(ctx, tx, id, why); err != nil {
+			return err
+		}
+		return o.Events.Append(ctx, tx, by.credential(countersign.CredentialStopped, &c))
+	})
+	return c, err
+}
+
+// SymmetricKeys are a device's or a group's keys in base64; an empty primary is
+// drawn here. They are shown once.
+type SymmetricKeys struct{ Primary, Secondary string }
+
+// CreateKey registers the symmetric key of one device (kind key) or of a group
+// (kind group), which is named by the credential's label.
+func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k SymmetricKeys, by By) (registry.Credential, SymmetricKeys, error) {
+	fleet := c.Fleet
+	if fleet == "" {
+		fleet = countersign.DefaultFleet
+	}
+	lookup := keyLookup(fleet, c.Device)
+	if c.Kind == countersign.MethodGroup {
+		if c.Label == "" || c.Device != "" {
+			return c, k, countersign.Errorf(countersign.BadRequest, "a group key has a label and no device")
+		}
+		lookup = groupLookup(fleet, c.Label)
+	} else if c.Device == "" {
+		return c, k, countersign.Errorf(countersign.BadRequest, "a key is for one device: name it").WithNext("for many devices make a group key")
+	}
+	c.Fleet = fleet
+	var plain sealedKeys
+	for _, slot := range []struct {
+		text *string
+		into *[]byte
+	}{{&k.Primary, &plain.Primary}, {&k.Secondary, &plain.Secondary}} {
+		if *slot.text == "" {
+			b := make([]byte, 64)
+			if _, err := rand.Read(b); err != nil {
+				return c, k, fmt.Errorf("draw a key: %w", err)
+			}
+			*slot.text = base64.StdEncoding.EncodeToString(b)
+		}
+		b, err := attest.ParseSymmetricKey(*slot.text)
+		if err != nil {
+			return c, k, err
+		}
+		*slot.into = b
+	}
+	text, err := json.Marshal(plain)
+	if err != nil {
+		return c, k, fmt.Errorf("encode keys: %w", err)
+	}
+	made, err := o.create(ctx, c, registry.Lookup{First: lookup, Sealed: o.Sealer.Seal(text, sealContext(c.Kind, fleet, lookup))}, by)
+	return made, k, err
+}
+
+// CreateThumbprint registers a device's self-signed certificate, and a second one.
+func (o *Office) CreateThumbprint(ctx context.Context, c registry.Credential, primary, secondary string, by By) (registry.Credential, error) {
+	if c.Device == "" {
+		return c, countersign.Errorf(countersign.BadRequest, "a thumbprint is for one device: name it")
+	}
+	p, err := attest.ParseThumbprint(primary)
+	if err != nil {
+		return c, err
+	}
+	l := registry.Lookup{First: p.String()}
+	if secondary != "" {
+		s, err := attest.ParseThumbprint(secondary)
+		if err != nil {
+			return c, err
+		}
+		l.Second = s.String()
+	}
+	c.Kind = countersign.MethodThumbprint
+	return o.create(ctx, c, l, by)
+}
+
+// CreateTPM registers the endorsement key of a TPM: its public area as the TPM
+// gives it, or the SHA-256 of that in hex.
+func (o *Office) CreateTPM(ctx context.Context, c registry.Credential, ekPublic []byte, ekHash string, by By) (registry.Credential, error) {
+	if len(ekPublic) > 0 {
+		h, err := attest.EKHash(ekPublic)
+		if err != nil {
+			return c, err
+		}
+		ekHash = hex.EncodeToString(h[:])
+	}
+	if b, err := hex.DecodeString(ekHash); err != nil || len(b) != 32 {
+		return c, countersign.Errorf(countersign.BadRequest, "the endorsement key is neither its public area nor a SHA-256 in hex").WithNext("take: tpm2_createek -u ek.pub; sha256sum ek.pub")
+	}
+	c.Kind = countersign.MethodTPM
+	return o.create(ctx, c, registry.Lookup{First: ekHash}, by)
+}
+
+// Claim is a claim certificate with its chain, PEM, and its key where the server
+// made it: a claim's key is shared by its nature.
+type Claim struct {
+	registry.Credential
+	Chain string
+	Key   string
+}
+
+// CreateClaim issues a claim certificate within the bounds of c. Temporary is the
+// trusted user's: one use, five minutes. csr is PKCS #10; empty: the server makes
+// the key and shows it once.
+func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []byte, temporary bool, by By) (Claim, error) {
+	now := o.CA.Now()
+	if temporary {
+		c.UsesMax, c.ExpiresAt = 1, now.Add(TemporaryClaim)
+	}
+	if c.UsesMax < 1 || c.ExpiresAt.IsZero() || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
+		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: whoever holds it can enroll")
+	}
+	c.Kind, c.CreatedBy = countersign.MethodClaim, by.Actor
+	if c.Fleet == "" {
+		c.Fleet = countersign.DefaultFleet
+	}
+	fleet, err := o.Registry.Fleet(ctx, o.DB, c.Fleet)
+	if err != nil {
+		return Claim{}, err
+	}
+	pub, key, err := claimKey(csr)
+	if err != nil {
+		return Claim{}, err
+	}
+	issued, err := o.CA.IssueClaim(ctx, fleet.Issuer, c.Label, c.ExpiresAt, pub)
+	if err != nil {
+		return Claim{}, err
+	}
+	made, err := o.create(ctx, c, registry.Lookup{First: issued.Fingerprint}, by)
+	if err != nil {
+		return Claim{}, err
+	}
+	chain, err := o.CA.Chain(fleet.Issuer)
+	if err != nil {
+		return Claim{}, err
+	}
+	out := Claim{Credential: made, Key: key}
+	for _, der := range append([][]byte{issued.DER}, chain[:len(chain)-1]...) {
+		out.Chain += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	return out, nil
+}
+
+func claimKey(csr []byte) (pub any, key string, err error) {
+	if len(csr) == 0 {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, "", fmt.Errorf("make a claim's key: %w", err)
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(k)
+		if err != nil {
+			return nil, "", fmt.Errorf("encode a claim's key: %w", err)
+		}
+		return &k.PublicKey, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), nil
+	}
+	req, err := pkcs10.Parse(csr)
+	if err != nil {
+		return nil, "", countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").WithCause(err)
+	}
+	if _, err := ca.CheckKey(req.PublicKey); err != nil {
+		return nil, "", err
+	}
+	if err := req.CheckSignature(); err != nil {
+		return nil, "", countersign.Errorf(countersign.BadSignature, "the request is not signed with its key").WithCause(err)
+	}
+	return req.PublicKey, "", nil
+}
+
+// RegistrationCode draws a code for the proof of possession of an external CA.
+func (o *Office) RegistrationCode(ctx context.Context, by By) (code string, until time.Time, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		code, until, err = o.CA.NewRegistrationCode(ctx, tx, by.Actor)
+		return err
+	})
+	return code, until, err
+}
+
+// RegisterAuthority brings an external CA in.
+func (o *Office) RegisterAuthority(ctx context.Context, g ca.Registration, by By) (a countersign.Authority, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if a, err = o.CA.Register(ctx, tx, g); err != nil {
+			return err
+		}
+		e := by.event(countersign.AuthorityRegistered)
+		e.Cert = countersign.CertRef{Issuer: a.ID}
+		e.Data = map[string]string{"subject": a.Subject, "proof": "possession"}
+		if g.Override {
+			e.Reason, e.Data["proof"] = "without proof of possession, on the operator's word", "none"
+		}
+		return o.Events.Append(ctx, tx, e)
+	})
+	if err != nil {
+		return a, err
+	}
+	return a, o.CA.Reload(ctx)
+}
+
+// SetCRLs replaces the revocation lists of a registered authority.
+func (o *Office) SetCRLs(ctx context.Context, id string, lists [][]byte, by By) error {
+	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := o.CA.SetCRLs(ctx, tx, id, lists); err != nil {
+			return err
+		}
+		e := by.event(countersign.AuthorityUpdated)
+		e.Cert = countersign.CertRef{Issuer: id}
+		return o.Events.Append(ctx, tx, e)
+	})
+	if err != nil {
+		return err
+	}
+	return o.CA.Reload(ctx)
+}

@@ -1,0 +1,49 @@
+package ra
+
+import (
+	"context"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Explanation tells what would become of a request, and why.
+type Explanation struct {
+	Decision string // issue, again, wait or refuse
+	Code     countersign.Code
+	Reason   string
+	Next     string
+	Device   string
+	Fleet    string
+	Method   countersign.Method
+	Evidence string
+	Profile  string
+	Facts    map[string]string
+}
+
+// Explain takes a first enrollment as far as the decision and issues nothing. A
+// webhook is not asked; TLS proof of a client certificate's key is the caller's
+// word here, so the answer is for operators only.
+func (d *Desk) Explain(ctx context.Context, req countersign.EnrollRequest) (Explanation, error) {
+	r := d.received(req)
+	r.dry = true
+	c, err := d.consider(ctx, r)
+	e := Explanation{Device: r.device, Fleet: r.fleet}
+	if err != nil {
+		p := countersign.Public(err)
+		if p.Code == countersign.Internal || p.Code == countersign.Unavailable {
+			return e, err
+		}
+		e.Decision, e.Code, e.Reason, e.Next = "refuse", p.Code, p.Message, p.Next
+		return e, nil
+	}
+	e.Method, e.Evidence, e.Profile, e.Facts = c.method, c.evidence, c.profile.Name, c.facts
+	switch {
+	case c.again != nil:
+		e.Decision, e.Reason = "again", "the same request was granted before; it gets the same certificate"
+	case c.waits:
+		e.Decision, e.Reason = "wait", "enrollment by "+string(c.method)+" waits for an operator in fleet "+c.fleet.Name
+	default:
+		e.Decision, e.Reason = "issue", "the "+string(c.method)+" is good for "+r.device+" in fleet "+c.fleet.Name
+	}
+	return e, nil
+}

@@ -1,0 +1,146 @@
+package ra
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/registry"
+)
+
+// tpmSessionLife is how long a TPM has to answer its challenge; a slow discrete
+// chip needs seconds.
+const tpmSessionLife = 5 * time.Minute
+
+// tpmSession is the server's half of an exchange. It travels sealed with the
+// device, so that any node can finish what another began and nothing is kept. It
+// can be answered more than once in its life, but only by the chip it was made
+// for, which has its certificate then; the same key gets the same one.
+type tpmSession struct {
+	Fleet   string
+	Expect  attest.TPMExpectation
+	Expires time.Time
+}
+
+const tpmContext = "tpm session"
+
+// Challenge is what a device with a TPM gets first.
+type Challenge struct {
+	Session string // to be sent back with the answer
+	attest.TPMChallenge
+	Expires time.Time
+}
+
+// ChallengeTPM takes a TPM's endorsement and attestation keys and makes a
+// challenge that only that chip can answer.
+func (d *Desk) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
+	r := d.received(countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
+	c, err := d.challengeTPM(ctx, cmp.Or(fleet, countersign.DefaultFleet), ev)
+	if err != nil {
+		return nil, d.refused(ctx, r, err)
+	}
+	return c, nil
+}
+
+func (d *Desk) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence) (*Challenge, error) {
+	o, err := d.tpmOptions(ctx, fleet, ev)
+	if err != nil {
+		return nil, err
+	}
+	c, expect, err := attest.ChallengeTPM(ev, o)
+	if err != nil {
+		return nil, err
+	}
+	s := tpmSession{Fleet: fleet, Expect: expect, Expires: d.Now().Add(tpmSessionLife)}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode a TPM session: %w", err)
+	}
+	return &Challenge{Session: base64.RawURLEncoding.EncodeToString(d.Sealer.Seal(text, tpmContext)), TPMChallenge: c, Expires: s.Expires}, nil
+}
+
+// tpmOptions are whom the fleet trusts to vouch for a chip.
+func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEvidence) (attest.TPMOptions, error) {
+	f, err := d.Registry.Fleet(ctx, d.DB, fleet)
+	if err != nil {
+		return attest.TPMOptions{}, err
+	}
+	o := attest.TPMOptions{Now: d.Now(), PCRs: map[int][]byte{}}
+	o.Anchors, _ = d.CA.Anchors(f.Rules.Authorities)
+	for n, v := range f.Rules.PCRs {
+		if o.PCRs[n], err = hex.DecodeString(v); err != nil {
+			return o, fmt.Errorf("read the reference value of PCR %d: %w", n, err)
+		}
+	}
+	hash, err := attest.EKHash(ev.EKPublic)
+	if err != nil {
+		return o, err
+	}
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodTPM, hex.EncodeToString(hash[:]))
+	switch {
+	case err == nil && c.Fleet == fleet && c.State == registry.CredentialActive:
+		o.RegisteredEK = append(o.RegisteredEK, hash)
+	case err != nil && countersign.CodeOf(err) != countersign.NotFound:
+		return o, err
+	}
+	return o, nil
+}
+
+// EnrollTPM takes the answer to a challenge and enrolls the device.
+func (d *Desk) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	proof, fleet, err := d.proveTPM(ctx, session, ev, req.CSR)
+	if err != nil {
+		return nil, d.refused(ctx, d.received(req), err)
+	}
+	req.Fleet, req.Evidence = fleet, countersign.Evidence{TPM: proof}
+	return d.Enroll(ctx, req)
+}
+
+func (d *Desk) proveTPM(ctx context.Context, session string, ev attest.TPMEvidence, csr []byte) (*countersign.TPMProof, string, error) {
+	stale := countersign.Errorf(countersign.CredentialExpire, "the TPM session is unknown or over").WithNext("ask for a new challenge")
+	sealed, err := base64.RawURLEncoding.DecodeString(session)
+	if err != nil || len(sealed) > maxTPMSession {
+		return nil, "", stale
+	}
+	text, err := d.Sealer.Open(sealed, tpmContext)
+	if err != nil {
+		return nil, "", stale
+	}
+	var s tpmSession
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, "", fmt.Errorf("decode a TPM session: %w", err)
+	}
+	if d.Now().After(s.Expires) {
+		return nil, "", stale
+	}
+	req, err := pkcs10.Parse(csr)
+	if err != nil {
+		return nil, "", countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").WithNext("send a PKCS #10 request").WithCause(err)
+	}
+	o, err := d.tpmOptions(ctx, s.Fleet, ev)
+	if err != nil {
+		return nil, "", err
+	}
+	res, err := attest.AppraiseTPM(ev, req.PublicKey, s.Expect, o)
+	if err != nil {
+		return nil, "", err
+	}
+	return &countersign.TPMProof{
+		RegistrationID: res.RegistrationID, EKHash: hex.EncodeToString(res.EKHash[:]), EKVerified: !res.Registered,
+		Facts: map[string]string{
+			"tpm_manufacturer": res.Model.Manufacturer, "tpm_model": res.Model.Model, "tpm_version": res.Model.Version,
+			"key_name": hex.EncodeToString(res.KeyName), "pcrs": fmt.Sprint(res.PCRs),
+		},
+	}, s.Fleet, nil
+}
+
+// maxTPMSession bounds a session that comes back; ours are about 300 octets.
+const maxTPMSession = 4096

@@ -1,0 +1,187 @@
+package ra
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// hookTimeout is what AWS gives such a hook.
+	hookTimeout = 5 * time.Second
+	// maxHookAnswer bounds what it may answer: a yes or a no, and some names.
+	maxHookAnswer = 64 << 10
+	// breakAfter failures in a row the hook is left alone for breakFor: devices get
+	// their refusal at once instead of after five seconds each.
+	breakAfter = 5
+	breakFor   = 30 * time.Second
+	// maxHooks bounds the breakers kept: a fleet has one hook.
+	maxHooks = 256
+)
+
+// hooks asks webhooks, each behind a circuit breaker.
+type hooks struct {
+	mu       sync.Mutex
+	client   *http.Client
+	breakers map[string]*breaker // by URL
+}
+
+type breaker struct {
+	failures int
+	until    time.Time
+}
+
+// hookRequest has the shape of AWS IoT's pre-provisioning hook, and ours beside it.
+type hookRequest struct {
+	ClaimCertificateID string            `json:"claimCertificateId,omitempty"`
+	CertificateID      string            `json:"certificateId"` // of the key: no certificate exists yet
+	CertificatePEM     string            `json:"certificatePem,omitempty"`
+	TemplateArn        string            `json:"templateArn"`
+	ClientID           string            `json:"clientId"`
+	Parameters         map[string]string `json:"parameters"`
+	CSR                string            `json:"certificateSigningRequest"`
+}
+
+type hookAnswer struct {
+	AllowProvisioning bool `json:"allowProvisioning"`
+}
+
+// ask asks the fleet's webhook. Anything but an explicit yes is a no.
+func (h *hooks) ask(ctx context.Context, d *Desk, r *request, c *consideration) error {
+	hook, now := c.fleet.Rules.Webhook, d.Now()
+	if !h.closed(hook.URL, now) {
+		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s has failed %d times in a row", c.fleet.Name, breakAfter).
+			WithNext("try again later").WithRetry(breakFor)
+	}
+	secret, err := d.Secret(hook.Secret)
+	if err != nil {
+		return countersign.Errorf(countersign.Unavailable, "the secret of the webhook of fleet %s cannot be read", c.fleet.Name).WithRetry(hookTimeout).WithCause(err)
+	}
+	allowed, err := h.post(ctx, signer{secret, now}, r, c)
+	h.count(hook.URL, now, err)
+	if err != nil {
+		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s did not answer", c.fleet.Name).
+			WithNext("try again later").WithRetry(hookTimeout).WithCause(err)
+	}
+	if !allowed {
+		return countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s says no", c.fleet.Name).WithNext("ask the operator")
+	}
+	return nil
+}
+
+// signer signs a body with the webhook's secret at a time.
+type signer struct {
+	secret []byte
+	now    time.Time
+}
+
+func (h *hooks) post(ctx context.Context, sign signer, r *request, c *consideration) (bool, error) {
+	body, err := json.Marshal(hookRequest{
+		CertificateID: r.keyHash, TemplateArn: "fleet:" + r.fleet, ClientID: r.device, Parameters: c.facts,
+		CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR})),
+	})
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, hookTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.fleet.Rules.Webhook.URL, bytes.NewReader(body))
+	if err != nil {
+		return false, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Countersign-Signature", sign.signature(body))
+	resp, err := h.http().Do(req)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = resp.Body.Close() }() // read to its end below
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxHookAnswer))
+	if err != nil {
+		return false, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return false, fmt.Errorf("the webhook answered %s", resp.Status)
+	}
+	var answer hookAnswer
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return false, fmt.Errorf("read the webhook's answer: %w", err)
+	}
+	return answer.AllowProvisioning, nil
+}
+
+// signature is "t=<Unix seconds>,v1=<hex HMAC-SHA256 of seconds, dot, body>".
+func (s signer) signature(body []byte) string {
+	m := hmac.New(sha256.New, s.secret)
+	_, _ = fmt.Fprintf(m, "%d.%s", s.now.Unix(), body) // a hash takes all that it is given
+	return fmt.Sprintf("t=%d,v1=%s", s.now.Unix(), hex.EncodeToString(m.Sum(nil)))
+}
+
+func (h *hooks) closed(url string, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := h.breakers[url]
+	return b == nil || now.After(b.until)
+}
+
+func (h *hooks) count(url string, now time.Time, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		delete(h.breakers, url)
+		return
+	}
+	if h.breakers == nil || len(h.breakers) >= maxHooks {
+		h.breakers = map[string]*breaker{}
+	}
+	b := h.breakers[url]
+	if b == nil {
+		b = &breaker{}
+		h.breakers[url] = b
+	}
+	if b.failures++; b.failures >= breakAfter {
+		b.until = now.Add(breakFor) // then one try; if it fails too, again
+	}
+}
+
+// http is a client that follows no redirect: a yes must come from the URL that was configured.
+func (h *hooks) http() *http.Client {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.client == nil {
+		h.client = &http.Client{
+			Timeout: hookTimeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error {
+				return errors.New("the webhook redirects, which is not followed")
+			},
+		}
+	}
+	return h.client
+}
+
+// checkWebhook says whether a webhook can be asked: https, or http on loopback.
+func (d *Desk) checkWebhook(w *countersign.Webhook) error {
+	u, err := url.Parse(w.URL)
+	loopback := err == nil && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !loopback) {
+		return countersign.Errorf(countersign.BadRequest, "the webhook's URL is neither https nor http on loopback")
+	}
+	secret, err := d.Secret(w.Secret)
+	if err != nil || len(secret) < 16 {
+		return countersign.Errorf(countersign.BadRequest, "the webhook's secret is not a file: or env: reference to at least 16 octets").WithCause(err)
+	}
+	return nil
+}

@@ -1,0 +1,402 @@
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// tokenOctets of randomness: a token is never guessed, so its hash needs no salt
+	// and no slow function.
+	tokenOctets = 32
+	// MaxUses bounds what one leaked credential can admit.
+	MaxUses = 100_000
+	// MaxTTL bounds for how long.
+	MaxTTL = 366 * 24 * time.Hour
+	// maxTokenText is the longest token that is hashed at all.
+	maxTokenText = 256
+	// maxNetworks and maxPatterns bound the lists that every use is held against.
+	maxNetworks = 64
+	maxPatterns = 1000
+	// MaxPerMinute bounds a rate that is worth the name.
+	MaxPerMinute = 60_000
+)
+
+// Credential is what earns a first certificate, as the registry keeps it: by a
+// fingerprint, never by the secret. Its kind is the method of enrollment.
+type Credential struct {
+	ID        string
+	Kind      countersign.Method
+	Fleet     string
+	Device    string // bound to this id; empty: any that Devices allow
+	Label     string // the operator's name for it
+	NotBefore time.Time
+	ExpiresAt time.Time // zero: never
+	UsesMax   int       // 0: any number, for keys that belong to one device
+	Uses      int
+	PerMinute int // 0: any rate
+	Networks  []netip.Prefix
+	Devices   []string // ids, patterns with * and ?, ranges such as pump-0001..pump-0500; empty: any
+	State     CredentialState
+	Reason    string // why it is stopped
+	CreatedBy countersign.Actor
+	CreatedAt time.Time
+
+	lookup, second string // fingerprints by which evidence finds it
+	sealed         []byte // symmetric keys, sealed
+}
+
+// CredentialState says whether a credential may be used.
+type CredentialState string
+
+// The states of a credential. Stopped is the end.
+const (
+	CredentialActive  CredentialState = "active"
+	CredentialStopped CredentialState = "stopped"
+)
+
+// Evidence is the name of the credential in events and certificates.
+func (c *Credential) Evidence() string { return string(c.Kind) + ":" + c.ID }
+
+// CreateToken adds a one-time token and gives it with its secret, which is kept
+// nowhere. ttl counts from now, or from NotBefore where that is later.
+func (r *Registry) CreateToken(ctx context.Context, tx *store.Tx, c Credential, ttl time.Duration) (Credential, string, error) {
+	if ttl < time.Second || ttl > MaxTTL {
+		return c, "", countersign.Errorf(countersign.BadRequest, "ttl %v is not between 1s and %v", ttl, MaxTTL)
+	}
+	if c.UsesMax < 1 {
+		return c, "", countersign.Errorf(countersign.BadRequest, "uses %d is not between 1 and %d", c.UsesMax, MaxUses)
+	}
+	var b [tokenOctets]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return c, "", fmt.Errorf("draw a token: %w", err)
+	}
+	secret := countersign.TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
+	c.Kind = countersign.MethodToken
+	start := r.Now()
+	if c.NotBefore.After(start) {
+		start = c.NotBefore
+	}
+	c.ExpiresAt = start.Add(ttl)
+	c, err := r.CreateCredential(ctx, tx, c, Lookup{First: tokenHash(secret)})
+	return c, secret, err
+}
+
+// Lookup is what a credential is found by and, for symmetric keys, holds.
+type Lookup struct {
+	First  string // unique among credentials of the kind
+	Second string // another fingerprint that finds it too; may be empty
+	Sealed []byte // see keystore.Sealer
+}
+
+// CreateCredential adds a credential. Conflict if one of its kind has the same
+// lookup already.
+func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credential, l Lookup) (Credential, error) {
+	if err := c.check(); err != nil {
+		return c, err
+	}
+	if _, err := r.Fleet(ctx, tx, c.Fleet); err != nil {
+		return c, err
+	}
+	var id [8]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return c, fmt.Errorf("draw an id: %w", err)
+	}
+	c.ID, c.Uses, c.State, c.CreatedAt = hex.EncodeToString(id[:]), 0, CredentialActive, r.Now()
+	networks, err := json.Marshal(c.Networks)
+	if err != nil {
+		return c, fmt.Errorf("encode networks: %w", err)
+	}
+	devices, err := json.Marshal(c.Devices)
+	if err != nil {
+		return c, fmt.Errorf("encode devices: %w", err)
+	}
+	n, err := tx.Exec(ctx, `INSERT INTO credential (id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses,
+			per_minute, networks, devices, state, reason, created_by, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17) ON CONFLICT (kind, lookup) DO NOTHING`,
+		c.ID, string(c.Kind), l.First, l.Second, l.Sealed, c.Fleet, c.Device, c.Label, store.Micros(c.NotBefore), store.Micros(c.ExpiresAt), c.UsesMax,
+		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt))
+	if err != nil {
+		return c, fmt.Errorf("record a %s: %w", c.Kind, err)
+	}
+	if n != 1 {
+		return c, countersign.Errorf(countersign.Conflict, "this %s is registered already", c.Kind).WithNext("list them with: countersign enroll list")
+	}
+	return c, nil
+}
+
+func (c *Credential) check() error {
+	bad := func(format string, args ...any) error {
+		return countersign.Errorf(countersign.BadRequest, format, args...)
+	}
+	switch {
+	case c.UsesMax < 0 || c.UsesMax > MaxUses:
+		return bad("uses %d is not between 1 and %d", c.UsesMax, MaxUses)
+	case c.PerMinute < 0 || c.PerMinute > MaxPerMinute:
+		return bad("rate %d is not between 1 and %d per minute", c.PerMinute, MaxPerMinute)
+	case !c.ExpiresAt.IsZero() && !c.ExpiresAt.After(c.NotBefore):
+		return bad("it would expire before it starts")
+	case len(c.Networks) > maxNetworks:
+		return bad("%d networks are more than %d", len(c.Networks), maxNetworks)
+	case len(c.Devices) > maxPatterns:
+		return bad("%d device patterns are more than %d", len(c.Devices), maxPatterns)
+	case len(c.Label) > maxText:
+		return bad("the label is longer than %d octets", maxText)
+	}
+	if c.Device != "" {
+		if err := countersign.CheckDeviceID(c.Device); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.Devices {
+		if err := checkPattern(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkPattern accepts an id, a pattern with * and ?, or a range of two ids of
+// the same length that differ in a run of digits at their end.
+func checkPattern(p string) error {
+	if from, to, ok := strings.Cut(p, ".."); ok {
+		if _, _, _, err := parseRange(from, to); err != nil {
+			return err
+		}
+		return nil
+	}
+	plain := strings.NewReplacer("*", "", "?", "").Replace(p)
+	if plain != "" && countersign.CheckDeviceID(plain) != nil || len(p) > countersign.MaxDeviceID || p == "" {
+		return countersign.Errorf(countersign.BadRequest, "device pattern %.140q is neither an id, a pattern with * and ?, nor a range such as pump-0001..pump-0500", p)
+	}
+	return nil
+}
+
+func parseRange(from, to string) (prefix, low, high string, err error) {
+	i := len(from)
+	for i > 0 && from[i-1] >= '0' && from[i-1] <= '9' {
+		i--
+	}
+	digits := len(from) - i
+	prefix, low = from[:i], from[i:]
+	high, ok := strings.CutPrefix(to, prefix)
+	if !ok || digits == 0 || len(high) != digits || strings.Trim(high, "0123456789") != "" || low > high || countersign.CheckDeviceID(from) != nil {
+		return "", "", "", countersign.Errorf(countersign.BadRequest, "range %.140q..%.140q is not two ids of one length that count up at their end", from, to)
+	}
+	return prefix, low, high, nil
+}
+
+// Covers reports whether the credential may enroll the device.
+func (c *Credential) Covers(device string) bool {
+	if c.Device != "" {
+		return c.Device == device
+	}
+	if len(c.Devices) == 0 {
+		return true
+	}
+	for _, p := range c.Devices {
+		if from, to, ok := strings.Cut(p, ".."); ok {
+			prefix, low, high, err := parseRange(from, to)
+			n, under := strings.CutPrefix(device, prefix)
+			if err == nil && under && len(n) == len(low) && strings.Trim(n, "0123456789") == "" && low <= n && n <= high {
+				return true
+			}
+			continue
+		}
+		// Ids have no slash and no bracket, so path.Match knows * and ? only.
+		if ok, err := path.Match(p, device); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Usable says whether the credential can be used at now from addr.
+func (c *Credential) Usable(now time.Time, addr netip.Addr) error {
+	again := "ask the operator for another one"
+	switch {
+	case c.State != CredentialActive:
+		return countersign.Errorf(countersign.BadCredential, "the %s has been stopped", c.Kind).WithNext(again)
+	case now.Before(c.NotBefore):
+		return countersign.Errorf(countersign.CredentialExpire, "the %s is not valid before %s", c.Kind, c.NotBefore.UTC().Format(time.RFC3339)).WithNext("try again then")
+	case !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt):
+		return countersign.Errorf(countersign.CredentialExpire, "the %s expired at %s", c.Kind, c.ExpiresAt.UTC().Format(time.RFC3339)).WithNext(again)
+	case !countersign.Contains(c.Networks, addr):
+		return countersign.Errorf(countersign.NotAllowed, "the %s may not be used from this address", c.Kind).WithNext("use it in the network it was made for")
+	case c.UsesMax > 0 && c.Uses >= c.UsesMax:
+		return countersign.Errorf(countersign.CredentialSpent, "the %s has been used %d of %d times", c.Kind, c.Uses, c.UsesMax).WithNext(again)
+	}
+	return nil
+}
+
+// Spend uses a credential once. Of two that race for the last use one gets
+// CredentialSpent; one that was stopped meanwhile is refused.
+func (r *Registry) Spend(ctx context.Context, tx *store.Tx, c Credential) error {
+	n, err := tx.Exec(ctx, `UPDATE credential SET uses = uses + 1 WHERE id = $1 AND state = 'active' AND (uses_max = 0 OR uses < uses_max)`, c.ID)
+	if err != nil {
+		return fmt.Errorf("spend %s %s: %w", c.Kind, c.ID, err)
+	}
+	if n != 1 {
+		return countersign.Errorf(countersign.CredentialSpent, "the %s has been used %d of %d times, or was stopped", c.Kind, c.UsesMax, c.UsesMax).
+			WithNext("ask the operator for another one")
+	}
+	return nil
+}
+
+// Stop ends a credential for good and says why.
+func (r *Registry) Stop(ctx context.Context, tx *store.Tx, id, why string) (Credential, error) {
+	c, err := r.Credential(ctx, tx, id)
+	if err != nil {
+		return c, err
+	}
+	if c.State == CredentialStopped {
+		return c, countersign.Errorf(countersign.Conflict, "%s %s is stopped already", c.Kind, id)
+	}
+	c.State, c.Reason = CredentialStopped, clip(why)
+	_, err = tx.Exec(ctx, `UPDATE credential SET state = $2, reason = $3 WHERE id = $1`, id, string(c.State), c.Reason)
+	if err != nil {
+		return c, fmt.Errorf("stop %s %s: %w", c.Kind, id, err)
+	}
+	return c, nil
+}
+
+// tokenHash is looked up in the database, so no comparison of ours can leak time:
+// who could steer the index would have to steer SHA-256.
+func tokenHash(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+// TokenBySecret finds the token that a device showed: BadCredential if there is
+// none. It does not look at its bounds.
+func (r *Registry) TokenBySecret(ctx context.Context, rd store.Reader, secret string) (Credential, error) {
+	if len(secret) > maxTokenText {
+		return Credential{}, badToken()
+	}
+	c, err := r.Find(ctx, rd, countersign.MethodToken, tokenHash(secret))
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return c, badToken()
+	}
+	return c, err
+}
+
+func badToken() error {
+	return countersign.Errorf(countersign.BadCredential, "the enrollment token is not one of ours").
+		WithNext("ask the operator for a new token: countersign enroll token")
+}
+
+const credentialColumns = `id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute, networks, devices,
+	state, reason, created_by, created_at`
+
+func scanCredential(row interface{ Scan(dest ...any) error }) (c Credential, err error) {
+	var from, to, created int64
+	var networks, devices string
+	err = row.Scan(&c.ID, &c.Kind, &c.lookup, &c.second, &c.sealed, &c.Fleet, &c.Device, &c.Label, &from, &to, &c.UsesMax, &c.Uses,
+		&c.PerMinute, &networks, &devices, &c.State, &c.Reason, &c.CreatedBy, &created)
+	if err != nil {
+		return c, store.Wrap(err)
+	}
+	c.NotBefore, c.ExpiresAt, c.CreatedAt = store.Time(from), store.Time(to), store.Time(created)
+	return c, errors.Join(json.Unmarshal([]byte(networks), &c.Networks), json.Unmarshal([]byte(devices), &c.Devices))
+}
+
+// Find reads the active credential of a kind that evidence names by a fingerprint,
+// or the stopped one if there is no other: NotFound if there is none.
+func (r *Registry) Find(ctx context.Context, rd store.Reader, kind countersign.Method, fingerprint string) (Credential, error) {
+	if fingerprint == "" {
+		return Credential{}, noCredential(kind)
+	}
+	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential
+		WHERE kind = $1 AND (lookup = $2 OR (second <> '' AND second = $2)) ORDER BY state, created_at DESC LIMIT 1`, string(kind), fingerprint))
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, noCredential(kind)
+	}
+	if err != nil {
+		return c, fmt.Errorf("look up a %s: %w", kind, err)
+	}
+	return c, nil
+}
+
+func noCredential(kind countersign.Method) error {
+	return countersign.Errorf(countersign.NotFound, "there is no such %s", kind).WithNext("list them with: countersign enroll list")
+}
+
+// Credential reads one credential by id.
+func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (Credential, error) {
+	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, countersign.Errorf(countersign.NotFound, "there is no credential %.80q", id).WithNext("list them with: countersign enroll list")
+	}
+	if err != nil {
+		return c, fmt.Errorf("read credential %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// Sealed gives the sealed symmetric keys of a credential; see keystore.Sealer.
+func (c *Credential) Sealed() []byte { return c.sealed }
+
+// CredentialFilter chooses credentials for a list.
+type CredentialFilter struct {
+	Kind   countersign.Method
+	Fleet  string
+	Device string
+	After  string // keyset: the id of the last of the page before
+	Limit  int    // at most 1000; 0 is that
+}
+
+// Credentials lists credentials, newest first; next is the After of the following
+// page, empty at the end.
+func (r *Registry) Credentials(ctx context.Context, f CredentialFilter) (list []Credential, next string, err error) {
+	f.Limit = pageOf(f.Limit)
+	where, args := []string{"1 = 1"}, []any{}
+	add := func(cond string, v any) {
+		args = append(args, v)
+		where = append(where, fmt.Sprintf(cond, len(args)))
+	}
+	if f.Kind != "" {
+		add("kind = $%d", string(f.Kind))
+	}
+	if f.Fleet != "" {
+		add("fleet = $%d", f.Fleet)
+	}
+	if f.Device != "" {
+		add("device = $%d", f.Device)
+	}
+	if f.After != "" {
+		add("(created_at, id) < (SELECT created_at, id FROM credential WHERE id = $%d)", f.After)
+	}
+	args = append(args, f.Limit+1)
+	q := fmt.Sprintf(`SELECT %s FROM credential WHERE %s ORDER BY created_at DESC, id DESC LIMIT $%d`, credentialColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
+	rows, err := r.DB.Query(ctx, q, args...)
+	if err != nil {
+		return nil, "", fmt.Errorf("list credentials: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		c, err := scanCredential(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("list credentials: %w", err)
+		}
+		list = append(list, c)
+	}
+	if len(list) > f.Limit {
+		list = list[:f.Limit]
+		next = list[f.Limit-1].ID
+	}
+	return list, next, store.Wrap(rows.Err())
+}

@@ -1,0 +1,184 @@
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Waiting is an enrollment that waits for an operator, or did.
+type Waiting struct {
+	ID        string
+	State     WaitingState
+	Device    string
+	Fleet     string
+	Method    countersign.Method
+	Evidence  string
+	KeyHash   string
+	Facts     map[string]string // what the operator should see
+	Remote    string
+	Via       string
+	DecidedBy countersign.Actor
+	Note      string
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	DecidedAt time.Time
+}
+
+// WaitingState says how far an approval has come.
+type WaitingState string
+
+// The states of an approval. Rejected and done are the end.
+const (
+	Awaits   WaitingState = "waiting"
+	Approved WaitingState = "approved"
+	Rejected WaitingState = "rejected"
+	Done     WaitingState = "done" // the certificate was issued
+)
+
+// maxWaitingPerEvidence bounds how many requests one shared credential can have
+// waiting, so that a leaked one cannot bury the queue.
+const maxWaitingPerEvidence = 10_000
+
+const waitingColumns = `id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at`
+
+func scanWaiting(row interface{ Scan(dest ...any) error }) (w Waiting, err error) {
+	var facts string
+	var created, expires, decided int64
+	err = row.Scan(&w.ID, &w.State, &w.Device, &w.Fleet, &w.Method, &w.Evidence, &w.KeyHash, &facts, &w.Remote, &w.Via, &w.DecidedBy, &w.Note,
+		&created, &expires, &decided)
+	if err != nil {
+		return w, store.Wrap(err)
+	}
+	w.CreatedAt, w.ExpiresAt, w.DecidedAt = store.Time(created), store.Time(expires), store.Time(decided)
+	return w, json.Unmarshal([]byte(facts), &w.Facts)
+}
+
+// Await puts a request into the queue.
+func (r *Registry) Await(ctx context.Context, tx *store.Tx, w Waiting, ttl time.Duration) (Waiting, error) {
+	var n int
+	err := tx.QueryRow(ctx, `SELECT count(*) FROM waiting_enrollment WHERE evidence = $1 AND state = 'waiting'`, w.Evidence).Scan(&n)
+	if err != nil {
+		return w, fmt.Errorf("count waiting enrollments: %w", err)
+	}
+	if n >= maxWaitingPerEvidence {
+		return w, countersign.Errorf(countersign.RateLimited, "%d requests of %s wait for approval already", n, w.Evidence).WithNext("ask the operator to decide them").WithRetry(time.Hour)
+	}
+	var id [8]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return w, fmt.Errorf("draw an id: %w", err)
+	}
+	w.ID, w.State, w.CreatedAt = hex.EncodeToString(id[:]), Awaits, r.Now()
+	w.ExpiresAt = w.CreatedAt.Add(ttl)
+	facts, err := json.Marshal(w.Facts)
+	if err != nil {
+		return w, fmt.Errorf("encode facts: %w", err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO waiting_enrollment (id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note,
+			created_at, expires_at, decided_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '', '', $11, $12, 0)`,
+		w.ID, string(w.State), w.Device, w.Fleet, string(w.Method), w.Evidence, w.KeyHash, string(facts), w.Remote, w.Via,
+		store.Micros(w.CreatedAt), store.Micros(w.ExpiresAt))
+	if err != nil {
+		return w, fmt.Errorf("record a waiting enrollment of %s: %w", w.Device, err)
+	}
+	return w, nil
+}
+
+// WaitingOf finds the newest request of a device with a key by the same evidence
+// that has not come to its end: NotFound if there is none.
+func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHash, evidence string) (Waiting, error) {
+	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment
+		WHERE device = $1 AND key_hash = $2 AND evidence = $3 AND state <> 'done' AND expires_at > $4 ORDER BY created_at DESC LIMIT 1`,
+		device, keyHash, evidence, store.Micros(r.Now())))
+	if errors.Is(err, sql.ErrNoRows) {
+		return w, countersign.Errorf(countersign.NotFound, "no enrollment of %s waits", device)
+	}
+	if err != nil {
+		return w, fmt.Errorf("read a waiting enrollment of %s: %w", device, err)
+	}
+	return w, nil
+}
+
+// Waiting reads one request by id.
+func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Waiting, error) {
+	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return w, countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("list them with: countersign enroll pending")
+	}
+	if err != nil {
+		return w, fmt.Errorf("read waiting enrollment %s: %w", id, err)
+	}
+	return w, nil
+}
+
+// Decide approves or rejects a request that waits.
+func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, to WaitingState, by countersign.Actor, note string) (Waiting, error) {
+	w, err := r.Waiting(ctx, tx, id)
+	if err != nil {
+		return w, err
+	}
+	now := r.Now()
+	if now.After(w.ExpiresAt) {
+		return w, countersign.Errorf(countersign.Conflict, "the request of %s expired at %s", w.Device, w.ExpiresAt.UTC().Format(time.RFC3339)).WithNext("the device asks again by itself")
+	}
+	n, err := tx.Exec(ctx, `UPDATE waiting_enrollment SET state = $2, decided_by = $3, note = $4, decided_at = $5 WHERE id = $1 AND state = 'waiting'`,
+		id, string(to), string(by), clip(note), store.Micros(now))
+	if err != nil {
+		return w, fmt.Errorf("decide enrollment %s: %w", id, err)
+	}
+	if n != 1 {
+		return w, countersign.Errorf(countersign.Conflict, "the request of %s is %s already", w.Device, w.State)
+	}
+	w.State, w.DecidedBy, w.Note, w.DecidedAt = to, by, clip(note), now
+	return w, nil
+}
+
+// Finish marks an approved request as served. Of two that race one gets Conflict.
+func (r *Registry) Finish(ctx context.Context, tx *store.Tx, id string) error {
+	n, err := tx.Exec(ctx, `UPDATE waiting_enrollment SET state = 'done' WHERE id = $1 AND state = 'approved'`, id)
+	if err != nil {
+		return fmt.Errorf("finish enrollment %s: %w", id, err)
+	}
+	if n != 1 {
+		return countersign.Errorf(countersign.Conflict, "the approval has been used meanwhile").WithNext("ask again")
+	}
+	return nil
+}
+
+// Queue lists requests in a state, oldest first; next is the After of the
+// following page, empty at the end. An empty state is all.
+func (r *Registry) Queue(ctx context.Context, state WaitingState, after string, limit int) (list []Waiting, next string, err error) {
+	limit = pageOf(limit)
+	q := `SELECT ` + waitingColumns + ` FROM waiting_enrollment WHERE ($1 = '' OR state = $1) AND (state <> 'waiting' OR expires_at > $2)`
+	args := []any{string(state), store.Micros(r.Now())}
+	if after != "" {
+		args = append(args, after)
+		q += ` AND (created_at, id) > (SELECT created_at, id FROM waiting_enrollment WHERE id = $3)`
+	}
+	args = append(args, limit+1)
+	rows, err := r.DB.Query(ctx, fmt.Sprintf(`%s ORDER BY created_at, id LIMIT $%d`, q, len(args)), args...)
+	if err != nil {
+		return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		w, err := scanWaiting(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
+		}
+		list = append(list, w)
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		next = list[limit-1].ID
+	}
+	return list, next, store.Wrap(rows.Err())
+}

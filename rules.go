@@ -1,0 +1,83 @@
+package countersign
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Rules bound a fleet's enrollment beyond the choice of methods. The zero value
+// asks for nothing more than the evidence.
+type Rules struct {
+	// Networks that first certificates are given to; empty: all.
+	Networks []netip.Prefix `json:"networks,omitempty"`
+	// Approval lists the methods whose enrollments wait for an operator.
+	Approval []Method `json:"approval,omitempty"`
+	// ApprovalTTL is how long such a request waits; zero: DefaultApprovalTTL.
+	ApprovalTTL Span `json:"approval_ttl,omitempty"`
+	// Registered lists the methods that admit registered devices only; by the
+	// others first contact creates the device.
+	Registered []Method `json:"registered,omitempty"`
+	// Authorities are the registered authorities whose factory certificates the
+	// fleet takes.
+	Authorities []string `json:"authorities,omitempty"`
+	// ID is where a factory certificate holds the device id.
+	ID IDRule `json:"id,omitzero"`
+	// Connect lets a device use its factory certificate to connect (just-in-time
+	// registration).
+	Connect bool `json:"connect,omitempty"`
+	// TPMID takes the device id from the chip instead of the request.
+	TPMID bool `json:"tpm_id,omitempty"`
+	// PCRs are reference values, hex SHA-256 by register number, that a TPM must
+	// quote; empty: no quote is asked for.
+	PCRs map[int]string `json:"pcrs,omitempty"`
+	// Recovery lets an expired device renew; nil: it may not.
+	Recovery *Recovery `json:"recovery,omitempty"`
+	// Expression is a CEL expression that must be true for a first certificate.
+	Expression string `json:"expression,omitempty"`
+	// Webhook is asked before a first certificate; nil: nobody is.
+	Webhook *Webhook `json:"webhook,omitempty"`
+}
+
+// IDRule says where a factory certificate holds the device id; package attest
+// lists the fields. Prefix and Suffix surround the id there.
+type IDRule struct {
+	Field  string `json:"field"` // empty: common_name
+	Prefix string `json:"prefix,omitempty"`
+	Suffix string `json:"suffix,omitempty"`
+}
+
+// Recovery bounds the renewal of expired certificates.
+type Recovery struct {
+	MaxAge       Span           `json:"max_age"`                 // after notAfter
+	MaxTimes     int            `json:"max_times"`               // of one device, ever
+	Networks     []netip.Prefix `json:"networks,omitempty"`      // empty: all
+	ApproveAfter Span           `json:"approve_after,omitempty"` // older ones wait for an operator; zero: none do
+}
+
+// Webhook is a service that decides with us.
+type Webhook struct {
+	URL    string `json:"url"`    // https, or http on loopback
+	Secret string `json:"secret"` // file: or env: reference of the HMAC key
+}
+
+// DefaultApprovalTTL is a working week.
+const DefaultApprovalTTL = 7 * 24 * time.Hour
+
+// Span is a time.Duration that texts write as "720h".
+type Span time.Duration
+
+// MarshalText writes the duration as Go does.
+func (d Span) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Span) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Span(v)
+	return err
+}
+
+// Contains reports whether addr is in one of the networks. No networks is all.
+func Contains(networks []netip.Prefix, addr netip.Addr) bool {
+	return len(networks) == 0 || slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
+}
