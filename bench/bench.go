@@ -196,7 +196,7 @@ func (b *bench) learn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(b.dir, rootsFile), text, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(b.dir, rootsFile), text, 0o600); err != nil { //nolint:gosec // our own folder
 		return err
 	}
 	if b.roots, err = readRoots(b.endpoints.Roots); err != nil {

@@ -152,7 +152,7 @@ func saturate(ctx context.Context, d time.Duration, op func() error) (sample, er
 // appendSync appends to a file and waits until the disk has it, one after the
 // other: what each commit costs before anything is written to a database.
 func appendSync(ctx context.Context, dir string, d time.Duration) (s sample, err error) {
-	f, err := os.Create(filepath.Join(dir, "fsync"))
+	f, err := os.Create(filepath.Join(dir, "fsync")) //nolint:gosec // our own folder
 	if err != nil {
 		return s, err
 	}

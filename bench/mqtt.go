@@ -14,7 +14,7 @@ func connackAccepted() []byte { return []byte{0x20, 2, 0, 0} }
 // connectPacket is a CONNECT with clean session and a keep alive of ten minutes
 // (MQTT 3.1.1, 3.1). The client id is at most 100 octets.
 func connectPacket(clientID string) []byte {
-	p := []byte{0x10, byte(12 + len(clientID)), 0, 4, 'M', 'Q', 'T', 'T', 4, 0x02, 600 >> 8, 600 & 0xff, 0, byte(len(clientID))}
+	p := []byte{0x10, byte(12 + len(clientID)), 0, 4, 'M', 'Q', 'T', 'T', 4, 0x02, 600 >> 8, 600 & 0xff, 0, byte(len(clientID))} //nolint:gosec // at most 112
 	return append(p, clientID...)
 }
 

@@ -81,7 +81,7 @@ func (p *process) stop() error {
 }
 
 func (p *process) proc(name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), name))
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), name)) //nolint:gosec // about our own child
 	if err != nil {
 		return "", fmt.Errorf("couldn't look at %s: %w", p.cmd.Path, err)
 	}
