@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/subtle"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -96,11 +97,7 @@ func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, 
 		return id, nil, nil, err
 	}
 	id = TPMIdentity{RegistrationID: registrationID(ek), EKHash: ek.hash(), AKName: ak.name}
-	for _, known := range o.RegisteredEK {
-		if known == id.EKHash {
-			id.Registered = true
-		}
-	}
+	id.Registered = slices.Contains(o.RegisteredEK, id.EKHash)
 	if len(ev.EKCertificate) == 0 && !id.Registered {
 		return id, nil, nil, countersign.Errorf(countersign.BadCredential, "the TPM has no endorsement key certificate and its endorsement key is not registered").
 			WithNext("send the certificate (tpm2_getekcertificate), or register the endorsement key")

@@ -57,7 +57,8 @@ func (id *TPMIdentity) readCertificate(ev TPMEvidence, ek *tpmKey, o TPMOptions)
 
 func parseEKChain(ev TPMEvidence) ([]*x509.Certificate, error) {
 	if len(ev.EKChain) >= maxPresented {
-		return nil, checkSizes(make([]*x509.Certificate, maxPresented+1))
+		return nil, countersign.Errorf(countersign.TooLarge, "the endorsement key certificate comes with more than %d others", maxPresented-1).
+			WithNext("send the CAs between it and the manufacturer's root, nothing else")
 	}
 	var chain []*x509.Certificate
 	for _, der := range slices.Concat([][]byte{ev.EKCertificate}, ev.EKChain) {

@@ -26,8 +26,11 @@ const (
 	nvChunk = 512
 )
 
-// persistentP384EK is where swtpm_setup leaves that key.
-const persistentP384EK = 0x81010016
+// Where swtpm_setup leaves the keys with a certificate.
+const (
+	persistentRSAEK  = 0x81010001
+	persistentP384EK = 0x81010016
+)
 
 // KeyAttributes are those of a key that serves a device: it cannot leave the TPM.
 var KeyAttributes = tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, SignEncrypt: true}
@@ -65,17 +68,11 @@ func (m *TPM) Device(t testing.TB, kind EK) *Device {
 	d := &Device{kind: kind, maker: m, tpm: m.Open(t)}
 	switch kind {
 	case RSA:
-		d.EK = d.Create(t, tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate)
-		d.EKCertificate = d.readNV(t, nvRSACertificate)
+		d.EK, d.EKCertificate = d.persistent(t, persistentRSAEK), d.readNV(t, nvRSACertificate)
 	case P256:
 		d.EK = d.Create(t, tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate)
 	case P384:
-		public, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(persistentP384EK)}.Execute(d.tpm)
-		if err != nil {
-			t.Fatalf("ReadPublic: %v", err)
-		}
-		d.EK = &Key{Public: public.OutPublic.Bytes(), Handle: tpm2.NamedHandle{Handle: persistentP384EK, Name: public.Name}}
-		d.EKCertificate = d.readNV(t, nvP384Certificate)
+		d.EK, d.EKCertificate = d.persistent(t, persistentP384EK), d.readNV(t, nvP384Certificate)
 	}
 	restricted := KeyAttributes
 	restricted.Restricted = true
@@ -111,6 +108,15 @@ func (d *Device) Create(t testing.TB, hierarchy tpm2.TPMHandle, template tpm2.TP
 		t.Fatalf("CreatePrimary: %v", err)
 	}
 	return &Key{Public: made.OutPublic.Bytes(), Handle: tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, tpm: d.tpm}
+}
+
+func (d *Device) persistent(t testing.TB, handle tpm2.TPMHandle) *Key {
+	t.Helper()
+	public, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(d.tpm)
+	if err != nil {
+		t.Fatalf("ReadPublic: %v", err)
+	}
+	return &Key{Public: public.OutPublic.Bytes(), Handle: tpm2.NamedHandle{Handle: handle, Name: public.Name}, tpm: d.tpm}
 }
 
 // Import loads a software key, as one that was never in a TPM before.

@@ -108,7 +108,8 @@ func (m *TPM) run(t testing.TB, dir string) {
 		_ = swtpm.Wait()         // says that it was killed
 	})
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // the clock of a real process
-		if _, err := os.Stat(m.socket); err == nil {
+		if conn, err := new(net.Dialer).DialContext(t.Context(), "unix", m.socket); err == nil {
+			_ = conn.Close()
 			return
 		}
 		if time.Now().After(deadline) { //nolint:forbidigo // as above
