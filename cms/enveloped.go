@@ -162,8 +162,8 @@ type envelope struct {
 }
 
 // Decrypt opens an EnvelopedData as one of its recipients and gives the content
-// with its type. Beside what [Encrypt] writes it reads AES with shorter keys, RSA
-// with PKCS #1 v1.5, and other hashes of the SHA-2 family. The content is as
+// with its type. Beside what [Encrypt] writes it reads AES with shorter keys and
+// other hashes of the SHA-2 family. The content is as
 // hidden as the key was, and nobody vouches for it.
 func Decrypt(der []byte, as Recipient) (contentType asn1.ObjectIdentifier, content []byte, err error) {
 	e, err := parseEnvelope(der)
@@ -180,7 +180,7 @@ func Decrypt(der []byte, as Recipient) (contentType asn1.ObjectIdentifier, conte
 		if n == maxRecipients || !e.recipients.ReadAnyASN1(&info, &tag) {
 			return nil, nil, errEnvelope
 		}
-		key, err := as.unwrap(tag, info, size)
+		key, err := as.unwrap(tag, info)
 		if errors.Is(err, errNoRecipient) {
 			continue
 		}
@@ -236,12 +236,12 @@ func sizeOf(id asn1.ObjectIdentifier, table map[int]asn1.ObjectIdentifier) (int,
 	return 0, false
 }
 
-// unwrap gives the content-encryption key of size octets from one RecipientInfo,
-// errNoRecipient if it is another's.
-func (r Recipient) unwrap(tag cbasn1.Tag, info cryptobyte.String, size int) ([]byte, error) {
+// unwrap gives the content-encryption key from one RecipientInfo, errNoRecipient
+// if it is another's.
+func (r Recipient) unwrap(tag cbasn1.Tag, info cryptobyte.String) ([]byte, error) {
 	switch {
 	case tag == cbasn1.SEQUENCE && r.Certificate != nil && r.Certificate.PublicKeyAlgorithm == x509.RSA:
-		return r.unwrapRSA(info, size)
+		return r.unwrapRSA(info)
 	case tag == tagExplicit1 && r.Certificate != nil && r.Certificate.PublicKeyAlgorithm == x509.ECDSA:
 		return r.unwrapEC(info)
 	case tag == tagExplicit2 && r.Certificate == nil:

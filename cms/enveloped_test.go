@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"testing"
@@ -249,7 +250,7 @@ func (r Recipient) files(t *testing.T) (cert, key string) {
 }
 
 func TestOpenSSLDecryptsAndVerifies(t *testing.T) {
-	openssl := peer(t, "openssl")
+	openssl := peer(t)
 	pkcs8 := newPKCS8(t)
 	for name, to := range recipients(t) {
 		for _, kind := range []string{"P-256", "P-384", "RSA"} {
@@ -283,18 +284,17 @@ func TestOpenSSLDecryptsAndVerifies(t *testing.T) {
 }
 
 func TestDecryptReadsOpenSSL(t *testing.T) {
-	openssl := peer(t, "openssl")
+	openssl := peer(t)
 	all := recipients(t)
 	for _, tt := range []struct {
 		name, to string
 		options  []string
 	}{
-		{"PKCS #1 v1.5", "RSA", []string{"-aes128"}},
 		{"OAEP", "RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha384", "-aes256"}},
 		{"ECDH", "P-256", []string{"-keyopt", "ecdh_kdf_md:sha256", "-aes256"}},
 		{"ECDH with other sizes", "P-384", []string{"-keyopt", "ecdh_kdf_md:sha512", "-aes128"}},
 		{"by key identifier", "P-521", []string{"-keyopt", "ecdh_kdf_md:sha384", "-keyid", "-aes256"}},
-		{"RSA by key identifier", "RSA", []string{"-keyid", "-aes192"}},
+		{"RSA by key identifier", "RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256", "-keyid", "-aes192"}},
 		{"secret", "secret", []string{"-secretkey", hex.EncodeToString(secret), "-secretkeyid", "ABCD", "-aes256"}},
 	} {
 		to := all[tt.to]
@@ -307,6 +307,26 @@ func TestDecryptReadsOpenSSL(t *testing.T) {
 		contentType, got, err := Decrypt(der, to)
 		if err != nil || string(got) != "content" || !contentType.Equal(oidData) {
 			t.Errorf("%s: got %v %q, %v, want the content", tt.name, contentType, got, err)
+		}
+	}
+}
+
+func TestDecryptRefusesWeakAlgorithms(t *testing.T) {
+	openssl := peer(t)
+	all := recipients(t)
+	for name, tt := range map[string]struct {
+		to      string
+		options []string
+	}{
+		"PKCS #1 v1.5":    {"RSA", []string{"-aes256"}},
+		"OAEP with SHA-1": {"RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-aes256"}},
+		"ECDH with SHA-1": {"P-256", []string{"-aes256"}},
+		"Triple DES":      {"RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256", "-des3"}},
+	} {
+		cert, _ := all[tt.to].files(t)
+		der := run(t, []byte("content"), append([]string{openssl, "cms", "-encrypt", "-outform", "DER", "-binary", "-recip", cert}, tt.options...)...)
+		if _, got, err := Decrypt(der, all[tt.to]); !errors.Is(err, errAlgorithm) {
+			t.Errorf("Decrypt of %s: got %q, %v, want %v", name, got, err, errAlgorithm)
 		}
 	}
 }

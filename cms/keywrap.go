@@ -36,7 +36,7 @@ func wrapKey(kek, key []byte) ([]byte, error) {
 			copy(b[8:], out[8*i:])
 			block.Encrypt(b[:], b[:])
 			copy(out[8*i:8*i+8], b[8:])
-			binary.BigEndian.PutUint64(b[:], binary.BigEndian.Uint64(b[:])^uint64(n*j+i)) //nolint:gosec // G115: at most 6 times the length
+			binary.BigEndian.PutUint64(b[:], binary.BigEndian.Uint64(b[:])^uint64(n*j+i))
 		}
 	}
 	copy(out, b[:8])

@@ -113,7 +113,7 @@ func (r Recipient) wrapRSA(key []byte) ([]byte, error) {
 	return b.Bytes()
 }
 
-func (r Recipient) unwrapRSA(info cryptobyte.String, size int) ([]byte, error) {
+func (r Recipient) unwrapRSA(info cryptobyte.String) ([]byte, error) {
 	var version int
 	if !info.ReadASN1Integer(&version) {
 		return nil, errEnvelope
@@ -135,21 +135,12 @@ func (r Recipient) unwrapRSA(info cryptobyte.String, size int) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("the key cannot decrypt")
 	}
-	var opts crypto.DecrypterOpts
-	switch {
-	case id.Equal(oidRSA):
-		// A random key of that size where the padding is wrong: no oracle.
-		opts = &rsa.PKCS1v15DecryptOptions{SessionKeyLen: size}
-	case id.Equal(oidRSAOAEP):
-		h, ok := readOAEP(algorithm)
-		if !ok {
-			return nil, errAlgorithm
-		}
-		opts = &rsa.OAEPOptions{Hash: h}
-	default:
+	// Not PKCS #1 v1.5: its padding tells an attacker too much.
+	hash, ok := readOAEP(algorithm)
+	if !ok || !id.Equal(oidRSAOAEP) {
 		return nil, errAlgorithm
 	}
-	key, err := private.Decrypt(rand.Reader, encrypted, opts)
+	key, err := private.Decrypt(rand.Reader, encrypted, &rsa.OAEPOptions{Hash: hash})
 	if err != nil {
 		return nil, errUnwrap
 	}

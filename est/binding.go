@@ -28,7 +28,8 @@ func Binding(session *tls.ConnectionState) (string, error) {
 	if session == nil {
 		return "", errors.New("couldn't bind request: no TLS session")
 	}
-	value, err := session.ExportKeyingMaterial(exporterLabel, nil, exporterLength)
+	// The context is empty, not absent: TLS 1.2 tells the two apart.
+	value, err := session.ExportKeyingMaterial(exporterLabel, []byte{}, exporterLength)
 	if err != nil {
 		return "", fmt.Errorf("couldn't bind request: %w", err)
 	}

@@ -79,7 +79,7 @@ func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 		"Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+goodSAS)),
 		goodSAS,
 	} {
-		if res := post(t, s, "simpleenroll", csr, http.Header{"Authorization": {auth}}); res.StatusCode != http.StatusOK {
+		if res := post(t, s, csr, http.Header{"Authorization": {auth}}); res.StatusCode != http.StatusOK {
 			t.Errorf("Authorization %s: got %d %s, want 200", auth, res.StatusCode, body(t, res))
 		}
 	}
@@ -87,7 +87,7 @@ func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 
 func TestSimpleEnrollWithoutCredentialIsChallenged(t *testing.T) {
 	s := startServer(t)
-	res := post(t, s, "simpleenroll", newCSR(t, "pump-7", newKey(t)), nil)
+	res := post(t, s, newCSR(t, "pump-7", newKey(t)), nil)
 	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") != challenge {
 		t.Errorf("got %d, challenge %q, want 401, %q", res.StatusCode, res.Header.Get("WWW-Authenticate"), challenge)
 	}
@@ -396,9 +396,9 @@ func FuzzESTBody(f *testing.F) {
 	})
 }
 
-func post(t *testing.T, s *server, operation string, csr []byte, h http.Header) *http.Response {
+func post(t *testing.T, s *server, csr []byte, h http.Header) *http.Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+pathPrefix+operation, bytes.NewReader(encodeBody(csr, "")))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+pathPrefix+"simpleenroll", bytes.NewReader(encodeBody(csr, "")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,18 @@
 package est
 
 import (
+	"bufio"
 	"bytes"
 	"crypto"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -156,5 +161,60 @@ func TestOpenSSLReadsCSRAttrs(t *testing.T) {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("openssl asn1parse: got %s, want %s in it\n%s", out, want, said+said64+more)
 		}
+	}
+}
+
+// TestOpenSSLBindsRequestToItsSession has openssl export the channel binding,
+// make the request with it, and send it over the same connection.
+func TestOpenSSLBindsRequestToItsSession(t *testing.T) {
+	openssl, s := peer(t, "openssl"), startServer(t)
+	s.door.RequireBinding = true
+	d := newDevice(t)
+	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", strings.TrimPrefix(s.url, "https://"), "-CAfile", s.roots,
+		"-keymatexport", exporterLabel, "-keymatexportlen", strconv.Itoa(exporterLength), "-ign_eof", "-verify_return_error")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	var material []byte
+	for material == nil {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatalf("openssl s_client said no keying material: %v", err)
+		}
+		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "Keying material: "); ok {
+			if material, err = hex.DecodeString(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	conf := "[req]\nprompt=no\ndistinguished_name=dn\nattributes=at\n[dn]\nCN=pump-7\n[at]\nchallengePassword=" +
+		base64.StdEncoding.EncodeToString(material) + "\n"
+	if err := os.WriteFile(d.file("req.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	csr, said := d.run(t, openssl, "req", "-new", "-key", "key.pem", "-config", "req.conf", "-outform", "DER")
+	body := base64.StdEncoding.EncodeToString(csr)
+	if _, err := fmt.Fprintf(in, "POST %ssimpleenroll HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		pathPrefix, goodToken, len(body), body); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(string(answer), "HTTP/1.1 200 OK") || !s.last(t).Bound {
+		t.Errorf("got %s, want 200 for a bound request\n%s\n%s", answer, said, s.log)
 	}
 }

@@ -35,13 +35,13 @@ func TestPendingIs202WithRetryAfterAndReason(t *testing.T) {
 	s.pend(2)
 	csr := newCSR(t, "pump-7", newKey(t))
 	for range 2 {
-		res := post(t, s, "simpleenroll", csr, http.Header{"Authorization": {"Bearer " + goodToken}})
+		res := post(t, s, csr, http.Header{"Authorization": {"Bearer " + goodToken}})
 		text := body(t, res)
 		if res.StatusCode != http.StatusAccepted || res.Header.Get("Retry-After") != "1" || text != "an operator has to approve this: repeat the request.\n" {
 			t.Errorf("got %d, Retry-After %q, %q, want 202, 1 and the reason", res.StatusCode, res.Header.Get("Retry-After"), text)
 		}
 	}
-	if res := post(t, s, "simpleenroll", csr, http.Header{"Authorization": {"Bearer " + goodToken}}); res.StatusCode != http.StatusOK {
+	if res := post(t, s, csr, http.Header{"Authorization": {"Bearer " + goodToken}}); res.StatusCode != http.StatusOK {
 		t.Errorf("after approval: got %d, want 200", res.StatusCode)
 	}
 	if log := s.log.String(); !strings.Contains(log, "awaits approval") || strings.Contains(log, "refused") {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"net/http"
+	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -81,10 +82,8 @@ func checkCapabilities(a *pkcs10.Attribute) error {
 		if !list.ReadASN1(&one, cbasn1.SEQUENCE) || !one.ReadASN1ObjectIdentifier(&id) {
 			return errCapabilities
 		}
-		for _, ours := range ourCapabilityIDs {
-			if id.Equal(ours) {
-				return nil
-			}
+		if slices.ContainsFunc(ourCapabilityIDs, id.Equal) {
+			return nil
 		}
 	}
 	return countersign.Errorf(countersign.BadRequest, "the request names no algorithm that keys are encrypted with here").

@@ -14,6 +14,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -321,7 +322,7 @@ func (d device) readMultipart(t *testing.T, said string) (types []string) {
 	parts := multipart.NewReader(bytes.NewReader(body), params["boundary"])
 	for {
 		p, err := parts.NextRawPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return types
 		}
 		if err != nil {
