@@ -98,7 +98,7 @@ func manufacture(t testing.TB, dir string) {
 func (m *TPM) run(t testing.TB, dir string) {
 	t.Helper()
 	// The control socket is where the tools' TCTI looks for it.
-	swtpm := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(dir, "state"), //nolint:gosec,noctx // test; killed below
+	swtpm := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(dir, "state"), //nolint:gosec // test; killed below
 		"--server", "type=unixio,path="+m.socket, "--ctrl", "type=unixio,path="+m.socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	if err := swtpm.Start(); err != nil {
 		t.Fatalf("start swtpm: %v", err)
