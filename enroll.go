@@ -57,8 +57,9 @@ type Voucher struct {
 type EnrollRequest struct {
 	CSR []byte // PKCS #10, DER; the signature is not yet checked
 	// Asked is the request as the device sent it where the door put one of its own
-	// into CSR, over a key that it made. While approval is pending, CSR differs at
-	// each try and Asked stays. Empty: CSR is the device's.
+	// into CSR, over a key that it made; whether the profile allows that is for the
+	// Enroller. While approval is pending, CSR differs at each try and Asked stays.
+	// Empty: CSR is the device's.
 	Asked    []byte
 	Evidence Evidence
 	Fleet    string // as the door's path names it; empty: what the evidence says, else default
