@@ -25,6 +25,7 @@ const (
 	DeviceRevoked        EventType = "device.revoked"
 	DeviceRetiredEv      EventType = "device.retired"
 	CertIssued           EventType = "certificate.issued"
+	CertAccepted         EventType = "certificate.accepted"
 	CertActivated        EventType = "certificate.activated"
 	CertSupersededEv     EventType = "certificate.superseded"
 	CertReplaced         EventType = "certificate.replaced"

@@ -16,12 +16,20 @@ import (
 // first use of a certificate, or a fork. Every refusal is an event.
 func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
 	dec := d.Access.Decide(ctx, c)
+	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
+		dec = d.meet(ctx, c, dec)
+	}
 	var err error
 	switch {
 	case dec.Replaced:
 		err = d.forkShown(ctx, &dec)
 	case dec.Allow && dec.FirstUse:
 		err = d.firstUse(ctx, &dec)
+	case dec.Allow:
+		if e := d.stillTrusted(c, dec.Cert.Issuer); e != nil {
+			p := countersign.Public(e)
+			dec.Allow, dec.Code, dec.Reason = false, p.Code, p.Message
+		}
 	}
 	if err != nil {
 		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
@@ -31,6 +39,27 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 		d.connectRefused(c, &dec)
 	}
 	return dec.Verdict
+}
+
+// meet introduces a device with a factory certificate and decides anew. The
+// refusal of one that no fleet knows stays as it was.
+func (d *Desk) meet(ctx context.Context, c countersign.Connection, dec access.Decision) access.Decision {
+	ctx, cancel := context.WithTimeout(ctx, introduceTime)
+	defer cancel()
+	err := d.introduce(ctx, c)
+	switch code := countersign.CodeOf(err); code {
+	case "":
+		return d.Access.Decide(ctx, c)
+	case countersign.CertUnknown:
+		return dec
+	case countersign.Internal:
+		d.Log.ErrorContext(ctx, "device not introduced", "error", causeOf(err))
+		fallthrough
+	default:
+		p := countersign.Public(err)
+		dec.Code, dec.Reason = p.Code, p.Message
+	}
+	return dec
 }
 
 // firstUse makes a pending certificate the device's active one, durably, before

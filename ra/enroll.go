@@ -316,18 +316,9 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 			return err
 		}
 	}
-	var events []countersign.Event
-	switch {
-	case !c.known:
-		dev := countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DeviceActive}
-		if err := d.Registry.Create(ctx, tx, dev); err != nil {
-			return err
-		}
-		events = append(events, r.event(countersign.DeviceCreated, "first enrollment"))
-	case c.standing.device.State != countersign.DeviceActive:
-		if err := d.Registry.Move(ctx, tx, &c.standing.device, countersign.DeviceActive, ""); err != nil {
-			return err
-		}
+	events, err := d.settle(ctx, tx, r, c)
+	if err != nil {
+		return err
 	}
 	replaced, err := d.replace(ctx, tx, r, c.unused)
 	if err != nil {
@@ -340,6 +331,21 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 	e.Cert = issued.Ref()
 	e.Data = issuedData(&issued.Certificate)
 	return d.Events.Append(ctx, tx, append(append(events, replaced...), e)...)
+}
+
+// settle makes the device active: a new one is created, a known one completed.
+func (d *Desk) settle(ctx context.Context, tx *store.Tx, r *request, c *consideration) ([]countersign.Event, error) {
+	if c.known {
+		if c.standing.device.State == countersign.DeviceActive {
+			return nil, nil
+		}
+		return nil, d.Registry.Move(ctx, tx, &c.standing.device, countersign.DeviceActive, "")
+	}
+	dev := countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DeviceActive}
+	if err := d.Registry.Create(ctx, tx, dev); err != nil {
+		return nil, err
+	}
+	return []countersign.Event{r.event(countersign.DeviceCreated, "first enrollment")}, nil
 }
 
 // replace revokes certificates that their device asks to have another for.

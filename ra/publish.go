@@ -61,6 +61,9 @@ func (p *Publisher) state(issuer string) *listState {
 
 // Changed asks for a new list of the issuer.
 func (p *Publisher) Changed(issuer string) {
+	if a, err := p.CA.Authority(issuer); err != nil || a.KeyURI == "" {
+		return // a registered authority publishes its own
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state(issuer).asked++

@@ -1,0 +1,131 @@
+package ra
+
+import (
+	"context"
+	"crypto/x509"
+	"slices"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// introduce registers a device that connects for the first time with the
+// certificate of a manufacturer, where a fleet lets such a certificate connect
+// (just-in-time registration). It reports whether the device is known from now on;
+// an error is why it is not, CertUnknown if no fleet has an opinion.
+func (d *Desk) introduce(ctx context.Context, conn countersign.Connection) error {
+	fleets, err := d.Registry.Fleets(ctx)
+	if err != nil {
+		return err
+	}
+	refusal := error(countersign.Errorf(countersign.CertUnknown, "the certificate was not issued by this authority"))
+	for i := range fleets {
+		f := &fleets[i]
+		if !f.Rules.Connect || !slices.Contains(f.Methods, countersign.MethodIDevID) {
+			continue
+		}
+		err := d.introduceTo(ctx, conn, f)
+		if countersign.CodeOf(err) != countersign.CertUnknown {
+			return err
+		}
+	}
+	return refusal
+}
+
+func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) error {
+	r, err := d.introduction(conn, f.Name)
+	if err != nil {
+		return err
+	}
+	c := &consideration{fleet: *f}
+	if c.appraisal, err = d.appraiseIDevID(ctx, r); err != nil {
+		return err
+	}
+	if err := r.bind(c.appraisal); err != nil {
+		return err
+	}
+	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil {
+		return err
+	}
+	if err := within(r, c.appraisal, f, c.known); err != nil {
+		return err
+	}
+	if err := d.policy.permit(ctx, d, r, c); err != nil {
+		return err
+	}
+	if slices.Contains(f.Rules.Approval, countersign.MethodIDevID) {
+		if c.waiting, err = d.approval(ctx, r, c); err != nil {
+			return err
+		}
+	}
+	leaf := conn.Peer[0]
+	cert := countersign.Certificate{
+		Issuer: c.facts["authority"], Device: r.device, Fleet: f.Name, Profile: "external", State: countersign.CertActive,
+		Evidence: c.evidence, Method: string(countersign.MethodIDevID), IssuedAt: d.Now(), UsedAt: d.Now(),
+	}
+	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := d.lockFor(ctx, tx, r); err != nil {
+			return err
+		}
+		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil {
+			return err
+		}
+		if err := d.keyIsFree(ctx, tx, r); err != nil {
+			return err
+		}
+		issued, err := d.CA.RecordExternal(ctx, tx, leaf, cert)
+		if err != nil {
+			return err
+		}
+		return d.welcome(ctx, tx, r, c, &issued)
+	})
+}
+
+// introduction puts a connection into the form that appraisal and rules know.
+func (d *Desk) introduction(conn countersign.Connection, fleet string) (*request, error) {
+	leaf := conn.Peer[0]
+	r := d.received(countersign.EnrollRequest{
+		Evidence: countersign.Evidence{Peer: conn.Peer}, Fleet: fleet, Door: conn.Gateway, Remote: conn.Remote,
+	})
+	r.csr = &pkcs10.Request{CertificateRequest: &x509.CertificateRequest{PublicKey: leaf.PublicKey, DNSNames: leaf.DNSNames, URIs: leaf.URIs}}
+	var err error
+	r.keyHash, err = ca.KeyHash(leaf.PublicKey)
+	return r, err
+}
+
+// welcome writes what goes with a factory certificate that connects.
+func (d *Desk) welcome(ctx context.Context, tx *store.Tx, r *request, c *consideration, cert *countersign.Certificate) error {
+	if c.waiting != "" {
+		if err := d.Registry.Finish(ctx, tx, c.waiting); err != nil {
+			return err
+		}
+	}
+	events, err := d.settle(ctx, tx, r, c)
+	if err != nil {
+		return err
+	}
+	e := r.event(countersign.CertAccepted, "factory certificate, first connection")
+	e.Cert = cert.Ref()
+	e.Data = issuedData(cert)
+	return d.Events.Append(ctx, tx, append(events, e)...)
+}
+
+// stillTrusted validates the path of a factory certificate anew at each
+// connection: its own authority may have revoked it since.
+func (d *Desk) stillTrusted(conn countersign.Connection, issuer string) error {
+	a, err := d.CA.Authority(issuer)
+	if err != nil || a.Kind != countersign.RegisteredAuthority {
+		return nil //nolint:nilerr // what is not a registered authority has been judged by the record
+	}
+	anchors, _ := d.CA.Anchors([]string{issuer})
+	_, err = attest.ValidatePath(conn.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
+	return err
+}
+
+// introduceTime bounds what a stranger's first connection may cost in waiting,
+// a webhook included.
+const introduceTime = 8 * time.Second

@@ -1,0 +1,153 @@
+package ra_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// maker is a manufacturer's CA.
+type maker struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newMaker(t *testing.T, now time.Time) *maker {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &maker{key: key}
+	m.cert = m.sign(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "Maker CA"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(20 * 365 * 24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1, 2, 3},
+	}, &key.PublicKey)
+	return m
+}
+
+func (m *maker) sign(t *testing.T, tmpl *x509.Certificate, pub any) *x509.Certificate {
+	t.Helper()
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl.SerialNumber = serial
+	parent := m.cert
+	if parent == nil {
+		parent = tmpl
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, m.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// device makes a factory certificate.
+func (m *maker) device(t *testing.T, id string, now time.Time) *x509.Certificate {
+	t.Helper()
+	return m.sign(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: id}, NotBefore: now.Add(-time.Hour), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+		KeyUsage: x509.KeyUsageDigitalSignature, SubjectKeyId: []byte(id),
+	}, &newKey(t).PublicKey)
+}
+
+func (m *maker) crl(t *testing.T, now time.Time, revoked ...*x509.Certificate) []byte {
+	t.Helper()
+	l := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
+	for _, c := range revoked {
+		l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now.Add(-time.Minute)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, l, m.cert, m.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func (w *world) office() *ra.Office {
+	return &ra.Office{DB: w.DB, CA: w.CA, Registry: w.Registry, Events: w.Events, Sealer: w.Sealer, Rules: w.CheckRules}
+}
+
+func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		w := newWorld(t, db)
+		m := newMaker(t, w.Now())
+		office, by := w.office(), ra.By{Actor: "operator:o"}
+		if _, err := office.RegisterAuthority(t.Context(), ca.Registration{ID: "maker", Certificate: m.cert.Raw, Override: true}, by); err != nil {
+			t.Fatal(err)
+		}
+		rules := func(change func(*countersign.Rules)) {
+			t.Helper()
+			_, err := office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+				f.Methods = []countersign.Method{countersign.MethodToken, countersign.MethodIDevID}
+				f.Rules.Authorities = []string{"maker"}
+				change(&f.Rules)
+			}, by)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		admit := func(c *x509.Certificate, id string) countersign.Verdict {
+			return w.Admit(t.Context(), countersign.Connection{
+				Gateway: "mqtt", Remote: netip.MustParseAddrPort("192.0.2.9:1000"), ClientID: id, Peer: []*x509.Certificate{c},
+			})
+		}
+		pump := m.device(t, "pump-1", w.Now())
+		rules(func(*countersign.Rules) {})
+		if v := admit(pump, "pump-1"); v.Allow || v.Code != countersign.CertUnknown {
+			t.Errorf("Admit before the fleet says so: got %+v", v)
+		}
+		rules(func(u *countersign.Rules) { u.Connect = true })
+		for range 2 {
+			if v := admit(pump, "pump-1"); !v.Allow || v.Device != "pump-1" {
+				t.Fatalf("Admit: got %+v, want pump-1 let in", v)
+			}
+		}
+		if v := admit(m.device(t, "pump-1", w.Now()), "pump-1"); v.Allow || v.Code != countersign.DeviceIsActive {
+			t.Errorf("Admit with another factory certificate of the same id: got %+v, want device_active", v)
+		}
+		stranger := newMaker(t, w.Now()).device(t, "pump-2", w.Now())
+		if v := admit(stranger, "pump-2"); v.Allow || v.Code == "" {
+			t.Errorf("Admit of another maker's device: got %+v", v)
+		}
+		if err := office.SetCRLs(t.Context(), "maker", [][]byte{m.crl(t, w.Now(), pump)}, by); err != nil {
+			t.Fatal(err)
+		}
+		if v := admit(pump, "pump-1"); v.Allow || v.Code != countersign.CertIsRevoked {
+			t.Errorf("Admit after the maker revoked it: got %+v, want certificate_revoked", v)
+		}
+		rules(func(u *countersign.Rules) { u.Connect = true; u.Approval = []countersign.Method{countersign.MethodIDevID} })
+		third := m.device(t, "pump-3", w.Now())
+		if v := admit(third, "pump-3"); v.Allow || v.Code != countersign.Pending {
+			t.Fatalf("Admit where approval is wanted: got %+v, want pending", v)
+		}
+		waiting, _, err := w.Registry.Queue(t.Context(), "waiting", "", 0)
+		if err != nil || len(waiting) != 1 {
+			t.Fatalf("Queue: got %v, %v", waiting, err)
+		}
+		if _, err := office.Approve(t.Context(), waiting[0].ID, "", by); err != nil {
+			t.Fatal(err)
+		}
+		if v := admit(third, "pump-3"); !v.Allow {
+			t.Errorf("Admit after approval: got %+v", v)
+		}
+	})
+}
