@@ -3,6 +3,7 @@ package est
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 )
@@ -39,7 +40,7 @@ func Await[T any](ctx context.Context, most time.Duration, ask func(context.Cont
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return answer, errors.Join(err, context.Cause(ctx))
+			return answer, fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 		case <-timer.C:
 		}
 	}

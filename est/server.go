@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -48,6 +49,8 @@ type Server struct {
 	// SharedKey gives the secret AES key that the authority and a device of the
 	// fleet know under id, NotFound if there is none. nil: none is shared.
 	SharedKey func(ctx context.Context, fleet string, id []byte) ([]byte, error)
+
+	generating atomic.Int32 // keys being made, and refusals on their way
 }
 
 // pathPrefix is fixed by RFC 7030, 3.2.2.

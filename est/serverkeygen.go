@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"strconv"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/cms"
@@ -20,6 +21,10 @@ import (
 )
 
 const (
+	// maxGenerating is how many keys are made at once. An RSA key may take a core
+	// for a second, and the evidence is judged only after.
+	maxGenerating = 2
+
 	mediaTypePKCS8 = "application/pkcs8"
 	mediaTypeMixed = "multipart/mixed"
 	mediaTypeKey   = mediaTypePKCS7 + "; smime-type=server-generated-key"
@@ -57,7 +62,7 @@ func (s *Server) serverKeyGen(w http.ResponseWriter, r *http.Request, fleet stri
 	if err != nil {
 		return err
 	}
-	key, err := s.Keys.GenerateKey(r.Context(), fleet)
+	key, err := s.generateKey(r.Context(), fleet)
 	if err != nil {
 		return err
 	}
@@ -81,6 +86,14 @@ func (s *Server) serverKeyGen(w http.ResponseWriter, r *http.Request, fleet stri
 		return err
 	}
 	return s.writeKey(w, r, part{mediaType, packed}, grant.Leaf)
+}
+
+func (s *Server) generateKey(ctx context.Context, fleet string) (crypto.Signer, error) {
+	defer s.generating.Add(-1)
+	if s.generating.Add(1) > maxGenerating {
+		return nil, countersign.Errorf(countersign.RateLimited, "too many keys are being made").WithNext("try again").WithRetry(time.Second)
+	}
+	return s.Keys.GenerateKey(ctx, fleet)
 }
 
 // enrollOrReenroll goes by the evidence, as the path does not tell: a client

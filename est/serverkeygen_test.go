@@ -262,6 +262,49 @@ func TestServerKeyGenPendsOnTheSameQuestion(t *testing.T) {
 	}
 }
 
+// slowKeys makes no key before it is told to.
+type slowKeys struct {
+	t           *testing.T
+	began, goOn chan struct{}
+}
+
+func (k *slowKeys) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, error) {
+	k.began <- struct{}{}
+	<-k.goOn
+	return newKey(k.t), ctx.Err()
+}
+
+func TestServerKeyGenBoundsKeysAtOnce(t *testing.T) {
+	s := startServer(t)
+	k := &slowKeys{t: t, began: make(chan struct{}), goOn: make(chan struct{})}
+	s.door.Keys = k
+	csr := newCSR(t, "pump-7", newKey(t))
+	c := s.client(t, nil, nil)
+	ask := func() error {
+		_, err := c.ServerKeyGen(t.Context(), "", csr, goodToken)
+		return err
+	}
+	answers := make(chan error)
+	for range maxGenerating {
+		go func() { answers <- ask() }()
+		<-k.began
+	}
+	if err := ask(); StatusOf(err) != http.StatusTooManyRequests {
+		t.Errorf("one key too many: got %v, want 429", err)
+	}
+	close(k.goOn)
+	for range maxGenerating {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	go func() { answers <- ask() }()
+	<-k.began
+	if err := <-answers; err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
 // TestCurlAndOpenSSLReadGeneratedKey takes the answer apart with a MIME reader
 // that is not the client's, and leaves the rest to openssl.
 func TestCurlAndOpenSSLReadGeneratedKey(t *testing.T) {
