@@ -17,9 +17,9 @@ const (
 	BadSignature     Code = "bad_signature"      // proof of possession failed
 	WeakKey          Code = "weak_key"           // key type or size refused
 	Unauthenticated  Code = "unauthenticated"    // no evidence was shown
-	BadCredential    Code = "bad_credential"     // evidence shown is wrong or unknown
-	CredentialSpent  Code = "credential_spent"   // a one-time credential was used before
-	CredentialExpire Code = "credential_expired" // it was good once
+	BadCredential    Code = "bad_credential"     //nolint:gosec // a code, no credential. Evidence shown is wrong or unknown
+	CredentialSpent  Code = "credential_spent"   //nolint:gosec // a code. A one-time credential was used before
+	CredentialExpire Code = "credential_expired" //nolint:gosec // a code. It was good once
 	NotAllowed       Code = "not_allowed"        // known, but may not do this
 	SubjectMismatch  Code = "subject_mismatch"   // the request names another subject
 	DeviceIsActive   Code = "device_active"      // the id already has an identity in use

@@ -78,7 +78,7 @@ func Start(t testing.TB, o ...Options) *Server {
 // tempDir is short, since the path of a Unix socket may have 107 octets only.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "cs")
+	dir, err := os.MkdirTemp("", "cs") //nolint:usetesting // t.TempDir is too long
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -309,9 +310,7 @@ func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) 
 		r.by = countersign.Actor("tpm:" + proof.EKHash[:16])
 		a = &appraisal{method: countersign.MethodTPM, evidence: "tpm:" + proof.EKHash, fleet: fleet.Name, facts: map[string]string{}}
 	}
-	for k, v := range proof.Facts {
-		a.facts[k] = v
-	}
+	maps.Copy(a.facts, proof.Facts)
 	if fleet.Rules.TPMID {
 		a.device = proof.RegistrationID
 	}

@@ -96,7 +96,7 @@ func (o *Office) decide(ctx context.Context, id string, to registry.WaitingState
 		if err := registry.LockDevice(ctx, tx, w.Device); err != nil {
 			return err
 		}
-		if w, err = o.Registry.Decide(ctx, tx, id, to, by.Actor, note); err != nil {
+		if w, err = o.Registry.Decide(ctx, tx, id, registry.Ruling{State: to, By: by.Actor, Note: note}); err != nil {
 			return err
 		}
 		e := by.event(countersign.EnrollApproved)

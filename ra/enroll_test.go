@@ -65,7 +65,7 @@ func TestEnrollGrantsACertificateOnRecord(t *testing.T) {
 
 func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		weak, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:staticcheck // weak on purpose
+		weak, err := rsa.GenerateKey(rand.Reader, 1024)
 		if err != nil {
 			t.Fatal(err)
 		}

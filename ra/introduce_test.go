@@ -134,7 +134,10 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 		if v := admit(pump, "pump-1"); v.Allow || v.Code != countersign.CertIsRevoked {
 			t.Errorf("Admit after the maker revoked it: got %+v, want certificate_revoked", v)
 		}
-		rules(func(u *countersign.Rules) { u.Connect = true; u.Approval = []countersign.Method{countersign.MethodIDevID} })
+		rules(func(u *countersign.Rules) {
+			u.Connect = true
+			u.Approval = []countersign.Method{countersign.MethodIDevID}
+		})
 		third := m.device(t, "pump-3", w.Now())
 		if v := admit(third, "pump-3"); v.Allow || v.Code != countersign.Pending {
 			t.Fatalf("Admit where approval is wanted: got %+v, want pending", v)

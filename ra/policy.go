@@ -3,6 +3,7 @@ package ra
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -125,9 +126,7 @@ func variables(r *request, c *consideration, now time.Time) map[string]any {
 		uris = append(uris, u.String())
 	}
 	evidence := map[string]string{"method": string(c.method), "fingerprint": c.evidence}
-	for k, v := range c.facts {
-		evidence[k] = v
-	}
+	maps.Copy(evidence, c.facts)
 	return map[string]any{
 		"csr":      map[string]any{"cn": r.csr.Subject.CommonName, "subject": r.csr.Subject.String(), "key": kind, "dns": r.csr.DNSNames, "uris": uris},
 		"evidence": evidence,

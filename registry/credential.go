@@ -381,7 +381,7 @@ func (r *Registry) Credentials(ctx context.Context, f CredentialFilter) (list []
 		add("(created_at, id) < (SELECT created_at, id FROM credential WHERE id = $%d)", f.After)
 	}
 	args = append(args, f.Limit+1)
-	q := fmt.Sprintf(`SELECT %s FROM credential WHERE %s ORDER BY created_at DESC, id DESC LIMIT $%d`, credentialColumns, strings.Join(where, " AND "), len(args)) //nolint:gosec // no value enters the text
+	q := fmt.Sprintf(`SELECT %s FROM credential WHERE %s ORDER BY created_at DESC, id DESC LIMIT $%d`, credentialColumns, strings.Join(where, " AND "), len(args))
 	rows, err := r.DB.Query(ctx, q, args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list credentials: %w", err)

@@ -119,8 +119,15 @@ func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Wai
 	return w, nil
 }
 
+// Ruling is an operator's decision on a request that waits.
+type Ruling struct {
+	State WaitingState // Approved or Rejected
+	By    countersign.Actor
+	Note  string
+}
+
 // Decide approves or rejects a request that waits.
-func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, to WaitingState, by countersign.Actor, note string) (Waiting, error) {
+func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, v Ruling) (Waiting, error) {
 	w, err := r.Waiting(ctx, tx, id)
 	if err != nil {
 		return w, err
@@ -130,14 +137,14 @@ func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, to Waiti
 		return w, countersign.Errorf(countersign.Conflict, "the request of %s expired at %s", w.Device, w.ExpiresAt.UTC().Format(time.RFC3339)).WithNext("the device asks again by itself")
 	}
 	n, err := tx.Exec(ctx, `UPDATE waiting_enrollment SET state = $2, decided_by = $3, note = $4, decided_at = $5 WHERE id = $1 AND state = 'waiting'`,
-		id, string(to), string(by), clip(note), store.Micros(now))
+		id, string(v.State), string(v.By), clip(v.Note), store.Micros(now))
 	if err != nil {
 		return w, fmt.Errorf("decide enrollment %s: %w", id, err)
 	}
 	if n != 1 {
 		return w, countersign.Errorf(countersign.Conflict, "the request of %s is %s already", w.Device, w.State)
 	}
-	w.State, w.DecidedBy, w.Note, w.DecidedAt = to, by, clip(note), now
+	w.State, w.DecidedBy, w.Note, w.DecidedAt = v.State, v.By, clip(v.Note), now
 	return w, nil
 }
 

@@ -68,6 +68,6 @@ func (d *httpDoor) run(ctx context.Context) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = d.server.Close()
 	}
-	<-failed
+	<-failed //nolint:errcheck // http.ErrServerClosed: Shutdown has said what matters
 	return err
 }

@@ -68,8 +68,11 @@ func bind(cfg config.Config) (l *listeners, err error) {
 		name, addr string
 		into       *net.Listener
 	}{
-		{"enroll", cfg.Listeners.Enroll, &l.enroll}, {"recovery", cfg.Listeners.Recovery, &l.recovery}, {"mqtt", cfg.Listeners.MQTT, &l.mqtt},
-		{"api", cfg.Listeners.API, &l.api}, {"status", cfg.Listeners.Status, &l.status},
+		{"enroll", cfg.Listeners.Enroll, &l.enroll},
+		{"recovery", cfg.Listeners.Recovery, &l.recovery},
+		{"mqtt", cfg.Listeners.MQTT, &l.mqtt},
+		{"api", cfg.Listeners.API, &l.api},
+		{"status", cfg.Listeners.Status, &l.status},
 	} {
 		if d.addr == config.Off {
 			continue

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -317,9 +318,9 @@ func (s *Server) tend(ctx context.Context) error {
 func (s *Server) Close() error {
 	var errs []error
 	s.once.Do(func() {
-		for i := len(s.closers) - 1; i >= 0; i-- {
-			if err := s.closers[i].fn(); err != nil {
-				errs = append(errs, fmt.Errorf("close %s: %w", s.closers[i].name, err))
+		for _, c := range slices.Backward(s.closers) {
+			if err := c.fn(); err != nil {
+				errs = append(errs, fmt.Errorf("close %s: %w", c.name, err))
 			}
 		}
 	})
