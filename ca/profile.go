@@ -24,9 +24,10 @@ type Profile struct {
 	Backdate    Duration `json:"backdate,omitempty"`  // how far NotBefore lies back, for devices whose clock is slow
 	ExtKeyUsage []string `json:"ext_key_usage,omitempty"`
 	KeyUsage    []string `json:"key_usage,omitempty"`
-	Keys        []string `json:"keys,omitempty"`      // accepted key types; empty: all that CheckKey accepts
-	NoStatus    bool     `json:"no_status,omitempty"` // leave out CRL distribution points and OCSP
-	OmitURI     bool     `json:"omit_uri,omitempty"`  // leave out the URI that names the device
+	Keys        []string `json:"keys,omitempty"`        // accepted key types; empty: all that CheckKey accepts
+	ServerKeys  bool     `json:"server_keys,omitempty"` // the server may make keys (RFC 7030, 4.4); they are never stored
+	NoStatus    bool     `json:"no_status,omitempty"`   // leave out CRL distribution points and OCSP
+	OmitURI     bool     `json:"omit_uri,omitempty"`    // leave out the URI that names the device
 }
 
 // Duration is a time.Duration that JSON writes as text such as "720h".

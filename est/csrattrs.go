@@ -94,9 +94,6 @@ func Want(keys ...string) CSRAttrs {
 	return nil
 }
 
-// WantP256 asks for a P-256 key and a request signed with ECDSA and SHA-256.
-func WantP256() CSRAttrs { return Want("P-256") }
-
 // csrAttrs answers /csrattrs (RFC 7030, 4.5). Anyone may ask.
 func (s *Server) csrAttrs(w http.ResponseWriter, r *http.Request, fleet string) error {
 	attrs, err := s.Trust.CSRAttrs(r.Context(), fleet)

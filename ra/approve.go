@@ -3,6 +3,8 @@ package ra
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -17,7 +19,7 @@ const pollAfter = time.Minute
 // approval gives the id of the approval that the request has, or puts it into the
 // queue and asks the device to come back.
 func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (string, error) {
-	w, err := d.Registry.WaitingOf(ctx, d.DB, r.device, r.keyHash, c.evidence)
+	w, err := d.Registry.WaitingOf(ctx, d.DB, r.device, r.waitsAs(), c.evidence)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return "", d.await(ctx, r, c)
 	}
@@ -37,6 +39,16 @@ func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (stri
 	return "", errPending(r.device)
 }
 
+// waitsAs is what a request is known by while it waits: its key or, where the door
+// makes a new key at each try, the request that the device sent.
+func (r *request) waitsAs() string {
+	if len(r.Asked) == 0 {
+		return r.keyHash
+	}
+	sum := sha256.Sum256(r.Asked)
+	return hex.EncodeToString(sum[:])
+}
+
 func errPending(device string) error {
 	return countersign.Errorf(countersign.Pending, "the enrollment of %s waits for an operator's approval", device).
 		WithNext("ask again with the same key and the same evidence").WithRetry(pollAfter)
@@ -45,13 +57,13 @@ func errPending(device string) error {
 // await records a request that an operator has to decide, with its evidence.
 func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 	w := registry.Waiting{
-		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.keyHash, Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
+		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.waitsAs(), Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
 	}
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
 		}
-		if _, err := d.Registry.WaitingOf(ctx, tx, r.device, r.keyHash, c.evidence); countersign.CodeOf(err) != countersign.NotFound {
+		if _, err := d.Registry.WaitingOf(ctx, tx, r.device, r.waitsAs(), c.evidence); countersign.CodeOf(err) != countersign.NotFound {
 			return err // the same request came twice at once
 		}
 		s, err := d.Registry.Device(ctx, tx, r.device)

@@ -131,6 +131,9 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil || c.again != nil { // before anything is signed in vain
 		return c, err
 	}
+	if err := serverKeys(r, &c.profile); err != nil {
+		return nil, err
+	}
 	if err := within(r, c.appraisal, &c.fleet, c.known); err != nil {
 		return nil, err
 	}
@@ -142,6 +145,15 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	}
 	c.waits = slices.Contains(c.fleet.Rules.Approval, c.method)
 	return c, nil
+}
+
+// serverKeys refuses a key that the door made where the profile wants it made on
+// the device.
+func serverKeys(r *request, p *ca.Profile) error {
+	if len(r.Asked) == 0 || p.ServerKeys {
+		return nil
+	}
+	return countersign.Errorf(countersign.NotAllowed, "profile %s wants keys made on the device", p.Name).WithNext("make a key and use simpleenroll")
 }
 
 // lockFor makes the transaction the only one that works on the device and the key.

@@ -46,6 +46,9 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err != nil {
 		return nil, err
 	}
+	if err := serverKeys(r, &profile); err != nil {
+		return nil, err
+	}
 	before, err := d.judge(ctx, d.DB, r, shown.Serial)
 	if err != nil {
 		return nil, err

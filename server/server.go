@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -224,7 +225,11 @@ func (s *Server) openDoors(context.Context) error {
 // enrollment is the handler of a listener where devices get certificates.
 func (s *Server) enrollment(by countersign.Enroller) http.Handler {
 	mux := http.NewServeMux()
-	door := &est.Server{Enroller: by, Trust: &trust{s.ca, s.registry}, Log: s.log, Now: s.opts.Now}
+	anchors := &trust{s.ca, s.registry}
+	door := &est.Server{
+		Enroller: by, Trust: anchors, Keys: anchors, Log: s.log, Now: s.opts.Now,
+		KeySigner: func() (*tls.Certificate, error) { return s.identity.get(nil) },
+	}
 	mux.Handle("/.well-known/est/", door)
 	mux.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
 	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Log: s.log, Now: s.opts.Now})

@@ -3,6 +3,12 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"fmt"
+	"slices"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
@@ -25,8 +31,7 @@ func (t *trust) CACerts(ctx context.Context, fleet string) ([][]byte, error) {
 	return t.ca.Chain(f.Issuer)
 }
 
-// CSRAttrs asks for a P-256 key, which every profile of ours takes unless it says
-// otherwise; then it asks for nothing.
+// CSRAttrs asks for what the fleet's profile takes.
 func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error) {
 	f, err := t.fleet(ctx, fleet)
 	if err != nil {
@@ -36,15 +41,31 @@ func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error
 	if err != nil {
 		return nil, err
 	}
-	for i, k := range p.Keys {
-		if k == "P-256" {
-			break
-		}
-		if i == len(p.Keys)-1 {
-			return nil, nil
-		}
+	return est.Want(p.Keys...), nil
+}
+
+// GenerateKey makes a key for a device that cannot, where the fleet's profile
+// allows it (RFC 7030, 4.4). It is stored nowhere.
+func (t *trust) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, error) {
+	f, err := t.fleet(ctx, fleet)
+	if err != nil {
+		return nil, err
 	}
-	return est.WantP256(), nil
+	p, err := t.ca.Profile(ctx, t.ca.DB, f.Profile)
+	if err != nil {
+		return nil, err
+	}
+	if !p.ServerKeys {
+		return nil, countersign.Errorf(countersign.NotAllowed, "profile %s wants keys made on the device", p.Name).WithNext("make a key and use simpleenroll")
+	}
+	if len(p.Keys) > 0 && !slices.Contains(p.Keys, "P-256") {
+		return nil, countersign.Errorf(countersign.NotAllowed, "profile %s takes no P-256 key, and the server makes no other", p.Name).WithNext("make a key and use simpleenroll")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	return key, nil
 }
 
 func (t *trust) fleet(ctx context.Context, name string) (countersign.Fleet, error) {
