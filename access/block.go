@@ -48,10 +48,11 @@ type Block struct {
 	changed time.Time
 }
 
-// live says whether it refuses at now. A block from the future was made by a clock
-// that was wrong, and must not last until the future comes.
+// live says whether it refuses at now. One that was lifted ends where it began. A
+// block from the future was made by a clock that was wrong, and must not last until
+// the future comes.
 func (b *Block) live(now time.Time) bool {
-	return now.Before(b.Until) && !b.Since.After(now.Add(clockSkew))
+	return now.Before(b.Until) && b.Since.Before(b.Until) && !b.Since.After(now.Add(clockSkew))
 }
 
 // blocklist holds the blocks, and those that ended for as long as they make the
@@ -200,7 +201,10 @@ func (l *Ledger) Block(ctx context.Context, b Block, by countersign.Actor, via s
 			Type: countersign.AddressBlocked, Actor: by, Via: via, Reason: b.Reason, Data: blockData(&b),
 		})
 	})
-	return b, err
+	if err != nil {
+		return Block{}, err
+	}
+	return b, nil
 }
 
 // widen brings a prefix into the form in which addresses are looked up.
@@ -256,12 +260,17 @@ func (l *Ledger) Unblock(ctx context.Context, p netip.Prefix, by countersign.Act
 		if b, err = lift(ctx, tx, widen(p), now); err != nil {
 			return err
 		}
-		tx.AfterCommit(func() { l.apply(b) })
+		lifted := b
+		tx.AfterCommit(func() { l.apply(lifted) })
 		return l.append(ctx, tx, countersign.Event{
 			Type: countersign.AddressUnblocked, Actor: by, Via: via, Reason: "an operator ended it", Data: map[string]string{"network": b.Prefix.String()},
 		})
 	})
-	return b, err
+	if err != nil {
+		return Block{}, err
+	}
+	b.Until = now
+	return b, nil
 }
 
 // apply takes in what is on record about a network.

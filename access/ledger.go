@@ -154,15 +154,14 @@ func (l *Ledger) check(addr netip.Addr, proven bool) error {
 // Count takes a failure down. When it makes a block, that is on record once Count
 // returns; should the database fail, it holds in memory and is written later.
 func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
-	now := l.Now().UTC().Truncate(time.Microsecond)
-	l.mu.Lock()
+	now := l.Now().UTC().Truncate(time.Microsecond) // as it is on record
+	l.lock()
 	var o Outcome
 	var made *Block
 	if src, ok := source(f.Addr); ok && !l.allowed(src) {
 		made = l.countAddress(src, now, &o)
 		o.Delay = delay(o.Failures)
 	}
-	l.credentials.window, l.devices.window = nameWindow, nameWindow
 	o.CredentialFailures, o.ByCredential = countName(&l.credentials, f.Credential, now)
 	o.DeviceFailures, o.ByDevice = countName(&l.devices, f.Device, now)
 	if o.Delay > 0 {
@@ -184,7 +183,6 @@ func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Bloc
 		o.Failures, o.Until = b.Failures, b.Until
 		return nil
 	}
-	l.addresses.window = window
 	o.Failures = l.addresses.count(src.String(), now)
 	if o.Failures < blockAfter {
 		return nil
@@ -262,6 +260,16 @@ func (l *Ledger) Fail(addr netip.Addr) int {
 // Delay is Hold for a caller that knows the number of failures alone.
 func (l *Ledger) Delay(ctx context.Context, failures int) {
 	l.Hold(ctx, Outcome{Delay: delay(failures)})
+}
+
+// lock takes mu; the zero Ledger counts.
+func (l *Ledger) lock() {
+	l.mu.Lock()
+	if l.addresses.kind == "" {
+		l.addresses.kind, l.addresses.window = "address", window
+		l.credentials.kind, l.credentials.window = "credential", nameWindow
+		l.devices.kind, l.devices.window = "device", nameWindow
+	}
 }
 
 func (l *Ledger) log() *slog.Logger {

@@ -42,17 +42,13 @@ type unwritten struct {
 	event countersign.Event
 }
 
-// kinds are the counts as they stand in the database.
-func (l *Ledger) kinds() map[string]*tallies {
-	l.addresses.window, l.credentials.window, l.devices.window = window, nameWindow, nameWindow
-	return map[string]*tallies{"address": &l.addresses, "credential": &l.credentials, "device": &l.devices}
-}
+func (l *Ledger) counts() [3]*tallies { return [...]*tallies{&l.addresses, &l.credentials, &l.devices} }
 
 // Load reads what an earlier process, or another node, wrote down. Call it before
 // the first door opens.
 func (l *Ledger) Load(ctx context.Context) error {
 	now := l.Now()
-	if err := l.readBlocks(ctx, `WHERE ends_at > $1 ORDER BY ends_at DESC LIMIT $2`, store.Micros(now.Add(-strikeMemory))); err != nil {
+	if err := l.readBlocks(ctx, `WHERE ends_at > $1 ORDER BY manual DESC, ends_at DESC LIMIT $2`, store.Micros(now.Add(-strikeMemory))); err != nil {
 		return err
 	}
 	l.polled = now.Add(-doubt)
@@ -61,9 +57,8 @@ func (l *Ledger) Load(ctx context.Context) error {
 		return fmt.Errorf("couldn't read the counts of failures: %w", err)
 	}
 	defer func() { _ = rows.Close() }()
-	l.mu.Lock()
+	l.lock()
 	defer l.mu.Unlock()
-	kinds := l.kinds()
 	for rows.Next() {
 		var kind, name string
 		var t tally
@@ -72,8 +67,10 @@ func (l *Ledger) Load(ctx context.Context) error {
 			return fmt.Errorf("couldn't read the counts of failures: %w", store.Wrap(err))
 		}
 		t.since = store.Time(began)
-		if s := kinds[kind]; s != nil && t.live(now, s.window) {
-			s.put(name, t, now)
+		for _, s := range l.counts() {
+			if s.kind == kind && t.live(now, s.window) {
+				s.put(name, t, now)
+			}
 		}
 	}
 	if err := rows.Err(); err != nil {
@@ -134,12 +131,12 @@ func (l *Ledger) flushAll(ctx context.Context) {
 // flush writes the blocks that are not on record and one batch of counts, and says
 // whether there may be more.
 func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
-	l.mu.Lock()
+	l.lock()
 	late := l.unwritten
 	l.unwritten = nil
 	var batch []written
-	for kind, s := range l.kinds() {
-		batch = append(batch, s.take(kind, flushBatch-len(batch))...)
+	for _, s := range l.counts() {
+		batch = append(batch, s.take(flushBatch-len(batch))...)
 	}
 	l.mu.Unlock()
 	for _, u := range late {
@@ -160,7 +157,7 @@ func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, w := range batch {
-			l.kinds()[w.kind].mark(w.name)
+			w.from.mark(w.name)
 		}
 		return true, fmt.Errorf("couldn't write the counts of failures: %w", err)
 	}
@@ -169,12 +166,12 @@ func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
 
 func (w *written) save(ctx context.Context, tx *store.Tx) error {
 	if w.failures == 0 {
-		_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND name = $2`, w.kind, w.name)
+		_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND name = $2`, w.from.kind, w.name)
 		return err
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO failure_count (kind, name, failures, began_at) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (kind, name) DO UPDATE SET failures = excluded.failures, began_at = excluded.began_at`,
-		w.kind, w.name, w.failures, store.Micros(w.since))
+		w.from.kind, w.name, w.failures, store.Micros(w.since))
 	return err
 }
 
@@ -195,25 +192,23 @@ func (l *Ledger) poll(ctx context.Context) error {
 // bounds: what ends first goes first.
 func (l *Ledger) sweep(ctx context.Context) error {
 	now := l.Now()
-	l.mu.Lock()
+	l.lock()
 	l.blocks.sweep(now)
-	limits := map[string]int64{}
-	for kind, s := range l.kinds() {
+	for _, s := range l.counts() {
 		s.sweep(now)
-		limits[kind] = store.Micros(now.Add(-s.window))
 	}
 	l.mu.Unlock()
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM address_block WHERE ends_at < $1 OR manual AND ends_at < $2
+		_, err := tx.Exec(ctx, `DELETE FROM address_block WHERE changed_at < $2 AND (ends_at < $1 OR manual AND ends_at < $2)
 			OR NOT manual AND ends_at < (SELECT ends_at FROM address_block WHERE NOT manual ORDER BY ends_at DESC LIMIT 1 OFFSET $3)`,
 			store.Micros(now.Add(-strikeMemory)), store.Micros(now.Add(-2*doubt)), maxBlocks)
 		if err != nil {
 			return err
 		}
-		for kind, before := range limits {
+		for _, s := range l.counts() {
 			_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND (began_at < $2
 				OR began_at < (SELECT began_at FROM failure_count WHERE kind = $1 ORDER BY began_at DESC LIMIT 1 OFFSET $3))`,
-				kind, before, maxTallies)
+				s.kind, store.Micros(now.Add(-s.window)), maxTallies)
 			if err != nil {
 				return err
 			}
@@ -280,9 +275,10 @@ func saveManual(ctx context.Context, tx *store.Tx, b *Block) error {
 	return err
 }
 
-// lift ends a block on record; it is no longer held against the address.
+// lift ends a block on record; it is no longer held against the address. It ends
+// where it began, since on a node whose clock is behind now is yet to come.
 func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Block, error) {
-	b, err := scanBlock(tx.QueryRow(ctx, `UPDATE address_block SET ends_at = $1, changed_at = $1, strikes = 0
+	b, err := scanBlock(tx.QueryRow(ctx, `UPDATE address_block SET ends_at = began_at, changed_at = $1, strikes = 0
 		WHERE prefix = $2 AND ends_at > $1 RETURNING `+blockColumns, store.Micros(now), p.String()))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Block{}, countersign.Errorf(countersign.NotFound, "%s is not blocked", p).WithNext("list the blocks: countersign block list")

@@ -7,6 +7,7 @@ import (
 // tallies counts failures by name within a window. It is bounded: noise costs
 // memory up to most, and then pushes out noise.
 type tallies struct {
+	kind   string // as it stands in the database
 	window time.Duration
 	by     map[string]*tally
 	dirty  map[string]bool // to be written behind
@@ -59,7 +60,7 @@ func (s *tallies) put(name string, t tally, now time.Time) *tally {
 
 // evictSample is how many are looked at to find one to forget. Map order is
 // random, so it needs no more than that.
-const evictSample = 64
+const evictSample = 16
 
 // evict forgets one whose window has ended, else of a sample the one with the
 // fewest failures, of those the oldest: a guesser is not forgotten for the
@@ -117,19 +118,20 @@ func (s *tallies) sweep(now time.Time) {
 
 // written is one tally as it goes to the database; no failures: its row goes.
 type written struct {
-	kind, name string
+	from *tallies
+	name string
 	tally
 }
 
-// take gives up to most of what is to be written, and counts it as written.
-func (s *tallies) take(kind string, most int) []written {
+// take gives up to most of what is to be written, and holds it for written.
+func (s *tallies) take(most int) []written {
 	var list []written
 	for name := range s.dirty {
 		if len(list) == most {
 			break
 		}
 		delete(s.dirty, name)
-		w := written{kind: kind, name: name}
+		w := written{from: s, name: name}
 		if t := s.by[name]; t != nil {
 			w.tally = *t
 		}
