@@ -194,6 +194,29 @@ func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []cou
 	return list, store.Wrap(rows.Err())
 }
 
+// EachKey gives the newest certificates of devices that are not revoked or
+// expired, with their DER, until visit fails; at most limit.
+func (c *CA) EachKey(ctx context.Context, limit int, visit func(countersign.Certificate) error) (err error) {
+	rows, err := c.DB.Query(ctx, `SELECT `+certColumns+`, der FROM certificate
+		WHERE device <> '' AND state <> 'revoked' AND not_after > $1 ORDER BY not_after DESC, serial LIMIT $2`, store.Micros(c.Now()), limit)
+	if err != nil {
+		return fmt.Errorf("read certificates: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var der []byte
+		cert, err := scanCert(rows, &der)
+		if err != nil {
+			return fmt.Errorf("read certificates: %w", err)
+		}
+		cert.DER = der
+		if err := visit(cert); err != nil {
+			return err
+		}
+	}
+	return store.Wrap(rows.Err())
+}
+
 // Filter chooses certificates for a list.
 type Filter struct {
 	Device        string

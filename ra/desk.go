@@ -36,6 +36,9 @@ type Desk struct {
 	Sealer *keystore.Sealer
 	// Secret resolves a reference (file:, env:) to a secret.
 	Secret func(reference string) ([]byte, error)
+	// Observe hears the outcome of each enrollment, renewal and connection, for
+	// metrics; empty code: granted. nil: nobody does.
+	Observe func(Outcome)
 	// Cut ends live sessions on this node and gives their number. It returns when
 	// the last socket is closed.
 	Cut func(countersign.Cut) int
@@ -68,6 +71,8 @@ func (d *Desk) Run(ctx context.Context) error {
 	defer flush.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
+	hygiene := time.NewTicker(hygieneEvery)
+	defer hygiene.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -79,7 +84,15 @@ func (d *Desk) Run(ctx context.Context) error {
 			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {
 				d.Log.ErrorContext(ctx, "overlaps not ended", "error", err)
 			}
+		case <-hygiene.C:
+			go d.compareKeys(ctx) // takes minutes of one core for a large RSA fleet
 		}
+	}
+}
+
+func (d *Desk) compareKeys(ctx context.Context) {
+	if _, err := d.SharedFactors(ctx); err != nil && ctx.Err() == nil {
+		d.Log.ErrorContext(ctx, "keys not compared", "error", err)
 	}
 }
 
@@ -138,6 +151,20 @@ func (d *Desk) cutAfter(tx *store.Tx, c countersign.Cut, done *countersign.Revoc
 
 func certEvent(t countersign.EventType, c *countersign.Certificate, by countersign.Actor, why string) countersign.Event {
 	return countersign.Event{Type: t, Actor: by, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(), Reason: why}
+}
+
+// Outcome is how a request ended.
+type Outcome struct {
+	Act    string // enroll, renew, recover, connect
+	Method countersign.Method
+	Door   string
+	Code   countersign.Code
+}
+
+func (d *Desk) observe(o Outcome) {
+	if d.Observe != nil {
+		d.Observe(o)
+	}
 }
 
 // sightings gathers the last accepted connection of each device until the next flush.

@@ -28,7 +28,8 @@ type request struct {
 	overlap time.Duration       // of the fleet, for a renewal
 	// approved is the approval of a recovery, spent with the certificate.
 	approved string
-	dry      bool // explain only: change nothing, tell nobody
+	method   countersign.Method // once appraised
+	dry      bool               // explain only: change nothing, tell nobody
 }
 
 // received takes a request in. Its beginning is rounded as the times on record are.
@@ -53,6 +54,7 @@ func errOvertaken() error {
 func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(req)
 	g, err := d.enroll(ctx, r)
+	d.observe(Outcome{"enroll", r.method, r.Door, countersign.CodeOf(err)})
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
 	}
@@ -119,6 +121,7 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if c.appraisal, err = d.appraise(ctx, r); err != nil {
 		return nil, err
 	}
+	r.method = c.method
 	if err := r.bind(c.appraisal); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,11 @@ import (
 func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(req)
 	g, err := d.reenroll(ctx, r)
+	act := "renew"
+	if r.Recovery {
+		act = "recover"
+	}
+	d.observe(Outcome{act, countersign.MethodCertificate, r.Door, countersign.CodeOf(err)})
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
 	}

@@ -63,6 +63,7 @@ type Server struct {
 	index     *edge.Index
 	engine    engine
 	gateway   *mqtt.Server
+	metrics   *metrics
 	listeners *listeners
 	http      []*httpDoor
 
@@ -186,6 +187,9 @@ func (s *Server) openDesk(context.Context) error {
 			return []byte(v), err
 		},
 	}
+	s.metrics = newMetrics()
+	s.desk.Observe = s.metrics.observe
+	s.events.Subscribe(s.metrics.heard)
 	s.events.Subscribe(s.heard)
 	return nil
 }
@@ -200,17 +204,22 @@ func (s *Server) openIdentity(ctx context.Context) error {
 
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
+	s.metrics.watch(s.index.Len, s.gateway)
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}), s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
 	operators := func(local bool) http.Handler {
-		return (&rest.Server{
+		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
 			Office: &ra.Office{
 				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Rules: s.desk.CheckRules,
 			},
 			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
-		}).Handler()
+		}
+		mux := http.NewServeMux()
+		mux.Handle("/", doors.Handler())
+		mux.Handle("GET /metrics", doors.Protect(operator.Read, s.metrics.handler()))
+		return mux
 	}
 	api := s.identity.tlsConfig()
 	api.ClientAuth = 0 // a browser that is asked for a certificate shows a dialog

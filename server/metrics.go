@@ -1,0 +1,75 @@
+package server
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/ra"
+)
+
+// metrics are what a collector of Prometheus reads; docs/metrics.md lists them.
+// Labels take a bounded set of values: never an id or an address.
+type metrics struct {
+	registry *prometheus.Registry
+	outcomes *prometheus.CounterVec
+	events   *prometheus.CounterVec
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_requests_total", Help: "Enrollments, renewals, recoveries and connections by how they ended; code granted is a yes.",
+		}, []string{"act", "method", "door", "code"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_events_total", Help: "Events of this node by type and severity.",
+		}, []string{"type", "severity"}),
+	}
+	m.registry.MustRegister(m.outcomes, m.events, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) observe(o ra.Outcome) {
+	code := string(o.Code)
+	if code == "" {
+		code = "granted"
+	}
+	m.outcomes.WithLabelValues(o.Act, string(o.Method), o.Door, code).Inc()
+}
+
+func (m *metrics) heard(e countersign.Event) {
+	m.events.WithLabelValues(string(e.Type), e.Type.Severity()).Inc()
+}
+
+// watch adds what is read at each scrape.
+func (m *metrics) watch(sessions func() int, gateway *mqtt.Server) {
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	counter := func(name, help string, f func(mqtt.Stats) uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(gateway.Stats())) })
+	}
+	m.registry.MustRegister(gauge("countersign_sessions", "Live sessions on this node.", func() float64 { return float64(sessions()) }))
+	if gateway == nil {
+		return
+	}
+	m.registry.MustRegister(
+		counter("countersign_mqtt_connects_total", "Well-formed CONNECT packets.", func(s mqtt.Stats) uint64 { return s.Connects }),
+		counter("countersign_mqtt_refused_total", "Of those, refused.", func(s mqtt.Stats) uint64 { return s.Refused }),
+		counter("countersign_mqtt_published_total", "Messages passed on to the engine.", func(s mqtt.Stats) uint64 { return s.Published }),
+		counter("countersign_mqtt_delivered_total", "Messages passed on to devices.", func(s mqtt.Stats) uint64 { return s.Delivered }),
+		counter("countersign_mqtt_denied_total", "Acts that permissions refused.", func(s mqtt.Stats) uint64 { return s.Denied }),
+		counter("countersign_mqtt_malformed_total", "Connections ended for a breach of the protocol.", func(s mqtt.Stats) uint64 { return s.Malformed }),
+		counter("countersign_mqtt_turned_away_total", "Connections closed at once, over a limit.", func(s mqtt.Stats) uint64 { return s.TurnedAway }),
+		counter("countersign_mqtt_handshake_failed_total", "TLS handshakes that failed.", func(s mqtt.Stats) uint64 { return s.HandshakeFailed }),
+	)
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
