@@ -229,8 +229,9 @@ func (l *Ledger) checkManual(b *Block, now time.Time) error {
 		return countersign.Errorf(countersign.BadRequest, "%s is wider than /%d, the widest that may be blocked", b.Prefix, widest).
 			WithNext("block narrower networks, or turn the listener off")
 	}
-	if left := b.Until.Sub(now); left < MinBlock || left > MaxBlock {
-		return countersign.Errorf(countersign.BadRequest, "a block of %s is not between %s and %s", left.Round(time.Second), MinBlock, MaxBlock).
+	// To the second: a moment has passed since the caller added the length to the time.
+	if left := b.Until.Sub(now).Round(time.Second); left < MinBlock || left > MaxBlock {
+		return countersign.Errorf(countersign.BadRequest, "a block of %s is not between %s and %s", left, MinBlock, MaxBlock).
 			WithNext("choose another end")
 	}
 	if len(b.Reason) > maxReason {

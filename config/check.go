@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // Problem is one thing that is wrong with a Config.
@@ -37,6 +39,8 @@ const (
 	maxPacket = Size(16 << 20)
 	// minStorage holds an empty database and its log.
 	minStorage = Size(16 << 20)
+	// maxNetworks keeps the list one that is walked for each failure.
+	maxNetworks = 256
 	// maxNames keeps the server's certificate within one TLS record.
 	maxNames = 64
 )
@@ -235,8 +239,24 @@ func (k *checker) limits(m Limits) {
 			k.add(n.field, fmt.Errorf("%d is less than 1", n.value))
 		}
 	}
+	k.networks(m.AllowNetworks)
 	k.duration("limits.connect_timeout", m.ConnectTimeout, time.Second, maxConnectTimeout)
 	if m.Packet < 1024 || m.Packet > maxPacket {
 		k.add("limits.packet", fmt.Errorf("%s is not between 1KiB and %s", m.Packet, maxPacket))
+	}
+}
+
+func (k *checker) networks(list []string) {
+	if len(list) > maxNetworks {
+		k.add("limits.allow_networks", fmt.Errorf("%d networks are more than %d: write wider ones", len(list), maxNetworks))
+		return
+	}
+	for i, s := range list {
+		field := fmt.Sprintf("limits.allow_networks[%d]", i)
+		p, err := countersign.ParseNetwork(s)
+		if err == nil && p.Bits() == 0 {
+			err = fmt.Errorf("%s is everybody: name the networks that you trust", s)
+		}
+		k.add(field, err)
 	}
 }

@@ -145,6 +145,11 @@ type Limits struct {
 	// its first request. Default 10s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 
+	// AllowNetworks are networks, or single addresses, that are never blocked for
+	// wrong credentials nor slowed: those of factories, where one wrong list of
+	// tokens must not stop the line. Default: none.
+	AllowNetworks []string `yaml:"allow_networks"`
+
 	// Packet is the largest MQTT packet. Default 256KiB, at most 16MiB.
 	Packet Size `yaml:"packet"`
 }

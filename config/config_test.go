@@ -40,7 +40,7 @@ engine:
   certificate: /etc/cert.pem
   key: /etc/key.pem
   storage_limit: 2GiB
-limits: {max_connections: 10, per_address: 5, handshakes: 4, connect_timeout: 3s, packet: 65536}
+limits: {max_connections: 10, per_address: 5, handshakes: 4, connect_timeout: 3s, allow_networks: [192.0.2.0/24, "2001:db8::/32"], packet: 65536}
 overlap: 36h
 crl_validity: 12h
 log: {level: debug, format: json}
@@ -60,7 +60,10 @@ log: {level: debug, format: json}
 			Kind: EngineBroker, Addr: "broker:1883", TLS: true, Roots: "/etc/roots.pem", ServerName: "broker.example.org",
 			Certificate: "/etc/cert.pem", Key: "/etc/key.pem", StorageLimit: 2 << 30,
 		},
-		Limits:  Limits{MaxConnections: 10, PerAddress: 5, Handshakes: 4, ConnectTimeout: 3 * time.Second, Packet: 65536},
+		Limits: Limits{
+			MaxConnections: 10, PerAddress: 5, Handshakes: 4, ConnectTimeout: 3 * time.Second, Packet: 65536,
+			AllowNetworks: []string{"192.0.2.0/24", "2001:db8::/32"},
+		},
 		Overlap: 36 * time.Hour, CRLValidity: 12 * time.Hour,
 		Log: Log{Level: "debug", Format: "json"},
 	}
@@ -116,10 +119,11 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 		StatusURL:      "https://x",
 		RootPassphrase: "hunter2",
 		Engine:         Engine{Kind: "broker", Addr: "nope", Certificate: "/does/not/exist"},
-		Limits:         Limits{MaxConnections: -1, PerAddress: -1, Handshakes: -1, ConnectTimeout: time.Hour, Packet: 1},
-		Overlap:        -1,
-		CRLValidity:    time.Second,
-		Log:            Log{Level: "loud", Format: "xml"},
+		Limits: Limits{MaxConnections: -1, PerAddress: -1, Handshakes: -1, ConnectTimeout: time.Hour, Packet: 1,
+			AllowNetworks: []string{"10.0.0.0/8", "::/0", "fe80::1%eth0"}},
+		Overlap:     -1,
+		CRLValidity: time.Second,
+		Log:         Log{Level: "loud", Format: "xml"},
 	}
 	var got []string
 	for _, p := range c.Check() {
@@ -131,7 +135,7 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 	want := []string{
 		"database", "storage_limit", "listeners.enroll", "listeners.mqtt", "listeners.status", "names[1]", "status_url", "root_passphrase",
 		"engine.addr", "engine.key", "engine.certificate", "engine.certificate",
-		"limits.max_connections", "limits.per_address", "limits.handshakes", "limits.connect_timeout", "limits.packet",
+		"limits.max_connections", "limits.per_address", "limits.handshakes", "limits.allow_networks[1]", "limits.allow_networks[2]", "limits.connect_timeout", "limits.packet",
 		"overlap", "crl_validity", "log.level", "log.format",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

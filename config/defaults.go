@@ -44,6 +44,17 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
+// Allowed are the networks of AllowNetworks that Check found nothing wrong with.
+func (m Limits) Allowed() []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range m.AllowNetworks {
+		if p, err := countersign.ParseNetwork(s); err == nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 // Overlay puts what the environment says over c: COUNTERSIGN_DIR, nothing else.
 func (c Config) Overlay(getenv func(string) string) Config {
 	c.Dir = cmp.Or(getenv("COUNTERSIGN_DIR"), c.Dir)

@@ -28,6 +28,9 @@ var acts = map[string]operator.Act{
 	"POST /devices/{id}/revoke":     operator.Revoke,
 	"POST /devices/{id}/retire":     operator.Revoke,
 	"GET /sessions":                 operator.Read,
+	"GET /blocks":                   operator.Read,
+	"POST /blocks":                  operator.Suspend,
+	"DELETE /blocks/{network}":      operator.Suspend,
 
 	"GET /certificates":                  operator.Read,
 	"GET /certificates/{serial}":         operator.Read,
@@ -107,6 +110,10 @@ func get(path, tag, summary string) spec { return spec{http.MethodGet, path, tag
 func act(path, tag, summary string) spec { return spec{http.MethodPost, path, tag, summary, false} }
 func add(path, tag, summary string) spec { return spec{http.MethodPost, path, tag, summary, true} }
 func put(path, tag, summary string) spec { return spec{http.MethodPut, path, tag, summary, false} }
+
+func remove(path, tag, summary string) spec {
+	return spec{method: http.MethodDelete, path: path, tag: tag, summary: summary}
+}
 
 func problemResponse(a huma.API) *huma.Response {
 	schema := a.OpenAPI().Components.Schemas.Schema(typeOf[api.Problem](), true, "Problem")

@@ -94,6 +94,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	})
 	a.UseMiddleware(s.admit(a))
 	s.routeDevices(a)
+	s.routeBlocks(a)
 	s.routeCertificates(a)
 	s.routeLog(a)
 	s.routeSetup(a)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/countersign-iot/countersign/api"
 )
@@ -36,6 +37,16 @@ func (a *Admin) Revoke(ctx context.Context, id string, r api.Revoke) (*api.Cut, 
 // Retire ends a device's life: as Revoke, and its id stays taken.
 func (a *Admin) Retire(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
 	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/retire"), act)
+}
+
+// Block refuses an address or a network for a time.
+func (a *Admin) Block(ctx context.Context, b api.NewBlock) (*api.Block, error) {
+	return call[api.Block](ctx, a, http.MethodPost, "/blocks", b)
+}
+
+// Unblock ends the block of a network, or of an address, at once.
+func (a *Admin) Unblock(ctx context.Context, network string) (*api.Block, error) {
+	return call[api.Block](ctx, a, http.MethodDelete, "/blocks/"+url.PathEscape(strings.ReplaceAll(network, "/", "_")), nil)
 }
 
 func devicePath(id, act string) string { return "/devices/" + url.PathEscape(id) + act }

@@ -100,6 +100,16 @@ func TestPathsEscapeIDs(t *testing.T) {
 	}
 }
 
+func TestUnblockNamesTheNetworkInOneSegment(t *testing.T) {
+	a, asked := answers(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) })
+	if _, err := a.Unblock(t.Context(), "2001:db8::/48"); err != nil {
+		t.Fatal(err)
+	}
+	if want := "DELETE /api/v1/blocks/2001:db8::_48?"; (*asked)[0] != want {
+		t.Errorf("request: got %s, want %s", (*asked)[0], want)
+	}
+}
+
 func TestTokenAndBodyAreSent(t *testing.T) {
 	a, _ := answers(t, func(w http.ResponseWriter, r *http.Request) {
 		var n api.NewToken

@@ -39,6 +39,11 @@ func (a *Admin) Sessions(ctx context.Context, f api.SessionFilter) iter.Seq2[api
 	return list[api.Session](ctx, a, "/sessions", query(f))
 }
 
+// Blocks lists the addresses that are blocked, by network.
+func (a *Admin) Blocks(ctx context.Context) iter.Seq2[api.Block, error] {
+	return list[api.Block](ctx, a, "/blocks", query())
+}
+
 // Tokens lists enrollment tokens, newest first, without their secrets.
 func (a *Admin) Tokens(ctx context.Context) iter.Seq2[api.Token, error] {
 	return list[api.Token](ctx, a, "/tokens", query())

@@ -57,6 +57,7 @@ type Server struct {
 	events    *event.Log
 	registry  *registry.Registry
 	operators *operator.Desk
+	ledger    *access.Ledger
 	desk      *ra.Desk
 	crls      *ra.Publisher
 	identity  *identity
@@ -98,7 +99,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openDesk, s.openIdentity, s.openGateway, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -172,6 +173,11 @@ func (s *Server) voidSerials(ctx context.Context, all bool) error {
 	return err
 }
 
+func (s *Server) openLedger(ctx context.Context) error {
+	s.ledger = &access.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
+	return s.ledger.Load(ctx)
+}
+
 func (s *Server) openDesk(context.Context) error {
 	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
 	s.index = edge.NewIndex(s.opts.Now)
@@ -180,7 +186,7 @@ func (s *Server) openDesk(context.Context) error {
 		return err
 	}
 	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now}, Ledger: &access.Ledger{Now: s.opts.Now},
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
 		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
@@ -280,7 +286,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.desk.Run, s.crls.Run, s.tend} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.desk.Run, s.crls.Run, s.tend} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
