@@ -17,7 +17,11 @@ func shapes() []any {
 		&api.Page[api.Device]{}, &api.Problem{}, &api.Endpoints{}, &api.Health{}, &api.Doctor{}, &api.Version{},
 		&api.Device{}, &api.NewDevice{}, &api.Act{}, &api.Revoke{}, &api.Cut{}, &api.Session{}, &api.Fleet{}, &api.PutFleet{},
 		&api.Certificate{}, &api.Authority{}, &api.Profile{}, &api.EnrollRequest{}, &api.Grant{},
-		&api.Token{}, &api.NewToken{}, &api.IssuedToken{}, &api.Event{}, &api.Verification{},
+		&api.Credential{}, &api.NewToken{}, &api.IssuedToken{}, &api.NewTokens{}, &api.IssuedTokens{}, &api.NewClaim{}, &api.IssuedClaim{},
+		&api.NewKey{}, &api.NewGroupKey{}, &api.IssuedKey{}, &api.NewThumbprint{}, &api.NewTPM{}, &api.Rules{},
+		&api.Waiting{}, &api.Explain{}, &api.Explanation{}, &api.RegistrationCode{}, &api.NewAuthority{}, &api.PutCRLs{},
+		&api.FactoryRequest{}, &api.FactoryResult{}, &api.TPMIdentity{}, &api.TPMChallenge{}, &api.TPMAnswer{},
+		&api.Event{}, &api.Verification{},
 		&api.OperatorToken{}, &api.NewOperatorToken{}, &api.IssuedOperatorToken{},
 	}
 }
@@ -43,6 +47,8 @@ func fill(v reflect.Value) {
 		v.Set(reflect.ValueOf(map[string]string{"k": "v"}))
 	case reflect.String:
 		v.SetString("x")
+	case reflect.Uint8:
+		v.SetUint(7)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(7)
 	case reflect.Bool:

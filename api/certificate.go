@@ -83,29 +83,3 @@ type Grant struct {
 	RenewAt  time.Time `json:"renew_at" doc:"Start of the window in which to renew."`
 	NotAfter time.Time `json:"not_after"`
 }
-
-// Token is a one-time enrollment token. Its secret is not in it.
-type Token struct {
-	ID        string    `json:"id"`
-	Fleet     string    `json:"fleet"`
-	Device    string    `json:"device,omitempty" doc:"The one id that it may enroll; absent: any."`
-	Uses      int       `json:"uses" doc:"How many devices it may enroll."`
-	Used      int       `json:"used"`
-	CreatedAt time.Time `json:"created_at"`
-	ExpiresAt time.Time `json:"expires_at"`
-	CreatedBy string    `json:"created_by"`
-}
-
-// NewToken asks for an enrollment token.
-type NewToken struct {
-	Fleet      string `json:"fleet,omitempty" maxLength:"63" doc:"Default: the device's fleet, else the fleet default."`
-	Device     string `json:"device,omitempty" maxLength:"128" doc:"Bind it to this id."`
-	Uses       int    `json:"uses,omitempty" minimum:"0" maximum:"100000" doc:"Default 1."`
-	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"0" maximum:"31622400" doc:"Default one hour."`
-}
-
-// IssuedToken is a new Token with its secret, which is shown this once.
-type IssuedToken struct {
-	Token
-	Secret string `json:"secret"`
-}

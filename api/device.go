@@ -87,6 +87,7 @@ type Fleet struct {
 	Methods        []string  `json:"methods" doc:"Evidence that may enroll."`
 	OverlapSeconds int64     `json:"overlap_seconds" doc:"How long a superseded certificate is still accepted."`
 	TrustDomain    string    `json:"trust_domain,omitempty" doc:"SPIFFE trust domain; absent: devices are named by URN."`
+	Rules          *Rules    `json:"rules,omitempty" doc:"Bounds of enrollment beyond the methods; absent: none."`
 	CreatedAt      time.Time `json:"created_at"`
 	UpdatedAt      time.Time `json:"updated_at"`
 }
@@ -99,4 +100,5 @@ type PutFleet struct {
 	Methods        *[]string `json:"methods,omitempty" maxItems:"16"`
 	OverlapSeconds *int64    `json:"overlap_seconds,omitempty" minimum:"0" maximum:"7776000"`
 	TrustDomain    *string   `json:"trust_domain,omitempty" maxLength:"255"`
+	Rules          *Rules    `json:"rules,omitempty" doc:"All of them: a rule that is left out here ends."`
 }

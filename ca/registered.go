@@ -35,8 +35,9 @@ type Registration struct {
 	// Verification is a certificate that the authority signed over the code: its
 	// common name is the code. Empty: Override.
 	Verification []byte
-	// Override registers without proof, on the operator's word.
+	// Override registers without proof, on the operator's word, for the reason.
 	Override bool
+	Reason   string
 }
 
 // trust is what the record keeps of a registered authority beside its certificate.

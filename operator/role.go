@@ -32,6 +32,7 @@ const (
 	Read      Act = "read"      // devices, certificates, sessions, authorities, fleets, profiles, tokens
 	ReadLog   Act = "read_log"  // the whole event log, and its verification
 	Register  Act = "register"  // new devices and enrollment tokens
+	Vouch     Act = "vouch"     // certificates for new devices, on the operator's word
 	Suspend   Act = "suspend"   // suspend and reactivate: can be undone
 	Revoke    Act = "revoke"    // revoke and retire: cannot
 	Approve   Act = "approve"   // requests that wait for a second person
@@ -43,7 +44,7 @@ const (
 var may = map[Role][]Act{
 	Viewer:   {Read},
 	Auditor:  {Read, ReadLog},
-	Factory:  {Register},
+	Factory:  {Register, Vouch},
 	Operator: {Read, ReadLog, Register, Suspend, Revoke},
 	Approver: {Read, ReadLog, Suspend, Approve},
 }

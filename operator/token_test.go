@@ -200,17 +200,17 @@ func TestRevokeRefusesUnknown(t *testing.T) {
 
 func TestRolesMayDoTheirPart(t *testing.T) {
 	acts := []operator.Act{
-		operator.Anyone, operator.Read, operator.ReadLog, operator.Register, operator.Suspend,
+		operator.Anyone, operator.Read, operator.ReadLog, operator.Register, operator.Vouch, operator.Suspend,
 		operator.Revoke, operator.Approve, operator.Configure, operator.Operators,
 	}
 	want := map[operator.Role]string{
 		"":                "anyone",
 		operator.Viewer:   "anyone read",
 		operator.Auditor:  "anyone read read_log",
-		operator.Factory:  "anyone register",
+		operator.Factory:  "anyone register vouch",
 		operator.Approver: "anyone read read_log suspend approve",
 		operator.Operator: "anyone read read_log register suspend revoke",
-		operator.Admin:    "anyone read read_log register suspend revoke approve configure operators",
+		operator.Admin:    "anyone read read_log register vouch suspend revoke approve configure operators",
 	}
 	for role, allowed := range want {
 		var got []string

@@ -237,7 +237,7 @@ func (o *Office) RegisterAuthority(ctx context.Context, g ca.Registration, by By
 		e.Cert = countersign.CertRef{Issuer: a.ID}
 		e.Data = map[string]string{"subject": a.Subject, "proof": "possession"}
 		if g.Override {
-			e.Reason, e.Data["proof"] = "without proof of possession, on the operator's word", "none"
+			e.Reason, e.Data["proof"] = "without proof of possession: "+g.Reason, "none"
 		}
 		return o.Events.Append(ctx, tx, e)
 	})

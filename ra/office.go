@@ -64,21 +64,55 @@ func (o *Office) CreateDevice(ctx context.Context, d countersign.Device, by By) 
 // CreateToken makes an enrollment token and gives it with its secret. A token for
 // a device that is known takes that device's fleet, and may name no other.
 func (o *Office) CreateToken(ctx context.Context, t registry.Credential, ttl time.Duration, by By) (made registry.Credential, secret string, err error) {
-	t.CreatedBy = by.Actor
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		want := t
-		if err := o.fitDevice(ctx, tx, &want); err != nil {
+		var e countersign.Event
+		if made, secret, e, err = o.createToken(ctx, tx, tokenOrder{t, ttl, by}); err != nil {
 			return err
 		}
-		if made, secret, err = o.Registry.CreateToken(ctx, tx, want, ttl); err != nil {
-			return err
-		}
-		e := by.event(countersign.TokenCreated)
-		e.Device, e.Fleet = made.Device, made.Fleet
-		e.Data = map[string]string{"token": made.ID, "expires_at": made.ExpiresAt.UTC().Format(time.RFC3339)}
 		return o.Events.Append(ctx, tx, e)
 	})
 	return made, secret, err
+}
+
+// CreateTokens makes a token as t for each of the devices and gives the secrets in
+// their order: all, or none.
+func (o *Office) CreateTokens(ctx context.Context, t registry.Credential, devices []string, ttl time.Duration, by By) (secrets []string, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		secrets = secrets[:0] // the transaction may be tried again
+		events := make([]countersign.Event, 0, len(devices))
+		for _, id := range devices {
+			if err := countersign.CheckDeviceID(id); err != nil { // an empty one would be any device
+				return err
+			}
+			t.Device = id
+			_, secret, e, err := o.createToken(ctx, tx, tokenOrder{t, ttl, by})
+			if err != nil {
+				return err
+			}
+			secrets, events = append(secrets, secret), append(events, e)
+		}
+		return o.Events.Append(ctx, tx, events...)
+	})
+	return secrets, err
+}
+
+// tokenOrder is a token to be made.
+type tokenOrder struct {
+	token registry.Credential
+	ttl   time.Duration
+	by    By
+}
+
+func (o *Office) createToken(ctx context.Context, tx *store.Tx, want tokenOrder) (registry.Credential, string, countersign.Event, error) {
+	e := want.by.event(countersign.TokenCreated)
+	want.token.CreatedBy = want.by.Actor
+	if err := o.fitDevice(ctx, tx, &want.token); err != nil {
+		return want.token, "", e, err
+	}
+	made, secret, err := o.Registry.CreateToken(ctx, tx, want.token, want.ttl)
+	e.Device, e.Fleet = made.Device, made.Fleet
+	e.Data = map[string]string{"token": made.ID, "expires_at": made.ExpiresAt.UTC().Format(time.RFC3339)}
+	return made, secret, e, err
 }
 
 func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Credential) error {

@@ -32,6 +32,9 @@ type tpmSession struct {
 
 const tpmContext = "tpm session"
 
+// TPMEvidence is what a device with a TPM shows.
+type TPMEvidence = attest.TPMEvidence
+
 // Challenge is what a device with a TPM gets first.
 type Challenge struct {
 	Session string // to be sent back with the answer

@@ -21,6 +21,9 @@ func (s *Server) routeCertificates(a huma.API) {
 	route(s, a, act("/certificates/{serial}/revoke", tag, "Take one certificate away, for good, and cut the sessions that rest on it"), s.revokeCertificate)
 	route(s, a, get("/authorities", tag, "List authorities"), s.listAuthorities)
 	route(s, a, get("/authorities/{id}", tag, "Get an authority"), s.getAuthority)
+	route(s, a, add("/authorities/code", tag, "Draw a code that an external CA signs over to be registered"), s.registrationCode)
+	route(s, a, add("/authorities", tag, "Register the CA of a manufacturer").upTo(maxCABody), s.registerAuthority)
+	route(s, a, put("/authorities/{id}/crls", tag, "Replace the revocation lists of a registered authority").upTo(maxCABody), s.putCRLs)
 }
 
 func (s *Server) listCertificates(ctx context.Context, in *struct {

@@ -178,16 +178,12 @@ func tokenOf(r *http.Request) string {
 // writeGrant answers. The grant is on record: a caller that is gone asks again with
 // the same key and gets it again.
 func writeGrant(w http.ResponseWriter, r *http.Request, g *countersign.Grant) {
-	var chain strings.Builder
-	chain.WriteString(pemText(g.Leaf))
-	for _, der := range g.Chain[:max(0, len(g.Chain)-1)] { // the root is trusted beforehand or not at all
-		chain.WriteString(pemText(der))
-	}
+	chain := chainText(g)
 	accept := r.Header.Get("Accept")
 	if strings.Contains(accept, "json") && !strings.Contains(accept, "pem") {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(api.Grant{
-			Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: chain.String(),
+			Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: chain,
 			RenewAt: utc(g.RenewAt), NotAfter: utc(g.NotAfter),
 		})
 		return
@@ -195,5 +191,16 @@ func writeGrant(w http.ResponseWriter, r *http.Request, g *countersign.Grant) {
 	w.Header().Set("Content-Type", pemChain)
 	w.Header().Set(deviceHeader, g.Device)
 	w.Header().Set(renewAtHeader, utc(g.RenewAt).Format(time.RFC3339))
-	_, _ = io.WriteString(w, chain.String())
+	_, _ = io.WriteString(w, chain)
+}
+
+// chainText is the certificate and its chain in PEM without the root, which is
+// trusted beforehand or not at all.
+func chainText(g *countersign.Grant) string {
+	var chain strings.Builder
+	chain.WriteString(pemText(g.Leaf))
+	for _, der := range g.Chain[:max(0, len(g.Chain)-1)] {
+		chain.WriteString(pemText(der))
+	}
+	return chain.String()
 }

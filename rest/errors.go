@@ -37,10 +37,12 @@ var statuses = map[countersign.Code]int{
 	countersign.CertIsHeld:       http.StatusForbidden,
 	countersign.CertExpired:      http.StatusForbidden,
 	countersign.CertNotYetValid:  http.StatusForbidden,
+	countersign.KeyReused:        http.StatusForbidden,
 	countersign.ForkDetected:     http.StatusForbidden,
 	countersign.NotFound:         http.StatusNotFound,
 	countersign.Conflict:         http.StatusConflict,
 	countersign.RateLimited:      http.StatusTooManyRequests,
+	countersign.Pending:          http.StatusAccepted, // no refusal, yet the caller must ask again
 	countersign.Unavailable:      http.StatusServiceUnavailable,
 	countersign.Internal:         http.StatusInternalServerError,
 }
@@ -91,7 +93,7 @@ func problemOf(ctx context.Context, err error) *problem {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	if e.RetryAfter == 0 && (e.Code == countersign.RateLimited || e.Code == countersign.Unavailable) {
+	if e.RetryAfter == 0 && (e.Code == countersign.RateLimited || e.Code == countersign.Unavailable || e.Code == countersign.Pending) {
 		e.RetryAfter = defaultRetry
 	}
 	return &problem{api.Problem{

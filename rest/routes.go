@@ -10,8 +10,11 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// verifyLog is the one route that may take long.
-const verifyLog = "POST /audit/verify"
+// The routes that may take long: the walk over the log, and a factory's run.
+const (
+	verifyLog   = "POST /audit/verify"
+	factoryLine = "POST /factory/{fleet}/certificates"
+)
 
 // acts says which right each route wants. A route that is not here is closed.
 var acts = map[string]operator.Act{
@@ -37,12 +40,31 @@ var acts = map[string]operator.Act{
 	"POST /certificates/{serial}/revoke": operator.Revoke,
 	"GET /authorities":                   operator.Read,
 	"GET /authorities/{id}":              operator.Read,
+	"POST /authorities":                  operator.Configure,
+	"POST /authorities/code":             operator.Configure,
+	"PUT /authorities/{id}/crls":         operator.Configure,
 
 	"GET /events": operator.ReadLog,
 	verifyLog:     operator.ReadLog,
 
 	"GET /tokens":                       operator.Read,
 	"POST /tokens":                      operator.Register,
+	"POST /tokens/bulk":                 operator.Register,
+	"GET /credentials":                  operator.Read,
+	"GET /credentials/{id}":             operator.Read,
+	"POST /credentials/{id}/stop":       operator.Revoke,
+	"POST /claims":                      operator.Register,
+	"POST /keys":                        operator.Register,
+	"POST /group-keys":                  operator.Configure, // it makes any device of the fleet
+	"POST /thumbprints":                 operator.Register,
+	"POST /tpms":                        operator.Register,
+	"GET /enrollments":                  operator.Read,
+	"POST /enrollments/{id}/approve":    operator.Approve,
+	"POST /enrollments/{id}/reject":     operator.Approve,
+	"POST /enrollments/explain":         operator.Read,
+	"POST /factory/{fleet}/certificate": operator.Vouch,
+	factoryLine:                         operator.Vouch,
+
 	"GET /fleets":                       operator.Read,
 	"GET /fleets/{name}":                operator.Read,
 	"PUT /fleets/{name}":                operator.Configure,
@@ -90,6 +112,9 @@ func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Contex
 	if acts[routeOf(&op)] == operator.Anyone {
 		op.Security = []map[string][]string{{}}
 	}
+	if r.body > 0 {
+		op.MaxBodyBytes = r.body
+	}
 	huma.Register(a, op, func(ctx context.Context, in *In) (*answer[Out], error) {
 		out, err := h(ctx, in)
 		if err != nil {
@@ -104,12 +129,27 @@ type spec struct {
 	method, path string
 	tag, summary string
 	creates      bool
+	body         int64 // most octets of a request; 0: maxBody
 }
 
-func get(path, tag, summary string) spec { return spec{http.MethodGet, path, tag, summary, false} }
-func act(path, tag, summary string) spec { return spec{http.MethodPost, path, tag, summary, false} }
-func add(path, tag, summary string) spec { return spec{http.MethodPost, path, tag, summary, true} }
-func put(path, tag, summary string) spec { return spec{http.MethodPut, path, tag, summary, false} }
+// upTo lets a route take larger requests than others.
+func (r spec) upTo(octets int64) spec {
+	r.body = octets
+	return r
+}
+
+func get(path, tag, summary string) spec {
+	return spec{method: http.MethodGet, path: path, tag: tag, summary: summary}
+}
+func act(path, tag, summary string) spec {
+	return spec{method: http.MethodPost, path: path, tag: tag, summary: summary}
+}
+func add(path, tag, summary string) spec {
+	return spec{method: http.MethodPost, path: path, tag: tag, summary: summary, creates: true}
+}
+func put(path, tag, summary string) spec {
+	return spec{method: http.MethodPut, path: path, tag: tag, summary: summary}
+}
 
 func remove(path, tag, summary string) spec {
 	return spec{method: http.MethodDelete, path: path, tag: tag, summary: summary}

@@ -55,15 +55,15 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 		countersign.BadCredential, countersign.CredentialSpent, countersign.CredentialExpire, countersign.NotAllowed,
 		countersign.SubjectMismatch, countersign.DeviceIsActive, countersign.DeviceOnHold, countersign.DeviceGone,
 		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.CertExpired,
-		countersign.CertNotYetValid, countersign.ForkDetected, countersign.NotFound, countersign.Conflict,
+		countersign.CertNotYetValid, countersign.KeyReused, countersign.Pending, countersign.ForkDetected, countersign.NotFound, countersign.Conflict,
 		countersign.RateLimited, countersign.Unavailable, countersign.Internal,
 	} {
 		if http.StatusText(statuses[c]) == "" {
 			t.Errorf("code %s has no status", c)
 		}
 	}
-	if len(statuses) != 24 {
-		t.Errorf("statuses has %d codes, this test 24: add the new one to both", len(statuses))
+	if len(statuses) != 26 {
+		t.Errorf("statuses has %d codes, this test 26: add the new one to both", len(statuses))
 	}
 }
 

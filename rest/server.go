@@ -62,7 +62,7 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.describe(mux)
 	mux.HandleFunc("/", s.notFound(mux))
-	h := http.MaxBytesHandler(mux, maxBody)
+	var h http.Handler = mux // each route bounds its own body
 	if !s.Local {
 		// A page of another site must not act with what the browser sends by itself.
 		h = http.NewCrossOriginProtection().Handler(h)
@@ -98,6 +98,9 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeCertificates(a)
 	s.routeLog(a)
 	s.routeSetup(a)
+	s.routeCredentials(a)
+	s.routeEnrollments(a)
+	s.routeFactory(a)
 	s.routeServer(a)
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // ours is Problem
 		delete(components.Schemas.Map(), name)
@@ -145,8 +148,11 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 			return
 		}
 		limit := requestTimeout
-		if route == verifyLog {
+		switch route {
+		case verifyLog:
 			limit = verifyTimeout
+		case factoryLine:
+			limit = runTimeout
 		}
 		timed, cancel := context.WithTimeout(ctx.Context(), limit)
 		defer cancel()

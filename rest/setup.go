@@ -1,19 +1,14 @@
 package rest
 
 import (
-	"cmp"
 	"context"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/operator"
-	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
 )
-
-// defaultTTL of an enrollment token: time to carry it to the device.
-const defaultTTL = time.Hour
 
 // Named is a path parameter.
 type Named struct {
@@ -22,8 +17,6 @@ type Named struct {
 
 func (s *Server) routeSetup(a huma.API) {
 	const tag = "Setup"
-	route(s, a, get("/tokens", tag, "List enrollment tokens, newest first"), s.listTokens)
-	route(s, a, add("/tokens", tag, "Make an enrollment token; only this answer holds its secret"), s.createToken)
 	route(s, a, get("/fleets", tag, "List fleets by name"), s.listFleets)
 	route(s, a, get("/fleets/{name}", tag, "Get a fleet"), s.getFleet)
 	route(s, a, put("/fleets/{name}", tag, "Create or change a fleet"), s.putFleet)
@@ -33,18 +26,6 @@ func (s *Server) routeSetup(a huma.API) {
 	route(s, a, get("/operator-tokens", tag, "List operator tokens"), s.listOperatorTokens)
 	route(s, a, add("/operator-tokens", tag, "Make an operator token; only this answer holds its secret"), s.createOperatorToken)
 	route(s, a, act("/operator-tokens/{id}/revoke", tag, "End an operator token at once"), s.revokeOperatorToken)
-}
-
-func (s *Server) listTokens(ctx context.Context, in *api.Paging) (api.Page[api.Token], error) {
-	list, next, err := s.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodToken, After: in.After, Limit: limitOf(*in)})
-	return page(list, next, shapeToken), err
-}
-
-func (s *Server) createToken(ctx context.Context, in *struct{ Body api.NewToken }) (api.IssuedToken, error) {
-	ttl := cmp.Or(time.Duration(in.Body.TTLSeconds)*time.Second, defaultTTL)
-	t := registry.Credential{Fleet: in.Body.Fleet, Device: in.Body.Device, UsesMax: cmp.Or(in.Body.Uses, 1)}
-	made, secret, err := s.Office.CreateToken(ctx, t, ttl, s.by(ctx))
-	return api.IssuedToken{Token: shapeToken(made), Secret: secret}, err
 }
 
 func (s *Server) listFleets(ctx context.Context, in *api.Paging) (api.Page[api.Fleet], error) {
@@ -63,6 +44,14 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 },
 ) (api.Fleet, error) {
 	b := in.Body
+	var rules *countersign.Rules
+	if b.Rules != nil {
+		r, err := rulesOf(b.Rules)
+		if err != nil {
+			return api.Fleet{}, err
+		}
+		rules = &r
+	}
 	f, err := s.Office.SaveFleet(ctx, in.Name, func(f *countersign.Fleet) {
 		set(&f.Issuer, b.Issuer)
 		set(&f.Profile, b.Profile)
@@ -73,6 +62,7 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 			}
 		}
 		set(&f.TrustDomain, b.TrustDomain)
+		set(&f.Rules, rules)
 		if b.OverlapSeconds != nil {
 			f.Overlap = time.Duration(*b.OverlapSeconds) * time.Second
 		}

@@ -10,7 +10,6 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/operator"
-	"github.com/countersign-iot/countersign/registry"
 )
 
 // utc is t in UTC; the zero time stays one.
@@ -81,7 +80,7 @@ func shapeFleet(f countersign.Fleet) api.Fleet {
 	}
 	return api.Fleet{
 		Name: f.Name, Issuer: f.Issuer, Profile: f.Profile, Methods: methods, OverlapSeconds: int64(f.Overlap / time.Second),
-		TrustDomain: f.TrustDomain, CreatedAt: utc(f.CreatedAt), UpdatedAt: utc(f.UpdatedAt),
+		TrustDomain: f.TrustDomain, Rules: shapeRules(f.Rules), CreatedAt: utc(f.CreatedAt), UpdatedAt: utc(f.UpdatedAt),
 	}
 }
 
@@ -103,13 +102,6 @@ func profileOf(p api.Profile) ca.Profile {
 
 func seconds(d ca.Duration) int64    { return int64(time.Duration(d) / time.Second) }
 func durationOf(s int64) ca.Duration { return ca.Duration(time.Duration(s) * time.Second) }
-
-func shapeToken(t registry.Credential) api.Token {
-	return api.Token{
-		ID: t.ID, Fleet: t.Fleet, Device: t.Device, Uses: t.UsesMax, Used: t.Uses,
-		CreatedAt: utc(t.CreatedAt), ExpiresAt: utc(t.ExpiresAt), CreatedBy: string(t.CreatedBy),
-	}
-}
 
 func shapeOperatorToken(t operator.Token) api.OperatorToken {
 	return api.OperatorToken{

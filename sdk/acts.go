@@ -87,12 +87,6 @@ func (a *Admin) PutProfile(ctx context.Context, p api.Profile) (*api.Profile, er
 	return call[api.Profile](ctx, a, http.MethodPut, "/profiles/"+url.PathEscape(p.Name), p)
 }
 
-// CreateToken makes an enrollment token. The answer is the only one that holds
-// its secret.
-func (a *Admin) CreateToken(ctx context.Context, t api.NewToken) (*api.IssuedToken, error) {
-	return call[api.IssuedToken](ctx, a, http.MethodPost, "/tokens", t)
-}
-
 // CreateOperatorToken makes an operator token. The answer is the only one that
 // holds its secret.
 func (a *Admin) CreateOperatorToken(ctx context.Context, t api.NewOperatorToken) (*api.IssuedOperatorToken, error) {

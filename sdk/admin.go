@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
@@ -69,7 +70,9 @@ func (e *Error) Error() string { return e.Detail }
 
 // Unwrap gives the refusal as the server's own code would see it.
 func (e *Error) Unwrap() error {
-	return &countersign.Error{Code: countersign.Code(e.Code), Message: e.Detail, Next: e.Next}
+	return &countersign.Error{
+		Code: countersign.Code(e.Code), Message: e.Detail, Next: e.Next, RetryAfter: time.Duration(e.RetryAfter) * time.Second,
+	}
 }
 
 // Unreachable is a request that got no answer from the server. What it asked for
@@ -93,17 +96,27 @@ func call[Res any](ctx context.Context, a *Admin, method, path string, body any)
 		}
 		reader = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, a.BaseURL+api.Base+path, reader)
+	res, err := a.send(ctx, method, path, reader, "application/json")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	return decode[Res](res)
+}
+
+// send sends one request. A body has the media type kind; nil is none.
+func (a *Admin) send(ctx context.Context, method, path string, body io.Reader, kind string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, a.BaseURL+api.Base+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't make the request: %w", err)
 	}
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", kind)
 	}
 	if a.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+a.Token)
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", kind)
 	res, err := a.HTTP.Do(req)
 	if err != nil {
 		if inner, ok := errors.AsType[*url.Error](err); ok {
@@ -111,8 +124,7 @@ func call[Res any](ctx context.Context, a *Admin, method, path string, body any)
 		}
 		return nil, &Unreachable{err}
 	}
-	defer func() { _ = res.Body.Close() }()
-	return decode[Res](res)
+	return res, nil
 }
 
 func decode[Res any](res *http.Response) (*Res, error) {
@@ -123,7 +135,7 @@ func decode[Res any](res *http.Response) (*Res, error) {
 	if len(b) > maxAnswer {
 		return nil, fmt.Errorf("couldn't read the answer: more than %d bytes", maxAnswer)
 	}
-	if res.StatusCode/100 != 2 {
+	if refused(res) {
 		return nil, problemOf(res, b)
 	}
 	v := new(Res)
@@ -131,6 +143,12 @@ func decode[Res any](res *http.Response) (*Res, error) {
 		return nil, fmt.Errorf("couldn't read the answer, is this a Countersign server? %w", err)
 	}
 	return v, nil
+}
+
+// refused reports whether the answer is a problem. A 202 is one: what was asked
+// for waits for somebody's approval.
+func refused(res *http.Response) bool {
+	return res.StatusCode/100 != 2 || res.Header.Get("Content-Type") == api.ProblemType
 }
 
 // problemOf reads the problem that an error answer carries, or words one for an

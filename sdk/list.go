@@ -44,9 +44,19 @@ func (a *Admin) Blocks(ctx context.Context) iter.Seq2[api.Block, error] {
 	return list[api.Block](ctx, a, "/blocks", query())
 }
 
+// Credentials lists what earns a first certificate, newest first, without secrets.
+func (a *Admin) Credentials(ctx context.Context, f api.CredentialFilter) iter.Seq2[api.Credential, error] {
+	return list[api.Credential](ctx, a, "/credentials", query(f))
+}
+
 // Tokens lists enrollment tokens, newest first, without their secrets.
-func (a *Admin) Tokens(ctx context.Context) iter.Seq2[api.Token, error] {
-	return list[api.Token](ctx, a, "/tokens", query())
+func (a *Admin) Tokens(ctx context.Context) iter.Seq2[api.Credential, error] {
+	return list[api.Credential](ctx, a, "/tokens", query())
+}
+
+// Enrollments lists enrollments that wait for an operator, or did, oldest first.
+func (a *Admin) Enrollments(ctx context.Context, f api.WaitingFilter) iter.Seq2[api.Waiting, error] {
+	return list[api.Waiting](ctx, a, "/enrollments", query(f))
 }
 
 // Authorities lists the authorities, parents first.

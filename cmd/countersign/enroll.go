@@ -68,15 +68,15 @@ func (a *app) enrollTokens() *cobra.Command {
 	c := &cobra.Command{
 		Use: "tokens", Short: "List enrollment tokens, without their secrets", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(a, a.paged(limit).Tokens(cmd.Context()), limit, view[api.Token]{
-				name: func(t api.Token) string { return t.ID },
-				cols: []col[api.Token]{
-					{"TOKEN", func(t api.Token) string { return t.ID }},
-					{"FLEET", func(t api.Token) string { return t.Fleet }},
-					{"DEVICE", func(t api.Token) string { return t.Device }},
-					{"USED", func(t api.Token) string { return ratio(t.Used, t.Uses) }},
-					{"EXPIRES", func(t api.Token) string { return a.until(t.ExpiresAt) }},
-					{"BY", func(t api.Token) string { return t.CreatedBy }},
+			return list(a, a.paged(limit).Tokens(cmd.Context()), limit, view[api.Credential]{
+				name: func(t api.Credential) string { return t.ID },
+				cols: []col[api.Credential]{
+					{"TOKEN", func(t api.Credential) string { return t.ID }},
+					{"FLEET", func(t api.Credential) string { return t.Fleet }},
+					{"DEVICE", func(t api.Credential) string { return t.Device }},
+					{"USED", func(t api.Credential) string { return ratio(t.Used, t.Uses) }},
+					{"EXPIRES", func(t api.Credential) string { return a.until(t.ExpiresAt) }},
+					{"BY", func(t api.Credential) string { return t.CreatedBy }},
 				},
 			})
 		},

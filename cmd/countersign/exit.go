@@ -101,7 +101,9 @@ var exitCodes = map[countersign.Code]int{
 	countersign.CertIsRevoked:    exitRefused,
 	countersign.CertIsHeld:       exitRefused,
 	countersign.CertExpired:      exitRefused,
+	countersign.KeyReused:        exitRefused,
 	countersign.ForkDetected:     exitRefused,
+	countersign.Pending:          exitRefused,
 	countersign.RateLimited:      exitUnreachable,
 	countersign.Unavailable:      exitUnreachable,
 }

@@ -1,0 +1,39 @@
+package api
+
+// Rules bound a fleet's enrollment beyond the choice of methods. Lengths of time
+// are written as Go does: 720h, 30m.
+type Rules struct {
+	Networks    []string          `json:"networks,omitempty" maxItems:"64" doc:"CIDR that first certificates are given to; absent: all."`
+	Approval    []string          `json:"approval,omitempty" maxItems:"16" doc:"Methods whose enrollments wait for an operator."`
+	ApprovalTTL string            `json:"approval_ttl,omitempty" maxLength:"32" doc:"How long they wait; absent: a week."`
+	Registered  []string          `json:"registered,omitempty" maxItems:"16" doc:"Methods that admit registered devices only."`
+	Authorities []string          `json:"authorities,omitempty" maxItems:"64" doc:"Registered authorities whose factory certificates count."`
+	ID          *IDRule           `json:"id,omitempty" doc:"Where a factory certificate holds the device id; absent: in its common name."`
+	Connect     bool              `json:"connect,omitempty" doc:"A device may connect with its factory certificate."`
+	TPMID       bool              `json:"tpm_id,omitempty" doc:"The device id is the chip's registration id."`
+	PCRs        map[string]string `json:"pcrs,omitempty" doc:"Hex SHA-256 by register number that a TPM must quote."`
+	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
+	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
+	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
+}
+
+// IDRule says where a factory certificate holds the device id.
+type IDRule struct {
+	Field  string `json:"field,omitempty" maxLength:"63" doc:"Absent: common_name."`
+	Prefix string `json:"prefix,omitempty" maxLength:"128"`
+	Suffix string `json:"suffix,omitempty" maxLength:"128"`
+}
+
+// Recovery bounds the renewal of expired certificates.
+type Recovery struct {
+	MaxAge       string   `json:"max_age" maxLength:"32" doc:"After the end of the certificate."`
+	MaxTimes     int      `json:"max_times" minimum:"0" doc:"Of one device, ever."`
+	Networks     []string `json:"networks,omitempty" maxItems:"64" doc:"CIDR; absent: all."`
+	ApproveAfter string   `json:"approve_after,omitempty" maxLength:"32" doc:"Older ones wait for an operator; absent: none do."`
+}
+
+// Webhook is a service that is asked before a first certificate.
+type Webhook struct {
+	URL    string `json:"url" maxLength:"2000" doc:"https, or http on loopback."`
+	Secret string `json:"secret" maxLength:"1000" doc:"file: or env: reference of the HMAC key, on the server."`
+}

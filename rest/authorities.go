@@ -1,0 +1,108 @@
+package rest
+
+import (
+	"context"
+	"encoding/pem"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
+)
+
+// maxCABody bounds what an external authority brings: a manufacturer's revocation
+// list of 100,000 entries is 4 MiB, and base64 makes it 5.
+const maxCABody = 8 << 20
+
+func (s *Server) registrationCode(ctx context.Context, _ *struct{}) (api.RegistrationCode, error) {
+	code, until, err := s.Office.RegistrationCode(ctx, s.by(ctx))
+	return api.RegistrationCode{Code: code, ExpiresAt: utc(until)}, err
+}
+
+func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.NewAuthority }) (api.Authority, error) {
+	b := in.Body
+	g := ca.Registration{ID: b.ID, CRLs: derLists(b.CRLs), RequireCRL: b.RequireCRL, Override: b.Override, Reason: b.Reason}
+	switch {
+	case b.Override && b.Reason == "":
+		return api.Authority{}, countersign.Errorf(countersign.BadRequest, "an override needs a reason").WithNext("say why the authority cannot prove that it has its key")
+	case b.Override && b.Verification != "":
+		return api.Authority{}, countersign.Errorf(countersign.BadRequest, "a verification certificate and an override were given").WithNext("give one of them")
+	}
+	var err error
+	if g.Certificate, err = oneCertificate("certificate", b.Certificate); err != nil {
+		return api.Authority{}, err
+	}
+	if b.Verification != "" {
+		if g.Verification, err = oneCertificate("verification", b.Verification); err != nil {
+			return api.Authority{}, err
+		}
+	}
+	for _, text := range b.Intermediates {
+		more, err := certificatesOf("intermediates", text)
+		if err != nil {
+			return api.Authority{}, err
+		}
+		g.Intermediates = append(g.Intermediates, more...)
+	}
+	a, err := s.Office.RegisterAuthority(ctx, g, s.by(ctx))
+	if err != nil {
+		return api.Authority{}, err
+	}
+	return shapeAuthority(a), nil
+}
+
+func (s *Server) putCRLs(ctx context.Context, in *struct {
+	ID   string `path:"id" maxLength:"63"`
+	Body api.PutCRLs
+},
+) (api.Authority, error) {
+	if err := s.Office.SetCRLs(ctx, in.ID, derLists(in.Body.CRLs), s.by(ctx)); err != nil {
+		return api.Authority{}, err
+	}
+	a, err := s.CA.Authority(in.ID)
+	if err != nil {
+		return api.Authority{}, err
+	}
+	return shapeAuthority(a), nil
+}
+
+// derLists takes lists in DER or PEM. One that is neither is found out by its reader.
+func derLists(lists [][]byte) [][]byte {
+	var out [][]byte
+	for _, l := range lists {
+		if block, _ := pem.Decode(l); block != nil {
+			l = block.Bytes
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// certificatesOf gives the DER of the certificates in a PEM text.
+func certificatesOf(field, text string) ([][]byte, error) {
+	var out [][]byte
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, countersign.Errorf(countersign.BadRequest, "%s holds a %.40q", field, block.Type).WithNext("give certificates in PEM")
+		}
+		out = append(out, block.Bytes)
+	}
+	if len(out) == 0 {
+		return nil, countersign.Errorf(countersign.BadRequest, "%s holds no certificate in PEM", field).WithNext("convert it with: openssl x509 -in FILE -inform DER")
+	}
+	return out, nil
+}
+
+func oneCertificate(field, text string) ([]byte, error) {
+	list, err := certificatesOf(field, text)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 1 {
+		return nil, countersign.Errorf(countersign.BadRequest, "%s holds %d certificates", field, len(list)).WithNext("give one; others are intermediates")
+	}
+	return list[0], nil
+}
