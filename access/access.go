@@ -1,8 +1,9 @@
 // Package access answers the one question at the door: may this connection come
 // in, as whom, and to do what? Every gateway, broker and proxy gets the same
-// answer from [Desk.Decide]. It also keeps the ledger of failures by address.
+// answer from [Desk.Decide]. Its [Ledger] counts failures and blocks the addresses
+// that guess.
 //
-// It changes nothing on record; what a decision sets in motion (a first use, a
+// A decision changes nothing on record; what it sets in motion (a first use, a
 // fork) is package ra's.
 package access
 
