@@ -45,6 +45,7 @@ const (
 	CredentialStopped    EventType = "credential.stopped"
 	FindingClaim         EventType = "finding.claim_misuse"
 	FindingGroupKey      EventType = "finding.group_key_leaked"
+	FindingGuessing      EventType = "finding.guessing"
 	FindingKeyReuse      EventType = "finding.key_reused"
 	FindingSharedFactor  EventType = "finding.shared_factor"
 	AuthorityRegistered  EventType = "authority.registered"
@@ -84,7 +85,7 @@ type Event struct {
 // Severity of an event that wants a person; empty for most.
 func (t EventType) Severity() string {
 	switch t {
-	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor:
+	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor, FindingGuessing:
 		return "alert"
 	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
 		return "warning"

@@ -16,6 +16,11 @@ import (
 // first use of a certificate, or a fork. Every refusal is an event.
 func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
 	dec := d.Access.Decide(ctx, c)
+	if err := d.blocked(c, &dec); err != nil {
+		dec.Allow, dec.Code, dec.Reason = false, countersign.RateLimited, countersign.Public(err).Message
+		d.connectRefused(c, &dec)
+		return dec.Verdict
+	}
 	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
 		dec = d.meet(ctx, c, dec)
 	}
@@ -40,6 +45,14 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 		d.connectRefused(c, &dec)
 	}
 	return dec.Verdict
+}
+
+// blocked says whether the address may not come in at all.
+func (d *Desk) blocked(c countersign.Connection, dec *access.Decision) error {
+	if dec.Known {
+		return d.Ledger.CheckProven(c.Remote.Addr())
+	}
+	return d.Ledger.Check(c.Remote.Addr())
 }
 
 // meet introduces a device with a factory certificate and decides anew. The

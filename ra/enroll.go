@@ -58,6 +58,7 @@ func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*coun
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
 	}
+	d.Ledger.Succeed(r.device)
 	return g, nil
 }
 
@@ -113,6 +114,9 @@ type consideration struct {
 
 // consider takes a first enrollment as far as the decision, and changes nothing.
 func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error) {
+	if err := d.mayGuess(r); err != nil {
+		return nil, err
+	}
 	if err := r.parse(); err != nil {
 		return nil, err
 	}
@@ -450,9 +454,7 @@ func (d *Desk) refused(ctx context.Context, r *request, err error) error {
 		e.Data = more(map[string]string{}, count)
 		d.Events.Later(e)
 	}
-	if code == countersign.BadCredential {
-		d.Ledger.Delay(ctx, d.Ledger.Fail(r.Remote.Addr()))
-	}
+	d.guessed(ctx, r, code)
 	return err
 }
 

@@ -1,0 +1,36 @@
+package ra
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+)
+
+// mayGuess refuses an address that is blocked for guessing. What is asked of an
+// operator's voucher is asked of the operator instead.
+func (d *Desk) mayGuess(r *request) error {
+	if r.Evidence.Voucher != nil || r.dry {
+		return nil
+	}
+	return d.Ledger.Check(r.Remote.Addr())
+}
+
+// guessed counts a wrong secret, slows the answer, and tells a person where a
+// credential or a device's name draws many. Only secrets count: what is signed
+// cannot be guessed, and a device with a stale certificate is no attacker.
+func (d *Desk) guessed(ctx context.Context, r *request, code countersign.Code) {
+	if code != countersign.BadCredential || r.dry {
+		return
+	}
+	o := d.Ledger.Count(ctx, access.Failure{
+		Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code,
+	})
+	if o.ByDevice || o.ByCredential {
+		e := r.event(countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are")
+		e.Data = map[string]string{"for_device": strconv.Itoa(o.DeviceFailures), "for_credential": strconv.Itoa(o.CredentialFailures)}
+		d.Events.Later(e)
+	}
+	d.Ledger.Hold(ctx, o)
+}
