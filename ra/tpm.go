@@ -46,7 +46,11 @@ type Challenge struct {
 // challenge that only that chip can answer.
 func (d *Desk) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
 	r := d.received(countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
-	c, err := d.challengeTPM(ctx, cmp.Or(fleet, countersign.DefaultFleet), ev)
+	err := d.mayGuess(r)
+	var c *Challenge
+	if err == nil {
+		c, err = d.challengeTPM(ctx, cmp.Or(fleet, countersign.DefaultFleet), ev)
+	}
 	if err != nil {
 		return nil, d.refused(ctx, r, err)
 	}
@@ -99,9 +103,13 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 
 // EnrollTPM takes the answer to a challenge and enrolls the device.
 func (d *Desk) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	r := d.received(req)
+	if err := d.mayGuess(r); err != nil {
+		return nil, d.refused(ctx, r, err)
+	}
 	proof, fleet, err := d.proveTPM(ctx, session, ev, req.CSR)
 	if err != nil {
-		return nil, d.refused(ctx, d.received(req), err)
+		return nil, d.refused(ctx, r, err)
 	}
 	req.Fleet, req.Evidence = fleet, countersign.Evidence{TPM: proof}
 	return d.Enroll(ctx, req)
