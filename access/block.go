@@ -24,10 +24,10 @@ const (
 	// maxManual bounds those that operators make, which nothing pushes out. It is a
 	// list for the exception; longer ones belong into a firewall.
 	maxManual = 4096
-	// MinBlock and MaxBlock bound a block that an operator makes. It always ends: a
+	// minManual and mostManual bound a block that an operator makes. It always ends: a
 	// forgotten one would be found by a device in the field.
-	MinBlock = time.Minute
-	MaxBlock = 365 * 24 * time.Hour
+	minManual  = time.Minute
+	mostManual = 365 * 24 * time.Hour
 	// widest4 and widest6 are the largest networks that may be blocked: a slip of the
 	// pen must not shut everybody out.
 	widest4, widest6 = 8, 16
@@ -230,8 +230,8 @@ func (l *Ledger) checkManual(b *Block, now time.Time) error {
 			WithNext("block narrower networks, or turn the listener off")
 	}
 	// To the second: a moment has passed since the caller added the length to the time.
-	if left := b.Until.Sub(now).Round(time.Second); left < MinBlock || left > MaxBlock {
-		return countersign.Errorf(countersign.BadRequest, "a block of %s is not between %s and %s", left, MinBlock, MaxBlock).
+	if left := b.Until.Sub(now).Round(time.Second); left < minManual || left > mostManual {
+		return countersign.Errorf(countersign.BadRequest, "a block of %s is not between %s and %s", left, minManual, mostManual).
 			WithNext("choose another end")
 	}
 	if len(b.Reason) > maxReason {

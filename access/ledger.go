@@ -52,7 +52,7 @@ const (
 // PostgreSQL the blocks hold on every node within pollEvery, and each node counts
 // by itself.
 type Ledger struct {
-	DB  *store.DB // nil: memory of this process alone, and no acts of operators
+	DB  *store.DB // nil: memory of this process alone, without Load, Run and acts of operators
 	Now func() time.Time
 	Log *slog.Logger // nil discards
 	// Allow are networks whose addresses are neither counted nor blocked nor slowed.

@@ -9,7 +9,7 @@ import (
 type tallies struct {
 	kind   string // as it stands in the database
 	window time.Duration
-	by     map[string]*tally
+	by     map[string]tally
 	dirty  map[string]bool // to be written behind
 }
 
@@ -35,11 +35,12 @@ func (t *tally) live(now time.Time, window time.Duration) bool {
 
 // count adds a failure and gives the number within the window.
 func (s *tallies) count(name string, now time.Time) int {
-	t := s.by[name]
-	if t == nil || !t.live(now, s.window) {
-		t = s.put(name, tally{since: now}, now)
+	t, known := s.by[name]
+	if !known || !t.live(now, s.window) {
+		t = tally{since: now}
 	}
 	t.failures++
+	s.put(name, t, now)
 	if t.failures >= worthWriting {
 		s.mark(name)
 	}
@@ -47,15 +48,14 @@ func (s *tallies) count(name string, now time.Time) int {
 }
 
 // put sets a tally, making room first.
-func (s *tallies) put(name string, t tally, now time.Time) *tally {
+func (s *tallies) put(name string, t tally, now time.Time) {
 	if s.by == nil {
-		s.by = map[string]*tally{}
+		s.by = map[string]tally{}
 	}
-	if s.by[name] == nil && len(s.by) >= maxTallies {
+	if _, known := s.by[name]; !known && len(s.by) >= maxTallies {
 		s.evict(now)
 	}
-	s.by[name] = &t
-	return &t
+	s.by[name] = t
 }
 
 // evictSample is how many are looked at to find one to forget. Map order is
@@ -67,14 +67,14 @@ const evictSample = 16
 // passers-by.
 func (s *tallies) evict(now time.Time) {
 	var worst string
-	var least *tally
+	var least tally
 	n := 0
 	for name, t := range s.by {
 		if !t.live(now, s.window) {
 			worst = name
 			break
 		}
-		if least == nil || t.failures < least.failures || t.failures == least.failures && t.since.Before(least.since) {
+		if n == 0 || t.failures < least.failures || t.failures == least.failures && t.since.Before(least.since) {
 			worst, least = name, t
 		}
 		if n++; n == evictSample {
@@ -87,9 +87,6 @@ func (s *tallies) evict(now time.Time) {
 // clear forgets a name.
 func (s *tallies) clear(name string) {
 	t := s.by[name]
-	if t == nil {
-		return
-	}
 	delete(s.by, name)
 	if t.failures >= worthWriting {
 		s.mark(name)
@@ -131,11 +128,7 @@ func (s *tallies) take(most int) []written {
 			break
 		}
 		delete(s.dirty, name)
-		w := written{from: s, name: name}
-		if t := s.by[name]; t != nil {
-			w.tally = *t
-		}
-		list = append(list, w)
+		list = append(list, written{from: s, name: name, tally: s.by[name]})
 	}
 	return list
 }

@@ -119,8 +119,10 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 		StatusURL:      "https://x",
 		RootPassphrase: "hunter2",
 		Engine:         Engine{Kind: "broker", Addr: "nope", Certificate: "/does/not/exist"},
-		Limits: Limits{MaxConnections: -1, PerAddress: -1, Handshakes: -1, ConnectTimeout: time.Hour, Packet: 1,
-			AllowNetworks: []string{"10.0.0.0/8", "::/0", "fe80::1%eth0"}},
+		Limits: Limits{
+			MaxConnections: -1, PerAddress: -1, Handshakes: -1, ConnectTimeout: time.Hour, Packet: 1,
+			AllowNetworks: []string{"10.0.0.0/8", "::/0", "fe80::1%eth0"},
+		},
 		Overlap:     -1,
 		CRLValidity: time.Second,
 		Log:         Log{Level: "loud", Format: "xml"},
