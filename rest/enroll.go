@@ -33,15 +33,19 @@ const (
 
 // Enroll answers devices that enroll and renew over plain HTTPS:
 //
-//	POST /api/v1/enroll  with a token: field of the JSON body, Bearer, or Basic password
-//	POST /api/v1/renew   over TLS with the current certificate
+//	POST /api/v1/enroll            with a token: field of the JSON body, Bearer, or Basic password; with a SAS
+//	                               token: Authorization: SharedAccessSignature; or with a client certificate
+//	POST /api/v1/renew             over TLS with the current certificate
+//	POST /api/v1/enroll/tpm        with the keys of a TPM 2.0, see tpm.go
+//	POST /api/v1/enroll/tpm/answer with the answer to its challenge
 //
 // The body is JSON as api.EnrollRequest, or the PKCS #10 request itself in PEM or
 // DER. The answer is the chain in PEM without the root, or api.Grant for a caller
-// that accepts JSON and not PEM. Its listener must ask for client certificates
-// without verifying them.
+// that accepts JSON and not PEM; 202 with Retry-After while an operator has to
+// approve. Its listener must ask for client certificates without verifying them.
 type Enroll struct {
 	Enroller countersign.Enroller
+	TPM      TPM // nil: no devices with a TPM here
 	Now      func() time.Time
 	Log      *slog.Logger
 }
@@ -65,12 +69,16 @@ func (e *Enroll) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
-	var ask func(context.Context, countersign.EnrollRequest) (*countersign.Grant, error)
-	switch r.URL.Path {
-	case api.Base + "/enroll":
-		ask = e.Enroller.Enroll
-	case api.Base + "/renew":
-		ask = e.Enroller.Reenroll
+	var do func(http.ResponseWriter, *http.Request) error
+	switch path := strings.TrimPrefix(r.URL.Path, api.Base); {
+	case path == "/enroll":
+		do = e.enroll
+	case path == "/renew":
+		do = e.renew
+	case path == "/enroll/tpm" && e.TPM != nil:
+		do = e.challenge
+	case path == "/enroll/tpm/answer" && e.TPM != nil:
+		do = e.answer
 	default:
 		return countersign.Errorf(countersign.NotFound, "there is no %.200s here", r.URL.Path).
 			WithNext("devices use " + api.Base + "/enroll and " + api.Base + "/renew")
@@ -82,15 +90,32 @@ func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
 	case r.TLS == nil: // a token must not cross a plain connection
 		return countersign.Errorf(countersign.NotAllowed, "certificates are given over TLS only").WithNext("use the https URL")
 	}
+	return do(w, r)
+}
+
+func (e *Enroll) enroll(w http.ResponseWriter, r *http.Request) error {
 	req, err := e.read(w, r)
 	if err != nil {
 		return err
 	}
-	if r.URL.Path == api.Base+"/renew" && len(req.Evidence.Peer) == 0 {
+	grant, err := e.Enroller.Enroll(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	writeGrant(w, r, grant)
+	return nil
+}
+
+func (e *Enroll) renew(w http.ResponseWriter, r *http.Request) error {
+	req, err := e.read(w, r)
+	if err != nil {
+		return err
+	}
+	if len(req.Evidence.Peer) == 0 {
 		return countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
 			WithNext("connect with the current certificate, or enroll with a token")
 	}
-	grant, err := ask(r.Context(), req)
+	grant, err := e.Enroller.Reenroll(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -104,17 +129,12 @@ func (e *Enroll) read(w http.ResponseWriter, r *http.Request) (countersign.Enrol
 		Evidence: countersign.Evidence{Peer: r.TLS.PeerCertificates, Token: tokenOf(r)},
 		Fleet:    r.URL.Query().Get("fleet"),
 		Door:     "rest",
+		Remote:   remoteOf(r),
 		Began:    e.Now(),
 	}
-	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		req.Remote = remote
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnrollBody))
+	body, err := readAll(w, r)
 	if err != nil {
-		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-			return req, countersign.Errorf(countersign.TooLarge, "the request is over %d bytes", maxEnrollBody)
-		}
-		return req, countersign.Errorf(countersign.BadRequest, "the request broke off").WithCause(err)
+		return req, err
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err == nil && kind == "application/json" {
@@ -133,18 +153,45 @@ func (e *Enroll) read(w http.ResponseWriter, r *http.Request) (countersign.Enrol
 	return req, err
 }
 
+// remoteOf is where a request comes from; zero where that has no address.
+func remoteOf(r *http.Request) netip.AddrPort {
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return remote
+}
+
+// readAll reads a body within its bound.
+func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnrollBody))
+	if err == nil {
+		return body, nil
+	}
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, countersign.Errorf(countersign.TooLarge, "the request is over %d bytes", maxEnrollBody)
+	}
+	return nil, countersign.Errorf(countersign.BadRequest, "the request broke off").WithCause(err)
+}
+
 // fromJSON reads the JSON form and gives the CSR in it.
 func fromJSON(body []byte, in *api.EnrollRequest) ([]byte, error) {
+	err := decodeStrictly(body, in, `send {"csr": "-----BEGIN CERTIFICATE REQUEST-----...", "token": "..."}`)
+	return []byte(in.CSR), err
+}
+
+// decodeStrictly reads one JSON value that has no other fields than into; next is
+// what to do where it has.
+func decodeStrictly(body []byte, into any, next string) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(in); err != nil { // its text may repeat the token
-		return nil, countersign.Errorf(countersign.BadRequest, "the body is not the JSON that is wanted here").
-			WithNext(`send {"csr": "-----BEGIN CERTIFICATE REQUEST-----...", "token": "..."}`)
+	if err := dec.Decode(into); err != nil { // its text may repeat the token
+		return countersign.Errorf(countersign.BadRequest, "the body is not the JSON that is wanted here").WithNext(next)
 	}
 	if dec.More() {
-		return nil, countersign.Errorf(countersign.BadRequest, "the body holds more than one JSON value").WithNext("send one object")
+		return countersign.Errorf(countersign.BadRequest, "the body holds more than one JSON value").WithNext("send one object")
 	}
-	return []byte(in.CSR), nil
+	return nil
 }
 
 // csrOf finds the DER of a request in PEM or DER.
@@ -166,9 +213,15 @@ func csrOf(body []byte) ([]byte, error) {
 	return der, nil
 }
 
-// tokenOf is the token in the Authorization header: Bearer, or the password of
-// Basic with any user name.
+// sharedAccess begins a SAS token, which is an Authorization header of its own.
+const sharedAccess = "SharedAccessSignature "
+
+// tokenOf is the token in the Authorization header: Bearer, the password of Basic
+// with any user name, or a SAS token.
 func tokenOf(r *http.Request) string {
+	if h := r.Header.Get("Authorization"); strings.HasPrefix(h, sharedAccess) {
+		return h
+	}
 	if _, password, ok := r.BasicAuth(); ok {
 		return password
 	}

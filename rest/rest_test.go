@@ -44,8 +44,13 @@ func newHouse(t *testing.T) *house {
 	db := storetest.Open(t)
 	now := time.Now
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	keys := &keystore.Store{Dir: t.TempDir()}
+	sealer, err := keys.OpenSealer("file:keys/seal.key")
+	if err != nil {
+		t.Fatalf("open the sealer: %v", err)
+	}
 	authority, err := ca.Open(t.Context(), ca.Options{
-		DB: db, Keys: &keystore.Store{Dir: t.TempDir()}, Now: now, Log: log, StatusURL: "http://127.0.0.1:8090",
+		DB: db, Keys: keys, Now: now, Log: log, StatusURL: "http://127.0.0.1:8090",
 	})
 	if err != nil {
 		t.Fatalf("open the CA: %v", err)
@@ -64,7 +69,11 @@ func newHouse(t *testing.T) *house {
 		}
 		return reg.SaveFleet(ctx, tx, countersign.Fleet{
 			Name: countersign.DefaultFleet, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
-			Methods: []countersign.Method{countersign.MethodToken}, Overlap: time.Hour,
+			Methods: []countersign.Method{
+				countersign.MethodToken, countersign.MethodClaim, countersign.MethodKey, countersign.MethodGroup, countersign.MethodThumbprint,
+				countersign.MethodTPM,
+			},
+			Overlap: time.Hour,
 		})
 	})
 	if err != nil {
@@ -77,9 +86,9 @@ func newHouse(t *testing.T) *house {
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
 		Desk: &ra.Desk{
 			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
-			Events: events, Now: now, Log: log, Cut: func(countersign.Cut) int { return 2 },
+			Events: events, Now: now, Log: log, Cut: func(countersign.Cut) int { return 2 }, Sealer: sealer,
 		},
-		Office:   &ra.Office{DB: db, CA: authority, Registry: reg, Operators: operators, Events: events},
+		Office:   &ra.Office{DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
 	return h

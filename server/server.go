@@ -211,8 +211,8 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.gateway)
-	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk), s.identity.tlsConfig())
-	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}), s.identity.tlsConfig())
+	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
+	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
@@ -237,8 +237,9 @@ func (s *Server) openDoors(context.Context) error {
 	return nil
 }
 
-// enrollment is the handler of a listener where devices get certificates.
-func (s *Server) enrollment(by countersign.Enroller) http.Handler {
+// enrollment is the handler of a listener where devices get certificates; tpm is
+// nil where none come by a TPM.
+func (s *Server) enrollment(by countersign.Enroller, tpm rest.TPM) http.Handler {
 	mux := http.NewServeMux()
 	anchors := &trust{s.ca, s.registry}
 	door := &est.Server{
@@ -247,7 +248,7 @@ func (s *Server) enrollment(by countersign.Enroller) http.Handler {
 	}
 	mux.Handle("/.well-known/est/", door)
 	mux.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
-	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Log: s.log, Now: s.opts.Now})
+	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, TPM: tpm, Log: s.log, Now: s.opts.Now})
 	return mux
 }
 
