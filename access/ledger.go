@@ -257,11 +257,6 @@ func (l *Ledger) Fail(addr netip.Addr) int {
 	return l.Count(context.Background(), Failure{Addr: addr}).Failures
 }
 
-// Delay is Hold for a caller that knows the number of failures alone.
-func (l *Ledger) Delay(ctx context.Context, failures int) {
-	l.Hold(ctx, Outcome{Delay: delay(failures)})
-}
-
 // lock takes mu; the zero Ledger counts.
 func (l *Ledger) lock() {
 	l.mu.Lock()
