@@ -27,8 +27,11 @@ type Enrollment struct {
 	Roots  *x509.CertPool // what the device trusts the server by
 	Fleet  string         // EST label; empty: the token's fleet
 	Device string         // the device's id
-	Token  string         // enrollment token
+	Token  string         // enrollment token or SAS token; may be empty with a Certificate
 	Key    crypto.Signer  // nil: a P-256 key is made; it stays in this process
+	// Certificate is shown to the server with the first request: a claim, the
+	// maker's, or a registered self-signed one. Nil: none.
+	Certificate *tls.Certificate
 }
 
 // Identity is a device's key and certificate, in memory. Its methods may be
@@ -38,6 +41,8 @@ type Identity struct {
 	server string
 	roots  *x509.CertPool
 	fleet  string
+
+	first *tls.Certificate // shown until there is a leaf; may be nil
 
 	mu   sync.RWMutex
 	key  crypto.Signer
@@ -50,7 +55,7 @@ type Identity struct {
 // the device's identity. With the same Key and Token a lost answer can be asked
 // for again.
 func Enroll(ctx context.Context, e Enrollment) (*Identity, error) {
-	i := &Identity{device: e.Device, server: e.Server, roots: e.Roots, fleet: e.Fleet}
+	i := &Identity{device: e.Device, server: e.Server, roots: e.Roots, fleet: e.Fleet, first: e.Certificate}
 	key := e.Key
 	if key == nil {
 		var err error
@@ -73,6 +78,17 @@ func Enroll(ctx context.Context, e Enrollment) (*Identity, error) {
 		return nil, fmt.Errorf("fetch the path of %s: %w", e.Device, err)
 	}
 	return i, i.install(key, leaf, chain)
+}
+
+// Known is an identity that exists already: from a store, or given to the device
+// on a factory line. It needs e.Key and no evidence; path is the certificate and
+// the authorities between it and the root.
+func Known(e Enrollment, path []*x509.Certificate) (*Identity, error) {
+	if len(path) == 0 || e.Key == nil {
+		return nil, fmt.Errorf("the identity of %s needs a certificate and its key", e.Device)
+	}
+	i := &Identity{device: e.Device, server: e.Server, roots: e.Roots, fleet: e.Fleet}
+	return i, i.install(e.Key, path[0], path[1:])
 }
 
 // Renew makes a new key and asks for the next certificate with the current one
@@ -145,7 +161,10 @@ func (i *Identity) TLSConfig() *tls.Config {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			i.mu.RLock()
 			defer i.mu.RUnlock()
-			if i.leaf == nil { // not enrolled yet: show none
+			switch {
+			case i.leaf == nil && i.first != nil:
+				return i.first, nil
+			case i.leaf == nil:
 				return &tls.Certificate{}, nil
 			}
 			return &tls.Certificate{Certificate: i.path, PrivateKey: i.key, Leaf: i.leaf}, nil
