@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -35,33 +36,57 @@ const (
 )
 
 func (a *app) demoCommand() *cobra.Command {
-	var devices int
-	var asJSON bool
+	var o demoOptions
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Watch the main job: enroll, connect, renew, suspend, revoke, catch a clone",
 		Long: `demo starts a server on a temporary folder, gives devices their identities, and shows
 what happens to them: each step is checked, and the exit code is 1 if one did not do what it says.`,
-		Example: "  countersign demo\n  countersign demo --devices 100 --json",
+		Example: "  countersign demo\n  countersign demo --methods all\n  countersign demo --devices 100 --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if devices < minDemoDevices || devices > maxDemoDevices {
-				return usagef("--devices %d is not between %d and %d", devices, minDemoDevices, maxDemoDevices)
+			if o.devices < minDemoDevices || o.devices > maxDemoDevices {
+				return usagef("--devices %d is not between %d and %d", o.devices, minDemoDevices, maxDemoDevices)
 			}
-			return a.demo(cmd.Context(), devices, asJSON || a.output == formatJSON)
+			if err := oneOf("--methods", o.methods, "token", "all"); err != nil {
+				return err
+			}
+			o.asJSON = o.asJSON || a.output == formatJSON
+			return a.demo(cmd.Context(), o)
 		},
 	}
-	c.Flags().IntVar(&devices, "devices", 25, "how many devices")
-	c.Flags().BoolVar(&asJSON, "json", false, "print the table as JSON")
+	c.Flags().IntVar(&o.devices, "devices", 25, "how many devices")
+	c.Flags().StringVar(&o.methods, "methods", "token", "all: another device for each way to a certificate")
+	c.Flags().BoolVar(&o.asJSON, "json", false, "print the table as JSON")
+	complete(c, "methods", "token", "all")
 	return c
+}
+
+type demoOptions struct {
+	devices int
+	methods string // token, all
+	asJSON  bool
 }
 
 // demoResult is one line of the table.
 type demoResult struct {
-	Step   string  `json:"step"`
-	OK     bool    `json:"ok"`
-	Result string  `json:"result"`
-	MS     float64 `json:"ms"`
+	Step string `json:"step"`
+	OK   bool   `json:"ok"`
+	// Skipped: what the step needs is not on this machine.
+	Skipped bool    `json:"skipped,omitempty"`
+	Result  string  `json:"result"`
+	MS      float64 `json:"ms"`
+}
+
+// demoSkip is why a step was not done.
+type demoSkip string
+
+func (s demoSkip) Error() string { return string(s) }
+
+// demoNamed is a step of the demo: it tells what it saw, or what was wrong.
+type demoNamed struct {
+	name string
+	do   func(context.Context) (string, error)
 }
 
 // demo is one run.
@@ -77,9 +102,11 @@ type demo struct {
 	uplink   chan string
 	results  []demoResult
 	progress printer
+	// ahead is by how many nanoseconds the server's clock is ahead of everybody's.
+	ahead atomic.Int64
 }
 
-func (a *app) demo(ctx context.Context, n int, asJSON bool) (err error) {
+func (a *app) demo(ctx context.Context, o demoOptions) (err error) {
 	dir, err := os.MkdirTemp("", "countersign-demo-")
 	if err != nil {
 		return fmt.Errorf("make a temporary folder: %w", err)
@@ -87,7 +114,9 @@ func (a *app) demo(ctx context.Context, n int, asJSON bool) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	srv, err := server.New(ctx, config.Dev(dir, true), server.Options{Now: a.now, Log: slog.New(slog.DiscardHandler), Dev: true})
+	d := &demo{app: a, progress: a.stderr(), uplink: make(chan string, o.devices)}
+	now := func() time.Time { return a.now().Add(time.Duration(d.ahead.Load())) }
+	srv, err := server.New(ctx, config.Dev(dir, true), server.Options{Now: now, Log: slog.New(slog.DiscardHandler), Dev: true})
 	if err != nil {
 		return fmt.Errorf("start the server: %w", err)
 	}
@@ -95,15 +124,37 @@ func (a *app) demo(ctx context.Context, n int, asJSON bool) (err error) {
 	go func() { served <- srv.Run(ctx) }()
 	defer func() { cancel(); err = errors.Join(err, <-served) }()
 
-	d := &demo{app: a, server: srv, admin: sdk.Local(srv.Endpoints().Socket), progress: a.stderr(), uplink: make(chan string, n)}
-	if err := d.prepare(ctx, n); err != nil {
+	d.server, d.admin = srv, sdk.Local(srv.Endpoints().Socket)
+	if err := d.prepare(ctx, o.devices); err != nil {
 		return err
 	}
+	steps := d.steps()
+	if o.methods == "all" {
+		steps = append(steps, d.methodSteps()...)
+	}
 	failed := false
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) (string, error)
-	}{
+	for _, step := range append(steps, demoNamed{"event log, verified", d.log}) {
+		ok := d.run(ctx, step.name, step.do)
+		failed = failed || !ok
+		if !ok && len(d.devices) < o.devices { // nothing after this can work
+			break
+		}
+	}
+	for _, dev := range d.devices {
+		dev.leave()
+	}
+	if err := d.report(o.asJSON); err != nil {
+		return err
+	}
+	if failed {
+		return errors.New("a step did not do what it says")
+	}
+	return nil
+}
+
+// steps are those of every demo.
+func (d *demo) steps() []demoNamed {
+	return []demoNamed{
 		{"enroll over EST, keys made by the devices", d.enroll},
 		{"connect over MQTT 5 with mutual TLS", d.connect},
 		{"publish up, receive down", d.talk},
@@ -113,24 +164,7 @@ func (a *app) demo(ctx context.Context, n int, asJSON bool) (err error) {
 		{"clone one: both renew, both connect", d.clone},
 		{"CRL, read by another parser", d.crl},
 		{"OCSP answer", d.ocsp},
-		{"event log, verified", d.log},
-	} {
-		ok := d.run(ctx, step.name, step.do)
-		failed = failed || !ok
-		if !ok && len(d.devices) < n { // nothing after this can work
-			break
-		}
 	}
-	for _, dev := range d.devices {
-		dev.leave()
-	}
-	if err := d.report(asJSON); err != nil {
-		return err
-	}
-	if failed {
-		return errors.New("a step did not do what it says")
-	}
-	return nil
 }
 
 func (d *demo) prepare(ctx context.Context, n int) error {
@@ -167,13 +201,16 @@ func (d *demo) run(ctx context.Context, name string, do func(context.Context) (s
 	took := d.app.now().Sub(begin)
 	r := demoResult{Step: name, OK: err == nil, Result: result, MS: float64(took.Microseconds()) / 1000}
 	mark := d.progress.green("ok  ")
-	if err != nil {
+	if why, skip := errors.AsType[demoSkip](err); skip {
+		r.OK, r.Skipped, r.Result = true, true, "skipped: "+string(why)
+		mark = d.progress.yellow("skip")
+	} else if err != nil {
 		r.Result = err.Error()
 		mark = d.progress.red("FAIL")
 	}
 	d.results = append(d.results, r)
 	d.progress.linef("  %s  %s: %s", mark, name, printable(r.Result))
-	return err == nil
+	return r.OK
 }
 
 func (d *demo) report(asJSON bool) error {
@@ -186,7 +223,10 @@ func (d *demo) report(asJSON bool) error {
 	_, _ = fmt.Fprintln(w, "STEP\tOK\tTIME\tRESULT") // the writer keeps its error for Flush
 	for _, r := range d.results {
 		ok := "yes"
-		if !r.OK {
+		switch {
+		case r.Skipped:
+			ok = "-"
+		case !r.OK:
 			ok = "NO"
 		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%.0f ms\t%s\n", r.Step, ok, r.MS, printable(r.Result))
