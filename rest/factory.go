@@ -54,13 +54,16 @@ func (s *Server) routeFactory(a huma.API) {
 	line := spec{method: http.MethodPost, path: strings.TrimPrefix(factoryLine, http.MethodPost+" ")}
 	huma.Register(a, huma.Operation{
 		OperationID: line.operationID(), Method: line.method, Path: api.Base + line.path, Tags: []string{tag},
-		Summary:     "Issue certificates of many new devices: one request a line, one result a line in the same order, a report last",
-		RequestBody: &huma.RequestBody{Required: true, Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryRequest](), true, ""))},
+		Summary: "Issue certificates of many new devices: one request a line, one result a line in the same order, a report last",
 		Responses: map[string]*huma.Response{
 			"200":     {Description: "OK", Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryLine](), true, ""))},
 			"default": problemResponse(a),
 		},
 	}, s.factoryMany)
+	// Described afterwards: huma reads the whole of a body that it knows of.
+	a.OpenAPI().Paths[api.Base+line.path].Post.RequestBody = &huma.RequestBody{
+		Required: true, Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryRequest](), true, "")),
+	}
 }
 
 func (s *Server) factoryOne(ctx context.Context, in *struct {
@@ -103,6 +106,9 @@ func (s *Server) factoryMany(ctx context.Context, in *FactoryPath) (*huma.Stream
 		run := &factoryRun{Server: s, FactoryPath: *in, by: s.by(ctx).Actor, control: http.NewResponseController(w), out: bufio.NewWriter(w)}
 		run.remote, _ = netip.ParseAddrPort(r.RemoteAddr) // a Unix socket has none
 		w.Header().Set("Content-Type", api.FactoryType)
+		if r.ProtoMajor == 1 { // net/http cannot reuse a full-duplex connection whose request was not read to its end
+			w.Header().Set("Connection", "close")
+		}
 		run.serve(ctx, r.Body)
 	}}, nil
 }
