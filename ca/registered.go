@@ -206,18 +206,18 @@ func (c *CA) Anchors(ids []string) (anchors []attest.Anchor, names []string) {
 	return anchors, names
 }
 
-// KeyHolder gives another device that a certificate was issued to over the same
-// public key and that may still use it; empty if there is none.
-func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device string) (string, error) {
-	var other string
-	err := r.QueryRow(ctx, `SELECT device FROM certificate WHERE key_hash = $1 AND device <> $2 AND device <> '' LIMIT 1`, keyHash, device).Scan(&other)
+// KeyHolder says whether any certificate, even a revoked one, was issued over the
+// public key to anybody but the device: another device, or nobody in particular
+// (empty), as with claims and the authority's own.
+func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device string) (other string, taken bool, err error) {
+	err = r.QueryRow(ctx, `SELECT device FROM certificate WHERE key_hash = $1 AND device <> $2 ORDER BY device DESC LIMIT 1`, keyHash, device).Scan(&other)
 	if errors.Is(err, sql.ErrNoRows) {
-		return "", nil
+		return "", false, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("look for other holders of a key: %w", err)
+		return "", false, fmt.Errorf("look for other holders of a key: %w", err)
 	}
-	return other, nil
+	return other, true, nil
 }
 
 // RecordExternal puts a manufacturer's certificate on record as a device's own.

@@ -28,6 +28,11 @@ type appraisal struct {
 	facts    map[string]string // for rules, events and the operator's eyes
 
 	credential *registry.Credential // spent with the certificate; nil if none
+	beside     *registry.Credential // of a client certificate that came with a token
+}
+
+func (a *appraisal) credentials() []*registry.Credential {
+	return slices.DeleteFunc([]*registry.Credential{a.credential, a.beside}, func(c *registry.Credential) bool { return c == nil })
 }
 
 // bound reports whether the evidence is for this one device, so that it may
@@ -50,7 +55,7 @@ func (d *Desk) appraise(ctx context.Context, r *request) (*appraisal, error) {
 		}
 		return d.withPeer(ctx, r, a)
 	case len(ev.Peer) > 0:
-		return d.appraisePeer(ctx, r)
+		return d.appraisePeer(ctx, r, r.Fleet)
 	}
 	return nil, countersign.Errorf(countersign.Unauthenticated, "no evidence was shown: no token and no client certificate").
 		WithNext("send a token as the password of HTTP Basic, or as Bearer; docs/enrollment.md lists the other ways")
@@ -59,7 +64,9 @@ func (d *Desk) appraise(ctx context.Context, r *request) (*appraisal, error) {
 // withPeer holds a client certificate that came with a token against it. One that
 // says nothing here, such as a self-signed one, is no objection.
 func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*appraisal, error) {
-	p, err := d.appraisePeer(ctx, r)
+	by := r.by
+	p, err := d.appraisePeer(ctx, r, a.fleet)
+	r.by = by
 	switch {
 	case countersign.CodeOf(err) == countersign.CertUnknown:
 		return a, nil
@@ -68,7 +75,10 @@ func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*apprais
 	case p.fleet != a.fleet || p.device != "" && a.device != "" && p.device != a.device:
 		return nil, countersign.Errorf(countersign.SubjectMismatch, "the token and the client certificate are for different devices").WithNext("show one of them")
 	}
-	a.device = cmp.Or(a.device, p.device)
+	if a.device == "" { // then it is the certificate that gives leave, and no newer token adds to it
+		a.device, a.since = p.device, p.since
+	}
+	a.beside = p.credential
 	a.facts["client_certificate"] = p.evidence
 	return a, nil
 }
@@ -191,7 +201,7 @@ func groupLookup(fleet, label string) string { return fleet + "/" + label }
 
 // appraisePeer judges a client certificate: a claim, a registered self-signed one,
 // or a manufacturer's.
-func (d *Desk) appraisePeer(ctx context.Context, r *request) (*appraisal, error) {
+func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*appraisal, error) {
 	leaf := r.Evidence.Peer[0]
 	print := attest.ThumbprintOf(leaf)
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodClaim, print.String())
@@ -203,7 +213,7 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request) (*appraisal, error)
 	}
 	c, err = d.Registry.Find(ctx, d.DB, countersign.MethodThumbprint, print.String())
 	if err == nil {
-		slot, err := attest.Thumbprints{Primary: print}.Verify(leaf, d.Now())
+		slot, err := registered(&c).Verify(leaf, d.Now())
 		if err != nil {
 			return nil, err
 		}
@@ -214,7 +224,18 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request) (*appraisal, error)
 	if countersign.CodeOf(err) != countersign.NotFound {
 		return nil, err
 	}
-	return d.appraiseIDevID(ctx, r)
+	return d.appraiseIDevID(ctx, r, fleet)
+}
+
+// registered gives the thumbprints of a credential.
+func registered(c *registry.Credential) attest.Thumbprints {
+	var t attest.Thumbprints
+	first, second := c.Fingerprints()
+	t.Primary, _ = attest.ParseThumbprint(first) // it was checked when it was registered
+	if second != "" {
+		t.Secondary, _ = attest.ParseThumbprint(second)
+	}
+	return t
 }
 
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
@@ -254,8 +275,8 @@ func (d *Desk) stopClaim(ctx context.Context, r *request, c registry.Credential,
 
 // appraiseIDevID validates a manufacturer's certificate (802.1AR) by the
 // authorities of the fleet that the request is for.
-func (d *Desk) appraiseIDevID(ctx context.Context, r *request) (*appraisal, error) {
-	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
+func (d *Desk) appraiseIDevID(ctx context.Context, r *request, name string) (*appraisal, error) {
+	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(name, countersign.DefaultFleet))
 	if err != nil {
 		return nil, err
 	}
@@ -344,23 +365,35 @@ func (r *request) bind(a *appraisal) error {
 		return countersign.Errorf(countersign.BadRequest, "the request names no device: its common name %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", claimed).
 			WithNext("put the device id into the common name of the request")
 	}
-	if c := a.credential; c != nil && !c.Covers(r.device) {
-		return countersign.Errorf(countersign.NotAllowed, "the %s does not cover device %s", a.method, r.device).WithNext("ask the operator for one that does")
+	for _, c := range a.credentials() {
+		if !c.Covers(r.device) {
+			return countersign.Errorf(countersign.NotAllowed, "the %s does not cover device %s", c.Kind, r.device).WithNext("ask the operator for one that does")
+		}
 	}
 	return nil
 }
 
 // usable says whether the evidence can be used now from where it comes.
 func (d *Desk) usable(r *request, a *appraisal) error {
-	if a.credential == nil {
+	for _, c := range a.credentials() {
+		if err := c.Usable(d.Now(), r.Remote.Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atRate counts a use against the rate of what is shared. It is asked once for a
+// request; what an operator has approved was counted when it came.
+func (d *Desk) atRate(r *request, c *consideration) error {
+	if r.dry || c.waiting != "" {
 		return nil
 	}
-	if err := a.credential.Usable(d.Now(), r.Remote.Addr()); err != nil {
-		return err
-	}
-	if !d.rates.allow(a.credential, d.Now()) {
-		return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", a.method, a.credential.PerMinute).
-			WithNext("slow down").WithRetry(time.Minute / time.Duration(max(a.credential.PerMinute, 1)))
+	for _, used := range c.credentials() {
+		if !d.rates.allow(used, d.Now()) {
+			return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", used.Kind, used.PerMinute).
+				WithNext("slow down").WithRetry(time.Minute / time.Duration(max(used.PerMinute, 1)))
+		}
 	}
 	return nil
 }

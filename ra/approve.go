@@ -16,12 +16,12 @@ import (
 // minutes at best.
 const pollAfter = time.Minute
 
-// approval gives the id of the approval that the request has, or puts it into the
-// queue and asks the device to come back.
+// approval gives the id of the approval that the request has; empty if it has not
+// asked for one yet. While it waits or once it was rejected that is the answer.
 func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (string, error) {
 	w, err := d.Registry.WaitingOf(ctx, d.DB, r.device, r.waitsAs(), c.evidence)
 	if countersign.CodeOf(err) == countersign.NotFound {
-		return "", d.await(ctx, r, c)
+		return "", nil
 	}
 	if err != nil {
 		return "", err
@@ -54,7 +54,9 @@ func errPending(device string) error {
 		WithNext("ask again with the same key and the same evidence").WithRetry(pollAfter)
 }
 
-// await records a request that an operator has to decide, with its evidence.
+// await records a request that an operator has to decide, with its evidence, and
+// asks the device to come back. A device that nobody registered stays unknown until
+// it is approved: else asking would register it for the methods that want that.
 func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 	w := registry.Waiting{
 		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.waitsAs(), Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
@@ -67,13 +69,10 @@ func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 			return err // the same request came twice at once
 		}
 		s, err := d.Registry.Device(ctx, tx, r.device)
-		switch {
-		case countersign.CodeOf(err) == countersign.NotFound:
-			err = d.Registry.Create(ctx, tx, countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DevicePending})
-		case err == nil && s.State == countersign.DeviceRegistered:
+		if err == nil && s.State == countersign.DeviceRegistered {
 			err = d.Registry.Move(ctx, tx, &s, countersign.DevicePending, "awaits approval")
 		}
-		if err != nil {
+		if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 			return err
 		}
 		made, err := d.Registry.Await(ctx, tx, w, time.Duration(cmp.Or(c.fleet.Rules.ApprovalTTL, countersign.Span(countersign.DefaultApprovalTTL))))
@@ -115,7 +114,7 @@ func (o *Office) decide(ctx context.Context, id string, to registry.WaitingState
 		if to == registry.Rejected {
 			e = by.event(countersign.EnrollRejected)
 			dev, err := o.Registry.Device(ctx, tx, w.Device)
-			if err != nil {
+			if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 				return err
 			}
 			if dev.State == countersign.DevicePending {

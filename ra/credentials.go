@@ -75,7 +75,7 @@ func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k Symmetr
 			return c, k, countersign.Errorf(countersign.BadRequest, "a group key has a label and no device")
 		}
 		lookup = groupLookup(fleet, c.Label)
-	} else if c.Device == "" {
+	} else if c.Kind = countersign.MethodKey; c.Device == "" {
 		return c, k, countersign.Errorf(countersign.BadRequest, "a key is for one device: name it").WithNext("for many devices make a group key")
 	}
 	c.Fleet = fleet
@@ -159,7 +159,7 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	if temporary {
 		c.UsesMax, c.ExpiresAt = 1, now.Add(TemporaryClaim)
 	}
-	if c.UsesMax < 1 || c.ExpiresAt.IsZero() || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
+	if c.UsesMax < 1 || !c.ExpiresAt.After(now) || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
 		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: whoever holds it can enroll")
 	}
 	c.Kind, c.CreatedBy = countersign.MethodClaim, by.Actor

@@ -70,10 +70,8 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 	if c.again != nil {
 		return d.grant(c.again, true)
 	}
-	if c.waits {
-		if c.waiting, err = d.approval(ctx, r, c); err != nil {
-			return nil, err
-		}
+	if c.waits && c.waiting == "" {
+		return nil, d.await(ctx, r, c)
 	}
 	issued, err := d.issue(ctx, ca.Order{
 		Profile: c.profile, Fleet: c.fleet, Device: r.device, PublicKey: r.csr.PublicKey, Evidence: c.evidence, Method: c.method,
@@ -147,11 +145,15 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if err := d.keyIsFree(ctx, d.DB, r); err != nil {
 		return nil, err
 	}
-	if err := d.policy.permit(ctx, d, r, c); err != nil {
+	if c.waits = slices.Contains(c.fleet.Rules.Approval, c.method); c.waits {
+		if c.waiting, err = d.approval(ctx, r, c); err != nil { // a poll is not another use
+			return c, err
+		}
+	}
+	if err := d.atRate(r, c); err != nil {
 		return nil, err
 	}
-	c.waits = slices.Contains(c.fleet.Rules.Approval, c.method)
-	return c, nil
+	return c, d.policy.permit(ctx, d, r, c)
 }
 
 // serverKeys refuses a key that the door made where the profile wants it made on
@@ -174,9 +176,12 @@ func (d *Desk) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
 // keyIsFree refuses a public key that serves another device: whoever has the one
 // key is both. Both devices' pages tell of it.
 func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error {
-	other, err := d.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
-	if err != nil || other == "" {
+	other, taken, err := d.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
+	if err != nil || !taken {
 		return err
+	}
+	if other == "" { // of a claim, whose key many have, or of the authority itself
+		return countersign.Errorf(countersign.KeyReused, "the public key belongs to no device").WithNext("make a new key on the device, other than that of its claim")
 	}
 	if !r.dry {
 		for _, dev := range []string{r.device, other} {
@@ -241,7 +246,7 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 	if err != nil {
 		return s, err
 	}
-	if s.again = r.sameAgain(certs, a); s.again != nil {
+	if s.again = r.sameAgain(certs, a, d.Now()); s.again != nil {
 		return s, nil
 	}
 	if err := d.usable(r, a); err != nil {
@@ -268,10 +273,10 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 
 // sameAgain finds the certificate of a request that was granted before: same
 // evidence, same device, same key. The answer was lost on the way; the grant stands.
-func (r *request) sameAgain(certs []countersign.Certificate, a *appraisal) *countersign.Certificate {
+func (r *request) sameAgain(certs []countersign.Certificate, a *appraisal, now time.Time) *countersign.Certificate {
 	for i := range certs {
 		c := &certs[i]
-		if c.KeyHash == r.keyHash && c.Evidence == a.evidence && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
+		if c.KeyHash == r.keyHash && c.Evidence == a.evidence && now.Before(c.NotAfter) && (c.State == countersign.CertPending || c.State == countersign.CertActive) {
 			return c
 		}
 	}
@@ -325,8 +330,8 @@ func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 
 // admit writes a first certificate with all that goes with it.
 func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
-	if c.credential != nil {
-		if err := d.Registry.Spend(ctx, tx, *c.credential); err != nil {
+	for _, used := range c.credentials() {
+		if err := d.Registry.Spend(ctx, tx, *used); err != nil {
 			return err
 		}
 	}

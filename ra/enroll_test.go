@@ -134,12 +134,17 @@ func TestEnrollOfAClosedFleetIsRefused(t *testing.T) {
 
 func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		key, secret := newKey(t), w.token(t, registry.Credential{})
+		key := newKey(t)
+		var secret string
+		write(t, w.DB, func(ctx context.Context, tx *store.Tx) (err error) {
+			_, secret, err = w.Registry.CreateToken(ctx, tx, registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour)
+			return err
+		})
 		first, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(ttl + time.Second) // the grant outlives the token
+		w.clock.advance(time.Hour + time.Second) // the grant outlives the token
 		again, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
 		if err != nil {
 			t.Fatal(err)

@@ -28,7 +28,7 @@ func (d *Desk) Explain(ctx context.Context, req countersign.EnrollRequest) (Expl
 	r.dry = true
 	c, err := d.consider(ctx, r)
 	e := Explanation{Device: r.device, Fleet: r.fleet}
-	if err != nil {
+	if err != nil && countersign.CodeOf(err) != countersign.Pending {
 		p := countersign.Public(err)
 		if p.Code == countersign.Internal || p.Code == countersign.Unavailable {
 			return e, err
@@ -40,7 +40,7 @@ func (d *Desk) Explain(ctx context.Context, req countersign.EnrollRequest) (Expl
 	switch {
 	case c.again != nil:
 		e.Decision, e.Reason = "again", "the same request was granted before; it gets the same certificate"
-	case c.waits:
+	case c.waits && c.waiting == "":
 		e.Decision, e.Reason = "wait", "enrollment by "+string(c.method)+" waits for an operator in fleet "+c.fleet.Name
 	default:
 		e.Decision, e.Reason = "issue", "the "+string(c.method)+" is good for "+r.device+" in fleet "+c.fleet.Name

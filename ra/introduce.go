@@ -42,7 +42,7 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 		return err
 	}
 	c := &consideration{fleet: *f}
-	if c.appraisal, err = d.appraiseIDevID(ctx, r); err != nil {
+	if c.appraisal, err = d.appraiseIDevID(ctx, r, f.Name); err != nil {
 		return err
 	}
 	if err := r.bind(c.appraisal); err != nil {
@@ -54,13 +54,16 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 	if err := within(r, c.appraisal, f, c.known); err != nil {
 		return err
 	}
-	if err := d.policy.permit(ctx, d, r, c); err != nil {
-		return err
-	}
-	if slices.Contains(f.Rules.Approval, countersign.MethodIDevID) {
+	if c.waits = slices.Contains(f.Rules.Approval, countersign.MethodIDevID); c.waits {
 		if c.waiting, err = d.approval(ctx, r, c); err != nil {
 			return err
 		}
+	}
+	if err := d.policy.permit(ctx, d, r, c); err != nil {
+		return err
+	}
+	if c.waits && c.waiting == "" {
+		return d.await(ctx, r, c)
 	}
 	leaf := conn.Peer[0]
 	cert := countersign.Certificate{

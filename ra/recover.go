@@ -62,10 +62,13 @@ func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.F
 	if after := time.Duration(rule.ApproveAfter); after == 0 || age <= after {
 		return nil
 	}
-	var err error
-	r.approved, err = d.approval(ctx, r, &consideration{fleet: *fleet, appraisal: &appraisal{
+	c := &consideration{fleet: *fleet, appraisal: &appraisal{
 		method: countersign.MethodRecovery, evidence: "recovery:" + j.shown.Fingerprint, fleet: fleet.Name, device: r.device,
 		facts: map[string]string{"expired": j.shown.NotAfter.UTC().Format(time.RFC3339), "recovered_before": strconv.Itoa(times)},
-	}})
+	}}
+	var err error
+	if r.approved, err = d.approval(ctx, r, c); err == nil && r.approved == "" {
+		err = d.await(ctx, r, c)
+	}
 	return err
 }

@@ -48,15 +48,10 @@ type breaker struct {
 type hookRequest struct {
 	ClaimCertificateID string            `json:"claimCertificateId,omitempty"`
 	CertificateID      string            `json:"certificateId"` // of the key: no certificate exists yet
-	CertificatePEM     string            `json:"certificatePem,omitempty"`
 	TemplateArn        string            `json:"templateArn"`
 	ClientID           string            `json:"clientId"`
 	Parameters         map[string]string `json:"parameters"`
 	CSR                string            `json:"certificateSigningRequest"`
-}
-
-type hookAnswer struct {
-	AllowProvisioning bool `json:"allowProvisioning"`
 }
 
 // ask asks the fleet's webhook. Anything but an explicit yes is a no.
@@ -71,7 +66,9 @@ func (h *hooks) ask(ctx context.Context, d *Desk, r *request, c *consideration) 
 		return countersign.Errorf(countersign.Unavailable, "the secret of the webhook of fleet %s cannot be read", c.fleet.Name).WithRetry(hookTimeout).WithCause(err)
 	}
 	allowed, err := h.post(ctx, signer{secret, now}, r, c)
-	h.count(hook.URL, now, err)
+	if ctx.Err() == nil { // else it is the device that went, not the hook that failed
+		h.count(hook.URL, now, err)
+	}
 	if err != nil {
 		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s did not answer", c.fleet.Name).
 			WithNext("try again later").WithRetry(hookTimeout).WithCause(err)
@@ -89,8 +86,12 @@ type signer struct {
 }
 
 func (h *hooks) post(ctx context.Context, sign signer, r *request, c *consideration) (bool, error) {
+	claim := ""
+	if c.method == countersign.MethodClaim {
+		claim = c.credential.ID
+	}
 	body, err := json.Marshal(hookRequest{
-		CertificateID: r.keyHash, TemplateArn: "fleet:" + r.fleet, ClientID: r.device, Parameters: c.facts,
+		ClaimCertificateID: claim, CertificateID: r.keyHash, TemplateArn: "fleet:" + r.fleet, ClientID: r.device, Parameters: c.facts,
 		CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR})),
 	})
 	if err != nil {
@@ -109,18 +110,21 @@ func (h *hooks) post(ctx context.Context, sign signer, r *request, c *considerat
 		return false, err
 	}
 	defer func() { _ = resp.Body.Close() }() // read to its end below
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxHookAnswer))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxHookAnswer+1))
 	if err != nil {
 		return false, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		return false, fmt.Errorf("the webhook answered %s", resp.Status)
 	}
-	var answer hookAnswer
+	if len(text) > maxHookAnswer {
+		return false, fmt.Errorf("the webhook's answer is larger than %d octets", maxHookAnswer)
+	}
+	var answer map[string]any // a struct would take the name in any case
 	if err := json.Unmarshal(text, &answer); err != nil {
 		return false, fmt.Errorf("read the webhook's answer: %w", err)
 	}
-	return answer.AllowProvisioning, nil
+	return answer["allowProvisioning"] == true, nil
 }
 
 // signature is "t=<Unix seconds>,v1=<hex HMAC-SHA256 of seconds, dot, body>".
@@ -134,7 +138,14 @@ func (h *hooks) closed(url string, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b := h.breakers[url]
-	return b == nil || now.After(b.until)
+	if b == nil || b.failures < breakAfter {
+		return true
+	}
+	if !now.After(b.until) {
+		return false
+	}
+	b.until = now.Add(hookTimeout) // one request tries for all
+	return true
 }
 
 func (h *hooks) count(url string, now time.Time, err error) {

@@ -98,18 +98,21 @@ func (r *Registry) CreateToken(ctx context.Context, tx *store.Tx, c Credential, 
 
 // Lookup is what a credential is found by and, for symmetric keys, holds.
 type Lookup struct {
-	First  string // unique among credentials of the kind
+	First  string // unique among active credentials of the kind
 	Second string // another fingerprint that finds it too; may be empty
 	Sealed []byte // see keystore.Sealer
 }
 
-// CreateCredential adds a credential. Conflict if one of its kind has the same
-// lookup already.
+// CreateCredential adds a credential. Conflict if an active one of its kind has the
+// same lookup already; a stopped one may be followed by another.
 func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credential, l Lookup) (Credential, error) {
 	if err := c.check(); err != nil {
 		return c, err
 	}
 	if _, err := r.Fleet(ctx, tx, c.Fleet); err != nil {
+		return c, err
+	}
+	if err := r.fingerprintsFree(ctx, tx, c.Kind, l); err != nil {
 		return c, err
 	}
 	var id [8]byte
@@ -127,16 +130,43 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 	}
 	n, err := tx.Exec(ctx, `INSERT INTO credential (id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses,
 			per_minute, networks, devices, state, reason, created_by, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17) ON CONFLICT (kind, lookup) DO NOTHING`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17) ON CONFLICT (kind, lookup) WHERE state = 'active' DO NOTHING`,
 		c.ID, string(c.Kind), l.First, l.Second, l.Sealed, c.Fleet, c.Device, c.Label, store.Micros(c.NotBefore), store.Micros(c.ExpiresAt), c.UsesMax,
 		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt))
 	if err != nil {
 		return c, fmt.Errorf("record a %s: %w", c.Kind, err)
 	}
 	if n != 1 {
-		return c, countersign.Errorf(countersign.Conflict, "this %s is registered already", c.Kind).WithNext("list them with: countersign enroll list")
+		return c, errRegistered(c.Kind)
 	}
 	return c, nil
+}
+
+func errRegistered(kind countersign.Method) error {
+	return countersign.Errorf(countersign.Conflict, "this %s is registered already", kind).WithNext("list them with: countersign enroll list")
+}
+
+// fingerprintsFree refuses a fingerprint that finds an active credential of the
+// kind, first or second: evidence must not name two devices. Only kinds that have
+// second ones pay for the lock; the index keeps first ones apart.
+func (r *Registry) fingerprintsFree(ctx context.Context, tx *store.Tx, kind countersign.Method, l Lookup) error {
+	if kind != countersign.MethodThumbprint {
+		return nil
+	}
+	if err := tx.Lock(ctx, "credential:"+string(kind)); err != nil {
+		return err
+	}
+	for _, f := range []string{l.First, l.Second} {
+		c, err := r.Find(ctx, tx, kind, f)
+		switch {
+		case countersign.CodeOf(err) == countersign.NotFound:
+		case err != nil:
+			return err
+		case c.State == CredentialActive:
+			return errRegistered(kind)
+		}
+	}
+	return nil
 }
 
 func (c *Credential) check() error {
@@ -154,8 +184,8 @@ func (c *Credential) check() error {
 		return bad("%d networks are more than %d", len(c.Networks), maxNetworks)
 	case len(c.Devices) > maxPatterns:
 		return bad("%d device patterns are more than %d", len(c.Devices), maxPatterns)
-	case len(c.Label) > maxText:
-		return bad("the label is longer than %d octets", maxText)
+	case len(c.Label) > maxText || !printable(c.Label):
+		return bad("the label is longer than %d octets, or not text", maxText)
 	}
 	if c.Device != "" {
 		if err := countersign.CheckDeviceID(c.Device); err != nil {
@@ -346,6 +376,9 @@ func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (
 	}
 	return c, nil
 }
+
+// Fingerprints are what evidence finds the credential by; second may be empty.
+func (c *Credential) Fingerprints() (first, second string) { return c.lookup, c.second }
 
 // Sealed gives the sealed symmetric keys of a credential; see keystore.Sealer.
 func (c *Credential) Sealed() []byte { return c.sealed }

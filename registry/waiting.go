@@ -65,7 +65,7 @@ func scanWaiting(row interface{ Scan(dest ...any) error }) (w Waiting, err error
 // Await puts a request into the queue.
 func (r *Registry) Await(ctx context.Context, tx *store.Tx, w Waiting, ttl time.Duration) (Waiting, error) {
 	var n int
-	err := tx.QueryRow(ctx, `SELECT count(*) FROM waiting_enrollment WHERE evidence = $1 AND state = 'waiting'`, w.Evidence).Scan(&n)
+	err := tx.QueryRow(ctx, `SELECT count(*) FROM waiting_enrollment WHERE evidence = $1 AND state = 'waiting' AND expires_at > $2`, w.Evidence, store.Micros(r.Now())).Scan(&n)
 	if err != nil {
 		return w, fmt.Errorf("count waiting enrollments: %w", err)
 	}

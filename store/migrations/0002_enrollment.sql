@@ -20,9 +20,10 @@ CREATE TABLE credential (
 	state      {{text}} NOT NULL,
 	reason     {{text}} NOT NULL,
 	created_by {{text}} NOT NULL,
-	created_at BIGINT NOT NULL,
-	UNIQUE (kind, lookup)
+	created_at BIGINT NOT NULL
 );
+CREATE UNIQUE INDEX credential_active ON credential (kind, lookup) WHERE state = 'active';
+CREATE INDEX credential_by_lookup ON credential (kind, lookup);
 INSERT INTO credential (id, kind, lookup, second, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute,
 		networks, devices, state, reason, created_by, created_at)
 	SELECT id, 'token', hash, '', fleet, device, '', 0, expires_at, uses_max, uses, 0, 'null', 'null', 'active', '', created_by, created_at
