@@ -44,9 +44,8 @@ func NewIndex(now func() time.Time) *Index {
 }
 
 // Register puts a connection in the index before its admission is decided.
-// farewell writes last words to the peer with the deadline it finds set on the
-// connection. The owner calls Remove when the connection is over.
-func (x *Index) Register(c *Conn, farewell func(Ending)) *Live {
+// The owner calls Remove when the connection is over.
+func (x *Index) Register(c *Conn, farewell Farewell) *Live {
 	l := &Live{index: x, conn: c, farewell: farewell, closed: make(chan struct{})}
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -168,6 +168,9 @@ func (c *Conn) Admitted() {
 // for nothing.
 func (c *Conn) Abort() { abort(c.raw) }
 
+// hangUp closes the socket at once; the kernel still sends what was written.
+func (c *Conn) hangUp() { _ = c.raw.Close() }
+
 // SetWriteDeadline reaches the socket itself; it waits for no writer.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
 

@@ -45,11 +45,9 @@ func (e Ending) Why() string {
 // Live is one connection in the index. Its owner registers it before it asks
 // the Gatekeeper, admits it with the answer and removes it when it is over.
 type Live struct {
-	index *Index
-	conn  *Conn
-	// farewell writes the protocol's last words. It runs at most once, in a
-	// goroutine of its own, while the write deadline is at most farewellBound away.
-	farewell func(Ending)
+	index    *Index
+	conn     *Conn
+	farewell Farewell
 
 	ended  atomic.Pointer[Ending]
 	closed chan struct{} // closed once the socket is
@@ -62,6 +60,10 @@ type Live struct {
 	next     *Live // registered after this one, not yet admitted
 	prev     *Live
 }
+
+// Farewell writes the protocol's last words to the peer and tells whether it wrote
+// any. It runs at most once, while the write deadline is at most farewellBound away.
+type Farewell func(Ending) bool
 
 // farewellBound is how long last words may hold up the end of a connection. A
 // peer that reads takes them in microseconds.
@@ -103,12 +105,17 @@ func (l *Live) mark(e Ending) bool { return l.ended.CompareAndSwap(nil, &e) }
 // close runs once, by whoever marked the end.
 func (l *Live) close(e Ending) {
 	var once sync.Once
-	shut := func() { once.Do(func() { l.conn.Abort(); close(l.closed) }) }
+	shut := func(how func()) { once.Do(func() { how(); close(l.closed) }) }
 	// The mark came first: a writer that reads it after it set its own deadline
 	// does not write, so this deadline bounds every write that is under way.
 	_ = l.conn.SetWriteDeadline(l.index.Now().Add(farewellBound))
-	timer := time.AfterFunc(farewellBound, shut)
-	l.farewell(e)
+	timer := time.AfterFunc(farewellBound, func() { shut(l.conn.Abort) })
+	said := l.farewell(e)
 	timer.Stop()
-	shut()
+	if said {
+		// A reset could overtake the last words, in our kernel or in the peer's. What
+		// the peer still sends is answered with a reset by the kernel.
+		shut(l.conn.hangUp)
+	}
+	shut(l.conn.Abort)
 }

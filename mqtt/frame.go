@@ -268,8 +268,8 @@ func (o *outbox) writeLocked(b []byte) error {
 
 // last drops what was gathered and writes one frame as the last, within the
 // deadline that is already set. frame is told whether anything was written
-// before. After a failed write it does nothing.
-func (o *outbox) last(frame func(wrote bool) []byte) {
+// before. After a failed write it does nothing. It tells whether the frame went out.
+func (o *outbox) last(frame func(wrote bool) []byte) (said bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.pooled != nil {
@@ -278,8 +278,10 @@ func (o *outbox) last(frame func(wrote bool) []byte) {
 	}
 	if o.err == nil || errors.Is(o.err, errEnded) {
 		if b := frame(o.wrote); len(b) > 0 {
-			_, _ = o.dst.Write(b)
+			_, err := o.dst.Write(b)
+			said = err == nil
 		}
 	}
 	o.err = net.ErrClosed
+	return said
 }

@@ -134,11 +134,11 @@ func natsBadTopic(t string) bool {
 
 // Dial opens a session with a token of its own and allow-lists for its subjects.
 func (n *NATS) Dial(ctx context.Context, s countersign.Session, p countersign.Permissions) (*Backend, error) {
-	return n.dial(ctx, natsID(s.Device, s.ClientID), &server.User{
-		Username:           s.Device,
-		Permissions:        natsPermissions(p),
-		ConnectionDeadline: s.NotAfter.Add(natsGrace),
-	})
+	u := &server.User{Username: s.Device, Permissions: natsPermissions(p)}
+	if !s.NotAfter.IsZero() {
+		u.ConnectionDeadline = s.NotAfter.Add(natsGrace)
+	}
+	return n.dial(ctx, natsID(s.Device, s.ClientID), u)
 }
 
 func (n *NATS) dial(ctx context.Context, id string, u *server.User) (*Backend, error) {

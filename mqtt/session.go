@@ -268,8 +268,13 @@ func (x *session) hangUp(down <-chan struct{}) {
 	if w, ok := x.backend.Conn.(interface{ CloseWrite() error }); ok {
 		_ = w.CloseWrite()
 	}
-	// A device that reads nothing would hold down up.
-	x.conn.Abort()
+	// A device that reads nothing would hold down up. Whoever ended the session
+	// closes the socket in a moment, after the last words.
+	if x.ended() {
+		<-x.live.Done()
+	} else {
+		x.conn.Abort()
+	}
 	<-down
 	_, _ = io.Copy(io.Discard, x.backend.Conn)
 	x.closeBackend()
@@ -301,7 +306,7 @@ func (x *session) wipe(ctx context.Context) error {
 }
 
 // farewell is what the device reads when this side ends the connection.
-func (x *session) farewell(e edge.Ending) {
+func (x *session) farewell(e edge.Ending) bool {
 	code, refused := AdministrativeAction, &refusal{Refusal{connNotAuthorized, NotAuthorized}, e.Reason}
 	switch e.Cause {
 	case edge.Expired:
@@ -311,7 +316,7 @@ func (x *session) farewell(e edge.Ending) {
 	case edge.Shutdown:
 		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
 	}
-	x.down.last(func(greeted bool) []byte {
+	return x.down.last(func(greeted bool) []byte {
 		if !greeted {
 			return refusalPacket(x.connect.level, refused)
 		}
