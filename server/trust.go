@@ -41,6 +41,9 @@ func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error
 	if err != nil {
 		return nil, err
 	}
+	if len(p.Keys) == 0 { // any will do; this is the one we would take
+		return est.Want("P-256"), nil
+	}
 	return est.Want(p.Keys...), nil
 }
 
