@@ -8,7 +8,8 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "Certification authorities", []string{"authority", "authorities"}, a.caList(), a.caGet(), a.caExport())
+	return group("ca", "Certification authorities", []string{"authority", "authorities"},
+		a.caList(), a.caGet(), a.caExport(), a.caRegisterCode(), a.caRegister(), a.caSetCRL())
 }
 
 func (a *app) caView(whole bool) view[api.Authority] {

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
 
@@ -22,6 +27,45 @@ func fleetView() view[api.Fleet] {
 		{"OVERLAP", func(f api.Fleet) string { return span(time.Duration(f.OverlapSeconds) * time.Second) }},
 		{"TRUST DOMAIN", func(f api.Fleet) string { return f.TrustDomain }},
 	}}
+}
+
+// ruledView is fleetView with the rules, each on a line of its own.
+func ruledView(f *api.Fleet) (view[api.Fleet], error) {
+	v := fleetView()
+	if f.Rules == nil {
+		return v, nil
+	}
+	b, err := json.Marshal(f.Rules)
+	if err != nil {
+		return v, err
+	}
+	var rules map[string]json.RawMessage
+	if err := json.Unmarshal(b, &rules); err != nil {
+		return v, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(rules)) {
+		v.cols = append(v.cols, col[api.Fleet]{"RULE " + name, func(api.Fleet) string { return strings.Trim(string(rules[name]), `"`) }})
+	}
+	return v, nil
+}
+
+// rulesFrom reads rules in YAML, which JSON is too. A rule that is not known is an error.
+func (a *app) rulesFrom(file string) (*api.Rules, error) {
+	text, err := a.readInput(file)
+	if err != nil {
+		return nil, err
+	}
+	b, err := yaml.YAMLToJSON(text)
+	if err != nil {
+		return nil, usagef("--rules: %s cannot be read: %v", file, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	var r api.Rules
+	if err := dec.Decode(&r); err != nil {
+		return nil, usagef("--rules: %s cannot be read: %v", file, err)
+	}
+	return &r, nil
 }
 
 func (a *app) fleetList() *cobra.Command {
@@ -44,19 +88,24 @@ func (a *app) fleetGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(a, *f, fleetView())
+			v, err := ruledView(f)
+			if err != nil {
+				return err
+			}
+			return show(a, *f, v)
 		},
 	}
 }
 
 func (a *app) fleetSet() *cobra.Command {
-	var issuer, profile, domain string
+	var issuer, profile, domain, rules string
 	var methods []string
 	var overlap time.Duration
 	c := &cobra.Command{
 		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
-		Example: "  countersign fleet set pumps --overlap 72h",
-		Args:    exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
+		Example: `  countersign fleet set pumps --overlap 72h
+  countersign fleet set pumps --method token --method idevid --rules rules.yaml`,
+		Args: exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var p api.PutFleet
 			seconds := int64(overlap / time.Second)
@@ -71,6 +120,12 @@ func (a *app) fleetSet() *cobra.Command {
 					set()
 				}
 			}
+			if rules != "" {
+				var err error
+				if p.Rules, err = a.rulesFrom(rules); err != nil {
+					return err
+				}
+			}
 			f, err := a.admin().PutFleet(cmd.Context(), args[0], p)
 			if err != nil {
 				return err
@@ -82,9 +137,11 @@ func (a *app) fleetSet() *cobra.Command {
 	}
 	c.Flags().StringVar(&issuer, "issuer", "", "id of the authority that issues to it")
 	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
-	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token; may be repeated")
+	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")
+	c.Flags().StringVar(&rules, "rules", "", "file with all rules of enrollment, YAML or JSON; - is standard input")
 	c.Flags().DurationVar(&overlap, "overlap", 0, "how long a superseded certificate is still accepted")
 	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
+	complete(c, "method", "token", "claim", "idevid", "thumbprint", "key", "group", "tpm")
 	completeWith(c, "issuer", a.authorityIDs)
 	completeWith(c, "profile", a.profileNames)
 	return c

@@ -39,9 +39,14 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits":  cmdExits,
-			"await":  cmdAwait,
-			"enroll": cmdEnroll,
+			"exits":    cmdExits,
+			"await":    cmdAwait,
+			"enroll":   cmdEnroll,
+			"csr":      cmdCSR,
+			"waits":    cmdWaits,
+			"decide":   cmdDecide,
+			"maker":    cmdMaker,
+			"requests": cmdRequests,
 		},
 		RequireExplicitExec: true,
 	})

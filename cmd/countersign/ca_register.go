@@ -1,0 +1,125 @@
+package main
+
+import (
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) caRegisterCode() *cobra.Command {
+	return &cobra.Command{
+		Use: "register-code", Short: "Draw a code that a manufacturer's CA signs over to be registered", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			code, err := a.admin().RegistrationCode(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.output == formatTable {
+				a.stderr().done("code for one registration, good for %s", a.until(code.ExpiresAt))
+				a.stderr().next("have the CA sign a certificate with this common name, then: countersign ca register ID --cert ca.pem --verification proof.pem")
+				a.stdout().linef("%s", code.Code)
+				return nil
+			}
+			return show(a, *code, view[api.RegistrationCode]{name: func(c api.RegistrationCode) string { return c.Code }})
+		},
+	}
+}
+
+func (a *app) caRegister() *cobra.Command {
+	var n api.NewAuthority
+	var cert, verification string
+	var intermediates, lists []string
+	c := &cobra.Command{
+		Use: "register ID --cert FILE", Short: "Register the CA of a manufacturer",
+		Example: `  countersign ca register acme --cert acme.pem --verification proof.pem --crl acme.crl
+  countersign ca register acme --cert acme.pem --override --reason 'offline root, checked by phone'`,
+		Args: exactly("ID"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			switch {
+			case cert == "":
+				return usagef("--cert is missing")
+			case (verification == "") != n.Override:
+				return usagef("give --verification, or --override with a --reason")
+			case n.Override && n.Reason == "":
+				return usagef("--reason is missing: why can the CA not prove that it has its key?")
+			}
+			n.ID = args[0]
+			if n.Certificate, err = a.text(cert); err != nil {
+				return err
+			}
+			if n.Verification, err = a.text(verification); err != nil {
+				return err
+			}
+			for _, file := range intermediates {
+				text, err := a.text(file)
+				if err != nil {
+					return err
+				}
+				n.Intermediates = append(n.Intermediates, text)
+			}
+			if n.CRLs, err = a.files(lists); err != nil {
+				return err
+			}
+			made, err := a.admin().RegisterAuthority(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			a.stderr().done("authority %s registered: %s", made.ID, made.Subject)
+			a.stderr().next("name it in a fleet's rules, authorities: [%s], and open the method: countersign fleet set FLEET --method idevid --rules rules.yaml", made.ID)
+			return acted(a, *made, made.ID)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cert, "cert", "", "the CA's certificate, PEM")
+	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it, for devices that send too little; may be repeated")
+	f.StringArrayVar(&lists, "crl", nil, "revocation list of it or of a CA below, DER or PEM; may be repeated")
+	f.BoolVar(&n.RequireCRL, "require-crl", false, "refuse where there is no list for a link")
+	f.StringVar(&verification, "verification", "", "PEM of a certificate that it signed over a code of: countersign ca register-code")
+	f.BoolVar(&n.Override, "override", false, "register without that, on your word; the log tells")
+	f.StringVar(&n.Reason, "reason", "", "why, with --override")
+	return c
+}
+
+func (a *app) caSetCRL() *cobra.Command {
+	var lists []string
+	c := &cobra.Command{
+		Use: "crl-set ID --crl FILE", Short: "Replace the revocation lists of a registered authority", Args: exactly("ID"), ValidArgsFunction: first(a.authorityIDs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(lists) == 0 {
+				return usagef("--crl is missing")
+			}
+			crls, err := a.files(lists)
+			if err != nil {
+				return err
+			}
+			made, err := a.admin().PutCRLs(cmd.Context(), args[0], api.PutCRLs{CRLs: crls})
+			if err != nil {
+				return err
+			}
+			a.stderr().done("authority %s has %d revocation lists", made.ID, len(crls))
+			return acted(a, *made, made.ID)
+		},
+	}
+	c.Flags().StringArrayVar(&lists, "crl", nil, "revocation list, DER or PEM; may be repeated")
+	return c
+}
+
+// text reads a file as text; no name is no text.
+func (a *app) text(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := a.readInput(file)
+	return string(b), err
+}
+
+func (a *app) files(names []string) ([][]byte, error) {
+	var out [][]byte
+	for _, name := range names {
+		b, err := a.readInput(name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
