@@ -16,7 +16,7 @@ func (a *app) enrollCommand() *cobra.Command {
 	return group("enroll", "Let devices in", nil,
 		a.enrollToken(), a.enrollClaim(), a.enrollKey(), a.enrollGroup(), a.enrollDerive(), a.enrollThumbprint(), a.enrollTPM(),
 		a.enrollFactory(), a.enrollList(), a.enrollTokens(), a.enrollStop(),
-		a.enrollPending(), a.enrollApprove(), a.enrollReject(), a.enrollExplain())
+		a.enrollPending(), a.enrollApprove(), a.enrollReject(), a.enrollExplain(), a.enrollAdvise())
 }
 
 // bounds are the flags of a credential that may be shared.
