@@ -66,6 +66,9 @@ const (
 	ttl     = 300 * 24 * time.Hour // of tokens
 )
 
+// hookSecret signs what webhooks are asked.
+const hookSecret = "a secret of the hook's own, long enough"
+
 var remote = netip.MustParseAddrPort("192.0.2.7:4711")
 
 // newWorld founds an authority with fleets default and other, and runs its log.
@@ -73,8 +76,13 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w := &world{clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}}
+	keys := &keystore.Store{Dir: t.TempDir()}
+	sealer, err := keys.OpenSealer("file:seal.key")
+	if err != nil {
+		t.Fatal(err)
+	}
 	authority, err := ca.Open(t.Context(), ca.Options{
-		DB: db, Keys: &keystore.Store{Dir: t.TempDir()}, Now: w.clock.Now, Log: log, StatusURL: "http://status.example.net",
+		DB: db, Keys: keys, Now: w.clock.Now, Log: log, StatusURL: "http://status.example.net",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +110,8 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	t.Cleanup(func() { stop(); running.Wait() })
 	w.Desk = &ra.Desk{
 		DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: w.clock.Now}, Ledger: &access.Ledger{Now: w.clock.Now},
-		Events: events, Now: w.clock.Now, Log: log, Cut: w.cut,
+		Events: events, Now: w.clock.Now, Log: log, Cut: w.cut, Sealer: sealer,
+		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}
 	return w
 }

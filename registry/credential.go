@@ -293,13 +293,13 @@ func (r *Registry) Stop(ctx context.Context, tx *store.Tx, id, why string) (Cred
 	if err != nil {
 		return c, err
 	}
-	if c.State == CredentialStopped {
-		return c, countersign.Errorf(countersign.Conflict, "%s %s is stopped already", c.Kind, id)
-	}
 	c.State, c.Reason = CredentialStopped, clip(why)
-	_, err = tx.Exec(ctx, `UPDATE credential SET state = $2, reason = $3 WHERE id = $1`, id, string(c.State), c.Reason)
+	n, err := tx.Exec(ctx, `UPDATE credential SET state = $2, reason = $3 WHERE id = $1 AND state = 'active'`, id, string(c.State), c.Reason)
 	if err != nil {
 		return c, fmt.Errorf("stop %s %s: %w", c.Kind, id, err)
+	}
+	if n != 1 {
+		return c, countersign.Errorf(countersign.Conflict, "%s %s is stopped already", c.Kind, id)
 	}
 	return c, nil
 }

@@ -1,0 +1,112 @@
+package ra_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+)
+
+const day = 24 * time.Hour
+
+func TestRecoveryIsBounded(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		door := ra.Recovery{Desk: w.Desk}
+		rule := countersign.Recovery{MaxAge: countersign.Span(30 * day), MaxTimes: 1, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+		cert := w.active(t, "pump-1")
+		key := newKey(t)
+		ask := func(from string) error {
+			r := renewal(t, cert, key)
+			r.Remote = netip.MustParseAddrPort(from)
+			_, err := door.Reenroll(t.Context(), r)
+			return err
+		}
+		w.clock.set(cert.NotAfter.Add(time.Second))
+		wantCode(t, ask("192.0.2.1:1"), countersign.CertExpired) // no rule
+		w.rules(t, "default", countersign.Rules{Recovery: &rule})
+		_, err := w.Reenroll(t.Context(), renewal(t, cert, key)) // the ordinary door
+		wantCode(t, err, countersign.CertExpired)
+		_, err = door.Enroll(t.Context(), enrollment(t, newKey(t), "pump-2", w.token(t, registry.Credential{})))
+		wantCode(t, err, countersign.NotAllowed)
+		_, err = door.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1"})
+		wantCode(t, err, countersign.NotAllowed)
+		wantCode(t, ask("198.51.100.1:1"), countersign.NotAllowed)
+		w.clock.set(cert.NotAfter.Add(30*day + time.Second))
+		wantCode(t, ask("192.0.2.1:1"), countersign.CertExpired)
+		w.clock.set(cert.NotAfter.Add(30 * day))
+		g, err := door.Reenroll(t.Context(), renewal(t, cert, key))
+		if err != nil {
+			t.Fatalf("in time: %v", err)
+		}
+		if c := w.record(t, leaf(t, g)); c.Method != string(countersign.MethodRecovery) {
+			t.Errorf("got method %s on record, want recovery", c.Method)
+		}
+		w.clock.advance(time.Second)
+		again, err := door.Reenroll(t.Context(), renewal(t, cert, key))
+		if err != nil || again.Serial != g.Serial {
+			t.Errorf("retry: got %v, want the same certificate", err)
+		}
+		cert, key = leaf(t, g), newKey(t)
+		w.use(t, cert)
+		w.clock.set(cert.NotAfter.Add(time.Second))
+		wantCode(t, ask("192.0.2.1:1"), countersign.NotAllowed) // a second time
+	})
+}
+
+func TestRecoveryForgivesExpiryOnly(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(30 * day), MaxTimes: 9}})
+		door := ra.Recovery{Desk: w.Desk}
+		held, revoked, forked := w.active(t, "held"), w.active(t, "revoked"), w.active(t, "forked")
+		if _, err := w.Suspend(t.Context(), ra.Act{Device: "held", Actor: boss.Actor}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "revoked", Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
+			t.Fatal(err)
+		}
+		w.clock.set(forked.NotAfter.Add(time.Minute))
+		_, err := door.Reenroll(t.Context(), renewal(t, held, newKey(t)))
+		wantCode(t, err, countersign.DeviceOnHold)
+		_, err = door.Reenroll(t.Context(), renewal(t, revoked, newKey(t)))
+		wantCode(t, err, countersign.CertIsRevoked)
+		g, err := door.Reenroll(t.Context(), renewal(t, forked, newKey(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.clock.advance(time.Second)
+		w.use(t, leaf(t, g))
+		_, err = door.Reenroll(t.Context(), renewal(t, forked, newKey(t))) // a second holder of the old key
+		wantCode(t, err, countersign.ForkDetected)
+		w.clock.advance(time.Second)
+		_, err = door.Reenroll(t.Context(), renewal(t, leaf(t, g), newKey(t)))
+		wantCode(t, err, countersign.DeviceOnHold)
+	})
+}
+
+func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{
+			MaxAge: countersign.Span(30 * day), MaxTimes: 9, ApproveAfter: countersign.Span(7 * day),
+		}})
+		door := ra.Recovery{Desk: w.Desk}
+		cert, key := w.active(t, "pump-1"), newKey(t)
+		w.clock.set(cert.NotAfter.Add(7*day + time.Second))
+		_, err := door.Reenroll(t.Context(), renewal(t, cert, key))
+		wantCode(t, err, countersign.Pending)
+		asked := w.waiting(t)
+		if asked.Method != countersign.MethodRecovery || asked.Facts["expired"] == "" {
+			t.Errorf("the operator sees %+v", asked)
+		}
+		if _, err := w.office().Approve(t.Context(), asked.ID, "", boss); err != nil {
+			t.Fatal(err)
+		}
+		_, err = door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+		wantCode(t, err, countersign.Pending)
+		if _, err := door.Reenroll(t.Context(), renewal(t, cert, key)); err != nil {
+			t.Errorf("after approval: %v", err)
+		}
+	})
+}
