@@ -332,3 +332,7 @@ func TestNoTPMWhereThereIsNoDesk(t *testing.T) {
 		t.Errorf("got %d %s, want 404", w.Code, w.Body)
 	}
 }
+
+func pemBlock(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
