@@ -31,7 +31,9 @@ func (s *Store) OpenSealer(uri string) (*Sealer, error) {
 			return nil, fmt.Errorf("draw a sealing key: %w", err)
 		}
 		text = []byte(base64.StdEncoding.EncodeToString(key[:]) + "\n")
-		err = writeNew(path, text)
+		if err = writeNew(path, text); errors.Is(err, os.ErrExist) { // another process was first
+			text, err = readBounded(path)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open sealing key %s: %w", uri, err)
