@@ -36,8 +36,10 @@ var questions = []question{
 	}},
 	{"factory", "Does each device leave its factory with a certificate of its maker (IDevID)?", []choice{{"yes", ""}, {"no", ""}}},
 	{"who", "Who touches a device before its first connection?", []choice{
-		{"factory", "your factory line, which can write into it"}, {"installer", "someone of yours at the site"},
-		{"owner", "the customer, with an app"}, {"nobody", "all devices get the same image and no more"},
+		{"factory", "your factory line, which can write into it"},
+		{"installer", "someone of yours at the site"},
+		{"owner", "the customer, with an app"},
+		{"nobody", "all devices get the same image and no more"},
 	}},
 	{"network", "How does a device reach this server?", []choice{
 		{"direct", "TLS arrives here as it left the device"}, {"proxy", "something between ends TLS"}, {"offline", "not at all when it gets its identity"},

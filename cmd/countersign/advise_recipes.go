@@ -39,11 +39,11 @@ var recipes = map[recipe][]command{
 		operator(
 			"echo 'approval: [token]' > rules.yaml",
 			"countersign fleet set pumps --method token --rules rules.yaml",
-			"countersign enroll token --fleet pumps --uses 500 --ttl 720h --devices pump-0001..pump-0500 --per-minute 10 -o name",
-			"countersign enroll pending",
-			"countersign enroll approve ID",
+			"countersign enroll token --fleet pumps --uses 500 --ttl 720h --devices 'pump-*' --per-minute 10 -o name",
 		),
 		onDevice(setServer, "export TOKEN=cset_...", makeKey, askToken),
+		operator("countersign enroll pending", "countersign enroll approve ID"),
+		onDevice(askToken),
 	),
 	{countersign.MethodFactory, ""}: lines(
 		operator("countersign fleet set pumps --method token", "countersign operator token line-3 --role factory --ttl 2160h -o name > line-3.token"),
@@ -58,11 +58,11 @@ var recipes = map[recipe][]command{
 		operator(
 			"echo 'approval: [claim]' > rules.yaml",
 			"countersign fleet set pumps --method claim --method token --rules rules.yaml",
-			"countersign enroll claim --label batch-3 --fleet pumps --uses 500 --ttl 720h --devices pump-0001..pump-0500 --per-minute 10 --out claim",
-			"countersign enroll pending",
-			"countersign enroll approve ID",
+			"countersign enroll claim --label batch-3 --fleet pumps --uses 500 --ttl 720h --devices 'pump-*' --per-minute 10 --out claim",
 		),
 		onDevice(setServer, makeKey, askClaim),
+		operator("countersign enroll pending", "countersign enroll approve ID"),
+		onDevice(askClaim),
 	),
 	{countersign.MethodClaim, "temporary"}: lines(
 		operator("countersign fleet set pumps --method claim --method token", "countersign enroll claim --temporary --fleet pumps --devices pump-7 --out claim"),

@@ -52,8 +52,16 @@ type demoWay struct {
 // the server's clock.
 func (d *demo) methodSteps() []demoNamed {
 	ways := []demoWay{
-		{"token", d.byToken}, {"factory", d.byFactory}, {"claim", d.byClaim}, {"idevid", d.byIDevID}, {"thumbprint", d.byThumbprint},
-		{"key", d.byKey}, {"group", d.byGroup}, {"tpm", d.byTPM}, {"token, after approval", d.byApproval}, {"recovery", d.byRecovery},
+		{"token", d.byToken},
+		{"factory", d.byFactory},
+		{"claim", d.byClaim},
+		{"idevid", d.byIDevID},
+		{"thumbprint", d.byThumbprint},
+		{"key", d.byKey},
+		{"group", d.byGroup},
+		{"tpm", d.byTPM},
+		{"token, after approval", d.byApproval},
+		{"recovery", d.byRecovery},
 	}
 	steps := []demoNamed{{"open a fleet to every method", d.openWays}}
 	for _, w := range ways {
