@@ -255,3 +255,20 @@ func TestFactoryReadsNoFurtherThanItsWindow(t *testing.T) {
 		t.Errorf("report: got %.200q", w.Body.String()[max(0, w.Body.Len()-200):])
 	}
 }
+
+func TestFactoryRunsOverHTTP2(t *testing.T) {
+	h, a := plant(t)
+	s := httptest.NewUnstartedServer(h.Handler())
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	var in strings.Builder
+	const total = 300
+	for i := range total {
+		in.WriteString(line(fmt.Sprint(i), "", newCSR(t, fmt.Sprint("pump-", i))))
+	}
+	results, report := run(t, sdk.Remote(s.URL, a.Token, s.Client()), strings.NewReader(in.String()))
+	if len(results) != total || report == nil || report.Granted != total {
+		t.Errorf("got %d results and %+v, want %d granted", len(results), report, total)
+	}
+}
