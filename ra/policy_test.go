@@ -40,7 +40,7 @@ func TestExpressionDecides(t *testing.T) {
 		{`now > timestamp("2026-01-01T00:00:00Z") && now.getHours("UTC") == 12`, ""},
 		{`device.tags.line == "a"`, countersign.NotAllowed}, // no such tag: an error is a no
 		{`csr.nothing == "x"`, countersign.NotAllowed},      // no such field
-		{`csr.cn + 1 == 2`, countersign.NotAllowed},       // no such overload at run time
+		{`csr.cn + 1 == 2`, countersign.NotAllowed},         // no such overload at run time
 		{`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, a*b*c*d > 0))))`, countersign.NotAllowed}, // over the cost
 	} {
 		w.rules(t, "default", countersign.Rules{Expression: tt.text})
