@@ -218,3 +218,89 @@ func TestTokensNewestFirst(t *testing.T) {
 		}
 	})
 }
+
+func TestStoppedCredentialMayBeFollowed(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := open(t, db)
+		create := func() (c registry.Credential, err error) {
+			err = db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) (err error) {
+				c, err = h.CreateCredential(ctx, tx, registry.Credential{Kind: countersign.MethodKey, Fleet: "default", Device: "pump-1"}, registry.Lookup{First: "default/pump-1"})
+				return err
+			})
+			return c, err
+		}
+		first, err := create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = create()
+		wantCode(t, err, countersign.Conflict)
+		stop := func() error {
+			return db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+				_, err := h.Stop(ctx, tx, first.ID, "leaked")
+				return err
+			})
+		}
+		errs := make(chan error, 4)
+		for range cap(errs) {
+			go func() { errs <- stop() }()
+		}
+		won := 0
+		for range cap(errs) {
+			if err := <-errs; err == nil {
+				won++
+			} else {
+				wantCode(t, err, countersign.Conflict)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%d stopped it, want 1", won)
+		}
+		wantCode(t, h.spend(t, first), countersign.CredentialSpent)
+		found, err := h.Find(t.Context(), db, countersign.MethodKey, "default/pump-1")
+		if err != nil || found.State != registry.CredentialStopped || found.Reason != "leaked" {
+			t.Errorf("Find: got %+v, %v, want the stopped one", found, err)
+		}
+		second, err := create()
+		if err != nil {
+			t.Fatalf("after the first was stopped: %v", err)
+		}
+		if found, err = h.Find(t.Context(), db, countersign.MethodKey, "default/pump-1"); err != nil || found.ID != second.ID {
+			t.Errorf("Find: got %s, %v, want %s", found.ID, err, second.ID)
+		}
+	})
+}
+
+func TestDevicePatterns(t *testing.T) {
+	h := open(t, storetest.Open(t))
+	for _, bad := range []string{"", "a b", "[a-z]", `a\*`, "a/b", "pump-9..pump-1", "pump-1..pump-10", "pump-1..valve-2", "pump..pumq", "..", strings.Repeat("x", 129)} {
+		err := h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, _, err := h.CreateToken(ctx, tx, registry.Credential{Fleet: "default", UsesMax: 1, Devices: []string{bad}}, time.Hour)
+			return err
+		})
+		if countersign.CodeOf(err) != countersign.BadRequest {
+			t.Errorf("pattern %.20q: got %v, want bad_request", bad, err)
+		}
+	}
+	for _, tt := range []struct {
+		pattern, device string
+		want            bool
+	}{
+		{"*", "anything", true}, {"pump-*", "pump-", true}, {"pump-*", "xpump-1", false}, {"p?mp", "pump", true}, {"p?mp", "puump", false},
+		{"a1..a3", "a1", true}, {"a1..a3", "a3", true}, {"a1..a3", "a4", false}, {"a1..a3", "a02", false}, {"a1..a3", "a", false}, {"a01..a30", "a1x", false},
+	} {
+		c := registry.Credential{Devices: []string{tt.pattern}}
+		if got := c.Covers(tt.device); got != tt.want {
+			t.Errorf("%s covers %s: got %v", tt.pattern, tt.device, got)
+		}
+	}
+	for _, label := range []string{"a\x00b", "\xff"} {
+		err := h.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, _, err := h.CreateToken(ctx, tx, registry.Credential{Fleet: "default", UsesMax: 1, Label: label}, time.Hour)
+			return err
+		})
+		if countersign.CodeOf(err) != countersign.BadRequest {
+			t.Errorf("label %q: got %v, want bad_request", label, err)
+		}
+	}
+}
