@@ -16,7 +16,7 @@ func FuzzReadConnect(f *testing.F) {
 		{level: 5, clientID: "dev/1", props: []byte{0x11, 0, 0, 0, 9, 0x21, 0, 5}, username: "u", password: []byte{0, 1}},
 		{level: 5, clientID: "d", will: &will{qos: 1, retain: true, topic: "a/b", payload: []byte("x"), props: []byte{0x18, 0, 0, 0, 1}}},
 	} {
-		f.Add(c.append(nil, c.level))
+		f.Add(c.encode(c.level))
 	}
 	f.Add([]byte("\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x03dev"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -33,7 +33,7 @@ func FuzzReadConnect(f *testing.F) {
 		if c.will != nil && !validTopic(c.will.topic) {
 			t.Fatalf("will topic %q was accepted", c.will.topic)
 		}
-		again := frameReader{src: bytes.NewReader(c.append(nil, c.level)), max: 2 * maxConnect}
+		again := frameReader{src: bytes.NewReader(c.encode(c.level)), max: 2 * maxConnect}
 		defer again.release()
 		q, err := again.next()
 		if err != nil {

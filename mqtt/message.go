@@ -151,8 +151,8 @@ func (c *connect) readWill(s *scanner, flags byte) error {
 	return s.err
 }
 
-// append encodes the CONNECT for an engine that speaks level.
-func (c *connect) append(b []byte, level byte) []byte {
+// encode writes the CONNECT for an engine that speaks level.
+func (c *connect) encode(level byte) []byte {
 	var flags byte
 	if c.cleanStart {
 		flags |= flagCleanStart
@@ -183,7 +183,7 @@ func (c *connect) append(b []byte, level byte) []byte {
 		body = appendText(body, c.password)
 	}
 	body[flagsAt] = flags
-	return append(b, packet(pktConnect<<4, body)...)
+	return packet(pktConnect<<4, body)
 }
 
 // connack is a CONNACK packet (MQTT 5, 3.2).

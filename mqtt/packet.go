@@ -73,9 +73,9 @@ func ackPacket(kind byte, id uint16, code Reason) []byte {
 		head |= 0x02
 	}
 	if code == Success {
-		return []byte{head, 2, byte(id >> 8), byte(id)}
+		return binary.BigEndian.AppendUint16([]byte{head, 2}, id)
 	}
-	return []byte{head, 3, byte(id >> 8), byte(id), byte(code)}
+	return append(binary.BigEndian.AppendUint16([]byte{head, 3}, id), byte(code))
 }
 
 // subscribe is a SUBSCRIBE or UNSUBSCRIBE packet (MQTT 5, 3.8 and 3.10).

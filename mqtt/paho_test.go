@@ -83,8 +83,10 @@ func TestPaho5ThroughTheShim(t *testing.T) {
 	cert := g.issue("dev", time.Hour)
 	expiry := uint32(3600)
 	hello := func(clean bool) *paho.Connect {
-		return &paho.Connect{ClientID: "dev", CleanStart: clean, KeepAlive: 30,
-			Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry, ReceiveMaximum: ptr(uint16(2))}}
+		return &paho.Connect{
+			ClientID: "dev", CleanStart: clean, KeepAlive: 30,
+			Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry, ReceiveMaximum: new(uint16(2))},
+		}
 	}
 	d := g.paho5(t, cert, hello(true))
 	p := d.connack.Properties
@@ -129,7 +131,7 @@ func TestPaho5ThroughTheShim(t *testing.T) {
 	if m := d.message(t); string(m.Payload) != "queued" {
 		t.Errorf("resumed: got %q", m.Payload)
 	}
-	if err := d.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{SessionExpiryInterval: ptr(uint32(0))}}); err != nil {
+	if err := d.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{SessionExpiryInterval: new(uint32(0))}}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 2 })
@@ -145,8 +147,10 @@ func TestPurgeDropsTheStoredSessions(t *testing.T) {
 	g := start(t, nil)
 	expiry := uint32(3600)
 	present := func(id string) bool {
-		d := g.paho5(t, g.issue(id, time.Hour), &paho.Connect{ClientID: id + ":s", KeepAlive: 30,
-			Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry}})
+		d := g.paho5(t, g.issue(id, time.Hour), &paho.Connect{
+			ClientID: id + ":s", KeepAlive: 30,
+			Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
+		})
 		if _, err := d.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/" + id + "/down/#", QoS: 1}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -290,7 +294,7 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 		t.Errorf("CONNACK announces %+v", p)
 	}
 	s, err := d.Subscribe(t.Context(), &paho.Subscribe{
-		Properties: &paho.SubscribeProperties{SubscriptionIdentifier: ptr(7)},
+		Properties: &paho.SubscribeProperties{SubscriptionIdentifier: new(7)},
 		Subscriptions: []paho.SubscribeOptions{
 			{Topic: "devices/+/up/#", QoS: 1}, {Topic: "devices/dev/up/#", QoS: 1}, {Topic: "$SYS/#", QoS: 0}, {Topic: "$share/g/shared/#", QoS: 1},
 		},
@@ -300,7 +304,7 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 	}
 	sent := &paho.Publish{Topic: "devices/dev/up/x", QoS: 2, Payload: []byte("hello"), Properties: &paho.PublishProperties{
 		CorrelationData: []byte{1, 2}, ResponseTopic: "devices/dev/down/r", ContentType: "text/plain",
-		TopicAlias: ptr(uint16(3)), User: paho.UserProperties{{Key: "k", Value: "v"}},
+		TopicAlias: new(uint16(3)), User: paho.UserProperties{{Key: "k", Value: "v"}},
 	}}
 	if _, err := d.Publish(t.Context(), sent); err != nil {
 		t.Fatal(err)
@@ -355,5 +359,3 @@ func TestEngineAwayIsUnavailable(t *testing.T) {
 		}
 	}
 }
-
-func ptr[T any](v T) *T { return &v }

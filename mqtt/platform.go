@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -36,7 +37,7 @@ type platform struct {
 func newPlatform(ctx context.Context, b *Backend, now func() time.Time) (*platform, error) {
 	p := &platform{conn: b.Conn, in: frameReader{src: b.Conn, max: platformMaxPacket}, now: now}
 	c := connect{level: 4, cleanStart: true, clientID: b.ClientID, username: b.Username, password: b.Password}
-	f, err := p.ask(ctx, c.append(nil, 4))
+	f, err := p.ask(ctx, c.encode(4))
 	if err == nil {
 		var a *connack
 		if a, err = parseConnack(f, 4); err == nil && a.code != 0 {
@@ -97,7 +98,7 @@ func (p *platform) subscribe(ctx context.Context, filter string, receive func(st
 	if err == nil {
 		var a *suback
 		if a, err = parseSuback(f, 4); err == nil && (f.kind() != pktSuback || len(a.codes) != 1 || a.codes[0] > 2) {
-			err = fmt.Errorf("the engine refused it")
+			err = errors.New("the engine refused it")
 		}
 	}
 	if err != nil {

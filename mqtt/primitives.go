@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"encoding/binary"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -85,12 +86,7 @@ func (s *scanner) text(what string) []byte {
 }
 
 func validText(b []byte) bool {
-	for _, c := range b {
-		if c == 0 {
-			return false
-		}
-	}
-	return utf8.Valid(b)
+	return !slices.Contains(b, 0) && utf8.Valid(b)
 }
 
 // properties reads a property block: its bytes without the length.
@@ -106,7 +102,7 @@ func (s *scanner) done() error {
 
 func appendVarint(b []byte, n int) []byte {
 	for n >= 0x80 {
-		b = append(b, byte(n)|0x80)
+		b = append(b, byte(n)|0x80) //nolint:gosec // the lowest seven bits are meant
 		n >>= 7
 	}
 	return append(b, byte(n))

@@ -108,10 +108,11 @@ func walkProperties(block []byte, kind byte, each func(property) error) error {
 		if s.err != nil {
 			return s.err
 		}
-		if err := checkProperty(byte(id), number); err != nil {
+		p := property{byte(id), number, start[:len(start)-len(s.b)]} //nolint:gosec // less than len(propRules)
+		if err := checkProperty(p.id, number); err != nil {
 			return err
 		}
-		if err := each(property{byte(id), number, start[:len(start)-len(s.b)]}); err != nil {
+		if err := each(p); err != nil {
 			return err
 		}
 	}

@@ -142,7 +142,7 @@ func (x *session) dial(ctx context.Context, c connect) (*connack, error) {
 	x.up = outbox{dst: b.Conn, ended: x.ended, now: x.now}
 	x.engine = frameReader{src: b.Conn, max: x.srv.Limits.MaxPacket + maxConnect}
 	_ = b.Conn.SetReadDeadline(x.now().Add(engineTimeout))
-	if err := x.up.send(c.append(nil, x.level)); err != nil {
+	if err := x.up.send(c.encode(x.level)); err != nil {
 		return nil, err
 	}
 	if err := x.up.flush(); err != nil {

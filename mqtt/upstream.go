@@ -246,7 +246,7 @@ func (x *session) deviceSubscribe(f frame) error {
 			codes[i] = subFailure
 		}
 	}
-	answer := byte(kind + 1) // SUBACK, UNSUBACK
+	answer := kind + 1 // SUBACK, UNSUBACK
 	if len(pass) == 0 {
 		return x.down.send((&suback{id: p.id, codes: codes}).encode(answer, x.connect.level))
 	}
@@ -309,7 +309,7 @@ func (x *session) deviceDisconnect(f frame) error {
 		return err
 	}
 	if d.hasExpiry {
-		if x.connect.sessionExpiry == 0 && d.expiry > 0 { // [MQTT-3.1.2-23], 3.14.2.2.2
+		if x.connect.sessionExpiry == 0 && d.expiry > 0 { // MQTT 5, 3.14.2.2.2
 			return breach(ProtocolError, "a session that should expire at once cannot be kept")
 		}
 		x.expiry = d.expiry
