@@ -102,10 +102,10 @@ func (s *scanner) done() error {
 
 func appendVarint(b []byte, n int) []byte {
 	for n >= 0x80 {
-		b = append(b, byte(n)|0x80) //nolint:gosec // the lowest seven bits are meant
+		b = append(b, byte(n)|0x80)
 		n >>= 7
 	}
-	return append(b, byte(n))
+	return append(b, byte(n)) //nolint:gosec // less than 0x80
 }
 
 func appendText[T string | []byte](b []byte, s T) []byte {
