@@ -57,6 +57,7 @@ func errPending(device string) error {
 // await records a request that an operator has to decide, with its evidence, and
 // asks the device to come back. A device that nobody registered stays unknown until
 // it is approved: else asking would register it for the methods that want that.
+// No error: the request has its certificate already, c.again.
 func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 	w := registry.Waiting{
 		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.waitsAs(), Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
@@ -64,6 +65,12 @@ func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
+		}
+		if c.method != countersign.MethodRecovery { // the same request may have been served since it was looked at
+			var err error
+			if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil || c.again != nil {
+				return err
+			}
 		}
 		if _, err := d.Registry.WaitingOf(ctx, tx, r.device, r.waitsAs(), c.evidence); countersign.CodeOf(err) != countersign.NotFound {
 			return err // the same request came twice at once
@@ -83,7 +90,7 @@ func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
 		e.Data = map[string]string{"request": made.ID, "method": string(c.method), "evidence": c.evidence}
 		return d.Events.Append(ctx, tx, e)
 	})
-	if err != nil {
+	if err != nil || c.again != nil {
 		return err
 	}
 	return errPending(r.device)

@@ -71,7 +71,10 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 		return d.grant(c.again, true)
 	}
 	if c.waits && c.waiting == "" {
-		return nil, d.await(ctx, r, c)
+		if err := d.await(ctx, r, c); err != nil {
+			return nil, err
+		}
+		return d.grant(c.again, true)
 	}
 	issued, err := d.issue(ctx, ca.Order{
 		Profile: c.profile, Fleet: c.fleet, Device: r.device, PublicKey: r.csr.PublicKey, Evidence: c.evidence, Method: c.method,
