@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -168,6 +169,25 @@ func TestDocumentedMatrixIsThatOfTheAdvisor(t *testing.T) {
 	for _, m := range methods {
 		if !strings.Contains(doc, "\n### "+string(m.name)+"\n") {
 			t.Errorf("%s has no section %s", enrollmentDoc, m.name)
+		}
+	}
+}
+
+// TestDocumentedRulesAreAll reads the reference of rules as fleet set does, and
+// wants every rule in it.
+func TestDocumentedRulesAreAll(t *testing.T) {
+	block := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(readDoc(t))
+	if block == nil {
+		t.Fatal("there are no rules in it")
+	}
+	rules, err := (&app{in: strings.NewReader(block[1])}).rulesFrom("-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := reflect.ValueOf(*rules)
+	for i := range v.NumField() {
+		if v.Field(i).IsZero() {
+			t.Errorf("the reference lacks %s", v.Type().Field(i).Name)
 		}
 	}
 }
