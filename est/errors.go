@@ -40,7 +40,7 @@ func httpStatus(code countersign.Code) int {
 		return http.StatusUnauthorized
 	case countersign.NotAllowed, countersign.SubjectMismatch,
 		countersign.DeviceOnHold, countersign.DeviceGone,
-		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld,
+		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.KeyReused,
 		countersign.CertExpired, countersign.CertNotYetValid, countersign.ForkDetected:
 		return http.StatusForbidden
 	case countersign.NotFound:

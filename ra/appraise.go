@@ -327,6 +327,10 @@ func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) 
 	case !proof.EKVerified:
 		return nil, countersign.Errorf(countersign.BadCredential, "the TPM's endorsement key is neither registered nor certified by a manufacturer that fleet %s trusts", fleet.Name).
 			WithNext("register it: countersign enroll tpm; or register the manufacturer's CA and name it in the fleet's rules")
+	case !fleet.Rules.TPMID:
+		// A manufacturer vouches for a chip and not for a name: one chip could take many.
+		return nil, countersign.Errorf(countersign.NotAllowed, "fleet %s does not take device ids from the chip, and this one is not registered", fleet.Name).
+			WithNext("set tpm_id in the fleet's rules, or register the chip for one device: countersign enroll tpm")
 	default:
 		r.by = countersign.Actor("tpm:" + proof.EKHash[:16])
 		a = &appraisal{method: countersign.MethodTPM, evidence: "tpm:" + proof.EKHash, fleet: fleet.Name, facts: map[string]string{}}

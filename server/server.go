@@ -65,6 +65,7 @@ type Server struct {
 	engine    engine
 	gateway   *mqtt.Server
 	metrics   *metrics
+	purges    chan string // devices whose stored messages the engine is to drop
 	listeners *listeners
 	http      []*httpDoor
 
@@ -193,7 +194,7 @@ func (s *Server) openDesk(context.Context) error {
 			return []byte(v), err
 		},
 	}
-	s.metrics = newMetrics()
+	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
 	s.desk.Observe = s.metrics.observe
 	s.events.Subscribe(s.metrics.heard)
 	s.events.Subscribe(s.heard)
@@ -255,7 +256,13 @@ func (s *Server) enrollment(by countersign.Enroller, tpm rest.TPM) http.Handler 
 // heard acts on what happened here or on another node.
 func (s *Server) heard(e countersign.Event) {
 	switch e.Type {
-	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv:
+	case countersign.DeviceRevoked, countersign.DeviceRetiredEv:
+		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
+		select {
+		case s.purges <- e.Device:
+		default: // the engine's own idle limit clears what a flood of revocations leaves
+		}
+	case countersign.DeviceSuspendedEv:
 		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
 	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
 		s.ca.Forget(e.Cert.Serial)
@@ -287,7 +294,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.desk.Run, s.crls.Run, s.tend} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.desk.Run, s.crls.Run, s.tend, s.purge} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
@@ -309,6 +316,28 @@ func (s *Server) Run(ctx context.Context) error {
 	s.events.Later(countersign.Event{Type: countersign.ServerStopped, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	stopWork()
 	return errors.Join(err, background.Wait(), s.Close())
+}
+
+// maxPurges bounds the devices whose stored messages wait to be dropped.
+const maxPurges = 1024
+
+// purge has the engine drop what it keeps of devices that lost their identity. It
+// reads every stored session, so nobody waits for it.
+func (s *Server) purge(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case device := <-s.purges:
+			if s.engine == nil {
+				continue
+			}
+			err := s.engine.Purge(ctx, device)
+			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
+				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
+			}
+		}
+	}
 }
 
 // tendEvery is how often the server looks after itself.
