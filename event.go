@@ -41,8 +41,8 @@ const (
 	EnrollWaiting        EventType = "enrollment.waiting"
 	EnrollApproved       EventType = "enrollment.approved"
 	EnrollRejected       EventType = "enrollment.rejected"
-	CredentialCreated    EventType = "credential.created"
-	CredentialStopped    EventType = "credential.stopped"
+	CredentialCreated    EventType = "credential.created" //nolint:gosec // a name
+	CredentialStopped    EventType = "credential.stopped" //nolint:gosec // a name
 	FindingClaim         EventType = "finding.claim_misuse"
 	FindingGroupKey      EventType = "finding.group_key_leaked"
 	FindingGuessing      EventType = "finding.guessing"

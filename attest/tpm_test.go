@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -205,7 +206,7 @@ func TestTPMRefusesWhatItDoesNotProve(t *testing.T) {
 		"not made by a TPM":      {func(e *attest.TPMEvidence) { e.CertifyInfo = flip(e.CertifyInfo, 0) }, countersign.BadCredential, "not made by a TPM"},
 		"statement cut off":      {func(e *attest.TPMEvidence) { e.CertifyInfo = e.CertifyInfo[:len(e.CertifyInfo)-1] }, countersign.BadRequest, "malformed"},
 		"statement with surplus": {func(e *attest.TPMEvidence) {
-			e.CertifyInfo = append(e.CertifyInfo[:len(e.CertifyInfo):len(e.CertifyInfo)], 0)
+			e.CertifyInfo = append(slices.Clip(e.CertifyInfo), 0)
 		}, countersign.BadRequest, "malformed"},
 		"oversized statement": {func(e *attest.TPMEvidence) { e.CertifyInfo = make([]byte, 2000) }, countersign.TooLarge, ""},
 		"signature cut off":   {func(e *attest.TPMEvidence) { e.CertifySignature = e.CertifySignature[:20] }, countersign.BadRequest, "malformed"},

@@ -38,9 +38,9 @@ func CheckPCRs(values map[int][]byte) error {
 }
 
 // checkCertify wants the AK's word, given in this session, that the key is in its TPM.
-func (ak *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error {
+func (k *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error {
 	const what = "key certification"
-	a, err := ak.statement(what, ev.CertifyInfo, ev.CertifySignature, nonce)
+	a, err := k.statement(what, ev.CertifyInfo, ev.CertifySignature, nonce)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func certified(a *tpm2.TPMSAttest) (name []byte, ok bool) {
 
 // statement reads what a TPM says of itself, signed by the AK, with the nonce of
 // this session as qualifying data.
-func (ak *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2.TPMSAttest, error) {
+func (k *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2.TPMSAttest, error) {
 	if err := checkTPMSize(what, attest, maxTPMAttest); err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (ak *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2
 	if err != nil {
 		return nil, malformedTPM(what, err)
 	}
-	if err := ak.verify(what, attest, signature); err != nil {
+	if err := k.verify(what, attest, signature); err != nil {
 		return nil, err
 	}
 	if len(nonce) == 0 || !bytes.Equal(a.ExtraData.Buffer, nonce) {
@@ -98,7 +98,7 @@ func (ak *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2
 }
 
 // verify checks a TPMT_SIGNATURE of a restricted key, which has one scheme.
-func (ak *tpmKey) verify(what string, signed, signature []byte) error {
+func (k *tpmKey) verify(what string, signed, signature []byte) error {
 	if err := checkTPMSize(what+"'s signature", signature, maxTPMSignature); err != nil {
 		return err
 	}
@@ -106,11 +106,11 @@ func (ak *tpmKey) verify(what string, signed, signature []byte) error {
 	if err != nil {
 		return malformedTPM(what+"'s signature", err)
 	}
-	alg, hash, err := ak.scheme()
+	alg, hash, err := k.scheme()
 	if err != nil {
 		return weakTPM("attestation key", err.Error())
 	}
-	if s.SigAlg != alg || !verifyTPM(ak.key, hash, digestOf(hash, signed, nil), s) {
+	if s.SigAlg != alg || !verifyTPM(k.key, hash, digestOf(hash, signed, nil), s) {
 		return badTPM("the TPM's %s is not signed by its attestation key", what).
 			WithNext("sign with the attestation key that was sent, in its own scheme and hash")
 	}
@@ -143,9 +143,9 @@ func sameHash(alg tpm2.TPMIAlgHash, want crypto.Hash) bool {
 
 // checkQuote wants the AK's word, given in this session, that the PCRs have the
 // reference values.
-func (ak *tpmKey) checkQuote(ev TPMEvidence, reference map[int][]byte, nonce []byte) error {
+func (k *tpmKey) checkQuote(ev TPMEvidence, reference map[int][]byte, nonce []byte) error {
 	const what = "quote"
-	a, err := ak.statement(what, ev.Quote, ev.QuoteSignature, nonce)
+	a, err := k.statement(what, ev.Quote, ev.QuoteSignature, nonce)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (ak *tpmKey) checkQuote(ev TPMEvidence, reference map[int][]byte, nonce []b
 		}
 		values = append(values, ev.PCRs[i]...)
 	}
-	_, hash, err := ak.scheme()
+	_, hash, err := k.scheme()
 	if err != nil {
 		return weakTPM("attestation key", err.Error())
 	}

@@ -128,7 +128,7 @@ func newReport(ctx context.Context, b *bench) *report {
 
 // firstLine of what a program says; empty if it cannot be run.
 func firstLine(ctx context.Context, name string, args ...string) string {
-	text, _ := exec.CommandContext(ctx, name, args...).Output() //nolint:gosec,errcheck // git, or the peer; mosquitto -h exits with 3
+	text, _ := exec.CommandContext(ctx, name, args...).Output() //nolint:gosec // git, or the peer; mosquitto -h exits with 3
 	first, _, _ := strings.Cut(string(text), "\n")
 	return first
 }

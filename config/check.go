@@ -115,7 +115,8 @@ func (k *checker) database(d Database) {
 func (k *checker) listeners(l Listeners) {
 	seen := map[string]string{}
 	for _, e := range []struct{ field, addr string }{
-		{"listeners.enroll", l.Enroll}, {"listeners.recovery", l.Recovery},
+		{"listeners.enroll", l.Enroll},
+		{"listeners.recovery", l.Recovery},
 		{"listeners.mqtt", l.MQTT},
 		{"listeners.api", l.API},
 		{"listeners.status", l.Status},

@@ -54,14 +54,28 @@ func TestExpressionDecides(t *testing.T) {
 func TestRulesThatMeanNothingAreNotSaved(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	for _, u := range []countersign.Rules{
-		{Expression: `1 + 1`}, {Expression: `"yes"`}, {Expression: `csr.cn`}, {Expression: `fleet == 7`}, {Expression: `unknown == "x"`},
-		{Expression: `true &&`}, {Expression: strings.Repeat("true || ", 1000) + "true"}, {Expression: `now == "today"`},
-		{Authorities: []string{"nobody"}}, {Authorities: []string{"issuing"}},
-		{Webhook: &countersign.Webhook{URL: "http://example.net/"}}, {Webhook: &countersign.Webhook{URL: "ftp://127.0.0.1/"}},
-		{Webhook: &countersign.Webhook{URL: "https://user:pass@example.net/"}}, {Webhook: &countersign.Webhook{URL: "https://"}},
-		{Webhook: &countersign.Webhook{URL: "http://127.0.0.1.example.net/"}}, {Webhook: &countersign.Webhook{URL: "%"}},
-		{Recovery: &countersign.Recovery{}}, {ApprovalTTL: -1}, {PCRs: map[int]string{24: strings.Repeat("0", 64)}}, {ID: countersign.IDRule{Field: "x"}},
-		{Approval: []countersign.Method{"x"}}, {Registered: []countersign.Method{countersign.MethodCertificate}},
+		{Expression: `1 + 1`},
+		{Expression: `"yes"`},
+		{Expression: `csr.cn`},
+		{Expression: `fleet == 7`},
+		{Expression: `unknown == "x"`},
+		{Expression: `true &&`},
+		{Expression: strings.Repeat("true || ", 1000) + "true"},
+		{Expression: `now == "today"`},
+		{Authorities: []string{"nobody"}},
+		{Authorities: []string{"issuing"}},
+		{Webhook: &countersign.Webhook{URL: "http://example.net/"}},
+		{Webhook: &countersign.Webhook{URL: "ftp://127.0.0.1/"}},
+		{Webhook: &countersign.Webhook{URL: "https://user:pass@example.net/"}},
+		{Webhook: &countersign.Webhook{URL: "https://"}},
+		{Webhook: &countersign.Webhook{URL: "http://127.0.0.1.example.net/"}},
+		{Webhook: &countersign.Webhook{URL: "%"}},
+		{Recovery: &countersign.Recovery{}},
+		{ApprovalTTL: -1},
+		{PCRs: map[int]string{24: strings.Repeat("0", 64)}},
+		{ID: countersign.IDRule{Field: "x"}},
+		{Approval: []countersign.Method{"x"}},
+		{Registered: []countersign.Method{countersign.MethodCertificate}},
 	} {
 		_, err := w.office().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules = u }, boss)
 		if countersign.CodeOf(err) != countersign.BadRequest {

@@ -329,6 +329,7 @@ func badToken() error {
 		WithNext("ask the operator for a new token: countersign enroll token")
 }
 
+//nolint:gosec // names of columns
 const credentialColumns = `id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute, networks, devices,
 	state, reason, created_by, created_at`
 

@@ -286,8 +286,17 @@ func TestDevicePatterns(t *testing.T) {
 		pattern, device string
 		want            bool
 	}{
-		{"*", "anything", true}, {"pump-*", "pump-", true}, {"pump-*", "xpump-1", false}, {"p?mp", "pump", true}, {"p?mp", "puump", false},
-		{"a1..a3", "a1", true}, {"a1..a3", "a3", true}, {"a1..a3", "a4", false}, {"a1..a3", "a02", false}, {"a1..a3", "a", false}, {"a01..a30", "a1x", false},
+		{"*", "anything", true},
+		{"pump-*", "pump-", true},
+		{"pump-*", "xpump-1", false},
+		{"p?mp", "pump", true},
+		{"p?mp", "puump", false},
+		{"a1..a3", "a1", true},
+		{"a1..a3", "a3", true},
+		{"a1..a3", "a4", false},
+		{"a1..a3", "a02", false},
+		{"a1..a3", "a", false},
+		{"a01..a30", "a1x", false},
 	} {
 		c := registry.Credential{Devices: []string{tt.pattern}}
 		if got := c.Covers(tt.device); got != tt.want {

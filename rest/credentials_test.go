@@ -104,7 +104,7 @@ func TestRulesAreStrictAndComeBack(t *testing.T) {
 	if again.Rules != nil {
 		t.Errorf("rules after none: got %+v", again.Rules)
 	}
-	for _, bad := range []string{`{"aproval":[]}`, `{"networks":["x"]}`, `{"approval_ttl":"soon"}`, `{"pcrs":{"x":""}}`, `{"recovery":{"max_times":1}}`} {
+	for _, bad := range []string{`{"approvals":[]}`, `{"networks":["x"]}`, `{"approval_ttl":"soon"}`, `{"pcrs":{"x":""}}`, `{"recovery":{"max_times":1}}`} {
 		if res := op.do("PUT", "/fleets/pumps", `{"rules":`+bad+`}`, nil); res.StatusCode/100 != 4 {
 			t.Errorf("%s: got %s, want a refusal", bad, res.Status)
 		}
@@ -126,8 +126,8 @@ func TestRulesShapeIsThatOfTheRules(t *testing.T) {
 }
 
 func jsonNames(t reflect.Type) (names []string) {
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		names = append(names, name)
 	}
 	return names

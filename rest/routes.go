@@ -141,12 +141,15 @@ func (r spec) upTo(octets int64) spec {
 func get(path, tag, summary string) spec {
 	return spec{method: http.MethodGet, path: path, tag: tag, summary: summary}
 }
+
 func act(path, tag, summary string) spec {
 	return spec{method: http.MethodPost, path: path, tag: tag, summary: summary}
 }
+
 func add(path, tag, summary string) spec {
 	return spec{method: http.MethodPost, path: path, tag: tag, summary: summary, creates: true}
 }
+
 func put(path, tag, summary string) spec {
 	return spec{method: http.MethodPut, path: path, tag: tag, summary: summary}
 }

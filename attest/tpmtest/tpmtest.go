@@ -50,7 +50,7 @@ func Start(t testing.TB) *TPM {
 	t.Helper()
 	Need(t, "swtpm", "swtpm_setup", "swtpm_localca")
 	// Not t.TempDir: a socket's path may have 107 octets, and a test's name is in it.
-	dir, err := os.MkdirTemp("", "swtpm")
+	dir, err := os.MkdirTemp("", "swtpm") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatalf("make a folder for the TPM: %v", err)
 	}
@@ -120,7 +120,7 @@ func (m *TPM) run(t testing.TB, dir string) {
 
 func readCertificate(t testing.TB, name string) *x509.Certificate {
 	t.Helper()
-	text, err := os.ReadFile(name)
+	text, err := os.ReadFile(name) //nolint:gosec // a file of the test's own
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func readmeCommands(t *testing.T) map[string][]string {
 // the text.
 func TestReadmeCommandsWork(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"openssl", "curl", "mosquitto_sub"} { //nolint:misspell // that is its name
+	for _, name := range []string{"openssl", "curl", "mosquitto_sub"} {
 		if _, err := exec.LookPath(name); err != nil {
 			if os.Getenv(requirePeers) == "1" {
 				t.Fatal(err)
