@@ -63,6 +63,7 @@ type Profile struct {
 	ExtKeyUsage     []string `json:"ext_key_usage,omitempty" maxItems:"16"`
 	KeyUsage        []string `json:"key_usage,omitempty" maxItems:"16"`
 	Keys            []string `json:"keys,omitempty" maxItems:"16" doc:"Accepted key types; absent: all that are not weak."`
+	ServerKeys      bool     `json:"server_keys,omitempty" doc:"The server may make keys (RFC 7030, 4.4); it stores none."`
 	NoStatus        bool     `json:"no_status,omitempty" doc:"Leave out CRL distribution points and OCSP."`
 	OmitURI         bool     `json:"omit_uri,omitempty" doc:"Leave out the URI that names the device."`
 }

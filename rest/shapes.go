@@ -88,7 +88,7 @@ func shapeProfile(p ca.Profile) api.Profile {
 	return api.Profile{
 		Name: p.Name, Description: p.Description, ValiditySeconds: seconds(p.Validity), NoExpiry: p.NoExpiry,
 		BackdateSeconds: seconds(p.Backdate), ExtKeyUsage: p.ExtKeyUsage, KeyUsage: p.KeyUsage, Keys: p.Keys,
-		NoStatus: p.NoStatus, OmitURI: p.OmitURI,
+		ServerKeys: p.ServerKeys, NoStatus: p.NoStatus, OmitURI: p.OmitURI,
 	}
 }
 
@@ -96,7 +96,7 @@ func profileOf(p api.Profile) ca.Profile {
 	return ca.Profile{
 		Name: p.Name, Description: p.Description, Validity: durationOf(p.ValiditySeconds), NoExpiry: p.NoExpiry,
 		Backdate: durationOf(p.BackdateSeconds), ExtKeyUsage: p.ExtKeyUsage, KeyUsage: p.KeyUsage, Keys: p.Keys,
-		NoStatus: p.NoStatus, OmitURI: p.OmitURI,
+		ServerKeys: p.ServerKeys, NoStatus: p.NoStatus, OmitURI: p.OmitURI,
 	}
 }
 
