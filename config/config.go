@@ -48,6 +48,11 @@ type Config struct {
 	// Engine carries the messages behind the MQTT listener.
 	Engine Engine `yaml:"engine"`
 
+	// WeakKeys are files that list RSA keys known to be weak, in the form of Debian's
+	// openssl-blacklist (CVE-2008-0166). Their keys get no certificate. None is
+	// built in, since no package of today carries one.
+	WeakKeys []string `yaml:"weak_keys"`
+
 	// Limits bound what strangers can take.
 	Limits Limits `yaml:"limits"`
 

@@ -18,6 +18,7 @@ import (
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // Desk decides. Set the fields, then Run.
@@ -36,6 +37,9 @@ type Desk struct {
 	Sealer *keystore.Sealer
 	// Secret resolves a reference (file:, env:) to a secret.
 	Secret func(reference string) ([]byte, error)
+	// WeakKeys are RSA keys known to be weak, such as Debian's of CVE-2008-0166. The
+	// zero value lists none.
+	WeakKeys weakkey.Blocklist
 	// Observe hears the outcome of each enrollment, renewal and connection, for
 	// metrics; empty code: granted. nil: nobody does.
 	Observe func(Outcome)

@@ -3,6 +3,7 @@ package ra
 import (
 	"cmp"
 	"context"
+	"crypto/rsa"
 	"errors"
 	"slices"
 	"time"
@@ -118,7 +119,7 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if err := d.mayGuess(r); err != nil {
 		return nil, err
 	}
-	if err := r.parse(); err != nil {
+	if err := d.parse(r); err != nil {
 		return nil, err
 	}
 	c := &consideration{}
@@ -198,7 +199,7 @@ func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error
 
 // parse reads the request and checks what needs no record: form, key, and the
 // proof that the device holds it (RFC 2986, 4.2).
-func (r *request) parse() error {
+func (d *Desk) parse(r *request) error {
 	if len(r.CSR) > countersign.MaxCSR {
 		return countersign.Errorf(countersign.TooLarge, "the certification request is larger than %d octets", countersign.MaxCSR)
 	}
@@ -216,6 +217,11 @@ func (r *request) parse() error {
 	}
 	if err := weakkey.Check(csr.PublicKey); err != nil {
 		return err
+	}
+	if k, ok := csr.PublicKey.(*rsa.PublicKey); ok {
+		if err := d.WeakKeys.Check(k); err != nil {
+			return err
+		}
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return countersign.Errorf(countersign.BadSignature, "the request is not signed with the key it asks a certificate for").WithCause(err)

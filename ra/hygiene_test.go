@@ -3,7 +3,11 @@ package ra_test
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
+	"encoding/hex"
+	"fmt"
 	"math/big"
+	"strings"
 	"testing"
 
 	"github.com/countersign-iot/countersign"
@@ -71,5 +75,23 @@ func TestSharedFactorsAlertOnBothDevices(t *testing.T) {
 		if len(list) != 2 || !got["pump-a"] || !got["pump-b"] {
 			t.Errorf("findings: got %v, want one each on pump-a and pump-b", got)
 		}
+	})
+}
+
+func TestEnrollRefusesAListedWeakKey(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		w := newWorld(t, db)
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret := w.token(t, registry.Credential{})
+		// The form of openssl-blacklist: the last 20 hex digits of the SHA-1 of this line.
+		sum := sha1.Sum(fmt.Appendf(nil, "Modulus=%X\n", key.N)) //nolint:gosec // the list's own form
+		if err := w.WeakKeys.Read(strings.NewReader("# listed\n" + hex.EncodeToString(sum[:])[20:] + "\n")); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
+		wantCode(t, err, countersign.WeakKey)
 	})
 }

@@ -33,7 +33,7 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 		return nil, countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
 			WithNext("renew over mutual TLS with the device's current certificate")
 	}
-	if err := r.parse(); err != nil {
+	if err := d.parse(r); err != nil {
 		return nil, err
 	}
 	shown, err := d.shown(ctx, r)

@@ -37,6 +37,7 @@ import (
 	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/status"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // Options are what the program, and not its configuration, brings.
@@ -194,6 +195,11 @@ func (s *Server) openDesk(context.Context) error {
 			return []byte(v), err
 		},
 	}
+	for _, path := range s.cfg.WeakKeys {
+		if err := readWeakKeys(&s.desk.WeakKeys, path); err != nil {
+			return fmt.Errorf("read weak_keys %s: %w", path, err)
+		}
+	}
 	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
 	s.desk.Observe = s.metrics.observe
 	s.events.Subscribe(s.metrics.heard)
@@ -316,6 +322,15 @@ func (s *Server) Run(ctx context.Context) error {
 	s.events.Later(countersign.Event{Type: countersign.ServerStopped, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	stopWork()
 	return errors.Join(err, background.Wait(), s.Close())
+}
+
+func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {
+	f, err := os.Open(path) //nolint:gosec // the operator names it
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return list.Read(f)
 }
 
 // maxPurges bounds the devices whose stored messages wait to be dropped.
