@@ -184,7 +184,8 @@ func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, f
 		slot, err := sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, d.Now())
 		if err == nil {
 			a := d.byCredential(r, *c)
-			a.device = device // the derived key is this device's alone
+			a.device = device     // the derived key is this device's alone
+			a.since = time.Time{} // yet nobody made it for this device, so it readmits none
 			a.facts["key"] = string(slot)
 			return a, nil
 		}

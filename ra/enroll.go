@@ -310,6 +310,8 @@ func (s *standing) neverUsed(r *request, a *appraisal, certs []countersign.Certi
 			return active
 		case now.After(c.NotAfter):
 			lapsed = true
+		case a.since.IsZero() && c.Evidence != a.evidence: // another maker's device of the same name
+			return active
 		case r.overtaken(c.IssuedAt):
 			return errOvertaken()
 		default:

@@ -154,3 +154,38 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 		}
 	})
 }
+
+func TestAnotherMakersDeviceOfTheSameNameReplacesNothing(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		w := newWorld(t, db)
+		office, by := w.office(), ra.By{Actor: "operator:o"}
+		makers := map[string]*maker{"one": newMaker(t, w.Now()), "two": newMaker(t, w.Now())}
+		for id, m := range makers {
+			if _, err := office.RegisterAuthority(t.Context(), ca.Registration{ID: id, Certificate: m.cert.Raw, Override: true}, by); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+			f.Methods = []countersign.Method{countersign.MethodIDevID}
+			f.Rules.Authorities = []string{"one", "two"}
+		}, by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		enroll := func(c *x509.Certificate) error {
+			req := enrollment(t, newKey(t), "pump-1", "")
+			req.Evidence.Peer = []*x509.Certificate{c}
+			_, err := w.Enroll(t.Context(), req)
+			return err
+		}
+		first := makers["one"].device(t, "pump-1", w.Now())
+		for range 2 { // it lost its key before it used the certificate, and asks again
+			w.clock.advance(time.Second)
+			if err := enroll(first); err != nil {
+				t.Fatalf("Enroll of the first maker's device: %v", err)
+			}
+		}
+		w.clock.advance(time.Second)
+		wantCode(t, enroll(makers["two"].device(t, "pump-1", w.Now())), countersign.DeviceIsActive)
+	})
+}
