@@ -115,7 +115,7 @@ func FuzzExtensions(f *testing.F) {
 		w.leaf.extend(oidCDP, false, points)
 		w.mid.extend(oidNC, true, constraints)
 		if _, err := w.leaf.trySign(); err != nil {
-			t.Skip(err)
+			return // no certificate can be made of it
 		}
 		listed(w).revoke(77, 1).extend(oidIDP, scope)
 		for _, field := range []attest.IDField{attest.IDHWModule, attest.IDURI} {
@@ -125,7 +125,7 @@ func FuzzExtensions(f *testing.F) {
 		}
 		b, err := w.build()
 		if err != nil {
-			t.Skip(err)
+			return // as above
 		}
 		if _, err := attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o); err == nil {
 			t.Errorf("ValidatePath: took a revoked certificate")

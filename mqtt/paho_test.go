@@ -329,11 +329,11 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 }
 
 func TestBrokerSeesTheConfiguredIdentity(t *testing.T) {
-	need(t, "mosquitto_sub")
+	need(t, "mosquitto_sub", "mosquitto_passwd")
 	dir := t.TempDir()
 	pw := filepath.Join(dir, "pw")
 	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", pw, "gateway-dev", "secret").CombinedOutput(); err != nil {
-		t.Skipf("mosquitto_passwd: %v %s", err, out)
+		t.Fatalf("mosquitto_passwd: %v %s", err, out)
 	}
 	_ = os.Chmod(dir, 0o755)
 	_ = os.Chmod(pw, 0o644)

@@ -43,13 +43,7 @@ func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, er
 }
 
 func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
-	var out *countersign.Revocation
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
-		dev, certs, err := d.lock(ctx, tx, act.Device)
-		if err != nil {
-			return err
-		}
+	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		var events []countersign.Event
 		for i := range certs {
 			c := &certs[i]
@@ -67,23 +61,18 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		if to == countersign.DeviceRegistered && dev.State == countersign.DeviceRegistered {
 			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
 		}
-		if err := d.Registry.Move(ctx, tx, &dev, to, act.Note); err != nil {
+		if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
 			return err
 		}
 		kind, what := countersign.DeviceRevoked, "revoked"
 		if to == countersign.DeviceRetired {
 			kind, what = countersign.DeviceRetiredEv, "retired"
 		}
-		e := act.event(kind, &dev)
+		e := act.event(kind, dev)
 		e.Data = map[string]string{"reason": reason.String()}
 		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device " + what + ": " + reason.String()}, out)
 		return d.Events.Append(ctx, tx, append([]countersign.Event{e}, events...)...)
 	})
-	if err != nil {
-		return nil, notRecorded(err)
-	}
-	d.awaitCRL(ctx, out)
-	return out, nil
 }
 
 func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
@@ -123,17 +112,11 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 
 // Suspend puts a device and its certificates on hold.
 func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	var out *countersign.Revocation
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
-		dev, certs, err := d.lock(ctx, tx, act.Device)
-		if err != nil {
+	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
+		if err := d.Registry.Move(ctx, tx, dev, countersign.DeviceSuspended, act.Note); err != nil {
 			return err
 		}
-		if err := d.Registry.Move(ctx, tx, &dev, countersign.DeviceSuspended, act.Note); err != nil {
-			return err
-		}
-		events := []countersign.Event{act.event(countersign.DeviceSuspendedEv, &dev)}
+		events := []countersign.Event{act.event(countersign.DeviceSuspendedEv, dev)}
 		for i := range certs {
 			c := &certs[i]
 			if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
@@ -148,22 +131,11 @@ func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device suspended"}, out)
 		return d.Events.Append(ctx, tx, events...)
 	})
-	if err != nil {
-		return nil, notRecorded(err)
-	}
-	d.awaitCRL(ctx, out)
-	return out, nil
 }
 
 // Reactivate brings a suspended device back with the certificates it had.
 func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	var out *countersign.Revocation
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: act.Device, At: d.Now()}
-		dev, certs, err := d.lock(ctx, tx, act.Device)
-		if err != nil {
-			return err
-		}
+	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		if dev.State != countersign.DeviceSuspended {
 			return countersign.Errorf(countersign.Conflict, "device %s is %s, not suspended", dev.ID, dev.State)
 		}
@@ -181,10 +153,24 @@ func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation
 			out.Certificates = append(out.Certificates, c.Ref())
 			events = append(events, act.certEvent(countersign.CertReleased, c))
 		}
-		if err := d.Registry.Move(ctx, tx, &dev, to, ""); err != nil {
+		if err := d.Registry.Move(ctx, tx, dev, to, ""); err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, append([]countersign.Event{act.event(countersign.DeviceReactivated, &dev)}, events...)...)
+		return d.Events.Append(ctx, tx, append([]countersign.Event{act.event(countersign.DeviceReactivated, dev)}, events...)...)
+	})
+}
+
+// change does one act on a device in one transaction, with the device locked, and
+// waits a little for the lists that show it.
+func (d *Desk) change(ctx context.Context, device string, do func(context.Context, *store.Tx, *registry.Entry, []countersign.Certificate, *countersign.Revocation) error) (*countersign.Revocation, error) {
+	var out *countersign.Revocation
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		out = &countersign.Revocation{Device: device, At: d.Now()}
+		dev, certs, err := d.lock(ctx, tx, device)
+		if err != nil {
+			return err
+		}
+		return do(ctx, tx, &dev, certs, out)
 	})
 	if err != nil {
 		return nil, notRecorded(err)

@@ -3,7 +3,7 @@
 // 15 or later (more than one node). It opens, locks and migrates the database,
 // gives reads to everybody and writes through [DB.Write], which answers only
 // after the commit is durable. It knows no table, no protocol and no rule;
-// keepers bring their own SQL with $1 placeholders and times as [Micros].
+// keepers bring their own SQL with $1 parameters and times as [Micros].
 //
 // What the two databases do differently is in dialect.go.
 package store
