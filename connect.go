@@ -15,7 +15,22 @@ type Connection struct {
 	ClientID string              // MQTT Client Identifier; empty: the gateway assigns the device id
 	Peer     []*x509.Certificate // TLS client chain as presented, leaf first; TLS proved possession of its key
 	Username string
-	Password []byte
+	Password []byte   // any octets
+	Exchange Exchange // one that Gatekeeper.Exchange began, whatever became of it; nil: none was asked for
+	// Vouched names the broker or proxy that has authenticated the device Username
+	// by itself and asks for it; empty: the device stands at the door.
+	Vouched  string
+	Hello    string // fingerprint of the TLS ClientHello; empty if unknown
+	Software string // what the client says of itself; empty if nothing
+}
+
+// Exchange is an authentication of several steps (MQTT 5, 4.12), such as SCRAM
+// (RFC 5802). It serves one connection and is used by one goroutine.
+type Exchange interface {
+	// Next takes what the client sent and gives what it is to be sent. done: that
+	// was the last step, and answer goes with the acceptance. After an error the
+	// client has failed; ask Admit for the verdict all the same.
+	Next(ctx context.Context, data []byte) (answer []byte, done bool, err error)
 }
 
 // Verdict is the answer at the door. The zero Verdict is a refusal.
@@ -23,33 +38,51 @@ type Verdict struct {
 	Allow       bool
 	Code        Code   // why not; empty when allowed
 	Reason      string // one sentence for the log and, where the wire can carry it, the peer
-	Device      string // as far as it is known, also on a refusal
+	Device      string // as far as it is known, also on a refusal; see Session
 	Fleet       string
 	Cert        CertRef
+	Credential  string // what else it rests on, as kind:id; empty with a certificate
+	Scope       []string
 	Permissions Permissions
+	Ephemeral   bool      // nothing is kept of the session beyond its end
 	NotAfter    time.Time // the session ends here
 }
 
-// Permissions are topic filters (MQTT 5, 4.7): what a session may do, and
-// nothing else.
+// Permissions are what a session may do, and nothing else.
 type Permissions struct {
-	Publish   []string
-	Subscribe []string
+	Publish   Filters
+	Retain    Filters // of what it may publish
+	Subscribe Filters
+	Receive   Filters
+}
+
+// Filters are topic filters (MQTT 5, 4.7). Deny goes before Allow. Package topic
+// applies them.
+type Filters struct {
+	Allow []string
+	Deny  []string
 }
 
 // Session is one live connection of a device through a gateway.
 type Session struct {
-	ID       string
-	Device   string
-	Fleet    string
-	Cert     CertRef
-	Gateway  string
-	Protocol string
-	ClientID string
-	Remote   netip.AddrPort
-	Since    time.Time
-	NotAfter time.Time
+	ID         string
+	Device     string // its id; guest/<x> and operator/<name> are no devices, and no device can be called so
+	Fleet      string
+	Cert       CertRef
+	Credential string   // as in Verdict
+	Scope      []string // devices that an operator's session is for; it ends with any of them
+	Gateway    string
+	Protocol   string
+	ClientID   string
+	Hello      string
+	Software   string
+	Remote     netip.AddrPort
+	Since      time.Time
+	NotAfter   time.Time
 }
+
+// Actor is who acts in the session.
+func (s Session) Actor() Actor { return actorOf(s.Device) }
 
 // Gatekeeper is what a gateway asks and tells. Package ra implements it on
 // access.Decide. No method blocks on the network of another party.
@@ -57,18 +90,29 @@ type Gatekeeper interface {
 	// Admit decides a connection. The caller has indexed the connection before it
 	// asks, so that a revocation which races the answer still finds the socket.
 	Admit(ctx context.Context, c Connection) Verdict
+	// Exchange begins an authentication of several steps by the method's name. It
+	// refuses with BadRequest a method that there is not.
+	Exchange(ctx context.Context, c Connection, method string) (Exchange, error)
 	// Opened tells of an admitted session, once it carries traffic.
 	Opened(s Session)
 	// Closed tells of its end. why is a constant phrase such as "client left".
 	Closed(s Session, why string)
-	// Denied tells of an act within a session that its permissions refused:
-	// action is publish, subscribe or will. Callers bound how often they tell.
-	Denied(s Session, action, topic string)
+	// Judged tells of an act within a session, and whether its permissions allowed
+	// it. Callers bound how often they tell.
+	Judged(s Session, a Act)
+}
+
+// Act is something that a session wanted to do.
+type Act struct {
+	Action  string // publish, retain, subscribe, receive or will
+	Topic   string // or filter
+	Allowed bool
 }
 
 // Cut tells a gateway which live sessions must end now.
 type Cut struct {
-	Device string  // all sessions of the device, or
-	Cert   CertRef // those that rest on this certificate
-	Reason string  // one sentence, shown to MQTT 5 clients
+	Device     string  // all sessions of the device, and those with it in their scope, or
+	Cert       CertRef // those that rest on this certificate, or
+	Credential string  // on this credential
+	Reason     string  // one sentence, shown to MQTT 5 clients
 }

@@ -1,6 +1,9 @@
 package countersign
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Actor is who did something: device:<id>, operator:<name>, token:<id> or system.
 type Actor string
@@ -10,6 +13,14 @@ const System Actor = "system"
 
 // DeviceActor is the device acting.
 func DeviceActor(id string) Actor { return Actor("device:" + id) }
+
+// actorOf is the actor behind a session's device: see Session.
+func actorOf(device string) Actor {
+	if kind, name, other := strings.Cut(device, "/"); other {
+		return Actor(kind + ":" + name)
+	}
+	return DeviceActor(device)
+}
 
 // OperatorActor is a person or a token that administers.
 func OperatorActor(name string) Actor { return Actor("operator:" + name) }
@@ -63,6 +74,18 @@ const (
 	SerialsVoided        EventType = "serials.voided"
 	AddressBlocked       EventType = "address.blocked"
 	AddressUnblocked     EventType = "address.unblocked"
+	SecretCreated        EventType = "secret.created"      //nolint:gosec // a name
+	SecretStopped        EventType = "secret.stopped"      //nolint:gosec // a name
+	AccessTokenIssued    EventType = "access_token.issued" //nolint:gosec // a name
+	IntroductionIssued   EventType = "introduction.issued"
+	PolicyApplied        EventType = "policy.applied"
+	FindingRaised        EventType = "finding.raised" // by a detector or an audit check
+	AlertOpened          EventType = "alert.opened"
+	AlertChanged         EventType = "alert.changed"
+	MitigationDone       EventType = "mitigation.done"
+	MitigationFailed     EventType = "mitigation.failed"
+	AuditCompleted       EventType = "audit.completed"
+	SessionKicked        EventType = "session.kicked" // at a broker that is not ours
 )
 
 // Event is one line of the log: who, what, when, from where, why.
@@ -85,7 +108,7 @@ type Event struct {
 // Severity of an event that wants a person; empty for most.
 func (t EventType) Severity() string {
 	switch t {
-	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor, FindingGuessing:
+	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor, FindingGuessing, FindingRaised, MitigationFailed:
 		return "alert"
 	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
 		return "warning"

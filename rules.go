@@ -37,6 +37,49 @@ type Rules struct {
 	Expression string `json:"expression,omitempty"`
 	// Webhook is asked before a first certificate; nil: nobody is.
 	Webhook *Webhook `json:"webhook,omitempty"`
+	// Access says how devices of the fleet authenticate when they connect.
+	Access Access `json:"access,omitzero"`
+	// Usual is when and from where devices of the fleet enroll. Others may, and are
+	// noticed.
+	Usual Usual `json:"usual,omitzero"`
+	// Respond says what follows on a finding, by the name of its rule; "*" stands
+	// for the others. A rule that is not here has its own default.
+	Respond map[string][]Mitigation `json:"respond,omitempty"`
+	// Audit are the fleet's thresholds of the audit checks.
+	Audit AuditRules `json:"audit,omitzero"`
+}
+
+// AccessKind is a kind of credential that a client shows when it connects.
+type AccessKind string
+
+// The kinds. docs/access.md compares them.
+const (
+	AccessCertificate AccessKind = "certificate" // mutual TLS
+	AccessPassword    AccessKind = "password"    // chosen by a person, or brought along
+	AccessSecret      AccessKind = "secret"      // made by us, at least 256 random bits
+	AccessSCRAM       AccessKind = "scram"       // such a secret, which is not sent (RFC 5802, 7677)
+	AccessSAS         AccessKind = "sas"         // a token signed with the device's symmetric key
+	AccessToken       AccessKind = "token"       //nolint:gosec // a name. A short-lived JWT of ours
+)
+
+// Access is what a fleet accepts at the door.
+type Access struct {
+	Kinds  []AccessKind `json:"kinds,omitempty"`  // empty: certificate alone
+	Guests bool         `json:"guests,omitempty"` // admit clients without any credential, as guests
+}
+
+// Usual bounds what is nothing to notice. The zero value notices nothing.
+type Usual struct {
+	Networks []netip.Prefix `json:"networks,omitempty"`
+	Hours    string         `json:"hours,omitempty"` // UTC, such as 06-20; empty: all
+}
+
+// AuditRules are thresholds of audit checks. Zero is the check's own default.
+type AuditRules struct {
+	Expiring  Span `json:"expiring,omitempty"`   // before the end of a certificate; 30 days
+	MaxAge    Span `json:"max_age,omitempty"`    // of a certificate; 365 days
+	SecretAge Span `json:"secret_age,omitempty"` // of a connection secret; 365 days
+	Unused    Span `json:"unused,omitempty"`     // of a device that never connected; 30 days
 }
 
 // IDRule says where a factory certificate holds the device id; package attest

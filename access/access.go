@@ -45,11 +45,33 @@ type Decision struct {
 	Known bool
 }
 
-// Decide judges a connection by what is on record now. Unknown means no.
+// Decide judges a connection by what is on record now: first who it is, then what
+// it may do. Unknown means no.
 func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
-	if len(c.Peer) == 0 {
-		return refuse(countersign.Unauthenticated, "no client certificate was shown")
+	dec := d.identify(ctx, c)
+	if dec.Code != "" {
+		return dec
 	}
+	dec.Allow = true
+	d.permit(ctx, c, &dec)
+	return dec
+}
+
+// identify finds out who stands at the door. A certificate goes before all else:
+// the user name beside it is what the client says of itself, never a login.
+func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision {
+	if len(c.Peer) > 0 {
+		return d.byCertificate(ctx, c)
+	}
+	return refuse(countersign.Unauthenticated, "no client certificate was shown")
+}
+
+// permit says what the identified client may do.
+func (d *Desk) permit(_ context.Context, _ countersign.Connection, dec *Decision) {
+	dec.Permissions = Default(dec.Device)
+}
+
+func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Decision {
 	leaf := c.Peer[0]
 	rec, err := d.record(ctx, countersign.SerialOf(leaf.SerialNumber))
 	switch {
@@ -61,7 +83,7 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	if !rec.matches(leaf.Raw) {
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
 	}
-	dec := Decision{Known: true, Verdict: countersign.Verdict{
+	dec := Decision{Known: true, Replaced: rec.replaced, Verdict: countersign.Verdict{
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
 		Cert: countersign.CertRef{Issuer: rec.issuer, Serial: rec.serial},
 	}}
@@ -69,17 +91,19 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	if dec.Code == "" {
 		dec.Code, dec.Reason = checkClientID(c.ClientID, rec.device)
 	}
-	dec.Replaced = rec.replaced
 	if dec.Code != "" {
 		return dec
 	}
-	dec.Allow = true
 	dec.FirstUse = rec.state == countersign.CertPending
-	dec.Permissions = Default(rec.device)
 	if rec.state == countersign.CertSuperseded && rec.acceptUntil.Before(dec.NotAfter) {
 		dec.NotAfter = rec.acceptUntil
 	}
 	return dec
+}
+
+// Exchange begins an authentication of several steps.
+func (d *Desk) Exchange(_ context.Context, _ countersign.Connection, method string) (countersign.Exchange, error) {
+	return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method)
 }
 
 func refuse(code countersign.Code, reason string) Decision {
@@ -184,8 +208,7 @@ func checkClientID(client, device string) (countersign.Code, string) {
 // Default is what a device may do where its fleet has no policy of its own:
 // publish below devices/<id>/up and subscribe below devices/<id>/down.
 func Default(device string) countersign.Permissions {
-	return countersign.Permissions{
-		Publish:   []string{"devices/" + device + "/up/#"},
-		Subscribe: []string{"devices/" + device + "/down/#"},
-	}
+	up := countersign.Filters{Allow: []string{"devices/" + device + "/up/#"}}
+	down := countersign.Filters{Allow: []string{"devices/" + device + "/down/#"}}
+	return countersign.Permissions{Publish: up, Retain: up, Subscribe: down, Receive: down}
 }

@@ -320,7 +320,9 @@ func TestUnreadableRecordIsNo(t *testing.T) {
 }
 
 func TestDefaultPermissionsKeepToTheDevice(t *testing.T) {
-	want := countersign.Permissions{Publish: []string{"devices/a:b/up/#"}, Subscribe: []string{"devices/a:b/down/#"}}
+	up := countersign.Filters{Allow: []string{"devices/a:b/up/#"}}
+	down := countersign.Filters{Allow: []string{"devices/a:b/down/#"}}
+	want := countersign.Permissions{Publish: up, Retain: up, Subscribe: down, Receive: down}
 	if d := cmp.Diff(want, access.Default("a:b")); d != "" {
 		t.Errorf("Default (-want +got):\n%s", d)
 	}

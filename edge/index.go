@@ -8,15 +8,16 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 )
 
-// Index knows every live connection of a node, by device and by certificate. One
+// Index knows every live connection of a node, by device and by credential. One
 // index serves all gateways.
 type Index struct {
 	Now func() time.Time // the clock of the sockets' deadlines and of NotAfter
 
 	mu       sync.Mutex
-	byDevice map[string][]*Live
+	byDevice map[string][]*Live // under the devices of its scope too
 	byCert   map[countersign.CertRef][]*Live
-	admitted int
+	byCred   map[string][]*Live
+	admitted map[*Live]struct{}
 
 	// A connection whose admission is being decided belongs to no device yet. It
 	// waits in this list, in order of registration, and the cuts made meanwhile
@@ -40,6 +41,8 @@ func NewIndex(now func() time.Time) *Index {
 		Now:      now,
 		byDevice: map[string][]*Live{},
 		byCert:   map[countersign.CertRef][]*Live{},
+		byCred:   map[string][]*Live{},
+		admitted: map[*Live]struct{}{},
 	}
 }
 
@@ -77,11 +80,17 @@ func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
 	}
 	x.unlink(l)
 	l.session, l.admitted = s, true
+	x.admitted[l] = struct{}{}
 	add(x.byDevice, s.Device, l)
+	for _, device := range s.Scope {
+		add(x.byDevice, device, l)
+	}
 	if !s.Cert.IsZero() {
 		add(x.byCert, s.Cert, l)
 	}
-	x.admitted++
+	if s.Credential != "" {
+		add(x.byCred, s.Credential, l)
+	}
 	if !s.NotAfter.IsZero() {
 		l.expiry = time.AfterFunc(s.NotAfter.Sub(x.Now()), func() {
 			l.End(Ending{Cause: Expired, Reason: "the certificate expired"})
@@ -103,11 +112,13 @@ func (l *Live) Remove() {
 	if l.expiry != nil {
 		l.expiry.Stop()
 	}
-	if !drop(x.byDevice, l.session.Device, l) {
-		return
+	delete(x.admitted, l)
+	drop(x.byDevice, l.session.Device, l)
+	for _, device := range l.session.Scope {
+		drop(x.byDevice, device, l)
 	}
 	drop(x.byCert, l.session.Cert, l)
-	x.admitted--
+	drop(x.byCred, l.session.Credential, l)
 }
 
 // Cut ends all sessions that c names and returns how many they were. First all
@@ -122,11 +133,9 @@ func (x *Index) Cut(c countersign.Cut) int {
 func (x *Index) CloseGateway(gateway string) int {
 	x.mu.Lock()
 	var all []*Live
-	for _, set := range x.byDevice {
-		for _, l := range set {
-			if l.session.Gateway == gateway {
-				all = append(all, l)
-			}
+	for l := range x.admitted {
+		if l.session.Gateway == gateway {
+			all = append(all, l)
 		}
 	}
 	x.mu.Unlock()
@@ -147,12 +156,13 @@ func (x *Index) remember(c countersign.Cut) []*Live {
 	if c.Device != "" {
 		found = append(found, x.byDevice[c.Device]...)
 	}
-	for _, l := range x.byCert[c.Cert] {
-		if l.session.Device != c.Device { // else found above
-			found = append(found, l)
-		}
+	if !c.Cert.IsZero() {
+		found = append(found, x.byCert[c.Cert]...)
 	}
-	return found
+	if c.Credential != "" {
+		found = append(found, x.byCred[c.Credential]...)
+	}
+	return found // one found twice is ended once
 }
 
 func (x *Index) end(all []*Live, e Ending) int {
@@ -179,11 +189,9 @@ func (x *Index) end(all []*Live, e Ending) int {
 func (x *Index) Sessions() []countersign.Session {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	list := make([]countersign.Session, 0, x.admitted)
-	for _, set := range x.byDevice {
-		for _, l := range set {
-			list = append(list, l.session)
-		}
+	list := make([]countersign.Session, 0, len(x.admitted))
+	for l := range x.admitted {
+		list = append(list, l.session)
 	}
 	return list
 }
@@ -192,7 +200,7 @@ func (x *Index) Sessions() []countersign.Session {
 func (x *Index) Len() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.admitted
+	return len(x.admitted)
 }
 
 // unlink takes l out of the list of the undecided and forgets the cuts that
@@ -225,18 +233,18 @@ func (x *Index) forget(n int) {
 }
 
 func matches(c countersign.Cut, s countersign.Session) bool {
-	return c.Device != "" && c.Device == s.Device || !c.Cert.IsZero() && c.Cert == s.Cert
+	return c.Device != "" && (c.Device == s.Device || slices.Contains(s.Scope, c.Device)) ||
+		!c.Cert.IsZero() && c.Cert == s.Cert || c.Credential != "" && c.Credential == s.Credential
 }
 
 func add[K comparable](m map[K][]*Live, k K, l *Live) { m[k] = append(m[k], l) }
 
-func drop[K comparable](m map[K][]*Live, k K, l *Live) bool {
+func drop[K comparable](m map[K][]*Live, k K, l *Live) {
 	i := slices.Index(m[k], l)
 	if i < 0 {
-		return false
+		return
 	}
 	if m[k] = slices.Delete(m[k], i, i+1); len(m[k]) == 0 {
 		delete(m, k)
 	}
-	return true
 }

@@ -54,6 +54,7 @@ type Stats struct {
 type Conn struct {
 	*tls.Conn
 	Remote netip.AddrPort
+	Hello  string // fingerprint of the ClientHello
 
 	gate     *Gate
 	raw      net.Conn

@@ -51,8 +51,12 @@ func (b *Broker) Dial(ctx context.Context, s countersign.Session, _ countersign.
 }
 
 // brokerID is the Client Identifier among all devices. A device id may hold a
-// colon but no slash: "a:b" of device a becomes "a/b", device "a:b" stays.
+// colon but no slash: "a:b" of device a becomes "a/b", device "a:b" stays. Who is
+// no device gets a slash in front, as no device has.
 func brokerID(s countersign.Session) string {
+	if strings.Contains(s.Device, "/") {
+		return "/" + s.Device + "/" + s.ID
+	}
 	rest, ok := strings.CutPrefix(s.ClientID, s.Device)
 	if !ok || rest == "" {
 		return s.ClientID

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // errEngineLeft is the end of a session that the engine announced.
@@ -76,7 +78,7 @@ func (x *session) enginePublish(f frame) error {
 		put(&x.aliasesDown, p.alias, topic)
 	}
 	if topic != x.lastDown {
-		if strings.HasPrefix(topic, "$") || !permits(x.perms.Subscribe, topic) {
+		if strings.HasPrefix(topic, "$") || !topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic) {
 			x.denied("receive", topic)
 			return x.dropDown(p)
 		}

@@ -5,9 +5,10 @@ import (
 	"errors"
 	"io"
 	"reflect"
-	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/countersign-iot/countersign/topics"
 )
 
 func FuzzReadConnect(f *testing.F) {
@@ -30,7 +31,7 @@ func FuzzReadConnect(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if c.will != nil && !validTopic(c.will.topic) {
+		if c.will != nil && !topics.ValidName(c.will.topic) {
 			t.Fatalf("will topic %q was accepted", c.will.topic)
 		}
 		again := frameReader{src: bytes.NewReader(c.encode(c.level)), max: 2 * maxConnect}
@@ -118,77 +119,6 @@ func parseAll(t *testing.T, f frame) {
 			_, _ = parseConnack(f, level)
 		case pktDisconnect:
 			_, _ = parseDisconnect(f, level)
-		}
-	}
-}
-
-// FuzzTopicFilter holds covers against its definition: no topic matches the
-// covered filter without matching the covering one.
-func FuzzTopicFilter(f *testing.F) {
-	f.Add("a/#", "a/+/c", "a/b/c")
-	f.Add("#", "$SYS/#", "$SYS/x")
-	f.Add("+/b", "a/#", "a")
-	f.Add("/+/", "//", "//")
-	f.Fuzz(func(t *testing.T, filter, sub, topic string) {
-		if !validFilter(filter) || !validFilter(sub) || !validTopic(topic) {
-			return
-		}
-		for _, s := range []string{filter, sub} {
-			if covers(s, topic) != matches(s, topic) {
-				t.Fatalf("%q and topic %q: covers %v, matches %v", s, topic, covers(s, topic), matches(s, topic))
-			}
-		}
-		if covers(filter, sub) && matches(sub, topic) && !matches(filter, topic) {
-			t.Fatalf("%q is said to cover %q, but %q matches only the second", filter, sub, topic)
-		}
-		if !covers(filter, filter) {
-			t.Fatalf("%q does not cover itself", filter)
-		}
-	})
-}
-
-// matches is MQTT 5, 4.7, written down without thought for speed.
-func matches(filter, topic string) bool {
-	if topic[0] == '$' && (filter[0] == '+' || filter[0] == '#') {
-		return false
-	}
-	f, n := strings.Split(filter, "/"), strings.Split(topic, "/")
-	for i, level := range f {
-		if level == "#" {
-			return len(n) >= i
-		}
-		if i >= len(n) || level != "+" && level != n[i] {
-			return false
-		}
-	}
-	return len(f) == len(n)
-}
-
-func TestCoversTable(t *testing.T) {
-	for _, c := range []struct {
-		filter, sub string
-		want        bool
-	}{
-		{"devices/d/down/#", "devices/d/down/#", true},
-		{"devices/d/down/#", "devices/d/down", true},
-		{"devices/d/down/#", "devices/d/down/+/x", true},
-		{"devices/d/down/#", "devices/d/+", false},
-		{"devices/d/down/#", "devices/d/#", false},
-		{"devices/d/down/#", "devices/+/down/a", false},
-		{"devices/d/down/#", "#", false},
-		{"devices/d/down/#", "devices/d/downx", false},
-		{"a/+", "a/+", true},
-		{"a/+", "a/#", false},
-		{"a/+", "a", false},
-		{"a/+", "a/", true},
-		{"+/+", "a/b/c", false},
-		{"#", "+", true},
-		{"#", "$SYS/a", false},
-		{"$SYS/#", "$SYS/a", true},
-		{"+/a", "$SYS/a", false},
-	} {
-		if got := covers(c.filter, c.sub); got != c.want {
-			t.Errorf("covers(%q, %q): got %v, want %v", c.filter, c.sub, got, c.want)
 		}
 	}
 }

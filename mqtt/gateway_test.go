@@ -162,16 +162,19 @@ func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.V
 		return v
 	}
 	if !own {
-		p = countersign.Permissions{
-			Publish:   []string{"devices/" + id + "/up/#"},
-			Subscribe: []string{"devices/" + id + "/down/#"},
-		}
+		p = permissions([]string{"devices/" + id + "/up/#"}, []string{"devices/" + id + "/down/#"})
 	}
 	v.Allow, v.Permissions = true, p
 	if slow != nil {
 		slow(id)
 	}
 	return v
+}
+
+// permissions to publish, retained too, and to subscribe and receive.
+func permissions(publish, subscribe []string) countersign.Permissions {
+	up, down := countersign.Filters{Allow: publish}, countersign.Filters{Allow: subscribe}
+	return countersign.Permissions{Publish: up, Retain: up, Subscribe: down, Receive: down}
 }
 
 func (g *guard) Opened(s countersign.Session) {
@@ -186,7 +189,15 @@ func (g *guard) Closed(s countersign.Session, why string) {
 	g.closed[s.ID] = append(g.closed[s.ID], why)
 }
 
-func (g *guard) Denied(s countersign.Session, action, topic string) {
+func (g *guard) Exchange(context.Context, countersign.Connection, string) (countersign.Exchange, error) {
+	return nil, countersign.Errorf(countersign.BadRequest, "there is none")
+}
+
+func (g *guard) Judged(s countersign.Session, act countersign.Act) {
+	if act.Allowed {
+		return
+	}
+	action, topic := act.Action, act.Topic
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.denials = append(g.denials, s.Device+" "+action+" "+topic)

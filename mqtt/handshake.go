@@ -10,6 +10,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/edge"
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // refusal ends a connection before its session: what goes into the CONNACK.
@@ -86,7 +87,7 @@ func (x *session) admit(ctx context.Context) error {
 	s, c := x.srv, x.connect
 	v := s.Gatekeeper.Admit(ctx, countersign.Connection{
 		Gateway: s.Gateway, Remote: x.conn.Remote, Protocol: protocolNames[c.level],
-		ClientID: c.clientID, Peer: x.conn.Peer(), Username: c.username, Password: c.password,
+		ClientID: c.clientID, Peer: x.conn.Peer(), Username: c.username, Password: c.password, Hello: x.conn.Hello,
 	})
 	c.password = nil
 	if !v.Allow {
@@ -99,15 +100,15 @@ func (x *session) admit(ctx context.Context) error {
 	}
 	x.perms = v.Permissions
 	x.info = countersign.Session{
-		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert,
+		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope, Hello: x.conn.Hello,
 		Gateway: s.Gateway, Protocol: protocolNames[c.level], ClientID: c.clientID,
 		Remote: x.conn.Remote, Since: s.Now(), NotAfter: v.NotAfter,
 	}
 	x.traits = s.Engine.Traits()
 	if w := c.will; w != nil {
-		if strings.HasPrefix(w.topic, "$") || !permits(x.perms.Publish, w.topic) {
+		if strings.HasPrefix(w.topic, "$") || !topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, w.topic) {
 			s.count.denied.Add(1)
-			s.Gatekeeper.Denied(x.info, "will", w.topic)
+			s.Gatekeeper.Judged(x.info, countersign.Act{Action: "will", Topic: w.topic})
 			return refuse(connNotAuthorized, NotAuthorized, "the will may not be published to its topic")
 		}
 		if x.badTopic(w.topic) {

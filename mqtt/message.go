@@ -3,6 +3,8 @@ package mqtt
 import (
 	"bytes"
 	"encoding/binary"
+
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // connect is a CONNECT packet (MQTT 5, 3.1).
@@ -144,7 +146,7 @@ func (c *connect) readWill(s *scanner, flags byte) error {
 	}
 	w.topic = string(s.text("the will topic"))
 	w.payload = s.binary("the will")
-	if s.err == nil && !validTopic(w.topic) {
+	if s.err == nil && !topics.ValidName(w.topic) {
 		return breach(BadTopicName, "the will topic is no topic name")
 	}
 	c.will = w

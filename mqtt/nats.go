@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // NATSOptions are the settings of the embedded engine.
@@ -214,8 +215,8 @@ func short(s string) string {
 
 func natsPermissions(p countersign.Permissions) *server.Permissions {
 	return &server.Permissions{
-		Publish:   &server.SubjectPermission{Allow: natsSubjects(p.Publish)},
-		Subscribe: &server.SubjectPermission{Allow: natsSubjects(p.Subscribe)},
+		Publish:   &server.SubjectPermission{Allow: natsSubjects(p.Publish.Allow)},
+		Subscribe: &server.SubjectPermission{Allow: natsSubjects(p.Subscribe.Allow)},
 	}
 }
 
@@ -224,7 +225,7 @@ func natsPermissions(p countersign.Permissions) *server.Permissions {
 func natsSubjects(filters []string) []string {
 	list := []string{"_nothing"}
 	for _, f := range filters {
-		if natsBadTopic(f) || !validFilter(f) {
+		if natsBadTopic(f) || !topics.ValidFilter(f) {
 			continue
 		}
 		list = append(list, natsSubject(f))

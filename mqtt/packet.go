@@ -1,6 +1,10 @@
 package mqtt
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/countersign-iot/countersign/topics"
+)
 
 // publish is a PUBLISH packet (MQTT 5, 3.3). It shares the frame's memory.
 type publish struct {
@@ -134,7 +138,7 @@ func parseSubscribe(f frame, level byte) (*subscribe, error) {
 // checkOptions: MQTT 5, 3.8.3.1; MQTT 3.1.1, 3.8.3.
 func checkOptions(sub subscription, level byte) error {
 	o := sub.options
-	_, shared, _ := sharedFilter(sub.filter)
+	_, shared, _ := topics.Shared(sub.filter)
 	switch {
 	case o&3 == 3, o&0xC0 != 0, level == 4 && o&0xFC != 0:
 		return malformed("subscription options %x", o)

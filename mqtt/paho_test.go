@@ -285,10 +285,7 @@ func startMosquitto(t testing.TB, lines string) string {
 func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 	addr := startMosquitto(t, "allow_anonymous true\nmax_topic_alias 5\n")
 	g := start(t, &mqtt.Broker{Addr: addr, Now: time.Now})
-	g.guard.perms["dev"] = countersign.Permissions{
-		Publish:   []string{"devices/dev/up/#", "shared/#"},
-		Subscribe: []string{"devices/dev/down/#", "devices/dev/up/#", "shared/#"},
-	}
+	g.guard.perms["dev"] = permissions([]string{"devices/dev/up/#", "shared/#"}, []string{"devices/dev/down/#", "devices/dev/up/#", "shared/#"})
 	d := g.paho5(t, g.issue("dev", time.Hour), &paho.Connect{ClientID: "dev", CleanStart: true, KeepAlive: 30})
 	if p := d.connack.Properties; *p.MaximumPacketSize != mqtt.DefaultMaxPacket || *p.TopicAliasMaximum != 5 || !p.SharedSubAvailable {
 		t.Errorf("CONNACK announces %+v", p)

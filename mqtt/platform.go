@@ -12,6 +12,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // platformUser is the name under which the operator's own connections appear at
@@ -70,7 +71,7 @@ func (p *platform) ask(ctx context.Context, packet []byte) (frame, error) {
 }
 
 func (p *platform) publish(ctx context.Context, topic string, payload []byte) error {
-	if !validTopic(topic) || strings.HasPrefix(topic, "$") {
+	if !topics.ValidName(topic) || strings.HasPrefix(topic, "$") {
 		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic to publish to", topic)
 	}
 	p.mu.Lock()
@@ -89,7 +90,7 @@ func (p *platform) publish(ctx context.Context, topic string, payload []byte) er
 
 // subscribe owns p from now on.
 func (p *platform) subscribe(ctx context.Context, filter string, receive func(string, []byte)) error {
-	if !validFilter(filter) || strings.HasPrefix(filter, "$") {
+	if !topics.ValidFilter(filter) || strings.HasPrefix(filter, "$") {
 		p.close()
 		return countersign.Errorf(countersign.BadRequest, "%.80q is no filter to subscribe to", filter)
 	}

@@ -350,6 +350,6 @@ func (x *session) denied(action, topic string) {
 	}
 	x.mu.Unlock()
 	if tell {
-		x.srv.Gatekeeper.Denied(x.info, action, topic)
+		x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic})
 	}
 }

@@ -3,6 +3,8 @@ package mqtt
 import (
 	"strings"
 	"time"
+
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // runUp reads the device's frames until the device leaves, breaks the protocol
@@ -144,7 +146,7 @@ func (x *session) topicUp(p publish) (string, error) {
 		if !validText(p.topic) {
 			return "", malformed("the topic is not valid UTF-8")
 		}
-		if !validTopic(topic) { // [MQTT-3.3.2-2]
+		if !topics.ValidName(topic) { // [MQTT-3.3.2-2]
 			return "", breach(BadTopicName, "%.80q is no topic name", topic)
 		}
 	}
@@ -158,7 +160,7 @@ func (x *session) topicUp(p publish) (string, error) {
 }
 
 func (x *session) judgePublish(topic string) Reason {
-	if strings.HasPrefix(topic, "$") || !permits(x.perms.Publish, topic) {
+	if strings.HasPrefix(topic, "$") || !topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, topic) {
 		x.denied("publish", topic)
 		return NotAuthorized
 	}
@@ -276,8 +278,8 @@ func (x *session) remember(kind byte, id uint16, codes []byte) error {
 
 // judgeFilter is the code of a filter that is refused, or fromEngine.
 func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
-	inner, shared, ok := sharedFilter(filter)
-	if !ok || !validFilter(inner) {
+	inner, shared, ok := topics.Shared(filter)
+	if !ok || !topics.ValidFilter(inner) {
 		return 0, breach(BadTopicFilter, "%.80q is no topic filter", filter)
 	}
 	if kind == pktUnsubscribe {
@@ -288,7 +290,7 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 		return fromEngine, nil
 	}
 	switch {
-	case strings.HasPrefix(inner, "$") || !permits(x.perms.Subscribe, inner):
+	case strings.HasPrefix(inner, "$") || !topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner):
 		x.denied("subscribe", filter)
 		return NotAuthorized, nil
 	case shared && x.level == 4:

@@ -47,6 +47,14 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	return dec.Verdict
 }
 
+// Exchange begins an authentication of several steps. Its outcome is asked of Admit.
+func (d *Desk) Exchange(ctx context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
+	if err := d.Ledger.Check(c.Remote.Addr()); err != nil {
+		return nil, err
+	}
+	return d.Access.Exchange(ctx, c, method)
+}
+
 // blocked says whether the address may not come in at all.
 func (d *Desk) blocked(c countersign.Connection, dec *access.Decision) error {
 	if dec.Known {
@@ -167,18 +175,21 @@ func (d *Desk) Closed(s countersign.Session, why string) {
 	d.Events.Later(e)
 }
 
-// Denied records an act that the session's permissions refused.
-func (d *Desk) Denied(s countersign.Session, action, topic string) {
+// Judged records an act that the session's permissions refused.
+func (d *Desk) Judged(s countersign.Session, a countersign.Act) {
+	if a.Allowed {
+		return
+	}
 	e := sessionEvent(countersign.TopicDenied, s)
 	e.Code = countersign.NotAllowed
-	e.Reason = action + " is not permitted on this topic"
-	e.Data = map[string]string{"action": action, "topic": topic}
+	e.Reason = a.Action + " is not permitted on this topic"
+	e.Data = map[string]string{"action": a.Action, "topic": a.Topic}
 	d.Events.Later(e)
 }
 
 func sessionEvent(t countersign.EventType, s countersign.Session) countersign.Event {
 	return countersign.Event{
-		Type: t, Actor: countersign.DeviceActor(s.Device), Device: s.Device, Fleet: s.Fleet, Cert: s.Cert,
+		Type: t, Actor: s.Actor(), Device: s.Device, Fleet: s.Fleet, Cert: s.Cert,
 		Remote: s.Remote.String(), Via: s.Gateway,
 	}
 }

@@ -250,7 +250,7 @@ func TestSessionsAreNotedAndDevicesSeen(t *testing.T) {
 			ID: "s1", Device: "pump-1", Fleet: "default", Cert: w.refOf(t, cert), Gateway: "mqtt", Remote: remote, Since: w.clock.Now(),
 		}
 		w.Opened(s)
-		w.Denied(s, "publish", "devices/pump-2/up/x")
+		w.Judged(s, countersign.Act{Action: "publish", Topic: "devices/pump-2/up/x"})
 		w.clock.advance(time.Minute)
 		w.Closed(s, "client left")
 		stop()
