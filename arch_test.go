@@ -35,7 +35,7 @@ const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query topics "
 	tools         = " attest config keystore policy store weakkey "
-	keepers       = " ca registry event access operator detect "
+	keepers       = " ca registry event access operator detect audit "
 	decisions     = " ra rotation respond "
 	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
 	operatorDoors = " rest console "

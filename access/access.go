@@ -13,6 +13,7 @@ import (
 	"crypto/subtle"
 	"database/sql"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -41,8 +42,13 @@ type Decision struct {
 	// Replaced: the certificate was given up by its device for another, so whoever
 	// shows it is a second holder of the identity.
 	Replaced bool
-	// Known: the certificate is on record, so Device and Fleet are facts and not claims.
+	// Known: the certificate is on record, or the secret is right, so Device and Fleet
+	// are facts and not claims.
 	Known bool
+	// Tags of the device, and the common name of its certificate: what a policy may
+	// speak of.
+	Tags map[string]string
+	CN   string
 }
 
 // Decide judges a connection by what is on record now: first who it is, then what
@@ -83,7 +89,7 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 	if !rec.matches(leaf.Raw) {
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
 	}
-	dec := Decision{Known: true, Replaced: rec.replaced, Verdict: countersign.Verdict{
+	dec := Decision{Known: true, Replaced: rec.replaced, Tags: rec.tags, CN: leaf.Subject.CommonName, Verdict: countersign.Verdict{
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
 		Cert: countersign.CertRef{Issuer: rec.issuer, Serial: rec.serial},
 	}}
@@ -122,17 +128,22 @@ type record struct {
 	acceptUntil, revoked time.Time
 	deviceState          countersign.DeviceState
 	deviceReason         string
+	tags                 map[string]string
 	authorityState       string
 }
 
 func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, error) {
 	r := record{serial: serial}
 	var from, to, accept, revoked int64
+	var tags string
 	err := d.DB.QueryRow(ctx, `SELECT c.issuer, c.fingerprint, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
-			c.revoked_at, d.fleet, d.state, d.reason, a.state
+			c.revoked_at, d.fleet, d.state, d.reason, d.tags, a.state
 		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer WHERE c.serial = $1`, string(serial)).
 		Scan(&r.issuer, &r.fingerprint, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
-			&r.fleet, &r.deviceState, &r.deviceReason, &r.authorityState)
+			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState)
+	if err == nil {
+		err = json.Unmarshal([]byte(tags), &r.tags)
+	}
 	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
 	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
 	return r, err

@@ -163,7 +163,12 @@ func find(certs []countersign.Certificate, serial countersign.Serial) *countersi
 func (d *Desk) Opened(s countersign.Session) {
 	d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: s.Remote.String()})
 	e := sessionEvent(countersign.SessionOpened, s)
-	e.Data = map[string]string{"protocol": s.Protocol, "client_id": s.ClientID}
+	e.Data = map[string]string{"session": s.ID, "protocol": s.Protocol, "client_id": s.ClientID}
+	for name, v := range map[string]string{"hello": s.Hello, "software": s.Software, "credential": s.Credential} {
+		if v != "" {
+			e.Data[name] = v
+		}
+	}
 	d.Events.Later(e)
 }
 
@@ -171,7 +176,7 @@ func (d *Desk) Opened(s countersign.Session) {
 func (d *Desk) Closed(s countersign.Session, why string) {
 	e := sessionEvent(countersign.SessionClosed, s)
 	e.Reason = why
-	e.Data = map[string]string{"client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
+	e.Data = map[string]string{"session": s.ID, "client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
 	d.Events.Later(e)
 }
 
