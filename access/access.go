@@ -141,7 +141,7 @@ func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, e
 		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer WHERE c.serial = $1`, string(serial)).
 		Scan(&r.issuer, &r.fingerprint, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
 			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState)
-	if err == nil {
+	if err == nil && tags != "" {
 		err = json.Unmarshal([]byte(tags), &r.tags)
 	}
 	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
