@@ -59,7 +59,7 @@ var rings = []ring{
 	},
 	{
 		name: "device doors on the edge", packages: words("mqtt tunnel"),
-		own: words(nouns, wire, "edge"), libs: words("golang.org/x github.com/nats-io"), deny: words("database/sql"),
+		own: words(nouns, wire, "edge"), libs: words("golang.org/x github.com/nats-io github.com/pires/go-proxyproto github.com/coder/websocket"), deny: words("database/sql"),
 	},
 	{
 		name: "operator doors", packages: words(operatorDoors),
@@ -89,6 +89,7 @@ var onlyIn = map[string][]string{
 	"github.com/danielgtaylor/huma":       {"rest"},
 	"github.com/spf13/cobra":              {"cmd/countersign", "cmd/countersign-agent"},
 	"github.com/prometheus/client_golang": {"server"},
+	"github.com/pires/go-proxyproto":      {"tunnel"},
 }
 
 // agentNever is what the device daemon must not link, by any way: it has to fit

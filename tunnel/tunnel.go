@@ -1,0 +1,253 @@
+// Package tunnel puts the edge in front of any TCP service: it ends TLS, lets in
+// devices with a good certificate, says to the service who they are (PROXY
+// protocol, version 2), and moves bytes until one side leaves or the device is cut.
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// Server is one tunnel. Set the fields, call Serve, then Close once.
+type Server struct {
+	Gatekeeper countersign.Gatekeeper
+	Index      *edge.Index
+	TLS        *tls.Config // see edge.TLSConfig
+	Name       string      // of the tunnel, in sessions and events; empty: tunnel
+	To         string      // host:port of the service
+	Plain      bool        // send no PROXY header: the service gets the device's bytes and nothing else
+	Fleets     []string    // that may pass; empty: all
+	Caps       edge.Limits
+	Log        *slog.Logger
+	Now        func() time.Time
+
+	once  sync.Once
+	gate  edge.Gate
+	count counters
+}
+
+type counters struct {
+	refused, opened, unreachable, up, down atomic.Uint64
+}
+
+// Stats are the counts of a tunnel since it was made.
+type Stats struct {
+	edge.Stats
+	Refused     uint64 // by the Gatekeeper or the tunnel
+	Opened      uint64 // sessions
+	Unreachable uint64 // sessions that ended at once because the service did not answer
+	Up, Down    uint64 // octets from devices, to devices
+}
+
+const (
+	// dialTimeout bounds the wait for a service, which stands close by.
+	dialTimeout = 5 * time.Second
+	// writeTimeout is how long either side may take none of what is sent to it.
+	writeTimeout = 30 * time.Second
+	// halfOpen is how long one side may be silent once the other has ended.
+	halfOpen = 5 * time.Minute
+	// bufferSize is one TLS record.
+	bufferSize = 16 << 10
+)
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.Name = cmp.Or(s.Name, "tunnel")
+		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
+		s.gate.Handle = s.handle
+	})
+}
+
+// Serve accepts connections from ln, which speaks plain TCP, until ctx ends or
+// Close is called. It closes ln. The error is nil after ctx or Close.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.init()
+	return s.gate.Serve(ctx, ln)
+}
+
+// Close stops accepting, ends all sessions of this tunnel and waits for them. What
+// is left when ctx ends is aborted.
+func (s *Server) Close(ctx context.Context) error {
+	s.init()
+	s.gate.Stop()
+	s.Index.CloseGateway(s.Name)
+	return s.gate.Close(ctx)
+}
+
+// Stats counts what the tunnel saw.
+func (s *Server) Stats() Stats {
+	s.init()
+	c := &s.count
+	return Stats{
+		Stats: s.gate.Stats(), Refused: c.refused.Load(), Opened: c.opened.Load(),
+		Unreachable: c.unreachable.Load(), Up: c.up.Load(), Down: c.down.Load(),
+	}
+}
+
+// handle serves one connection that passed the TLS handshake. A refusal just
+// closes: the bytes of a service that we do not know leave no room for words. The
+// reason is in the log.
+func (s *Server) handle(ctx context.Context, c *edge.Conn) {
+	live := s.Index.Register(c, func(edge.Ending) bool { return false })
+	defer live.Remove()
+	info, ok := s.admit(ctx, c, live)
+	if !ok {
+		s.count.refused.Add(1)
+		return
+	}
+	s.Gatekeeper.Opened(info)
+	s.count.opened.Add(1)
+	why := s.serve(ctx, c, live, info)
+	if e, ended := live.Ended(); ended {
+		why = e.Why()
+	}
+	s.Gatekeeper.Closed(info, why)
+}
+
+func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (countersign.Session, bool) {
+	const protocol = "TLS"
+	v := s.Gatekeeper.Admit(ctx, countersign.Connection{Gateway: s.Name, Remote: c.Remote, Protocol: protocol, Peer: c.Peer(), Hello: c.Hello})
+	if !v.Allow {
+		return countersign.Session{}, false
+	}
+	info := countersign.Session{
+		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential,
+		Gateway: s.Name, Protocol: protocol, Hello: c.Hello, Remote: c.Remote, Since: s.Now(), NotAfter: v.NotAfter,
+	}
+	// Whoever has no certificate is a guest at best, and guests have no way in here.
+	if v.Cert.IsZero() || len(s.Fleets) > 0 && !slices.Contains(s.Fleets, v.Fleet) {
+		s.Gatekeeper.Judged(info, countersign.Act{Action: "connect", Topic: s.Name})
+		return info, false
+	}
+	_, ok := live.Admit(info)
+	return info, ok
+}
+
+// serve moves bytes both ways and says how it ended.
+func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info countersign.Session) string {
+	service, err := s.dial(ctx, c, info)
+	if err != nil {
+		s.count.unreachable.Add(1)
+		s.Log.WarnContext(ctx, "service of a tunnel not reached", "tunnel", s.Name, "device", info.Device, "error", err)
+		return "service not reached"
+	}
+	defer func() { _ = service.Close() }()
+	// The cut closes the device's socket; the service is told by its own being closed.
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-live.Done():
+			_ = service.Close()
+		case <-stop:
+		}
+	}()
+	var half atomic.Bool
+	down := make(chan string, 1)
+	go func() {
+		how, good := s.move(stream{to: c, from: service, back: c, live: live, half: &half, count: &s.count.down}, "service left")
+		if !good {
+			c.Abort() // what the device sends goes nowhere
+		}
+		down <- how
+	}()
+	up, good := s.move(stream{to: service, from: c, back: service, live: live, half: &half, count: &s.count.up}, "client left")
+	if !good {
+		c.Abort()
+		_ = service.Close()
+	}
+	if other := <-down; good {
+		return other // the later one, or what went wrong
+	}
+	return up
+}
+
+// dial reaches the service and introduces the device.
+func (s *Server) dial(ctx context.Context, c *edge.Conn, info countersign.Session) (*net.TCPConn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "tcp", s.To)
+	if err != nil {
+		return nil, err
+	}
+	service := conn.(*net.TCPConn) //nolint:forcetypeassert // dialed as tcp
+	if s.Plain {
+		return service, nil
+	}
+	h, err := header(c, info)
+	if err == nil {
+		_ = service.SetWriteDeadline(s.Now().Add(writeTimeout))
+		_, err = service.Write(h)
+	}
+	if err != nil {
+		return nil, errors.Join(err, service.Close())
+	}
+	return service, nil
+}
+
+// stream is one direction.
+type stream struct {
+	to interface {
+		net.Conn
+		CloseWrite() error
+	}
+	from  net.Conn
+	back  net.Conn // what the other direction reads
+	live  *edge.Live
+	half  *atomic.Bool // the other direction has ended
+	count *atomic.Uint64
+}
+
+// move copies until the sender ends, and passes that end on. Nothing is written
+// once the session has ended: the deadline is set before that is looked at, as a
+// cut needs it (see edge.Live).
+func (s *Server) move(x stream, end string) (how string, good bool) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for {
+		if x.half.Load() {
+			_ = x.from.SetReadDeadline(s.Now().Add(halfOpen))
+		}
+		n, err := x.from.Read(*buf)
+		if n > 0 {
+			_ = x.to.SetWriteDeadline(s.Now().Add(writeTimeout))
+			if _, ended := x.live.Ended(); ended {
+				return "ended", false
+			}
+			if _, err := x.to.Write((*buf)[:n]); errors.Is(err, os.ErrDeadlineExceeded) {
+				return "a side takes no data", false
+			} else if err != nil {
+				return "network error", false
+			}
+			x.count.Add(uint64(n)) //nolint:gosec // never negative
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			_ = x.to.CloseWrite()
+			x.half.Store(true)
+			_ = x.back.SetReadDeadline(s.Now().Add(halfOpen)) // it may be waiting already
+			return end, true
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return "one side left, the other is silent", false
+		default:
+			return "network error", false
+		}
+	}
+}
