@@ -62,6 +62,7 @@ func (c Config) Check() []Problem {
 	if _, err := c.RootPassphrase.Resolve(); err != nil {
 		k.add("root_passphrase", err)
 	}
+	k.tunnels(c.Tunnels)
 	k.engine(c.Engine)
 	k.limits(c.Limits)
 	k.duration("overlap", c.Overlap, 0, maxOverlap)
@@ -132,6 +133,32 @@ func (k *checker) listeners(l Listeners) {
 			k.add(e.field, fmt.Errorf("%s is taken by %s", e.addr, other))
 		}
 		seen[e.addr] = e.field
+	}
+}
+
+// maxTunnels bounds the listeners of their kind.
+const maxTunnels = 32
+
+func (k *checker) tunnels(list []Tunnel) {
+	if len(list) > maxTunnels {
+		k.add("tunnels", fmt.Errorf("%d tunnels are more than %d", len(list), maxTunnels))
+	}
+	names := map[string]bool{"mqtt": true}
+	for i, t := range list {
+		field := fmt.Sprintf("tunnels[%d].", i)
+		k.add(field+"name", countersign.CheckName(t.Name))
+		if names[t.Name] {
+			k.add(field+"name", fmt.Errorf("%.40q is taken", t.Name))
+		}
+		names[t.Name] = true
+		k.add(field+"listen", checkListen(t.Listen))
+		k.add(field+"to", checkListen(t.To))
+		if strings.HasPrefix(t.To, ":") || strings.HasSuffix(t.To, ":0") {
+			k.add(field+"to", fmt.Errorf("%.80q does not name a service: write host:port", t.To))
+		}
+		for _, f := range t.Fleets {
+			k.add(field+"fleets", countersign.CheckName(f))
+		}
 	}
 }
 

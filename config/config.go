@@ -45,6 +45,9 @@ type Config struct {
 	// each start.
 	RootPassphrase Secret `yaml:"root_passphrase"`
 
+	// Tunnels are listeners that let devices through to other TCP services.
+	Tunnels []Tunnel `yaml:"tunnels"`
+
 	// Engine carries the messages behind the MQTT listener.
 	Engine Engine `yaml:"engine"`
 
@@ -88,6 +91,27 @@ type Listeners struct {
 	// Status serves CRLs, OCSP and the authorities' certificates over plain HTTP;
 	// what it serves is signed. Default :8090.
 	Status string `yaml:"status"`
+}
+
+// Tunnel is a TLS listener that lets in devices with a good certificate and moves
+// their bytes to a TCP service.
+type Tunnel struct {
+	// Name stands in sessions and events: 1 to 63 of a-z 0-9 and inner hyphens.
+	Name string `yaml:"name"`
+
+	// Listen is the host:port that devices connect to.
+	Listen string `yaml:"listen"`
+
+	// To is the host:port of the service. It should accept connections from this
+	// server only.
+	To string `yaml:"to"`
+
+	// Fleets that may pass. Default: all.
+	Fleets []string `yaml:"fleets"`
+
+	// Plain sends the device's bytes and nothing else. Default: a PROXY protocol
+	// header, version 2, goes first and tells the service the device's address and id.
+	Plain bool `yaml:"plain"`
 }
 
 // Off in place of an address turns a listener off.

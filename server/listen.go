@@ -32,10 +32,11 @@ const (
 // listeners are the bound doors; a nil one is off.
 type listeners struct {
 	enroll, recovery, mqtt, api, status, socket net.Listener
+	tunnels []net.Listener // in the order of the configuration
 }
 
 func (l *listeners) all() []net.Listener {
-	return []net.Listener{l.enroll, l.recovery, l.mqtt, l.api, l.status, l.socket}
+	return append([]net.Listener{l.enroll, l.recovery, l.mqtt, l.api, l.status, l.socket}, l.tunnels...)
 }
 
 func (l *listeners) close() error {
@@ -81,6 +82,14 @@ func bind(cfg config.Config) (l *listeners, err error) {
 			return l, fmt.Errorf("open the %s listener: %w", d.name, err)
 		}
 		now[d.name] = portOf(*d.into)
+	}
+	for _, t := range cfg.Tunnels {
+		name := "tunnel " + t.Name
+		one, err := listenTCP(t.Listen, last[name])
+		if err != nil {
+			return l, fmt.Errorf("open the %s: %w", name, err)
+		}
+		l.tunnels, now[name] = append(l.tunnels, one), portOf(one)
 	}
 	if l.socket, err = listenSocket(cfg.Socket()); err != nil {
 		return l, fmt.Errorf("open the socket %s: %w", cfg.Socket(), err)

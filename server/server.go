@@ -37,6 +37,7 @@ import (
 	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/status"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/tunnel"
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
@@ -65,6 +66,7 @@ type Server struct {
 	index     *edge.Index
 	engine    engine
 	gateway   *mqtt.Server
+	tunnels   []*tunnel.Server
 	metrics   *metrics
 	purges    chan string // devices whose stored messages the engine is to drop
 	listeners *listeners
@@ -101,7 +103,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -310,6 +312,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.listeners.mqtt != nil {
 		doors.Go(func() error { return s.serveMQTT(failed) })
 	}
+	if len(s.tunnels) > 0 {
+		doors.Go(func() error { return s.serveTunnels(failed) })
+	}
 	s.events.Later(countersign.Event{Type: countersign.ServerStarted, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	err := s.writeEndpoints()
 	if err == nil {
@@ -403,6 +408,12 @@ func (s *Server) Endpoints() api.Endpoints {
 	e.Recovery = s.url("https", s.listeners.recovery)
 	e.MQTT = s.url("mqtts", s.listeners.mqtt)
 	e.API = s.url(scheme, s.listeners.api)
+	for i, l := range s.listeners.tunnels {
+		if e.Tunnels == nil {
+			e.Tunnels = map[string]string{}
+		}
+		e.Tunnels[s.cfg.Tunnels[i].Name] = s.url("tls", l)
+	}
 	e.Status = s.url("http", s.listeners.status)
 	return e
 }
