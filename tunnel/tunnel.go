@@ -235,7 +235,7 @@ func (s *Server) move(x stream, end string) (how string, good bool) {
 			} else if err != nil {
 				return "network error", false
 			}
-			x.count.Add(uint64(n)) //nolint:gosec // never negative
+			x.count.Add(uint64(n))
 		}
 		switch {
 		case err == nil:
