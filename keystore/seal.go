@@ -3,7 +3,9 @@ package keystore
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 // authenticated with it, so that a sealed key put into another row does not open.
 type Sealer struct {
 	aead cipher.AEAD
+	key  []byte
 }
 
 // OpenSealer reads the server's sealing key at uri, and makes it where there is none.
@@ -47,7 +50,13 @@ func (s *Store) OpenSealer(uri string) (*Sealer, error) {
 		return nil, err
 	}
 	aead, err := cipher.NewGCMWithRandomNonce(block)
-	return &Sealer{aead}, err
+	return &Sealer{aead, key}, err
+}
+
+// Derive gives a key of 32 octets for a purpose, the same on each node that has the
+// sealing key (HKDF, RFC 5869).
+func (s *Sealer) Derive(purpose string) ([]byte, error) {
+	return hkdf.Key(sha256.New, s.key, nil, "countersign "+purpose, sha256.Size)
 }
 
 // Seal encrypts secret for a context.
