@@ -26,6 +26,7 @@ type Gate struct {
 	Now    func() time.Time // the clock of the sockets' deadlines
 
 	once   sync.Once
+	config *tls.Config // TLS, and it notes what the ClientHello said
 	census census
 	count  counters
 
@@ -54,10 +55,10 @@ type Stats struct {
 type Conn struct {
 	*tls.Conn
 	Remote netip.AddrPort
-	Hello  string // fingerprint of the ClientHello
+	Hello  string // see Fingerprint
 
 	gate     *Gate
-	raw      net.Conn
+	raw      *socket
 	admitted atomic.Bool
 }
 
@@ -68,6 +69,7 @@ const acceptRetryMax = time.Second
 func (g *Gate) init() {
 	g.once.Do(func() {
 		g.Limits = g.Limits.withDefaults()
+		g.config = listening(g.TLS)
 		g.census = census{limits: g.Limits, addresses: map[netip.Prefix]*address{}}
 		g.conns = map[*Conn]struct{}{}
 	})
@@ -117,7 +119,8 @@ func (g *Gate) take(ctx context.Context, raw net.Conn) {
 		abort(raw)
 		return
 	}
-	c := &Conn{Conn: tls.Server(raw, g.TLS), Remote: remote, gate: g, raw: raw}
+	s := &socket{Conn: raw}
+	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, gate: g, raw: s}
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
@@ -140,7 +143,7 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 		delete(g.conns, c)
 		g.mu.Unlock()
 	}()
-	if tcp, ok := c.raw.(*net.TCPConn); ok {
+	if tcp, ok := c.raw.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true) // Nagle with delayed acknowledgments adds 45 ms per round trip
 	}
 	_ = c.raw.SetDeadline(g.Now().Add(g.Limits.Handshake))
@@ -151,6 +154,7 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 		g.Log.DebugContext(ctx, "handshake failed", "remote", c.Remote, "error", err)
 		return
 	}
+	c.Hello = c.raw.hello
 	_ = c.raw.SetDeadline(time.Time{})
 	g.Handle(ctx, c)
 }
@@ -167,7 +171,7 @@ func (c *Conn) Admitted() {
 
 // Abort closes the socket at once and drops what is still to be sent. It waits
 // for nothing.
-func (c *Conn) Abort() { abort(c.raw) }
+func (c *Conn) Abort() { abort(c.raw.Conn) }
 
 // hangUp closes the socket at once; the kernel still sends what was written.
 func (c *Conn) hangUp() { _ = c.raw.Close() }
