@@ -31,6 +31,8 @@ const clockSkew = time.Minute
 type Desk struct {
 	DB  *store.DB
 	Now func() time.Time
+	// Tokens checks access tokens; nil: none are accepted.
+	Tokens *Tokens
 }
 
 // Decision is a verdict with what it rests on.
@@ -49,6 +51,8 @@ type Decision struct {
 	// speak of.
 	Tags map[string]string
 	CN   string
+	// ReadOnly: it may do nothing but listen, whatever the policy says.
+	ReadOnly bool
 }
 
 // Decide judges a connection by what is on record now: first who it is, then what
@@ -60,6 +64,9 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	}
 	dec.Allow = true
 	d.permit(ctx, c, &dec)
+	if dec.ReadOnly {
+		dec.Permissions.Publish, dec.Permissions.Retain = countersign.Filters{}, countersign.Filters{}
+	}
 	return dec
 }
 
@@ -68,6 +75,9 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision {
 	if len(c.Peer) > 0 {
 		return d.byCertificate(ctx, c)
+	}
+	if looksLikeToken(c.Password) {
+		return d.byToken(ctx, c)
 	}
 	return refuse(countersign.Unauthenticated, "no client certificate was shown")
 }

@@ -1,0 +1,76 @@
+package access
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// byToken identifies whoever shows an access token as the password. The user name
+// beside it means nothing: the token names its subject.
+func (d *Desk) byToken(ctx context.Context, c countersign.Connection) Decision {
+	if d.Tokens == nil {
+		return refuse(countersign.BadCredential, "access tokens are not accepted here")
+	}
+	k, err := d.Tokens.Verify(ctx, string(c.Password))
+	switch code := countersign.CodeOf(err); {
+	case code == countersign.Internal:
+		return refuse(countersign.Unavailable, "the record of the access token cannot be read now")
+	case err != nil:
+		return refuse(code, countersign.Public(err).Message)
+	}
+	dec := Decision{Known: true, ReadOnly: k.ReadOnly, Verdict: countersign.Verdict{
+		Device: k.Subject, Fleet: k.Fleet, Credential: k.Credential(), NotAfter: k.ExpiresAt,
+	}}
+	if strings.Contains(k.Subject, "/") {
+		dec.Ephemeral = true
+		d.operatorScope(ctx, k, &dec)
+		return dec
+	}
+	d.deviceToken(ctx, c, &dec)
+	return dec
+}
+
+// operatorScope leaves of an operator's token the devices that are active now.
+func (d *Desk) operatorScope(ctx context.Context, k Token, dec *Decision) {
+	for _, id := range k.Devices {
+		var state countersign.DeviceState
+		var fleet string
+		err := d.DB.QueryRow(ctx, `SELECT state, fleet FROM device WHERE id = $1`, id).Scan(&state, &fleet)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+		case err != nil:
+			dec.Code, dec.Reason = countersign.Unavailable, "the record of a device cannot be read now"
+			return
+		case state == countersign.DeviceActive && fleet == k.Fleet:
+			dec.Scope = append(dec.Scope, id)
+		}
+	}
+	if len(dec.Scope) == 0 {
+		dec.Code, dec.Reason = countersign.NotAllowed, "none of the devices that the access token is for is active"
+	}
+}
+
+// deviceToken holds a device's own token against the device as it is now.
+func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, dec *Decision) {
+	var state countersign.DeviceState
+	var why, tags string
+	err := d.DB.QueryRow(ctx, `SELECT state, reason, fleet, tags FROM device WHERE id = $1`, dec.Device).Scan(&state, &why, &dec.Fleet, &tags)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		dec.Code, dec.Reason = countersign.NotAllowed, "there is no such device"
+	case err != nil:
+		dec.Code, dec.Reason = countersign.Unavailable, "the record of the device cannot be read now"
+	case state == countersign.DeviceSuspended:
+		dec.Code, dec.Reason = countersign.DeviceOnHold, because("the device is suspended", why)
+	case state != countersign.DeviceActive:
+		dec.Code, dec.Reason = countersign.NotAllowed, "the device is "+string(state)
+	default:
+		_ = json.Unmarshal([]byte(tags), &dec.Tags) // without them a policy that speaks of tags grants nothing
+		dec.Code, dec.Reason = checkClientID(c.ClientID, dec.Device)
+	}
+}

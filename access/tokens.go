@@ -1,0 +1,291 @@
+package access
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// DefaultTokenTTL is how long an access token is good where nobody says.
+	DefaultTokenTTL = 15 * time.Minute
+	// MinTokenTTL and MaxTokenTTL bound it: it is made anew from something that lasts.
+	MinTokenTTL = time.Minute
+	MaxTokenTTL = time.Hour
+	// MaxScope bounds the devices that one token is for: each costs a few filters in
+	// the session's permissions.
+	MaxScope = 100
+	// maxLiveTokens bounds those of one source that are good at once.
+	maxLiveTokens = 100
+	// maxTokenText bounds what is parsed at all; ours are under 1 KiB.
+	maxTokenText = 4 << 10
+	// tokenIssuer and tokenAudience keep our tokens apart from everybody else's.
+	tokenIssuer   = "countersign"
+	tokenAudience = "countersign:connect"
+)
+
+// Token is an access token on record: the right to connect for a short time. To
+// its holder it is a JWT (RFC 7519) under a key that all nodes share; nobody else
+// can check it, or needs to.
+type Token struct {
+	ID        string
+	Subject   string // device id, or operator/<name>
+	Source    string // what it was given for, as kind:id
+	Fleet     string
+	Devices   []string // scope of an operator's; none for a device's
+	ReadOnly  bool     // grants nothing but to listen
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+	RevokedAt time.Time // zero: it was not
+}
+
+// Credential is how sessions that rest on the token name it.
+func (t *Token) Credential() string { return "token:" + t.ID }
+
+// Tokens makes, checks and revokes access tokens.
+type Tokens struct {
+	DB  *store.DB
+	Now func() time.Time
+	Key []byte // 32 octets
+}
+
+// claims are what a token says. What it grants is on record.
+type claims struct {
+	jwt.Claims
+	Fleet   string   `json:"fleet"`
+	Devices []string `json:"devices,omitempty"`
+}
+
+// Issue records a token and gives its text, which is kept nowhere. The devices of
+// its scope must be of one fleet, which becomes the token's; a token for a device
+// has none and names its fleet. It refuses with BadRequest what is out of
+// bounds, with NotFound a device that there is not, and with RateLimited one token too many
+// of the same source.
+func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Duration) (Token, string, error) {
+	if ttl < MinTokenTTL || ttl > MaxTokenTTL {
+		return k, "", countersign.Errorf(countersign.BadRequest, "a life of %s is not between %s and %s", ttl, MinTokenTTL, MaxTokenTTL).
+			WithNext("choose another one")
+	}
+	now := t.Now().UTC().Truncate(time.Microsecond)
+	k.ID, k.IssuedAt, k.ExpiresAt = strings.ToLower(rand.Text()), now, now.Add(ttl)
+	if err := t.checkScope(ctx, tx, &k); err != nil {
+		return k, "", err
+	}
+	var live int
+	err := tx.QueryRow(ctx, `SELECT count(*) FROM access_token WHERE source = $1 AND expires_at > $2 AND revoked_at = 0`, k.Source, store.Micros(now)).Scan(&live)
+	if err != nil {
+		return k, "", fmt.Errorf("count access tokens: %w", err)
+	}
+	if live >= maxLiveTokens {
+		return k, "", countersign.Errorf(countersign.RateLimited, "%d access tokens of this source are good now, the most there may be", live).
+			WithNext("use one of them, or wait").WithRetry(MinTokenTTL)
+	}
+	devices, err := json.Marshal(k.Devices)
+	if err != nil {
+		return k, "", fmt.Errorf("encode a scope: %w", err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO access_token (id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0)`,
+		k.ID, k.Subject, k.Source, k.Fleet, string(devices), k.ReadOnly, store.Micros(k.IssuedAt), store.Micros(k.ExpiresAt))
+	if err != nil {
+		return k, "", fmt.Errorf("record an access token: %w", err)
+	}
+	text, err := t.sign(k)
+	return k, text, err
+}
+
+// checkScope holds the devices against the record.
+func (t *Tokens) checkScope(ctx context.Context, tx *store.Tx, k *Token) error {
+	if len(k.Devices) > MaxScope {
+		return countersign.Errorf(countersign.BadRequest, "%d devices are more than %d", len(k.Devices), MaxScope).WithNext("ask for several tokens")
+	}
+	slices.Sort(k.Devices)
+	k.Devices = slices.Compact(k.Devices)
+	for _, id := range k.Devices {
+		var fleet string
+		err := tx.QueryRow(ctx, `SELECT fleet FROM device WHERE id = $1`, id).Scan(&fleet)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("list them with: countersign device list")
+		case err != nil:
+			return fmt.Errorf("read device %.140q: %w", id, err)
+		case k.Fleet != "" && fleet != k.Fleet:
+			return countersign.Errorf(countersign.BadRequest, "device %s is not of fleet %s", id, k.Fleet).WithNext("ask for one token for each fleet")
+		}
+		k.Fleet = fleet
+	}
+	return nil
+}
+
+func (t *Tokens) sign(k Token) (string, error) {
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: t.Key}, (&jose.SignerOptions{}).WithType("JWT"))
+	if err != nil {
+		return "", fmt.Errorf("sign an access token: %w", err)
+	}
+	text, err := jwt.Signed(s).Claims(claims{Claims: jwt.Claims{
+		Issuer: tokenIssuer, Audience: jwt.Audience{tokenAudience}, Subject: k.Subject, ID: k.ID,
+		IssuedAt: jwt.NewNumericDate(k.IssuedAt), Expiry: jwt.NewNumericDate(k.ExpiresAt),
+	}, Fleet: k.Fleet, Devices: k.Devices}).Serialize()
+	if err != nil {
+		return "", fmt.Errorf("sign an access token: %w", err)
+	}
+	return text, nil
+}
+
+// looksLikeToken says whether a password is meant as an access token.
+func looksLikeToken(password []byte) bool {
+	return len(password) > 3 && string(password[:3]) == "eyJ" && strings.Count(string(password[:min(len(password), maxTokenText)]), ".") == 2
+}
+
+// Verify reads a token that somebody shows. It refuses with BadCredential one that
+// is not ours, is altered or was revoked, and with CredentialExpire one whose time
+// is over.
+func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
+	bad := countersign.Errorf(countersign.BadCredential, "the access token is not one of ours").WithNext("ask for a new one")
+	if len(text) > maxTokenText {
+		return Token{}, bad
+	}
+	parsed, err := jwt.ParseSigned(text, []jose.SignatureAlgorithm{jose.HS256})
+	if err != nil {
+		return Token{}, bad
+	}
+	var c claims
+	if err := parsed.Claims(t.Key, &c); err != nil {
+		return Token{}, bad
+	}
+	expected := jwt.Expected{Issuer: tokenIssuer, AnyAudience: jwt.Audience{tokenAudience}, Time: t.Now()}
+	switch err := c.ValidateWithLeeway(expected, clockSkew); {
+	case errors.Is(err, jwt.ErrExpired):
+		return Token{}, expiredToken()
+	case err != nil || c.Expiry == nil:
+		return Token{}, bad
+	}
+	k, err := t.Get(ctx, t.DB, c.ID)
+	switch {
+	case countersign.CodeOf(err) == countersign.NotFound:
+		return Token{}, bad
+	case err != nil:
+		return Token{}, err
+	case !k.RevokedAt.IsZero():
+		return k, countersign.Errorf(countersign.BadCredential, "the access token was revoked").WithNext("ask for a new one")
+	case !t.Now().Before(k.ExpiresAt):
+		return k, expiredToken()
+	}
+	return k, nil
+}
+
+func expiredToken() error {
+	return countersign.Errorf(countersign.CredentialExpire, "the access token has expired").WithNext("ask for a new one")
+}
+
+const tokenColumns = `id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at`
+
+func scanToken(row interface{ Scan(dest ...any) error }) (k Token, err error) {
+	var devices string
+	var issued, expires, revoked int64
+	if err := row.Scan(&k.ID, &k.Subject, &k.Source, &k.Fleet, &devices, &k.ReadOnly, &issued, &expires, &revoked); err != nil {
+		return k, store.Wrap(err)
+	}
+	k.IssuedAt, k.ExpiresAt, k.RevokedAt = store.Time(issued), store.Time(expires), store.Time(revoked)
+	return k, json.Unmarshal([]byte(devices), &k.Devices)
+}
+
+// Get reads one token: NotFound if there is none.
+func (t *Tokens) Get(ctx context.Context, rd store.Reader, id string) (Token, error) {
+	k, err := scanToken(rd.QueryRow(ctx, `SELECT `+tokenColumns+` FROM access_token WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return k, noToken(id)
+	}
+	if err != nil {
+		return k, fmt.Errorf("read access token %.40q: %w", id, err)
+	}
+	return k, nil
+}
+
+func noToken(id string) error {
+	return countersign.Errorf(countersign.NotFound, "there is no access token %.40q", id).WithNext("list them with: countersign access-token list")
+}
+
+// Revoke ends a token. Again is no error.
+func (t *Tokens) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
+	k, err := scanToken(tx.QueryRow(ctx, `UPDATE access_token SET revoked_at = CASE WHEN revoked_at = 0 THEN $2 ELSE revoked_at END
+		WHERE id = $1 RETURNING `+tokenColumns, id, store.Micros(t.Now())))
+	if errors.Is(err, sql.ErrNoRows) {
+		return k, noToken(id)
+	}
+	if err != nil {
+		return k, fmt.Errorf("revoke access token %.40q: %w", id, err)
+	}
+	return k, nil
+}
+
+// RevokeSource ends all tokens of a source that are good now and gives them.
+func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) (list []Token, err error) {
+	rows, err := tx.Query(ctx, `UPDATE access_token SET revoked_at = $2 WHERE source = $1 AND expires_at > $2 AND revoked_at = 0 RETURNING `+tokenColumns,
+		source, store.Micros(t.Now()))
+	if err != nil {
+		return nil, fmt.Errorf("revoke access tokens: %w", err)
+	}
+	return scanTokens(rows)
+}
+
+func scanTokens(rows interface {
+	Next() bool
+	Scan(dest ...any) error
+	Err() error
+	Close() error
+},
+) (list []Token, err error) {
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		k, err := scanToken(rows)
+		if err != nil {
+			return nil, fmt.Errorf("read access tokens: %w", err)
+		}
+		list = append(list, k)
+	}
+	return list, store.Wrap(rows.Err())
+}
+
+// List reads the tokens that are good now by id, those after the id after; next is
+// empty on the last page.
+func (t *Tokens) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
+	limit = min(max(limit, 1), maxPage)
+	rows, err := t.DB.Query(ctx, `SELECT `+tokenColumns+` FROM access_token WHERE id > $1 AND expires_at > $2 AND revoked_at = 0 ORDER BY id LIMIT $3`,
+		after, store.Micros(t.Now()), limit+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("list access tokens: %w", err)
+	}
+	if list, err = scanTokens(rows); err != nil {
+		return nil, "", err
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		next = list[limit-1].ID
+	}
+	return list, next, nil
+}
+
+// Prune forgets tokens that ended a day ago.
+func (t *Tokens) Prune(ctx context.Context) error {
+	err := t.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM access_token WHERE expires_at < $1`, store.Micros(t.Now().Add(-24*time.Hour)))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget access tokens: %w", err)
+	}
+	return nil
+}
