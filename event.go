@@ -77,6 +77,7 @@ const (
 	SecretCreated        EventType = "secret.created"      //nolint:gosec // a name
 	SecretStopped        EventType = "secret.stopped"      //nolint:gosec // a name
 	AccessTokenIssued    EventType = "access_token.issued" //nolint:gosec // a name
+	AccessTokenRevoked   EventType = "access_token.revoked" //nolint:gosec // a name
 	IntroductionIssued   EventType = "introduction.issued"
 	PolicyApplied        EventType = "policy.applied"
 	FindingRaised        EventType = "finding.raised" // by a detector or an audit check
@@ -85,6 +86,8 @@ const (
 	MitigationDone       EventType = "mitigation.done"
 	MitigationFailed     EventType = "mitigation.failed"
 	AuditCompleted       EventType = "audit.completed"
+	AuditSuppressed      EventType = "audit.suppressed"
+	AuditUnsuppressed    EventType = "audit.unsuppressed"
 	SessionKicked        EventType = "session.kicked" // at a broker that is not ours
 )
 

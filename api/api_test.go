@@ -23,6 +23,7 @@ func shapes() []any {
 		&api.FactoryRequest{}, &api.FactoryResult{}, &api.TPMIdentity{}, &api.TPMChallenge{}, &api.TPMAnswer{},
 		&api.Event{}, &api.Verification{},
 		&api.OperatorToken{}, &api.NewOperatorToken{}, &api.IssuedOperatorToken{},
+		&api.AccessToken{}, &api.NewAccessToken{}, &api.IssuedAccessToken{},
 	}
 }
 

@@ -35,7 +35,8 @@ func matters(t countersign.EventType) bool {
 	switch t {
 	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceReactivated,
 		countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReleased, countersign.CertReplaced,
-		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved:
+		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved,
+		countersign.AccessTokenRevoked:
 		return true
 	}
 	return false

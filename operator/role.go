@@ -37,6 +37,7 @@ const (
 	Revoke    Act = "revoke"    // revoke and retire: cannot
 	Approve   Act = "approve"   // requests that wait for a second person
 	Configure Act = "configure" // fleets, profiles, authorities
+	Control   Act = "control"   // devices, live: publish to them
 	Operators Act = "operators" // other operators and their tokens
 )
 
@@ -45,7 +46,7 @@ var may = map[Role][]Act{
 	Viewer:   {Read},
 	Auditor:  {Read, ReadLog},
 	Factory:  {Register, Vouch},
-	Operator: {Read, ReadLog, Register, Suspend, Revoke},
+	Operator: {Read, ReadLog, Register, Suspend, Revoke, Control},
 	Approver: {Read, ReadLog, Suspend, Approve},
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
@@ -22,6 +23,7 @@ type Office struct {
 	Operators *operator.Desk
 	Events    *event.Log
 	Sealer    *keystore.Sealer
+	Tokens    *access.Tokens
 	// Rules checks what a fleet's expression and webhook mean before they are saved.
 	Rules func(countersign.Rules) error
 }
@@ -197,7 +199,8 @@ func (o *Office) CreateOperatorToken(ctx context.Context, t operator.Token, ttl 
 	return made, secret, err
 }
 
-// RevokeOperatorToken ends an operator token at once.
+// RevokeOperatorToken ends an operator token at once, and the access tokens that
+// were given out for it.
 func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t operator.Token, err error) {
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if t, err = o.Operators.Revoke(ctx, tx, id); err != nil {
@@ -205,7 +208,15 @@ func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t o
 		}
 		e := by.event(countersign.OperatorTokenRevoked)
 		e.Data = map[string]string{"token": t.ID, "name": t.Name}
-		return o.Events.Append(ctx, tx, e)
+		events := []countersign.Event{e}
+		given, err := o.Tokens.RevokeSource(ctx, tx, OperatorSource(t.ID))
+		if err != nil {
+			return err
+		}
+		for _, k := range given {
+			events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))
+		}
+		return o.Events.Append(ctx, tx, events...)
 	})
 	return t, err
 }

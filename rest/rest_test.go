@@ -88,7 +88,10 @@ func newHouse(t *testing.T) *house {
 			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
 			Events: events, Now: now, Log: log, Cut: func(countersign.Cut) int { return 2 }, Sealer: sealer,
 		},
-		Office:   &ra.Office{DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer},
+		Office: &ra.Office{
+			DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer,
+			Tokens: &access.Tokens{DB: db, Now: now, Key: make([]byte, 32)},
+		},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
 	return h

@@ -35,6 +35,9 @@ var acts = map[string]operator.Act{
 	"POST /blocks":                  operator.Suspend,
 	"DELETE /blocks/{network}":      operator.Suspend,
 
+	"GET /access-tokens":                 operator.Read,
+	"POST /access-tokens":                operator.Read, // a role without Control gets one that only listens
+	"POST /access-tokens/{id}/revoke":    operator.Suspend,
 	"GET /certificates":                  operator.Read,
 	"GET /certificates/{serial}":         operator.Read,
 	"POST /certificates/{serial}/revoke": operator.Revoke,

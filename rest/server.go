@@ -95,6 +95,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	a.UseMiddleware(s.admit(a))
 	s.routeDevices(a)
 	s.routeBlocks(a)
+	s.routeAccessTokens(a)
 	s.routeCertificates(a)
 	s.routeLog(a)
 	s.routeSetup(a)
@@ -118,8 +119,9 @@ const (
 
 // caller is who sent a request.
 type caller struct {
-	name string
-	role operator.Role
+	name  string
+	role  operator.Role
+	token string // id of its operator token; empty at the socket
 }
 
 // by is the caller as an actor in the log.
@@ -162,7 +164,7 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 
 func (s *Server) identify(ctx huma.Context, act operator.Act) (caller, error) {
 	if s.Local {
-		return caller{"local", operator.Admin}, nil
+		return caller{name: "local", role: operator.Admin}, nil
 	}
 	if act == operator.Anyone {
 		return caller{name: "anyone"}, nil
@@ -171,7 +173,7 @@ func (s *Server) identify(ctx huma.Context, act operator.Act) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{t.Name, t.Role}, nil
+	return caller{t.Name, t.Role, t.ID}, nil
 }
 
 // bearer is the token of an Authorization header (RFC 6750, 2.1); empty if it is

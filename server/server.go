@@ -60,6 +60,7 @@ type Server struct {
 	registry  *registry.Registry
 	operators *operator.Desk
 	ledger    *access.Ledger
+	tokens    *access.Tokens
 	desk      *ra.Desk
 	crls      *ra.Publisher
 	identity  *identity
@@ -189,8 +190,13 @@ func (s *Server) openDesk(context.Context) error {
 	if err != nil {
 		return err
 	}
+	tokenKey, err := sealer.Derive("access tokens")
+	if err != nil {
+		return err
+	}
+	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now}, Ledger: s.ledger,
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Tokens: s.tokens}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
 		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
@@ -227,7 +233,7 @@ func (s *Server) openDoors(context.Context) error {
 		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
 			Office: &ra.Office{
-				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Rules: s.desk.CheckRules,
+				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.desk.CheckRules,
 			},
 			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
@@ -278,6 +284,8 @@ func (s *Server) heard(e countersign.Event) {
 		s.crls.Changed(e.Cert.Issuer)
 	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
 		go s.reload()
+	case countersign.AccessTokenRevoked:
+		s.index.Cut(countersign.Cut{Credential: "token:" + e.Data["token"], Reason: string(e.Type)})
 	case countersign.CertReleased:
 		s.ca.Forget(e.Cert.Serial)
 		s.crls.Changed(e.Cert.Issuer)
@@ -309,7 +317,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, d := range s.http {
 		doors.Go(func() error { return d.run(failed) })
 	}
-	if s.listeners.mqtt != nil {
+	if s.gateway != nil {
 		doors.Go(func() error { return s.serveMQTT(failed) })
 	}
 	if len(s.tunnels) > 0 {
@@ -381,6 +389,9 @@ func (s *Server) tend(ctx context.Context) error {
 		if err := s.voidSerials(ctx, false); err != nil {
 			s.log.ErrorContext(ctx, "serials not voided", "error", err)
 		}
+		if err := s.tokens.Prune(ctx); err != nil {
+			s.log.ErrorContext(ctx, "old access tokens not forgotten", "error", err)
+		}
 	}
 }
 
@@ -407,6 +418,9 @@ func (s *Server) Endpoints() api.Endpoints {
 	e.Enroll = s.url("https", s.listeners.enroll)
 	e.Recovery = s.url("https", s.listeners.recovery)
 	e.MQTT = s.url("mqtts", s.listeners.mqtt)
+	if u := s.url("wss", s.listeners.websocket); u != "" {
+		e.WebSocket = u + mqtt.WebSocketPath
+	}
 	e.API = s.url(scheme, s.listeners.api)
 	for i, l := range s.listeners.tunnels {
 		if e.Tunnels == nil {

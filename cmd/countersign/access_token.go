@@ -1,0 +1,84 @@
+package main
+
+import (
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+func (a *app) accessTokenCommand() *cobra.Command {
+	return group("access-token", "Short-lived tokens with which web applications connect to devices", []string{"access-tokens"},
+		a.accessTokenCreate(), a.accessTokenList(), a.accessTokenRevoke())
+}
+
+func accessTokenID(t api.AccessToken) string { return t.ID }
+
+func (a *app) accessTokenCreate() *cobra.Command {
+	var t api.NewAccessToken
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use: "create DEVICE...", Short: "Make a token for the devices named, all of one fleet; it is shown this once",
+		Long:    "Make a token for the devices named. A browser shows it as the MQTT password over WebSocket;\nwhat it may do then is the policy of the fleet, in its statements for apps.",
+		Example: "  countersign access-token create pump-1 pump-2 --ttl 15m\n  countersign access-token create pump-1 --read-only -o name",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: a.deviceIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t.Devices, t.TTLSeconds = args, int64(ttl/time.Second)
+			made, err := a.admin().CreateAccessToken(cmd.Context(), t)
+			if err != nil {
+				return err
+			}
+			if a.output == formatTable {
+				a.stderr().done("access token %s for %s, good for %s; it is not shown again", made.ID, strings.Join(made.Devices, ", "), span(ttl))
+				a.stdout().linef("%s", made.Token)
+				return nil
+			}
+			return show(a, *made, view[api.IssuedAccessToken]{name: func(t api.IssuedAccessToken) string { return t.Token }})
+		},
+	}
+	c.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long it is good, 1m to 1h")
+	c.Flags().BoolVar(&t.ReadOnly, "read-only", false, "it may listen and not publish")
+	return c
+}
+
+func (a *app) accessTokenList() *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the access tokens that are good now", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(a, a.paged(limit).AccessTokens(cmd.Context()), limit, view[api.AccessToken]{name: accessTokenID, cols: []col[api.AccessToken]{
+				{"ID", accessTokenID},
+				{"SUBJECT", func(t api.AccessToken) string { return t.Subject }},
+				{"FLEET", func(t api.AccessToken) string { return t.Fleet }},
+				{"DEVICES", func(t api.AccessToken) string { return strings.Join(t.Devices, " ") }},
+				{"MAY", accessTokenRight},
+				{"EXPIRES", func(t api.AccessToken) string { return a.until(t.ExpiresAt) }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func accessTokenRight(t api.AccessToken) string {
+	if t.ReadOnly {
+		return "listen"
+	}
+	return "control"
+}
+
+func (a *app) accessTokenRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke ID", Short: "End an access token and its sessions at once", Args: exactly("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := a.admin().RevokeAccessToken(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			a.stderr().done("access token of %s revoked, its sessions are cut", t.Subject)
+			return acted(a, *t, t.ID)
+		},
+	}
+}

@@ -1,0 +1,57 @@
+package rest
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/danielgtaylor/huma/v2"
+)
+
+func (s *Server) routeAccessTokens(a huma.API) {
+	const tag = "Access tokens"
+	route(s, a, get("/access-tokens", tag, "List the access tokens that are good now"), s.listAccessTokens)
+	route(s, a, add("/access-tokens", tag, "Make a token with which a web application connects to the devices named"), s.createAccessToken)
+	route(s, a, act("/access-tokens/{id}/revoke", tag, "End a token and its sessions at once"), s.revokeAccessToken)
+}
+
+func (s *Server) listAccessTokens(ctx context.Context, in *api.Paging) (api.Page[api.AccessToken], error) {
+	list, next, err := s.Office.Tokens.List(ctx, in.After, limitOf(*in))
+	return page(list, next, shapeAccessToken), err
+}
+
+func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.NewAccessToken }) (api.IssuedAccessToken, error) {
+	c, _ := ctx.Value(callerKey).(caller)
+	k := access.Token{
+		Subject: operatorSubject(c.name), Source: ra.OperatorSource(cmp.Or(c.token, c.name)),
+		Devices: in.Body.Devices, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
+	}
+	made, text, err := s.Office.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
+	return api.IssuedAccessToken{AccessToken: shapeAccessToken(made), Token: text}, err
+}
+
+func (s *Server) revokeAccessToken(ctx context.Context, in *struct {
+	ID string `path:"id" maxLength:"64"`
+},
+) (api.AccessToken, error) {
+	k, err := s.Office.RevokeAccessToken(ctx, in.ID, s.by(ctx))
+	return shapeAccessToken(k), err
+}
+
+// operatorSubject is an operator as the subject of a token and of its sessions.
+func operatorSubject(name string) string { return "operator/" + name }
+
+func ttlOf(seconds int64) time.Duration {
+	return cmp.Or(time.Duration(seconds)*time.Second, access.DefaultTokenTTL)
+}
+
+func shapeAccessToken(k access.Token) api.AccessToken {
+	return api.AccessToken{
+		ID: k.ID, Subject: k.Subject, Fleet: k.Fleet, Devices: append([]string{}, k.Devices...), ReadOnly: k.ReadOnly,
+		IssuedAt: utc(k.IssuedAt), ExpiresAt: utc(k.ExpiresAt), RevokedAt: utc(k.RevokedAt),
+	}
+}

@@ -1,0 +1,26 @@
+package sdk
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+// CreateAccessToken makes a token with which a web application connects to the
+// devices named. The answer is the only one that holds its text.
+func (a *Admin) CreateAccessToken(ctx context.Context, t api.NewAccessToken) (*api.IssuedAccessToken, error) {
+	return call[api.IssuedAccessToken](ctx, a, http.MethodPost, "/access-tokens", t)
+}
+
+// AccessTokens lists the access tokens that are good now.
+func (a *Admin) AccessTokens(ctx context.Context) iter.Seq2[api.AccessToken, error] {
+	return list[api.AccessToken](ctx, a, "/access-tokens", query())
+}
+
+// RevokeAccessToken ends an access token and its sessions at once.
+func (a *Admin) RevokeAccessToken(ctx context.Context, id string) (*api.AccessToken, error) {
+	return call[api.AccessToken](ctx, a, http.MethodPost, "/access-tokens/"+url.PathEscape(id)+"/revoke", nil)
+}
