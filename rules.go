@@ -80,6 +80,7 @@ type AuditRules struct {
 	MaxAge    Span `json:"max_age,omitempty"`    // of a certificate; 365 days
 	SecretAge Span `json:"secret_age,omitempty"` // of a connection secret; 365 days
 	Unused    Span `json:"unused,omitempty"`     // of a device that never connected; 30 days
+	Inactive  Span `json:"inactive,omitempty"`   // of a device that connected once; 180 days
 }
 
 // IDRule says where a factory certificate holds the device id; package attest
