@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -63,6 +64,8 @@ func (c Config) Check() []Problem {
 		k.add("root_passphrase", err)
 	}
 	k.tunnels(c.Tunnels)
+	k.oidc(c.OIDC)
+	k.origins(c.WebSocket.Origins)
 	k.engine(c.Engine)
 	k.limits(c.Limits)
 	k.duration("overlap", c.Overlap, 0, maxOverlap)
@@ -119,6 +122,7 @@ func (k *checker) listeners(l Listeners) {
 		{"listeners.enroll", l.Enroll},
 		{"listeners.recovery", l.Recovery},
 		{"listeners.mqtt", l.MQTT},
+		{"listeners.websocket", l.WebSocket},
 		{"listeners.api", l.API},
 		{"listeners.status", l.Status},
 	} {
@@ -133,6 +137,43 @@ func (k *checker) listeners(l Listeners) {
 			k.add(e.field, fmt.Errorf("%s is taken by %s", e.addr, other))
 		}
 		seen[e.addr] = e.field
+	}
+}
+
+// maxGrants bounds the list that each sign-in walks.
+const maxGrants = 64
+
+func (k *checker) oidc(o OIDC) {
+	if o.Issuer == "" {
+		if o.ClientID != "" || len(o.Grants) > 0 {
+			k.add("oidc.issuer", errors.New("is missing"))
+		}
+		return
+	}
+	u, err := url.Parse(o.Issuer)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		k.add("oidc.issuer", fmt.Errorf("%.80q is no https URL", o.Issuer))
+	}
+	if o.ClientID == "" {
+		k.add("oidc.client_id", errors.New("is missing: a token made out to somebody else would do"))
+	}
+	if o.Roots != "" {
+		if _, err := os.Stat(o.Roots); err != nil {
+			k.add("oidc.roots", err)
+		}
+	}
+	if len(o.Grants) == 0 || len(o.Grants) > maxGrants {
+		k.add("oidc.grants", fmt.Errorf("%d grants are not between 1 and %d", len(o.Grants), maxGrants))
+	}
+	for i, g := range o.Grants {
+		field := fmt.Sprintf("oidc.grants[%d].", i)
+		if g.Claim == "" {
+			k.add(field+"claim", errors.New("is missing"))
+		}
+		k.oneOf(field+"role", g.Role, "viewer", "operator", "admin")
+		for _, f := range g.Fleets {
+			k.add(field+"fleets", countersign.CheckName(f))
+		}
 	}
 }
 
@@ -158,6 +199,26 @@ func (k *checker) tunnels(list []Tunnel) {
 		}
 		for _, f := range t.Fleets {
 			k.add(field+"fleets", countersign.CheckName(f))
+		}
+	}
+}
+
+// maxOrigins keeps the list one that is walked for each page that connects.
+const maxOrigins = 64
+
+func (k *checker) origins(list []string) {
+	if len(list) > maxOrigins {
+		k.add("websocket.origins", fmt.Errorf("%d origins are more than %d", len(list), maxOrigins))
+		return
+	}
+	for i, o := range list {
+		scheme, host, found := strings.Cut(o, "://")
+		if !found {
+			scheme, host = "https", o
+		}
+		_, err := path.Match(host, "")
+		if err != nil || host == "" || strings.ContainsAny(host, "/ \t") || scheme != "https" && scheme != "http" {
+			k.add(fmt.Sprintf("websocket.origins[%d]", i), fmt.Errorf("%.80q is no origin: write https://app.example.com", o))
 		}
 	}
 }

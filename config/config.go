@@ -48,6 +48,13 @@ type Config struct {
 	// Tunnels are listeners that let devices through to other TCP services.
 	Tunnels []Tunnel `yaml:"tunnels"`
 
+	// WebSocket bounds who may use the websocket listener.
+	WebSocket WebSocket `yaml:"websocket"`
+
+	// OIDC lets people whom an OpenID provider knows exchange their ID token for an
+	// access token.
+	OIDC OIDC `yaml:"oidc"`
+
 	// Engine carries the messages behind the MQTT listener.
 	Engine Engine `yaml:"engine"`
 
@@ -84,6 +91,10 @@ type Listeners struct {
 	// MQTT serves MQTT over TLS. Default :8883.
 	MQTT string `yaml:"mqtt"`
 
+	// WebSocket serves MQTT over WebSocket over TLS, for browsers: it asks for no
+	// client certificate. Default off.
+	WebSocket string `yaml:"websocket"`
+
 	// API serves the operators' API. On a loopback address it is plain HTTP, on
 	// any other one HTTPS with the server's own certificate. Default 127.0.0.1:8080.
 	API string `yaml:"api"`
@@ -91,6 +102,39 @@ type Listeners struct {
 	// Status serves CRLs, OCSP and the authorities' certificates over plain HTTP;
 	// what it serves is signed. Default :8090.
 	Status string `yaml:"status"`
+}
+
+// OIDC is an OpenID provider. Empty: there is none.
+type OIDC struct {
+	// Issuer is its https URL, exactly as it stands in its tokens.
+	Issuer string `yaml:"issuer"`
+
+	// ClientID is under what name our web applications are registered there; an ID
+	// token must be made out to it.
+	ClientID string `yaml:"client_id"`
+
+	// Roots is a PEM file with the roots that its certificate must chain to. Default:
+	// the roots of the system.
+	Roots string `yaml:"roots"`
+
+	// Grants say who may do what; the first that fits counts, and whom none fits may
+	// do nothing.
+	Grants []Grant `yaml:"grants"`
+}
+
+// Grant gives a role to people with a value in a claim of their ID token.
+type Grant struct {
+	// Claim is the name of the claim, such as groups.
+	Claim string `yaml:"claim"`
+
+	// Value must be the claim's value, or in its list. Default: any.
+	Value string `yaml:"value"`
+
+	// Role is viewer, who listens, or operator or admin, who control.
+	Role string `yaml:"role"`
+
+	// Fleets whose devices it is about. Default: all.
+	Fleets []string `yaml:"fleets"`
 }
 
 // Tunnel is a TLS listener that lets in devices with a good certificate and moves
@@ -112,6 +156,15 @@ type Tunnel struct {
 	// Plain sends the device's bytes and nothing else. Default: a PROXY protocol
 	// header, version 2, goes first and tells the service the device's address and id.
 	Plain bool `yaml:"plain"`
+}
+
+// WebSocket bounds who may use the websocket listener.
+type WebSocket struct {
+	// Origins are the web origins whose pages may connect: https://app.example.com,
+	// or app.example.com whatever the scheme; * stands for any characters. Programs
+	// that are no browser send none and may always. Default: pages of the same host
+	// and port only.
+	Origins []string `yaml:"origins"`
 }
 
 // Off in place of an address turns a listener off.
@@ -223,7 +276,7 @@ func Dev(dir string, freePorts bool) Config {
 		Dir: dir,
 		Listeners: Listeners{
 			Enroll: addr("8443"), Recovery: addr("8444"),
-			MQTT:   addr("8883"),
+			MQTT: addr("8883"), WebSocket: addr("8084"),
 			API:    addr("8080"),
 			Status: addr("8090"),
 		},

@@ -1,0 +1,140 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// maxIDToken bounds an ID token; those with many groups reach a few KiB.
+	maxIDToken = 16 << 10
+	// discoveryEvery bounds how often a provider that does not answer is asked.
+	discoveryEvery = 10 * time.Second
+	// discoveryTime bounds one question to it.
+	discoveryTime = 10 * time.Second
+)
+
+// subjectName is what of an ID token may stand as a name in events and sessions.
+var subjectName = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,100}$`)
+
+// OIDC takes the word of an OpenID provider on who somebody is (OpenID Connect
+// Core 1.0, 2). What he may do is ours to say, by Grants. Set the fields.
+type OIDC struct {
+	Issuer   string
+	ClientID string // the audience that an ID token must name
+	Grants   []Grant
+	Client   *http.Client // nil: http.DefaultClient
+	Now      func() time.Time
+
+	mu       sync.Mutex
+	verifier *oidc.IDTokenVerifier
+	asked    time.Time
+}
+
+// Grant gives a role to whoever has a value in a claim. The first that fits counts.
+type Grant struct {
+	Claim  string // such as groups; a text or a list of them
+	Value  string // empty: any
+	Role   Role
+	Fleets []string // whose devices he may see and control; empty: all
+}
+
+// Person is somebody whom the provider vouched for.
+type Person struct {
+	Name    string // preferred user name, mail address or subject
+	Subject string
+	Role    Role
+	Fleets  []string
+}
+
+// Verify reads an ID token. It refuses with BadCredential one that is not good, with
+// NotAllowed a person to whom no grant applies, and with Unavailable while the
+// provider cannot be asked for its keys.
+func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
+	bad := countersign.Errorf(countersign.BadCredential, "the ID token is not good here").WithNext("sign in again")
+	if len(raw) > maxIDToken {
+		return Person{}, bad
+	}
+	ctx, cancel := context.WithTimeout(ctx, discoveryTime)
+	defer cancel()
+	v, err := o.provider(ctx)
+	if err != nil {
+		return Person{}, err
+	}
+	t, err := v.Verify(ctx, raw)
+	if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
+		return Person{}, countersign.Errorf(countersign.CredentialExpire, "the ID token has expired").WithNext("sign in again")
+	}
+	if err != nil {
+		return Person{}, bad.WithCause(err)
+	}
+	all := map[string]any{}
+	if err := t.Claims(&all); err != nil {
+		return Person{}, bad.WithCause(err)
+	}
+	p := Person{Subject: t.Subject}
+	for _, claim := range []string{"preferred_username", "email", "sub"} {
+		if s, ok := all[claim].(string); ok && p.Name == "" && subjectName.MatchString(s) {
+			p.Name = s
+		}
+	}
+	if p.Name == "" {
+		return Person{}, countersign.Errorf(countersign.NotAllowed, "the ID token holds no name that can stand in the log").WithNext("have the provider send preferred_username")
+	}
+	for _, g := range o.Grants {
+		if has(all[g.Claim], g.Value) {
+			p.Role, p.Fleets = g.Role, g.Fleets
+			return p, nil
+		}
+	}
+	return Person{}, countersign.Errorf(countersign.NotAllowed, "no grant of the configuration applies to %s", p.Name).
+		WithNext("ask an admin to add one: oidc.grants")
+}
+
+// has says whether a claim holds the value, by itself or in a list.
+func has(claim any, value string) bool {
+	switch c := claim.(type) {
+	case string:
+		return value == "" || c == value
+	case bool:
+		return c && (value == "" || value == "true")
+	case []any:
+		return len(c) > 0 && value == "" || slices.Contains(c, any(value))
+	}
+	return false
+}
+
+// provider asks the provider for its keys, once; they are fetched anew when a
+// token names one that is not known.
+func (o *OIDC) provider(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.verifier != nil {
+		return o.verifier, nil
+	}
+	away := countersign.Errorf(countersign.Unavailable, "the sign-in provider cannot be asked now").WithNext("try again").WithRetry(discoveryEvery)
+	if now := o.Now(); now.Sub(o.asked) < discoveryEvery {
+		return nil, away
+	}
+	if o.Client != nil {
+		ctx = oidc.ClientContext(ctx, o.Client)
+	}
+	// Not the caller's context for what the key set does later: it keeps the client, not the deadline.
+	p, err := oidc.NewProvider(context.WithoutCancel(ctx), o.Issuer)
+	if err != nil {
+		o.asked = o.Now()
+		return nil, away.WithCause(fmt.Errorf("couldn't discover %s: %w", o.Issuer, err))
+	}
+	o.verifier = p.Verifier(&oidc.Config{ClientID: o.ClientID, Now: o.Now})
+	return o.verifier, nil
+}
