@@ -1,0 +1,137 @@
+// Package policy is the language in which a fleet says what its devices, guests
+// and operators' browsers may do: statements that allow or deny actions on topic
+// filters, with variables that stand for the client. It parses, checks, tests,
+// compares, explains and expands such documents. It knows no database and asks
+// nobody, so the command line uses it as the server does.
+//
+// What no statement allows is denied, and a deny goes before every allow.
+package policy
+
+import (
+	"bytes"
+	_ "embed"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Kind is a kind of client.
+type Kind string
+
+// The kinds.
+const (
+	Devices Kind = "devices"
+	Guests  Kind = "guests" // clients without any credential
+	Apps    Kind = "apps"   // operators' browsers and web applications
+)
+
+var kinds = []Kind{Devices, Guests, Apps}
+
+// KindOf tells the kind of client by the name that a session has for a device.
+func KindOf(device string) Kind {
+	switch prefix, _, other := strings.Cut(device, "/"); {
+	case !other:
+		return Devices
+	case prefix == "operator":
+		return Apps
+	default:
+		return Guests
+	}
+}
+
+// Action is what a client wants to do.
+type Action string
+
+// The actions.
+const (
+	Connect   Action = "connect"
+	Publish   Action = "publish"
+	Subscribe Action = "subscribe"
+	Receive   Action = "receive"
+	Retain    Action = "retain" // a publication that the broker keeps; it needs publish too
+)
+
+// topical are the actions on topics.
+var topical = [...]Action{Publish, Retain, Subscribe, Receive}
+
+// Effect of a statement.
+type Effect string
+
+// The effects.
+const (
+	Allow Effect = "allow"
+	Deny  Effect = "deny"
+)
+
+// Policy is a document that was read without fault. It does not change, and any
+// goroutine may use it.
+type Policy struct {
+	Statements []Statement
+	Tests      []Test
+
+	plans map[Kind]*plan
+}
+
+// Statement allows or denies actions.
+type Statement struct {
+	ID      string
+	Effect  Effect
+	For     []Kind
+	Actions []Action
+	Topics  []Pattern // filters, for all actions but connect
+	Clients []Pattern // client identifiers, for connect; none: any
+	Line    int
+}
+
+// Pattern is a topic filter or a pattern of client identifiers as it was written.
+type Pattern struct {
+	Text         string
+	Line, Column int
+
+	lits []string   // what stands around the variables: one more than there are of them
+	vars []variable // none: Text is all of it
+	wide string     // the filter of all that a filter can come to mean
+}
+
+// Subject is a client as a policy sees it. What is not known is left empty, and
+// then has no value that a variable could take.
+type Subject struct {
+	Kind     Kind
+	Device   string // its id; of others the name of their session
+	Fleet    string
+	Tags     map[string]string
+	CN       string // common name of the certificate that it shows
+	ClientID string
+	Scope    []string // devices that an app's session is for
+}
+
+//go:embed default.yaml
+var starter []byte
+
+// Starter is a policy to begin with: the built-in one, with comments and tests.
+func Starter() []byte { return bytes.Clone(starter) }
+
+// Builtin is the policy of a fleet that has none of its own: a device publishes
+// below devices/<id>/up, subscribes below devices/<id>/down and answers apps; an
+// app does the reverse for the devices of its scope; a guest does nothing.
+func Builtin() *Policy {
+	p, err := Parse(starter)
+	if err != nil {
+		panic("the built-in policy: " + err.Error()) // a mistake of ours, which every test would find
+	}
+	return p
+}
+
+// permissions by action, to write to or read from.
+func filtersOf(p *countersign.Permissions, a Action) *countersign.Filters {
+	switch a {
+	case Publish:
+		return &p.Publish
+	case Retain:
+		return &p.Retain
+	case Subscribe:
+		return &p.Subscribe
+	default:
+		return &p.Receive
+	}
+}
