@@ -60,14 +60,15 @@ const RequestIDHeader = "X-Request-Id"
 // endpoints.json in its data folder once all its listeners accept. A listener
 // that is off is empty.
 type Endpoints struct {
-	Enroll   string            `json:"enroll" doc:"https URL of EST and REST enrollment"`
-	Recovery string            `json:"recovery,omitempty" doc:"https URL where expired certificates renew"`
-	MQTT     string            `json:"mqtt" doc:"mqtts URL"`
-	API      string            `json:"api" doc:"URL of this API, without /api/v1"`
-	Status   string            `json:"status" doc:"http URL of CRLs, OCSP and authorities"`
-	Tunnels  map[string]string `json:"tunnels,omitempty" doc:"tls URL of each tunnel, by name"`
-	Roots    string            `json:"roots" doc:"path of a PEM file with the roots"`
-	Socket   string            `json:"socket" doc:"path of the local operators' Unix socket"`
+	Enroll    string            `json:"enroll" doc:"https URL of EST and REST enrollment"`
+	Recovery  string            `json:"recovery,omitempty" doc:"https URL where expired certificates renew"`
+	MQTT      string            `json:"mqtt" doc:"mqtts URL"`
+	WebSocket string            `json:"websocket,omitempty" doc:"wss URL of MQTT for browsers"`
+	API       string            `json:"api" doc:"URL of this API, without /api/v1"`
+	Status    string            `json:"status" doc:"http URL of CRLs, OCSP and authorities"`
+	Tunnels   map[string]string `json:"tunnels,omitempty" doc:"tls URL of each tunnel, by name"`
+	Roots     string            `json:"roots" doc:"path of a PEM file with the roots"`
+	Socket    string            `json:"socket" doc:"path of the local operators' Unix socket"`
 }
 
 // EndpointsFile is the name of the file that holds Endpoints.

@@ -19,6 +19,7 @@ func (c Config) WithDefaults() Config {
 	l.Enroll = cmp.Or(l.Enroll, defaultEnroll)
 	l.Recovery = cmp.Or(l.Recovery, Off)
 	l.MQTT = cmp.Or(l.MQTT, defaultMQTT)
+	l.WebSocket = cmp.Or(l.WebSocket, Off)
 	l.API = cmp.Or(l.API, defaultAPI)
 	l.Status = cmp.Or(l.Status, defaultStatus)
 	if len(c.Names) == 0 {
@@ -28,6 +29,10 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.StatusURL == "" {
 		c.StatusURL = statusURL(c.Names[0], l.Status)
+	}
+	c.Notify = slices.Clone(c.Notify)
+	for i := range c.Notify {
+		c.Notify[i] = c.Notify[i].withDefaults()
 	}
 	c.Engine.Kind = cmp.Or(c.Engine.Kind, EngineNATS)
 	c.Engine.StorageLimit = cmp.Or(c.Engine.StorageLimit, defaultStorageLimit)

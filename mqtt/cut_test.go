@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -289,7 +290,7 @@ func TestMalformedStormLeavesTheGatewayWell(t *testing.T) {
 				b[j] = byte(r.Uint32())
 			}
 			if _, err := d.Write(b); err == nil {
-				_ = d.CloseWrite()
+				_ = d.Conn.(*tls.Conn).CloseWrite()
 			}
 			_ = d.SetReadDeadline(time.Now().Add(10 * time.Second))
 			for {

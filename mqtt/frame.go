@@ -193,6 +193,8 @@ type outbox struct {
 	dst   deadlineWriter
 	ended func() bool // looked at before each write
 	now   func() time.Time
+	// closing writes the last frame, or none, and what ends the stream; nil: nothing does.
+	closing func(last []byte) error
 
 	mu     sync.Mutex
 	pooled *[]byte // nil while empty
@@ -277,7 +279,10 @@ func (o *outbox) last(frame func(wrote bool) []byte) (said bool) {
 		o.pooled, o.n = nil, 0
 	}
 	if o.err == nil || errors.Is(o.err, errEnded) {
-		if b := frame(o.wrote); len(b) > 0 {
+		b := frame(o.wrote)
+		if o.closing != nil {
+			said = o.closing(b) == nil
+		} else if len(b) > 0 {
 			_, err := o.dst.Write(b)
 			said = err == nil
 		}

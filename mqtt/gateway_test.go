@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
@@ -136,6 +137,9 @@ type guard struct {
 }
 
 func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
+	if len(c.Peer) == 0 && c.Username != "" && string(c.Password) == "password of "+c.Username {
+		return g.verdict(c, c.Username, countersign.Verdict{Device: c.Username, Fleet: "default", Credential: "secret:" + c.Username})
+	}
 	if len(c.Peer) == 0 {
 		return countersign.Verdict{Code: countersign.Unauthenticated, Reason: "no certificate was shown"}
 	}
@@ -148,6 +152,11 @@ func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.V
 		Device: id, Fleet: "default", NotAfter: leaf.NotAfter,
 		Cert: countersign.CertRef{Issuer: "test", Serial: countersign.SerialOf(leaf.SerialNumber)},
 	}
+	return g.verdict(c, id, v)
+}
+
+// verdict on a client that is who it says.
+func (g *guard) verdict(c countersign.Connection, id string, v countersign.Verdict) countersign.Verdict {
 	rest, ok := strings.CutPrefix(c.ClientID, id)
 	if c.ClientID != "" && (!ok || rest != "" && rest[0] != ':' && rest[0] != '/') {
 		v.Code, v.Reason = countersign.SubjectMismatch, "the client id is not the device's"
@@ -234,6 +243,7 @@ type gateway struct {
 	*authority
 	guard *guard
 	addr  string
+	web   string // address of the WebSocket listener
 }
 
 func (g *gateway) port() string { _, p, _ := net.SplitHostPort(g.addr); return p }
@@ -255,16 +265,17 @@ func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway
 	for _, f := range set {
 		f(s)
 	}
-	ln := must(net.Listen("tcp", "127.0.0.1:0"))
-	served := make(chan error, 1)
+	ln, web := must(net.Listen("tcp", "127.0.0.1:0")), must(net.Listen("tcp", "127.0.0.1:0"))
+	served := make(chan error, 2)
 	go func() { served <- s.Serve(context.Background(), ln) }()
+	go func() { served <- s.ServeWebSocket(context.Background(), web) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		if err := s.Close(ctx); err != nil {
 			t.Errorf("Close: %v", err)
 		}
-		if err := <-served; err != nil {
+		if err := errors.Join(<-served, <-served); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
 		if n := s.Index.Len(); n != 0 {
@@ -281,7 +292,7 @@ func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway
 			t.Errorf("Stats after Close: %+v", st)
 		}
 	})
-	return &gateway{Server: s, authority: a, guard: g, addr: ln.Addr().String()}
+	return &gateway{Server: s, authority: a, guard: g, addr: ln.Addr().String(), web: web.Addr().String()}
 }
 
 func startNATS(t testing.TB, dir string, log *slog.Logger) *mqtt.NATS {

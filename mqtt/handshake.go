@@ -23,14 +23,40 @@ func (r *refusal) Error() string { return r.reason }
 
 func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v3, v5}, reason} }
 
-var protocolNames = map[byte]string{4: "MQTT 3.1.1", 5: "MQTT 5"}
+// protocol is what people call what the session speaks.
+func (x *session) protocol() string {
+	name := "MQTT 3.1.1"
+	if x.connect.level == 5 {
+		name = "MQTT 5"
+	}
+	if x.web != nil {
+		name += " over WebSocket"
+	}
+	return name
+}
 
 // handle serves one connection that passed the TLS handshake.
 func (s *Server) handle(ctx context.Context, c *edge.Conn) {
-	x := &session{srv: s, conn: c, in: frameReader{src: c, max: maxConnect}, now: s.Now}
-	x.down = outbox{dst: c, ended: x.ended, now: s.Now}
-	defer x.in.release()
 	_ = c.SetReadDeadline(s.Now().Add(s.Limits.Connect))
+	s.talk(ctx, s.newSession(c, c))
+}
+
+// stream carries the packets of a connection: the connection, or a WebSocket on it.
+type stream interface {
+	io.Reader
+	deadlineWriter
+}
+
+func (s *Server) newSession(c *edge.Conn, via stream) *session {
+	x := &session{srv: s, conn: c, in: frameReader{src: via, max: maxConnect}, now: s.Now}
+	x.down = outbox{dst: via, ended: x.ended, now: s.Now}
+	return x
+}
+
+// talk reads CONNECT, within the read deadline that is set, and serves the session.
+func (s *Server) talk(ctx context.Context, x *session) {
+	c := x.conn
+	defer x.in.release()
 	f, err := x.in.next()
 	if err != nil {
 		s.Log.DebugContext(ctx, "no CONNECT", "remote", c.Remote, "error", err)
@@ -86,7 +112,7 @@ func checkClientID(c *connect) error {
 func (x *session) admit(ctx context.Context) error {
 	s, c := x.srv, x.connect
 	v := s.Gatekeeper.Admit(ctx, countersign.Connection{
-		Gateway: s.Gateway, Remote: x.conn.Remote, Protocol: protocolNames[c.level],
+		Gateway: s.Gateway, Remote: x.conn.Remote, Protocol: x.protocol(),
 		ClientID: c.clientID, Peer: x.conn.Peer(), Username: c.username, Password: c.password, Hello: x.conn.Hello,
 	})
 	c.password = nil
@@ -101,7 +127,7 @@ func (x *session) admit(ctx context.Context) error {
 	x.perms = v.Permissions
 	x.info = countersign.Session{
 		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope, Hello: x.conn.Hello,
-		Gateway: s.Gateway, Protocol: protocolNames[c.level], ClientID: c.clientID,
+		Gateway: s.Gateway, Protocol: x.protocol(), ClientID: c.clientID,
 		Remote: x.conn.Remote, Since: s.Now(), NotAfter: v.NotAfter,
 	}
 	x.traits = s.Engine.Traits()
@@ -168,7 +194,13 @@ func refusalPacket(level byte, r *refusal) []byte {
 // last answer is not lost to a reset.
 func (x *session) linger() {
 	_ = x.conn.SetDeadline(x.now().Add(lingerTimeout))
-	if x.conn.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, x.conn, lingerBytes)
+	x.down.last(func(bool) []byte { return nil })
+	drain(x.conn)
+}
+
+// drain ends our side and waits for the peer's end, within the deadline that is set.
+func drain(c *edge.Conn) {
+	if c.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, c, lingerBytes)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -23,11 +24,15 @@ type Server struct {
 	Gateway    string      // name of this gateway in sessions and events; empty: mqtt
 	Caps       edge.Limits
 	Limits     Limits
-	Log        *slog.Logger
-	Now        func() time.Time
+	// Origins are the web origins whose pages may connect over WebSocket, beside
+	// those of the host itself: https://app.example.com, *.example.com.
+	Origins []string
+	Log     *slog.Logger
+	Now     func() time.Time
 
 	once    sync.Once
 	gate    edge.Gate
+	web     edge.Gate // for WebSocket
 	count   counters
 	closing atomic.Bool
 
@@ -83,12 +88,13 @@ func (l Limits) withDefaults() Limits {
 }
 
 type counters struct {
-	connects, refused, opened, closed, published, delivered, denied, malformed, engineFailed atomic.Uint64
+	upgradeFailed, connects, refused, opened, closed, published, delivered, denied, malformed, engineFailed atomic.Uint64
 }
 
 // Stats are the counts of a server since it was made.
 type Stats struct {
 	edge.Stats
+	NoUpgrade    uint64 // requests to the WebSocket listener that opened none
 	Connects     uint64 // well-formed CONNECT packets
 	Refused      uint64 // of those, by the Gatekeeper or the gateway
 	Opened       uint64 // sessions
@@ -107,6 +113,9 @@ func (s *Server) init() {
 		s.clients = map[string]*claim{}
 		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
 		s.gate.Handle = s.handle
+		s.web.TLS, s.web.Limits, s.web.Log, s.web.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now
+		s.web.TLS.ClientAuth = tls.NoClientCert
+		s.web.Handle = s.handleWeb
 	})
 }
 
@@ -123,16 +132,22 @@ func (s *Server) Close(ctx context.Context) error {
 	s.init()
 	s.closing.Store(true)
 	s.gate.Stop()
+	s.web.Stop()
 	s.Index.CloseGateway(s.Gateway)
-	return s.gate.Close(ctx)
+	return errors.Join(s.gate.Close(ctx), s.web.Close(ctx))
 }
 
 // Stats counts what the server saw.
 func (s *Server) Stats() Stats {
 	s.init()
-	c := &s.count
+	c, total, web := &s.count, s.gate.Stats(), s.web.Stats()
+	total.Accepted += web.Accepted
+	total.TurnedAway += web.TurnedAway
+	total.HandshakeFailed += web.HandshakeFailed
+	total.Open += web.Open
+	total.PreAuth += web.PreAuth
 	return Stats{
-		Stats:    s.gate.Stats(),
+		Stats: total, NoUpgrade: c.upgradeFailed.Load(),
 		Connects: c.connects.Load(), Refused: c.refused.Load(),
 		Opened: c.opened.Load(), Closed: c.closed.Load(),
 		Published: c.published.Load(), Delivered: c.delivered.Load(),

@@ -23,10 +23,12 @@ import (
 type session struct {
 	srv  *Server
 	conn *edge.Conn
+	web  *webSocket // nil over TCP
 	live *edge.Live
 	now  func() time.Time
 
 	connect  *connect
+	software string // what the client says of itself, so far
 	assigned string // the client identifier, if the gateway chose it
 	perms    countersign.Permissions
 	info     countersign.Session
@@ -247,10 +249,10 @@ func (x *session) sayGoodbye() {
 	if x.ended() {
 		return
 	}
-	if x.last != nil {
-		if x.down.send(x.last) != nil || x.down.flush() != nil {
-			return
-		}
+	if x.last != nil && (x.down.send(x.last) != nil || x.down.flush() != nil) {
+		return
+	}
+	if x.last != nil || x.web != nil && x.cleanLeave { // a page wants to see the WebSocket closed in order
 		x.linger()
 	}
 }
@@ -317,6 +319,9 @@ func (x *session) farewell(e edge.Ending) bool {
 		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
 	}
 	return x.down.last(func(greeted bool) []byte {
+		if x.web != nil {
+			x.web.status, x.web.reason = closeStatus(e.Cause), e.Reason
+		}
 		if !greeted {
 			return refusalPacket(x.connect.level, refused)
 		}

@@ -16,7 +16,7 @@ import (
 type device struct {
 	t  testing.TB
 	id string
-	*tls.Conn
+	net.Conn
 	raw *net.TCPConn
 	v5  bool
 }

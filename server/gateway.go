@@ -10,6 +10,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/mqtt"
@@ -23,7 +25,7 @@ type engine interface {
 
 // openGateway starts the engine and the gateway in front of it.
 func (s *Server) openGateway(context.Context) error {
-	if s.listeners.mqtt == nil {
+	if s.listeners.mqtt == nil && s.listeners.websocket == nil {
 		return nil
 	}
 	var err error
@@ -45,8 +47,9 @@ func (s *Server) openGateway(context.Context) error {
 			Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
 			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 		},
-		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
-		Log:    s.log, Now: s.opts.Now,
+		Origins: s.cfg.WebSocket.Origins,
+		Limits:  mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
+		Log:     s.log, Now: s.opts.Now,
 	}
 	return nil
 }
@@ -90,14 +93,21 @@ const gatewayStop = 5 * time.Second
 
 // serveMQTT serves until ctx ends, then ends the sessions.
 func (s *Server) serveMQTT(ctx context.Context) error {
-	err := s.gateway.Serve(ctx, s.listeners.mqtt)
+	var doors errgroup.Group
+	if l := s.listeners.mqtt; l != nil {
+		doors.Go(func() error { return s.gateway.Serve(ctx, l) })
+	}
+	if l := s.listeners.websocket; l != nil {
+		doors.Go(func() error { return s.gateway.ServeWebSocket(ctx, l) })
+	}
+	err := doors.Wait()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), gatewayStop)
 	defer cancel()
 	return errors.Join(err, s.gateway.Close(stop))
 }
 
-// errNoEngine says that the MQTT listener is off.
-var errNoEngine = errors.New("there is no message engine: the mqtt listener is off")
+// errNoEngine says that no listener for MQTT is on.
+var errNoEngine = errors.New("there is no message engine: the mqtt and websocket listeners are off")
 
 // Publish sends a message to devices through the engine, at QoS 1.
 func (s *Server) Publish(ctx context.Context, topic string, payload []byte) error {

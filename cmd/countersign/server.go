@@ -189,6 +189,7 @@ func (a *app) greet(cfg config.Config, e api.Endpoints, authorities []countersig
 	p.linef("countersign dev: data in %s, loopback only, keys on disk: not for production", cfg.Dir)
 	p.linef("  enroll   %-28s EST, REST, tokens", e.Enroll)
 	p.linef("  mqtt     %-28s client certificate required", e.MQTT)
+	p.linef("  browser  %-28s MQTT over WebSocket, no client certificate", e.WebSocket)
 	p.linef("  api      %-28s reference at %s/openapi.json", e.API+api.Base, api.Base)
 	p.linef("  status   %-28s CRL, OCSP", e.Status)
 	p.linef("  roots    %s", e.Roots)
