@@ -64,6 +64,7 @@ func (c Config) Check() []Problem {
 		k.add("root_passphrase", err)
 	}
 	k.tunnels(c.Tunnels)
+	k.channels(c.Notify)
 	k.oidc(c.OIDC)
 	k.origins(c.WebSocket.Origins)
 	k.engine(c.Engine)

@@ -48,6 +48,9 @@ type Config struct {
 	// Tunnels are listeners that let devices through to other TCP services.
 	Tunnels []Tunnel `yaml:"tunnels"`
 
+	// Notify are the channels by which alerts are told.
+	Notify []Channel `yaml:"notify"`
+
 	// WebSocket bounds who may use the websocket listener.
 	WebSocket WebSocket `yaml:"websocket"`
 

@@ -1,0 +1,182 @@
+package respond
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+)
+
+// reactivate is no mitigation: only people do it.
+const reactivate countersign.Mitigation = "reactivate"
+
+// standing is what an alert is about, as it is now.
+type standing struct {
+	alert    Alert
+	device   countersign.Device // zero where the alert names none that is known
+	certs    []countersign.Certificate
+	sessions []countersign.Session // all live ones of this node
+}
+
+// Actions tells what can be done about an alert and what would happen now.
+func (d *Desk) Actions(ctx context.Context, id string) ([]api.AlertAction, error) {
+	s, err := d.look(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return []api.AlertAction{s.suspend(), s.reactivate(), s.revoke(), s.block(d.now())}, nil
+}
+
+func (d *Desk) look(ctx context.Context, id string) (s standing, err error) {
+	if s.alert, err = get(ctx, d.RA.DB, id); err != nil {
+		return s, err
+	}
+	if d.Sessions != nil {
+		s.sessions = d.Sessions()
+	}
+	if s.alert.Device == "" {
+		return s, nil
+	}
+	e, err := d.RA.Registry.Device(ctx, d.RA.DB, s.alert.Device)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	s.device = e.Device
+	s.certs, err = d.RA.CA.DeviceCertificates(ctx, d.RA.DB, e.ID)
+	return s, err
+}
+
+// in counts the certificates in none of the states.
+func (s *standing) notIn(states ...countersign.CertState) (n int) {
+	for i := range s.certs {
+		hit := false
+		for _, st := range states {
+			hit = hit || s.certs[i].State == st
+		}
+		if !hit {
+			n++
+		}
+	}
+	return n
+}
+
+// live counts the sessions that end with the device.
+func (s *standing) live() (n int) {
+	for _, v := range s.sessions {
+		hit := v.Device == s.device.ID
+		for _, id := range v.Scope {
+			hit = hit || id == s.device.ID
+		}
+		if hit {
+			n++
+		}
+	}
+	return n
+}
+
+// none words why an act on a device has no object; empty: it has.
+func (s *standing) none() string {
+	if s.alert.Device == "" {
+		return "the alert names no device"
+	}
+	if s.device.ID == "" {
+		return "there is no device " + s.alert.Device
+	}
+	return ""
+}
+
+func (s *standing) suspend() api.AlertAction {
+	a := api.AlertAction{Name: string(countersign.MitigateSuspend), Effect: s.none()}
+	switch {
+	case a.Effect != "":
+	case s.device.State != countersign.DeviceActive && s.device.State != countersign.DeviceRegistered:
+		a.Effect = fmt.Sprintf("%s is %s", s.device.ID, s.device.State)
+	default:
+		a.Possible, a.Sessions, a.Certificates = true, s.live(), s.notIn(countersign.CertRevoked, countersign.CertHeld)
+		a.Effect = fmt.Sprintf("ends %s; %s on hold in the CRL; it cannot connect, renew or enroll; everything it needs to come back is kept",
+			count(a.Sessions, "session"), goes(a.Certificates))
+		a.Undo = "reactivate"
+	}
+	return a
+}
+
+func goes(n int) string {
+	if n == 1 {
+		return "1 certificate goes"
+	}
+	return fmt.Sprintf("%d certificates go", n)
+}
+
+func (s *standing) reactivate() api.AlertAction {
+	a := api.AlertAction{Name: string(reactivate), Effect: s.none()}
+	switch {
+	case a.Effect != "":
+	case s.device.State != countersign.DeviceSuspended:
+		a.Effect = fmt.Sprintf("%s is %s, not suspended", s.device.ID, s.device.State)
+	default:
+		a.Possible = true
+		for i := range s.certs {
+			if s.certs[i].State == countersign.CertHeld {
+				a.Certificates++
+			}
+		}
+		a.Effect = count(a.Certificates, "certificate") + " good again; it can connect at once with what it had"
+		if a.Certificates == 0 {
+			a.Effect = "it may enroll again; it has no certificate that could be good again"
+		}
+		a.Undo = "suspend"
+	}
+	return a
+}
+
+func (s *standing) revoke() api.AlertAction {
+	a := api.AlertAction{Name: string(countersign.MitigateRevoke), Effect: s.none()}
+	switch {
+	case a.Effect != "":
+	case s.device.State != countersign.DeviceActive && s.device.State != countersign.DeviceSuspended:
+		a.Effect = fmt.Sprintf("%s is %s and has no identity to lose", s.device.ID, s.device.State)
+	default:
+		a.Possible, a.Sessions, a.Certificates = true, s.live(), s.notIn(countersign.CertRevoked)
+		a.Effect = fmt.Sprintf("ends %s; %s into the CRL for good; this cannot be undone: the device must enroll anew with a token made for it",
+			count(a.Sessions, "session"), goes(a.Certificates))
+	}
+	return a
+}
+
+// network is the address that the alert is about: its subject, else where the last
+// finding came from.
+func (a *Alert) network() (netip.Prefix, error) {
+	if p, ok := strings.CutPrefix(a.Subject, "address:"); ok {
+		return networkOf(p)
+	}
+	return networkOf(a.Remote)
+}
+
+func (s *standing) block(time.Time) api.AlertAction {
+	a := api.AlertAction{Name: string(countersign.MitigateBlock)}
+	network, err := s.alert.network()
+	if err != nil {
+		a.Effect = "the alert names no address"
+		return a
+	}
+	here := map[string]bool{}
+	for _, v := range s.sessions {
+		if network.Contains(v.Remote.Addr().Unmap()) {
+			here[v.Device] = true
+		}
+	}
+	a.Possible = true
+	a.Effect = fmt.Sprintf("refuses everything new from %s for an hour, devices with good certificates too; sessions that are open stay", network)
+	if n := len(here); n > 0 {
+		a.Effect += fmt.Sprintf("; %s connected from there now could not come back until then", count(n, "device"))
+	}
+	a.Undo = "countersign block remove " + network.String()
+	return a
+}

@@ -1,0 +1,95 @@
+package respond
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Rule is what the catalog says of a detector or an audit check.
+type Rule struct {
+	Name     string
+	Severity countersign.Severity // usual
+	// Default is what follows where the fleet says nothing; empty: an alert.
+	Default []countersign.Mitigation
+	Why     string // why it matters
+	Do      string // what to do about it
+}
+
+// anyRule stands in a fleet's rules for those that are not named.
+const anyRule = "*"
+
+// mitigations lists them all, the mildest first.
+var mitigations = []countersign.Mitigation{
+	countersign.MitigateNote, countersign.MitigateAlert, countersign.MitigateWebhook, countersign.MitigateMail, countersign.MitigateSyslog,
+	countersign.MitigateBlock, countersign.MitigateSuspend, countersign.MitigateRevoke,
+}
+
+// severities from the least.
+var severities = []countersign.Severity{
+	countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
+}
+
+func rank(s countersign.Severity) int { return slices.Index(severities, s) }
+
+// Catalog lists the rules by name.
+func (d *Desk) Catalog() []Rule {
+	d.init()
+	return slices.SortedFunc(maps.Values(d.catalog), func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Rule gives what the catalog says; the zero Rule with its name where it says nothing.
+func (d *Desk) Rule(name string) Rule {
+	d.init()
+	if r, ok := d.catalog[name]; ok {
+		return r
+	}
+	return Rule{Name: name}
+}
+
+// CheckRules refuses with BadRequest a fleet's responses that this server does not
+// know: a slip in a name would silently change nothing.
+func (d *Desk) CheckRules(u countersign.Rules) error {
+	d.init()
+	for name, acts := range u.Respond {
+		if _, known := d.catalog[name]; !known && name != anyRule {
+			return countersign.Errorf(countersign.BadRequest, "there is no rule %.80q", name).WithNext("list them with: countersign alert rules")
+		}
+		for _, m := range acts {
+			if !slices.Contains(mitigations, m) {
+				return countersign.Errorf(countersign.BadRequest, "rule %s: there is no mitigation %.40q", name, m).
+					WithNext("use any of note, alert, suspend, revoke, block, webhook, mail, syslog")
+			}
+		}
+	}
+	return nil
+}
+
+// plan says what follows on a finding: what the fleet says for its rule, else for
+// all, else the rule's own default. What takes something away from a device or an
+// address is meant only where it matters: a fleet that wants it for findings of
+// little weight has to name the rule. Revocation cannot be undone, so no default
+// and no "*" brings it.
+func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
+	if named, ok := respond[f.Rule]; ok {
+		return named
+	}
+	acts, ok := respond[anyRule]
+	if !ok {
+		acts = d.Rule(f.Rule).Default
+	}
+	if len(acts) == 0 && !ok {
+		acts = []countersign.Mitigation{countersign.MitigateAlert}
+	}
+	harmless := rank(f.Severity) < rank(countersign.SeverityMedium)
+	return slices.DeleteFunc(slices.Clone(acts), func(m countersign.Mitigation) bool {
+		return m == countersign.MitigateRevoke || harmless && (m == countersign.MitigateSuspend || m == countersign.MitigateBlock)
+	})
+}
+
+// silent says whether the plan bothers nobody.
+func silent(acts []countersign.Mitigation) bool {
+	return !slices.ContainsFunc(acts, func(m countersign.Mitigation) bool { return m != countersign.MitigateNote })
+}
