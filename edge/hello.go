@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
-	"net"
 	"slices"
 )
 
@@ -33,28 +32,6 @@ const (
 // transient are extensions that come and go with the same client: padding depends
 // on the length of the name, the others on whether it resumes a session.
 var transient = []uint16{extPadding, extPreSharedKey, extEarlyData, extCookie}
-
-// socket is the TCP connection below TLS, where what its ClientHello said is kept.
-type socket struct {
-	net.Conn
-	hello string
-}
-
-// listening makes c note the fingerprint of each ClientHello on its socket.
-func listening(c *tls.Config) *tls.Config {
-	c = c.Clone()
-	next := c.GetConfigForClient
-	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if s, ok := hello.Conn.(*socket); ok {
-			s.hello = Fingerprint(hello)
-		}
-		if next == nil {
-			return nil, nil
-		}
-		return next(hello)
-	}
-	return c
-}
 
 // Fingerprint tells TLS client programs apart by how they greet: the same library
 // with the same settings says the same in each connection, whichever certificate

@@ -17,15 +17,27 @@ func TestAnAddressIsAnIPv6Network(t *testing.T) {
 	}
 }
 
+func newCensus(l Limits) *census {
+	return &census{limits: l.withDefaults(), addresses: map[netip.Prefix]*address{}}
+}
+
+// numbered gives each number an address of its own.
+func numbered(i int) netip.Prefix {
+	return addressOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+}
+
 func TestTheCensusForgetsAddressesAtRest(t *testing.T) {
-	c := census{limits: Limits{AcceptRate: 10}.withDefaults(), addresses: map[netip.Prefix]*address{}}
+	c := newCensus(Limits{AcceptRate: 10})
 	now := time.Unix(1, 0)
 	for i := range 2 * maxAddresses {
-		p := addressOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
-		if !c.enter(p, now) {
-			t.Fatalf("address %d was turned away", i)
+		v := &visit{from: numbered(i)}
+		if _, why := c.enter(v, now); why != "" {
+			t.Fatalf("address %d was turned away: %s", i, why)
 		}
-		c.leave(p, i%2 == 0 && admitted(&c, p), now)
+		if i%2 == 0 {
+			c.admit(v)
+		}
+		c.leave(v, now)
 	}
 	if n := len(c.addresses); n > maxAddresses {
 		t.Errorf("addresses remembered: got %d, more than %d", n, maxAddresses)
@@ -33,15 +45,108 @@ func TestTheCensusForgetsAddressesAtRest(t *testing.T) {
 	if total, preAuth := c.counts(); total != 0 || preAuth != 0 {
 		t.Errorf("counts: got %d and %d, want 0", total, preAuth)
 	}
-	p := addressOf(netip.MustParseAddr("192.0.2.1"))
-	c.enter(p, now)
-	c.leave(p, false, now.Add(time.Minute))
-	if _, ok := c.addresses[p]; ok {
+	v := &visit{from: addressOf(netip.MustParseAddr("192.0.2.1"))}
+	c.enter(v, now)
+	c.leave(v, now.Add(time.Minute))
+	if _, ok := c.addresses[v.from]; ok {
 		t.Error("an address at rest is still remembered")
 	}
 }
 
-func admitted(c *census, p netip.Prefix) bool {
-	c.admit(p)
-	return true
+func TestAFullHouseMakesRoomAtTheGreediestAddress(t *testing.T) {
+	c := newCensus(Limits{PreAuth: 6, PreAuthPerAddress: 5})
+	now := time.Unix(1, 0)
+	var greedy []*visit
+	for range 5 {
+		v := &visit{from: numbered(1)}
+		if _, why := c.enter(v, now); why != "" {
+			t.Fatal(why)
+		}
+		greedy = append(greedy, v)
+	}
+	c.enter(&visit{from: numbered(2)}, now)
+	if _, why := c.enter(&visit{from: numbered(1)}, now); why != ReasonAddressHandshakes {
+		t.Errorf("a sixth of the greedy address: got %q", why)
+	}
+	got, why := c.enter(&visit{from: numbered(3)}, now)
+	if why != "" || got != greedy[0] {
+		t.Errorf("a first of another address: got %q, evicted the oldest: %t", why, got == greedy[0])
+	}
+	if c.leave(greedy[0], now) || c.admit(greedy[0]) {
+		t.Error("the evicted one was counted again")
+	}
+	c.admit(greedy[1]) // a guest is nobody's to evict
+	c.enter(&visit{from: numbered(4)}, now)
+	if got, _ := c.enter(&visit{from: numbered(5)}, now); got != greedy[2] {
+		t.Error("the oldest stranger of the greedy address stayed")
+	}
+	if total, preAuth := c.counts(); total != 7 || preAuth != 6 {
+		t.Errorf("counts: got %d and %d, want 7 and 6", total, preAuth)
+	}
+}
+
+func TestStrangersTakeNoPlaceOfKnownAddresses(t *testing.T) {
+	c := newCensus(Limits{PreAuth: 4})
+	now := time.Unix(1, 0)
+	stranger := &visit{from: numbered(1)}
+	c.enter(stranger, now)
+	for range 3 { // a known site, all at once
+		c.enter(&visit{from: numbered(2), known: true}, now)
+	}
+	if got, why := c.enter(&visit{from: numbered(1)}, now); got != nil || why != ReasonHandshakes {
+		t.Errorf("a second stranger: got %v, %q", got, why)
+	}
+	if got, why := c.enter(&visit{from: numbered(2), known: true}, now); got != stranger || why != "" {
+		t.Errorf("one more of the known site: got %v, %q", got, why)
+	}
+	if got, why := c.enter(&visit{from: numbered(2), known: true}, now); got != nil || why != ReasonHandshakes {
+		t.Errorf("one more, of nothing but itself: got %v, %q", got, why)
+	}
+	if got, why := c.enter(&visit{from: numbered(4), known: true}, now); got == nil || why != "" {
+		t.Errorf("another known address: got %v, %q", got, why)
+	}
+}
+
+func TestTheRankingFindsTheMost(t *testing.T) {
+	c := newCensus(Limits{PreAuth: -1, PreAuthPerAddress: -1, Connections: -1, AcceptRate: -1})
+	now := time.Unix(1, 0)
+	var in []*visit
+	state := uint32(7)
+	random := func(n int) int { // repeatable
+		state = state*1664525 + 1013904223
+		return int(state>>8) % n
+	}
+	for range 20_000 {
+		switch random(3) {
+		case 0, 1:
+			v := &visit{from: numbered(random(50)), known: random(9) == 0}
+			c.enter(v, now)
+			in = append(in, v)
+		default:
+			if len(in) == 0 {
+				continue
+			}
+			i := random(len(in))
+			if random(2) == 0 {
+				c.admit(in[i])
+			}
+			c.leave(in[i], now)
+			in = append(in[:i], in[i+1:]...)
+		}
+		for of := range c.ranks {
+			want := 0
+			for _, a := range c.addresses {
+				if a.of == of {
+					want = max(want, a.pending.Len())
+				}
+			}
+			got := 0
+			if a := c.ranks[of].most(); a != nil {
+				got = a.pending.Len()
+			}
+			if got != want {
+				t.Fatalf("most pending in rank %d: got %d, want %d", of, got, want)
+			}
+		}
+	}
 }

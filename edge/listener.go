@@ -17,7 +17,9 @@ import (
 // Gate accepts the connections of one gateway, ends TLS and hands over what
 // passed the handshake. The zero Limits are good ones.
 type Gate struct {
+	Name   string      // of the listener, in the account of who was turned away
 	TLS    *tls.Config // see TLSConfig
+	Guard  *Guard      // shared with the other listeners of the node; nil: one of its own
 	Limits Limits
 	// Handle serves one connection in a goroutine of its own; the connection is
 	// closed when it returns. ctx ends when the gate closes.
@@ -26,7 +28,7 @@ type Gate struct {
 	Now    func() time.Time // the clock of the sockets' deadlines
 
 	once   sync.Once
-	config *tls.Config // TLS, and it notes what the ClientHello said
+	config *tls.Config // TLS, and what a guard wants of it
 	census census
 	count  counters
 
@@ -59,6 +61,7 @@ type Conn struct {
 
 	gate     *Gate
 	raw      *socket
+	visit    visit
 	admitted atomic.Bool
 }
 
@@ -70,6 +73,10 @@ func (g *Gate) init() {
 	g.once.Do(func() {
 		g.Limits = g.Limits.withDefaults()
 		g.config = listening(g.TLS)
+		if g.Guard == nil {
+			g.Guard = &Guard{Now: g.Now}
+		}
+		g.Guard.init()
 		g.census = census{limits: g.Limits, addresses: map[netip.Prefix]*address{}}
 		g.conns = map[*Conn]struct{}{}
 	})
@@ -114,18 +121,29 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 // take counts a new socket in and starts its goroutine, or turns it away.
 func (g *Gate) take(ctx context.Context, raw net.Conn) {
 	remote := remoteOf(raw)
-	if !g.census.enter(addressOf(remote.Addr()), g.Now()) {
-		g.count.turnedAway.Add(1)
-		abort(raw)
+	from := addressOf(remote.Addr())
+	known, why := g.Guard.ask(remote.Addr(), g.Limits.Tries, false)
+	s := &socket{Conn: raw, guard: g.Guard, from: from, known: known, wait: g.Limits.Handshake}
+	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, gate: g, raw: s, visit: visit{from: from, known: known, abort: s.abort}}
+	var evicted *visit
+	if why == "" {
+		evicted, why = g.census.enter(&c.visit, g.Now())
+	}
+	if why != "" {
+		g.turnAway(from, why)
+		s.abort()
 		return
 	}
-	s := &socket{Conn: raw}
-	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, gate: g, raw: s}
+	if evicted != nil {
+		g.turnAway(evicted.from, ReasonEvicted)
+		g.Guard.failed(evicted.from)
+		evicted.abort()
+	}
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
-		g.census.leave(addressOf(remote.Addr()), false, g.Now())
-		abort(raw)
+		g.census.leave(&c.visit, g.Now())
+		s.abort()
 		return
 	}
 	g.conns[c] = struct{}{}
@@ -134,15 +152,14 @@ func (g *Gate) take(ctx context.Context, raw net.Conn) {
 	go g.serve(ctx, c)
 }
 
+func (g *Gate) turnAway(from netip.Prefix, why Reason) {
+	g.count.turnedAway.Add(1)
+	g.Guard.turnAway(g.Name, from, why)
+}
+
 func (g *Gate) serve(ctx context.Context, c *Conn) {
 	defer g.wg.Done()
-	defer func() {
-		_ = c.raw.Close() // never tls.Conn.Close: it can wait for a stalled peer
-		g.census.leave(addressOf(c.Remote.Addr()), c.admitted.Load(), g.Now())
-		g.mu.Lock()
-		delete(g.conns, c)
-		g.mu.Unlock()
-	}()
+	defer g.end(c)
 	if tcp, ok := c.raw.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true) // Nagle with delayed acknowledgments adds 45 ms per round trip
 	}
@@ -151,6 +168,9 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 	// goroutine for each connection.
 	if err := c.Handshake(); err != nil {
 		g.count.handshakeFailed.Add(1)
+		if errors.Is(err, errNoTurn) && !c.raw.closed.Load() {
+			g.turnAway(c.visit.from, ReasonNoTurn)
+		}
 		g.Log.DebugContext(ctx, "handshake failed", "remote", c.Remote, "error", err)
 		return
 	}
@@ -159,19 +179,30 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 	g.Handle(ctx, c)
 }
 
+// end closes a connection that has been served and counts it out.
+func (g *Gate) end(c *Conn) {
+	_ = c.raw.Close() // never tls.Conn.Close: it can wait for a stalled peer
+	if g.census.leave(&c.visit, g.Now()) && !c.admitted.Load() && !g.isClosed() {
+		g.Guard.failed(c.visit.from)
+	}
+	g.mu.Lock()
+	delete(g.conns, c)
+	g.mu.Unlock()
+}
+
 // Peer is the chain that the client presented, leaf first; empty if none.
 func (c *Conn) Peer() []*x509.Certificate { return c.ConnectionState().PeerCertificates }
 
 // Admitted takes the connection out of the caps for strangers.
 func (c *Conn) Admitted() {
-	if !c.admitted.Swap(true) {
-		c.gate.census.admit(addressOf(c.Remote.Addr()))
+	if !c.admitted.Swap(true) && c.gate.census.admit(&c.visit) {
+		c.gate.Guard.admitted(c.visit.from)
 	}
 }
 
 // Abort closes the socket at once and drops what is still to be sent. It waits
 // for nothing.
-func (c *Conn) Abort() { abort(c.raw.Conn) }
+func (c *Conn) Abort() { c.raw.abort() }
 
 // hangUp closes the socket at once; the kernel still sends what was written.
 func (c *Conn) hangUp() { _ = c.raw.Close() }
@@ -243,13 +274,6 @@ func (g *Gate) hold(ln net.Listener) bool {
 	g.listeners = append(g.listeners, ln)
 	g.wg.Add(1)
 	return true
-}
-
-func abort(raw net.Conn) {
-	if tcp, ok := raw.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	}
-	_ = raw.Close()
 }
 
 func remoteOf(raw net.Conn) netip.AddrPort {

@@ -23,6 +23,7 @@ type Server struct {
 	TLS        *tls.Config // see edge.TLSConfig
 	Gateway    string      // name of this gateway in sessions and events; empty: mqtt
 	Caps       edge.Limits
+	Guard      *edge.Guard // shared with the other listeners of the node; nil: one of its own
 	Limits     Limits
 	// Origins are the web origins whose pages may connect over WebSocket, beside
 	// those of the host itself: https://app.example.com, *.example.com.
@@ -111,6 +112,10 @@ func (s *Server) init() {
 		s.Limits = s.Limits.withDefaults()
 		s.Gateway = cmp.Or(s.Gateway, "mqtt")
 		s.clients = map[string]*claim{}
+		if s.Guard == nil {
+			s.Guard = &edge.Guard{Now: s.Now}
+		}
+		s.gate.Name, s.gate.Guard, s.web.Name, s.web.Guard = s.Gateway, s.Guard, s.Gateway+"-web", s.Guard
 		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
 		s.gate.Handle = s.handle
 		s.web.TLS, s.web.Limits, s.web.Log, s.web.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now

@@ -33,6 +33,7 @@ type Server struct {
 	Plain      bool        // send no PROXY header: the service gets the device's bytes and nothing else
 	Fleets     []string    // that may pass; empty: all
 	Caps       edge.Limits
+	Guard      *edge.Guard // shared with the other listeners of the node; nil: one of its own
 	Log        *slog.Logger
 	Now        func() time.Time
 
@@ -70,6 +71,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.Name = cmp.Or(s.Name, "tunnel")
+		s.gate.Name, s.gate.Guard = s.Name, s.Guard
 		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
 		s.gate.Handle = s.handle
 	})

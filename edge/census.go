@@ -1,0 +1,240 @@
+package edge
+
+import (
+	"container/list"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// maxAddresses bounds the table of addresses that are remembered for their rate
+// only. At 250 bytes each it stays under 16 MiB.
+const maxAddresses = 65_536
+
+// census counts the connections of a listener, in all and by address. When there
+// are as many strangers as may be, the next one takes the place of the one that has
+// been here longest of the address that has the most: so neither many addresses
+// that dawdle nor one that hurries keeps a single honest device out.
+type census struct {
+	limits Limits
+
+	mu        sync.Mutex
+	total     int
+	preAuth   int
+	addresses map[netip.Prefix]*address
+	ranks     [2]ranking // of known addresses, of strange ones
+}
+
+type address struct {
+	from    netip.Prefix
+	of      int // which ranking: ofKnown, ofStrangers
+	total   int
+	pending list.List     // of *visit: not yet admitted, the oldest first
+	place   *list.Element // in its ranking, with at least one pending
+	ranked  int           // as which number
+	rate    *rate.Limiter // nil without an accept rate
+}
+
+// visit is one connection in the census.
+type visit struct {
+	from  netip.Prefix
+	known bool
+	abort func() // ends it, when another takes its place
+
+	address *address
+	place   *list.Element // among the pending; nil once admitted
+	gone    bool
+}
+
+// enter counts a new connection in. It may have taken the place of another, which
+// the caller aborts. With a reason it may not stay.
+func (c *census) enter(v *visit, now time.Time) (evicted *visit, why Reason) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if over(c.total, c.limits.Connections) {
+		return nil, ReasonConnections
+	}
+	a, why := c.address(v, now)
+	if why != "" {
+		return nil, why
+	}
+	if over(c.preAuth, c.limits.PreAuth) {
+		if evicted = c.room(a); evicted == nil {
+			return nil, ReasonHandshakes
+		}
+		c.remove(evicted)
+	}
+	v.address, v.place = a, a.pending.PushBack(v)
+	c.total++
+	c.preAuth++
+	a.total++
+	c.ranks[a.of].set(a)
+	return evicted, ""
+}
+
+// address finds the address of a visit, or makes it, and holds the visit against
+// the limits of each one.
+func (c *census) address(v *visit, now time.Time) (*address, Reason) {
+	a := c.addresses[v.from]
+	if a == nil {
+		if len(c.addresses) >= maxAddresses && !c.sweep() {
+			return nil, ReasonConnections
+		}
+		a = &address{from: v.from}
+		if r := c.limits.AcceptRate; r > 0 && v.from.IsValid() {
+			a.rate = rate.NewLimiter(rate.Limit(r), 2*r)
+		}
+		c.addresses[v.from] = a
+	}
+	if a.rate != nil && !a.rate.AllowN(now, 1) {
+		return nil, ReasonAddressRate
+	}
+	if of := rankOf(v.known); of != a.of {
+		c.ranks[a.of].clear(a)
+		a.of = of
+		c.ranks[of].set(a)
+	}
+	switch {
+	case over(a.total, c.limits.PerAddress):
+		return nil, ReasonAddressConnections
+	case over(a.pending.Len(), c.limits.PreAuthPerAddress):
+		return nil, ReasonAddressHandshakes
+	}
+	return a, ""
+}
+
+func rankOf(known bool) int {
+	if known {
+		return ofKnown
+	}
+	return ofStrangers
+}
+
+// room picks whom a newcomer from a replaces: strangers before those from known
+// addresses, and only of an address with more than its own.
+func (c *census) room(a *address) *visit {
+	for _, of := range []int{ofStrangers, ofKnown} {
+		most := c.ranks[of].most()
+		if most == nil || of < a.of { // a stranger takes no place of a known one
+			continue
+		}
+		if of == a.of && most.pending.Len() <= a.pending.Len() {
+			return nil
+		}
+		v, _ := most.pending.Front().Value.(*visit)
+		return v
+	}
+	return nil
+}
+
+// admit moves a connection from the strangers to the guests; false if it is gone.
+func (c *census) admit(v *visit) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v.gone || v.place == nil {
+		return false
+	}
+	c.settle(v)
+	return true
+}
+
+func (c *census) settle(v *visit) {
+	c.preAuth--
+	v.address.pending.Remove(v.place)
+	v.place = nil
+	c.ranks[v.address.of].set(v.address)
+}
+
+// leave counts a connection out; false if it was already. An address without
+// connections is remembered only while its accept rate is not yet at rest.
+func (c *census) leave(v *visit, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v.gone {
+		return false
+	}
+	c.remove(v)
+	a := v.address
+	if a.total == 0 && (a.rate == nil || a.rate.TokensAt(now) >= float64(a.rate.Burst())) {
+		delete(c.addresses, a.from)
+	}
+	return true
+}
+
+func (c *census) remove(v *visit) {
+	if v.place != nil {
+		c.settle(v)
+	}
+	v.gone = true
+	c.total--
+	v.address.total--
+}
+
+// sweep forgets the addresses without connections and tells whether that made room.
+func (c *census) sweep() bool {
+	for k, a := range c.addresses {
+		if a.total == 0 {
+			delete(c.addresses, k)
+		}
+	}
+	return len(c.addresses) < maxAddresses
+}
+
+func (c *census) counts() (total, preAuth int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.total, c.preAuth
+}
+
+// ranking finds the address with the most pending connections without looking at
+// all: addresses move between lists, one for each number.
+type ranking struct {
+	with    map[int]*list.List // of *address, by how many are pending
+	highest int
+}
+
+// set puts an address where its number says.
+func (r *ranking) set(a *address) {
+	n := a.pending.Len()
+	if a.place != nil {
+		if a.ranked == n {
+			return
+		}
+		r.clear(a)
+	}
+	if n > 0 {
+		if r.with == nil {
+			r.with = map[int]*list.List{}
+		}
+		if r.with[n] == nil {
+			r.with[n] = &list.List{}
+		}
+		a.place, a.ranked = r.with[n].PushBack(a), n
+		r.highest = max(r.highest, n)
+	}
+}
+
+func (r *ranking) clear(a *address) {
+	if a.place == nil {
+		return
+	}
+	n := a.ranked
+	r.with[n].Remove(a.place)
+	if r.with[n].Len() == 0 {
+		delete(r.with, n)
+	}
+	a.place = nil
+	for r.highest > 0 && r.with[r.highest] == nil {
+		r.highest--
+	}
+}
+
+func (r *ranking) most() *address {
+	if r.highest == 0 {
+		return nil
+	}
+	a, _ := r.with[r.highest].Front().Value.(*address)
+	return a
+}

@@ -1,0 +1,313 @@
+package edge
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Guard is what the listeners of a node share against floods: the turns of TLS
+// handshakes, the memory of which addresses are known and which only fail, and the
+// account of who was turned away. Set the fields, then Run.
+type Guard struct {
+	Now func() time.Time
+	// Suspect tells of an address that failed so often that its guesses are refused.
+	// It may still be the NAT of devices that hold a key, so it is not shut out; its
+	// tries are cut to a few. Nil: none is.
+	Suspect func(netip.Addr) bool
+	// Tell hears once a minute, for each address, how often it was turned away. Nil:
+	// nobody does.
+	Tell func(TurnedAway)
+
+	once  sync.Once
+	turns turns
+
+	mu        sync.Mutex
+	standings map[netip.Prefix]*standing
+	turned    map[turnedKey]*turned
+	counts    map[Count]uint64
+}
+
+// Reason is why a connection was turned away; the set is fixed.
+type Reason string
+
+// The reasons.
+const (
+	ReasonConnections        Reason = "connections"         // too many at once
+	ReasonHandshakes         Reason = "handshakes"          // too many strangers at once
+	ReasonAddressConnections Reason = "address_connections" // too many at once from its address
+	ReasonAddressHandshakes  Reason = "address_handshakes"  // too many strangers at once from its address
+	ReasonAddressRate        Reason = "address_rate"        // too many a second from its address
+	ReasonAddressTries       Reason = "address_tries"       // too many from its address came to nothing
+	ReasonSuspect            Reason = "address_suspect"     // the same, of an address that is blocked
+	ReasonEvicted            Reason = "evicted"             // made room: its address had the most strangers
+	ReasonNoTurn             Reason = "no_turn"             // its handshake waited too long
+)
+
+// Reasons lists them.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonConnections, ReasonHandshakes, ReasonAddressConnections, ReasonAddressHandshakes, ReasonAddressRate, ReasonAddressTries,
+		ReasonSuspect, ReasonEvicted, ReasonNoTurn,
+	}
+}
+
+// Count names one count of who was turned away.
+type Count struct {
+	Listener string
+	Reason   Reason
+}
+
+// TurnedAway says how many connections of an address a listener turned away.
+type TurnedAway struct {
+	Listener  string
+	Address   netip.Prefix // zero: of Addresses more, which had fewer each
+	Addresses int
+	Count     int
+	Reasons   map[Reason]int
+	For       time.Duration // over how long
+}
+
+type turnedKey struct {
+	listener string
+	address  netip.Prefix
+}
+
+type turned struct {
+	count   int
+	reasons map[Reason]int
+}
+
+const (
+	// knownFor is how long an address is known after a session was admitted from it:
+	// longer than a night without power.
+	knownFor = 24 * time.Hour
+	// maxStandings bounds the addresses that are remembered, at about 150 bytes each.
+	maxStandings = 65_536
+	// tellEvery is how often who was turned away is told.
+	tellEvery = time.Minute
+	// maxTold bounds the addresses told of by name, each time; the rest are summed up.
+	maxTold = 32
+	// maxTurned bounds the addresses that are counted by name between two times.
+	maxTurned = 4096
+)
+
+// standing is what is remembered of an address.
+type standing struct {
+	debt  float64 // connections that came to nothing, less what time has forgiven
+	at    time.Time
+	known time.Time // until then
+}
+
+// allowance is how many connections of an address may come to nothing, and how many
+// a second are forgiven.
+type allowance struct{ burst, perSecond float64 }
+
+// allowanceOf scales with what a strange address has. A known one has five times as
+// much: a whole site whose devices are refused, say because a fleet is suspended by
+// mistake, must be able to go on trying. A suspect has what lets the devices behind
+// its NAT in, one after the other.
+func allowanceOf(tries int, known, suspect bool) allowance {
+	n := float64(tries)
+	switch {
+	case suspect && known:
+		return allowance{n, n / 20}
+	case suspect:
+		return allowance{n / 10, n / 200}
+	case known:
+		return allowance{5 * n, n / 4}
+	}
+	return allowance{n, n / 100}
+}
+
+func (g *Guard) init() {
+	g.once.Do(func() {
+		procs := runtime.GOMAXPROCS(0)
+		g.turns.limit = procs
+		// Half of the processors stay free for sessions, whatever strangers do.
+		g.turns.strange = max(1, procs/2)
+		g.standings = map[netip.Prefix]*standing{}
+		g.turned = map[turnedKey]*turned{}
+		g.counts = map[Count]uint64{}
+	})
+}
+
+// ask tells whether an address may try once more, and whether it is known. spend
+// takes the try at once, for listeners that learn nothing of what became of it.
+func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Reason) {
+	from := addressOf(addr)
+	if !from.IsValid() {
+		return false, ""
+	}
+	suspect := g.Suspect != nil && g.Suspect(addr)
+	now := g.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.standings[from]
+	known = s != nil && now.Before(s.known)
+	if tries < 0 || s == nil && !(spend && suspect) || spend && !suspect {
+		return known, ""
+	}
+	a := allowanceOf(tries, known, suspect)
+	if s == nil {
+		s = g.remember(from, now)
+	}
+	s.forgive(a, now)
+	switch {
+	case s.debt+1 <= a.burst:
+		if spend {
+			s.debt++
+		}
+		return known, ""
+	case suspect:
+		return known, ReasonSuspect
+	}
+	return known, ReasonAddressTries
+}
+
+func (s *standing) forgive(a allowance, now time.Time) {
+	s.debt = max(0, min(s.debt, a.burst)-now.Sub(s.at).Seconds()*a.perSecond)
+	s.at = now
+}
+
+// failed notes a connection that came to nothing. What it may owe at most is for
+// ask to say, which knows what its address is.
+func (g *Guard) failed(from netip.Prefix) {
+	if !from.IsValid() {
+		return
+	}
+	now := g.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.remember(from, now).debt++
+}
+
+// admitted notes a session. An address that becomes known by it owes nothing.
+func (g *Guard) admitted(from netip.Prefix) {
+	if !from.IsValid() {
+		return
+	}
+	now := g.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.remember(from, now)
+	if !now.Before(s.known) {
+		s.debt = 0
+	}
+	s.known = now.Add(knownFor)
+}
+
+func (g *Guard) remember(from netip.Prefix, now time.Time) *standing {
+	s := g.standings[from]
+	if s == nil {
+		if len(g.standings) >= maxStandings {
+			g.sweep(now)
+		}
+		s = &standing{at: now}
+		g.standings[from] = s
+	}
+	return s
+}
+
+// sweep makes room: the strangers go first, then whom a map gives first, until a
+// quarter is free, so that it is rare.
+func (g *Guard) sweep(now time.Time) {
+	maps.DeleteFunc(g.standings, func(_ netip.Prefix, s *standing) bool { return !now.Before(s.known) })
+	for k := range g.standings {
+		if len(g.standings) <= maxStandings*3/4 {
+			return
+		}
+		delete(g.standings, k)
+	}
+}
+
+// turnAway takes down that a connection was turned away.
+func (g *Guard) turnAway(listener string, from netip.Prefix, why Reason) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.counts[Count{listener, why}]++
+	k := turnedKey{listener, from}
+	t := g.turned[k]
+	if t == nil {
+		if len(g.turned) >= maxTurned {
+			k.address = netip.Prefix{}
+			t = g.turned[k]
+		}
+		if t == nil {
+			t = &turned{reasons: map[Reason]int{}}
+			g.turned[k] = t
+		}
+	}
+	t.count++
+	t.reasons[why]++
+}
+
+// TurnedAway is how many connections were turned away since the start.
+func (g *Guard) TurnedAway(c Count) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.counts[c]
+}
+
+// Waiting is how many handshakes wait for their turn.
+func (g *Guard) Waiting() int { return g.turns.waiting() }
+
+// Run tells who was turned away, once a minute, until ctx ends.
+func (g *Guard) Run(ctx context.Context) error {
+	g.init()
+	tick := time.NewTicker(tellEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			g.tell()
+			return nil
+		case <-tick.C:
+			g.tell()
+		}
+	}
+}
+
+// tell tells of the addresses that were turned away most often, and sums up the
+// rest of each listener.
+func (g *Guard) tell() {
+	g.mu.Lock()
+	seen := g.turned
+	g.turned = map[turnedKey]*turned{}
+	g.mu.Unlock()
+	if g.Tell == nil {
+		return
+	}
+	keys := slices.SortedFunc(maps.Keys(seen), func(a, b turnedKey) int {
+		return cmp.Or(cmp.Compare(seen[b].count, seen[a].count), cmp.Compare(a.listener, b.listener), a.address.Addr().Compare(b.address.Addr()))
+	})
+	rest := map[string]*TurnedAway{}
+	named := 0
+	for _, k := range keys {
+		t := TurnedAway{Listener: k.listener, Address: k.address, Addresses: 1, Count: seen[k].count, Reasons: seen[k].reasons, For: tellEvery}
+		if k.address.IsValid() && named < maxTold {
+			named++
+			g.Tell(t)
+			continue
+		}
+		sum := rest[k.listener]
+		if sum == nil {
+			t.Address = netip.Prefix{}
+			rest[k.listener] = &t
+			continue
+		}
+		sum.Addresses++
+		sum.Count += t.Count
+		for why, n := range t.Reasons {
+			sum.Reasons[why] += n
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(rest)) {
+		g.Tell(*rest[name])
+	}
+}

@@ -1,0 +1,275 @@
+package edge
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// line up n waiters of an address.
+func lineUp(t *testing.T, s *turns, from netip.Prefix, known bool, n int) []*waiter {
+	t.Helper()
+	var out []*waiter
+	for range n {
+		w, now := s.enter(from, known)
+		if now || w == nil {
+			t.Fatalf("enter of %s: got %v, %t, want a wait", from, w, now)
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+func granted(w *waiter) bool {
+	select {
+	case ok := <-w.granted:
+		return ok
+	default:
+		return false
+	}
+}
+
+func TestAddressesTakeTurns(t *testing.T) {
+	s := &turns{limit: 1, strange: 1}
+	if _, now := s.enter(numbered(0), false); !now {
+		t.Fatal("the first did not get its turn at once")
+	}
+	flood := lineUp(t, s, numbered(1), false, 1000)
+	honest := lineUp(t, s, numbered(2), false, 1)
+	s.leave(false)
+	s.leave(false)
+	if !granted(flood[0]) || !granted(honest[0]) {
+		t.Error("one connection of an address waited for a thousand of another")
+	}
+	if granted(flood[1]) {
+		t.Error("the second of the flood got a turn of its own")
+	}
+	for range 999 {
+		s.leave(false)
+	}
+	if !granted(flood[999]) || s.waiting() != 0 || len(s.lines[ofStrangers].queues) != 0 {
+		t.Errorf("the line did not empty: %d wait", s.waiting())
+	}
+}
+
+func TestKnownAddressesGoFirstAndStrangersStillCome(t *testing.T) {
+	s := &turns{limit: 2, strange: 1}
+	s.enter(numbered(0), false)
+	strangers := lineUp(t, s, numbered(1), false, 4) // though a turn is free: it is not for them
+	if _, now := s.enter(numbered(9), true); !now {
+		t.Fatal("a known address did not get the turn that strangers may not have")
+	}
+	known := lineUp(t, s, numbered(2), true, 12)
+	s.leave(true)
+	if !granted(known[0]) {
+		t.Fatal("a known address was not first")
+	}
+	s.leave(false)
+	got := 0
+	for range 8 { // as many turns as come free, one at a time
+		s.leave(true)
+	}
+	for _, w := range strangers {
+		if granted(w) {
+			got++
+		}
+	}
+	if got == 0 {
+		t.Error("strangers got no turn beside a busy known address")
+	}
+}
+
+func TestDropEndsAWait(t *testing.T) {
+	s := &turns{limit: 1, strange: 1}
+	s.enter(numbered(0), false)
+	w := lineUp(t, s, numbered(1), false, 2)
+	s.drop(w[0])
+	s.drop(w[0])
+	if ok := <-w[0].granted; ok {
+		t.Error("a dropped wait was granted")
+	}
+	s.leave(false)
+	if !granted(w[1]) {
+		t.Error("the next did not get the turn")
+	}
+	s.drop(w[1]) // too late: it has its turn
+	if s.running != 1 || s.waiting() != 0 {
+		t.Errorf("turns: %d running, %d waiting", s.running, s.waiting())
+	}
+}
+
+func TestTheLineIsBounded(t *testing.T) {
+	s := &turns{limit: 1, strange: 1}
+	s.enter(numbered(0), false)
+	for i := range maxWaiting {
+		lineUp(t, s, numbered(i), false, 1)
+	}
+	if w, now := s.enter(numbered(1), true); w != nil || now {
+		t.Error("one more than may wait was let wait")
+	}
+}
+
+func newGuard(now *time.Time) *Guard {
+	g := &Guard{Now: func() time.Time { return *now }}
+	g.init()
+	return g
+}
+
+// tries counts how many connections come to nothing before the address is held.
+func tries(t *testing.T, g *Guard, addr netip.Addr) (n int) {
+	t.Helper()
+	for {
+		if _, why := g.ask(addr, DefaultTries, false); why != "" {
+			return n
+		}
+		if n++; n > 10*DefaultTries {
+			t.Fatal("the address is never held")
+		}
+		g.failed(addressOf(addr))
+	}
+}
+
+func TestTriesThatComeToNothingAreBounded(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	a := netip.MustParseAddr("192.0.2.1")
+	if got := tries(t, g, a); got != 200 {
+		t.Errorf("tries of a stranger: got %d, want 200", got)
+	}
+	if _, why := g.ask(netip.MustParseAddr("192.0.2.2"), DefaultTries, false); why != "" {
+		t.Errorf("another address: %s", why)
+	}
+	now = now.Add(10 * time.Second)
+	if got := tries(t, g, a); got != 20 {
+		t.Errorf("tries 10 s later: got %d, want 20", got)
+	}
+	now = now.Add(time.Second)
+	g.admitted(addressOf(a)) // one got through: the address is a site's
+	if got := tries(t, g, a); got != 1000 {
+		t.Errorf("tries of a known address: got %d, want 1000", got)
+	}
+	now = now.Add(10 * time.Second)
+	if got := tries(t, g, a); got != 500 {
+		t.Errorf("tries 10 s later: got %d, want 500", got)
+	}
+	if known, _ := g.ask(a, DefaultTries, false); !known {
+		t.Error("the address is not known")
+	}
+	now = now.Add(knownFor)
+	if known, _ := g.ask(a, DefaultTries, false); known {
+		t.Error("the address is known for ever")
+	}
+}
+
+func TestSessionsCostAnAddressNothing(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	a := netip.MustParseAddr("192.0.2.1")
+	for i := range 10_000 {
+		if _, why := g.ask(a, DefaultTries, false); why != "" {
+			t.Fatalf("device %d of the site: %s", i, why)
+		}
+		g.admitted(addressOf(a))
+	}
+}
+
+func TestASuspectAddressHasFewTries(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	a := netip.MustParseAddr("192.0.2.1")
+	tries(t, g, a)
+	g.Suspect = func(s netip.Addr) bool { return s == a }
+	if _, why := g.ask(a, DefaultTries, false); why != ReasonSuspect {
+		t.Errorf("ask: got %q, want %q", why, ReasonSuspect)
+	}
+	now = now.Add(time.Minute)
+	if got := tries(t, g, a); got != 20 {
+		t.Errorf("tries of a suspect: got %d, want 20", got)
+	}
+	now = now.Add(5 * time.Second)
+	if got := tries(t, g, a); got != 5 {
+		t.Errorf("tries 5 s later: got %d, want 5", got)
+	}
+	g.admitted(addressOf(a)) // a device behind the same NAT holds a key
+	if got := tries(t, g, a); got != 200 {
+		t.Errorf("tries once a device came in: got %d, want 200", got)
+	}
+	for i := range 300 { // net/http's connections cost a suspect a try each, and nobody else
+		if _, why := g.ask(netip.MustParseAddr("192.0.2.2"), DefaultTries, true); why != "" {
+			t.Fatalf("connection %d: %s", i, why)
+		}
+	}
+	if _, why := g.ask(a, DefaultTries, true); why != ReasonSuspect {
+		t.Errorf("ask: got %q, want %q", why, ReasonSuspect)
+	}
+}
+
+func TestTheGuardRemembersBounded(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	site := netip.MustParseAddr("192.0.2.1")
+	g.admitted(addressOf(site))
+	for i := range 3 * maxStandings {
+		g.failed(numbered(i))
+		g.turnAway("mqtt", numbered(i), ReasonAddressTries)
+	}
+	if n := len(g.standings); n > maxStandings {
+		t.Errorf("standings: got %d, more than %d", n, maxStandings)
+	}
+	if known, _ := g.ask(site, DefaultTries, false); !known {
+		t.Error("a flood of addresses made the guard forget a known one")
+	}
+	if n := len(g.turned); n > maxTurned+1 {
+		t.Errorf("addresses in the account: got %d, more than %d", n, maxTurned)
+	}
+	for i := range 2 * maxStandings {
+		g.admitted(numbered(i))
+	}
+	if n := len(g.standings); n > maxStandings {
+		t.Errorf("standings of known addresses: got %d, more than %d", n, maxStandings)
+	}
+}
+
+func TestTurnedAwayIsToldOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []TurnedAway
+		g := &Guard{Now: time.Now, Tell: func(t TurnedAway) { told = append(told, t) }}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		for i := range maxTold + 10 {
+			for range 100 - i {
+				g.turnAway("mqtt", numbered(i), ReasonAddressTries)
+			}
+		}
+		g.turnAway("mqtt", numbered(0), ReasonEvicted)
+		time.Sleep(tellEvery + time.Second)
+		synctest.Wait()
+		if len(told) != maxTold+1 {
+			t.Fatalf("told: got %d, want %d", len(told), maxTold+1)
+		}
+		first := TurnedAway{
+			Listener: "mqtt", Address: numbered(0), Addresses: 1, Count: 101, For: time.Minute,
+			Reasons: map[Reason]int{ReasonAddressTries: 100, ReasonEvicted: 1},
+		}
+		if diff := cmp.Diff(first, told[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			t.Errorf("the first told (-want +got):\n%s", diff)
+		}
+		if rest := told[maxTold]; rest.Address.IsValid() || rest.Addresses != 10 || rest.Count != 635 {
+			t.Errorf("the rest: got %+v", rest)
+		}
+		time.Sleep(3 * tellEvery)
+		cancel()
+		if err := <-done; err != nil || len(told) != maxTold+1 {
+			t.Errorf("Run: %v, told %d", err, len(told))
+		}
+		if got := g.TurnedAway(Count{"mqtt", ReasonEvicted}); got != 1 {
+			t.Errorf("TurnedAway: got %d, want 1", got)
+		}
+	})
+}
