@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -31,15 +32,24 @@ const clockSkew = time.Minute
 type Desk struct {
 	DB  *store.DB
 	Now func() time.Time
+	// Sealer opens symmetric keys and the SCRAM keys of secrets, and gives the key of
+	// their keyed hashes. Nil: no device comes in by a secret.
+	Sealer *keystore.Sealer
+	// Keys finds the symmetric keys of devices; nil: no SAS tokens are accepted.
+	Keys FindKeys
 	// Tokens checks access tokens; nil: none are accepted.
 	Tokens *Tokens
+
+	rules  rules
+	hasher hasher
+	guests guests
 }
 
 // Decision is a verdict with what it rests on.
 type Decision struct {
 	countersign.Verdict
-	// FirstUse: the certificate is pending. The verdict holds once the first use
-	// is on record.
+	// FirstUse: the certificate is pending, or the device is registered and came by a
+	// secret. The verdict holds once the first use is on record.
 	FirstUse bool
 	// Replaced: the certificate was given up by its device for another, so whoever
 	// shows it is a second holder of the identity.
@@ -47,6 +57,13 @@ type Decision struct {
 	// Known: the certificate is on record, or the secret is right, so Device and Fleet
 	// are facts and not claims.
 	Known bool
+	// Kind of the credential that was shown; empty: none, or a broker vouches.
+	Kind countersign.AccessKind
+	// Claims is the device that the client says it is, where it does and is not Known.
+	Claims string
+	// Tried is a keyed hash, 8 hex digits, of what was shown in vain, by which one
+	// secret that is tried on many devices can be seen.
+	Tried string
 	// Tags of the device, and the common name of its certificate: what a policy may
 	// speak of.
 	Tags map[string]string
@@ -73,13 +90,23 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 // identify finds out who stands at the door. A certificate goes before all else:
 // the user name beside it is what the client says of itself, never a login.
 func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision {
-	if len(c.Peer) > 0 {
-		return d.byCertificate(ctx, c)
+	switch {
+	case len(c.Peer) > 0:
+		return d.withExchange(ctx, c, d.byCertificate(ctx, c))
+	case c.Exchange != nil:
+		return d.byExchange(ctx, c)
+	case c.Vouched != "":
+		return d.byBroker(ctx, c)
+	case looksLikeToken(c.Password):
+		return d.tokenOf(ctx, c)
+	case len(c.Password) == 0:
+		return d.asGuest(ctx, c)
+	case d.Sealer == nil:
+		return refuse(countersign.Unauthenticated, "no client certificate was shown, and secrets are not accepted here")
+	case looksLikeSAS(c.Password):
+		return d.bySAS(ctx, c)
 	}
-	if looksLikeToken(c.Password) {
-		return d.byToken(ctx, c)
-	}
-	return refuse(countersign.Unauthenticated, "no client certificate was shown")
+	return d.bySecret(ctx, c)
 }
 
 // permit says what the identified client may do.
@@ -103,9 +130,13 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
 		Cert: countersign.CertRef{Issuer: rec.issuer, Serial: rec.serial},
 	}}
+	dec.Kind = countersign.AccessCertificate
 	dec.Code, dec.Reason = rec.refusal(d.Now())
 	if dec.Code == "" {
 		dec.Code, dec.Reason = checkClientID(c.ClientID, rec.device)
+	}
+	if dec.Code == "" {
+		dec.Code, dec.Reason = d.accepts(rec.fleet, rec.rules, countersign.AccessCertificate)
 	}
 	if dec.Code != "" {
 		return dec
@@ -115,11 +146,6 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 		dec.NotAfter = rec.acceptUntil
 	}
 	return dec
-}
-
-// Exchange begins an authentication of several steps.
-func (d *Desk) Exchange(_ context.Context, _ countersign.Connection, method string) (countersign.Exchange, error) {
-	return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method)
 }
 
 func refuse(code countersign.Code, reason string) Decision {
@@ -140,6 +166,7 @@ type record struct {
 	deviceReason         string
 	tags                 map[string]string
 	authorityState       string
+	rules                string // of the fleet, JSON
 }
 
 func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, error) {
@@ -147,10 +174,11 @@ func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, e
 	var from, to, accept, revoked int64
 	var tags string
 	err := d.DB.QueryRow(ctx, `SELECT c.issuer, c.fingerprint, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
-			c.revoked_at, d.fleet, d.state, d.reason, d.tags, a.state
-		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer WHERE c.serial = $1`, string(serial)).
+			c.revoked_at, d.fleet, d.state, d.reason, d.tags, a.state, f.rules
+		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer JOIN fleet f ON f.name = d.fleet
+		WHERE c.serial = $1`, string(serial)).
 		Scan(&r.issuer, &r.fingerprint, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
-			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState)
+			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState, &r.rules)
 	if err == nil && tags != "" {
 		err = json.Unmarshal([]byte(tags), &r.tags)
 	}

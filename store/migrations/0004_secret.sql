@@ -15,3 +15,4 @@ CREATE TABLE device_secret (
 );
 CREATE INDEX device_secret_by_device ON device_secret (device, state);
 CREATE INDEX device_secret_by_time ON device_secret (created_at, id);
+CREATE INDEX device_secret_ending ON device_secret (expires_at) WHERE state = 'active' AND expires_at > 0;

@@ -1,0 +1,229 @@
+package access
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	mathrand "math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// The parameters of argon2id for new passwords (RFC 9106, 3.1): the first that
+// OWASP's Password Storage Cheat Sheet recommends. One check takes about 30 ms of a core and
+// 19 MiB, held for that long.
+const (
+	argonMemory  = 19 << 10 // KiB
+	argonTime    = 2
+	argonThreads = 1
+	argonSalt    = 16
+	argonHash    = 32
+	// mostMemory and mostTime bound what a record may ask for, should a later
+	// version raise the parameters and its database be used with this one.
+	mostMemory = 256 << 10
+	mostTime   = 16
+)
+
+const (
+	// maxWorkers bounds the checks at once, and so their memory: 4 times 19 MiB. Half
+	// of the cores stay for everybody else.
+	maxWorkers = 4
+	// maxQueue bounds the checks that wait, each with a password of up to 64 KiB.
+	maxQueue = 64
+	// strangersQueue is how far those who have not come in lately may fill it: the
+	// rest is for devices that did, from the address that they came from.
+	strangersQueue = 48
+	// maxOfAddress bounds the checks that one address has under way.
+	maxOfAddress = 4
+	// queueWait is how long a check waits for its turn. A full queue takes about a
+	// second of two cores.
+	queueWait = 3 * time.Second
+	// maxRegulars bounds the devices that are remembered to have come in.
+	maxRegulars = 8192
+	// maxSamples is how many times of checks are kept, to act them out.
+	maxSamples = 64
+	// maxActing bounds those for whom a check is acted out. It is a timer each.
+	maxActing = 512
+)
+
+// hasher runs argon2id for passwords that people chose, a few at a time.
+type hasher struct {
+	once  sync.Once
+	slots chan struct{}
+
+	mu       sync.Mutex
+	waiting  int
+	by       map[string]int // by address
+	regulars map[regular]struct{}
+	samples  []time.Duration
+	next     int
+	acting   int
+}
+
+// regular is a device that came in by a password, and from where.
+type regular struct{ device, source string }
+
+func (h *hasher) init() {
+	h.once.Do(func() {
+		h.slots = make(chan struct{}, min(max(runtime.GOMAXPROCS(0)/2, 1), maxWorkers))
+		h.by = map[string]int{}
+		h.regulars = map[regular]struct{}{}
+	})
+}
+
+// run runs fn in its turn. It refuses with Unavailable when too many wait.
+func (h *hasher) run(ctx context.Context, now func() time.Time, who regular, fn func()) error {
+	h.init()
+	if !h.enter(who) {
+		return busy()
+	}
+	defer h.leave(who)
+	began := now()
+	wait, cancel := context.WithTimeout(ctx, queueWait)
+	defer cancel()
+	select {
+	case h.slots <- struct{}{}:
+	case <-wait.Done():
+		return busy()
+	}
+	defer func() { <-h.slots }()
+	fn()
+	h.took(now().Sub(began))
+	return nil
+}
+
+func busy() error {
+	return countersign.Errorf(countersign.Unavailable, "too many passwords are being checked now").
+		WithNext("try again in a few seconds").WithRetry(queueWait)
+}
+
+func (h *hasher) enter(who regular) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	room := strangersQueue
+	if _, known := h.regulars[who]; known {
+		room = maxQueue
+	}
+	if h.waiting >= room || who.source != "" && h.by[who.source] >= maxOfAddress {
+		return false
+	}
+	h.waiting++
+	h.by[who.source]++
+	return true
+}
+
+func (h *hasher) leave(who regular) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.waiting--
+	if h.by[who.source]--; h.by[who.source] <= 0 {
+		delete(h.by, who.source)
+	}
+}
+
+func (h *hasher) took(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.samples) < maxSamples {
+		h.samples = append(h.samples, d)
+		return
+	}
+	h.samples[h.next] = d
+	h.next = (h.next + 1) % maxSamples
+}
+
+// remember lets a device that came in use the whole queue from now on.
+func (h *hasher) remember(who regular) {
+	h.init()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.regulars) >= maxRegulars {
+		for any := range h.regulars {
+			delete(h.regulars, any)
+			break
+		}
+	}
+	h.regulars[who] = struct{}{}
+}
+
+// act takes the time of a check and none of its work, so that an answer does not
+// tell whether there is such a device with a password. Where too many do, it
+// returns at once: a flood learns what it could learn anyhow by the full queue.
+func (h *hasher) act(ctx context.Context) {
+	h.mu.Lock()
+	if len(h.samples) == 0 || h.acting >= maxActing {
+		h.mu.Unlock()
+		return
+	}
+	h.acting++
+	d := h.samples[mathrand.IntN(len(h.samples))]
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		h.acting--
+		h.mu.Unlock()
+	}()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// argonKey hashes a password into a record in PHC string form.
+func argonRecord(password []byte) ([]byte, error) {
+	salt := make([]byte, argonSalt)
+	if _, err := rand.Read(salt); err != nil {
+		return nil, fmt.Errorf("couldn't draw a salt: %w", err)
+	}
+	sum := argon2.IDKey(password, salt, argonTime, argonMemory, argonThreads, argonHash)
+	b64 := base64.RawStdEncoding.EncodeToString
+	return fmt.Appendf(nil, "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemory, argonTime, argonThreads, b64(salt), b64(sum)), nil
+}
+
+// argonParams are what a record in PHC string form holds.
+type argonParams struct {
+	memory, time uint32
+	threads      uint8
+	salt, hash   []byte
+}
+
+// parseArgon reads a record in PHC string form. What is out of bounds is refused: a
+// record must not decide how much memory is taken.
+func parseArgon(record string) (p argonParams, err error) {
+	bad := fmt.Errorf("couldn't read the record of a password: not argon2id in PHC form")
+	f := strings.Split(record, "$")
+	if len(f) != 6 || f[0] != "" || f[1] != "argon2id" || f[2] != fmt.Sprintf("v=%d", argon2.Version) {
+		return p, bad
+	}
+	if n, err := fmt.Sscanf(f[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads); err != nil || n != 3 {
+		return p, bad
+	}
+	if f[3] != fmt.Sprintf("m=%d,t=%d,p=%d", p.memory, p.time, p.threads) {
+		return p, bad
+	}
+	b64 := base64.RawStdEncoding.Strict()
+	var errSalt, errHash error
+	p.salt, errSalt = b64.DecodeString(f[4])
+	p.hash, errHash = b64.DecodeString(f[5])
+	if errSalt != nil || errHash != nil || len(p.salt) < 8 || len(p.salt) > 64 || len(p.hash) < 16 || len(p.hash) > 64 ||
+		p.memory < 8 || p.memory > mostMemory || p.time < 1 || p.time > mostTime || p.threads < 1 || p.threads > 16 {
+		return p, bad
+	}
+	return p, nil
+}
+
+// matches takes argonMemory for its time: only hasher.run calls it.
+func (p argonParams) matches(password []byte) bool {
+	sum := argon2.IDKey(password, p.salt, p.time, p.memory, p.threads, uint32(len(p.hash))) //nolint:gosec // at most 64
+	return subtle.ConstantTimeCompare(sum, p.hash) == 1
+}

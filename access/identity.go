@@ -1,0 +1,234 @@
+package access
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// holder is a device that a client says it is, with what it may show.
+type holder struct {
+	device, fleet string
+	state         countersign.DeviceState
+	reason        string
+	revoked       time.Time
+	tags          map[string]string
+	rules         string
+	secrets       []held
+}
+
+// held is a secret on record.
+type held struct {
+	id       string
+	kind     countersign.AccessKind
+	verifier []byte
+	scram    []byte
+	stopped  bool
+	reason   string
+	created  time.Time
+	expires  time.Time
+}
+
+// errNobody says that there is no such device. Who knocks is not told.
+var errNobody = errors.New("there is no such device")
+
+// holder reads the device and its secrets in one query: the newest first, of those
+// that were stopped only what keepStopped leaves.
+func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
+	if countersign.CheckDeviceID(device) != nil {
+		return nil, errNobody
+	}
+	rows, err := d.DB.Query(ctx, `SELECT d.id, d.fleet, d.state, d.reason, d.revoked_at, d.tags, f.rules,
+			s.id, s.kind, s.verifier, s.scram, s.state, s.reason, s.created_at, s.expires_at
+		FROM device d JOIN fleet f ON f.name = d.fleet LEFT JOIN device_secret s ON s.device = d.id
+		WHERE d.id = $1 ORDER BY s.created_at DESC, s.id LIMIT $2`, device, maxSecrets+keepStopped)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read a device's secrets: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var h *holder
+	for rows.Next() {
+		var tags string
+		var revoked int64
+		var id, kind, state, reason sql.NullString
+		var created, expires sql.NullInt64
+		var now holder
+		var s held
+		err := rows.Scan(&now.device, &now.fleet, &now.state, &now.reason, &revoked, &tags, &now.rules,
+			&id, &kind, &s.verifier, &s.scram, &state, &reason, &created, &expires)
+		if err != nil {
+			return nil, fmt.Errorf("couldn't read a device's secrets: %w", store.Wrap(err))
+		}
+		if h == nil {
+			h = &now
+			h.revoked = store.Time(revoked)
+			if tags != "" {
+				if err := json.Unmarshal([]byte(tags), &h.tags); err != nil {
+					return nil, fmt.Errorf("couldn't read the tags of a device: %w", err)
+				}
+			}
+		}
+		if id.Valid {
+			s.id, s.kind, s.stopped, s.reason = id.String, countersign.AccessKind(kind.String), state.String != secretActive, reason.String
+			s.created, s.expires = store.Time(created.Int64), store.Time(expires.Int64)
+			h.secrets = append(h.secrets, s)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("couldn't read a device's secrets: %w", store.Wrap(err))
+	}
+	if h == nil {
+		return nil, errNobody
+	}
+	return h, nil
+}
+
+// refusal says why the device may not come in by a secret made at the time since;
+// first: it may, and that is its first use.
+func (h *holder) refusal(since time.Time) (code countersign.Code, reason string, first bool) {
+	switch {
+	case h.state == countersign.DeviceRetired:
+		return countersign.DeviceGone, "the device is retired", false
+	case h.state == countersign.DeviceSuspended:
+		return countersign.DeviceOnHold, because("the device is suspended", h.reason), false
+	case h.state == countersign.DeviceRegistered && since.After(h.revoked):
+		return "", "", true
+	case h.state != countersign.DeviceActive:
+		return countersign.NotAllowed, fmt.Sprintf("the device is %s", h.state), false
+	}
+	return "", "", false
+}
+
+// proof is what a device has shown to be right.
+type proof struct {
+	kind       countersign.AccessKind
+	credential string    // kind:id
+	since      time.Time // when the credential was made
+	until      time.Time // when what was shown ends; zero: never
+}
+
+// decide holds a device that has proved itself against its record.
+func (d *Desk) decide(c countersign.Connection, h *holder, p proof) Decision {
+	dec := Decision{Known: true, Kind: p.kind, Tags: h.tags, Verdict: countersign.Verdict{
+		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
+	}}
+	dec.Code, dec.Reason, dec.FirstUse = h.refusal(p.since)
+	if dec.Code == "" && p.kind != "" {
+		dec.Code, dec.Reason = d.accepts(h.fleet, h.rules, p.kind)
+	}
+	if dec.Code == "" {
+		dec.Code, dec.Reason = checkClientID(c.ClientID, h.device)
+	}
+	return dec
+}
+
+// wrong refuses a secret. It says the same whether there is such a device or not.
+func (d *Desk) wrong(c countersign.Connection, kind countersign.AccessKind, claims string, h *holder) Decision {
+	dec := refuse(countersign.BadCredential, "the user name or the secret is wrong")
+	dec.Kind, dec.Claims = kind, claims
+	if h != nil {
+		dec.Device, dec.Fleet = h.device, h.fleet
+	}
+	if len(c.Password) > 0 {
+		dec.Tried = d.tried(c.Password)
+	}
+	return dec
+}
+
+// tried tells one wrong secret from others and nothing else of it: 32 bits under a
+// key of ours fit too many secrets to find it out.
+func (d *Desk) tried(secret []byte) string {
+	if d.Sealer == nil {
+		return ""
+	}
+	sum, err := d.keyed("tried secrets", secret)
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(sum[:4])
+}
+
+// keyed is a hash that nobody makes without the server's key.
+func (d *Desk) keyed(purpose string, parts ...[]byte) ([]byte, error) {
+	key, err := d.Sealer.Derive(purpose)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't derive the key of %s: %w", purpose, err)
+	}
+	h := hmac.New(sha256.New, key)
+	for i, p := range parts {
+		if i > 0 {
+			h.Write([]byte{0}) // no part but the last may hold one
+		}
+		h.Write(p)
+	}
+	return h.Sum(nil), nil
+}
+
+func unreadable() Decision {
+	return refuse(countersign.Unavailable, "the record of the device cannot be read now")
+}
+
+// byBroker takes the word of a broker or proxy that has authenticated the device
+// by itself, and looks at the device's standing.
+func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision {
+	h, err := d.holder(ctx, c.Username)
+	switch {
+	case errors.Is(err, errNobody):
+		dec := refuse(countersign.NotAllowed, "the broker's device is not on record")
+		dec.Claims = c.Username
+		return dec
+	case err != nil:
+		return unreadable()
+	}
+	dec := d.decide(c, h, proof{credential: "vouched:" + c.Vouched})
+	if dec.FirstUse { // registered: it has no identity with us yet, and a broker cannot give it one
+		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
+	}
+	return dec
+}
+
+// withExchange holds an exchange that a client with a certificate went through all
+// the same against the certificate: who fails in it, or in another's name, is not
+// who the certificate says.
+func (d *Desk) withExchange(ctx context.Context, c countersign.Connection, dec Decision) Decision {
+	if c.Exchange == nil || dec.Code != "" {
+		return dec
+	}
+	x := d.byExchange(ctx, c)
+	if x.Code == "" && x.Device != dec.Device {
+		x.Code, x.Reason = countersign.SubjectMismatch, "the certificate and the SCRAM exchange are for different devices"
+	}
+	if x.Code == "" {
+		return dec
+	}
+	return x
+}
+
+// tokenOf asks for the token, and whether the device's fleet takes any.
+func (d *Desk) tokenOf(ctx context.Context, c countersign.Connection) Decision {
+	dec := d.byToken(ctx, c)
+	dec.Kind = countersign.AccessToken
+	if dec.Code == countersign.BadCredential {
+		dec.Tried = d.tried(c.Password)
+	}
+	if dec.Code != "" || dec.Ephemeral {
+		return dec
+	}
+	var rules string
+	err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, dec.Fleet).Scan(&rules)
+	if err != nil {
+		dec.Code, dec.Reason = countersign.Unavailable, "the rules of the fleet cannot be read now"
+		return dec
+	}
+	dec.Code, dec.Reason = d.accepts(dec.Fleet, rules, countersign.AccessToken)
+	return dec
+}

@@ -1,0 +1,106 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+)
+
+// SymmetricKey is a key that a device may make SAS tokens with.
+type SymmetricKey struct {
+	Credential string // kind:id
+	Group      bool   // Keys are those of a group, from which the device's are derived
+	Keys       attest.SymmetricKeys
+	Since      time.Time
+	Until      time.Time // zero: never
+}
+
+// FindKeys gives the keys of a device that are good now from an address. Package
+// ra has it, which knows the credentials that devices enroll with.
+type FindKeys func(ctx context.Context, fleet, device string, from netip.Addr) ([]SymmetricKey, error)
+
+const (
+	sasScheme = "sharedaccesssignature "
+	sasPath   = "/devices/"
+)
+
+func looksLikeSAS(password []byte) bool {
+	return len(password) > len(sasScheme) && strings.EqualFold(string(password[:len(sasScheme)]), sasScheme)
+}
+
+// azureUser reads the user name of a device that brings a SAS token: its id, or as
+// Azure's SDKs have it, <host>/<id>/?api-version=….
+func azureUser(name string) (host, device string) {
+	name, _, _ = strings.Cut(name, "/?")
+	if host, device, ok := strings.Cut(name, "/"); ok {
+		return host, device
+	}
+	return "", name
+}
+
+// bySAS identifies a device by a token that it made with its symmetric key for
+// <host>/devices/<id>. The host is that of the user name, if it names one: several
+// services may know the device's key, and a token is for one of them.
+func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
+	host, device := azureUser(c.Username)
+	token, err := attest.ParseSAS(string(c.Password))
+	if err != nil || d.Keys == nil {
+		return d.wrong(c, countersign.AccessSAS, device, nil)
+	}
+	h, err := d.holder(ctx, device)
+	switch {
+	case errors.Is(err, errNobody):
+		return d.wrong(c, countersign.AccessSAS, device, nil)
+	case err != nil:
+		return unreadable()
+	}
+	keys, err := d.Keys(ctx, h.fleet, h.device, c.Remote.Addr())
+	if err != nil {
+		return unreadable()
+	}
+	signed, _, _ := strings.Cut(token.Resource, sasPath)
+	if host == "" {
+		host = signed
+	}
+	for _, k := range keys {
+		code, reason := d.verifySAS(token, k, host+sasPath+h.device, h.device)
+		if code == countersign.BadCredential {
+			continue
+		}
+		dec := d.decideSAS(c, h, k, token.Expiry.Add(attest.SASSkew))
+		if code != "" {
+			dec.Code, dec.Reason, dec.FirstUse = code, reason, false
+		}
+		return dec
+	}
+	return d.wrong(c, countersign.AccessSAS, device, h)
+}
+
+func (d *Desk) verifySAS(token *attest.SAS, k SymmetricKey, resource, device string) (countersign.Code, string) {
+	var err error
+	if k.Group {
+		_, err = token.VerifyGroup(resource, device, k.Keys, d.Now())
+	} else {
+		_, err = token.Verify(resource, k.Keys, d.Now())
+	}
+	if err == nil {
+		return "", ""
+	}
+	return countersign.CodeOf(err), countersign.Public(err).Message
+}
+
+func (d *Desk) decideSAS(c countersign.Connection, h *holder, k SymmetricKey, until time.Time) Decision {
+	if !k.Until.IsZero() && k.Until.Before(until) {
+		until = k.Until
+	}
+	since := k.Since
+	if k.Group && h.revoked.IsZero() { // a group's key lets nobody back who lost his identity
+		since = d.Now()
+	}
+	return d.decide(c, h, proof{kind: countersign.AccessSAS, credential: k.Credential, since: since, until: until})
+}

@@ -1,0 +1,306 @@
+package access
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// The authentication of several steps that there is: SCRAM-SHA-256 (RFC 5802,
+// 7677) without channel binding, over the TLS of the connection. Its secrets are
+// the ones that we make: of 256 random bits, so a stolen verifier is worth nothing.
+const scramMethod = "SCRAM-SHA-256"
+
+const (
+	// scramIterations is the least of RFC 7677, 4. More would only slow devices
+	// down: these secrets cannot be searched for.
+	scramIterations = 4096
+	scramSalt       = 16
+	// maxScram bounds a client's message: a name and a nonce have room.
+	maxScram = 1024
+	// minNonce and maxNonce bound the client's nonce; clients send 18 to 48 characters.
+	minNonce, maxNonce = 8, 256
+	scramVersion       = 1
+)
+
+// scramExchange is the server's side of one exchange.
+type scramExchange struct {
+	desk   *Desk
+	conn   countersign.Connection // as it began; without its secrets
+	step   int
+	first  clientFirst
+	asked  string // server-first-message
+	nonce  string
+	device string // whose proof was right; empty: nobody's yet
+	secret string // id of the secret that it was made with
+}
+
+// Exchange begins an authentication of several steps. There is SCRAM-SHA-256.
+func (d *Desk) Exchange(_ context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
+	if method != scramMethod || d.Sealer == nil {
+		return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method).WithNext("use " + scramMethod)
+	}
+	return &scramExchange{desk: d, conn: countersign.Connection{Remote: c.Remote, Username: c.Username}}, nil
+}
+
+// Next implements [countersign.Exchange].
+func (x *scramExchange) Next(ctx context.Context, data []byte) (answer []byte, done bool, err error) {
+	x.step++
+	switch {
+	case len(data) > maxScram:
+		err = errSCRAM("the message is too long")
+	case x.step == 1:
+		answer, err = x.begin(string(data))
+	case x.step == 2:
+		answer, err = x.finish(ctx, string(data))
+		done = err == nil
+	default:
+		err = errSCRAM("the exchange is over")
+	}
+	if err != nil {
+		x.step, x.device, x.secret = 3, "", "" // there is no second try
+		return nil, false, err
+	}
+	return answer, done, nil
+}
+
+func errSCRAM(why string) error {
+	return countersign.Errorf(countersign.BadCredential, "the SCRAM exchange failed: %s", why)
+}
+
+// begin answers every name alike, whether there is such a device or not: the salt
+// comes from the name, and the record is not looked at.
+func (x *scramExchange) begin(message string) ([]byte, error) {
+	f, err := parseClientFirst(message)
+	if err != nil {
+		return nil, err
+	}
+	x.first = f // for the verdict, also if it is refused now
+	if x.conn.Username != "" && x.conn.Username != f.user {
+		return nil, errSCRAM("it is for another name than the user name of the connection")
+	}
+	salt, err := x.desk.scramSaltOf(f.user)
+	if err != nil {
+		return nil, err
+	}
+	x.nonce = f.nonce + rand.Text()
+	x.asked = "r=" + x.nonce + ",s=" + base64.StdEncoding.EncodeToString(salt) + ",i=" + strconv.Itoa(scramIterations)
+	return []byte(x.asked), nil
+}
+
+func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, error) {
+	f, err := parseClientFinal(message)
+	if err != nil {
+		return nil, err
+	}
+	if f.binding != x.first.header || subtle.ConstantTimeCompare([]byte(f.nonce), []byte(x.nonce)) != 1 {
+		return nil, errSCRAM("the channel binding or the nonce is another")
+	}
+	auth := []byte(x.first.bare + "," + x.asked + "," + f.withoutProof)
+	h, err := x.desk.holder(ctx, x.first.user)
+	if err != nil && !errors.Is(err, errNobody) {
+		return nil, countersign.Errorf(countersign.Unavailable, "the record of the device cannot be read now").WithCause(err)
+	}
+	var server []byte
+	for i := range maxSecrets + keepStopped { // always as many, whoever it is
+		keys, id := x.desk.scramCandidate(h, i)
+		if id != "" && keys.proves(auth, f.proof) {
+			x.device, x.secret, server = h.device, id, mac(keys.server, auth)
+		}
+	}
+	if x.secret == "" {
+		return nil, errSCRAM("the user name or the secret is wrong")
+	}
+	return []byte("v=" + base64.StdEncoding.EncodeToString(server)), nil
+}
+
+// scramKeys are what a server keeps of a secret (RFC 5802, 3).
+type scramKeys struct{ stored, server []byte }
+
+// scramCandidate gives the keys of a device's i-th secret, and its id; empty if
+// it has none that can be used so.
+func (d *Desk) scramCandidate(h *holder, i int) (scramKeys, string) {
+	if h == nil || i >= len(h.secrets) || h.secrets[i].scram == nil {
+		return scramKeys{}, ""
+	}
+	s := &h.secrets[i]
+	text, err := d.Sealer.Open(s.scram, scramContext(s.id))
+	if err != nil || len(text) != 1+2*sha256.Size || text[0] != scramVersion {
+		return scramKeys{}, ""
+	}
+	return scramKeys{text[1 : 1+sha256.Size], text[1+sha256.Size:]}, s.id
+}
+
+// proves checks a client's proof (RFC 5802, 3): the client's key is what the proof
+// hides, and its hash is on record.
+func (k scramKeys) proves(auth, proof []byte) bool {
+	if len(proof) != sha256.Size {
+		return false
+	}
+	key := make([]byte, sha256.Size)
+	subtle.XORBytes(key, mac(k.stored, auth), proof)
+	sum := sha256.Sum256(key)
+	return subtle.ConstantTimeCompare(sum[:], k.stored) == 1
+}
+
+func mac(key, data []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write(data)
+	return h.Sum(nil)
+}
+
+func makeSCRAMKeys(secret string, salt []byte, iterations int) (scramKeys, error) {
+	salted, err := pbkdf2.Key(sha256.New, secret, salt, iterations, sha256.Size)
+	if err != nil {
+		return scramKeys{}, fmt.Errorf("couldn't make SCRAM keys: %w", err)
+	}
+	stored := sha256.Sum256(mac(salted, []byte("Client Key")))
+	return scramKeys{stored[:], mac(salted, []byte("Server Key"))}, nil
+}
+
+// scramKeysOf are the keys of a secret, as they are sealed. All secrets of a device
+// have one salt, so that a client need not say which of them it has.
+func (d *Desk) scramKeysOf(device, secret string) ([]byte, error) {
+	salt, err := d.scramSaltOf(device)
+	if err != nil {
+		return nil, err
+	}
+	k, err := makeSCRAMKeys(secret, salt, scramIterations)
+	return append(append([]byte{scramVersion}, k.stored...), k.server...), err
+}
+
+func (d *Desk) scramSaltOf(name string) ([]byte, error) {
+	sum, err := d.keyed("scram salts", []byte(name))
+	if err != nil {
+		return nil, err
+	}
+	return sum[:scramSalt], nil
+}
+
+func scramContext(id string) string { return "scram\x00" + id }
+
+// byExchange asks what became of an exchange of ours on this connection.
+func (d *Desk) byExchange(ctx context.Context, c countersign.Connection) Decision {
+	x, ok := c.Exchange.(*scramExchange)
+	if !ok || x.desk != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
+		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")
+	}
+	h, err := d.holder(ctx, x.first.user)
+	switch {
+	case errors.Is(err, errNobody):
+		return d.wrong(c, countersign.AccessSCRAM, x.first.user, nil)
+	case err != nil:
+		return unreadable()
+	}
+	for i := range h.secrets {
+		if s := &h.secrets[i]; x.secret != "" && s.id == x.secret && h.device == x.device {
+			return d.decideSecret(c, h, s, countersign.AccessSCRAM)
+		}
+	}
+	return d.wrong(c, countersign.AccessSCRAM, x.first.user, h)
+}
+
+// clientFirst is a client-first-message (RFC 5802, 7).
+type clientFirst struct {
+	header string // gs2-header
+	bare   string
+	user   string
+	nonce  string
+}
+
+// parseClientFirst reads a client's first message: gs2-header, n= and r=. Extensions
+// that are mandatory are refused, as is channel binding: over one that we cannot
+// check it would only seem to be bound.
+func parseClientFirst(message string) (f clientFirst, err error) {
+	flag, rest, ok := strings.Cut(message, ",")
+	if !ok || flag != "n" && flag != "y" {
+		return f, errSCRAM("channel binding is not supported")
+	}
+	authz, bare, ok := strings.Cut(rest, ",")
+	if !ok {
+		return f, errSCRAM("the first message is malformed")
+	}
+	f.header, f.bare = flag+","+authz+",", bare
+	attrs := strings.Split(bare, ",")
+	if len(attrs) < 2 || !strings.HasPrefix(attrs[0], "n=") || !strings.HasPrefix(attrs[1], "r=") {
+		return f, errSCRAM("the first message is malformed")
+	}
+	if f.user, err = saslName(attrs[0][2:]); err != nil {
+		return f, err
+	}
+	if authz != "" {
+		as, ok := strings.CutPrefix(authz, "a=")
+		if !ok {
+			return f, errSCRAM("the first message is malformed")
+		}
+		if as, err = saslName(as); err != nil || as != f.user {
+			return f, errSCRAM("nobody may act for another")
+		}
+	}
+	f.nonce = attrs[1][2:]
+	if len(f.nonce) < minNonce || len(f.nonce) > maxNonce || !printableNonce(f.nonce) {
+		return f, errSCRAM("the nonce is malformed")
+	}
+	return f, nil
+}
+
+// saslName undoes the escapes of a name (RFC 5802, 5.1). Names are device ids, so of
+// SASLprep (RFC 4013) nothing is left to do: whatever it would change is refused.
+func saslName(s string) (string, error) {
+	plain := strings.NewReplacer("=2C", ",", "=3D", "=").Replace(s)
+	if countersign.CheckDeviceID(plain) != nil {
+		return "", errSCRAM("the name is no device id")
+	}
+	return plain, nil
+}
+
+func printableNonce(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e || s[i] == ',' {
+			return false
+		}
+	}
+	return true
+}
+
+// clientFinal is a client-final-message (RFC 5802, 7).
+type clientFinal struct {
+	binding      string // decoded
+	nonce        string
+	withoutProof string
+	proof        []byte
+}
+
+func parseClientFinal(message string) (f clientFinal, err error) {
+	bad := errSCRAM("the final message is malformed")
+	i := strings.LastIndex(message, ",p=")
+	if i < 0 {
+		return f, bad
+	}
+	f.withoutProof = message[:i]
+	attrs := strings.Split(f.withoutProof, ",")
+	if len(attrs) < 2 || !strings.HasPrefix(attrs[0], "c=") || !strings.HasPrefix(attrs[1], "r=") {
+		return f, bad
+	}
+	b64 := base64.StdEncoding.Strict()
+	binding, err := b64.DecodeString(attrs[0][2:])
+	if err != nil {
+		return f, bad
+	}
+	if f.proof, err = b64.DecodeString(message[i+3:]); err != nil || len(f.proof) != sha256.Size {
+		return f, bad
+	}
+	f.binding, f.nonce = string(binding), attrs[1][2:]
+	return f, nil
+}
