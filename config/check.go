@@ -64,6 +64,7 @@ func (c Config) Check() []Problem {
 		k.add("root_passphrase", err)
 	}
 	k.tunnels(c.Tunnels)
+	k.hooks(c.Hooks, c.Listeners.Hook)
 	k.channels(c.Notify)
 	k.oidc(c.OIDC)
 	k.origins(c.WebSocket.Origins)
@@ -124,6 +125,7 @@ func (k *checker) listeners(l Listeners) {
 		{"listeners.recovery", l.Recovery},
 		{"listeners.mqtt", l.MQTT},
 		{"listeners.websocket", l.WebSocket},
+		{"listeners.hook", l.Hook},
 		{"listeners.api", l.API},
 		{"listeners.status", l.Status},
 	} {

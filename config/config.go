@@ -48,6 +48,9 @@ type Config struct {
 	// Tunnels are listeners that let devices through to other TCP services.
 	Tunnels []Tunnel `yaml:"tunnels"`
 
+	// Hooks are the brokers and proxies of others that ask us.
+	Hooks []Hook `yaml:"hooks"`
+
 	// Notify are the channels by which alerts are told.
 	Notify []Channel `yaml:"notify"`
 
@@ -97,6 +100,10 @@ type Listeners struct {
 	// WebSocket serves MQTT over WebSocket over TLS, for browsers: it asks for no
 	// client certificate. Default off.
 	WebSocket string `yaml:"websocket"`
+
+	// Hook answers the brokers and proxies of Hooks. On a loopback address it is plain
+	// HTTP, on any other one HTTPS with the server's own certificate. Default off.
+	Hook string `yaml:"hook"`
 
 	// API serves the operators' API. On a loopback address it is plain HTTP, on
 	// any other one HTTPS with the server's own certificate. Default 127.0.0.1:8080.

@@ -20,6 +20,7 @@ func (c Config) WithDefaults() Config {
 	l.Recovery = cmp.Or(l.Recovery, Off)
 	l.MQTT = cmp.Or(l.MQTT, defaultMQTT)
 	l.WebSocket = cmp.Or(l.WebSocket, Off)
+	l.Hook = cmp.Or(l.Hook, Off)
 	l.API = cmp.Or(l.API, defaultAPI)
 	l.Status = cmp.Or(l.Status, defaultStatus)
 	if len(c.Names) == 0 {
@@ -79,6 +80,12 @@ const SocketName = "countersign.sock"
 // where no one else can read the operator's token.
 func (l Listeners) PlainAPI() bool {
 	host, _, err := net.SplitHostPort(l.API)
+	return err == nil && isLoopback(host)
+}
+
+// PlainHook reports whether the hook listener speaks plain HTTP, by the same rule.
+func (l Listeners) PlainHook() bool {
+	host, _, err := net.SplitHostPort(l.Hook)
 	return err == nil && isLoopback(host)
 }
 
