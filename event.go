@@ -89,6 +89,7 @@ const (
 	AuditSuppressed      EventType = "audit.suppressed"
 	AuditUnsuppressed    EventType = "audit.unsuppressed"
 	SessionKicked        EventType = "session.kicked" // at a broker that is not ours
+	ConnectionsRefused   EventType = "connections.turned_away"
 )
 
 // Event is one line of the log: who, what, when, from where, why.
@@ -113,7 +114,7 @@ func (t EventType) Severity() string {
 	switch t {
 	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor, FindingGuessing, FindingRaised, MitigationFailed:
 		return "alert"
-	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed:
+	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed, ConnectionsRefused:
 		return "warning"
 	}
 	return "info"

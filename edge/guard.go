@@ -49,14 +49,6 @@ const (
 	ReasonNoTurn             Reason = "no_turn"             // its handshake waited too long
 )
 
-// Reasons lists them.
-func Reasons() []Reason {
-	return []Reason{
-		ReasonConnections, ReasonHandshakes, ReasonAddressConnections, ReasonAddressHandshakes, ReasonAddressRate, ReasonAddressTries,
-		ReasonSuspect, ReasonEvicted, ReasonNoTurn,
-	}
-}
-
 // Count names one count of who was turned away.
 type Count struct {
 	Listener string
@@ -150,7 +142,8 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 	defer g.mu.Unlock()
 	s := g.standings[from]
 	known = s != nil && now.Before(s.known)
-	if tries < 0 || s == nil && !(spend && suspect) || spend && !suspect {
+	switch {
+	case tries < 0, spend && !suspect, s == nil && !spend:
 		return known, ""
 	}
 	a := allowanceOf(tries, known, suspect)
@@ -247,11 +240,11 @@ func (g *Guard) turnAway(listener string, from netip.Prefix, why Reason) {
 	t.reasons[why]++
 }
 
-// TurnedAway is how many connections were turned away since the start.
-func (g *Guard) TurnedAway(c Count) uint64 {
+// Counts are how many connections were turned away since the start.
+func (g *Guard) Counts() map[Count]uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.counts[c]
+	return maps.Clone(g.counts)
 }
 
 // Waiting is how many handshakes wait for their turn.

@@ -268,8 +268,8 @@ func TestTurnedAwayIsToldOnceAMinute(t *testing.T) {
 		if err := <-done; err != nil || len(told) != maxTold+1 {
 			t.Errorf("Run: %v, told %d", err, len(told))
 		}
-		if got := g.TurnedAway(Count{"mqtt", ReasonEvicted}); got != 1 {
-			t.Errorf("TurnedAway: got %d, want 1", got)
+		if got := g.Counts()[Count{"mqtt", ReasonEvicted}]; got != 1 {
+			t.Errorf("Counts: got %d, want 1", got)
 		}
 	})
 }

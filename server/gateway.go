@@ -47,9 +47,9 @@ func (s *Server) openGateway(context.Context) error {
 			Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
 			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 		},
-		Origins: s.cfg.WebSocket.Origins,
-		Limits:  mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
-		Log:     s.log, Now: s.opts.Now,
+		Guard: s.guard, Origins: s.cfg.WebSocket.Origins,
+		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
+		Log:    s.log, Now: s.opts.Now,
 	}
 	return nil
 }

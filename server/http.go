@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/countersign-iot/countersign/edge"
 )
 
 const (
@@ -36,10 +38,11 @@ func (s *Server) serveHTTP(name string, l net.Listener, h http.Handler, tlsConfi
 	if l == nil {
 		return
 	}
-	l = &capped{Listener: l}
+	door := s.guard.Listen(name, l, edge.Limits{PreAuth: maxHTTP, PreAuthPerAddress: maxHTTPPerAddress, Handshake: headerTimeout})
+	l = door
 	if tlsConfig != nil {
 		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
-		l = tls.NewListener(l, tlsConfig)
+		l = door.TLS(tlsConfig)
 	}
 	s.http = append(s.http, &httpDoor{listener: l, server: &http.Server{
 		Handler:           h,

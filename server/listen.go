@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -20,11 +18,6 @@ const (
 	// portsName keeps the ports that were chosen, so that certificates, which carry
 	// the status URL, and scripts go on working after a restart.
 	portsName = "ports.json"
-	// maxHTTPPerAddress bounds the HTTP connections of one address; devices come
-	// once a month, factories and checkers of certificates keep a few dozen open.
-	maxHTTPPerAddress = 512
-	// maxHTTP bounds them over all addresses.
-	maxHTTP = 8192
 	// dialTest is how long an old socket has to answer before it counts as dead.
 	dialTest = time.Second
 )
@@ -32,7 +25,7 @@ const (
 // listeners are the bound doors; a nil one is off.
 type listeners struct {
 	enroll, recovery, mqtt, websocket, api, status, socket net.Listener
-	tunnels []net.Listener // in the order of the configuration
+	tunnels                                                []net.Listener // in the order of the configuration
 }
 
 func (l *listeners) all() []net.Listener {
@@ -135,77 +128,4 @@ func listenSocket(path string) (net.Listener, error) {
 	old := syscall.Umask(0o117)
 	defer syscall.Umask(old)
 	return net.Listen("unix", path)
-}
-
-// capped bounds the connections of a listener, over all and per address (IPv6 by
-// /64). What is over the bound is closed at once.
-type capped struct {
-	net.Listener
-	mu    sync.Mutex
-	total int
-	by    map[netip.Prefix]int
-}
-
-func (l *capped) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		key := sourceOf(c.RemoteAddr())
-		if l.enter(key) {
-			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.leave(key) })}, nil
-		}
-		_ = c.Close() // refused; there is nobody to tell
-	}
-}
-
-func (l *capped) enter(key netip.Prefix) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.by == nil {
-		l.by = map[netip.Prefix]int{}
-	}
-	if l.total >= maxHTTP || l.by[key] >= maxHTTPPerAddress {
-		return false
-	}
-	l.total++
-	l.by[key]++
-	return true
-}
-
-func (l *capped) leave(key netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
-	if l.by[key]--; l.by[key] == 0 {
-		delete(l.by, key)
-	}
-}
-
-func sourceOf(a net.Addr) netip.Prefix {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr := ap.Addr().Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
-}
-
-type counted struct {
-	net.Conn
-	leave func()
-}
-
-func (c *counted) Close() error {
-	c.leave()
-	return c.Conn.Close()
 }

@@ -65,6 +65,7 @@ type Server struct {
 	crls      *ra.Publisher
 	identity  *identity
 	index     *edge.Index
+	guard     *edge.Guard
 	engine    engine
 	gateway   *mqtt.Server
 	tunnels   []*tunnel.Server
@@ -186,6 +187,7 @@ func (s *Server) openLedger(ctx context.Context) error {
 func (s *Server) openDesk(context.Context) error {
 	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
 	s.index = edge.NewIndex(s.opts.Now)
+	s.openGuard()
 	sealer, err := (&keystore.Store{Dir: s.cfg.Dir}).OpenSealer("file:keys/seal.key")
 	if err != nil {
 		return err
@@ -226,6 +228,7 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.gateway)
+	s.metrics.registry.MustRegister(refused{s.guard})
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
@@ -310,7 +313,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.desk.Run, s.crls.Run, s.tend, s.purge} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.tend, s.purge} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
