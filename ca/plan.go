@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -216,22 +217,7 @@ func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 // IssueServer issues a TLS server certificate of the authority itself for names
 // (DNS names and addresses), records it, and gives leaf and chain without root.
 func (c *CA) IssueServer(ctx context.Context, issuer string, names []string, pub crypto.PublicKey) (chain [][]byte, notAfter time.Time, err error) {
-	a, err := c.authority(issuer)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	p := Profile{
-		Name: "server", Validity: Duration(ServerValidity), Backdate: Duration(defaultBackdate),
-		KeyUsage: []string{"digitalSignature"}, ExtKeyUsage: []string{"serverAuth"},
-	}
-	from, to, err := p.window(a, c.Now())
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	tbs := &x509.Certificate{NotBefore: from, NotAfter: to, KeyUsage: p.keyUsage(), ExtKeyUsage: p.extKeyUsage()}
-	if tbs.SubjectKeyId, err = keyID(pub); err != nil {
-		return nil, time.Time{}, err
-	}
+	tbs := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, n := range names {
 		if ip := net.ParseIP(n); ip != nil {
 			tbs.IPAddresses = append(tbs.IPAddresses, ip)
@@ -242,8 +228,37 @@ func (c *CA) IssueServer(ctx context.Context, issuer string, names []string, pub
 	if len(names) > 0 && len(names[0]) <= maxCommonName {
 		tbs.Subject.CommonName = names[0]
 	}
+	return c.issueService(ctx, issuer, tbs, pub, "server")
+}
+
+// IssueIntroducer issues a certificate with which the authority signs introductions
+// of devices to each other. Its one name is api.IntroducerURI, and it is good for no TLS.
+func (c *CA) IssueIntroducer(ctx context.Context, issuer string, pub crypto.PublicKey) (chain [][]byte, notAfter time.Time, err error) {
+	name, err := url.Parse(api.IntroducerURI)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	tbs := &x509.Certificate{Subject: pkix.Name{CommonName: "introducer"}, URIs: []*url.URL{name}}
+	return c.issueService(ctx, issuer, tbs, pub, "introducer")
+}
+
+// issueService issues a certificate of the authority's own that lives for
+// ServerValidity, and gives it with its chain without root.
+func (c *CA) issueService(ctx context.Context, issuer string, tbs *x509.Certificate, pub crypto.PublicKey, profile string) (chain [][]byte, notAfter time.Time, err error) {
+	a, err := c.authority(issuer)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	p := Profile{Name: profile, Validity: Duration(ServerValidity), Backdate: Duration(defaultBackdate)}
+	if tbs.NotBefore, tbs.NotAfter, err = p.window(a, c.Now()); err != nil {
+		return nil, time.Time{}, err
+	}
+	tbs.KeyUsage = x509.KeyUsageDigitalSignature
+	if tbs.SubjectKeyId, err = keyID(pub); err != nil {
+		return nil, time.Time{}, err
+	}
 	c.addStatus(tbs, a)
-	issued, err := c.issueOwn(ctx, a, tbs, pub, p.Name)
+	issued, err := c.issueOwn(ctx, a, tbs, pub, profile)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -251,7 +266,7 @@ func (c *CA) IssueServer(ctx context.Context, issuer string, names []string, pub
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	return append([][]byte{issued.DER}, above[:len(above)-1]...), to, nil
+	return append([][]byte{issued.DER}, above[:len(above)-1]...), tbs.NotAfter, nil
 }
 
 // ServerValidity of the authority's own TLS certificates. They are made anew at

@@ -48,9 +48,12 @@ type Desk struct {
 	Cut func(countersign.Cut) int
 
 	seen     sightings
+	uses     secretUses
 	refusals refusals
 	rates    rates
 	policy   policy
+
+	introducer introducer
 }
 
 var (
@@ -81,12 +84,17 @@ func (d *Desk) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			d.flushSeen(context.WithoutCancel(ctx))
+			d.flushUses(context.WithoutCancel(ctx))
 			return nil
 		case <-flush.C:
 			d.flushSeen(ctx)
+			d.flushUses(ctx)
 		case <-sweep.C:
 			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {
 				d.Log.ErrorContext(ctx, "overlaps not ended", "error", err)
+			}
+			if _, err := d.SweepSecrets(ctx); err != nil && ctx.Err() == nil {
+				d.Log.ErrorContext(ctx, "secrets not ended", "error", err)
 			}
 		case <-hygiene.C:
 			go d.compareKeys(ctx) // takes minutes of one core for a large RSA fleet

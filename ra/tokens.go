@@ -49,3 +49,28 @@ func tokenEvent(t countersign.EventType, k access.Token, by By) countersign.Even
 	}
 	return e
 }
+
+// DeviceToken gives the device at the door an access token of its own, for a way
+// in where it cannot show its certificate: a WebSocket through somebody's proxy. It
+// refuses with what Admit refuses.
+func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (k access.Token, text string, err error) {
+	v := d.Admit(ctx, c)
+	switch {
+	case !v.Allow:
+		return k, "", &countersign.Error{Code: v.Code, Message: v.Reason}
+	case strings.Contains(v.Device, "/") || strings.HasPrefix(v.Credential, "token:"):
+		return k, "", countersign.Errorf(countersign.NotAllowed, "a token is given for a certificate or a secret of a device, and for nothing else")
+	}
+	source := "certificate:" + string(v.Cert.Serial)
+	if v.Credential != "" {
+		source = v.Credential
+	}
+	order := access.Token{Subject: v.Device, Source: source, Fleet: v.Fleet}
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if k, text, err = d.Access.Tokens.Issue(ctx, tx, order, ttl); err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, tokenEvent(countersign.AccessTokenIssued, k, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}))
+	})
+	return k, text, err
+}

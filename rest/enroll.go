@@ -16,6 +16,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ra"
 )
 
 // maxEnrollBody bounds a request for a certificate: the largest CSR in PEM, and
@@ -38,6 +39,8 @@ const (
 //	POST /api/v1/renew             over TLS with the current certificate
 //	POST /api/v1/enroll/tpm        with the keys of a TPM 2.0, see tpm.go
 //	POST /api/v1/enroll/tpm/answer with the answer to its challenge
+//	POST /api/v1/introductions     over TLS with the current certificate: to another device, see self.go
+//	POST /api/v1/access-tokens     over TLS with the current certificate: a token of the device's own
 //
 // The body is JSON as api.EnrollRequest, or the PKCS #10 request itself in PEM or
 // DER. The answer is the chain in PEM without the root, or api.Grant for a caller
@@ -45,7 +48,7 @@ const (
 // approve. Its listener must ask for client certificates without verifying them.
 type Enroll struct {
 	Enroller countersign.Enroller
-	TPM      TPM // nil: no devices with a TPM here
+	Desk     *ra.Desk // nil: only what the Enroller does
 	Now      func() time.Time
 	Log      *slog.Logger
 }
@@ -75,10 +78,14 @@ func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
 		do = e.enroll
 	case path == "/renew":
 		do = e.renew
-	case path == "/enroll/tpm" && e.TPM != nil:
+	case path == "/enroll/tpm" && e.Desk != nil:
 		do = e.challenge
-	case path == "/enroll/tpm/answer" && e.TPM != nil:
+	case path == "/enroll/tpm/answer" && e.Desk != nil:
 		do = e.answer
+	case path == "/introductions" && e.Desk != nil:
+		do = e.introduce
+	case path == "/access-tokens" && e.Desk != nil:
+		do = e.accessToken
 	default:
 		return countersign.Errorf(countersign.NotFound, "there is no %.200s here", r.URL.Path).
 			WithNext("devices use " + api.Base + "/enroll and " + api.Base + "/renew")

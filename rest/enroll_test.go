@@ -35,7 +35,7 @@ import (
 // enrollServer serves the device door over TLS that asks for certificates.
 func enrollServer(t *testing.T, h *house) *httptest.Server {
 	t.Helper()
-	s := httptest.NewUnstartedServer(&rest.Enroll{Enroller: h.Desk, TPM: h.Desk, Now: h.Now, Log: h.Log})
+	s := httptest.NewUnstartedServer(&rest.Enroll{Enroller: h.Desk, Desk: h.Desk, Now: h.Now, Log: h.Log})
 	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
 	s.StartTLS()
 	t.Cleanup(s.Close)

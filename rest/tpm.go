@@ -1,7 +1,6 @@
 package rest
 
 import (
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
@@ -16,16 +15,6 @@ import (
 // maxPCRs is how many registers a TPM 2.0 for the PC has.
 const maxPCRs = 24
 
-// TPM takes devices in by their TPM 2.0, in two steps: the device tells its
-// endorsement and attestation keys and gets a challenge; with the answer it sends
-// the request for a certificate. ra.Desk is one.
-type TPM interface {
-	ChallengeTPM(ctx context.Context, fleet string, ev ra.TPMEvidence, from netip.AddrPort) (*ra.Challenge, error)
-	EnrollTPM(ctx context.Context, session string, ev ra.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error)
-}
-
-var _ TPM = (*ra.Desk)(nil)
-
 // challenge answers api.TPMIdentity with api.TPMChallenge.
 func (e *Enroll) challenge(w http.ResponseWriter, r *http.Request) error {
 	body, err := readAll(w, r)
@@ -36,7 +25,7 @@ func (e *Enroll) challenge(w http.ResponseWriter, r *http.Request) error {
 	if err := decodeStrictly(body, &in, `send {"ek_public": "...", "ek_certificate": "...", "ak_public": "..."} with base64 of what the TPM gives`); err != nil {
 		return err
 	}
-	c, err := e.TPM.ChallengeTPM(r.Context(), in.Fleet, evidenceOf(in), remoteOf(r))
+	c, err := e.Desk.ChallengeTPM(r.Context(), in.Fleet, evidenceOf(in), remoteOf(r))
 	if err != nil {
 		return err
 	}
@@ -68,7 +57,7 @@ func (e *Enroll) answer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	grant, err := e.TPM.EnrollTPM(r.Context(), in.Session, ev, countersign.EnrollRequest{
+	grant, err := e.Desk.EnrollTPM(r.Context(), in.Session, ev, countersign.EnrollRequest{
 		CSR: csr, Fleet: in.Fleet, Door: "rest", Remote: remoteOf(r), Began: began,
 	})
 	if err != nil {

@@ -24,3 +24,9 @@ func (a *Admin) AccessTokens(ctx context.Context) iter.Seq2[api.AccessToken, err
 func (a *Admin) RevokeAccessToken(ctx context.Context, id string) (*api.AccessToken, error) {
 	return call[api.AccessToken](ctx, a, http.MethodPost, "/access-tokens/"+url.PathEscape(id)+"/revoke", nil)
 }
+
+// Introduce introduces two devices to each other; they may be of two fleets. Each
+// needs the signed form.
+func (a *Admin) Introduce(ctx context.Context, i api.NewIntroduction) (*api.SignedIntroduction, error) {
+	return call[api.SignedIntroduction](ctx, a, http.MethodPost, "/introductions", i)
+}

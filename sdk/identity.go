@@ -42,7 +42,8 @@ type Identity struct {
 	roots  *x509.CertPool
 	fleet  string
 
-	first *tls.Certificate // shown until there is a leaf; may be nil
+	first  *tls.Certificate // shown until there is a leaf; may be nil
+	staple staple           // for direct connections
 
 	mu   sync.RWMutex
 	key  crypto.Signer

@@ -82,3 +82,30 @@ func (a *app) accessTokenRevoke() *cobra.Command {
 		},
 	}
 }
+
+func (a *app) deviceIntroduce() *cobra.Command {
+	var i api.NewIntroduction
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use: "introduce DEVICE PEER --for PURPOSE", Short: "Sign an introduction of two devices to each other",
+		Long:    "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
+		Example: "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
+		Args:    exactly("DEVICE", "PEER"), ValidArgsFunction: a.deviceIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i.Device, i.Peer, i.TTLSeconds = args[0], args[1], int64(ttl/time.Second)
+			made, err := a.admin().Introduce(cmd.Context(), i)
+			if err != nil {
+				return err
+			}
+			if a.output == formatTable {
+				a.stderr().done("%s and %s are introduced for %s, for %s", i.Device, i.Peer, i.Purpose, span(ttl))
+				a.stdout().linef("%s", made.Signed)
+				return nil
+			}
+			return show(a, *made, view[api.SignedIntroduction]{name: func(s api.SignedIntroduction) string { return s.Signed }})
+		},
+	}
+	c.Flags().StringVar(&i.Purpose, "for", "", "what for, in words that both devices understand")
+	c.Flags().DurationVar(&ttl, "ttl", 5*time.Minute, "how long it is good, 10s to 1h")
+	return c
+}

@@ -1,0 +1,175 @@
+package ra
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// DefaultIntroduction is how long an introduction is good where nobody says: the
+	// devices meet now.
+	DefaultIntroduction = 5 * time.Minute
+	// MinIntroduction and MaxIntroduction bound it. Nobody can take one back, so it
+	// must die by itself.
+	MinIntroduction = 10 * time.Second
+	MaxIntroduction = time.Hour
+	// maxPartyKeys bounds the keys of one party: two during an overlap, and some.
+	maxPartyKeys = 8
+	// maxPurpose bounds the words of what it is for.
+	maxPurpose = 128
+)
+
+// Introduction is a request that two devices be introduced to each other.
+type Introduction struct {
+	Device  string // who is introduced
+	Peer    string // to whom
+	Purpose string
+	TTL     time.Duration // 0: DefaultIntroduction
+}
+
+// IntroduceMe introduces the device at the door to another of its fleet. It refuses
+// with what Admit refuses, with NotFound a peer that there is not or that is of
+// another fleet, and with Conflict one that has no identity now.
+func (d *Desk) IntroduceMe(ctx context.Context, c countersign.Connection, i Introduction) (api.SignedIntroduction, error) {
+	v := d.Admit(ctx, c)
+	if !v.Allow {
+		return api.SignedIntroduction{}, &countersign.Error{Code: v.Code, Message: v.Reason}
+	}
+	if v.Cert.IsZero() {
+		return api.SignedIntroduction{}, countersign.Errorf(countersign.Unauthenticated, "an introduction names keys: connect with the device's certificate")
+	}
+	i.Device = v.Device
+	return d.makeIntroduction(ctx, i, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}, true)
+}
+
+// IntroduceBoth is for operators: the devices may be of two fleets.
+func (d *Desk) IntroduceBoth(ctx context.Context, i Introduction, by By) (api.SignedIntroduction, error) {
+	return d.makeIntroduction(ctx, i, by, false)
+}
+
+func (d *Desk) makeIntroduction(ctx context.Context, i Introduction, by By, oneFleet bool) (out api.SignedIntroduction, err error) {
+	bad := func(format string, args ...any) (api.SignedIntroduction, error) {
+		return out, countersign.Errorf(countersign.BadRequest, format, args...)
+	}
+	if i.TTL == 0 {
+		i.TTL = DefaultIntroduction
+	}
+	switch {
+	case i.TTL < MinIntroduction || i.TTL > MaxIntroduction:
+		return bad("a life of %s is not between %s and %s", i.TTL, MinIntroduction, MaxIntroduction)
+	case i.Purpose == "" || len(i.Purpose) > maxPurpose:
+		return bad("the purpose is not 1 to %d octets", maxPurpose)
+	case i.Device == i.Peer:
+		return bad("a device knows itself")
+	}
+	now := d.Now().UTC().Truncate(time.Second)
+	out.Introduction = api.Introduction{ID: strings.ToLower(rand.Text()), Purpose: i.Purpose, IssuedAt: now, ExpiresAt: now.Add(i.TTL)}
+	for n, id := range []string{i.Device, i.Peer} {
+		if out.Parties[n], err = d.party(ctx, id); err != nil {
+			return out, err
+		}
+	}
+	if a, b := out.Parties[0], out.Parties[1]; oneFleet && a.Fleet != b.Fleet {
+		return out, countersign.Errorf(countersign.NotFound, "there is no device %.140q in fleet %s", i.Peer, a.Fleet).
+			WithNext("ask an operator: countersign device introduce")
+	}
+	if out.Signed, err = d.introducer.sign(ctx, d, out.Introduction); err != nil {
+		return out, err
+	}
+	e := by.event(countersign.IntroductionIssued)
+	e.Device, e.Fleet = i.Device, out.Parties[0].Fleet
+	e.Data = map[string]string{
+		"introduction": out.ID, "peer": i.Peer, "purpose": i.Purpose, "expires_at": out.ExpiresAt.Format(time.RFC3339),
+	}
+	return out, d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Events.Append(ctx, tx, e) })
+}
+
+// party is a device with the keys that it can show now.
+func (d *Desk) party(ctx context.Context, id string) (api.Party, error) {
+	dev, err := d.Registry.Device(ctx, d.DB, id)
+	if err != nil {
+		return api.Party{}, err
+	}
+	p := api.Party{Device: dev.ID, Fleet: dev.Fleet}
+	certs, err := d.CA.DeviceCertificates(ctx, d.DB, id)
+	if err != nil {
+		return p, err
+	}
+	now := d.Now()
+	for _, c := range certs {
+		good := c.State == countersign.CertActive || c.State == countersign.CertPending || c.State == countersign.CertSuperseded && now.Before(c.AcceptUntil)
+		if good && now.Before(c.NotAfter) && len(p.Keys) < maxPartyKeys {
+			p.Keys = append(p.Keys, c.KeyHash)
+		}
+	}
+	if dev.State != countersign.DeviceActive || len(p.Keys) == 0 {
+		return p, countersign.Errorf(countersign.Conflict, "device %s has no identity that it could show", id).WithNext("see countersign device get " + id)
+	}
+	return p, nil
+}
+
+// introducer signs introductions, with a key that lives in memory only and is made
+// anew with each certificate.
+type introducer struct {
+	mu     sync.Mutex
+	signer jose.Signer
+	until  time.Time
+}
+
+func (n *introducer) sign(ctx context.Context, d *Desk, i api.Introduction) (string, error) {
+	s, err := n.ready(ctx, d, i.ExpiresAt)
+	if err != nil {
+		return "", err
+	}
+	payload, err := json.Marshal(i)
+	if err != nil {
+		return "", fmt.Errorf("encode an introduction: %w", err)
+	}
+	signed, err := s.Sign(payload)
+	if err != nil {
+		return "", fmt.Errorf("sign an introduction: %w", err)
+	}
+	return signed.CompactSerialize()
+}
+
+// ready gives a signer whose certificate outlives the introduction.
+func (n *introducer) ready(ctx context.Context, d *Desk, until time.Time) (jose.Signer, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.signer != nil && until.Before(n.until) && d.Now().Add(ca.ServerValidity/3).Before(n.until) {
+		return n.signer, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make an introducer's key: %w", err)
+	}
+	chain, notAfter, err := d.CA.IssueIntroducer(ctx, ca.IssuingID, key.Public())
+	if err != nil {
+		return nil, err
+	}
+	path := make([]string, 0, len(chain))
+	for _, der := range chain {
+		path = append(path, base64.StdEncoding.EncodeToString(der))
+	}
+	options := (&jose.SignerOptions{}).WithType(api.IntroductionType).WithHeader("x5c", path)
+	if n.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, options); err != nil {
+		return nil, fmt.Errorf("make an introducer: %w", err)
+	}
+	n.until = notAfter
+	return n.signer, nil
+}

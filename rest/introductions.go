@@ -1,0 +1,21 @@
+package rest
+
+import (
+	"context"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+)
+
+func (s *Server) routeIntroductions(a huma.API) {
+	route(s, a, add("/introductions", "Introductions", "Introduce two devices to each other for a short time"), s.introduce)
+}
+
+func (s *Server) introduce(ctx context.Context, in *struct{ Body api.NewIntroduction }) (api.SignedIntroduction, error) {
+	if in.Body.Device == "" {
+		return api.SignedIntroduction{}, countersign.Errorf(countersign.BadRequest, "an operator names both devices").WithNext("add device")
+	}
+	return s.Desk.IntroduceBoth(ctx, introductionOf(in.Body), s.by(ctx))
+}

@@ -1,0 +1,70 @@
+package rest
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ra"
+)
+
+// What a device may ask for itself, with its certificate.
+
+// connection is the device that asks, as a gateway would tell of it.
+func connection(r *http.Request) countersign.Connection {
+	return countersign.Connection{Gateway: "rest", Remote: remoteOf(r), Protocol: "HTTPS", Peer: r.TLS.PeerCertificates}
+}
+
+// introduce answers api.NewIntroduction with api.SignedIntroduction.
+func (e *Enroll) introduce(w http.ResponseWriter, r *http.Request) error {
+	body, err := readAll(w, r)
+	if err != nil {
+		return err
+	}
+	var in api.NewIntroduction
+	if err := decodeStrictly(body, &in, `send {"peer": "...", "purpose": "..."}`); err != nil {
+		return err
+	}
+	if in.Device != "" {
+		return countersign.Errorf(countersign.BadRequest, "a device asks for itself").WithNext("leave device out")
+	}
+	out, err := e.Desk.IntroduceMe(r.Context(), connection(r), introductionOf(in))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, out)
+	return nil
+}
+
+func introductionOf(in api.NewIntroduction) ra.Introduction {
+	return ra.Introduction{Device: in.Device, Peer: in.Peer, Purpose: in.Purpose, TTL: time.Duration(in.TTLSeconds) * time.Second}
+}
+
+// accessToken gives the device that asks an access token of its own.
+func (e *Enroll) accessToken(w http.ResponseWriter, r *http.Request) error {
+	body, err := readAll(w, r)
+	if err != nil {
+		return err
+	}
+	in := struct {
+		TTLSeconds int64 `json:"ttl_seconds"`
+	}{}
+	if len(body) > 0 {
+		if err := decodeStrictly(body, &in, `send {"ttl_seconds": 900}, or nothing`); err != nil {
+			return err
+		}
+	}
+	k, text, err := e.Desk.DeviceToken(r.Context(), connection(r), ttlOf(in.TTLSeconds))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, api.IssuedAccessToken{AccessToken: shapeAccessToken(k), Token: text})
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // nobody to tell when the caller is gone
+}
