@@ -31,6 +31,7 @@ type EventType string
 // The events. docs/events.md tells what each means and carries.
 const (
 	DeviceCreated        EventType = "device.created"
+	DeviceActivated      EventType = "device.activated" // by its first connection with a secret
 	DeviceSuspendedEv    EventType = "device.suspended"
 	DeviceReactivated    EventType = "device.reactivated"
 	DeviceRevoked        EventType = "device.revoked"

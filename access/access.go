@@ -40,6 +40,9 @@ type Desk struct {
 	// Tokens checks access tokens; nil: none are accepted.
 	Tokens *Tokens
 
+	// Policies say what a client may do; nil: the built-in policy for every fleet.
+	Policies *Policies
+
 	rules  rules
 	hasher hasher
 	guests guests
@@ -68,6 +71,8 @@ type Decision struct {
 	// speak of.
 	Tags map[string]string
 	CN   string
+	// Judged: the policy of the fleet was asked, since all else was in order.
+	Judged bool
 	// ReadOnly: it may do nothing but listen, whatever the policy says.
 	ReadOnly bool
 }
@@ -107,11 +112,6 @@ func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision 
 		return d.bySAS(ctx, c)
 	}
 	return d.bySecret(ctx, c)
-}
-
-// permit says what the identified client may do.
-func (d *Desk) permit(_ context.Context, _ countersign.Connection, dec *Decision) {
-	dec.Permissions = Default(dec.Device)
 }
 
 func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Decision {
@@ -252,12 +252,4 @@ func checkClientID(client, device string) (countersign.Code, string) {
 		return "", ""
 	}
 	return countersign.SubjectMismatch, fmt.Sprintf("client id %.80q is neither the device id %q nor starts with it and a slash or colon", client, device)
-}
-
-// Default is what a device may do where its fleet has no policy of its own:
-// publish below devices/<id>/up and subscribe below devices/<id>/down.
-func Default(device string) countersign.Permissions {
-	up := countersign.Filters{Allow: []string{"devices/" + device + "/up/#"}}
-	down := countersign.Filters{Allow: []string{"devices/" + device + "/down/#"}}
-	return countersign.Permissions{Publish: up, Retain: up, Subscribe: down, Receive: down}
 }

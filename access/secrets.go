@@ -70,6 +70,9 @@ type Secret struct {
 // Credential is its name in verdicts and cuts.
 func (s *Secret) Credential() string { return "secret:" + s.ID }
 
+// Active says that it was not stopped; its time may be over.
+func (s *Secret) Active() bool { return s.State == secretActive }
+
 // SecretOrder is a secret to be made.
 type SecretOrder struct {
 	Device string
@@ -253,6 +256,19 @@ func (d *Desk) StopSecret(ctx context.Context, tx *store.Tx, device, id, why str
 	}
 	why = strings.ToValidUTF8(strings.ReplaceAll(why[:min(len(why), maxReason)], "\x00", ""), "")
 	return s, d.stopSecret(ctx, tx, &s, why)
+}
+
+// SecretActive says whether a secret is in force.
+func (d *Desk) SecretActive(ctx context.Context, rd store.Reader, id string) (bool, error) {
+	var state string
+	err := rd.QueryRow(ctx, `SELECT state FROM device_secret WHERE id = $1`, id).Scan(&state)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("couldn't read secret %s: %w", id, store.Wrap(err))
+	}
+	return state == secretActive, nil
 }
 
 // StopSecrets ends all secrets of a device, and gives those that it stopped.

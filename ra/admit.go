@@ -1,8 +1,10 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,8 +17,13 @@ import (
 // Admit decides a connection and records what the decision sets in motion: the
 // first use of a certificate, or a fork. Every refusal is an event.
 func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
-	dec := d.Access.Decide(ctx, c)
-	if err := d.blocked(c, &dec); err != nil {
+	var dec access.Decision
+	err := d.mayKnock(c)
+	if err == nil {
+		dec = d.Access.Decide(ctx, c)
+		err = d.blocked(c, &dec)
+	}
+	if err != nil {
 		dec.Allow, dec.Code, dec.Reason = false, countersign.RateLimited, countersign.Public(err).Message
 		d.connectRefused(c, &dec)
 		return dec.Verdict
@@ -24,13 +31,14 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
 		dec = d.meet(ctx, c, dec)
 	}
-	var err error
 	switch {
 	case dec.Replaced:
 		err = d.forkShown(ctx, &dec)
+	case dec.Allow && dec.FirstUse && dec.Cert.IsZero():
+		err = d.firstSecret(ctx, &dec)
 	case dec.Allow && dec.FirstUse:
 		err = d.firstUse(ctx, &dec)
-	case dec.Allow:
+	case dec.Allow && !dec.Cert.IsZero():
 		if e := d.stillTrusted(c, dec.Cert.Issuer); e != nil {
 			p := countersign.Public(e)
 			dec.Allow, dec.Code, dec.Reason = false, p.Code, p.Message
@@ -43,8 +51,30 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	d.observe(Outcome{"connect", "", c.Gateway, dec.Code})
 	if !dec.Allow {
 		d.connectRefused(c, &dec)
+		d.guessedAt(ctx, c, &dec)
 	}
 	return dec.Verdict
+}
+
+// mayKnock refuses an address that is blocked for guessing, before any work. A
+// certificate and the word of a broker are no guesses; see blocked.
+func (d *Desk) mayKnock(c countersign.Connection) error {
+	if len(c.Peer) > 0 || c.Vouched != "" {
+		return nil
+	}
+	return d.Ledger.Check(c.Remote.Addr())
+}
+
+// guessedAt counts a wrong secret, of whatever kind.
+func (d *Desk) guessedAt(ctx context.Context, c countersign.Connection, dec *access.Decision) {
+	if dec.Code != countersign.BadCredential {
+		return
+	}
+	f := access.Failure{Addr: c.Remote.Addr(), Device: cmp.Or(dec.Device, dec.Claims), Door: c.Gateway, Code: dec.Code}
+	if dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
+		f.Credential = "tried-" + dec.Tried
+	}
+	d.wrong(ctx, f, countersign.Event{Actor: nobody, Device: dec.Device, Fleet: dec.Fleet, Remote: c.Remote.String(), Via: c.Gateway})
 }
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
@@ -82,6 +112,56 @@ func (d *Desk) meet(ctx context.Context, c countersign.Connection, dec access.De
 		dec.Code, dec.Reason = p.Code, p.Message
 	}
 	return dec
+}
+
+// firstSecret makes a registered device that came by a secret an active one, durably,
+// before the connection is let in.
+func (d *Desk) firstSecret(ctx context.Context, dec *access.Decision) error {
+	var refused *countersign.Error
+	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		refused = nil
+		if err := registry.LockDevice(ctx, tx, dec.Device); err != nil {
+			return err
+		}
+		dev, err := d.Registry.Device(ctx, tx, dec.Device)
+		if err != nil {
+			return err
+		}
+		good, err := d.stillGood(ctx, tx, dec.Credential)
+		switch {
+		case err != nil:
+			return err
+		case !good:
+			refused = countersign.Errorf(countersign.CredentialExpire, "the secret has been stopped meanwhile")
+			return nil
+		case dev.State == countersign.DeviceActive: // its other connection was first
+			return nil
+		case dev.State != countersign.DeviceRegistered:
+			refused = countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
+			return nil
+		}
+		if err := d.Registry.Move(ctx, tx, &dev, countersign.DeviceActive, ""); err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, countersign.Event{
+			Type: countersign.DeviceActivated, Actor: countersign.DeviceActor(dev.ID), Device: dev.ID, Fleet: dev.Fleet,
+			Data: map[string]string{"credential": dec.Credential},
+		})
+	})
+	if err == nil && refused != nil {
+		dec.Allow, dec.Code, dec.Reason = false, refused.Code, refused.Message
+	}
+	return err
+}
+
+// stillGood reads within a transaction whether a credential, kind:id, is in force.
+func (d *Desk) stillGood(ctx context.Context, tx *store.Tx, credential string) (bool, error) {
+	kind, id, _ := strings.Cut(credential, ":")
+	if kind == "secret" {
+		return d.Access.SecretActive(ctx, tx, id)
+	}
+	c, err := d.Registry.Credential(ctx, tx, id)
+	return c.State == registry.CredentialActive, err
 }
 
 // firstUse makes a pending certificate the device's active one, durably, before
@@ -161,7 +241,11 @@ func find(certs []countersign.Certificate, serial countersign.Serial) *countersi
 
 // Opened records the start of a session.
 func (d *Desk) Opened(s countersign.Session) {
-	d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: s.Remote.String()})
+	d.Access.Opened(s)
+	if !strings.Contains(s.Device, "/") { // a guest is no device
+		d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: s.Remote.String()})
+	}
+	d.uses.add(s)
 	e := sessionEvent(countersign.SessionOpened, s)
 	e.Data = map[string]string{"session": s.ID, "protocol": s.Protocol, "client_id": s.ClientID}
 	for name, v := range map[string]string{"hello": s.Hello, "software": s.Software, "credential": s.Credential} {
@@ -174,6 +258,7 @@ func (d *Desk) Opened(s countersign.Session) {
 
 // Closed records its end.
 func (d *Desk) Closed(s countersign.Session, why string) {
+	d.Access.Closed(s)
 	e := sessionEvent(countersign.SessionClosed, s)
 	e.Reason = why
 	e.Data = map[string]string{"session": s.ID, "client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
@@ -209,15 +294,30 @@ func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 		Remote: c.Remote.String(), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
 		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
 	}
-	if dec.Device == "" { // nobody we know: what it claims is data, not a fact
-		e.Actor = nobody
-		if len(c.Peer) > 0 {
-			e.Data["claims_subject"] = c.Peer[0].Subject.String()
-			e.Data["claims_issuer"] = c.Peer[0].Issuer.String()
+	for name, v := range map[string]string{"kind": string(dec.Kind), "tried": dec.Tried} {
+		if v != "" {
+			e.Data[name] = v
 		}
+	}
+	if !dec.Known { // what it claims is data, not a fact
+		e.Actor = nobody
+	}
+	if dec.Device == "" {
+		claims(e.Data, c, dec)
 	}
 	more(e.Data, count)
 	d.Events.Later(e)
+}
+
+// claims notes what somebody says of itself whom we do not know.
+func claims(data map[string]string, c countersign.Connection, dec *access.Decision) {
+	if len(c.Peer) > 0 {
+		data["claims_subject"] = c.Peer[0].Subject.String()
+		data["claims_issuer"] = c.Peer[0].Issuer.String()
+	}
+	if countersign.CheckDeviceID(dec.Claims) == nil {
+		data["claims_device"] = dec.Claims
+	}
 }
 
 // more notes how many refusals of the same kind were not written before this one.

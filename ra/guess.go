@@ -24,11 +24,15 @@ func (d *Desk) guessed(ctx context.Context, r *request, code countersign.Code) {
 	if code != countersign.BadCredential || r.dry {
 		return
 	}
-	o := d.Ledger.Count(ctx, access.Failure{
-		Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code,
-	})
+	f := access.Failure{Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code}
+	d.wrong(ctx, f, r.event(countersign.FindingGuessing, ""))
+}
+
+// wrong counts a wrong secret at any door; e is the finding, should it come to one.
+func (d *Desk) wrong(ctx context.Context, f access.Failure, e countersign.Event) {
+	o := d.Ledger.Count(ctx, f)
 	if o.ByDevice || o.ByCredential {
-		e := r.event(countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are")
+		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"
 		e.Data = map[string]string{"for_device": strconv.Itoa(o.DeviceFailures), "for_credential": strconv.Itoa(o.CredentialFailures)}
 		d.Events.Later(e)
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -58,15 +59,23 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 			e.Data = map[string]string{"reason": reason.String()}
 			events = append(events, e)
 		}
-		if to == countersign.DeviceRegistered && dev.State == countersign.DeviceRegistered {
-			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
-		}
-		if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
-			return err
-		}
 		kind, what := countersign.DeviceRevoked, "revoked"
 		if to == countersign.DeviceRetired {
 			kind, what = countersign.DeviceRetiredEv, "retired"
+		}
+		secrets, err := d.stopSecrets(ctx, tx, dev, By{act.Actor, act.Via}, "the device was "+what)
+		if err != nil {
+			return err
+		}
+		events = append(events, secrets...)
+		unused := to == countersign.DeviceRegistered && dev.State == countersign.DeviceRegistered // it never connected
+		if unused && len(secrets) == 0 {
+			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
+		}
+		if !unused {
+			if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
+				return err
+			}
 		}
 		e := act.event(kind, dev)
 		e.Data = map[string]string{"reason": reason.String()}
@@ -153,11 +162,36 @@ func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation
 			out.Certificates = append(out.Certificates, c.Ref())
 			events = append(events, act.certEvent(countersign.CertReleased, c))
 		}
+		if to == countersign.DeviceRegistered {
+			bySecret, err := d.connectsBySecret(ctx, tx, dev)
+			if err != nil {
+				return err
+			}
+			if bySecret {
+				to = countersign.DeviceActive
+			}
+		}
 		if err := d.Registry.Move(ctx, tx, dev, to, ""); err != nil {
 			return err
 		}
 		return d.Events.Append(ctx, tx, append([]countersign.Event{act.event(countersign.DeviceReactivated, dev)}, events...)...)
 	})
+}
+
+// connectsBySecret says whether a device without a certificate has what it needs to
+// connect: a secret, or a symmetric key that it has used.
+func (d *Desk) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry.Entry) (bool, error) {
+	secrets, err := d.Access.Secrets(ctx, tx, dev.ID)
+	if err != nil {
+		return false, err
+	}
+	for i := range secrets {
+		if secrets[i].Active() {
+			return true, nil
+		}
+	}
+	fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
+	return access.Accepts(fleet.Rules.Access, countersign.AccessSAS) && dev.LastSeen.After(dev.RevokedAt), err
 }
 
 // change does one act on a device in one transaction, with the device locked, and

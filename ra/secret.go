@@ -1,0 +1,266 @@
+package ra
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// CreateSecret gives a device a secret to connect with, and the secret itself where
+// it was drawn here: it is kept nowhere.
+func (d *Desk) CreateSecret(ctx context.Context, o access.SecretOrder, by By) (access.Secret, []byte, error) {
+	o.By = by.Actor
+	return d.makeSecret(ctx, o, by, nil)
+}
+
+// makeSecret records a secret, if the device may have it.
+func (d *Desk) makeSecret(ctx context.Context, o access.SecretOrder, by By, may func(context.Context, *store.Tx, *registry.Entry) error) (access.Secret, []byte, error) {
+	n, err := d.Access.PrepareSecret(ctx, o)
+	if err != nil {
+		return n.Secret, nil, err
+	}
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		dev, err := d.lockDevice(ctx, tx, o.Device)
+		if err != nil {
+			return err
+		}
+		if may != nil {
+			if err := may(ctx, tx, &dev); err != nil {
+				return err
+			}
+		}
+		stopped, err := d.Access.SaveSecret(ctx, tx, n)
+		if err != nil {
+			return err
+		}
+		d.cutSecrets(tx, stopped, "the secret was rotated", nil)
+		events := append(secretEvents(countersign.SecretStopped, stopped, &dev, by), secretEvents(countersign.SecretCreated, []access.Secret{n.Secret}, &dev, by)...)
+		return d.Events.Append(ctx, tx, events...)
+	})
+	if err != nil {
+		return n.Secret, nil, notRecorded(err)
+	}
+	return n.Secret, n.Text, nil
+}
+
+func (d *Desk) lockDevice(ctx context.Context, tx *store.Tx, id string) (registry.Entry, error) {
+	if err := registry.LockDevice(ctx, tx, id); err != nil {
+		return registry.Entry{}, err
+	}
+	dev, err := d.Registry.Device(ctx, tx, id)
+	if err == nil && dev.State == countersign.DeviceRetired {
+		err = countersign.Errorf(countersign.DeviceGone, "device %s is retired", id)
+	}
+	return dev, err
+}
+
+// StopSecret ends one secret of a device for good, with the sessions that rest on it.
+func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
+	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		done = countersign.Revocation{Device: device, At: d.Now()}
+		if err := registry.LockDevice(ctx, tx, device); err != nil {
+			return err
+		}
+		dev, err := d.Registry.Device(ctx, tx, device)
+		if err != nil {
+			return err
+		}
+		if s, err = d.Access.StopSecret(ctx, tx, device, id, why); err != nil {
+			return err
+		}
+		d.cutSecrets(tx, []access.Secret{s}, "the secret was stopped", &done)
+		return d.Events.Append(ctx, tx, secretEvents(countersign.SecretStopped, []access.Secret{s}, &dev, by)...)
+	})
+	if err != nil {
+		err = notRecorded(err)
+	}
+	return s, done, err
+}
+
+// Secrets lists the secrets of a device, the newest first.
+func (d *Desk) Secrets(ctx context.Context, device string) ([]access.Secret, error) {
+	if _, err := d.Registry.Device(ctx, d.DB, device); err != nil {
+		return nil, err
+	}
+	return d.Access.Secrets(ctx, d.DB, device)
+}
+
+// ChangeSecret lets a device rotate its own secret: the one that it shows in c, or
+// with its certificate the primary one. It passes the same door as a connection.
+func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binary bool) (access.Secret, []byte, error) {
+	v := d.Admit(ctx, c)
+	id, bySecret := strings.CutPrefix(v.Credential, "secret:")
+	switch {
+	case !v.Allow:
+		return access.Secret{}, nil, countersign.Errorf(v.Code, "%s", v.Reason)
+	case !bySecret && v.Cert.IsZero():
+		return access.Secret{}, nil, countersign.Errorf(countersign.NotAllowed, "a secret is changed with the present one, or with the device's certificate")
+	}
+	by := By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}
+	o := access.SecretOrder{
+		Device: v.Device, Slot: attest.Primary, Binary: binary, Rotate: true, Overlap: access.DefaultSecretOverlap, By: by.Actor,
+	}
+	if bySecret {
+		all, err := d.Access.Secrets(ctx, d.DB, v.Device)
+		if err != nil {
+			return access.Secret{}, nil, err
+		}
+		for i := range all {
+			if all[i].ID == id {
+				o.Slot = all[i].Slot
+			}
+		}
+	}
+	return d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
+		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
+		if err != nil {
+			return err
+		}
+		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
+			return countersign.Errorf(countersign.NotAllowed, "fleet %s does not accept a secret", fleet.Name)
+		}
+		if dev.State != countersign.DeviceActive {
+			return countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
+		}
+		return d.Access.MayChange(ctx, tx, dev.ID)
+	})
+}
+
+// stopSecrets ends all secrets of a device that loses its identity.
+func (d *Desk) stopSecrets(ctx context.Context, tx *store.Tx, dev *registry.Entry, by By, why string) ([]countersign.Event, error) {
+	stopped, err := d.Access.StopSecrets(ctx, tx, dev.ID, why)
+	return secretEvents(countersign.SecretStopped, stopped, dev, by), err
+}
+
+func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.Entry, by By) []countersign.Event {
+	events := make([]countersign.Event, 0, len(list))
+	for i := range list {
+		s := &list[i]
+		e := by.event(t)
+		e.Device, e.Fleet, e.Reason = dev.ID, dev.Fleet, s.Reason
+		e.Data = map[string]string{"secret": s.ID, "slot": string(s.Slot), "kind": string(s.Kind)}
+		if !s.ExpiresAt.IsZero() {
+			e.Data["expires_at"] = s.ExpiresAt.UTC().Format(time.RFC3339)
+		}
+		events = append(events, e)
+	}
+	return events
+}
+
+func (d *Desk) cutSecrets(tx *store.Tx, list []access.Secret, why string, done *countersign.Revocation) {
+	for i := range list {
+		d.cutAfter(tx, countersign.Cut{Credential: list[i].Credential(), Reason: why}, done)
+	}
+}
+
+// SweepSecrets stops the secrets whose time is over and cuts the sessions that
+// rest on them, and gives their number. Access looks at the time itself.
+func (d *Desk) SweepSecrets(ctx context.Context) (int, error) {
+	total := 0
+	for {
+		due, err := d.Access.OverdueSecrets(ctx, sweepBatch)
+		if err != nil {
+			return total, err
+		}
+		for i := range due {
+			_, _, err := d.StopSecret(ctx, due[i].Device, due[i].ID, "its time is over", By{Actor: countersign.System})
+			switch {
+			case err == nil:
+				total++
+			case countersign.CodeOf(err) != countersign.Conflict: // else another node was first
+				return total, err
+			}
+		}
+		if len(due) < sweepBatch {
+			return total, nil
+		}
+	}
+}
+
+// secretUses gathers when secrets were last used until the next flush.
+type secretUses struct {
+	mu sync.Mutex
+	by map[string]time.Time
+}
+
+func (u *secretUses) add(s countersign.Session) {
+	id, ok := strings.CutPrefix(s.Credential, "secret:")
+	if !ok {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.by == nil {
+		u.by = map[string]time.Time{}
+	}
+	u.by[id] = s.Since
+}
+
+func (d *Desk) flushUses(ctx context.Context) {
+	d.uses.mu.Lock()
+	used := d.uses.by
+	d.uses.by = nil
+	d.uses.mu.Unlock()
+	for len(used) > 0 {
+		batch := make(map[string]time.Time, min(len(used), seenBatch))
+		for id, at := range used {
+			if len(batch) == seenBatch {
+				break
+			}
+			batch[id] = at
+			delete(used, id)
+		}
+		err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Access.UsedSecrets(ctx, tx, batch) })
+		if err != nil && ctx.Err() == nil {
+			d.Log.ErrorContext(ctx, "uses of secrets not written", "count", len(batch), "error", err)
+		}
+	}
+}
+
+// ConnectKeys finds the keys that a device may make SAS tokens with: its own where it
+// has one, else those of its fleet's groups. It is access.FindKeys.
+func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
+	if err == nil && c.State == registry.CredentialActive {
+		return d.connectKey(nil, &c, keyLookup(fleet, device), from)
+	}
+	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
+		return nil, err
+	}
+	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
+	if err != nil {
+		return nil, err
+	}
+	var keys []access.SymmetricKey
+	for i := range groups {
+		if g := &groups[i]; g.Covers(device) {
+			if keys, err = d.connectKey(keys, g, groupLookup(fleet, g.Label), from); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return keys, nil
+}
+
+// connectKey adds the keys of a credential that may be used now. How often it may
+// enroll is no matter here.
+func (d *Desk) connectKey(list []access.SymmetricKey, c *registry.Credential, lookup string, from netip.Addr) ([]access.SymmetricKey, error) {
+	if err := c.Usable(d.Now(), from); err != nil && countersign.CodeOf(err) != countersign.CredentialSpent {
+		return list, nil //nolint:nilerr // one that is stopped, over or for another network opens nothing
+	}
+	keys, err := d.keysOf(c, lookup)
+	if err != nil {
+		return nil, err
+	}
+	return append(list, access.SymmetricKey{
+		Credential: c.Evidence(), Group: c.Kind == countersign.MethodGroup, Keys: keys, Since: c.CreatedAt, Until: c.ExpiresAt,
+	}), nil
+}
