@@ -1,0 +1,280 @@
+// Package audit looks through the records, on a schedule and on demand, for what
+// is wrong without anything having happened: certificates about to expire,
+// revoked ones still in use, weak keys, credentials without bounds, a log that
+// is not sealed. Each check is a function over rows that are read page by page;
+// what it finds is kept with the run, counted, and handed on.
+//
+// It changes nothing but its own records. Names and reason codes are those of AWS
+// IoT Device Defender where it has the same check, so that whatever reads its
+// findings reads ours. docs/audit.md tells of each check.
+package audit
+
+import (
+	"context"
+	"crypto/rsa"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// pollEvery is how late a scheduled audit may begin.
+	pollEvery = time.Minute
+	// retryAfter is when a scheduled audit that failed is tried again.
+	retryAfter = time.Hour
+	// beatEvery is how often a run says that it lives and how far it is, and how late
+	// it may learn on another node that it is to end.
+	beatEvery = 2 * time.Second
+	// deadAfter without a beat a run is taken for dead: a node that could not write
+	// for so long has other worries.
+	deadAfter = 2 * time.Minute
+	// endTime bounds the last writes of a run whose server is being stopped.
+	endTime = 10 * time.Second
+)
+
+// Auditor runs audits. Set the fields, then Run; all methods may be called from
+// any goroutine.
+type Auditor struct {
+	DB  *store.DB
+	Now func() time.Time
+	Log *slog.Logger // nil discards
+	// Every is the time from one scheduled audit to the next; 0: none is scheduled.
+	Every time.Duration
+	// Node names this process to people.
+	Node string
+	// Append writes events in the transaction that they describe. Nil writes none.
+	Append func(ctx context.Context, tx *store.Tx, events ...countersign.Event) error
+	// Verify walks the hash chain of the log. Nil leaves it unchecked.
+	Verify func(ctx context.Context) (LogReport, error)
+	// Sessions lists the live sessions of this node; nil: none.
+	Sessions func() []countersign.Session
+	// WeakKeys says whether an RSA key is on a list of known ones. Nil knows none.
+	WeakKeys func(*rsa.PublicKey) error
+	// Handle takes what a run found, a finding for each check and fleet, in the
+	// transaction that ends the run. Nil: nobody does.
+	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
+
+	mu      sync.Mutex
+	base    context.Context //nolint:containedctx // of Run: a run outlives the request that started it, not the server
+	stopped bool
+	runs    map[string]*live
+	wg      sync.WaitGroup
+}
+
+// LogReport is what a walk over the log found; event.Report has the same fields.
+type LogReport struct {
+	Events   int64  // sealed and checked
+	Unsealed int64  // not yet sealed
+	Head     []byte // hash of the last good event
+	BrokenAt int64  // sequence of the first bad event; 0 if none
+	Problem  string // what is wrong there
+}
+
+// live is a run of this process.
+type live struct {
+	stop context.CancelCauseFunc
+	done chan struct{}
+}
+
+// Why a run ended early.
+var (
+	errCanceled = errors.New("canceled by an operator")
+	errStopping = errors.New("the server was stopped")
+	errLost     = errors.New("another process took it for dead")
+)
+
+func (a *Auditor) log() *slog.Logger {
+	if a.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return a.Log
+}
+
+// Run starts audits when they are due, until ctx ends; then it waits for the one
+// that runs to note its end. Runs that a dead process left behind are marked
+// failed first.
+func (a *Auditor) Run(ctx context.Context) error {
+	a.mu.Lock()
+	a.base = ctx
+	a.mu.Unlock()
+	a.tend(ctx, !a.DB.Postgres())
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			a.mu.Lock()
+			a.stopped = true
+			for _, r := range a.runs {
+				r.stop(errStopping)
+			}
+			a.mu.Unlock()
+			a.wg.Wait()
+			return nil
+		case <-tick.C:
+			a.tend(ctx, false)
+		}
+	}
+}
+
+// tend buries the dead and starts what is due. alone says that no other process can
+// have a run in progress, so whatever is not ours is dead.
+func (a *Auditor) tend(ctx context.Context, alone bool) {
+	if err := a.bury(ctx, alone); err != nil && ctx.Err() == nil {
+		a.log().ErrorContext(ctx, "dead audits not marked", "error", err)
+	}
+	if a.Every <= 0 {
+		return
+	}
+	due, err := a.Due(ctx)
+	if err == nil && !a.Now().Before(due) {
+		_, err = a.start(ctx, Request{By: countersign.System, Via: "schedule"}, true)
+		if countersign.CodeOf(err) == countersign.Conflict {
+			err = nil // one runs; this one's time has not passed
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		a.log().ErrorContext(ctx, "scheduled audit not started", "error", err)
+	}
+}
+
+// Due is when the next scheduled audit begins: Every after the last one, or after
+// the first authority was founded. It is worked out from the record, so a
+// restart changes nothing.
+func (a *Auditor) Due(ctx context.Context) (time.Time, error) {
+	return a.due(ctx, a.DB)
+}
+
+func (a *Auditor) due(ctx context.Context, r store.Reader) (time.Time, error) {
+	var started int64
+	var state State
+	err := r.QueryRow(ctx, `SELECT started_at, state FROM audit_run WHERE scheduled ORDER BY started_at DESC, id DESC LIMIT 1`).Scan(&started, &state)
+	if errors.Is(err, sql.ErrNoRows) {
+		var founded sql.NullInt64
+		if err := r.QueryRow(ctx, `SELECT min(created_at) FROM authority`).Scan(&founded); err != nil {
+			return time.Time{}, fmt.Errorf("read when the first authority was founded: %w", err)
+		}
+		if !founded.Valid { // there is nothing to look at
+			return a.Now().Add(a.Every), nil
+		}
+		return store.Time(founded.Int64).Add(a.Every), nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the last scheduled audit: %w", err)
+	}
+	wait := a.Every
+	if state == Failed {
+		wait = min(wait, retryAfter)
+	}
+	return store.Time(started).Add(wait), nil
+}
+
+// Request asks for a run.
+type Request struct {
+	By     countersign.Actor
+	Via    string   // door or tool
+	Checks []string // names; empty: all
+}
+
+// Start begins a run and gives it as it stands at its start. Conflict if one is in
+// progress, on whichever node; NotFound for a check that there is not.
+func (a *Auditor) Start(ctx context.Context, q Request) (Run, error) { return a.start(ctx, q, false) }
+
+func (a *Auditor) start(ctx context.Context, q Request, scheduled bool) (Run, error) {
+	checks, err := named(q.Checks)
+	if err != nil {
+		return Run{}, err
+	}
+	now := a.Now().UTC().Truncate(time.Microsecond)
+	run := Run{
+		ID: newID(now), State: InProgress, Scheduled: scheduled, StartedBy: q.By, Via: q.Via, Node: a.Node, StartedAt: now,
+	}
+	for _, c := range checks {
+		run.Checks = append(run.Checks, Result{Name: c.Name, Status: Waiting})
+	}
+	ctx = context.WithoutCancel(ctx) // once it is on record it has to be run
+	err = a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return a.record(ctx, tx, &run) })
+	if err != nil {
+		return Run{}, err
+	}
+	a.launch(ctx, run)
+	return run, nil
+}
+
+// launch runs a run in a goroutine that ends with the server and not with the
+// request.
+func (a *Auditor) launch(ctx context.Context, run Run) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	base := a.base
+	if base == nil {
+		base = ctx
+	}
+	work, stop := context.WithCancelCause(base)
+	if a.stopped {
+		stop(errStopping)
+	}
+	l := &live{stop: stop, done: make(chan struct{})}
+	if a.runs == nil {
+		a.runs = map[string]*live{}
+	}
+	a.runs[run.ID] = l
+	a.wg.Go(func() {
+		defer close(l.done)
+		defer stop(nil)
+		a.carryOut(work, stop, run)
+		a.mu.Lock()
+		delete(a.runs, run.ID)
+		a.mu.Unlock()
+	})
+}
+
+// Wait waits for the end of a run of this process, and gives it. A run of another
+// node is given as it stands.
+func (a *Auditor) Wait(ctx context.Context, id string) (Run, error) {
+	a.mu.Lock()
+	l := a.runs[id]
+	a.mu.Unlock()
+	if l != nil {
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return Run{}, ctx.Err()
+		}
+	}
+	return a.Get(ctx, id)
+}
+
+// Cancel ends a run early: at once in this process, within seconds on another
+// node. What its finished checks found stays. Conflict if it has ended.
+func (a *Auditor) Cancel(ctx context.Context, id string) (Run, error) {
+	run, err := a.Get(ctx, id)
+	if err != nil {
+		return Run{}, err
+	}
+	var n int64
+	err = a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		n, err = tx.Exec(ctx, `UPDATE audit_run SET canceled = TRUE WHERE id = $1 AND state = 'IN_PROGRESS'`, run.ID)
+		return err
+	})
+	if err != nil {
+		return Run{}, fmt.Errorf("cancel audit %s: %w", run.ID, err)
+	}
+	if n == 0 {
+		return Run{}, countersign.Errorf(countersign.Conflict, "the audit %s has ended already", run.ID)
+	}
+	a.mu.Lock()
+	l := a.runs[run.ID]
+	a.mu.Unlock()
+	if l == nil {
+		return a.Get(ctx, run.ID)
+	}
+	l.stop(errCanceled)
+	return a.Wait(ctx, run.ID)
+}

@@ -1,0 +1,120 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// sealTime is how long a line may wait for its seal: the sealer needs a second.
+	sealTime = 5 * time.Minute
+	// lossWindow is how far back lost lines are looked for.
+	lossWindow = 31 * 24 * time.Hour
+)
+
+// lookAtLog looks whether the log is whole: nothing left out, everything sealed, the
+// chain unbroken, its end where it was.
+func lookAtLog(ctx context.Context, w *work) error {
+	found := func(reason string, severity countersign.Severity, summary string, evidence map[string]string) {
+		if evidence == nil {
+			evidence = map[string]string{}
+		}
+		w.report(LoggingDisabled, Finding{Reason: reason, Severity: severity, Subject: "server", Summary: summary, Evidence: evidence})
+	}
+	lost, err := w.lostLines(ctx)
+	if err != nil {
+		return err
+	}
+	if lost > 0 {
+		found("LOGGING_DISABLED", "", fmt.Sprintf("%d events of the last %s were not written", lost, days(lossWindow)), map[string]string{"lost": strconv.FormatInt(lost, 10)})
+	}
+	var at int64
+	err = w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq IS NULL ORDER BY id LIMIT 1`).Scan(&at)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return fmt.Errorf("look for unsealed events: %w", err)
+	case w.now.Sub(store.Time(at)) > sealTime:
+		found("LOG_SEALING_BEHIND", countersign.SeverityHigh, fmt.Sprintf("the oldest event without a seal is %s old", w.now.Sub(store.Time(at)).Round(time.Second)),
+			map[string]string{"oldest": stamp(store.Time(at))})
+	}
+	if w.Verify == nil {
+		return nil
+	}
+	rep, err := w.Verify(ctx)
+	if err != nil {
+		return fmt.Errorf("verify the log: %w", err)
+	}
+	w.looked(rep.Events, LoggingDisabled)
+	problem := rep.Problem
+	if rep.BrokenAt == 0 {
+		if problem, err = w.lostEnd(ctx, rep); err != nil {
+			return err
+		}
+	}
+	if problem != "" {
+		found("LOG_CHAIN_BROKEN", countersign.SeverityCritical, problem, map[string]string{"broken_at": strconv.FormatInt(rep.BrokenAt, 10)})
+	}
+	w.log = rep
+	return nil
+}
+
+// lostLines adds up what the log says that it left out.
+func (w *work) lostLines(ctx context.Context) (lost int64, err error) {
+	first, err := w.firstEvent(ctx, w.now.Add(-lossWindow))
+	if err != nil {
+		return 0, err
+	}
+	type row struct {
+		id   int64
+		data string
+	}
+	err = table[row]{
+		name: "events", fields: `id, data`, key: []string{"id"}, start: []any{first - 1},
+		from: `event WHERE %s AND type = 'events.suppressed'`,
+		scan: func(rows *sql.Rows, r *row) error { return rows.Scan(&r.id, &r.data) },
+		last: func(r *row) []any { return []any{r.id} },
+	}.walk(ctx, w.DB, func(r *row) error {
+		var data map[string]string
+		if json.Unmarshal([]byte(r.data), &data) == nil {
+			n, _ := strconv.ParseInt(data["count"], 10, 64) // a line that somebody changed is the chain's matter
+			lost += n
+		}
+		return nil
+	})
+	return lost, err
+}
+
+// lostEnd compares the log with what the last audit saw of it. The chain itself
+// cannot tell that lines were cut off its end.
+func (w *work) lostEnd(ctx context.Context, rep LogReport) (problem string, err error) {
+	var events int64
+	var head string
+	err = w.DB.QueryRow(ctx, `SELECT log_events, log_head FROM audit_run WHERE log_events > 0 ORDER BY id DESC LIMIT 1`).Scan(&events, &head)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read what the last audit saw of the log: %w", err)
+	}
+	if rep.Events < events {
+		return fmt.Sprintf("the log has %d sealed events, the last audit saw %d: its end was cut off", rep.Events, events), nil
+	}
+	var hash []byte
+	if err := w.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, events).Scan(&hash); err != nil {
+		return "", fmt.Errorf("read event %d: %w", events, err)
+	}
+	if hex.EncodeToString(hash) != head {
+		return fmt.Sprintf("event %d is not the one that the last audit saw: the log was written anew", events), nil
+	}
+	return "", nil
+}

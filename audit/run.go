@@ -1,0 +1,454 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// maxFindings is how many findings of one check are kept; all are counted. More
+	// than a person reads, and few enough that a fleet of a million expired
+	// certificates costs a megabyte.
+	maxFindings = 1000
+	// maxGroups bounds how many subjects of one check are told apart when its
+	// findings are handed on; those of further ones are told of the server.
+	maxGroups = 1000
+	// maxExamples is how many subjects a finding about many of them names.
+	maxExamples = 5
+	// writeBatch bounds the findings of one transaction.
+	writeBatch = 500
+)
+
+// stage is a set of checks that look at the same rows, which are read once.
+type stage struct {
+	checks []string
+	run    func(ctx context.Context, w *work) error
+}
+
+// work is a run that is being carried out. One goroutine looks; another tells how
+// far it is.
+type work struct {
+	*Auditor
+	run          Run
+	now          time.Time
+	fleets       map[string]countersign.Rules
+	suppressions []Suppression
+	log          LogReport // as far as it is known
+
+	mu     sync.Mutex
+	checks map[string]*tally // those that were asked for
+}
+
+// tally is what a check has come to so far.
+type tally struct {
+	Result
+	findings []Finding // those that are kept, until they are written
+	groups   map[string]*countersign.Finding
+	counts   map[string]int64 // by group
+}
+
+// wants reports whether the check was asked for.
+func (w *work) wants(check string) bool { return w.checks[check] != nil }
+
+// looked counts rows that checks looked at.
+func (w *work) looked(n int64, checks ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range checks {
+		if t := w.checks[name]; t != nil {
+			t.Looked += n
+		}
+	}
+}
+
+// report takes a finding down. Its id, run, time and severity, if it has none of
+// its own, are filled in here.
+func (w *work) report(check string, f Finding) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t := w.checks[check]
+	if t == nil {
+		return
+	}
+	f.Run, f.Check, f.At = w.run.ID, check, w.now
+	f.Severity = cmp.Or(f.Severity, catalog[check].Severity)
+	f.Suppressed = suppressedBy(w.suppressions, f)
+	if f.Suppressed != "" {
+		t.Suppressed++
+	} else {
+		t.NonCompliant++
+		if rank(f.Severity) > rank(t.Severity) {
+			t.Severity = f.Severity
+		}
+		t.group(f)
+	}
+	if t.Kept < maxFindings {
+		t.Kept++
+		f.ID = fmt.Sprintf("%s-%s-%04d", f.Run, strings.ToLower(check), t.Kept)
+		t.findings = append(t.findings, f)
+	}
+}
+
+// rank orders severities; the empty one is the least.
+func rank(s countersign.Severity) int { return slices.Index(Severities(), s) }
+
+// Severities lists the severities from the least to the worst.
+func Severities() []countersign.Severity {
+	return []countersign.Severity{
+		countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
+	}
+}
+
+// group adds a finding to those that are handed on: one for each fleet, so that ten
+// thousand devices with one fault are one alert. It names no device: nobody shall
+// suspend ten thousand of them for it.
+func (t *tally) group(f Finding) {
+	subject := f.Subject
+	if f.Fleet != "" {
+		subject = "fleet:" + f.Fleet
+	}
+	if t.groups == nil {
+		t.groups, t.counts = map[string]*countersign.Finding{}, map[string]int64{}
+	}
+	g := t.groups[subject]
+	if g == nil && len(t.groups) >= maxGroups {
+		subject = "server"
+		g = t.groups[subject]
+	}
+	if g == nil {
+		g = &countersign.Finding{
+			Rule: f.Check, Severity: f.Severity, At: f.At, Subject: subject, Fleet: f.Fleet, Summary: f.Summary,
+			Evidence: map[string]string{"run": f.Run, "reason_code": f.Reason, "examples": f.Subject},
+		}
+		t.groups[subject] = g
+	} else if t.counts[subject] < maxExamples {
+		g.Evidence["examples"] += ", " + f.Subject
+	}
+	if rank(f.Severity) > rank(g.Severity) {
+		g.Severity, g.Summary, g.Evidence["reason_code"] = f.Severity, f.Summary, f.Reason
+	}
+	t.counts[subject]++
+}
+
+// handedOn gives what others are told of a run: the findings of finished checks.
+func (w *work) handedOn() (list []countersign.Finding) {
+	for _, name := range slices.Sorted(maps.Keys(w.checks)) {
+		t := w.checks[name]
+		if t.Status != NonCompliant {
+			continue
+		}
+		for _, subject := range slices.Sorted(maps.Keys(t.groups)) {
+			g := *t.groups[subject]
+			if n := t.counts[subject]; n > 1 {
+				g.Summary = fmt.Sprintf("%d findings of %s, such as: %s", n, g.Subject, g.Summary)
+			}
+			g.Evidence["count"] = strconv.FormatInt(t.counts[subject], 10)
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+// carryOut runs the checks of a run that is on record, to its end, whatever that is.
+func (a *Auditor) carryOut(ctx context.Context, stop context.CancelCauseFunc, run Run) {
+	w := &work{Auditor: a, run: run, now: run.StartedAt, checks: map[string]*tally{}}
+	for _, c := range run.Checks {
+		w.checks[c.Name] = &tally{Result: c}
+	}
+	beating, calm := context.WithCancel(ctx)
+	var heart sync.WaitGroup
+	heart.Go(func() { w.beat(beating, stop) })
+	err := w.prepare(ctx)
+	if err == nil {
+		for _, s := range stages() {
+			w.stage(ctx, s)
+		}
+	}
+	calm()
+	heart.Wait()
+	// The end is written although the server is being stopped.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	if err := w.end(last, context.Cause(ctx), err); err != nil {
+		a.log().ErrorContext(last, "end of audit not recorded", "run", run.ID, "error", err)
+		return
+	}
+	if err := a.prune(last); err != nil {
+		a.log().WarnContext(last, "old audits not removed", "error", err)
+	}
+}
+
+// prepare reads what all checks need.
+func (w *work) prepare(ctx context.Context) (err error) {
+	if w.suppressions, err = w.activeSuppressions(ctx); err != nil {
+		return err
+	}
+	w.fleets = map[string]countersign.Rules{}
+	rows, err := w.DB.Query(ctx, `SELECT name, rules FROM fleet`)
+	if err != nil {
+		return fmt.Errorf("read fleets: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var name, text string
+		var rules countersign.Rules
+		if err := rows.Scan(&name, &text); err != nil {
+			return fmt.Errorf("read fleets: %w", store.Wrap(err))
+		}
+		if err := json.Unmarshal([]byte(text), &rules); err != nil {
+			return fmt.Errorf("decode the rules of fleet %s: %w", name, err)
+		}
+		w.fleets[name] = rules
+	}
+	return store.Wrap(rows.Err())
+}
+
+// stage runs those checks of s that were asked for and writes what they found.
+func (w *work) stage(ctx context.Context, s stage) {
+	var names []string
+	for _, name := range s.checks {
+		if w.wants(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	if ctx.Err() == nil {
+		w.set(names, func(t *tally) { t.Status = CheckRunning })
+		err := s.run(ctx, w)
+		if err == nil {
+			err = w.writeFindings(ctx, names)
+		}
+		if err == nil {
+			w.set(names, (*tally).conclude)
+			return
+		}
+		if ctx.Err() == nil {
+			w.Auditor.log().ErrorContext(ctx, "audit checks failed", "checks", names, "error", err)
+			why := countersign.Public(err).Message
+			w.set(names, func(t *tally) { t.Status, t.Error = CheckFailed, why })
+			return
+		}
+	}
+	w.set(names, func(t *tally) { t.Status = CheckCanceled })
+}
+
+func (w *work) set(names []string, change func(*tally)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range names {
+		change(w.checks[name])
+	}
+}
+
+func (t *tally) conclude() {
+	t.Status = Compliant
+	if t.NonCompliant > 0 {
+		t.Status = NonCompliant
+	}
+}
+
+func (w *work) writeFindings(ctx context.Context, names []string) error {
+	for _, name := range names {
+		w.mu.Lock()
+		found := w.checks[name].findings
+		w.checks[name].findings = nil
+		w.mu.Unlock()
+		for batch := range slices.Chunk(found, writeBatch) {
+			err := w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+				for i := range batch {
+					if err := insertFinding(ctx, tx, &batch[i]); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("record findings: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func insertFinding(ctx context.Context, tx *store.Tx, f *Finding) error {
+	evidence, err := json.Marshal(f.Evidence)
+	if err != nil {
+		return fmt.Errorf("encode evidence: %w", err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO audit_finding (id, run, name, reason, severity, subject, device, fleet, issuer, serial, summary, evidence, suppressed, at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+		f.ID, f.Run, f.Check, f.Reason, string(f.Severity), f.Subject, f.Device, f.Fleet, f.Cert.Issuer, string(f.Cert.Serial),
+		f.Summary, string(evidence), f.Suppressed, store.Micros(f.At))
+	return err
+}
+
+// beat says every now and then that the run lives and how far it is, and hears
+// whether it is to end.
+func (w *work) beat(ctx context.Context, stop context.CancelCauseFunc) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var canceled bool
+		var state State
+		err := w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+			err := tx.QueryRow(ctx, `UPDATE audit_run SET beat_at = $2 WHERE id = $1 RETURNING canceled, state`, w.run.ID, store.Micros(w.Now())).Scan(&canceled, &state)
+			if err != nil || state != InProgress {
+				return err
+			}
+			return w.writeResults(ctx, tx)
+		})
+		switch {
+		case err != nil && ctx.Err() == nil:
+			w.Auditor.log().WarnContext(ctx, "progress of audit not recorded", "run", w.run.ID, "error", err)
+		case err == nil && state != InProgress:
+			stop(errLost)
+		case err == nil && canceled:
+			stop(errCanceled)
+		}
+	}
+}
+
+func (w *work) writeResults(ctx context.Context, tx *store.Tx) error {
+	w.mu.Lock()
+	list := make([]Result, 0, len(w.checks))
+	for _, t := range w.checks {
+		list = append(list, t.Result)
+	}
+	w.mu.Unlock()
+	slices.SortFunc(list, func(a, b Result) int { return cmp.Compare(a.Name, b.Name) })
+	for _, r := range list {
+		_, err := tx.Exec(ctx, `UPDATE audit_check SET status = $3, severity = $4, looked_at = $5, non_compliant = $6, suppressed = $7, kept = $8, error = $9
+			WHERE run = $1 AND name = $2`,
+			w.run.ID, r.Name, string(r.Status), string(r.Severity), r.Looked, r.NonCompliant, r.Suppressed, r.Kept, r.Error)
+		if err != nil {
+			return fmt.Errorf("record the results of a check: %w", err)
+		}
+	}
+	return nil
+}
+
+// end records how the run ended, tells it, and hands its findings on, all in one
+// transaction. ended is why its context ended, nil if it did not.
+func (w *work) end(ctx context.Context, ended, failed error) error {
+	state, reason := Completed, ""
+	switch {
+	case errors.Is(ended, errCanceled):
+		state, reason = Canceled, errCanceled.Error()
+	case ended != nil:
+		state, reason = Failed, errStopping.Error()
+	case failed != nil:
+		state, reason = Failed, countersign.Public(failed).Message
+		w.Auditor.log().ErrorContext(ctx, "audit failed", "run", w.run.ID, "error", failed)
+		w.set(slices.Collect(maps.Keys(w.checks)), func(t *tally) { t.Status, t.Error = CheckFailed, reason })
+	default:
+		if n := w.failures(); n > 0 {
+			state, reason = Failed, fmt.Sprintf("%d of %d checks failed", n, len(w.checks))
+		}
+	}
+	findings := w.handedOn()
+	return w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE audit_run SET state = $2, reason = $3, ended_at = $4, log_events = $5, log_head = $6 WHERE id = $1 AND state = 'IN_PROGRESS'`,
+			w.run.ID, string(state), reason, store.Micros(w.Now()), w.log.Events, hex.EncodeToString(w.log.Head))
+		if err != nil {
+			return fmt.Errorf("record the end of an audit: %w", err)
+		}
+		if n == 0 { // somebody took it for dead: what it found is told no more
+			return nil
+		}
+		if err := w.writeResults(ctx, tx); err != nil {
+			return err
+		}
+		if err := w.append(ctx, tx, w.event(state, reason)); err != nil {
+			return err
+		}
+		if w.Handle == nil || state == Canceled || len(findings) == 0 {
+			return nil
+		}
+		return w.Handle(ctx, tx, findings)
+	})
+}
+
+func (w *work) failures() (n int) {
+	for _, t := range w.checks {
+		if t.Status == CheckFailed {
+			n++
+		}
+	}
+	return n
+}
+
+// event tells the end of the run.
+func (w *work) event(state State, reason string) countersign.Event {
+	var bad, findings, suppressed int64
+	worst := countersign.Severity("")
+	for _, t := range w.checks {
+		if t.Status == NonCompliant {
+			bad++
+		}
+		if rank(t.Severity) > rank(worst) {
+			worst = t.Severity
+		}
+		findings += t.NonCompliant
+		suppressed += t.Suppressed
+	}
+	data := map[string]string{
+		"run": w.run.ID, "state": string(state), "checks": strconv.Itoa(len(w.checks)), "non_compliant": strconv.FormatInt(bad, 10),
+		"findings": strconv.FormatInt(findings, 10), "suppressed": strconv.FormatInt(suppressed, 10),
+	}
+	if worst != "" {
+		data["severity"] = string(worst)
+	}
+	return countersign.Event{Type: countersign.AuditCompleted, Actor: w.run.StartedBy, Via: w.run.Via, Reason: reason, Data: data}
+}
+
+// prune removes the oldest runs, one in a transaction. The newest scheduled one
+// stays, since the next is reckoned from it.
+func (a *Auditor) prune(ctx context.Context) error {
+	for {
+		var gone int64
+		err := a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+			var id string
+			err := tx.QueryRow(ctx, `SELECT id FROM audit_run WHERE state <> 'IN_PROGRESS'
+					AND id NOT IN (SELECT id FROM audit_run ORDER BY id DESC LIMIT $1)
+					AND id NOT IN (SELECT id FROM audit_run WHERE scheduled ORDER BY id DESC LIMIT 1)
+				ORDER BY id LIMIT 1`, maxRuns).Scan(&id)
+			if err != nil {
+				return err
+			}
+			for _, q := range []string{
+				`DELETE FROM audit_finding WHERE run = $1`, `DELETE FROM audit_check WHERE run = $1`, `DELETE FROM audit_run WHERE id = $1`,
+			} {
+				if gone, err = tx.Exec(ctx, q, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if isNoRows(err) {
+			return nil
+		}
+		if err != nil || gone == 0 {
+			return err
+		}
+	}
+}
