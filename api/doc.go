@@ -64,6 +64,7 @@ type Endpoints struct {
 	Recovery  string            `json:"recovery,omitempty" doc:"https URL where expired certificates renew"`
 	MQTT      string            `json:"mqtt" doc:"mqtts URL"`
 	WebSocket string            `json:"websocket,omitempty" doc:"wss URL of MQTT for browsers"`
+	Hook      string            `json:"hook,omitempty" doc:"URL where brokers and proxies of others ask"`
 	API       string            `json:"api" doc:"URL of this API, without /api/v1"`
 	Status    string            `json:"status" doc:"http URL of CRLs, OCSP and authorities"`
 	Tunnels   map[string]string `json:"tunnels,omitempty" doc:"tls URL of each tunnel, by name"`

@@ -24,12 +24,12 @@ const (
 
 // listeners are the bound doors; a nil one is off.
 type listeners struct {
-	enroll, recovery, mqtt, websocket, api, status, socket net.Listener
-	tunnels                                                []net.Listener // in the order of the configuration
+	enroll, recovery, mqtt, websocket, hook, api, status, socket net.Listener
+	tunnels                                                      []net.Listener // in the order of the configuration
 }
 
 func (l *listeners) all() []net.Listener {
-	return append([]net.Listener{l.enroll, l.recovery, l.mqtt, l.websocket, l.api, l.status, l.socket}, l.tunnels...)
+	return append([]net.Listener{l.enroll, l.recovery, l.mqtt, l.websocket, l.hook, l.api, l.status, l.socket}, l.tunnels...)
 }
 
 func (l *listeners) close() error {
@@ -66,6 +66,7 @@ func bind(cfg config.Config) (l *listeners, err error) {
 		{"recovery", cfg.Listeners.Recovery, &l.recovery},
 		{"mqtt", cfg.Listeners.MQTT, &l.mqtt},
 		{"websocket", cfg.Listeners.WebSocket, &l.websocket},
+		{"hook", cfg.Listeners.Hook, &l.hook},
 		{"api", cfg.Listeners.API, &l.api},
 		{"status", cfg.Listeners.Status, &l.status},
 	} {

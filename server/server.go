@@ -72,6 +72,7 @@ type Server struct {
 	metrics   *metrics
 	purges    chan string // devices whose stored messages the engine is to drop
 	listeners *listeners
+	hooks     hooks
 	http      []*httpDoor
 
 	closers []closer // run last in, first out
@@ -105,7 +106,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -313,7 +314,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.tend, s.purge} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.tend, s.purge, s.runHooks} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
@@ -425,6 +426,7 @@ func (s *Server) Endpoints() api.Endpoints {
 		e.WebSocket = u + mqtt.WebSocketPath
 	}
 	e.API = s.url(scheme, s.listeners.api)
+	e.Hook = s.url(s.hookScheme(), s.listeners.hook)
 	for i, l := range s.listeners.tunnels {
 		if e.Tunnels == nil {
 			e.Tunnels = map[string]string{}

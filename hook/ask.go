@@ -1,0 +1,212 @@
+package hook
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"net/netip"
+	"unicode/utf8"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// question is who wants to come in, as a broker tells it.
+type question struct {
+	client, user string
+	password     []byte // nil: none was sent
+	peer         []*x509.Certificate
+	verified     string // name in a certificate that the broker has verified by itself
+	remote       netip.AddrPort
+	protocol     string
+	unfit        string // why this cannot be decided at all; empty if it can
+}
+
+// connect decides who comes in, and keeps the verdict for the questions that follow.
+func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.Verdict {
+	if q.unfit != "" {
+		return countersign.Verdict{Code: countersign.BadRequest, Reason: q.unfit}
+	}
+	c := countersign.Connection{
+		Gateway: h.gateway(), Remote: q.remote, Protocol: q.protocol, ClientID: q.client, Username: q.user,
+	}
+	switch {
+	case len(q.peer) > 0:
+		c.Peer = q.peer
+	case q.password != nil:
+		c.Password = q.password
+	case q.verified != "" && !h.Vouch:
+		return countersign.Verdict{
+			Code: countersign.Unauthenticated, Reason: "the broker gives a name alone, and the hook does not let it vouch for devices",
+		}
+	case q.verified != "":
+		c.Vouched, c.Username = h.Name, q.verified
+	}
+	if q.client == "" {
+		return s.decideFor(ctx, c, key{h.Name, "", q.user})
+	}
+	// The second is for questions that name the user alone.
+	return s.decideFor(ctx, c, key{h.Name, q.client, q.user}, key{h.Name, "", q.user})
+}
+
+// standing gives the verdict that a session came in with. device is who the
+// broker says it is, from what we answered when it came; empty if it cannot tell.
+func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) countersign.Verdict {
+	k.hook = h.Name
+	e, ok := s.cache.get(k)
+	switch {
+	case ok && e.cut:
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
+	case ok && s.fresh(e):
+		return e.verdict
+	case ok:
+		device = e.verdict.Device
+	}
+	if device == "" {
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is not known here: it must connect again"}
+	}
+	return s.decideFor(ctx, countersign.Connection{
+		Gateway: h.gateway(), Remote: e.conn.Remote, Protocol: e.conn.Protocol, ClientID: k.client, Username: device, Vouched: h.Name,
+	}, k)
+}
+
+// admit decides anew only if nothing fresh is kept under k.
+func (s *Server) admit(ctx context.Context, k key, c countersign.Connection) countersign.Verdict {
+	if e, ok := s.cache.get(k); ok && !e.cut && s.fresh(e) {
+		return e.verdict
+	}
+	return s.decideFor(ctx, c, k)
+}
+
+func (s *Server) fresh(e entry) bool {
+	now := s.Now()
+	return !e.stale && (s.Live == nil || s.Live()) && now.Sub(e.asked) < maxAge &&
+		(e.verdict.NotAfter.IsZero() || now.Before(e.verdict.NotAfter))
+}
+
+// decideFor asks the Gatekeeper and keeps a yes under keys. A cut that comes between
+// the decision and its record would otherwise be forgotten.
+func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys ...key) countersign.Verdict {
+	for range maxTries {
+		mark := s.cache.mark()
+		v := s.Gatekeeper.Admit(ctx, c)
+		if !v.Allow {
+			return v
+		}
+		if s.cache.put(keys, entry{verdict: v, conn: unproven(c), asked: s.Now()}, mark) {
+			s.Kicker.settle(keys[0].hook, v.Device)
+			return v
+		}
+	}
+	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
+}
+
+// unproven is c without what proves it.
+func unproven(c countersign.Connection) countersign.Connection {
+	c.Peer, c.Password, c.Exchange = nil, nil, nil
+	return c
+}
+
+// allowed answers a question about a topic, and tells the Gatekeeper of a no.
+func (s *Server) allowed(ctx context.Context, h *Hook, k key, device string, a countersign.Act) bool {
+	v := s.standing(ctx, h, k, device)
+	if !v.Allow {
+		return false
+	}
+	retain := a.Action == actRetain
+	action := a.Action
+	if retain {
+		action = actPublish
+	}
+	if a.Allowed = may(v.Permissions, action, a.Topic, retain); !a.Allowed {
+		s.judged(h, k, v, a)
+	}
+	return a.Allowed
+}
+
+func (s *Server) judged(h *Hook, k key, v countersign.Verdict, a countersign.Act) {
+	if s.denials.allow(key{h.Name, k.client, k.user}, s.Now()) {
+		s.Gatekeeper.Judged(s.session(h, k, v), a)
+	}
+}
+
+// session is what the Gatekeeper is told of one at a broker.
+func (s *Server) session(h *Hook, k key, v countersign.Verdict) countersign.Session {
+	e, _ := s.cache.get(key{h.Name, k.client, k.user})
+	return countersign.Session{
+		ID: h.gateway() + ":" + k.client, Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope,
+		Gateway: h.gateway(), Protocol: e.conn.Protocol, ClientID: k.client, Remote: e.conn.Remote, Since: s.Now(), NotAfter: v.NotAfter,
+	}
+}
+
+// opened tells of a session that the broker says has begun.
+func (s *Server) opened(h *Hook, client, user string) {
+	k := key{h.Name, client, user}
+	e, ok := s.cache.get(k)
+	if !ok {
+		return
+	}
+	if session := s.session(h, k, e.verdict); s.cache.open(k, session) {
+		s.Gatekeeper.Opened(session)
+	}
+}
+
+// closed tells of one that it says has ended.
+func (s *Server) closed(h *Hook, client, user, why string) {
+	if session := s.cache.ended(key{h.Name, client, user}); session != nil {
+		s.Gatekeeper.Closed(*session, why)
+	}
+}
+
+const (
+	// maxChain is how many certificates of a path are read: a leaf, what stands
+	// between, and then some.
+	maxChain = 8
+	// corrupted is what a broker that keeps passwords as text makes of other octets.
+	corrupted = "the password holds octets that are no UTF-8, and the broker does not pass them on unharmed"
+)
+
+var errNoCertificate = errors.New("no certificate in PEM")
+
+// parseChain reads certificates in PEM, leaf first. That TLS proved possession of the
+// leaf's key is the caller's word.
+func parseChain(text []byte) (chain []*x509.Certificate, err error) {
+	for rest := text; len(chain) < maxChain; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, c)
+	}
+	if len(chain) == 0 {
+		return nil, errNoCertificate
+	}
+	return chain, nil
+}
+
+// password takes one that came as text. Text that was made of other octets is not
+// what the device sent, and a refusal must say so: nobody would find it otherwise.
+func (q *question) setPassword(text string) {
+	q.password = []byte(text)
+	if !utf8.ValidString(text) || bytes.ContainsRune(q.password, utf8.RuneError) {
+		q.unfit = corrupted
+	}
+}
+
+// address takes the device's address as a broker writes it; zero where it cannot be
+// read. It is never the broker's own: wrong secrets would block that for all.
+func address(host string, port uint16) netip.AddrPort {
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.Unmap().WithZone(""), port)
+}

@@ -1,0 +1,214 @@
+package hook
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// maxEntries bounds the verdicts that are kept: some 100 MB at most. A session
+	// whose verdict had to make room is decided anew at its next question.
+	maxEntries = 100_000
+	// maxAge is how long a verdict is kept without asking again. What changes
+	// it is heard of at once; this is for what nobody thought of.
+	maxAge = 5 * time.Minute
+	// maxRecent bounds the cuts that are held against decisions under way. A decision
+	// takes milliseconds; one that saw more cuts than these is made again.
+	maxRecent = 1024
+)
+
+// key names a session as the broker does. An empty client stands for any of the
+// user's.
+type key struct{ hook, client, user string }
+
+// entry is what is known of a session at a broker.
+type entry struct {
+	verdict countersign.Verdict
+	conn    countersign.Connection // without what proved it
+	asked   time.Time
+	cut     bool // its device lost what the verdict rests on; only a new connect helps
+	stale   bool // to be decided again before it is used
+	opened  *countersign.Session
+}
+
+// cache keeps verdicts by session.
+type cache struct {
+	mu       sync.Mutex
+	entries  map[key]*entry
+	byDevice map[string][]key
+	live     map[key]key // sessions told as opened, by hook and client alone
+	recent   []string    // devices cut of late, oldest first
+	dropped  uint64      // recent[0] is cut number dropped+1
+}
+
+// mark is the number of cuts so far, to be given to cutSince.
+func (c *cache) mark() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped + uint64(len(c.recent))
+}
+
+// cutSince tells whether the device may have been cut after mark.
+func (c *cache) cutSince(mark uint64, device string) bool {
+	return mark < c.dropped || slices.Contains(c.recent[mark-c.dropped:], device)
+}
+
+// put keeps the verdict of a decision that began at mark. It refuses one that a cut
+// has overtaken.
+func (c *cache) put(keys []key, e entry, mark uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cutSince(mark, e.verdict.Device) {
+		return false
+	}
+	if c.entries == nil {
+		c.entries, c.byDevice = map[key]*entry{}, map[string][]key{}
+	}
+	for _, k := range keys {
+		c.set(k, e)
+	}
+	return true
+}
+
+// set wants the lock, as drop does.
+func (c *cache) set(k key, e entry) {
+	if old := c.entries[k]; old != nil {
+		c.drop(k, old)
+		if e.opened = old.opened; e.opened != nil {
+			c.live[key{hook: k.hook, client: k.client}] = k
+		}
+	}
+	if len(c.entries) >= maxEntries {
+		for k, old := range c.entries { // any one: the order of a map is chance
+			c.drop(k, old)
+			break
+		}
+	}
+	c.entries[k] = &e
+	c.byDevice[e.verdict.Device] = append(c.byDevice[e.verdict.Device], k)
+}
+
+func (c *cache) drop(k key, e *entry) {
+	delete(c.entries, k)
+	if e.opened != nil {
+		delete(c.live, key{hook: k.hook, client: k.client})
+	}
+	device := e.verdict.Device
+	keys := c.byDevice[device]
+	if i := slices.Index(keys, k); i >= 0 {
+		keys = slices.Delete(keys, i, i+1)
+	}
+	if len(keys) == 0 {
+		delete(c.byDevice, device)
+		return
+	}
+	c.byDevice[device] = keys
+}
+
+// get gives what is known of a session.
+func (c *cache) get(k key) (entry, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.entries[k]
+	if !ok {
+		return entry{}, false
+	}
+	return *e, true
+}
+
+// cut marks the device's sessions that lost(verdict) names, and gives them by hook.
+func (c *cache) cut(device string, lost func(countersign.Verdict) bool) map[string][]key {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.recent) == maxRecent {
+		c.recent = append(c.recent[:0:0], c.recent[maxRecent/2:]...)
+		c.dropped += maxRecent / 2
+	}
+	c.recent = append(c.recent, device)
+	found := map[string][]key{}
+	for _, k := range c.byDevice[device] {
+		if e := c.entries[k]; lost(e.verdict) {
+			e.cut = true
+			found[k.hook] = append(found[k.hook], k)
+		}
+	}
+	return found
+}
+
+// known tells whether anything is known of the device's sessions at the hook.
+func (c *cache) known(hook, device string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.byDevice[device], func(k key) bool { return k.hook == hook && !c.entries[k].cut })
+}
+
+// restore takes back the cuts of the device: its sessions are decided anew.
+func (c *cache) restore(device string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.byDevice[device] {
+		e := c.entries[k]
+		e.cut, e.stale = false, true
+	}
+}
+
+// doubt has every verdict decided again, after a change of what they rest on.
+func (c *cache) doubt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		e.stale = true
+	}
+}
+
+// ended forgets a session and gives the one that was told as opened; nil if none. A
+// broker may leave out the user.
+func (c *cache) ended(k key) *countersign.Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[k]
+	if full, ok := c.live[k]; ok {
+		k, e = full, c.entries[full]
+	}
+	if e == nil {
+		return nil
+	}
+	s := e.opened
+	c.drop(k, e)
+	return s
+}
+
+// open notes that a session was told as opened; false if it was already, or is
+// not known.
+func (c *cache) open(k key, s countersign.Session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[k]
+	if e == nil || e.opened != nil {
+		return false
+	}
+	e.opened = &s
+	if c.live == nil {
+		c.live = map[key]key{}
+	}
+	c.live[key{hook: k.hook, client: k.client}] = k
+	return true
+}
+
+// expired gives the sessions, by device, that should have ended by now, and marks
+// them.
+func (c *cache) expired(now time.Time) map[string][]key {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	over := map[string][]key{}
+	for k, e := range c.entries {
+		if !e.cut && !e.verdict.NotAfter.IsZero() && now.After(e.verdict.NotAfter) {
+			e.cut = true
+			over[e.verdict.Device] = append(over[e.verdict.Device], k)
+		}
+	}
+	return over
+}

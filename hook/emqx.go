@@ -1,0 +1,176 @@
+package hook
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/topics"
+)
+
+// emqxQuestion is the body that the page docs/brokers/emqx.md has EMQX send. EMQX
+// fills placeholders that have no value with "undefined" or with nothing, depending
+// on its version.
+type emqxQuestion struct {
+	ClientID   string      `json:"clientid"`
+	Username   string      `json:"username"`
+	Password   *string     `json:"password"`
+	PeerHost   string      `json:"peerhost"`
+	PeerPort   json.Number `json:"peerport"`
+	Protocol   string      `json:"protocol"`
+	CertPEM    string      `json:"cert_pem"`
+	CommonName string      `json:"cert_common_name"`
+
+	// Of authz.
+	Device string      `json:"device"` // the client attribute that we set
+	Action string      `json:"action"`
+	Topic  string      `json:"topic"`
+	Retain emqxBoolean `json:"retain"`
+
+	// Of session.
+	Event  string `json:"event"`
+	Reason string `json:"reason"`
+}
+
+// emqxBoolean is written bare or quoted, by how the template was written.
+type emqxBoolean bool
+
+func (b *emqxBoolean) UnmarshalJSON(text []byte) error {
+	*b = emqxBoolean(strings.Trim(string(text), `"`) == "true")
+	return nil
+}
+
+// emqxRule is a line of the list that EMQX 5.8 and later take with the verdict.
+type emqxRule struct {
+	Permission string `json:"permission"`
+	Action     string `json:"action"`
+	Topic      string `json:"topic"`
+	Retain     *bool  `json:"retain,omitempty"`
+}
+
+// emqxAnswer must be a 200 whatever it says: EMQX reads any other status as "ignore"
+// and goes on to the next authenticator.
+type emqxAnswer struct {
+	Result     string            `json:"result"`
+	Superuser  bool              `json:"is_superuser"`
+	Attributes map[string]string `json:"client_attrs,omitempty"`
+	ExpireAt   int64             `json:"expire_at,omitempty"` // Unix seconds
+	ACL        []emqxRule        `json:"acl,omitempty"`
+}
+
+func emqxDeny() reply { return jsonReply(http.StatusOK, emqxAnswer{Result: "deny"}, false) }
+
+func jsonReply(status int, v any, allowed bool) reply {
+	b, err := json.Marshal(v)
+	if err != nil { // of our own shapes: it cannot be
+		return reply{status: http.StatusInternalServerError}
+	}
+	return reply{status: status, header: map[string]string{"Content-Type": "application/json"}, body: b, allowed: allowed}
+}
+
+// emqx answers POST authn, authz and session.
+func (s *Server) emqx(ctx context.Context, a asked) reply {
+	var in emqxQuestion
+	if a.r.Method != http.MethodPost || json.Unmarshal(a.body, &in) != nil {
+		return emqxDeny()
+	}
+	in.clean()
+	switch a.path {
+	case "authn":
+		v := s.connect(ctx, a.hook, in.question())
+		if !v.Allow {
+			return emqxDeny()
+		}
+		out := emqxAnswer{Result: "allow", Attributes: map[string]string{"device": v.Device, "fleet": v.Fleet}, ACL: emqxACL(v.Permissions)}
+		if !v.NotAfter.IsZero() {
+			out.ExpireAt = v.NotAfter.Unix()
+		}
+		return jsonReply(http.StatusOK, out, true)
+	case "authz":
+		act := countersign.Act{Action: in.Action, Topic: in.Topic}
+		if bool(in.Retain) && in.Action == actPublish {
+			act.Action = actRetain
+		}
+		if s.allowed(ctx, a.hook, key{client: in.ClientID, user: in.Username}, in.Device, act) {
+			return jsonReply(http.StatusOK, emqxAnswer{Result: "allow"}, true)
+		}
+	case "session":
+		s.emqxSession(a.hook, in)
+		return reply{status: http.StatusNoContent, allowed: true}
+	}
+	return emqxDeny()
+}
+
+func (s *Server) emqxSession(h *Hook, in emqxQuestion) {
+	switch in.Event {
+	case "client.connected":
+		s.opened(h, in.ClientID, in.Username)
+	case "client.disconnected":
+		s.closed(h, in.ClientID, in.Username, "broker: "+plain(in.Reason))
+	}
+}
+
+// clean takes out what stands for nothing.
+func (in *emqxQuestion) clean() {
+	for _, p := range []*string{&in.Username, &in.CertPEM, &in.CommonName, &in.Device, &in.PeerHost} {
+		if *p == "undefined" {
+			*p = ""
+		}
+	}
+	if in.Password != nil && (*in.Password == "" || *in.Password == "undefined") {
+		in.Password = nil
+	}
+}
+
+func (in *emqxQuestion) question() question {
+	port, _ := in.PeerPort.Int64() // 0 where there is none
+	q := question{
+		client: in.ClientID, user: in.Username, verified: in.CommonName, protocol: "EMQX " + plain(in.Protocol),
+		remote: address(in.PeerHost, uint16(min(max(port, 0), 65535))), //nolint:gosec // bounded
+	}
+	if in.CertPEM != "" {
+		chain, err := parseChain([]byte(in.CertPEM))
+		if err != nil {
+			q.unfit = "the certificate cannot be read"
+		}
+		q.peer = chain
+		return q
+	}
+	if in.CommonName == "" && in.Password != nil { // a certificate goes before all else
+		q.setPassword(*in.Password)
+	}
+	return q
+}
+
+// emqxACL writes permissions as EMQX's rules, which are tried in order. Where EMQX
+// would read a rule as more than we mean, it gives none, and EMQX asks for each act:
+// what is partly denied, + against # in a subscription, placeholders, "eq ".
+func emqxACL(p countersign.Permissions) []emqxRule {
+	if len(p.Publish.Deny)+len(p.Retain.Deny)+len(p.Subscribe.Deny)+len(p.Receive.Deny) > 0 {
+		return nil
+	}
+	var rules []emqxRule
+	for _, list := range []struct {
+		action  string
+		filters []string
+		within  []string
+		retain  *bool
+	}{
+		{actPublish, p.Publish.Allow, nil, new(false)},
+		{actPublish, p.Retain.Allow, p.Publish.Allow, new(true)},
+		{actSubscribe, p.Subscribe.Allow, p.Receive.Allow, nil},
+	} {
+		for _, f := range list.filters {
+			if strings.Contains(f, "${") || strings.HasPrefix(f, "eq ") || list.action == actSubscribe && strings.Contains(f, "+") {
+				return nil
+			}
+			if list.within != nil && !topics.Allowed(list.within, nil, f) {
+				return nil
+			}
+			rules = append(rules, emqxRule{Permission: "allow", Action: list.action, Topic: f, Retain: list.retain})
+		}
+	}
+	return append(rules, emqxRule{Permission: "deny", Action: "all", Topic: "#"})
+}

@@ -1,0 +1,395 @@
+package hook
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// maxJobs bounds the devices that wait to be kicked at one broker. More at once is a
+	// fleet that is cut off as a whole.
+	maxJobs = 10_000
+	// kickWorkers bounds the calls to one broker at a time.
+	kickWorkers = 8
+	// kickTime bounds one call.
+	kickTime = 10 * time.Second
+	// confirmAfter is how soon a broker is asked whether a kicked session is gone.
+	confirmAfter = 50 * time.Millisecond
+	// kickBackoff is how long a driver waits after a failure, doubled by each one up to
+	// maxBackoff.
+	kickBackoff = 250 * time.Millisecond
+	maxBackoff  = 30 * time.Second
+	// failuresTold is after how many failures in a row a person is told.
+	failuresTold = 3
+	// giveUp is when a broker that cannot be reached is left alone. Its sessions are
+	// refused at their next question, if it asks any.
+	giveUp = time.Hour
+	// tickEvery is how exact the queue is.
+	tickEvery = 25 * time.Millisecond
+	// expireEvery is how often sessions are searched for that have outlived their
+	// verdicts.
+	expireEvery = 5 * time.Second
+	// maxSessions bounds the sessions of one device that a kick names.
+	maxSessions = 64
+)
+
+// sweeps says when, after a cut, the broker is searched again: a session whose
+// admission raced the cut, or that the broker listed late, shows up there.
+var sweeps = []time.Duration{time.Second, 3 * time.Second, 8 * time.Second, 20 * time.Second, 60 * time.Second}
+
+// target is whom to kick, and since when.
+type target struct {
+	device   string
+	fleet    string
+	cert     countersign.CertRef
+	sessions []key // as far as they are known
+	at       time.Time
+	reason   string
+	// whole: the device may not come back. Otherwise it may, with another credential, so
+	// it is kicked once and not searched for again.
+	whole bool
+}
+
+// clients are the client ids to end: those that are known, and the device's own id
+// unless others of its sessions may go on.
+func (t *target) clients() []string { return t.names(func(k key) string { return k.client }) }
+
+// users are the user names, in the same way.
+func (t *target) users() []string { return t.names(func(k key) string { return k.user }) }
+
+func (t *target) names(of func(key) string) []string {
+	var list []string
+	if t.whole || len(t.sessions) == 0 {
+		list = append(list, t.device)
+	}
+	for _, k := range t.sessions {
+		if n := of(k); n != "" && !slices.Contains(list, n) {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// Driver ends sessions at one broker.
+type Driver struct {
+	Hook string
+	// kick has the broker end the sessions of t that it has, and tells how many
+	// those were. None is a success.
+	kick func(ctx context.Context, t target) (int, error)
+	// restore takes back what kick did to keep the device out; nil: it did nothing.
+	restore   func(ctx context.Context, device string) error
+	close     func() // nil: nothing is open
+	uncounted bool   // the broker does not tell how many sessions there were
+}
+
+// Kicked is the outcome of a kick, for metrics.
+type Kicked struct {
+	Hook string
+	OK   bool
+	Took time.Duration // from the cut until the broker has none of the device's sessions
+}
+
+// Kicker ends sessions at brokers, and does not rest until the brokers say that
+// they are gone.
+type Kicker struct {
+	Drivers []*Driver
+	Tell    func(countersign.Event)
+	Observe func(Kicked) // nil: nobody counts
+	Log     *slog.Logger
+	Now     func() time.Time
+
+	mu    sync.Mutex
+	jobs  map[string]map[string]*job // by hook and device
+	wake  chan struct{}
+	ready sync.Once
+	told  map[string]time.Time // when a driver's failure was last told, by hook
+}
+
+// job is one device to be kicked at one broker.
+type job struct {
+	target
+	next     time.Time
+	found    int // sessions ended and not yet told of
+	failures int
+	sweep    int // which of sweeps is next
+	running  bool
+	restore  bool // the cut was taken back
+	// confirmed: the broker said that none is left. A later sweep may find more.
+	confirmed bool
+}
+
+func (k *Kicker) init() {
+	k.ready.Do(func() {
+		k.wake, k.jobs, k.told = make(chan struct{}, 1), map[string]map[string]*job{}, map[string]time.Time{}
+	})
+}
+
+func (k *Kicker) driver(hook string) *Driver {
+	i := slices.IndexFunc(k.Drivers, func(d *Driver) bool { return d.Hook == hook })
+	if i < 0 {
+		return nil
+	}
+	return k.Drivers[i]
+}
+
+// kick takes a target on. It is nothing where the hook has no driver, or k is nil.
+func (k *Kicker) kick(hook string, t target) {
+	if k == nil || k.driver(hook) == nil {
+		return
+	}
+	k.init()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.jobs[hook] == nil {
+		k.jobs[hook] = map[string]*job{}
+	}
+	j := k.jobs[hook][t.device]
+	if j == nil {
+		if len(k.jobs[hook]) >= maxJobs {
+			k.fail(hook, t, errors.New("too many devices are to be disconnected at once"))
+			return
+		}
+		j = &job{target: t}
+		k.jobs[hook][t.device] = j
+	} else {
+		for _, s := range t.sessions {
+			if !slices.Contains(j.sessions, s) {
+				j.sessions = append(j.sessions, s)
+			}
+		}
+		j.fleet, j.cert, j.reason = t.fleet, t.cert, t.reason
+		if j.found == 0 { // the one before is over: the time is that of the new cut
+			j.at = t.at
+		}
+	}
+	j.sessions = j.sessions[:min(len(j.sessions), maxSessions)]
+	j.whole = j.whole || t.whole
+	j.next, j.sweep, j.restore, j.confirmed = k.Now(), 0, false, false
+	k.rouse()
+}
+
+// settle ends the search for a device whose sessions are known to be gone: what shows
+// up from now on is new. An empty hook means all.
+func (k *Kicker) settle(hook, device string) {
+	if k == nil {
+		return
+	}
+	k.init()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, jobs := range k.jobs {
+		if j := jobs[device]; j != nil && (hook == "" || hook == name) && j.confirmed && !j.running {
+			delete(jobs, device)
+		}
+	}
+}
+
+// restore takes back a cut.
+func (k *Kicker) restore(device string) {
+	if k == nil {
+		return
+	}
+	k.init()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, d := range k.Drivers {
+		j := k.jobs[d.Hook][device]
+		if d.restore == nil {
+			if j != nil && !j.running {
+				delete(k.jobs[d.Hook], device)
+			}
+			continue
+		}
+		if j == nil {
+			j = &job{target: target{device: device, at: k.Now()}}
+			if k.jobs[d.Hook] == nil {
+				k.jobs[d.Hook] = map[string]*job{}
+			}
+			k.jobs[d.Hook][device] = j
+		}
+		j.restore, j.next = true, k.Now()
+	}
+	k.rouse()
+}
+
+func (k *Kicker) rouse() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run kicks until ctx ends. s, whose sessions expire, may be nil.
+func (k *Kicker) Run(ctx context.Context, s *Server) error {
+	k.init()
+	var workers sync.WaitGroup
+	defer func() {
+		workers.Wait()
+		for _, d := range k.Drivers {
+			if d.close != nil {
+				d.close()
+			}
+		}
+	}()
+	slots := map[string]chan struct{}{}
+	for _, d := range k.Drivers {
+		slots[d.Hook] = make(chan struct{}, kickWorkers)
+	}
+	tick, expire := time.NewTicker(tickEvery), time.NewTicker(expireEvery)
+	defer tick.Stop()
+	defer expire.Stop()
+	for {
+		for _, d := range k.Drivers {
+			for _, j := range k.due(d.Hook, kickWorkers-len(slots[d.Hook])) {
+				slots[d.Hook] <- struct{}{}
+				workers.Go(func() {
+					defer func() { <-slots[d.Hook] }()
+					k.work(ctx, d, j)
+				})
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.wake:
+		case <-tick.C:
+		case <-expire.C:
+			if s != nil {
+				s.sweep()
+			}
+		}
+	}
+}
+
+// due takes up to n jobs whose time has come.
+func (k *Kicker) due(hook string, n int) (list []*job) {
+	now := k.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, j := range k.jobs[hook] {
+		if len(list) >= n {
+			break
+		}
+		if !j.running && !j.next.After(now) {
+			j.running = true
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
+// work makes one call for a job and settles when the next is due.
+func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
+	k.mu.Lock()
+	t, restore, began := j.target, j.restore, j.next
+	k.mu.Unlock()
+	call, cancel := context.WithTimeout(ctx, kickTime)
+	defer cancel()
+	var n int
+	var err error
+	if restore {
+		err = d.restore(call, t.device)
+	} else {
+		n, err = d.kick(call, t)
+	}
+	if ctx.Err() != nil {
+		return // the server stops; at its next start it reads what happened lately
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	j.running = false
+	switch {
+	case !j.next.Equal(began): // it was taken on anew meanwhile, and is due
+	case err != nil:
+		k.failed(d, j, err)
+	case restore:
+		delete(k.jobs[d.Hook], t.device)
+	case n > 0 && t.whole:
+		j.failures, j.found = 0, j.found+n
+		j.next = k.Now().Add(confirmAfter)
+	default:
+		j.found += n
+		k.gone(d, j)
+	}
+}
+
+// gone notes that the broker has none of the device's sessions. It wants the lock.
+func (k *Kicker) gone(d *Driver, j *job) {
+	now := k.Now()
+	j.failures, j.confirmed = 0, true
+	if j.found > 0 {
+		took, sessions := max(now.Sub(j.at), 0), strconv.Itoa(j.found)
+		if d.uncounted {
+			sessions = "unknown"
+		}
+		k.observe(Kicked{Hook: d.Hook, OK: true, Took: took})
+		k.Tell(countersign.Event{
+			Type: countersign.SessionKicked, Actor: countersign.System, Device: j.device, Fleet: j.fleet, Cert: j.cert, Via: "hook:" + d.Hook,
+			Reason: j.reason, Data: map[string]string{"sessions": sessions, "took": took.Round(time.Millisecond).String()},
+		})
+		j.found = 0
+	}
+	for ; j.whole && j.sweep < len(sweeps); j.sweep++ {
+		if next := j.at.Add(sweeps[j.sweep]); next.After(now) {
+			j.next = next
+			j.sweep++
+			return
+		}
+	}
+	delete(k.jobs[d.Hook], j.device)
+}
+
+// failed puts a job off. It wants the lock.
+func (k *Kicker) failed(d *Driver, j *job, err error) {
+	now := k.Now()
+	j.failures++
+	k.observe(Kicked{Hook: d.Hook})
+	k.Log.Warn("sessions at a broker not ended", "hook", d.Hook, "device", j.device, "failures", j.failures, "error", err)
+	if now.Sub(j.at) > giveUp {
+		delete(k.jobs[d.Hook], j.device)
+		k.fail(d.Hook, j.target, errors.New("given up after "+giveUp.String()))
+		return
+	}
+	if j.failures == failuresTold && now.Sub(k.told[d.Hook]) > maxBackoff { // one broker that is away must not tell of each device
+		k.told[d.Hook] = now
+		k.fail(d.Hook, j.target, err)
+	}
+	j.next = now.Add(min(kickBackoff<<min(j.failures-1, 16), maxBackoff))
+}
+
+// fail tells a person. The driver's own words go to the log.
+func (k *Kicker) fail(hook string, t target, err error) {
+	k.Tell(countersign.Event{
+		Type: countersign.MitigationFailed, Actor: countersign.System, Device: t.device, Fleet: t.fleet, Cert: t.cert, Via: "hook:" + hook,
+		Reason: "the broker's sessions of the device could not be ended: " + plain(err.Error()), Data: map[string]string{"mitigation": "kick", "hook": hook},
+	})
+}
+
+func (k *Kicker) observe(o Kicked) {
+	if k.Observe != nil {
+		k.Observe(o)
+	}
+}
+
+// Waiting is how many devices wait to be kicked.
+func (k *Kicker) Waiting() int {
+	k.init()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := 0
+	for _, jobs := range k.jobs {
+		for _, j := range jobs {
+			if !j.confirmed {
+				n++
+			}
+		}
+	}
+	return n
+}

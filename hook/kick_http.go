@@ -1,0 +1,244 @@
+package hook
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+)
+
+const (
+	// maxAnswer bounds what a broker's API may answer.
+	maxAnswer = 4 << 20
+	// pageSize and maxPages bound the search for a device's sessions.
+	pageSize = 100
+	maxPages = 10
+)
+
+// API is how a broker's management API is reached.
+type API struct {
+	URL    string // without the path that the broker's documentation gives
+	User   string // of Basic; empty: Secret is sent as Bearer
+	Secret []byte
+	Client *http.Client // has the roots that the broker's certificate chains to
+}
+
+// call makes one call. want lists the statuses that are fine; 404 may be among them.
+func (a *API) call(ctx context.Context, method, path string, body, into any, want ...int) (int, error) {
+	var reader io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return 0, err
+		}
+		reader = bytes.NewReader(b)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, a.URL+path, reader)
+	if err != nil {
+		return 0, errors.New("couldn't make the request to the broker's API") // the error would show the URL
+	}
+	r.Header.Set("Accept", "application/json")
+	if body != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	switch {
+	case a.User != "":
+		r.SetBasicAuth(a.User, string(a.Secret))
+	case len(a.Secret) > 0:
+		r.Header.Set("Authorization", "Bearer "+string(a.Secret))
+	}
+	resp, err := a.Client.Do(r)
+	if err != nil {
+		return 0, fmt.Errorf("couldn't reach the broker's API: %w", cause(err))
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return 0, fmt.Errorf("couldn't read the broker's answer: %w", err)
+	}
+	if !slices.Contains(want, resp.StatusCode) {
+		return resp.StatusCode, fmt.Errorf("the broker's API answered %d", resp.StatusCode)
+	}
+	if into != nil && resp.StatusCode == http.StatusOK {
+		if err := json.Unmarshal(text, into); err != nil {
+			return resp.StatusCode, errors.New("couldn't read the broker's answer: not the JSON that its documentation shows")
+		}
+	}
+	return resp.StatusCode, nil
+}
+
+// cause leaves out the URL, which may hold more than a log should.
+func cause(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// KickEMQX ends sessions over EMQX's REST API, with an API key as User and Secret.
+func KickEMQX(hook string, a API) *Driver {
+	kick := func(ctx context.Context, t target) (int, error) {
+		ids, err := a.emqxClients(ctx, t)
+		if err != nil {
+			return 0, err
+		}
+		n := 0
+		for _, id := range ids {
+			status, err := a.call(ctx, http.MethodDelete, "/api/v5/clients/"+url.PathEscape(id), nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound)
+			if err != nil {
+				return n, err
+			}
+			if status != http.StatusNotFound {
+				n++
+			}
+		}
+		return n, nil
+	}
+	return &Driver{Hook: hook, kick: kick}
+}
+
+// emqxClients finds a device's connected clients: by the ids and names that we know,
+// and for a device that may not come back by its id in both places.
+func (a *API) emqxClients(ctx context.Context, t target) (ids []string, err error) {
+	add := func(query url.Values) error {
+		for page := 1; page <= maxPages; page++ {
+			var out struct {
+				Data []struct {
+					ClientID  string `json:"clientid"`
+					Connected bool   `json:"connected"`
+				} `json:"data"`
+			}
+			query.Set("limit", strconv.Itoa(pageSize))
+			query.Set("page", strconv.Itoa(page))
+			if _, err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out, http.StatusOK); err != nil {
+				return err
+			}
+			for _, c := range out.Data {
+				if c.Connected && !slices.Contains(ids, c.ClientID) {
+					ids = append(ids, c.ClientID)
+				}
+			}
+			if len(out.Data) < pageSize {
+				break
+			}
+		}
+		return nil
+	}
+	for _, id := range t.clients() {
+		if err := add(url.Values{"clientid": {id}}); err != nil {
+			return nil, err
+		}
+	}
+	if t.whole {
+		err = add(url.Values{"username": {t.device}})
+	}
+	return ids, err
+}
+
+// KickRabbitMQ ends connections over RabbitMQ's management API, as a user with the
+// tag administrator.
+func KickRabbitMQ(hook string, a API) *Driver {
+	kick := func(ctx context.Context, t target) (int, error) {
+		n := 0
+		for _, user := range t.users() {
+			path := "/api/connections/username/" + url.PathEscape(user)
+			var list []json.RawMessage
+			if _, err := a.call(ctx, http.MethodGet, path, nil, &list, http.StatusOK, http.StatusNotFound); err != nil {
+				return n, err
+			}
+			if len(list) == 0 {
+				continue
+			}
+			if _, err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
+				return n, err
+			}
+			n += len(list)
+		}
+		return n, nil
+	}
+	return &Driver{Hook: hook, kick: kick}
+}
+
+// KickVerneMQ ends sessions over VerneMQ's HTTP API, with an API key as User and an
+// empty Secret.
+func KickVerneMQ(hook string, a API) *Driver {
+	kick := func(ctx context.Context, t target) (int, error) {
+		var ids []string
+		search := func(field, value string) error {
+			var out struct {
+				Table []struct {
+					ClientID string `json:"client_id"`
+				} `json:"table"`
+			}
+			path := "/api/v1/session/show?--client_id&--is_online=true&--" + field + "=" + url.QueryEscape(value)
+			if _, err := a.call(ctx, http.MethodGet, path, nil, &out, http.StatusOK); err != nil {
+				return err
+			}
+			for _, row := range out.Table {
+				if !slices.Contains(ids, row.ClientID) {
+					ids = append(ids, row.ClientID)
+				}
+			}
+			return nil
+		}
+		for _, id := range t.clients() {
+			if err := search("client_id", id); err != nil {
+				return 0, err
+			}
+		}
+		if t.whole {
+			if err := search("user", t.device); err != nil {
+				return 0, err
+			}
+		}
+		for n, id := range ids {
+			path := "/api/v1/session/disconnect?client-id=" + url.QueryEscape(id) + "&--cleanup"
+			if _, err := a.call(ctx, http.MethodGet, path, nil, nil, http.StatusOK); err != nil {
+				return n, err
+			}
+		}
+		return len(ids), nil
+	}
+	return &Driver{Hook: hook, kick: kick}
+}
+
+// KickRequest is what KickWebhook posts.
+type KickRequest struct {
+	Hook   string    `json:"hook"`
+	Device string    `json:"device"`
+	Fleet  string    `json:"fleet,omitempty"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"` // of the cut
+	// ClientIDs and Usernames that the device is known to use there.
+	ClientIDs []string `json:"client_ids"`
+	Usernames []string `json:"usernames"`
+	// Whole: end all sessions of the device. Otherwise those of ClientIDs alone.
+	Whole bool `json:"whole"`
+}
+
+// KickAnswer is what the service answers with 200: how many sessions it ended now. It is
+// asked again until that is none.
+type KickAnswer struct {
+	Ended int `json:"ended"`
+}
+
+// KickWebhook has a service of yours end the sessions. The URL is posted to as it is.
+func KickWebhook(hook string, a API) *Driver {
+	kick := func(ctx context.Context, t target) (int, error) {
+		var out KickAnswer
+		in := KickRequest{
+			Hook: hook, Device: t.device, Fleet: t.fleet, Reason: t.reason, At: t.at,
+			ClientIDs: t.clients(), Usernames: t.users(), Whole: t.whole,
+		}
+		_, err := a.call(ctx, http.MethodPost, "", in, &out, http.StatusOK)
+		return max(out.Ended, 0), err
+	}
+	return &Driver{Hook: hook, kick: kick}
+}

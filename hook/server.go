@@ -1,0 +1,268 @@
+package hook
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// Kind is whose protocol a hook speaks.
+type Kind string
+
+// The kinds.
+const (
+	EMQX      Kind = "emqx"
+	RabbitMQ  Kind = "rabbitmq"
+	VerneMQ   Kind = "vernemq"
+	Mosquitto Kind = "mosquitto" // asks nothing; it is told
+	NATS      Kind = "nats"      // asks over NATS
+	Generic   Kind = "generic"
+	Nginx     Kind = "nginx"
+	Envoy     Kind = "envoy"
+)
+
+const (
+	// maxBody bounds a question: the longest holds a chain of certificates and a
+	// password of 64 KiB, both escaped.
+	maxBody = 256 << 10
+	// maxAsking bounds the questions that are decided at once, and so what a broker
+	// that runs wild can take from the other doors.
+	maxAsking = 512
+	// askTime is how long a decision may take. Brokers give up after 5 s, and a
+	// device that is refused comes back.
+	askTime = 2 * time.Second
+	// maxTries bounds how often a decision is made again because a cut came between.
+	maxTries = 3
+)
+
+// Hook is one broker or proxy. Of Secret, Device and Networks at least one must
+// be set; whoever asks must fulfill all that are.
+type Hook struct {
+	Name     string
+	Kind     Kind
+	Secret   []byte         // as Bearer, or as the password of Basic (RFC 6750, 7617)
+	Device   string         // whose client certificate the caller shows to us
+	Networks []netip.Prefix // that the caller comes from
+	// Vouch takes the broker's word for a device whose certificate it has verified
+	// by itself and whose name is all that it passes on.
+	Vouch bool
+	// VHosts are RabbitMQ's virtual hosts that devices may use; empty: "/".
+	VHosts []string
+}
+
+func (h *Hook) gateway() string { return "hook:" + h.Name }
+
+// Answer is one answered question, for metrics.
+type Answer struct {
+	Hook     string
+	Question string // connect, topic or session
+	Allowed  bool
+	Took     time.Duration
+}
+
+// Server answers questions over HTTP, under /hooks/<name>/, and those of Callout.
+// Set its fields before its first question.
+type Server struct {
+	Gatekeeper countersign.Gatekeeper
+	Hooks      []Hook
+	Kicker     *Kicker      // nil: no broker is told whom to disconnect
+	Live       func() bool  // whether every change is heard of at once; nil: it is
+	Observe    func(Answer) // nil: nobody counts
+	Log        *slog.Logger
+	Now        func() time.Time
+
+	cache   cache
+	denials denials
+	busy    atomic.Int64
+	warned  rate.Sometimes // of strangers
+}
+
+// reply is an answer in the words of one protocol.
+type reply struct {
+	status  int
+	header  map[string]string
+	body    []byte
+	allowed bool
+}
+
+// asked is a question as it came in.
+type asked struct {
+	hook   *Hook
+	path   string // below /hooks/<name>/
+	r      *http.Request
+	body   []byte
+	caller netip.AddrPort
+}
+
+// protocol is how one kind asks.
+type protocol struct {
+	answer func(*Server, context.Context, asked) reply
+	// no is the answer where there is no better one: a stranger, too much at once, a
+	// question that cannot be read.
+	no func() reply
+}
+
+func protocolOf(k Kind) (protocol, bool) {
+	switch k {
+	case EMQX:
+		return protocol{(*Server).emqx, emqxDeny}, true
+	case RabbitMQ:
+		return protocol{(*Server).rabbitmq, rabbitDeny}, true
+	case VerneMQ:
+		return protocol{(*Server).vernemq, verneDeny}, true
+	case Generic:
+		return protocol{(*Server).generic, genericDeny}, true
+	case Nginx:
+		return protocol{(*Server).nginx, proxyDeny}, true
+	case Envoy:
+		return protocol{(*Server).envoy, proxyDeny}, true
+	}
+	return protocol{}, false // Mosquitto and NATS ask nothing here
+}
+
+// ServeHTTP answers a question.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := s.Now()
+	name, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/hooks/"), "/")
+	h := s.hook(name)
+	var p protocol
+	known := false
+	if h != nil && strings.HasPrefix(r.URL.Path, "/hooks/") {
+		p, known = protocolOf(h.Kind)
+	}
+	if !known {
+		http.NotFound(w, r)
+		return
+	}
+	out := s.decide(h, p, path, r)
+	s.observe(Answer{Hook: name, Question: questionOf(path), Allowed: out.allowed, Took: s.Now().Sub(began)})
+	for k, v := range out.header {
+		w.Header().Set(k, v)
+	}
+	w.Header().Set("Cache-Control", "no-store") // an answer that is kept outlives a revocation
+	w.WriteHeader(out.status)
+	_, _ = w.Write(out.body) // who hung up will ask again
+}
+
+// decide never says yes where something went wrong.
+func (s *Server) decide(h *Hook, p protocol, path string, r *http.Request) reply {
+	ctx, cancel := context.WithTimeout(r.Context(), askTime)
+	defer cancel()
+	if s.busy.Add(1) > maxAsking {
+		s.busy.Add(-1)
+		return p.no()
+	}
+	defer s.busy.Add(-1)
+	caller, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err == nil {
+		err = s.recognize(ctx, h, r, caller)
+	}
+	if err != nil {
+		s.warned.Do(func() {
+			s.Log.WarnContext(ctx, "stranger asked a hook", "hook", h.Name, "remote", r.RemoteAddr, "error", err)
+		})
+		return p.no()
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil || len(body) > maxBody {
+		return p.no()
+	}
+	return p.answer(s, ctx, asked{hook: h, path: path, r: r, body: body, caller: caller})
+}
+
+func questionOf(path string) string {
+	switch path {
+	case "authz", "resource", "topic", "vhost", "publish", "subscribe":
+		return "topic"
+	case "session":
+		return "session"
+	}
+	return "connect"
+}
+
+func (s *Server) observe(a Answer) {
+	if s.Observe != nil {
+		s.Observe(a)
+	}
+}
+
+func (s *Server) hook(name string) *Hook {
+	i := slices.IndexFunc(s.Hooks, func(h Hook) bool { return h.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &s.Hooks[i]
+}
+
+// recognize checks that the caller is who the hook is for.
+func (s *Server) recognize(ctx context.Context, h *Hook, r *http.Request, caller netip.AddrPort) error {
+	if h.Secret == nil && h.Device == "" && len(h.Networks) == 0 {
+		return errors.New("nothing tells the hook's caller from anybody else")
+	}
+	if !countersign.Contains(h.Networks, caller.Addr()) {
+		return errors.New("its address is in none of the hook's networks")
+	}
+	if h.Secret != nil && !sameSecret(shownSecret(r), h.Secret) {
+		return errors.New("it does not show the hook's secret")
+	}
+	if h.Device != "" {
+		return s.recognizeDevice(ctx, h, r, caller)
+	}
+	return nil
+}
+
+// shownSecret takes it from the Authorization header alone: what stands in a URL ends
+// in logs.
+func shownSecret(r *http.Request) string {
+	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return bearer
+	}
+	_, password, _ := r.BasicAuth()
+	return password
+}
+
+// sameSecret compares in constant time, whatever the lengths.
+func sameSecret(shown string, secret []byte) bool {
+	a, b := sha256.Sum256([]byte(shown)), sha256.Sum256(secret)
+	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// recognizeDevice decides the caller as any other device that connects, so that a
+// broker can be revoked, too.
+func (s *Server) recognizeDevice(ctx context.Context, h *Hook, r *http.Request, caller netip.AddrPort) error {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return errors.New("it shows no client certificate")
+	}
+	peer := r.TLS.PeerCertificates
+	v := s.admit(ctx, key{hook: h.Name, client: "caller:" + fingerprint(peer[0])}, countersign.Connection{
+		Gateway: h.gateway(), Remote: caller, Protocol: "HTTP", Peer: peer,
+	})
+	if !v.Allow {
+		return fmt.Errorf("its certificate is refused: %s", v.Reason)
+	}
+	if v.Device != h.Device {
+		return errors.New("its certificate is that of another device")
+	}
+	return nil
+}
+
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,293 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/hook"
+)
+
+// hooks are the brokers and proxies of others: who answers them, and who tells them
+// whom to disconnect. The zero value is none.
+type hooks struct {
+	server   *hook.Server
+	kicker   *hook.Kicker
+	callouts []*hook.Callout
+	crls     []*hook.CRLFile
+}
+
+// lately is how far back a starting process looks for devices whose sessions the one
+// before it may not have ended.
+const lately = time.Hour
+
+// maxLately bounds what it reads of each kind of event.
+const maxLately = 1000
+
+// openHooks makes them. Their secrets are read once.
+func (s *Server) openHooks(context.Context) error {
+	if len(s.cfg.Hooks) == 0 {
+		return nil
+	}
+	m := newHookMetrics(s.metrics.registry)
+	s.hooks.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
+	s.hooks.server = &hook.Server{
+		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered, Log: s.log, Now: s.opts.Now,
+	}
+	m.watch(s.metrics.registry, s.hooks.kicker.Waiting)
+	for _, c := range s.cfg.Hooks {
+		if err := s.openHook(c); err != nil {
+			return fmt.Errorf("open hook %s: %w", c.Name, err)
+		}
+	}
+	s.events.Subscribe(s.hooksHeard)
+	var tlsConfig *tls.Config
+	if !s.cfg.Listeners.PlainHook() {
+		tlsConfig = s.identity.tlsConfig()
+	}
+	s.serveHTTP("hook", s.listeners.hook, s.hooks.server, tlsConfig)
+	return nil
+}
+
+func (s *Server) openHook(c config.Hook) error {
+	secret, err := resolve(c.Secret)
+	if err != nil {
+		return err
+	}
+	s.hooks.server.Hooks = append(s.hooks.server.Hooks, hook.Hook{
+		Name: c.Name, Kind: hook.Kind(c.Kind), Secret: secret, Device: c.Device, Networks: c.Allowed(), Vouch: c.Vouch, VHosts: c.VHosts,
+	})
+	if c.CRL.File != "" {
+		s.hooks.crls = append(s.hooks.crls, hook.NewCRLFile(hook.CRLFile{Path: c.CRL.File, PID: c.CRL.PID, Lists: s.allCRLs, Log: s.log}))
+	}
+	if c.Kind == string(hook.NATS) {
+		if err := s.openCallout(c); err != nil {
+			return err
+		}
+	}
+	if c.Kick.URL == "" {
+		return nil
+	}
+	d, err := s.driver(c)
+	if err == nil {
+		s.hooks.kicker.Drivers = append(s.hooks.kicker.Drivers, d)
+	}
+	return err
+}
+
+func (s *Server) hookScheme() string {
+	if s.cfg.Listeners.PlainHook() {
+		return "http"
+	}
+	return "https"
+}
+
+// resolve reads a secret; nil where none is configured.
+func resolve(ref config.Secret) ([]byte, error) {
+	if ref == "" {
+		return nil, nil
+	}
+	v, err := ref.Resolve()
+	return []byte(v), err
+}
+
+func (s *Server) openCallout(c config.Hook) error {
+	out := &hook.Callout{Server: s.hooks.server, Hook: c.Name, Account: c.NATS.Account, Log: s.log}
+	secret, err := resolve(c.NATS.Secret)
+	if err == nil {
+		out.Seed, err = resolve(c.NATS.Seed)
+	}
+	if err == nil {
+		out.XKey, err = resolve(c.NATS.XKey)
+	}
+	if err == nil {
+		out.NATS, err = natsServer(c.NATS.URL, c.NATS.User, secret, c.NATS.Roots)
+	}
+	s.hooks.callouts = append(s.hooks.callouts, out)
+	return err
+}
+
+func natsServer(address, user string, secret []byte, roots string) (n hook.NATSServer, err error) {
+	n = hook.NATSServer{URL: address, User: user, Secret: secret}
+	u, err := url.Parse(address)
+	if err == nil && (u.Scheme == "tls" || roots != "") {
+		n.TLS, err = brokerTLS(roots)
+	}
+	return n, err
+}
+
+// brokerTLS trusts the roots in a file, or those of the system.
+func brokerTLS(roots string) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if roots == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(roots) //nolint:gosec // the operator names it
+	if err != nil {
+		return nil, fmt.Errorf("read the broker's roots: %w", err)
+	}
+	c.RootCAs = x509.NewCertPool()
+	if !c.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, errors.New("read the broker's roots: no certificate in " + roots)
+	}
+	return c, nil
+}
+
+// driver makes what tells a broker whom to disconnect.
+func (s *Server) driver(c config.Hook) (*hook.Driver, error) {
+	secret, err := resolve(c.Kick.Secret)
+	if err != nil {
+		return nil, err
+	}
+	if c.Kind == string(hook.NATS) {
+		server, err := natsServer(c.Kick.URL, c.Kick.User, secret, c.Kick.Roots)
+		return hook.KickNATS(c.Name, server, s.log), err
+	}
+	tlsConfig, err := brokerTLS(c.Kick.Roots)
+	if err != nil {
+		return nil, err
+	}
+	if c.Kind == string(hook.Mosquitto) {
+		return hook.KickMosquitto(c.Name, hook.Dynsec{URL: c.Kick.URL, User: c.Kick.User, Secret: secret, TLS: tlsConfig}), nil
+	}
+	api := hook.API{URL: c.Kick.URL, User: c.Kick.User, Secret: secret, Client: &http.Client{
+		Transport:     &http.Transport{TLSClientConfig: tlsConfig, MaxIdleConnsPerHost: maxHookConns, IdleConnTimeout: idleTimeout},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the secret is for one host
+	}}
+	switch hook.Kind(c.Kind) {
+	case hook.EMQX:
+		return hook.KickEMQX(c.Name, api), nil
+	case hook.RabbitMQ:
+		return hook.KickRabbitMQ(c.Name, api), nil
+	case hook.VerneMQ:
+		return hook.KickVerneMQ(c.Name, api), nil
+	}
+	return hook.KickWebhook(c.Name, api), nil
+}
+
+// maxHookConns is how many connections to a broker's API are kept for the next call.
+const maxHookConns = 8
+
+// allCRLs are the lists of all authorities that have one.
+func (s *Server) allCRLs(ctx context.Context) (lists [][]byte, err error) {
+	for _, a := range s.ca.Authorities() {
+		l, err := s.ca.CRL(ctx, a.ID, 0)
+		if countersign.CodeOf(err) == countersign.NotFound {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, l.DER)
+	}
+	return lists, nil
+}
+
+func (s *Server) hooksHeard(e countersign.Event) {
+	s.hooks.server.Heard(e)
+	if e.Type == countersign.CRLPublished {
+		for _, f := range s.hooks.crls {
+			f.Published()
+		}
+	}
+}
+
+// runHooks works for them until ctx ends.
+func (s *Server) runHooks(ctx context.Context) error {
+	if s.hooks.server == nil {
+		return nil
+	}
+	if err := s.hearLately(ctx); err != nil {
+		s.log.ErrorContext(ctx, "what happened lately not read", "error", err)
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return s.hooks.kicker.Run(ctx, s.hooks.server) })
+	for _, c := range s.hooks.callouts {
+		all.Go(func() error { return c.Run(ctx) })
+	}
+	for _, f := range s.hooks.crls {
+		all.Go(func() error { return f.Run(ctx) })
+	}
+	return all.Wait()
+}
+
+// hearLately hears again of the devices that lost their identity lately and do not
+// have it back.
+func (s *Server) hearLately(ctx context.Context) error {
+	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
+		list, _, err := s.events.List(ctx, event.Filter{Type: kind, Since: s.opts.Now().Add(-lately), Newest: true, Limit: maxLately})
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			device, err := s.registry.Device(ctx, s.db, e.Device)
+			if err != nil && countersign.CodeOf(err) != countersign.NotFound {
+				return err
+			}
+			if device.State != countersign.DeviceActive {
+				s.hooks.server.Heard(e)
+			}
+		}
+	}
+	return nil
+}
+
+type hookMetrics struct {
+	answers     *prometheus.CounterVec
+	answerTime  *prometheus.HistogramVec
+	kicks       *prometheus.CounterVec
+	kickSeconds *prometheus.HistogramVec
+}
+
+func newHookMetrics(r *prometheus.Registry) *hookMetrics {
+	m := &hookMetrics{
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_hook_answers_total", Help: "Questions of brokers and proxies by how they were answered.",
+		}, []string{"hook", "question", "allowed"}),
+		answerTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "countersign_hook_answer_seconds", Help: "Time to the answer.", Buckets: []float64{.001, .005, .01, .025, .05, .1, .5, 2},
+		}, []string{"hook"}),
+		kicks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_hook_kicks_total", Help: "Devices whose sessions at a broker were to be ended: done, or one try failed.",
+		}, []string{"hook", "result"}),
+		kickSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "countersign_hook_kick_seconds", Help: "From the loss of an identity until the broker has no session of the device.",
+			Buckets: []float64{.01, .05, .1, .25, .5, 1, 5, 30, 300},
+		}, []string{"hook"}),
+	}
+	r.MustRegister(m.answers, m.answerTime, m.kicks, m.kickSeconds)
+	return m
+}
+
+func (m *hookMetrics) watch(r *prometheus.Registry, waiting func() int) {
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "countersign_hook_kicks_waiting", Help: "Devices whose sessions at a broker are not confirmed to be gone.",
+	}, func() float64 { return float64(waiting()) }))
+}
+
+func (m *hookMetrics) answered(a hook.Answer) {
+	m.answers.WithLabelValues(a.Hook, a.Question, strconv.FormatBool(a.Allowed)).Inc()
+	m.answerTime.WithLabelValues(a.Hook).Observe(a.Took.Seconds())
+}
+
+func (m *hookMetrics) kicked(k hook.Kicked) {
+	if !k.OK {
+		m.kicks.WithLabelValues(k.Hook, "failed").Inc()
+		return
+	}
+	m.kicks.WithLabelValues(k.Hook, "done").Inc()
+	m.kickSeconds.WithLabelValues(k.Hook).Observe(k.Took.Seconds())
+}
