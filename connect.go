@@ -79,6 +79,8 @@ type Session struct {
 	Remote     netip.AddrPort
 	Since      time.Time
 	NotAfter   time.Time
+	// Permissions it was admitted with. A gateway that asks anew at each act has none.
+	Permissions Permissions
 }
 
 // Actor is who acts in the session.

@@ -19,6 +19,8 @@ func (l *Ledger) Held() (blocks, tallies int) {
 }
 
 const (
-	MaxBlocks  = maxBlocks
-	MaxTallies = maxTallies
+	MaxBlocks    = maxBlocks
+	MaxTallies   = maxTallies
+	MaxDecisions = maxDecisions
+	ThinFor      = thinFor
 )

@@ -152,3 +152,13 @@ func judged(action Action, topic string) (inner, why string) {
 	}
 	return inner, ""
 }
+
+// SpeaksOf says whether a variable whose name begins so stands anywhere in the
+// policy: if not, a decision does not turn on it.
+func (p *Policy) SpeaksOf(prefix string) bool {
+	return slices.ContainsFunc(p.Statements, func(s Statement) bool {
+		return slices.ContainsFunc(slices.Concat(s.Topics, s.Clients), func(t Pattern) bool {
+			return slices.ContainsFunc(t.vars, func(v variable) bool { return strings.HasPrefix(v.name, prefix) })
+		})
+	})
+}

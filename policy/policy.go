@@ -11,6 +11,7 @@ import (
 	"bytes"
 	_ "embed"
 	"strings"
+	"sync"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -114,13 +115,15 @@ func Starter() []byte { return bytes.Clone(starter) }
 // Builtin is the policy of a fleet that has none of its own: a device publishes
 // below devices/<id>/up, subscribes below devices/<id>/down and answers apps; an
 // app does the reverse for the devices of its scope; a guest does nothing.
-func Builtin() *Policy {
+func Builtin() *Policy { return builtin() }
+
+var builtin = sync.OnceValue(func() *Policy {
 	p, err := Parse(starter)
 	if err != nil {
 		panic("the built-in policy: " + err.Error()) // a mistake of ours, which every test would find
 	}
 	return p
-}
+})
 
 // permissions by action, to write to or read from.
 func filtersOf(p *countersign.Permissions, a Action) *countersign.Filters {

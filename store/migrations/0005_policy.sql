@@ -16,6 +16,7 @@ CREATE TABLE policy_decision (
 	device    {{text}} NOT NULL,
 	client_id {{text}} NOT NULL,
 	cn        {{text}} NOT NULL,
+	scope     {{text}} NOT NULL, -- devices that an app's session was for, with blanks between them
 	action    {{text}} NOT NULL,
 	topic     {{text}} NOT NULL,
 	allowed   BOOLEAN NOT NULL,
