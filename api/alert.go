@@ -111,6 +111,7 @@ type AlertActed struct {
 // AlertRule is what the catalog says of a detector or an audit check.
 type AlertRule struct {
 	Name     string   `json:"name"`
+	Title    string   `json:"title" doc:"What it sees."`
 	Severity string   `json:"severity" doc:"Usual."`
 	Default  []string `json:"default" doc:"What follows where the fleet says nothing."`
 	Why      string   `json:"why"`

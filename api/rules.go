@@ -15,6 +15,8 @@ type Rules struct {
 	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
 	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
+	// Respond is left to the server to check: the names are those of GET /alert-rules.
+	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
 }
 
 // IDRule says where a factory certificate holds the device id.

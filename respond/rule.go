@@ -11,6 +11,7 @@ import (
 // Rule is what the catalog says of a detector or an audit check.
 type Rule struct {
 	Name     string
+	Title    string               // what it sees, in a few words
 	Severity countersign.Severity // usual
 	// Default is what follows where the fleet says nothing; empty: an alert.
 	Default []countersign.Mitigation

@@ -60,7 +60,7 @@ func (s *Server) doctor(ctx context.Context, _ *struct{}) (api.Doctor, error) {
 }
 
 func (s *Server) checks(ctx context.Context) []api.Check {
-	checks := []api.Check{s.checkDatabase(ctx), s.checkEvents()}
+	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents()}, s.checkChannels(ctx)...)
 	for _, a := range s.CA.Authorities() {
 		if a.State != "active" || a.Kind == countersign.RegisteredAuthority {
 			continue

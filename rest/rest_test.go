@@ -27,6 +27,7 @@ import (
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -94,6 +95,7 @@ func newHouse(t *testing.T) *house {
 		},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
+	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Server.Sessions}
 	return h
 }
 

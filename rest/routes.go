@@ -35,9 +35,26 @@ var acts = map[string]operator.Act{
 	"POST /blocks":                  operator.Suspend,
 	"DELETE /blocks/{network}":      operator.Suspend,
 
-	"GET /access-tokens":                 operator.Read,
-	"POST /access-tokens":                operator.Read, // a role without Control gets one that only listens
-	"POST /access-tokens/{id}/revoke":    operator.Suspend,
+	"GET /access-tokens":              operator.Read,
+	"POST /access-tokens":             operator.Read, // a role without Control gets one that only listens
+	"POST /access-tokens/{id}/revoke": operator.Suspend,
+
+	"GET /alerts":                   operator.Read,
+	"GET /alerts/{id}":              operator.Read,
+	"GET /alerts/{id}/actions":      operator.Read,
+	"POST /alerts/{id}/acknowledge": operator.Suspend,
+	"POST /alerts/{id}/assign":      operator.Suspend,
+	"POST /alerts/{id}/comment":     operator.Suspend,
+	"POST /alerts/{id}/snooze":      operator.Suspend,
+	"POST /alerts/{id}/close":       operator.Suspend,
+	"POST /alerts/{id}/suspend":     operator.Suspend,
+	"POST /alerts/{id}/reactivate":  operator.Suspend,
+	"POST /alerts/{id}/revoke":      operator.Revoke,
+	"POST /alerts/{id}/block":       operator.Suspend,
+	"GET /alert-rules":              operator.Read,
+	"GET /channels":                 operator.Read,
+	"POST /channels/{name}/test":    operator.Configure,
+
 	"GET /certificates":                  operator.Read,
 	"GET /certificates/{serial}":         operator.Read,
 	"POST /certificates/{serial}/revoke": operator.Revoke,

@@ -21,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/respond"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
@@ -44,6 +45,8 @@ type Server struct {
 	Desk      *ra.Desk
 	Office    *ra.Office
 	Operators *operator.Desk
+	// Alerts is where findings become alerts; nil: there are none.
+	Alerts *respond.Desk
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
 	// Local is for the Unix socket: whoever may open it is the admin "local".
@@ -95,6 +98,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	a.UseMiddleware(s.admit(a))
 	s.routeDevices(a)
 	s.routeBlocks(a)
+	s.routeAlerts(a)
 	s.routeAccessTokens(a)
 	s.routeCertificates(a)
 	s.routeLog(a)

@@ -63,6 +63,7 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 		}
 		set(&f.TrustDomain, b.TrustDomain)
 		set(&f.Rules, rules)
+		setRespond(&f.Rules, b.Respond)
 		if b.OverlapSeconds != nil {
 			f.Overlap = time.Duration(*b.OverlapSeconds) * time.Second
 		}

@@ -18,6 +18,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	outcomes *prometheus.CounterVec
 	events   *prometheus.CounterVec
+	alerts   alertMetrics
 }
 
 func newMetrics() *metrics {
@@ -30,6 +31,7 @@ func newMetrics() *metrics {
 			Name: "countersign_events_total", Help: "Events of this node by type and severity.",
 		}, []string{"type", "severity"}),
 	}
+	m.alerts = newAlertMetrics(m.registry)
 	m.registry.MustRegister(m.outcomes, m.events, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

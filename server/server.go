@@ -34,6 +34,7 @@ import (
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/status"
 	"github.com/countersign-iot/countersign/store"
@@ -63,6 +64,7 @@ type Server struct {
 	tokens    *access.Tokens
 	desk      *ra.Desk
 	crls      *ra.Publisher
+	alerts    *respond.Desk
 	identity  *identity
 	index     *edge.Index
 	guard     *edge.Guard
@@ -106,7 +108,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -237,9 +239,9 @@ func (s *Server) openDoors(context.Context) error {
 		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
 			Office: &ra.Office{
-				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.desk.CheckRules,
+				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
 			},
-			Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
+			Alerts: s.alerts, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/", doors.Handler())
@@ -314,7 +316,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.tend, s.purge, s.runHooks} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.tend, s.purge, s.runHooks} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)

@@ -99,12 +99,14 @@ func (a *app) fleetGet() *cobra.Command {
 
 func (a *app) fleetSet() *cobra.Command {
 	var issuer, profile, domain, rules string
+	var respond []string
 	var methods []string
 	var overlap time.Duration
 	c := &cobra.Command{
 		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
 		Example: `  countersign fleet set pumps --overlap 72h
-  countersign fleet set pumps --method token --method idevid --rules rules.yaml`,
+  countersign fleet set pumps --method token --method idevid --rules rules.yaml
+  countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
 		Args: exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var p api.PutFleet
@@ -126,6 +128,10 @@ func (a *app) fleetSet() *cobra.Command {
 					return err
 				}
 			}
+			var err error
+			if p.Respond, err = respondFlag(respond); err != nil {
+				return err
+			}
 			f, err := a.admin().PutFleet(cmd.Context(), args[0], p)
 			if err != nil {
 				return err
@@ -139,6 +145,7 @@ func (a *app) fleetSet() *cobra.Command {
 	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
 	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")
 	c.Flags().StringVar(&rules, "rules", "", "file with all rules of enrollment, YAML or JSON; - is standard input")
+	c.Flags().StringArrayVar(&respond, "respond", nil, "rule=acts: what follows on a finding, as note, alert, suspend, revoke, block, webhook, mail, syslog; nothing after = ends it; may be repeated")
 	c.Flags().DurationVar(&overlap, "overlap", 0, "how long a superseded certificate is still accepted")
 	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
 	complete(c, "method", "token", "claim", "idevid", "thumbprint", "key", "group", "tpm")

@@ -1,0 +1,258 @@
+package respond_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/respond"
+	"github.com/countersign-iot/countersign/store"
+)
+
+func TestSuspendIsDoneAndUndone(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		cert := w.enroll(t, "pump-1", 2)
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateAlert, countersign.MitigateSuspend}})
+		w.find(t, clone("pump-1"))
+		a, err := w.Alert(t.Context(), w.one(t, respond.Filter{}).ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines(a, "suspend", respond.Waiting) != 1 {
+			t.Errorf("before it is done: got timeline %+v, want suspend waiting", a.Timeline)
+		}
+		start(t, w.Run)
+		await(t, "the device is suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
+		if got := w.state(t, "pump-1"); got != countersign.DeviceSuspended || len(w.live()) != 0 {
+			t.Errorf("device: got %s with %d sessions, want suspended with none", got, len(w.live()))
+		}
+		if _, _, err := w.Reactivate(t.Context(), a.ID, ana); err != nil {
+			t.Fatal(err)
+		}
+		v := w.RA.Admit(t.Context(), connection(cert))
+		if !v.Allow {
+			t.Errorf("connect after reactivation: got %s %s, want allowed with the certificate it had", v.Code, v.Reason)
+		}
+	})
+}
+
+func TestLowSeverityNeverSuspendsByDefault(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.enroll(t, "pump-1", 0)
+		f := countersign.Finding{Rule: looked, Subject: "device:pump-1", Device: "pump-1", Summary: "x"}
+		w.find(t, f)
+		w.respond(t, map[string][]countersign.Mitigation{"*": {countersign.MitigateSuspend, countersign.MitigateRevoke, countersign.MitigateBlock}})
+		f.Subject = "server"
+		w.find(t, f)
+		f.Subject, f.Severity, f.Rule = "fleet:default", countersign.SeverityHigh, cloned // "*" never revokes
+		w.find(t, f)
+		var queued int
+		err := w.RA.DB.QueryRow(t.Context(), `SELECT COUNT(*) FROM mitigation WHERE act = 'revoke' OR alert IN (SELECT id FROM alert WHERE rule = $1)`, looked).Scan(&queued)
+		if err != nil || queued != 0 {
+			t.Errorf("mitigations of low findings, and revocations: got %d, %v, want none", queued, err)
+		}
+		w.respond(t, map[string][]countersign.Mitigation{looked: {countersign.MitigateSuspend}})
+		f.Rule, f.Severity, f.Subject = looked, countersign.SeverityLow, "device:pump-1"
+		w.find(t, f)
+		if err := w.RA.DB.QueryRow(t.Context(), `SELECT COUNT(*) FROM mitigation WHERE act = 'suspend' AND finding LIKE '%"device:pump-1"%'`).Scan(&queued); err != nil || queued != 1 {
+			t.Errorf("a fleet that names the rule: got %d suspensions, %v, want 1", queued, err)
+		}
+	})
+}
+
+// TestCrashedMitigationIsDoneOnce ends the server between each two steps: before
+// the mitigation was begun, after it was begun, and after it had its effect.
+func TestCrashedMitigationIsDoneOnce(t *testing.T) {
+	for _, step := range []string{"queued", "begun", "effective", "undone meanwhile"} {
+		t.Run(step, func(t *testing.T) {
+			each(t, func(t *testing.T, w *world) {
+				w.enroll(t, "pump-1", 0)
+				w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
+				w.find(t, clone("pump-1"))
+				a := w.one(t, respond.Filter{})
+				if step != "queued" {
+					write(t, w.RA.DB, func(ctx context.Context, tx *store.Tx) error {
+						now := store.Micros(w.clock.Now())
+						_, err := tx.Exec(ctx, `UPDATE mitigation SET state = 'running', attempts = 1, began_at = $1, next_at = $2`, now, now+60_000_000)
+						return err
+					})
+				}
+				w.clock.advance(time.Second)
+				if step == "effective" || step == "undone meanwhile" {
+					_, err := w.RA.Suspend(t.Context(), ra.Act{Device: "pump-1", Actor: countersign.System, Note: "alert " + a.ID + ": x", Via: "respond"})
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := countersign.DeviceSuspended
+				if step == "undone meanwhile" {
+					want = countersign.DeviceActive
+					if _, err := w.RA.Reactivate(t.Context(), ra.Act{Device: "pump-1", Actor: ana.Actor}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				w.clock.advance(2 * time.Minute)
+				start(t, w.Run)
+				await(t, "the mitigation is finished", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
+				if got := w.state(t, "pump-1"); got != want {
+					t.Errorf("device: got %s, want %s", got, want)
+				}
+				if got := len(w.events(t, countersign.DeviceSuspendedEv)); got != 1 {
+					t.Errorf("device.suspended: got %d, want 1", got)
+				}
+			})
+		})
+	}
+}
+
+func TestSuspensionsAreLimited(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
+		const devices = 6
+		var list []countersign.Finding
+		for i := range devices {
+			id := fmt.Sprintf("pump-%d", i)
+			w.enroll(t, id, 0)
+			list = append(list, clone(id))
+		}
+		w.find(t, list...) // a detector that is wrong about all of them
+		start(t, w.Run)
+		finished := func(outcome string) (n int) {
+			for _, a := range w.list(t, respond.Filter{}) {
+				n += lines(a, "suspend", outcome)
+			}
+			return n
+		}
+		await(t, "all mitigations end", func() bool { return finished(respond.Done)+finished(respond.Failed) == devices })
+		if got := finished(respond.Done); got != 3 {
+			t.Errorf("suspended of %d: got %d, want 3", devices, got)
+		}
+		failed := w.events(t, countersign.MitigationFailed)
+		if len(failed) != devices-3 || !strings.Contains(failed[0].Reason, "a person must act") {
+			t.Errorf("mitigation.failed: got %+v", failed)
+		}
+		// An hour later the server may again.
+		w.clock.advance(61 * time.Minute)
+		again := clone("pump-9")
+		w.enroll(t, "pump-9", 0)
+		w.find(t, again)
+		await(t, "the next hour", func() bool { return w.state(t, "pump-9") == countersign.DeviceSuspended })
+	})
+}
+
+func TestBlockRefusesGuessesAlone(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		cert := w.enroll(t, "pump-1", 0)
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateBlock}})
+		f := clone("pump-1")
+		f.Remote = connection(cert).Remote.String()
+		w.find(t, f)
+		start(t, w.Run)
+		await(t, "the address is blocked", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 1 })
+		addr := connection(cert).Remote.Addr()
+		if err := w.RA.Ledger.Check(addr); countersign.CodeOf(err) != countersign.RateLimited {
+			t.Errorf("a stranger from there: got %v, want rate_limited", err)
+		}
+		if err := w.RA.Ledger.CheckProven(addr); err != nil {
+			t.Errorf("a device with a good certificate behind the same address: got %v", err)
+		}
+		blocks, _, err := w.RA.Ledger.Blocks(t.Context(), "", 10)
+		if err != nil || len(blocks) != 1 || blocks[0].Until.Sub(w.clock.Now()) > time.Hour {
+			t.Errorf("blocks: got %+v, %v, want one of an hour", blocks, err)
+		}
+	})
+}
+
+func TestRevokeOnlyWhereTheFleetSaysSo(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.enroll(t, "pump-1", 1)
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateRevoke}})
+		w.find(t, clone("pump-1"))
+		start(t, w.Run)
+		await(t, "the device is revoked", func() bool { return lines(w.one(t, respond.Filter{}), "revoke", respond.Done) == 1 })
+		if got := w.state(t, "pump-1"); got != countersign.DeviceRegistered {
+			t.Errorf("device: got %s, want registered", got)
+		}
+	})
+}
+
+func TestMitigationWithoutObjectFailsAloud(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend, countersign.MitigateBlock}})
+		f := clone("nobody")
+		f.Remote = ""
+		w.find(t, f)
+		start(t, w.Run)
+		await(t, "both fail", func() bool {
+			a := w.one(t, respond.Filter{})
+			return lines(a, "suspend", respond.Failed) == 1 && lines(a, "block", respond.Failed) == 1
+		})
+	})
+}
+
+// TestActionsForetell holds what each button says against what then happens.
+func TestActionsForetell(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.enroll(t, "pump-1", 3)
+		w.find(t, clone("pump-1"))
+		id := w.one(t, respond.Filter{}).ID
+		says := func(name string) (sessions, certificates int, possible bool) {
+			t.Helper()
+			acts, err := w.Actions(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range acts {
+				if x.Name == name {
+					return x.Sessions, x.Certificates, x.Possible
+				}
+			}
+			t.Fatalf("no action %s", name)
+			return 0, 0, false
+		}
+		check := func(name string, do func() (*countersign.Revocation, error)) {
+			t.Helper()
+			sessions, certificates, possible := says(name)
+			r, err := do()
+			if possible != (err == nil) {
+				t.Fatalf("%s: foretold possible %v, then got %v", name, possible, err)
+			}
+			if err == nil && (r.Sessions != sessions || len(r.Certificates) != certificates) {
+				t.Errorf("%s: foretold %d sessions and %d certificates, got %d and %d", name, sessions, certificates, r.Sessions, len(r.Certificates))
+			}
+		}
+		suspend := func() (*countersign.Revocation, error) { _, r, err := w.Suspend(t.Context(), id, ana); return r, err }
+		reactivate := func() (*countersign.Revocation, error) {
+			_, r, err := w.Reactivate(t.Context(), id, ana)
+			return r, err
+		}
+		revoke := func() (*countersign.Revocation, error) {
+			_, r, err := w.Revoke(t.Context(), id, countersign.KeyCompromise, ana)
+			return r, err
+		}
+		if sessions, certificates, _ := says("suspend"); sessions != 3 || certificates != 1 {
+			t.Errorf("suspend: foretold %d sessions and %d certificates, want 3 and 1", sessions, certificates)
+		}
+		check("reactivate", reactivate) // not possible yet
+		check("suspend", suspend)
+		check("suspend", suspend) // nor twice
+		check("reactivate", reactivate)
+		check("revoke", revoke)
+		check("revoke", func() (*countersign.Revocation, error) {
+			// A second revocation has nothing to take; the desk of ra refuses the move.
+			return revoke()
+		})
+		_, b, err := w.Block(t.Context(), id, time.Hour, ana)
+		if _, _, possible := says("block"); !possible || err != nil || b.Prefix.String() != "203.0.113.9/32" || !b.Manual {
+			t.Errorf("block: got %+v, %v", b, err)
+		}
+		a, err := w.Alert(t.Context(), id)
+		if err != nil || lines(a, "suspend", respond.Done) != 1 || lines(a, "revoke", respond.Done) != 1 || lines(a, "block", respond.Done) != 1 {
+			t.Errorf("timeline: got %+v, %v", a.Timeline, err)
+		}
+	})
+}

@@ -1,0 +1,71 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/respond"
+)
+
+// openWatch sets up what finds abuse and what follows on it.
+func (s *Server) openWatch(context.Context) error {
+	s.alerts = &respond.Desk{
+		RA: s.desk, Sessions: s.index.Sessions, Rules: findingRules, Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
+	}
+	s.metrics.watchAlerts(s.alerts.OpenAlerts)
+	return nil
+}
+
+// findingRules is the catalog of all that can be found.
+func findingRules() []respond.Rule { return nil }
+
+// checkRules checks what a fleet's rules mean, each part by who knows.
+func (s *Server) checkRules(r countersign.Rules) error {
+	return errors.Join(s.desk.CheckRules(r), s.alerts.CheckRules(r))
+}
+
+// alertMetrics are the metrics of findings and of what follows on them.
+type alertMetrics struct {
+	findings      *prometheus.CounterVec
+	mitigations   *prometheus.CounterVec
+	notifications *prometheus.CounterVec
+}
+
+func newAlertMetrics(r *prometheus.Registry) alertMetrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		r.MustRegister(c)
+		return c
+	}
+	return alertMetrics{
+		findings:      counter("countersign_findings_total", "Findings of detectors and audit checks, by rule and severity.", "rule", "severity"),
+		mitigations:   counter("countersign_mitigations_total", "What the server did about alerts by itself, by how it ended.", "act", "outcome"),
+		notifications: counter("countersign_notifications_total", "Attempts to tell a channel, by how they ended; dropped: given up or without room.", "channel", "outcome"),
+	}
+}
+
+// responded counts; the labels take the names of rules, mitigations and channels alone.
+func (m *metrics) responded(o respond.Outcome) {
+	switch o.What {
+	case "finding":
+		m.alerts.findings.WithLabelValues(o.Name, o.Result).Inc()
+	case "mitigation":
+		m.alerts.mitigations.WithLabelValues(o.Name, o.Result).Inc()
+	case "notification":
+		m.alerts.notifications.WithLabelValues(o.Name, o.Result).Inc()
+	}
+}
+
+// watchAlerts adds the number of open alerts, read at each scrape.
+func (m *metrics) watchAlerts(open func(countersign.Severity) int64) {
+	for _, severity := range []countersign.Severity{
+		countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "countersign_alerts", Help: "Alerts that are not closed, by severity.", ConstLabels: prometheus.Labels{"severity": string(severity)},
+		}, func() float64 { return float64(open(severity)) }))
+	}
+}
