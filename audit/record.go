@@ -374,3 +374,13 @@ func (a *Auditor) findingRows(ctx context.Context, where string, args ...any) (l
 	}
 	return list, store.Wrap(rows.Err())
 }
+
+// Severity is that of the worst finding; empty without one.
+func (r *Run) Severity() (worst countersign.Severity) {
+	for _, c := range r.Checks {
+		if rank(c.Severity) > rank(worst) {
+			worst = c.Severity
+		}
+	}
+	return worst
+}

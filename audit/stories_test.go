@@ -108,7 +108,9 @@ func certificateStories() []story {
 			}})
 			strict := func(d *device) { d.fleet, d.created = "strict", w.Now().Add(-10*day) }
 			w.device(t, "strict-1", strict)
-			w.certificate(t, "strict-1", func(c *certificate) { c.from, c.issued, c.to = w.Now().Add(-10*day), w.Now().Add(-10*day), w.Now().Add(19*day) })
+			w.certificate(t, "strict-1", func(c *certificate) {
+				c.from, c.issued, c.to = w.Now().Add(-10*day), w.Now().Add(-10*day), w.Now().Add(19*day)
+			})
 			w.secret(t, "sec-strict", "strict-1", store.Micros(w.Now().Add(-8*day)))
 			w.device(t, "strict-2", strict, func(d *device) { d.seen = time.Time{} })
 			w.device(t, "strict-3", strict, func(d *device) { d.seen = w.Now().Add(-8 * day) })
@@ -121,7 +123,9 @@ func certificateStories() []story {
 		}},
 		{"age", func(t *testing.T, w *world) {
 			w.device(t, "old")
-			w.certificate(t, "old", func(c *certificate) { c.from, c.issued, c.to = w.Now().Add(-366*day), w.Now().Add(-366*day), w.Now().Add(3000*day) })
+			w.certificate(t, "old", func(c *certificate) {
+				c.from, c.issued, c.to = w.Now().Add(-366*day), w.Now().Add(-366*day), w.Now().Add(3000*day)
+			})
 		}, []string{"DEVICE_CERTIFICATE_AGE_CHECK CERTIFICATE_PAST_AGE_THRESHOLD device:old"}},
 		{"revoked by the maker", func(t *testing.T, w *world) {
 			maker, key := newCA(t, "Maker", nil, nil, 2)

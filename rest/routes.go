@@ -67,6 +67,17 @@ var acts = map[string]operator.Act{
 	"GET /events": operator.ReadLog,
 	verifyLog:     operator.ReadLog,
 
+	"GET /audit/checks":               operator.Read,
+	"GET /audit/runs":                 operator.ReadLog,
+	"POST /audit/runs":                operator.ReadLog, // it changes nothing but its own records
+	"GET /audit/runs/{id}":            operator.ReadLog,
+	"POST /audit/runs/{id}/cancel":    operator.ReadLog,
+	"GET /audit/runs/{id}/findings":   operator.ReadLog,
+	"GET /audit/trend":                operator.ReadLog,
+	"GET /audit/suppressions":         operator.ReadLog,
+	"POST /audit/suppressions":        operator.Approve, // to accept a risk
+	"DELETE /audit/suppressions/{id}": operator.Approve,
+
 	"GET /tokens":                       operator.Read,
 	"POST /tokens":                      operator.Register,
 	"POST /tokens/bulk":                 operator.Register,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
@@ -47,6 +48,8 @@ type Server struct {
 	Operators *operator.Desk
 	// Alerts is where findings become alerts; nil: there are none.
 	Alerts *respond.Desk
+	// Auditor looks through the records.
+	Auditor *audit.Auditor
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
 	// Local is for the Unix socket: whoever may open it is the admin "local".
@@ -102,6 +105,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeAccessTokens(a)
 	s.routeCertificates(a)
 	s.routeLog(a)
+	s.routeAudits(a)
 	s.routeSetup(a)
 	s.routeCredentials(a)
 	s.routeEnrollments(a)

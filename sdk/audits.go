@@ -1,0 +1,67 @@
+package sdk
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+// LatestAudit in place of an id is the newest audit.
+const LatestAudit = "latest"
+
+// StartAudit starts an audit, of all checks where none is named. It answers at
+// once; ask Audit how far it is.
+func (a *Admin) StartAudit(ctx context.Context, n api.NewAudit) (*api.AuditRun, error) {
+	return call[api.AuditRun](ctx, a, http.MethodPost, "/audit/runs", n)
+}
+
+// Audit gets one audit and how far it is.
+func (a *Admin) Audit(ctx context.Context, id string) (*api.AuditRun, error) {
+	return call[api.AuditRun](ctx, a, http.MethodGet, auditPath(id, ""), nil)
+}
+
+// CancelAudit ends an audit early.
+func (a *Admin) CancelAudit(ctx context.Context, id string) (*api.AuditRun, error) {
+	return call[api.AuditRun](ctx, a, http.MethodPost, auditPath(id, "/cancel"), nil)
+}
+
+// Audits lists audits, newest first.
+func (a *Admin) Audits(ctx context.Context) iter.Seq2[api.AuditRun, error] {
+	return list[api.AuditRun](ctx, a, "/audit/runs", query())
+}
+
+// AuditChecks lists the checks by name.
+func (a *Admin) AuditChecks(ctx context.Context) iter.Seq2[api.AuditCheck, error] {
+	return list[api.AuditCheck](ctx, a, "/audit/checks", query())
+}
+
+// AuditFindings lists what an audit found, by check.
+func (a *Admin) AuditFindings(ctx context.Context, id string, f api.AuditFindingFilter) iter.Seq2[api.AuditFinding, error] {
+	return list[api.AuditFinding](ctx, a, auditPath(id, "/findings"), query(f))
+}
+
+// AuditTrend compares the last audits by check; runs 0 is all that are kept.
+func (a *Admin) AuditTrend(ctx context.Context, runs int) (*api.Page[api.AuditTrend], error) {
+	return call[api.Page[api.AuditTrend]](ctx, a, http.MethodGet, "/audit/trend?runs="+strconv.Itoa(runs), nil)
+}
+
+// AuditSuppressions lists what is left alone on purpose.
+func (a *Admin) AuditSuppressions(ctx context.Context) iter.Seq2[api.AuditSuppression, error] {
+	return list[api.AuditSuppression](ctx, a, "/audit/suppressions", query())
+}
+
+// Suppress leaves findings alone for a time.
+func (a *Admin) Suppress(ctx context.Context, n api.NewAuditSuppression) (*api.AuditSuppression, error) {
+	return call[api.AuditSuppression](ctx, a, http.MethodPost, "/audit/suppressions", n)
+}
+
+// Unsuppress ends a suppression at once.
+func (a *Admin) Unsuppress(ctx context.Context, id string) (*api.AuditSuppression, error) {
+	return call[api.AuditSuppression](ctx, a, http.MethodDelete, "/audit/suppressions/"+url.PathEscape(id), nil)
+}
+
+func auditPath(id, act string) string { return "/audit/runs/" + url.PathEscape(id) + act }
