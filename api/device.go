@@ -101,6 +101,8 @@ type PutFleet struct {
 	OverlapSeconds *int64    `json:"overlap_seconds,omitempty" minimum:"0" maximum:"7776000"`
 	TrustDomain    *string   `json:"trust_domain,omitempty" maxLength:"255"`
 	Rules          *Rules    `json:"rules,omitempty" doc:"All of them: a rule that is left out here ends."`
+	AccessKinds    *[]string `json:"access_kinds,omitempty" maxItems:"6" doc:"Changes rules.access.kinds alone."`
+	Guests         *bool     `json:"guests,omitempty" doc:"Changes rules.access.guests alone."`
 	// Respond changes rules.respond by name.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on findings of these rules; the others stay. An empty list takes the fleet's word back."`
 }

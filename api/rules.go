@@ -15,8 +15,15 @@ type Rules struct {
 	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
 	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
+	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
+}
+
+// Access is what a fleet accepts at the door.
+type Access struct {
+	Kinds  []string `json:"kinds,omitempty" maxItems:"6" doc:"certificate, password, secret, scram, sas, token; absent: certificate alone."`
+	Guests bool     `json:"guests,omitempty" doc:"Admit clients without any credential, as guests."`
 }
 
 // IDRule says where a factory certificate holds the device id.

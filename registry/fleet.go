@@ -134,6 +134,11 @@ const (
 	maxApprovalTTL = 90 * 24 * time.Hour
 )
 
+var accessKinds = []countersign.AccessKind{
+	countersign.AccessCertificate, countersign.AccessPassword, countersign.AccessSecret,
+	countersign.AccessSCRAM, countersign.AccessSAS, countersign.AccessToken,
+}
+
 // checkRules checks the form of the rules. What an expression or an authority in
 // them means is checked by those who know.
 func checkRules(f countersign.Fleet) error {
@@ -158,6 +163,14 @@ func checkRules(f countersign.Fleet) error {
 			if !slices.Contains(methods, m) {
 				return bad("there is no enrollment method %.40q", m)
 			}
+		}
+	}
+	for i, k := range u.Access.Kinds {
+		if !slices.Contains(accessKinds, k) {
+			return bad("there is no kind of access %.40q", k)
+		}
+		if slices.Contains(u.Access.Kinds[:i], k) {
+			return bad("the kind of access %s is named twice", k)
 		}
 	}
 	for n, v := range u.PCRs {

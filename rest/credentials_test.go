@@ -115,6 +115,7 @@ func TestRulesAreStrictAndComeBack(t *testing.T) {
 func TestRulesShapeIsThatOfTheRules(t *testing.T) {
 	for _, pair := range [][2]reflect.Type{
 		{reflect.TypeFor[countersign.Rules](), reflect.TypeFor[api.Rules]()},
+		{reflect.TypeFor[countersign.Access](), reflect.TypeFor[api.Access]()},
 		{reflect.TypeFor[countersign.IDRule](), reflect.TypeFor[api.IDRule]()},
 		{reflect.TypeFor[countersign.Recovery](), reflect.TypeFor[api.Recovery]()},
 		{reflect.TypeFor[countersign.Webhook](), reflect.TypeFor[api.Webhook]()},

@@ -41,6 +41,7 @@ const (
 //	POST /api/v1/enroll/tpm/answer with the answer to its challenge
 //	POST /api/v1/introductions     over TLS with the current certificate: to another device, see self.go
 //	POST /api/v1/access-tokens     over TLS with the current certificate: a token of the device's own
+//	POST /api/v1/secret            with the present secret or certificate: the device's next secret, see secrets.go
 //
 // The body is JSON as api.EnrollRequest, or the PKCS #10 request itself in PEM or
 // DER. The answer is the chain in PEM without the root, or api.Grant for a caller
@@ -86,6 +87,8 @@ func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
 		do = e.introduce
 	case path == "/access-tokens" && e.Desk != nil:
 		do = e.accessToken
+	case path == "/secret" && e.Desk != nil:
+		do = e.change
 	default:
 		return countersign.Errorf(countersign.NotFound, "there is no %.200s here", r.URL.Path).
 			WithNext("devices use " + api.Base + "/enroll and " + api.Base + "/renew")

@@ -35,9 +35,15 @@ var acts = map[string]operator.Act{
 	"POST /blocks":                  operator.Suspend,
 	"DELETE /blocks/{network}":      operator.Suspend,
 
+	"GET /devices/{id}/secrets":                operator.Read,
+	"POST /devices/{id}/secrets":               operator.Revoke, // whoever makes one can be the device, an active one too
+	"POST /devices/{id}/secrets/rotate":        operator.Revoke,
+	"POST /devices/{id}/secrets/{secret}/stop": operator.Revoke,
+
 	"GET /access-tokens":              operator.Read,
 	"POST /access-tokens":             operator.Read, // a role without Control gets one that only listens
 	"POST /access-tokens/{id}/revoke": operator.Suspend,
+	"POST /introductions":             operator.Control,
 
 	"GET /alerts":                   operator.Read,
 	"GET /alerts/{id}":              operator.Read,

@@ -63,12 +63,24 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 		}
 		set(&f.TrustDomain, b.TrustDomain)
 		set(&f.Rules, rules)
+		setAccess(&f.Rules.Access, b)
 		setRespond(&f.Rules, b.Respond)
 		if b.OverlapSeconds != nil {
 			f.Overlap = time.Duration(*b.OverlapSeconds) * time.Second
 		}
 	}, s.by(ctx))
 	return shapeFleet(f), err
+}
+
+// setAccess changes what the request names of what a fleet accepts at the door.
+func setAccess(a *countersign.Access, b api.PutFleet) {
+	if b.AccessKinds != nil {
+		a.Kinds = nil
+		for _, k := range *b.AccessKinds {
+			a.Kinds = append(a.Kinds, countersign.AccessKind(k))
+		}
+	}
+	set(&a.Guests, b.Guests)
 }
 
 // set changes what the request names and leaves the rest.

@@ -75,6 +75,7 @@ type Server struct {
 	purges    chan string // devices whose stored messages the engine is to drop
 	listeners *listeners
 	hooks     hooks
+	rechecks  rechecks
 	http      []*httpDoor
 
 	closers []closer // run last in, first out
@@ -108,7 +109,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -201,13 +202,14 @@ func (s *Server) openDesk(context.Context) error {
 	}
 	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Tokens: s.tokens}, Ledger: s.ledger,
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Sealer: sealer, Tokens: s.tokens}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
 		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
 			return []byte(v), err
 		},
 	}
+	s.desk.Access.Keys = s.desk.ConnectKeys
 	for _, path := range s.cfg.WeakKeys {
 		if err := readWeakKeys(&s.desk.WeakKeys, path); err != nil {
 			return fmt.Errorf("read weak_keys %s: %w", path, err)
@@ -258,9 +260,9 @@ func (s *Server) openDoors(context.Context) error {
 	return nil
 }
 
-// enrollment is the handler of a listener where devices get certificates; tpm is
-// nil where none come by a TPM.
-func (s *Server) enrollment(by countersign.Enroller, tpm rest.TPM) http.Handler {
+// enrollment is the handler of a listener where devices get certificates; desk is
+// nil where they can do nothing else.
+func (s *Server) enrollment(by countersign.Enroller, desk *ra.Desk) http.Handler {
 	mux := http.NewServeMux()
 	anchors := &trust{s.ca, s.registry}
 	door := &est.Server{
@@ -269,7 +271,7 @@ func (s *Server) enrollment(by countersign.Enroller, tpm rest.TPM) http.Handler 
 	}
 	mux.Handle("/.well-known/est/", door)
 	mux.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
-	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, TPM: tpm, Log: s.log, Now: s.opts.Now})
+	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Desk: desk, Log: s.log, Now: s.opts.Now})
 	return mux
 }
 
@@ -288,6 +290,10 @@ func (s *Server) heard(e countersign.Event) {
 		s.ca.Forget(e.Cert.Serial)
 		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
 		s.crls.Changed(e.Cert.Issuer)
+	case countersign.SecretStopped:
+		s.index.Cut(countersign.Cut{Credential: "secret:" + e.Data["secret"], Reason: string(e.Type)})
+	case countersign.CredentialStopped:
+		s.index.Cut(countersign.Cut{Credential: e.Data["kind"] + ":" + e.Data["credential"], Reason: string(e.Type)})
 	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
 		go s.reload()
 	case countersign.AccessTokenRevoked:
@@ -316,7 +322,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.tend, s.purge, s.runHooks} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)

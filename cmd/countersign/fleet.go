@@ -100,12 +100,14 @@ func (a *app) fleetGet() *cobra.Command {
 func (a *app) fleetSet() *cobra.Command {
 	var issuer, profile, domain, rules string
 	var respond []string
-	var methods []string
+	var methods, kinds []string
+	var guests bool
 	var overlap time.Duration
 	c := &cobra.Command{
 		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
 		Example: `  countersign fleet set pumps --overlap 72h
   countersign fleet set pumps --method token --method idevid --rules rules.yaml
+  countersign fleet set pumps --access certificate,secret
   countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
 		Args: exactly("NAME"), ValidArgsFunction: first(a.fleetNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -117,6 +119,8 @@ func (a *app) fleetSet() *cobra.Command {
 				"trust-domain": func() { p.TrustDomain = &domain },
 				"method":       func() { p.Methods = &methods },
 				"overlap":      func() { p.OverlapSeconds = &seconds },
+				"access":       func() { p.AccessKinds = &kinds },
+				"guests":       func() { p.Guests = &guests },
 			} {
 				if cmd.Flags().Changed(flag) {
 					set()
@@ -148,6 +152,9 @@ func (a *app) fleetSet() *cobra.Command {
 	c.Flags().StringArrayVar(&respond, "respond", nil, "rule=acts: what follows on a finding, as note, alert, suspend, revoke, block, webhook, mail, syslog; nothing after = ends it; may be repeated")
 	c.Flags().DurationVar(&overlap, "overlap", 0, "how long a superseded certificate is still accepted")
 	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
+	c.Flags().StringSliceVar(&kinds, "access", nil, "what devices may connect with: certificate, secret, scram, password, sas or token; may be repeated")
+	c.Flags().BoolVar(&guests, "guests", false, "let clients connect that show nothing, as guests")
+	complete(c, "access", "certificate", "secret", "scram", "password", "sas", "token")
 	complete(c, "method", "token", "claim", "idevid", "thumbprint", "key", "group", "tpm")
 	completeWith(c, "issuer", a.authorityIDs)
 	completeWith(c, "profile", a.profileNames)

@@ -1,0 +1,125 @@
+package rest
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// maxSecretBody bounds a request with a secret of 65,535 octets in base64.
+const maxSecretBody = 96 << 10
+
+func (s *Server) routeSecrets(a huma.API) {
+	const tag = "Secrets"
+	route(s, a, get("/devices/{id}/secrets", tag, "List the secrets that a device connects with"), s.listSecrets)
+	route(s, a, add("/devices/{id}/secrets", tag, "Give a device a secret to connect with").upTo(maxSecretBody), s.createSecret)
+	route(s, a, add("/devices/{id}/secrets/rotate", tag, "Give a device the successor of its secret").upTo(maxSecretBody), s.rotateSecret)
+	route(s, a, act("/devices/{id}/secrets/{secret}/stop", tag, "End a secret for good and cut its sessions"), s.stopSecret)
+}
+
+func (s *Server) listSecrets(ctx context.Context, in *DeviceID) (api.Page[api.Secret], error) {
+	list, err := s.Desk.Secrets(ctx, in.ID)
+	return page(list, "", shapeSecret), err
+}
+
+func (s *Server) createSecret(ctx context.Context, in *struct {
+	DeviceID
+	Body *api.NewSecret `required:"false"`
+},
+) (api.IssuedSecret, error) {
+	var n api.NewSecret
+	if in.Body != nil {
+		n = *in.Body
+	}
+	return s.makeSecret(ctx, secretOrder(in.ID, n))
+}
+
+func (s *Server) rotateSecret(ctx context.Context, in *struct {
+	DeviceID
+	Body *api.RotateSecret `required:"false"`
+},
+) (api.IssuedSecret, error) {
+	var n api.RotateSecret
+	if in.Body != nil {
+		n = *in.Body
+	}
+	o := secretOrder(in.ID, n.NewSecret)
+	o.Rotate, o.Overlap = true, access.DefaultSecretOverlap
+	if n.OverlapSeconds != nil {
+		o.Overlap = time.Duration(*n.OverlapSeconds) * time.Second
+	}
+	return s.makeSecret(ctx, o)
+}
+
+func (s *Server) makeSecret(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
+	made, text, err := s.Desk.CreateSecret(ctx, o, s.by(ctx))
+	return issuedSecret(made, text, o.Binary), err
+}
+
+func (s *Server) stopSecret(ctx context.Context, in *struct {
+	DeviceID
+	Secret string   `path:"secret" maxLength:"64" doc:"Id of the secret."`
+	Body   *api.Act `required:"false"`
+},
+) (api.StoppedSecret, error) {
+	why := ""
+	if in.Body != nil {
+		why = in.Body.Note
+	}
+	made, done, err := s.Desk.StopSecret(ctx, in.ID, in.Secret, why, s.by(ctx))
+	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions}, err
+}
+
+func secretOrder(device string, n api.NewSecret) access.SecretOrder {
+	return access.SecretOrder{
+		Device: device, Slot: attest.KeySlot(n.Slot), Given: n.Secret, Binary: n.Binary, TTL: time.Duration(n.TTLSeconds) * time.Second,
+	}
+}
+
+func shapeSecret(s access.Secret) api.Secret {
+	return api.Secret{
+		ID: s.ID, Device: s.Device, Slot: string(s.Slot), Kind: string(s.Kind), SCRAM: s.SCRAM, State: s.State, Reason: s.Reason,
+		CreatedBy: string(s.CreatedBy), CreatedAt: utc(s.CreatedAt), ExpiresAt: utc(s.ExpiresAt), UsedAt: utc(s.UsedAt),
+	}
+}
+
+func issuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
+	out := api.IssuedSecret{Secret: shapeSecret(s)}
+	if binary {
+		out.Octets = text
+	} else {
+		out.Text = string(text)
+	}
+	return out
+}
+
+// change answers a device that changes its secret: POST /api/v1/secret with the
+// present one as HTTP Basic (the user name is the device's id), or over TLS with its
+// certificate. The body is api.ChangeSecret or empty, the answer api.IssuedSecret.
+func (e *Enroll) change(w http.ResponseWriter, r *http.Request) error {
+	body, err := readAll(w, r)
+	if err != nil {
+		return err
+	}
+	var in api.ChangeSecret
+	if len(body) > 0 {
+		if err := decodeStrictly(body, &in, `send {"binary": false}, or nothing`); err != nil {
+			return err
+		}
+	}
+	c := connection(r)
+	if name, password, ok := r.BasicAuth(); ok {
+		c.Username, c.Password = name, []byte(password)
+	}
+	made, text, err := e.Desk.ChangeSecret(r.Context(), c, in.Binary)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, issuedSecret(made, text, in.Binary)) // a device that is gone still has its present one
+	return nil
+}
