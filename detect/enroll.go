@@ -1,0 +1,122 @@
+package detect
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// maxFleets bounds the fleets that rules remember; an operator makes each by hand.
+const maxFleets = 10_000
+
+// enrollments watches when and from where first certificates are given, for
+// unusual_enrollment.
+type enrollments struct {
+	m    *machine
+	rule *Rule
+	by   table[string, night]
+}
+
+// night is a series of unusual enrollments in one fleet.
+type night struct {
+	since time.Time
+	count int
+	next  int
+}
+
+func (n *enrollments) init(m *machine) {
+	n.m, n.rule = m, m.rules[UnusualEnrollment]
+	n.by = table[string, night]{max: maxFleets, ttl: lasts(n.rule)}
+}
+
+func (n *enrollments) issued(e *countersign.Event) {
+	if !first(e) || e.Device == "" {
+		return
+	}
+	why := unusual(n.m.usual(e.Fleet), e)
+	if why == "" {
+		return
+	}
+	s, _ := n.by.touch(e.Fleet, e.At)
+	if e.At.Sub(s.since) >= n.rule.Again {
+		*s = night{since: e.At, next: n.rule.Threshold}
+	}
+	s.count++
+	if s.count < s.next {
+		return
+	}
+	s.next *= 10
+	n.m.report(n.rule, e, countersign.Finding{
+		Subject: "fleet:" + e.Fleet, Device: e.Device, Summary: e.Device + " enrolled in fleet " + e.Fleet + " " + why + ".",
+		Evidence: map[string]string{
+			"device": e.Device, "address": e.Remote, "at": stamp(e.At), "method": e.Data["method"], "evidence": e.Data["evidence"],
+			"via": e.Via, "enrollments": strconv.Itoa(s.count), "since": stamp(s.since),
+		},
+	})
+}
+
+// unusual says what is unusual about an enrollment; empty if nothing is.
+func unusual(u countersign.Usual, e *countersign.Event) string {
+	ap, err := netip.ParseAddrPort(e.Remote)
+	if err == nil && !countersign.Contains(u.Networks, ap.Addr()) {
+		return "from outside of the fleet's networks"
+	}
+	if from, to, ok := hours(u.Hours); ok && !within(from, to, e.At.UTC().Hour()) {
+		return "outside of the fleet's hours, " + u.Hours + " UTC"
+	}
+	return ""
+}
+
+// hours reads 06-20: from six until before twenty o'clock. 22-04 goes over midnight.
+func hours(s string) (from, to int, ok bool) {
+	a, b, found := strings.Cut(s, "-")
+	from, err1 := strconv.Atoi(strings.TrimSpace(a))
+	to, err2 := strconv.Atoi(strings.TrimSpace(b))
+	return from, to, found && err1 == nil && err2 == nil && from >= 0 && from < 24 && to >= 0 && to <= 24 && from != to
+}
+
+func within(from, to, hour int) bool {
+	if from < to {
+		return hour >= from && hour < to
+	}
+	return hour >= from || hour < to
+}
+
+// topicBursts counts refused acts, for denied_topics.
+type topicBursts struct {
+	m    *machine
+	rule *Rule
+	by   table[string, denials]
+}
+
+type denials struct {
+	burst  burst
+	topics []string // the latest different ones
+}
+
+// maxTopics bounds the topics kept for evidence.
+const maxTopics = 5
+
+func (t *topicBursts) init(m *machine) {
+	t.m, t.rule = m, m.rules[DeniedTopics]
+	t.by = table[string, denials]{max: maxDevices, ttl: lasts(t.rule)}
+}
+
+func (t *topicBursts) denied(e *countersign.Event) {
+	if e.Device == "" {
+		return
+	}
+	d, _ := t.by.touch(e.Device, e.At)
+	d.topics = latest(d.topics, e.Data["action"]+" "+clip(e.Data["topic"]), maxTopics)
+	if !d.burst.add(t.rule, hit{at: e.At, seq: e.Seq}) {
+		return
+	}
+	t.m.report(t.rule, e, countersign.Finding{
+		Subject: string(e.Actor), Device: e.Device, Events: d.burst.seqs(),
+		Summary:  string(e.Actor) + " keeps trying what it may not do.",
+		Evidence: map[string]string{"acts": join(d.topics), "address": e.Remote, "via": e.Via},
+	})
+}

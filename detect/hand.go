@@ -1,0 +1,178 @@
+package detect
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// handOver moves the cursor to the machine's event, with the findings that no other
+// node has handed over. It tries until it can or ctx ends: the machine has moved on
+// already, so what it found would be lost.
+func (w *Watch) handOver(ctx context.Context, list []found) error {
+	for {
+		given, err := w.commit(ctx, list)
+		if err == nil {
+			for i := range given {
+				if w.Observe != nil {
+					w.Observe(given[i].Rule, given[i].Severity)
+				}
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.log().ErrorContext(ctx, "findings not handed over", "findings", len(list), "error", err, "retry_in", pollEvery)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.Finding, err error) {
+	if seq, due, err := cursors(ctx, w.DB); err != nil || seq >= w.at && len(fresh(list, seq, due)) == 0 {
+		return nil, err
+	}
+	err = w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		given = nil
+		if err := tx.Lock(ctx, "detect"); err != nil {
+			return err
+		}
+		seq, due, err := cursors(ctx, tx)
+		if err != nil {
+			return err
+		}
+		last := due
+		for _, f := range fresh(list, seq, due) {
+			given = append(given, f.Finding)
+			last = max(last, store.Micros(f.due))
+		}
+		if len(given) > 0 {
+			if err := w.Handle(ctx, tx, given); err != nil {
+				return fmt.Errorf("couldn't hand over %d findings: %w", len(given), err)
+			}
+		}
+		if last > due {
+			if err := save(ctx, tx, dueName, last); err != nil {
+				return err
+			}
+		}
+		if w.at <= seq {
+			return nil
+		}
+		return save(ctx, tx, cursorName, w.at)
+	})
+	return given, err
+}
+
+// fresh are the findings that were not handed over by when the cursors stood there.
+func fresh(list []found, seq, due int64) []found {
+	var keep []found
+	for _, f := range list {
+		if f.seq > seq || f.seq == 0 && store.Micros(f.due) > due {
+			keep = append(keep, f)
+		}
+	}
+	return keep
+}
+
+// cursors reads up to which event, and up to which moment, all was handed over.
+func cursors(ctx context.Context, r store.Reader) (seq, due int64, err error) {
+	for name, v := range map[string]*int64{cursorName: &seq, dueName: &due} {
+		err := r.QueryRow(ctx, `SELECT seq FROM event_cursor WHERE name = $1`, name).Scan(v)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return 0, 0, fmt.Errorf("couldn't read the cursor %s: %w", name, err)
+		}
+	}
+	return seq, due, nil
+}
+
+func save(ctx context.Context, tx *store.Tx, name string, v int64) error {
+	_, err := tx.Exec(ctx, `INSERT INTO event_cursor (name, seq) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq`, name, v)
+	if err != nil {
+		return fmt.Errorf("couldn't move the cursor %s: %w", name, err)
+	}
+	return nil
+}
+
+// read gives the sealed events after one, at most limit. Sealing gives sequences in
+// the order of commits, so none appears later below one that was read.
+func (w *Watch) read(ctx context.Context, after int64, limit int) (list []countersign.Event, err error) {
+	rows, err := w.DB.Query(ctx, `SELECT seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data
+		FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read the log: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var e countersign.Event
+		var at int64
+		var data string
+		err := rows.Scan(&e.Seq, &at, &e.Type, &e.Actor, &e.Device, &e.Fleet, &e.Cert.Issuer, &e.Cert.Serial, &e.Remote, &e.Via, &e.Code, &e.Reason, &data)
+		if err != nil {
+			return nil, fmt.Errorf("couldn't read the log: %w", store.Wrap(err))
+		}
+		e.At = store.Time(at)
+		if data != "" && json.Unmarshal([]byte(data), &e.Data) != nil {
+			e.Data = nil // somebody changed it: the audit of the log finds that
+		}
+		list = append(list, e)
+	}
+	return list, store.Wrap(rows.Err())
+}
+
+// learnUsual reads what is usual in the fleets that the events enroll devices in.
+func (w *Watch) learnUsual(ctx context.Context, events []countersign.Event) error {
+	w.usuals = map[string]countersign.Usual{}
+	for i := range events {
+		e := &events[i]
+		if w.Usual == nil || e.Type != countersign.CertIssued && e.Type != countersign.CertAccepted || !first(e) {
+			continue
+		}
+		if _, known := w.usuals[e.Fleet]; known {
+			continue
+		}
+		u, err := w.Usual(ctx, e.Fleet)
+		if err != nil && countersign.CodeOf(err) != countersign.NotFound {
+			return fmt.Errorf("couldn't read the rules of fleet %s: %w", e.Fleet, err)
+		}
+		w.usuals[e.Fleet] = u
+	}
+	return nil
+}
+
+func (w *Watch) log() *slog.Logger {
+	if w.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return w.Log
+}
+
+// bell wakes one goroutine; the zero bell works.
+type bell struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+func (b *bell) ring() {
+	select {
+	case b.wait() <- struct{}{}:
+	default:
+	}
+}
+
+func (b *bell) wait() chan struct{} {
+	b.once.Do(func() { b.c = make(chan struct{}, 1) })
+	return b.c
+}

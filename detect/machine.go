@@ -1,0 +1,253 @@
+package detect
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// maxDevices bounds how many devices are remembered, by each rule that does. The
+	// most costly of them takes about 500 octets for one.
+	maxDevices = 200_000
+	// maxSources bounds how many addresses are remembered, by each rule that does: a
+	// stranger can have any number of them.
+	maxSources = 50_000
+	// memory is how far back detectors remember, and so what is read again after a
+	// restart. A device that connects once a week is still known.
+	memory = 7 * 24 * time.Hour
+)
+
+// found is a finding with what makes it count once: the event that completed it
+// or, where time alone did, the moment.
+type found struct {
+	countersign.Finding
+	seq int64
+	due time.Time
+}
+
+// machine is all detectors. It is a function of what it has seen: it has no clock
+// and asks nobody.
+type machine struct {
+	rules   map[string]*Rule
+	usual   func(fleet string) countersign.Usual
+	holders holders
+	clients clients
+	profile profiles
+	crowd   crowds
+	door    door
+	topics  topicBursts
+	enroll  enrollments
+	masses  masses
+	out     []found
+}
+
+func newMachine(usual func(fleet string) countersign.Usual) *machine {
+	m := &machine{rules: map[string]*Rule{}, usual: usual}
+	for _, r := range Rules() {
+		m.rules[r.Name] = &r
+	}
+	m.holders.init(m)
+	m.clients.init(m)
+	m.profile.init(m)
+	m.crowd.init(m)
+	m.door.init(m)
+	m.topics.init(m)
+	m.enroll.init(m)
+	m.masses.init()
+	return m
+}
+
+// step takes the next event of the log and gives what is found by it.
+func (m *machine) step(e *countersign.Event) []found {
+	m.out = nil
+	m.holders.elapse(e.At)
+	switch e.Type {
+	case countersign.SessionOpened:
+		m.opened(e)
+	case countersign.SessionClosed:
+		m.holders.closed(e)
+		m.clients.closed(e)
+	case countersign.ConnectRefused:
+		m.door.connection(e)
+	case countersign.EnrollRefused:
+		m.door.enrollment(e)
+	case countersign.TopicDenied:
+		m.topics.denied(e)
+	case countersign.CertIssued, countersign.CertAccepted:
+		m.profile.issued(e)
+		m.enroll.issued(e)
+	case countersign.DeviceRevoked, countersign.DeviceRetiredEv:
+		m.profile.forget(e.Device)
+	case countersign.ServerStarted:
+		m.holders.restarted(e.Data["node"])
+	default:
+		m.recorded(e)
+	}
+	return m.out
+}
+
+// elapse tells that time has passed without an event.
+func (m *machine) elapse(now time.Time) []found {
+	m.out = nil
+	m.holders.elapse(now)
+	return m.out
+}
+
+// opened is the start of a session of a device; guests and operators are none.
+func (m *machine) opened(e *countersign.Event) {
+	if e.Device == "" || strings.Contains(e.Device, "/") {
+		return
+	}
+	m.holders.opened(e)
+	m.clients.opened(e)
+	before := m.profile.opened(e)
+	m.crowd.opened(e, before)
+}
+
+// report hands out a finding that event e completed.
+func (m *machine) report(r *Rule, e *countersign.Event, f countersign.Finding) {
+	f.At, f.Fleet = e.At, e.Fleet
+	if f.Remote == "" {
+		f.Remote = e.Remote
+	}
+	if f.Cert.IsZero() {
+		f.Cert = e.Cert
+	}
+	if len(f.Events) == 0 {
+		f.Events = []int64{e.Seq}
+	}
+	m.emit(r, found{Finding: f, seq: e.Seq})
+}
+
+// emit completes a finding by its rule's catalog entry and lets it through unless
+// it drowns in others like it.
+func (m *machine) emit(r *Rule, f found) {
+	f.Rule = r.Name
+	if f.Severity == "" {
+		f.Severity = r.Severity
+	}
+	maps.DeleteFunc(f.Evidence, func(_, v string) bool { return v == "" })
+	if m.masses.pass(&f) {
+		m.out = append(m.out, f)
+	}
+}
+
+// source is what counts as one address: IPv4 alone, IPv6 by its /64. provider is a
+// wider network, within which one device may move: /16 and /32.
+func source(remote string) (addr, provider netip.Prefix, ok bool) {
+	ap, err := netip.ParseAddrPort(remote)
+	a := ap.Addr()
+	if err != nil {
+		if a, err = netip.ParseAddr(remote); err != nil {
+			return addr, provider, false
+		}
+	}
+	a = a.Unmap().WithZone("")
+	narrow, wide := 32, 16
+	if a.Is6() {
+		narrow, wide = 64, 32
+	}
+	addr, err = a.Prefix(narrow)
+	if err != nil {
+		return addr, provider, false
+	}
+	provider, err = a.Prefix(wide)
+	return addr, provider, err == nil
+}
+
+func deviceSubject(id string) string { return "device:" + id }
+
+func addressSubject(p netip.Prefix) string { return "address:" + p.String() }
+
+// tally is how many events one line of the log stands for: repeats are thinned out.
+func tally(e *countersign.Event) int {
+	n, err := strconv.Atoi(e.Data["more_before"])
+	if err != nil || n < 0 {
+		return 1
+	}
+	return n + 1
+}
+
+const (
+	// massAfter findings of one rule in one fleet within massWindow are told one by
+	// one. What befalls more devices at once has one cause and is one finding of the
+	// fleet, told again at ten times as many.
+	massAfter  = 20
+	massWindow = 10 * time.Minute
+	maxMasses  = 10_000
+)
+
+// masses groups what befalls many devices at once. Findings of high and critical
+// severity are never grouped: something is to be done about each.
+type masses struct {
+	by table[[2]string, mass]
+}
+
+type mass struct {
+	since time.Time
+	count int
+	next  int // the count at which the fleet's finding is told again
+}
+
+func (s *masses) init() { s.by = table[[2]string, mass]{max: maxMasses, ttl: massWindow} }
+
+func (s *masses) pass(f *found) bool {
+	if f.Severity == countersign.SeverityHigh || f.Severity == countersign.SeverityCritical || strings.HasPrefix(f.Subject, "fleet:") {
+		return true
+	}
+	at := f.At
+	m, _ := s.by.touch([2]string{f.Rule, f.Fleet}, at)
+	if at.Sub(m.since) > massWindow {
+		*m = mass{since: at, next: massAfter + 1}
+	}
+	m.count++
+	if m.count <= massAfter {
+		return true
+	}
+	if m.count < m.next {
+		return false
+	}
+	m.next = m.count / (massAfter + 1) * 10 * (massAfter + 1)
+	f.Evidence = maps.Clone(f.Evidence)
+	if f.Evidence == nil {
+		f.Evidence = map[string]string{}
+	}
+	f.Evidence["findings"], f.Evidence["last"] = strconv.Itoa(m.count), f.Subject
+	f.Summary = strconv.Itoa(m.count) + " findings of this kind within " + span(massWindow) + "; the last: " + f.Summary
+	f.Subject = "server"
+	if f.Fleet != "" {
+		f.Subject = "fleet:" + f.Fleet
+	}
+	f.Device, f.Cert = "", countersign.CertRef{}
+	return true
+}
+
+// span says a duration as people do.
+func span(d time.Duration) string {
+	switch {
+	case d >= 48*time.Hour && d%(24*time.Hour) == 0:
+		return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+	case d >= time.Hour && d%time.Hour == 0:
+		return strconv.Itoa(int(d/time.Hour)) + " h"
+	case d >= time.Minute:
+		return strconv.Itoa(int(d/time.Minute)) + " min"
+	}
+	return strconv.Itoa(int(d/time.Second)) + " s"
+}
+
+// join lists at most a few words for evidence.
+func join(words []string) string {
+	slices.Sort(words)
+	const most = 10
+	words = slices.Compact(words)
+	if len(words) > most {
+		return strings.Join(words[:most], ", ") + ", and " + strconv.Itoa(len(words)-most) + " more"
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,187 @@
+package detect
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// batch is the most events taken in at once: their findings are one transaction.
+	batch = 500
+	// pollEvery is how late a finding may be when nobody wakes the watch, and how
+	// often one that could not be handed over is tried again.
+	pollEvery = 500 * time.Millisecond
+	// sealTime is how long an event that woke the watch takes until it is sealed.
+	sealTime = 150 * time.Millisecond
+	// idleLag is how far behind the clock time is taken to have passed where no event
+	// says so: one that happened by then has been sealed, or the log is in trouble.
+	idleLag = 10 * time.Second
+	// maxReplay bounds the events read again at a start, a few seconds' worth.
+	maxReplay = 500_000
+
+	// cursorName is where the watch stands in the log, dueName up to when what
+	// became due by time alone was handed over (microseconds since 1970).
+	cursorName = "detect"
+	dueName    = "detect.due"
+)
+
+// Watch follows the sealed log and hands over what the detectors find. Set the
+// fields, then Run.
+//
+// Every node runs one: each has seen everything, and takes over at once when
+// another one dies. Who reaches the end of a batch first hands its findings over,
+// in the transaction that moves the common cursor; the others' are dropped. So
+// a finding is handed over once, whatever crashes. After a restart the detectors
+// read the last week before the cursor again, in silence.
+type Watch struct {
+	DB  *store.DB
+	Now func() time.Time
+	Log *slog.Logger // nil discards
+	// Handle takes the findings of a batch in the transaction that marks it done. It
+	// may run more than once, as with [store.DB.Write]; with an error the batch is
+	// tried again.
+	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
+	// Usual tells what is nothing to notice in a fleet; nil: nothing is noticed.
+	Usual func(ctx context.Context, fleet string) (countersign.Usual, error)
+	// Observe hears of each finding once it is handed over; nil: nobody does.
+	Observe func(rule string, severity countersign.Severity)
+
+	machine *machine
+	usuals  map[string]countersign.Usual // of the batch's fleets
+	at      int64                        // the last event that the machine has seen
+	woken   bell
+}
+
+// Wake hints that something happened. It never blocks.
+func (w *Watch) Wake() { w.woken.ring() }
+
+// Run watches until ctx ends.
+func (w *Watch) Run(ctx context.Context) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for ready := false; ; {
+		var err error
+		if !ready {
+			err = w.start(ctx)
+			ready = err == nil
+		}
+		if ready {
+			err = w.catchUp(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			w.log().ErrorContext(ctx, "detectors are behind", "error", err, "retry_in", pollEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-w.woken.wait():
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(sealTime):
+			}
+		}
+	}
+}
+
+// start makes the detectors remember what they would if the server had not been
+// down. What they find in it was handed over then.
+func (w *Watch) start(ctx context.Context) error {
+	cursor, _, err := cursors(ctx, w.DB)
+	if err != nil {
+		return err
+	}
+	from, err := w.replayFrom(ctx, cursor)
+	if err != nil {
+		return err
+	}
+	w.machine = newMachine(func(fleet string) countersign.Usual { return w.usuals[fleet] })
+	for w.at = from; w.at < cursor; {
+		events, err := w.read(ctx, w.at, int(min(batch, cursor-w.at)))
+		if err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			return fmt.Errorf("couldn't read event %d again: it is missing", w.at+1)
+		}
+		if err := w.learnUsual(ctx, events); err != nil {
+			return err
+		}
+		for i := range events {
+			w.machine.step(&events[i])
+		}
+		w.at = events[len(events)-1].Seq
+	}
+	return nil
+}
+
+// replayFrom finds the event before the first to read again, by halves: times rise
+// with the sequence, but for moments.
+func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
+	if cursor == 0 {
+		return 0, nil
+	}
+	last, err := w.timeOf(ctx, cursor)
+	if err != nil {
+		return 0, err
+	}
+	low, high := max(0, cursor-maxReplay), cursor
+	for low < high {
+		mid := low + (high-low)/2
+		at, err := w.timeOf(ctx, mid+1)
+		if err != nil {
+			return 0, err
+		}
+		if last.Sub(at) > memory {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	return low, nil
+}
+
+func (w *Watch) timeOf(ctx context.Context, seq int64) (time.Time, error) {
+	var at int64
+	if err := w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq = $1`, seq).Scan(&at); err != nil {
+		return time.Time{}, fmt.Errorf("couldn't read the time of event %d: %w", seq, err)
+	}
+	return store.Time(at), nil
+}
+
+// catchUp takes in what has been sealed, and that time has passed.
+func (w *Watch) catchUp(ctx context.Context) error {
+	for ctx.Err() == nil {
+		events, err := w.read(ctx, w.at, batch)
+		if err != nil {
+			return err
+		}
+		if err := w.learnUsual(ctx, events); err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			break
+		}
+		var list []found
+		for i := range events {
+			list = append(list, w.machine.step(&events[i])...)
+		}
+		w.at = events[len(events)-1].Seq
+		if err := w.handOver(ctx, list); err != nil {
+			return err
+		}
+		if len(events) < batch {
+			break
+		}
+	}
+	if list := w.machine.elapse(w.Now().Add(-idleLag)); len(list) > 0 {
+		return w.handOver(ctx, list)
+	}
+	return ctx.Err()
+}
