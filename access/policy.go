@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -284,4 +285,9 @@ func (p *Policies) Subject(ctx context.Context, device string) (policy.Subject, 
 	f, err := p.facts(ctx, []string{device}, serials)
 	s.Tags, s.CN = f.tags[device], f.names[serial]
 	return s, err
+}
+
+// OfFleet are those sessions that a fleet's policy is about.
+func OfFleet(sessions []countersign.Session, fleet string) []countersign.Session {
+	return slices.DeleteFunc(sessions, func(s countersign.Session) bool { return s.Fleet != fleet })
 }

@@ -35,7 +35,7 @@ func matters(t countersign.EventType) bool {
 	switch t {
 	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceReactivated,
 		countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReleased, countersign.CertReplaced,
-		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved,
+		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved, countersign.PolicyApplied,
 		countersign.AccessTokenRevoked:
 		return true
 	}

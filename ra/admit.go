@@ -31,6 +31,9 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
 		dec = d.meet(ctx, c, dec)
 	}
+	if d.Sample != nil {
+		d.Sample.Connect(c, &dec)
+	}
 	switch {
 	case dec.Replaced:
 		err = d.forkShown(ctx, &dec)
@@ -265,8 +268,12 @@ func (d *Desk) Closed(s countersign.Session, why string) {
 	d.Events.Later(e)
 }
 
-// Judged records an act that the session's permissions refused.
+// Judged records an act that the session's permissions refused, and has the sample
+// take down any.
 func (d *Desk) Judged(s countersign.Session, a countersign.Act) {
+	if d.Sample != nil {
+		d.Sample.Act(s, a)
+	}
 	if a.Allowed {
 		return
 	}

@@ -28,6 +28,7 @@ type Desk struct {
 	Registry *registry.Registry
 	Access   *access.Desk
 	Ledger   *access.Ledger
+	Sample   *access.Sample // of what was decided, for the replay of policies; nil: none
 	Events   *event.Log
 	CRLs     *Publisher
 	Now      func() time.Time

@@ -1,0 +1,129 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+)
+
+const (
+	// recheckRate is how many sessions a second a change of policy cuts on a node:
+	// what it also lets in again, so that a fleet which comes back at once does not
+	// keep others waiting.
+	recheckRate = 1000
+	// secondLook is when the sessions are looked at again. It is longer than a
+	// connection may take to be decided: one that was decided by the old policy, and
+	// not yet in the index at the first look, is there at the second.
+	secondLook = 30 * time.Second
+	// recheckRetry is the pause where the records cannot be read.
+	recheckRetry = time.Second
+)
+
+// rechecks are the fleets whose policy changed, and whose sessions are yet to be
+// held against it. They are as many as there are fleets at the most.
+type rechecks struct {
+	sample *access.Sample
+	pace   *rate.Limiter
+
+	mu   sync.Mutex
+	due  map[string]bool
+	wake chan struct{}
+}
+
+// openPolicies sets up what says what a session may do, and hears of its changes.
+func (s *Server) openPolicies(context.Context) error {
+	s.desk.Access.Policies = &access.Policies{DB: s.db, Now: s.opts.Now, Append: s.events.Append, Live: s.events.Live}
+	s.desk.Sample = &access.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
+	s.rechecks = rechecks{
+		sample: s.desk.Sample, pace: rate.NewLimiter(recheckRate, recheckRate),
+		due: map[string]bool{}, wake: make(chan struct{}, 1),
+	}
+	s.events.Subscribe(s.heardPolicy)
+	return nil
+}
+
+// heardPolicy hears that a policy was applied here or on another node.
+func (s *Server) heardPolicy(e countersign.Event) {
+	if e.Type != countersign.PolicyApplied {
+		return
+	}
+	s.desk.Access.Policies.Forget(e.Fleet)
+	r := &s.rechecks
+	r.mu.Lock()
+	r.due[e.Fleet] = true
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// runPolicies writes the sample of decisions behind, and holds live sessions
+// against the policies that are applied.
+func (s *Server) runPolicies(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { _ = s.rechecks.sample.Run(ctx) }) // it ends with ctx, without an error
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.rechecks.wake:
+		}
+		s.rechecks.mu.Lock()
+		due := s.rechecks.due
+		s.rechecks.due = map[string]bool{}
+		s.rechecks.mu.Unlock()
+		for fleet := range due {
+			wg.Go(func() { s.recheck(ctx, fleet) })
+		}
+	}
+}
+
+// recheck cuts the sessions of a fleet that have more than its policy gives now. It
+// does not end before it could look: what may be too much is too much.
+func (s *Server) recheck(ctx context.Context, fleet string) {
+	for looks := 0; looks < 2; {
+		cut, err := s.cutLosers(ctx, fleet)
+		pause := secondLook
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.log.ErrorContext(ctx, "sessions not held against a new policy", "fleet", fleet, "error", err, "retry_in", recheckRetry)
+			pause = recheckRetry
+		default:
+			looks++
+			s.log.InfoContext(ctx, "sessions held against a new policy", "fleet", fleet, "cut", cut, "look", looks)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (s *Server) cutLosers(ctx context.Context, fleet string) (int, error) {
+	in, err := s.desk.Access.Policies.Of(ctx, fleet)
+	if err != nil {
+		return 0, err
+	}
+	losers, err := s.desk.Access.Policies.Losers(ctx, in.Policy, access.OfFleet(s.index.Sessions(), fleet))
+	if err != nil {
+		return 0, err
+	}
+	cut := 0
+	for _, l := range losers {
+		if err := s.rechecks.pace.Wait(ctx); err != nil {
+			return cut, err
+		}
+		cut += s.index.Cut(countersign.Cut{Device: l.Device, Reason: "the policy changed"})
+	}
+	return cut, nil
+}
