@@ -375,6 +375,16 @@ func (a *Auditor) findingRows(ctx context.Context, where string, args ...any) (l
 	return list, store.Wrap(rows.Err())
 }
 
+// LastCompleted gives the newest run that completed, false if there is none.
+func (a *Auditor) LastCompleted(ctx context.Context) (run Run, ok bool, err error) {
+	list, err := a.runRows(ctx, `WHERE state = 'COMPLETED' ORDER BY id DESC LIMIT 1`)
+	if err != nil || len(list) == 0 {
+		return Run{}, false, err
+	}
+	list[0].Checks, err = a.results(ctx, list[0].ID)
+	return list[0], err == nil, err
+}
+
 // Severity is that of the worst finding; empty without one.
 func (r *Run) Severity() (worst countersign.Severity) {
 	for _, c := range r.Checks {

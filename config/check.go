@@ -34,6 +34,10 @@ const (
 	minCRLValidity = 10 * time.Minute
 	// maxCRLValidity is the ten days that many validators will not exceed.
 	maxCRLValidity = 10 * 24 * time.Hour
+	// minAuditEvery leaves the disk to the devices: an audit reads every certificate.
+	minAuditEvery = time.Hour
+	// maxAuditEvery is a month, the longest that AWS IoT Device Defender offers.
+	maxAuditEvery = 31 * 24 * time.Hour
 	// maxConnectTimeout bounds how long a silent peer holds a socket.
 	maxConnectTimeout = 5 * time.Minute
 	// maxPacket is what the edge is willing to hold for one session.
@@ -72,6 +76,7 @@ func (c Config) Check() []Problem {
 	k.limits(c.Limits)
 	k.duration("overlap", c.Overlap, 0, maxOverlap)
 	k.duration("crl_validity", c.CRLValidity, minCRLValidity, maxCRLValidity)
+	k.duration("audit.every", c.Audit.Every, minAuditEvery, maxAuditEvery)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.oneOf("log.format", c.Log.Format, "auto", "text", "json")
 	return k.problems

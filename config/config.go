@@ -72,6 +72,9 @@ type Config struct {
 	// Limits bound what strangers can take.
 	Limits Limits `yaml:"limits"`
 
+	// Audit says when the server looks through its own records.
+	Audit Audit `yaml:"audit"`
+
 	// Overlap is how long a new fleet lets a device use the certificate that a new
 	// one superseded. A fleet can change its own. Default 24h.
 	Overlap time.Duration `yaml:"overlap"`
@@ -246,6 +249,13 @@ type Limits struct {
 	Packet Size `yaml:"packet"`
 }
 
+// Audit says when the server looks through its own records; see docs/audit.md.
+type Audit struct {
+	// Every is the time from one scheduled audit to the next, from 1h to 744h. It is
+	// reckoned from the last one, also over restarts. Default 24h.
+	Every time.Duration `yaml:"every"`
+}
+
 // Log says how much is logged and in which form.
 type Log struct {
 	// Level is debug, info, warn or error. Default info.
@@ -271,6 +281,7 @@ const (
 	defaultConnectTimeout = 10 * time.Second
 	defaultPacket         = Size(256 << 10)
 	defaultCRLValidity    = 24 * time.Hour
+	defaultAuditEvery     = 24 * time.Hour
 )
 
 // Dev is the configuration of countersign dev: everything on loopback, with the

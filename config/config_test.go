@@ -125,6 +125,7 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 		},
 		Overlap:     -1,
 		CRLValidity: time.Second,
+		Audit:       Audit{Every: time.Minute},
 		Log:         Log{Level: "loud", Format: "xml"},
 	}
 	var got []string

@@ -45,6 +45,7 @@ func (c Config) WithDefaults() Config {
 	m.Packet = cmp.Or(m.Packet, defaultPacket)
 	c.Overlap = cmp.Or(c.Overlap, countersign.DefaultOverlap)
 	c.CRLValidity = cmp.Or(c.CRLValidity, defaultCRLValidity)
+	c.Audit.Every = cmp.Or(c.Audit.Every, defaultAuditEvery)
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "auto")
 	return c

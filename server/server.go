@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/edge"
@@ -65,6 +66,7 @@ type Server struct {
 	desk      *ra.Desk
 	crls      *ra.Publisher
 	alerts    *respond.Desk
+	auditor   *audit.Auditor
 	identity  *identity
 	index     *edge.Index
 	guard     *edge.Guard
@@ -109,7 +111,7 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 		return s, fmt.Errorf("make the data folder: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openDoors,
+		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openAuditor, s.openDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return s, err
@@ -243,7 +245,7 @@ func (s *Server) openDoors(context.Context) error {
 			Office: &ra.Office{
 				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
 			},
-			Alerts: s.alerts, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
+			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/", doors.Handler())
@@ -322,7 +324,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.auditor.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)

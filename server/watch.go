@@ -20,7 +20,7 @@ func (s *Server) openWatch(context.Context) error {
 }
 
 // findingRules is the catalog of all that can be found.
-func findingRules() []respond.Rule { return nil }
+func findingRules() []respond.Rule { return auditRules() }
 
 // checkRules checks what a fleet's rules mean, each part by who knows.
 func (s *Server) checkRules(r countersign.Rules) error {
