@@ -19,6 +19,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
@@ -201,7 +202,7 @@ func TestDecide(t *testing.T) {
 			if tt.check == nil && (got.FirstUse || got.Replaced) {
 				t.Errorf("%s: got first use %v, replaced %v", tt.name, got.FirstUse, got.Replaced)
 			}
-			perms := access.Default("pump-1")
+			perms, _, _ := policy.Builtin().Permissions(policy.Subject{Kind: policy.Devices, Device: "pump-1", ClientID: "pump-1"})
 			if !got.Allow {
 				perms = countersign.Permissions{}
 			}
@@ -317,13 +318,4 @@ func TestUnreadableRecordIsNo(t *testing.T) {
 			t.Errorf("table gone: got %+v, want unavailable and no inner words", got)
 		}
 	})
-}
-
-func TestDefaultPermissionsKeepToTheDevice(t *testing.T) {
-	up := countersign.Filters{Allow: []string{"devices/a:b/up/#"}}
-	down := countersign.Filters{Allow: []string{"devices/a:b/down/#"}}
-	want := countersign.Permissions{Publish: up, Retain: up, Subscribe: down, Receive: down}
-	if d := cmp.Diff(want, access.Default("a:b")); d != "" {
-		t.Errorf("Default (-want +got):\n%s", d)
-	}
 }

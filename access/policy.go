@@ -142,14 +142,6 @@ func (in InForce) name() string {
 	return fmt.Sprintf("policy (version %d)", in.Version)
 }
 
-// Default is what a device may do where its fleet has no policy of its own:
-// publish below devices/<id>/up, subscribe below devices/<id>/down, and answer
-// whoever asked it something.
-func Default(device string) countersign.Permissions {
-	perms, _, _ := policy.Builtin().Permissions(policy.Subject{Kind: policy.Devices, Device: device, ClientID: device})
-	return perms
-}
-
 // facts are what is on record of devices and certificates, as far as a policy may
 // speak of it. What is not there has no value, and so gets nothing by it.
 type facts struct {
