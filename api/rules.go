@@ -15,6 +15,7 @@ type Rules struct {
 	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
 	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
+	Audit       *AuditRules       `json:"audit,omitempty" doc:"Thresholds of audit checks."`
 	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
@@ -24,6 +25,15 @@ type Rules struct {
 type Access struct {
 	Kinds  []string `json:"kinds,omitempty" maxItems:"6" doc:"certificate, password, secret, scram, sas, token; absent: certificate alone."`
 	Guests bool     `json:"guests,omitempty" doc:"Admit clients without any credential, as guests."`
+}
+
+// AuditRules are thresholds of audit checks; absent: the check's own default.
+type AuditRules struct {
+	Expiring  string `json:"expiring,omitempty" maxLength:"32" doc:"Before the end of a certificate; 720h, of short-lived ones a fifth of their life."`
+	MaxAge    string `json:"max_age,omitempty" maxLength:"32" doc:"Of a certificate; 8760h."`
+	SecretAge string `json:"secret_age,omitempty" maxLength:"32" doc:"Of a connection secret or enrollment key; 8760h."`
+	Unused    string `json:"unused,omitempty" maxLength:"32" doc:"Of a device that never connected; 720h."`
+	Inactive  string `json:"inactive,omitempty" maxLength:"32" doc:"Of a device that was not seen any more; 4320h."`
 }
 
 // IDRule says where a factory certificate holds the device id.

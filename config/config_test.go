@@ -139,7 +139,7 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 		"database", "storage_limit", "listeners.enroll", "listeners.mqtt", "listeners.status", "names[1]", "status_url", "root_passphrase",
 		"engine.addr", "engine.key", "engine.certificate", "engine.certificate",
 		"limits.max_connections", "limits.per_address", "limits.handshakes", "limits.allow_networks[1]", "limits.allow_networks[2]", "limits.connect_timeout", "limits.packet",
-		"overlap", "crl_validity", "log.level", "log.format",
+		"overlap", "crl_validity", "audit.every", "log.level", "log.format",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("fields with problems (-want +got):\n%s", diff)

@@ -132,6 +132,8 @@ const (
 	maxRecoveryAge = 2 * 366 * 24 * time.Hour
 	maxRecoveries  = 1000
 	maxApprovalTTL = 90 * 24 * time.Hour
+	// maxAuditSpan is as long as AWS IoT Device Defender lets a certificate age.
+	maxAuditSpan = 3652 * 24 * time.Hour
 )
 
 var accessKinds = []countersign.AccessKind{
@@ -157,6 +159,13 @@ func checkRules(f countersign.Fleet) error {
 		return bad("approval_ttl %v is not between 0 and %v", time.Duration(u.ApprovalTTL), maxApprovalTTL)
 	case len(u.Authorities) > maxNetworks:
 		return bad("%d authorities are more than %d", len(u.Authorities), maxNetworks)
+	}
+	for name, d := range map[string]countersign.Span{
+		"expiring": u.Audit.Expiring, "max_age": u.Audit.MaxAge, "secret_age": u.Audit.SecretAge, "unused": u.Audit.Unused, "inactive": u.Audit.Inactive,
+	} {
+		if d < 0 || time.Duration(d) > maxAuditSpan {
+			return bad("audit.%s %v is not between 0 and %v", name, time.Duration(d), maxAuditSpan)
+		}
 	}
 	for _, list := range [][]countersign.Method{u.Approval, u.Registered} {
 		for _, m := range list {
