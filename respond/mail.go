@@ -39,6 +39,9 @@ func (d *Desk) sendMail(ctx context.Context, c config.Channel, n api.Notice) (er
 		return fmt.Errorf("greet the mail server: %w", err)
 	}
 	if c.TLS == config.TLSStart {
+		if offered, _ := client.Extension("STARTTLS"); !offered {
+			return errors.New("the mail server does not offer STARTTLS, and nothing is sent in the clear")
+		}
 		tlsConfig, err := tlsFor(c, host)
 		if err != nil {
 			return err

@@ -70,8 +70,15 @@ func (d *Desk) syslogMessage(n api.Notice) string {
 	if a := n.Alert; a != nil {
 		severity = syslogSeverity(a.Severity)
 		pairs = append(pairs, [][2]string{
-			{"alert", a.ID}, {"rule", a.Rule}, {"severity", a.Severity}, {"state", a.State}, {"subject", a.Subject}, {"device", a.Device},
-			{"fleet", a.Fleet}, {"remote", a.Remote}, {"count", strconv.FormatInt(a.Count, 10)},
+			{"alert", a.ID},
+			{"rule", a.Rule},
+			{"severity", a.Severity},
+			{"state", a.State},
+			{"subject", a.Subject},
+			{"device", a.Device},
+			{"fleet", a.Fleet},
+			{"remote", a.Remote},
+			{"count", strconv.FormatInt(a.Count, 10)},
 		}...)
 	}
 	if g := n.Digest; g != nil {

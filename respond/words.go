@@ -52,8 +52,15 @@ func alertText(line func(format string, args ...any), a *api.Alert) {
 	line("%s", oneLine(a.Summary))
 	line("")
 	for _, f := range [][2]string{
-		{"rule", a.Rule}, {"severity", a.Severity}, {"state", a.State}, {"device", a.Device}, {"fleet", a.Fleet}, {"address", a.Remote},
-		{"findings", fmt.Sprint(a.Count)}, {"first", a.FirstSeen.Format(time.RFC3339)}, {"last", a.LastSeen.Format(time.RFC3339)},
+		{"rule", a.Rule},
+		{"severity", a.Severity},
+		{"state", a.State},
+		{"device", a.Device},
+		{"fleet", a.Fleet},
+		{"address", a.Remote},
+		{"findings", fmt.Sprint(a.Count)},
+		{"first", a.FirstSeen.Format(time.RFC3339)},
+		{"last", a.LastSeen.Format(time.RFC3339)},
 	} {
 		if f[1] != "" {
 			line("%-10s%s", f[0], oneLine(f[1]))
