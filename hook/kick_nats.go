@@ -59,59 +59,61 @@ func (k *natsKicker) kick(ctx context.Context, t target) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	found, err := findConnz(ctx, conn, t.device)
-	if err != nil {
-		return 0, err
-	}
 	n := 0
-	for _, z := range found {
+	err = eachConnz(ctx, conn, t.device, func(z connz) error {
 		for _, c := range z.Data.Connections {
 			if c.User != t.device {
 				continue
 			}
 			body, err := json.Marshal(map[string]uint64{"cid": c.CID})
 			if err != nil {
-				return n, err
+				return err
 			}
 			if _, err := conn.RequestWithContext(ctx, fmt.Sprintf(natsKick, z.Server.ID), body); err != nil {
-				return n, fmt.Errorf("couldn't have NATS end a connection: %w", err)
+				return fmt.Errorf("couldn't have NATS end a connection: %w", err)
 			}
 			n++
 		}
-	}
-	return n, nil
+		return nil
+	})
+	return n, err
 }
 
-// findConnz asks all servers for the connections of a user.
-func findConnz(ctx context.Context, conn *nats.Conn, user string) (list []connz, err error) {
+// eachConnz asks all servers for the connections of a user, and acts on each answer
+// as it comes.
+func eachConnz(ctx context.Context, conn *nats.Conn, user string, act func(connz) error) (err error) {
 	inbox := conn.NewInbox()
 	sub, err := conn.SubscribeSync(inbox)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, sub.Unsubscribe()) }()
 	body, err := json.Marshal(map[string]any{"auth": true, "user": user, "limit": pageSize * maxPages})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := conn.PublishRequest(natsConnz, inbox, body); err != nil {
-		return nil, err
+		return err
 	}
-	for wait := natsFirst; len(list) < maxNATSServers && ctx.Err() == nil; wait = natsGather {
+	wait := natsFirst
+	for n := 0; n < maxNATSServers && ctx.Err() == nil; n++ {
 		m, err := sub.NextMsg(wait)
-		if errors.Is(err, nats.ErrTimeout) && len(list) > 0 {
-			break
+		if errors.Is(err, nats.ErrTimeout) && n > 0 {
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("couldn't ask NATS for its connections: %w", err)
+			return fmt.Errorf("couldn't ask NATS for its connections: %w", err)
 		}
 		z, err := parseConnz(m.Data)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = act(z)
 		}
-		list = append(list, z)
+		if err != nil {
+			return err
+		}
+		wait = natsGather
 	}
-	return list, ctx.Err()
+	return ctx.Err()
 }
 
 // parseConnz reads one server's answer.

@@ -1,0 +1,305 @@
+package hook_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/sdk"
+)
+
+// patience is how long anything may take on a machine that has much else to do.
+const patience = 20 * time.Second
+
+// need skips the test when a program is missing, unless peers are required.
+func need(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		_, err := exec.LookPath(path)
+		if err == nil {
+			continue
+		}
+		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
+			t.Fatalf("%s is not installed, and COUNTERSIGN_REQUIRE_PEERS=1", path)
+		}
+		t.Skipf("%s is not installed", path)
+	}
+}
+
+// eventually polls until ok, and tells how long it took.
+func eventually(t *testing.T, what string, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for time.Since(began) < patience {
+		if ok() {
+			return time.Since(began)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Fatalf("%s did not happen within %s", what, patience)
+	return 0
+}
+
+// freePort finds a port for a program that cannot choose one itself.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatal("no TCP address")
+	}
+	return addr.Port
+}
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+func secretFile(t *testing.T, text []byte) config.Secret {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config.Secret("file:" + path)
+}
+
+// authority runs a server with one hook.
+func authority(t *testing.T, h config.Hook) *countersigntest.Server {
+	t.Helper()
+	return countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) {
+		c.Listeners.Hook = "127.0.0.1:0"
+		c.Hooks = []config.Hook{h}
+	}})
+}
+
+// serverPair is a certificate for 127.0.0.1 that its own test trusts, as files.
+func serverPair(t *testing.T) (cert, key string, roots *x509.CertPool) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a broker"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private) //nolint:forbidigo // a foreign broker's
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o644); err != nil { //nolint:gosec // read by another user, for minutes
+			t.Fatal(err)
+		}
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots = x509.NewCertPool()
+	roots.AddCert(parsed)
+	return cert, key, roots
+}
+
+// deviceTLS is how an enrolled device speaks to a foreign broker.
+func deviceTLS(id *sdk.Identity, roots *x509.CertPool) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, RootCAs: roots,
+		Certificates: []tls.Certificate{{Certificate: id.Path(), PrivateKey: id.Key()}},
+	}
+}
+
+// device is an MQTT client that does not come back by itself.
+type device struct {
+	mqtt.Client
+	lost chan time.Time
+}
+
+// dial connects, and gives the error of a refusal.
+func dial(t *testing.T, url, id, user, password string, config *tls.Config) (*device, error) {
+	t.Helper()
+	d := &device{lost: make(chan time.Time, 1)}
+	o := mqtt.NewClientOptions().AddBroker(url).SetClientID(id).SetUsername(user).SetPassword(password).SetTLSConfig(config).
+		SetAutoReconnect(false).SetConnectTimeout(patience).SetProtocolVersion(4).
+		SetConnectionLostHandler(func(mqtt.Client, error) { d.lost <- time.Now() })
+	d.Client = mqtt.NewClient(o)
+	token := d.Connect()
+	if !token.WaitTimeout(patience) {
+		return nil, errors.New("no answer to CONNECT")
+	}
+	if err := token.Error(); err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { d.Disconnect(10) })
+	return d, nil
+}
+
+// dialUntil connects as soon as the broker is up.
+func dialUntil(t *testing.T, url, id, user, password string, config *tls.Config) *device {
+	t.Helper()
+	var d *device
+	var err error
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(100 * time.Millisecond) {
+		if d, err = dial(t, url, id, user, password, config); err == nil {
+			return d
+		}
+	}
+	t.Fatalf("connect as %s: %v", id, err)
+	return nil
+}
+
+// inbox collects messages.
+type inbox struct {
+	mu   sync.Mutex
+	text []string
+}
+
+func (i *inbox) add(_ mqtt.Client, m mqtt.Message) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.text = append(i.text, m.Topic()+" "+string(m.Payload()))
+}
+
+func (i *inbox) has(text string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, one := range i.text {
+		if one == text {
+			return true
+		}
+	}
+	return false
+}
+
+// subscribe reports whether the broker granted the filter.
+func (d *device) subscribe(t *testing.T, filter string, to *inbox) bool {
+	t.Helper()
+	token, ok := d.Subscribe(filter, 1, to.add).(*mqtt.SubscribeToken)
+	if !ok || !token.WaitTimeout(patience) {
+		t.Logf("no answer to SUBSCRIBE %s", filter)
+		return false
+	}
+	return token.Error() == nil && token.Result()[filter] < 128
+}
+
+func (d *device) publish(topic, text string) error {
+	token := d.Publish(topic, 1, false, text)
+	if !token.WaitTimeout(patience) {
+		return errors.New("no answer to PUBLISH")
+	}
+	return token.Error()
+}
+
+func revoke(t *testing.T, s *countersigntest.Server, id string) {
+	t.Helper()
+	if _, err := s.Admin.Revoke(t.Context(), id, api.Revoke{Reason: "keyCompromise"}); err != nil {
+		t.Fatalf("revoke %s: %v", id, err)
+	}
+}
+
+// revoked revokes the device and waits until its session is over.
+func (d *device) revoked(t *testing.T, s *countersigntest.Server, id string) time.Duration {
+	t.Helper()
+	began := time.Now()
+	revoke(t, s, id)
+	select {
+	case at := <-d.lost:
+		return at.Sub(began)
+	case <-time.After(patience):
+		t.Fatalf("the session of %s went on for %s after its revocation", id, patience)
+		return 0
+	}
+}
+
+// kicked waits for the event of a kick and gives it.
+func kicked(t *testing.T, s *countersigntest.Server, id string) api.Event {
+	t.Helper()
+	var found api.Event
+	eventually(t, "session.kicked", func() bool {
+		for e, err := range s.Admin.DeviceEvents(t.Context(), id, api.Order{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Type == string(countersign.SessionKicked) {
+				found = e
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// program runs a foreign server until the test ends, and shows its output if
+// the test fails.
+func program(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // of the test
+	out := &output{}
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatalf("start %s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait() // interrupted
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, out)
+		}
+	})
+	return cmd
+}
+
+// output is a buffer that is read while it is written.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}

@@ -1,0 +1,136 @@
+package hook_test
+
+import (
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/countersigntest"
+)
+
+const natsConf = `
+server_name: foreign
+listen: "%[1]s"
+jetstream { store_dir: "%[2]s" }
+mqtt {
+  listen: "%[3]s"
+  tls { cert_file: "%[4]s", key_file: "%[5]s", ca_file: "%[6]s", verify: true }
+}
+accounts {
+  AUTH { users: [ { user: auth, password: auth-password } ] }
+  APP { jetstream: enabled }
+  SYS { users: [ { user: sys, password: sys-password } ] }
+}
+system_account: SYS
+authorization {
+  timeout: 5
+  auth_callout { issuer: %[7]s, account: AUTH, auth_users: [ auth, sys ], xkey: %[8]s }
+}
+`
+
+// startNATS runs a NATS server that asks a hook, and gives its URLs for NATS and MQTT.
+func startNATS(t *testing.T) (s *countersigntest.Server, url, mqttURL string, roots *x509.CertPool) {
+	t.Helper()
+	natsPort, mqttPort := freePort(t), freePort(t)
+	issuer, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	curve, err := nkeys.CreateCurveKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, public := keyPair(t, issuer)
+	xseed, xpublic := keyPair(t, curve)
+	url = "nats://" + loopback(natsPort)
+	s = authority(t, config.Hook{
+		Name: "nats", Kind: "nats",
+		NATS: config.HookNATS{
+			URL: url, User: "auth", Secret: secretFile(t, []byte("auth-password")),
+			Seed: secretFile(t, seed), XKey: secretFile(t, xseed), Account: "APP",
+		},
+		Kick: config.HookKick{URL: url, User: "sys", Secret: secretFile(t, []byte("sys-password"))},
+	})
+	cert, key, pool := serverPair(t)
+	path := filepath.Join(t.TempDir(), "nats.conf")
+	text := fmt.Sprintf(natsConf, loopback(natsPort), t.TempDir(), loopback(mqttPort), cert, key, s.Endpoints().Roots, public, xpublic)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.NoSigs, opts.NoLog = true, true
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("the NATS server does not start")
+	}
+	return s, url, "ssl://" + loopback(mqttPort), pool
+}
+
+func keyPair(t *testing.T, k nkeys.KeyPair) (seed []byte, public string) {
+	t.Helper()
+	seed, err := k.Seed()
+	if err == nil {
+		public, err = k.PublicKey()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seed, public
+}
+
+func TestNATSAsksAndIsTold(t *testing.T) {
+	s, url, mqttURL, roots := startNATS(t)
+	id := s.Enroll(t, "pump-1")
+	other := s.Enroll(t, "pump-2")
+	d := dialUntil(t, mqttURL, "pump-1", "", "", deviceTLS(id, roots))
+	neighbor := dialUntil(t, mqttURL, "pump-2", "", "", deviceTLS(other, roots))
+
+	var got inbox
+	if !d.subscribe(t, "devices/pump-1/down/#", &got) {
+		t.Error("its own topics are refused")
+	}
+	if d.subscribe(t, "devices/pump-2/down/#", &got) {
+		t.Error("another's topics are granted")
+	}
+	if err := d.publish("devices/pump-1/up/t", "21"); err != nil {
+		t.Errorf("publish: %v", err)
+	}
+	if err := neighbor.publish("devices/pump-1/down/x", "forged"); err != nil {
+		t.Logf("publish out of its permissions: %v", err)
+	}
+	time.Sleep(200 * time.Millisecond) // what must not come would come by then
+	if got.has("devices/pump-1/down/x forged") {
+		t.Error("a device gave orders to another one")
+	}
+
+	took := d.revoked(t, s, "pump-1")
+	t.Logf("NATS: session ended %s after the revocation", took.Round(time.Millisecond))
+	if e := kicked(t, s, "pump-1"); e.Data["sessions"] != "1" {
+		t.Errorf("session.kicked: got %v, want 1 session", e.Data)
+	}
+	if _, err := dial(t, mqttURL, "pump-1", "", "", deviceTLS(id, roots)); err == nil {
+		t.Error("a revoked device came in again")
+	}
+	if !neighbor.IsConnectionOpen() {
+		t.Error("the neighbor was disconnected too")
+	}
+	if _, err := nats.Connect(url, nats.UserInfo("pump-2", "wrong"), nats.NoReconnect()); err == nil {
+		t.Error("a wrong secret was let in")
+	}
+}
