@@ -37,7 +37,10 @@ const patience = 20 * time.Second
 func need(t *testing.T, paths ...string) {
 	t.Helper()
 	for _, path := range paths {
-		_, err := exec.LookPath(path)
+		_, err := os.Stat(path)
+		if !filepath.IsAbs(path) {
+			_, err = exec.LookPath(path)
+		}
 		if err == nil {
 			continue
 		}
