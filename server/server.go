@@ -27,6 +27,7 @@ import (
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/est"
 	"github.com/countersign-iot/countersign/event"
@@ -66,6 +67,7 @@ type Server struct {
 	desk      *ra.Desk
 	crls      *ra.Publisher
 	alerts    *respond.Desk
+	watch     *detect.Watch
 	auditor   *audit.Auditor
 	identity  *identity
 	index     *edge.Index
@@ -324,7 +326,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.auditor.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)

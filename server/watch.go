@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/respond"
 )
 
@@ -16,11 +17,28 @@ func (s *Server) openWatch(context.Context) error {
 		RA: s.desk, Sessions: s.index.Sessions, Rules: findingRules, Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)
+	s.watch = &detect.Watch{DB: s.db, Now: s.opts.Now, Log: s.log, Handle: s.alerts.Take, Usual: s.usual}
+	s.events.Subscribe(func(countersign.Event) { s.watch.Wake() })
 	return nil
 }
 
+// usual tells the detectors what is nothing to notice in a fleet.
+func (s *Server) usual(ctx context.Context, fleet string) (countersign.Usual, error) {
+	f, err := s.registry.Fleet(ctx, s.db, fleet)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return countersign.Usual{}, nil
+	}
+	return f.Rules.Usual, err
+}
+
 // findingRules is the catalog of all that can be found.
-func findingRules() []respond.Rule { return auditRules() }
+func findingRules() []respond.Rule {
+	rules := auditRules()
+	for _, r := range detect.Rules() {
+		rules = append(rules, respond.Rule{Name: r.Name, Title: r.Title, Severity: r.Severity, Default: r.Default, Why: r.Why, Do: r.Do})
+	}
+	return rules
+}
 
 // checkRules checks what a fleet's rules mean, each part by who knows.
 func (s *Server) checkRules(r countersign.Rules) error {
