@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,14 +30,18 @@ type Server struct {
 	// Origins are the web origins whose pages may connect over WebSocket, beside
 	// those of the host itself: https://app.example.com, *.example.com.
 	Origins []string
-	Log     *slog.Logger
-	Now     func() time.Time
+	// Pages answers what is asked of the WebSocket listener beside MQTT: the sign-in
+	// of browsers. nil: nothing.
+	Pages http.Handler
+	Log   *slog.Logger
+	Now   func() time.Time
 
 	once    sync.Once
 	gate    edge.Gate
 	web     edge.Gate // for WebSocket
 	count   counters
 	closing atomic.Bool
+	seed    maphash.Seed
 
 	mu      sync.Mutex
 	clients map[string]*claim // by client identifier
@@ -64,9 +70,10 @@ const (
 	// each may cost the engine a consumer.
 	DefaultSubscriptions = 128
 
-	// maxConnect bounds CONNECT, which a stranger sends: identifier, will and
-	// password have room.
-	maxConnect = 64 << 10
+	// maxConnect bounds CONNECT, which a stranger sends: a binary password and a will,
+	// of 64 KiB each as MQTT allows, and 8 KiB for the rest. Memory is taken as the
+	// bytes arrive.
+	maxConnect = 136 << 10
 	// maxClientID is a device id with a suffix of the same length.
 	maxClientID = 2*countersign.MaxDeviceID + 1
 	// engineTimeout bounds what the engine may take to accept a session.
@@ -76,6 +83,11 @@ const (
 	lingerBytes   = 64 << 10
 	// deniedEvery bounds how often one session's denied acts are told.
 	deniedEvery = time.Second
+	// maxTold bounds the topics of one session that are told when they are allowed for
+	// the first time: a sample of what devices do, for trying out policies.
+	maxTold = 32
+	// maxSoftware bounds what the client says of itself.
+	maxSoftware = 128
 	// takeoverWait bounds how long a client waits until its older session is gone.
 	takeoverWait = 5 * time.Second
 )
@@ -112,6 +124,7 @@ func (s *Server) init() {
 		s.Limits = s.Limits.withDefaults()
 		s.Gateway = cmp.Or(s.Gateway, "mqtt")
 		s.clients = map[string]*claim{}
+		s.seed = maphash.MakeSeed()
 		if s.Guard == nil {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}

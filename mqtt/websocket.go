@@ -52,7 +52,9 @@ func (s *Server) handleWeb(ctx context.Context, c *edge.Conn) {
 	_ = c.SetDeadline(s.Now().Add(s.Limits.Connect))
 	w, agent, err := s.upgrade(c)
 	if err != nil {
-		s.count.upgradeFailed.Add(1)
+		if !errors.Is(err, errPage) {
+			s.count.upgradeFailed.Add(1)
+		}
 		s.Log.DebugContext(ctx, "no WebSocket", "remote", c.Remote, "error", err)
 		_ = c.SetDeadline(s.Now().Add(lingerTimeout))
 		drain(c)
@@ -76,8 +78,7 @@ func (s *Server) upgrade(c *edge.Conn) (w *webSocket, agent string, err error) {
 		return nil, "", fmt.Errorf("couldn't read the request: %w", err)
 	}
 	if r.URL.Path != WebSocketPath {
-		http.Error(a, "MQTT is at "+WebSocketPath, http.StatusNotFound)
-		return nil, "", errors.New("the path is another")
+		return nil, "", s.page(c, a, r)
 	}
 	conn, err := websocket.Accept(a, r, &websocket.AcceptOptions{
 		Subprotocols: []string{webSocketProtocol}, OriginPatterns: s.Origins,
@@ -94,6 +95,26 @@ func (s *Server) upgrade(c *edge.Conn) (w *webSocket, agent string, err error) {
 		return nil, "", err
 	}
 	return w, r.UserAgent(), nil
+}
+
+// errPage is how a request ends that was for a page, and was answered.
+var errPage = errors.New("the path is another")
+
+// pageTimeout bounds the answer to a request that opens no WebSocket.
+const pageTimeout = 30 * time.Second
+
+// page answers a request that is not for MQTT, the one of its connection.
+func (s *Server) page(c *edge.Conn, a *upgradeAnswer, r *http.Request) error {
+	if s.Pages == nil {
+		http.Error(a, "MQTT is at "+WebSocketPath, http.StatusNotFound)
+		return errPage
+	}
+	_ = c.SetDeadline(s.Now().Add(pageTimeout))
+	r.RemoteAddr = c.Remote.String()
+	state := c.ConnectionState()
+	r.TLS = &state
+	s.Pages.ServeHTTP(a, r)
+	return errPage
 }
 
 // webSocket is the stream of MQTT packets in the binary messages of a WebSocket:
@@ -173,8 +194,8 @@ func (w *webSocket) close(last []byte) error {
 			break
 		}
 	}
-	frame := []byte{0x88, byte(2 + len(reason)), 0, 0} //nolint:gosec // at most 125
-	binary.BigEndian.PutUint16(frame[2:], uint16(w.status))
+	frame := []byte{0x88, byte(2 + len(reason)), 0, 0}      //nolint:gosec // at most 125
+	binary.BigEndian.PutUint16(frame[2:], uint16(w.status)) //nolint:gosec // one of ours
 	_, err := w.Conn.Write(append(frame, reason...))
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +43,8 @@ type Exchange struct {
 	Operators *operator.Desk
 	OIDC      *operator.OIDC // nil: there is no provider
 	Ledger    *access.Ledger
-	// Origins whose pages may ask, as scheme://host:port; the listener's own always may.
+	// Origins whose pages may ask: host or scheme://host, with * for any text; the
+	// listener's own always may.
 	Origins []string
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -101,7 +103,15 @@ func (x *Exchange) origin(w http.ResponseWriter, r *http.Request) bool {
 	if o == "" {
 		return true // no browser, or a page of the listener itself
 	}
-	if _, host, _ := strings.Cut(o, "://"); host != r.Host && !slices.Contains(x.Origins, o) {
+	_, host, _ := strings.Cut(o, "://")
+	if host != r.Host && !slices.ContainsFunc(x.Origins, func(pattern string) bool {
+		subject := host
+		if strings.Contains(pattern, "://") {
+			subject = o
+		}
+		ok, err := path.Match(strings.ToLower(pattern), strings.ToLower(subject))
+		return err == nil && ok
+	}) {
 		return false
 	}
 	w.Header().Set("Access-Control-Allow-Origin", o)

@@ -241,12 +241,15 @@ func (s *Server) openDoors(context.Context) error {
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
 	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
+	office := &ra.Office{
+		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
+	}
+	if err := s.openSignIn(office); err != nil {
+		return err
+	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
-			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators,
-			Office: &ra.Office{
-				DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
-			},
+			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Office: office,
 			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()

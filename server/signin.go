@@ -1,0 +1,57 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/rest"
+)
+
+// providerTimeout bounds one question to the OpenID provider.
+const providerTimeout = 10 * time.Second
+
+// openSignIn puts the exchange of tokens beside MQTT over WebSocket.
+func (s *Server) openSignIn(office *ra.Office) error {
+	if s.gateway == nil {
+		return nil
+	}
+	x := &rest.Exchange{
+		Office: office, Operators: s.operators, Ledger: s.ledger, Origins: s.cfg.WebSocket.Origins, Now: s.opts.Now, Log: s.log,
+	}
+	if o := s.cfg.OIDC; o.Issuer != "" {
+		client, err := providerClient(o.Roots)
+		if err != nil {
+			return err
+		}
+		x.OIDC = &operator.OIDC{Issuer: o.Issuer, ClientID: o.ClientID, Client: client, Now: s.opts.Now}
+		for _, g := range o.Grants {
+			x.OIDC.Grants = append(x.OIDC.Grants, operator.Grant{Claim: g.Claim, Value: g.Value, Role: operator.Role(g.Role), Fleets: g.Fleets})
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/token", x)
+	s.gateway.Pages = mux
+	return nil
+}
+
+func providerClient(roots string) (*http.Client, error) {
+	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment}
+	if roots != "" {
+		pem, err := os.ReadFile(roots) //nolint:gosec // the operator names it
+		if err != nil {
+			return nil, fmt.Errorf("read oidc.roots: %w", err)
+		}
+		t.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errors.New("read oidc.roots: no certificate in " + roots)
+		}
+	}
+	return &http.Client{Transport: t, Timeout: providerTimeout}, nil
+}
