@@ -72,12 +72,8 @@ func CheckPolicy(source string) PolicyReport {
 // hold. It refuses others with BadRequest.
 func ReadPolicy(source string) (*policy.Policy, error) {
 	r := CheckPolicy(source)
-	if n := len(r.Problems); n > 0 {
-		e := countersign.Errorf(countersign.BadRequest, "the policy cannot be read: %s", r.Problems[0])
-		if n > 1 {
-			e.Message += fmt.Sprintf(" (and %d more)", n-1)
-		}
-		return nil, e.WithNext("see all with: countersign policy check FILE")
+	if len(r.Problems) > 0 {
+		return nil, unreadablePolicy(r.Problems)
 	}
 	if n := len(r.Failures); n > 0 {
 		f := r.Failures[0]
@@ -89,6 +85,14 @@ func ReadPolicy(source string) (*policy.Policy, error) {
 		return nil, e.WithNext("see all with: countersign policy test FILE")
 	}
 	return r.Policy, nil
+}
+
+func unreadablePolicy(problems []PolicyProblem) error {
+	e := countersign.Errorf(countersign.BadRequest, "the policy cannot be read: %s", problems[0])
+	if n := len(problems); n > 1 {
+		e.Message += fmt.Sprintf(" (and %d more)", n-1)
+	}
+	return e.WithNext("see all with: countersign policy check FILE")
 }
 
 var past = map[policy.Effect]string{policy.Allow: "allowed", policy.Deny: "denied"}

@@ -114,3 +114,121 @@ func (p *Policies) decisions(ctx context.Context, fleet string) (list []sampled,
 	}
 	return list, store.Wrap(rows.Err())
 }
+
+// Trial is what a draft would do if it were applied.
+type Trial struct {
+	Replay
+	Sessions   int            // of those given, that would be cut
+	Statements []PolicyChange // how it differs from what is in force
+}
+
+// Try tells what a draft would do to a fleet, and to its live sessions. Its tests
+// need not hold.
+func (p *Policies) Try(ctx context.Context, fleet, source string, sessions []countersign.Session) (Trial, error) {
+	r := CheckPolicy(source)
+	if len(r.Problems) > 0 {
+		return Trial{}, unreadablePolicy(r.Problems)
+	}
+	if _, err := p.Present(ctx, fleet); err != nil { // there is such a fleet
+		return Trial{}, err
+	}
+	in, err := p.Of(ctx, fleet)
+	if err != nil {
+		return Trial{}, err
+	}
+	t := Trial{Statements: policy.Diff(in.Policy, r.Policy)}
+	if t.Replay, err = p.Replay(ctx, fleet, r.Policy); err != nil {
+		return t, err
+	}
+	losers, err := p.Losers(ctx, r.Policy, OfFleet(sessions, fleet))
+	t.Sessions = len(losers)
+	return t, err
+}
+
+// CountLosers is how many of the sessions lose something under a source.
+func (p *Policies) CountLosers(ctx context.Context, source string, sessions []countersign.Session) (int, error) {
+	now, err := ReadPolicy(source)
+	if err != nil {
+		return 0, err
+	}
+	losers, err := p.Losers(ctx, now, sessions)
+	return len(losers), err
+}
+
+// PolicyQuestion asks what a client may do.
+type PolicyQuestion struct {
+	Fleet    string   // of a guest or an app; a device has its own
+	Device   string   // one of this,
+	Guest    string   // this,
+	App      string   // and this, the name of an operator
+	Scope    []string // of an app
+	ClientID string   // empty: the client's own name
+	Action   string
+	Topic    string // or filter; a client identifier for connect
+	Source   string // a draft; empty asks the policy in force
+}
+
+// PolicyAnswer says who was meant, what was decided, and by which version; -1 is a
+// draft.
+type PolicyAnswer struct {
+	Fleet    string
+	Version  int64
+	Decision PolicyDecision
+}
+
+// draftVersion stands for what has no number yet.
+const draftVersion = -1
+
+// Explain answers a question by the record as it is now.
+func (p *Policies) Explain(ctx context.Context, q PolicyQuestion) (PolicyAnswer, error) {
+	s, err := p.subjectOf(ctx, q)
+	if err != nil {
+		return PolicyAnswer{}, err
+	}
+	if q.ClientID != "" {
+		s.ClientID = q.ClientID
+	}
+	in := InForce{Version: draftVersion}
+	if q.Source == "" {
+		in, err = p.Of(ctx, s.Fleet)
+	} else if r := CheckPolicy(q.Source); len(r.Problems) > 0 {
+		err = unreadablePolicy(r.Problems)
+	} else {
+		in.Policy = r.Policy
+	}
+	if err != nil {
+		return PolicyAnswer{}, err
+	}
+	a := PolicyAnswer{Fleet: s.Fleet, Version: in.Version, Decision: in.Policy.Explain(s, policy.Action(q.Action), q.Topic)}
+	if s.Kind != policy.Devices || !a.Decision.Allowed {
+		return a, nil
+	}
+	client := s.ClientID
+	if q.Action == string(policy.Connect) && q.Topic != "" {
+		client = q.Topic
+	}
+	if _, why := checkClientID(client, s.Device); why != "" { // no policy can widen it
+		a.Decision = PolicyDecision{Why: why}
+	}
+	return a, nil
+}
+
+func (p *Policies) subjectOf(ctx context.Context, q PolicyQuestion) (policy.Subject, error) {
+	name := policy.Subject{Fleet: q.Fleet, Scope: q.Scope}
+	switch {
+	case q.Device != "" && q.Guest == "" && q.App == "":
+		s, err := p.Subject(ctx, q.Device)
+		if err == nil && q.Fleet != "" && q.Fleet != s.Fleet {
+			err = countersign.Errorf(countersign.BadRequest, "device %s is of fleet %s", q.Device, s.Fleet).WithNext("leave the fleet out")
+		}
+		return s, err
+	case q.Guest != "" && q.Device == "" && q.App == "":
+		name.Kind, name.Device, name.ClientID = policy.Guests, "guest/"+q.Guest, q.Guest
+	case q.App != "" && q.Device == "" && q.Guest == "":
+		name.Kind, name.Device, name.ClientID = policy.Apps, "operator/"+q.App, q.App
+	default:
+		return name, countersign.Errorf(countersign.BadRequest, "it is not said who asks").WithNext("name one device, guest or app")
+	}
+	_, err := p.Present(ctx, q.Fleet) // there is such a fleet
+	return name, err
+}

@@ -111,6 +111,15 @@ var acts = map[string]operator.Act{
 	"GET /operator-tokens":              operator.Operators,
 	"POST /operator-tokens":             operator.Operators,
 	"POST /operator-tokens/{id}/revoke": operator.Operators,
+
+	"GET /policies/{fleet}":                    operator.Read,
+	"GET /policies/{fleet}/versions":           operator.Read,
+	"GET /policies/{fleet}/versions/{version}": operator.Read,
+	"POST /policies/check":                     operator.Read,
+	"POST /policies/explain":                   operator.Read,
+	"POST /policies/{fleet}/replay":            operator.Read,
+	"POST /policies/{fleet}/apply":             operator.Configure,
+	"POST /policies/{fleet}/rollback":          operator.Configure,
 }
 
 // answer is the body of an answer.

@@ -109,6 +109,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeLog(a)
 	s.routeAudits(a)
 	s.routeSetup(a)
+	s.routePolicies(a)
 	s.routeCredentials(a)
 	s.routeEnrollments(a)
 	s.routeFactory(a)
