@@ -10,7 +10,9 @@ import (
 )
 
 func (a *app) auditCommand() *cobra.Command {
-	return group("audit", "The log of everything that happened", []string{"event", "events"}, a.auditList(), a.auditVerify())
+	c := group("audit", "The log of everything that happened, and audits of the records", []string{"event", "events"}, a.auditList(), a.auditVerify())
+	c.AddCommand(a.auditChecks()...)
+	return c
 }
 
 // eventView tells what happened; all of them also say to whom.

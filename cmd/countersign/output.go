@@ -193,9 +193,9 @@ func (p printer) state(cell string) string {
 	switch cell {
 	case "active", "ok", "intact":
 		return p.green(cell)
-	case "pending", "registered", "superseded", "suspended", "held", "warn", "warning":
+	case "pending", "registered", "superseded", "suspended", "held", "warn", "warning", "medium", "not ok":
 		return p.yellow(cell)
-	case "revoked", "retired", "expired", "fail", "alert":
+	case "revoked", "retired", "expired", "fail", "alert", "high", "critical", "failed":
 		return p.red(cell)
 	}
 	return cell
