@@ -191,7 +191,7 @@ func TestOneCertificateAtTwoAddressesIsFound(t *testing.T) {
 
 func TestTimeAloneCompletesAnOverlap(t *testing.T) {
 	s := tell(t)
-	s.open(visit{device: "pump-1", addr: "192.0.2.1", cred: "secret:1"})
+	s.open(visit{device: "pump-1", addr: "192.0.2.1", cred: "secret:1", client: "pump-1/a"})
 	s.open(visit{device: "pump-1", addr: "198.51.100.7", cred: "secret:1"})
 	if got := s.m.elapse(s.now.Add(overlapFor - time.Second)); len(got) != 0 {
 		t.Errorf("too early: %v", got)
@@ -237,6 +237,14 @@ func TestHonestSessionsDoNotOverlap(t *testing.T) {
 			s.open(visit{device: "pump-1", addr: "192.0.2.1", client: "pump-1/1", node: "one"})
 			s.event(countersign.Event{Type: countersign.ServerStarted, Data: map[string]string{"node": "one"}})
 			s.open(visit{device: "pump-1", addr: "198.51.100.7", client: "pump-1/2", node: "one"})
+		},
+		"the end was not written down": func(s *story) {
+			s.open(visit{device: "pump-1", addr: "192.0.2.1", client: "pump-1/1"})
+			s.open(visit{device: "pump-1", addr: "198.51.100.7", client: "pump-1/1"})
+			s.open(visit{device: "pump-2", addr: "192.0.2.1", client: "pump-2/1"})
+			s.event(countersign.Event{Type: countersign.EventsSuppressed})
+			s.found = nil
+			s.open(visit{device: "pump-2", addr: "198.51.100.7", client: "pump-2/2"})
 		},
 		"an operator's browsers": func(s *story) {
 			s.open(visit{device: "operator/ann", addr: "192.0.2.1", client: "1", cred: "token:1"})

@@ -86,6 +86,9 @@ func (m *machine) step(e *countersign.Event) []found {
 		m.profile.forget(e.Device)
 	case countersign.ServerStarted:
 		m.holders.restarted(e.Data["node"])
+	case countersign.EventsSuppressed:
+		m.holders.lost()
+		m.recorded(e)
 	default:
 		m.recorded(e)
 	}

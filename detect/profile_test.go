@@ -48,7 +48,9 @@ func TestHonestChangesAreNoFinding(t *testing.T) {
 		"new firmware": func(s *story) {
 			known(s, visit{device: "pump-1", addr: "192.0.2.1", hello: "mbed 3", software: "fw 2"}, 3)
 		},
-		"a new router": func(s *story) { known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "mbed", software: "fw 1"}, 3) },
+		"a new router": func(s *story) {
+			known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "mbed", software: "fw 1"}, 3)
+		},
 		"first one, then the other": func(s *story) {
 			known(s, visit{device: "pump-1", addr: "192.0.2.1", hello: "mbed 3", software: "fw 2"}, 1)
 			known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "mbed 3", software: "fw 2"}, 1)

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -69,6 +70,11 @@ func (h *holders) opened(e *countersign.Event) {
 		return
 	}
 	d, _ := h.by.touch(e.Device, e.At)
+	// Whoever comes to a node as a client that it has takes that one's session over.
+	// The end of it may be written down later, or be lost.
+	d.open = slices.DeleteFunc(d.open, func(o openSession) bool {
+		return o.client != "" && o.client == s.client && o.via == s.via && o.node == s.node
+	})
 	for i := range d.open {
 		o := &d.open[i]
 		// A device may well speak IPv4 in one program and IPv6 in another.
@@ -89,7 +95,7 @@ func (h *holders) closed(e *countersign.Event) {
 	}
 	for i := range d.open {
 		if d.open[i].id == e.Data["session"] {
-			d.open = append(d.open[:i], d.open[i+1:]...)
+			d.open = slices.Delete(d.open, i, i+1)
 			return
 		}
 	}
@@ -99,13 +105,14 @@ func (h *holders) closed(e *countersign.Event) {
 // nobody told of their end.
 func (h *holders) restarted(node string) {
 	for _, e := range h.by.by {
-		keep := e.value.open[:0]
-		for _, s := range e.value.open {
-			if s.node != node {
-				keep = append(keep, s)
-			}
-		}
-		e.value.open = keep
+		e.value.open = slices.DeleteFunc(e.value.open, func(s openSession) bool { return s.node == node })
+	}
+}
+
+// lost forgets all sessions: the end of any may be among the events that were lost.
+func (h *holders) lost() {
+	for _, e := range h.by.by {
+		e.value.open = nil
 	}
 }
 
