@@ -213,22 +213,12 @@ func (d *Desk) withExchange(ctx context.Context, c countersign.Connection, dec D
 	return x
 }
 
-// tokenOf asks for the token, and whether the device's fleet takes any.
+// tokenOf asks for the token, and notes which wrong one it was.
 func (d *Desk) tokenOf(ctx context.Context, c countersign.Connection) Decision {
 	dec := d.byToken(ctx, c)
 	dec.Kind = countersign.AccessToken
 	if dec.Code == countersign.BadCredential {
 		dec.Tried = d.tried(c.Password)
 	}
-	if dec.Code != "" || dec.Ephemeral {
-		return dec
-	}
-	var rules string
-	err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, dec.Fleet).Scan(&rules)
-	if err != nil {
-		dec.Code, dec.Reason = countersign.Unavailable, "the rules of the fleet cannot be read now"
-		return dec
-	}
-	dec.Code, dec.Reason = d.accepts(dec.Fleet, rules, countersign.AccessToken)
 	return dec
 }

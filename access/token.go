@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"strings"
 
@@ -23,15 +22,13 @@ func (d *Desk) byToken(ctx context.Context, c countersign.Connection) Decision {
 	case err != nil:
 		return refuse(code, countersign.Public(err).Message)
 	}
-	dec := Decision{Known: true, ReadOnly: k.ReadOnly, Verdict: countersign.Verdict{
-		Device: k.Subject, Fleet: k.Fleet, Credential: k.Credential(), NotAfter: k.ExpiresAt,
-	}}
-	if strings.Contains(k.Subject, "/") {
-		dec.Ephemeral = true
-		d.operatorScope(ctx, k, &dec)
-		return dec
+	if !strings.Contains(k.Subject, "/") {
+		return d.deviceToken(ctx, c, k)
 	}
-	d.deviceToken(ctx, c, &dec)
+	dec := Decision{Known: true, ReadOnly: k.ReadOnly, Verdict: countersign.Verdict{
+		Device: k.Subject, Fleet: k.Fleet, Credential: k.Credential(), NotAfter: k.ExpiresAt, Ephemeral: true,
+	}}
+	d.operatorScope(ctx, k, &dec)
 	return dec
 }
 
@@ -56,21 +53,13 @@ func (d *Desk) operatorScope(ctx context.Context, k Token, dec *Decision) {
 }
 
 // deviceToken holds a device's own token against the device as it is now.
-func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, dec *Decision) {
-	var state countersign.DeviceState
-	var why, tags string
-	err := d.DB.QueryRow(ctx, `SELECT state, reason, fleet, tags FROM device WHERE id = $1`, dec.Device).Scan(&state, &why, &dec.Fleet, &tags)
+func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
+	h, err := d.holder(ctx, k.Subject)
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		dec.Code, dec.Reason = countersign.NotAllowed, "there is no such device"
+	case errors.Is(err, errNobody):
+		return refuse(countersign.NotAllowed, "there is no such device")
 	case err != nil:
-		dec.Code, dec.Reason = countersign.Unavailable, "the record of the device cannot be read now"
-	case state == countersign.DeviceSuspended:
-		dec.Code, dec.Reason = countersign.DeviceOnHold, because("the device is suspended", why)
-	case state != countersign.DeviceActive:
-		dec.Code, dec.Reason = countersign.NotAllowed, "the device is "+string(state)
-	default:
-		_ = json.Unmarshal([]byte(tags), &dec.Tags) // without them a policy that speaks of tags grants nothing
-		dec.Code, dec.Reason = checkClientID(c.ClientID, dec.Device)
+		return unreadable()
 	}
+	return d.decide(c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), since: k.IssuedAt, until: k.ExpiresAt})
 }
