@@ -78,8 +78,9 @@ func (x *session) enginePublish(f frame) error {
 		put(&x.aliasesDown, p.alias, topic)
 	}
 	if topic != x.lastDown {
-		if strings.HasPrefix(topic, "$") || !topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic) {
-			x.denied("receive", topic)
+		allowed := !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic)
+		x.judged("receive", topic, allowed)
+		if !allowed {
 			return x.dropDown(p)
 		}
 		x.lastDown = topic

@@ -14,6 +14,8 @@ const (
 	Success                 Reason = 0x00
 	DisconnectWithWill      Reason = 0x04
 	NoSubscriptionExisted   Reason = 0x11
+	ContinueAuthentication  Reason = 0x18
+	ReAuthenticate          Reason = 0x19
 	UnspecifiedError        Reason = 0x80
 	MalformedPacket         Reason = 0x81
 	ProtocolError           Reason = 0x82

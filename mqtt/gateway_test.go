@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -133,14 +134,27 @@ type guard struct {
 	opened  []countersign.Session
 	closed  map[string][]string // reasons by session id
 	denials []string
-	slow    func(device string) // called in Admit after the decision
+	allowed []string
+	asked   []countersign.Connection // that came with something to decide on
+	slow    func(device string)      // called in Admit after the decision
 }
 
 func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
+	if r, ok := c.Exchange.(*riddle); ok {
+		if !r.correct {
+			g.note(c)
+			return countersign.Verdict{Code: countersign.BadCredential, Reason: "wrong answer", Device: r.device}
+		}
+		return g.verdict(c, r.device, countersign.Verdict{Device: r.device, Fleet: "default", Credential: "secret:" + r.device})
+	}
+	if name, ok := strings.CutPrefix(c.Username, "as "); ok { // guest/x, operator/x
+		return countersign.Verdict{Allow: true, Device: name, Fleet: "default", Ephemeral: true, Permissions: g.permissionsOf(name)}
+	}
 	if len(c.Peer) == 0 && c.Username != "" && string(c.Password) == "password of "+c.Username {
 		return g.verdict(c, c.Username, countersign.Verdict{Device: c.Username, Fleet: "default", Credential: "secret:" + c.Username})
 	}
 	if len(c.Peer) == 0 {
+		g.note(c)
 		return countersign.Verdict{Code: countersign.Unauthenticated, Reason: "no certificate was shown"}
 	}
 	leaf := c.Peer[0]
@@ -162,22 +176,40 @@ func (g *guard) verdict(c countersign.Connection, id string, v countersign.Verdi
 		v.Code, v.Reason = countersign.SubjectMismatch, "the client id is not the device's"
 		return v
 	}
+	g.note(c)
 	g.mu.Lock()
 	code, slow := g.refused[id], g.slow
-	p, own := g.perms[id]
 	g.mu.Unlock()
 	if code != "" {
 		v.Code, v.Reason = code, "the device was refused: "+string(code)
 		return v
 	}
-	if !own {
-		p = permissions([]string{"devices/" + id + "/up/#"}, []string{"devices/" + id + "/down/#"})
-	}
-	v.Allow, v.Permissions = true, p
+	v.Allow, v.Permissions = true, g.permissionsOf(id)
 	if slow != nil {
 		slow(id)
 	}
 	return v
+}
+
+func (g *guard) permissionsOf(id string) countersign.Permissions {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p, own := g.perms[id]; own {
+		return p
+	}
+	return permissions([]string{"devices/" + id + "/up/#"}, []string{"devices/" + id + "/down/#"})
+}
+
+func (g *guard) note(c countersign.Connection) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asked = append(g.asked, c)
+}
+
+func (g *guard) questions() []countersign.Connection {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.asked)
 }
 
 // permissions to publish, retained too, and to subscribe and receive.
@@ -198,17 +230,44 @@ func (g *guard) Closed(s countersign.Session, why string) {
 	g.closed[s.ID] = append(g.closed[s.ID], why)
 }
 
-func (g *guard) Exchange(context.Context, countersign.Connection, string) (countersign.Exchange, error) {
-	return nil, countersign.Errorf(countersign.BadRequest, "there is none")
+func (g *guard) Exchange(_ context.Context, _ countersign.Connection, method string) (countersign.Exchange, error) {
+	if method != "RIDDLE" {
+		return nil, countersign.Errorf(countersign.BadRequest, "there is no method %.20q", method)
+	}
+	return &riddle{}, nil
+}
+
+// riddle is an exchange of the tests: the client says who it is, gets a question
+// and answers it with the question's bytes turned around.
+type riddle struct {
+	device  string
+	correct bool
+}
+
+func (r *riddle) Next(_ context.Context, data []byte) ([]byte, bool, error) {
+	switch {
+	case r.device == "" && len(data) == 0:
+		return []byte("who are you?"), false, nil
+	case r.device == "":
+		r.device = string(data)
+		return []byte("abc"), false, nil
+	case string(data) == "cba":
+		r.correct = true
+		return []byte("well done"), true, nil
+	case string(data) == "again":
+		return []byte("abc"), false, nil
+	}
+	return nil, false, errors.New("that is not it")
 }
 
 func (g *guard) Judged(s countersign.Session, act countersign.Act) {
-	if act.Allowed {
-		return
-	}
 	action, topic := act.Action, act.Topic
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if act.Allowed {
+		g.allowed = append(g.allowed, s.Device+" "+action+" "+topic)
+		return
+	}
 	g.denials = append(g.denials, s.Device+" "+action+" "+topic)
 }
 

@@ -7,10 +7,10 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/edge"
-	"github.com/countersign-iot/countersign/topics"
 )
 
 // refusal ends a connection before its session: what goes into the CONNACK.
@@ -70,6 +70,10 @@ func (s *Server) talk(ctx context.Context, x *session) {
 		s.count.connects.Add(1)
 		err = checkClientID(x.connect)
 	}
+	x.describe()
+	if err == nil && x.connect.hasMethod {
+		err = x.authenticate(ctx)
+	}
 	if err != nil {
 		x.refuse(ctx, err)
 		return
@@ -83,8 +87,8 @@ func (s *Server) talk(ctx context.Context, x *session) {
 		return
 	}
 	// A device id may hold a colon, so device "a" may call itself "a:b" while there
-	// is a device "a:b": a claim counts within its device.
-	release := s.claim(x.info.Device+"/"+x.info.ClientID, x.live)
+	// is a device "a:b": a claim counts within its device. Neither name holds U+0000.
+	release := s.claim(x.info.Device+"\x00"+x.info.ClientID, x.live)
 	defer release()
 	if err := x.open(ctx); err != nil {
 		x.closeBackend()
@@ -98,8 +102,6 @@ func (s *Server) talk(ctx context.Context, x *session) {
 // fits the device is the Gatekeeper's to say.
 func checkClientID(c *connect) error {
 	switch {
-	case c.authMethod:
-		return refuse(connNotAuthorized, BadAuthenticationMethod, "enhanced authentication is not supported")
 	case len(c.clientID) > maxClientID:
 		return refuse(connBadClientID, BadClientID, "the client identifier is longer than 257 bytes")
 	case c.clientID == "" && c.level == 4 && !c.cleanStart: // [MQTT-3.1.3-8]
@@ -108,44 +110,88 @@ func checkClientID(c *connect) error {
 	return nil
 }
 
+// asks is the connection as the Gatekeeper sees it.
+func (x *session) asks() countersign.Connection {
+	c := x.connect
+	a := countersign.Connection{
+		Gateway: x.srv.Gateway, Remote: x.conn.Remote, Protocol: x.protocol(), ClientID: c.clientID, Peer: x.conn.Peer(),
+		Username: c.username, Password: c.password, Hello: x.conn.Hello, Software: x.software,
+	}
+	if x.exchange != nil {
+		a.Exchange = x.exchange.Exchange
+	}
+	return a
+}
+
+// describe notes what the client says of itself: what a page's browser says, and
+// with a certificate the user name, which some SDKs use for that.
+func (x *session) describe() {
+	if len(x.conn.Peer()) > 0 && x.connect.username != "" && x.connect.password == nil {
+		x.software = x.connect.username
+	}
+	n := 0
+	x.software = strings.Map(func(r rune) rune {
+		if n++; n > maxSoftware || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, x.software)
+}
+
 // admit asks the Gatekeeper and holds the will against the permissions.
 func (x *session) admit(ctx context.Context) error {
 	s, c := x.srv, x.connect
-	v := s.Gatekeeper.Admit(ctx, countersign.Connection{
-		Gateway: s.Gateway, Remote: x.conn.Remote, Protocol: x.protocol(),
-		ClientID: c.clientID, Peer: x.conn.Peer(), Username: c.username, Password: c.password, Hello: x.conn.Hello,
-	})
+	ask := x.asks()
+	v := s.Gatekeeper.Admit(ctx, ask)
 	c.password = nil
 	if !v.Allow {
 		r := RefusalOf(v.Code)
 		return refuse(r.V3, r.V5, v.Reason)
 	}
+	if x.exchange != nil && !x.exchange.done { // whatever else was shown: this was asked for
+		return refuse(connNotAuthorized, NotAuthorized, "the authentication failed")
+	}
 	if c.clientID == "" {
 		c.clientID = v.Device + ":" + strings.ToLower(rand.Text()[:12])
 		x.assigned = c.clientID
 	}
-	x.perms = v.Permissions
 	x.info = countersign.Session{
-		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope, Hello: x.conn.Hello,
-		Gateway: s.Gateway, Protocol: x.protocol(), ClientID: c.clientID,
-		Remote: x.conn.Remote, Since: s.Now(), NotAfter: v.NotAfter,
+		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope,
+		Gateway: s.Gateway, Protocol: ask.Protocol, ClientID: c.clientID, Hello: ask.Hello, Software: ask.Software,
+		Remote: ask.Remote, Since: s.Now(), NotAfter: v.NotAfter, Permissions: v.Permissions,
 	}
+	x.perms = withInbox(v.Permissions, x.inbox())
+	x.stamp = stampOf(v.Device, v.Fleet)
 	x.traits = s.Engine.Traits()
-	if w := c.will; w != nil {
-		if strings.HasPrefix(w.topic, "$") || !topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, w.topic) {
-			s.count.denied.Add(1)
-			s.Gatekeeper.Judged(x.info, countersign.Act{Action: "will", Topic: w.topic})
-			return refuse(connNotAuthorized, NotAuthorized, "the will may not be published to its topic")
-		}
-		if x.badTopic(w.topic) {
-			return refuse(connNotAuthorized, BadTopicName, "the engine does not take the will's topic")
-		}
+	// The engine knows who is no device by the session's name alone, which is
+	// another each time.
+	if v.Ephemeral || strings.Contains(v.Device, "/") {
+		x.ephemeral, c.cleanStart, c.sessionExpiry = true, true, 0
+	}
+	if err := x.admitWill(); err != nil {
+		return err
 	}
 	if reason, ok := x.live.Admit(x.info); !ok {
 		return refuse(connNotAuthorized, NotAuthorized, reason)
 	}
 	if s.closing.Load() { // Close may have looked at the index before this was in it
 		return refuse(connUnavailable, ServerUnavailable, "the gateway is stopping")
+	}
+	return nil
+}
+
+func (x *session) admitWill() error {
+	w := x.connect.will
+	if w == nil {
+		return nil
+	}
+	allowed := x.mayPublish(w.topic) && (!w.retain || x.mayRetain(w.topic))
+	x.judged("will", w.topic, allowed)
+	if !allowed {
+		return refuse(connNotAuthorized, NotAuthorized, "the will may not be published to its topic")
+	}
+	if x.badTopic(w.topic) {
+		return refuse(connNotAuthorized, BadTopicName, "the engine does not take the will's topic")
 	}
 	return nil
 }

@@ -23,7 +23,10 @@ type connect struct {
 	receiveMax    uint16
 	maxPacket     uint32 // 0: no limit
 	aliasMax      uint16
-	authMethod    bool
+	hasMethod     bool
+	method        string // of enhanced authentication
+	data          []byte // its first step
+	wantsInbox    bool   // Request Response Information
 }
 
 type will struct {
@@ -116,7 +119,7 @@ func (c *connect) checkConnectFlags(flags byte) error {
 }
 
 func (c *connect) readProperties() error {
-	return walkProperties(c.props, pktConnect, func(p property) error {
+	err := walkProperties(c.props, pktConnect, func(p property) error {
 		switch p.id {
 		case propSessionExpiry:
 			c.sessionExpiry = p.number
@@ -127,10 +130,18 @@ func (c *connect) readProperties() error {
 		case propTopicAliasMax:
 			c.aliasMax = uint16(p.number) //nolint:gosec // kindU16
 		case propAuthMethod:
-			c.authMethod = true
+			c.hasMethod, c.method = true, string(p.raw[3:])
+		case propAuthData:
+			c.data = p.raw[3:]
+		case propRequestResponse:
+			c.wantsInbox = p.number == 1
 		}
 		return nil
 	})
+	if err == nil && c.data != nil && !c.hasMethod { // MQTT 5, 3.1.2.11.10
+		return breach(ProtocolError, "authentication data without a method")
+	}
+	return err
 }
 
 func (c *connect) readWill(s *scanner, flags byte) error {

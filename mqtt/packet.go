@@ -12,6 +12,9 @@ type publish struct {
 	topic   []byte // empty: the alias stands for it
 	id      uint16 // 0 with QoS 0
 	alias   uint16 // 0: none
+	props   []byte // MQTT 5 property block
+	sender  bool   // among them is one that only the gateway may set
+	subID   bool   // among them is a subscription identifier
 	payload []byte
 }
 
@@ -27,11 +30,16 @@ func parsePublish(f frame, level byte) (publish, error) {
 		return p, malformed("DUP with QoS 0") // [MQTT-3.3.1-2]
 	}
 	if level == 5 {
-		props := s.properties("the properties")
-		if s.err == nil && len(props) > 0 {
-			if err := walkProperties(props, pktPublish, func(q property) error {
-				if q.id == propTopicAlias {
+		p.props = s.properties("the properties")
+		if s.err == nil && len(p.props) > 0 {
+			if err := walkProperties(p.props, pktPublish, func(q property) error {
+				switch q.id {
+				case propTopicAlias:
 					p.alias = uint16(q.number) //nolint:gosec // kindU16
+				case propSubscriptionID:
+					p.subID = true
+				case propUser:
+					p.sender = p.sender || isSender(q)
 				}
 				return nil
 			}); err != nil {

@@ -308,6 +308,7 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 	}
 	m := d.message(t)
 	want := sent.Properties
+	want.User = append(want.User, paho.UserProperty{Key: "x-device-id", Value: "dev"}, paho.UserProperty{Key: "x-fleet", Value: "default"})
 	if got := m.Properties; got.ResponseTopic != want.ResponseTopic || got.ContentType != want.ContentType || *got.SubscriptionIdentifier != 7 ||
 		!cmp.Equal(got.CorrelationData, want.CorrelationData) || !cmp.Equal(got.User, want.User) {
 		t.Errorf("properties: got %+v, want %+v", got, want)

@@ -8,6 +8,9 @@ const (
 	propAssignedID      = 0x12
 	propServerKeepAlive = 0x13
 	propAuthMethod      = 0x15
+	propAuthData        = 0x16
+	propRequestResponse = 0x19
+	propResponseInfo    = 0x1A
 	propSubscriptionID  = 0x0B
 	propReasonString    = 0x1F
 	propReceiveMaximum  = 0x21

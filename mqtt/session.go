@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,13 +29,16 @@ type session struct {
 	live *edge.Live
 	now  func() time.Time
 
-	connect  *connect
-	software string // what the client says of itself, so far
-	assigned string // the client identifier, if the gateway chose it
-	perms    countersign.Permissions
-	info     countersign.Session
-	traits   Traits
-	level    byte // of the engine's side
+	connect   *connect
+	software  string    // what the client says of itself, so far
+	assigned  string    // the client identifier, if the gateway chose it
+	exchange  *exchange // an authentication of several steps; owned by up
+	perms     countersign.Permissions
+	info      countersign.Session
+	stamp     []byte // names the sender in what goes to an MQTT 5 engine
+	ephemeral bool   // nothing is kept of the session
+	traits    Traits
+	level     byte // of the engine's side
 
 	in      frameReader // the device's frames; owned by up
 	engine  frameReader // the engine's frames; owned by open, then by down
@@ -50,8 +55,10 @@ type session struct {
 	// Owned by up.
 	keepAlive  time.Duration // how long the device may be silent; 0: for ever
 	aliasesUp  map[uint16]string
-	aliasMax   uint16 // highest alias the device may use
-	lastTopic  string // the last one that was found good
+	aliasMax   uint16    // highest alias the device may use
+	lastTopic  string    // the last one that was found good
+	lastRetain bool      // for retained messages too
+	reauthAt   time.Time // when the device may authenticate again
 	filters    map[string]struct{}
 	limiter    *rate.Limiter
 	cleanLeave bool // the device said goodbye, the will is dropped
@@ -70,6 +77,7 @@ type session struct {
 	refusedDn  map[uint16]bool   // QoS 2 to the device, refused, awaiting the engine's PUBREL
 	subAnswers map[uint16][]byte // codes to merge into SUBACK; fromEngine where it answers
 	unAnswers  map[uint16][]byte // the same for UNSUBACK
+	told       []uint64          // hashes of the acts that were told as allowed
 	deniedAt   time.Time
 	suppressed int
 }
@@ -162,7 +170,7 @@ func (x *session) dial(ctx context.Context, c connect) (*connack, error) {
 func (x *session) run(ctx context.Context) {
 	s := x.srv
 	// A will costs memory for the session's life, the engine has it now.
-	x.connect.will, x.connect.props = nil, nil
+	x.connect.will, x.connect.props, x.connect.data, x.exchange = nil, nil, nil, nil
 	s.count.opened.Add(1)
 	s.Gatekeeper.Opened(x.info)
 	down := make(chan struct{})
@@ -170,7 +178,7 @@ func (x *session) run(ctx context.Context) {
 		defer close(down)
 		x.finishDown(x.runDown())
 	}()
-	x.finishUp(x.runUp())
+	x.finishUp(x.runUp(ctx))
 
 	x.sayGoodbye()
 	x.hangUp(down)
@@ -208,6 +216,8 @@ func (x *session) finishUp(err error) {
 		x.end("client left", nil)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		x.end("keepalive expired", x.disconnect(KeepAliveTimeout, "keep alive expired"))
+	case errors.Is(err, errReauth):
+		x.end("re-authentication failed", x.disconnect(NotAuthorized, "the device could not authenticate again"))
 	default:
 		x.endOn(err)
 	}
@@ -261,8 +271,15 @@ func (x *session) sayGoodbye() {
 // not be published, so the engine is told that the device left.
 func (x *session) hangUp(down <-chan struct{}) {
 	_ = x.backend.Conn.SetWriteDeadline(x.now().Add(lingerTimeout))
-	if e, ok := x.live.Ended(); ok && e.Cause == edge.WasCut {
-		x.up.last(leave)
+	if e, ok := x.live.Ended(); ok {
+		x.up.last(func(bool) []byte {
+			if e.Cause == edge.WasCut {
+				return append(x.closeInbox(), leave(true)...)
+			}
+			return x.closeInbox()
+		})
+	} else if p := x.closeInbox(); p != nil && !x.cleanLeave && x.up.send(p) == nil {
+		_ = x.up.flush()
 	}
 	// The engine closes once it has dealt with the end. Waiting for that keeps the
 	// order if the client comes again at once.
@@ -341,9 +358,16 @@ func (x *session) badTopic(t string) bool {
 	return x.traits.BadTopic != nil && x.traits.BadTopic(t)
 }
 
-// denied counts an act that the permissions refused and tells of it, once per
-// deniedEvery.
-func (x *session) denied(action, topic string) {
+// judged counts an act that the permissions refused, and tells of it, once per
+// deniedEvery. Of those that they allowed it tells each for the first time, up to
+// maxTold in a session.
+func (x *session) judged(action, topic string, allowed bool) {
+	if allowed {
+		if x.tells(action, topic) {
+			x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic, Allowed: true})
+		}
+		return
+	}
 	x.srv.count.denied.Add(1)
 	now := x.now()
 	x.mu.Lock()
@@ -357,4 +381,19 @@ func (x *session) denied(action, topic string) {
 	if tell {
 		x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic})
 	}
+}
+
+// tells reports whether an act is one to tell, and notes that it was.
+func (x *session) tells(action, topic string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.told) == maxTold {
+		return false
+	}
+	h := maphash.Comparable(x.srv.seed, [2]string{action, topic})
+	if slices.Contains(x.told, h) {
+		return false
+	}
+	x.told = append(x.told, h)
+	return true
 }

@@ -24,8 +24,21 @@ func (x *session) engineConnect() connect {
 	if x.shim() {
 		c.cleanStart = c.cleanStart && c.sessionExpiry == 0
 	}
+	if x.level == 5 {
+		c.will = c.will.stamped(x.stamp)
+		c.props = keepProperties(c.props, pktConnect, func(p property) bool {
+			switch p.id {
+			case propAuthMethod, propAuthData, propRequestResponse:
+				return true // the gateway's business
+			}
+			return p.id == propSessionExpiry && x.ephemeral
+		})
+	}
 	return c
 }
+
+// maxGrowth is what two length fields may grow by when the sender's name comes in.
+const maxGrowth = 4
 
 // shimConnackProps tells the client what it gets (MQTT 5, 3.2.2.3).
 func (x *session) shimConnackProps() []byte {
@@ -36,8 +49,23 @@ func (x *session) shimConnackProps() []byte {
 	if k := uint16(x.keepAlive * 2 / 3 / time.Second); k != x.connect.keepAlive { //nolint:gosec // bounded by MaxKeepAlive
 		b = appendU16Prop(b, propServerKeepAlive, k)
 	}
+	return x.ownConnackProps(b)
+}
+
+// ownConnackProps adds what the gateway answers for, whatever the engine.
+func (x *session) ownConnackProps(b []byte) []byte {
+	c := x.connect
 	if x.assigned != "" {
 		b = appendTextProp(b, propAssignedID, x.assigned)
+	}
+	if x.ephemeral {
+		b = appendU32Prop(b, propSessionExpiry, 0)
+	}
+	if c.wantsInbox {
+		b = appendTextProp(b, propResponseInfo, x.inbox())
+	}
+	if c.hasMethod {
+		b = appendAuthProps(b, c.method, x.exchange.answer)
 	}
 	return b
 }
@@ -45,16 +73,21 @@ func (x *session) shimConnackProps() []byte {
 // passConnackProps takes from the CONNACK of an MQTT 5 engine what the gateway
 // must enforce, and puts in what it is responsible for.
 func (x *session) passConnackProps(block []byte) ([]byte, error) {
-	size := uint32(x.srv.Limits.MaxPacket) //nolint:gosec // a small limit
+	size, grown := uint32(x.srv.Limits.MaxPacket), uint32(len(x.stamp)+maxGrowth) //nolint:gosec // small
 	var out []byte
 	x.aliasMax = 0
 	err := walkProperties(block, pktConnack, func(p property) error {
 		switch p.id {
 		case propMaxPacketSize:
-			size = min(size, p.number)
+			size = min(size, max(p.number/2, p.number-min(p.number, grown))) // it must hold the sender's name too
 			return nil
-		case propAssignedID:
+		case propAssignedID, propResponseInfo, propAuthMethod, propAuthData:
 			return nil
+		case propSessionExpiry:
+			if x.ephemeral {
+				return nil
+			}
+			x.expiry = p.number
 		case propTopicAliasMax:
 			x.aliasMax = uint16(p.number) //nolint:gosec // a two-byte property
 		case propServerKeepAlive:
@@ -63,11 +96,8 @@ func (x *session) passConnackProps(block []byte) ([]byte, error) {
 		out = append(out, p.raw...)
 		return nil
 	})
-	out = appendU32Prop(out, propMaxPacketSize, size)
-	if x.assigned != "" {
-		out = appendTextProp(out, propAssignedID, x.assigned)
-	}
-	return out, engineError(err)
+	x.in.max = min(x.in.max, int(size))
+	return x.ownConnackProps(appendU32Prop(out, propMaxPacketSize, size)), engineError(err)
 }
 
 // engineRefusal is the answer to a device whose session the engine did not take.

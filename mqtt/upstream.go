@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -9,7 +10,7 @@ import (
 
 // runUp reads the device's frames until the device leaves, breaks the protocol
 // or is no longer wanted.
-func (x *session) runUp() error {
+func (x *session) runUp(ctx context.Context) error {
 	for {
 		if !x.in.buffered() {
 			if err := x.flushBoth(&x.up, &x.down); err != nil {
@@ -34,7 +35,10 @@ func (x *session) runUp() error {
 		if err := f.checkFlags(); err != nil {
 			return err
 		}
-		if err := x.fromDevice(f); err != nil || x.cleanLeave {
+		if err := x.fromDevice(ctx, f); err != nil || x.cleanLeave {
+			if x.cleanLeave {
+				x.end("client left", nil) // before the engine hears it and closes
+			}
 			_ = x.flushBoth(&x.up, &x.down)
 			return err
 		}
@@ -48,7 +52,7 @@ func (x *session) flushBoth(first, second *outbox) error {
 	return second.flush()
 }
 
-func (x *session) fromDevice(f frame) error {
+func (x *session) fromDevice(ctx context.Context, f frame) error {
 	switch f.kind() {
 	case pktPublish:
 		return x.devicePublish(f)
@@ -67,6 +71,8 @@ func (x *session) fromDevice(f frame) error {
 		return x.up.send(f.raw)
 	case pktDisconnect:
 		return x.deviceDisconnect(f)
+	case pktAuth:
+		return x.deviceAuth(ctx, f)
 	case pktConnect:
 		return breach(ProtocolError, "a second CONNECT")
 	}
@@ -78,6 +84,9 @@ func (x *session) devicePublish(f frame) error {
 	if err != nil {
 		return err
 	}
+	if p.subID { // [MQTT-3.3.4-6]
+		return breach(ProtocolError, "a subscription identifier from a client")
+	}
 	if err := x.slowDown(); err != nil {
 		return err
 	}
@@ -85,13 +94,17 @@ func (x *session) devicePublish(f frame) error {
 	if err != nil {
 		return err
 	}
-	if topic != x.lastTopic {
-		if code := x.judgePublish(topic); code != Success {
+	retain := f.flags()&0x01 != 0
+	if topic != x.lastTopic || retain && !x.lastRetain {
+		if code := x.judgePublish(topic, retain); code != Success {
 			return x.refusePublish(p, code)
 		}
-		x.lastTopic = topic
+		x.lastTopic, x.lastRetain = topic, retain
 	}
 	x.srv.count.published.Add(1)
+	if x.level == 5 {
+		return x.sendStamped(f.raw[0], p)
+	}
 	if !x.shim() {
 		return x.up.send(f.raw)
 	}
@@ -159,9 +172,23 @@ func (x *session) topicUp(p publish) (string, error) {
 	return topic, nil
 }
 
-func (x *session) judgePublish(topic string) Reason {
-	if strings.HasPrefix(topic, "$") || !topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, topic) {
-		x.denied("publish", topic)
+func (x *session) mayPublish(topic string) bool {
+	return !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, topic)
+}
+
+// mayRetain is about what may be published.
+func (x *session) mayRetain(topic string) bool {
+	return !isInbox(topic) && topics.Allowed(x.perms.Retain.Allow, x.perms.Retain.Deny, topic)
+}
+
+func (x *session) judgePublish(topic string, retain bool) Reason {
+	allowed := x.mayPublish(topic)
+	x.judged("publish", topic, allowed)
+	if allowed && retain {
+		allowed = x.mayRetain(topic)
+		x.judged("retain", topic, allowed)
+	}
+	if !allowed {
 		return NotAuthorized
 	}
 	if x.badTopic(topic) {
@@ -289,9 +316,10 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 		delete(x.filters, filter)
 		return fromEngine, nil
 	}
+	allowed := !strings.HasPrefix(inner, "$") && topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner)
+	x.judged("subscribe", filter, allowed)
 	switch {
-	case strings.HasPrefix(inner, "$") || !topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner):
-		x.denied("subscribe", filter)
+	case !allowed:
 		return NotAuthorized, nil
 	case shared && x.level == 4:
 		return NoSharedSubscriptions, nil
@@ -310,6 +338,9 @@ func (x *session) deviceDisconnect(f frame) error {
 	if err != nil {
 		return err
 	}
+	if x.ephemeral {
+		d.hasExpiry = false
+	}
 	if d.hasExpiry {
 		if x.connect.sessionExpiry == 0 && d.expiry > 0 { // MQTT 5, 3.14.2.2.2
 			return breach(ProtocolError, "a session that should expire at once cannot be kept")
@@ -317,10 +348,17 @@ func (x *session) deviceDisconnect(f frame) error {
 		x.expiry = d.expiry
 	}
 	x.cleanLeave = true
-	if !x.shim() {
-		return x.up.send(f.raw)
+	if p := x.closeInbox(); p != nil {
+		if err := x.up.send(p); err != nil {
+			return err
+		}
 	}
-	if d.code == DisconnectWithWill {
+	switch {
+	case x.level == 5 && x.ephemeral:
+		return x.up.send(disconnectPacket(d.code, "", 0)) // without an expiry
+	case !x.shim():
+		return x.up.send(f.raw)
+	case d.code == DisconnectWithWill:
 		return nil // the engine's side just closes, which publishes the will
 	}
 	return x.up.send([]byte{pktDisconnect << 4, 0})

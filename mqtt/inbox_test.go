@@ -1,0 +1,88 @@
+package mqtt_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/mqtt"
+)
+
+// inboxOf joins with Request Response Information and keeps the session; it returns
+// the inbox that CONNACK names.
+func (g *gateway) inboxOf(t testing.TB, id string) (*device, string, bool) {
+	t.Helper()
+	d := g.dial(t, id)
+	d.v5 = true
+	d.send(connect5(id, 0, props([]byte{0x19, 1}, []byte{0x11, 0, 0, 1, 0})))
+	kind, body := d.recv()
+	if kind != 0x20 || body[1] != 0 {
+		t.Fatalf("CONNACK: got %#x % x", kind, body)
+	}
+	_, rest, ok := strings.Cut(string(body), "\x1A\x00")
+	if !ok || int(rest[0]) > len(rest)-1 {
+		t.Fatalf("no Response Information in % x", body)
+	}
+	return d, rest[1 : 1+int(rest[0])], body[0] == 1
+}
+
+func TestTheInboxLivesWithItsSession(t *testing.T) {
+	for name, engine := range map[string]mqtt.Engine{"nats": nil, "mosquitto": &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}} {
+		t.Run(name, func(t *testing.T) {
+			g := start(t, engine)
+			g.guard.perms["service"] = permissions([]string{"_inbox/+/#"}, nil)
+			service := g.join(t, "service", 4)
+			answer := func(id uint16, topic string) {
+				t.Helper()
+				service.send(service.publish(1, id, topic, topic))
+				service.expect("PUBACK", []byte{0x40, 2, byte(id >> 8), byte(id)})
+			}
+			d, inbox, _ := g.inboxOf(t, "dev")
+			if s := g.Index.Sessions(); !strings.HasPrefix(inbox, "_inbox/") || !strings.HasSuffix(inbox, "/") || len(s) != 2 {
+				t.Errorf("inbox %q with sessions %v", inbox, s)
+			}
+			d.send(d.subscribe(1, inbox+"#", "devices/dev/down/#", "_inbox/+/#", "_inbox/someone/#"))
+			d.expect("SUBACK", []byte{0x90, 7, 0, 1, 0, 1, 1, 0x87, 0x87})
+			answer(1, inbox+"r")
+			if kind, body := d.recv(); kind&0xF0 != 0x30 || !strings.Contains(string(body), inbox+"r") {
+				t.Errorf("answer: got %#x %q", kind, body)
+			} else if kind&0x06 != 0 {
+				d.send([]byte{0x40, 2, body[2+len(inbox)+1], body[2+len(inbox)+2]})
+			}
+			d.send(d.publish(1, 2, inbox+"r", "to myself"))
+			d.expect("publishing is policy's", []byte{0x40, 3, 0, 2, 0x87})
+			_ = d.raw.Close()
+			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
+			answer(3, inbox+"late")
+			answer(4, inbox+"later")
+			again, second, present := g.inboxOf(t, "dev")
+			if second == inbox || !present {
+				t.Errorf("second session: inbox %q, present %v", second, present)
+			}
+			again.send(again.subscribe(5, inbox+"#", second+"#"))
+			again.expect("SUBACK", []byte{0x90, 5, 0, 5, 0, 0x87, 1})
+			answer(6, second+"r")
+			if kind, body := again.recv(); kind&0xF0 != 0x30 || !strings.Contains(string(body), second+"r") {
+				t.Errorf("the first message of the second session: got %#x %q", kind, body)
+			}
+			// A clean leave keeps the session too, and not its inbox.
+			again.send(pkt(0xE0, []byte{0}))
+			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
+			answer(7, second+"late")
+			third, _, present := g.inboxOf(t, "dev")
+			third.send([]byte{0xC0, 0})
+			third.expect("nothing but PINGRESP", []byte{0xD0, 0})
+			if !present {
+				t.Error("the session was not kept")
+			}
+			if n := len(g.guard.denied()); n > 3 {
+				t.Errorf("messages came down from a dead inbox: %q", g.guard.denied())
+			}
+			plain := g.dial(t, "plain")
+			plain.send(connectPacket(5, "plain", 2, 60, nil))
+			if _, body := plain.recv(); strings.Contains(string(body), "_inbox/") { // [MQTT-3.1.2-28]
+				t.Errorf("Response Information that was not asked for: % x", body)
+			}
+		})
+	}
+}

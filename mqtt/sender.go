@@ -1,0 +1,78 @@
+package mqtt
+
+import (
+	"encoding/binary"
+	"strings"
+)
+
+// The user properties that say who sent a message. The gateway sets them on what
+// clients publish, wills among it, and takes them out of what clients write
+// there, so a receiver may trust them. They need MQTT 5 on both sides; elsewhere
+// the topic says who sent it.
+const (
+	propertyDevice = "x-device-id"
+	propertyFleet  = "x-fleet"
+)
+
+// stampOf is the property block that names the sender.
+func stampOf(device, fleet string) []byte {
+	var b []byte
+	for _, p := range [][2]string{{propertyDevice, device}, {propertyFleet, fleet}} {
+		if p[1] != "" {
+			b = appendText(appendText(append(b, propUser), p[0]), p[1])
+		}
+	}
+	return b
+}
+
+// isSender tells whether a user property is one that only the gateway may set.
+func isSender(p property) bool {
+	if p.id != propUser {
+		return false
+	}
+	n := 3 + int(binary.BigEndian.Uint16(p.raw[1:]))
+	key := string(p.raw[3:n])
+	return strings.EqualFold(key, propertyDevice) || strings.EqualFold(key, propertyFleet)
+}
+
+// keepProperties is a property block of a packet of type kind without those that
+// drop names. The block was found good before.
+func keepProperties(block []byte, kind byte, drop func(property) bool) []byte {
+	var out []byte
+	_ = walkProperties(block, kind, func(p property) error {
+		if !drop(p) {
+			out = append(out, p.raw...)
+		}
+		return nil
+	})
+	return out
+}
+
+// stamped is a will with the sender's name.
+func (w *will) stamped(stamp []byte) *will {
+	if w == nil {
+		return nil
+	}
+	c := *w
+	c.props = append(keepProperties(w.props, pktWill, isSender), stamp...)
+	return &c
+}
+
+// sendStamped passes a PUBLISH of an MQTT 5 client to an MQTT 5 engine, with the
+// sender's name.
+func (x *session) sendStamped(head byte, p publish) error {
+	props := p.props
+	if p.sender {
+		props = keepProperties(props, pktPublish, isSender)
+	}
+	var a, b [16]byte
+	middle := a[:0]
+	if p.qos > 0 {
+		middle = binary.BigEndian.AppendUint16(middle, p.id)
+	}
+	middle = appendVarint(middle, len(props)+len(x.stamp))
+	n := 2 + len(p.topic) + len(middle) + len(props) + len(x.stamp) + len(p.payload)
+	start := appendVarint(append(b[:0], head), n)
+	start = binary.BigEndian.AppendUint16(start, uint16(len(p.topic))) //nolint:gosec // read from 16 bits
+	return x.up.send(start, p.topic, middle, props, x.stamp, p.payload)
+}
