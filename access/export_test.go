@@ -24,3 +24,31 @@ const (
 	MaxDecisions = maxDecisions
 	ThinFor      = thinFor
 )
+
+// SCRAM checks a client's proof for a secret, and gives the server's signature.
+func SCRAM(secret string, salt, auth, proof []byte, iterations int) (right bool, signature []byte, err error) {
+	k, err := makeSCRAMKeys(secret, salt, iterations)
+	return err == nil && k.proves(auth, proof), mac(k.server, auth), err
+}
+
+// ParseSCRAM reads a message as the first and as the final one.
+func ParseSCRAM(message string) (user, binding string, first, final error) {
+	f, first := parseClientFirst(message)
+	g, final := parseClientFinal(message)
+	return f.user, g.binding, first, final
+}
+
+// Waiting is how many checks of passwords are under way or wait.
+func (d *Desk) Waiting() int {
+	d.hasher.mu.Lock()
+	defer d.hasher.mu.Unlock()
+	return d.hasher.waiting
+}
+
+const (
+	MaxQueue     = maxQueue
+	MaxOfAddress = maxOfAddress
+	MaxGuests    = maxGuests
+	MaxSecrets   = maxSecrets
+	KeepStopped  = keepStopped
+)
