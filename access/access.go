@@ -67,6 +67,9 @@ type Decision struct {
 	// Tried is a keyed hash, 8 hex digits, of what was shown in vain, by which one
 	// secret that is tried on many devices can be seen.
 	Tried string
+	// Ended is since when a certificate on record is good no more; zero where that is
+	// not what it was refused for.
+	Ended time.Time
 	// Tags of the device, and the common name of its certificate: what a policy may
 	// speak of.
 	Tags map[string]string
@@ -132,6 +135,7 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 	}}
 	dec.Kind = countersign.AccessCertificate
 	dec.Code, dec.Reason = rec.refusal(d.Now())
+	dec.Ended = rec.ended(dec.Code)
 	if dec.Code == "" {
 		dec.Code, dec.Reason = checkClientID(c.ClientID, rec.device)
 	}
@@ -217,6 +221,22 @@ func (r *record) refusal(now time.Time) (countersign.Code, string) {
 		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil)))
 	}
 	return "", ""
+}
+
+// ended is since when the certificate is refused with a code of refusal.
+func (r *record) ended(code countersign.Code) time.Time {
+	switch code {
+	case countersign.CertExpired:
+		return r.notAfter
+	case countersign.DeviceGone, countersign.DeviceOnHold, countersign.CertIsHeld:
+		return r.revoked
+	case countersign.CertIsRevoked:
+		if r.revoked.IsZero() {
+			return r.acceptUntil
+		}
+		return r.revoked
+	}
+	return time.Time{}
 }
 
 func because(what, why string) string {

@@ -251,7 +251,7 @@ func (d *Desk) Opened(s countersign.Session) {
 	d.uses.add(s)
 	e := sessionEvent(countersign.SessionOpened, s)
 	e.Data = map[string]string{"session": s.ID, "protocol": s.Protocol, "client_id": s.ClientID}
-	for name, v := range map[string]string{"hello": s.Hello, "software": s.Software, "credential": s.Credential} {
+	for name, v := range map[string]string{"hello": s.Hello, "software": s.Software, "credential": s.Credential, "node": d.Events.Node} {
 		if v != "" {
 			e.Data[name] = v
 		}
@@ -300,6 +300,9 @@ func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 		Type: countersign.ConnectRefused, Actor: countersign.DeviceActor(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
 		Remote: c.Remote.String(), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
 		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
+	}
+	if !dec.Ended.IsZero() {
+		e.Data["ended_at"] = dec.Ended.UTC().Format(time.RFC3339)
 	}
 	for name, v := range map[string]string{"kind": string(dec.Kind), "tried": dec.Tried} {
 		if v != "" {
