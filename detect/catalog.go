@@ -112,7 +112,7 @@ func doorRules() []Rule {
 		},
 		{
 			Name: DeviceProbing, Title: "Many devices' names are tried from one address", Severity: countersign.SeverityHigh,
-			Window: time.Hour, Threshold: 8, Again: 24 * time.Hour, Default: toAlert(),
+			Window: time.Hour, Threshold: 5, Again: 24 * time.Hour, Default: toAlert(),
 			Sees:           "Wrong secrets are shown in the names of different devices, existing or not, from one address (IPv6: one /64).",
 			Why:            "Somebody looks for the one device whose secret is weak. The address may stay below the rate that blocks it.",
 			Do:             "Block the address if it is not yours.",

@@ -62,11 +62,7 @@ func (d *door) connection(e *countersign.Event) {
 
 // enrollment is a refusal at any door to a device that has shown to be itself.
 func (d *door) enrollment(e *countersign.Event) {
-	if e.Device == "" {
-		return
-	}
-	proven := !e.Cert.IsZero() || e.Data["credential"] != "" || e.Type == countersign.ConnectRefused
-	if !proven { // an enrollment in some device's name
+	if e.Device == "" || e.Actor != countersign.DeviceActor(e.Device) { // in the device's name is not by the device
 		return
 	}
 	switch e.Code {
@@ -76,8 +72,12 @@ func (d *door) enrollment(e *countersign.Event) {
 		d.lost(e, &d.gone[afterSuspension], "while it is suspended")
 	case countersign.CertExpired:
 		d.lost(e, &d.gone[afterExpiry], "with a certificate that has expired")
-	case countersign.CredentialExpire, countersign.CertNotYetValid:
+	case countersign.CertNotYetValid:
 		d.skew(e)
+	case countersign.CredentialExpire:
+		if e.Data["kind"] == string(countersign.AccessSAS) { // the device itself signs it, with its time
+			d.skew(e)
+		}
 	}
 }
 

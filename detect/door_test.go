@@ -142,6 +142,15 @@ func TestWrongClocksAreHelped(t *testing.T) {
 	if f := s.once(ClockSkew); f.Severity != countersign.SeverityInfo {
 		t.Errorf("got severity %s, want info", f.Severity)
 	}
+	s = tell(t)
+	for range 5 { // a token of ours has an end
+		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "token"})
+	}
+	s.silent()
+	for range 5 {
+		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "sas"})
+	}
+	s.once(ClockSkew)
 }
 
 func TestDeniedTopicsInABurstAreFound(t *testing.T) {

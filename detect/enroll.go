@@ -114,8 +114,12 @@ func (t *topicBursts) denied(e *countersign.Event) {
 	if !d.burst.add(t.rule, hit{at: e.At, seq: e.Seq}) {
 		return
 	}
+	subject, device := deviceSubject(e.Device), e.Device
+	if strings.Contains(device, "/") { // a guest, or an operator's session
+		subject, device = string(e.Actor), ""
+	}
 	t.m.report(t.rule, e, countersign.Finding{
-		Subject: string(e.Actor), Device: e.Device, Events: d.burst.seqs(),
+		Subject: subject, Device: device, Events: d.burst.seqs(),
 		Summary:  string(e.Actor) + " keeps trying what it may not do.",
 		Evidence: map[string]string{"acts": join(d.topics), "address": e.Remote, "via": e.Via},
 	})
