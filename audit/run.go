@@ -182,9 +182,13 @@ func (a *Auditor) carryOut(ctx context.Context, stop context.CancelCauseFunc, ru
 	// The end is written although the server is being stopped.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 	defer cancel()
-	if err := w.end(last, context.Cause(ctx), err); err != nil {
-		a.log().ErrorContext(last, "end of audit not recorded", "run", run.ID, "error", err)
-		return
+	state, reason := w.outcome(last, context.Cause(ctx), err)
+	if err := w.end(last, state, reason, a.Handle); err != nil {
+		a.log().ErrorContext(last, "audit not handed on", "run", run.ID, "error", err)
+		if err := w.end(last, Failed, "what it found could not be handed on", nil); err != nil {
+			a.log().ErrorContext(last, "end of audit not recorded", "run", run.ID, "error", err)
+			return
+		}
 	}
 	if err := a.prune(last); err != nil {
 		a.log().WarnContext(last, "old audits not removed", "error", err)
@@ -347,24 +351,36 @@ func (w *work) writeResults(ctx context.Context, tx *store.Tx) error {
 	return nil
 }
 
-// end records how the run ended, tells it, and hands its findings on, all in one
-// transaction. ended is why its context ended, nil if it did not.
-func (w *work) end(ctx context.Context, ended, failed error) error {
-	state, reason := Completed, ""
-	switch {
-	case errors.Is(ended, errCanceled):
-		state, reason = Canceled, errCanceled.Error()
-	case ended != nil:
-		state, reason = Failed, errStopping.Error()
-	case failed != nil:
-		state, reason = Failed, countersign.Public(failed).Message
-		w.Auditor.log().ErrorContext(ctx, "audit failed", "run", w.run.ID, "error", failed)
-		w.set(slices.Collect(maps.Keys(w.checks)), func(t *tally) { t.Status, t.Error = CheckFailed, reason })
-	default:
-		if n := w.failures(); n > 0 {
-			state, reason = Failed, fmt.Sprintf("%d of %d checks failed", n, len(w.checks))
+// outcome says how the run ended. ended is why its context did, nil if it did not;
+// failed is what kept it from looking at anything.
+func (w *work) outcome(ctx context.Context, ended, failed error) (State, string) {
+	every := slices.Collect(maps.Keys(w.checks))
+	if ended != nil {
+		w.set(every, func(t *tally) {
+			if t.Status == Waiting || t.Status == CheckRunning {
+				t.Status = CheckCanceled
+			}
+		})
+		if errors.Is(ended, errCanceled) {
+			return Canceled, errCanceled.Error()
 		}
+		return Failed, errStopping.Error()
 	}
+	if failed != nil {
+		reason := countersign.Public(failed).Message
+		w.Auditor.log().ErrorContext(ctx, "audit failed", "run", w.run.ID, "error", failed)
+		w.set(every, func(t *tally) { t.Status, t.Error = CheckFailed, reason })
+		return Failed, reason
+	}
+	if n := w.failures(); n > 0 {
+		return Failed, fmt.Sprintf("%d of %d checks failed", n, len(w.checks))
+	}
+	return Completed, ""
+}
+
+// end records how the run ended, tells it, and hands its findings on, all in one
+// transaction.
+func (w *work) end(ctx context.Context, state State, reason string, handle func(context.Context, *store.Tx, []countersign.Finding) error) error {
 	findings := w.handedOn()
 	return w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE audit_run SET state = $2, reason = $3, ended_at = $4, log_events = $5, log_head = $6 WHERE id = $1 AND state = 'IN_PROGRESS'`,
@@ -381,10 +397,10 @@ func (w *work) end(ctx context.Context, ended, failed error) error {
 		if err := w.append(ctx, tx, w.event(state, reason)); err != nil {
 			return err
 		}
-		if w.Handle == nil || state == Canceled || len(findings) == 0 {
+		if handle == nil || state == Canceled || len(findings) == 0 {
 			return nil
 		}
-		return w.Handle(ctx, tx, findings)
+		return handle(ctx, tx, findings)
 	})
 }
 

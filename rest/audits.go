@@ -24,8 +24,8 @@ func (s *Server) routeAudits(a huma.API) {
 	route(s, a, remove("/audit/suppressions/{id}", tag, "End a suppression at once"), s.removeSuppression)
 }
 
-// auditID is the path of one audit.
-type auditID struct {
+// AuditID is the path of one audit.
+type AuditID struct {
 	ID string `path:"id" maxLength:"64" doc:"The id of an audit, or latest."`
 }
 
@@ -44,18 +44,18 @@ func (s *Server) startAudit(ctx context.Context, in *struct{ Body api.NewAudit }
 	return shapeAudit(run), err
 }
 
-func (s *Server) getAudit(ctx context.Context, in *auditID) (api.AuditRun, error) {
+func (s *Server) getAudit(ctx context.Context, in *AuditID) (api.AuditRun, error) {
 	run, err := s.Auditor.Get(ctx, in.ID)
 	return shapeAudit(run), err
 }
 
-func (s *Server) cancelAudit(ctx context.Context, in *auditID) (api.AuditRun, error) {
+func (s *Server) cancelAudit(ctx context.Context, in *AuditID) (api.AuditRun, error) {
 	run, err := s.Auditor.Cancel(ctx, in.ID)
 	return shapeAudit(run), err
 }
 
 func (s *Server) listAuditFindings(ctx context.Context, in *struct {
-	auditID
+	AuditID
 	api.AuditFindingFilter
 	api.Paging
 },
