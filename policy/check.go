@@ -155,6 +155,14 @@ func (r *reader) subject(n ast.Node) Subject {
 	return s
 }
 
+// ParseSubject reads a client as the as of a test says it: {device: pump-1, tags:
+// {site: north}}. The error is of type *ParseError.
+func ParseSubject(text string) (s Subject, err error) {
+	r := reader{}
+	err = r.read([]byte(text), func(n ast.Node) { s = r.subject(n) })
+	return s, err
+}
+
 // Change is how a statement of one document differs from that of another.
 type Change struct {
 	What  string // added, removed or changed

@@ -63,38 +63,47 @@ func (e *ParseError) Error() string {
 // Parse reads a document, YAML or JSON. What is unknown, repeated, or beyond the
 // bounds of this package is an error, of type *ParseError. Whether its tests hold
 // is not asked: see RunTests.
-func Parse(source []byte) (p *Policy, err error) {
+func Parse(source []byte) (*Policy, error) {
+	r := reader{}
+	var p *Policy
+	if err := r.read(source, func(n ast.Node) { p = r.document(n) }); err != nil {
+		return nil, err
+	}
+	p.compile()
+	return p, nil
+}
+
+// read parses one YAML document and has take read it.
+func (r *reader) read(source []byte, take func(ast.Node)) (err error) {
 	defer func() {
 		if recover() != nil { // the library dereferences nil on a few malformed texts
-			p, err = nil, whole("the YAML is malformed")
+			err = whole("the YAML is malformed")
 		}
 	}()
 	if len(source) > MaxSource {
-		return nil, whole(fmt.Sprintf("it has more than %d octets", MaxSource))
+		return whole(fmt.Sprintf("it has more than %d octets", MaxSource))
 	}
 	tokens := lexer.Tokenize(string(source))
 	if tooDeep(tokens) {
-		return nil, whole(fmt.Sprintf("it is nested more than %d deep", maxDepth))
+		return whole(fmt.Sprintf("it is nested more than %d deep", maxDepth))
 	}
 	file, err := parser.Parse(tokens, 0)
 	if err != nil {
-		return nil, &ParseError{[]Problem{syntax(err)}}
+		return &ParseError{[]Problem{syntax(err)}}
 	}
 	docs := slices.DeleteFunc(file.Docs, func(d *ast.DocumentNode) bool { return d.Body == nil })
 	switch {
 	case len(docs) == 0:
-		return nil, whole("it is empty: countersign policy init prints one to begin with")
+		return whole("it is empty: countersign policy init prints one to begin with")
 	case len(docs) > 1:
-		return nil, whole("it holds more than one document")
+		return whole("it holds more than one document")
 	}
-	r := reader{}
-	p = r.document(docs[0].Body)
+	take(docs[0].Body)
 	if len(r.problems) > 0 {
 		slices.SortStableFunc(r.problems, func(a, b Problem) int { return a.Line - b.Line })
-		return nil, &ParseError{r.problems}
+		return &ParseError{r.problems}
 	}
-	p.compile()
-	return p, nil
+	return nil
 }
 
 // tooDeep looks for lists in lists in lists, of which the parser keeps the whole
