@@ -17,6 +17,7 @@ type Rules struct {
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
 	Audit       *AuditRules       `json:"audit,omitempty" doc:"Thresholds of audit checks."`
 	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
+	Usual       *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
 }
@@ -25,6 +26,12 @@ type Rules struct {
 type Access struct {
 	Kinds  []string `json:"kinds,omitempty" maxItems:"6" doc:"certificate, password, secret, scram, sas, token; absent: certificate alone."`
 	Guests bool     `json:"guests,omitempty" doc:"Admit clients without any credential, as guests."`
+}
+
+// Usual bounds what is nothing to notice.
+type Usual struct {
+	Networks []string `json:"networks,omitempty" maxItems:"64" doc:"CIDR; absent: all."`
+	Hours    string   `json:"hours,omitempty" maxLength:"5" doc:"UTC, such as 06-20 or, over midnight, 22-04; absent: all."`
 }
 
 // AuditRules are thresholds of audit checks; absent: the check's own default.

@@ -23,6 +23,9 @@ const maxOverlap = 90 * 24 * time.Hour
 // trustDomain is what the SPIFFE ID standard allows (section 2.1).
 var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 
+// usualHours are two full hours of UTC: 06-20, or 22-04 over midnight.
+var usualHours = regexp.MustCompile(`^([01][0-9]|2[0-3])-([01][0-9]|2[0-4])$`)
+
 // methods that a fleet may open. Renewal needs no opening, recovery has a rule of its own.
 var methods = []countersign.Method{
 	countersign.MethodToken, countersign.MethodFactory, countersign.MethodClaim, countersign.MethodIDevID,
@@ -157,6 +160,8 @@ func checkRules(f countersign.Fleet) error {
 		return bad("the expression is longer than %d octets", maxExpression)
 	case u.ApprovalTTL < 0 || time.Duration(u.ApprovalTTL) > maxApprovalTTL:
 		return bad("approval_ttl %v is not between 0 and %v", time.Duration(u.ApprovalTTL), maxApprovalTTL)
+	case len(u.Usual.Networks) > maxNetworks || u.Usual.Hours != "" && !usualHours.MatchString(u.Usual.Hours):
+		return bad("usual needs at most %d networks and hours such as 06-20", maxNetworks)
 	case len(u.Authorities) > maxNetworks:
 		return bad("%d authorities are more than %d", len(u.Authorities), maxNetworks)
 	}

@@ -59,9 +59,17 @@ type job struct {
 
 // queue puts a mitigation on record, unless the same is waiting or was just done.
 func (t *taking) queue(ctx context.Context, a *Alert, m countersign.Mitigation, f countersign.Finding) error {
+	object := f.Device
+	if m == countersign.MitigateBlock {
+		object = f.Remote
+		if p, err := networkOf(f.Remote); err == nil {
+			object = p.String() // whatever the port
+		}
+	}
 	var n int
-	err := t.tx.QueryRow(ctx, `SELECT COUNT(*) FROM mitigation WHERE alert = $1 AND act = $2 AND (state IN ('waiting', 'running') OR made_at > $3)`,
-		a.ID, string(m), store.Micros(t.now.Add(-againAfter))).Scan(&n)
+	err := t.tx.QueryRow(ctx, `SELECT COUNT(*) FROM mitigation
+		WHERE alert = $1 AND act = $2 AND object = $3 AND (state IN ('waiting', 'running') OR made_at > $4)`,
+		a.ID, string(m), object, store.Micros(t.now.Add(-againAfter))).Scan(&n)
 	if err != nil {
 		return fmt.Errorf("look for %s of alert %s: %w", m, a.ID, store.Wrap(err))
 	}
@@ -72,8 +80,8 @@ func (t *taking) queue(ctx context.Context, a *Alert, m countersign.Mitigation, 
 	if err != nil {
 		return fmt.Errorf("encode finding: %w", err)
 	}
-	_, err = t.tx.Exec(ctx, `INSERT INTO mitigation (id, alert, act, fleet, finding, state, attempts, made_at, began_at, next_at)
-		VALUES ($1, $2, $3, $4, $5, 'waiting', 0, $6, 0, $6)`, newID(), a.ID, string(m), f.Fleet, string(text), store.Micros(t.now))
+	_, err = t.tx.Exec(ctx, `INSERT INTO mitigation (id, alert, act, object, fleet, finding, state, attempts, made_at, began_at, next_at)
+		VALUES ($1, $2, $3, $4, $5, $6, 'waiting', 0, $7, 0, $7)`, newID(), a.ID, string(m), object, f.Fleet, string(text), store.Micros(t.now))
 	if err != nil {
 		return fmt.Errorf("queue %s: %w", m, err)
 	}
@@ -356,7 +364,11 @@ func (d *Desk) settle(ctx context.Context, j *job, r result) error {
 			return err
 		}
 		a.ChangedAt = t.now
-		a.add(Line{At: t.now, Actor: countersign.System, Act: string(j.act), Outcome: state, Text: r.text})
+		text := r.text
+		if dev := j.finding.Device; dev != "" && a.Subject != "device:"+dev {
+			text = dev + ": " + text // the alert is not about it alone
+		}
+		a.add(Line{At: t.now, Actor: countersign.System, Act: string(j.act), Outcome: state, Text: text})
 		if r.failed && a.State == Acknowledged {
 			a.State = Open
 		}

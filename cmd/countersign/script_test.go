@@ -41,6 +41,8 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":    cmdExits,
 			"await":    cmdAwait,
+			"alerted":  cmdAlerted,
+			"until":    cmdUntil,
 			"enroll":   cmdEnroll,
 			"csr":      cmdCSR,
 			"waits":    cmdWaits,
@@ -83,6 +85,40 @@ func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
 		case <-tick.C:
 		case <-ctx.Done():
 			ts.Fatalf("%s is not there after %s", args[0], startWait)
+		}
+	}
+}
+
+// cmdUntil runs a program until its output holds a text: until suspended countersign
+// device get pump-7
+func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
+	again(ts, args[0], func() bool {
+		return ts.Exec(args[1], args[2:]...) == nil && strings.Contains(ts.ReadFile("stdout"), args[0])
+	})
+}
+
+// cmdAlerted waits for an alert of a rule and sets a variable to its id: alerted
+// unusual_enrollment ALERT
+func cmdAlerted(ts *testscript.TestScript, _ bool, args []string) {
+	again(ts, "an alert of "+args[0], func() bool {
+		ts.Check(ts.Exec("countersign", "alert", "list", "--rule", args[0], "-o", "name"))
+		id := strings.TrimSpace(ts.ReadFile("stdout"))
+		ts.Setenv(args[1], id)
+		return id != ""
+	})
+}
+
+// again asks until the answer is yes.
+func again(ts *testscript.TestScript, what string, yes func() bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !yes() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ts.Fatalf("%s: not after %s", what, startWait)
 		}
 	}
 }

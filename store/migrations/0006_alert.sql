@@ -28,6 +28,7 @@ CREATE TABLE mitigation (
 	id       {{text}} PRIMARY KEY,
 	alert    {{text}} NOT NULL,
 	act      {{text}} NOT NULL, -- suspend, revoke, block
+	object   {{text}} NOT NULL, -- the device, or the address
 	fleet    {{text}} NOT NULL,
 	finding  {{text}} NOT NULL, -- JSON
 	state    {{text}} NOT NULL, -- waiting, running, done, failed
@@ -37,7 +38,7 @@ CREATE TABLE mitigation (
 	next_at  BIGINT NOT NULL    -- when it is due: the next attempt, or the end of the one that runs
 );
 CREATE INDEX mitigation_due ON mitigation (next_at) WHERE state IN ('waiting', 'running');
-CREATE INDEX mitigation_by_alert ON mitigation (alert, act, made_at);
+CREATE INDEX mitigation_by_alert ON mitigation (alert, act, object, made_at);
 CREATE INDEX mitigation_by_fleet ON mitigation (fleet, began_at);
 
 -- Where each reader of the sealed log stands.
