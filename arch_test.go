@@ -48,7 +48,7 @@ var rings = []ring{
 	{name: "nouns", packages: words(nouns), libs: words("std")},
 	{name: "wire", packages: words(wire), libs: words("golang.org/x/crypto")},
 	{name: "tools", packages: words(tools), own: words(nouns, wire)},
-	{name: "tools' test kits", packages: words("attest/tpmtest keystore/keystoretest store/storetest"), own: words(nouns, wire)},
+	{name: "tools' test kits", packages: words("attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
 	{name: "keepers", packages: words(keepers), own: words(nouns, wire, tools)},
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
 	{name: "decisions on ra", packages: words("rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},

@@ -76,7 +76,7 @@ func (i *Identity) ask(ctx context.Context, path string, body []byte, out any) e
 	return json.Unmarshal(text, out)
 }
 
-// Introduced reads an introduction that a peer shows, or that this device was
+// Introduced reads an introduction (a JWS, RFC 7515) that a peer shows, or that this device was
 // given, without asking anybody: its signer's certificate must lead to the roots, its
 // time must not be over, and this device must be one of the parties by the key
 // that it has now. now is the device's clock.
