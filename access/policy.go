@@ -174,11 +174,10 @@ func (p *Policies) facts(ctx context.Context, devices []string, serials []counte
 		if err := rows.Scan(&serial, &der); err != nil {
 			return err
 		}
-		cert, err := x509.ParseCertificate(der)
-		if err == nil {
+		if cert, err := x509.ParseCertificate(der); err == nil { // else it has no name that anybody knows
 			f.names[serial] = cert.Subject.CommonName
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return f, fmt.Errorf("couldn't read the names in certificates: %w", err)
