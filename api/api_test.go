@@ -23,6 +23,8 @@ func shapes() []any {
 		&api.FactoryRequest{}, &api.FactoryResult{}, &api.TPMIdentity{}, &api.TPMChallenge{}, &api.TPMAnswer{},
 		&api.Event{}, &api.Verification{},
 		&api.OperatorToken{}, &api.NewOperatorToken{}, &api.IssuedOperatorToken{},
+		&api.Alert{}, &api.AlertNote{}, &api.AlertAssign{}, &api.AlertSnooze{}, &api.AlertClose{}, &api.AlertBlock{}, &api.AlertActions{},
+		&api.AlertActed{}, &api.AlertRule{}, &api.Channel{}, &api.ChannelTest{}, &api.Notice{},
 		&api.AccessToken{}, &api.NewAccessToken{}, &api.IssuedAccessToken{},
 	}
 }
@@ -45,7 +47,10 @@ func fill(v reflect.Value) {
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		fill(v.Index(0))
 	case reflect.Map:
-		v.Set(reflect.ValueOf(map[string]string{"k": "v"}))
+		item := reflect.New(v.Type().Elem()).Elem()
+		fill(item)
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(reflect.ValueOf("k"), item)
 	case reflect.String:
 		v.SetString("x")
 	case reflect.Uint8:

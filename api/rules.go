@@ -15,11 +15,11 @@ type Rules struct {
 	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
 	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
-	Audit       *AuditRules       `json:"audit,omitempty" doc:"Thresholds of audit checks."`
 	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
 	Usual       *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
+	Audit   *AuditRules         `json:"audit,omitempty" doc:"Thresholds of audit checks."`
 }
 
 // Access is what a fleet accepts at the door.

@@ -26,9 +26,6 @@ type noted struct {
 const defaultBlock = time.Hour
 
 func (s *Server) routeAlerts(a huma.API) {
-	if s.Alerts == nil {
-		return
-	}
 	const tag = "Alerts"
 	route(s, a, get("/alerts", tag, "List alerts, those that opened last first"), s.listAlerts)
 	route(s, a, get("/alerts/{id}", tag, "Get an alert with its evidence and what was done"), s.getAlert)

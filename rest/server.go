@@ -46,7 +46,7 @@ type Server struct {
 	Desk      *ra.Desk
 	Office    *ra.Office
 	Operators *operator.Desk
-	// Alerts is where findings become alerts; nil: there are none.
+	// Alerts is where findings become alerts.
 	Alerts *respond.Desk
 	// Auditor looks through the records.
 	Auditor *audit.Auditor
