@@ -166,7 +166,7 @@ var catalog = byName([]Check{
 		Name: CRLStale, Severity: countersign.SeverityHigh,
 		Title:   "Revocation lists that are out of date",
 		Why:     "relying parties refuse everything below an authority with a stale list, or learn of no revocation",
-		Fix:     "look in the server's log for why it does not publish; fetch the new list of an external CA: countersign ca crl",
+		Fix:     "look in the server's log for why it does not publish; fetch the new list of an external CA: countersign ca crl-set",
 		Reasons: []string{"CRL_PAST_NEXT_UPDATE", "CRL_PUBLICATION_LATE", "CRL_NEVER_PUBLISHED"},
 	},
 	{
@@ -224,7 +224,7 @@ var catalog = byName([]Check{
 		Name: CredentialLeaked, Severity: countersign.SeverityCritical, Risks: []string{"NHI2"},
 		Title:   "Enrollment credentials that were seen in wrong hands and still work",
 		Why:     "whoever has it can make devices of the fleet",
-		Fix:     "stop the credential: countersign enroll stop ID; look at what enrolled with it",
+		Fix:     "stop the credential: countersign enroll stop; look at what enrolled with it",
 		Reasons: []string{"CREDENTIAL_SEEN_IN_WRONG_HANDS"},
 	},
 	{

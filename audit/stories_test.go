@@ -48,19 +48,19 @@ func (w *world) steady(t *testing.T) {
 	w.credential(t, "old-stopped", "group", `state = 'stopped', created_at = $2`, ago(900*day))
 	w.credential(t, "old-spent", "token", `uses_max = 5000, uses = 5000`)
 	w.secret(t, "sec-1", "steady-1", ago(30*day))
-	w.token(t, "daily", "admin", ago(100*day), ahead(50*day), ago(day))
-	w.token(t, "expired", "admin", ago(400*day), ago(35*day), 0)
+	w.token(t, operatorToken{"daily", "admin", ago(100 * day), ahead(50 * day), ago(day)})
+	w.token(t, operatorToken{"expired", "admin", ago(400 * day), ago(35 * day), 0})
 
-	gone := w.opened("s-0", "steady-1", "steady-1", "192.0.2.1:1000", cert, 40*day) // its end was lost with the server
+	gone := w.opened(visit{"s-0", "steady-1", "steady-1", "192.0.2.1:1000", cert, 40 * day}) // its end was lost with the server
 	w.events(t, gone, countersign.Event{Type: countersign.ServerStarted, At: w.Now().Add(-20 * day)})
 	for i := range 10 { // reconnects, and moves to another network once a day
 		ago := time.Duration(10-i) * 24 * time.Hour
-		s := w.opened(fmt.Sprintf("s-%d", i), "steady-1", "steady-1", fmt.Sprintf("192.0.2.%d:99", i%2), cert, ago)
+		s := w.opened(visit{fmt.Sprintf("s-%d", i), "steady-1", "steady-1", fmt.Sprintf("192.0.2.%d:99", i%2), cert, ago})
 		w.events(t, s, w.closed(s, "taken over: the same client identifier connected again", ago-23*time.Hour))
 	}
-	a := w.opened("two-1", "steady-1", "steady-1", "192.0.2.9:1", cert, 3*time.Hour)
-	b := w.opened("two-2", "steady-1", "steady-1:tunnel", "192.0.2.9:2", cert, 3*time.Hour) // two programs of one device
-	c := w.opened("two-3", "steady-1", "steady-1:late", "192.0.2.10:2", cert, 2*time.Hour)
+	a := w.opened(visit{"two-1", "steady-1", "steady-1", "192.0.2.9:1", cert, 3 * time.Hour})
+	b := w.opened(visit{"two-2", "steady-1", "steady-1:tunnel", "192.0.2.9:2", cert, 3 * time.Hour}) // two programs of one device
+	c := w.opened(visit{"two-3", "steady-1", "steady-1:late", "192.0.2.10:2", cert, 2 * time.Hour})
 	w.events(t, a, b, w.closed(b, "client left", 2*time.Hour), c, w.closed(c, "client left", 2*time.Hour-time.Second), w.closed(a, "client left", time.Hour))
 }
 
@@ -78,10 +78,16 @@ func (w *world) secret(t *testing.T, id, device string, created int64) {
 		VALUES ($1, $2, $3, 'secret', $4, 'active', '', '', $5, 0, 0)`, id, device, "primary", []byte("x"), created)
 }
 
-func (w *world) token(t *testing.T, id, role string, created, expires, used int64) {
+// operatorToken is an operator token as it stands in the record.
+type operatorToken struct {
+	id, role               string
+	created, expires, used int64
+}
+
+func (w *world) token(t *testing.T, o operatorToken) {
 	t.Helper()
 	w.exec(t, `INSERT INTO operator_token (id, name, role, hash, created_at, expires_at, used_at, revoked) VALUES ($1, $1, $2, $3, $4, $5, $6, FALSE)`,
-		id, role, []byte("x"), created, expires, used)
+		o.id, o.role, []byte("x"), o.created, o.expires, o.used)
 }
 
 // story makes one thing bad and says what has to be found for it, and nothing else.
@@ -289,7 +295,7 @@ func otherStories() []story {
 			put := func(fleet string, version int, source string) {
 				w.exec(t, `INSERT INTO policy_version (fleet, version, source, note, created_by, created_at) VALUES ($1, $2, $3, '', '', 0)`, fleet, version, source)
 			}
-			broad := strings.Replace(string(policy.Starter()), "${device.id}", "+", -1)
+			broad := strings.ReplaceAll(string(policy.Starter()), "${device.id}", "+")
 			put("broad", 1, string(policy.Starter()))
 			put("broad", 2, broad)
 			put("broken", 1, "no policy")
@@ -301,8 +307,8 @@ func otherStories() []story {
 		}},
 		{"operator tokens", func(t *testing.T, w *world) {
 			at := func(d time.Duration) int64 { return store.Micros(w.Now().Add(d)) }
-			w.token(t, "idle", "viewer", at(-100*day), at(50*day), 0)
-			w.token(t, "mighty", "admin", at(-day), at(300*day), at(-time.Hour))
+			w.token(t, operatorToken{"idle", "viewer", at(-100 * day), at(50 * day), 0})
+			w.token(t, operatorToken{"mighty", "admin", at(-day), at(300 * day), at(-time.Hour)})
 		}, []string{
 			"OPERATOR_TOKEN_STALE_CHECK OPERATOR_TOKEN_LONG_LIVED operator_token:mighty",
 			"OPERATOR_TOKEN_STALE_CHECK OPERATOR_TOKEN_UNUSED operator_token:idle",
@@ -315,11 +321,11 @@ func sessionStories() []story {
 		{"shared", func(t *testing.T, w *world) {
 			w.device(t, "cloned")
 			cert := w.certificate(t, "cloned")
-			a := w.opened("c-1", "cloned", "cloned", "192.0.2.1:1", cert, time.Hour)
-			b := w.opened("c-2", "cloned", "cloned/2", "198.51.100.1:1", cert, 50*time.Minute)
+			a := w.opened(visit{"c-1", "cloned", "cloned", "192.0.2.1:1", cert, time.Hour})
+			b := w.opened(visit{"c-2", "cloned", "cloned/2", "198.51.100.1:1", cert, 50 * time.Minute})
 			w.device(t, "told")
-			x := w.opened("t-1", "told", "told", "192.0.2.1:1", nil, time.Hour)
-			y := w.opened("t-2", "told", "told/2", "198.51.100.1:1", nil, 50*time.Minute)
+			x := w.opened(visit{"t-1", "told", "told", "192.0.2.1:1", nil, time.Hour})
+			y := w.opened(visit{"t-2", "told", "told/2", "198.51.100.1:1", nil, 50 * time.Minute})
 			w.events(t, a, b, x, y, w.closed(a, "client left", 40*time.Minute)) // the others are still open
 		}, []string{
 			"DEVICE_CERTIFICATE_SHARED_CHECK CERTIFICATE_SHARED_BY_MULTIPLE_DEVICES device:cloned",
@@ -329,11 +335,11 @@ func sessionStories() []story {
 			w.device(t, "fought")
 			cert := w.certificate(t, "fought")
 			hosts := []string{"192.0.2.1:1", "198.51.100.1:1"}
-			s := w.opened("f-0", "fought", "fought", hosts[0], cert, time.Hour)
+			s := w.opened(visit{"f-0", "fought", "fought", hosts[0], cert, time.Hour})
 			w.events(t, s)
 			for i := 1; i <= 5; i++ {
 				ago := time.Hour - time.Duration(i)*time.Minute
-				next := w.opened(fmt.Sprintf("f-%d", i), "fought", "fought", hosts[i%2], cert, ago)
+				next := w.opened(visit{fmt.Sprintf("f-%d", i), "fought", "fought", hosts[i%2], cert, ago})
 				w.events(t, w.closed(s, "taken over: the same client identifier connected again", ago), next)
 				s = next
 			}

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"slices"
@@ -218,16 +217,23 @@ func (w *world) events(t *testing.T, events ...countersign.Event) {
 	w.write(t, func(ctx context.Context, tx *store.Tx) error { return w.log.Append(ctx, tx, events...) })
 }
 
-// opened and closed are lines of a gateway about a session of a device.
-func (w *world) opened(id, device, client, remote string, cert *x509.Certificate, ago time.Duration) countersign.Event {
+// visit is a session of a device: by its certificate, or without one by its secret.
+type visit struct {
+	id, device, client, remote string
+	cert                       *x509.Certificate
+	ago                        time.Duration
+}
+
+// opened and closed are lines of a gateway about a session.
+func (w *world) opened(v visit) countersign.Event {
 	e := countersign.Event{
-		Type: countersign.SessionOpened, At: w.Now().Add(-ago), Device: device, Fleet: "default", Remote: remote, Via: "mqtt",
-		Data: map[string]string{"session": id, "client_id": client},
+		Type: countersign.SessionOpened, At: w.Now().Add(-v.ago), Device: v.device, Fleet: "default", Remote: v.remote, Via: "mqtt",
+		Data: map[string]string{"session": v.id, "client_id": v.client},
 	}
-	if cert != nil {
-		e.Cert = countersign.CertRef{Issuer: ca.IssuingID, Serial: countersign.SerialOf(cert.SerialNumber)}
+	if v.cert != nil {
+		e.Cert = countersign.CertRef{Issuer: ca.IssuingID, Serial: countersign.SerialOf(v.cert.SerialNumber)}
 	} else {
-		e.Data["credential"] = "secret:" + device
+		e.Data["credential"] = "secret:" + v.device
 	}
 	return e
 }
@@ -347,11 +353,4 @@ func wantCode(t testing.TB, err error, code countersign.Code) {
 	if got := countersign.CodeOf(err); got != code {
 		t.Errorf("got error %v with code %q, want %q", err, got, code)
 	}
-}
-
-func devices(prefix string, n int) (ids []string) {
-	for i := range n {
-		ids = append(ids, fmt.Sprintf("%s-%05d", prefix, i))
-	}
-	return ids
 }

@@ -401,7 +401,7 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 			if err != nil {
 				return err
 			}
-			a.stderr().done("%s leaves %s alone for %s", s.Check, s.Subject, a.until(s.EndsAt))
+			a.stderr().done("%s leaves %s alone until %s", s.Check, s.Subject, s.EndsAt.Local().Format("2006-01-02 15:04"))
 			a.stderr().linef("  undo: countersign audit unsuppress %s", s.ID)
 			return acted(a, *s, s.ID)
 		},
