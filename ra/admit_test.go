@@ -145,6 +145,9 @@ func TestActsCutOnceAfterTheCommit(t *testing.T) {
 				if len(e) != 1 || e[0].Code != tt.code || e[0].Reason == "" {
 					t.Errorf("got events %+v, want the refusal with its reason", e)
 				}
+				if at := w.record(t, cert).RevokedAt; at.IsZero() || e[0].Data["ended_at"] != at.Format(time.RFC3339) {
+					t.Errorf("got ended_at %q, want %s", e[0].Data["ended_at"], at)
+				}
 			})
 		}
 	})
