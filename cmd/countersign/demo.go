@@ -42,7 +42,7 @@ func (a *app) demoCommand() *cobra.Command {
 		Short: "Watch the main job: enroll, connect, renew, suspend, revoke, catch a clone",
 		Long: `demo starts a server on a temporary folder, gives devices their identities, and shows
 what happens to them: each step is checked, and the exit code is 1 if one did not do what it says.`,
-		Example: "  countersign demo\n  countersign demo --methods all\n  countersign demo --devices 100 --json",
+		Example: "  countersign demo\n  countersign demo --methods all\n  countersign demo --models\n  countersign demo --devices 100 --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.devices < minDemoDevices || o.devices > maxDemoDevices {
@@ -57,6 +57,7 @@ what happens to them: each step is checked, and the exit code is 1 if one did no
 	}
 	c.Flags().IntVar(&o.devices, "devices", 25, "how many devices")
 	c.Flags().StringVar(&o.methods, "methods", "token", "all: another device for each way to a certificate")
+	c.Flags().BoolVar(&o.models, "models", false, "show the models of authentication too, and what comes of guessing")
 	c.Flags().BoolVar(&o.asJSON, "json", false, "print the table as JSON")
 	complete(c, "methods", "token", "all")
 	return c
@@ -65,6 +66,7 @@ what happens to them: each step is checked, and the exit code is 1 if one did no
 type demoOptions struct {
 	devices int
 	methods string // token, all
+	models  bool
 	asJSON  bool
 }
 
@@ -102,6 +104,10 @@ type demo struct {
 	uplink   chan string
 	results  []demoResult
 	progress printer
+	// Of --models.
+	secret     string // meter-1's
+	pair       []*sdk.Identity
+	hookSecret config.Secret
 	// ahead is by how many nanoseconds the server's clock is ahead of everybody's.
 	ahead atomic.Int64
 }
@@ -116,7 +122,14 @@ func (a *app) demo(ctx context.Context, o demoOptions) (err error) {
 	defer cancel()
 	d := &demo{app: a, progress: a.stderr(), uplink: make(chan string, o.devices)}
 	now := func() time.Time { return a.now().Add(time.Duration(d.ahead.Load())) }
-	srv, err := server.New(ctx, config.Dev(dir, true), server.Options{Now: now, Log: slog.New(slog.DiscardHandler), Dev: true})
+	cfg := config.Dev(dir, true)
+	if o.models {
+		if err := modelsConfig(&cfg); err != nil {
+			return err
+		}
+		d.hookSecret = cfg.Hooks[0].Secret
+	}
+	srv, err := server.New(ctx, cfg, server.Options{Now: now, Log: slog.New(slog.DiscardHandler), Dev: true})
 	if err != nil {
 		return fmt.Errorf("start the server: %w", err)
 	}
@@ -131,6 +144,9 @@ func (a *app) demo(ctx context.Context, o demoOptions) (err error) {
 	steps := d.steps()
 	if o.methods == "all" {
 		steps = append(steps, d.methodSteps()...)
+	}
+	if o.models {
+		steps = append(steps, d.modelSteps()...)
 	}
 	failed := false
 	for _, step := range append(steps, demoNamed{"event log, verified", d.log}) {
