@@ -52,11 +52,14 @@ const (
 	secretStopped = "stopped"
 )
 
+// Slot is one of the two places that a device has for secrets.
+type Slot = attest.KeySlot
+
 // Secret is what a device proves itself with when it connects, without the secret.
 type Secret struct {
 	ID        string
 	Device    string
-	Slot      attest.KeySlot
+	Slot      Slot
 	Kind      countersign.AccessKind // AccessSecret: made by us; AccessPassword: brought along
 	SCRAM     bool                   // it can be used without being sent
 	State     string                 // active, stopped
@@ -76,10 +79,10 @@ func (s *Secret) Active() bool { return s.State == secretActive }
 // SecretOrder is a secret to be made.
 type SecretOrder struct {
 	Device string
-	Slot   attest.KeySlot // empty: primary
-	Given  []byte         // brought along, any octets; nil: one is drawn
-	Binary bool           // the one that is drawn is 32 raw octets and not text
-	TTL    time.Duration  // zero: it does not end by itself
+	Slot   Slot          // empty: primary
+	Given  []byte        // brought along, any octets; nil: one is drawn
+	Binary bool          // the one that is drawn is 32 raw octets and not text
+	TTL    time.Duration // zero: it does not end by itself
 	// Rotate replaces the slot's present secret, which stays good for Overlap. Else
 	// the slot must be free.
 	Rotate  bool

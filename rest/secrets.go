@@ -7,7 +7,6 @@ import (
 
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/attest"
 	"github.com/danielgtaylor/huma/v2"
 )
 
@@ -77,7 +76,7 @@ func (s *Server) stopSecret(ctx context.Context, in *struct {
 
 func secretOrder(device string, n api.NewSecret) access.SecretOrder {
 	return access.SecretOrder{
-		Device: device, Slot: attest.KeySlot(n.Slot), Given: n.Secret, Binary: n.Binary, TTL: time.Duration(n.TTLSeconds) * time.Second,
+		Device: device, Slot: access.Slot(n.Slot), Given: n.Secret, Binary: n.Binary, TTL: time.Duration(n.TTLSeconds) * time.Second,
 	}
 }
 
