@@ -143,7 +143,11 @@ func (a *app) tellFailures(file string, source []byte, failures []policy.Failure
 		}
 		a.tellPlace(file, source, spot{f.Line, 0, "failed", fmt.Sprintf("%s: %q is to be %s, but %s", f.Test, f.Act, want, f.Decision.Why)})
 	}
-	a.stderr().linef("%s do not hold.", count(len(failures), "act"))
+	verb := "do"
+	if len(failures) == 1 {
+		verb = "does"
+	}
+	a.stderr().linef("%s %s not hold.", count(len(failures), "act"), verb)
 	return failed(exitFailed)
 }
 
