@@ -46,6 +46,7 @@ func subjects() []subject {
 		{"renew", (*bench).renew},
 		{"ocsp", (*bench).ocsp},
 		{"sessions", (*bench).sessions},
+		{"flood", (*bench).flood},
 	}
 }
 
@@ -80,6 +81,7 @@ type bench struct {
 	fresh  []*device // enrolled and never connected
 	active []*device // connected once
 	all    []*device // all whose certificate is good
+	notes  []string  // what a table cannot tell
 }
 
 // run measures everything and writes the report.
@@ -107,6 +109,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			r.add(samples)
 		}
 	}
+	r.Notes = append(r.Notes, b.notes...)
 	r.finish()
 	if o.json != "" {
 		if err := r.save(o.json); err != nil {

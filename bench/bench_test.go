@@ -16,7 +16,7 @@ import (
 
 // TestMain lets the test program be the process of the limits, as bench itself is.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == limitsCommand {
+	if len(os.Args) > 1 && (os.Args[1] == limitsCommand || os.Args[1] == hostileCommand) {
 		if err := command(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 			os.Exit(1)
 		}
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 
 // tinySize touches every path and waits for nothing.
 func tinySize() size {
-	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond}
+	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 3 * time.Second}
 }
 
 // runTimeout is many times what a tiny run takes, a cold build included.

@@ -42,6 +42,11 @@ func goals() []goal {
 			text: "revocation's answer to cut, p99, 1,000 sessions", gate: 250, atMost: true, unit: "ms",
 			value: single("revoke_answer_to_cut", func(s sample) float64 { return float64(s.p99.Microseconds()) / 1000 }),
 		},
+		{text: "flood: sessions lost", gate: 0, atMost: true, value: single("flood_lost", func(s sample) float64 { return s.bytes })},
+		{text: "flood from one address: message p99 against none", gate: 3, atMost: true, unit: "x", value: slower("flood_one_message", "flood_calm_message")},
+		{text: "flood from 200 addresses: message p99 against none", gate: 3, atMost: true, unit: "x", value: slower("flood_many_message", "flood_calm_message")},
+		{text: "flood from one address: reconnect p99 against none", gate: 3, atMost: true, unit: "x", value: slower("flood_one_connect", "flood_calm_connect")},
+		{text: "flood from 200 addresses: reconnect p99 against none", gate: 3, atMost: true, unit: "x", value: slower("flood_many_connect", "flood_calm_connect")},
 		{text: "memory of an idle session against mosquitto", gate: 2.5, atMost: true, unit: "x", value: memoryRatio},
 		{
 			text: "memory under enrollment (0.6 of step-ca's 145 MiB)", gate: 87, atMost: true, unit: "MiB",
@@ -53,6 +58,13 @@ func goals() []goal {
 // ratio is how the CPU of one compares to that of another, round by round.
 func ratio(of, to string) func(*report) (spread, bool) {
 	return func(r *report) (spread, bool) { return r.across(of, to, sample.cpuMicros) }
+}
+
+// slower is how a p99 compares to another, round by round.
+func slower(of, to string) func(*report) (spread, bool) {
+	return func(r *report) (spread, bool) {
+		return r.across(of, to, func(s sample) float64 { return micros(s.p99) })
+	}
 }
 
 func memoryRatio(r *report) (spread, bool) {

@@ -47,16 +47,18 @@ type size struct {
 	cuts     int           // of them revoked
 	limit    time.Duration // time for each limit
 	rest     time.Duration // for memory to settle
+	hostile  int           // connections a second of the attacker
+	flood    time.Duration // each phase of the flood
 }
 
 // fullSize makes rounds of about a minute, each figure from at least a second of work.
 func fullSize() size {
-	return size{enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second}
+	return size{enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 15 * time.Second}
 }
 
 // quickSize only shows that everything works; its figures are too coarse to compare.
 func quickSize() size {
-	return size{enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond}
+	return size{enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, hostile: 200, flood: 3 * time.Second}
 }
 
 func main() {
@@ -73,10 +75,13 @@ func main() {
 }
 
 // command runs the benchmark or, as a process of its own, the servers that are
-// its limits.
+// its limits or the attacker.
 func command(ctx context.Context, args []string, out, errOut io.Writer) error {
-	if len(args) == 2 && args[0] == limitsCommand {
+	switch {
+	case len(args) == 2 && args[0] == limitsCommand:
 		return serveLimits(ctx, args[1], out)
+	case len(args) == 1 && args[0] == hostileCommand:
+		return beHostile(ctx, os.Stdin, out)
 	}
 	o, err := parseFlags(args, errOut)
 	if err != nil {
@@ -97,9 +102,6 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("unknown argument %q", f.Arg(0))
-	}
 	if *quick {
 		o.size = quickSize()
 	}
@@ -115,9 +117,10 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
+	o.only = append(o.only, f.Args()...)
 	for _, name := range o.only {
 		if !slices.Contains(subjectNames(), name) {
-			return o, fmt.Errorf("-only: there is no %q; there are %s", name, strings.Join(subjectNames(), ", "))
+			return o, fmt.Errorf("there is no %q; there are %s", name, strings.Join(subjectNames(), ", "))
 		}
 	}
 	return o, nil

@@ -29,6 +29,8 @@ type Guard struct {
 
 	mu        sync.Mutex
 	standings map[netip.Prefix]*standing
+	strangers standing // of all together, as if they were one
+	flooded   bool     // they fail so much that each of them has fewer tries
 	turned    map[turnedKey]*turned
 	counts    map[Count]uint64
 }
@@ -79,6 +81,11 @@ const (
 	// knownFor is how long an address is known after a session was admitted from it:
 	// longer than a night without power.
 	knownFor = 24 * time.Hour
+	// floodAfter connections of strangers, over all addresses, that came to nothing are
+	// a flood, less floodForgiven a second, which cost a tenth of a core. While
+	// it lasts those that are refused count too: it is over when they stop coming.
+	floodAfter    = 500
+	floodForgiven = 250
 	// maxStandings bounds the addresses that are remembered, at about 150 bytes each.
 	maxStandings = 65_536
 	// tellEvery is how often who was turned away is told.
@@ -103,10 +110,13 @@ type allowance struct{ burst, perSecond float64 }
 // allowanceOf scales with what a strange address has. A known one has five times as
 // much: a whole site whose devices are refused, say because a fleet is suspended by
 // mistake, must be able to go on trying. A suspect has what lets the devices behind
-// its NAT in, one after the other.
-func allowanceOf(tries int, known, suspect bool) allowance {
+// its NAT in, one after the other. In a flood, a stranger who has
+// come to nothing a few times is more likely one of its sources than a device.
+func (g *Guard) allowanceOf(tries int, known, suspect bool) allowance {
 	n := float64(tries)
 	switch {
+	case g.flooded && !known:
+		return allowance{n / 40, n / 400}
 	case suspect && known:
 		return allowance{n, n / 20}
 	case suspect:
@@ -140,13 +150,14 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 	now := g.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.watch(now)
 	s := g.standings[from]
 	known = s != nil && now.Before(s.known)
 	switch {
 	case tries < 0, spend && !suspect, s == nil && !spend:
 		return known, ""
 	}
-	a := allowanceOf(tries, known, suspect)
+	a := g.allowanceOf(tries, known, suspect)
 	if s == nil {
 		s = g.remember(from, now)
 	}
@@ -157,7 +168,10 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 			s.debt++
 		}
 		return known, ""
-	case suspect:
+	case !known && g.flooded:
+		g.strangers.debt++
+	}
+	if suspect {
 		return known, ReasonSuspect
 	}
 	return known, ReasonAddressTries
@@ -177,7 +191,22 @@ func (g *Guard) failed(from netip.Prefix) {
 	now := g.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.remember(from, now).debt++
+	s := g.remember(from, now)
+	s.debt++
+	if !now.Before(s.known) {
+		g.strangers.debt++
+	}
+}
+
+// watch says whether strangers flood the node.
+func (g *Guard) watch(now time.Time) {
+	g.strangers.forgive(allowance{floodAfter, floodForgiven}, now)
+	switch {
+	case g.strangers.debt >= floodAfter-1:
+		g.flooded = true
+	case g.strangers.debt < floodAfter/2:
+		g.flooded = false
+	}
 }
 
 // admitted notes a session. An address that becomes known by it owes nothing.

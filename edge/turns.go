@@ -28,6 +28,7 @@ type turns struct {
 	running   int
 	strangers int // of those running
 	lines     [2]line
+	begun     uint64
 	passed    int // turns that known addresses got since a stranger last did
 }
 
@@ -81,6 +82,7 @@ func (t *turns) enter(from netip.Prefix, known bool) (w *waiter, now bool) {
 
 func (t *turns) begin(of int) {
 	t.running++
+	t.begun++
 	if of == ofStrangers {
 		t.strangers++
 	}

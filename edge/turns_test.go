@@ -2,6 +2,14 @@ package edge
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -113,6 +121,94 @@ func TestTheLineIsBounded(t *testing.T) {
 	}
 }
 
+func TestARetriedHandshakeTakesASecondTurn(t *testing.T) {
+	cert := selfSigned(t)
+	for _, tt := range []struct {
+		name  string
+		curve tls.CurveID // all that the server takes; the client offers a share of P-256
+		turns uint64
+	}{{"plain", tls.CurveP256, 1}, {"retried", tls.CurveP521, 2}} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := time.Unix(1_000_000, 0)
+			g := newGuard(&now)
+			ours, theirs := connected(t)
+			s := &socket{Conn: ours, guard: g, wait: time.Minute}
+			server := tls.Server(s, listening(&tls.Config{Certificates: []tls.Certificate{cert}, CurvePreferences: []tls.CurveID{tt.curve}, MinVersion: tls.VersionTLS13}))
+			done := make(chan error, 1)
+			go func() { done <- server.Handshake() }()
+			client := tls.Client(theirs, &tls.Config{InsecureSkipVerify: true, CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP521}})
+			if err := client.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			if got := client.ConnectionState().HelloRetryRequest; got != (tt.turns == 2) {
+				t.Fatalf("HelloRetryRequest: got %t", got)
+			}
+			if g.turns.begun != tt.turns || g.turns.running != 0 {
+				t.Errorf("turns: got %d, want %d; %d still running", g.turns.begun, tt.turns, g.turns.running)
+			}
+		})
+	}
+}
+
+func TestAClosedSocketWaitsForNoTurn(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	g.turns.limit = 0
+	ours, _ := connected(t)
+	s := &socket{Conn: ours, guard: g, wait: time.Hour}
+	done := make(chan error, 1)
+	go func() { done <- s.takeTurn() }()
+	for g.Waiting() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s.abort()
+	if err := <-done; !errors.Is(err, errNoTurn) {
+		t.Errorf("takeTurn: got %v, want %v", err, errNoTurn)
+	}
+	short := &socket{Conn: ours, guard: g, wait: time.Millisecond}
+	if err := short.takeTurn(); !errors.Is(err, errNoTurn) || g.Waiting() != 0 {
+		t.Errorf("takeTurn: got %v, %d wait", err, g.Waiting())
+	}
+}
+
+// connected gives both ends of a TCP connection.
+func connected(t *testing.T) (ours, theirs net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	if theirs, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = ours.Close(), theirs.Close() })
+	for _, c := range []net.Conn{ours, theirs} {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	}
+	return ours, theirs
+}
+
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 func newGuard(now *time.Time) *Guard {
 	g := &Guard{Now: func() time.Time { return *now }}
 	g.init()
@@ -205,6 +301,53 @@ func TestASuspectAddressHasFewTries(t *testing.T) {
 	}
 	if _, why := g.ask(a, DefaultTries, true); why != ReasonSuspect {
 		t.Errorf("ask: got %q, want %q", why, ReasonSuspect)
+	}
+}
+
+func TestAFloodFromManyAddressesLeavesEachFewTries(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	site := netip.MustParseAddr("192.0.2.1")
+	g.admitted(addressOf(site))
+	passed := 0
+	second := func(from, rate int) {
+		for i := range rate {
+			a := numbered(from + i%200).Addr()
+			if _, why := g.ask(a, DefaultTries, false); why == "" {
+				passed++
+				g.failed(addressOf(a))
+			}
+			now = now.Add(time.Second / time.Duration(rate))
+		}
+	}
+	for range 3 {
+		second(0, 1000)
+	}
+	passed = 0
+	for range 30 {
+		second(0, 1000)
+	}
+	if passed > 30*120 {
+		t.Errorf("of 1,000 a second from 200 addresses %d came through, want some 100", passed/30)
+	}
+	if _, why := g.ask(netip.MustParseAddr("198.51.100.1"), DefaultTries, false); why != "" {
+		t.Errorf("a newcomer: %s", why)
+	}
+	if got := tries(t, g, site); got != 1000 {
+		t.Errorf("tries of a known address: got %d, want 1000", got)
+	}
+	for range 10 {
+		second(1000, 10) // what is usual
+	}
+	if got := tries(t, g, netip.MustParseAddr("198.51.100.2")); got != 200 {
+		t.Errorf("tries of a stranger after the flood: got %d, want 200", got)
+	}
+	for range 20 { // one address alone makes no flood
+		now = now.Add(time.Second)
+		tries(t, g, netip.MustParseAddr("198.51.100.3"))
+	}
+	if g.watch(now); g.flooded {
+		t.Error("one address made a flood")
 	}
 }
 

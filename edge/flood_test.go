@@ -1,0 +1,225 @@
+package edge_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/edge"
+)
+
+// from dials from a loopback address of its own.
+func from(addr, local string) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}, Timeout: 20 * time.Second}
+	return d.Dial("tcp", addr)
+}
+
+// greet admits whoever says the word and echoes what it says then.
+func greet(_ context.Context, c *edge.Conn) {
+	word := make([]byte, 1)
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if _, err := io.ReadFull(c, word); err != nil || word[0] != 'w' {
+		return
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	c.Admitted()
+	_, _ = c.Write(word)
+	_, _ = io.Copy(c, c)
+}
+
+// enter connects as an honest device does, again and again if it must.
+func enter(t *testing.T, addr, local string) (*tls.Conn, time.Duration) {
+	t.Helper()
+	begin := time.Now()
+	for time.Since(begin) < 20*time.Second {
+		c, err := from(addr, local)
+		if err != nil {
+			continue
+		}
+		s := tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+		_ = s.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := s.Write([]byte("w")); err == nil {
+			if _, err := io.ReadFull(s, make([]byte, 1)); err == nil {
+				t.Cleanup(func() { _ = s.Close() })
+				return s, time.Since(begin)
+			}
+		}
+		_ = s.Close()
+	}
+	t.Fatal("an honest device did not come in within 20 s")
+	return nil, 0
+}
+
+// hostile attacks until ctx ends: garbage, drip-fed greetings, handshakes for
+// nothing, wrong words, each from many addresses.
+func hostile(ctx context.Context, wg *sync.WaitGroup, addr string) *atomic.Int64 {
+	var attempts atomic.Int64
+	for w := range 40 {
+		wg.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				c, err := from(addr, fmt.Sprintf("127.9.%d.%d", w, 1+i%5))
+				if err != nil {
+					continue
+				}
+				attempts.Add(1)
+				_ = c.SetDeadline(time.Now().Add(time.Second))
+				switch w % 4 {
+				case 0:
+					_, _ = io.CopyN(c, rand.Reader, 300)
+					_, _ = c.Read(make([]byte, 1))
+				case 1:
+					_, _ = c.Write([]byte{22, 3, 1, 2, 0, 1})
+					time.Sleep(50 * time.Millisecond)
+				default:
+					s := tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+					if s.Handshake() == nil && w%4 == 3 {
+						_, _ = s.Write([]byte("x"))
+						_, _ = s.Read(make([]byte, 1))
+					}
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	return &attempts
+}
+
+func TestTheHonestComeInDuringAFlood(t *testing.T) {
+	g, addr := open(t, edge.Limits{PreAuth: 100}, greet)
+	held, _ := enter(t, addr, "127.8.0.1")
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	attempts := hostile(ctx, &wg, addr)
+	defer wg.Wait()
+	defer stop()
+	var worst time.Duration
+	for i := range 20 {
+		c, took := enter(t, addr, fmt.Sprintf("127.8.0.%d", 1+i%10)) // ten that never came before
+		worst = max(worst, took)
+		_ = c.Close()
+		if err := echo(held); err != nil {
+			t.Fatalf("a session of before did not survive the flood: %v", err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	s := g.Stats()
+	t.Logf("%d attempts, the slowest honest connection took %v, %+v", attempts.Load(), worst, s)
+	if worst > 5*time.Second {
+		t.Errorf("an honest connection took %v", worst)
+	}
+	if s.TurnedAway == 0 {
+		t.Error("nothing was turned away")
+	}
+}
+
+func echo(c net.Conn) error {
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Write([]byte("e")); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+func TestADeviceBehindTheAddressOfAnAttackerComesInAtLast(t *testing.T) {
+	_, addr := open(t, edge.Limits{}, greet)
+	c, _ := enter(t, addr, "127.8.1.1") // so the address is known
+	_ = c.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if c, err := from(addr, "127.8.1.1"); err == nil {
+					_, _ = io.WriteString(c, "nonsense")
+					_, _ = io.Copy(io.Discard, c)
+					_ = c.Close()
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer stop()
+	time.Sleep(500 * time.Millisecond)
+	_, took := enter(t, addr, "127.8.1.1")
+	t.Logf("it took %v", took)
+}
+
+// many is a listener with as many connections as are asked for, each from an
+// address of its own, that send garbage.
+type many struct {
+	n    atomic.Int64
+	max  int64
+	done chan struct{}
+	once sync.Once
+}
+
+func (m *many) Accept() (net.Conn, error) {
+	i := m.n.Add(1)
+	if i > m.max {
+		<-m.done
+		return nil, net.ErrClosed
+	}
+	ip := net.IPv4(10, byte(i>>16), byte(i>>8), byte(i))
+	if i%2 == 0 {
+		ip = net.IP{0x20, 1, 0xd, 0xb8, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i), 15: 1}
+	}
+	return &garbage{remote: &net.TCPAddr{IP: ip, Port: 1}}, nil
+}
+
+func (m *many) Close() error   { m.once.Do(func() { close(m.done) }); return nil }
+func (m *many) Addr() net.Addr { return &net.TCPAddr{} }
+
+type garbage struct{ remote net.Addr }
+
+func (*garbage) Read(b []byte) (int, error)         { return rand.Read(b) }
+func (*garbage) Write(b []byte) (int, error)        { return len(b), nil }
+func (*garbage) Close() error                       { return nil }
+func (*garbage) LocalAddr() net.Addr                { return &net.TCPAddr{} }
+func (g *garbage) RemoteAddr() net.Addr             { return g.remote }
+func (*garbage) SetDeadline(_ time.Time) error      { return nil }
+func (*garbage) SetReadDeadline(_ time.Time) error  { return nil }
+func (*garbage) SetWriteDeadline(_ time.Time) error { return nil }
+
+func TestMemoryIsBoundedUnderAHundredThousandAttempts(t *testing.T) {
+	cert := certificate(t, "server")
+	g := &edge.Gate{
+		TLS:    edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }),
+		Handle: hold, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+	}
+	before := heap()
+	ln := &many{max: 100_000, done: make(chan struct{})}
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(t.Context(), ln) }()
+	for ln.n.Load() <= ln.max || g.Stats().Open > 0 {
+		if err := t.Context().Err(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	grown := heap() - before
+	t.Logf("%d KiB for %+v", grown>>10, g.Stats())
+	if grown > 40<<20 {
+		t.Errorf("100,000 attempts left %d MiB behind", grown>>20)
+	}
+	if err := errors.Join(ln.Close(), g.Close(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
