@@ -23,6 +23,7 @@ const (
 	MaxTallies   = maxTallies
 	MaxDecisions = maxDecisions
 	ThinFor      = thinFor
+	MaxPerClient = maxPerClient
 )
 
 // SCRAM checks a client's proof for a secret, and gives the server's signature.

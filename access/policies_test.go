@@ -376,6 +376,32 @@ func TestSampleIsBounded(t *testing.T) {
 	})
 }
 
+func TestNobodyPushesOthersOutOfTheSample(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		house(t, db)
+		fleet := fleetOf(t, db)
+		now := start
+		s := sampler(db, &now)
+		for i := range 3 * access.MaxPerClient {
+			s.Act(countersign.Session{Device: "pump-1", Fleet: fleet}, countersign.Act{Action: "publish", Topic: fmt.Sprintf("t%d", i)})
+			s.Act(countersign.Session{Device: fmt.Sprintf("guest/%d", i), Fleet: fleet}, countersign.Act{Action: "publish", Topic: fmt.Sprintf("t%d", i)})
+		}
+		s.Act(countersign.Session{Device: "pump-2", Fleet: fleet}, countersign.Act{Action: "publish", Topic: "t"})
+		now = now.Add(access.ThinFor)
+		s.Act(countersign.Session{Device: "pump-1", Fleet: fleet}, countersign.Act{Action: "publish", Topic: "later"})
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		if err := db.QueryRow(t.Context(), `SELECT count(*) FROM policy_decision`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		if want := 2*access.MaxPerClient + 2; n != want {
+			t.Errorf("rows: got %d, want %d: %d of pump-1 and of guests, and two more", n, want, access.MaxPerClient)
+		}
+	})
+}
+
 func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		p, _ := house(t, db)

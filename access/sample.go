@@ -23,6 +23,9 @@ const (
 	// maxThinned bounds the acts that are told apart, about 4 MB. When it is full they
 	// are all forgotten, and each may be written once more.
 	maxThinned = 100_000
+	// maxPerClient bounds the acts of one device in that time, and those of all guests
+	// of a fleet together: nobody is to push the acts of others out of the sample.
+	maxPerClient = 50
 	// maxSampled bounds the rows that wait for the database; more are left out, since
 	// this is a sample.
 	maxSampled = 4096
@@ -45,9 +48,16 @@ type Sample struct {
 	mu      sync.Mutex
 	seed    maphash.Seed
 	seen    map[uint64]time.Time
+	spent   map[uint64]spent // by client
 	waiting []sampled
 	grown   map[string]bool // fleets with new rows since the last sweep
 	left    atomic.Int64    // rows that there was no room for
+}
+
+// spent is how many acts of a client were taken down, and since when.
+type spent struct {
+	acts  int
+	since time.Time
 }
 
 // sampled is one decision.
@@ -92,16 +102,25 @@ func (s *Sample) add(row sampled) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.seen == nil || len(s.seen) >= maxThinned {
-		s.seen, s.seed = map[uint64]time.Time{}, maphash.MakeSeed()
+		s.seen, s.spent, s.seed = map[uint64]time.Time{}, map[uint64]spent{}, maphash.MakeSeed()
 	}
-	key := row.key(s.seed)
+	client, key := row.keys(s.seed)
 	if last, again := s.seen[key]; again && row.at.Sub(last) < thinFor {
+		return
+	}
+	budget := s.spent[client]
+	if row.at.Sub(budget.since) >= thinFor {
+		budget = spent{since: row.at}
+	}
+	if budget.acts >= maxPerClient {
 		return
 	}
 	if len(s.waiting) >= maxSampled {
 		s.left.Add(1)
 		return
 	}
+	budget.acts++
+	s.spent[client] = budget
 	s.seen[key] = row.at
 	s.waiting = append(s.waiting, row)
 }
@@ -109,23 +128,28 @@ func (s *Sample) add(row sampled) {
 // plain says whether both databases take the text.
 func plain(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// key is what makes two rows the same. Guests are each other's likes: each has a
-// new name.
-func (r *sampled) key(seed maphash.Seed) uint64 {
+// keys tell whose row it is, and what makes two rows the same. Guests are each
+// other's likes: each has a new name.
+func (r *sampled) keys(seed maphash.Seed) (client, act uint64) {
 	device := r.device
 	if policy.KindOf(device) == policy.Guests {
 		device = "guest"
 	}
 	var h maphash.Hash
 	h.SetSeed(seed)
-	for _, part := range []string{r.fleet, device, r.action, r.topic} {
+	write := func(part string) {
 		_, _ = h.WriteString(part) // never fails
 		_ = h.WriteByte(0)
 	}
+	write(r.fleet)
+	write(device)
+	client = h.Sum64()
+	write(r.action)
+	write(r.topic)
 	if r.allowed {
 		_ = h.WriteByte(1)
 	}
-	return h.Sum64()
+	return client, h.Sum64()
 }
 
 // Run writes the sample behind until ctx ends.
@@ -214,6 +238,11 @@ func (s *Sample) Sweep(ctx context.Context) error {
 	for key, at := range s.seen {
 		if now.Sub(at) >= thinFor {
 			delete(s.seen, key)
+		}
+	}
+	for client, b := range s.spent {
+		if now.Sub(b.since) >= thinFor {
+			delete(s.spent, client)
 		}
 	}
 	grown := s.grown
