@@ -25,7 +25,7 @@ const (
 	maxFindings = 1000
 	// maxGroups bounds how many subjects of one check are told apart when its
 	// findings are handed on; those of further ones are told of the server.
-	maxGroups = 1000
+	maxGroups = 200
 	// maxExamples is how many subjects a finding about many of them names.
 	maxExamples = 5
 	// writeBatch bounds the findings of one transaction.

@@ -42,7 +42,7 @@ func await(t *testing.T, ch <-chan struct{}) {
 	}
 }
 
-func (w *world) start(t *testing.T) audit.Run {
+func (w *world) start(t testing.TB) audit.Run {
 	t.Helper()
 	run, err := w.Start(t.Context(), audit.Request{By: "operator:ann", Via: "test"})
 	if err != nil {
@@ -51,7 +51,7 @@ func (w *world) start(t *testing.T) audit.Run {
 	return run
 }
 
-func (w *world) lastEvent(t *testing.T, kind countersign.EventType) countersign.Event {
+func (w *world) lastEvent(t testing.TB, kind countersign.EventType) countersign.Event {
 	t.Helper()
 	list, _, err := w.log.List(t.Context(), event.Filter{Type: kind, Newest: true, Limit: 1})
 	if err != nil || len(list) != 1 {

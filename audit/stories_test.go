@@ -22,7 +22,7 @@ import (
 )
 
 // steady fills the world with what is nothing to find.
-func (w *world) steady(t *testing.T) {
+func (w *world) steady(t testing.TB) {
 	t.Helper()
 	ago := func(d time.Duration) int64 { return store.Micros(w.Now().Add(-d)) }
 	ahead := func(d time.Duration) int64 { return store.Micros(w.Now().Add(d)) }
@@ -64,7 +64,7 @@ func (w *world) steady(t *testing.T) {
 	w.events(t, a, b, w.closed(b, "client left", 2*time.Hour), c, w.closed(c, "client left", 2*time.Hour-time.Second), w.closed(a, "client left", time.Hour))
 }
 
-func (w *world) credential(t *testing.T, id, kind, set string, args ...any) {
+func (w *world) credential(t testing.TB, id, kind, set string, args ...any) {
 	t.Helper()
 	w.exec(t, `INSERT INTO credential (id, kind, lookup, second, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute,
 			networks, devices, state, reason, created_by, created_at)
@@ -72,7 +72,7 @@ func (w *world) credential(t *testing.T, id, kind, set string, args ...any) {
 	w.exec(t, `UPDATE credential SET `+set+` WHERE id = $1`, append([]any{id}, args...)...)
 }
 
-func (w *world) secret(t *testing.T, id, device string, created int64) {
+func (w *world) secret(t testing.TB, id, device string, created int64) {
 	t.Helper()
 	w.exec(t, `INSERT INTO device_secret (id, device, slot, kind, verifier, state, reason, created_by, created_at, expires_at, used_at)
 		VALUES ($1, $2, $3, 'secret', $4, 'active', '', '', $5, 0, 0)`, id, device, "primary", []byte("x"), created)
@@ -84,7 +84,7 @@ type operatorToken struct {
 	created, expires, used int64
 }
 
-func (w *world) token(t *testing.T, o operatorToken) {
+func (w *world) token(t testing.TB, o operatorToken) {
 	t.Helper()
 	w.exec(t, `INSERT INTO operator_token (id, name, role, hash, created_at, expires_at, used_at, revoked) VALUES ($1, $1, $2, $3, $4, $5, $6, FALSE)`,
 		o.id, o.role, []byte("x"), o.created, o.expires, o.used)

@@ -64,7 +64,7 @@ type world struct {
 	serials  int64
 }
 
-func newWorld(t *testing.T, db *store.DB) *world {
+func newWorld(t testing.TB, db *store.DB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w := &world{clock: &clock{now: start}, serials: 1000}
@@ -109,14 +109,14 @@ func each(t *testing.T, run func(t *testing.T, w *world)) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) { run(t, newWorld(t, db)) })
 }
 
-func (w *world) write(t *testing.T, fn func(context.Context, *store.Tx) error) {
+func (w *world) write(t testing.TB, fn func(context.Context, *store.Tx) error) {
 	t.Helper()
 	if err := w.DB.Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) exec(t *testing.T, q string, args ...any) {
+func (w *world) exec(t testing.TB, q string, args ...any) {
 	t.Helper()
 	w.write(t, func(ctx context.Context, tx *store.Tx) error {
 		n, err := tx.Exec(ctx, q, args...)
@@ -127,7 +127,7 @@ func (w *world) exec(t *testing.T, q string, args ...any) {
 	})
 }
 
-func (w *world) publish(t *testing.T) {
+func (w *world) publish(t testing.TB) {
 	t.Helper()
 	for _, id := range []string{ca.RootID, ca.IssuingID} {
 		if _, err := w.ca.Publish(t.Context(), id, 0); err != nil {
@@ -136,7 +136,7 @@ func (w *world) publish(t *testing.T) {
 	}
 }
 
-func (w *world) seal(t *testing.T) {
+func (w *world) seal(t testing.TB) {
 	t.Helper()
 	for {
 		n, err := w.log.Seal(t.Context())
@@ -149,7 +149,7 @@ func (w *world) seal(t *testing.T) {
 	}
 }
 
-func (w *world) fleet(t *testing.T, name string, rules countersign.Rules) {
+func (w *world) fleet(t testing.TB, name string, rules countersign.Rules) {
 	t.Helper()
 	w.write(t, func(ctx context.Context, tx *store.Tx) error {
 		return w.registry.SaveFleet(ctx, tx, countersign.Fleet{
@@ -164,7 +164,7 @@ type device struct {
 	created, seen           time.Time
 }
 
-func (w *world) device(t *testing.T, id string, change ...func(*device)) {
+func (w *world) device(t testing.TB, id string, change ...func(*device)) {
 	t.Helper()
 	d := device{id: id, fleet: "default", state: "active", owner: "plant", created: w.Now().Add(-day), seen: w.Now().Add(-time.Hour)}
 	for _, fn := range change {
@@ -183,7 +183,7 @@ type certificate struct {
 	key                   *ecdsa.PrivateKey
 }
 
-func (w *world) certificate(t *testing.T, device string, change ...func(*certificate)) *x509.Certificate {
+func (w *world) certificate(t testing.TB, device string, change ...func(*certificate)) *x509.Certificate {
 	t.Helper()
 	w.serials++
 	c := certificate{
@@ -212,7 +212,7 @@ func (w *world) certificate(t *testing.T, device string, change ...func(*certifi
 	return cert
 }
 
-func (w *world) events(t *testing.T, events ...countersign.Event) {
+func (w *world) events(t testing.TB, events ...countersign.Event) {
 	t.Helper()
 	w.write(t, func(ctx context.Context, tx *store.Tx) error { return w.log.Append(ctx, tx, events...) })
 }
@@ -244,7 +244,7 @@ func (w *world) closed(opened countersign.Event, why string, ago time.Duration) 
 }
 
 // audit runs all checks and gives what they found, as "check reason subject".
-func (w *world) audit(t *testing.T, checks ...string) (audit.Run, []string) {
+func (w *world) audit(t testing.TB, checks ...string) (audit.Run, []string) {
 	t.Helper()
 	w.seal(t)
 	run, err := w.Start(t.Context(), audit.Request{By: "operator:ann", Via: "test", Checks: checks})
@@ -339,7 +339,7 @@ func parse(t testing.TB, der []byte) *x509.Certificate {
 }
 
 // register brings an external authority with its lists in.
-func (w *world) register(t *testing.T, g ca.Registration) {
+func (w *world) register(t testing.TB, g ca.Registration) {
 	t.Helper()
 	g.Override, g.Reason = true, "test"
 	w.write(t, func(ctx context.Context, tx *store.Tx) error {
