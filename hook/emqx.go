@@ -158,15 +158,13 @@ func emqxACL(p countersign.Permissions) []emqxRule {
 		within  []string
 		retain  *bool
 	}{
-		{actPublish, p.Publish.Allow, nil, new(false)},
+		{actPublish, p.Publish.Allow, []string{"#", "$SYS/#"}, new(false)},
 		{actPublish, p.Retain.Allow, p.Publish.Allow, new(true)},
 		{actSubscribe, p.Subscribe.Allow, p.Receive.Allow, nil},
 	} {
 		for _, f := range list.filters {
-			if strings.Contains(f, "${") || strings.HasPrefix(f, "eq ") || list.action == actSubscribe && strings.Contains(f, "+") {
-				return nil
-			}
-			if list.within != nil && !topics.Allowed(list.within, nil, f) {
+			if strings.Contains(f, "${") || strings.HasPrefix(f, "eq ") || list.action == actSubscribe && strings.Contains(f, "+") ||
+				!topics.Allowed(list.within, nil, f) {
 				return nil
 			}
 			rules = append(rules, emqxRule{Permission: "allow", Action: list.action, Topic: f, Retain: list.retain})

@@ -80,8 +80,8 @@ func (t *target) names(of func(key) string) []string {
 // Driver ends sessions at one broker.
 type Driver struct {
 	Hook string
-	// kick has the broker end the sessions of t that it has, and tells how many
-	// those were. None is a success.
+	// kick has the broker end the sessions of t that it has, and tells how many it
+	// saw, with an error too. None is a success.
 	kick func(ctx context.Context, t target) (int, error)
 	// restore takes back what kick did to keep the device out; nil: it did nothing.
 	restore   func(ctx context.Context, device string) error
@@ -305,6 +305,7 @@ func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	j.running = false
+	j.found = max(j.found, n) // also where the call failed: what was seen and is gone later was ended
 	switch {
 	case !j.next.Equal(began): // it was taken on anew meanwhile, and is due
 	case err != nil:
@@ -312,10 +313,9 @@ func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
 	case restore:
 		delete(k.jobs[d.Hook], t.device)
 	case n > 0 && t.whole:
-		j.failures, j.found = 0, j.found+n
+		j.failures = 0
 		j.next = k.Now().Add(confirmAfter)
 	default:
-		j.found += n
 		k.gone(d, j)
 	}
 }

@@ -31,18 +31,18 @@ type API struct {
 }
 
 // call makes one call. want lists the statuses that are fine; 404 may be among them.
-func (a *API) call(ctx context.Context, method, path string, body, into any, want ...int) (int, error) {
+func (a *API) call(ctx context.Context, method, path string, body, into any, want ...int) error {
 	var reader io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		reader = bytes.NewReader(b)
 	}
 	r, err := http.NewRequestWithContext(ctx, method, a.URL+path, reader)
 	if err != nil {
-		return 0, errors.New("couldn't make the request to the broker's API") // the error would show the URL
+		return errors.New("couldn't make the request to the broker's API") // the error would show the URL
 	}
 	r.Header.Set("Accept", "application/json")
 	if body != nil {
@@ -56,22 +56,22 @@ func (a *API) call(ctx context.Context, method, path string, body, into any, wan
 	}
 	resp, err := a.Client.Do(r)
 	if err != nil {
-		return 0, fmt.Errorf("couldn't reach the broker's API: %w", cause(err))
+		return fmt.Errorf("couldn't reach the broker's API: %w", cause(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return 0, fmt.Errorf("couldn't read the broker's answer: %w", err)
+		return fmt.Errorf("couldn't read the broker's answer: %w", err)
 	}
 	if !slices.Contains(want, resp.StatusCode) {
-		return resp.StatusCode, fmt.Errorf("the broker's API answered %d", resp.StatusCode)
+		return fmt.Errorf("the broker's API answered %d", resp.StatusCode)
 	}
 	if into != nil && resp.StatusCode == http.StatusOK {
 		if err := json.Unmarshal(text, into); err != nil {
-			return resp.StatusCode, errors.New("couldn't read the broker's answer: not the JSON that its documentation shows")
+			return errors.New("couldn't read the broker's answer: not the JSON that its documentation shows")
 		}
 	}
-	return resp.StatusCode, nil
+	return nil
 }
 
 // cause leaves out the URL, which may hold more than a log should.
@@ -89,17 +89,13 @@ func KickEMQX(hook string, a API) *Driver {
 		if err != nil {
 			return 0, err
 		}
-		n := 0
 		for _, id := range ids {
-			status, err := a.call(ctx, http.MethodDelete, "/api/v5/clients/"+url.PathEscape(id), nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound)
-			if err != nil {
-				return n, err
-			}
-			if status != http.StatusNotFound {
-				n++
+			path := "/api/v5/clients/" + url.PathEscape(id)
+			if err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
+				return len(ids), err
 			}
 		}
-		return n, nil
+		return len(ids), nil
 	}
 	return &Driver{Hook: hook, kick: kick}
 }
@@ -117,7 +113,7 @@ func (a *API) emqxClients(ctx context.Context, t target) (ids []string, err erro
 			}
 			query.Set("limit", strconv.Itoa(pageSize))
 			query.Set("page", strconv.Itoa(page))
-			if _, err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out, http.StatusOK); err != nil {
+			if err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out, http.StatusOK); err != nil {
 				return err
 			}
 			for _, c := range out.Data {
@@ -150,16 +146,16 @@ func KickRabbitMQ(hook string, a API) *Driver {
 		for _, user := range t.users() {
 			path := "/api/connections/username/" + url.PathEscape(user)
 			var list []json.RawMessage
-			if _, err := a.call(ctx, http.MethodGet, path, nil, &list, http.StatusOK, http.StatusNotFound); err != nil {
+			if err := a.call(ctx, http.MethodGet, path, nil, &list, http.StatusOK, http.StatusNotFound); err != nil {
 				return n, err
 			}
 			if len(list) == 0 {
 				continue
 			}
-			if _, err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
+			n += len(list)
+			if err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
 				return n, err
 			}
-			n += len(list)
 		}
 		return n, nil
 	}
@@ -178,7 +174,7 @@ func KickVerneMQ(hook string, a API) *Driver {
 				} `json:"table"`
 			}
 			path := "/api/v1/session/show?--client_id&--is_online=true&--" + field + "=" + url.QueryEscape(value)
-			if _, err := a.call(ctx, http.MethodGet, path, nil, &out, http.StatusOK); err != nil {
+			if err := a.call(ctx, http.MethodGet, path, nil, &out, http.StatusOK); err != nil {
 				return err
 			}
 			for _, row := range out.Table {
@@ -198,10 +194,10 @@ func KickVerneMQ(hook string, a API) *Driver {
 				return 0, err
 			}
 		}
-		for n, id := range ids {
+		for _, id := range ids {
 			path := "/api/v1/session/disconnect?client-id=" + url.QueryEscape(id) + "&--cleanup"
-			if _, err := a.call(ctx, http.MethodGet, path, nil, nil, http.StatusOK); err != nil {
-				return n, err
+			if err := a.call(ctx, http.MethodGet, path, nil, nil, http.StatusOK); err != nil {
+				return len(ids), err
 			}
 		}
 		return len(ids), nil
@@ -237,7 +233,7 @@ func KickWebhook(hook string, a API) *Driver {
 			Hook: hook, Device: t.device, Fleet: t.fleet, Reason: t.reason, At: t.at,
 			ClientIDs: t.clients(), Usernames: t.users(), Whole: t.whole,
 		}
-		_, err := a.call(ctx, http.MethodPost, "", in, &out, http.StatusOK)
+		err := a.call(ctx, http.MethodPost, "", in, &out, http.StatusOK)
 		return max(out.Ended, 0), err
 	}
 	return &Driver{Hook: hook, kick: kick}

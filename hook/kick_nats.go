@@ -69,10 +69,10 @@ func (k *natsKicker) kick(ctx context.Context, t target) (int, error) {
 			if err != nil {
 				return err
 			}
+			n++
 			if _, err := conn.RequestWithContext(ctx, fmt.Sprintf(natsKick, z.Server.ID), body); err != nil {
 				return fmt.Errorf("couldn't have NATS end a connection: %w", err)
 			}
-			n++
 		}
 		return nil
 	})

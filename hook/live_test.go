@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -246,6 +247,21 @@ func (d *device) revoked(t *testing.T, s *countersigntest.Server, id string) tim
 	}
 }
 
+// withSecret gives an enrolled device a secret to connect with.
+func withSecret(t *testing.T, s *countersigntest.Server, id string) string {
+	t.Helper()
+	kinds := []string{string(countersign.AccessCertificate), string(countersign.AccessSecret)}
+	if _, err := s.Admin.PutFleet(t.Context(), countersign.DefaultFleet, api.PutFleet{AccessKinds: &kinds}); err != nil {
+		t.Fatalf("let the fleet take secrets: %v", err)
+	}
+	s.Enroll(t, id)
+	issued, err := s.Admin.CreateSecret(t.Context(), id, api.NewSecret{})
+	if err != nil {
+		t.Fatalf("give %s a secret: %v", id, err)
+	}
+	return issued.Text
+}
+
 // kicked waits for the event of a kick and gives it.
 func kicked(t *testing.T, s *countersigntest.Server, id string) api.Event {
 	t.Helper()
@@ -273,15 +289,17 @@ func program(t *testing.T, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // of the test
 	out := &output{}
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.WaitDelay = 5 * time.Second
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = patience
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // some are scripts around the program
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatalf("start %s: %v", name, err)
 	}
 	t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait() // interrupted
+		_ = cmd.Wait()                                      // terminated
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what its script left behind
 		if t.Failed() {
 			t.Logf("%s said:\n%s", name, out)
 		}
@@ -305,4 +323,8 @@ func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.b.String()
+}
+
+func pemCertificate(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

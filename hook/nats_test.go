@@ -130,7 +130,38 @@ func TestNATSAsksAndIsTold(t *testing.T) {
 	if !neighbor.IsConnectionOpen() {
 		t.Error("the neighbor was disconnected too")
 	}
-	if _, err := nats.Connect(url, nats.UserInfo("pump-2", "wrong"), nats.NoReconnect()); err == nil {
-		t.Error("a wrong secret was let in")
+	natsBySecret(t, s, url)
+}
+
+// natsBySecret connects a NATS client and not an MQTT one.
+func natsBySecret(t *testing.T, s *countersigntest.Server, url string) {
+	t.Helper()
+	secret := withSecret(t, s, "node-1")
+	for name, password := range map[string]string{"a wrong secret": "wrong", "a secret that NATS corrupts": "\xff\xfe" + secret} {
+		if c, err := nats.Connect(url, nats.UserInfo("node-1", password), nats.NoReconnect()); err == nil {
+			c.Close()
+			t.Errorf("%s was let in", name)
+		}
+	}
+	ended := make(chan time.Time, 1)
+	c, err := nats.Connect(url, nats.UserInfo("node-1", secret), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { ended <- time.Now() }))
+	if err != nil {
+		t.Fatalf("connect with its secret: %v", err)
+	}
+	defer c.Close()
+	sub, err := c.SubscribeSync("devices.node-1.down.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil || !sub.IsValid() {
+		t.Errorf("subscribe to its own subjects: %v", err)
+	}
+	began := time.Now()
+	revoke(t, s, "node-1")
+	select {
+	case at := <-ended:
+		t.Logf("NATS client: ended %s after the revocation", at.Sub(began).Round(time.Millisecond))
+	case <-time.After(patience):
+		t.Error("the connection goes on after the revocation")
 	}
 }

@@ -1,0 +1,101 @@
+package hook_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/hook"
+)
+
+const (
+	register = `{"clientid":"c1","username":"pump-1","password":"right"}`
+	act      = `{"clientid":"c1","username":"pump-1","device":"pump-1","action":"publish","topic":"devices/pump-1/up/t"}`
+)
+
+func (d *door) comesIn(t *testing.T) bool {
+	t.Helper()
+	_, _, body := d.ask(http.MethodPost, "/hooks/emqx/authn", register)
+	return strings.Contains(body, `"allow"`)
+}
+
+func (d *door) publishes(t *testing.T) bool {
+	t.Helper()
+	_, _, body := d.ask(http.MethodPost, "/hooks/emqx/authz", act)
+	return strings.Contains(body, `"allow"`)
+}
+
+func TestCutEndsWhatASessionMay(t *testing.T) {
+	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
+		d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+		if !d.comesIn(t) || !d.publishes(t) {
+			t.Fatal("a good device is refused")
+		}
+		// The guard would still say yes: what was cut needs a new connection.
+		d.happen(kind, "pump-1")
+		if d.publishes(t) {
+			t.Errorf("after %s the session publishes", kind)
+		}
+		if !d.comesIn(t) || !d.publishes(t) {
+			t.Errorf("after %s a new session is refused", kind)
+		}
+	}
+}
+
+func TestReactivatedSessionIsDecidedAnew(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.comesIn(t)
+	d.happen(countersign.DeviceSuspendedEv, "pump-1")
+	d.happen(countersign.DeviceReactivated, "pump-1")
+	if !d.publishes(t) {
+		t.Error("the session of a reactivated device may do nothing")
+	}
+	if c := d.guard.last(); c.Vouched != "emqx" || c.Username != "pump-1" {
+		t.Errorf("it was decided by %+v, want the broker's word for pump-1", c)
+	}
+}
+
+func TestChangedPolicyCountsAtOnce(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.comesIn(t)
+	d.guard.perms = func(string) countersign.Permissions { return countersign.Permissions{} }
+	if !d.publishes(t) {
+		t.Error("the verdict was not kept")
+	}
+	d.happen(countersign.PolicyApplied, "")
+	if d.publishes(t) {
+		t.Error("the policy from before is applied")
+	}
+}
+
+func TestVerdictsAreKeptForMinutesOnly(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.guard.notAfter = d.now.Add(time.Hour)
+	d.comesIn(t)
+	asked := d.guard.count()
+	d.publishes(t)
+	if d.guard.count() != asked {
+		t.Error("a fresh verdict was asked for again")
+	}
+	d.now = d.now.Add(6 * time.Minute)
+	if !d.publishes(t) || d.guard.count() != asked+1 {
+		t.Error("an old verdict was not asked for again")
+	}
+	d.Live = func() bool { return false }
+	if !d.publishes(t) || d.guard.count() != asked+2 {
+		t.Error("a verdict was used although nothing is heard of other nodes")
+	}
+}
+
+func TestCutWhileADecisionIsUnderWayIsSeen(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.guard.deciding = func() { // the guard has said yes and the answer is on its way
+		d.guard.refuse("pump-1", true)
+		d.happen(countersign.DeviceRevoked, "pump-1")
+	}
+	if d.comesIn(t) {
+		t.Error("a device came in whose revocation overtook the answer")
+	}
+}
