@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 
 // tinySize touches every path and waits for nothing.
 func tinySize() size {
-	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 3 * time.Second}
+	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 500 * time.Millisecond}
 }
 
 // runTimeout is many times what a tiny run takes, a cold build included.

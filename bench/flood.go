@@ -105,7 +105,7 @@ func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *device, n
 		}
 	}
 	h.take()
-	if err := pause(ctx, settle); err != nil {
+	if err := pause(ctx, min(settle, b.opts.size.flood)); err != nil {
 		return nil, err
 	}
 	first, _ := h.take()

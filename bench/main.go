@@ -53,7 +53,7 @@ type size struct {
 
 // fullSize makes rounds of about a minute, each figure from at least a second of work.
 func fullSize() size {
-	return size{enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 15 * time.Second}
+	return size{enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 10 * time.Second}
 }
 
 // quickSize only shows that everything works; its figures are too coarse to compare.
