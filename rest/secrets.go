@@ -21,7 +21,12 @@ func (s *Server) routeSecrets(a huma.API) {
 	route(s, a, act("/devices/{id}/secrets/{secret}/stop", tag, "End a secret for good and cut its sessions"), s.stopSecret)
 }
 
-func (s *Server) listSecrets(ctx context.Context, in *DeviceID) (api.Page[api.Secret], error) {
+// listSecrets gives all of them: a device has few.
+func (s *Server) listSecrets(ctx context.Context, in *struct {
+	DeviceID
+	api.Paging
+},
+) (api.Page[api.Secret], error) {
 	list, err := s.Desk.Secrets(ctx, in.ID)
 	return page(list, "", shapeSecret), err
 }

@@ -1,0 +1,192 @@
+package server_test
+
+import (
+	"crypto/tls"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/sdk"
+)
+
+// patience is for a machine that has other things to do.
+const patience = 30 * time.Second
+
+// knock connects over TLS without a client certificate, MQTT 3.1.1.
+func knock(s *countersigntest.Server, client, user string, password []byte) (paho.Client, chan struct{}, error) {
+	lost := make(chan struct{})
+	c := paho.NewClient(paho.NewClientOptions().AddBroker("ssl://" + strings.TrimPrefix(s.Endpoints().MQTT, "mqtts://")).
+		SetClientID(client).SetUsername(user).SetPassword(string(password)).SetProtocolVersion(4).
+		SetTLSConfig(&tls.Config{RootCAs: s.Roots}).SetAutoReconnect(false).SetConnectTimeout(patience).
+		SetConnectionLostHandler(func(paho.Client, error) { close(lost) }))
+	k := c.Connect()
+	k.WaitTimeout(patience)
+	return c, lost, k.Error()
+}
+
+func published(t *testing.T, c paho.Client, topic string) {
+	t.Helper()
+	if k := c.Publish(topic, 1, false, "21"); !k.WaitTimeout(patience) || k.Error() != nil {
+		t.Errorf("publish to %s: %v", topic, k.Error())
+	}
+}
+
+func isOver(t *testing.T, what string, lost chan struct{}) {
+	t.Helper()
+	select {
+	case <-lost:
+	case <-time.After(patience):
+		t.Errorf("%s: the session goes on", what)
+	}
+}
+
+// TestDevicesConnectWithSecrets gives devices a secret as text, as octets and one of
+// their own, and takes them away.
+func TestDevicesConnectWithSecrets(t *testing.T) {
+	s := countersigntest.Start(t)
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret", "password"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	octets, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Slot: "secondary", Binary: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		secret []byte
+		made   *api.IssuedSecret
+	}{{[]byte(text.Text), text}, {octets.Octets, octets}} {
+		c, lost, err := knock(s, "pump-1", "pump-1", tt.secret)
+		if err != nil {
+			t.Fatalf("connect with a %d octet secret: %v", len(tt.secret), err)
+		}
+		published(t, c, "devices/pump-1/up/t")
+		if live := s.Sessions(); len(live) != 1 || live[0].Credential != "secret:"+tt.made.ID || live[0].Device != "pump-1" {
+			t.Errorf("sessions: got %+v", live)
+		}
+		stopped, err := s.Admin.StopSecret(t.Context(), "pump-1", tt.made.ID, api.Act{Note: "found in a bin"})
+		if err != nil || stopped.Sessions != 1 {
+			t.Errorf("stop: got %+v, %v", stopped, err)
+		}
+		isOver(t, "stopped", lost)
+		if _, _, err := knock(s, "pump-1", "pump-1", tt.secret); err == nil || !strings.Contains(err.Error(), "user name") {
+			t.Errorf("after the stop: got %v, want the refusal of a bad user name or password", err)
+		}
+	}
+	list, err := collect(s.Admin.Secrets(t.Context(), "pump-1"))
+	if err != nil || len(list) != 2 || list[0].State != "stopped" || list[1].Reason != "found in a bin" {
+		t.Errorf("secrets: got %+v, %v", list, err)
+	}
+
+	// One that is brought along: every octet that there is.
+	own := make([]byte, 1000)
+	for i := range own {
+		own[i] = byte(255 - i%256) //nolint:gosec // 0 to 255
+	}
+	if _, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Secret: own}); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := knock(s, "pump-1", "pump-1", own)
+	if err != nil {
+		t.Fatalf("connect with every octet: %v", err)
+	}
+	c.Disconnect(100)
+	if _, _, err := knock(s, "pump-1", "pump-1", own[:999]); err == nil {
+		t.Error("connected with an octet less")
+	}
+}
+
+func collect(seq func(func(api.Secret, error) bool)) (list []api.Secret, err error) {
+	for s, err := range seq {
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+func TestDeviceChangesItsSecretOverREST(t *testing.T) {
+	s := countersigntest.Start(t)
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}}); err != nil {
+		t.Fatal(err)
+	}
+	id := s.Enroll(t, "pump-1")
+	first, err := id.ChangeSecret(t.Context(), false) // with its certificate
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admin.RotateSecret(t.Context(), "pump-1", api.RotateSecret{NewSecret: api.NewSecret{Slot: "secondary"}}); err != nil {
+		t.Fatal(err)
+	}
+	l := &sdk.Login{Server: s.Endpoints().Enroll, Roots: s.Roots, Device: "pump-1", Secret: []byte("csds_wrong")}
+	if _, err := l.ChangeSecret(t.Context(), false); err == nil || !strings.Contains(err.Error(), "wrong") {
+		t.Errorf("with a wrong secret: got %v", err)
+	}
+	l.Secret = []byte(first.Text)
+	if _, err := l.ChangeSecret(t.Context(), true); err == nil || !strings.Contains(err.Error(), "less than") {
+		t.Errorf("twice within a minute: got %v", err)
+	}
+	c, _, err := knock(s, "pump-1", "pump-1", l.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Disconnect(100)
+}
+
+// TestGuestsDisturbNobody lets a guest in that calls itself like a device.
+func TestGuestsDisturbNobody(t *testing.T) {
+	s := countersigntest.Start(t)
+	yes := true
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"secret"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, lost, err := knock(s, "pump-1", "pump-1", []byte(made.Text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Disconnect(100)
+	if _, _, err := knock(s, "pump-1", "", nil); err == nil {
+		t.Fatal("a guest came in although guests are off")
+	}
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Guests: &yes}); err != nil {
+		t.Fatal(err)
+	}
+	guest, _, err := knock(s, "pump-1", "", nil)
+	if err == nil {
+		defer guest.Disconnect(100)
+		if k := guest.Subscribe("devices/pump-1/up/#", 1, nil); k.WaitTimeout(patience) && k.(*paho.SubscribeToken).Result()["devices/pump-1/up/#"] != 0x80 {
+			t.Error("a guest listens to a device")
+		}
+	} else if !strings.Contains(err.Error(), "ot Authorized") && !strings.Contains(err.Error(), "not authorized") {
+		t.Errorf("guest: got %v", err) // the built-in policy may let it in or not, but for no other reason
+	}
+	published(t, device, "devices/pump-1/up/t")
+	select {
+	case <-lost:
+		t.Error("a guest of the same client id ended the device's session")
+	default:
+	}
+	if live := s.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool { return x.Device == "pump-1" }) {
+		t.Errorf("sessions: got %+v", live)
+	}
+}
