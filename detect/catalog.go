@@ -17,7 +17,9 @@ func identityRules() []Rule {
 			Why: "A key that is in two places has left the device. Whoever has the copy can do all that the device may.",
 			Do:  "Suspend the device; both holders lose their sessions. Find out which of the two addresses is the device's. Revoke, and enroll the device anew with a new key.",
 			FalsePositives: "A device with two programs behind two uplinks that are used side by side (multi-WAN, a VPN for one program) has two addresses for good. " +
-				"Give each program an identity of its own, or set the fleet's response to note. Two holders behind one address, or one on IPv4 and one on IPv6, are not seen by this rule; see " + IdentityChange + " and " + ClientIDConflict + ".",
+				"Give each program an identity of its own, or set the fleet's response to note. " +
+				"So has a device for a while that takes a new client id each time, has a keep alive of more than " + span(overlapFor) + ", and changes networks while a message to it is under way. " +
+				"Two holders behind one address, or one on IPv4 and one on IPv6, are not seen by this rule; see " + IdentityChange + " and " + ClientIDConflict + ".",
 		},
 		{
 			Name: ClientIDConflict, Title: "Two clients fight for one client id", Severity: countersign.SeverityHigh,
@@ -32,7 +34,7 @@ func identityRules() []Rule {
 			Name: IdentityChange, Title: "A device comes as another client from another network", Severity: countersign.SeverityMedium,
 			Window: memory, Threshold: 1, Again: 24 * time.Hour, Default: toAlert(),
 			Sees: "A device that is known from three sessions or more shows, in one session, a client that it never showed (TLS fingerprint, software or protocol) and a network that it never came from " +
-				"(IPv4 /16, IPv6 /32; another address family is another network). The last four clients and eight networks of a device are known, for a week. " +
+				"(IPv4 /16, IPv6 /32; another address family is another network), by a way that no device has gone for a day or longer. The last four clients and eight networks of a device are known, for a week. " +
 				"A client that three other devices of the fleet show is nothing special. A renewed certificate inherits what is known, a new first one begins anew.",
 			Why: "A firmware update changes the client, a new router changes the network. Both at the same moment is what a stolen key looks like on the thief's computer.",
 			Do:  "Ask whoever runs the device whether it was updated and moved. If not: suspend, then revoke and enroll anew.",
@@ -42,10 +44,10 @@ func identityRules() []Rule {
 		{
 			Name: NewAddressCrowd, Title: "Devices from many networks gather at a new address", Severity: countersign.SeverityHigh,
 			Window: time.Hour, Threshold: 10, Again: 24 * time.Hour, Default: toAlert(),
-			Sees: "Devices that came before from as many different networks (IPv4 /16, IPv6 /32) as the threshold says connect from one address (IPv6: one /64) within the window after it was first seen.",
+			Sees: "Devices that came before from as many different networks (IPv4 /16, IPv6 /32) as the threshold says connect from one address (IPv6: one /64) within the window after it was first seen, by ways (from network to network) that no device has gone in the last week. Nothing is called new before " + span(learning) + " of the log have been seen.",
 			Why:  "Identities that were copied out of a backup, a build server or a factory database are tried out from one place.",
 			Do:   "Find out whose address it is. If nobody knows: block it, suspend the devices in the evidence, look for what they have in common.",
-			FalsePositives: "A site that got another address is silent: its devices come from one network. Devices that are put behind a new proxy, VPN or load balancer are not; " +
+			FalsePositives: "A site that got another address is silent: its devices come from one network. So is a carrier that moves phones among its networks. Devices that are put behind a new proxy, VPN or load balancer are not; " +
 				"let it pass the addresses through.",
 		},
 		{
@@ -94,6 +96,12 @@ func doorRules() []Rule {
 			Do:             "If the names are yours, find out which authority signed: it may have to be registered, or a device was set up for another server. If not, block the address.",
 			FalsePositives: "A test device with a certificate from another environment.",
 		},
+	}
+}
+
+// secretRules are about secrets that are tried, and what else a client may not do.
+func secretRules() []Rule {
+	return []Rule{
 		{
 			Name: WrongSecret, Title: "A wrong secret for a known device", Severity: countersign.SeverityLow,
 			Window: time.Hour, Threshold: 5, Again: 24 * time.Hour, Default: toAlert(),

@@ -144,26 +144,29 @@ func (d *door) secret(e *countersign.Event) {
 		r := d.m.rules[SecretSpraying]
 		b, _ := d.sprays.touch(tried, e.At)
 		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
-			d.spread(r, e, b, "server", "One wrong secret is tried on many devices.", map[string]string{"tried": tried})
+			d.spread(r, e, b, countersign.Finding{Subject: "server", Summary: "One wrong secret is tried on many devices."})
 		}
 	}
 	if from, _, ok := source(e.Remote); ok {
 		r := d.m.rules[DeviceProbing]
 		b, _ := d.probes.touch(from, e.At)
 		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
-			d.spread(r, e, b, addressSubject(from), "Wrong secrets are tried on many devices from "+from.Addr().String()+".", map[string]string{})
+			d.spread(r, e, b, countersign.Finding{
+				Subject: addressSubject(from), Summary: "Wrong secrets are tried on many devices from " + from.Addr().String() + ".",
+			})
 		}
 	}
 }
 
 // spread reports what was tried on several devices.
-func (d *door) spread(r *Rule, e *countersign.Event, b *burst, subject, summary string, what map[string]string) {
+func (d *door) spread(r *Rule, e *countersign.Event, b *burst, f countersign.Finding) {
 	var names []string
 	for _, h := range b.hits {
 		names = append(names, clip(h.key))
 	}
-	what["devices"], what["address"], what["via"] = join(names), e.Remote, e.Via
-	d.m.report(r, e, countersign.Finding{Subject: subject, Events: b.seqs(), Summary: summary, Evidence: what})
+	f.Events = b.seqs()
+	f.Evidence = map[string]string{"devices": join(names), "address": e.Remote, "via": e.Via, "tried": e.Data["tried"]}
+	d.m.report(r, e, f)
 }
 
 // wrongFor is a wrong secret in the name of a device that exists.

@@ -172,8 +172,15 @@ func TestDeniedTopicsInABurstAreFound(t *testing.T) {
 	}
 	f := s.once(DeniedTopics)
 	s.has(f, map[string]string{"acts": "subscribe devices/pump-15/#"})
-	if f.Subject != "device:pump-1" || len(f.Events) != 20 {
+	if f.Subject != "device:pump-1" || f.Device != "pump-1" || len(f.Events) != 20 {
 		t.Errorf("got %+v", f)
+	}
+	s = tell(t)
+	for i := range 60 { // a guest that comes anew each time
+		deny(s, fmt.Sprint("guest/", i), "devices/#")
+	}
+	if f := s.once(DeniedTopics); f.Subject != "address:192.0.2.1/32" || f.Device != "" {
+		t.Errorf("got %+v, want one about the guests' address", f)
 	}
 }
 

@@ -106,17 +106,17 @@ func (t *topicBursts) init(m *machine) {
 }
 
 func (t *topicBursts) denied(e *countersign.Event) {
-	if e.Device == "" {
-		return
+	subject, device := deviceSubject(e.Device), e.Device
+	if kind, _, other := strings.Cut(device, "/"); other {
+		subject, device = string(e.Actor), ""
+		if addr, _, ok := source(e.Remote); ok && kind == "guest" { // a guest is another one each time
+			subject = addressSubject(addr)
+		}
 	}
-	d, _ := t.by.touch(e.Device, e.At)
+	d, _ := t.by.touch(subject, e.At)
 	d.topics = latest(d.topics, e.Data["action"]+" "+clip(e.Data["topic"]), maxTopics)
 	if !d.burst.add(t.rule, hit{at: e.At, seq: e.Seq}) {
 		return
-	}
-	subject, device := deviceSubject(e.Device), e.Device
-	if strings.Contains(device, "/") { // a guest, or an operator's session
-		subject, device = string(e.Actor), ""
 	}
 	t.m.report(t.rule, e, countersign.Finding{
 		Subject: subject, Device: device, Events: d.burst.seqs(),

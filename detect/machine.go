@@ -109,8 +109,7 @@ func (m *machine) opened(e *countersign.Event) {
 	}
 	m.holders.opened(e)
 	m.clients.opened(e)
-	before := m.profile.opened(e)
-	m.crowd.opened(e, before)
+	m.crowd.opened(e, m.profile.opened(e))
 }
 
 // report hands out a finding that event e completed.

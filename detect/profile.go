@@ -34,7 +34,14 @@ type profiles struct {
 	seed  maphash.Seed
 	by    table[string, profile]
 	fleet table[face, carriers]
+	ways  table[way, time.Time] // when a device first went there
 }
+
+// way is from one network to another.
+type way struct{ from, to netip.Prefix }
+
+// beaten is how old a way must be to be nobody's own.
+const beaten = 24 * time.Hour
 
 // profile is what is known of a device.
 type profile struct {
@@ -59,6 +66,7 @@ func (p *profiles) init(m *machine) {
 	p.m, p.rule, p.seed = m, m.rules[IdentityChange], maphash.MakeSeed()
 	p.by = table[string, profile]{max: maxDevices, ttl: max(memory, lasts(p.rule))}
 	p.fleet = table[face, carriers]{max: maxCommon, ttl: memory}
+	p.ways = table[way, time.Time]{max: maxSources, ttl: memory}
 }
 
 func (p *profiles) forget(device string) { p.by.drop(device) }
@@ -80,35 +88,61 @@ func (p *profiles) side(e *countersign.Event) uint64 {
 	return maphash.String(p.seed, e.Data["hello"]+"\x00"+e.Data["software"]+"\x00"+e.Data["protocol"])
 }
 
-// opened learns from a session and gives the network of the one before; the zero
-// Prefix if none is known.
-func (p *profiles) opened(e *countersign.Event) (before netip.Prefix) {
+// opened learns from a session and gives the way by which the device came.
+func (p *profiles) opened(e *countersign.Event) came {
 	_, place, ok := source(e.Remote)
 	if !ok {
-		return before
+		return came{}
 	}
 	d, _ := p.by.touch(e.Device, e.At)
 	side := p.side(e)
+	c := came{at: e.At}
 	if n := len(d.places); n > 0 {
-		before = d.places[n-1]
+		c.way = way{d.places[n-1], place}
 	}
-	strange := !slices.Contains(d.faces, side) && !slices.Contains(d.places, place)
-	if d.sessions >= settled && strange && !p.usual(e, side) && d.told.add(p.rule, hit{at: e.At, seq: e.Seq}) {
-		p.m.report(p.rule, e, countersign.Finding{
-			Subject: deviceSubject(e.Device), Device: e.Device,
-			Summary: e.Device + " came as another client from another network at once.",
-			Evidence: map[string]string{
-				"network_before": before.String(), "network": place.String(), "family_changed": strconv.FormatBool(before.Addr().Is4() != place.Addr().Is4()),
-				"hello_before": d.hello, "hello": e.Data["hello"], "software_before": d.software, "software": e.Data["software"],
-				"protocol_before": d.protocol, "protocol": e.Data["protocol"], "sessions_before": strconv.Itoa(d.sessions),
-			},
-		})
+	strange := d.sessions >= settled && !slices.Contains(d.faces, side) && !p.usual(e, side) &&
+		!slices.Contains(d.places, place) && !p.beaten(c.way, e.At)
+	if strange && d.told.add(p.rule, hit{at: e.At, seq: e.Seq}) {
+		p.found(e, d, c.way)
+	}
+	if c.from.IsValid() && !strange { // a thief beats no way
+		first, gone := p.ways.touch(c.way, e.At)
+		if !gone {
+			*first = e.At
+		}
+		c.at = *first
 	}
 	d.sessions++
 	d.hello, d.software, d.protocol = e.Data["hello"], e.Data["software"], e.Data["protocol"]
 	d.faces, d.places = latest(d.faces, side, maxFaces), latest(d.places, place, maxPlaces)
 	p.carry(e, side)
-	return before
+	return c
+}
+
+// came is the way by which a device came, and when the first device did. The way is
+// zero where the device was not known.
+type came struct {
+	way
+	at time.Time
+}
+
+// beaten says whether others have gone a way for long: within a carrier, or to a
+// service hall.
+func (p *profiles) beaten(w way, now time.Time) bool {
+	first := p.ways.look(w)
+	return first != nil && now.Sub(*first) >= beaten
+}
+
+func (p *profiles) found(e *countersign.Event, d *profile, w way) {
+	p.m.report(p.rule, e, countersign.Finding{
+		Subject: deviceSubject(e.Device), Device: e.Device,
+		Summary: e.Device + " came as another client from another network at once.",
+		Evidence: map[string]string{
+			"network_before": w.from.String(), "network": w.to.String(), "family_changed": strconv.FormatBool(w.from.Addr().Is4() != w.to.Addr().Is4()),
+			"hello_before": d.hello, "hello": e.Data["hello"], "software_before": d.software, "software": e.Data["software"],
+			"protocol_before": d.protocol, "protocol": e.Data["protocol"], "sessions_before": strconv.Itoa(d.sessions),
+		},
+	})
 }
 
 // usual says whether enough other devices of the fleet look like this.
@@ -139,7 +173,13 @@ type crowds struct {
 	m    *machine
 	rule *Rule
 	by   table[netip.Prefix, crowd]
+
+	began time.Time // of the first session seen
 }
+
+// learning is how much of the log must have been seen before an address or a way
+// can be called new.
+const learning = 6 * time.Hour
 
 type crowd struct {
 	first time.Time
@@ -154,27 +194,34 @@ func (c *crowds) init(m *machine) {
 
 // opened counts where the devices come from that gather at a new address. A site
 // that got another address brings its devices from one network; stolen
-// identities come from as many as they were stolen in.
-func (c *crowds) opened(e *countersign.Event, before netip.Prefix) {
-	addr, place, ok := source(e.Remote)
+// identities come from as many as they were stolen in. A carrier moves its devices
+// among networks of its own all the time, by ways that have been gone before.
+func (c *crowds) opened(e *countersign.Event, by came) {
+	addr, _, ok := source(e.Remote)
 	if !ok {
 		return
+	}
+	if c.began.IsZero() {
+		c.began = e.At
 	}
 	s, known := c.by.touch(addr, e.At)
 	if !known {
 		s.first = e.At
 	}
+	if !by.from.IsValid() || by.from == by.to {
+		return
+	}
 	if e.At.Sub(s.first) > c.rule.Window {
 		s.names = nil
 		return
 	}
-	if !before.IsValid() || before == place {
+	if by.at.Before(s.first) || e.At.Sub(c.began) < learning {
 		return
 	}
 	if len(s.names) < c.rule.Threshold {
 		s.names = append(s.names, e.Device)
 	}
-	if s.from.add(c.rule, hit{at: e.At, seq: e.Seq, key: before.String()}) {
+	if s.from.add(c.rule, hit{at: e.At, seq: e.Seq, key: by.from.String()}) {
 		var networks []string
 		for _, h := range s.from.hits {
 			networks = append(networks, h.key)

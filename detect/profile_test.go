@@ -2,6 +2,7 @@ package detect
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -60,6 +61,12 @@ func TestHonestChangesAreNoFinding(t *testing.T) {
 			for i := range common {
 				known(s, visit{device: fmt.Sprint("other-", i), addr: "203.0.113.1", hello: "mbed 3", software: "fw 2"}, 1)
 			}
+			known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "mbed 3", software: "fw 2"}, 1)
+		},
+		"new firmware on a carrier's other network": func(s *story) {
+			known(s, visit{device: "other", addr: "192.0.2.9"}, 1)
+			known(s, visit{device: "other", addr: "198.51.100.9"}, 1)
+			s.pass(24 * time.Hour)
 			known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "mbed 3", software: "fw 2"}, 1)
 		},
 		"a new first certificate": func(s *story) {
@@ -130,6 +137,24 @@ func TestDevicesThatGatherAtANewAddressAreFound(t *testing.T) {
 		s.open(visit{device: fmt.Sprint("pump-", i), addr: "203.0.113.9"})
 	}
 	s.silent()
+}
+
+// TestCarrierIsNoCrowd has thousands of phones share the addresses of a carrier
+// that has forty networks, and gets new ones.
+func TestCarrierIsNoCrowd(t *testing.T) {
+	s := tell(t)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 60_000 {
+		pool := int(s.now.Sub(start) / (7 * time.Hour)) // a new part of the pools every seven hours
+		addr := fmt.Sprintf("%d.%d.%d.1", 100, 64+r.IntN(40), 100+r.IntN(2)+2*pool)
+		s.open(visit{device: fmt.Sprint("phone-", r.IntN(3000)), addr: addr, client: "x"})
+		s.pass(time.Second)
+	}
+	for _, f := range s.found {
+		if f.Rule == NewAddressCrowd {
+			t.Errorf("%s about %s: %v", f.At, f.Subject, f.Evidence)
+		}
+	}
 }
 
 func TestMemoryIsBounded(t *testing.T) {

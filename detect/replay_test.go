@@ -2,9 +2,12 @@ package detect
 
 import (
 	"context"
+	"encoding/json"
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
@@ -32,4 +35,56 @@ func TestReplayBeginsAWeekBeforeTheCursor(t *testing.T) {
 			}
 		}
 	})
+}
+
+// record writes a story into the log, sealed.
+func record(tb testing.TB, db *store.DB, log []countersign.Event) {
+	tb.Helper()
+	for len(log) > 0 {
+		part := log[:min(len(log), 5000)]
+		log = log[len(part):]
+		err := db.Write(tb.Context(), func(ctx context.Context, tx *store.Tx) error {
+			for _, e := range part {
+				data, err := json.Marshal(e.Data)
+				if err != nil {
+					return err
+				}
+				_, err = tx.Exec(ctx, `INSERT INTO event (seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
+					VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`, e.Seq, store.Micros(e.At), string(e.Type), string(e.Actor), e.Device, e.Fleet,
+					e.Cert.Issuer, string(e.Cert.Serial), e.Remote, e.Via, string(e.Code), e.Reason, string(data))
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkWatch takes a steady month in from the database.
+func BenchmarkWatch(b *testing.B) {
+	db := storetest.Open(b)
+	log := steadyStory(1)
+	record(b, db, log)
+	handle := func(context.Context, *store.Tx, []countersign.Finding) error { return nil }
+	for b.Loop() {
+		w := &Watch{DB: db, Now: func() time.Time { return start }, Log: slog.New(slog.DiscardHandler), Handle: handle}
+		if err := w.start(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		if err := w.catchUp(b.Context()); err != nil || w.at != int64(len(log)) {
+			b.Fatalf("at event %d of %d: %v", w.at, len(log), err)
+		}
+		err := db.Write(b.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `DELETE FROM event_cursor`)
+			return err
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*float64(len(log))/b.Elapsed().Seconds(), "events/s")
 }

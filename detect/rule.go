@@ -37,10 +37,10 @@ const (
 	ConnectAfterSuspension = "connect_after_suspension"
 	ConnectAfterExpiry     = "connect_after_expiry"
 	UnknownIssuer          = "unknown_issuer"
-	WrongSecret            = "wrong_secret" //nolint:gosec // a name
+	WrongSecret            = "wrong_secret"
 	SecretSpraying         = "secret_spraying"
 	DeviceProbing          = "device_probing"
-	SecretGuessing         = "secret_guessing" //nolint:gosec // a name
+	SecretGuessing         = "secret_guessing"
 	NewAddressCrowd        = "new_address_crowd"
 	DeniedTopics           = "denied_topics"
 	UnusualEnrollment      = "unusual_enrollment"
@@ -56,7 +56,7 @@ const (
 
 // Rules lists the catalog by name.
 func Rules() []Rule {
-	list := slices.Concat(identityRules(), doorRules(), recordedRules())
+	list := slices.Concat(identityRules(), doorRules(), secretRules(), recordedRules())
 	slices.SortFunc(list, func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
