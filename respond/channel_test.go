@@ -362,37 +362,35 @@ func mailChannel(t *testing.T, s *mailServer) config.Channel {
 }
 
 func TestMailGoesByStartTLS(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		s := &mailServer{}
-		w := newWorld(t, db, mailChannel(t, s))
-		w.enroll(t, "pump-1", 0)
-		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateMail}})
-		f := clone("pump-1")
-		f.Summary = "Zürich ↯ two places\r\nBcc: thief@example.org" // devices choose some of these words
-		w.find(t, f)
-		start(t, w.Run)
-		taken := func() []letter { s.mu.Lock(); defer s.mu.Unlock(); return s.letters }
-		await(t, "the mail arrives", func() bool { return len(taken()) == 1 })
-		m := taken()[0]
-		if !m.secure || m.user != "guard" || !strings.HasPrefix(m.from, "FROM:<countersign@example.net>") || len(m.to) != 2 {
-			t.Errorf("envelope: got %+v", m)
-		}
-		parsed, err := mail.ReadMessage(strings.NewReader(m.data))
-		if err != nil {
-			t.Fatalf("read the mail: %v\n%s", err, m.data)
-		}
-		subject, err := new(mime.WordDecoder).DecodeHeader(parsed.Header.Get("Subject"))
-		if err != nil || subject != "[high] Zürich ↯ two places  Bcc: thief@example.org" {
-			t.Errorf("subject: got %q, %v", subject, err)
-		}
-		if parsed.Header.Get("Bcc") != "" || parsed.Header.Get("Auto-Submitted") != "auto-generated" || parsed.Header.Get("Message-Id") == "" {
-			t.Errorf("header: got %v", parsed.Header)
-		}
-		body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
-		if err != nil || !strings.Contains(string(body), "What to do: suspend it") || !strings.Contains(string(body), "countersign alert show ") {
-			t.Errorf("body: got %q, %v", body, err)
-		}
-	})
+	s := &mailServer{}
+	w := newWorld(t, storetest.Open(t), mailChannel(t, s))
+	w.enroll(t, "pump-1", 0)
+	w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateMail}})
+	f := clone("pump-1")
+	f.Summary = "Zürich ↯ two places\r\nBcc: thief@example.org" // devices choose some of these words
+	w.find(t, f)
+	start(t, w.Run)
+	taken := func() []letter { s.mu.Lock(); defer s.mu.Unlock(); return s.letters }
+	await(t, "the mail arrives", func() bool { return len(taken()) == 1 })
+	m := taken()[0]
+	if !m.secure || m.user != "guard" || !strings.HasPrefix(m.from, "FROM:<countersign@example.net>") || len(m.to) != 2 {
+		t.Errorf("envelope: got %+v", m)
+	}
+	parsed, err := mail.ReadMessage(strings.NewReader(m.data))
+	if err != nil {
+		t.Fatalf("read the mail: %v\n%s", err, m.data)
+	}
+	subject, err := new(mime.WordDecoder).DecodeHeader(parsed.Header.Get("Subject"))
+	if err != nil || subject != "[high] Zürich ↯ two places  Bcc: thief@example.org" {
+		t.Errorf("subject: got %q, %v", subject, err)
+	}
+	if parsed.Header.Get("Bcc") != "" || parsed.Header.Get("Auto-Submitted") != "auto-generated" || parsed.Header.Get("Message-Id") == "" {
+		t.Errorf("header: got %v", parsed.Header)
+	}
+	body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
+	if err != nil || !strings.Contains(string(body), "What to do: suspend it") || !strings.Contains(string(body), "countersign alert show ") {
+		t.Errorf("body: got %q, %v", body, err)
+	}
 }
 
 func TestMailIsNotSentInTheClear(t *testing.T) {
@@ -416,52 +414,50 @@ func TestMailIsNotSentInTheClear(t *testing.T) {
 var syslogLine = regexp.MustCompile(`^<(\d+)>1 (\S+) (\S+) countersign \d+ (\S+) \[countersign@32473((?: [a-z]+="(?:[^"\\\]]|\\["\\\]])*")+)\] \x{FEFF}(.*)$`)
 
 func TestSyslogIsFramedOverTLS(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		cert, root := identity(t)
-		l := tls.NewListener(listen(t), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
-		got := make(chan string, 10)
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				b, _ := io.ReadAll(c)
-				got <- string(b)
-				_ = c.Close()
+	cert, root := identity(t)
+	l := tls.NewListener(listen(t), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
+	got := make(chan string, 10)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
 			}
-		}()
-		w := newWorld(t, db, config.Channel{Name: "siem", Kind: config.ChannelSyslog, Addr: l.Addr().String(), TLS: config.TLSOn, Roots: root})
-		w.enroll(t, "pump-1", 0)
-		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSyslog}})
-		f := clone("pump-1")
-		f.Subject = `device:"pump-1]\`
-		f.Summary = strings.Repeat("ü", 3000)
-		w.find(t, f)
-		start(t, w.Run)
-		var frame string
-		select {
-		case frame = <-got:
-		case <-time.After(patience):
-			t.Fatal("nothing arrived")
+			b, _ := io.ReadAll(c)
+			got <- string(b)
+			_ = c.Close()
 		}
-		size, m, _ := strings.Cut(frame, " ") // RFC 5425, 4.3
-		if n, err := strconv.Atoi(size); err != nil || n != len(m) || n > 2048 {
-			t.Errorf("frame: got length %q of %d octets", size, len(m))
+	}()
+	w := newWorld(t, storetest.Open(t), config.Channel{Name: "siem", Kind: config.ChannelSyslog, Addr: l.Addr().String(), TLS: config.TLSOn, Roots: root})
+	w.enroll(t, "pump-1", 0)
+	w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSyslog}})
+	f := clone("pump-1")
+	f.Subject = `device:"pump-1]\`
+	f.Summary = strings.Repeat("ü", 3000)
+	w.find(t, f)
+	start(t, w.Run)
+	var frame string
+	select {
+	case frame = <-got:
+	case <-time.After(patience):
+		t.Fatal("nothing arrived")
+	}
+	size, m, _ := strings.Cut(frame, " ") // RFC 5425, 4.3
+	if n, err := strconv.Atoi(size); err != nil || n != len(m) || n > 2048 {
+		t.Errorf("frame: got length %q of %d octets", size, len(m))
+	}
+	parts := syslogLine.FindStringSubmatch(m)
+	if parts == nil {
+		t.Fatalf("message: got %q", m)
+	}
+	if parts[1] != strconv.Itoa(13*8+2) || parts[3] != "authority.example.net" || parts[4] != "alert.opened" {
+		t.Errorf("head: got %q", parts[1:5])
+	}
+	for _, want := range []string{` rule="` + cloned + `"`, ` device="pump-1"`, ` fleet="default"`, ` subject="device:\"pump-1\]\\"`} {
+		if !strings.Contains(parts[5], want) {
+			t.Errorf("structured data: got %q, want %q in it", parts[5], want)
 		}
-		parts := syslogLine.FindStringSubmatch(m)
-		if parts == nil {
-			t.Fatalf("message: got %q", m)
-		}
-		if parts[1] != strconv.Itoa(13*8+2) || parts[3] != "authority.example.net" || parts[4] != "alert.opened" {
-			t.Errorf("head: got %q", parts[1:5])
-		}
-		for _, want := range []string{` rule="` + cloned + `"`, ` device="pump-1"`, ` fleet="default"`, ` subject="device:\"pump-1\]\\"`} {
-			if !strings.Contains(parts[5], want) {
-				t.Errorf("structured data: got %q, want %q in it", parts[5], want)
-			}
-		}
-	})
+	}
 }
 
 func TestNothingIsLostWhenTheServerStops(t *testing.T) {

@@ -106,8 +106,8 @@ func newID() string { return rand.Text()[:13] } // 65 bits
 // by then is on record, for the next process.
 func (d *Desk) Run(ctx context.Context) error {
 	d.init()
-	if err := d.adopt(ctx); err != nil {
-		return err
+	if err := d.adopt(ctx); err != nil && ctx.Err() == nil {
+		d.RA.Log.ErrorContext(ctx, "mitigations not taken over", "error", err, "retry_in", turn) // their turn ends
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { d.loop(ctx, d.due, d.mitigate) })

@@ -266,8 +266,8 @@ func (d *Desk) suspend(ctx context.Context, j *job) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	if dev.State == countersign.DeviceSuspended {
-		return result{text: "it was suspended already", idle: true}, nil
+	if dev.State == countersign.DeviceSuspended || dev.State == countersign.DeviceRetired {
+		return result{text: "it was " + string(dev.State) + " already", idle: true}, nil
 	}
 	r, err := d.RA.Suspend(ctx, ra.Act{Device: dev.ID, Actor: countersign.System, Note: j.note(), Via: via})
 	if err != nil {

@@ -50,8 +50,11 @@ func TestLowSeverityNeverSuspendsByDefault(t *testing.T) {
 		w.find(t, f)
 		f.Subject, f.Severity, f.Rule = "fleet:default", countersign.SeverityHigh, cloned // "*" never revokes
 		w.find(t, f)
+		f.Subject, f.Rule = "device:pump-1", "guessed" // nor suspends on a stranger's word
+		w.find(t, f)
 		var queued int
-		err := w.RA.DB.QueryRow(t.Context(), `SELECT COUNT(*) FROM mitigation WHERE act = 'revoke' OR alert IN (SELECT id FROM alert WHERE rule = $1)`, looked).Scan(&queued)
+		err := w.RA.DB.QueryRow(t.Context(), `SELECT COUNT(*) FROM mitigation 
+			WHERE act = 'revoke' OR act = 'suspend' AND alert IN (SELECT id FROM alert WHERE rule IN ($1, 'guessed'))`, looked).Scan(&queued)
 		if err != nil || queued != 0 {
 			t.Errorf("mitigations of low findings, and revocations: got %d, %v, want none", queued, err)
 		}
@@ -67,45 +70,60 @@ func TestLowSeverityNeverSuspendsByDefault(t *testing.T) {
 // TestCrashedMitigationIsDoneOnce ends the server between each two steps: before
 // the mitigation was begun, after it was begun, and after it had its effect.
 func TestCrashedMitigationIsDoneOnce(t *testing.T) {
-	for _, step := range []string{"queued", "begun", "effective", "undone meanwhile"} {
-		t.Run(step, func(t *testing.T) {
-			each(t, func(t *testing.T, w *world) {
-				w.enroll(t, "pump-1", 0)
-				w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
-				w.find(t, clone("pump-1"))
-				a := w.one(t, respond.Filter{})
-				if step != "queued" {
-					write(t, w.RA.DB, func(ctx context.Context, tx *store.Tx) error {
-						now := store.Micros(w.clock.Now())
-						_, err := tx.Exec(ctx, `UPDATE mitigation SET state = 'running', attempts = 1, began_at = $1, next_at = $2`, now, now+60_000_000)
-						return err
-					})
-				}
-				w.clock.advance(time.Second)
-				if step == "effective" || step == "undone meanwhile" {
-					_, err := w.RA.Suspend(t.Context(), ra.Act{Device: "pump-1", Actor: countersign.System, Note: "alert " + a.ID + ": x", Via: "respond"})
-					if err != nil {
-						t.Fatal(err)
-					}
-				}
-				want := countersign.DeviceSuspended
-				if step == "undone meanwhile" {
-					want = countersign.DeviceActive
-					if _, err := w.RA.Reactivate(t.Context(), ra.Act{Device: "pump-1", Actor: ana.Actor}); err != nil {
-						t.Fatal(err)
-					}
-				}
-				w.clock.advance(2 * time.Minute)
-				start(t, w.Run)
-				await(t, "the mitigation is finished", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
-				if got := w.state(t, "pump-1"); got != want {
-					t.Errorf("device: got %s, want %s", got, want)
-				}
-				if got := len(w.events(t, countersign.DeviceSuspendedEv)); got != 1 {
-					t.Errorf("device.suspended: got %d, want 1", got)
-				}
-			})
+	each(t, func(t *testing.T, w *world) {
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
+		for _, step := range []string{"queued", "begun", "effective", "undone-meanwhile"} {
+			w.crash(t, step)
+			w.clock.advance(2 * time.Hour) // away from the limit of an hour
+		}
+	})
+}
+
+// crash ends the server at a step of the suspension of a device of that name, and
+// runs another one.
+func (w *world) crash(t *testing.T, step string) {
+	t.Helper()
+	w.enroll(t, step, 0)
+	w.find(t, clone(step))
+	a := w.one(t, respond.Filter{Device: step})
+	if step != "queued" {
+		write(t, w.RA.DB, func(ctx context.Context, tx *store.Tx) error {
+			now := store.Micros(w.clock.Now())
+			_, err := tx.Exec(ctx, `UPDATE mitigation SET state = 'running', attempts = 1, began_at = $1, next_at = $2 WHERE alert = $3`, now, now+60_000_000, a.ID)
+			return err
 		})
+	}
+	w.clock.advance(time.Second)
+	want := countersign.DeviceSuspended
+	if step == "effective" || step == "undone-meanwhile" {
+		_, err := w.RA.Suspend(t.Context(), ra.Act{Device: step, Actor: countersign.System, Note: "alert " + a.ID + ": x", Via: "respond"})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if step == "undone-meanwhile" {
+		want = countersign.DeviceActive
+		if _, err := w.RA.Reactivate(t.Context(), ra.Act{Device: step, Actor: ana.Actor}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.clock.advance(2 * time.Minute)
+	stop := start(t, w.Run)
+	defer stop()
+	await(t, step+": the mitigation is finished", func() bool {
+		return lines(w.one(t, respond.Filter{Device: step}), "suspend", respond.Done) == 1
+	})
+	if got := w.state(t, step); got != want {
+		t.Errorf("%s: device: got %s, want %s", step, got, want)
+	}
+	n := 0
+	for _, e := range w.events(t, countersign.DeviceSuspendedEv) {
+		if e.Device == step {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%s: device.suspended: got %d, want 1", step, n)
 	}
 }
 
@@ -144,6 +162,60 @@ func TestSuspensionsAreLimited(t *testing.T) {
 	})
 }
 
+// TestTwoNodesDoItOnce runs two desks on one database, as two nodes do.
+func TestTwoNodesDoItOnce(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
+		var list []countersign.Finding
+		for i := range 3 {
+			id := fmt.Sprintf("pump-%d", i)
+			w.enroll(t, id, 0)
+			list = append(list, clone(id))
+		}
+		if w.RA.DB.Postgres() {
+			other := &respond.Desk{RA: w.RA, Rules: rules}
+			start(t, other.Run)
+		}
+		start(t, w.Run)
+		w.find(t, list...)
+		await(t, "all are suspended", func() bool {
+			n := 0
+			for _, a := range w.list(t, respond.Filter{}) {
+				n += lines(a, "suspend", respond.Done)
+			}
+			return n == 3
+		})
+		if got := len(w.events(t, countersign.MitigationDone)); got != 3 {
+			t.Errorf("mitigation.done: got %d, want 3", got)
+		}
+		if got := len(w.events(t, countersign.DeviceSuspendedEv)); got != 3 {
+			t.Errorf("device.suspended: got %d, want 3", got)
+		}
+	})
+}
+
+// TestAlertOfManyDevicesHoldsEach: what is done once is once for each device.
+func TestAlertOfManyDevicesHoldsEach(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
+		start(t, w.Run)
+		for _, id := range []string{"pump-1", "pump-2", "pump-1"} {
+			if id == "pump-2" || w.clock.Now().Minute() == 0 {
+				w.enroll(t, id, 0)
+			}
+			f := clone(id)
+			f.Subject = "address:203.0.113.9/32"
+			w.find(t, f)
+			w.clock.advance(time.Minute)
+		}
+		await(t, "both are suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 2 })
+		a := w.one(t, respond.Filter{})
+		if a.Count != 3 || !strings.HasPrefix(a.Timeline[1].Text, "pump-1: ") {
+			t.Errorf("alert: got %d findings, timeline %+v", a.Count, a.Timeline)
+		}
+	})
+}
+
 func TestBlockRefusesGuessesAlone(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		cert := w.enroll(t, "pump-1", 0)
@@ -163,6 +235,13 @@ func TestBlockRefusesGuessesAlone(t *testing.T) {
 		blocks, _, err := w.RA.Ledger.Blocks(t.Context(), "", 10)
 		if err != nil || len(blocks) != 1 || blocks[0].Until.Sub(w.clock.Now()) > time.Hour {
 			t.Errorf("blocks: got %+v, %v, want one of an hour", blocks, err)
+		}
+		w.clock.advance(6 * time.Minute)
+		w.find(t, f) // while it holds
+		await(t, "the second is nothing to do", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 2 })
+		again, _, err := w.RA.Ledger.Blocks(t.Context(), "", 10)
+		if err != nil || len(again) != 1 || !again[0].Until.Equal(blocks[0].Until) {
+			t.Errorf("blocks: got %+v, %v, want the first unchanged", again, err)
 		}
 	})
 }

@@ -63,6 +63,7 @@ func rules() []respond.Rule {
 	return []respond.Rule{
 		{Name: cloned, Severity: countersign.SeverityHigh, Why: "two hold one identity", Do: "suspend it"},
 		{Name: looked, Severity: countersign.SeverityLow, Default: []countersign.Mitigation{countersign.MitigateAlert, countersign.MitigateSuspend}},
+		{Name: "guessed", Severity: countersign.SeverityHigh, Unproven: true},
 		{Name: "noise", Severity: countersign.SeverityInfo, Default: []countersign.Mitigation{countersign.MitigateNote}},
 	}
 }
@@ -123,6 +124,7 @@ func start(t *testing.T, run func(context.Context) error) (stop func()) {
 
 func each(t *testing.T, run func(t *testing.T, w *world)) {
 	t.Helper()
+	t.Parallel() // most of a test is waiting for a disk
 	storetest.Each(t, func(t *testing.T, db *store.DB) { run(t, newWorld(t, db)) })
 }
 

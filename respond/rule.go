@@ -13,6 +13,8 @@ type Rule struct {
 	Name     string
 	Title    string               // what it sees, in a few words
 	Severity countersign.Severity // usual
+	// Unproven: its findings name a device that somebody claimed to be, without proof.
+	Unproven bool
 	// Default is what follows where the fleet says nothing; empty: an alert.
 	Default []countersign.Mitigation
 	Why     string // why it matters
@@ -71,8 +73,9 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 // plan says what follows on a finding: what the fleet says for its rule, else for
 // all, else the rule's own default. What takes something away from a device or an
 // address is meant only where it matters: a fleet that wants it for findings of
-// little weight has to name the rule. Revocation cannot be undone, so no default
-// and no "*" brings it.
+// little weight has to name the rule, and so for findings that rest on a stranger's
+// word: else guessing in a device's name would be a way to have it suspended.
+// Revocation cannot be undone, so no default and no "*" brings it.
 func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
 	if named, ok := respond[f.Rule]; ok {
 		return named
@@ -84,9 +87,17 @@ func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Miti
 	if len(acts) == 0 && !ok {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}
-	harmless := rank(f.Severity) < rank(countersign.SeverityMedium)
+	harmless, unproven := rank(f.Severity) < rank(countersign.SeverityMedium), d.Rule(f.Rule).Unproven
 	return slices.DeleteFunc(slices.Clone(acts), func(m countersign.Mitigation) bool {
-		return m == countersign.MitigateRevoke || harmless && (m == countersign.MitigateSuspend || m == countersign.MitigateBlock)
+		switch m {
+		case countersign.MitigateRevoke:
+			return true
+		case countersign.MitigateSuspend:
+			return harmless || unproven
+		case countersign.MitigateBlock:
+			return harmless
+		}
+		return false
 	})
 }
 

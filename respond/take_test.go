@@ -103,15 +103,17 @@ func TestTakeFollowsTheFleetThenTheRule(t *testing.T) {
 func TestSnoozedStaysSilentUntilItsEnd(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.enroll(t, "pump-1", 0)
+		w.find(t, clone("pump-1"))
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
-		w.find(t, countersign.Finding{Rule: "unheard", Subject: "server", Summary: "x"})
 		a := w.one(t, respond.Filter{})
 		_, err := w.Snooze(t.Context(), a.ID, time.Hour, ana)
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.clock.advance(59 * time.Minute)
-		w.find(t, countersign.Finding{Rule: "unheard", Subject: "server", Summary: "x", Severity: countersign.SeverityCritical})
+		worse := clone("pump-1")
+		worse.Severity = countersign.SeverityCritical
+		w.find(t, worse)
 		a = w.one(t, respond.Filter{State: respond.Snoozed})
 		if a.Count != 2 || a.Severity != countersign.SeverityCritical {
 			t.Errorf("snoozed alert: got %d findings, %s", a.Count, a.Severity)
@@ -122,6 +124,11 @@ func TestSnoozedStaysSilentUntilItsEnd(t *testing.T) {
 		w.clock.advance(2 * time.Minute)
 		start(t, w.Run)
 		await(t, "the alert wakes", func() bool { return w.one(t, respond.Filter{}).State == respond.Open })
+		if got := w.state(t, "pump-1"); got != countersign.DeviceActive {
+			t.Errorf("device: got %s, want active: a snoozed alert does nothing", got)
+		}
+		w.find(t, clone("pump-1"))
+		await(t, "it acts again", func() bool { return w.state(t, "pump-1") == countersign.DeviceSuspended })
 	})
 }
 
@@ -170,6 +177,12 @@ func TestActsOfPeopleAreOnTheTimeline(t *testing.T) {
 		}
 		if lines(a, "acknowledge", respond.Done) != 1 || lines(a, "assign", respond.Done) != 1 {
 			t.Errorf("timeline: got %+v", a.Timeline)
+		}
+		worse := clone("pump-1")
+		worse.Severity = countersign.SeverityCritical
+		w.find(t, worse)
+		if got := w.one(t, respond.Filter{}).State; got != respond.Open {
+			t.Errorf("acknowledged, then worse: got %s, want open", got)
 		}
 		if a.Timeline[1].Actor != ana.Actor || a.Timeline[1].Text != ana.Note {
 			t.Errorf("line: got %+v", a.Timeline[1])

@@ -35,9 +35,22 @@ func (s *Server) usual(ctx context.Context, fleet string) (countersign.Usual, er
 func findingRules() []respond.Rule {
 	rules := auditRules()
 	for _, r := range detect.Rules() {
-		rules = append(rules, respond.Rule{Name: r.Name, Title: r.Title, Severity: r.Severity, Default: r.Default, Why: r.Why, Do: r.Do})
+		rules = append(rules, respond.Rule{
+			Name: r.Name, Title: r.Title, Severity: r.Severity, Unproven: unproven(r.Name), Default: r.Default, Why: r.Why, Do: r.Do,
+		})
 	}
 	return rules
+}
+
+// unproven says of a rule that its findings name devices which whoever knocked only
+// claimed to be.
+func unproven(rule string) bool {
+	switch rule {
+	case detect.WrongSecret, detect.SecretGuessing, detect.SecretSpraying, detect.DeviceProbing, detect.UnknownIssuer, detect.ClockSkew,
+		detect.AddressBlocked:
+		return true
+	}
+	return false
 }
 
 // checkRules checks what a fleet's rules mean, each part by who knows.
