@@ -179,7 +179,7 @@ func (h *hasher) act(ctx context.Context) {
 	}
 }
 
-// argonKey hashes a password into a record in PHC string form.
+// argonRecord hashes a password into a record in PHC string form.
 func argonRecord(password []byte) ([]byte, error) {
 	salt := make([]byte, argonSalt)
 	if _, err := rand.Read(salt); err != nil {

@@ -137,7 +137,7 @@ func (d *door) wantOut(t *testing.T, what string, c countersign.Connection, code
 func everyOctet(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
-		b[i] = byte(i) //nolint:gosec // wraps on purpose
+		b[i] = byte(i)
 	}
 	return b
 }
@@ -314,7 +314,7 @@ func TestFleetsChooseKinds(t *testing.T) {
 		key := bytes.Repeat([]byte{7}, 32)
 		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: key}, Since: start}
 		scram := login("pump-1", nil)
-		scram.Exchange = d.scram(t, "pump-1", string(made))
+		scram.Exchange = d.scram(t, string(made))
 		for kind, c := range map[countersign.AccessKind]countersign.Connection{
 			countersign.AccessSecret: login("pump-1", made), countersign.AccessPassword: login("pump-1", chosen),
 			countersign.AccessSAS: login("pump-1", sasToken(key, "h/devices/pump-1", start.Add(time.Hour))), countersign.AccessSCRAM: scram,
@@ -523,7 +523,7 @@ func TestFloodOfPasswordsIsBounded(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				c := login("pump-1", []byte(rand.Text()))
-				c.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n), byte(n / 256)}), 1) //nolint:gosec // small
+				c.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n), byte(n / 256)}), 1)
 				got := d.Decide(ctx, c)
 				mu.Lock()
 				codes[got.Code]++

@@ -35,8 +35,8 @@ const (
 	DefaultSecretOverlap = 24 * time.Hour
 	// MaxSecretOverlap bounds it: two that are good for ever are not a rotation.
 	MaxSecretOverlap = 30 * 24 * time.Hour
-	// minSecretTTL and MaxSecretTTL bound a secret that is to end by itself.
-	minSecretTTL = time.Minute
+	minSecretTTL     = time.Minute
+	// MaxSecretTTL bounds a secret that is to end by itself: longer is for ever.
 	MaxSecretTTL = 10 * 365 * 24 * time.Hour
 
 	// maxSecrets bounds what a device may have: in each of two slots the present one,

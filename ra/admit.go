@@ -51,7 +51,7 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
 		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "what the connection sets in motion cannot be recorded now"
 	}
-	d.observe(Outcome{"connect", "", c.Gateway, dec.Code})
+	d.observe(Outcome{"connect", countersign.Method(dec.Kind), c.Gateway, dec.Code})
 	if !dec.Allow {
 		d.connectRefused(c, &dec)
 		d.guessedAt(ctx, c, &dec)

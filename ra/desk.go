@@ -169,7 +169,7 @@ func certEvent(t countersign.EventType, c *countersign.Certificate, by countersi
 // Outcome is how a request ended.
 type Outcome struct {
 	Act    string // enroll, renew, recover, connect
-	Method countersign.Method
+	Method countersign.Method // of a connection the kind of its credential
 	Door   string
 	Code   countersign.Code
 }

@@ -18,11 +18,11 @@ import (
 // patience is for a machine that has other things to do.
 const patience = 30 * time.Second
 
-// knock connects over TLS without a client certificate, MQTT 3.1.1.
-func knock(s *countersigntest.Server, client, user string, password []byte) (paho.Client, chan struct{}, error) {
+// knock connects as pump-1 says it is, over TLS without a client certificate, MQTT 3.1.1.
+func knock(s *countersigntest.Server, user string, password []byte) (paho.Client, chan struct{}, error) {
 	lost := make(chan struct{})
 	c := paho.NewClient(paho.NewClientOptions().AddBroker("ssl://" + strings.TrimPrefix(s.Endpoints().MQTT, "mqtts://")).
-		SetClientID(client).SetUsername(user).SetPassword(string(password)).SetProtocolVersion(4).
+		SetClientID("pump-1").SetUsername(user).SetPassword(string(password)).SetProtocolVersion(4).
 		SetTLSConfig(&tls.Config{RootCAs: s.Roots}).SetAutoReconnect(false).SetConnectTimeout(patience).
 		SetConnectionLostHandler(func(paho.Client, error) { close(lost) }))
 	k := c.Connect()
@@ -68,7 +68,7 @@ func TestDevicesConnectWithSecrets(t *testing.T) {
 		secret []byte
 		made   *api.IssuedSecret
 	}{{[]byte(text.Text), text}, {octets.Octets, octets}} {
-		c, lost, err := knock(s, "pump-1", "pump-1", tt.secret)
+		c, lost, err := knock(s, "pump-1", tt.secret)
 		if err != nil {
 			t.Fatalf("connect with a %d octet secret: %v", len(tt.secret), err)
 		}
@@ -81,7 +81,7 @@ func TestDevicesConnectWithSecrets(t *testing.T) {
 			t.Errorf("stop: got %+v, %v", stopped, err)
 		}
 		isOver(t, "stopped", lost)
-		if _, _, err := knock(s, "pump-1", "pump-1", tt.secret); err == nil || !strings.Contains(err.Error(), "user name") {
+		if _, _, err := knock(s, "pump-1", tt.secret); err == nil || !strings.Contains(err.Error(), "user name") {
 			t.Errorf("after the stop: got %v, want the refusal of a bad user name or password", err)
 		}
 	}
@@ -93,17 +93,17 @@ func TestDevicesConnectWithSecrets(t *testing.T) {
 	// One that is brought along: every octet that there is.
 	own := make([]byte, 1000)
 	for i := range own {
-		own[i] = byte(255 - i%256) //nolint:gosec // 0 to 255
+		own[i] = byte(255 - i%256)
 	}
 	if _, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Secret: own}); err != nil {
 		t.Fatal(err)
 	}
-	c, _, err := knock(s, "pump-1", "pump-1", own)
+	c, _, err := knock(s, "pump-1", own)
 	if err != nil {
 		t.Fatalf("connect with every octet: %v", err)
 	}
 	c.Disconnect(100)
-	if _, _, err := knock(s, "pump-1", "pump-1", own[:999]); err == nil {
+	if _, _, err := knock(s, "pump-1", own[:999]); err == nil {
 		t.Error("connected with an octet less")
 	}
 }
@@ -139,7 +139,7 @@ func TestDeviceChangesItsSecretOverREST(t *testing.T) {
 	if _, err := l.ChangeSecret(t.Context(), true); err == nil || !strings.Contains(err.Error(), "less than") {
 		t.Errorf("twice within a minute: got %v", err)
 	}
-	c, _, err := knock(s, "pump-1", "pump-1", l.Secret)
+	c, _, err := knock(s, "pump-1", l.Secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,18 +160,18 @@ func TestGuestsDisturbNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	device, lost, err := knock(s, "pump-1", "pump-1", []byte(made.Text))
+	device, lost, err := knock(s, "pump-1", []byte(made.Text))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer device.Disconnect(100)
-	if _, _, err := knock(s, "pump-1", "", nil); err == nil {
+	if _, _, err := knock(s, "", nil); err == nil {
 		t.Fatal("a guest came in although guests are off")
 	}
 	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Guests: &yes}); err != nil {
 		t.Fatal(err)
 	}
-	guest, _, err := knock(s, "pump-1", "", nil)
+	guest, _, err := knock(s, "", nil)
 	if err == nil {
 		defer guest.Disconnect(100)
 		if k := guest.Subscribe("devices/pump-1/up/#", 1, nil); k.WaitTimeout(patience) && k.(*paho.SubscribeToken).Result()["devices/pump-1/up/#"] != 0x80 {
