@@ -28,10 +28,25 @@ func TestReplayBeginsAWeekBeforeTheCursor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &Watch{DB: db}
+		w := &Watch{DB: db, Now: func() time.Time { return start }}
 		for cursor, want := range map[int64]int64{0: 0, 1: 0, 100: 0, 169: 0, 170: 1, 400: 400 - 169} {
 			if got, err := w.replayFrom(t.Context(), cursor); err != nil || got != want {
 				t.Errorf("replayFrom(%d): got %d, %v, want %d", cursor, got, err, want)
+			}
+		}
+		// What is left of a log that somebody cut is enough to start.
+		for _, cut := range []string{`DELETE FROM event WHERE seq BETWEEN 250 AND 300`, `DELETE FROM event WHERE seq > 380`, `DELETE FROM event`} {
+			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+				if _, err := tx.Exec(ctx, cut); err != nil {
+					return err
+				}
+				return save(ctx, tx, cursorName, 399)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.start(t.Context()); err != nil || w.at != 399 {
+				t.Errorf("start after %s: at %d, %v, want 399", cut, w.at, err)
 			}
 		}
 	})

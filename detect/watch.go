@@ -2,6 +2,8 @@ package detect
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -103,20 +105,21 @@ func (w *Watch) start(ctx context.Context) error {
 	}
 	w.machine = newMachine(func(fleet string) countersign.Usual { return w.usuals[fleet] })
 	for w.at = from; w.at < cursor; {
-		events, err := w.read(ctx, w.at, int(min(batch, cursor-w.at)))
+		events, err := w.read(ctx, w.at, batch)
 		if err != nil {
 			return err
-		}
-		if len(events) == 0 {
-			return fmt.Errorf("couldn't read event %d again: it is missing", w.at+1)
 		}
 		if err := w.learnUsual(ctx, events); err != nil {
 			return err
 		}
 		for i := range events {
-			w.machine.step(&events[i])
+			if events[i].Seq <= cursor {
+				w.machine.step(&events[i])
+			}
 		}
-		w.at = events[len(events)-1].Seq
+		if w.at = cursor; len(events) > 0 { // none: somebody took the end of the log away
+			w.at = min(cursor, events[len(events)-1].Seq)
+		}
 	}
 	return nil
 }
@@ -147,9 +150,12 @@ func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	return low, nil
 }
 
+// timeOf is when an event happened, or the one before it where it is missing: the
+// detectors see what is left of a log that somebody cut.
 func (w *Watch) timeOf(ctx context.Context, seq int64) (time.Time, error) {
 	var at int64
-	if err := w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq = $1`, seq).Scan(&at); err != nil {
+	err := w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq <= $1 ORDER BY seq DESC LIMIT 1`, seq).Scan(&at)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return time.Time{}, fmt.Errorf("couldn't read the time of event %d: %w", seq, err)
 	}
 	return store.Time(at), nil
