@@ -88,10 +88,15 @@ func (a *app) fleetGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			p, err := a.admin().Policy(cmd.Context(), f.Name)
+			if err != nil {
+				return err
+			}
 			v, err := ruledView(f)
 			if err != nil {
 				return err
 			}
+			v.cols = append(v.cols, col[api.Fleet]{"POLICY", func(api.Fleet) string { return policyVersion(p.Version) }})
 			return show(a, *f, v)
 		},
 	}
