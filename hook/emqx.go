@@ -128,7 +128,7 @@ func (in *emqxQuestion) question() question {
 	port, _ := in.PeerPort.Int64() // 0 where there is none
 	q := question{
 		client: in.ClientID, user: in.Username, verified: in.CommonName, protocol: "EMQX " + plain(in.Protocol),
-		remote: address(in.PeerHost, uint16(min(max(port, 0), 65535))), //nolint:gosec // bounded
+		remote: address(in.PeerHost, uint16(min(max(port, 0), 65535))),
 	}
 	if in.CertPEM != "" {
 		chain, err := parseChain([]byte(in.CertPEM))

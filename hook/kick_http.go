@@ -30,8 +30,8 @@ type API struct {
 	Client *http.Client // has the roots that the broker's certificate chains to
 }
 
-// call makes one call. want lists the statuses that are fine; 404 may be among them.
-func (a *API) call(ctx context.Context, method, path string, body, into any, want ...int) error {
+// call makes one call. What is to be deleted and is not there is a success.
+func (a *API) call(ctx context.Context, method, path string, body, into any) error {
 	var reader io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -63,7 +63,8 @@ func (a *API) call(ctx context.Context, method, path string, body, into any, wan
 	if err != nil {
 		return fmt.Errorf("couldn't read the broker's answer: %w", err)
 	}
-	if !slices.Contains(want, resp.StatusCode) {
+	gone := method == http.MethodDelete && resp.StatusCode == http.StatusNotFound
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent && !gone {
 		return fmt.Errorf("the broker's API answered %d", resp.StatusCode)
 	}
 	if into != nil && resp.StatusCode == http.StatusOK {
@@ -91,7 +92,7 @@ func KickEMQX(hook string, a API) *Driver {
 		}
 		for _, id := range ids {
 			path := "/api/v5/clients/" + url.PathEscape(id)
-			if err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
+			if err := a.call(ctx, http.MethodDelete, path, nil, nil); err != nil {
 				return len(ids), err
 			}
 		}
@@ -113,7 +114,7 @@ func (a *API) emqxClients(ctx context.Context, t target) (ids []string, err erro
 			}
 			query.Set("limit", strconv.Itoa(pageSize))
 			query.Set("page", strconv.Itoa(page))
-			if err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out, http.StatusOK); err != nil {
+			if err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out); err != nil {
 				return err
 			}
 			for _, c := range out.Data {
@@ -146,14 +147,14 @@ func KickRabbitMQ(hook string, a API) *Driver {
 		for _, user := range t.users() {
 			path := "/api/connections/username/" + url.PathEscape(user)
 			var list []json.RawMessage
-			if err := a.call(ctx, http.MethodGet, path, nil, &list, http.StatusOK, http.StatusNotFound); err != nil {
+			if err := a.call(ctx, http.MethodGet, path, nil, &list); err != nil {
 				return n, err
 			}
 			if len(list) == 0 {
 				continue
 			}
 			n += len(list)
-			if err := a.call(ctx, http.MethodDelete, path, nil, nil, http.StatusNoContent, http.StatusOK, http.StatusNotFound); err != nil {
+			if err := a.call(ctx, http.MethodDelete, path, nil, nil); err != nil {
 				return n, err
 			}
 		}
@@ -174,7 +175,7 @@ func KickVerneMQ(hook string, a API) *Driver {
 				} `json:"table"`
 			}
 			path := "/api/v1/session/show?--client_id&--is_online=true&--" + field + "=" + url.QueryEscape(value)
-			if err := a.call(ctx, http.MethodGet, path, nil, &out, http.StatusOK); err != nil {
+			if err := a.call(ctx, http.MethodGet, path, nil, &out); err != nil {
 				return err
 			}
 			for _, row := range out.Table {
@@ -196,7 +197,7 @@ func KickVerneMQ(hook string, a API) *Driver {
 		}
 		for _, id := range ids {
 			path := "/api/v1/session/disconnect?client-id=" + url.QueryEscape(id) + "&--cleanup"
-			if err := a.call(ctx, http.MethodGet, path, nil, nil, http.StatusOK); err != nil {
+			if err := a.call(ctx, http.MethodGet, path, nil, nil); err != nil {
 				return len(ids), err
 			}
 		}
@@ -233,7 +234,7 @@ func KickWebhook(hook string, a API) *Driver {
 			Hook: hook, Device: t.device, Fleet: t.fleet, Reason: t.reason, At: t.at,
 			ClientIDs: t.clients(), Usernames: t.users(), Whole: t.whole,
 		}
-		err := a.call(ctx, http.MethodPost, "", in, &out, http.StatusOK)
+		err := a.call(ctx, http.MethodPost, "", in, &out)
 		return max(out.Ended, 0), err
 	}
 	return &Driver{Hook: hook, kick: kick}

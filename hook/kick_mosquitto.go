@@ -152,9 +152,9 @@ func (d *dynsec) do(ctx context.Context, commands ...dynsecCommand) ([]dynsecAns
 	if len(got) != len(commands) {
 		return nil, errors.New("the dynamic security plug-in left commands without an answer")
 	}
-	for i, a := range got {
+	for _, a := range got {
 		if a.Error != "" {
-			return nil, &dynsecError{commands[i].Command, a.Error}
+			return nil, &dynsecError{plain(a.Command), a.Error}
 		}
 	}
 	return got, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -71,9 +72,7 @@ func emqxAPI(b *broker, w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		delete(b.sessions, id)
-		for client, user := range b.late {
-			b.sessions[client] = user
-		}
+		maps.Copy(b.sessions, b.late)
 		b.late = nil
 		w.WriteHeader(http.StatusNoContent)
 		return

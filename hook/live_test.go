@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -113,7 +114,7 @@ func serverPair(t *testing.T) (cert, key string, roots *x509.CertPool) {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private) //nolint:forbidigo // a foreign broker's
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func serverPair(t *testing.T) (cert, key string, roots *x509.CertPool) {
 	dir := t.TempDir()
 	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o644); err != nil { //nolint:gosec // read by another user, for minutes
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -151,11 +152,14 @@ type device struct {
 	lost chan time.Time
 }
 
+// login is what a device says in CONNECT.
+type login struct{ id, user, password string }
+
 // dial connects, and gives the error of a refusal.
-func dial(t *testing.T, url, id, user, password string, config *tls.Config) (*device, error) {
+func dial(t *testing.T, url string, as login, config *tls.Config) (*device, error) {
 	t.Helper()
 	d := &device{lost: make(chan time.Time, 1)}
-	o := mqtt.NewClientOptions().AddBroker(url).SetClientID(id).SetUsername(user).SetPassword(password).SetTLSConfig(config).
+	o := mqtt.NewClientOptions().AddBroker(url).SetClientID(as.id).SetUsername(as.user).SetPassword(as.password).SetTLSConfig(config).
 		SetAutoReconnect(false).SetConnectTimeout(patience).SetProtocolVersion(4).
 		SetConnectionLostHandler(func(mqtt.Client, error) { d.lost <- time.Now() })
 	d.Client = mqtt.NewClient(o)
@@ -171,16 +175,16 @@ func dial(t *testing.T, url, id, user, password string, config *tls.Config) (*de
 }
 
 // dialUntil connects as soon as the broker is up.
-func dialUntil(t *testing.T, url, id, user, password string, config *tls.Config) *device {
+func dialUntil(t *testing.T, url string, as login, config *tls.Config) *device {
 	t.Helper()
 	var d *device
 	var err error
 	for began := time.Now(); time.Since(began) < patience; time.Sleep(100 * time.Millisecond) {
-		if d, err = dial(t, url, id, user, password, config); err == nil {
+		if d, err = dial(t, url, as, config); err == nil {
 			return d
 		}
 	}
-	t.Fatalf("connect as %s: %v", id, err)
+	t.Fatalf("connect as %s: %v", as.id, err)
 	return nil
 }
 
@@ -199,12 +203,7 @@ func (i *inbox) add(_ mqtt.Client, m mqtt.Message) {
 func (i *inbox) has(text string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for _, one := range i.text {
-		if one == text {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(i.text, text)
 }
 
 // subscribe reports whether the broker granted the filter.
@@ -283,10 +282,10 @@ func kicked(t *testing.T, s *countersigntest.Server, id string) api.Event {
 
 // program runs a foreign server until the test ends, and shows its output if
 // the test fails.
-func program(t *testing.T, name string, args ...string) *exec.Cmd {
+func program(t *testing.T, name string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // of the test
+	cmd := exec.CommandContext(ctx, name, args...)
 	out := &output{}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = patience
@@ -304,7 +303,6 @@ func program(t *testing.T, name string, args ...string) *exec.Cmd {
 			t.Logf("%s said:\n%s", name, out)
 		}
 	})
-	return cmd
 }
 
 // output is a buffer that is read while it is written.

@@ -38,7 +38,7 @@ pattern read devices/%u/down/#
 func TestMosquittoIsTold(t *testing.T) {
 	need(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
 	dir, control, port := t.TempDir(), freePort(t), freePort(t)
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the broker may run as another user
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	crl := filepath.Join(dir, "crl.pem")
@@ -51,7 +51,7 @@ func TestMosquittoIsTold(t *testing.T) {
 	eventually(t, "the file of CRLs", func() bool { _, err := os.Stat(crl); return err == nil })
 
 	cert, key, roots := serverPair(t)
-	if out, err := exec.CommandContext(t.Context(), "mosquitto_ctrl", "dynsec", "init", filepath.Join(dir, "dynsec.json"), "countersign", "dynsec-password").CombinedOutput(); err != nil { //nolint:gosec // of the test
+	if out, err := exec.CommandContext(t.Context(), "mosquitto_ctrl", "dynsec", "init", filepath.Join(dir, "dynsec.json"), "countersign", "dynsec-password").CombinedOutput(); err != nil {
 		t.Fatalf("mosquitto_ctrl: %v\n%s", err, out)
 	}
 	conf := fmt.Sprintf(mosquittoConf, dir, control, port, cert, key, s.Endpoints().Roots, crl, "", dynsecPlugin)
@@ -63,8 +63,8 @@ func TestMosquittoIsTold(t *testing.T) {
 	program(t, "mosquitto", "-v", "-c", filepath.Join(dir, "mosquitto.conf"))
 
 	url := "ssl://" + loopback(port)
-	d := dialUntil(t, url, "valve-1", "", "", deviceTLS(id, roots))
-	neighbor := dialUntil(t, url, "valve-2", "", "", deviceTLS(neighborID, roots))
+	d := dialUntil(t, url, login{id: "valve-1"}, deviceTLS(id, roots))
+	neighbor := dialUntil(t, url, login{id: "valve-2"}, deviceTLS(neighborID, roots))
 	var got inbox
 	if !d.subscribe(t, "devices/valve-1/down/#", &got) {
 		t.Error("its own topics are refused")
@@ -83,7 +83,7 @@ func TestMosquittoIsTold(t *testing.T) {
 	t.Logf("Mosquitto: session ended %s after the revocation", took.Round(1e6))
 	kicked(t, s, "valve-1")
 	eventually(t, "refusal by the CRL or the plug-in", func() bool {
-		_, err := dial(t, url, "valve-1", "", "", deviceTLS(id, roots))
+		_, err := dial(t, url, login{id: "valve-1"}, deviceTLS(id, roots))
 		return err != nil
 	})
 	if !neighbor.IsConnectionOpen() {
@@ -97,5 +97,5 @@ func TestMosquittoIsTold(t *testing.T) {
 	if _, err := s.Admin.Reactivate(t.Context(), "valve-2", api.Act{Note: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	dialUntil(t, url, "valve-2", "", "", deviceTLS(neighborID, roots))
+	dialUntil(t, url, login{id: "valve-2"}, deviceTLS(neighborID, roots))
 }

@@ -98,8 +98,8 @@ func TestNATSAsksAndIsTold(t *testing.T) {
 	s, url, mqttURL, roots := startNATS(t)
 	id := s.Enroll(t, "pump-1")
 	other := s.Enroll(t, "pump-2")
-	d := dialUntil(t, mqttURL, "pump-1", "", "", deviceTLS(id, roots))
-	neighbor := dialUntil(t, mqttURL, "pump-2", "", "", deviceTLS(other, roots))
+	d := dialUntil(t, mqttURL, login{id: "pump-1"}, deviceTLS(id, roots))
+	neighbor := dialUntil(t, mqttURL, login{id: "pump-2"}, deviceTLS(other, roots))
 
 	var got inbox
 	if !d.subscribe(t, "devices/pump-1/down/#", &got) {
@@ -124,7 +124,7 @@ func TestNATSAsksAndIsTold(t *testing.T) {
 	if e := kicked(t, s, "pump-1"); e.Data["sessions"] != "1" {
 		t.Errorf("session.kicked: got %v, want 1 session", e.Data)
 	}
-	if _, err := dial(t, mqttURL, "pump-1", "", "", deviceTLS(id, roots)); err == nil {
+	if _, err := dial(t, mqttURL, login{id: "pump-1"}, deviceTLS(id, roots)); err == nil {
 		t.Error("a revoked device came in again")
 	}
 	if !neighbor.IsConnectionOpen() {

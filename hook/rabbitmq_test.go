@@ -95,8 +95,8 @@ func TestRabbitMQAsksAndIsTold(t *testing.T) {
 	startRabbit(t, fmt.Sprintf(rabbitConf, management, plain, tls, cert, key, chain, hooks), management)
 
 	url := "ssl://" + loopback(tls)
-	d := dialUntil(t, url, "meter-1", "", "", deviceTLS(id, roots))
-	neighbor := dialUntil(t, url, "meter-2", "", "", deviceTLS(neighborID, roots))
+	d := dialUntil(t, url, login{id: "meter-1"}, deviceTLS(id, roots))
+	neighbor := dialUntil(t, url, login{id: "meter-2"}, deviceTLS(neighborID, roots))
 	var got inbox
 	if !d.subscribe(t, "devices/meter-1/down/#", &got) {
 		t.Error("its own topics are refused")
@@ -109,7 +109,7 @@ func TestRabbitMQAsksAndIsTold(t *testing.T) {
 	if e := kicked(t, s, "meter-1"); e.Data["sessions"] != "1" {
 		t.Errorf("session.kicked: got %v, want 1 session", e.Data)
 	}
-	if _, err := dial(t, url, "meter-1", "", "", deviceTLS(id, roots)); err == nil {
+	if _, err := dial(t, url, login{id: "meter-1"}, deviceTLS(id, roots)); err == nil {
 		t.Error("a revoked device came in again")
 	}
 	bySecret(t, s, "tcp://"+loopback(plain))
@@ -125,13 +125,13 @@ func TestRabbitMQAsksAndIsTold(t *testing.T) {
 func bySecret(t *testing.T, s *countersigntest.Server, url string) {
 	t.Helper()
 	secret := withSecret(t, s, "node-1")
-	if _, err := dial(t, url, "node-1", "node-1", "wrong", nil); err == nil {
+	if _, err := dial(t, url, login{"node-1", "node-1", "wrong"}, nil); err == nil {
 		t.Error("a wrong secret was let in")
 	}
-	if _, err := dial(t, url, "meter-2", "meter-2", "", nil); err == nil {
+	if _, err := dial(t, url, login{"meter-2", "meter-2", ""}, nil); err == nil {
 		t.Error("a name without a secret was let in")
 	}
-	d, err := dial(t, url, "node-1", "node-1", secret, nil)
+	d, err := dial(t, url, login{"node-1", "node-1", secret}, nil)
 	if err != nil {
 		t.Fatalf("connect with its secret: %v", err)
 	}
@@ -146,7 +146,7 @@ func bySecret(t *testing.T, s *countersigntest.Server, url string) {
 // of them.
 func wholeChain(t *testing.T, rootsFile string, path [][]byte) string {
 	t.Helper()
-	text, err := os.ReadFile(rootsFile) //nolint:gosec // of the test
+	text, err := os.ReadFile(rootsFile)
 	if err != nil {
 		t.Fatal(err)
 	}
