@@ -168,7 +168,7 @@ func certEvent(t countersign.EventType, c *countersign.Certificate, by countersi
 
 // Outcome is how a request ended.
 type Outcome struct {
-	Act    string // enroll, renew, recover, connect
+	Act    string             // enroll, renew, recover, connect
 	Method countersign.Method // of a connection the kind of its credential
 	Door   string
 	Code   countersign.Code
