@@ -227,6 +227,39 @@ func TestPolicyInForceIsNeverStale(t *testing.T) {
 	})
 }
 
+func TestReaderUnderWayDoesNotKeepTheOldPolicy(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		p, _ := house(t, db)
+		fleet := fleetOf(t, db)
+		stop := make(chan struct{})
+		var readers sync.WaitGroup
+		defer readers.Wait()
+		defer close(stop)
+		for range 4 {
+			readers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if _, err := p.Of(t.Context(), fleet); err != nil {
+						t.Errorf("Of: %v", err)
+						return
+					}
+					p.Forget("another") // so that some read while others are told
+				}
+			})
+		}
+		for i := range 100 {
+			v := apply(t, p, access.PolicyDraft{Fleet: fleet, Source: draft(fmt.Sprintf("t%d", i))})
+			if in, err := p.Of(t.Context(), fleet); err != nil || in.Version != v.Version {
+				t.Fatalf("after version %d: got %d, %v", v.Version, in.Version, err)
+			}
+		}
+	})
+}
+
 func TestDecideAsksThePolicyOfTheFleet(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		p, _ := house(t, db)
