@@ -3,6 +3,7 @@ package ra
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,7 +78,7 @@ func (d *Desk) guessedAt(ctx context.Context, c countersign.Connection, dec *acc
 	if dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
 		f.Credential = "tried-" + dec.Tried
 	}
-	d.wrong(ctx, f, countersign.Event{Actor: nobody, Device: dec.Device, Fleet: dec.Fleet, Remote: c.Remote.String(), Via: c.Gateway})
+	d.wrong(ctx, f, countersign.Event{Actor: nobody, Device: dec.Device, Fleet: dec.Fleet, Remote: written(c.Remote), Via: c.Gateway})
 }
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
@@ -246,7 +247,7 @@ func find(certs []countersign.Certificate, serial countersign.Serial) *countersi
 func (d *Desk) Opened(s countersign.Session) {
 	d.Access.Opened(s)
 	if !strings.Contains(s.Device, "/") { // a guest is no device
-		d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: s.Remote.String()})
+		d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: written(s.Remote)})
 	}
 	d.uses.add(s)
 	e := sessionEvent(countersign.SessionOpened, s)
@@ -287,8 +288,16 @@ func (d *Desk) Judged(s countersign.Session, a countersign.Act) {
 func sessionEvent(t countersign.EventType, s countersign.Session) countersign.Event {
 	return countersign.Event{
 		Type: t, Actor: s.Actor(), Device: s.Device, Fleet: s.Fleet, Cert: s.Cert,
-		Remote: s.Remote.String(), Via: s.Gateway,
+		Remote: written(s.Remote), Via: s.Gateway,
 	}
+}
+
+// written is an address for the log; a broker that asks for a device may not tell it.
+func written(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
@@ -298,7 +307,7 @@ func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 	}
 	e := countersign.Event{
 		Type: countersign.ConnectRefused, Actor: countersign.DeviceActor(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
-		Remote: c.Remote.String(), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
+		Remote: written(c.Remote), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
 		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
 	}
 	if !dec.Ended.IsZero() {
