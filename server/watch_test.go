@@ -4,6 +4,10 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -11,6 +15,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
 )
@@ -138,5 +143,35 @@ func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 	}
 	if got := alerts(t, s, api.AlertFilter{State: "live", Device: "pump-1", Rule: "shared_certificate"}); len(got) != 0 {
 		t.Errorf("live alerts after the close: got %d, want none", len(got))
+	}
+}
+
+func TestChannelsOfTheConfigurationAreTold(t *testing.T) {
+	var got atomic.Int64
+	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Countersign-Signature") != "" {
+			got.Add(1)
+		}
+	}))
+	defer hook.Close()
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("sixteen octets, and more"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	channel := config.Channel{Name: "oncall", Kind: config.ChannelWebhook, URL: hook.URL, Secret: config.Secret("file:" + key), Severity: "medium"}
+	s := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Notify = []config.Channel{channel} }})
+	out, err := s.Admin.TestChannel(t.Context(), "oncall")
+	if err != nil || !out.Delivered || got.Load() != 1 {
+		t.Fatalf("test of the channel: got %+v, %v, %d posts", out, err, got.Load())
+	}
+	rules := &api.Rules{Usual: &api.Usual{Networks: []string{"192.0.2.0/24"}}}
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Rules: rules}); err != nil {
+		t.Fatal(err)
+	}
+	s.Enroll(t, "pump-1") // from loopback, which is unusual
+	within(t, "the channel is told of an alert", func() bool { return got.Load() == 2 })
+	d, err := s.Admin.Doctor(t.Context())
+	if err != nil || !slices.ContainsFunc(d.Checks, func(c api.Check) bool { return c.Name == "channel oncall" && c.Level == api.LevelOK }) {
+		t.Errorf("doctor: got %+v, %v", d, err)
 	}
 }
