@@ -1,12 +1,15 @@
 package server_test
 
 import (
+	"context"
 	"crypto/tls"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
+	paho5 "github.com/eclipse/paho.golang/paho"
 	paho "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/countersign-iot/countersign"
@@ -188,5 +191,67 @@ func TestGuestsDisturbNobody(t *testing.T) {
 	}
 	if live := s.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool { return x.Device == "pump-1" }) {
 		t.Errorf("sessions: got %+v", live)
+	}
+}
+
+// steps speaks SCRAM in the AUTH packets of paho.
+type steps struct{ scram *sdk.SCRAM }
+
+func (s steps) Authenticate(a *paho5.Auth) *paho5.Auth {
+	answer, err := s.scram.Answer(a.Properties.AuthData)
+	if err != nil {
+		return nil
+	}
+	return &paho5.Auth{ReasonCode: 0x18, Properties: &paho5.AuthProperties{AuthMethod: sdk.SCRAMMethod, AuthData: answer}}
+}
+
+func (steps) Authenticated() {}
+
+// TestDevicesConnectWithSCRAM lets a device in that does not send its secret, where
+// one that sends it is refused.
+func TestDevicesConnectWithSCRAM(t *testing.T) {
+	s := countersigntest.Start(t)
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"scram"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect := func(secret string) (*sdk.SCRAM, *paho5.Connack, error) {
+		t.Helper()
+		conn, err := tls.Dial("tcp", s.Broker(t), &tls.Config{RootCAs: s.Roots, MinVersion: tls.VersionTLS12})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.NetConn().Close() })
+		x := &sdk.SCRAM{Device: "pump-1", Secret: secret}
+		c := paho5.NewClient(paho5.ClientConfig{Conn: packets.NewThreadSafeConn(conn), AuthHandler: steps{x}, PacketTimeout: patience})
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		ack, err := c.Connect(ctx, &paho5.Connect{
+			ClientID: "pump-1", CleanStart: true, KeepAlive: 60,
+			Properties: &paho5.ConnectProperties{AuthMethod: sdk.SCRAMMethod, AuthData: x.First()},
+		})
+		return x, ack, err
+	}
+	x, ack, err := connect(made.Text)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	if err := x.Check(ack.Properties.AuthData); err != nil {
+		t.Error(err)
+	}
+	if live := s.Sessions(); len(live) != 1 || live[0].Device != "pump-1" || live[0].Credential != "secret:"+made.ID {
+		t.Errorf("sessions: got %+v", live)
+	}
+	if _, ack, err := connect("csds_wrong"); err == nil || ack == nil || ack.ReasonCode != 0x86 {
+		t.Errorf("with a wrong secret: got %+v, %v, want a bad user name or password", ack, err)
+	}
+	if _, _, err := knock(s, "pump-1", []byte(made.Text)); err == nil {
+		t.Error("a secret that was sent opens a fleet that takes scram alone")
 	}
 }
