@@ -51,13 +51,18 @@ func (w *world) steady(t testing.TB) {
 	w.token(t, operatorToken{"daily", "admin", ago(100 * day), ahead(50 * day), ago(day)})
 	w.token(t, operatorToken{"expired", "admin", ago(400 * day), ago(35 * day), 0})
 
-	gone := w.opened(visit{"s-0", "steady-1", "steady-1", "192.0.2.1:1000", cert, 40 * day}) // its end was lost with the server
+	gone := w.opened(visit{"lost", "steady-1", "steady-1:old", "192.0.2.77:1000", cert, 25 * day}) // its end was lost with the server
 	w.events(t, gone, countersign.Event{Type: countersign.ServerStarted, At: w.Now().Add(-20 * day)})
 	for i := range 10 { // reconnects, and moves to another network once a day
 		ago := time.Duration(10-i) * 24 * time.Hour
 		s := w.opened(visit{fmt.Sprintf("s-%d", i), "steady-1", "steady-1", fmt.Sprintf("192.0.2.%d:99", i%2), cert, ago})
 		w.events(t, s, w.closed(s, "taken over: the same client identifier connected again", ago-23*time.Hour))
 	}
+	home := w.opened(visit{"m-1", "steady-1", "steady-1", "192.0.2.20:1", cert, 300 * time.Minute}) // moves to another network and back
+	away := w.opened(visit{"m-2", "steady-1", "steady-1", "192.0.2.21:1", cert, 290 * time.Minute})
+	back := w.opened(visit{"m-3", "steady-1", "steady-1", "192.0.2.20:2", cert, 280 * time.Minute})
+	const taken = "taken over: the same client identifier connected again"
+	w.events(t, home, w.closed(home, taken, 290*time.Minute), away, w.closed(away, taken, 280*time.Minute), back, w.closed(back, "client left", 270*time.Minute))
 	a := w.opened(visit{"two-1", "steady-1", "steady-1", "192.0.2.9:1", cert, 3 * time.Hour})
 	b := w.opened(visit{"two-2", "steady-1", "steady-1:tunnel", "192.0.2.9:2", cert, 3 * time.Hour}) // two programs of one device
 	c := w.opened(visit{"two-3", "steady-1", "steady-1:late", "192.0.2.10:2", cert, 2 * time.Hour})
@@ -148,9 +153,12 @@ func certificateStories() []story {
 		{"intermediate revoked", func(t *testing.T, w *world) {
 			root, rootKey := newCA(t, "Upper", nil, nil, 3)
 			middle, middleKey := newCA(t, "Middle", root, rootKey, 4)
+			renewed, renewedKey := newCA(t, "Middle", root, rootKey, 6) // of the same name, with a key of its own
 			w.register(t, ca.Registration{
-				ID: "upper", Certificate: root.Raw, Intermediates: [][]byte{middle.Raw}, CRLs: [][]byte{newList(t, root, rootKey, start.Add(900*day), middle)},
+				ID: "upper", Certificate: root.Raw, Intermediates: [][]byte{renewed.Raw, middle.Raw}, CRLs: [][]byte{newList(t, root, rootKey, start.Add(900*day), middle)},
 			})
+			w.device(t, "renewed")
+			w.certificate(t, "renewed", func(c *certificate) { c.parent, c.key, c.issuer = renewed, renewedKey, "upper" })
 			w.device(t, "below")
 			w.certificate(t, "below", func(c *certificate) { c.parent, c.key, c.issuer = middle, middleKey, "upper" })
 			w.device(t, "beside") // directly below the root, which is good
