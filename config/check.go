@@ -68,7 +68,7 @@ func (c Config) Check() []Problem {
 		k.add("root_passphrase", err)
 	}
 	k.tunnels(c.Tunnels)
-	k.hooks(c.Hooks, c.Listeners.Hook)
+	k.hooks(c.Hooks, c.Listeners)
 	k.channels(c.Notify)
 	k.oidc(c.OIDC)
 	k.origins(c.WebSocket.Origins)

@@ -115,7 +115,7 @@ const (
 // Allowed are the networks of h that Check found nothing wrong with.
 func (h Hook) Allowed() []netip.Prefix { return Limits{AllowNetworks: h.Networks}.Allowed() }
 
-func (k *checker) hooks(list []Hook, listener string) {
+func (k *checker) hooks(list []Hook, l Listeners) {
 	if len(list) > maxHooks {
 		k.add("hooks", fmt.Errorf("%d hooks are more than %d", len(list), maxHooks))
 		return
@@ -131,8 +131,11 @@ func (k *checker) hooks(list []Hook, listener string) {
 		k.oneOf(field+"kind", h.Kind, "emqx", "rabbitmq", "vernemq", hookMosquitto, hookNATS, "generic", "nginx", "envoy")
 		if h.Kind != hookMosquitto && h.Kind != hookNATS {
 			k.hookCaller(field, h)
-			if listener == Off {
+			if l.Hook == Off {
 				k.add("listeners.hook", fmt.Errorf("is off, and hook %.40q asks there", h.Name))
+			}
+			if h.Device != "" && l.PlainHook() {
+				k.add(field+"device", errors.New("nobody can show a certificate on loopback, where the hook listener speaks plain HTTP: use secret"))
 			}
 		}
 		k.hookNATS(field, h)

@@ -232,6 +232,31 @@ func revoke(t *testing.T, s *countersigntest.Server, id string) {
 	}
 }
 
+func suspend(t *testing.T, s *countersigntest.Server, id string) {
+	t.Helper()
+	if _, err := s.Admin.Suspend(t.Context(), id, api.Act{Note: "test"}); err != nil {
+		t.Fatalf("suspend %s: %v", id, err)
+	}
+}
+
+func reactivate(t *testing.T, s *countersigntest.Server, id string) {
+	t.Helper()
+	if _, err := s.Admin.Reactivate(t.Context(), id, api.Act{Note: "test"}); err != nil {
+		t.Fatalf("reactivate %s: %v", id, err)
+	}
+}
+
+// shortDir is for the path of a Unix socket, which may have 107 octets only.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hk") //nolint:usetesting // t.TempDir is too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 // revoked revokes the device and waits until its session is over.
 func (d *device) revoked(t *testing.T, s *countersigntest.Server, id string) time.Duration {
 	t.Helper()

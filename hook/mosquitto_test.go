@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
 )
 
@@ -90,12 +89,8 @@ func TestMosquittoIsTold(t *testing.T) {
 		t.Error("the neighbor was disconnected too")
 	}
 
-	if _, err := s.Admin.Suspend(t.Context(), "valve-2", api.Act{Note: "test"}); err != nil {
-		t.Fatal(err)
-	}
+	suspend(t, s, "valve-2")
 	eventually(t, "the end of the suspended device's session", func() bool { return !neighbor.IsConnectionOpen() })
-	if _, err := s.Admin.Reactivate(t.Context(), "valve-2", api.Act{Note: "test"}); err != nil {
-		t.Fatal(err)
-	}
+	reactivate(t, s, "valve-2")
 	dialUntil(t, url, login{id: "valve-2"}, deviceTLS(neighborID, roots))
 }

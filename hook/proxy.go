@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 
@@ -36,7 +35,7 @@ func (s *Server) nginx(ctx context.Context, a asked) reply {
 	if err != nil {
 		return proxyDeny()
 	}
-	return s.proxied(ctx, a, chain)
+	return s.proxied(ctx, a, chain, "X-Real-Ip")
 }
 
 // envoy answers ext_authz over HTTP in the same way.
@@ -52,16 +51,17 @@ func (s *Server) envoy(ctx context.Context, a asked) reply {
 	if err != nil {
 		return proxyDeny()
 	}
-	return s.proxied(ctx, a, chain)
+	return s.proxied(ctx, a, chain, "X-Envoy-External-Address")
 }
 
 // proxied decides the holder of a certificate. Proxies ask at each request, so a
-// verdict serves until it is cut.
-func (s *Server) proxied(ctx context.Context, a asked, chain []*x509.Certificate) reply {
+// verdict serves until it is cut. from is the header in which the proxy writes the
+// client's.
+func (s *Server) proxied(ctx context.Context, a asked, chain []*x509.Certificate, from string) reply {
 	k := key{hook: a.hook.Name, client: fingerprint(chain[0])}
 	if e, ok := s.cache.get(k); !ok || e.cut || !s.fresh(e) {
 		c := countersign.Connection{
-			Gateway: a.hook.gateway(), Remote: forwardedFor(a.r), Protocol: "HTTP", Peer: chain, Software: plain(a.r.UserAgent()),
+			Gateway: a.hook.gateway(), Remote: address(strings.TrimSpace(a.r.Header.Get(from)), 0), Protocol: "HTTP", Peer: chain, Software: plain(a.r.UserAgent()),
 		}
 		if v := s.decideFor(ctx, c, k); !v.Allow {
 			return proxyDeny()
@@ -75,11 +75,6 @@ func (s *Server) proxied(ctx context.Context, a asked, chain []*x509.Certificate
 		status: http.StatusOK, allowed: true,
 		header: map[string]string{"X-Device-Id": e.verdict.Device, "X-Fleet": e.verdict.Fleet},
 	}
-}
-
-// forwardedFor is the client's address as the proxy wrote it; zero where it did not.
-func forwardedFor(r *http.Request) netip.AddrPort {
-	return address(strings.TrimSpace(r.Header.Get("X-Real-Ip")), 0)
 }
 
 // parseEscaped reads a percent-encoded PEM certificate. nginx escapes blanks and
