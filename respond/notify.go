@@ -33,9 +33,12 @@ const (
 	// maxDigestRules and maxDigestAlerts bound a digest.
 	maxDigestRules  = 20
 	maxDigestAlerts = 10
-	// maxWaiting bounds what waits for one channel, some 40 MB; maxAge how long: what is
+	// maxWaiting bounds what waits for one channel, some 10 MB; maxAge how long: what is
 	// older than a day is on the list of alerts anyway.
-	maxWaiting = 10_000
+	maxWaiting = 5_000
+	// maxTold findings, and twice as many lines, go into a notice: the last ones. The
+	// alert has the others.
+	maxTold = 5
 	maxAge     = 24 * time.Hour
 	// longestPause between attempts: a channel that is back gets its news within it.
 	longestPause = 15 * time.Minute
@@ -129,6 +132,7 @@ func (t *taking) tell(ctx context.Context, news string, a *Alert, acts []counter
 		} else {
 			t.sent[c]++
 			shape := t.Shape(a, true)
+			shape.Evidence, shape.Timeline = last(shape.Evidence, maxTold), last(shape.Timeline, 2*maxTold)
 			err = t.post(ctx, c, a.ID, api.Notice{ID: newID(), Kind: news, At: t.now, Host: t.Host, Alert: &shape})
 		}
 		if err != nil {
@@ -137,6 +141,8 @@ func (t *taking) tell(ctx context.Context, news string, a *Alert, acts []counter
 	}
 	return nil
 }
+
+func last[T any](list []T, n int) []T { return list[max(len(list)-n, 0):] }
 
 func (t *taking) post(ctx context.Context, c *channel, alert string, n api.Notice) error {
 	body, err := json.Marshal(n)

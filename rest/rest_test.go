@@ -95,7 +95,7 @@ func newHouse(t *testing.T) *house {
 		},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
-	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Server.Sessions}
+	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Sessions}
 	return h
 }
 
