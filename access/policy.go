@@ -189,25 +189,30 @@ func (p *Policies) facts(ctx context.Context, devices []string, serials []counte
 func inBatches[T ~string](ctx context.Context, db *store.DB, query string, names []T, scan func(*sql.Rows) error) error {
 	for len(names) > 0 {
 		n := min(len(names), batch)
-		var places strings.Builder
-		args := make([]any, n)
+		places, args := make([]string, n), make([]any, n)
 		for i, name := range names[:n] {
-			fmt.Fprintf(&places, "$%d, ", i+1)
-			args[i] = string(name)
+			places[i], args[i] = fmt.Sprintf("$%d", i+1), string(name)
 		}
-		names = names[n:]
-		rows, err := db.Query(ctx, query+strings.TrimSuffix(places.String(), ", ")+")", args...)
-		if err != nil {
-			return err
-		}
-		for err == nil && rows.Next() {
-			err = scan(rows)
-		}
-		if err := errors.Join(err, rows.Err(), rows.Close()); err != nil {
+		if err := scanAll(ctx, db, query+strings.Join(places, ", ")+")", args, scan); err != nil {
 			return store.Wrap(err)
 		}
+		names = names[n:]
 	}
 	return nil
+}
+
+func scanAll(ctx context.Context, db *store.DB, query string, args []any, scan func(*sql.Rows) error) (err error) {
+	rows, err := db.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }
 
 // subject is a session as a policy sees it now.
