@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -107,9 +108,22 @@ func (m *machine) opened(e *countersign.Event) {
 	if e.Device == "" || strings.Contains(e.Device, "/") {
 		return
 	}
+	share(e)
 	m.holders.opened(e)
 	m.clients.opened(e)
 	m.crowd.opened(e, m.profile.opened(e))
+}
+
+// share keeps one copy of what many events say alike and the detectors remember.
+func share(e *countersign.Event) {
+	for _, s := range []*string{&e.Fleet, &e.Via, &e.Cert.Issuer} {
+		*s = unique.Make(*s).Value()
+	}
+	for _, name := range []string{"hello", "software", "protocol", "node"} {
+		if v, ok := e.Data[name]; ok {
+			e.Data[name] = unique.Make(v).Value()
+		}
+	}
 }
 
 // report hands out a finding that event e completed.

@@ -14,8 +14,9 @@ const (
 	// device that lost its network stays open for up to three minutes, until TCP's
 	// own probes find it dead; by then the device is back from another address.
 	overlapFor = 5 * time.Minute
-	// maxSessions bounds the open sessions remembered for one device.
-	maxSessions = 16
+	// maxSessions bounds the open sessions remembered for one device, the latest; one
+	// takes about 400 octets.
+	maxSessions = 4
 	// maxOverlaps bounds the overlaps that wait to be old enough.
 	maxOverlaps = 10_000
 )
@@ -52,21 +53,13 @@ func (h *holders) init(m *machine) {
 	h.by = table[string, holder]{max: maxDevices, ttl: memory}
 }
 
-// credentialOf names what a session rests on.
-func credentialOf(e *countersign.Event) string {
-	if !e.Cert.IsZero() {
-		return e.Cert.String()
-	}
-	return e.Data["credential"]
-}
-
 func (h *holders) opened(e *countersign.Event) {
 	from, _, ok := source(e.Remote)
 	s := openSession{
-		id: e.Data["session"], cred: credentialOf(e), client: e.Data["client_id"], via: e.Via, node: e.Data["node"], remote: e.Remote,
+		id: e.Data["session"], cred: e.Data["credential"], client: e.Data["client_id"], via: e.Via, node: e.Data["node"], remote: e.Remote,
 		fleet: e.Fleet, cert: e.Cert, from: from, at: e.At, seq: e.Seq,
 	}
-	if !ok || s.id == "" || s.cred == "" {
+	if !ok || s.id == "" || s.cert.IsZero() && s.cred == "" {
 		return
 	}
 	d, _ := h.by.touch(e.Device, e.At)
@@ -78,7 +71,7 @@ func (h *holders) opened(e *countersign.Event) {
 	for i := range d.open {
 		o := &d.open[i]
 		// A device may well speak IPv4 in one program and IPv6 in another.
-		if o.cred == s.cred && o.from != s.from && o.from.Addr().Is4() == s.from.Addr().Is4() && len(h.waiting) < maxOverlaps {
+		if o.cert == s.cert && o.cred == s.cred && o.from != s.from && o.from.Addr().Is4() == s.from.Addr().Is4() && len(h.waiting) < maxOverlaps {
 			h.waiting = append(h.waiting, overlap{e.Device, o.id, s.id, e.At.Add(overlapFor)})
 		}
 	}

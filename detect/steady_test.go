@@ -272,7 +272,7 @@ func steadyStory(seed uint64) []countersign.Event {
 // TestSteadyStoryIsSilent holds the false alarms of a month of honest devices at
 // none above info.
 func TestSteadyStoryIsSilent(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range uint64(2) {
 		log := steadyStory(seed)
 		m := newMachine(func(string) countersign.Usual { return countersign.Usual{} })
 		kinds := map[countersign.EventType]int{}
