@@ -21,15 +21,21 @@ const (
 	maxNote = 400
 )
 
-// What package policy finds, for those who may know keepers only.
-type (
-	PolicyProblem  = policy.Problem
-	PolicyWarning  = policy.Warning
-	PolicyFailure  = policy.Failure
-	PolicyDecision = policy.Decision
-	PolicyChange   = policy.Change
-	PolicySubject  = policy.Subject
-)
+// PolicyProblem is why a document cannot be read. It and the next are what package
+// policy finds, for those who may know keepers only.
+type PolicyProblem = policy.Problem
+
+// PolicyWarning is what is unwise in a document.
+type PolicyWarning = policy.Warning
+
+// PolicyFailure is a test of a document that does not hold.
+type PolicyFailure = policy.Failure
+
+// PolicyDecision is the answer to one question.
+type PolicyDecision = policy.Decision
+
+// PolicyChange is how a statement differs from that of another document.
+type PolicyChange = policy.Change
 
 // PolicyVersion is a policy as it was applied to a fleet. Version 0 is the
 // built-in one.
