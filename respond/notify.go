@@ -39,7 +39,7 @@ const (
 	// maxTold findings, and twice as many lines, go into a notice: the last ones. The
 	// alert has the others.
 	maxTold = 5
-	maxAge     = 24 * time.Hour
+	maxAge  = 24 * time.Hour
 	// longestPause between attempts: a channel that is back gets its news within it.
 	longestPause = 15 * time.Minute
 	// failingAfter attempts in a row a channel counts as failing and an event says so.
