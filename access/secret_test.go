@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -13,7 +12,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -455,129 +453,4 @@ func TestBrokersVouch(t *testing.T) {
 		c.Username = "pump-9"
 		d.wantOut(t, "not on record", c, countersign.NotAllowed)
 	})
-}
-
-func TestGuestsAreNobodyElse(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		d := newDoor(t, db)
-		guest := countersign.Connection{Gateway: "mqtt", ClientID: "pump-1", Username: "pumps", Remote: home}
-		d.wantOut(t, "guests are off", guest, countersign.Unauthenticated)
-		d.accept(t, countersign.Access{Guests: true})
-		got := d.Decide(t.Context(), guest)
-		if got.Code == countersign.Unauthenticated || !strings.HasPrefix(got.Device, "guest/") || got.Fleet != "pumps" || got.Credential != "guest" || !got.Ephemeral || got.Known || got.FirstUse {
-			t.Errorf("got %+v, want a guest", got)
-		}
-		if !got.NotAfter.Equal(start.Add(time.Hour)) || countersign.CheckDeviceID(got.Device) == nil {
-			t.Errorf("got %v as %q, want an hour under a name that no device can have", got.NotAfter, got.Device)
-		}
-		if again := d.Decide(t.Context(), guest); again.Device == got.Device {
-			t.Error("two guests of one name")
-		}
-		for _, name := range []string{"", "pump-1", "nofleet", "guest/x", strings.Repeat("x", 70)} {
-			c := guest
-			c.Username = name
-			d.wantOut(t, fmt.Sprintf("user name %q", name), c, countersign.Unauthenticated)
-		}
-		// A wrong secret makes nobody a guest.
-		d.wantOut(t, "with a password", countersign.Connection{Username: "pumps", Password: []byte("x"), Remote: home}, countersign.BadCredential)
-	})
-}
-
-func TestGuestsAreBounded(t *testing.T) {
-	d := newDoor(t, storetest.Open(t))
-	d.accept(t, countersign.Access{Guests: true})
-	c := countersign.Connection{Username: "pumps", Remote: home}
-	var names []string
-	for range access.MaxGuests {
-		got := d.Decide(t.Context(), c)
-		names = append(names, got.Device)
-		d.Opened(countersign.Session{Device: got.Device, Fleet: "pumps", Credential: "guest", NotAfter: got.NotAfter})
-	}
-	d.turn(time.Minute)
-	d.wantOut(t, "one more", c, countersign.RateLimited)
-	d.Closed(countersign.Session{Device: names[0], Fleet: "pumps", Credential: "guest"})
-	if got := d.Decide(t.Context(), c); got.Device == "" {
-		t.Errorf("after one left: got %+v", got)
-	}
-	d.wantOut(t, "and one more", c, countersign.RateLimited)
-	d.turn(time.Minute) // the one that was let in and never came gives its place up
-	if got := d.Decide(t.Context(), c); got.Device == "" {
-		t.Errorf("after one did not come: got %+v", got)
-	}
-}
-
-// TestFloodOfPasswordsIsBounded floods the desk with wrong passwords and wants the
-// queue bounded, and those who do not need it untouched.
-func TestFloodOfPasswordsIsBounded(t *testing.T) {
-	db := storetest.Open(t)
-	d := newDoor(t, db)
-	d.Now = time.Now
-	chosen, s := d.secret(t, access.SecretOrder{Device: "pump-1", Given: []byte("correct horse")})
-	made, _ := d.secret(t, access.SecretOrder{Device: "pump-2"})
-	d.wantIn(t, "before", login("pump-1", chosen), countersign.AccessPassword, "secret:"+s.ID)
-	ctx, stop := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	codes := map[countersign.Code]int{}
-	for n := range 300 {
-		wg.Go(func() {
-			for i := 0; ctx.Err() == nil; i++ {
-				c := login("pump-1", []byte(rand.Text()))
-				c.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n), byte(n / 256)}), 1)
-				got := d.Decide(ctx, c)
-				mu.Lock()
-				codes[got.Code]++
-				mu.Unlock()
-			}
-		})
-	}
-	in := 0
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
-		if w := d.Waiting(); w > access.MaxQueue {
-			t.Errorf("%d checks wait, more than %d", w, access.MaxQueue)
-			break
-		}
-		// A secret that we made needs no place in the queue, and the device that was
-		// here before has one kept.
-		if got := d.Decide(t.Context(), login("pump-2", made)); !got.Allow {
-			t.Errorf("a made secret: got %q (%s)", got.Code, got.Reason)
-			break
-		}
-		if got := d.Decide(t.Context(), login("pump-1", chosen)); got.Allow {
-			in++
-		}
-	}
-	stop()
-	wg.Wait()
-	if in == 0 {
-		t.Error("the attacked device did not come in once")
-	}
-	if codes[countersign.BadCredential] == 0 || codes[countersign.Unavailable] == 0 {
-		t.Errorf("got %v, want wrong ones and some that had no place", codes)
-	}
-	if d.Waiting() != 0 {
-		t.Errorf("%d checks left", d.Waiting())
-	}
-}
-
-func TestOneAddressHasFewPlaces(t *testing.T) {
-	d := newDoor(t, storetest.Open(t))
-	d.Now = time.Now
-	d.secret(t, access.SecretOrder{Device: "pump-1", Given: []byte("correct horse")})
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	busy := 0
-	for range 40 {
-		wg.Go(func() {
-			if got := d.Decide(t.Context(), login("pump-1", []byte("wrong horse"))); got.Code == countersign.Unavailable {
-				mu.Lock()
-				busy++
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	if busy == 0 {
-		t.Errorf("40 checks of one address at once all had a place, want at most %d", access.MaxOfAddress)
-	}
 }

@@ -1,0 +1,62 @@
+package access_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+func TestGuestsAreNobodyElse(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		d := newDoor(t, db)
+		guest := countersign.Connection{Gateway: "mqtt", ClientID: "pump-1", Username: "pumps", Remote: home}
+		d.wantOut(t, "guests are off", guest, countersign.Unauthenticated)
+		d.accept(t, countersign.Access{Guests: true})
+		got := d.Decide(t.Context(), guest)
+		if got.Code == countersign.Unauthenticated || !strings.HasPrefix(got.Device, "guest/") || got.Fleet != "pumps" || got.Credential != "guest" || !got.Ephemeral || got.Known || got.FirstUse {
+			t.Errorf("got %+v, want a guest", got)
+		}
+		if !got.NotAfter.Equal(start.Add(time.Hour)) || countersign.CheckDeviceID(got.Device) == nil {
+			t.Errorf("got %v as %q, want an hour under a name that no device can have", got.NotAfter, got.Device)
+		}
+		if again := d.Decide(t.Context(), guest); again.Device == got.Device {
+			t.Error("two guests of one name")
+		}
+		for _, name := range []string{"", "pump-1", "nofleet", "guest/x", strings.Repeat("x", 70)} {
+			c := guest
+			c.Username = name
+			d.wantOut(t, fmt.Sprintf("user name %q", name), c, countersign.Unauthenticated)
+		}
+		// A wrong secret makes nobody a guest.
+		d.wantOut(t, "with a password", countersign.Connection{Username: "pumps", Password: []byte("x"), Remote: home}, countersign.BadCredential)
+	})
+}
+
+func TestGuestsAreBounded(t *testing.T) {
+	d := newDoor(t, storetest.Open(t))
+	d.accept(t, countersign.Access{Guests: true})
+	c := countersign.Connection{Username: "pumps", Remote: home}
+	var names []string
+	for range access.MaxGuests {
+		got := d.Decide(t.Context(), c)
+		names = append(names, got.Device)
+		d.Opened(countersign.Session{Device: got.Device, Fleet: "pumps", Credential: "guest", NotAfter: got.NotAfter})
+	}
+	d.turn(time.Minute)
+	d.wantOut(t, "one more", c, countersign.RateLimited)
+	d.Closed(countersign.Session{Device: names[0], Fleet: "pumps", Credential: "guest"})
+	if got := d.Decide(t.Context(), c); got.Device == "" {
+		t.Errorf("after one left: got %+v", got)
+	}
+	d.wantOut(t, "and one more", c, countersign.RateLimited)
+	d.turn(time.Minute) // the one that was let in and never came gives its place up
+	if got := d.Decide(t.Context(), c); got.Device == "" {
+		t.Errorf("after one did not come: got %+v", got)
+	}
+}
