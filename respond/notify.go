@@ -36,10 +36,10 @@ const (
 	// maxWaiting bounds what waits for one channel, some 10 MB; maxAge how long: what is
 	// older than a day is on the list of alerts anyway.
 	maxWaiting = 5_000
+	maxAge     = 24 * time.Hour
 	// maxTold findings, and twice as many lines, go into a notice: the last ones. The
 	// alert has the others.
 	maxTold = 5
-	maxAge  = 24 * time.Hour
 	// longestPause between attempts: a channel that is back gets its news within it.
 	longestPause = 15 * time.Minute
 	// failingAfter attempts in a row a channel counts as failing and an event says so.
