@@ -66,9 +66,13 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) co
 	if device == "" {
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is not known here: it must connect again"}
 	}
-	return s.decideFor(ctx, countersign.Connection{
+	c := countersign.Connection{
 		Gateway: h.gateway(), Remote: e.conn.Remote, Protocol: e.conn.Protocol, ClientID: k.client, Username: device, Vouched: h.Name,
-	}, k)
+	}
+	if ok && e.conn.Vouched == "" {
+		return s.decideAgain(ctx, c, e, k)
+	}
+	return s.decideFor(ctx, c, k)
 }
 
 // admit decides anew only if nothing fresh is kept under k.
@@ -100,6 +104,28 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 		}
 	}
 	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
+}
+
+// decideAgain asks for a session that came in with a credential of its own: it goes
+// on resting on that, and ends when that does.
+func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was entry, k key) countersign.Verdict {
+	mark := s.cache.mark()
+	v := s.Gatekeeper.Admit(ctx, c)
+	if !v.Allow {
+		return v
+	}
+	v.Cert, v.Credential = was.verdict.Cert, was.verdict.Credential
+	if end := was.verdict.NotAfter; !end.IsZero() && (v.NotAfter.IsZero() || end.Before(v.NotAfter)) {
+		v.NotAfter = end
+	}
+	now := s.Now()
+	if !v.NotAfter.IsZero() && now.After(v.NotAfter) {
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
+	}
+	if !s.cache.put([]key{k}, entry{verdict: v, conn: was.conn, asked: now}, mark) {
+		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
+	}
+	return v
 }
 
 // unproven is c without what proves it.

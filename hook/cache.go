@@ -12,6 +12,8 @@ const (
 	// maxEntries bounds the verdicts that are kept: some 100 MB at most. A session
 	// whose verdict had to make room is decided anew at its next question.
 	maxEntries = 100_000
+	// maxOfDevice bounds those of one device, so that it cannot push out the others'.
+	maxOfDevice = 64
 	// maxAge is how long a verdict is kept without asking again. What changes
 	// it is heard of at once; this is for what nobody thought of.
 	maxAge = 5 * time.Minute
@@ -87,6 +89,9 @@ func (c *cache) set(k key, e entry) {
 			break
 		}
 	}
+	if keys := c.byDevice[e.verdict.Device]; len(keys) >= maxOfDevice {
+		c.drop(keys[0], c.entries[keys[0]])
+	}
 	c.entries[k] = &e
 	c.byDevice[e.verdict.Device] = append(c.byDevice[e.verdict.Device], k)
 }
@@ -119,8 +124,8 @@ func (c *cache) get(k key) (entry, bool) {
 	return *e, true
 }
 
-// cut marks the device's sessions that lost(verdict) names, and gives them by hook.
-func (c *cache) cut(device string, lost func(countersign.Verdict) bool) map[string][]key {
+// cut marks the device's sessions that lost names, and gives them by hook.
+func (c *cache) cut(device string, lost func(entry) bool) map[string][]key {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.recent) == maxRecent {
@@ -130,7 +135,7 @@ func (c *cache) cut(device string, lost func(countersign.Verdict) bool) map[stri
 	c.recent = append(c.recent, device)
 	found := map[string][]key{}
 	for _, k := range c.byDevice[device] {
-		if e := c.entries[k]; lost(e.verdict) {
+		if e := c.entries[k]; lost(*e) {
 			e.cut = true
 			found[k.hook] = append(found[k.hook], k)
 		}

@@ -9,18 +9,21 @@ import (
 func (s *Server) Heard(e countersign.Event) {
 	switch e.Type {
 	case countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceSuspendedEv:
-		s.cut(e, func(countersign.Verdict) bool { return true }, true)
+		s.cut(e, func(entry) bool { return true }, true)
 	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
-		s.cut(e, func(v countersign.Verdict) bool { return v.Cert == e.Cert }, true)
+		// A broker that gave a name alone may have seen this certificate.
+		s.cut(e, func(x entry) bool { return x.verdict.Cert == e.Cert || x.conn.Vouched != "" }, true)
 	case countersign.SecretStopped, countersign.CredentialStopped:
 		// Which secret of the device it was matters little: whoever holds another one
 		// comes back with it.
-		s.cut(e, func(v countersign.Verdict) bool { return v.Credential != "" }, false)
+		s.cut(e, func(x entry) bool { return x.verdict.Credential != "" }, false)
 	case countersign.DeviceReactivated, countersign.CertReleased:
 		s.cache.restore(e.Device)
-		s.Kicker.restore(e.Device)
+		s.Kicker.restore(e.Device, false)
 	case countersign.CertIssued:
-		s.Kicker.settle("", e.Device)
+		if s.Kicker.settle("", e.Device); e.Data["predecessor"] == "" {
+			s.Kicker.restore(e.Device, true) // a new life of the device
+		}
 	case countersign.PolicyApplied, countersign.FleetSaved, countersign.AuthorityUpdated:
 		s.cache.doubt()
 	}
@@ -29,7 +32,7 @@ func (s *Server) Heard(e countersign.Event) {
 // cut ends what lost names. A device that may not come back is kicked also where the hook
 // knows none of its sessions, because it never asks or this process is young.
 // Where blind is set, so is one that may.
-func (s *Server) cut(e countersign.Event, lost func(countersign.Verdict) bool, blind bool) {
+func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	if e.Device == "" {
 		return
 	}

@@ -99,3 +99,36 @@ func TestCutWhileADecisionIsUnderWayIsSeen(t *testing.T) {
 		t.Error("a device came in whose revocation overtook the answer")
 	}
 }
+
+func TestAgedSessionKeepsWhatItRestsOn(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.guard.notAfter = d.now.Add(10 * time.Minute)
+	d.comesIn(t)
+	d.guard.notAfter = d.now.Add(time.Hour) // what the broker's word is good for
+	d.now = d.now.Add(6 * time.Minute)
+	if !d.publishes(t) {
+		t.Error("a session within its time is refused")
+	}
+	d.now = d.now.Add(5 * time.Minute)
+	if d.publishes(t) {
+		t.Error("a session outlives the credential that it came in with")
+	}
+}
+
+func TestLostCertificateCutsVouchedSessions(t *testing.T) {
+	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ, Vouch: true})
+	const topic = "/hooks/r/topic?username=pump-1&vhost=/&name=amq.topic&permission=write&routing_key=devices.pump-1.up.t"
+	may := func() bool { _, _, body := d.ask(http.MethodGet, topic, ""); return body == "allow" }
+	d.ask(http.MethodGet, "/hooks/r/user?username=pump-1", "")
+	if !may() {
+		t.Fatal("a good device is refused")
+	}
+	d.Heard(countersign.Event{At: d.now, Type: countersign.CertRevokedEv, Device: "pump-1", Cert: countersign.CertRef{Issuer: "i", Serial: "01"}})
+	if may() {
+		t.Error("a session goes on that may rest on the revoked certificate")
+	}
+	d.ask(http.MethodGet, "/hooks/r/user?username=pump-1", "")
+	if !may() {
+		t.Error("the device cannot come back")
+	}
+}

@@ -164,7 +164,9 @@ func (k *Kicker) kick(hook string, t target) {
 				j.sessions = append(j.sessions, s)
 			}
 		}
-		j.fleet, j.cert, j.reason = t.fleet, t.cert, t.reason
+		if t.whole || !j.whole {
+			j.fleet, j.cert, j.reason = t.fleet, t.cert, t.reason
+		}
 		if j.found == 0 { // the one before is over: the time is that of the new cut
 			j.at = t.at
 		}
@@ -191,8 +193,9 @@ func (k *Kicker) settle(hook, device string) {
 	}
 }
 
-// restore takes back a cut.
-func (k *Kicker) restore(device string) {
+// restore takes back a cut, because the device is active again. again: it is so with a
+// new identity, so what was begun is still to be done to the sessions of the old one.
+func (k *Kicker) restore(device string, again bool) {
 	if k == nil {
 		return
 	}
@@ -201,20 +204,21 @@ func (k *Kicker) restore(device string) {
 	defer k.mu.Unlock()
 	for _, d := range k.Drivers {
 		j := k.jobs[d.Hook][device]
-		if d.restore == nil {
-			if j != nil && !j.running {
-				delete(k.jobs[d.Hook], device)
-			}
-			continue
-		}
-		if j == nil {
-			j = &job{target: target{device: device, at: k.Now()}}
+		switch {
+		case d.restore != nil && j == nil:
+			j = &job{target: target{device: device, at: k.Now()}, confirmed: true}
 			if k.jobs[d.Hook] == nil {
 				k.jobs[d.Hook] = map[string]*job{}
 			}
 			k.jobs[d.Hook][device] = j
+			fallthrough
+		case d.restore != nil:
+			j.restore, j.whole, j.next = true, false, k.Now()
+		case j != nil && !again && j.running:
+			j.whole = false // the call under way is the last
+		case j != nil && !again:
+			delete(k.jobs[d.Hook], device)
 		}
-		j.restore, j.next = true, k.Now()
 	}
 	k.rouse()
 }
@@ -288,16 +292,17 @@ func (k *Kicker) due(hook string, n int) (list []*job) {
 // work makes one call for a job and settles when the next is due.
 func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
 	k.mu.Lock()
-	t, restore, began := j.target, j.restore, j.next
+	t, restore, confirmed, began := j.target, j.restore, j.confirmed, j.next
 	k.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, kickTime)
 	defer cancel()
 	var n int
 	var err error
-	if restore {
-		err = d.restore(call, t.device)
-	} else {
+	if !restore || !confirmed {
 		n, err = d.kick(call, t)
+	}
+	if restore && err == nil {
+		err = d.restore(call, t.device)
 	}
 	if ctx.Err() != nil {
 		return // the server stops; at its next start it reads what happened lately

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/countersign-iot/countersign/config"
 )
@@ -74,6 +75,7 @@ func TestMosquittoIsTold(t *testing.T) {
 	if err := neighbor.publish("devices/valve-2/up/x", "21"); err != nil {
 		t.Error(err)
 	}
+	time.Sleep(200 * time.Millisecond) // what must not come would come by then
 	if got.has("devices/valve-1/down/x forged") {
 		t.Error("a device gave orders to another one")
 	}
@@ -88,6 +90,7 @@ func TestMosquittoIsTold(t *testing.T) {
 	if !neighbor.IsConnectionOpen() {
 		t.Error("the neighbor was disconnected too")
 	}
+	dialUntil(t, url, login{id: "valve-1"}, deviceTLS(s.Enroll(t, "valve-1"), roots)) // with a new identity it is welcome
 
 	suspend(t, s, "valve-2")
 	eventually(t, "the end of the suspended device's session", func() bool { return !neighbor.IsConnectionOpen() })

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -98,13 +99,15 @@ func (c *Callout) Run(ctx context.Context) error {
 		return fmt.Errorf("couldn't listen for questions of hook %s: %w", c.Hook, err)
 	}
 	slots := make(chan struct{}, calloutWorkers)
+	var workers sync.WaitGroup
+	defer workers.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case m := <-questions:
 			slots <- struct{}{}
-			go func() {
+			workers.Go(func() {
 				defer func() { <-slots }()
 				ask, cancel := context.WithTimeout(ctx, askTime)
 				defer cancel()
@@ -113,7 +116,7 @@ func (c *Callout) Run(ctx context.Context) error {
 				} else {
 					c.Log.WarnContext(ctx, "question of nats not understood", "hook", c.Hook, "error", err)
 				}
-			}()
+			})
 		}
 	}
 }
