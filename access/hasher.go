@@ -58,6 +58,9 @@ const (
 type hasher struct {
 	once  sync.Once
 	slots chan struct{}
+	// strangers is a gate before the slots, as wide as they are: whoever did not
+	// come in lately waits there, so that the others overtake.
+	strangers chan struct{}
 
 	mu       sync.Mutex
 	waiting  int
@@ -74,6 +77,7 @@ type regular struct{ device, source string }
 func (h *hasher) init() {
 	h.once.Do(func() {
 		h.slots = make(chan struct{}, min(max(runtime.GOMAXPROCS(0)/2, 1), maxWorkers))
+		h.strangers = make(chan struct{}, cap(h.slots))
 		h.by = map[string]int{}
 		h.regulars = map[regular]struct{}{}
 	})
@@ -82,16 +86,21 @@ func (h *hasher) init() {
 // run runs fn in its turn. It refuses with Unavailable when too many wait.
 func (h *hasher) run(ctx context.Context, now func() time.Time, who regular, fn func()) error {
 	h.init()
-	if !h.enter(who) {
+	known, ok := h.enter(who)
+	if !ok {
 		return busy()
 	}
 	defer h.leave(who)
 	began := now()
 	wait, cancel := context.WithTimeout(ctx, queueWait)
 	defer cancel()
-	select {
-	case h.slots <- struct{}{}:
-	case <-wait.Done():
+	if !known {
+		if !take(wait, h.strangers) {
+			return busy()
+		}
+		defer func() { <-h.strangers }()
+	}
+	if !take(wait, h.slots) {
 		return busy()
 	}
 	defer func() { <-h.slots }()
@@ -100,24 +109,34 @@ func (h *hasher) run(ctx context.Context, now func() time.Time, who regular, fn 
 	return nil
 }
 
+func take(ctx context.Context, from chan struct{}) bool {
+	select {
+	case from <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 func busy() error {
 	return countersign.Errorf(countersign.Unavailable, "too many passwords are being checked now").
 		WithNext("try again in a few seconds").WithRetry(queueWait)
 }
 
-func (h *hasher) enter(who regular) bool {
+// enter gives a place in the queue, and says whether who came in before.
+func (h *hasher) enter(who regular) (known, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	room := strangersQueue
-	if _, known := h.regulars[who]; known {
+	if _, known = h.regulars[who]; known {
 		room = maxQueue
 	}
 	if h.waiting >= room || who.source != "" && h.by[who.source] >= maxOfAddress {
-		return false
+		return known, false
 	}
 	h.waiting++
 	h.by[who.source]++
-	return true
+	return known, true
 }
 
 func (h *hasher) leave(who regular) {
