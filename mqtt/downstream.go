@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/countersign-iot/countersign/topics"
@@ -86,16 +87,26 @@ func (x *session) enginePublish(f frame) error {
 		x.lastDown = topic
 	}
 	if x.shim() {
+		if f.flags()&0x01 != 0 && !x.wantsRetained(topic) {
+			return x.dropDown(p)
+		}
 		if limit := x.connect.maxPacket; limit > 0 && publishBody(topic, p, 5)+5 > int(limit) {
 			return x.dropDown(p) // [MQTT-3.1.2-25]: as if it had been delivered
 		}
 		if p.qos > 0 {
-			if err := x.awaitSlot(p.id); err != nil {
-				return err
-			}
+			return x.sendWithinQuota(f, topic, p)
 		}
 		x.srv.count.delivered.Add(1)
 		return sendPublish(&x.down, f.raw[0], topic, p, 5)
+	}
+	if x.traits.Resume != nil && p.qos > 0 {
+		x.mu.Lock()
+		again := x.inDown[p.id] && f.flags()&flagDup != 0
+		put(&x.inDown, p.id, true)
+		x.mu.Unlock()
+		if again { // not within a connection
+			return nil
+		}
 	}
 	x.srv.count.delivered.Add(1)
 	return x.down.send(f.raw)
@@ -115,26 +126,73 @@ func (x *session) dropDown(p publish) error {
 	return nil
 }
 
-// awaitSlot waits until the device's Receive Maximum allows one more message,
-// [MQTT-3.3.4-9]. A redelivery has its slot already.
-func (x *session) awaitSlot(id uint16) error {
+// maxHeld bounds, in bytes, the messages of a session that wait for its device's
+// Receive Maximum: as much as the largest one. Beyond it the engine waits too.
+const maxHeld = DefaultMaxPacket
+
+// held is a PUBLISH that waits for the device's Receive Maximum.
+type held struct {
+	id  uint16
+	raw []byte
+}
+
+// sendWithinQuota sends a message of QoS 1 or 2 if the device's Receive Maximum
+// allows one more, [MQTT-3.3.4-9], else holds it back. Other packets go on,
+// [MQTT-3.3.4-10], unless too much is held.
+func (x *session) sendWithinQuota(f frame, topic string, p publish) error {
+	size := publishBody(topic, p, 5) + 5
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	for len(x.inDown) >= int(x.connect.receiveMax) && !x.inDown[id] && !x.done.Load() {
+	for {
+		switch {
+		case x.done.Load():
+			x.mu.Unlock()
+			return errEnded
+		case f.flags()&flagDup != 0 && (x.inDown[p.id] || x.holds(p.id)):
+			x.mu.Unlock()
+			return nil // the device has it, or gets it: sent again only on reconnect, [MQTT-4.4.0-1]
+		case len(x.heldDown) == 0 && len(x.inDown) < int(x.connect.receiveMax):
+			put(&x.inDown, p.id, true)
+			x.mu.Unlock()
+			x.srv.count.delivered.Add(1)
+			return sendPublish(&x.down, f.raw[0], topic, p, 5)
+		case len(x.heldDown) < maxPending && x.heldSize+size <= maxHeld:
+			raw := publishPacket(f.raw[0], topic, p, 5)
+			x.heldDown = append(x.heldDown, held{p.id, raw})
+			x.heldSize += len(raw)
+			x.mu.Unlock()
+			return nil
+		}
 		x.mu.Unlock()
-		err := x.flushBoth(&x.down, &x.up)
-		x.mu.Lock()
-		if err != nil {
+		if err := x.flushBoth(&x.down, &x.up); err != nil {
 			return err
 		}
+		x.mu.Lock()
 		if len(x.inDown) >= int(x.connect.receiveMax) && !x.done.Load() {
 			x.slot.Wait()
 		}
 	}
-	if x.done.Load() {
-		return errEnded
+}
+
+func (x *session) holds(id uint16) bool {
+	return slices.ContainsFunc(x.heldDown, func(h held) bool { return h.id == id })
+}
+
+// release sends what was held back, as far as the Receive Maximum allows. The caller
+// has x.mu: the order of the messages depends on it.
+func (x *session) release() error {
+	for len(x.heldDown) > 0 && len(x.inDown) < int(x.connect.receiveMax) {
+		h := x.heldDown[0]
+		x.heldDown[0] = held{}
+		if x.heldDown = x.heldDown[1:]; len(x.heldDown) == 0 {
+			x.heldDown = nil
+		}
+		x.heldSize -= len(h.raw)
+		put(&x.inDown, h.id, true)
+		x.srv.count.delivered.Add(1)
+		if err := x.down.send(h.raw); err != nil {
+			return err
+		}
 	}
-	put(&x.inDown, id, true)
 	return nil
 }
 
@@ -162,8 +220,12 @@ func (x *session) engineSuback(f frame) error {
 		return engineError(err)
 	}
 	kind := f.kind()
-	m := x.subAnswers
 	x.mu.Lock()
+	m := x.subAnswers
+	if asks, ok := x.asking[p.id]; ok && kind == pktSuback {
+		x.asked = asks
+		delete(x.asking, p.id)
+	}
 	if kind == pktUnsuback {
 		m = x.unAnswers
 	}
@@ -223,6 +285,18 @@ func publishBody(topic string, p publish, level byte) int {
 		n++ // no properties
 	}
 	return n
+}
+
+// publishPacket is what sendPublish writes.
+func publishPacket(head byte, topic string, p publish, level byte) []byte {
+	b := appendText(appendVarint([]byte{head}, publishBody(topic, p, level)), topic)
+	if p.qos > 0 {
+		b = binary.BigEndian.AppendUint16(b, p.id)
+	}
+	if level == 5 {
+		b = append(b, 0)
+	}
+	return append(b, p.payload...)
 }
 
 // sendPublish writes the message as a PUBLISH of level, without properties.

@@ -44,6 +44,11 @@ type Traits struct {
 	// BadTopic tells of a topic name or filter that MQTT allows and the engine
 	// does not take. nil: it takes them all.
 	BadTopic func(topic string) bool
+	// Resume has an engine that sends unacknowledged messages again by its own clock do
+	// so now, since the session's client came back. It does not block. What such an
+	// engine sends again to a client that stayed, the gateway drops. nil: the engine
+	// does as MQTT wants.
+	Resume func(s countersign.Session)
 }
 
 // Backend is the engine's side of a session: an open connection and what the

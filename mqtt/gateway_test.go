@@ -131,6 +131,7 @@ type guard struct {
 	mu      sync.Mutex
 	refused map[string]countersign.Code
 	perms   map[string]countersign.Permissions
+	common  *countersign.Permissions // of those who are not in perms
 	opened  []countersign.Session
 	closed  map[string][]string // reasons by session id
 	denials []string
@@ -196,6 +197,9 @@ func (g *guard) permissionsOf(id string) countersign.Permissions {
 	defer g.mu.Unlock()
 	if p, own := g.perms[id]; own {
 		return p
+	}
+	if g.common != nil {
+		return *g.common
 	}
 	return permissions([]string{"devices/" + id + "/up/#"}, []string{"devices/" + id + "/down/#"})
 }

@@ -86,9 +86,7 @@ func (s *Server) talk(ctx context.Context, x *session) {
 		x.refuse(ctx, err)
 		return
 	}
-	// A device id may hold a colon, so device "a" may call itself "a:b" while there
-	// is a device "a:b": a claim counts within its device. Neither name holds U+0000.
-	release := s.claim(x.info.Device+"\x00"+x.info.ClientID, x.live)
+	release := s.claim(x.claimKey(), x.live)
 	defer release()
 	if err := x.open(ctx); err != nil {
 		x.closeBackend()

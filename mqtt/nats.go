@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	countersign "github.com/countersign-iot/countersign"
@@ -66,6 +65,7 @@ type NATS struct {
 
 	reviver sync.WaitGroup
 	stop    chan struct{} // closed by Close
+	resumes chan struct{} // holds one for each Resume under way
 
 	publisher struct {
 		sync.Mutex
@@ -81,7 +81,7 @@ type grant struct {
 
 // StartNATS starts the engine and waits until it accepts.
 func StartNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{o: o, grants: map[string]grant{}, stop: make(chan struct{})}
+	n := &NATS{o: o, grants: map[string]grant{}, stop: make(chan struct{}), resumes: make(chan struct{}, maxResumes)}
 	if err := n.start(); err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (n *NATS) start() error {
 }
 
 // Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
-func (n *NATS) Traits() Traits { return Traits{Level: 4, BadTopic: natsBadTopic} }
+func (n *NATS) Traits() Traits { return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume} }
 
 // natsBadTopic: blanks end a subject, * and > are wildcards in it.
 func natsBadTopic(t string) bool {
@@ -325,20 +325,11 @@ func (n *NATS) Purge(ctx context.Context, device string) error {
 
 // sessionsOf lists the stored sessions of a device by their engine-side identifiers.
 func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) {
-	token := rand.Text()
-	n.mu.Lock()
-	n.grants[token] = grant{&server.User{Username: platformUser}, n.o.Now().Add(natsTokenLife)}
-	srv := n.srv
-	n.mu.Unlock()
-	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(platformUser, token), nats.NoReconnect())
+	js, done, err := n.jetstream()
 	if err != nil {
 		return nil, err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, err
-	}
+	defer done()
 	stream, err := js.Stream(ctx, natsSessions)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, nil // no MQTT client ever came

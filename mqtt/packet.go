@@ -6,6 +6,9 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
+// flagDup marks a PUBLISH that is sent again.
+const flagDup = 0x08
+
 // publish is a PUBLISH packet (MQTT 5, 3.3). It shares the frame's memory.
 type publish struct {
 	qos     byte
@@ -38,6 +41,10 @@ func parsePublish(f frame, level byte) (publish, error) {
 					p.alias = uint16(q.number) //nolint:gosec // kindU16
 				case propSubscriptionID:
 					p.subID = true
+				case propResponseTopic:
+					if !topics.ValidName(string(q.raw[3:])) { // [MQTT-3.3.2-14]
+						return breach(ProtocolError, "the response topic is no topic name")
+					}
 				case propUser:
 					p.sender = p.sender || isSender(q)
 				}

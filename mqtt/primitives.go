@@ -52,7 +52,7 @@ func (s *scanner) u32(what string) uint32 {
 
 func (s *scanner) varint(what string) int {
 	v, size := remainingLength(s.b)
-	if size <= 0 {
+	if size <= 0 || size > 1 && s.b[size-1] == 0 { // [MQTT-1.5.5-1]
 		s.fail(what)
 		return 0
 	}

@@ -7,6 +7,7 @@ const (
 	propSessionExpiry   = 0x11
 	propAssignedID      = 0x12
 	propServerKeepAlive = 0x13
+	propResponseTopic   = 0x08
 	propAuthMethod      = 0x15
 	propAuthData        = 0x16
 	propRequestResponse = 0x19

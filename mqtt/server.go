@@ -44,7 +44,9 @@ type Server struct {
 	seed    maphash.Seed
 
 	mu      sync.Mutex
-	clients map[string]*claim // by client identifier
+	clients map[string]*claim    // by client identifier
+	unended map[string]struct{}  // sessions that ended with messages to the device unacknowledged
+	expires map[string]time.Time // shim: when a session that the engine keeps is to be forgotten
 }
 
 // Limits bound one client. Zero means the default.
@@ -125,6 +127,8 @@ func (s *Server) init() {
 		s.Gateway = cmp.Or(s.Gateway, "mqtt")
 		s.clients = map[string]*claim{}
 		s.seed = maphash.MakeSeed()
+		s.expires = map[string]time.Time{}
+		s.unended = map[string]struct{}{}
 		if s.Guard == nil {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}

@@ -36,6 +36,7 @@ type session struct {
 	perms     countersign.Permissions
 	info      countersign.Session
 	stamp     []byte // names the sender in what goes to an MQTT 5 engine
+	resumed   bool   // the engine had the session already
 	ephemeral bool   // nothing is kept of the session
 	traits    Traits
 	level     byte // of the engine's side
@@ -67,17 +68,21 @@ type session struct {
 	// Owned by down.
 	aliasesDown map[uint16]string
 	lastDown    string
+	asked       []retainedAsk // shim: the SUBSCRIBE that was answered last
 
 	// What one direction leaves for the other.
 	mu         sync.Mutex
-	slot       sync.Cond         // signals that inDown shrank or the session is over
-	inUp       map[uint16]bool   // shim: QoS 1 and 2 from the device, not yet acknowledged
-	inDown     map[uint16]bool   // shim: QoS 1 and 2 to the device, not yet acknowledged
-	refusedUp  map[uint16]bool   // QoS 2 from the device, refused, awaiting its PUBREL
-	refusedDn  map[uint16]bool   // QoS 2 to the device, refused, awaiting the engine's PUBREL
-	subAnswers map[uint16][]byte // codes to merge into SUBACK; fromEngine where it answers
-	unAnswers  map[uint16][]byte // the same for UNSUBACK
-	told       []uint64          // hashes of the acts that were told as allowed
+	heldDown   []held // shim: to the device, beyond its Receive Maximum
+	heldSize   int
+	slot       sync.Cond                // signals that inDown shrank or the session is over
+	inUp       map[uint16]bool          // shim: QoS 1 and 2 from the device, not yet acknowledged
+	inDown     map[uint16]bool          // where the gateway counts: QoS 1 and 2 to the device, not yet acknowledged
+	refusedUp  map[uint16]bool          // QoS 2 from the device, refused, awaiting its PUBREL
+	refusedDn  map[uint16]bool          // QoS 2 to the device, refused, awaiting the engine's PUBREL
+	subAnswers map[uint16][]byte        // codes to merge into SUBACK; fromEngine where it answers
+	unAnswers  map[uint16][]byte        // the same for UNSUBACK
+	asking     map[uint16][]retainedAsk // shim: SUBSCRIBE packets that await their SUBACK
+	told       []uint64                 // hashes of the acts that were told as allowed
 	deniedAt   time.Time
 	suppressed int
 }
@@ -110,8 +115,9 @@ func (x *session) open(ctx context.Context) error {
 	if r := x.srv.Limits.PublishRate; r > 0 {
 		x.limiter = rate.NewLimiter(rate.Limit(r), r)
 	}
-	if x.shim() && c.cleanStart && c.sessionExpiry > 0 {
-		// 3.1.1 has one flag for two things: start afresh, then keep.
+	if x.shim() && (c.cleanStart && c.sessionExpiry > 0 || !c.cleanStart && x.srv.expired(x.claimKey(), x.now())) {
+		// 3.1.1 has one flag for two things: start afresh, then keep. And its sessions
+		// do not expire.
 		if err := x.wipe(ctx); err != nil {
 			return x.engineRefusal(ctx, err)
 		}
@@ -125,6 +131,7 @@ func (x *session) open(ctx context.Context) error {
 	if answer.code != 0 {
 		return x.engineCode(ctx, answer)
 	}
+	x.resumed = answer.present
 	if x.shim() {
 		answer.props = x.shimConnackProps()
 	} else if c.level == 5 {
@@ -136,7 +143,13 @@ func (x *session) open(ctx context.Context) error {
 	if err := x.down.send(answer.encode(c.level)); err != nil {
 		return err
 	}
-	return x.down.flush()
+	if err := x.down.flush(); err != nil {
+		return err
+	}
+	if x.srv.unfinished(x.claimKey()) && x.resumed && x.traits.Resume != nil {
+		x.traits.Resume(x.info)
+	}
+	return nil
 }
 
 // dial opens the engine's side with c and reads its answer.
@@ -184,6 +197,12 @@ func (x *session) run(ctx context.Context) {
 	x.hangUp(down)
 	if x.suppressed > 0 {
 		s.Log.InfoContext(ctx, "denied acts not told one by one", "device", x.info.Device, "session", x.info.ID, "count", x.suppressed)
+	}
+	if x.expiry > 0 && len(x.inDown)+len(x.heldDown) > 0 { // nobody else is there any more
+		x.srv.leaveUnfinished(x.claimKey())
+	}
+	if x.kept {
+		x.srv.keepUntil(x.claimKey(), x.expiry, x.now())
 	}
 	if x.kept && x.expiry == 0 { // it must not outlive the connection
 		if err := x.wipe(ctx); err != nil {

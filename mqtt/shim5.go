@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // The shim serves an MQTT 5 client on an engine that speaks MQTT 3.1.1. CONNACK
@@ -128,4 +130,101 @@ func (x *session) engineCode(ctx context.Context, a *connack) error {
 	x.srv.count.engineFailed.Add(1)
 	x.srv.Log.WarnContext(ctx, "the engine refused a session", "device", x.info.Device, "code", a.code)
 	return refuse(r.V3, r.V5, fmt.Sprintf("the message engine refused the session with code %d", a.code))
+}
+
+// retainedAsk is a filter of a SUBSCRIBE and whether the retained messages that
+// match it are asked for (MQTT 5, 3.8.3.1). An engine of 3.1.1 always sends them,
+// with RETAIN set and right behind the SUBACK.
+type retainedAsk struct {
+	filter string
+	wanted bool
+}
+
+func (x *session) askRetained(p *subscribe) {
+	var asks []retainedAsk
+	some := false
+	for _, s := range p.filters {
+		handling := s.options >> 4 & 3
+		_, have := x.filters[s.filter]
+		wanted := handling == 0 || handling == 1 && !have
+		some = some || !wanted
+		asks = append(asks, retainedAsk{s.filter, wanted})
+	}
+	if !some {
+		asks = nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.asking) < maxPending { // more is a breach, see remember
+		put(&x.asking, p.id, asks)
+	}
+}
+
+// wantsRetained tells whether the SUBSCRIBE that was answered last asks for the
+// retained message of a topic.
+func (x *session) wantsRetained(topic string) bool {
+	refused := false
+	for _, a := range x.asked {
+		if topics.Covers(a.filter, topic) {
+			if a.wanted {
+				return true
+			}
+			refused = true
+		}
+	}
+	return !refused
+}
+
+// maxExpiries bounds the sessions whose end is remembered, to about 10 MiB. What is
+// forgotten is kept until its queue is natsConsumerIdle old.
+const maxExpiries = 65_536
+
+// forever is the Session Expiry Interval of a session that does not expire.
+const forever = 0xFFFFFFFF
+
+// keepUntil notes when a session that ends now is to be forgotten.
+func (s *Server) keepUntil(key string, expiry uint32, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.expires, key)
+	if expiry == 0 || expiry == forever {
+		return
+	}
+	if len(s.expires) >= maxExpiries {
+		for k := range s.expires { // any
+			delete(s.expires, k)
+			break
+		}
+	}
+	s.expires[key] = now.Add(time.Duration(expiry) * time.Second)
+}
+
+// expired tells whether the session that the engine may have is past its end.
+func (s *Server) expired(key string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	end, ok := s.expires[key]
+	delete(s.expires, key)
+	return ok && !now.Before(end)
+}
+
+// claimKey is the client identifier within its device: a device id may hold a
+// colon, so device "a" may call itself "a:b" while there is a device "a:b". Neither
+// name holds U+0000.
+func (x *session) claimKey() string { return x.info.Device + "\x00" + x.info.ClientID }
+
+// leaveUnfinished notes that a session ended with messages unacknowledged.
+func (s *Server) leaveUnfinished(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.unended) < maxExpiries { // for the others the engine's own clock will do
+		s.unended[key] = struct{}{}
+	}
+}
+
+// unfinished tells whether it did, once.
+func (s *Server) unfinished(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return take(s.unended, key)
 }

@@ -238,10 +238,14 @@ func (x *session) deviceAck(f frame) error {
 	}
 	if kind == pktPuback || kind == pktPubcomp || dropped {
 		if take(x.inDown, a.id) {
+			err = x.release()
 			x.slot.Signal()
 		}
 	}
 	x.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	switch {
 	case mine:
 		return x.down.send(ackPacket(pktPubcomp, a.id, Success))
@@ -262,6 +266,9 @@ func (x *session) deviceSubscribe(f frame) error {
 		return breach(NoSubscriptionIDs, "subscription identifiers are not available")
 	}
 	kind := f.kind()
+	if x.shim() && kind == pktSubscribe {
+		x.askRetained(p)
+	}
 	codes := make([]byte, len(p.filters))
 	pass := p.filters[:0:0]
 	for i, sub := range p.filters {
@@ -313,7 +320,11 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 		if x.badTopic(inner) || strings.HasPrefix(inner, "$") || shared && x.level == 4 {
 			return NoSubscriptionExisted, nil
 		}
+		_, have := x.filters[filter]
 		delete(x.filters, filter)
+		if x.shim() && !have && !x.resumed { // an UNSUBACK of 3.1.1 would not tell
+			return NoSubscriptionExisted, nil
+		}
 		return fromEngine, nil
 	}
 	allowed := !strings.HasPrefix(inner, "$") && topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner)

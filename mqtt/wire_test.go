@@ -19,6 +19,8 @@ type device struct {
 	net.Conn
 	raw *net.TCPConn
 	v5  bool
+	// aside are packets that came while another was waited for, see pull
+	aside []packet
 }
 
 // dial connects a device with a certificate of its own, TLS only.
