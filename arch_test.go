@@ -74,11 +74,12 @@ var rings = []ring{
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors),
 	},
 	{name: "sdk", packages: words("sdk"), own: words(nouns, wire, "est acme cmp keystore")},
+	{name: "simulate", packages: words("simulate"), own: words(nouns, wire, "sdk")},
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
 		name: "hosts", packages: words("countersigntest cmd/countersign bench"),
-		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk agent"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent"),
 	},
 	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
 }

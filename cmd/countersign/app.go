@@ -81,7 +81,7 @@ func (a *app) root() *cobra.Command {
 	complete(root, "color", "auto", "always", "never")
 
 	root.AddCommand(
-		a.devCommand(), a.demoCommand(), a.serverCommand(),
+		a.devCommand(), a.demoCommand(), a.simulateCommand(), a.serverCommand(),
 		a.deviceCommand(), a.enrollCommand(), a.sessionCommand(), a.certCommand(), a.caCommand(),
 		a.fleetCommand(), a.profileCommand(), a.policyCommand(), a.blockCommand(), a.alertCommand(), a.accessTokenCommand(), a.auditCommand(), a.operatorCommand(),
 		a.doctorCommand(), a.versionCommand(),
