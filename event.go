@@ -75,10 +75,10 @@ const (
 	SerialsVoided        EventType = "serials.voided"
 	AddressBlocked       EventType = "address.blocked"
 	AddressUnblocked     EventType = "address.unblocked"
-	SecretCreated        EventType = "secret.created"       //nolint:gosec // a name
-	SecretStopped        EventType = "secret.stopped"       //nolint:gosec // a name
-	AccessTokenIssued    EventType = "access_token.issued"  //nolint:gosec // a name
-	AccessTokenRevoked   EventType = "access_token.revoked" //nolint:gosec // a name
+	SecretCreated        EventType = "secret.created"
+	SecretStopped        EventType = "secret.stopped"
+	AccessTokenIssued    EventType = "access_token.issued"
+	AccessTokenRevoked   EventType = "access_token.revoked"
 	IntroductionIssued   EventType = "introduction.issued"
 	PolicyApplied        EventType = "policy.applied"
 	FindingRaised        EventType = "finding.raised" // by a detector or an audit check

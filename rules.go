@@ -59,7 +59,7 @@ const (
 	AccessSecret      AccessKind = "secret"      // made by us, at least 256 random bits
 	AccessSCRAM       AccessKind = "scram"       // such a secret, which is not sent (RFC 5802, 7677)
 	AccessSAS         AccessKind = "sas"         // a token signed with the device's symmetric key
-	AccessToken       AccessKind = "token"       //nolint:gosec // a name. A short-lived JWT of ours
+	AccessToken       AccessKind = "token"       // a short-lived JWT of ours
 )
 
 // Access is what a fleet accepts at the door.

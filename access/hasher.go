@@ -183,7 +183,7 @@ func (h *hasher) act(ctx context.Context) {
 		return
 	}
 	h.acting++
-	d := h.samples[mathrand.IntN(len(h.samples))]
+	d := h.samples[mathrand.IntN(len(h.samples))] //nolint:gosec // chance, no secret
 	h.mu.Unlock()
 	defer func() {
 		h.mu.Lock()

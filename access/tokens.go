@@ -21,8 +21,9 @@ import (
 const (
 	// DefaultTokenTTL is how long an access token is good where nobody says.
 	DefaultTokenTTL = 15 * time.Minute
-	// MinTokenTTL and MaxTokenTTL bound it: it is made anew from something that lasts.
+	// MinTokenTTL is the least that is worth asking for.
 	MinTokenTTL = time.Minute
+	// MaxTokenTTL is the most: a token is made anew from something that lasts.
 	MaxTokenTTL = time.Hour
 	// MaxScope bounds the devices that one token is for: each costs a few filters in
 	// the session's permissions.
@@ -190,6 +191,7 @@ func expiredToken() error {
 	return countersign.Errorf(countersign.CredentialExpire, "the access token has expired").WithNext("ask for a new one")
 }
 
+//nolint:gosec // names of columns
 const tokenColumns = `id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at`
 
 func scanToken(row interface{ Scan(dest ...any) error }) (k Token, err error) {
@@ -241,13 +243,7 @@ func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) 
 	return scanTokens(rows)
 }
 
-func scanTokens(rows interface {
-	Next() bool
-	Scan(dest ...any) error
-	Err() error
-	Close() error
-},
-) (list []Token, err error) {
+func scanTokens(rows *sql.Rows) (list []Token, err error) {
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		k, err := scanToken(rows)

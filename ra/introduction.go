@@ -24,9 +24,9 @@ const (
 	// DefaultIntroduction is how long an introduction is good where nobody says: the
 	// devices meet now.
 	DefaultIntroduction = 5 * time.Minute
-	// MinIntroduction and MaxIntroduction bound it. Nobody can take one back, so it
-	// must die by itself.
+	// MinIntroduction is the least: the devices still have to meet.
 	MinIntroduction = 10 * time.Second
+	// MaxIntroduction is the most. Nobody can take one back, so it must die by itself.
 	MaxIntroduction = time.Hour
 	// maxPartyKeys bounds the keys of one party: two during an overlap, and some.
 	maxPartyKeys = 8

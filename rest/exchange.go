@@ -94,7 +94,7 @@ func (x *Exchange) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(answer) // nobody to tell when the caller is gone
+	_ = json.NewEncoder(w).Encode(answer) //nolint:gosec // it is what was asked for; nobody to tell when the caller is gone
 }
 
 // origin lets a page of an origin that may ask read the answer.
@@ -214,7 +214,7 @@ func (x *Exchange) check(ctx context.Context, token, kind string) (person, error
 
 // parseScope reads the devices, and whether they are to be listened to only.
 func parseScope(text string) (k access.Token, err error) {
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		id, isDevice := strings.CutPrefix(word, "device:")
 		switch {
 		case isDevice && countersign.CheckDeviceID(id) == nil:
