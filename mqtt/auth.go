@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// maxAuthSteps bounds the packets of one exchange; SCRAM takes two.
+	// maxAuthSteps bounds the packets of one exchange; SCRAM (RFC 5802) takes two.
 	maxAuthSteps = 8
 	// reauthEvery bounds how often a session may authenticate again: each time reads
 	// the database as a connect does.

@@ -54,6 +54,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add([]byte{0x30, 5, 0, 1, 'a', 'x', 'y', 0xC0, 0})
 	f.Add([]byte{0x32, 9, 0, 1, 'a', 0, 7, 3, 0x23, 0, 1})
 	f.Add([]byte{0x82, 7, 0, 1, 0, 0, 1, 'a', 1})
+	f.Add([]byte{0xF0, 10, 0x18, 8, 0x15, 0, 1, 'S', 0x16, 0, 1, 'x'})
 	f.Add([]byte{0x90, 4, 0, 1, 0, 0x87, 0xE0, 3, 0x98, 1, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const limit = 8 << 10
@@ -117,6 +118,20 @@ func parseAll(t *testing.T, f frame) {
 			_, _ = parseSuback(f, level)
 		case pktConnack:
 			_, _ = parseConnack(f, level)
+		case pktAuth:
+			a, err := parseAuth(f)
+			if err != nil || level == 4 {
+				continue
+			}
+			fr := frameReader{src: bytes.NewReader(a.encode()), max: 1 << 20}
+			g, err := fr.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := parseAuth(g); err != nil || again.code != a.code || again.method != a.method || !bytes.Equal(again.data, a.data) {
+				t.Fatalf("decode of encode: got %+v %v, want %+v", again, err, a)
+			}
+			fr.release()
 		case pktDisconnect:
 			_, _ = parseDisconnect(f, level)
 		}

@@ -69,7 +69,7 @@ func TestConnectHoldsToTheProtocol(t *testing.T) {
 		{"property twice", pkt(0x10, str("MQTT"), []byte{5, 2, 0, 60}, []byte{6, 0x21, 0, 3, 0x21, 0, 3}, str(id)), 0x82},
 		{"bytes after the end", connectPacket(5, id, 2, 60, []byte{1}), 0x81},
 		{"PINGREQ first", []byte{0xC0, 0}, -1},
-		{"too large", []byte{0x10, 0x80, 0x80, 0x08}, -1},
+		{"too large", []byte{0x10, 0x80, 0x80, 0x10}, -1},
 		{"forbidden will 3.1.1", connectPacket(4, id, 6, 60, cat(str("devices/other/up/x"), str("bye"))), 5},
 		{"forbidden will 5", connectPacket(5, id, 6, 60, cat([]byte{0}, str("devices/other/up/x"), str("bye"))), 0x87},
 		{"will with a wildcard", connectPacket(5, id, 6, 60, cat([]byte{0}, str("devices/dev/up/+"), str("bye"))), 0x90},
