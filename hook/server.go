@@ -56,7 +56,7 @@ const (
 type Hook struct {
 	Name     string
 	Kind     Kind
-	Secret   []byte         // as Bearer, or as the password of Basic (RFC 6750, 7617)
+	Secret   []byte         // as Bearer (RFC 6750), or as the password of Basic (RFC 7617)
 	Device   string         // whose client certificate the caller shows to us
 	Networks []netip.Prefix // that the caller comes from
 	// Vouch takes the broker's word for a device whose certificate it has verified
