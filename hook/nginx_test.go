@@ -27,6 +27,7 @@ http {
   fastcgi_temp_path %[1]s/fastcgi;
   uwsgi_temp_path %[1]s/uwsgi;
   scgi_temp_path %[1]s/scgi;
+  upstream countersign { server %[7]s; keepalive 16; }
   server {
     listen %[2]s ssl;
     ssl_certificate %[3]s;
@@ -44,7 +45,9 @@ http {
     }
     location = /auth {
       internal;
-      proxy_pass http://%[7]s/hooks/front/auth;
+      proxy_pass http://countersign/hooks/front/auth;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
       proxy_pass_request_body off;
       proxy_set_header Content-Length "";
       proxy_set_header Authorization "Bearer %[8]s";
