@@ -165,7 +165,7 @@ func loginPacket(name, password string) []byte {
 		p = append(p, 0, byte(len(s))) //nolint:gosec // at most 100
 		p = append(p, s...)
 	}
-	return append(binary.AppendUvarint([]byte{p[0]}, uint64(len(p)-2)), p[2:]...) // the same form as MQTT's
+	return append(binary.AppendUvarint([]byte{p[0]}, uint64(len(p)-2)), p[2:]...) //nolint:gosec // MQTT has the same form, and a CONNECT more than two octets
 }
 
 // hostile is an attacker that runs.

@@ -184,7 +184,7 @@ func (d *device) work(ctx context.Context, s *session, random *rand.Rand) {
 			return
 		case n < breaksOf1000+roamsOf1000:
 			s.lose()
-			d.from = d.run.address(100, byte(1+random.IntN(250))) // what a carrier gives it
+			d.from = d.run.address(100, 1+random.IntN(250)) // what a carrier gives it
 			d.run.befriend(d.from)
 			return
 		case n < breaksOf1000+roamsOf1000+renewsOf1000:

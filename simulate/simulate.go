@@ -145,7 +145,7 @@ func (r *Report) Failed() bool {
 type run struct {
 	Options
 	id     string // of this run, in the names of its devices
-	net    byte   // second octet of its addresses
+	net    int    // second octet of its addresses
 	broker broker
 	tokens map[string]string // by fleet
 	hit    string            // the fleet of those that are attacked
@@ -229,7 +229,7 @@ func newRun(o Options) (*run, error) {
 	}
 	r := &run{Options: o, broker: b, random: rand.New(rand.NewPCG(o.Seed, 1)), began: o.Now(), tokens: map[string]string{}, honest: map[string]bool{}} //nolint:gosec // it chooses pauses, no keys
 	r.id = fmt.Sprintf("%06x", r.began.UnixMilli()&0xffffff)
-	r.net = 64 + byte(r.began.Unix()%128) // blocks of an earlier run must not hit this one
+	r.net = 64 + int(r.began.Unix()%128) // blocks of an earlier run must not hit this one
 	r.Fleet = cmp.Or(o.Fleet, Prefix+r.id)
 	r.hit, r.away = r.Fleet+"-hit", r.Fleet+"-away"
 	return r, nil
@@ -292,7 +292,7 @@ func (r *run) enrollAll(ctx context.Context) error {
 	g.SetLimit(workers)
 	for i := range r.devices {
 		g.Go(func() (err error) {
-			r.devices[i], err = r.enroll(ctx, r.Fleet, fmt.Sprintf("steady-%04d", i), r.address(byte(1+i/2500), byte(1+i/10%250)))
+			r.devices[i], err = r.enroll(ctx, r.Fleet, fmt.Sprintf("steady-%04d", i), r.address(1+i/2500, 1+i/10%250))
 			return err
 		})
 	}
@@ -323,12 +323,12 @@ func (r *run) note(id string) {
 }
 
 // address is one of this run's own.
-func (r *run) address(part, host byte) string { return fmt.Sprintf("127.%d.%d.%d", r.net, part, host) }
+func (r *run) address(part, host int) string { return fmt.Sprintf("127.%d.%d.%d", r.net, part, host) }
 
 // abroad is one in another network than all of these.
-func (r *run) abroad(host byte) string { return fmt.Sprintf("127.%d.7.%d", r.otherNet(), host) }
+func (r *run) abroad(host int) string { return fmt.Sprintf("127.%d.7.%d", r.otherNet(), host) }
 
-func (r *run) otherNet() byte { return r.net ^ 1 }
+func (r *run) otherNet() int { return r.net ^ 1 }
 
 // play runs the honest devices for the whole time, and the stories beside them.
 func (r *run) play(ctx context.Context) error {

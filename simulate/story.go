@@ -13,7 +13,6 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/sdk"
 )
 
 const (
@@ -62,12 +61,12 @@ func StoryNames() []string {
 }
 
 // victims enrolls the cast of a story.
-func (r *run) victims(ctx context.Context, fleet, name string, part byte) ([]*device, error) {
+func (r *run) victims(ctx context.Context, fleet, name string, part int) ([]*device, error) {
 	list := make([]*device, cast)
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range list {
 		g.Go(func() (err error) {
-			list[i], err = r.enroll(ctx, fleet, fmt.Sprintf("%s-%d", name, i), r.address(part, byte(1+i)))
+			list[i], err = r.enroll(ctx, fleet, fmt.Sprintf("%s-%d", name, i), r.address(part, 1+i))
 			return err
 		})
 	}
@@ -126,7 +125,7 @@ func playHerd(ctx context.Context, r *run, _ *tale) error {
 func (r *run) thief(d *device, clientID string, i int) login {
 	config := d.TLSConfig()
 	config.MaxVersion = tls.VersionTLS12
-	return login{from: r.abroad(byte(1 + i)), tls: config, clientID: clientID}
+	return login{from: r.abroad(1 + i), tls: config, clientID: clientID}
 }
 
 // playClone has owner and thief throw each other out, as their clients reconnect.
@@ -235,7 +234,7 @@ func playBruteForce(ctx context.Context, r *run, t *tale) error {
 		if err != nil {
 			return err
 		}
-		enemy := r.abroad(byte(101 + i))
+		enemy := r.abroad(101 + i)
 		names.begin(d.Device(), r.Now())
 		addresses.begin(enemy, r.Now())
 		if err := r.guess(ctx, d.Device(), enemy); err != nil {
@@ -290,7 +289,7 @@ func playSpraying(ctx context.Context, r *run, t *tale) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for i, name := range names {
 		g.Go(func() error {
-			s, err := r.open(gctx, login{from: r.abroad(byte(120 + i)), clientID: name, username: name, password: []byte("Password-" + r.id)})
+			s, err := r.open(gctx, login{from: r.abroad(120 + i), clientID: name, username: name, password: []byte("Password-" + r.id)})
 			if err == nil {
 				s.leave()
 				return errors.New("the sprayed secret was right")
@@ -326,14 +325,10 @@ func playClockFault(ctx context.Context, r *run, t *tale) error {
 		if err != nil {
 			return err
 		}
-		own := login{from: r.address(106, byte(1+i)), clientID: id, username: id, password: sasToken(key, id, r.Now().Add(time.Hour))}
-		d := &device{run: r}
-		if d.Identity, err = sdk.Enroll(ctx, sdk.Enrollment{
-			Server: r.Endpoints.Enroll, Roots: r.Roots, Fleet: r.hit, Device: id, Token: r.tokens[r.hit],
-		}); err != nil {
+		own := login{from: r.address(106, 1+i), clientID: id, username: id, password: sasToken(key, id, r.Now().Add(time.Hour))}
+		if _, err := r.enroll(ctx, r.hit, fmt.Sprintf("%s-%d", t.Name, i), own.from); err != nil {
 			return err
 		}
-		r.note(id)
 		seen.begin(id, r.Now())
 		for range tokens {
 			own.password = sasToken(key, id, r.Now().Add(-24*time.Hour))

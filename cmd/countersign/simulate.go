@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/simulate"
 )
 
@@ -78,7 +79,7 @@ func (a *app) endpoints() (api.Endpoints, error) {
 	var e api.Endpoints
 	text, err := os.ReadFile(filepath.Join(a.dataDir(), api.EndpointsFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return e, fmt.Errorf("no server runs on %s: start one with countersign dev", a.dataDir())
+		return e, &sdk.Unreachable{Err: err}
 	}
 	if err != nil {
 		return e, fmt.Errorf("find the server: %w", err)
