@@ -159,7 +159,6 @@ func (x *session) admit(ctx context.Context) error {
 		Remote: ask.Remote, Since: s.Now(), NotAfter: v.NotAfter, Permissions: v.Permissions,
 	}
 	x.perms = withInbox(v.Permissions, x.inbox())
-	x.stamp = stampOf(v.Device, v.Fleet)
 	x.traits = s.Engine.Traits()
 	// The engine knows who is no device by the session's name alone, which is
 	// another each time.

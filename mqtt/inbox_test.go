@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
@@ -84,5 +85,44 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 				t.Errorf("Response Information that was not asked for: % x", body)
 			}
 		})
+	}
+}
+
+// TestADeadInboxLocksNobodyOut is about a gateway that died before it could take a
+// session's inbox out: the engine restores a subscription that is no more permitted.
+func TestADeadInboxLocksNobodyOut(t *testing.T) {
+	n := startNATS(t, t.TempDir(), quiet())
+	s := countersign.Session{ID: "x", Device: "dev", Fleet: "default", ClientID: "dev"}
+	open := func(p countersign.Permissions) (*device, byte) {
+		t.Helper()
+		b, err := n.Dial(t.Context(), s, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Conn.Close() })
+		d := &device{t: t, id: "dev", Conn: b.Conn}
+		d.send(connectPacket(4, b.ClientID, 0xC0, 0, cat(str(b.Username), str(string(b.Password)))))
+		kind, body := d.recv()
+		if kind != 0x20 || body[1] != 0 {
+			t.Fatalf("CONNACK: got %#x % x", kind, body)
+		}
+		return d, body[0]
+	}
+	d, _ := open(permissions(nil, []string{"down/#", "_inbox/old/#"}))
+	d.sub(1, "down/#", "_inbox/old/#")
+	_ = d.Close()
+	again, present := open(permissions(nil, []string{"down/#", "_inbox/new/#"}))
+	if present != 1 {
+		t.Error("the session is not present")
+	}
+	again.sub(1, "_inbox/new/#")
+	for _, topic := range []string{"_inbox/old/x", "down/x", "_inbox/new/x"} {
+		if err := n.Publish(t.Context(), topic, []byte(topic)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := map[string]bool{}
+	for !got["down/x"] || !got["_inbox/new/x"] {
+		got[again.next().payload] = true
 	}
 }

@@ -109,6 +109,9 @@ func (x *session) open(ctx context.Context) error {
 	c := x.connect
 	x.level = min(x.traits.Level, c.level)
 	x.expiry = c.sessionExpiry
+	if x.level == 5 {
+		x.stamp = stampOf(x.info.Device, x.info.Fleet)
+	}
 	x.slot.L = &x.mu
 	x.aliasMax = shimAliasMax
 	x.keepAlive = x.allowedSilence(time.Duration(c.keepAlive) * time.Second)
