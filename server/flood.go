@@ -26,12 +26,12 @@ func (s *Server) openGuard() {
 	s.guard = &edge.Guard{
 		Now:     s.opts.Now,
 		Suspect: func(a netip.Addr) bool { return s.ledger.Check(a) != nil },
-		Tell:    s.turnedAway,
+		Tell:    func(t edge.TurnedAway) { s.events.Later(turnedAway(t)) },
 	}
 }
 
-// turnedAway records what an address was refused in the last minute, unheard.
-func (s *Server) turnedAway(t edge.TurnedAway) {
+// turnedAway is the record of what an address was refused in the last minute.
+func turnedAway(t edge.TurnedAway) countersign.Event {
 	e := countersign.Event{
 		Type: countersign.ConnectionsRefused, Actor: countersign.System, Via: t.Listener,
 		Reason: "more connections than a listener takes; they were closed before any work",
@@ -50,7 +50,7 @@ func (s *Server) turnedAway(t edge.TurnedAway) {
 		why = append(why, string(r)+"="+strconv.Itoa(t.Reasons[r]))
 	}
 	e.Data["reasons"] = strings.Join(why, " ")
-	s.events.Later(e)
+	return e
 }
 
 var (
