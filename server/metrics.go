@@ -61,6 +61,7 @@ func (m *metrics) watch(sessions func() int, gateway *mqtt.Server) {
 		return
 	}
 	m.registry.MustRegister(
+		counter("countersign_websocket_refused_total", "Requests to the WebSocket listener that opened none.", func(s mqtt.Stats) uint64 { return s.NoUpgrade }),
 		counter("countersign_mqtt_connects_total", "Well-formed CONNECT packets.", func(s mqtt.Stats) uint64 { return s.Connects }),
 		counter("countersign_mqtt_refused_total", "Of those, refused.", func(s mqtt.Stats) uint64 { return s.Refused }),
 		counter("countersign_mqtt_published_total", "Messages passed on to the engine.", func(s mqtt.Stats) uint64 { return s.Published }),
