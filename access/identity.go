@@ -92,8 +92,10 @@ func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
 	return h, nil
 }
 
-// refusal says why the device may not come in by a secret made at the time since;
-// first: it may, and that is its first use.
+// refusal says why the device may not come in by a credential made at the time
+// since; first: it may, and that is its first use. What was made before the device
+// last lost its identity brings it back in no state: not even beside the new one. No
+// time is the word of a broker, which is not made but given anew.
 func (h *holder) refusal(since time.Time) (code countersign.Code, reason string, first bool) {
 	switch {
 	case h.state == countersign.DeviceRetired:
@@ -104,6 +106,8 @@ func (h *holder) refusal(since time.Time) (code countersign.Code, reason string,
 		return "", "", true
 	case h.state != countersign.DeviceActive:
 		return countersign.NotAllowed, fmt.Sprintf("the device is %s", h.state), false
+	case !since.IsZero() && !since.After(h.revoked):
+		return countersign.NotAllowed, "the credential is older than the device's identity", false
 	}
 	return "", "", false
 }

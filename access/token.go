@@ -52,7 +52,8 @@ func (d *Desk) operatorScope(ctx context.Context, k Token, dec *Decision) {
 	}
 }
 
-// deviceToken holds a device's own token against the device as it is now.
+// deviceToken holds a device's own token, and what it was given for, against the
+// record as it is now.
 func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
 	h, err := d.holder(ctx, k.Subject)
 	switch {
@@ -61,5 +62,51 @@ func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Toke
 	case err != nil:
 		return unreadable()
 	}
-	return d.decide(c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), since: k.IssuedAt, until: k.ExpiresAt})
+	dec := d.decide(c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), since: k.IssuedAt, until: k.ExpiresAt})
+	if dec.FirstUse { // registered: who is given a token has come in, and has lost his identity since
+		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
+	}
+	if dec.Code == "" {
+		dec.Code, dec.Reason = d.sourceRefusal(ctx, c, h, k.Source)
+	}
+	return dec
+}
+
+// sourceRefusal says why what a device's token was given for is good no more: a
+// token must not outlive it.
+func (d *Desk) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
+	const ended = "what the access token was given for is good no more"
+	now := d.Now()
+	kind, id, _ := strings.Cut(source, ":")
+	switch kind {
+	case "certificate":
+		rec, err := d.record(ctx, countersign.Serial(id))
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return countersign.CertUnknown, ended
+		case err != nil:
+			return countersign.Unavailable, "the record of the certificate cannot be read now"
+		}
+		return rec.refusal(now)
+	case "secret":
+		for i := range h.secrets {
+			if s := &h.secrets[i]; s.id == id && !s.stopped && !s.ended(now) {
+				return "", ""
+			}
+		}
+	default:
+		if d.Keys == nil {
+			break
+		}
+		keys, err := d.Keys(ctx, h.fleet, h.device, c.Remote.Addr())
+		if err != nil {
+			return countersign.Unavailable, "the record of the device cannot be read now"
+		}
+		for _, k := range keys {
+			if k.Credential == source {
+				return "", ""
+			}
+		}
+	}
+	return countersign.CredentialExpire, ended
 }

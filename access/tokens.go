@@ -151,8 +151,9 @@ func looksLikeToken(password []byte) bool {
 }
 
 // Verify reads a token that somebody shows. It refuses with BadCredential one that
-// is not ours, is altered or was revoked, and with CredentialExpire one whose time
-// is over.
+// is not ours or is altered, and with CredentialExpire one that was good: it was
+// revoked, or its time is over. That one is no guess, and a page that goes on
+// showing it must not have its address blocked.
 func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
 	bad := countersign.Errorf(countersign.BadCredential, "the access token is not one of ours").WithNext("ask for a new one")
 	if len(text) > maxTokenText {
@@ -180,7 +181,7 @@ func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
 	case err != nil:
 		return Token{}, err
 	case !k.RevokedAt.IsZero():
-		return k, countersign.Errorf(countersign.BadCredential, "the access token was revoked").WithNext("ask for a new one")
+		return k, countersign.Errorf(countersign.CredentialExpire, "the access token was revoked").WithNext("ask for a new one")
 	case !t.Now().Before(k.ExpiresAt):
 		return k, expiredToken()
 	}

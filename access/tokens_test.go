@@ -174,7 +174,7 @@ func TestTokenEndsWithItsTimeAndAtOnce(t *testing.T) {
 		if err := db.Write(t.Context(), ended); err != nil {
 			t.Fatal(err)
 		}
-		if dec := w.decide(t, other); dec.Code != countersign.BadCredential {
+		if dec := w.decide(t, other); dec.Code != countersign.CredentialExpire {
 			t.Errorf("revoked with its source: got %q", dec.Code)
 		}
 		w.now = start.Add(48 * time.Hour)

@@ -157,6 +157,15 @@ func (d *Desk) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, erro
 	return t, nil
 }
 
+// Revoked says within tx whether there is a token with this id that was revoked.
+func (d *Desk) Revoked(ctx context.Context, tx *store.Tx, id string) (revoked bool, err error) {
+	err = tx.QueryRow(ctx, `SELECT revoked FROM operator_token WHERE id = $1`, id).Scan(&revoked)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return false, fmt.Errorf("couldn't read operator token: %w", store.Wrap(err))
+	}
+	return revoked, nil
+}
+
 // List reads tokens by id, those after the id after; next is empty on the last
 // page.
 func (d *Desk) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {

@@ -141,7 +141,11 @@ func (d *Desk) endOverlap(ctx context.Context, cert countersign.Certificate) err
 			return err
 		}
 		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate superseded"}, nil)
-		return d.Events.Append(ctx, tx, certEvent(countersign.CertRevokedEv, &c, countersign.System, "its overlap ended"))
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{Actor: countersign.System}, nil)
+		if err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, append([]countersign.Event{certEvent(countersign.CertRevokedEv, &c, countersign.System, "its overlap ended")}, tokens...)...)
 	})
 }
 

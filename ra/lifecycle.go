@@ -110,7 +110,11 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
 		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate revoked: " + req.Reason.String()}, out)
-		return d.Events.Append(ctx, tx, e)
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{req.Actor, req.Via}, out)
+		if err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, append([]countersign.Event{e}, tokens...)...)
 	})
 	if err != nil {
 		return nil, notRecorded(err)

@@ -203,6 +203,9 @@ func (o *Office) CreateOperatorToken(ctx context.Context, t operator.Token, ttl 
 // were given out for it.
 func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t operator.Token, err error) {
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := tx.Lock(ctx, OperatorSource(id)); err != nil { // see CreateAccessToken
+			return err
+		}
 		if t, err = o.Operators.Revoke(ctx, tx, id); err != nil {
 			return err
 		}

@@ -41,9 +41,11 @@ func (d *Desk) makeSecret(ctx context.Context, o access.SecretOrder, by By, may 
 		if err != nil {
 			return err
 		}
-		d.cutSecrets(tx, stopped, "the secret was rotated", nil)
-		events := append(secretEvents(countersign.SecretStopped, stopped, &dev, by), secretEvents(countersign.SecretCreated, []access.Secret{n.Secret}, &dev, by)...)
-		return d.Events.Append(ctx, tx, events...)
+		events, err := d.secretsStopped(ctx, tx, stopped, &dev, stopping{by: by, why: "the secret was rotated"})
+		if err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, append(events, secretEvents(countersign.SecretCreated, []access.Secret{n.Secret}, &dev, by)...)...)
 	})
 	if err != nil {
 		return n.Secret, nil, notRecorded(err)
@@ -76,8 +78,11 @@ func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s
 		if s, err = d.Access.StopSecret(ctx, tx, device, id, why); err != nil {
 			return err
 		}
-		d.cutSecrets(tx, []access.Secret{s}, "the secret was stopped", &done)
-		return d.Events.Append(ctx, tx, secretEvents(countersign.SecretStopped, []access.Secret{s}, &dev, by)...)
+		events, err := d.secretsStopped(ctx, tx, []access.Secret{s}, &dev, stopping{by, "the secret was stopped", &done})
+		if err != nil {
+			return err
+		}
+		return d.Events.Append(ctx, tx, events...)
 	})
 	if err != nil {
 		err = notRecorded(err)
@@ -120,15 +125,15 @@ func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binar
 		}
 	}
 	return d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
+		if err := d.stillHolds(ctx, tx, &v); err != nil {
+			return err
+		}
 		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
 		if err != nil {
 			return err
 		}
 		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
 			return countersign.Errorf(countersign.NotAllowed, "fleet %s does not accept a secret", fleet.Name)
-		}
-		if dev.State != countersign.DeviceActive {
-			return countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
 		}
 		return d.Access.MayChange(ctx, tx, dev.ID)
 	})
@@ -155,10 +160,26 @@ func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.E
 	return events
 }
 
-func (d *Desk) cutSecrets(tx *store.Tx, list []access.Secret, why string, done *countersign.Revocation) {
+// stopping is by whom secrets end, and why.
+type stopping struct {
+	by   By
+	why  string
+	done *countersign.Revocation // counts the sessions; nil: nobody asks
+}
+
+// secretsStopped cuts the sessions that rest on secrets, ends the access tokens that
+// were given for them, and gives the events.
+func (d *Desk) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, s stopping) ([]countersign.Event, error) {
+	events := secretEvents(countersign.SecretStopped, list, dev, s.by)
 	for i := range list {
-		d.cutAfter(tx, countersign.Cut{Credential: list[i].Credential(), Reason: why}, done)
+		d.cutAfter(tx, countersign.Cut{Credential: list[i].Credential(), Reason: s.why}, s.done)
+		tokens, err := d.endGiven(ctx, tx, list[i].Credential(), s.by, s.done)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, tokens...)
 	}
+	return events, nil
 }
 
 // SweepSecrets stops the secrets whose time is over and cuts the sessions that

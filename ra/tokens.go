@@ -13,11 +13,29 @@ import (
 
 // OperatorSource is the source of access tokens that were given out for an
 // operator token.
-func OperatorSource(id string) string { return "operator_token:" + id }
+func OperatorSource(id string) string { return operatorSource + id }
 
-// CreateAccessToken gives out an access token; see access.Tokens.
+const operatorSource = "operator_token:"
+
+// certificateSource is the source of those that a device got with its certificate.
+func certificateSource(serial countersign.Serial) string { return "certificate:" + string(serial) }
+
+// CreateAccessToken gives out an access token; see access.Tokens. It refuses with
+// BadCredential where the operator token that it is for was revoked meanwhile.
 func (o *Office) CreateAccessToken(ctx context.Context, k access.Token, ttl time.Duration, by By) (made access.Token, text string, err error) {
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		// Else one that is given out while its source is revoked would be missed there.
+		if err := tx.Lock(ctx, k.Source); err != nil {
+			return err
+		}
+		if id, ok := strings.CutPrefix(k.Source, operatorSource); ok {
+			switch revoked, err := o.Operators.Revoked(ctx, tx, id); {
+			case err != nil:
+				return err
+			case revoked:
+				return countersign.Errorf(countersign.BadCredential, "the operator token was revoked").WithNext("ask an admin for a new one")
+			}
+		}
 		if made, text, err = o.Tokens.Issue(ctx, tx, k, ttl); err != nil {
 			return err
 		}
@@ -61,16 +79,57 @@ func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl ti
 	case strings.Contains(v.Device, "/") || strings.HasPrefix(v.Credential, "token:"):
 		return k, "", countersign.Errorf(countersign.NotAllowed, "a token is given for a certificate or a secret of a device, and for nothing else")
 	}
-	source := "certificate:" + string(v.Cert.Serial)
+	source := certificateSource(v.Cert.Serial)
 	if v.Credential != "" {
 		source = v.Credential
 	}
 	order := access.Token{Subject: v.Device, Source: source, Fleet: v.Fleet}
 	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := d.stillHolds(ctx, tx, &v); err != nil {
+			return err
+		}
 		if k, text, err = d.Access.Tokens.Issue(ctx, tx, order, ttl); err != nil {
 			return err
 		}
 		return d.Events.Append(ctx, tx, tokenEvent(countersign.AccessTokenIssued, k, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}))
 	})
 	return k, text, err
+}
+
+// stillHolds locks the device that was let in, and refuses if what it came in with
+// has ended since: what is given out for it now would not end with it.
+func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, v *countersign.Verdict) error {
+	dev, certs, err := d.lock(ctx, tx, v.Device)
+	switch {
+	case err != nil:
+		return err
+	case dev.State != countersign.DeviceActive:
+		return countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
+	case !v.Cert.IsZero():
+		c := find(certs, v.Cert.Serial)
+		if c == nil || c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
+			return countersign.Errorf(countersign.CertIsRevoked, "the certificate was revoked meanwhile")
+		}
+		return nil
+	}
+	good, err := d.stillGood(ctx, tx, v.Credential)
+	if err == nil && !good {
+		err = countersign.Errorf(countersign.CredentialExpire, "the secret was stopped meanwhile")
+	}
+	return err
+}
+
+// endGiven ends the access tokens that a device was given for what ends now, with
+// the sessions that rest on them. The device is locked.
+func (d *Desk) endGiven(ctx context.Context, tx *store.Tx, source string, by By, done *countersign.Revocation) ([]countersign.Event, error) {
+	if d.Access.Tokens == nil {
+		return nil, nil
+	}
+	given, err := d.Access.Tokens.RevokeSource(ctx, tx, source)
+	events := make([]countersign.Event, 0, len(given))
+	for _, k := range given {
+		d.cutAfter(tx, countersign.Cut{Credential: k.Credential(), Reason: "the access token was revoked with what it was given for"}, done)
+		events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))
+	}
+	return events, err
 }

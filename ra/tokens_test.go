@@ -1,0 +1,170 @@
+package ra_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+)
+
+// gives lets devices and operators have access tokens.
+func (w *world) gives(t *testing.T) {
+	t.Helper()
+	w.opens(t)
+	w.Access.Tokens = &access.Tokens{DB: w.DB, Now: w.clock.Now, Key: bytes.Repeat([]byte{7}, 32)}
+}
+
+func (w *world) deviceToken(t *testing.T, c countersign.Connection) (access.Token, string) {
+	t.Helper()
+	k, text, err := w.DeviceToken(t.Context(), c, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, text
+}
+
+// withCertificate is a device that asks with its certificate.
+func withCertificate(cert *x509.Certificate) countersign.Connection {
+	return countersign.Connection{Gateway: "rest", Protocol: "HTTPS", Peer: []*x509.Certificate{cert}}
+}
+
+func tokenBearer(text string) countersign.Connection {
+	c := by("", []byte(text), "192.0.2.1")
+	c.Protocol = "MQTT 5 over WebSocket"
+	return c
+}
+
+// TestTokenEndsWithWhatItWasGivenFor: who stole a key gets nothing from it that
+// outlives its revocation.
+func TestTokenEndsWithWhatItWasGivenFor(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.gives(t)
+		cert := w.active(t, "pump-1")
+		k, text := w.deviceToken(t, withCertificate(cert))
+		if v := w.Admit(t.Context(), tokenBearer(text)); !v.Allow || v.Device != "pump-1" {
+			t.Fatalf("got %+v", v)
+		}
+		w.takeCuts()
+		_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.refOf(t, cert), Reason: countersign.KeyCompromise})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
+			t.Error("the token of a revoked certificate is let in")
+		}
+		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != k.Credential() {
+			t.Errorf("cuts: got %+v, want the certificate's and the token's", cuts)
+		}
+		if got := w.events(t, event.Filter{Type: countersign.AccessTokenRevoked}); len(got) != 1 || got[0].Data["token"] != k.ID {
+			t.Errorf("events: got %+v", got)
+		}
+
+		w.registered(t, "pump-2")
+		s, secret := w.secret(t, access.SecretOrder{Device: "pump-2"})
+		k, text = w.deviceToken(t, by("pump-2", secret, "192.0.2.1"))
+		w.takeCuts()
+		if _, _, err := w.StopSecret(t.Context(), "pump-2", s.ID, "in a repository", boss); err != nil {
+			t.Fatal(err)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
+			t.Error("the token of a stopped secret is let in")
+		}
+		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != k.Credential() {
+			t.Errorf("cuts: got %+v, want the secret's and the token's", cuts)
+		}
+	})
+}
+
+// TestFormerLifeOpensNothing brings a revoked device back with a new identity, and
+// tries what it had before.
+func TestFormerLifeOpensNothing(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.gives(t)
+		_, keys, err := w.office().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodKey, Device: "pump-1"}, ra.SymmetricKeys{}, boss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := attest.ParseSymmetricKey(keys.Primary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.clock.advance(time.Second)
+		cert := w.active(t, "pump-1")
+		sas := by("pump-1", hubToken(key, "pump-1", w.clock.Now().Add(time.Hour)), "192.0.2.1")
+		if v := w.Admit(t.Context(), sas); !v.Allow {
+			t.Fatalf("before: got %+v", v)
+		}
+		_, text := w.deviceToken(t, withCertificate(cert))
+		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.KeyCompromise}); err != nil {
+			t.Fatal(err)
+		}
+		w.clock.advance(time.Second)
+		w.use(t, w.reenrolled(t, "pump-1"))
+		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
+			t.Error("a token of the former life is let in")
+		}
+		if v := w.Admit(t.Context(), sas); v.Code != countersign.NotAllowed {
+			t.Errorf("the symmetric key of the former life: got %+v, want not_allowed", v)
+		}
+		if v := w.Admit(t.Context(), countersign.Connection{Gateway: "hook", Vouched: "broker", Username: "pump-1"}); !v.Allow {
+			t.Errorf("the word of a broker: got %+v", v)
+		}
+	})
+}
+
+// TestNothingIsGivenForWhatEndsMeanwhile has the secret stopped, or the operator
+// token revoked, between the check and the gift.
+func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.gives(t)
+		w.registered(t, "pump-1")
+		s, secret := w.secret(t, access.SecretOrder{Device: "pump-1"})
+		cert := w.active(t, "pump-2")
+		w.Observe = func(o ra.Outcome) {
+			if o.Act != "connect" {
+				return
+			}
+			if _, _, err := w.StopSecret(t.Context(), "pump-1", s.ID, "", boss); err != nil {
+				t.Error(err)
+			}
+		}
+		_, _, err := w.ChangeSecret(t.Context(), by("pump-1", secret, "192.0.2.1"), false)
+		wantCode(t, err, countersign.CredentialExpire)
+		w.Observe = func(o ra.Outcome) {
+			if o.Act != "connect" {
+				return
+			}
+			if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.refOf(t, cert), Reason: countersign.KeyCompromise}); err != nil {
+				t.Error(err)
+			}
+		}
+		_, _, err = w.DeviceToken(t.Context(), withCertificate(cert), time.Hour)
+		wantCode(t, err, countersign.CertIsRevoked)
+		w.Observe = nil
+
+		office := w.office()
+		office.Tokens = w.Access.Tokens
+		office.Operators = &operator.Desk{DB: w.DB, Now: w.clock.Now}
+		op, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "alice", Role: operator.Admin}, time.Hour, boss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := access.Token{Subject: "operator/alice", Source: ra.OperatorSource(op.ID), Devices: []string{"pump-2"}}
+		if _, _, err := office.CreateAccessToken(t.Context(), want, time.Hour, boss); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := office.RevokeOperatorToken(t.Context(), op.ID, boss); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = office.CreateAccessToken(t.Context(), want, time.Hour, boss)
+		wantCode(t, err, countersign.BadCredential)
+	})
+}
