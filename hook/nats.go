@@ -77,9 +77,8 @@ type Callout struct {
 	curve  nkeys.KeyPair
 }
 
-// Run answers until ctx ends. It returns early only when a seed is no good.
-func (c *Callout) Run(ctx context.Context) error {
-	var err error
+// Prepare reads the seeds, so that a wrong one is found before anybody asks.
+func (c *Callout) Prepare() (err error) {
 	if c.issuer, err = nkeys.FromSeed(c.Seed); err != nil {
 		return fmt.Errorf("couldn't use the seed of hook %s: %w", c.Hook, err)
 	}
@@ -88,6 +87,18 @@ func (c *Callout) Run(ctx context.Context) error {
 			return fmt.Errorf("couldn't use the xkey of hook %s: %w", c.Hook, err)
 		}
 	}
+	public, err := c.issuer.PublicKey()
+	if err == nil && !nkeys.IsValidPublicAccountKey(public) {
+		err = errors.New("it is not that of an account")
+	}
+	if err != nil {
+		return fmt.Errorf("couldn't use the seed of hook %s: %w", c.Hook, err)
+	}
+	return nil
+}
+
+// Run answers until ctx ends, once Prepare has been called.
+func (c *Callout) Run(ctx context.Context) error {
 	conn, err := nats.Connect(c.NATS.URL, c.NATS.options(c.Log, c.Hook)...)
 	if err != nil {
 		return fmt.Errorf("couldn't set up the connection of hook %s: %w", c.Hook, err)

@@ -116,6 +116,9 @@ func (s *Server) openCallout(c config.Hook) error {
 	if err == nil {
 		out.NATS, err = natsServer(c.NATS.URL, c.NATS.User, secret, c.NATS.Roots)
 	}
+	if err == nil {
+		err = out.Prepare()
+	}
 	s.hooks.callouts = append(s.hooks.callouts, out)
 	return err
 }
@@ -213,10 +216,16 @@ func (s *Server) runHooks(ctx context.Context) error {
 	if err := s.hearLately(ctx); err != nil {
 		s.log.ErrorContext(ctx, "what happened lately not read", "error", err)
 	}
-	all, ctx := errgroup.WithContext(ctx)
+	var all errgroup.Group // without a context: one that fails must not end the others
 	all.Go(func() error { return s.hooks.kicker.Run(ctx, s.hooks.server) })
 	for _, c := range s.hooks.callouts {
-		all.Go(func() error { return c.Run(ctx) })
+		all.Go(func() error {
+			err := c.Run(ctx)
+			if err != nil && ctx.Err() == nil {
+				s.log.ErrorContext(ctx, "a hook answers no more", "hook", c.Hook, "error", err)
+			}
+			return err
+		})
 	}
 	for _, f := range s.hooks.crls {
 		all.Go(func() error { return f.Run(ctx) })
