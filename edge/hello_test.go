@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -243,4 +245,33 @@ func TestHelloSurvivesResumption(t *testing.T) {
 	if got[0] != got[1] {
 		t.Errorf("Hello: got %s, resumed %s", got[0], got[1])
 	}
+}
+
+func FuzzFingerprint(f *testing.F) {
+	f.Add([]byte{0x13, 1, 0xc0, 0x2b}, []byte{0, 0, 0, 16}, []byte{4, 3}, []byte{3, 4}, "h2")
+	f.Add([]byte{0x0a, 0x0a}, []byte{}, []byte{}, []byte{}, "\xff")
+	form := regexp.MustCompile(`^t(00|1[0-3])[di]\d{4}[0-9A-Za-z]{2}_[0-9a-f]{12}_[0-9a-f]{12}$`)
+	f.Fuzz(func(t *testing.T, ciphers, extensions, schemes, versions []byte, protocol string) {
+		h := &tls.ClientHelloInfo{
+			CipherSuites: pairs(ciphers), Extensions: pairs(extensions), SupportedVersions: pairs(versions), SupportedProtos: []string{protocol},
+		}
+		for _, s := range pairs(schemes) {
+			h.SignatureSchemes = append(h.SignatureSchemes, tls.SignatureScheme(s))
+		}
+		got := edge.Fingerprint(h)
+		if !form.MatchString(got) {
+			t.Errorf("Fingerprint: got %q", got)
+		}
+		slices.Reverse(h.Extensions)
+		if again := edge.Fingerprint(h); again != got && len(extensions) < 400 {
+			t.Errorf("Fingerprint: got %q, and %q in another order", got, again)
+		}
+	})
+}
+
+func pairs(b []byte) (out []uint16) {
+	for ; len(b) >= 2; b = b[2:] {
+		out = append(out, binary.BigEndian.Uint16(b))
+	}
+	return out
 }
