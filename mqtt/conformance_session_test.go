@@ -145,7 +145,7 @@ var sessionCases = []conformanceCase{
 			}
 			d, _, _ := c.open(opening{flags: 4, after: c.will(c.topic("will/x"), "gone")})
 			d.send([]byte{0xE0, 0})
-			c.plain("")
+			d.gone("after DISCONNECT", 0)
 			d, _, _ = c.open(opening{}) // no will
 			_ = d.raw.Close()
 			hears.quiet("a will after DISCONNECT")
