@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +43,8 @@ type OIDC struct {
 }
 
 // Grant gives a role to whoever has a value in a claim. The first that fits counts.
+// The claim email counts with email_verified alone: many providers let people write
+// any address there.
 type Grant struct {
 	Claim  string // such as groups; a text or a list of them
 	Value  string // empty: any
@@ -75,12 +78,18 @@ func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
 	if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
 		return Person{}, countersign.Errorf(countersign.CredentialExpire, "the ID token has expired").WithNext("sign in again")
 	}
+	if err != nil && strings.Contains(err.Error(), keysAway) {
+		return Person{}, o.away().WithCause(err)
+	}
 	if err != nil {
 		return Person{}, bad.WithCause(err)
 	}
 	all := map[string]any{}
 	if err := t.Claims(&all); err != nil {
 		return Person{}, bad.WithCause(err)
+	}
+	if !has(all["email_verified"], "true") {
+		delete(all, "email")
 	}
 	p := Person{Subject: t.Subject}
 	for _, claim := range []string{"preferred_username", "email", "sub"} {
@@ -99,6 +108,14 @@ func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
 	}
 	return Person{}, countersign.Errorf(countersign.NotAllowed, "no grant of the configuration applies to %s", p.Name).
 		WithNext("ask an admin to add one: oidc.grants")
+}
+
+// keysAway is what go-oidc says when the provider's keys cannot be fetched; it has no
+// type for it. Whoever signs in meanwhile has guessed nothing.
+const keysAway = "fetching keys"
+
+func (o *OIDC) away() *countersign.Error {
+	return countersign.Errorf(countersign.Unavailable, "the sign-in provider cannot be asked now").WithNext("try again").WithRetry(discoveryEvery)
 }
 
 // has says whether a claim holds the value, by itself or in a list.
@@ -122,9 +139,8 @@ func (o *OIDC) provider(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	if o.verifier != nil {
 		return o.verifier, nil
 	}
-	away := countersign.Errorf(countersign.Unavailable, "the sign-in provider cannot be asked now").WithNext("try again").WithRetry(discoveryEvery)
 	if now := o.Now(); now.Sub(o.asked) < discoveryEvery {
-		return nil, away
+		return nil, o.away()
 	}
 	if o.Client != nil {
 		ctx = oidc.ClientContext(ctx, o.Client)
@@ -133,7 +149,7 @@ func (o *OIDC) provider(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	p, err := oidc.NewProvider(context.WithoutCancel(ctx), o.Issuer)
 	if err != nil {
 		o.asked = o.Now()
-		return nil, away.WithCause(fmt.Errorf("couldn't discover %s: %w", o.Issuer, err))
+		return nil, o.away().WithCause(fmt.Errorf("couldn't discover %s: %w", o.Issuer, err))
 	}
 	o.verifier = p.Verifier(&oidc.Config{ClientID: o.ClientID, Now: o.Now})
 	return o.verifier, nil

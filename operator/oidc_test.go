@@ -74,4 +74,35 @@ func TestOIDCWaitsForAProviderThatIsAway(t *testing.T) {
 	if _, err := o.Verify(t.Context(), token); err != nil {
 		t.Errorf("provider back: %v", err)
 	}
+	p.Down.Store(true) // and its keys are not known for another key's signature
+	stranger := operatortest.Sign(t, operatortest.NewKey(t), map[string]any{"iss": p.URL, "aud": "c", "sub": "u1", "exp": now.Add(time.Hour).Unix()})
+	if _, err := o.Verify(t.Context(), stranger); countersign.CodeOf(err) != countersign.Unavailable {
+		t.Errorf("keys away: got %v, want unavailable: it is no guess", err)
+	}
+}
+
+func TestOIDCTakesNoAddressThatIsNotVerified(t *testing.T) {
+	p := operatortest.Start(t)
+	now := time.Date(2026, 11, 21, 9, 0, 0, 0, time.UTC)
+	o := &operator.OIDC{
+		Issuer: p.URL, ClientID: "c", Client: p.Client(), Now: func() time.Time { return now },
+		Grants: []operator.Grant{{Claim: "email", Value: "boss@example.net", Role: operator.Admin}, {Claim: "sub", Role: operator.Viewer}},
+	}
+	for _, tt := range []struct {
+		verified any
+		want     operator.Person
+	}{
+		{nil, operator.Person{Name: "u1", Subject: "u1", Role: operator.Viewer}},
+		{false, operator.Person{Name: "u1", Subject: "u1", Role: operator.Viewer}},
+		{true, operator.Person{Name: "boss@example.net", Subject: "u1", Role: operator.Admin}},
+	} {
+		say := map[string]any{"iss": p.URL, "aud": "c", "sub": "u1", "exp": now.Add(time.Hour).Unix(), "email": "boss@example.net"}
+		if tt.verified != nil {
+			say["email_verified"] = tt.verified
+		}
+		got, err := o.Verify(t.Context(), operatortest.Sign(t, p.Key, say))
+		if d := cmp.Diff(tt.want, got); err != nil || d != "" {
+			t.Errorf("verified %v: %v (-want +got):\n%s", tt.verified, err, d)
+		}
+	}
 }

@@ -19,7 +19,7 @@ import (
 type Provider struct {
 	*httptest.Server
 	Key  *rsa.PrivateKey
-	Down atomic.Bool // it answers no discovery
+	Down atomic.Bool // it answers nothing
 }
 
 // keyBits is the size of its key, the least that is accepted.
@@ -51,6 +51,10 @@ func Start(t testing.TB) *Provider {
 		})
 	})
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, _ *http.Request) {
+		if p.Down.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
 		answer(t, w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.Key.Public(), KeyID: "1", Algorithm: "RS256", Use: "sig"}}})
 	})
 	p.Server = httptest.NewTLSServer(mux)
