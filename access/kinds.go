@@ -1,12 +1,18 @@
 package access
 
 import (
+	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // maxRules bounds the fleets whose rules are kept read. A server with more reads
@@ -68,4 +74,75 @@ func Accepts(a countersign.Access, kind countersign.AccessKind) bool {
 		return kind == countersign.AccessCertificate
 	}
 	return slices.Contains(a.Kinds, kind)
+}
+
+// Unaccepted are those of a fleet's sessions that came in by what the fleet takes no
+// more. Those of operators and of brokers' devices rest on nothing that a fleet chooses.
+func (d *Desk) Unaccepted(ctx context.Context, fleet string, sessions []countersign.Session) ([]countersign.Session, error) {
+	var text string
+	err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read the rules of fleet %s: %w", fleet, store.Wrap(err))
+	}
+	a, err := d.rules.accessOf(fleet, text)
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.secretKinds(ctx, sessions)
+	if err != nil {
+		return nil, err
+	}
+	var out []countersign.Session
+	for _, s := range sessions {
+		kinds := kindsOf(s, made)
+		guest := s.Credential == guestCredential && !a.Guests
+		if guest || kinds != nil && !slices.ContainsFunc(kinds, func(k countersign.AccessKind) bool { return Accepts(a, k) }) {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// kindsOf are the kinds of credential that a session may have come in by; nil: none
+// that a fleet chooses.
+func kindsOf(s countersign.Session, made map[string]countersign.AccessKind) []countersign.AccessKind {
+	kind, id, _ := strings.Cut(s.Credential, ":")
+	switch {
+	case policy.KindOf(s.Device) != policy.Devices || kind == "vouched":
+		return nil
+	case s.Credential == "":
+		return []countersign.AccessKind{countersign.AccessCertificate}
+	case kind == "token":
+		return []countersign.AccessKind{countersign.AccessToken}
+	case kind != "secret":
+		return []countersign.AccessKind{countersign.AccessSAS}
+	case made[id] == countersign.AccessPassword:
+		return []countersign.AccessKind{countersign.AccessPassword}
+	}
+	return []countersign.AccessKind{countersign.AccessSecret, countersign.AccessSCRAM}
+}
+
+// secretKinds reads of which kind the secrets are that sessions rest on.
+func (d *Desk) secretKinds(ctx context.Context, sessions []countersign.Session) (map[string]countersign.AccessKind, error) {
+	var ids []string
+	for _, s := range sessions {
+		if id, ok := strings.CutPrefix(s.Credential, "secret:"); ok {
+			ids = append(ids, id)
+		}
+	}
+	kinds := map[string]countersign.AccessKind{}
+	err := inBatches(ctx, d.DB, `SELECT id, kind FROM device_secret WHERE id IN (`, ids, func(rows *sql.Rows) error {
+		var id string
+		var kind countersign.AccessKind
+		err := rows.Scan(&id, &kind)
+		kinds[id] = kind
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read the kinds of secrets: %w", err)
+	}
+	return kinds, nil
 }

@@ -24,7 +24,7 @@ const (
 	recheckRetry = time.Second
 )
 
-// rechecks are the fleets whose policy changed, and whose sessions are yet to be
+// rechecks are the fleets whose policy or rules changed, and whose sessions are yet to be
 // held against it. They are as many as there are fleets at the most.
 type rechecks struct {
 	sample *access.Sample
@@ -47,12 +47,16 @@ func (s *Server) openPolicies(context.Context) error {
 	return nil
 }
 
-// heardPolicy hears that a policy was applied here or on another node.
+// heardPolicy hears that a policy was applied, or a fleet changed, here or on
+// another node.
 func (s *Server) heardPolicy(e countersign.Event) {
-	if e.Type != countersign.PolicyApplied {
+	switch e.Type {
+	case countersign.PolicyApplied:
+		s.desk.Access.Policies.Forget(e.Fleet)
+	case countersign.FleetSaved:
+	default:
 		return
 	}
-	s.desk.Access.Policies.Forget(e.Fleet)
 	r := &s.rechecks
 	r.mu.Lock()
 	r.due[e.Fleet] = true
@@ -85,7 +89,8 @@ func (s *Server) runPolicies(ctx context.Context) error {
 	}
 }
 
-// recheck cuts the sessions of a fleet that have more than its policy gives now. It
+// recheck cuts the sessions of a fleet that have more than its policy gives now, or
+// came in by what the fleet accepts no more. It
 // does not end before it could look: what may be too much is too much.
 func (s *Server) recheck(ctx context.Context, fleet string) {
 	for looks := 0; looks < 2; {
@@ -114,16 +119,30 @@ func (s *Server) cutLosers(ctx context.Context, fleet string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	losers, err := s.desk.Access.Policies.Losers(ctx, in.Policy, access.OfFleet(s.index.Sessions(), fleet))
+	sessions := access.OfFleet(s.index.Sessions(), fleet)
+	unaccepted, err := s.desk.Access.Unaccepted(ctx, fleet, sessions)
 	if err != nil {
 		return 0, err
 	}
-	cut := 0
-	for _, l := range losers {
+	losers, err := s.desk.Access.Policies.Losers(ctx, in.Policy, sessions)
+	if err != nil {
+		return 0, err
+	}
+	n, err := s.cutEach(ctx, unaccepted, "the fleet no longer accepts what the session came in by")
+	if err != nil {
+		return n, err
+	}
+	more, err := s.cutEach(ctx, losers, "the policy changed")
+	return n + more, err
+}
+
+// cutEach cuts the sessions of devices, no more in a second than can come back.
+func (s *Server) cutEach(ctx context.Context, sessions []countersign.Session, why string) (cut int, err error) {
+	for _, l := range sessions {
 		if err := s.rechecks.pace.Wait(ctx); err != nil {
 			return cut, err
 		}
-		cut += s.index.Cut(countersign.Cut{Device: l.Device, Reason: "the policy changed"})
+		cut += s.index.Cut(countersign.Cut{Device: l.Device, Reason: why})
 	}
 	return cut, nil
 }

@@ -284,3 +284,50 @@ func TestDevicesConnectWithSCRAM(t *testing.T) {
 		t.Error("a secret that was sent opens a fleet that takes scram alone")
 	}
 }
+
+// TestFleetThatAcceptsLessCutsSessions turns guests and secrets off under a guest and
+// a device that came in by a secret, and leaves a device with a certificate alone.
+func TestFleetThatAcceptsLessCutsSessions(t *testing.T) {
+	s := countersigntest.Start(t)
+	yes, no := true, false
+	put := func(f api.PutFleet) {
+		t.Helper()
+		if _, err := s.Admin.PutFleet(t.Context(), "default", f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}, Guests: &yes})
+	apply(t, s, guestPolicy)
+	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, code := connect(t, s, s.Enroll(t, "pump-2"))
+	if code != 0 {
+		t.Fatalf("with a certificate: CONNACK %d", code)
+	}
+	device, lost, err := knock(s, "pump-1", []byte(made.Text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Disconnect(100)
+	guest, gone, err := knock(s, "default", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guest.Disconnect(100)
+	put(api.PutFleet{Guests: &no})
+	isOver(t, "guests turned off", gone)
+	published(t, device, "devices/pump-1/up/t") // what is still accepted goes on
+	put(api.PutFleet{AccessKinds: &[]string{"certificate"}})
+	isOver(t, "secrets turned off", lost)
+	for end := time.Now().Add(patience); len(s.Sessions()) != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("sessions: got %+v, want one", s.Sessions())
+		}
+	}
+	subscribe(t, conn, "public/x") // the device with the certificate is still here
+}
