@@ -211,9 +211,14 @@ var publishCases = []conformanceCase{
 			d.put(0, false, "", "4", alias(10))
 			d.put(0, false, c.topic("c"), "5", alias(1))
 			d.put(0, false, "", "6", alias(1))
+			got := map[string]string{} // each quality of service has its own order
+			for range 6 {
+				m := hears.next()
+				got[m.payload] = m.topic
+			}
 			for i, want := range []string{"a", "b", "a", "b", "c", "c"} {
-				if m := hears.next(); m.topic != c.topic(want) || m.payload != fmt.Sprint(i+1) {
-					c.Errorf("message %d: got %+v, want topic %s", i+1, m, want)
+				if topic := got[fmt.Sprint(i+1)]; topic != c.topic(want) {
+					c.Errorf("message %d: got %s, want %s", i+1, topic, want)
 				}
 			}
 			d = c.plain("")

@@ -101,8 +101,10 @@ func (x *session) enginePublish(f frame) error {
 	}
 	if x.traits.Resume != nil && p.qos > 0 {
 		x.mu.Lock()
-		again := x.inDown[p.id] && f.flags()&flagDup != 0
-		put(&x.inDown, p.id, true)
+		again := x.hasDown(p.id) && f.flags()&flagDup != 0
+		if !again {
+			put(&x.inDown, p.id, true)
+		}
 		x.mu.Unlock()
 		if again { // not within a connection
 			return nil
@@ -147,7 +149,7 @@ func (x *session) sendWithinQuota(f frame, topic string, p publish) error {
 		case x.done.Load():
 			x.mu.Unlock()
 			return errEnded
-		case f.flags()&flagDup != 0 && (x.inDown[p.id] || x.holds(p.id)):
+		case f.flags()&flagDup != 0 && (x.hasDown(p.id) || x.holds(p.id)):
 			x.mu.Unlock()
 			return nil // the device has it, or gets it: sent again only on reconnect, [MQTT-4.4.0-1]
 		case len(x.heldDown) == 0 && len(x.inDown) < int(x.connect.receiveMax):
@@ -171,6 +173,12 @@ func (x *session) sendWithinQuota(f frame, topic string, p publish) error {
 			x.slot.Wait()
 		}
 	}
+}
+
+// hasDown tells whether the device has the message and is not through with it.
+func (x *session) hasDown(id uint16) bool {
+	_, ok := x.inDown[id]
+	return ok
 }
 
 func (x *session) holds(id uint16) bool {
@@ -203,12 +211,21 @@ func (x *session) engineAck(f frame) error {
 	}
 	x.mu.Lock()
 	dropped := f.kind() == pktPubrel && take(x.refusedDn, a.id)
+	again := false
+	if f.kind() == pktPubrel && !dropped && x.traits.Resume != nil {
+		first, ok := x.inDown[a.id]
+		again = ok && !first // not within a connection
+		put(&x.inDown, a.id, false)
+	}
 	if f.kind() == pktPuback || f.kind() == pktPubcomp {
 		delete(x.inUp, a.id)
 	}
 	x.mu.Unlock()
-	if dropped {
+	switch {
+	case dropped:
 		return x.up.send(ackPacket(pktPubcomp, a.id, Success))
+	case again:
+		return nil
 	}
 	return x.down.send(f.raw) // without a reason code both versions look alike
 }

@@ -76,7 +76,7 @@ type session struct {
 	heldSize   int
 	slot       sync.Cond                // signals that inDown shrank or the session is over
 	inUp       map[uint16]bool          // shim: QoS 1 and 2 from the device, not yet acknowledged
-	inDown     map[uint16]bool          // where the gateway counts: QoS 1 and 2 to the device, not yet acknowledged
+	inDown     map[uint16]bool          // where the gateway counts: QoS 1 and 2 to the device, not yet acknowledged; false once PUBREL went out
 	refusedUp  map[uint16]bool          // QoS 2 from the device, refused, awaiting its PUBREL
 	refusedDn  map[uint16]bool          // QoS 2 to the device, refused, awaiting the engine's PUBREL
 	subAnswers map[uint16][]byte        // codes to merge into SUBACK; fromEngine where it answers
