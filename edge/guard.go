@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"math"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -27,12 +28,13 @@ type Guard struct {
 	once  sync.Once
 	turns turns
 
-	mu        sync.Mutex
-	standings map[netip.Prefix]*standing
-	strangers standing // of all together, as if they were one
-	flooded   bool     // they fail so much that each of them has fewer tries
-	turned    map[turnedKey]*turned
-	counts    map[Count]uint64
+	mu         sync.Mutex
+	standings  map[netip.Prefix]*standing
+	remembered uint64
+	strangers  standing // of all together, as if they were one
+	flooded    bool     // they fail so much that each of them has fewer tries
+	turned     map[turnedKey]*turned
+	counts     map[Count]uint64
 }
 
 // Reason is why a connection was turned away; the set is fixed.
@@ -101,6 +103,7 @@ type standing struct {
 	debt  float64 // connections that came to nothing, less what time has forgiven
 	at    time.Time
 	known time.Time // until then
+	phase float64   // below 1; see forgive
 }
 
 // allowance is how many connections of an address may come to nothing, and how many
@@ -116,7 +119,7 @@ func (g *Guard) allowanceOf(tries int, known, suspect bool) allowance {
 	n := float64(tries)
 	switch {
 	case g.flooded && !known:
-		return allowance{n / 40, n / 400}
+		return allowance{n / 100, n / 400}
 	case suspect && known:
 		return allowance{n, n / 20}
 	case suspect:
@@ -177,8 +180,10 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 	return known, ReasonAddressTries
 }
 
+// forgive lets time pass. Who owes more than his allowance owes that and a little,
+// more or less by address: else all sources of a flood would be let try again at the same moment.
 func (s *standing) forgive(a allowance, now time.Time) {
-	s.debt = max(0, min(s.debt, a.burst)-now.Sub(s.at).Seconds()*a.perSecond)
+	s.debt = max(0, min(s.debt, a.burst+s.phase)-now.Sub(s.at).Seconds()*a.perSecond)
 	s.at = now
 }
 
@@ -230,7 +235,9 @@ func (g *Guard) remember(from netip.Prefix, now time.Time) *standing {
 		if len(g.standings) >= maxStandings {
 			g.sweep(now)
 		}
-		s = &standing{at: now}
+		g.remembered++
+		_, phase := math.Modf(float64(g.remembered) * math.Phi)
+		s = &standing{at: now, phase: phase}
 		g.standings[from] = s
 	}
 	return s
