@@ -79,14 +79,19 @@ func (d *Desk) makeIntroduction(ctx context.Context, i Introduction, by By, oneF
 	}
 	now := d.Now().UTC().Truncate(time.Second)
 	out.Introduction = api.Introduction{ID: strings.ToLower(rand.Text()), Purpose: i.Purpose, IssuedAt: now, ExpiresAt: now.Add(i.TTL)}
-	for n, id := range []string{i.Device, i.Peer} {
-		if out.Parties[n], err = d.party(ctx, id); err != nil {
-			return out, err
-		}
+	if out.Parties[0], err = d.party(ctx, i.Device); err != nil {
+		return out, err
 	}
-	if a, b := out.Parties[0], out.Parties[1]; oneFleet && a.Fleet != b.Fleet {
-		return out, countersign.Errorf(countersign.NotFound, "there is no device %.140q in fleet %s", i.Peer, a.Fleet).
+	out.Parties[1], err = d.party(ctx, i.Peer)
+	// A device learns nothing of other fleets, not even what there is.
+	code := countersign.CodeOf(err)
+	known := code == "" || code == countersign.NotFound || code == countersign.Conflict
+	if fleet := out.Parties[0].Fleet; oneFleet && known && out.Parties[1].Fleet != fleet {
+		return out, countersign.Errorf(countersign.NotFound, "there is no device %.140q in fleet %s", i.Peer, fleet).
 			WithNext("ask an operator: countersign device introduce")
+	}
+	if err != nil {
+		return out, err
 	}
 	if out.Signed, err = d.introducer.sign(ctx, d, out.Introduction); err != nil {
 		return out, err

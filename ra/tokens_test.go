@@ -2,6 +2,7 @@ package ra_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // gives lets devices and operators have access tokens.
@@ -166,5 +168,28 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 		}
 		_, _, err = office.CreateAccessToken(t.Context(), want, time.Hour, boss)
 		wantCode(t, err, countersign.BadCredential)
+	})
+}
+
+// TestDeviceLearnsNothingOfOtherFleets asks to be introduced to devices of another
+// fleet, with an identity and without, and to one that there is not.
+func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		cert := w.active(t, "pump-1")
+		w.active(t, "valve-1")
+		w.registered(t, "valve-2")
+		if _, err := w.office().SaveFleet(t.Context(), "valves", func(*countersign.Fleet) {}, boss); err != nil {
+			t.Fatal(err)
+		}
+		write(t, w.DB, func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE device SET fleet = 'valves' WHERE id LIKE 'valve-%'`)
+			return err
+		})
+		for _, peer := range []string{"valve-1", "valve-2", "valve-3"} {
+			_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: peer, Purpose: "modbus"})
+			if want := "there is no device \"" + peer + "\" in fleet default"; err == nil || countersign.Public(err).Message != want {
+				t.Errorf("%s: got %v, want: %s", peer, err, want)
+			}
+		}
 	})
 }

@@ -336,3 +336,22 @@ func TestNoTPMWhereThereIsNoDesk(t *testing.T) {
 func pemBlock(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
+
+// TestNobodyIsAGuestOverREST asks for what devices get with nothing in hand, from a
+// fleet that takes guests: none of its places is spent on that.
+func TestNobodyIsAGuestOverREST(t *testing.T) {
+	h := newHouse(t)
+	_, err := h.Office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules.Access.Guests = true }, ra.By{Actor: "operator:boss"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := &rest.Enroll{Enroller: h.Desk, Desk: h.Desk, Now: h.Now, Log: h.Log}
+	for path, body := range map[string]string{"/access-tokens": "", "/introductions": `{"peer": "pump-2", "purpose": "x"}`, "/secret": ""} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "https://h"+api.Base+path, strings.NewReader(body))
+		w := httptest.NewRecorder()
+		door.ServeHTTP(w, r)
+		if w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), "no client certificate was shown") {
+			t.Errorf("%s: got %d %s, want 401", path, w.Code, w.Body)
+		}
+	}
+}

@@ -120,6 +120,9 @@ func (e *Enroll) change(w http.ResponseWriter, r *http.Request) error {
 	if name, password, ok := r.BasicAuth(); ok {
 		c.Username, c.Password = name, []byte(password)
 	}
+	if err := shows(c); err != nil {
+		return err
+	}
 	made, text, err := e.Desk.ChangeSecret(r.Context(), c, in.Binary)
 	if err != nil {
 		return err

@@ -17,6 +17,15 @@ func connection(r *http.Request) countersign.Connection {
 	return countersign.Connection{Gateway: "rest", Remote: remoteOf(r), Protocol: "HTTPS", Peer: r.TLS.PeerCertificates}
 }
 
+// shows refuses who shows nothing before the door is asked: there are no guests
+// here, and each that the door lets in takes the place of another.
+func shows(c countersign.Connection) error {
+	if len(c.Peer) == 0 && len(c.Password) == 0 {
+		return countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").WithNext("connect with the device's certificate")
+	}
+	return nil
+}
+
 // introduce answers api.NewIntroduction with api.SignedIntroduction.
 func (e *Enroll) introduce(w http.ResponseWriter, r *http.Request) error {
 	body, err := readAll(w, r)
@@ -30,7 +39,11 @@ func (e *Enroll) introduce(w http.ResponseWriter, r *http.Request) error {
 	if in.Device != "" {
 		return countersign.Errorf(countersign.BadRequest, "a device asks for itself").WithNext("leave device out")
 	}
-	out, err := e.Desk.IntroduceMe(r.Context(), connection(r), introductionOf(in))
+	c := connection(r)
+	if err := shows(c); err != nil {
+		return err
+	}
+	out, err := e.Desk.IntroduceMe(r.Context(), c, introductionOf(in))
 	if err != nil {
 		return err
 	}
@@ -56,7 +69,11 @@ func (e *Enroll) accessToken(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	k, text, err := e.Desk.DeviceToken(r.Context(), connection(r), ttlOf(in.TTLSeconds))
+	c := connection(r)
+	if err := shows(c); err != nil {
+		return err
+	}
+	k, text, err := e.Desk.DeviceToken(r.Context(), c, ttlOf(in.TTLSeconds))
 	if err != nil {
 		return err
 	}
