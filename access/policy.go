@@ -248,12 +248,23 @@ func (p *Policies) Losers(ctx context.Context, now *policy.Policy, sessions []co
 	for _, s := range sessions {
 		subject := f.subject(s)
 		given := subject
-		given.ClientID = clientOr("", s.Device) // if the server chose its client identifier
-		if loses(now, s, subject) && (given.ClientID == subject.ClientID || loses(now, s, given)) {
+		given.ClientID = clientOr("", s.Device)
+		if loses(now, s, subject) && (!perhapsGiven(s) || loses(now, s, given)) {
 			losers = append(losers, s)
 		}
 	}
 	return losers, nil
+}
+
+// givenText is how long the text is that the gateway puts behind the name of a session
+// whose client leaves the client identifier to it.
+const givenText = 12
+
+// perhapsGiven says whether the gateway may have chosen a session's client
+// identifier: the policy judged its client by its own name then.
+func perhapsGiven(s countersign.Session) bool {
+	text, ok := strings.CutPrefix(s.ClientID, s.Device+":")
+	return s.ClientID == "" || ok && len(text) == givenText
 }
 
 func loses(now *policy.Policy, s countersign.Session, as policy.Subject) bool {
