@@ -130,7 +130,7 @@ func FuzzNATSSubjects(f *testing.F) {
 	f.Add("devices/a.b/up/#")
 	f.Add("/+/")
 	f.Fuzz(func(t *testing.T, filter string) {
-		for _, s := range natsSubjects([]string{filter}) {
+		for _, s := range topics.NATSSubjects([]string{filter}) {
 			if strings.Contains(s, ">") && !strings.HasSuffix(filter, "#") || strings.Count(s, "*") > strings.Count(filter, "+") {
 				t.Fatalf("%q became %q", filter, s)
 			}

@@ -239,10 +239,10 @@ func (q *question) takeChain(certs []string) {
 // needs those of its QoS 1 subscriptions. NATS clients get their inbox by that name.
 func natsPermissions(p countersign.Permissions, mqtt bool) jwt.Permissions {
 	var out jwt.Permissions
-	out.Pub.Allow = append(jwt.StringList{natsNothing}, natsSubjects(p.Publish.Allow)...)
-	out.Pub.Deny = natsSubjects(p.Publish.Deny)
-	out.Sub.Allow = append(jwt.StringList{natsNothing}, natsSubjects(within(p.Subscribe.Allow, p.Receive))...)
-	out.Sub.Deny = natsSubjects(slices.Concat(p.Subscribe.Deny, p.Receive.Deny))
+	out.Pub.Allow = append(jwt.StringList{natsNothing}, topics.NATSSubjects(p.Publish.Allow)...)
+	out.Pub.Deny = topics.NATSSubjects(p.Publish.Deny)
+	out.Sub.Allow = append(jwt.StringList{natsNothing}, topics.NATSSubjects(within(p.Subscribe.Allow, p.Receive))...)
+	out.Sub.Deny = topics.NATSSubjects(slices.Concat(p.Subscribe.Deny, p.Receive.Deny))
 	if mqtt {
 		out.Sub.Allow = append(out.Sub.Allow, "$MQTT.sub.>")
 	}
@@ -252,37 +252,4 @@ func natsPermissions(p countersign.Permissions, mqtt bool) jwt.Permissions {
 // within keeps the filters that the others cover.
 func within(filters []string, others countersign.Filters) []string {
 	return slices.DeleteFunc(slices.Clone(filters), func(f string) bool { return !topics.Allowed(others.Allow, nil, f) })
-}
-
-// natsSubjects maps topic filters as nats-server maps those of its MQTT clients. A
-// filter that makes no subject is left out; as a deny it could match nothing either.
-func natsSubjects(filters []string) (list jwt.StringList) {
-	for _, f := range filters {
-		if !topics.ValidFilter(f) || strings.ContainsAny(f, " \t\n\r\f\v*>\x7f") {
-			continue
-		}
-		list = append(list, natsSubject(f))
-		if parent, ok := strings.CutSuffix(f, "/#"); ok && parent != "" { // a/# is also a
-			list = append(list, natsSubject(parent))
-		}
-	}
-	return list
-}
-
-// natsSubject: levels become tokens, an empty one a slash, a dot two slashes.
-func natsSubject(filter string) string {
-	tokens := strings.Split(filter, "/")
-	for i, t := range tokens {
-		switch t {
-		case "":
-			tokens[i] = "/"
-		case "+":
-			tokens[i] = "*"
-		case "#":
-			tokens[i] = ">"
-		default:
-			tokens[i] = strings.ReplaceAll(t, ".", "//")
-		}
-	}
-	return strings.Join(tokens, ".")
 }

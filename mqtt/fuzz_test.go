@@ -138,14 +138,7 @@ func parseAll(t *testing.T, f frame) {
 	}
 }
 
-func TestNATSSubjectsAreThoseOfTheServer(t *testing.T) {
-	for filter, want := range map[string]string{
-		"devices/a.b/up/#": "devices.a//b.up.>", "/a": "/.a", "a/": "a./", "a//b": "a./.b", "+/x": "*.x", "#": ">",
-	} {
-		if got := natsSubject(filter); got != want {
-			t.Errorf("natsSubject(%q): got %q, want %q", filter, got, want)
-		}
-	}
+func TestNATSAllowListIsNeverEmpty(t *testing.T) {
 	if got := natsSubjects(nil); len(got) == 0 {
 		t.Error("an empty allow-list allows everything")
 	}

@@ -128,10 +128,7 @@ func (n *NATS) start() error {
 // Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
 func (n *NATS) Traits() Traits { return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume} }
 
-// natsBadTopic: blanks end a subject, * and > are wildcards in it.
-func natsBadTopic(t string) bool {
-	return len(t) > natsMaxTopic || strings.ContainsAny(t, " \t\n\r\f\v*>\x7f")
-}
+func natsBadTopic(t string) bool { return len(t) > natsMaxTopic || !topics.FitsNATS(t) }
 
 // Dial opens a session with a token of its own and allow-lists for its subjects.
 func (n *NATS) Dial(ctx context.Context, s countersign.Session, p countersign.Permissions) (*Backend, error) {
@@ -223,36 +220,7 @@ func natsPermissions(p countersign.Permissions) *server.Permissions {
 // natsSubjects are the subjects of topic filters. The list is never empty: an
 // empty allow-list would allow everything.
 func natsSubjects(filters []string) []string {
-	list := []string{"_nothing"}
-	for _, f := range filters {
-		if natsBadTopic(f) || !topics.ValidFilter(f) {
-			continue
-		}
-		list = append(list, natsSubject(f))
-		if parent, ok := strings.CutSuffix(f, "/#"); ok && parent != "" { // a/# is also a
-			list = append(list, natsSubject(parent))
-		}
-	}
-	return list
-}
-
-// natsSubject maps a filter as nats-server maps it: levels become tokens, an
-// empty one a slash, and a dot two slashes.
-func natsSubject(filter string) string {
-	tokens := strings.Split(filter, "/")
-	for i, t := range tokens {
-		switch t {
-		case "":
-			tokens[i] = "/"
-		case "+":
-			tokens[i] = "*"
-		case "#":
-			tokens[i] = ">"
-		default:
-			tokens[i] = strings.ReplaceAll(t, ".", "//")
-		}
-	}
-	return strings.Join(tokens, ".")
+	return append([]string{"_nothing"}, topics.NATSSubjects(filters)...)
 }
 
 // Publish is Platform's. One connection serves all calls; after a failure the

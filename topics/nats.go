@@ -1,0 +1,41 @@
+package topics
+
+import "strings"
+
+// FitsNATS tells whether nats-server takes a topic name or filter of MQTT: a blank
+// ends a subject, * and > are wildcards in it.
+func FitsNATS(t string) bool { return !strings.ContainsAny(t, " \t\n\r\f\v*>\x7f") }
+
+// NATSSubjects are the subjects of topic filters, as nats-server maps those of its
+// MQTT clients. A filter that makes none is left out: it could match nothing.
+func NATSSubjects(filters []string) []string {
+	var list []string
+	for _, f := range filters {
+		if !ValidFilter(f) || !FitsNATS(f) {
+			continue
+		}
+		list = append(list, natsSubject(f))
+		if parent, ok := strings.CutSuffix(f, "/#"); ok && parent != "" { // a/# is also a
+			list = append(list, natsSubject(parent))
+		}
+	}
+	return list
+}
+
+// natsSubject: levels become tokens, an empty one a slash, a dot two slashes.
+func natsSubject(filter string) string {
+	tokens := strings.Split(filter, "/")
+	for i, t := range tokens {
+		switch t {
+		case "":
+			tokens[i] = "/"
+		case "+":
+			tokens[i] = "*"
+		case "#":
+			tokens[i] = ">"
+		default:
+			tokens[i] = strings.ReplaceAll(t, ".", "//")
+		}
+	}
+	return strings.Join(tokens, ".")
+}
