@@ -266,10 +266,20 @@ func TestClientIDIsTheDevices(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
 	good().record(t, db, cert)
+	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+			VALUES ('pump-1:b', 'pumps', 'registered', '', '', '', 0, 0, 0, 0, '')`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		id    string
 		allow bool
 	}{
+		{"pump-1:b", false}, // another device
+		{"pump-1:b:c", true},
 		{"", true},
 		{"pump-1", true},
 		{"pump-1/a", true},

@@ -121,7 +121,7 @@ type proof struct {
 }
 
 // decide holds a device that has proved itself against its record.
-func (d *Desk) decide(c countersign.Connection, h *holder, p proof) Decision {
+func (d *Desk) decide(ctx context.Context, c countersign.Connection, h *holder, p proof) Decision {
 	dec := Decision{Known: true, Kind: p.kind, Tags: h.tags, Verdict: countersign.Verdict{
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
 	}}
@@ -130,7 +130,7 @@ func (d *Desk) decide(c countersign.Connection, h *holder, p proof) Decision {
 		dec.Code, dec.Reason = d.accepts(h.fleet, h.rules, p.kind)
 	}
 	if dec.Code == "" {
-		dec.Code, dec.Reason = checkClientID(c.ClientID, h.device)
+		dec.Code, dec.Reason = d.checkClient(ctx, c.ClientID, h.device)
 	}
 	return dec
 }
@@ -193,7 +193,7 @@ func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision 
 	case err != nil:
 		return unreadable()
 	}
-	dec := d.decide(c, h, proof{credential: "vouched:" + c.Vouched})
+	dec := d.decide(ctx, c, h, proof{credential: "vouched:" + c.Vouched})
 	if dec.FirstUse { // registered: it has no identity with us yet, and a broker cannot give it one
 		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
 	}

@@ -72,7 +72,7 @@ func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
 		if code == countersign.BadCredential {
 			continue
 		}
-		dec := d.decideSAS(c, h, k, token.Expiry.Add(attest.SASSkew))
+		dec := d.decideSAS(ctx, c, h, k, token.Expiry.Add(attest.SASSkew))
 		if code != "" {
 			dec.Code, dec.Reason, dec.FirstUse = code, reason, false
 		}
@@ -94,7 +94,7 @@ func (d *Desk) verifySAS(token *attest.SAS, k SymmetricKey, resource, device str
 	return countersign.CodeOf(err), countersign.Public(err).Message
 }
 
-func (d *Desk) decideSAS(c countersign.Connection, h *holder, k SymmetricKey, until time.Time) Decision {
+func (d *Desk) decideSAS(ctx context.Context, c countersign.Connection, h *holder, k SymmetricKey, until time.Time) Decision {
 	if !k.Until.IsZero() && k.Until.Before(until) {
 		until = k.Until
 	}
@@ -102,5 +102,5 @@ func (d *Desk) decideSAS(c countersign.Connection, h *holder, k SymmetricKey, un
 	if k.Group && h.revoked.IsZero() { // a group's key lets nobody back who lost his identity
 		since = d.Now()
 	}
-	return d.decide(c, h, proof{kind: countersign.AccessSAS, credential: k.Credential, since: since, until: until})
+	return d.decide(ctx, c, h, proof{kind: countersign.AccessSAS, credential: k.Credential, since: since, until: until})
 }

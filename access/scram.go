@@ -205,7 +205,7 @@ func (d *Desk) byExchange(ctx context.Context, c countersign.Connection) Decisio
 	}
 	for i := range h.secrets {
 		if s := &h.secrets[i]; x.secret != "" && s.id == x.secret && h.device == x.device {
-			return d.decideSecret(c, h, s, countersign.AccessSCRAM)
+			return d.decideSecret(ctx, c, h, s)
 		}
 	}
 	return d.wrong(c, countersign.AccessSCRAM, x.first.user, h)

@@ -31,13 +31,17 @@ func (d *Desk) bySecret(ctx context.Context, c countersign.Connection) Decision 
 	case s == nil:
 		return d.wrong(c, presumed(c.Password), c.Username, h)
 	}
-	return d.decideSecret(c, h, s, s.kind)
+	return d.decideSecret(ctx, c, h, s)
 }
 
 // decideSecret holds a device that showed one of its secrets against its record. A
 // secret that was good once is no guess.
-func (d *Desk) decideSecret(c countersign.Connection, h *holder, s *held, kind countersign.AccessKind) Decision {
-	dec := d.decide(c, h, proof{kind: kind, credential: "secret:" + s.id, since: s.created, until: s.expires})
+func (d *Desk) decideSecret(ctx context.Context, c countersign.Connection, h *holder, s *held) Decision {
+	kind := s.kind
+	if c.Exchange != nil {
+		kind = countersign.AccessSCRAM
+	}
+	dec := d.decide(ctx, c, h, proof{kind: kind, credential: "secret:" + s.id, since: s.created, until: s.expires})
 	switch now := d.Now(); {
 	case dec.Code == countersign.DeviceGone || dec.Code == countersign.DeviceOnHold:
 	case s.stopped:
