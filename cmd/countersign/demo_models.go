@@ -218,7 +218,7 @@ func (d *demo) centralized(ctx context.Context) (string, error) {
 		}
 		req.Header.Set("Authorization", "Bearer "+secret)
 		req.Header.Set("Content-Type", "application/json")
-		res, err := http.DefaultClient.Do(req)
+		res, err := (&http.Client{Timeout: demoStep}).Do(req)
 		if err != nil {
 			return answer, err
 		}
