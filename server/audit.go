@@ -30,7 +30,7 @@ func (s *Server) openAuditor(context.Context) error {
 func auditRules() []respond.Rule {
 	var rules []respond.Rule
 	for _, c := range audit.Checks() {
-		r := respond.Rule{Name: c.Name, Title: c.Title, Severity: c.Severity, Why: c.Why, Do: c.Fix}
+		r := respond.Rule{Name: c.Name, Title: c.Title, Severity: c.Severity, Why: c.Why, Do: c.Fix, Default: []countersign.Mitigation{countersign.MitigateAlert}}
 		if c.Severity == countersign.SeverityLow || c.Severity == countersign.SeverityInfo {
 			r.Default = []countersign.Mitigation{countersign.MitigateNote}
 		}
