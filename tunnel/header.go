@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"regexp"
 
 	"github.com/pires/go-proxyproto"
 	"github.com/pires/go-proxyproto/tlvparse"
@@ -22,6 +23,9 @@ const (
 	// TypeSerial carries the serial number of its certificate, hex.
 	TypeSerial proxyproto.PP2Type = 0xE2
 )
+
+// hostName is a name that a service may write into its log as it is (RFC 1123, 2.1).
+var hostName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,253}$`)
 
 // header is the PROXY protocol header, version 2: the device's address, what TLS
 // saw, and who the device is. It passed the door, so its certificate counts as
@@ -48,7 +52,7 @@ func header(c *edge.Conn, info countersign.Session) ([]byte, error) {
 		{Type: TypeSerial, Value: []byte(info.Cert.Serial)},
 		marshaled,
 	}
-	if name := state.ServerName; name != "" {
+	if name := state.ServerName; hostName.MatchString(name) { // what else clients write there is theirs to keep
 		list = append(list, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte(name)})
 	}
 	if err := h.SetTLVs(list); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,6 +146,36 @@ func TestServiceHearsWhoComes(t *testing.T) {
 	sessions := s.Sessions()
 	if len(sessions) != 1 || sessions[0].Gateway != "plc" || sessions[0].Device != "pump-1" {
 		t.Errorf("sessions: got %+v, want the one of the tunnel", sessions)
+	}
+}
+
+// TestServiceHearsHostNamesOnly has a device send a server name that would be a line
+// of its own in a log.
+func TestServiceHearsHostNamesOnly(t *testing.T) {
+	heard := make(chan []proxyproto.TLV, 2)
+	s := start(t, config.Tunnel{To: listen(t, func(c net.Conn) {
+		r := bufio.NewReader(c)
+		if h, err := proxyproto.Read(r); err == nil {
+			list, _ := h.TLVs()
+			heard <- list
+			_, _ = io.Copy(c, r)
+		}
+	})})
+	id := s.Enroll(t, "pump-1")
+	for name, want := range map[string]bool{"localhost": true, "a\nb root logged in": false} {
+		cfg := id.TLSConfig()
+		cfg.ServerName, cfg.InsecureSkipVerify = name, true
+		c, err := tls.Dial("tcp", strings.TrimPrefix(s.Endpoints().Tunnels["plc"], "tls://"), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		says(t, c, "hello")
+		got := slices.ContainsFunc(<-heard, func(v proxyproto.TLV) bool { return v.Type == proxyproto.PP2_TYPE_AUTHORITY })
+		if got != want {
+			t.Errorf("%q: told %v, want %v", name, got, want)
+		}
+		_ = c.Close()
 	}
 }
 
