@@ -99,10 +99,14 @@ func (s *socket) Write(b []byte) (int, error) {
 
 // Read waits for another turn after a HelloRetryRequest. Without that a client
 // would have its keys computed out of turn, by offering a group that we do not want.
+// Whoever sends the second ClientHello in pieces gives the turn back between them: it
+// is not held while we wait for him.
 func (s *socket) Read(b []byte) (int, error) {
+	if s.again {
+		s.endTurn()
+	}
 	n, err := s.Conn.Read(b)
 	if s.again && n > 0 {
-		s.again = false
 		if e := s.takeTurn(); e != nil {
 			return 0, e
 		}

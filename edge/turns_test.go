@@ -146,11 +146,55 @@ func TestARetriedHandshakeTakesASecondTurn(t *testing.T) {
 			if got := client.ConnectionState().HelloRetryRequest; got != (tt.turns == 2) {
 				t.Fatalf("HelloRetryRequest: got %t", got)
 			}
-			if g.turns.begun != tt.turns || g.turns.running != 0 {
+			// A client's second ClientHello comes in more than one piece, with a turn for each.
+			if (g.turns.begun == 1) != (tt.turns == 1) || g.turns.running != 0 {
 				t.Errorf("turns: got %d, want %d; %d still running", g.turns.begun, tt.turns, g.turns.running)
 			}
 		})
 	}
+}
+
+// TestADawdlerHoldsNoTurn sends one octet of the second ClientHello and no more.
+func TestADawdlerHoldsNoTurn(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	ours, theirs := connected(t)
+	s := &socket{Conn: ours, guard: g, wait: time.Minute}
+	server := tls.Server(s, listening(&tls.Config{
+		Certificates: []tls.Certificate{selfSigned(t)}, CurvePreferences: []tls.CurveID{tls.CurveP521}, MinVersion: tls.VersionTLS13,
+	}))
+	go func() { _ = server.Handshake() }()
+	client := tls.Client(&dawdler{Conn: theirs}, &tls.Config{InsecureSkipVerify: true, CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP521}})
+	go func() { _ = client.Handshake() }()
+	counts := func() (begun uint64, running int) {
+		g.turns.mu.Lock()
+		defer g.turns.mu.Unlock()
+		return g.turns.begun, g.turns.running
+	}
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		begun, running := counts()
+		if begun == 2 && running == 0 {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("turns: %d begun, %d running; want 2 and none", begun, running)
+		}
+	}
+}
+
+// dawdler sends its first ClientHello whole and one octet of all that follows.
+type dawdler struct {
+	net.Conn
+	wrote bool
+}
+
+func (d *dawdler) Write(b []byte) (int, error) {
+	if !d.wrote {
+		d.wrote = true
+		return d.Conn.Write(b)
+	}
+	n, err := d.Conn.Write(b[:min(len(b), 1)])
+	return max(n, len(b)), err // and it waits for the answer
 }
 
 func TestAClosedSocketWaitsForNoTurn(t *testing.T) {
