@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -72,8 +73,8 @@ func (d *Desk) makeIntroduction(ctx context.Context, i Introduction, by By, oneF
 	switch {
 	case i.TTL < MinIntroduction || i.TTL > MaxIntroduction:
 		return bad("a life of %s is not between %s and %s", i.TTL, MinIntroduction, MaxIntroduction)
-	case i.Purpose == "" || len(i.Purpose) > maxPurpose:
-		return bad("the purpose is not 1 to %d octets", maxPurpose)
+	case i.Purpose == "" || len(i.Purpose) > maxPurpose || strings.ContainsFunc(i.Purpose, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return bad("the purpose is not 1 to %d octets of printable text", maxPurpose)
 	case i.Device == i.Peer:
 		return bad("a device knows itself")
 	}

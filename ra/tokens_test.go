@@ -185,6 +185,8 @@ func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
 			_, err := tx.Exec(ctx, `UPDATE device SET fleet = 'valves' WHERE id LIKE 'valve-%'`)
 			return err
 		})
+		_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: "valve-1", Purpose: "\x1b[2Jmodbus"})
+		wantCode(t, err, countersign.BadRequest)
 		for _, peer := range []string{"valve-1", "valve-2", "valve-3"} {
 			_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: peer, Purpose: "modbus"})
 			if want := "there is no device \"" + peer + "\" in fleet default"; err == nil || countersign.Public(err).Message != want {
