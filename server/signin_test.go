@@ -44,7 +44,7 @@ func TestIDTokenOpensTheDoorForItsScope(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := operatortest.Sign(t, provider.Key, map[string]any{
-		"iss": provider.URL, "aud": "fleet-app", "sub": "u1", "exp": time.Now().Add(time.Hour).Unix(), "email": "alice@example.com", "groups": []string{"pumps-ops"},
+		"iss": provider.URL, "aud": "fleet-app", "sub": "u1", "exp": time.Now().Add(time.Hour).Unix(), "email": "alice@example.com", "email_verified": true, "groups": []string{"pumps-ops"},
 	})
 	if _, why := signIn(t, s, id, "device:valve-1"); !strings.Contains(why, "there is no device") {
 		t.Errorf("a device of a fleet that she is not for: got %q", why)
