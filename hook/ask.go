@@ -98,6 +98,11 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 		if !v.Allow {
 			return v
 		}
+		if h := s.hook(keys[0].hook); h.byUser() && c.Username != v.Device && countersign.CheckDeviceID(c.Username) == nil {
+			return countersign.Verdict{
+				Code: countersign.SubjectMismatch, Reason: "the user name is not that of the client, and the broker would take it for a device's",
+			}
+		}
 		if s.cache.put(keys, entry{verdict: v, conn: unproven(c), asked: s.Now()}, mark) {
 			s.Kicker.settle(keys[0].hook, v.Device)
 			return v

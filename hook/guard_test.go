@@ -25,6 +25,7 @@ import (
 type guard struct {
 	mu       sync.Mutex
 	secrets  map[string]string // device by secret
+	tokens   map[string]string // device by token, which counts whatever the user name
 	refused  map[string]bool   // by device
 	asked    []countersign.Connection
 	opened   []countersign.Session
@@ -46,6 +47,8 @@ func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.V
 		device = c.Username
 	case c.Password != nil && g.secrets[string(c.Password)] == c.Username:
 		device = c.Username
+	case g.tokens[string(c.Password)] != "":
+		device = g.tokens[string(c.Password)]
 	}
 	v := countersign.Verdict{Code: countersign.NotAllowed, Reason: "no"}
 	if device != "" && !g.refused[device] {

@@ -68,6 +68,11 @@ type Hook struct {
 
 func (h *Hook) gateway() string { return "hook:" + h.Name }
 
+// byUser tells whether the broker, once it has let a client in, knows it by the user
+// name that the client gave. A token or a guest's silence proves another name
+// than that, so it must be no device's.
+func (h *Hook) byUser() bool { return h.Kind == RabbitMQ || h.Kind == VerneMQ }
+
 // Answer is one answered question, for metrics.
 type Answer struct {
 	Hook     string

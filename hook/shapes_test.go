@@ -169,6 +169,30 @@ func TestRabbitMQAnswers(t *testing.T) {
 	}
 }
 
+// TestATokenGivesNoOtherDevicesName holds what such a broker knows of a client, the user
+// name, against what the client has proved.
+func TestATokenGivesNoOtherDevicesName(t *testing.T) {
+	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ}, hook.Hook{Name: "v", Kind: hook.VerneMQ}, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.guard.tokens = map[string]string{"token": "pump-2"}
+	const topic = "/hooks/r/topic?username=pump-1&vhost=/&name=amq.topic&permission=write&routing_key=devices.pump-2.up.t"
+	for _, c := range []struct{ path, body, hook, want string }{
+		{"/hooks/r/user", "username=pump-1&password=token", "", "deny"},
+		{"/hooks/r/user", "username=pump-2&password=token", "", "allow"},
+		{"/hooks/r/user", "username=hub/pump-2/?api-version=1&password=token", "", "allow"}, // no device's name
+		{topic, "", "", "deny"}, // nothing is kept under the wrong name
+		{"/hooks/v/", `{"client_id":"pump-2","username":"pump-1","password":"token"}`, "auth_on_register", `{"result":{"error":"not_allowed"}}`},
+		{"/hooks/v/", `{"client_id":"pump-2","username":"pump-2","password":"token"}`, "auth_on_register", `{"result":"ok"}`},
+	} {
+		if _, _, got := d.ask(http.MethodPost, c.path, c.body, "Vernemq-Hook", c.hook); got != c.want {
+			t.Errorf("%s %s: got %s, want %s", c.path, c.body, got, c.want)
+		}
+	}
+	_, _, got := d.ask(http.MethodPost, "/hooks/emqx/authn", `{"clientid":"pump-2","username":"pump-1","password":"token"}`)
+	if !strings.Contains(got, `"device":"pump-2"`) { // which EMQX passes on with each question
+		t.Errorf("emqx: got %s", got)
+	}
+}
+
 func TestRabbitMQDotsNeverWiden(t *testing.T) {
 	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ, Vouch: true})
 	d.guard.perms = func(string) countersign.Permissions {
