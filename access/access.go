@@ -84,6 +84,9 @@ type Decision struct {
 // it may do. Unknown means no.
 func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	dec := d.identify(ctx, c)
+	if dec.Code == "" && strings.Contains(dec.Device, "/") && strings.HasPrefix(c.Gateway, brokers) {
+		dec.Code, dec.Reason = d.checkStranger(ctx, c.ClientID)
+	}
 	if dec.Code != "" {
 		return dec
 	}
@@ -277,6 +280,36 @@ func (d *Desk) checkClient(ctx context.Context, client, device string) (counters
 		return countersign.Unavailable, "the record of devices cannot be read now"
 	case other > 0:
 		return countersign.SubjectMismatch, fmt.Sprintf("client id %.80q is another device's id", client)
+	}
+	return "", ""
+}
+
+// brokers begins the name of a gateway that is another's broker.
+const brokers = "hook:"
+
+// checkStranger refuses a guest or an operator's application the client identifiers of
+// devices, as checkClientID has them. At brokers of others all clients share one name
+// space, so it would throw the device out there, and get what was kept for it.
+func (d *Desk) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
+	client, _, _ = strings.Cut(client, "/")
+	var marks []string
+	var ids []any
+	for i := 1; i <= len(client); i++ {
+		if (i == len(client) || client[i] == ':') && countersign.CheckDeviceID(client[:i]) == nil {
+			ids = append(ids, client[:i])
+			marks = append(marks, fmt.Sprintf("$%d", len(ids)))
+		}
+	}
+	if len(ids) == 0 {
+		return "", ""
+	}
+	var n int
+	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id IN (`+strings.Join(marks, ", ")+`)`, ids...).Scan(&n)
+	switch {
+	case err != nil:
+		return countersign.Unavailable, "the record of devices cannot be read now"
+	case n > 0:
+		return countersign.SubjectMismatch, "the client id is a device's"
 	}
 	return "", ""
 }

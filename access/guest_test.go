@@ -38,6 +38,24 @@ func TestGuestsAreNobodyElse(t *testing.T) {
 	})
 }
 
+// TestGuestsComeAsNoDeviceAtABroker, where one client identifier is one client, whoever
+// has it.
+func TestGuestsComeAsNoDeviceAtABroker(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		d := newDoor(t, db)
+		d.accept(t, countersign.Access{Guests: true})
+		for client, device := range map[string]bool{
+			"pump-1": true, "pump-1/a": true, "pump-1:a": true, "pump-1:a:b/c": true,
+			"": false, "visitor": false, "pump-12": false, "visitor:pump-1": false, "/pump-1": false, strings.Repeat("x:", 100): false,
+		} {
+			got := d.Decide(t.Context(), countersign.Connection{Gateway: "hook:emqx", ClientID: client, Username: "pumps", Remote: home})
+			if (got.Code == countersign.SubjectMismatch) != device {
+				t.Errorf("client id %.20q: got %s %s, want a device's: %t", client, got.Code, got.Reason, device)
+			}
+		}
+	})
+}
+
 func TestGuestsAreBounded(t *testing.T) {
 	d := newDoor(t, storetest.Open(t))
 	d.accept(t, countersign.Access{Guests: true})
