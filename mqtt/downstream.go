@@ -80,8 +80,11 @@ func (x *session) enginePublish(f frame) error {
 	}
 	if topic != x.lastDown {
 		allowed := !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic)
-		x.judged("receive", topic, allowed)
-		if !allowed {
+		others := allowed && x.othersInbox(topic)
+		if !others { // what # brings along was not asked for
+			x.judged("receive", topic, allowed)
+		}
+		if !allowed || others {
 			return x.dropDown(p)
 		}
 		x.lastDown = topic

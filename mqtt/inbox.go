@@ -23,6 +23,12 @@ func withInbox(p countersign.Permissions, inbox string) countersign.Permissions 
 	return p
 }
 
+// othersInbox tells whether a topic or filter is below the inboxes and outside of the
+// session's own, which no policy grants: not with # either.
+func (x *session) othersInbox(topic string) bool {
+	return isInbox(topic) && !strings.HasPrefix(topic, x.inbox())
+}
+
 // isInbox tells whether a topic is somebody's inbox: nothing is retained there,
 // since nobody would ever take it away.
 func isInbox(topic string) bool { return strings.HasPrefix(topic, inboxes) }

@@ -126,3 +126,28 @@ func TestADeadInboxLocksNobodyOut(t *testing.T) {
 		got[again.next().payload] = true
 	}
 }
+
+// TestNoPolicyOpensAnInbox to anybody but its session: one that grants everything
+// does not either.
+func TestNoPolicyOpensAnInbox(t *testing.T) {
+	g := start(t, nil)
+	g.guard.perms["service"] = permissions([]string{"#"}, nil)
+	g.guard.perms["snoop"] = permissions(nil, []string{"#"})
+	_, inbox, _ := g.inboxOf(t, "dev")
+	service, snoop := g.join(t, "service", 4), g.join(t, "snoop", 5)
+	snoop.send(snoop.subscribe(1, "#", "_inbox/+/#", "_inbox/#", inbox+"#", "$share/s/_inbox/#"))
+	if kind, body := snoop.recv(); kind != 0x90 || !strings.HasSuffix(string(body), "\x01\x87\x87\x87\x87") {
+		t.Errorf("SUBACK: got %#x % x", kind, body)
+	}
+	denied := g.Stats().Denied
+	for i, topic := range []string{inbox + "r", "lobby/x"} {
+		service.send(service.publish(1, uint16(i+1), topic, topic))
+		service.expect("PUBACK", []byte{0x40, 2, 0, byte(i + 1)})
+	}
+	if m := snoop.next(); m.topic != "lobby/x" {
+		t.Errorf("the first message: got %+v", m)
+	}
+	if n := g.Stats().Denied; n != denied {
+		t.Errorf("%d acts were denied, want none: a filter of the policy's own is no attempt", n-denied)
+	}
+}

@@ -327,7 +327,7 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 		}
 		return fromEngine, nil
 	}
-	allowed := !strings.HasPrefix(inner, "$") && topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner)
+	allowed := !strings.HasPrefix(inner, "$") && !x.othersInbox(inner) && topics.Allowed(x.perms.Subscribe.Allow, x.perms.Subscribe.Deny, inner)
 	x.judged("subscribe", filter, allowed)
 	switch {
 	case !allowed:
