@@ -58,6 +58,7 @@ type Person struct {
 	Subject string
 	Role    Role
 	Fleets  []string
+	Until   time.Time // end of the ID token
 }
 
 // Verify reads an ID token. It refuses with BadCredential one that is not good, with
@@ -91,7 +92,7 @@ func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
 	if !has(all["email_verified"], "true") {
 		delete(all, "email")
 	}
-	p := Person{Subject: t.Subject}
+	p := Person{Subject: t.Subject, Until: t.Expiry}
 	for _, claim := range []string{"preferred_username", "email", "sub"} {
 		if s, ok := all[claim].(string); ok && p.Name == "" && subjectName.MatchString(s) {
 			p.Name = s

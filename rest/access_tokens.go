@@ -30,7 +30,11 @@ func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.New
 		Subject: operatorSubject(c.name), Source: ra.OperatorSource(cmp.Or(c.token, c.name)),
 		Devices: in.Body.Devices, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
 	}
-	made, text, err := s.Office.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
+	ttl := ttlOf(in.Body.TTLSeconds)
+	if !c.until.IsZero() {
+		ttl = min(ttl, c.until.Sub(s.Now()))
+	}
+	made, text, err := s.Office.CreateAccessToken(ctx, k, ttl, s.by(ctx))
 	return api.IssuedAccessToken{AccessToken: shapeAccessToken(made), Token: text}, err
 }
 

@@ -124,6 +124,7 @@ type person struct {
 	name, source string
 	role         operator.Role
 	fleets       []string
+	until        time.Time // what he signed in with is good for so long
 }
 
 func (x *Exchange) exchange(ctx context.Context, r *http.Request) (*exchanged, error) {
@@ -154,7 +155,7 @@ func (x *Exchange) exchange(ctx context.Context, r *http.Request) (*exchanged, e
 	if err := x.checkFleets(ctx, p, order.Devices); err != nil {
 		return nil, err
 	}
-	k, text, err := x.Office.CreateAccessToken(ctx, order, ttl, ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
+	k, text, err := x.Office.CreateAccessToken(ctx, order, min(ttl, p.until.Sub(x.Now())), ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
 	if err != nil {
 		return nil, err
 	}
@@ -201,10 +202,11 @@ func (x *Exchange) check(ctx context.Context, token, kind string) (person, error
 	switch {
 	case kind == typeAccessToken:
 		t, err := x.Operators.Authenticate(ctx, token)
-		return person{name: t.Name, source: ra.OperatorSource(t.ID), role: t.Role}, err
+		return person{name: t.Name, source: ra.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
 	case kind == typeIDToken && x.OIDC != nil:
 		p, err := x.OIDC.Verify(ctx, token)
-		return person{name: p.Name, source: "oidc:" + p.Subject, role: p.Role, fleets: p.Fleets}, err
+		// No operator token has a colon in its name: a person who may choose his own takes nobody's.
+		return person{name: "oidc:" + p.Name, source: "oidc:" + p.Subject, role: p.Role, fleets: p.Fleets, until: p.Until}, err
 	case kind == typeIDToken:
 		return person{}, countersign.Errorf(countersign.BadRequest, "no sign-in provider is configured").WithNext("set oidc in the configuration")
 	}

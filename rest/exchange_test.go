@@ -66,7 +66,7 @@ func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 	tokens := map[operator.Role]string{}
 	err := h.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		for _, role := range []operator.Role{operator.Operator, operator.Viewer, operator.Factory} {
-			_, secret, err := h.Operators.Create(ctx, tx, string(role), role, time.Hour)
+			_, secret, err := h.Operators.Create(ctx, tx, string(role), role, 30*time.Minute)
 			if err != nil {
 				return err
 			}
@@ -90,6 +90,9 @@ func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 	}
 	if _, _, got := exchange(t, x, "", exchangeForm(tokens[operator.Viewer])); got.Scope != "device:pump-1 read" {
 		t.Errorf("a viewer's scope: got %q (%s), want it to listen only", got.Scope, got.Description)
+	}
+	if _, _, got := exchange(t, x, "", exchangeForm(tokens[operator.Operator], "expires_in", "3600")); got.ExpiresIn > 30*60 {
+		t.Errorf("good for %d s, longer than the operator token is", got.ExpiresIn)
 	}
 	for _, tt := range []struct {
 		name, origin string

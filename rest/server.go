@@ -132,7 +132,8 @@ const (
 type caller struct {
 	name  string
 	role  operator.Role
-	token string // id of its operator token; empty at the socket
+	token string    // id of its operator token; empty at the socket
+	until time.Time // end of that; zero at the socket
 }
 
 // by is the caller as an actor in the log.
@@ -184,7 +185,7 @@ func (s *Server) identify(ctx huma.Context, act operator.Act) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{t.Name, t.Role, t.ID}, nil
+	return caller{t.Name, t.Role, t.ID, t.ExpiresAt}, nil
 }
 
 // bearer is the token of an Authorization header (RFC 6750, 2.1); empty if it is

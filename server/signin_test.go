@@ -63,7 +63,7 @@ func TestIDTokenOpensTheDoorForItsScope(t *testing.T) {
 	}
 	defer c.Disconnect(100)
 	sessions := s.Sessions()
-	if len(sessions) != 1 || sessions[0].Device != "operator/alice@example.com" || strings.Join(sessions[0].Scope, " ") != "pump-1" {
+	if len(sessions) != 1 || sessions[0].Device != "operator/oidc:alice@example.com" || strings.Join(sessions[0].Scope, " ") != "pump-1" {
 		t.Errorf("got sessions %+v", sessions)
 	}
 	for filter, want := range map[string]bool{"devices/pump-1/up/#": true, "devices/valve-1/up/#": false, "#": false} {
