@@ -50,6 +50,10 @@ type Token struct {
 	IssuedAt  time.Time
 	ExpiresAt time.Time
 	RevokedAt time.Time // zero: it was not
+
+	// Until is when what it is given for ends, and the token with it; zero: never. It is
+	// for Issue alone.
+	Until time.Time
 }
 
 // Credential is how sessions that rest on the token name it.
@@ -81,6 +85,9 @@ func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Dura
 	}
 	now := t.Now().UTC().Truncate(time.Microsecond)
 	k.ID, k.IssuedAt, k.ExpiresAt = strings.ToLower(rand.Text()), now, now.Add(ttl)
+	if !k.Until.IsZero() && k.Until.Before(k.ExpiresAt) {
+		k.ExpiresAt = k.Until.UTC().Truncate(time.Microsecond)
+	}
 	if err := t.checkScope(ctx, tx, &k); err != nil {
 		return k, "", err
 	}

@@ -28,13 +28,9 @@ func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.New
 	c, _ := ctx.Value(callerKey).(caller)
 	k := access.Token{
 		Subject: operatorSubject(c.name), Source: ra.OperatorSource(cmp.Or(c.token, c.name)),
-		Devices: in.Body.Devices, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
+		Devices: in.Body.Devices, Until: c.until, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
 	}
-	ttl := ttlOf(in.Body.TTLSeconds)
-	if !c.until.IsZero() {
-		ttl = min(ttl, c.until.Sub(s.Now()))
-	}
-	made, text, err := s.Office.CreateAccessToken(ctx, k, ttl, s.by(ctx))
+	made, text, err := s.Office.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
 	return api.IssuedAccessToken{AccessToken: shapeAccessToken(made), Token: text}, err
 }
 

@@ -150,12 +150,12 @@ func (x *Exchange) exchange(ctx context.Context, r *http.Request) (*exchanged, e
 	if !p.role.May(operator.Read) {
 		return nil, countersign.Errorf(countersign.NotAllowed, "the role %s of %s sees no devices", p.role, p.name)
 	}
-	order.Subject, order.Source = operatorSubject(p.name), p.source
+	order.Subject, order.Source, order.Until = operatorSubject(p.name), p.source, p.until
 	order.ReadOnly = order.ReadOnly || !p.role.May(operator.Control)
 	if err := x.checkFleets(ctx, p, order.Devices); err != nil {
 		return nil, err
 	}
-	k, text, err := x.Office.CreateAccessToken(ctx, order, min(ttl, p.until.Sub(x.Now())), ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
+	k, text, err := x.Office.CreateAccessToken(ctx, order, ttl, ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
 	if err != nil {
 		return nil, err
 	}
