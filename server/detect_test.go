@@ -6,6 +6,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/server"
 )
 
 // TestDetectorsSeeWhatTheGatewaySays has real sessions make the stories: a fight for
@@ -47,5 +48,22 @@ func TestDetectorsSeeWhatTheGatewaySays(t *testing.T) {
 	}
 	if got := alerts(t, s, api.AlertFilter{State: "live", Rule: "shared_certificate"}); len(got) != 0 {
 		t.Errorf("takeovers were taken for two holders: %+v", got)
+	}
+}
+
+// TestStrangersNameNoDeviceToSuspend: whoever has a leaked claim or group key can say
+// any device's name with it, as whoever guesses can.
+func TestStrangersNameNoDeviceToSuspend(t *testing.T) {
+	unproven := map[string]bool{}
+	for _, r := range server.FindingRules() {
+		unproven[r.Name] = r.Unproven
+	}
+	for name, want := range map[string]bool{
+		"claim_misuse": true, "group_key_leaked": true, "wrong_secret": true,
+		"renewal_fork": false, "shared_certificate": false, "denied_topics": false,
+	} {
+		if got, known := unproven[name]; !known || got != want {
+			t.Errorf("%s: unproven is %t, known %t; want %t", name, got, known, want)
+		}
 	}
 }

@@ -47,7 +47,7 @@ func findingRules() []respond.Rule {
 func unproven(rule string) bool {
 	switch rule {
 	case detect.WrongSecret, detect.SecretGuessing, detect.SecretSpraying, detect.DeviceProbing, detect.UnknownIssuer, detect.ClockSkew,
-		detect.AddressBlocked:
+		detect.AddressBlocked, detect.ClaimMisuse, detect.GroupKeyLeaked:
 		return true
 	}
 	return false
