@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
@@ -234,8 +236,8 @@ func (l *Ledger) checkManual(b *Block, now time.Time) error {
 		return countersign.Errorf(countersign.BadRequest, "a block of %s is not between %s and %s", left, minManual, mostManual).
 			WithNext("choose another end")
 	}
-	if len(b.Reason) > maxReason {
-		return countersign.Errorf(countersign.BadRequest, "a reason of %d octets is longer than %d", len(b.Reason), maxReason).WithNext("say it shorter")
+	if len(b.Reason) > maxReason || !utf8.ValidString(b.Reason) || strings.ContainsRune(b.Reason, 0) {
+		return countersign.Errorf(countersign.BadRequest, "the reason is longer than %d octets, or not text", maxReason).WithNext("say it shorter")
 	}
 	for _, p := range l.Allow {
 		if p.Contains(b.Prefix.Addr()) && p.Bits() <= b.Prefix.Bits() {

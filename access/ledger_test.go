@@ -409,3 +409,15 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+func TestBlockWantsAReasonThatIsText(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		l := &access.Ledger{DB: db, Now: func() time.Time { return start }}
+		for _, reason := range []string{"a\x00b", "\xff", strings.Repeat("x", 201)} {
+			b := access.Block{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Reason: reason, Until: start.Add(time.Hour)}
+			if _, err := l.Block(t.Context(), b, "operator:test", "cli"); countersign.CodeOf(err) != countersign.BadRequest {
+				t.Errorf("reason %.10q: got %v, want bad_request", reason, err)
+			}
+		}
+	})
+}

@@ -6,14 +6,11 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -23,7 +20,6 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
-	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
@@ -282,47 +278,6 @@ func (s *Server) enrollment(by countersign.Enroller, desk *ra.Desk) http.Handler
 	return mux
 }
 
-// heard acts on what happened here or on another node.
-func (s *Server) heard(e countersign.Event) {
-	switch e.Type {
-	case countersign.DeviceRevoked, countersign.DeviceRetiredEv:
-		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
-		select {
-		case s.purges <- e.Device:
-		default: // the engine's own idle limit clears what a flood of revocations leaves
-		}
-	case countersign.DeviceSuspendedEv:
-		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
-	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
-		s.ca.Forget(e.Cert.Serial)
-		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
-		s.crls.Changed(e.Cert.Issuer)
-	case countersign.SecretStopped:
-		s.index.Cut(countersign.Cut{Credential: "secret:" + e.Data["secret"], Reason: string(e.Type)})
-	case countersign.CredentialStopped:
-		s.index.Cut(countersign.Cut{Credential: e.Data["kind"] + ":" + e.Data["credential"], Reason: string(e.Type)})
-	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
-		go s.reload()
-	case countersign.AccessTokenRevoked:
-		s.index.Cut(countersign.Cut{Credential: "token:" + e.Data["token"], Reason: string(e.Type)})
-	case countersign.CertReleased:
-		s.ca.Forget(e.Cert.Serial)
-		s.crls.Changed(e.Cert.Issuer)
-	}
-}
-
-// reload reads the authorities that another node registered.
-func (s *Server) reload() {
-	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
-	defer cancel()
-	if err := s.ca.Reload(ctx); err != nil {
-		s.log.ErrorContext(ctx, "authorities not read again", "error", err)
-	}
-}
-
-// reloadTime bounds the reading of a few rows.
-const reloadTime = 10 * time.Second
-
 // Run serves until ctx ends, then stops in order: no new connections, the live
 // ones told, what they said written down, the database closed.
 func (s *Server) Run(ctx context.Context) error {
@@ -365,28 +320,6 @@ func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {
 	return list.Read(f)
 }
 
-// maxPurges bounds the devices whose stored messages wait to be dropped.
-const maxPurges = 1024
-
-// purge has the engine drop what it keeps of devices that lost their identity. It
-// reads every stored session, so nobody waits for it.
-func (s *Server) purge(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case device := <-s.purges:
-			if s.engine == nil {
-				continue
-			}
-			err := s.engine.Purge(ctx, device)
-			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
-				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
-			}
-		}
-	}
-}
-
 // tendEvery is how often the server looks after itself.
 const tendEvery = 10 * time.Minute
 
@@ -425,69 +358,6 @@ func (s *Server) Close() error {
 		}
 	})
 	return errors.Join(errs...)
-}
-
-// Endpoints tells where the server is reached.
-func (s *Server) Endpoints() api.Endpoints {
-	e := api.Endpoints{Roots: s.cfg.Path(rootsName), Socket: s.cfg.Socket()}
-	scheme := "https"
-	if s.cfg.Listeners.PlainAPI() {
-		scheme = "http"
-	}
-	e.Enroll = s.url("https", s.listeners.enroll)
-	e.Recovery = s.url("https", s.listeners.recovery)
-	e.MQTT = s.url("mqtts", s.listeners.mqtt)
-	if u := s.url("wss", s.listeners.websocket); u != "" {
-		e.WebSocket = u + mqtt.WebSocketPath
-	}
-	e.API = s.url(scheme, s.listeners.api)
-	e.Hook = s.url(s.hookScheme(), s.listeners.hook)
-	for i, l := range s.listeners.tunnels {
-		if e.Tunnels == nil {
-			e.Tunnels = map[string]string{}
-		}
-		e.Tunnels[s.cfg.Tunnels[i].Name] = s.url("tls", l)
-	}
-	e.Status = s.url("http", s.listeners.status)
-	return e
-}
-
-// url names a listener: by its own address where that is one, else by the first
-// of the server's names.
-func (s *Server) url(scheme string, l net.Listener) string {
-	if l == nil {
-		return ""
-	}
-	host, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return ""
-	}
-	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-		host = s.cfg.Names[0]
-	}
-	return scheme + "://" + net.JoinHostPort(host, port)
-}
-
-func (s *Server) statusURL() string {
-	if s.cfg.StatusURL != "" {
-		return s.cfg.StatusURL
-	}
-	return s.url("http", s.listeners.status)
-}
-
-func (s *Server) writeEndpoints() error {
-	e := s.Endpoints()
-	for _, path := range []*string{&e.Roots, &e.Socket} { // the reader may be in another folder
-		var err error
-		if *path, err = filepath.Abs(*path); err != nil {
-			return err
-		}
-	}
-	b, err := json.MarshalIndent(e, "", "  ")
-	if err != nil {
-		return err
-	}
-	return writeFile(s.cfg.Path(endpointsName), append(b, '\n'), 0o644)
 }
 
 // Authorities lists the authorities, for what a program prints at its start.

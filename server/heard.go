@@ -1,0 +1,71 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// heard acts on what happened here or on another node.
+func (s *Server) heard(e countersign.Event) {
+	switch e.Type {
+	case countersign.DeviceRevoked, countersign.DeviceRetiredEv:
+		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
+		select {
+		case s.purges <- e.Device:
+		default: // the engine's own idle limit clears what a flood of revocations leaves
+		}
+	case countersign.DeviceSuspendedEv:
+		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
+	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
+		s.ca.Forget(e.Cert.Serial)
+		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
+		s.crls.Changed(e.Cert.Issuer)
+	case countersign.SecretStopped:
+		s.index.Cut(countersign.Cut{Credential: "secret:" + e.Data["secret"], Reason: string(e.Type)})
+	case countersign.CredentialStopped:
+		s.index.Cut(countersign.Cut{Credential: e.Data["kind"] + ":" + e.Data["credential"], Reason: string(e.Type)})
+	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
+		go s.reload()
+	case countersign.AccessTokenRevoked:
+		s.index.Cut(countersign.Cut{Credential: "token:" + e.Data["token"], Reason: string(e.Type)})
+	case countersign.CertReleased:
+		s.ca.Forget(e.Cert.Serial)
+		s.crls.Changed(e.Cert.Issuer)
+	}
+}
+
+// reload reads the authorities that another node registered.
+func (s *Server) reload() {
+	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
+	defer cancel()
+	if err := s.ca.Reload(ctx); err != nil {
+		s.log.ErrorContext(ctx, "authorities not read again", "error", err)
+	}
+}
+
+// reloadTime bounds the reading of a few rows.
+const reloadTime = 10 * time.Second
+
+// maxPurges bounds the devices whose stored messages wait to be dropped.
+const maxPurges = 1024
+
+// purge has the engine drop what it keeps of devices that lost their identity. It
+// reads every stored session, so nobody waits for it.
+func (s *Server) purge(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case device := <-s.purges:
+			if s.engine == nil {
+				continue
+			}
+			err := s.engine.Purge(ctx, device)
+			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
+				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
+			}
+		}
+	}
+}
