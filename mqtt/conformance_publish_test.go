@@ -323,7 +323,7 @@ var publishCases = []conformanceCase{
 		},
 	},
 	{
-		name: "PropertiesReachTheReceiver", v5: "3.3.2-4 3.3.2-15 3.3.2-16 3.3.2-17 3.3.2-18 3.3.2-20", lacks: "nats",
+		name: "PropertiesReachTheReceiver", v5: "3.3.2-4 3.3.2-15 3.3.2-16 3.3.2-17 3.3.2-18 3.3.2-20",
 		run: func(c *trial) {
 			hears := c.plain(":h")
 			hears.sub(1, c.topic("x"))
@@ -334,7 +334,7 @@ var publishCases = []conformanceCase{
 		},
 	},
 	{
-		name: "MessagesExpire", v5: "3.3.2-5 3.3.2-6 4.3.3-7", lacks: "nats",
+		name: "MessagesExpire", v5: "3.3.2-5 3.3.2-6 4.3.3-7",
 		run: func(c *trial) {
 			d, _, _ := c.open(opening{keep: true})
 			d.sub(1, c.topic("x"))

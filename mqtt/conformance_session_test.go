@@ -178,7 +178,7 @@ var sessionCases = []conformanceCase{
 		},
 	},
 	{
-		name: "AWillKeepsItsProperties", v5: "3.1.3-10", lacks: "nats",
+		name: "AWillKeepsItsProperties", v5: "3.1.3-10",
 		run: func(c *trial) {
 			hears := c.plain(":h")
 			hears.sub(0, c.topic("will"))

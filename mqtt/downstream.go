@@ -89,6 +89,10 @@ func (x *session) enginePublish(f frame) error {
 		}
 		x.lastDown = topic
 	}
+	wrapped, over := x.unwrapDown(f, &p)
+	if over { // [MQTT-3.3.2-5]
+		return x.dropDown(p)
+	}
 	if x.shim() {
 		if f.flags()&0x01 != 0 && !x.wantsRetained(topic) {
 			return x.dropDown(p)
@@ -114,6 +118,9 @@ func (x *session) enginePublish(f frame) error {
 		}
 	}
 	x.srv.count.delivered.Add(1)
+	if wrapped {
+		return sendPublish(&x.down, f.raw[0], topic, p, 4)
+	}
 	return x.down.send(f.raw)
 }
 
@@ -295,14 +302,14 @@ func (x *session) engineDisconnect(f frame) error {
 	return errEngineLeft
 }
 
-// publishBody is the remaining length of a PUBLISH of level without properties.
+// publishBody is the remaining length of a PUBLISH of level.
 func publishBody(topic string, p publish, level byte) int {
 	n := 2 + len(topic) + len(p.payload)
 	if p.qos > 0 {
 		n += 2
 	}
 	if level == 5 {
-		n++ // no properties
+		n += varintSize(len(p.props)) + len(p.props)
 	}
 	return n
 }
@@ -314,12 +321,12 @@ func publishPacket(head byte, topic string, p publish, level byte) []byte {
 		b = binary.BigEndian.AppendUint16(b, p.id)
 	}
 	if level == 5 {
-		b = append(b, 0)
+		b = append(appendVarint(b, len(p.props)), p.props...)
 	}
 	return append(b, p.payload...)
 }
 
-// sendPublish writes the message as a PUBLISH of level, without properties.
+// sendPublish writes the message as a PUBLISH of level.
 func sendPublish(o *outbox, head byte, topic string, p publish, level byte) error {
 	var start, end [8]byte
 	s := appendVarint(append(start[:0], head), publishBody(topic, p, level))
@@ -328,12 +335,14 @@ func sendPublish(o *outbox, head byte, topic string, p publish, level byte) erro
 	if p.qos > 0 {
 		e = binary.BigEndian.AppendUint16(e, p.id)
 	}
+	var props []byte
 	if level == 5 {
-		e = append(e, 0)
+		props = p.props
+		e = appendVarint(e, len(props))
 	}
 	name := p.topic
 	if len(name) == 0 {
 		name = []byte(topic)
 	}
-	return o.send(s, name, e, p.payload)
+	return o.send(s, name, e, props, p.payload)
 }

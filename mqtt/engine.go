@@ -49,6 +49,9 @@ type Traits struct {
 	// engine sends again to a client that stayed, the gateway drops. nil: the engine
 	// does as MQTT wants.
 	Resume func(s countersign.Session)
+	// Wraps lets the gateway put the properties of MQTT 5 in front of payloads: nobody
+	// reads the engine's messages but through it.
+	Wraps bool
 }
 
 // Backend is the engine's side of a session: an open connection and what the

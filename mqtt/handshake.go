@@ -190,6 +190,14 @@ func (x *session) admitWill() error {
 	if x.badTopic(w.topic) {
 		return refuse(connNotAuthorized, BadTopicName, "the engine does not take the will's topic")
 	}
+	if !x.traits.Wraps {
+		return nil
+	}
+	if p := wrapWill(w); len(p) > maxBinary {
+		return refuse(connNotAuthorized, PacketTooLarge, "the will is too large with its properties")
+	} else if p != nil {
+		w.payload = p
+	}
 	return nil
 }
 

@@ -95,7 +95,7 @@ func (n *NATS) start() error {
 		NoSigs:     true,
 		JetStream:  true,
 		StoreDir:   n.o.Dir,
-		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket)), //nolint:gosec // a small limit
+		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket) + wrapHead), //nolint:gosec // a small limit
 
 		JetStreamMaxStore:          cmp.Or(n.o.MaxStore, natsMaxStore),
 		CustomClientAuthentication: n,
@@ -126,7 +126,9 @@ func (n *NATS) start() error {
 }
 
 // Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
-func (n *NATS) Traits() Traits { return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume} }
+func (n *NATS) Traits() Traits {
+	return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume, Wraps: true}
+}
 
 func natsBadTopic(t string) bool { return len(t) > natsMaxTopic || !topics.FitsNATS(t) }
 
@@ -264,7 +266,12 @@ func (n *NATS) platform(ctx context.Context) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newPlatform(ctx, b, n.o.Now)
+	p, err := newPlatform(ctx, b, n.o.Now)
+	if err != nil {
+		return nil, err
+	}
+	p.wraps = true
+	return p, nil
 }
 
 // natsSessions is the stream in which nats-server keeps MQTT sessions.

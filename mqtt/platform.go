@@ -30,6 +30,8 @@ type platform struct {
 	conn net.Conn
 	in   frameReader
 	now  func() time.Time
+	// wraps is the engine's trait.
+	wraps bool
 
 	mu     sync.Mutex // one publish at a time
 	nextID uint16
@@ -76,6 +78,9 @@ func (p *platform) publish(ctx context.Context, topic string, payload []byte) er
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if w := wrap(nil, 0, payload); p.wraps && w != nil {
+		payload = w
+	}
 	p.nextID = p.nextID%0xFFFF + 1
 	body := append(appendText(nil, topic), byte(p.nextID>>8), byte(p.nextID)) //nolint:gosec // the two halves of it
 	f, err := p.ask(ctx, packet(pktPublish<<4|0x02, append(body, payload...)))
@@ -126,6 +131,9 @@ func (p *platform) receive(receive func(string, []byte)) {
 		m, err := parsePublish(f, 4)
 		if err != nil {
 			return
+		}
+		if p.wraps {
+			unwrap(&m)
 		}
 		receive(string(m.topic), bytes.Clone(m.payload))
 		if m.qos > 0 { // QoS 1: that is what was asked for

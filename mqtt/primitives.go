@@ -100,6 +100,15 @@ func (s *scanner) done() error {
 	return s.err
 }
 
+// varintSize is how many octets appendVarint takes for n.
+func varintSize(n int) int {
+	size := 1
+	for ; n >= 0x80; n >>= 7 {
+		size++
+	}
+	return size
+}
+
 func appendVarint(b []byte, n int) []byte {
 	for n >= 0x80 {
 		b = append(b, byte(n)|0x80)

@@ -4,12 +4,14 @@ import "encoding/binary"
 
 // The properties that the gateway reads or writes (MQTT 5, 2.2.2.2).
 const (
+	propMessageExpiry   = 0x02
 	propSessionExpiry   = 0x11
 	propAssignedID      = 0x12
 	propServerKeepAlive = 0x13
 	propResponseTopic   = 0x08
 	propAuthMethod      = 0x15
 	propAuthData        = 0x16
+	propWillDelay       = 0x18
 	propRequestResponse = 0x19
 	propResponseInfo    = 0x1A
 	propSubscriptionID  = 0x0B

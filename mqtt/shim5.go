@@ -10,8 +10,8 @@ import (
 
 // The shim serves an MQTT 5 client on an engine that speaks MQTT 3.1.1. CONNACK
 // says what is missing: subscription identifiers and shared subscriptions. The
-// properties of messages have no place in 3.1.1 and are lost;
-// docs/protocols/mqtt.md lists what that means.
+// properties of messages have no place in 3.1.1: where the gateway may, it wraps
+// them up, else they are lost. docs/protocols/mqtt.md lists what that means.
 
 // shimAliasMax is the Topic Alias Maximum: a device publishes to few topics, and
 // each alias keeps one in memory.

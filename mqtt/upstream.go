@@ -105,10 +105,11 @@ func (x *session) devicePublish(f frame) error {
 	if x.level == 5 {
 		return x.sendStamped(f.raw[0], p)
 	}
-	if !x.shim() {
+	wrapped := x.traits.Wraps && x.wrapUp(&p, retain)
+	if !x.shim() && !wrapped {
 		return x.up.send(f.raw)
 	}
-	if p.qos > 0 {
+	if x.shim() && p.qos > 0 {
 		x.mu.Lock()
 		over := len(x.inUp) >= maxPending && !x.inUp[p.id]
 		put(&x.inUp, p.id, true)
