@@ -36,6 +36,8 @@ const (
 	// expireEvery is how often sessions are searched for that have outlived their
 	// verdicts.
 	expireEvery = 5 * time.Second
+	// maxLooks bounds the search for a job that may make room.
+	maxLooks = 256
 	// maxSessions bounds the sessions of one device that a kick names.
 	maxSessions = 64
 )
@@ -152,8 +154,11 @@ func (k *Kicker) kick(hook string, t target) {
 	}
 	j := k.jobs[hook][t.device]
 	if j == nil {
-		if len(k.jobs[hook]) >= maxJobs {
-			k.fail(hook, t, errors.New("too many devices are to be disconnected at once"))
+		if len(k.jobs[hook]) >= maxJobs && !k.makeRoom(hook) {
+			if now := k.Now(); now.Sub(k.told[hook]) > maxBackoff { // not for each of a fleet's devices
+				k.told[hook] = now
+				k.fail(hook, t, errors.New("too many devices are to be disconnected at once"))
+			}
 			return
 		}
 		j = &job{target: t}
@@ -175,6 +180,22 @@ func (k *Kicker) kick(hook string, t target) {
 	j.whole = j.whole || t.whole
 	j.next, j.sweep, j.restore, j.confirmed = k.Now(), 0, false, false
 	k.rouse()
+}
+
+// makeRoom drops a job that only looks once more; false if there is none among a few.
+// It wants the lock.
+func (k *Kicker) makeRoom(hook string) bool {
+	looks := 0
+	for device, j := range k.jobs[hook] { // in an order of chance
+		if looks++; looks > maxLooks {
+			return false
+		}
+		if j.confirmed && !j.running && !j.restore {
+			delete(k.jobs[hook], device)
+			return true
+		}
+	}
+	return false
 }
 
 // settle ends the search for a device whose sessions are known to be gone: what shows

@@ -56,7 +56,8 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 	case "vhost":
 		return rabbitAllow()
 	case "resource":
-		if rabbitResource(v.Device, in.Get("resource"), in.Get("name"), in.Get("permission")) {
+		client, ok := rabbitResource(v.Device, in.Get("resource"), in.Get("name"), in.Get("permission"))
+		if ok && s.mayBe(ctx, h, v.Device, client) {
 			return rabbitAllow()
 		}
 	case "topic":
@@ -93,25 +94,38 @@ func rabbitQuestion(in url.Values) question {
 	return q
 }
 
-// rabbitResource: the exchange that carries MQTT, and queues of the device's own.
-func rabbitResource(device, kind, name, permission string) bool {
+// rabbitResource: the exchange that carries MQTT, and queues that have the name of a
+// client of the device, which is given then.
+func rabbitResource(device, kind, name, permission string) (client string, ok bool) {
 	switch kind {
 	case "exchange":
-		return name == rabbitExchange && (permission == "read" || permission == "write")
+		return "", name == rabbitExchange && (permission == "read" || permission == "write")
 	case "topic":
-		return name == rabbitExchange
+		return "", name == rabbitExchange
 	case "queue":
 		own, ok := strings.CutPrefix(name, rabbitQueue)
 		if !ok {
-			return ofDevice(name, device)
+			return name, ofDevice(name, device)
 		}
 		for _, ending := range []string{"qos0", "qos1"} {
 			if client, found := strings.CutSuffix(own, ending); found {
-				return ofDevice(client, device)
+				return client, ofDevice(client, device)
 			}
 		}
 	}
-	return false
+	return "", false
+}
+
+// mayBe asks whether the device may have such a client identifier: ids may hold
+// colons, so "a:b" of device a is also the id of a device "a:b", whose queues are
+// its own.
+func (s *Server) mayBe(ctx context.Context, h *Hook, device, client string) bool {
+	if !strings.HasPrefix(client, device+":") {
+		return true
+	}
+	return s.Gatekeeper.Admit(ctx, countersign.Connection{
+		Gateway: h.gateway(), Protocol: "RabbitMQ", ClientID: client, Username: device, Vouched: h.Name,
+	}).Allow
 }
 
 // rabbitAct reads a routing key as the topic that MQTT clients see: dots part its

@@ -71,7 +71,7 @@ func (h *Hook) gateway() string { return "hook:" + h.Name }
 // byUser tells whether the broker, once it has let a client in, knows it by the user
 // name that the client gave. A token or a guest's silence proves another name
 // than that, so it must be no device's.
-func (h *Hook) byUser() bool { return h.Kind == RabbitMQ || h.Kind == VerneMQ }
+func (h *Hook) byUser() bool { return h != nil && (h.Kind == RabbitMQ || h.Kind == VerneMQ) }
 
 // Answer is one answered question, for metrics.
 type Answer struct {
@@ -255,7 +255,8 @@ func (s *Server) recognizeDevice(ctx context.Context, h *Hook, r *http.Request, 
 		return errors.New("it shows no client certificate")
 	}
 	peer := r.TLS.PeerCertificates
-	v := s.admit(ctx, key{hook: h.Name, client: "caller:" + fingerprint(peer[0])}, countersign.Connection{
+	// Under a name that no hook has: clients choose what follows it.
+	v := s.admit(ctx, key{hook: h.Name + "/caller", client: fingerprint(peer[0])}, countersign.Connection{
 		Gateway: h.gateway(), Remote: caller, Protocol: "HTTP", Peer: peer,
 	})
 	if !v.Allow {

@@ -1,8 +1,10 @@
 package hook_test
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -155,6 +157,9 @@ func TestRabbitMQAnswers(t *testing.T) {
 		{"resource", "username=pump-1&vhost=/&resource=queue&name=mqtt-subscription-pump-1qos1&permission=configure", "allow"},
 		{"resource", "username=pump-1&vhost=/&resource=queue&name=mqtt-subscription-pump-2qos1&permission=read", "deny"},
 		{"resource", "username=pump-1&vhost=/&resource=queue&name=mqtt-subscription-pump-12qos1&permission=read", "deny"},
+		{"resource", "username=pump-1&vhost=/&resource=queue&name=mqtt-subscription-pump-1:aqos1&permission=read", "allow"},
+		{"resource", "username=pump-1&vhost=/&resource=queue&name=mqtt-subscription-pump-1:deviceqos1&permission=read", "deny"},
+		{"resource", "username=pump-1&vhost=/&resource=queue&name=pump-1:device&permission=configure", "deny"},
 		{"topic", "username=pump-1&vhost=/&resource=topic&name=amq.topic&permission=write&routing_key=devices.pump-1.up.t", "allow"},
 		{"topic", "username=pump-1&vhost=/&resource=topic&name=amq.topic&permission=write&routing_key=devices.pump-2.up.t", "deny"},
 		{"topic", "username=pump-1&vhost=/&resource=topic&name=amq.topic&permission=write&routing_key=devices/pump-2/up/t", "deny"},
@@ -333,6 +338,11 @@ func TestProxiesShowCertificates(t *testing.T) {
 	}
 }
 
+func thumbprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
 func pemOf(c *x509.Certificate) []byte { return pemCertificate(c.Raw) }
 
 func TestStrangersAreRefused(t *testing.T) {
@@ -358,8 +368,16 @@ func TestStrangersAreRefused(t *testing.T) {
 		{"other device", "dev", func(r *http.Request) { r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{other}} }, false},
 		{"no certificate", "dev", func(*http.Request) {}, false},
 		{"unguarded", "open", func(*http.Request) {}, false},
+		{"certificate, after a client that calls itself like it", "dev", func(r *http.Request) { r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{broker}} }, true},
 	} {
-		r := httptest.NewRequest(http.MethodPost, "/hooks/"+c.hook+"/authn", strings.NewReader(right))
+		question := right
+		if strings.Contains(c.name, "calls itself") {
+			question = `{"clientid":"caller:` + thumbprint(broker) + `","cert_pem":` + quoted(t, string(pemOf(other))) + `}`
+			again := httptest.NewRequest(http.MethodPost, "/hooks/"+c.hook+"/authn", strings.NewReader(question))
+			c.with(again)
+			d.send(again)
+		}
+		r := httptest.NewRequest(http.MethodPost, "/hooks/"+c.hook+"/authn", strings.NewReader(question))
 		c.with(r)
 		status, _, body := d.send(r)
 		if got := strings.Contains(body, `"result":"allow"`); status != http.StatusOK || got != c.allow {

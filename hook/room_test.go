@@ -1,0 +1,36 @@
+package hook
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// TestAFleetThatIsCutFillsTheQueueOnce: what only looks once more makes room, and a
+// queue that is full is told once.
+func TestAFleetThatIsCutFillsTheQueueOnce(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	told := 0
+	k := &Kicker{
+		Drivers: []*Driver{{Hook: "b"}}, Tell: func(countersign.Event) { told++ }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Now: func() time.Time { return now },
+	}
+	cut := func(i int) { k.kick("b", target{device: fmt.Sprint("d", i), at: now, whole: true}) }
+	for i := range maxJobs + 100 {
+		cut(i)
+	}
+	if told != 1 || k.Waiting() != maxJobs {
+		t.Fatalf("told %d times with %d waiting, want once with %d", told, k.Waiting(), maxJobs)
+	}
+	for _, j := range k.jobs["b"] {
+		j.confirmed = true
+	}
+	cut(maxJobs)
+	if j := k.jobs["b"][fmt.Sprint("d", maxJobs)]; j == nil || len(k.jobs["b"]) != maxJobs {
+		t.Errorf("the next got no room among %d jobs", len(k.jobs["b"]))
+	}
+}
