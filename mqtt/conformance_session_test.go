@@ -189,6 +189,25 @@ var sessionCases = []conformanceCase{
 		},
 	},
 	{
+		name: "ACleanStartForgetsQoS2", v3: "3.1.2-6", v5: "3.1.2-4",
+		run: func(c *trial) {
+			hears := c.plain(":h")
+			hears.sub(2, c.topic("x"))
+			for _, keep := range []bool{false, true} {
+				d, _, _ := c.open(opening{keep: keep})
+				d.send(d.message(2, 7, c.topic("x"), "never released"))
+				d.acknowledged(0x50, 7)
+				_ = d.raw.Close()
+				d = c.plain("")
+				d.send(d.message(2, 7, c.topic("x"), "new"))
+				d.acknowledged(0x50, 7)
+				d.send([]byte{0x62, 2, 0, 7})
+				d.acknowledged(0x70, 7)
+				hears.gets("new")
+			}
+		},
+	},
+	{
 		name: "AWillWaits", v5: "3.1.3-9", lacks: "nats",
 		run: func(c *trial) {
 			hears := c.plain(":h")

@@ -49,6 +49,9 @@ type Traits struct {
 	// engine sends again to a client that stayed, the gateway drops. nil: the engine
 	// does as MQTT wants.
 	Resume func(s countersign.Session)
+	// Forget has an engine that keeps the QoS 2 messages of a client beyond its session
+	// drop those that wait for PUBREL. nil: the engine does as MQTT wants.
+	Forget func(ctx context.Context, s countersign.Session) error
 	// Wraps lets the gateway put the properties of MQTT 5 in front of payloads: nobody
 	// reads the engine's messages but through it.
 	Wraps bool

@@ -127,7 +127,7 @@ func (n *NATS) start() error {
 
 // Traits of nats-server: MQTT 3.1.1 and topics that make good subjects.
 func (n *NATS) Traits() Traits {
-	return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume, Wraps: true}
+	return Traits{Level: 4, BadTopic: natsBadTopic, Resume: n.Resume, Forget: n.Forget, Wraps: true}
 }
 
 func natsBadTopic(t string) bool { return len(t) > natsMaxTopic || !topics.FitsNATS(t) }

@@ -29,6 +29,8 @@ const (
 
 	natsMessages = "$MQTT_msgs" // the stream of messages of QoS 1 and 2
 	natsPubrels  = "$MQTT_out"  // the stream of PUBREL packets
+
+	natsUnreleased = "$MQTT_qos2in" // the stream of QoS 2 messages that wait for PUBREL
 )
 
 // Resume makes nats-server send again at once what a session's client has not
@@ -96,6 +98,24 @@ func (n *NATS) resume(ctx context.Context, id string) error {
 		err = errors.Join(err, e)
 	}
 	return err
+}
+
+// Forget drops what waits for a PUBREL of a session's client. nats-server keeps it
+// when a clean session ends, by packet identifier: the next message with the same
+// one would be taken for its repetition, and the old one delivered in its place.
+func (n *NATS) Forget(ctx context.Context, s countersign.Session) error {
+	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
+	defer cancel()
+	js, done, err := n.jetstream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	stream, err := js.Stream(ctx, natsUnreleased)
+	if err != nil {
+		return err
+	}
+	return stream.Purge(ctx, jetstream.WithPurgeSubject("$MQTT.qos2.in."+natsID(s.Device, s.ClientID)+".>"))
 }
 
 type natsConsumer struct {

@@ -62,6 +62,7 @@ type session struct {
 	reauthAt   time.Time // when the device may authenticate again
 	filters    map[string]struct{}
 	limiter    *rate.Limiter
+	fresh      bool // the engine forgot the QoS 2 messages of an earlier session
 	cleanLeave bool // the device said goodbye, the will is dropped
 	expiry     uint32
 

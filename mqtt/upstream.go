@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -55,9 +56,9 @@ func (x *session) flushBoth(first, second *outbox) error {
 func (x *session) fromDevice(ctx context.Context, f frame) error {
 	switch f.kind() {
 	case pktPublish:
-		return x.devicePublish(f)
+		return x.devicePublish(ctx, f)
 	case pktPuback, pktPubrec, pktPubrel, pktPubcomp:
-		return x.deviceAck(f)
+		return x.deviceAck(ctx, f)
 	case pktSubscribe, pktUnsubscribe:
 		return x.deviceSubscribe(f)
 	case pktPingreq:
@@ -79,7 +80,7 @@ func (x *session) fromDevice(ctx context.Context, f frame) error {
 	return breach(ProtocolError, "packet type %d from a client", f.kind())
 }
 
-func (x *session) devicePublish(f frame) error {
+func (x *session) devicePublish(ctx context.Context, f frame) error {
 	p, err := parsePublish(f, x.connect.level)
 	if err != nil {
 		return err
@@ -100,6 +101,11 @@ func (x *session) devicePublish(f frame) error {
 			return x.refusePublish(p, code)
 		}
 		x.lastTopic, x.lastRetain = topic, retain
+	}
+	if p.qos == 2 {
+		if err := x.forget(ctx); err != nil {
+			return err
+		}
 	}
 	x.srv.count.published.Add(1)
 	if x.level == 5 {
@@ -223,14 +229,32 @@ func (x *session) refusePublish(p publish, code Reason) error {
 	return nil
 }
 
+// forget sees to it that a session which the engine began anew does not meet the
+// QoS 2 messages of an earlier one, [MQTT-3.1.2-6] of 3.1.1.
+func (x *session) forget(ctx context.Context) error {
+	if x.fresh || x.resumed || x.traits.Forget == nil {
+		return nil
+	}
+	x.fresh = true
+	if err := x.traits.Forget(ctx, x.info); err != nil {
+		return fmt.Errorf("couldn't drop the messages of an earlier session: %w", err)
+	}
+	return nil
+}
+
 // deviceAck passes on an acknowledgment, or ends an exchange that the gateway
 // holds by itself.
-func (x *session) deviceAck(f frame) error {
+func (x *session) deviceAck(ctx context.Context, f frame) error {
 	a, err := parseAck(f, x.connect.level)
 	if err != nil {
 		return err
 	}
 	kind := f.kind()
+	if kind == pktPubrel {
+		if err := x.forget(ctx); err != nil {
+			return err
+		}
+	}
 	x.mu.Lock()
 	mine := kind == pktPubrel && take(x.refusedUp, a.id)
 	dropped := x.shim() && kind == pktPubrec && a.code >= UnspecifiedError
