@@ -2,7 +2,6 @@ package hook
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"testing"
 	"time"
@@ -16,7 +15,7 @@ func TestAFleetThatIsCutFillsTheQueueOnce(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	told := 0
 	k := &Kicker{
-		Drivers: []*Driver{{Hook: "b"}}, Tell: func(countersign.Event) { told++ }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Drivers: []*Driver{{Hook: "b"}}, Tell: func(countersign.Event) { told++ }, Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return now },
 	}
 	cut := func(i int) { k.kick("b", target{device: fmt.Sprint("d", i), at: now, whole: true}) }
