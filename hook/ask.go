@@ -120,6 +120,9 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 		return v
 	}
 	v.Cert, v.Credential = was.verdict.Cert, was.verdict.Credential
+	if refused := s.unaccepted(ctx, v); refused.Code != "" {
+		return refused
+	}
 	if end := was.verdict.NotAfter; !end.IsZero() && (v.NotAfter.IsZero() || end.Before(v.NotAfter)) {
 		v.NotAfter = end
 	}
@@ -131,6 +134,22 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
 	}
 	return v
+}
+
+// unaccepted refuses a session that came in by what its fleet takes no more; the zero
+// Verdict refuses nothing.
+func (s *Server) unaccepted(ctx context.Context, v countersign.Verdict) countersign.Verdict {
+	if s.Unaccepted == nil {
+		return countersign.Verdict{}
+	}
+	lost, err := s.Unaccepted(ctx, v.Fleet, []countersign.Session{{Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential}})
+	switch {
+	case err != nil:
+		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the rules of the fleet cannot be read now"}
+	case len(lost) > 0:
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the fleet no longer accepts what the session came in by"}
+	}
+	return countersign.Verdict{}
 }
 
 // unproven is c without what proves it.

@@ -32,8 +32,10 @@ type guard struct {
 	closed   []string
 	judged   []countersign.Act
 	notAfter time.Time
-	perms    func(device string) countersign.Permissions
-	deciding func() // called while a decision is under way
+	// credential is what all but vouched sessions rest on.
+	credential string
+	perms      func(device string) countersign.Permissions
+	deciding   func() // called while a decision is under way
 }
 
 func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
@@ -53,6 +55,9 @@ func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.V
 	v := countersign.Verdict{Code: countersign.NotAllowed, Reason: "no"}
 	if device != "" && !g.refused[device] && c.ClientID != "pump-1:device" { // there is a device of that name
 		v = countersign.Verdict{Allow: true, Device: device, Fleet: "pumps", NotAfter: g.notAfter, Permissions: permissions(device)}
+		if c.Vouched == "" {
+			v.Credential = g.credential
+		}
 		if g.perms != nil {
 			v.Permissions = g.perms(device)
 		}

@@ -1,6 +1,7 @@
 package hook_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -67,6 +68,31 @@ func TestChangedPolicyCountsAtOnce(t *testing.T) {
 	d.happen(countersign.PolicyApplied, "")
 	if d.publishes(t) {
 		t.Error("the policy from before is applied")
+	}
+}
+
+func TestAFleetThatAcceptsLessCountsAtOnce(t *testing.T) {
+	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+	d.guard.credential = "secret:s1"
+	less := false
+	d.Unaccepted = func(_ context.Context, fleet string, list []countersign.Session) ([]countersign.Session, error) {
+		if fleet != "pumps" || len(list) != 1 || list[0].Device != "pump-1" || list[0].Credential != "secret:s1" {
+			t.Errorf("asked about %s %+v, want the session as it came in", fleet, list)
+		}
+		if less {
+			return list, nil
+		}
+		return nil, nil
+	}
+	d.comesIn(t)
+	d.happen(countersign.FleetSaved, "")
+	if !d.publishes(t) {
+		t.Error("a session that the fleet accepts is refused")
+	}
+	less = true
+	d.happen(countersign.FleetSaved, "")
+	if d.publishes(t) {
+		t.Error("a session goes on that came in by what the fleet takes no more")
 	}
 }
 

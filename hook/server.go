@@ -89,6 +89,9 @@ type Server struct {
 	Kicker     *Kicker      // nil: no broker is told whom to disconnect
 	Live       func() bool  // whether every change is heard of at once; nil: it is
 	Observe    func(Answer) // nil: nobody counts
+	// Unaccepted gives those of a fleet's sessions that came in by what it takes no
+	// more; nil: there are none.
+	Unaccepted func(ctx context.Context, fleet string, sessions []countersign.Session) ([]countersign.Session, error)
 	Log        *slog.Logger
 	Now        func() time.Time
 

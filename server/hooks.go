@@ -45,7 +45,8 @@ func (s *Server) openHooks(context.Context) error {
 	m := newHookMetrics(s.metrics.registry)
 	s.hooks.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
 	s.hooks.server = &hook.Server{
-		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered, Log: s.log, Now: s.opts.Now,
+		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered, Unaccepted: s.desk.Access.Unaccepted,
+		Log: s.log, Now: s.opts.Now,
 	}
 	m.watch(s.metrics.registry, s.hooks.kicker.Waiting)
 	for _, c := range s.cfg.Hooks {
