@@ -42,7 +42,7 @@ type cache struct {
 	entries  map[key]*entry
 	byDevice map[string][]key
 	live     map[key]key // sessions told as opened, by hook and client alone
-	recent   []string    // devices cut of late, oldest first
+	recent   []string    // devices and credentials cut of late, oldest first
 	dropped  uint64      // recent[0] is cut number dropped+1
 }
 
@@ -63,7 +63,7 @@ func (c *cache) cutSince(mark uint64, device string) bool {
 func (c *cache) put(keys []key, e entry, mark uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cutSince(mark, e.verdict.Device) {
+	if c.cutSince(mark, e.verdict.Device) || c.cutSince(mark, credentialCut+e.verdict.Credential) {
 		return false
 	}
 	if c.entries == nil {
@@ -128,16 +128,40 @@ func (c *cache) get(k key) (entry, bool) {
 func (c *cache) cut(device string, lost func(entry) bool) map[string][]key {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.recent) == maxRecent {
-		c.recent = append(c.recent[:0:0], c.recent[maxRecent/2:]...)
-		c.dropped += maxRecent / 2
-	}
-	c.recent = append(c.recent, device)
+	c.note(device)
 	found := map[string][]key{}
 	for _, k := range c.byDevice[device] {
 		if e := c.entries[k]; lost(*e) {
 			e.cut = true
 			found[k.hook] = append(found[k.hook], k)
+		}
+	}
+	return found
+}
+
+// credentialCut begins the name of a credential among those that were cut.
+const credentialCut = "\x00"
+
+// note remembers what was cut. It wants the lock.
+func (c *cache) note(name string) {
+	if len(c.recent) == maxRecent {
+		c.recent = append(c.recent[:0:0], c.recent[maxRecent/2:]...)
+		c.dropped += maxRecent / 2
+	}
+	c.recent = append(c.recent, name)
+}
+
+// cutCredential marks the sessions that rest on a credential and gives them by
+// device. It looks at all, since such a cut is a person's act.
+func (c *cache) cutCredential(credential string) map[string][]key {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.note(credentialCut + credential)
+	found := map[string][]key{}
+	for k, e := range c.entries {
+		if !e.cut && e.verdict.Credential == credential {
+			e.cut = true
+			found[e.verdict.Device] = append(found[e.verdict.Device], k)
 		}
 	}
 	return found

@@ -1,6 +1,8 @@
 package hook
 
 import (
+	"time"
+
 	"github.com/countersign-iot/countersign"
 )
 
@@ -13,7 +15,16 @@ func (s *Server) Heard(e countersign.Event) {
 	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
 		// A broker that gave a name alone may have seen this certificate.
 		s.cut(e, func(x entry) bool { return x.verdict.Cert == e.Cert || x.conn.Vouched != "" }, true)
+	case countersign.AccessTokenRevoked:
+		subject, credential := e.Data["subject"], "token:"+e.Data["token"]
+		for hook, sessions := range s.cache.cut(subject, func(x entry) bool { return x.verdict.Credential == credential }) {
+			s.Kicker.kick(hook, target{device: subject, fleet: e.Fleet, sessions: sessions, at: e.At, reason: string(e.Type)})
+		}
 	case countersign.SecretStopped, countersign.CredentialStopped:
+		if e.Device == "" { // of many devices, such as a group key
+			s.cutCredential(e, e.Data["kind"]+":"+e.Data["credential"])
+			return
+		}
 		// Which secret of the device it was matters little: whoever holds another one
 		// comes back with it.
 		s.cut(e, func(x entry) bool { return x.verdict.Credential != "" }, false)
@@ -49,16 +60,28 @@ func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	}
 }
 
+// cutCredential ends the sessions that rest on a credential, whosever they are.
+func (s *Server) cutCredential(e countersign.Event, credential string) {
+	for device, keys := range s.cache.cutCredential(credential) {
+		s.kickEach(device, keys, e.At, string(e.Type))
+	}
+}
+
+// kickEach kicks sessions of a device that may come back.
+func (s *Server) kickEach(device string, keys []key, at time.Time, reason string) {
+	by := map[string][]key{}
+	for _, one := range keys {
+		by[one.hook] = append(by[one.hook], one)
+	}
+	for hook, sessions := range by {
+		s.Kicker.kick(hook, target{device: device, sessions: sessions, at: at, reason: reason})
+	}
+}
+
 // sweep kicks the sessions that have outlived their verdicts.
 func (s *Server) sweep() {
 	now := s.Now()
 	for device, keys := range s.cache.expired(now) {
-		by := map[string][]key{}
-		for _, one := range keys {
-			by[one.hook] = append(by[one.hook], one)
-		}
-		for hook, sessions := range by {
-			s.Kicker.kick(hook, target{device: device, sessions: sessions, at: now, reason: "the session is at its end"})
-		}
+		s.kickEach(device, keys, now, "the session is at its end")
 	}
 }

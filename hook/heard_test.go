@@ -71,6 +71,33 @@ func TestChangedPolicyCountsAtOnce(t *testing.T) {
 	}
 }
 
+func TestACredentialThatIsTakenAwayCutsItsSessions(t *testing.T) {
+	for _, c := range []struct {
+		credential string
+		event      countersign.Event
+		cut        bool
+	}{
+		{"token:t1", countersign.Event{Type: countersign.AccessTokenRevoked, Data: map[string]string{"token": "t1", "subject": "pump-1"}}, true},
+		{"token:t1", countersign.Event{Type: countersign.AccessTokenRevoked, Data: map[string]string{"token": "t2", "subject": "pump-1"}}, false},
+		{"group_key:g1", countersign.Event{Type: countersign.CredentialStopped, Data: map[string]string{"kind": "group_key", "credential": "g1"}}, true},
+		{"", countersign.Event{Type: countersign.CredentialStopped, Data: map[string]string{"kind": "group_key", "credential": "g1"}}, false},
+	} {
+		d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
+		d.guard.credential, c.event.At = c.credential, d.now
+		if !d.comesIn(t) || !d.publishes(t) {
+			t.Fatal("a good device is refused")
+		}
+		d.Heard(c.event)
+		if d.publishes(t) == c.cut {
+			t.Errorf("a session on %q after %s %v: want cut %t", c.credential, c.event.Type, c.event.Data, c.cut)
+		}
+		d.guard.deciding = func() { d.Heard(c.event) } // while the next one is decided
+		if got := d.comesIn(t); !got {
+			t.Errorf("after %s a connection that the guard takes on is refused for ever", c.event.Type)
+		}
+	}
+}
+
 func TestAFleetThatAcceptsLessCountsAtOnce(t *testing.T) {
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.credential = "secret:s1"
