@@ -306,7 +306,7 @@ var publishCases = []conformanceCase{
 		},
 	},
 	{
-		name: "ClientsCannotFloodWithQoS", v5: "3.3.4-7", lacks: "mosquitto",
+		name: "ClientsCannotFloodWithQoS", v5: "3.3.4-7",
 		run: func(c *trial) {
 			d := c.plain("")
 			for i := range 1000 { // no PUBREL: they stay in flight

@@ -189,6 +189,16 @@ var sessionCases = []conformanceCase{
 		},
 	},
 	{
+		name: "AWillGoesOutWithItsSession", v5: "3.1.2-8",
+		run: func(c *trial) {
+			hears := c.plain(":h")
+			hears.sub(0, c.topic("will"))
+			d, _, _ := c.open(opening{flags: 4, after: c.will(c.topic("will"), "gone", []byte{0x18, 0, 0, 1, 0})})
+			_ = d.raw.Close()
+			hears.gets("gone")
+		},
+	},
+	{
 		name: "ACleanStartForgetsQoS2", v3: "3.1.2-6", v5: "3.1.2-4",
 		run: func(c *trial) {
 			hears := c.plain(":h")

@@ -26,6 +26,7 @@ func (x *session) runDown() error {
 			return engineError(err)
 		}
 		if x.ended() || x.done.Load() {
+			x.missed = true
 			return errEnded
 		}
 		if err := x.toDevice(f); err != nil {
@@ -106,6 +107,9 @@ func (x *session) enginePublish(f frame) error {
 		x.srv.count.delivered.Add(1)
 		return sendPublish(&x.down, f.raw[0], topic, p, 5)
 	}
+	if x.tooLarge(len(f.raw)) {
+		return x.sendSmaller(f.raw[0], p)
+	}
 	if x.traits.Resume != nil && p.qos > 0 {
 		x.mu.Lock()
 		again := x.hasDown(p.id) && f.flags()&flagDup != 0
@@ -122,6 +126,23 @@ func (x *session) enginePublish(f frame) error {
 		return sendPublish(&x.down, f.raw[0], topic, p, 4)
 	}
 	return x.down.send(f.raw)
+}
+
+// tooLarge tells of a packet of an MQTT 5 engine that is over the client's Maximum
+// Packet Size. The engine was told a larger one, for the sender's name.
+func (x *session) tooLarge(size int) bool {
+	return x.level == 5 && x.connect.maxPacket > 0 && size > int(x.connect.maxPacket)
+}
+
+// sendSmaller sends a message without its sender's name, if that makes it fit.
+func (x *session) sendSmaller(head byte, p publish) error {
+	p.props = keepProperties(p.props, pktPublish, isSender)
+	b := publishPacket(head, string(p.topic), p, 5)
+	if x.tooLarge(len(b)) { // [MQTT-3.1.2-25]: as if it had been delivered
+		return x.dropDown(p)
+	}
+	x.srv.count.delivered.Add(1)
+	return x.down.send(b)
 }
 
 // dropDown ends the exchange of a message that the device does not get.
@@ -227,7 +248,7 @@ func (x *session) engineAck(f frame) error {
 		again = ok && !first // not within a connection
 		put(&x.inDown, a.id, false)
 	}
-	if f.kind() == pktPuback || f.kind() == pktPubcomp {
+	if f.kind() == pktPuback || f.kind() == pktPubcomp || f.kind() == pktPubrec && a.code >= UnspecifiedError {
 		delete(x.inUp, a.id)
 	}
 	x.mu.Unlock()
@@ -236,6 +257,9 @@ func (x *session) engineAck(f frame) error {
 		return x.up.send(ackPacket(pktPubcomp, a.id, Success))
 	case again:
 		return nil
+	}
+	if x.tooLarge(len(f.raw)) {
+		return x.down.send(ackPacket(f.kind(), a.id, a.code))
 	}
 	return x.down.send(f.raw) // without a reason code both versions look alike
 }
@@ -259,8 +283,15 @@ func (x *session) engineSuback(f frame) error {
 	codes, ok := m[p.id]
 	delete(m, p.id)
 	x.mu.Unlock()
-	if !ok {
+	large := x.tooLarge(len(f.raw))
+	if !ok && !large {
 		return x.down.send(f.raw)
+	}
+	if !ok {
+		codes = p.codes
+	}
+	if large {
+		p.props = nil
 	}
 	for i := range codes {
 		if codes[i] != fromEngine {
@@ -296,7 +327,9 @@ func (x *session) engineDisconnect(f frame) error {
 	}
 	var last []byte
 	if x.connect.level == 5 {
-		last = append(last, f.raw...)
+		if last = append(last, f.raw...); x.tooLarge(len(last)) {
+			last = x.disconnect(d.code, "")
+		}
 	}
 	x.end(why, last)
 	return errEngineLeft

@@ -14,6 +14,10 @@ const (
 	propertyFleet  = "x-fleet"
 )
 
+// maxStamp is room for the sender's name in what a client is to receive: names of
+// devices and fleets are short.
+const maxStamp = 1024
+
 // stampOf is the property block that names the sender.
 func stampOf(device, fleet string) []byte {
 	var b []byte
@@ -48,13 +52,23 @@ func keepProperties(block []byte, kind byte, drop func(property) bool) []byte {
 	return out
 }
 
-// stamped is a will with the sender's name.
-func (w *will) stamped(stamp []byte) *will {
+// stamped is a will with the sender's name. It waits no longer than the session
+// does, [MQTT-3.1.2-8]: mosquitto 2.0.11 would let it.
+func (w *will) stamped(stamp []byte, expiry uint32) *will {
 	if w == nil {
 		return nil
 	}
 	c := *w
-	c.props = append(keepProperties(w.props, pktWill, isSender), stamp...)
+	var delay uint32
+	c.props = append(keepProperties(w.props, pktWill, func(p property) bool {
+		if p.id == propWillDelay {
+			delay = p.number
+		}
+		return p.id == propWillDelay || isSender(p)
+	}), stamp...)
+	if delay = min(delay, expiry); delay > 0 {
+		c.props = appendU32Prop(c.props, propWillDelay, delay)
+	}
 	return &c
 }
 

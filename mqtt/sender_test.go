@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -259,5 +260,26 @@ func TestAWSClientsGetThroughTLS(t *testing.T) {
 		c.NextProtos, c.InsecureSkipVerify, c.ServerName = protocols, true, ""
 		d := g.dialConfig(t, c)
 		d.hello(4, "dev")
+	}
+}
+
+// A client that takes small packets only shall not lose messages to the names of
+// their senders.
+func TestTheSendersNameYieldsToThePacketSize(t *testing.T) {
+	_, v5 := everything(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now})
+	hears, _, _ := v5.open(opening{suffix: ":h", props: [][]byte{{0x27, 0, 0, 0, 64}, {0x22, 0, 10}}})
+	hears.sub(2, "c/x")
+	d := v5.plain(":p")
+	user := cat([]byte{0x26}, str("k"), str("v"))
+	for qos := range byte(3) {
+		d.put(qos, false, "c/x", strings.Repeat("x", 40), user)
+		if m := hears.next(); len(m.payload) != 40 || !bytes.Equal(m.props, user) {
+			t.Errorf("QoS %d: got %q with % x", qos, m.payload, m.props)
+		}
+		d.put(qos, false, "c/x", strings.Repeat("x", 64))
+		d.put(qos, false, "c/x", "")
+		if m := hears.next(); m.payload != "" || !bytes.Contains(m.props, []byte("x-device-id")) {
+			t.Errorf("QoS %d: got %q with % x", qos, m.payload, m.props)
+		}
 	}
 }

@@ -57,6 +57,7 @@ type session struct {
 	keepAlive  time.Duration // how long the device may be silent; 0: for ever
 	aliasesUp  map[uint16]string
 	aliasMax   uint16    // highest alias the device may use
+	flight     int       // MQTT 5: how many QoS 1 and 2 messages of the device may be in flight
 	lastTopic  string    // the last one that was found good
 	lastRetain bool      // for retained messages too
 	reauthAt   time.Time // when the device may authenticate again
@@ -69,6 +70,7 @@ type session struct {
 	// Owned by down.
 	aliasesDown map[uint16]string
 	lastDown    string
+	missed      bool          // the engine sent what the device did not get
 	asked       []retainedAsk // shim: the SUBSCRIBE that was answered last
 
 	// What one direction leaves for the other.
@@ -76,7 +78,7 @@ type session struct {
 	heldDown   []held // shim: to the device, beyond its Receive Maximum
 	heldSize   int
 	slot       sync.Cond                // signals that inDown shrank or the session is over
-	inUp       map[uint16]bool          // shim: QoS 1 and 2 from the device, not yet acknowledged
+	inUp       map[uint16]struct{}      // MQTT 5: QoS 1 and 2 from the device, not yet acknowledged
 	inDown     map[uint16]bool          // where the gateway counts: QoS 1 and 2 to the device, not yet acknowledged; false once PUBREL went out
 	refusedUp  map[uint16]bool          // QoS 2 from the device, refused, awaiting its PUBREL
 	refusedDn  map[uint16]bool          // QoS 2 to the device, refused, awaiting the engine's PUBREL
@@ -114,6 +116,7 @@ func (x *session) open(ctx context.Context) error {
 		x.stamp = stampOf(x.info.Device, x.info.Fleet)
 	}
 	x.slot.L = &x.mu
+	x.flight = maxPending
 	x.aliasMax = shimAliasMax
 	x.keepAlive = x.allowedSilence(time.Duration(c.keepAlive) * time.Second)
 	if r := x.srv.Limits.PublishRate; r > 0 {
@@ -202,7 +205,7 @@ func (x *session) run(ctx context.Context) {
 	if x.suppressed > 0 {
 		s.Log.InfoContext(ctx, "denied acts not told one by one", "device", x.info.Device, "session", x.info.ID, "count", x.suppressed)
 	}
-	if x.expiry > 0 && len(x.inDown)+len(x.heldDown) > 0 { // nobody else is there any more
+	if x.expiry > 0 && (x.missed || len(x.inDown)+len(x.heldDown) > 0) { // nobody else is there any more
 		x.srv.leaveUnfinished(x.claimKey())
 	}
 	if x.kept {
@@ -318,7 +321,8 @@ func (x *session) hangUp(down <-chan struct{}) {
 		x.conn.Abort()
 	}
 	<-down
-	_, _ = io.Copy(io.Discard, x.backend.Conn)
+	n, _ := io.Copy(io.Discard, x.backend.Conn)
+	x.missed = x.missed || n > 0 || x.engine.buffered()
 	x.closeBackend()
 }
 

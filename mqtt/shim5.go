@@ -3,6 +3,7 @@ package mqtt
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/countersign-iot/countersign/topics"
@@ -27,14 +28,21 @@ func (x *session) engineConnect() connect {
 		c.cleanStart = c.cleanStart && c.sessionExpiry == 0
 	}
 	if x.level == 5 {
-		c.will = c.will.stamped(x.stamp)
+		c.will = c.will.stamped(x.stamp, c.sessionExpiry)
 		c.props = keepProperties(c.props, pktConnect, func(p property) bool {
 			switch p.id {
 			case propAuthMethod, propAuthData, propRequestResponse:
 				return true // the gateway's business
+			case propMaxPacketSize:
+				return true // see below
+			case propTopicAliasMax: // what fit calls too large must teach no alias
+				return c.maxPacket > 0
 			}
 			return p.id == propSessionExpiry && x.ephemeral
 		})
+		if c.maxPacket > 0 {
+			c.props = appendU32Prop(c.props, propMaxPacketSize, uint32(min(uint64(c.maxPacket)+maxStamp, math.MaxUint32))) //nolint:gosec // bounded here
+		}
 	}
 	return c
 }
@@ -44,7 +52,7 @@ const maxGrowth = 4
 
 // shimConnackProps tells the client what it gets (MQTT 5, 3.2.2.3).
 func (x *session) shimConnackProps() []byte {
-	b := appendU16Prop(nil, propReceiveMaximum, maxPending)
+	b := appendU16Prop(nil, propReceiveMaximum, uint16(x.flight))           //nolint:gosec // at most maxPending
 	b = appendU32Prop(b, propMaxPacketSize, uint32(x.srv.Limits.MaxPacket)) //nolint:gosec // a small limit
 	b = appendU16Prop(b, propTopicAliasMax, shimAliasMax)
 	b = append(b, propWildcardSubs, 1, propSubIDs, 0, propSharedSubs, 0)
@@ -92,6 +100,9 @@ func (x *session) passConnackProps(block []byte) ([]byte, error) {
 			x.expiry = p.number
 		case propTopicAliasMax:
 			x.aliasMax = uint16(p.number) //nolint:gosec // a two-byte property
+		case propReceiveMaximum:
+			x.flight = min(x.flight, int(p.number))
+			return nil
 		case propServerKeepAlive:
 			x.keepAlive = x.allowedSilence(time.Duration(p.number) * time.Second)
 		}
@@ -99,6 +110,7 @@ func (x *session) passConnackProps(block []byte) ([]byte, error) {
 		return nil
 	})
 	x.in.max = min(x.in.max, int(size))
+	out = appendU16Prop(out, propReceiveMaximum, uint16(x.flight)) //nolint:gosec // at most maxPending
 	return x.ownConnackProps(appendU32Prop(out, propMaxPacketSize, size)), engineError(err)
 }
 

@@ -108,6 +108,11 @@ func (x *session) devicePublish(ctx context.Context, f frame) error {
 		}
 	}
 	x.srv.count.published.Add(1)
+	if p.qos > 0 && x.connect.level == 5 {
+		if err := x.takeOff(p.id); err != nil {
+			return err
+		}
+	}
 	if x.level == 5 {
 		return x.sendStamped(f.raw[0], p)
 	}
@@ -115,16 +120,18 @@ func (x *session) devicePublish(ctx context.Context, f frame) error {
 	if !x.shim() && !wrapped {
 		return x.up.send(f.raw)
 	}
-	if x.shim() && p.qos > 0 {
-		x.mu.Lock()
-		over := len(x.inUp) >= maxPending && !x.inUp[p.id]
-		put(&x.inUp, p.id, true)
-		x.mu.Unlock()
-		if over { // [MQTT-3.3.4-7]
-			return breach(ReceiveMaximumExceeded, "more than %d messages in flight", maxPending)
-		}
-	}
 	return sendPublish(&x.up, f.raw[0], topic, p, 4)
+}
+
+// takeOff counts a message of the device as in flight.
+func (x *session) takeOff(id uint16) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, again := x.inUp[id]; !again && len(x.inUp) >= x.flight { // [MQTT-3.3.4-7]
+		return breach(ReceiveMaximumExceeded, "more than %d messages in flight", x.flight)
+	}
+	put(&x.inUp, id, struct{}{})
+	return nil
 }
 
 // slowDown holds the device to the publish rate by reading no faster.

@@ -88,8 +88,9 @@ func unwrap(p *publish) (expires int64, ok bool) {
 }
 
 // unwrapDown unwraps a message for the device. It tells whether the message was
-// wrapped and whether its time is over: a message that was sent once does not
-// expire any more, [MQTT-4.3.3-7].
+// wrapped and whether its time is over. With QoS 2 a message that may have been
+// sent once does not expire any more, [MQTT-4.3.3-7]: the client may hold its
+// packet identifier.
 func (x *session) unwrapDown(f frame, p *publish) (wrapped, over bool) {
 	if !x.traits.Wraps {
 		return false, false
@@ -99,7 +100,7 @@ func (x *session) unwrapDown(f frame, p *publish) (wrapped, over bool) {
 		return ok, false
 	}
 	left := time.UnixMilli(expires).Sub(x.now())
-	if left <= 0 && f.flags()&flagDup == 0 {
+	if left <= 0 && (p.qos < 2 || f.flags()&flagDup == 0) {
 		return true, true
 	}
 	// Rounded up: it is not over yet. What was written is a property's four octets.

@@ -14,9 +14,9 @@ import (
 const wrapMark = "\x00\xc5\x9dmqtt5"
 
 // everything is a gateway whose device "c" may do all, as clients of both versions.
-func everything(t *testing.T) (v4, v5 *trial) {
+func everything(t *testing.T, engine mqtt.Engine) (v4, v5 *trial) {
 	t.Helper()
-	g := start(t, nil)
+	g := start(t, engine)
 	g.guard.common = &countersign.Permissions{
 		Publish: countersign.Filters{Allow: []string{"#"}}, Retain: countersign.Filters{Allow: []string{"#"}},
 		Subscribe: countersign.Filters{Allow: []string{"#"}}, Receive: countersign.Filters{Allow: []string{"#"}},
@@ -26,7 +26,7 @@ func everything(t *testing.T) (v4, v5 *trial) {
 }
 
 func TestWrappingShowsNowhere(t *testing.T) {
-	v4, v5 := everything(t)
+	v4, v5 := everything(t, nil)
 	old, newer := v4.plain(":4"), v5.plain(":5")
 	old.sub(2, "c/x")
 	newer.sub(2, "c/x")
@@ -72,7 +72,7 @@ func TestWrappingShowsNowhere(t *testing.T) {
 }
 
 func TestAnEmptyRetainedMessageWithPropertiesDeletes(t *testing.T) {
-	_, v5 := everything(t)
+	_, v5 := everything(t, nil)
 	d := v5.plain(":p")
 	user := cat([]byte{0x26}, str("k"), str("v"))
 	d.put(1, true, "c/x", "kept", user)
@@ -86,7 +86,7 @@ func TestAnEmptyRetainedMessageWithPropertiesDeletes(t *testing.T) {
 }
 
 func TestALargeMessageWithPropertiesCounts(t *testing.T) {
-	_, v5 := everything(t)
+	_, v5 := everything(t, nil)
 	hears, _, _ := v5.open(opening{suffix: ":h", props: [][]byte{{0x27, 0, 0, 0, 64}}})
 	hears.sub(1, "c/x")
 	d := v5.plain(":p")
