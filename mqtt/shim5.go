@@ -41,7 +41,7 @@ func (x *session) engineConnect() connect {
 			return p.id == propSessionExpiry && x.ephemeral
 		})
 		if c.maxPacket > 0 {
-			c.props = appendU32Prop(c.props, propMaxPacketSize, uint32(min(uint64(c.maxPacket)+maxStamp, math.MaxUint32))) //nolint:gosec // bounded here
+			c.props = appendU32Prop(c.props, propMaxPacketSize, uint32(min(uint64(c.maxPacket)+maxStamp, math.MaxUint32)))
 		}
 	}
 	return c

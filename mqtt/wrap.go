@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"time"
 )
@@ -105,6 +106,6 @@ func (x *session) unwrapDown(f frame, p *publish) (wrapped, over bool) {
 	}
 	// Rounded up: it is not over yet. What was written is a property's four octets.
 	rest := uint32(max(0, (left+time.Second-1)/time.Second)) //nolint:gosec // see above
-	p.props = appendU32Prop(p.props[:len(p.props):len(p.props)], propMessageExpiry, rest)
+	p.props = appendU32Prop(slices.Clip(p.props), propMessageExpiry, rest)
 	return true, false
 }
