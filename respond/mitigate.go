@@ -55,6 +55,7 @@ type job struct {
 	attempts int
 	began    time.Time
 	refused  string // why it is not to be done at all
+	closed   bool   // its alert: a person has settled the matter
 }
 
 // queue puts a mitigation on record, unless the same is waiting or was just done.
@@ -148,9 +149,10 @@ func (d *Desk) claim(ctx context.Context) (j *job, err error) {
 		var c job
 		var text string
 		var began int64
-		err := tx.QueryRow(ctx, `SELECT id, alert, act, fleet, finding, attempts, began_at FROM mitigation
+		err := tx.QueryRow(ctx, `SELECT id, alert, act, fleet, finding, attempts, began_at,
+			EXISTS (SELECT 1 FROM alert a WHERE a.id = mitigation.alert AND a.state = 'closed') FROM mitigation
 			WHERE state IN ('waiting', 'running') AND next_at <= $1 ORDER BY next_at, id LIMIT 1`, store.Micros(now)).
-			Scan(&c.id, &c.alert, &c.act, &c.fleet, &text, &c.attempts, &began)
+			Scan(&c.id, &c.alert, &c.act, &c.fleet, &text, &c.attempts, &began, &c.closed)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -163,6 +165,8 @@ func (d *Desk) claim(ctx context.Context) (j *job, err error) {
 		c.attempts++
 		if c.began = store.Time(began); began == 0 {
 			c.began = now
+		}
+		if began == 0 && !c.closed {
 			if c.refused, err = d.overLimit(ctx, tx, &c, now); err != nil {
 				return err
 			}
@@ -217,6 +221,9 @@ func (d *Desk) carryOut(ctx context.Context, j *job) (result, error) {
 		if done, err := d.wasDone(ctx, j); err != nil || done {
 			return result{text: "done; the server was interrupted before it could say so"}, err
 		}
+	}
+	if j.closed {
+		return result{text: "not done: the alert was closed first", idle: true}, nil
 	}
 	switch j.act {
 	case countersign.MitigateSuspend:

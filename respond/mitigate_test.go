@@ -40,6 +40,22 @@ func TestSuspendIsDoneAndUndone(t *testing.T) {
 	})
 }
 
+func TestAClosedAlertSuspendsNobody(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.enroll(t, "pump-1", 0)
+		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateAlert, countersign.MitigateSuspend}})
+		w.find(t, clone("pump-1"))
+		if _, err := w.Close(t.Context(), w.one(t, respond.Filter{}).ID, respond.NotAnIssue, ana); err != nil {
+			t.Fatal(err)
+		}
+		start(t, w.Run)
+		await(t, "the mitigation is settled", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
+		if got := w.state(t, "pump-1"); got != countersign.DeviceActive {
+			t.Errorf("device: got %s, want active: the alert was no issue before anything was done", got)
+		}
+	})
+}
+
 func TestLowSeverityNeverSuspendsByDefault(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.enroll(t, "pump-1", 0)
