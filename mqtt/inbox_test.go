@@ -9,13 +9,13 @@ import (
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
-// inboxOf joins with Request Response Information and keeps the session; it returns
+// inbox joins as dev with Request Response Information and keeps the session; it returns
 // the inbox that CONNACK names.
-func (g *gateway) inboxOf(t testing.TB, id string) (*device, string, bool) {
+func (g *gateway) inbox(t testing.TB) (*device, string, bool) {
 	t.Helper()
-	d := g.dial(t, id)
+	d := g.dial(t, "dev")
 	d.v5 = true
-	d.send(connect5(id, 0, props([]byte{0x19, 1}, []byte{0x11, 0, 0, 1, 0})))
+	d.send(connect5("dev", 0, props([]byte{0x19, 1}, []byte{0x11, 0, 0, 1, 0})))
 	kind, body := d.recv()
 	if kind != 0x20 || body[1] != 0 {
 		t.Fatalf("CONNACK: got %#x % x", kind, body)
@@ -38,7 +38,7 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 				service.send(service.publish(1, id, topic, topic))
 				service.expect("PUBACK", []byte{0x40, 2, byte(id >> 8), byte(id)})
 			}
-			d, inbox, _ := g.inboxOf(t, "dev")
+			d, inbox, _ := g.inbox(t)
 			if s := g.Index.Sessions(); !strings.HasPrefix(inbox, "_inbox/") || !strings.HasSuffix(inbox, "/") || len(s) != 2 {
 				t.Errorf("inbox %q with sessions %v", inbox, s)
 			}
@@ -56,7 +56,7 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
 			answer(3, inbox+"late")
 			answer(4, inbox+"later")
-			again, second, present := g.inboxOf(t, "dev")
+			again, second, present := g.inbox(t)
 			if second == inbox || !present {
 				t.Errorf("second session: inbox %q, present %v", second, present)
 			}
@@ -70,7 +70,7 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 			again.send(pkt(0xE0, []byte{0}))
 			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
 			answer(7, second+"late")
-			third, _, present := g.inboxOf(t, "dev")
+			third, _, present := g.inbox(t)
 			third.send([]byte{0xC0, 0})
 			third.expect("nothing but PINGRESP", []byte{0xD0, 0})
 			if !present {
@@ -133,7 +133,7 @@ func TestNoPolicyOpensAnInbox(t *testing.T) {
 	g := start(t, nil)
 	g.guard.perms["service"] = permissions([]string{"#"}, nil)
 	g.guard.perms["snoop"] = permissions(nil, []string{"#"})
-	_, inbox, _ := g.inboxOf(t, "dev")
+	_, inbox, _ := g.inbox(t)
 	service, snoop := g.join(t, "service", 4), g.join(t, "snoop", 5)
 	snoop.send(snoop.subscribe(1, "#", "_inbox/+/#", "_inbox/#", inbox+"#", "$share/s/_inbox/#"))
 	if kind, body := snoop.recv(); kind != 0x90 || !strings.HasSuffix(string(body), "\x01\x87\x87\x87\x87") {
