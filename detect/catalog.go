@@ -116,7 +116,7 @@ func secretRules() []Rule {
 			Sees:           "The same wrong secret is shown in the names of different devices, from any addresses. The log holds a keyed hash that tells wrong secrets apart and nothing else of them.",
 			Why:            "Trying one likely secret on all devices stays below every limit for one device and one address.",
 			Do:             "Look for devices that were given a secret by hand and have a weak one. Rotate those; prefer secrets that the server makes.",
-			FalsePositives: "A firmware image with a placeholder for its secret, on many devices that exist.",
+			FalsePositives: "A firmware image that was built with a sample secret, on many devices that exist.",
 		},
 		{
 			Name: DeviceProbing, Title: "Many devices' names are tried from one address", Severity: countersign.SeverityHigh,
