@@ -338,6 +338,38 @@ func TestAdmitSeesTheCutsSinceRegistration(t *testing.T) {
 	}
 }
 
+// TestCutFindsByCredentialAndByScope tries sessions without a certificate, decided
+// and undecided ones.
+func TestCutFindsByCredentialAndByScope(t *testing.T) {
+	browser := countersign.Session{Device: "operator/alice", Credential: "token:1", Scope: []string{"a", "b"}}
+	for name, c := range map[string]struct {
+		cut countersign.Cut
+		hit bool
+	}{
+		"its credential":        {countersign.Cut{Credential: "token:1", Reason: "cut"}, true},
+		"a device of its scope": {countersign.Cut{Device: "b", Reason: "cut"}, true},
+		"its own name":          {countersign.Cut{Device: "operator/alice", Reason: "cut"}, true},
+		"another credential":    {countersign.Cut{Credential: "token:2", Reason: "cut"}, false},
+		"another device":        {countersign.Cut{Device: "c", Reason: "cut"}, false},
+		"nothing":               {countersign.Cut{Reason: "cut"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, next := indexed(t)
+			undecided, _ := next()
+			decided, _ := next()
+			if reason, ok := decided.Admit(browser); !ok {
+				t.Fatalf("Admit: %s", reason)
+			}
+			if n := x.Cut(c.cut); (n == 1) != c.hit {
+				t.Errorf("cut %d sessions, want it hit: %v", n, c.hit)
+			}
+			if reason, ok := undecided.Admit(browser); ok == c.hit {
+				t.Errorf("admitted after the cut: %v (%s), want %v", ok, reason, !c.hit)
+			}
+		})
+	}
+}
+
 func TestCutIsNotHeldUpByAStalledPeer(t *testing.T) {
 	x := edge.NewIndex(time.Now)
 	ready := make(chan struct{})
