@@ -57,8 +57,9 @@ func (l *Log) seal(ctx context.Context) {
 	}
 }
 
-// Seal gives the unsealed events, at most a batch, their sequence and hash, and
-// tells how many. One sealer works at a time over all nodes.
+// Seal gives the unsealed events, at most a batch, their sequence and hash, records
+// the new end of the log beside it, and returns how many there were. One sealer
+// works at a time over all nodes.
 func (l *Log) Seal(ctx context.Context) (n int, err error) {
 	pending, err := l.unsealed(ctx, l.DB)
 	if err != nil || !pending {
@@ -68,10 +69,8 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 		if err := tx.Lock(ctx, "event.seal"); err != nil {
 			return err
 		}
-		var seq int64
-		var prev []byte
-		err := tx.QueryRow(ctx, `SELECT seq, hash FROM event WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1`).Scan(&seq, &prev)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		last, err := sealAfter(ctx, tx)
+		if err != nil {
 			return err
 		}
 		batch, err := l.read(ctx, tx, `SELECT `+columns+` FROM event WHERE seq IS NULL ORDER BY id LIMIT $1`, sealBatch)
@@ -79,15 +78,17 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 			return err
 		}
 		for i := range batch {
-			seq++
-			batch[i].Seq = seq
-			prev = chain(prev, &batch[i])
-			if _, err := tx.Exec(ctx, `UPDATE event SET seq = $2, hash = $3 WHERE id = $1`, batch[i].id, seq, prev); err != nil {
+			e := &batch[i]
+			e.Seq = last.seq + 1
+			last = head{e.Seq, chain(last.hash, e), e.id}
+			if _, err := tx.Exec(ctx, `UPDATE event SET seq = $2, hash = $3 WHERE id = $1`, last.id, last.seq, last.hash); err != nil {
 				return err
 			}
 		}
-		n = len(batch)
-		return nil
+		if n = len(batch); n == 0 {
+			return nil
+		}
+		return last.save(ctx, tx)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("seal events: %w", err)
@@ -134,14 +135,20 @@ type Report struct {
 	Events   int64  // sealed and checked
 	Unsealed int64  // not yet sealed
 	Head     []byte // hash of the last good event
-	BrokenAt int64  // sequence of the first bad event; 0 if none
+	BrokenAt int64  // sequence of the first event that is missing or bad; 0 if none
 	Problem  string // what is wrong there
 }
 
-// Verify walks the whole chain. It cannot miss what its end has lost: compare
-// Events and Head with those of an earlier report for that.
+// Verify walks the whole chain and compares its end with what the sealer recorded
+// and with how far the log was read. What it cannot see is a log whose end, record
+// and readers were all set back, as by a restored backup: compare Events and Head
+// with those of an earlier report, kept elsewhere, for that.
 func (l *Log) Verify(ctx context.Context) (Report, error) {
 	var rep Report
+	end, err := l.readEnds(ctx)
+	if err != nil {
+		return rep, err
+	}
 	after := int64(math.MinInt64) // a line before the first is found too
 	for {
 		batch, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, sealBatch)
@@ -158,13 +165,23 @@ func (l *Log) Verify(ctx context.Context) (Report, error) {
 				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d does not match its hash: it, or one before it, was changed", e.Seq)
 				return rep, nil
 			}
+			if end.differs(e) {
+				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d is not the one that was sealed: the log was written anew", e.Seq)
+				return rep, nil
+			}
 			rep.Head, rep.Events, after = e.Hash, e.Seq, e.Seq
 		}
 		if len(batch) < sealBatch {
 			break
 		}
 	}
-	err := l.DB.QueryRow(ctx, `SELECT count(*) FROM event WHERE seq IS NULL`).Scan(&rep.Unsealed)
+	if rep.Problem, err = l.endProblem(ctx, end, rep.Events); err != nil {
+		return rep, err
+	}
+	if rep.Problem != "" {
+		rep.BrokenAt = rep.Events + 1
+	}
+	err = l.DB.QueryRow(ctx, `SELECT count(*) FROM event WHERE seq IS NULL`).Scan(&rep.Unsealed)
 	if err != nil {
 		return rep, fmt.Errorf("count unsealed events: %w", err)
 	}

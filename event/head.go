@@ -1,0 +1,168 @@
+package event
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/countersign-iot/countersign/store"
+)
+
+// head is the newest sealed event, as the transaction that sealed it recorded it
+// outside of the log's own rows.
+type head struct {
+	seq  int64
+	hash []byte
+	id   int64
+}
+
+// Head returns the sequence and the hash of the newest event that was sealed, as the
+// sealer recorded it; 0 and nil before the first. Rows that are removed from the
+// end of the log do not change it, so that whoever keeps it elsewhere can see later
+// whether the log still holds what it held.
+func (l *Log) Head(ctx context.Context) (seq int64, hash []byte, err error) {
+	h, err := readHead(ctx, l.DB)
+	return h.seq, h.hash, err
+}
+
+func readHead(ctx context.Context, r store.Reader) (h head, err error) {
+	err = r.QueryRow(ctx, `SELECT seq, hash, id FROM event_head WHERE name = 'log'`).Scan(&h.seq, &h.hash, &h.id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return head{}, fmt.Errorf("read the recorded end of the log: %w", store.Wrap(err))
+	}
+	return h, nil
+}
+
+// save records h in the transaction that sealed it.
+func (h head) save(ctx context.Context, tx *store.Tx) error {
+	_, err := tx.Exec(ctx, `INSERT INTO event_head (name, seq, hash, id) VALUES ('log', $1, $2, $3)
+		ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, hash = excluded.hash, id = excluded.id`, h.seq, h.hash, h.id)
+	if err != nil {
+		return fmt.Errorf("record the end of the log: %w", err)
+	}
+	return nil
+}
+
+// newestRow returns the newest sealed event that is in the log.
+func newestRow(ctx context.Context, r store.Reader) (h head, err error) {
+	err = r.QueryRow(ctx, `SELECT seq, hash, id FROM event WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1`).Scan(&h.seq, &h.hash, &h.id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return head{}, fmt.Errorf("read the end of the log: %w", store.Wrap(err))
+	}
+	return h, nil
+}
+
+// sealAfter returns the event that the next one is chained to: the newest in the
+// log, the recorded end or the position of a reader, whichever is furthest. Where
+// rows were removed from the end, the log goes on behind what was there: no
+// sequence is used again, no reader skips what comes next, and the gap stays for
+// Verify to find.
+func sealAfter(ctx context.Context, tx *store.Tx) (head, error) {
+	last, err := newestRow(ctx, tx)
+	if err != nil {
+		return head{}, err
+	}
+	recorded, err := readHead(ctx, tx)
+	if err != nil {
+		return head{}, err
+	}
+	if recorded.seq > last.seq {
+		last = recorded
+	}
+	_, seq, err := furthestReader(ctx, tx)
+	if err != nil {
+		return head{}, err
+	}
+	last.seq = max(last.seq, seq)
+	return last, nil
+}
+
+// Cursor returns up to which event a reader of the sealed log has read; 0 if it has
+// read nothing yet.
+func Cursor(ctx context.Context, r store.Reader, reader string) (seq int64, err error) {
+	err = r.QueryRow(ctx, `SELECT seq FROM event_cursor WHERE name = $1`, reader).Scan(&seq)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, fmt.Errorf("read the position of %s in the log: %w", reader, store.Wrap(err))
+	}
+	return seq, nil
+}
+
+// MoveCursor records up to which event a reader has read, in the transaction that
+// makes what it read count.
+func MoveCursor(ctx context.Context, tx *store.Tx, reader string, seq int64) error {
+	_, err := tx.Exec(ctx, `INSERT INTO event_cursor (name, seq) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq`, reader, seq)
+	if err != nil {
+		return fmt.Errorf("record the position of %s in the log: %w", reader, err)
+	}
+	return nil
+}
+
+// furthestReader returns the reader that has read the furthest, and up to which
+// event. Names that end in .due hold times and not positions.
+func furthestReader(ctx context.Context, r store.Reader) (reader string, seq int64, err error) {
+	err = r.QueryRow(ctx, `SELECT name, seq FROM event_cursor WHERE name NOT LIKE '%.due' ORDER BY seq DESC, name LIMIT 1`).Scan(&reader, &seq)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", 0, fmt.Errorf("read the positions in the log: %w", store.Wrap(err))
+	}
+	return reader, seq, nil
+}
+
+// ends is what the log's end is compared with.
+type ends struct {
+	recorded head
+	reader   string // the one that has read the furthest
+	read     int64
+}
+
+func (l *Log) readEnds(ctx context.Context) (e ends, err error) {
+	if e.recorded, err = readHead(ctx, l.DB); err != nil {
+		return e, err
+	}
+	e.reader, e.read, err = furthestReader(ctx, l.DB)
+	return e, err
+}
+
+// endProblem returns what is wrong with a log whose newest sealed event is last;
+// empty if nothing is. e was read before last, so last may be newer.
+func (l *Log) endProblem(ctx context.Context, e ends, last int64) (string, error) {
+	if last > 0 && e.recorded.seq == 0 { // the first events may have been sealed in between
+		now, err := readHead(ctx, l.DB)
+		if err != nil || now.seq > 0 {
+			return "", err
+		}
+	}
+	return e.problem(last), nil
+}
+
+func (e ends) problem(last int64) string {
+	switch {
+	case last < e.recorded.seq:
+		return fmt.Sprintf("the log ends at event %d, but event %d was sealed: the end of the log was removed", last, e.recorded.seq)
+	case last < e.read:
+		return fmt.Sprintf("the log ends at event %d, but its reader %s has read event %d: the end of the log was removed", last, e.reader, e.read)
+	case last > 0 && e.recorded.seq == 0:
+		return fmt.Sprintf("the log ends at event %d, but the record of its end is missing: it was removed", last)
+	}
+	return ""
+}
+
+// differs reports whether a row is not the one that was recorded as the newest.
+func (e ends) differs(r *row) bool {
+	return r.Seq == e.recorded.seq && !bytes.Equal(r.Hash, e.recorded.hash)
+}
+
+// CheckEnd returns what is wrong with the end of the log without reading the rest of
+// it; empty if nothing is. Verify does so too.
+func (l *Log) CheckEnd(ctx context.Context) (problem string, err error) {
+	e, err := l.readEnds(ctx)
+	if err != nil {
+		return "", err
+	}
+	last, err := newestRow(ctx, l.DB)
+	if err != nil {
+		return "", err
+	}
+	return l.endProblem(ctx, e, last.seq)
+}
