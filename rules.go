@@ -108,19 +108,6 @@ type Webhook struct {
 // DefaultApprovalTTL is a working week.
 const DefaultApprovalTTL = 7 * 24 * time.Hour
 
-// Span is a time.Duration that texts write as "720h".
-type Span time.Duration
-
-// MarshalText writes the duration as Go does.
-func (d Span) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// UnmarshalText reads what time.ParseDuration reads.
-func (d *Span) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	*d = Span(v)
-	return err
-}
-
 // Contains reports whether addr is in one of the networks. No networks is all.
 func Contains(networks []netip.Prefix, addr netip.Addr) bool {
 	return len(networks) == 0 || slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })

@@ -30,18 +30,9 @@ type Profile struct {
 	OmitURI     bool     `json:"omit_uri,omitempty"`    // leave out the URI that names the device
 }
 
-// Duration is a time.Duration that JSON writes as text such as "720h".
-type Duration time.Duration
-
-// MarshalText writes the duration as Go does.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// UnmarshalText reads what time.ParseDuration reads.
-func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	*d = Duration(v)
-	return err
-}
+// Duration is a time.Duration that JSON writes as text such as "720h", and reads as
+// "30d" too.
+type Duration = countersign.Span
 
 // The built-in profiles.
 const (

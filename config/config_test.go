@@ -72,6 +72,16 @@ log: {level: debug, format: json}
 	}
 }
 
+func TestParseReadsDaysAndWeeks(t *testing.T) {
+	c, err := Parse([]byte("overlap: 7d\ncrl_validity: \"1d12h\"\naudit: {every: 1w}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Overlap != 7*24*time.Hour || c.CRLValidity != 36*time.Hour || c.Audit.Every != 7*24*time.Hour {
+		t.Errorf("Parse: got %v, %v, %v, want 168h, 36h, 168h", c.Overlap, c.CRLValidity, c.Audit.Every)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for name, in := range map[string]string{
 		"unknown field":        "dirr: /x",

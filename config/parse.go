@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/goccy/go-yaml"
 )
 
@@ -27,7 +29,7 @@ func Parse(b []byte) (c Config, err error) {
 			c, err = Config{}, errors.New("couldn't read configuration: malformed YAML")
 		}
 	}()
-	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
+	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict(), yaml.CustomUnmarshaler(readDuration))
 	if err = dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("couldn't read configuration: %s", yaml.FormatError(err, false, false))
 	}
@@ -35,6 +37,18 @@ func Parse(b []byte) (c Config, err error) {
 		return Config{}, errors.New("couldn't read configuration: more than one document")
 	}
 	return c, nil
+}
+
+// readDuration reads a duration as the flags and the rules of a fleet do. b is the
+// scalar as YAML has it, with its quotes.
+func readDuration(d *time.Duration, b []byte) error {
+	var text string
+	if err := yaml.Unmarshal(b, &text); err != nil {
+		return err
+	}
+	v, err := countersign.ParseSpan(text)
+	*d = v
+	return err
 }
 
 // Load reads the file at path.

@@ -38,7 +38,7 @@ func (a *app) accessTokenCreate() *cobra.Command {
 			return show(a, *made, view[api.IssuedAccessToken]{name: func(t api.IssuedAccessToken) string { return t.Token }})
 		},
 	}
-	c.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long it is good, 1m to 1h")
+	durationFlag(c.Flags(), &ttl, "ttl", 15*time.Minute, "how long it is good, 1m to 1h")
 	c.Flags().BoolVar(&t.ReadOnly, "read-only", false, "it may listen and not publish")
 	return c
 }
@@ -106,6 +106,6 @@ func (a *app) deviceIntroduce() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&i.Purpose, "for", "", "what for, in words that both devices understand")
-	c.Flags().DurationVar(&ttl, "ttl", 5*time.Minute, "how long it is good, 10s to 1h")
+	durationFlag(c.Flags(), &ttl, "ttl", 5*time.Minute, "how long it is good, 10s to 1h")
 	return c
 }

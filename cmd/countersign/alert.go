@@ -206,7 +206,7 @@ func (a *app) alertSnooze() *cobra.Command {
 		return a.admin().SnoozeAlert(ctx, id, api.AlertSnooze{Seconds: int64(length / time.Second), Note: note})
 	})
 	c.Example = "  countersign alert snooze 4XK7Q2M3ZPT5A --for 24h --note 'the line is being rebuilt'"
-	c.Flags().DurationVar(&length, "for", 8*time.Hour, "for how long, 1m to 2160h")
+	durationFlag(c.Flags(), &length, "for", 8*time.Hour, "for how long, 1m to 2160h")
 	noteFlag(c, &note)
 	return c
 }
@@ -274,7 +274,7 @@ happen now is said first and asked for.`,
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "of a revocation: "+strings.Join(reasons, ", "))
-	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "of a block: for how long")
+	durationFlag(c.Flags(), &ttl, "ttl", time.Hour, "of a block: for how long")
 	complete(c, "reason", reasons...)
 	noteFlag(c, &note)
 	yesFlag(c, &yes)

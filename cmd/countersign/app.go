@@ -76,7 +76,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", formatTable, "table, json, yaml or name")
 	f.StringVar(&a.color, "color", "auto", "auto, always or never")
 	f.BoolVar(&a.noInput, "no-input", false, "never ask, fail instead")
-	f.DurationVar(&a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
+	durationFlag(f, &a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
 	complete(root, "output", formats...)
 	complete(root, "color", "auto", "always", "never")
 

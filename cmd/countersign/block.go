@@ -66,7 +66,7 @@ func (a *app) blockAdd() *cobra.Command {
 			return acted(a, *made, made.Network)
 		},
 	}
-	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "for how long, 1m to 8760h")
+	durationFlag(c.Flags(), &ttl, "ttl", time.Hour, "for how long, 1m to 8760h")
 	c.Flags().StringVar(&b.Reason, "reason", "", "why, in your words")
 	yesFlag(c, &yes)
 	return c

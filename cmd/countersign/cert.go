@@ -63,7 +63,7 @@ func (a *app) certList() *cobra.Command {
 	}
 	c.Flags().StringVar(&f.Device, "device", "", "only this device")
 	c.Flags().StringVar(&f.State, "state", "", "only this state: pending, active, superseded, held, revoked")
-	c.Flags().DurationVar(&within, "expires-within", 0, "only those that expire within this time")
+	durationFlag(c.Flags(), &within, "expires-within", 0, "only those that expire within this time")
 	complete(c, "state", "pending", "active", "superseded", "held", "revoked")
 	completeWith(c, "device", a.deviceIDs)
 	limitFlag(c, &limit)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/spf13/cobra"
 )
@@ -30,7 +31,7 @@ func (a *app) boundFlags(c *cobra.Command, b *bounds) {
 	f := c.Flags()
 	f.StringVar(&b.Fleet, "fleet", "", "fleet that it lets in to (default the device's, else \"default\")")
 	f.IntVar(&b.Uses, "uses", 1, "how many devices it may enroll")
-	f.DurationVar(&b.ttl, "ttl", time.Hour, "how long it is good")
+	durationFlag(f, &b.ttl, "ttl", time.Hour, "how long it is good")
 	f.StringVar(&b.notBefore, "not-before", "", "when it begins to be good: a length from now such as 2h, or RFC 3339")
 	f.StringSliceVar(&b.Networks, "network", nil, "CIDR that it may be used from; may be repeated")
 	f.IntVar(&b.PerMinute, "per-minute", 0, "how often it may be used in a minute; 0 is any")
@@ -50,7 +51,7 @@ func (b *bounds) read(now time.Time) (api.Bounds, error) {
 	if b.notBefore == "" {
 		return b.Bounds, nil
 	}
-	if d, err := time.ParseDuration(b.notBefore); err == nil {
+	if d, err := countersign.ParseSpan(b.notBefore); err == nil {
 		b.NotBefore = now.Add(d)
 		return b.Bounds, nil
 	}

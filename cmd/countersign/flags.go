@@ -4,12 +4,15 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 const (
@@ -74,12 +77,7 @@ func (a *app) since(flag, s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if d, err := time.ParseDuration(days + "h"); err == nil {
-			return a.now().Add(-24 * d), nil
-		}
-	}
-	if d, err := time.ParseDuration(s); err == nil {
+	if d, err := countersign.ParseSpan(s); err == nil {
 		return a.now().Add(-d), nil
 	}
 	t, err := time.Parse(time.RFC3339, s)
@@ -88,6 +86,39 @@ func (a *app) since(flag, s string) (time.Time, error) {
 	}
 	return t, nil
 }
+
+// durationFlag adds a flag whose value may be written in days and weeks too.
+func durationFlag(f *pflag.FlagSet, into *time.Duration, name string, value time.Duration, usage string) {
+	*into = value
+	f.Var((*durationValue)(into), name, usage)
+}
+
+// durationValue is the value of such a flag.
+type durationValue time.Duration
+
+// String serves pflag.Value; it writes whole days and hours without zeros behind them.
+func (d *durationValue) String() string {
+	switch v := time.Duration(*d); {
+	case v == 0:
+		return "0s"
+	case v%time.Hour == 0:
+		return strconv.FormatInt(int64(v/time.Hour), 10) + "h"
+	case v%time.Minute == 0 && v < time.Hour:
+		return strconv.FormatInt(int64(v/time.Minute), 10) + "m"
+	default:
+		return v.String()
+	}
+}
+
+// Set serves pflag.Value.
+func (d *durationValue) Set(s string) error {
+	v, err := countersign.ParseSpan(s)
+	*d = durationValue(v)
+	return err
+}
+
+// Type serves pflag.Value: the word that help shows for the value.
+func (d *durationValue) Type() string { return "duration" }
 
 type completer = func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective)
 

@@ -155,7 +155,7 @@ func (a *app) fleetSet() *cobra.Command {
 	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")
 	c.Flags().StringVar(&rules, "rules", "", "file with all rules of enrollment, YAML or JSON; - is standard input")
 	c.Flags().StringArrayVar(&respond, "respond", nil, "rule=acts: what follows on a finding, as note, alert, suspend, revoke, block, webhook, mail, syslog; nothing after = ends it; may be repeated")
-	c.Flags().DurationVar(&overlap, "overlap", 0, "how long a superseded certificate is still accepted")
+	durationFlag(c.Flags(), &overlap, "overlap", 0, "how long a superseded certificate is still accepted")
 	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
 	c.Flags().StringSliceVar(&kinds, "access", nil, "what devices may connect with: certificate, secret, scram, password, sas or token; may be repeated")
 	c.Flags().BoolVar(&guests, "guests", false, "let clients connect that show nothing, as guests")

@@ -39,7 +39,7 @@ func (a *app) operatorToken() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&t.Role, "role", "", "viewer, auditor, factory, approver, operator or admin")
-	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it is good")
+	durationFlag(c.Flags(), &ttl, "ttl", 24*time.Hour, "how long it is good")
 	complete(c, "role", roles...)
 	return c
 }

@@ -28,7 +28,7 @@ type newSecret struct {
 
 func (s *newSecret) flags(c *cobra.Command) {
 	c.Flags().StringVar(&s.n.Slot, "slot", "", "primary or secondary (default \"primary\")")
-	c.Flags().DurationVar(&s.ttl, "ttl", 0, "end by itself after this time, 1m to 87600h (default never)")
+	durationFlag(c.Flags(), &s.ttl, "ttl", 0, "end by itself after this time, 1m to 87600h (default never)")
 	complete(c, "slot", "primary", "secondary")
 }
 
@@ -127,7 +127,7 @@ func (a *app) secretRotate() *cobra.Command {
 		},
 	}
 	s.drawn(c)
-	c.Flags().DurationVar(&overlap, "overlap", overlap, "how long the present one stays good, 0s to 720h; 0s ends its sessions")
+	durationFlag(c.Flags(), &overlap, "overlap", overlap, "how long the present one stays good, 0s to 720h; 0s ends its sessions")
 	c.Flags().StringVar(&s.file, "file", "", "bring one along in this file; - is standard input (default one is made)")
 	c.Flags().BoolVar(&s.raw, "raw", false, "take every octet of the file, the end of a line too")
 	c.MarkFlagsMutuallyExclusive("file", "binary")

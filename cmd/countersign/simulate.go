@@ -65,7 +65,7 @@ Stories: ` + strings.Join(simulate.StoryNames(), ", ") + `. twin and offline nee
 	}
 	f := c.Flags()
 	f.IntVar(&o.Devices, "devices", 50, "honest devices, up to "+strconv.Itoa(simulate.MaxDevices))
-	f.DurationVar(&o.Duration, "duration", time.Minute, "how long they live; at least "+simulate.MinDuration.String())
+	durationFlag(f, &o.Duration, "duration", time.Minute, "how long they live; at least "+simulate.MinDuration.String())
 	f.StringSliceVar(&o.Stories, "stories", nil, "comma-separated `names` of what to play; default all")
 	f.StringVar(&o.Fleet, "fleet", "", "name of the fleet that is made; it begins with "+simulate.Prefix)
 	f.Uint64Var(&o.Seed, "seed", 1, "the same one plays the same, as far as time allows")
