@@ -99,17 +99,37 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) er
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
-		store.Micros(e.At), string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
-		e.Remote, e.Via, string(e.Code), e.Reason, data)
-	if err != nil {
+	if err := l.insert(ctx, tx, e, data); err != nil {
 		return fmt.Errorf("append event %s: %w", e.Type, err)
 	}
 	if !l.DB.Postgres() || !matters(e.Type) {
 		return nil
 	}
 	return l.notify(ctx, tx, *e)
+}
+
+// insert writes the row. On PostgreSQL it is also the proof that the transaction is
+// on record, should the answer of its COMMIT be lost.
+func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, data string) error {
+	const row = `INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`
+	args := []any{
+		store.Micros(e.At), string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
+		e.Remote, e.Via, string(e.Code), e.Reason, data,
+	}
+	if !l.DB.Postgres() {
+		_, err := tx.Exec(ctx, row, args...)
+		return err
+	}
+	var id int64
+	if err := tx.QueryRow(ctx, row+` RETURNING id`, args...).Scan(&id); err != nil {
+		return err
+	}
+	// An id alone is no proof: a server that lost the transaction in a crash may give
+	// the id to another event.
+	tx.Proof(`SELECT 1 FROM event WHERE id = $1 AND at = $2 AND type = $3 AND actor = $4 AND device = $5 AND serial = $6 AND reason = $7`,
+		id, args[0], args[1], args[2], args[3], args[6], args[10])
+	return nil
 }
 
 func (l *Log) tell(e countersign.Event) {

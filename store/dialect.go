@@ -75,6 +75,7 @@ const (
 	pgSerializationFailure = "40001"
 	pgDeadlockDetected     = "40P01"
 	pgDiskFull             = "53100"
+	pgInvalidParameter     = "22023"
 )
 
 // pgDown tells the SQLSTATE classes of a server that cannot serve: connection

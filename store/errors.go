@@ -57,14 +57,14 @@ type existsError struct{ cause error }
 func (e *existsError) Error() string   { return "it exists already: " + e.cause.Error() }
 func (e *existsError) Unwrap() []error { return []error{ErrExists, e.cause} }
 
-// unconfirmed marks an error of COMMIT after which nobody knows the outcome.
+// unconfirmed marks an error of COMMIT after which the outcome is not known.
 type unconfirmed struct{ cause error }
 
 func (e *unconfirmed) Error() string { return "couldn't confirm the commit: " + e.cause.Error() }
 func (e *unconfirmed) Unwrap() error { return e.cause }
 
-// Unconfirmed says of an error of [DB.Write] that the write may be on record all
-// the same: the connection was lost while it was being committed.
+// Unconfirmed reports whether an error of [DB.Write] leaves open whether the write is
+// on record: the answer of COMMIT was lost, and the outcome could not be read back.
 func Unconfirmed(err error) bool {
 	_, ok := errors.AsType[*unconfirmed](err)
 	return ok

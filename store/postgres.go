@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,10 +28,14 @@ const (
 	pgIdle = 10 * time.Minute
 	// pgConnect bounds one attempt to connect, unless the URL has connect_timeout.
 	pgConnect = 5 * time.Second
-	// acquireWait is how long a write waits for a connection of a busy pool.
+	// acquireWait is how long a write waits for a connection of a busy pool, BEGIN
+	// included.
 	acquireWait = 5 * time.Second
-	// commitWait bounds COMMIT, which no caller's context ends.
-	commitWait = 30 * time.Second
+	// commitWait bounds the wait for the answer of COMMIT: a synchronous standby that
+	// is slower holds up more than this node. Then the outcome is found out.
+	commitWait = 10 * time.Second
+	// rollbackWait bounds ROLLBACK, on which nothing depends.
+	rollbackWait = time.Second
 	// attempts bounds how often a transaction runs that PostgreSQL asks to repeat;
 	// backoff doubles from its first value, with jitter, so that rivals part.
 	attempts = 6
@@ -42,6 +48,10 @@ type postgres struct {
 	opts   Options
 	config *pgx.ConnConfig
 	pool   *sql.DB
+
+	open     context.Context // ends when the database is closed
+	unknown  chan struct{}   // one slot for each search
+	searches sync.WaitGroup
 }
 
 func openPostgres(ctx context.Context, o Options) (*DB, error) {
@@ -56,8 +66,15 @@ func openPostgres(ctx context.Context, o Options) (*DB, error) {
 	if err := checkServer(ctx, pool); err != nil {
 		return nil, errors.Join(dialect{}.wrap(err), pool.Close())
 	}
-	p := &postgres{opts: o, config: config, pool: pool}
-	return &DB{opts: o, dialect: postgresDialect(), reads: pool, write: p.write, listen: p.listen, close: pool.Close}, nil
+	p := &postgres{opts: o, config: config, pool: pool, unknown: make(chan struct{}, maxUnknown)}
+	var end context.CancelFunc
+	p.open, end = context.WithCancel(context.WithoutCancel(ctx))
+	shut := func() error {
+		end()
+		p.searches.Wait()
+		return pool.Close()
+	}
+	return &DB{opts: o, dialect: postgresDialect(), reads: pool, write: p.write, listen: p.listen, close: shut}, nil
 }
 
 func pgConfig(url string) (*pgx.ConnConfig, error) {
@@ -117,50 +134,124 @@ func (p *postgres) write(ctx context.Context, fn writeFunc) error {
 // attempt is one transaction; again means that nothing was recorded and that
 // another one may do better.
 func (p *postgres) attempt(ctx context.Context, fn writeFunc) (again bool, err error) {
-	conn, err := p.acquire(ctx)
+	conn, xid, again, err := p.begin(ctx)
 	if err != nil {
-		return false, err
+		return again, err
 	}
-	defer func() { _ = conn.Close() }() // gives it back
-	// The transaction outlives ctx from COMMIT on: see DB.Write.
-	txCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	sqlTx, err := conn.BeginTx(txCtx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-	if err != nil {
-		return isDown(err), err // the server has closed pooled connections: the next may be good
-	}
-	tx := &Tx{run: sqlTx, dialect: postgresDialect()}
+	defer func() { _ = conn.Close() }() // returns it to the pool, which discards it inside of a transaction
+	tx := &Tx{run: conn, dialect: postgresDialect()}
 	if err := tx.call(ctx, p.opts, fn); err != nil {
-		_ = sqlTx.Rollback() // on a lost connection the server does it
+		rollback(ctx, conn)
 		return isRetryable(err), err
 	}
-	defer time.AfterFunc(commitWait, cancel).Stop()
-	if err := sqlTx.Commit(); err != nil {
-		return isRetryable(err), commitError(err)
+	err = commit(ctx, conn)
+	if open, ok := errors.AsType[*unconfirmed](err); ok {
+		again, err = p.findOut(ctx, tx, xid, open.cause)
+	}
+	if err != nil {
+		return again || isRetryable(err), err
 	}
 	tx.committed()
 	return false, nil
 }
 
-// commitError parts a COMMIT that the server refused from one whose answer never
-// came. A server that is being stopped (class 57) may have committed here while
-// it waited for its standby.
-func commitError(err error) error {
-	code := pgCode(err)
-	if code != "" && !strings.HasPrefix(code, "57") || errors.Is(err, pgx.ErrTxCommitRollback) || pgconn.SafeToRetry(err) {
+// begin starts a transaction on a connection of the pool and returns its id. Both
+// are one round trip.
+func (p *postgres) begin(ctx context.Context) (conn *sql.Conn, xid string, again bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, acquireWait)
+	defer cancel()
+	conn, err = p.pool.Conn(waiting)
+	if err != nil {
+		if ctx.Err() == nil && waiting.Err() != nil {
+			err = unavailable("no database connection came free in time", err)
+		}
+		return nil, "", false, err
+	}
+	err = onConn(conn, func(c *pgconn.PgConn) error {
+		results, err := c.Exec(waiting, beginQuery).ReadAll()
+		if err != nil {
+			return err
+		}
+		xid = string(results[len(results)-1].Rows[0][0])
+		return nil
+	})
+	if err != nil {
+		_ = conn.Close()
+		// The server may have closed this pooled connection: the next may be good. One
+		// that did not answer in time has used the time up.
+		return nil, "", waiting.Err() == nil && isDown(err), err
+	}
+	return conn, xid, false, nil
+}
+
+// beginQuery has the transaction's id assigned at once, so that its outcome can be
+// asked for when the answer of COMMIT is lost.
+const beginQuery = `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_current_xact_id()`
+
+// rollback ends the transaction. Where it fails the pool discards the connection,
+// and the server rolls back.
+func rollback(ctx context.Context, conn *sql.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackWait)
+	defer cancel()
+	_ = onConn(conn, func(c *pgconn.PgConn) error { return c.Exec(ctx, "ROLLBACK").Close() })
+}
+
+// commit commits, and waits for the answer at most commitWait and until the
+// deadline of ctx. A canceled ctx does not end the wait. The error is unconfirmed
+// unless the server has refused, or was not asked.
+func commit(ctx context.Context, conn *sql.Conn) error {
+	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitWait)
+	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		waiting, cancel = context.WithDeadline(waiting, deadline)
+		defer cancel()
+	}
+	var tag string
+	sent := false
+	err := onConn(conn, func(c *pgconn.PgConn) error {
+		if c.IsClosed() {
+			return net.ErrClosed
+		}
+		if err := waiting.Err(); err != nil {
+			return err
+		}
+		sent = true
+		results, err := c.Exec(waiting, "COMMIT").ReadAll()
+		if len(results) > 0 {
+			tag = results[0].CommandTag.String()
+		}
+		return err
+	})
+	switch {
+	case err == nil && tag == "ROLLBACK":
+		return fmt.Errorf("couldn't commit: %w", pgx.ErrTxCommitRollback)
+	case err == nil:
+		return nil
+	case !sent || refusedCommit(err):
 		return fmt.Errorf("couldn't commit: %w", err)
 	}
 	return &unconfirmed{err}
 }
 
-func (p *postgres) acquire(ctx context.Context) (*sql.Conn, error) {
-	waiting, cancel := context.WithTimeout(ctx, acquireWait)
-	defer cancel()
-	conn, err := p.pool.Conn(waiting)
-	if err != nil && ctx.Err() == nil && waiting.Err() != nil {
-		return nil, unavailable("no database connection came free in time", err)
-	}
-	return conn, err
+// refusedCommit reports whether the server answered COMMIT with an error after which
+// the transaction is rolled back. A session that ends (FATAL, PANIC) may have
+// committed, and so may one that is told to stop (class 57) while it waits for a
+// standby. pgconn.SafeToRetry is of no use here: it is true of a connection that
+// was found closed after COMMIT was sent.
+func refusedCommit(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.SeverityUnlocalized == "ERROR" && !strings.HasPrefix(e.Code, "57")
+}
+
+// onConn runs f on PostgreSQL's own connection below conn.
+func onConn(conn *sql.Conn, f func(*pgconn.PgConn) error) error {
+	return conn.Raw(func(c any) error {
+		pc, ok := c.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("unknown database connection %T", c)
+		}
+		return f(pc.Conn().PgConn())
+	})
 }
 
 func isBrokenPipe(err error) bool {

@@ -142,9 +142,11 @@ func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 // call runtime.Goexit, as t.FailNow does.
 //
 // A ctx that ends before fn ran ends the wait. Once fn ran, Write waits for the
-// commit, so that a canceled caller is never told that a recorded write was not.
-// Unavailable means that nothing was recorded, with one exception: a PostgreSQL
-// connection lost during COMMIT leaves that open, and the message says so.
+// commit, so that a canceled caller is never told that a recorded write was not; a
+// deadline bounds that wait on PostgreSQL. When the answer of COMMIT is lost, Write
+// reads back whether the transaction is on record (see [Tx.Proof]) before it returns.
+// Unavailable means that nothing was recorded, with one exception, of which
+// [Unconfirmed] reports true: the outcome could not be read back in time.
 func (db *DB) Write(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
 	if inside(ctx) {
 		return errInside

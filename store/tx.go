@@ -24,6 +24,13 @@ type Tx struct {
 	dialect dialect
 	err     error // first failed statement
 	after   []func()
+	proof   *proof
+}
+
+// proof is a query that returns a row if the transaction is on record.
+type proof struct {
+	query string
+	args  []any
 }
 
 // Query reads rows, seeing what this transaction wrote. Close them before the
@@ -88,8 +95,19 @@ func (tx *Tx) Notify(ctx context.Context, payload string) error {
 }
 
 // AfterCommit has fn called once the transaction is durable: in the goroutine of
-// the caller of Write, in the order of the calls, before Write returns.
+// the caller of Write, in the order of the calls, before Write returns. Where Write
+// has returned an [Unconfirmed] error and the transaction turns out to be on record,
+// fn is called late, in another goroutine.
 func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
+
+// Proof names a query that returns one row if this transaction is on record, and
+// none if it is not. It is asked on another connection when the answer of COMMIT was
+// lost; a transaction without a proof then stays unconfirmed. Only the first counts.
+func (tx *Tx) Proof(q string, args ...any) {
+	if tx.proof == nil {
+		tx.proof = &proof{q, args}
+	}
+}
 
 // begin says whether one more statement may run, and with which context.
 func (tx *Tx) begin(ctx context.Context) (context.Context, error) {
