@@ -79,8 +79,12 @@ var rings = []ring{
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
-		name: "hosts", packages: words("countersigntest cmd/countersign bench"),
+		name: "hosts", packages: words("cmd/countersign bench"),
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent"),
+	},
+	{
+		name: "the whole's test kit", packages: words("countersigntest"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent store/storetest"),
 	},
 	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
 }
@@ -185,7 +189,7 @@ func (r ring) breach(dir, imported string) string {
 	}
 	if target, own := ownDir(imported); own {
 		kitOf := isTestKit(dir) && target == path.Dir(dir)
-		if isTestKit(target) && r.name != "tests" {
+		if isTestKit(target) && r.name != "tests" && !isTestKit(dir) {
 			return "test kits are for tests"
 		}
 		if !kitOf && !slices.Contains(r.own, target) {
@@ -300,6 +304,8 @@ func TestBreachSeesForbiddenImports(t *testing.T) {
 		{"store/storetest", "testing", true},
 		{"store/storetest", "github.com/jackc/pgx/v5", true},
 		{"countersigntest", module + "/server", true},
+		{"countersigntest", module + "/store/storetest", true},
+		{"server", module + "/store/storetest", false},
 		{"cmd/countersign", module + "/countersigntest", false},
 	} {
 		i := slices.IndexFunc(rings, func(r ring) bool { return slices.Contains(r.packages, tt.dir) })

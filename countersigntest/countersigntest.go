@@ -2,6 +2,9 @@
 // own CA on loopback, an operator's client, and devices that enroll as real ones
 // do. Firmware and services that use the authority can be tested against it
 // without anything installed.
+//
+// A promise about "every node" is tested with [Each], one about a database that fails
+// with the proxy in Server.Faults, and one about what survives with Restart.
 package countersigntest
 
 import (
@@ -19,11 +22,23 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// Database is where a server keeps its records.
+type Database int
+
+// The databases.
+const (
+	SQLite   Database = iota // a file in the server's folder
+	Postgres                 // a PostgreSQL database of the test's own, behind a proxy for faults
 )
 
 // Options change what Start starts. The zero value is a server as countersign dev
 // runs it, on free ports and a temporary folder.
 type Options struct {
+	Database  Database
+	Beside    *Server              // a further node on the PostgreSQL database, and with the keys, of this one
 	Configure func(*config.Config) // changes the configuration
 	Now       func() time.Time     // the server's clock
 }
@@ -34,45 +49,107 @@ type Server struct {
 	Admin *sdk.Admin // an operator with role admin
 	Roots *x509.CertPool
 	Dir   string
+	// Faults is the way to the database. Each node on PostgreSQL has its own; on SQLite
+	// it is nil.
+	Faults *storetest.Proxy
 
+	url    string // of the database, without the proxy
+	cfg    config.Config
+	opts   Options
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-// Start runs a server until the test ends. Its log goes to the test's.
+// Start runs a server until the test ends. Its log goes to the test's. On Postgres the
+// test is skipped where PostgreSQL is not installed, see [storetest.PostgresURL].
 func Start(t testing.TB, o ...Options) *Server {
+	t.Helper()
+	s := &Server{Dir: tempDir(t)}
+	if len(o) > 0 {
+		s.opts = o[0]
+	}
+	s.cfg = config.Dev(s.Dir, true)
+	if first := s.opts.Beside; first != nil {
+		if first.url == "" {
+			t.Fatal("a node can be started beside one on PostgreSQL only")
+		}
+		s.url = first.url
+		if err := os.CopyFS(filepath.Join(s.Dir, "keys"), os.DirFS(filepath.Join(first.Dir, "keys"))); err != nil {
+			t.Fatal(err)
+		}
+	} else if s.opts.Database == Postgres {
+		s.url = storetest.PostgresURL(t)
+	}
+	if s.url != "" {
+		s.Faults = storetest.NewProxy(t, s.url)
+		s.cfg.Database = config.Database(s.Faults.URL())
+	}
+	if s.opts.Configure != nil {
+		s.opts.Configure(&s.cfg)
+		s.Dir = s.cfg.Dir
+	}
+	t.Cleanup(s.Stop)
+	s.run(t)
+	return s
+}
+
+// Each runs the same test on a node with SQLite, on one with PostgreSQL, and on two
+// nodes with one PostgreSQL. asked is the node that the test has act, other the one
+// where the act must show as well; alone, they are the same.
+func Each(t *testing.T, run func(t *testing.T, asked, other *Server), o ...Options) {
 	t.Helper()
 	var opts Options
 	if len(o) > 0 {
 		opts = o[0]
 	}
-	dir := tempDir(t)
-	cfg := config.Dev(dir, true)
-	if opts.Configure != nil {
-		opts.Configure(&cfg)
-	}
+	t.Run("sqlite", func(t *testing.T) {
+		s := Start(t, opts)
+		run(t, s, s)
+	})
+	opts.Database = Postgres
+	t.Run("postgres", func(t *testing.T) {
+		s := Start(t, opts)
+		run(t, s, s)
+	})
+	t.Run("two nodes", func(t *testing.T) {
+		one := Start(t, opts)
+		opts.Beside = one
+		run(t, one, Start(t, opts))
+	})
+}
+
+// Restart stops the server and starts it anew: on the same folder, database and ports,
+// with nothing of what it held in memory.
+func (s *Server) Restart(t testing.TB) {
+	t.Helper()
+	s.Stop()
+	s.run(t)
+}
+
+// run starts the server and waits until it serves.
+func (s *Server) run(t testing.TB) {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, which ends before cleanups
-	srv, err := server.New(ctx, cfg, server.Options{Now: opts.Now, Log: log, Dev: true})
+	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: true})
 	if err != nil {
 		cancel()
 		t.Fatalf("start the server: %v", err)
 	}
-	s := &Server{Server: srv, Admin: sdk.Local(srv.Endpoints().Socket), Dir: dir, cancel: cancel, done: make(chan struct{})}
+	done := make(chan struct{})
+	s.Server, s.Admin, s.cancel, s.done = srv, sdk.Local(srv.Endpoints().Socket), cancel, done
 	go func() {
-		defer close(s.done)
+		defer close(done)
 		if err := srv.Run(ctx); err != nil {
 			t.Errorf("run the server: %v", err)
 		}
 	}()
-	t.Cleanup(s.Stop)
 	pemRoots, err := os.ReadFile(srv.Endpoints().Roots)
 	if err != nil {
 		t.Fatalf("read the roots: %v", err)
 	}
 	s.Roots = x509.NewCertPool()
 	s.Roots.AppendCertsFromPEM(pemRoots)
-	return s
 }
 
 // tempDir is short, since the path of a Unix socket may have 107 octets only.
@@ -92,6 +169,9 @@ func tempDir(t testing.TB) string {
 
 // Stop stops the server and waits until it has.
 func (s *Server) Stop() {
+	if s.cancel == nil { // it never started
+		return
+	}
 	s.cancel()
 	<-s.done
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
-	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 // connect opens an MQTT 3.1.1 session by hand and gives its connection.
@@ -41,14 +40,8 @@ func connect(t *testing.T, s *countersigntest.Server, id *sdk.Identity) (net.Con
 }
 
 func TestRevocationOnOneNodeCutsTheSessionOnAnother(t *testing.T) {
-	url := storetest.PostgresURL(t)
-	one := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Database = config.Database(url) }})
-	two := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) {
-		c.Database = config.Database(url)
-		if err := os.CopyFS(filepath.Join(c.Dir, "keys"), os.DirFS(filepath.Join(one.Dir, "keys"))); err != nil {
-			t.Fatal(err)
-		}
-	}})
+	one := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+	two := countersigntest.Start(t, countersigntest.Options{Beside: one})
 	id := one.Enroll(t, "pump-1")
 	conn, code := connect(t, two, id)
 	if code != 0 {
@@ -79,17 +72,16 @@ func TestStopEndsSessionsAndWritesTheirEvents(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("CONNACK: got %d, want 0", code)
 	}
-	dir := s.Dir
 	s.Stop()
 	if _, err := conn.Read(make([]byte, 1)); err == nil {
 		t.Error("the session outlived the server")
 	}
-	if _, err := os.Stat(filepath.Join(dir, "endpoints.json")); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Join(s.Dir, "endpoints.json")); !os.IsNotExist(err) {
 		t.Errorf("endpoints.json after Stop: got %v, want none", err)
 	}
-	again := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Dir = dir }})
+	s.Restart(t)
 	closed := false
-	for e, err := range again.Admin.DeviceEvents(t.Context(), "pump-1", api.Order{}) {
+	for e, err := range s.Admin.DeviceEvents(t.Context(), "pump-1", api.Order{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
