@@ -1,6 +1,9 @@
 package countersign
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Severity says how much a finding matters.
 type Severity string
@@ -13,6 +16,15 @@ const (
 	SeverityHigh     Severity = "high"
 	SeverityCritical Severity = "critical"
 )
+
+// Severities lists the severities from the least to the worst.
+func Severities() []Severity {
+	return []Severity{SeverityInfo, SeverityLow, SeverityMedium, SeverityHigh, SeverityCritical}
+}
+
+// Rank returns the place of s in Severities, so that ranks compare as severities do;
+// -1 for the empty severity and for a word that is none.
+func (s Severity) Rank() int { return slices.Index(Severities(), s) }
 
 // Finding is what a detector or an audit check saw.
 type Finding struct {

@@ -388,7 +388,7 @@ func (a *Auditor) LastCompleted(ctx context.Context) (run Run, ok bool, err erro
 // Severity is that of the worst finding; empty without one.
 func (r *Run) Severity() (worst countersign.Severity) {
 	for _, c := range r.Checks {
-		if rank(c.Severity) > rank(worst) {
+		if c.Severity.Rank() > worst.Rank() {
 			worst = c.Severity
 		}
 	}

@@ -90,7 +90,7 @@ func (w *work) report(check string, f Finding) {
 		t.Suppressed++
 	} else {
 		t.NonCompliant++
-		if rank(f.Severity) > rank(t.Severity) {
+		if f.Severity.Rank() > t.Severity.Rank() {
 			t.Severity = f.Severity
 		}
 		t.group(f)
@@ -99,16 +99,6 @@ func (w *work) report(check string, f Finding) {
 		t.Kept++
 		f.ID = fmt.Sprintf("%s-%s-%04d", f.Run, strings.ToLower(check), t.Kept)
 		t.findings = append(t.findings, f)
-	}
-}
-
-// rank orders severities; the empty one is the least.
-func rank(s countersign.Severity) int { return slices.Index(Severities(), s) }
-
-// Severities lists the severities from the least to the worst.
-func Severities() []countersign.Severity {
-	return []countersign.Severity{
-		countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
 	}
 }
 
@@ -137,7 +127,7 @@ func (t *tally) group(f Finding) {
 	} else if t.counts[subject] < maxExamples {
 		g.Evidence["examples"] += ", " + f.Subject
 	}
-	if rank(f.Severity) > rank(g.Severity) {
+	if f.Severity.Rank() > g.Severity.Rank() {
 		g.Severity, g.Summary, g.Evidence["reason_code"] = f.Severity, f.Summary, f.Reason
 	}
 	t.counts[subject]++
@@ -421,7 +411,7 @@ func (w *work) event(state State, reason string) countersign.Event {
 		if t.Status == NonCompliant {
 			bad++
 		}
-		if rank(t.Severity) > rank(worst) {
+		if t.Severity.Rank() > worst.Rank() {
 			worst = t.Severity
 		}
 		findings += t.NonCompliant

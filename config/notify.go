@@ -126,7 +126,7 @@ func (k *checker) channels(list []Channel) {
 		}
 		seen[c.Name] = true
 		if c.Severity != "" {
-			k.oneOf(at+"severity", c.Severity, "info", "low", "medium", "high", "critical")
+			k.oneOf(at+"severity", c.Severity, severities()...)
 		}
 		for _, f := range c.Fleets {
 			k.add(at+"fleets", countersign.CheckName(f))
@@ -207,4 +207,11 @@ func (k *checker) channelFiles(at string, c Channel) {
 			k.add(at+f.field, err)
 		}
 	}
+}
+
+func severities() (names []string) {
+	for _, s := range countersign.Severities() {
+		names = append(names, string(s))
+	}
+	return names
 }

@@ -214,7 +214,7 @@ type mass struct {
 func (s *masses) init() { s.by = table[[2]string, mass]{max: maxMasses, ttl: massWindow} }
 
 func (s *masses) pass(f *found) bool {
-	if f.Severity == countersign.SeverityHigh || f.Severity == countersign.SeverityCritical || strings.HasPrefix(f.Subject, "fleet:") {
+	if f.Severity.Rank() >= countersign.SeverityHigh.Rank() || strings.HasPrefix(f.Subject, "fleet:") {
 		return true
 	}
 	at := f.At

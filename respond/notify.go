@@ -97,7 +97,7 @@ func (c *channel) wants(a *Alert, acts []countersign.Mitigation) bool {
 		return false
 	}
 	return slices.Contains(acts, countersign.Mitigation(c.Kind)) ||
-		c.Severity != "" && rank(a.Severity) >= rank(countersign.Severity(c.Severity))
+		c.Severity != "" && a.Severity.Rank() >= countersign.Severity(c.Severity).Rank()
 }
 
 // tellAll is tell for an alert whose last finding says what follows.

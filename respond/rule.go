@@ -30,13 +30,6 @@ var mitigations = []countersign.Mitigation{
 	countersign.MitigateBlock, countersign.MitigateSuspend, countersign.MitigateRevoke,
 }
 
-// severities from the least.
-var severities = []countersign.Severity{
-	countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
-}
-
-func rank(s countersign.Severity) int { return slices.Index(severities, s) }
-
 // Catalog lists the rules by name.
 func (d *Desk) Catalog() []Rule {
 	d.init()
@@ -75,7 +68,9 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 // address is meant only where it matters: a fleet that wants it for findings of
 // little weight has to name the rule, and so for findings that rest on a stranger's
 // word: else guessing in a device's name would be a way to have it suspended.
-// Revocation cannot be undone, so no default and no "*" brings it.
+// Revocation cannot be undone, so no default and no "*" brings it. A default that
+// only notes is for the rule's usual severity: a finding that is worse, and not of
+// little weight, opens an alert.
 func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
 	if named, ok := respond[f.Rule]; ok {
 		return named
@@ -87,7 +82,10 @@ func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Miti
 	if len(acts) == 0 && !ok {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}
-	harmless, unproven := rank(f.Severity) < rank(countersign.SeverityMedium), d.Rule(f.Rule).Unproven
+	harmless, unproven := f.Severity.Rank() < countersign.SeverityMedium.Rank(), d.Rule(f.Rule).Unproven
+	if !ok && !harmless && silent(acts) && f.Severity.Rank() > d.Rule(f.Rule).Severity.Rank() {
+		acts = []countersign.Mitigation{countersign.MitigateAlert}
+	}
 	return slices.DeleteFunc(slices.Clone(acts), func(m countersign.Mitigation) bool {
 		switch m {
 		case countersign.MitigateRevoke:

@@ -143,7 +143,7 @@ func syslogSeverity(s string) int {
 
 // worst is the highest severity of a digest.
 func worst(by map[string]int64) string {
-	for _, s := range slices.Backward(severities) {
+	for _, s := range slices.Backward(countersign.Severities()) {
 		if by[string(s)] > 0 {
 			return string(s)
 		}

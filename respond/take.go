@@ -110,9 +110,9 @@ func (t *taking) complete(ctx context.Context, f *countersign.Finding) error {
 	if f.Subject == "" {
 		f.Subject = "server"
 	}
-	if rank(f.Severity) < 0 {
+	if f.Severity.Rank() < 0 {
 		f.Severity = countersign.SeverityMedium
-		if s := t.Rule(f.Rule).Severity; rank(s) >= 0 {
+		if s := t.Rule(f.Rule).Severity; s.Rank() >= 0 {
 			f.Severity = s
 		}
 	}
@@ -239,7 +239,7 @@ func (t *taking) join(ctx context.Context, a *Alert, f countersign.Finding) (new
 		a.Evidence = a.Evidence[len(a.Evidence)-maxEvidence:]
 	}
 	woke := a.State == Snoozed && !t.now.Before(a.SnoozedUntil)
-	rose := rank(f.Severity) > rank(a.Severity)
+	rose := f.Severity.Rank() > a.Severity.Rank()
 	if rose {
 		a.Severity = f.Severity
 	}

@@ -100,6 +100,30 @@ func TestTakeFollowsTheFleetThenTheRule(t *testing.T) {
 	})
 }
 
+// TestTakeAlertsByTheFindingsOwnSeverity has a rule that only notes find something that
+// is worse than what it usually finds. A fleet's word stays its word.
+func TestTakeAlertsByTheFindingsOwnSeverity(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.enroll(t, "pump-1", 0)
+		for _, tt := range []struct {
+			severity countersign.Severity
+			fleet    string
+			alerts   int
+		}{
+			{"", "", 0}, {countersign.SeverityInfo, "", 0}, {countersign.SeverityLow, "", 0},
+			{countersign.SeverityMedium, "", 1}, {countersign.SeverityCritical, "", 2}, {countersign.SeverityCritical, countersign.DefaultFleet, 2},
+		} {
+			if tt.fleet != "" {
+				w.respond(t, map[string][]countersign.Mitigation{"noise": {countersign.MitigateNote}})
+			}
+			w.find(t, countersign.Finding{Rule: "noise", Severity: tt.severity, Fleet: tt.fleet, Subject: "server" + string(tt.severity) + tt.fleet, Summary: "hm"})
+			if got := len(w.list(t, respond.Filter{})); got != tt.alerts {
+				t.Errorf("severity %q, fleet %q: got %d alerts, want %d", tt.severity, tt.fleet, got, tt.alerts)
+			}
+		}
+	})
+}
+
 func TestSnoozedStaysSilentUntilItsEnd(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.enroll(t, "pump-1", 0)

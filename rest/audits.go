@@ -2,7 +2,6 @@ package rest
 
 import (
 	"context"
-	"slices"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
@@ -64,8 +63,7 @@ func (s *Server) listAuditFindings(ctx context.Context, in *struct {
 		Run: in.ID, Check: in.Check, Fleet: in.Fleet, Device: in.Device, Suppressed: in.Suppressed == "yes", After: in.After, Limit: limitOf(in.Paging),
 	}
 	if in.MinSeverity != "" {
-		all := audit.Severities()
-		f.Severities = all[slices.Index(all, countersign.Severity(in.MinSeverity)):]
+		f.Severities = countersign.Severities()[countersign.Severity(in.MinSeverity).Rank():]
 	}
 	list, next, err := s.Auditor.Findings(ctx, f)
 	return page(list, next, shapeAuditFinding), err

@@ -92,9 +92,7 @@ func (m *metrics) responded(o respond.Outcome) {
 
 // watchAlerts adds the number of open alerts, read at each scrape.
 func (m *metrics) watchAlerts(open func(countersign.Severity) int64) {
-	for _, severity := range []countersign.Severity{
-		countersign.SeverityInfo, countersign.SeverityLow, countersign.SeverityMedium, countersign.SeverityHigh, countersign.SeverityCritical,
-	} {
+	for _, severity := range countersign.Severities() {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "countersign_alerts", Help: "Alerts that are not closed, by severity.", ConstLabels: prometheus.Labels{"severity": string(severity)},
 		}, func() float64 { return float64(open(severity)) }))

@@ -57,7 +57,7 @@ func (a *app) alertList() *cobra.Command {
 	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
 	c.Flags().StringVar(&f.Device, "device", "", "only this device")
 	complete(c, "state", "open", "acknowledged", "snoozed", "closed")
-	complete(c, "severity", "info", "low", "medium", "high", "critical")
+	complete(c, "severity", severityNames()...)
 	completeWith(c, "fleet", a.fleetNames)
 	completeWith(c, "device", a.deviceIDs)
 	completeWith(c, "rule", a.ruleNames)

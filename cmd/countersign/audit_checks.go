@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
@@ -24,8 +25,18 @@ const (
 	trendShown = 14
 )
 
-// auditSeverities from the least, as in --fail-on.
-var auditSeverities = []string{"info", "low", "medium", "high", "critical"}
+// severityNames lists the severities from the least, for flags.
+func severityNames() (names []string) {
+	for _, s := range countersign.Severities() {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+// worstFirst compares two severities, the worse one first.
+func worstFirst(a, b string) int {
+	return cmp.Compare(countersign.Severity(b).Rank(), countersign.Severity(a).Rank())
+}
 
 // The states of audits and checks that commands branch on.
 const (
@@ -61,7 +72,7 @@ severity, or worse, was found and is not suppressed, or if a check failed.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if failOn != "" {
-				if err := oneOf("--fail-on", failOn, auditSeverities...); err != nil {
+				if err := oneOf("--fail-on", failOn, severityNames()...); err != nil {
 					return err
 				}
 			}
@@ -86,7 +97,7 @@ severity, or worse, was found and is not suppressed, or if a check failed.`,
 	c.Flags().StringSliceVar(&n.Checks, "check", nil, "only this check; may be given several times")
 	c.Flags().BoolVar(&wait, "wait", false, "stay until the audit has ended")
 	c.Flags().StringVar(&failOn, "fail-on", "", "with --wait: fail on findings of this severity or worse")
-	complete(c, "fail-on", auditSeverities...)
+	complete(c, "fail-on", severityNames()...)
 	completeWith(c, "check", a.auditCheckNames)
 	return c
 }
@@ -116,8 +127,7 @@ func (a *app) awaitAudit(ctx context.Context, run *api.AuditRun) (*api.AuditRun,
 
 // judgeAudit is the exit code of an audit that has ended.
 func judgeAudit(run *api.AuditRun, failOn string) error {
-	worst := slices.Index(auditSeverities, run.Severity)
-	if run.State != auditDone || failOn != "" && worst >= slices.Index(auditSeverities, failOn) {
+	if run.State != auditDone || failOn != "" && countersign.Severity(run.Severity).Rank() >= countersign.Severity(failOn).Rank() {
 		return failed(exitFailed)
 	}
 	return nil
@@ -135,7 +145,7 @@ func (a *app) showAudit(run *api.AuditRun, all bool) error {
 		}
 	}
 	slices.SortStableFunc(rows, func(x, y api.AuditResult) int {
-		return cmp.Compare(slices.Index(auditSeverities, y.Severity), slices.Index(auditSeverities, x.Severity))
+		return worstFirst(x.Severity, y.Severity)
 	})
 	if len(rows) > 0 {
 		if err := list(a, itemsOf(rows), 0, auditResultView()); err != nil {
@@ -280,7 +290,7 @@ func (a *app) auditFindings() *cobra.Command {
 				f.Suppressed = "yes"
 			}
 			if f.MinSeverity != "" {
-				if err := oneOf("--min-severity", f.MinSeverity, auditSeverities...); err != nil {
+				if err := oneOf("--min-severity", f.MinSeverity, severityNames()...); err != nil {
 					return err
 				}
 			}
@@ -302,7 +312,7 @@ func (a *app) auditFindings() *cobra.Command {
 	c.Flags().StringVar(&f.Fleet, "fleet", "", "only of this fleet")
 	c.Flags().StringVar(&f.Device, "device", "", "only about this device")
 	c.Flags().BoolVar(&suppressed, "suppressed", false, "those that are suppressed too")
-	complete(c, "min-severity", auditSeverities...)
+	complete(c, "min-severity", severityNames()...)
 	completeWith(c, "check", a.auditCheckNames)
 	completeWith(c, "fleet", a.fleetNames)
 	completeWith(c, "device", a.deviceIDs)
