@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,50 +17,138 @@ const (
 	beat = 2 * time.Second
 	// beatWait bounds the answer to that ping.
 	beatWait = 2 * time.Second
-	// reconnectMin and reconnectMax bound the pause between attempts, which doubles.
-	reconnectMin = 50 * time.Millisecond
-	reconnectMax = 5 * time.Second
+	// reconnectEvery is when another attempt to connect begins, beside those that have
+	// not failed yet: an attempt on a server that hangs, or whose machine is gone, must
+	// not delay the one that succeeds.
+	reconnectEvery = 250 * time.Millisecond
+	// maxReconnects bounds the attempts at once; each ends after pgConnect.
+	maxReconnects = 20
+	// lostAfter is how long connecting may fail before the database counts as lost: a
+	// connection that was closed, or a quick restart, is no outage.
+	lostAfter = time.Second
 )
 
-// listen keeps one connection of its own outside of the pool, since LISTEN
-// belongs to the session.
-func (p *postgres) listen(ctx context.Context, onNotify func(string), onState func(bool)) error {
-	pause := reconnectMin
-	for ctx.Err() == nil {
-		up := false
-		err := p.stream(ctx, onNotify, func() { up = true; onState(true) })
-		if ctx.Err() != nil {
-			break
-		}
-		if up {
-			onState(false)
-			pause = reconnectMin
-		}
-		p.opts.Log.WarnContext(ctx, "database notifications lost", "error", err, "retry_in", pause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // jitter is no secret
-		}
-		pause = min(2*pause, reconnectMax)
+// Lost returns since when the database has not been reachable; false while it is.
+// Reads and writes are refused meanwhile without being tried. It is known while
+// [DB.Listen] runs. SQLite is in this process and is never lost.
+func (db *DB) Lost() (since time.Time, lost bool) { return db.lost() }
+
+func never() (time.Time, bool) { return time.Time{}, false }
+
+func (p *postgres) lost() (since time.Time, lost bool) {
+	if t := p.lostSince.Load(); t != nil {
+		return *t, true
+	}
+	return time.Time{}, false
+}
+
+// reachable is the error of a read or a write while the database is lost.
+func (db *DB) reachable() error {
+	if _, lost := db.lost(); lost {
+		return unavailable("the database cannot be reached now", errLost)
 	}
 	return nil
 }
 
-// stream is one connection, from LISTEN to its loss.
-func (p *postgres) stream(ctx context.Context, onNotify func(string), up func()) error {
-	conn, err := pgx.ConnectConfig(ctx, p.config)
-	if err != nil {
-		return err
+var errLost = errors.New("the database is lost")
+
+// listen keeps one connection of its own outside of the pool, since LISTEN
+// belongs to the session.
+func (p *postgres) listen(ctx context.Context, onNotify func(string), onState func(bool)) error {
+	for {
+		conn := p.reconnect(ctx)
+		if conn == nil {
+			return nil
+		}
+		onState(true)
+		err := stream(ctx, conn, onNotify)
+		if ctx.Err() == nil {
+			onState(false)
+			p.opts.Log.WarnContext(ctx, "database notifications lost", "error", err)
+		}
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatWait)
-		defer cancel()
-		_ = conn.Close(closing) // nothing is lost with it
-	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
-		return err
+}
+
+// reconnect connects and listens, however long it takes; nil: ctx has ended.
+func (p *postgres) reconnect(ctx context.Context) *pgx.Conn {
+	trying, cancel := context.WithCancel(ctx)
+	defer cancel()
+	made, failed := make(chan *pgx.Conn), make(chan error, maxReconnects)
+	began, tolerated := p.opts.Now(), time.NewTimer(lostAfter)
+	defer tolerated.Stop()
+	running, lost := 0, false
+	var last error
+	for {
+		if running < maxReconnects {
+			running++
+			go p.attach(trying, made, failed)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case conn := <-made:
+			p.found(ctx)
+			return conn
+		case <-tolerated.C:
+			lost = true
+		case <-time.After(reconnectEvery/2 + rand.N(reconnectEvery/2)): //nolint:gosec // jitter is no secret
+		}
+		for done := false; !done; {
+			select {
+			case last = <-failed:
+				running--
+			default:
+				done = true
+			}
+		}
+		if lost {
+			p.lose(ctx, began, last)
+		}
 	}
-	up()
+}
+
+// lose notes that the database is lost. A server that has no connection left for us
+// is not.
+func (p *postgres) lose(ctx context.Context, since time.Time, cause error) {
+	if strings.HasPrefix(pgCode(cause), "53") || !p.lostSince.CompareAndSwap(nil, &since) {
+		return
+	}
+	p.opts.Log.ErrorContext(ctx, "database lost", "error", cause)
+}
+
+func (p *postgres) found(ctx context.Context) {
+	if since := p.lostSince.Swap(nil); since != nil {
+		p.opts.Log.WarnContext(ctx, "database back", "lost_for", p.opts.Now().Sub(*since))
+	}
+}
+
+// attach is one attempt to connect and to listen.
+func (p *postgres) attach(ctx context.Context, made chan<- *pgx.Conn, failed chan<- error) {
+	connecting, cancel := context.WithTimeout(ctx, pgConnect)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(connecting, p.config)
+	if err == nil {
+		if _, err = conn.Exec(connecting, "LISTEN "+channel); err == nil {
+			select {
+			case made <- conn:
+				return
+			case <-ctx.Done(): // another attempt was quicker
+			}
+		}
+		closeConn(ctx, conn)
+	}
+	failed <- err
+}
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatWait)
+	defer cancel()
+	_ = conn.Close(closing) // nothing is lost with it
+}
+
+// stream reads notifications until the connection is lost.
+func stream(ctx context.Context, conn *pgx.Conn, onNotify func(string)) error {
+	defer closeConn(ctx, conn)
 	for {
 		payload, err := next(ctx, conn)
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,6 +53,8 @@ type postgres struct {
 	open     context.Context // ends when the database is closed
 	unknown  chan struct{}   // one slot for each search
 	searches sync.WaitGroup
+
+	lostSince atomic.Pointer[time.Time] // nil while the database is reachable
 }
 
 func openPostgres(ctx context.Context, o Options) (*DB, error) {
@@ -74,7 +77,7 @@ func openPostgres(ctx context.Context, o Options) (*DB, error) {
 		p.searches.Wait()
 		return pool.Close()
 	}
-	return &DB{opts: o, dialect: postgresDialect(), reads: pool, write: p.write, listen: p.listen, close: shut}, nil
+	return &DB{opts: o, dialect: postgresDialect(), reads: pool, write: p.write, listen: p.listen, lost: p.lost, close: shut}, nil
 }
 
 func pgConfig(url string) (*pgx.ConnConfig, error) {

@@ -188,3 +188,68 @@ func TestBusyPoolIsUnavailable(t *testing.T) {
 		t.Errorf("Write with all connections taken: got %v, want Unavailable with RetryAfter", err)
 	}
 }
+
+// TestLostDatabaseIsRefusedAtOnceAndBackInTime takes the database away in each way. It
+// must count as lost, refuse reads and writes without waiting, and listen again within
+// the bound that a revocation by another node depends on.
+func TestLostDatabaseIsRefusedAtOnceAndBackInTime(t *testing.T) {
+	t.Parallel() // waits for seconds
+	const noticed, back, atOnce = 8 * time.Second, 1500 * time.Millisecond, 200 * time.Millisecond
+	for name, fault := range map[string]func(*storetest.Proxy){"cut": (*storetest.Proxy).Cut, "hang": (*storetest.Proxy).Hang} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db, _, proxy := faulty(t)
+			states := make(chan bool, 9)
+			ended := make(chan error, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { ended <- db.Listen(ctx, func(string) {}, func(up bool) { states <- up }) }()
+			if !receive(t, states, "state") {
+				t.Fatal("first state: got down, want up")
+			}
+			fault(proxy)
+			for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+				if since, lost := db.Lost(); lost {
+					if time.Since(since) > noticed {
+						t.Errorf("lost since %v", since)
+					}
+					break
+				}
+				if time.Since(begin) > noticed {
+					t.Fatalf("not lost after %v", noticed)
+				}
+			}
+			if receive(t, states, "state") {
+				t.Error("state of a lost database: got up, want down")
+			}
+			begin := time.Now()
+			var n int
+			for what, err := range map[string]error{
+				"read": db.QueryRow(t.Context(), `SELECT 1`).Scan(&n), "write": tryRun(t.Context(), db, `SELECT 1`),
+			} {
+				if countersign.CodeOf(err) != countersign.Unavailable {
+					t.Errorf("%s: got %v, want Unavailable", what, err)
+				}
+			}
+			if took := time.Since(begin); took > atOnce {
+				t.Errorf("refused after %v, want at once", took)
+			}
+			time.Sleep(2 * time.Second) // attempts are under way
+			proxy.Heal()
+			begin = time.Now()
+			if !receive(t, states, "state") {
+				t.Error("state after it came back: got down, want up")
+			}
+			if took := time.Since(begin); took > back {
+				t.Errorf("listening again after %v, want at most %v", took, back)
+			}
+			if _, lost := db.Lost(); lost {
+				t.Error("the database is still lost")
+			}
+			if err := db.QueryRow(t.Context(), `SELECT 1`).Scan(&n); err != nil {
+				t.Errorf("read: %v", err)
+			}
+			cancel()
+			receive(t, ended, "end of Listen")
+		})
+	}
+}

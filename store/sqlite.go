@@ -76,7 +76,7 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 	cleanup = append(cleanup, readers.Close)
 	reads := newCached(readers)
 	cleanup = append(cleanup, func() error { reads.close(); return nil })
-	return &DB{opts: o, dialect: sqliteDialect(), reads: reads, write: w.write, listen: listenAlone, close: cleanup.close}, nil
+	return &DB{opts: o, dialect: sqliteDialect(), reads: reads, write: w.write, listen: listenAlone, lost: never, close: cleanup.close}, nil
 }
 
 func sqliteDSN(path string, pragmas ...string) string {

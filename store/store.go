@@ -44,6 +44,7 @@ type DB struct {
 	reads   runner
 	write   func(ctx context.Context, fn writeFunc) error
 	listen  func(ctx context.Context, onNotify func(string), onState func(bool)) error
+	lost    func() (time.Time, bool)
 	close   func() error
 }
 
@@ -117,6 +118,9 @@ func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 	if inside(ctx) {
 		return nil, errInside
 	}
+	if err := db.reachable(); err != nil {
+		return nil, err
+	}
 	rows, err := db.reads.QueryContext(ctx, q, args...)
 	return rows, db.dialect.wrap(err)
 }
@@ -126,6 +130,9 @@ func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 	if inside(ctx) {
 		return failedRow(ctx, errInside)
+	}
+	if err := db.reachable(); err != nil {
+		return failedRow(ctx, err)
 	}
 	return db.dialect.wrapRow(ctx, db.reads.QueryRowContext(ctx, q, args...))
 }
@@ -150,6 +157,9 @@ func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 func (db *DB) Write(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
 	if inside(ctx) {
 		return errInside
+	}
+	if err := db.reachable(); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return db.dialect.wrap(err)
