@@ -44,6 +44,7 @@ type Verdict struct {
 	Credential  string // what else it rests on, as kind:id; empty with a certificate
 	Scope       []string
 	Permissions Permissions
+	Budget      Budget    // what the session may use; the zero value is the defaults
 	Ephemeral   bool      // nothing is kept of the session beyond its end
 	NotAfter    time.Time // the session ends here
 }
@@ -97,8 +98,8 @@ type Gatekeeper interface {
 	Exchange(ctx context.Context, c Connection, method string) (Exchange, error)
 	// Opened tells of an admitted session, once it carries traffic.
 	Opened(s Session)
-	// Closed tells of its end. why is a constant phrase such as "client left".
-	Closed(s Session, why string)
+	// Closed tells of its end.
+	Closed(s Session, end Ending)
 	// Judged tells of an act within a session, and whether its permissions allowed
 	// it. Callers bound how often they tell.
 	Judged(s Session, a Act)
@@ -113,8 +114,36 @@ type Act struct {
 
 // Cut tells a gateway which live sessions must end now.
 type Cut struct {
-	Device     string  // all sessions of the device, and those with it in their scope, or
-	Cert       CertRef // those that rest on this certificate, or
-	Credential string  // on this credential
-	Reason     string  // one sentence, shown to MQTT 5 clients
+	Device     string    // all sessions of the device, and those with it in their scope, or
+	Cert       CertRef   // those that rest on this certificate, or
+	Credential string    // on this credential, or
+	Session    string    // this one, by its id
+	Code       EventType // what asked for it
+	Reason     string    // one sentence, shown to MQTT 5 clients
+}
+
+// EndCode says why a session ended.
+type EndCode string
+
+// The codes. docs/events.md lists them under session.closed.
+const (
+	EndClientLeft EndCode = "client_left"      // it said so
+	EndLost       EndCode = "connection_lost"  // it did not
+	EndSilent     EndCode = "keep_alive"       // it was silent for too long
+	EndProtocol   EndCode = "protocol_error"   // it broke the protocol's rules
+	EndReauth     EndCode = "reauthentication" // it failed to authenticate again
+	EndTakenOver  EndCode = "taken_over"       // the same client id connected again
+	EndCut        EndCode = "cut"              // what it rests on was taken away
+	EndExpired    EndCode = "expired"          // the certificate or token is at its end
+	EndBudget     EndCode = "budget_exceeded"  // it used more than its budget
+	EndUnverified EndCode = "unverified"       // the record could not be read for too long
+	EndEngine     EndCode = "engine_closed"    // the message engine or the service behind closed it
+	EndShutdown   EndCode = "server_stopping"
+)
+
+// Ending is the end of a session: a code that programs act on, and one sentence
+// for people.
+type Ending struct {
+	Code   EndCode
+	Reason string
 }

@@ -33,10 +33,12 @@ const (
 	KeyReused        Code = "key_reused"    // the public key serves another device
 	ForkDetected     Code = "fork_detected" // two holders of one identity
 	NotFound         Code = "not_found"
-	Conflict         Code = "conflict"     // the thing is not in a state that allows the act
-	RateLimited      Code = "rate_limited" // come back after RetryAfter
-	Pending          Code = "pending"      // the request awaits approval; ask again after RetryAfter
-	Unavailable      Code = "unavailable"  // the authority cannot record now; nothing was done
+	Conflict         Code = "conflict"        // the thing is not in a state that allows the act
+	RateLimited      Code = "rate_limited"    // come back after RetryAfter
+	OverBudget       Code = "budget_exceeded" // the device has, or did, more than its budget allows
+	Pending          Code = "pending"         // the request awaits approval; ask again after RetryAfter
+	Unavailable      Code = "unavailable"     // the authority cannot record now; nothing was done
+	Misconfigured    Code = "misconfigured"   // evidence that is in order, which the fleet or its settings cannot use; no guess
 	Internal         Code = "internal"
 )
 

@@ -90,7 +90,15 @@ const (
 	AuditSuppressed      EventType = "audit.suppressed"
 	AuditUnsuppressed    EventType = "audit.unsuppressed"
 	SessionKicked        EventType = "session.kicked" // at a broker that is not ours
+	SessionEnded         EventType = "session.ended"  // by an operator; the device may come back
 	ConnectionsRefused   EventType = "connections.turned_away"
+	DeviceChanged        EventType = "device.changed" // owner, tags, fleet or purpose
+	BudgetExceeded       EventType = "budget.exceeded"
+	OperatorRefused      EventType = "operator.refused" // a wrong token, or an act that the role does not allow
+	HoldPlaced           EventType = "hold.placed"      // an emergency hold of one node, while the database cannot be written
+	HoldRecorded         EventType = "hold.recorded"    // what it stood for is on record now
+	DatabaseLost         EventType = "database.lost"
+	DatabaseBack         EventType = "database.back"
 )
 
 // Event is one line of the log: who, what, when, from where, why.
@@ -104,19 +112,8 @@ type Event struct {
 	Cert   CertRef
 	Remote string // address of the other side; empty for acts without one
 	Via    string // door or tool: est, rest, mqtt, cli
-	Code   Code   // of a refusal
+	Code   Code   // of a refusal; of session.closed its EndCode
 	Reason string // why, one sentence
 	Data   map[string]string
 	Hash   []byte // of this line and, through the previous one, of all before; nil until sealed
-}
-
-// Severity of an event that wants a person; empty for most.
-func (t EventType) Severity() string {
-	switch t {
-	case FindingFork, AddressBlocked, FindingClaim, FindingGroupKey, FindingKeyReuse, FindingSharedFactor, FindingGuessing, FindingRaised, MitigationFailed:
-		return "alert"
-	case ConnectRefused, EnrollRefused, TopicDenied, EventsSuppressed, ConnectionsRefused:
-		return "warning"
-	}
-	return "info"
 }

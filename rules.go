@@ -39,6 +39,8 @@ type Rules struct {
 	Webhook *Webhook `json:"webhook,omitempty"`
 	// Access says how devices of the fleet authenticate when they connect.
 	Access Access `json:"access,omitzero"`
+	// Budget is what one device of the fleet may use.
+	Budget Budget `json:"budget,omitzero"`
 	// Usual is when and from where devices of the fleet enroll. Others may, and are
 	// noticed.
 	Usual Usual `json:"usual,omitzero"`

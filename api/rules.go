@@ -16,6 +16,7 @@ type Rules struct {
 	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
 	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
 	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
+	Budget      *Budget           `json:"budget,omitempty" doc:"What one device may use; absent: the defaults."`
 	Usual       *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
@@ -26,6 +27,15 @@ type Rules struct {
 type Access struct {
 	Kinds  []string `json:"kinds,omitempty" maxItems:"6" doc:"certificate, password, secret, scram, sas, token; absent: certificate alone."`
 	Guests bool     `json:"guests,omitempty" doc:"Admit clients without any credential, as guests."`
+}
+
+// Budget is what one device may use. A field that is absent is the default.
+type Budget struct {
+	Sessions  int   `json:"sessions,omitempty" minimum:"0" doc:"Sessions at once on one node."`
+	Publishes int   `json:"publishes,omitempty" minimum:"0" doc:"PUBLISH packets a second on one node."`
+	Renewals  int   `json:"renewals,omitempty" minimum:"0" doc:"Certificates an hour."`
+	Events    int   `json:"events,omitempty" minimum:"0" doc:"Lines of the log a minute."`
+	Unread    int64 `json:"unread,omitempty" minimum:"0" doc:"Octets that wait for one session whose client does not read."`
 }
 
 // Usual bounds what is nothing to notice.

@@ -82,7 +82,7 @@ func (s *story) open(v visit) visit {
 
 func (s *story) end(v visit, why string) {
 	s.event(countersign.Event{
-		Type: countersign.SessionClosed, Device: v.device, Remote: v.addr + ":4711", Via: "mqtt", Reason: why,
+		Type: countersign.SessionClosed, Device: v.device, Remote: v.addr + ":4711", Via: "mqtt", Code: countersign.Code(why),
 		Data: map[string]string{"session": v.id, "client_id": v.client},
 	})
 }
@@ -209,7 +209,7 @@ func TestHonestSessionsDoNotOverlap(t *testing.T) {
 			a := s.open(visit{device: "pump-1", addr: "192.0.2.1"})
 			s.pass(time.Minute)
 			s.open(visit{device: "pump-1", addr: "198.51.100.7"})
-			s.end(a, "taken over")
+			s.end(a, "taken_over")
 		},
 		"it changes networks with a new client id": func(s *story) {
 			a := s.open(visit{device: "pump-1", addr: "192.0.2.1", client: "pump-1/1"})
@@ -267,11 +267,11 @@ func fight(s *story, n int, late bool, parties ...visit) {
 	for i := range n {
 		v := parties[i%len(parties)]
 		if i > 0 && !late {
-			s.end(last, "taken over")
+			s.end(last, "taken_over")
 		}
 		v = s.open(v)
 		if i > 0 && late { // written down in the other order
-			s.end(last, "taken over")
+			s.end(last, "taken_over")
 		}
 		last = v
 		s.pass(20 * time.Second)
@@ -305,7 +305,7 @@ func TestHonestTakeoversAreNoConflict(t *testing.T) {
 		for _, addr := range []string{"192.0.2.1", "198.51.100.7"} {
 			v := s.open(visit{device: "phone-1", addr: addr})
 			s.pass(20 * time.Second)
-			s.end(v, "client left")
+			s.end(v, "client_left")
 		}
 	}
 	for range 5 { // the same, its sockets die unnoticed, but not so often

@@ -14,7 +14,7 @@ func known(s *story, v visit, n int) {
 	for range n {
 		o := s.open(v)
 		s.pass(time.Hour)
-		s.end(o, "client left")
+		s.end(o, "client_left")
 	}
 }
 
@@ -106,7 +106,7 @@ func TestDevicesThatGatherAtANewAddressAreFound(t *testing.T) {
 	for i := range 15 { // stolen, each from its own place
 		o := s.open(visit{device: fmt.Sprint("pump-", i), addr: "203.0.113.9"})
 		s.pass(time.Minute)
-		s.end(o, "client left")
+		s.end(o, "client_left")
 	}
 	f := s.once(NewAddressCrowd)
 	if f.Subject != "address:203.0.113.9/32" || len(f.Events) != 10 {

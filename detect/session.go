@@ -225,7 +225,7 @@ func (c *clients) closed(e *countersign.Event) {
 	if s == nil || s.session != e.Data["session"] {
 		return
 	}
-	s.session, s.ended, s.taken = "", e.At, e.Reason == "taken over"
+	s.session, s.ended, s.taken = "", e.At, e.Code == countersign.Code(countersign.EndTakenOver)
 }
 
 func (c *client) seen(p party, since time.Time) bool {

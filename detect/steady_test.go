@@ -88,7 +88,7 @@ func (s *steady) leave(at time.Time, d *honest, p int, why string) {
 		return
 	}
 	s.add(at, countersign.Event{
-		Type: countersign.SessionClosed, Actor: countersign.DeviceActor(d.name), Device: d.name, Cert: d.cert(), Remote: o.addr, Via: "mqtt", Reason: why,
+		Type: countersign.SessionClosed, Actor: countersign.DeviceActor(d.name), Device: d.name, Cert: d.cert(), Remote: o.addr, Via: "mqtt", Code: countersign.Code(why),
 		Data: map[string]string{"session": o.id, "client_id": o.client},
 	})
 }
@@ -102,7 +102,7 @@ func (s *steady) again(at time.Time, d *honest) {
 		case d.random:
 			s.leave(at.Add(time.Duration(s.rand.IntN(170))*time.Second), d, p, "network error")
 		default:
-			s.leave(at.Add(-time.Millisecond), d, p, "taken over")
+			s.leave(at.Add(-time.Millisecond), d, p, "taken_over")
 		}
 		s.connect(at, d, p)
 	}
@@ -110,7 +110,7 @@ func (s *steady) again(at time.Time, d *honest) {
 
 func (s *steady) restart(at time.Time, d *honest) {
 	for p := range d.programs {
-		s.leave(at, d, p, "client left")
+		s.leave(at, d, p, "client_left")
 		s.connect(at.Add(time.Duration(5+s.rand.IntN(30))*time.Second), d, p)
 	}
 }
@@ -208,7 +208,7 @@ func (s *steady) incidents(n int, day time.Time) {
 		for _, d := range s.devices {
 			for p := range d.programs {
 				if n == 12 {
-					s.leave(cut, d, p, "gateway closed")
+					s.leave(cut, d, p, "server_stopping")
 				}
 				d.session[p] = open{}
 			}
@@ -232,7 +232,7 @@ func (s *steady) incidents(n int, day time.Time) {
 			s.home(d)
 			s.enroll(cut, d)
 			s.connect(cut.Add(time.Second), d, 0)
-			s.leave(cut.Add(time.Minute), d, 0, "client left")
+			s.leave(cut.Add(time.Minute), d, 0, "client_left")
 		}
 	}
 }

@@ -261,7 +261,7 @@ func indexed(t *testing.T) (*edge.Index, func() (*edge.Live, *tls.Conn)) {
 	x := edge.NewIndex(time.Now)
 	lives := make(chan *edge.Live)
 	_, addr := open(t, edge.Limits{}, func(_ context.Context, c *edge.Conn) {
-		l := x.Register(c, func(e edge.Ending) bool {
+		l := x.Register(c, func(e countersign.Ending) bool {
 			_, err := c.Write([]byte("bye: " + e.Reason))
 			return err == nil
 		})
@@ -375,7 +375,7 @@ func TestCutIsNotHeldUpByAStalledPeer(t *testing.T) {
 	ready := make(chan struct{})
 	_, addr := open(t, edge.Limits{}, func(_ context.Context, c *edge.Conn) {
 		var mu sync.Mutex
-		l := x.Register(c, func(edge.Ending) bool {
+		l := x.Register(c, func(countersign.Ending) bool {
 			mu.Lock()
 			defer mu.Unlock()
 			_, err := c.Write([]byte("bye"))

@@ -93,7 +93,7 @@ func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
 	}
 	if !s.NotAfter.IsZero() {
 		l.expiry = time.AfterFunc(s.NotAfter.Sub(x.Now()), func() {
-			l.End(Ending{Cause: Expired, Reason: "the certificate expired"})
+			l.End(countersign.Ending{Code: countersign.EndExpired, Reason: "the certificate expired"})
 		})
 	}
 	l.conn.Admitted()
@@ -126,7 +126,7 @@ func (l *Live) Remove() {
 // by side. No peer can delay it by more than a few milliseconds. An undecided
 // connection that c names will be refused.
 func (x *Index) Cut(c countersign.Cut) int {
-	return x.end(x.remember(c), Ending{Cause: WasCut, Reason: c.Reason})
+	return x.end(x.remember(c), countersign.Ending{Code: countersign.EndCut, Reason: c.Reason})
 }
 
 // CloseGateway ends all sessions of one gateway because it stops.
@@ -139,7 +139,7 @@ func (x *Index) CloseGateway(gateway string) int {
 		}
 	}
 	x.mu.Unlock()
-	return x.end(all, Ending{Cause: Shutdown, Reason: "the gateway is stopping"})
+	return x.end(all, countersign.Ending{Code: countersign.EndShutdown, Reason: "the gateway is stopping"})
 }
 
 // remember keeps the cut for undecided connections and returns the decided ones.
@@ -162,10 +162,17 @@ func (x *Index) remember(c countersign.Cut) []*Live {
 	if c.Credential != "" {
 		found = append(found, x.byCred[c.Credential]...)
 	}
+	if c.Session != "" { // a person's act: it may look at all
+		for l := range x.admitted {
+			if l.session.ID == c.Session {
+				found = append(found, l)
+			}
+		}
+	}
 	return found // one found twice is ended once
 }
 
-func (x *Index) end(all []*Live, e Ending) int {
+func (x *Index) end(all []*Live, e countersign.Ending) int {
 	mine := all[:0]
 	for _, l := range all {
 		if l.mark(e) {
@@ -234,7 +241,8 @@ func (x *Index) forget(n int) {
 
 func matches(c countersign.Cut, s countersign.Session) bool {
 	return c.Device != "" && (c.Device == s.Device || slices.Contains(s.Scope, c.Device)) ||
-		!c.Cert.IsZero() && c.Cert == s.Cert || c.Credential != "" && c.Credential == s.Credential
+		!c.Cert.IsZero() && c.Cert == s.Cert || c.Credential != "" && c.Credential == s.Credential ||
+		c.Session != "" && c.Session == s.ID
 }
 
 func add[K comparable](m map[K][]*Live, k K, l *Live) { m[k] = append(m[k], l) }

@@ -8,40 +8,6 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 )
 
-// Cause is why this side ended a live connection.
-type Cause int
-
-// The causes.
-const (
-	NotEnded  Cause = iota
-	WasCut          // Index.Cut: the device or its certificate is no longer good
-	Expired         // the session reached its NotAfter
-	TakenOver       // the same client came again
-	Shutdown        // the gateway closes
-)
-
-// Ending is the end of a live connection by this side: the cause, and one
-// sentence for the peer.
-type Ending struct {
-	Cause  Cause
-	Reason string
-}
-
-// Why is the phrase for Gatekeeper.Closed.
-func (e Ending) Why() string {
-	switch e.Cause {
-	case WasCut:
-		return "cut: " + e.Reason
-	case Expired:
-		return "certificate expired"
-	case TakenOver:
-		return "taken over"
-	case Shutdown:
-		return "gateway closed"
-	}
-	return ""
-}
-
 // Live is one connection in the index. Its owner registers it before it asks
 // the Gatekeeper, admits it with the answer and removes it when it is over.
 type Live struct {
@@ -49,7 +15,7 @@ type Live struct {
 	conn     *Conn
 	farewell Farewell
 
-	ended  atomic.Pointer[Ending]
+	ended  atomic.Pointer[countersign.Ending]
 	closed chan struct{} // closed once the socket is
 
 	// The index's lock owns what follows.
@@ -63,7 +29,7 @@ type Live struct {
 
 // Farewell writes the protocol's last words to the peer and tells whether it wrote
 // any. It runs at most once, while the write deadline is at most farewellBound away.
-type Farewell func(Ending) bool
+type Farewell func(countersign.Ending) bool
 
 // farewellBound is how long last words may hold up the end of a connection. A
 // peer that reads takes them in microseconds.
@@ -71,11 +37,11 @@ const farewellBound = 5 * time.Millisecond
 
 // Ended tells why this side ended the connection; false while it lives. Every
 // frame asks this before it goes on.
-func (l *Live) Ended() (Ending, bool) {
+func (l *Live) Ended() (countersign.Ending, bool) {
 	if e := l.ended.Load(); e != nil {
 		return *e, true
 	}
-	return Ending{}, false
+	return countersign.Ending{}, false
 }
 
 // Done is closed once this side has ended the connection and its socket is closed.
@@ -92,7 +58,7 @@ func (l *Live) Session() countersign.Session {
 // if it takes them at once, then the raw socket is closed. It returns within
 // little more than farewellBound whatever the peer does. Only the first call
 // counts; it reports whether this was it.
-func (l *Live) End(e Ending) bool {
+func (l *Live) End(e countersign.Ending) bool {
 	if !l.mark(e) {
 		return false
 	}
@@ -100,10 +66,10 @@ func (l *Live) End(e Ending) bool {
 	return true
 }
 
-func (l *Live) mark(e Ending) bool { return l.ended.CompareAndSwap(nil, &e) }
+func (l *Live) mark(e countersign.Ending) bool { return l.ended.CompareAndSwap(nil, &e) }
 
 // close runs once, by whoever marked the end.
-func (l *Live) close(e Ending) {
+func (l *Live) close(e countersign.Ending) {
 	var once sync.Once
 	shut := func(how func()) { once.Do(func() { how(); close(l.closed) }) }
 	// The mark came first: a writer that reads it after it set its own deadline

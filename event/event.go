@@ -40,9 +40,14 @@ type Log struct {
 	Log *slog.Logger
 	// Node names this process to people.
 	Node string
+	// Cut ends the live sessions of this node that an event names and returns their
+	// number; it returns when the last socket is closed. A function, because the index
+	// of sessions belongs to the gateways, which no keeper may know. Nil: no sessions.
+	Cut func(countersign.Cut) int
 
-	self        string // tells this process's notices from those of others
+	self        string // distinguishes this process's notices from those of others
 	subscribers []func(countersign.Event)
+	recorded    []func(countersign.Event)
 	later       chan waiting
 	suppressed  atomic.Int64 // events that Later had no room for
 	sealed      chan struct{}
@@ -68,12 +73,25 @@ func (l *Log) init() {
 // particular order and perhaps twice. It must not block. Call it before Run.
 func (l *Log) Subscribe(fn func(countersign.Event)) { l.subscribers = append(l.subscribers, fn) }
 
+// SubscribeRecorded adds a function that is called once for each event that this
+// node has recorded itself, so that a count over all nodes counts each event once.
+// It must not block. Call it before Run.
+func (l *Log) SubscribeRecorded(fn func(countersign.Event)) { l.recorded = append(l.recorded, fn) }
+
 // Live reports whether this process hears at once of what other nodes do.
 func (l *Log) Live() bool { return !l.DB.Postgres() || l.up.Load() }
 
-// Append writes events in the caller's transaction. Subscribers on this node are
-// told after the commit, in the caller's goroutine; other nodes by notice.
+// Append writes events in the caller's transaction. After the commit, in the
+// caller's goroutine, the live sessions of this node that the events end are cut
+// and the subscribers are called; other nodes do the same when the notice arrives.
 func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Event) error {
+	return l.AppendAct(ctx, tx, &countersign.Revocation{}, events...)
+}
+
+// AppendAct is Append for an act whose answer says how many sessions it cut on this
+// node: after the commit it adds them to done.Sessions, and the time it took to
+// done.CutIn.
+func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Revocation, events ...countersign.Event) error {
 	l.init()
 	for i := range events {
 		if err := l.append(ctx, tx, &events[i]); err != nil {
@@ -81,7 +99,11 @@ func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Ev
 		}
 	}
 	tx.AfterCommit(func() {
+		l.cut(done, events)
 		for _, e := range events {
+			for _, fn := range l.recorded {
+				fn(e)
+			}
 			l.tell(e)
 		}
 		l.wakeSealer()
@@ -102,7 +124,7 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) er
 	if err := l.insert(ctx, tx, e, data); err != nil {
 		return fmt.Errorf("append event %s: %w", e.Type, err)
 	}
-	if !l.DB.Postgres() || !matters(e.Type) {
+	if !l.DB.Postgres() || !e.Type.Kind().Urgent {
 		return nil
 	}
 	return l.notify(ctx, tx, *e)
@@ -130,6 +152,24 @@ func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, da
 	tx.Proof(`SELECT 1 FROM event WHERE id = $1 AND at = $2 AND type = $3 AND actor = $4 AND device = $5 AND serial = $6 AND reason = $7`,
 		id, args[0], args[1], args[2], args[3], args[6], args[10])
 	return nil
+}
+
+// cut ends the sessions that events of one act name.
+func (l *Log) cut(done *countersign.Revocation, events []countersign.Event) {
+	if l.Cut == nil {
+		return
+	}
+	begin := l.Now()
+	for _, c := range countersign.Cuts(events) {
+		done.Sessions += l.Cut(c)
+	}
+	done.CutIn += l.Now().Sub(begin)
+}
+
+// heard acts on an event of another node.
+func (l *Log) heard(e countersign.Event) {
+	l.cut(&countersign.Revocation{}, []countersign.Event{e})
+	l.tell(e)
 }
 
 func (l *Log) tell(e countersign.Event) {

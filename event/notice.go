@@ -29,19 +29,6 @@ type notice struct {
 	Event countersign.Event
 }
 
-// matters says which events other nodes must hear of before the log is sealed:
-// those that take something away from a device, and those that change the rules.
-func matters(t countersign.EventType) bool {
-	switch t {
-	case countersign.DeviceSuspendedEv, countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceReactivated,
-		countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReleased, countersign.CertReplaced,
-		countersign.AuthorityCreated, countersign.ProfileSaved, countersign.FleetSaved, countersign.PolicyApplied,
-		countersign.AccessTokenRevoked:
-		return true
-	}
-	return false
-}
-
 // notify tells the other nodes. Where the words are too many it tells what
 // happened without them: a revocation must not fail for its note.
 func (l *Log) notify(ctx context.Context, tx *store.Tx, e countersign.Event) error {
@@ -68,7 +55,7 @@ func (l *Log) listen(ctx context.Context) {
 			return
 		}
 		if n.From != l.self {
-			l.tell(n.Event)
+			l.heard(n.Event)
 		}
 	}, func(up bool) {
 		if !up {
@@ -99,8 +86,8 @@ func (l *Log) catchUp(ctx context.Context, since time.Time) bool {
 			continue
 		}
 		for _, e := range page {
-			if matters(e.Type) && !e.At.Before(since) {
-				l.tell(e)
+			if e.Type.Kind().Urgent && !e.At.Before(since) {
+				l.heard(e)
 			}
 		}
 		if next == 0 || page[len(page)-1].At.Before(since) {

@@ -202,10 +202,26 @@ func (s *Server) opened(h *Hook, client, user string) {
 	}
 }
 
-// closed tells of one that it says has ended.
-func (s *Server) closed(h *Hook, client, user, why string) {
+// endCodes are the reasons of other brokers that mean one of ours.
+var endCodes = map[string]countersign.EndCode{
+	"normal": countersign.EndClientLeft, "client left": countersign.EndClientLeft,
+	"takenover": countersign.EndTakenOver, "takeovered": countersign.EndTakenOver, "discarded": countersign.EndTakenOver,
+	"keepalive_timeout": countersign.EndSilent, "kicked": countersign.EndCut,
+}
+
+// atBroker is an end that another's broker reports in its own words.
+func atBroker(reason string) countersign.Ending {
+	code, ok := endCodes[reason]
+	if !ok {
+		code = countersign.EndLost
+	}
+	return countersign.Ending{Code: code, Reason: "broker: " + plain(reason)}
+}
+
+// closed records the end of a session that the broker reports.
+func (s *Server) closed(h *Hook, client, user string, end countersign.Ending) {
 	if session := s.cache.ended(key{h.Name, client, user}); session != nil {
-		s.Gatekeeper.Closed(*session, why)
+		s.Gatekeeper.Closed(*session, end)
 	}
 }
 

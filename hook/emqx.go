@@ -108,7 +108,7 @@ func (s *Server) emqxSession(h *Hook, in emqxQuestion) {
 	case "client.connected":
 		s.opened(h, in.ClientID, in.Username)
 	case "client.disconnected":
-		s.closed(h, in.ClientID, in.Username, "broker: "+plain(in.Reason))
+		s.closed(h, in.ClientID, in.Username, atBroker(in.Reason))
 	}
 }
 

@@ -87,10 +87,10 @@ func (g *guard) Opened(s countersign.Session) {
 	g.opened = append(g.opened, s)
 }
 
-func (g *guard) Closed(s countersign.Session, why string) {
+func (g *guard) Closed(s countersign.Session, end countersign.Ending) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.closed = append(g.closed, s.ClientID+" "+why)
+	g.closed = append(g.closed, s.ClientID+" "+end.Reason)
 }
 
 func (g *guard) Judged(_ countersign.Session, a countersign.Act) {

@@ -6,37 +6,31 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Heard takes note of what happened anywhere: verdicts that no longer hold are cut, and
+// Heard acts on what happened on any node: verdicts that no longer hold are cut, and
 // the Kicker ends the sessions that rest on them. It does not block.
 func (s *Server) Heard(e countersign.Event) {
-	switch e.Type {
-	case countersign.DeviceRevoked, countersign.DeviceRetiredEv, countersign.DeviceSuspendedEv:
+	k := e.Type.Kind()
+	switch k.Ends {
+	case countersign.EndsNothing:
+	case countersign.EndsDevice:
 		s.cut(e, func(entry) bool { return true }, true)
-	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
-		// A broker that gave a name alone may have seen this certificate.
+	case countersign.EndsCertificate:
+		// A broker that sent a name alone may have seen this certificate.
 		s.cut(e, func(x entry) bool { return x.verdict.Cert == e.Cert || x.conn.Vouched != "" }, true)
-	case countersign.AccessTokenRevoked:
-		subject, credential := e.Data["subject"], "token:"+e.Data["token"]
-		for hook, sessions := range s.cache.cut(subject, func(x entry) bool { return x.verdict.Credential == credential }) {
-			s.Kicker.kick(hook, target{device: subject, fleet: e.Fleet, sessions: sessions, at: e.At, reason: string(e.Type)})
-		}
-	case countersign.SecretStopped, countersign.CredentialStopped:
-		if e.Device == "" { // of many devices, such as a group key
-			s.cutCredential(e, e.Data["kind"]+":"+e.Data["credential"])
-			return
-		}
-		// Which secret of the device it was matters little: whoever holds another one
-		// comes back with it.
-		s.cut(e, func(x entry) bool { return x.verdict.Credential != "" }, false)
-	case countersign.DeviceReactivated, countersign.CertReleased:
+	case countersign.EndsCredential:
+		s.cutCredential(e, e.Credential())
+	}
+	if k.Restores {
 		s.cache.restore(e.Device)
 		s.Kicker.restore(e.Device, false)
-	case countersign.CertIssued:
+	}
+	if k.Recheck != countersign.RecheckNone {
+		s.cache.doubt()
+	}
+	if e.Type == countersign.CertIssued {
 		if s.Kicker.settle("", e.Device); e.Data["predecessor"] == "" {
 			s.Kicker.restore(e.Device, true) // a new life of the device
 		}
-	case countersign.PolicyApplied, countersign.FleetSaved, countersign.AuthorityUpdated:
-		s.cache.doubt()
 	}
 }
 
@@ -47,7 +41,7 @@ func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	if e.Device == "" {
 		return
 	}
-	whole := e.Type == countersign.DeviceRevoked || e.Type == countersign.DeviceRetiredEv || e.Type == countersign.DeviceSuspendedEv
+	whole := e.Type.Kind().Ends == countersign.EndsDevice && e.Type != countersign.SessionEnded
 	found := s.cache.cut(e.Device, lost)
 	for _, h := range s.Hooks {
 		sessions := found[h.Name]

@@ -179,7 +179,7 @@ func TestFailingDriverTellsAPersonOnce(t *testing.T) {
 	d.happenNow(countersign.DeviceRevoked, "pump-2")
 	eventually(t, "mitigation.failed", func() bool { return len(events.of(countersign.MitigationFailed)) > 0 })
 	e := events.of(countersign.MitigationFailed)[0]
-	if e.Type.Severity() != "alert" || !strings.Contains(e.Reason, "401") || e.Data["hook"] != "emqx" {
+	if e.Type.Kind().Level != "alert" || !strings.Contains(e.Reason, "401") || e.Data["hook"] != "emqx" {
 		t.Errorf("event: got %+v, want an alert that names hook and status", e)
 	}
 	if strings.Contains(fmt.Sprint(e), "wrong") {

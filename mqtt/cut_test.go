@@ -160,7 +160,7 @@ func TestSessionEndsAtNotAfter(t *testing.T) {
 		t.Errorf("the session ended %v after NotAfter", late)
 	}
 	eventually(t, "the report", func() bool { return len(g.guard.reasons("short")) == 1 })
-	if why := g.guard.reasons("short")[0]; why != "certificate expired" {
+	if why := g.guard.reasons("short")[0]; why != "expired" {
 		t.Errorf("Closed: got %q", why)
 	}
 }
@@ -194,7 +194,7 @@ func TestCutDropsTheWill(t *testing.T) {
 	case <-time.After(300 * time.Millisecond):
 	}
 	eventually(t, "the report", func() bool { return len(g.guard.reasons("lost-one")) == 1 })
-	if why := g.guard.reasons("lost-one")[0]; why != "network error" {
+	if why := g.guard.reasons("lost-one")[0]; why != "connection_lost" {
 		t.Errorf("Closed: got %q", why)
 	}
 }
@@ -237,8 +237,8 @@ func TestTakeoverEndsTheOlderSession(t *testing.T) {
 		t.Errorf("after 8 racing connects: %d alive, %d in the index; want 1", n, g.Index.Len())
 	}
 	for _, why := range g.guard.reasons("dev") {
-		if why != "taken over" {
-			t.Errorf("Closed: got %q, want taken over", why)
+		if why != "taken_over" {
+			t.Errorf("Closed: got %q, want taken_over", why)
 		}
 	}
 }
@@ -254,7 +254,7 @@ func TestKeepAliveIsEnforced(t *testing.T) {
 		t.Errorf("closed after %v, want one and a half keep alives of 1 s", silent)
 	}
 	eventually(t, "the report", func() bool { return len(g.guard.reasons("dev")) == 1 })
-	if why := g.guard.reasons("dev")[0]; why != "keepalive expired" {
+	if why := g.guard.reasons("dev")[0]; why != "keep_alive" {
 		t.Errorf("Closed: got %q", why)
 	}
 }

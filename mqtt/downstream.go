@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/countersign-iot/countersign/topics"
+
+	countersign "github.com/countersign-iot/countersign"
 )
 
 // errEngineLeft is the end of a session that the engine announced.
@@ -318,12 +320,12 @@ func (x *session) engineDisconnect(f frame) error {
 	if err != nil {
 		return engineError(err)
 	}
-	why := "engine closed"
+	why := ending(countersign.EndEngine, "engine closed")
 	switch d.code {
 	case SessionTakenOver:
-		why = "taken over"
+		why = ending(countersign.EndTakenOver, "the same client identifier connected again")
 	case KeepAliveTimeout:
-		why = "keepalive expired"
+		why = ending(countersign.EndSilent, "keep-alive expired")
 	}
 	var last []byte
 	if x.connect.level == 5 {

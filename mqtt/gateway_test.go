@@ -228,7 +228,11 @@ func (g *guard) Opened(s countersign.Session) {
 	g.opened = append(g.opened, s)
 }
 
-func (g *guard) Closed(s countersign.Session, why string) {
+func (g *guard) Closed(s countersign.Session, end countersign.Ending) {
+	why := string(end.Code)
+	if end.Code == countersign.EndCut {
+		why += ": " + end.Reason
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed[s.ID] = append(g.closed[s.ID], why)

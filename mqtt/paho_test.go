@@ -243,7 +243,7 @@ func TestPaho3ClientOnNATS(t *testing.T) {
 		t.Error("no message")
 	}
 	c.Disconnect(100)
-	eventually(t, "the report", func() bool { return slices.Equal(g.guard.reasons("dev"), []string{"client left"}) })
+	eventually(t, "the report", func() bool { return slices.Equal(g.guard.reasons("dev"), []string{"client_left"}) })
 }
 
 // startMosquitto runs a broker of its own with the further lines of configuration.

@@ -166,7 +166,7 @@ func TestPublishIsHeldAgainstPermissions(t *testing.T) {
 		t.Errorf("Denied was told %d times, want 2: %q", len(d), d)
 	}
 	eventually(t, "closed sessions", func() bool {
-		return slices.Equal(g.guard.reasons("dev5"), []string{"client left"}) && slices.Equal(g.guard.reasons("dev4"), []string{"client left"})
+		return slices.Equal(g.guard.reasons("dev5"), []string{"client_left"}) && slices.Equal(g.guard.reasons("dev4"), []string{"client_left"})
 	})
 }
 

@@ -193,7 +193,7 @@ func (s *Server) claim(id string, live *edge.Live) (release func()) {
 	s.clients[id] = mine
 	s.mu.Unlock()
 	if older != nil {
-		older.live.End(edge.Ending{Cause: edge.TakenOver, Reason: "the same client identifier connected again"})
+		older.live.End(countersign.Ending{Code: countersign.EndTakenOver, Reason: "the same client identifier connected again"})
 		t := time.NewTimer(takeoverWait)
 		defer t.Stop()
 		select {

@@ -47,11 +47,11 @@ type session struct {
 	down    outbox      // to the device
 	backend *Backend
 
-	kept bool        // shim: the engine keeps the session when its side closes
-	done atomic.Bool // set by end
-	over sync.Once
-	why  string // how it ended, set by over
-	last []byte // DISCONNECT to send, set by over
+	kept   bool        // shim: the engine keeps the session when its side closes
+	done   atomic.Bool // set by end
+	over   sync.Once
+	ending countersign.Ending // set by over
+	last   []byte             // DISCONNECT to send, set by over
 
 	// Owned by up.
 	keepAlive  time.Duration // how long the device may be silent; 0: for ever
@@ -217,17 +217,17 @@ func (x *session) run(ctx context.Context) {
 		}
 	}
 	s.count.closed.Add(1)
-	s.Gatekeeper.Closed(x.info, x.why)
+	s.Gatekeeper.Closed(x.info, x.ending)
 }
 
 // end says how the session ended; the first to speak is believed. An ending by
 // this side goes before whatever error it caused.
-func (x *session) end(why string, last []byte) {
+func (x *session) end(e countersign.Ending, last []byte) {
 	x.over.Do(func() {
-		if e, ok := x.live.Ended(); ok {
-			why, last = e.Why(), nil
+		if ours, ok := x.live.Ended(); ok {
+			e, last = ours, nil
 		}
-		x.why, x.last = why, last
+		x.ending, x.last = e, last
 	})
 	x.mu.Lock()
 	x.done.Store(true)
@@ -235,15 +235,19 @@ func (x *session) end(why string, last []byte) {
 	x.mu.Unlock()
 }
 
+func ending(code countersign.EndCode, reason string) countersign.Ending {
+	return countersign.Ending{Code: code, Reason: reason}
+}
+
 // finishUp names the end that runUp came to.
 func (x *session) finishUp(err error) {
 	switch {
 	case x.cleanLeave:
-		x.end("client left", nil)
+		x.end(ending(countersign.EndClientLeft, "client left"), nil)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		x.end("keepalive expired", x.disconnect(KeepAliveTimeout, "keep alive expired"))
+		x.end(ending(countersign.EndSilent, "keep-alive expired"), x.disconnect(KeepAliveTimeout, "keep alive expired"))
 	case errors.Is(err, errReauth):
-		x.end("re-authentication failed", x.disconnect(NotAuthorized, "the device could not authenticate again"))
+		x.end(ending(countersign.EndReauth, "re-authentication failed"), x.disconnect(NotAuthorized, "the device could not authenticate again"))
 	default:
 		x.endOn(err)
 	}
@@ -256,7 +260,7 @@ func (x *session) finishDown(err error) {
 		// named by whoever saw it
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		x.srv.count.engineFailed.Add(1)
-		x.end("engine closed", x.disconnect(ServerUnavailable, "the message engine closed the session"))
+		x.end(ending(countersign.EndEngine, "engine closed"), x.disconnect(ServerUnavailable, "the message engine closed the session"))
 	default:
 		x.endOn(err)
 	}
@@ -266,10 +270,10 @@ func (x *session) finishDown(err error) {
 func (x *session) endOn(err error) {
 	if p, ok := errors.AsType[*protocolError](err); ok {
 		x.srv.count.malformed.Add(1)
-		x.end("protocol error", x.disconnect(p.code, p.text))
+		x.end(ending(countersign.EndProtocol, p.text), x.disconnect(p.code, p.text))
 		return
 	}
-	x.end("network error", nil)
+	x.end(ending(countersign.EndLost, "network error"), nil)
 }
 
 // disconnect is the DISCONNECT for this device; nil before MQTT 5.
@@ -299,7 +303,7 @@ func (x *session) hangUp(down <-chan struct{}) {
 	_ = x.backend.Conn.SetWriteDeadline(x.now().Add(lingerTimeout))
 	if e, ok := x.live.Ended(); ok {
 		x.up.last(func(bool) []byte {
-			if e.Cause == edge.WasCut {
+			if e.Code == countersign.EndCut {
 				return append(x.closeInbox(), leave(true)...)
 			}
 			return x.closeInbox()
@@ -352,19 +356,19 @@ func (x *session) wipe(ctx context.Context) error {
 }
 
 // farewell is what the device reads when this side ends the connection.
-func (x *session) farewell(e edge.Ending) bool {
+func (x *session) farewell(e countersign.Ending) bool {
 	code, refused := AdministrativeAction, &refusal{Refusal{connNotAuthorized, NotAuthorized}, e.Reason}
-	switch e.Cause {
-	case edge.Expired:
+	switch e.Code {
+	case countersign.EndExpired:
 		code = MaximumConnectTime
-	case edge.TakenOver:
+	case countersign.EndTakenOver:
 		code, refused.Refusal = SessionTakenOver, Refusal{connUnavailable, ServerUnavailable}
-	case edge.Shutdown:
+	case countersign.EndShutdown:
 		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
 	}
 	return x.down.last(func(greeted bool) []byte {
 		if x.web != nil {
-			x.web.status, x.web.reason = closeStatus(e.Cause), e.Reason
+			x.web.status, x.web.reason = closeStatus(e.Code), e.Reason
 		}
 		if !greeted {
 			return refusalPacket(x.connect.level, refused)

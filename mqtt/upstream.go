@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/topics"
+
+	countersign "github.com/countersign-iot/countersign"
 )
 
 // runUp reads the device's frames until the device leaves, breaks the protocol
@@ -38,7 +40,7 @@ func (x *session) runUp(ctx context.Context) error {
 		}
 		if err := x.fromDevice(ctx, f); err != nil || x.cleanLeave {
 			if x.cleanLeave {
-				x.end("client left", nil) // before the engine hears it and closes
+				x.end(ending(countersign.EndClientLeft, "client left"), nil) // before the engine hears it and closes
 			}
 			_ = x.flushBoth(&x.up, &x.down)
 			return err

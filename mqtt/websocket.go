@@ -16,6 +16,8 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/countersign-iot/countersign/edge"
+
+	countersign "github.com/countersign-iot/countersign"
 )
 
 // WebSocketPath is where MQTT over WebSocket is served (MQTT 5, 6).
@@ -202,8 +204,8 @@ func (w *webSocket) close(last []byte) error {
 
 // closeStatus tells a browser, whose page sees no MQTT packet of 3.1.1 for it, how
 // the session ended (RFC 6455, 7.4.1).
-func closeStatus(c edge.Cause) websocket.StatusCode {
-	if c == edge.Shutdown {
+func closeStatus(c countersign.EndCode) websocket.StatusCode {
+	if c == countersign.EndShutdown {
 		return websocket.StatusGoingAway
 	}
 	return websocket.StatusPolicyViolation

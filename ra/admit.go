@@ -261,10 +261,10 @@ func (d *Desk) Opened(s countersign.Session) {
 }
 
 // Closed records its end.
-func (d *Desk) Closed(s countersign.Session, why string) {
+func (d *Desk) Closed(s countersign.Session, end countersign.Ending) {
 	d.Access.Closed(s)
 	e := sessionEvent(countersign.SessionClosed, s)
-	e.Reason = why
+	e.Code, e.Reason = countersign.Code(end.Code), end.Reason
 	e.Data = map[string]string{"session": s.ID, "client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
 	d.Events.Later(e)
 }

@@ -73,7 +73,7 @@ func TestOverlapEndsOnTimeBeforeTheSweep(t *testing.T) {
 		if c := w.record(t, old); c.State != countersign.CertRevoked || c.Reason != countersign.Superseded || c.Replaced {
 			t.Errorf("got %s (%s), want revoked (superseded)", c.State, c.Reason)
 		}
-		want := []countersign.Cut{{Cert: w.refOf(t, old), Reason: "certificate superseded"}}
+		want := []countersign.Cut{{Cert: w.refOf(t, old), Code: countersign.CertRevokedEv, Reason: "certificate revoked"}}
 		if diff := cmp.Diff(want, w.takeCuts()); diff != "" {
 			t.Errorf("cuts (-want +got):\n%s", diff)
 		}
@@ -255,7 +255,7 @@ func TestSessionsAreNotedAndDevicesSeen(t *testing.T) {
 		w.Opened(s)
 		w.Judged(s, countersign.Act{Action: "publish", Topic: "devices/pump-2/up/x"})
 		w.clock.advance(time.Minute)
-		w.Closed(s, "client left")
+		w.Closed(s, countersign.Ending{Code: countersign.EndClientLeft, Reason: "client left"})
 		stop()
 		if err := <-ended; err != nil {
 			t.Fatal(err)

@@ -43,11 +43,7 @@ type Desk struct {
 	WeakKeys weakkey.Blocklist
 	// Observe hears the outcome of each enrollment, renewal and connection, for
 	// metrics; empty code: granted. nil: nobody does.
-	Observe func(Outcome)
-	// Cut ends live sessions on this node and gives their number. It returns when
-	// the last socket is closed.
-	Cut func(countersign.Cut) int
-
+	Observe  func(Outcome)
 	seen     sightings
 	uses     secretUses
 	refusals refusals
@@ -140,29 +136,11 @@ func (d *Desk) endOverlap(ctx context.Context, cert countersign.Certificate) err
 		if err := d.CA.Revoke(ctx, tx, &c, countersign.Superseded); err != nil {
 			return err
 		}
-		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate superseded"}, nil)
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{Actor: countersign.System}, nil)
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{Actor: countersign.System})
 		if err != nil {
 			return err
 		}
 		return d.Events.Append(ctx, tx, append([]countersign.Event{certEvent(countersign.CertRevokedEv, &c, countersign.System, "its overlap ended")}, tokens...)...)
-	})
-}
-
-// cutAfter ends sessions on this node once the change is durable. It is asked
-// before the event is appended, so that its count is complete; other nodes cut
-// when the event reaches them.
-func (d *Desk) cutAfter(tx *store.Tx, c countersign.Cut, done *countersign.Revocation) {
-	tx.AfterCommit(func() {
-		begin := d.Now()
-		n := 0
-		if d.Cut != nil {
-			n = d.Cut(c)
-		}
-		if done != nil {
-			done.Sessions += n
-			done.CutIn += d.Now().Sub(begin)
-		}
 	})
 }
 

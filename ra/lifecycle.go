@@ -79,8 +79,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		}
 		e := act.event(kind, dev)
 		e.Data = map[string]string{"reason": reason.String()}
-		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device " + what + ": " + reason.String()}, out)
-		return d.Events.Append(ctx, tx, append([]countersign.Event{e}, events...)...)
+		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, events...)...)
 	})
 }
 
@@ -109,12 +108,11 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
 		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
-		d.cutAfter(tx, countersign.Cut{Cert: c.Ref(), Reason: "certificate revoked: " + req.Reason.String()}, out)
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{req.Actor, req.Via}, out)
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{req.Actor, req.Via})
 		if err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, append([]countersign.Event{e}, tokens...)...)
+		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, tokens...)...)
 	})
 	if err != nil {
 		return nil, notRecorded(err)
@@ -141,8 +139,7 @@ func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 			out.Certificates = append(out.Certificates, c.Ref())
 			events = append(events, act.certEvent(countersign.CertHeldEv, c))
 		}
-		d.cutAfter(tx, countersign.Cut{Device: dev.ID, Reason: "device suspended"}, out)
-		return d.Events.Append(ctx, tx, events...)
+		return d.Events.AppendAct(ctx, tx, out, events...)
 	})
 }
 
@@ -178,7 +175,7 @@ func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation
 		if err := d.Registry.Move(ctx, tx, dev, to, ""); err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, append([]countersign.Event{act.event(countersign.DeviceReactivated, dev)}, events...)...)
+		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{act.event(countersign.DeviceReactivated, dev)}, events...)...)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -103,14 +104,14 @@ func newWorld(t *testing.T, db *store.DB) *world {
 			})
 		})
 	}
-	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test"}
+	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test", Cut: w.cut}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
 	w.Desk = &ra.Desk{
 		DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
-		Events: events, Now: w.clock.Now, Log: log, Cut: w.cut, Sealer: sealer,
+		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}
 	w.Access.Keys = w.ConnectKeys
@@ -133,11 +134,17 @@ func (w *world) cut(c countersign.Cut) int {
 	return 1
 }
 
-// takeCuts gives the cuts since it was last asked.
+// takeCuts returns the cuts since it was last called. One that is repeated counts
+// once: a node that connects to PostgreSQL anew cuts again what it may have missed.
 func (w *world) takeCuts() []countersign.Cut {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	cuts := w.cuts
+	var cuts []countersign.Cut
+	for _, c := range w.cuts {
+		if !slices.Contains(cuts, c) {
+			cuts = append(cuts, c)
+		}
+	}
 	w.cuts = nil
 	return cuts
 }

@@ -370,6 +370,5 @@ func (d *Desk) fork(ctx context.Context, tx *store.Tx, j *judgment, finding coun
 	events = append(events, countersign.Event{
 		Type: countersign.DeviceSuspendedEv, Actor: countersign.System, Device: j.device.ID, Fleet: j.device.Fleet, Reason: "two holders of one identity",
 	})
-	d.cutAfter(tx, countersign.Cut{Device: j.device.ID, Reason: "two holders of one identity"}, nil)
 	return d.Events.Append(ctx, tx, events...)
 }

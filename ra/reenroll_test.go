@@ -28,7 +28,7 @@ func (w *world) wantFork(t *testing.T, code countersign.Code, id string) {
 		t.Errorf("got %d certificates still good, want all held", n)
 	}
 	found := w.events(t, event.Filter{Device: id, Type: countersign.FindingFork})
-	if len(found) != 1 || found[0].Type.Severity() != "alert" || found[0].Reason == "" {
+	if len(found) != 1 || found[0].Type.Kind().Level != "alert" || found[0].Reason == "" {
 		t.Errorf("got findings %+v, want one alert that says why", found)
 	}
 }

@@ -41,7 +41,7 @@ func (d *Desk) makeSecret(ctx context.Context, o access.SecretOrder, by By, may 
 		if err != nil {
 			return err
 		}
-		events, err := d.secretsStopped(ctx, tx, stopped, &dev, stopping{by: by, why: "the secret was rotated"})
+		events, err := d.secretsStopped(ctx, tx, stopped, &dev, by)
 		if err != nil {
 			return err
 		}
@@ -78,11 +78,11 @@ func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s
 		if s, err = d.Access.StopSecret(ctx, tx, device, id, why); err != nil {
 			return err
 		}
-		events, err := d.secretsStopped(ctx, tx, []access.Secret{s}, &dev, stopping{by, "the secret was stopped", &done})
+		events, err := d.secretsStopped(ctx, tx, []access.Secret{s}, &dev, by)
 		if err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, events...)
+		return d.Events.AppendAct(ctx, tx, &done, events...)
 	})
 	if err != nil {
 		err = notRecorded(err)
@@ -160,20 +160,12 @@ func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.E
 	return events
 }
 
-// stopping is by whom secrets end, and why.
-type stopping struct {
-	by   By
-	why  string
-	done *countersign.Revocation // counts the sessions; nil: nobody asks
-}
-
-// secretsStopped cuts the sessions that rest on secrets, ends the access tokens that
-// were given for them, and gives the events.
-func (d *Desk) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, s stopping) ([]countersign.Event, error) {
-	events := secretEvents(countersign.SecretStopped, list, dev, s.by)
+// secretsStopped ends the access tokens that were issued for secrets and returns the
+// events, which end the sessions that rest on either.
+func (d *Desk) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, by By) ([]countersign.Event, error) {
+	events := secretEvents(countersign.SecretStopped, list, dev, by)
 	for i := range list {
-		d.cutAfter(tx, countersign.Cut{Credential: list[i].Credential(), Reason: s.why}, s.done)
-		tokens, err := d.endGiven(ctx, tx, list[i].Credential(), s.by, s.done)
+		tokens, err := d.endGiven(ctx, tx, list[i].Credential(), by)
 		if err != nil {
 			return nil, err
 		}

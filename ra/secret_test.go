@@ -192,7 +192,7 @@ func TestBruteForceEndsInABlock(t *testing.T) {
 				t.Errorf("%s: the attacked device: got %q (%s), want in", tt.kind, v.Code, v.Reason)
 			}
 			blocks := w.events(t, event.Filter{Type: countersign.AddressBlocked})
-			if len(blocks) != i+1 || blocks[i].Data["network"] != guesser+"/32" || countersign.AddressBlocked.Severity() != "alert" {
+			if len(blocks) != i+1 || blocks[i].Data["network"] != guesser+"/32" || countersign.AddressBlocked.Kind().Level != "alert" {
 				t.Errorf("%s: got %d blocks, want one of %s and an alert", tt.kind, len(blocks), guesser)
 			}
 			refused := w.events(t, event.Filter{Type: countersign.ConnectRefused, Device: "pump-1"})

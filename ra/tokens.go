@@ -121,14 +121,13 @@ func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, v *countersign.Verd
 
 // endGiven ends the access tokens that a device was given for what ends now, with
 // the sessions that rest on them. The device is locked.
-func (d *Desk) endGiven(ctx context.Context, tx *store.Tx, source string, by By, done *countersign.Revocation) ([]countersign.Event, error) {
+func (d *Desk) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
 	if d.Access.Tokens == nil {
 		return nil, nil
 	}
 	given, err := d.Access.Tokens.RevokeSource(ctx, tx, source)
 	events := make([]countersign.Event, 0, len(given))
 	for _, k := range given {
-		d.cutAfter(tx, countersign.Cut{Credential: k.Credential(), Reason: "the access token was revoked with what it was given for"}, done)
 		events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))
 	}
 	return events, err

@@ -98,13 +98,12 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	if err := authority.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test"}
+	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test", Cut: w.cut}
 	start(t, events.Run)
 	w.Desk = &respond.Desk{
 		RA: &ra.Desk{
 			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: w.clock.Now},
 			Ledger: &access.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
-			Cut: w.cut,
 		},
 		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",
 	}

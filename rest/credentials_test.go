@@ -116,6 +116,7 @@ func TestRulesShapeIsThatOfTheRules(t *testing.T) {
 	for _, pair := range [][2]reflect.Type{
 		{reflect.TypeFor[countersign.Rules](), reflect.TypeFor[api.Rules]()},
 		{reflect.TypeFor[countersign.Access](), reflect.TypeFor[api.Access]()},
+		{reflect.TypeFor[countersign.Budget](), reflect.TypeFor[api.Budget]()},
 		{reflect.TypeFor[countersign.IDRule](), reflect.TypeFor[api.IDRule]()},
 		{reflect.TypeFor[countersign.Recovery](), reflect.TypeFor[api.Recovery]()},
 		{reflect.TypeFor[countersign.Webhook](), reflect.TypeFor[api.Webhook]()},

@@ -62,7 +62,7 @@ func newHouse(t *testing.T) *house {
 	}
 	h := &house{db: db}
 	reg := &registry.Registry{DB: db, Now: now}
-	events := &event.Log{DB: db, Now: now, Log: log, Node: "test"}
+	events := &event.Log{DB: db, Now: now, Log: log, Node: "test", Cut: func(countersign.Cut) int { return 2 }}
 	operators := &operator.Desk{DB: db, Now: now, Log: log}
 	err = db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		if err := authority.RecordFounding(ctx, tx, f); err != nil {
@@ -87,7 +87,7 @@ func newHouse(t *testing.T) *house {
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
 		Desk: &ra.Desk{
 			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
-			Events: events, Now: now, Log: log, Cut: func(countersign.Cut) int { return 2 }, Sealer: sealer,
+			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
 		Office: &ra.Office{
 			DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer,

@@ -67,7 +67,7 @@ func shapeSession(s countersign.Session) api.Session {
 
 func shapeEvent(e countersign.Event) api.Event {
 	return api.Event{
-		Seq: e.Seq, At: utc(e.At), Type: string(e.Type), Severity: e.Type.Severity(), Actor: string(e.Actor),
+		Seq: e.Seq, At: utc(e.At), Type: string(e.Type), Severity: string(e.Type.Kind().Level), Actor: string(e.Actor),
 		Device: e.Device, Fleet: e.Fleet, Issuer: e.Cert.Issuer, Serial: string(e.Cert.Serial),
 		Remote: e.Remote, Via: e.Via, Code: string(e.Code), Reason: e.Reason, Data: e.Data, Hash: hex.EncodeToString(e.Hash),
 	}

@@ -7,32 +7,22 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// heard acts on what happened here or on another node.
+// heard acts on what happened here or on another node; sessions have been cut
+// already, because the log does that first.
 func (s *Server) heard(e countersign.Event) {
-	switch e.Type {
-	case countersign.DeviceRevoked, countersign.DeviceRetiredEv:
-		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
+	k := e.Type.Kind()
+	if k.Status {
+		s.ca.Forget(e.Cert.Serial)
+		s.crls.Changed(e.Cert.Issuer)
+	}
+	if k.Authorities {
+		go s.reload()
+	}
+	if k.Purges {
 		select {
 		case s.purges <- e.Device:
 		default: // the engine's own idle limit clears what a flood of revocations leaves
 		}
-	case countersign.DeviceSuspendedEv:
-		s.index.Cut(countersign.Cut{Device: e.Device, Reason: string(e.Type)})
-	case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced:
-		s.ca.Forget(e.Cert.Serial)
-		s.index.Cut(countersign.Cut{Cert: e.Cert, Reason: string(e.Type)})
-		s.crls.Changed(e.Cert.Issuer)
-	case countersign.SecretStopped:
-		s.index.Cut(countersign.Cut{Credential: "secret:" + e.Data["secret"], Reason: string(e.Type)})
-	case countersign.CredentialStopped:
-		s.index.Cut(countersign.Cut{Credential: e.Data["kind"] + ":" + e.Data["credential"], Reason: string(e.Type)})
-	case countersign.AuthorityRegistered, countersign.AuthorityUpdated:
-		go s.reload()
-	case countersign.AccessTokenRevoked:
-		s.index.Cut(countersign.Cut{Credential: "token:" + e.Data["token"], Reason: string(e.Type)})
-	case countersign.CertReleased:
-		s.ca.Forget(e.Cert.Serial)
-		s.crls.Changed(e.Cert.Issuer)
 	}
 }
 

@@ -44,8 +44,8 @@ func (m *metrics) observe(o ra.Outcome) {
 	m.outcomes.WithLabelValues(o.Act, string(o.Method), o.Door, code).Inc()
 }
 
-func (m *metrics) heard(e countersign.Event) {
-	m.events.WithLabelValues(string(e.Type), e.Type.Severity()).Inc()
+func (m *metrics) recorded(e countersign.Event) {
+	m.events.WithLabelValues(string(e.Type), string(e.Type.Kind().Level)).Inc()
 }
 
 // watch adds what is read at each scrape.

@@ -85,7 +85,7 @@ func TestStopEndsSessionsAndWritesTheirEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		closed = closed || e.Type == "session.closed" && e.Reason == "gateway closed"
+		closed = closed || e.Type == "session.closed" && e.Code == "server_stopping"
 	}
 	if !closed {
 		t.Error("no session.closed event was written when the server stopped")

@@ -47,19 +47,29 @@ func (s *Server) openPolicies(context.Context) error {
 	return nil
 }
 
-// heardPolicy hears that a policy was applied, or a fleet changed, here or on
-// another node.
+// heardPolicy notes which fleets' sessions have to be compared with the record,
+// because of what happened here or on another node.
 func (s *Server) heardPolicy(e countersign.Event) {
-	switch e.Type {
-	case countersign.PolicyApplied:
+	if e.Type == countersign.PolicyApplied {
 		s.desk.Access.Policies.Forget(e.Fleet)
-	case countersign.FleetSaved:
-	default:
+	}
+	var fleets []string
+	switch e.Type.Kind().Recheck {
+	case countersign.RecheckFleet:
+		fleets = []string{e.Fleet}
+	case countersign.RecheckAll:
+		for _, live := range s.index.Sessions() {
+			fleets = append(fleets, live.Fleet)
+		}
+	}
+	if len(fleets) == 0 {
 		return
 	}
 	r := &s.rechecks
 	r.mu.Lock()
-	r.due[e.Fleet] = true
+	for _, f := range fleets {
+		r.due[f] = true
+	}
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:

@@ -191,6 +191,7 @@ func (s *Server) openLedger(ctx context.Context) error {
 func (s *Server) openDesk(context.Context) error {
 	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
 	s.index = edge.NewIndex(s.opts.Now)
+	s.events.Cut = s.index.Cut
 	s.openGuard()
 	sealer, err := (&keystore.Store{Dir: s.cfg.Dir}).OpenSealer("file:keys/seal.key")
 	if err != nil {
@@ -203,7 +204,7 @@ func (s *Server) openDesk(context.Context) error {
 	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Desk{
 		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Sealer: sealer, Tokens: s.tokens}, Ledger: s.ledger,
-		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log, Cut: s.index.Cut,
+		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
 		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
 			return []byte(v), err
@@ -217,7 +218,7 @@ func (s *Server) openDesk(context.Context) error {
 	}
 	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
 	s.desk.Observe = s.metrics.observe
-	s.events.Subscribe(s.metrics.heard)
+	s.events.SubscribeRecorded(s.metrics.recorded)
 	s.events.Subscribe(s.heard)
 	return nil
 }

@@ -107,7 +107,7 @@ func (s *Server) Stats() Stats {
 // closes: the bytes of a service that we do not know leave no room for words. The
 // reason is in the log.
 func (s *Server) handle(ctx context.Context, c *edge.Conn) {
-	live := s.Index.Register(c, func(edge.Ending) bool { return false })
+	live := s.Index.Register(c, func(countersign.Ending) bool { return false })
 	defer live.Remove()
 	info, ok := s.admit(ctx, c, live)
 	if !ok {
@@ -116,11 +116,11 @@ func (s *Server) handle(ctx context.Context, c *edge.Conn) {
 	}
 	s.Gatekeeper.Opened(info)
 	s.count.opened.Add(1)
-	why := s.serve(ctx, c, live, info)
+	end := s.serve(ctx, c, live, info)
 	if e, ended := live.Ended(); ended {
-		why = e.Why()
+		end = e
 	}
-	s.Gatekeeper.Closed(info, why)
+	s.Gatekeeper.Closed(info, end)
 }
 
 func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (countersign.Session, bool) {
@@ -143,12 +143,12 @@ func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (coun
 }
 
 // serve moves bytes both ways and says how it ended.
-func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info countersign.Session) string {
+func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info countersign.Session) countersign.Ending {
 	service, err := s.dial(ctx, c, info)
 	if err != nil {
 		s.count.unreachable.Add(1)
 		s.Log.WarnContext(ctx, "service of a tunnel not reached", "tunnel", s.Name, "device", info.Device, "error", err)
-		return "service not reached"
+		return countersign.Ending{Code: countersign.EndEngine, Reason: "service not reached"}
 	}
 	defer func() { _ = service.Close() }()
 	// The cut closes the device's socket; the service is told by its own being closed.
@@ -162,15 +162,15 @@ func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info 
 		}
 	}()
 	var half atomic.Bool
-	down := make(chan string, 1)
+	down := make(chan countersign.Ending, 1)
 	go func() {
-		how, good := s.move(stream{to: c, from: service, back: c, live: live, half: &half, count: &s.count.down}, "service left")
+		how, good := s.move(stream{to: c, from: service, back: c, live: live, half: &half, count: &s.count.down}, countersign.Ending{Code: countersign.EndEngine, Reason: "service left"})
 		if !good {
 			c.Abort() // what the device sends goes nowhere
 		}
 		down <- how
 	}()
-	up, good := s.move(stream{to: service, from: c, back: service, live: live, half: &half, count: &s.count.up}, "client left")
+	up, good := s.move(stream{to: service, from: c, back: service, live: live, half: &half, count: &s.count.up}, countersign.Ending{Code: countersign.EndClientLeft, Reason: "client left"})
 	if !good {
 		c.Abort()
 		_ = service.Close()
@@ -219,7 +219,10 @@ type stream struct {
 // move copies until the sender ends, and passes that end on. Nothing is written
 // once the session has ended: the deadline is set before that is looked at, as a
 // cut needs it (see edge.Live).
-func (s *Server) move(x stream, end string) (how string, good bool) {
+func (s *Server) move(x stream, end countersign.Ending) (how countersign.Ending, good bool) {
+	lost := func(why string) (countersign.Ending, bool) {
+		return countersign.Ending{Code: countersign.EndLost, Reason: why}, false
+	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	for {
@@ -230,12 +233,12 @@ func (s *Server) move(x stream, end string) (how string, good bool) {
 		if n > 0 {
 			_ = x.to.SetWriteDeadline(s.Now().Add(writeTimeout))
 			if _, ended := x.live.Ended(); ended {
-				return "ended", false
+				return lost("ended")
 			}
 			if _, err := x.to.Write((*buf)[:n]); errors.Is(err, os.ErrDeadlineExceeded) {
-				return "a side takes no data", false
+				return lost("a side takes no data")
 			} else if err != nil {
-				return "network error", false
+				return lost("network error")
 			}
 			x.count.Add(uint64(n))
 		}
@@ -247,9 +250,9 @@ func (s *Server) move(x stream, end string) (how string, good bool) {
 			_ = x.back.SetReadDeadline(s.Now().Add(halfOpen)) // it may be waiting already
 			return end, true
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return "one side left, the other is silent", false
+			return lost("one side left, the other is silent")
 		default:
-			return "network error", false
+			return lost("network error")
 		}
 	}
 }

@@ -1,0 +1,37 @@
+package countersign
+
+// Budget is what one device may use at most, so that one bad device never takes
+// what the others need. A zero field is the default, which an honest device does
+// not reach; docs/security.md lists what else an identity may cost.
+type Budget struct {
+	Sessions  int   `json:"sessions,omitempty"`  // live at once on one node
+	Publishes int   `json:"publishes,omitempty"` // PUBLISH packets a second, all its sessions on one node together
+	Renewals  int   `json:"renewals,omitempty"`  // certificates an hour, renewals and replacements
+	Events    int   `json:"events,omitempty"`    // lines of the log a minute that it causes by itself
+	Unread    int64 `json:"unread,omitempty"`    // octets that wait for one session whose client does not read
+}
+
+// The defaults of a Budget.
+const (
+	DefaultSessions  = 16      // a device with a few programs, and their dead sockets
+	DefaultPublishes = 500     // a busy gateway's; a sensor sends one in seconds
+	DefaultRenewals  = 20      // a device in a boot loop that gives up each key
+	DefaultEvents    = 60      // a reconnect each two seconds
+	DefaultUnread    = 1 << 20 // several of the largest messages that are usual
+)
+
+// WithDefaults fills in the defaults.
+func (b Budget) WithDefaults() Budget {
+	for _, f := range []struct {
+		v *int
+		d int
+	}{{&b.Sessions, DefaultSessions}, {&b.Publishes, DefaultPublishes}, {&b.Renewals, DefaultRenewals}, {&b.Events, DefaultEvents}} {
+		if *f.v == 0 {
+			*f.v = f.d
+		}
+	}
+	if b.Unread == 0 {
+		b.Unread = DefaultUnread
+	}
+	return b
+}
