@@ -48,8 +48,9 @@ const (
 var rings = []ring{
 	{name: "nouns", packages: words(nouns), libs: words("std")},
 	{name: "wire", packages: words(wire), libs: words("golang.org/x/crypto")},
+	{name: "wire that refuses", packages: words("pkcs10"), own: words(nouns), libs: words("golang.org/x/crypto")},
 	{name: "tools", packages: words(tools), own: words(nouns, wire)},
-	{name: "tools' test kits", packages: words("attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
+	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
 	{name: "keepers", packages: words(keepers), own: words(nouns, wire, tools)},
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
 	{name: "decisions on ra", packages: words("rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},

@@ -39,14 +39,18 @@ func Binding(session *tls.ConnectionState) (string, error) {
 // bound reports whether the challengePassword of the request binds it to this
 // session. One that has the form of a binding but is another session's is
 // refused: somebody passes on what he did not sign. Anything else in the
-// attribute is none of our business, unless bindings are required. csr that is no
-// request is left for the Enroller to refuse.
+// attribute is none of our business, unless bindings are required or there are
+// several of them. csr that is no request is left for the Enroller to refuse.
 func (s *Server) bound(session *tls.ConnectionState, csr []byte) (bool, error) {
 	req, err := pkcs10.Parse(csr)
 	if err != nil {
 		return false, nil
 	}
-	shown := []byte(req.ChallengePassword)
+	challenge, err := req.Challenge()
+	if err != nil {
+		return false, err
+	}
+	shown := []byte(challenge)
 	// An error means that this session has no such value, so nothing matches.
 	if want, err := Binding(session); err == nil && subtle.ConstantTimeCompare(shown, []byte(want)) == 1 {
 		return true, nil
@@ -59,7 +63,7 @@ func (s *Server) bound(session *tls.ConnectionState, csr []byte) (bool, error) {
 			return true, nil
 		}
 	}
-	if value, err := base64.StdEncoding.Strict().DecodeString(req.ChallengePassword); err == nil && len(value) == exporterLength {
+	if value, err := base64.StdEncoding.Strict().DecodeString(challenge); err == nil && len(value) == exporterLength {
 		return false, countersign.Errorf(countersign.BadSignature, "the request is bound to another TLS session").
 			WithNext("make a new request on the connection that carries it")
 	}

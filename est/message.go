@@ -36,9 +36,9 @@ func encodeLines(der []byte) []byte {
 
 var errBase64 = errors.New("neither base64 nor PEM")
 
-// decodeBody reads a body in any of the forms that clients send: base64 with or
-// without white space and padding, PEM, and plain DER. Content-Transfer-Encoding
-// has no say (RFC 8951, 3.2.1). What the DER holds is for the reader.
+// decodeBody reads the body of an answer in any of the forms that servers send:
+// base64 with or without white space and padding, PEM, and plain DER. What the
+// DER holds is for the reader. Requests are read by pkcs10.Decode.
 func decodeBody(body []byte) ([]byte, error) {
 	if len(body) > 1 && body[0] == 0x30 && body[1] >= 0x80 {
 		return body, nil // a SEQUENCE with a long length, no text begins like that

@@ -44,9 +44,13 @@ func KeyID(cert *x509.Certificate) []byte {
 // enough for it (RFC 7030, 4.4.1). What cannot be done is refused: to send the
 // key in the clear instead would be the opposite of what was asked.
 func (s *Server) recipient(r *http.Request, fleet string, req *pkcs10.Request) (*cms.Recipient, error) {
-	symmetric, asymmetric := req.Attribute(oidDecryptKeyID), req.Attribute(oidAsymmetricID)
-	if symmetric == nil && asymmetric == nil {
-		return nil, nil
+	symmetric, err := req.Attribute(oidDecryptKeyID)
+	if err != nil {
+		return nil, err
+	}
+	asymmetric, err := req.Attribute(oidAsymmetricID)
+	if err != nil || symmetric == nil && asymmetric == nil {
+		return nil, err
 	}
 	if symmetric != nil && asymmetric != nil {
 		return nil, countersign.Errorf(countersign.BadRequest, "the request wants the key encrypted in two ways").
@@ -56,7 +60,7 @@ func (s *Server) recipient(r *http.Request, fleet string, req *pkcs10.Request) (
 		return nil, countersign.Errorf(countersign.NotAllowed, "keys are not delivered encrypted here").
 			WithNext("leave the key identifier out of the request; TLS protects the key")
 	}
-	if err := checkCapabilities(req.Attribute(oidCapabilities)); err != nil {
+	if err := checkCapabilities(req); err != nil {
 		return nil, err
 	}
 	if symmetric != nil {
@@ -67,13 +71,18 @@ func (s *Server) recipient(r *http.Request, fleet string, req *pkcs10.Request) (
 
 // checkCapabilities wants something of ours among the algorithms of an
 // SMIMECapabilities attribute. Without one, the client takes what comes.
-func checkCapabilities(a *pkcs10.Attribute) error {
+func checkCapabilities(req *pkcs10.Request) error {
+	a, err := req.Attribute(oidCapabilities)
 	if a == nil {
-		return nil
+		return err
+	}
+	value, err := a.Value()
+	if err != nil {
+		return err
 	}
 	var list cryptobyte.String
-	in := cryptobyte.String(a.Values[0])
-	if len(a.Values) != 1 || !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
+	in := cryptobyte.String(value)
+	if !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
 		return errCapabilities
 	}
 	for !list.Empty() {
@@ -95,9 +104,13 @@ var errCapabilities = countersign.Errorf(countersign.BadRequest, "the SMIMECapab
 
 // readKeyID reads the one OCTET STRING of either attribute.
 func readKeyID(a *pkcs10.Attribute) ([]byte, error) {
-	in := cryptobyte.String(a.Values[0])
+	value, err := a.Value()
+	if err != nil {
+		return nil, err
+	}
+	in := cryptobyte.String(value)
 	var id cryptobyte.String
-	if len(a.Values) != 1 || !in.ReadASN1(&id, cbasn1.OCTET_STRING) || !in.Empty() || len(id) == 0 {
+	if !in.ReadASN1(&id, cbasn1.OCTET_STRING) || !in.Empty() || len(id) == 0 {
 		return nil, countersign.Errorf(countersign.BadRequest, "the key identifier of the request is malformed").
 			WithNext("give one OCTET STRING")
 	}

@@ -55,8 +55,7 @@ func (s *Server) serverKeyGen(w http.ResponseWriter, r *http.Request, fleet stri
 	// RFC 7030, 4.4.1: key and signature of the request mean nothing here.
 	asked, err := pkcs10.Parse(req.Asked)
 	if err != nil {
-		return countersign.Errorf(countersign.BadRequest, "the request is malformed").WithCause(err).
-			WithNext("send a PKCS #10 request as for simpleenroll; its key and signature are ignored")
+		return err
 	}
 	to, err := s.recipient(r, fleet, asked)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/cms"
+	"github.com/countersign-iot/countersign/pkcs10"
 )
 
 const (
@@ -130,15 +131,8 @@ func (s *Server) readCSR(w http.ResponseWriter, r *http.Request) ([]byte, error)
 	if err != nil {
 		return nil, countersign.Errorf(countersign.BadRequest, "the request body ended early").WithCause(err).WithNext("send it again")
 	}
-	csr, err := decodeBody(body)
-	if err != nil {
-		return nil, countersign.Errorf(countersign.BadRequest, "the request body is not a PKCS #10 request in base64").
-			WithCause(err).WithNext("send the DER of the request in base64")
-	}
-	if len(csr) > countersign.MaxCSR {
-		return nil, errTooLarge(countersign.MaxCSR)
-	}
-	return csr, nil
+	// Content-Transfer-Encoding has no say (RFC 8951, 3.2.1).
+	return pkcs10.Decode(body)
 }
 
 func errTooLarge(limit int64) error {

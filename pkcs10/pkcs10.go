@@ -1,186 +1,134 @@
-// Package pkcs10 reads certification requests (PKCS #10, RFC 2986): all that
-// crypto/x509 reads, and the attributes that it does not expose (RFC 2985). It
-// reads; whether a key is strong enough or a name allowed is for package ca.
+// Package pkcs10 reads certification requests (PKCS #10, RFC 2986) as devices in
+// the field send them, which crypto/x509 does not: it refuses a whole request for
+// a part that nobody uses. Here what is used is checked strictly, what is unused
+// is read as far as it can be, the signature is checked over the exact octets that
+// came, and each refusal has the true reason, as a [countersign.Error]. ADR 18
+// lists what a request may hold. Whether a key is strong enough or a name allowed
+// is for package ca.
 package pkcs10
 
 import (
-	"crypto/x509"
-	"encoding/asn1"
+	"bytes"
+	"crypto"
+	"crypto/x509/pkix"
 	"errors"
-	"fmt"
-	"unicode/utf16"
-	"unicode/utf8"
+	"net"
 
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+	"github.com/countersign-iot/countersign"
 )
 
 // MaxSize is the largest request, DER; countersign.MaxCSR is the same number.
-const MaxSize = 64 << 10
+const MaxSize = countersign.MaxCSR
 
-// MaxAttributes is the most attributes in one request. Clients send one to four.
-const MaxAttributes = 32
-
-// maxChallenge is ub-challengePassword of RFC 2985, 5.4.1, in characters.
-const maxChallenge = 255
-
-// Attribute is one attribute of a request (RFC 2986, 4.1).
-type Attribute struct {
-	Type   asn1.ObjectIdentifier
-	Values [][]byte // each the DER of one value; at least one
-}
-
-// Request is a parsed certification request. The embedded request gives subject,
-// subject alternative names, public key and requested extensions.
+// Request is a parsed certification request.
 type Request struct {
-	*x509.CertificateRequest
+	Raw        []byte    // the request as it came, without padding after it
+	RawTBS     []byte    // CertificationRequestInfo as it came: what is signed
+	RawSubject []byte    // DER
+	Subject    pkix.Name // at most one common name; see readSubject for the rest
 
-	// Attributes are all attributes as they stand, the extension request among
-	// them. No type occurs twice.
+	// RawSubjectPublicKeyInfo is the key in DER, PublicKey what it holds. Both are
+	// nil for a key that is not accepted; Key says why.
+	RawSubjectPublicKeyInfo []byte
+	PublicKey               crypto.PublicKey
+
+	// Attributes are all attributes as they came, the extension request among them.
 	Attributes []Attribute
 
-	// ChallengePassword is the attribute of that name (RFC 2985, 5.4.1), a
-	// secret; empty if there is none.
-	ChallengePassword string
+	// Extensions are those that the request asks for, the others what its
+	// subjectAltName holds, as text. Nothing of it has been checked.
+	Extensions     []pkix.Extension
+	DNSNames       []string
+	EmailAddresses []string
+	URIs           []string
+	IPAddresses    []net.IP
+
+	badKey    error
+	signedBy  element // AlgorithmIdentifier
+	signature element // BIT STRING
 }
 
-var (
-	oidChallengePassword = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
-
-	tagAttributes = cbasn1.Tag(0).ContextSpecific().Constructed()
-)
-
-// Parse reads one request from DER with nothing after it. It doesn't check the
-// signature, see [Request.CheckSignature]. An unknown kind of public key is no
-// error here: PublicKey is nil then.
+// Parse reads one request in DER, or BER. White space and padding after it (zero
+// or 0xff octets) are dropped. Parse does not check the signature, see
+// [Request.CheckSignature]. A key that is not accepted is not an error here: a
+// client that has the server make its key sends any, see [Request.Key].
 func Parse(der []byte) (*Request, error) {
 	if len(der) > MaxSize {
-		return nil, fmt.Errorf("couldn't parse request: %d octets are over %d", len(der), MaxSize)
+		return nil, tooLarge()
 	}
-	csr, err := x509.ParseCertificateRequest(der)
+	outer, rest, err := readElement(der)
+	if short, ok := errors.AsType[*shortError](err); ok && len(der) > 0 && der[0] == tagSequence {
+		return nil, countersign.Errorf(countersign.BadRequest, "the certification request is cut off: %d octets are missing at its end", short.missing).
+			WithNext("send all of it")
+	}
+	if err != nil || outer.tag != tagSequence {
+		return nil, notARequest(der)
+	}
+	if rest = bytes.Trim(rest, "\x00\xff \t\r\n"); len(rest) > 0 {
+		return nil, countersign.Errorf(countersign.BadRequest, "other data follows the certification request of %d octets", len(outer.raw)).
+			WithNext("send one request and nothing after it")
+	}
+	r := &Request{Raw: outer.raw}
+	in := list{outer.body}
+	info, err := in.nextOf(tagSequence)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't parse request: %w", err)
+		return nil, notARequest(der)
 	}
-	attrs, err := parseAttributes(csr.RawTBSCertificateRequest)
+	algorithm, err := in.nextOf(tagSequence)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't parse request: %w", err)
+		return nil, notARequest(der)
 	}
-	req := &Request{CertificateRequest: csr, Attributes: attrs}
-	if a := req.Attribute(oidChallengePassword); a != nil {
-		if req.ChallengePassword, err = parseChallenge(a); err != nil {
-			return nil, fmt.Errorf("couldn't parse request: %w", err)
-		}
+	r.signedBy = algorithm
+	if r.signature, err = in.nextOf(tagBitString); err != nil {
+		return nil, notARequest(der)
 	}
-	return req, nil
+	if looksLike(outer) != "" {
+		return nil, notARequest(der)
+	}
+	return r, r.readInfo(info)
 }
 
-// Attribute gives the attribute of that type, nil if the request has none.
-func (r *Request) Attribute(id asn1.ObjectIdentifier) *Attribute {
-	for i := range r.Attributes {
-		if r.Attributes[i].Type.Equal(id) {
-			return &r.Attributes[i]
-		}
+// readInfo reads CertificationRequestInfo (RFC 2986, 4.1). The version is not
+// looked at: there is one form only. The attributes may be missing altogether, as
+// many embedded encoders leave them out.
+func (r *Request) readInfo(info element) error {
+	r.RawTBS = info.raw
+	in := list{info.body}
+	if _, err := in.nextOf(tagInteger); err != nil {
+		return malformed("version", err)
 	}
-	return nil
+	subject, err := in.nextOf(tagSequence)
+	if err != nil {
+		return malformed("subject", err)
+	}
+	if r.Subject, err = readSubject(subject); err != nil {
+		return err
+	}
+	if r.RawSubject, err = toDER(subject); err != nil {
+		return malformed("subject", err)
+	}
+	key, err := in.nextOf(tagSequence)
+	if err != nil {
+		return malformed("public key", err)
+	}
+	r.PublicKey, r.RawSubjectPublicKeyInfo, r.badKey = readKey(key)
+	if in.empty() {
+		return nil
+	}
+	attributes, err := in.nextOf(tagContext0)
+	if err != nil {
+		return malformed("list of attributes", err)
+	}
+	if r.Attributes, err = readAttributes(attributes); err != nil {
+		return err
+	}
+	return r.readExtensions()
 }
 
-// CheckSignature tells whether the request is signed with the private half of
-// its public key: proof of possession.
-func (r *Request) CheckSignature() error {
-	if r.PublicKey == nil {
-		return errors.New("couldn't check signature: unknown kind of public key")
-	}
-	if err := r.CertificateRequest.CheckSignature(); err != nil {
-		return fmt.Errorf("couldn't check signature: %w", err)
-	}
-	return nil
-}
+// Key returns the public key, or why it is not accepted.
+func (r *Request) Key() (crypto.PublicKey, error) { return r.PublicKey, r.badKey }
 
-var errAttributes = errors.New("malformed attributes")
-
-func parseAttributes(tbs []byte) ([]Attribute, error) {
-	in := cryptobyte.String(tbs)
-	var info, set cryptobyte.String
-	if !in.ReadASN1(&info, cbasn1.SEQUENCE) ||
-		!info.SkipASN1(cbasn1.INTEGER) || // version
-		!info.SkipASN1(cbasn1.SEQUENCE) || // subject
-		!info.SkipASN1(cbasn1.SEQUENCE) || // subjectPKInfo
-		!info.ReadASN1(&set, tagAttributes) || !info.Empty() {
-		return nil, errAttributes
-	}
-	var attrs []Attribute
-	for !set.Empty() {
-		if len(attrs) == MaxAttributes {
-			return nil, fmt.Errorf("more than %d attributes", MaxAttributes)
-		}
-		a, err := readAttribute(&set)
-		if err != nil {
-			return nil, err
-		}
-		// Two of one type would let two readers see two requests.
-		for _, b := range attrs {
-			if b.Type.Equal(a.Type) {
-				return nil, fmt.Errorf("attribute %v occurs twice", a.Type)
-			}
-		}
-		attrs = append(attrs, a)
-	}
-	return attrs, nil
-}
-
-func readAttribute(set *cryptobyte.String) (Attribute, error) {
-	var seq, values cryptobyte.String
-	var a Attribute
-	if !set.ReadASN1(&seq, cbasn1.SEQUENCE) ||
-		!seq.ReadASN1ObjectIdentifier(&a.Type) ||
-		!seq.ReadASN1(&values, cbasn1.SET) || !seq.Empty() || values.Empty() {
-		return Attribute{}, errAttributes
-	}
-	for !values.Empty() {
-		var v cryptobyte.String
-		var tag cbasn1.Tag
-		if !values.ReadAnyASN1Element(&v, &tag) {
-			return Attribute{}, errAttributes
-		}
-		a.Values = append(a.Values, v)
-	}
-	return a, nil
-}
-
-var errChallenge = errors.New("malformed challengePassword")
-
-// parseChallenge reads the one value of a, a DirectoryString (RFC 2985, 5.4.1);
-// IA5String is not among its forms, but old clients send it.
-func parseChallenge(a *Attribute) (string, error) {
-	if len(a.Values) != 1 {
-		return "", errChallenge
-	}
-	in := cryptobyte.String(a.Values[0])
-	var body cryptobyte.String
-	var tag cbasn1.Tag
-	if !in.ReadAnyASN1(&body, &tag) || !in.Empty() {
-		return "", errChallenge
-	}
-	var s string
-	switch tag {
-	case cbasn1.UTF8String, cbasn1.PrintableString, cbasn1.IA5String, cbasn1.T61String:
-		s = string(body)
-	case cbasn1.Tag(asn1.TagBMPString):
-		if len(body)%2 != 0 {
-			return "", errChallenge
-		}
-		units := make([]uint16, 0, len(body)/2)
-		for len(body) > 0 {
-			var u uint16
-			body.ReadUint16(&u)
-			units = append(units, u)
-		}
-		s = string(utf16.Decode(units))
-	default:
-		return "", errChallenge
-	}
-	if !utf8.ValidString(s) || utf8.RuneCountInString(s) > maxChallenge {
-		return "", errChallenge
-	}
-	return s, nil
+func tooLarge() error {
+	return countersign.Errorf(countersign.TooLarge, "the certification request is over %d octets", MaxSize).
+		WithNext("send a smaller one: a key, a name and a few attributes are enough")
 }

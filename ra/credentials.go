@@ -207,13 +207,16 @@ func claimKey(csr []byte) (pub any, key string, err error) {
 	}
 	req, err := pkcs10.Parse(csr)
 	if err != nil {
-		return nil, "", countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").WithCause(err)
+		return nil, "", err
+	}
+	if _, err := req.Key(); err != nil {
+		return nil, "", err
 	}
 	if _, err := ca.CheckKey(req.PublicKey); err != nil {
 		return nil, "", err
 	}
 	if err := req.CheckSignature(); err != nil {
-		return nil, "", countersign.Errorf(countersign.BadSignature, "the request is not signed with its key").WithCause(err)
+		return nil, "", err
 	}
 	return req.PublicKey, "", nil
 }

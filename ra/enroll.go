@@ -200,17 +200,16 @@ func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error
 // parse reads the request and checks what needs no record: form, key, and the
 // proof that the device holds it (RFC 2986, 4.2).
 func (d *Desk) parse(r *request) error {
-	if len(r.CSR) > countersign.MaxCSR {
-		return countersign.Errorf(countersign.TooLarge, "the certification request is larger than %d octets", countersign.MaxCSR)
-	}
 	csr, err := pkcs10.Parse(r.CSR)
 	if err != nil {
-		return countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").
-			WithNext("send a PKCS #10 request, for example from: openssl req -new -key key.pem -subj /CN=DEVICE").WithCause(err)
+		return err
 	}
 	r.csr = csr
 	if countersign.CheckDeviceID(csr.Subject.CommonName) == nil {
 		r.device = csr.Subject.CommonName
+	}
+	if _, err := csr.Key(); err != nil {
+		return err
 	}
 	if _, err := ca.CheckKey(csr.PublicKey); err != nil {
 		return err
@@ -224,7 +223,7 @@ func (d *Desk) parse(r *request) error {
 		}
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return countersign.Errorf(countersign.BadSignature, "the request is not signed with the key it asks a certificate for").WithCause(err)
+		return err
 	}
 	r.keyHash, err = ca.KeyHash(csr.PublicKey)
 	return err

@@ -2,7 +2,6 @@ package ra
 
 import (
 	"context"
-	"crypto/x509"
 	"slices"
 	"time"
 
@@ -94,7 +93,10 @@ func (d *Desk) introduction(conn countersign.Connection, fleet string) (*request
 	r := d.received(countersign.EnrollRequest{
 		Evidence: countersign.Evidence{Peer: conn.Peer}, Fleet: fleet, Door: conn.Gateway, Remote: conn.Remote,
 	})
-	r.csr = &pkcs10.Request{CertificateRequest: &x509.CertificateRequest{PublicKey: leaf.PublicKey, DNSNames: leaf.DNSNames, URIs: leaf.URIs}}
+	r.csr = &pkcs10.Request{PublicKey: leaf.PublicKey, DNSNames: leaf.DNSNames}
+	for _, u := range leaf.URIs {
+		r.csr.URIs = append(r.csr.URIs, u.String())
+	}
 	var err error
 	r.keyHash, err = ca.KeyHash(leaf.PublicKey)
 	return r, err

@@ -121,14 +121,10 @@ func (p *policy) evaluate(ctx context.Context, text string, vars map[string]any)
 // variables are what an expression sees.
 func variables(r *request, c *consideration, now time.Time) map[string]any {
 	kind, _ := ca.CheckKey(r.csr.PublicKey) // parse has checked it
-	uris := make([]string, 0, len(r.csr.URIs))
-	for _, u := range r.csr.URIs {
-		uris = append(uris, u.String())
-	}
 	evidence := map[string]string{"method": string(c.method), "fingerprint": c.evidence}
 	maps.Copy(evidence, c.facts)
 	return map[string]any{
-		"csr":      map[string]any{"cn": r.csr.Subject.CommonName, "subject": r.csr.Subject.String(), "key": kind, "dns": r.csr.DNSNames, "uris": uris},
+		"csr":      map[string]any{"cn": r.csr.Subject.CommonName, "subject": r.csr.Subject.String(), "key": kind, "dns": r.csr.DNSNames, "uris": r.csr.URIs},
 		"evidence": evidence,
 		"device": map[string]any{
 			"id": r.device, "known": c.known, "state": string(c.standing.device.State), "owner": c.standing.device.Owner, "tags": c.standing.device.Tags,

@@ -113,7 +113,7 @@ func (r *request) sameSubject() error {
 	}
 	names := len(r.csr.DNSNames) + len(r.csr.EmailAddresses) + len(r.csr.IPAddresses)
 	for _, u := range r.csr.URIs {
-		if len(leaf.URIs) == 0 || u.String() != leaf.URIs[0].String() {
+		if len(leaf.URIs) == 0 || u != leaf.URIs[0].String() {
 			names++
 		}
 	}

@@ -134,13 +134,17 @@ func (d *Desk) proveTPM(ctx context.Context, session string, ev attest.TPMEviden
 	}
 	req, err := pkcs10.Parse(csr)
 	if err != nil {
-		return nil, "", countersign.Errorf(countersign.BadRequest, "the certification request cannot be read").WithNext("send a PKCS #10 request").WithCause(err)
+		return nil, "", err
+	}
+	key, err := req.Key()
+	if err != nil {
+		return nil, "", err
 	}
 	o, err := d.tpmOptions(ctx, s.Fleet, ev)
 	if err != nil {
 		return nil, "", err
 	}
-	res, err := attest.AppraiseTPM(ev, req.PublicKey, s.Expect, o)
+	res, err := attest.AppraiseTPM(ev, key, s.Expect, o)
 	if err != nil {
 		return nil, "", err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
@@ -136,7 +137,7 @@ func (s *Server) createClaim(ctx context.Context, in *struct{ Body api.NewClaim 
 	c.ExpiresAt = start.Add(ttl)
 	var csr []byte
 	if in.Body.CSR != "" {
-		if csr, err = csrOf([]byte(in.Body.CSR)); err != nil {
+		if csr, err = pkcs10.Decode([]byte(in.Body.CSR)); err != nil {
 			return api.IssuedClaim{}, err
 		}
 	}

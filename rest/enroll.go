@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/ra"
 )
 
@@ -159,7 +159,7 @@ func (e *Enroll) read(w http.ResponseWriter, r *http.Request) (countersign.Enrol
 			req.Fleet = in.Fleet
 		}
 	}
-	req.CSR, err = csrOf(body)
+	req.CSR, err = pkcs10.Decode(body)
 	return req, err
 }
 
@@ -202,25 +202,6 @@ func decodeStrictly(body []byte, into any, next string) error {
 		return countersign.Errorf(countersign.BadRequest, "the body holds more than one JSON value").WithNext("send one object")
 	}
 	return nil
-}
-
-// csrOf finds the DER of a request in PEM or DER.
-func csrOf(body []byte) ([]byte, error) {
-	der := body
-	if block, _ := pem.Decode(body); block != nil {
-		if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-			return nil, countersign.Errorf(countersign.BadRequest, "the PEM is a %.40q, not a CERTIFICATE REQUEST", block.Type).
-				WithNext("send the PKCS #10 request")
-		}
-		der = block.Bytes
-	}
-	switch {
-	case len(der) == 0:
-		return nil, countersign.Errorf(countersign.BadRequest, "there is no certification request in it").WithNext("send a PKCS #10 request in PEM")
-	case len(der) > countersign.MaxCSR:
-		return nil, countersign.Errorf(countersign.TooLarge, "the certification request is over %d bytes", countersign.MaxCSR)
-	}
-	return der, nil
 }
 
 // sharedAccess begins a SAS token, which is an Authorization header of its own.

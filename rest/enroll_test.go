@@ -123,7 +123,7 @@ func TestEnrollRefusesInProblems(t *testing.T) {
 		"another PEM":  {"POST", "/enroll", "", strings.ReplaceAll(good, "CERTIFICATE REQUEST", "CERTIFICATE"), 400, countersign.BadRequest},
 		"bad JSON":     {"POST", "/enroll", "application/json", `{"csr":1}`, 400, countersign.BadRequest},
 		"large":        {"POST", "/enroll", "", strings.Repeat("x", 129<<10), 413, countersign.TooLarge},
-		"large CSR":    {"POST", "/enroll", "", strings.Repeat("x", 65<<10), 413, countersign.TooLarge},
+		"large CSR":    {"POST", "/enroll", "", strings.Repeat("M", 90<<10), 413, countersign.TooLarge},
 		"no peer":      {"POST", "/renew", "", good, 401, countersign.Unauthenticated},
 		"GET":          {"GET", "/enroll", "", "", 405, countersign.BadRequest},
 		"large TPM":    {"POST", "/enroll/tpm", "", strings.Repeat("x", 129<<10), 413, countersign.TooLarge},

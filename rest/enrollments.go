@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
@@ -60,7 +61,7 @@ func (s *Server) explain(ctx context.Context, in *struct{ Body api.Explain }) (a
 	b := in.Body
 	req := countersign.EnrollRequest{Fleet: b.Fleet, Door: "explain", Evidence: countersign.Evidence{Token: b.Token}}
 	var err error
-	if req.CSR, err = csrOf([]byte(b.CSR)); err != nil {
+	if req.CSR, err = pkcs10.Decode([]byte(b.CSR)); err != nil {
 		return api.Explanation{}, err
 	}
 	if b.Certificates != "" {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -253,11 +252,7 @@ func (f *factoryRun) enroll(ctx context.Context, in api.FactoryRequest) (*counte
 	if in.Item == "" || len(in.Item) > maxItem || strings.ContainsFunc(in.Item, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return nil, countersign.Errorf(countersign.BadRequest, "item is not 1 to %d printable octets", maxItem).WithNext("give each device an item that stays the same in another run")
 	}
-	text := []byte(in.CSR)
-	if der, err := base64.StdEncoding.DecodeString(in.CSR); err == nil {
-		text = der
-	}
-	csr, err := csrOf(text)
+	csr, err := pkcs10.Decode([]byte(in.CSR))
 	if err != nil {
 		return nil, err
 	}

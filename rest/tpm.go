@@ -8,6 +8,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/ra"
 )
 
@@ -52,7 +53,7 @@ func (e *Enroll) answer(w http.ResponseWriter, r *http.Request) error {
 	if ev.PCRs, err = registersOf(in.PCRs); err != nil {
 		return err
 	}
-	csr, err := csrOf([]byte(in.CSR))
+	csr, err := pkcs10.Decode([]byte(in.CSR))
 	if err != nil {
 		return err
 	}
