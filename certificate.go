@@ -39,13 +39,33 @@ func (s Serial) Int() *big.Int {
 	return n
 }
 
-// CertRef names one certificate: authority id and serial.
+// CertRef names one certificate: issuer and serial. A serial number alone names none:
+// it is unique for its issuer only (RFC 5280, 4.1.2.2).
 type CertRef struct {
+	// Issuer is the id of an authority. Of a certificate whose issuer is a CA below a
+	// registered authority it is that authority's id, a slash, and 16 hex digits of the
+	// SHA-256 of the issuer's SubjectPublicKeyInfo.
 	Issuer string
 	Serial Serial
 }
 
 func (r CertRef) String() string { return r.Issuer + "/" + string(r.Serial) }
+
+// ParseCertRef reads what String writes.
+func ParseCertRef(s string) (CertRef, error) {
+	i := strings.LastIndexByte(s, '/')
+	if i < 1 {
+		return CertRef{}, Errorf(BadRequest, "%.100q is not an issuer, a slash and a serial number", s)
+	}
+	serial, err := ParseSerial(s[i+1:])
+	return CertRef{Issuer: s[:i], Serial: serial}, err
+}
+
+// Authority returns the id of the authority that answers for the certificate.
+func (r CertRef) Authority() string {
+	id, _, _ := strings.Cut(r.Issuer, "/")
+	return id
+}
 
 // IsZero reports whether r names nothing.
 func (r CertRef) IsZero() bool { return r == CertRef{} }
@@ -65,7 +85,7 @@ const (
 
 // Certificate is the record of one issued certificate.
 type Certificate struct {
-	Issuer      string // authority id
+	Issuer      string // as in CertRef
 	Serial      Serial
 	Device      string
 	Fleet       string
@@ -74,7 +94,7 @@ type Certificate struct {
 	HeldFrom    CertState // the state to return to when the hold ends
 	Reason      ReasonCode
 	Replaced    bool      // revoked while pending because the device asked again with another key
-	Predecessor Serial    // the certificate it was renewed from; empty for a first one
+	Predecessor CertRef   // the certificate it was renewed from; zero for a first one
 	Evidence    string    // fingerprint of the evidence that earned it; never the secret
 	Method      string    // kind of that evidence
 	KeyHash     string    // hex SHA-256 of the SubjectPublicKeyInfo

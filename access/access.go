@@ -10,7 +10,7 @@ package access
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
+	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
@@ -122,19 +122,16 @@ func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision 
 
 func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Decision {
 	leaf := c.Peer[0]
-	rec, err := d.record(ctx, countersign.SerialOf(leaf.SerialNumber))
+	rec, err := d.shown(ctx, leaf)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
 	case err != nil:
 		return refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
 	}
-	if !rec.matches(leaf.Raw) {
-		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")
-	}
 	dec := Decision{Known: true, Replaced: rec.replaced, Tags: rec.tags, CN: leaf.Subject.CommonName, Verdict: countersign.Verdict{
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
-		Cert: countersign.CertRef{Issuer: rec.issuer, Serial: rec.serial},
+		Cert: rec.ref,
 	}}
 	dec.Kind = countersign.AccessCertificate
 	dec.Code, dec.Reason = rec.refusal(d.Now())
@@ -161,8 +158,7 @@ func refuse(code countersign.Code, reason string) Decision {
 
 // record is a certificate and its device, as far as a decision needs them.
 type record struct {
-	serial               countersign.Serial
-	issuer, fingerprint  string
+	ref                  countersign.CertRef
 	device, fleet        string
 	state                countersign.CertState
 	reason               countersign.ReasonCode
@@ -176,15 +172,28 @@ type record struct {
 	rules                string // of the fleet, JSON
 }
 
-func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, error) {
-	r := record{serial: serial}
+// shown reads the record of the certificate that a client presented, whoever issued it. It
+// is, octet for octet, the one on record. That makes a check of the issuer's signature
+// needless: it was verified before the certificate was recorded.
+func (d *Desk) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
+	sum := sha256.Sum256(cert.Raw)
+	return d.record(ctx, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
+}
+
+// named reads the record of the certificate that ref names.
+func (d *Desk) named(ctx context.Context, ref countersign.CertRef) (record, error) {
+	return d.record(ctx, `c.serial = $1 AND c.issuer = $2`, string(ref.Serial), ref.Issuer)
+}
+
+func (d *Desk) record(ctx context.Context, where string, args ...any) (r record, err error) {
 	var from, to, accept, revoked int64
 	var tags string
-	err := d.DB.QueryRow(ctx, `SELECT c.issuer, c.fingerprint, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
+	err = d.DB.QueryRow(ctx, `SELECT c.issuer, c.serial, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
 			c.revoked_at, d.fleet, d.state, d.reason, d.tags, a.state, f.rules
-		FROM certificate c JOIN device d ON d.id = c.device JOIN authority a ON a.id = c.issuer JOIN fleet f ON f.name = d.fleet
-		WHERE c.serial = $1`, string(serial)).
-		Scan(&r.issuer, &r.fingerprint, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
+		FROM certificate c JOIN device d ON d.id = c.device JOIN fleet f ON f.name = d.fleet
+			JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END
+		WHERE `+where, args...).
+		Scan(&r.ref.Issuer, &r.ref.Serial, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
 			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState, &r.rules)
 	if err == nil && tags != "" {
 		err = json.Unmarshal([]byte(tags), &r.tags)
@@ -192,13 +201,6 @@ func (d *Desk) record(ctx context.Context, serial countersign.Serial) (record, e
 	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
 	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
 	return r, err
-}
-
-// matches reports whether the certificate shown is, to the bit, the one on
-// record. That makes a check of the issuer's signature needless: we made it.
-func (r *record) matches(der []byte) bool {
-	sum := sha256.Sum256(der)
-	return subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(r.fingerprint)) == 1
 }
 
 // refusal says why the certificate or its device is not good now; empty if they are.

@@ -291,7 +291,7 @@ func TestLosersAreThoseWhoHaveMore(t *testing.T) {
 			}
 		}
 		shown := session("pump-1", "pump-1", "cn/pump-1")
-		shown.Cert.Serial = countersign.SerialOf(cert.SerialNumber)
+		shown.Cert = countersign.CertRef{Issuer: "issuing", Serial: countersign.SerialOf(cert.SerialNumber)}
 		for _, c := range []struct {
 			name, source string
 			session      countersign.Session
@@ -334,7 +334,7 @@ func TestReplayComparesWithWhatWasDecided(t *testing.T) {
 		now := start
 		s := sampler(db, &now)
 		device := countersign.Session{Device: "pump-1", Fleet: fleet, ClientID: "pump-1"}
-		device.Cert.Serial = countersign.SerialOf(cert.SerialNumber)
+		device.Cert = countersign.CertRef{Issuer: "issuing", Serial: countersign.SerialOf(cert.SerialNumber)}
 		app := countersign.Session{Device: "operator/ann", Fleet: fleet, ClientID: "web", Scope: []string{"pump-1", "pump-2"}}
 		act := func(in countersign.Session, action, topic string, allowed bool) {
 			s.Act(in, countersign.Act{Action: action, Topic: topic, Allowed: allowed})

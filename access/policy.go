@@ -146,15 +146,15 @@ func (in InForce) name() string {
 // speak of it. What is not there has no value, and so gets nothing by it.
 type facts struct {
 	tags  map[string]map[string]string
-	names map[countersign.Serial]string // common names
+	names map[countersign.CertRef]string // common names
 }
 
 // batch bounds the names in one query.
 const batch = 200
 
 // facts reads what is on record now of devices, and of certificates.
-func (p *Policies) facts(ctx context.Context, devices []string, serials []countersign.Serial) (facts, error) {
-	f := facts{tags: map[string]map[string]string{}, names: map[countersign.Serial]string{}}
+func (p *Policies) facts(ctx context.Context, devices []string, certs []countersign.CertRef) (facts, error) {
+	f := facts{tags: map[string]map[string]string{}, names: map[countersign.CertRef]string{}}
 	err := inBatches(ctx, p.DB, `SELECT id, tags FROM device WHERE id IN (`, devices, func(rows *sql.Rows) error {
 		var id, text string
 		if err := rows.Scan(&id, &text); err != nil || text == "" {
@@ -168,14 +168,21 @@ func (p *Policies) facts(ctx context.Context, devices []string, serials []counte
 	if err != nil {
 		return f, fmt.Errorf("couldn't read the tags of devices: %w", err)
 	}
-	err = inBatches(ctx, p.DB, `SELECT serial, der FROM certificate WHERE serial IN (`, serials, func(rows *sql.Rows) error {
-		var serial countersign.Serial
+	wanted := map[countersign.CertRef]bool{}
+	var serials []countersign.Serial
+	for _, ref := range certs {
+		if !wanted[ref] {
+			wanted[ref], serials = true, append(serials, ref.Serial)
+		}
+	}
+	err = inBatches(ctx, p.DB, `SELECT issuer, serial, der FROM certificate WHERE serial IN (`, serials, func(rows *sql.Rows) error {
+		var ref countersign.CertRef
 		var der []byte
-		if err := rows.Scan(&serial, &der); err != nil {
+		if err := rows.Scan(&ref.Issuer, &ref.Serial, &der); err != nil || !wanted[ref] {
 			return err
 		}
 		if cert, err := x509.ParseCertificate(der); err == nil { // else it has no name that anybody knows
-			f.names[serial] = cert.Subject.CommonName
+			f.names[ref] = cert.Subject.CommonName
 		}
 		return nil
 	})
@@ -219,7 +226,7 @@ func scanAll(ctx context.Context, db *store.DB, query string, args []any, scan f
 func (f facts) subject(s countersign.Session) policy.Subject {
 	return policy.Subject{
 		Kind: policy.KindOf(s.Device), Device: s.Device, Fleet: s.Fleet, ClientID: s.ClientID, Scope: s.Scope,
-		Tags: f.tags[s.Device], CN: f.names[s.Cert.Serial],
+		Tags: f.tags[s.Device], CN: f.names[s.Cert],
 	}
 }
 
@@ -228,7 +235,7 @@ func (f facts) subject(s countersign.Session) policy.Subject {
 // speaks of what stands there.
 func (p *Policies) Losers(ctx context.Context, now *policy.Policy, sessions []countersign.Session) ([]countersign.Session, error) {
 	var devices []string
-	var serials []countersign.Serial
+	var certs []countersign.CertRef
 	for _, s := range sessions {
 		if policy.KindOf(s.Device) != policy.Devices {
 			continue
@@ -236,11 +243,11 @@ func (p *Policies) Losers(ctx context.Context, now *policy.Policy, sessions []co
 		if now.SpeaksOf("device.tags.") {
 			devices = append(devices, s.Device)
 		}
-		if now.SpeaksOf("cert.subject.cn") && s.Cert.Serial != "" {
-			serials = append(serials, s.Cert.Serial)
+		if now.SpeaksOf("cert.subject.cn") && !s.Cert.IsZero() {
+			certs = append(certs, s.Cert)
 		}
 	}
-	f, err := p.facts(ctx, devices, serials)
+	f, err := p.facts(ctx, devices, certs)
 	if err != nil {
 		return nil, err
 	}
@@ -276,21 +283,24 @@ func loses(now *policy.Policy, s countersign.Session, as policy.Subject) bool {
 // own client identifier. NotFound if there is none.
 func (p *Policies) Subject(ctx context.Context, device string) (policy.Subject, error) {
 	s := policy.Subject{Kind: policy.Devices, Device: device, ClientID: device}
-	var serial countersign.Serial
-	err := p.DB.QueryRow(ctx, `SELECT d.fleet, COALESCE((SELECT c.serial FROM certificate c WHERE c.device = d.id AND c.state IN ('active', 'pending')
-		ORDER BY c.issued_at DESC LIMIT 1), '') FROM device d WHERE d.id = $1`, device).Scan(&s.Fleet, &serial)
+	var name string
+	err := p.DB.QueryRow(ctx, `SELECT d.fleet, COALESCE((SELECT c.issuer || '/' || c.serial FROM certificate c WHERE c.device = d.id AND c.state IN ('active', 'pending')
+		ORDER BY c.issued_at DESC LIMIT 1), '') FROM device d WHERE d.id = $1`, device).Scan(&s.Fleet, &name)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return s, countersign.Errorf(countersign.NotFound, "there is no device %.140q", device).WithNext("list them with: countersign device list")
 	case err != nil:
 		return s, fmt.Errorf("couldn't read device %s: %w", device, store.Wrap(err))
 	}
-	serials := []countersign.Serial{serial}
-	if serial == "" {
-		serials = nil
+	var certs []countersign.CertRef
+	if ref, err := countersign.ParseCertRef(name); err == nil { // else it has none
+		certs = append(certs, ref)
 	}
-	f, err := p.facts(ctx, []string{device}, serials)
-	s.Tags, s.CN = f.tags[device], f.names[serial]
+	f, err := p.facts(ctx, []string{device}, certs)
+	s.Tags = f.tags[device]
+	for _, cn := range f.names {
+		s.CN = cn
+	}
 	return s, err
 }
 

@@ -63,8 +63,8 @@ type spent struct {
 // sampled is one decision.
 type sampled struct {
 	fleet, device, client, cn string
-	serial                    countersign.Serial // whose name is looked up when it is written
-	scope                     string             // devices, with blanks between them
+	cert                      countersign.CertRef // whose name is looked up when it is written
+	scope                     string              // devices, with blanks between them
 	action, topic             string
 	allowed                   bool
 	at                        time.Time
@@ -77,7 +77,7 @@ func (s *Sample) Act(in countersign.Session, a countersign.Act) {
 		action = string(policy.Publish)
 	}
 	s.add(sampled{
-		fleet: in.Fleet, device: in.Device, client: in.ClientID, serial: in.Cert.Serial, scope: strings.Join(in.Scope, " "),
+		fleet: in.Fleet, device: in.Device, client: in.ClientID, cert: in.Cert, scope: strings.Join(in.Scope, " "),
 		action: action, topic: a.Topic, allowed: a.Allowed,
 	})
 }
@@ -204,20 +204,20 @@ func (s *Sample) Flush(ctx context.Context) error {
 }
 
 func (s *Sample) write(ctx context.Context, rows []sampled) error {
-	var serials []countersign.Serial
+	var certs []countersign.CertRef
 	for _, r := range rows {
-		if r.serial != "" {
-			serials = append(serials, r.serial)
+		if !r.cert.IsZero() {
+			certs = append(certs, r.cert)
 		}
 	}
-	named, err := (&Policies{DB: s.DB}).facts(ctx, nil, serials)
+	named, err := (&Policies{DB: s.DB}).facts(ctx, nil, certs)
 	if err != nil {
 		return err
 	}
 	return s.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		for _, r := range rows {
-			if r.serial != "" {
-				r.cn = named.names[r.serial]
+			if !r.cert.IsZero() {
+				r.cn = named.names[r.cert]
 			}
 			_, err := tx.Exec(ctx, `INSERT INTO policy_decision (fleet, device, client_id, cn, scope, action, topic, allowed, at)
 				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,

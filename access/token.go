@@ -80,7 +80,11 @@ func (d *Desk) sourceRefusal(ctx context.Context, c countersign.Connection, h *h
 	kind, id, _ := strings.Cut(source, ":")
 	switch kind {
 	case "certificate":
-		rec, err := d.record(ctx, countersign.Serial(id))
+		ref, err := countersign.ParseCertRef(id)
+		if err != nil {
+			return countersign.CertUnknown, ended
+		}
+		rec, err := d.named(ctx, ref)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			return countersign.CertUnknown, ended

@@ -118,7 +118,7 @@ func TestReadOnlyTokenOnlyListens(t *testing.T) {
 func TestDevicesTokenStandsForTheDevice(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		w := newTokenWorld(t, db)
-		k, text, err := w.issue(t, access.Token{Subject: "pump-1", Source: "certificate:a1", Fleet: "pumps"}, time.Minute)
+		k, text, err := w.issue(t, access.Token{Subject: "pump-1", Source: "certificate:issuing/a1", Fleet: "pumps"}, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,20 +4,23 @@ import "time"
 
 // CertRef names one certificate.
 type CertRef struct {
-	Issuer string `json:"issuer" doc:"Authority id."`
+	Issuer string `json:"issuer" doc:"Authority id; of a certificate by a CA below a registered authority followed by a slash and a hash of the CA's key."`
 	Serial string `json:"serial" doc:"Lower-case hex."`
 }
 
 // Certificate is the record of one issued certificate.
 type Certificate struct {
-	Issuer      string    `json:"issuer" doc:"Authority id."`
-	Serial      string    `json:"serial" doc:"Lower-case hex."`
-	Device      string    `json:"device,omitempty" doc:"Absent: the authority's own."`
-	Fleet       string    `json:"fleet,omitempty"`
-	Profile     string    `json:"profile"`
-	State       string    `json:"state" enum:"pending,active,superseded,held,revoked,expired"`
-	Reason      string    `json:"reason,omitempty" doc:"Of a revocation or hold (RFC 5280, 5.3.1)."`
-	Predecessor string    `json:"predecessor,omitempty" doc:"Serial of the certificate it was renewed from."`
+	Issuer      string `json:"issuer" doc:"Authority id; of a certificate by a CA below a registered authority followed by a slash and a hash of the CA's key."`
+	Serial      string `json:"serial" doc:"Lower-case hex."`
+	Device      string `json:"device,omitempty" doc:"Absent: the authority's own."`
+	Fleet       string `json:"fleet,omitempty"`
+	Profile     string `json:"profile"`
+	State       string `json:"state" enum:"pending,active,superseded,held,revoked,expired"`
+	Reason      string `json:"reason,omitempty" doc:"Of a revocation or hold (RFC 5280, 5.3.1)."`
+	Predecessor string `json:"predecessor,omitempty" doc:"Serial of the certificate it was renewed from."`
+
+	PredecessorIssuer string `json:"predecessor_issuer,omitempty" doc:"Issuer of that certificate."`
+
 	Method      string    `json:"method,omitempty" doc:"Kind of evidence that earned it."`
 	KeyHash     string    `json:"key_hash" doc:"Hex SHA-256 of the SubjectPublicKeyInfo."`
 	Fingerprint string    `json:"fingerprint" doc:"Hex SHA-256 of the DER."`

@@ -215,7 +215,7 @@ func TestFoundMakesRootAndIssuing(t *testing.T) {
 		}
 		// Their own certificates are on record like any other.
 		for _, c := range []*x509.Certificate{root, issuing} {
-			rec, err := h.Certificate(t.Context(), db, countersign.SerialOf(c.SerialNumber))
+			rec, err := h.Shown(t.Context(), db, c)
 			if err != nil || rec.Issuer != ca.RootID || rec.Device != "" {
 				t.Errorf("record of %s: got %+v, %v, want one by root for no device", c.Subject, rec, err)
 			}

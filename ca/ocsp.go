@@ -110,14 +110,14 @@ func (c *CA) OCSP(ctx context.Context, q countersign.OCSPQuery) (countersign.OCS
 	}
 	keep := len(q.CertIDs) == 1 && q.Nonce == nil && c.Cacheable()
 	if keep {
-		if a, ok := c.answers.get(q.CertIDs[0].Serial, q.CertIDs[0].DER, c.Now()); ok {
+		if a, ok := c.answers.get(countersign.CertRef{Issuer: issuer.ID, Serial: q.CertIDs[0].Serial}, q.CertIDs[0].DER, c.Now()); ok {
 			return a, nil
 		}
 	}
 	epoch := c.answers.epoch()
 	answer, err := c.answer(ctx, issuer, q)
 	if err == nil && keep && c.Cacheable() {
-		c.answers.put(q.CertIDs[0].Serial, q.CertIDs[0].DER, answer, epoch)
+		c.answers.put(countersign.CertRef{Issuer: issuer.ID, Serial: q.CertIDs[0].Serial}, q.CertIDs[0].DER, answer, epoch)
 	}
 	return answer, err
 }
@@ -127,12 +127,11 @@ func (c *CA) answer(ctx context.Context, issuer *authority, q countersign.OCSPQu
 	answer := countersign.OCSPAnswer{ProducedAt: now, ThisUpdate: now, NextUpdate: now.Add(ocspValidity)}
 	var singles []byte
 	for _, id := range q.CertIDs {
-		cert, err := c.Certificate(ctx, c.DB, id.Serial)
+		cert, err := c.Certificate(ctx, c.DB, countersign.CertRef{Issuer: issuer.ID, Serial: id.Serial})
 		if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 			return answer, err
 		}
-		known := err == nil && cert.Issuer == issuer.ID
-		one, err := encodeSingle(id, known, &cert, answer)
+		one, err := encodeSingle(id, err == nil, &cert, answer)
 		if err != nil {
 			return answer, fmt.Errorf("encode OCSP answer: %w", err)
 		}
@@ -314,7 +313,7 @@ func (s *signing) respond(singles []byte, producedAt time.Time, nonce []byte) ([
 }
 
 // Forget drops the cached answer about a certificate that another node changed.
-func (c *CA) Forget(serial countersign.Serial) { c.answers.forget(serial) }
+func (c *CA) Forget(ref countersign.CertRef) { c.answers.forget(ref) }
 
 // maxAnswers bounds one generation of the cache: two of 64k answers of about 1 KB.
 const maxAnswers = 64 << 10
@@ -323,12 +322,12 @@ const maxAnswers = 64 << 10
 // becomes the old one, and what was not asked for since is dropped.
 type answers struct {
 	mu         sync.RWMutex
-	young, old map[countersign.Serial]kept
+	young, old map[countersign.CertRef]kept
 	changes    uint64 // counts forgets, so that an answer computed across one is not kept
 }
 
 type kept struct {
-	id []byte // the CertID it answers: the same serial may be named by SHA-1 or SHA-256
+	id []byte // the CertID it answers: the same certificate may be named by SHA-1 or SHA-256
 	a  countersign.OCSPAnswer
 }
 
@@ -338,11 +337,11 @@ func (s *answers) epoch() uint64 {
 	return s.changes
 }
 
-func (s *answers) get(serial countersign.Serial, id []byte, now time.Time) (countersign.OCSPAnswer, bool) {
+func (s *answers) get(ref countersign.CertRef, id []byte, now time.Time) (countersign.OCSPAnswer, bool) {
 	s.mu.RLock()
-	k, ok := s.young[serial]
+	k, ok := s.young[ref]
 	if !ok {
-		k, ok = s.old[serial]
+		k, ok = s.old[ref]
 	}
 	s.mu.RUnlock()
 	if !ok || !bytes.Equal(k.id, id) || now.Sub(k.a.ProducedAt) > ocspFresh {
@@ -351,29 +350,29 @@ func (s *answers) get(serial countersign.Serial, id []byte, now time.Time) (coun
 	return k.a, true
 }
 
-func (s *answers) put(serial countersign.Serial, id []byte, a countersign.OCSPAnswer, epoch uint64) {
+func (s *answers) put(ref countersign.CertRef, id []byte, a countersign.OCSPAnswer, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changes != epoch {
 		return
 	}
 	if s.young == nil || len(s.young) >= maxAnswers {
-		s.young, s.old = map[countersign.Serial]kept{}, s.young
+		s.young, s.old = map[countersign.CertRef]kept{}, s.young
 	}
-	s.young[serial] = kept{id: bytes.Clone(id), a: a}
+	s.young[ref] = kept{id: bytes.Clone(id), a: a}
 }
 
-func (s *answers) forget(serial countersign.Serial) {
+func (s *answers) forget(ref countersign.CertRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.changes++
-	delete(s.young, serial)
-	delete(s.old, serial)
+	delete(s.young, ref)
+	delete(s.old, ref)
 }
 
 // forgetAfter forgets once the change is durable.
-func (s *answers) forgetAfter(tx *store.Tx, serial countersign.Serial) {
-	tx.AfterCommit(func() { s.forget(serial) })
+func (s *answers) forgetAfter(tx *store.Tx, ref countersign.CertRef) {
+	tx.AfterCommit(func() { s.forget(ref) })
 }
 
 // Issuer gives an authority's certificate, DER, for caIssuers (RFC 5280, 4.2.2.1).

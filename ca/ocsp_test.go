@@ -189,7 +189,7 @@ func TestResponderIsDelegated(t *testing.T) {
 	if !noCheck {
 		t.Error("id-pkix-ocsp-nocheck is missing")
 	}
-	rec, err := h.Certificate(t.Context(), h.db, countersign.SerialOf(cert.SerialNumber))
+	rec, err := h.Shown(t.Context(), h.db, cert)
 	if err != nil || rec.Profile != "ocsp-responder" || rec.State != countersign.CertActive {
 		t.Errorf("on record: got %+v, %v", rec, err)
 	}
@@ -275,7 +275,7 @@ func TestOCSPKeepsNothingWhileDeaf(t *testing.T) {
 	if got := h.ask(t, &cert).Status; got != ocsp.Revoked {
 		t.Errorf("while deaf: got status %d, want revoked", got)
 	}
-	c.Forget(cert.Serial) // what it missed is made up for
+	c.Forget(cert.Ref()) // what it missed is made up for
 	hears.Store(true)
 	if got := h.ask(t, &cert).Status; got != ocsp.Revoked {
 		t.Errorf("hearing again: got status %d, want revoked", got)

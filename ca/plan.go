@@ -30,8 +30,8 @@ type Order struct {
 	Fleet       countersign.Fleet
 	Device      string
 	PublicKey   crypto.PublicKey
-	Predecessor countersign.Serial // of the certificate it renews; empty for a first one
-	Evidence    string             // fingerprint of what earned it
+	Predecessor countersign.CertRef // the certificate it renews; zero for a first one
+	Evidence    string              // fingerprint of what earned it
 	Method      countersign.Method
 }
 
@@ -200,11 +200,12 @@ func recordOf(cert *x509.Certificate, rec countersign.Certificate) countersign.C
 // given out, since its serial has been voided.
 func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
-			predecessor, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
-		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17
+			predecessor, predecessor_issuer, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at,
+			accept_until, revoked_at, shard, der)
+		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $19, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17
 		FROM serial_block WHERE id = $18 AND state = 'open'`,
-		string(i.Serial), i.Issuer, i.Device, i.Fleet, i.Profile, string(i.State), string(i.Predecessor), i.Evidence, i.Method, i.KeyHash,
-		i.Fingerprint, store.Micros(i.NotBefore), store.Micros(i.NotAfter), store.Micros(i.IssuedAt), store.Micros(i.UsedAt), i.Shard, i.DER, i.block)
+		string(i.Serial), i.Issuer, i.Device, i.Fleet, i.Profile, string(i.State), string(i.Predecessor.Serial), i.Evidence, i.Method, i.KeyHash,
+		i.Fingerprint, store.Micros(i.NotBefore), store.Micros(i.NotAfter), store.Micros(i.IssuedAt), store.Micros(i.UsedAt), i.Shard, i.DER, i.block, i.Predecessor.Issuer)
 	if err != nil {
 		return fmt.Errorf("record certificate %s: %w", i.Serial, err)
 	}

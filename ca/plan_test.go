@@ -113,7 +113,7 @@ func TestIDevIDNeverExpires(t *testing.T) {
 	if !strings.Contains(string(cert.RawTBSCertificate), "99991231235959Z") {
 		t.Error("99991231235959Z does not stand in the certificate")
 	}
-	again, err := h.Certificate(t.Context(), h.db, rec.Serial)
+	again, err := h.Certificate(t.Context(), h.db, rec.Ref())
 	if err != nil || !again.NotAfter.Equal(cert.NotAfter) {
 		t.Errorf("on record: got %v, %v, want %v", again.NotAfter, err, cert.NotAfter)
 	}

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -104,7 +105,7 @@ func (c *CA) set(ctx context.Context, tx *store.Tx, cert *countersign.Certificat
 		return moveError(cert, string(to))
 	}
 	if withdrawn(cert.State) != withdrawn(to) || to == countersign.CertRevoked {
-		c.answers.forgetAfter(tx, cert.Serial)
+		c.answers.forgetAfter(tx, cert.Ref())
 	}
 	*cert = next
 	return nil
@@ -118,13 +119,13 @@ func moveError(cert *countersign.Certificate, to string) error {
 	return countersign.Errorf(countersign.Conflict, "certificate %s is %s and cannot become %s", cert.Serial, cert.State, to)
 }
 
-const certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+const certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, predecessor_issuer, evidence, method,
 	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard`
 
 func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c countersign.Certificate, err error) {
 	var from, to, issued, used, accept, revoked int64
 	dest := []any{
-		&c.Serial, &c.Issuer, &c.Device, &c.Fleet, &c.Profile, &c.State, &c.HeldFrom, &c.Reason, &c.Replaced, &c.Predecessor,
+		&c.Serial, &c.Issuer, &c.Device, &c.Fleet, &c.Profile, &c.State, &c.HeldFrom, &c.Reason, &c.Replaced, &c.Predecessor.Serial, &c.Predecessor.Issuer,
 		&c.Evidence, &c.Method, &c.KeyHash, &c.Fingerprint, &from, &to, &issued, &used, &accept, &revoked, &c.Shard,
 	}
 	if err := row.Scan(append(dest, extra...)...); err != nil {
@@ -135,18 +136,66 @@ func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c counter
 	return c, nil
 }
 
-// Certificate reads one certificate with its DER by serial.
-func (c *CA) Certificate(ctx context.Context, r store.Reader, serial countersign.Serial) (countersign.Certificate, error) {
+// Certificate reads one certificate with its DER: NotFound if there is none.
+func (c *CA) Certificate(ctx context.Context, r store.Reader, ref countersign.CertRef) (countersign.Certificate, error) {
+	return certificate(ctx, r, ref.String(), `serial = $1 AND issuer = $2`, string(ref.Serial), ref.Issuer)
+}
+
+// Shown reads the record of a certificate that a client presented, whoever issued it:
+// NotFound if it is not, octet for octet, on record. The caller needs no check of the
+// issuer's signature, because it was verified before the certificate was recorded.
+func (c *CA) Shown(ctx context.Context, r store.Reader, cert *x509.Certificate) (countersign.Certificate, error) {
+	serial := countersign.SerialOf(cert.SerialNumber)
+	return certificate(ctx, r, string(serial), `serial = $1 AND fingerprint = $2`, string(serial), hexSum(cert.Raw))
+}
+
+func certificate(ctx context.Context, r store.Reader, name, where string, args ...any) (countersign.Certificate, error) {
 	var der []byte
-	cert, err := scanCert(r.QueryRow(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE serial = $1`, string(serial)), &der)
+	cert, err := scanCert(r.QueryRow(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE `+where, args...), &der)
 	if errors.Is(err, sql.ErrNoRows) {
-		return cert, countersign.Errorf(countersign.NotFound, "there is no certificate with serial %s", serial).WithNext("list them with: countersign cert list")
+		return cert, noCertificate(name)
 	}
 	if err != nil {
-		return cert, fmt.Errorf("read certificate %s: %w", serial, err)
+		return cert, fmt.Errorf("read certificate %s: %w", name, err)
 	}
 	cert.DER = der
 	return cert, nil
+}
+
+func noCertificate(name string) error {
+	return countersign.Errorf(countersign.NotFound, "there is no certificate %s", name).WithNext("look for it in the list of certificates")
+}
+
+// maxNamesakes bounds how many certificates with one serial number are told apart.
+const maxNamesakes = 16
+
+// BySerial reads the certificates with a serial number, with their DER, by issuer: at
+// most maxNamesakes. NotFound if there is none.
+func (c *CA) BySerial(ctx context.Context, r store.Reader, serial countersign.Serial) ([]countersign.Certificate, error) {
+	list, err := certificates(ctx, r, `WHERE serial = $1 ORDER BY issuer LIMIT $2`, string(serial), maxNamesakes)
+	if err == nil && len(list) == 0 {
+		err = noCertificate("with serial " + string(serial))
+	}
+	return list, err
+}
+
+// certificates reads rows with their DER.
+func certificates(ctx context.Context, r store.Reader, rest string, args ...any) (list []countersign.Certificate, err error) {
+	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate `+rest, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read certificates: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var der []byte
+		cert, err := scanCert(rows, &der)
+		if err != nil {
+			return nil, fmt.Errorf("read certificates: %w", err)
+		}
+		cert.DER = der
+		list = append(list, cert)
+	}
+	return list, store.Wrap(rows.Err())
 }
 
 // maxDeviceCerts bounds how many certificates of one device are looked at to
@@ -157,23 +206,9 @@ const maxDeviceCerts = 256
 // DeviceCertificates reads the certificates of a device with their DER: those not
 // revoked, then the others, each newest first. Replaced ones are left out, since a
 // device that cannot keep its new key may make any number of them.
-func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device string) (list []countersign.Certificate, err error) {
-	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate WHERE device = $1 AND NOT replaced
-		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_at DESC, serial LIMIT $2`, device, maxDeviceCerts)
-	if err != nil {
-		return nil, fmt.Errorf("read the certificates of %s: %w", device, err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var der []byte
-		cert, err := scanCert(rows, &der)
-		if err != nil {
-			return nil, fmt.Errorf("read the certificates of %s: %w", device, err)
-		}
-		cert.DER = der
-		list = append(list, cert)
-	}
-	return list, store.Wrap(rows.Err())
+func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device string) ([]countersign.Certificate, error) {
+	return certificates(ctx, r, `WHERE device = $1 AND NOT replaced
+		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_at DESC, serial, issuer LIMIT $2`, device, maxDeviceCerts)
 }
 
 // Overdue reads superseded certificates whose overlap has ended, at most limit.
@@ -222,18 +257,18 @@ type Filter struct {
 	Device        string
 	State         countersign.CertState
 	ExpiresBefore time.Time
-	After         countersign.Serial // keyset: the last serial of the page before
-	Limit         int                // at most maxPage; 0 is that
+	After         countersign.CertRef // keyset: the last of the page before
+	Limit         int                 // at most maxPage; 0 is that
 }
 
 // maxPage bounds a page of a list: a thousand rows are under 1 MB.
 const maxPage = 1000
 
-// Certificates lists certificates by serial, without DER; next is the After of
-// the following page, empty at the end.
-func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Certificate, next countersign.Serial, err error) {
-	where := []string{"serial > $1"}
-	args := []any{string(f.After)}
+// Certificates lists certificates by serial and issuer, without DER; next is the After
+// of the following page, zero at the end.
+func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Certificate, next countersign.CertRef, err error) {
+	where := []string{"(serial, issuer) > ($1, $2)"}
+	args := []any{string(f.After.Serial), f.After.Issuer}
 	add := func(cond string, v any) {
 		args = append(args, v)
 		where = append(where, fmt.Sprintf(cond, len(args)))
@@ -252,22 +287,22 @@ func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Cer
 	}
 	args = append(args, f.Limit+1)
 	// The text is built from constants above; values go in as arguments.
-	q := fmt.Sprintf(`SELECT %s FROM certificate WHERE %s ORDER BY serial LIMIT $%d`, certColumns, strings.Join(where, " AND "), len(args))
+	q := fmt.Sprintf(`SELECT %s FROM certificate WHERE %s ORDER BY serial, issuer LIMIT $%d`, certColumns, strings.Join(where, " AND "), len(args))
 	rows, err := c.DB.Query(ctx, q, args...)
 	if err != nil {
-		return nil, "", fmt.Errorf("list certificates: %w", err)
+		return nil, next, fmt.Errorf("list certificates: %w", err)
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		cert, err := scanCert(rows)
 		if err != nil {
-			return nil, "", fmt.Errorf("list certificates: %w", err)
+			return nil, next, fmt.Errorf("list certificates: %w", err)
 		}
 		list = append(list, cert)
 	}
 	if len(list) > f.Limit {
 		list = list[:f.Limit]
-		next = list[f.Limit-1].Serial
+		next = list[f.Limit-1].Ref()
 	}
 	return list, next, store.Wrap(rows.Err())
 }

@@ -119,7 +119,7 @@ func TestCertificateLife(t *testing.T) {
 				if allowed && err != nil || !allowed && countersign.CodeOf(err) != countersign.Conflict {
 					t.Fatalf("%s of a %s certificate: got %v, want allowed %v", name, before.State, err, allowed)
 				}
-				row, err := h.Certificate(t.Context(), db, cert.Serial)
+				row, err := h.Certificate(t.Context(), db, cert.Ref())
 				if err != nil {
 					t.Fatalf("Certificate: %v", err)
 				}
@@ -207,7 +207,7 @@ func TestCertificatesPageAndFilter(t *testing.T) {
 					t.Error("a list carries DER")
 				}
 			}
-			if next == "" {
+			if next.IsZero() {
 				if pages != 2 {
 					t.Errorf("got %d pages for 4 certificates, want 2", pages)
 				}

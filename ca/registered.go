@@ -220,26 +220,6 @@ func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device stri
 	return other, true, nil
 }
 
-// RecordExternal puts a manufacturer's certificate on record as a device's own.
-// rec says whose; the rest is read from cert. A serial that is on record already
-// is refused whoever issued it: certificates are named by serial here.
-func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, cert *x509.Certificate, rec countersign.Certificate) (countersign.Certificate, error) {
-	rec = recordOf(cert, rec)
-	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
-			predecessor, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
-		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, '', $7, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15
-		WHERE NOT EXISTS (SELECT 1 FROM certificate WHERE serial = $1)`,
-		string(rec.Serial), rec.Issuer, rec.Device, rec.Fleet, rec.Profile, string(rec.State), rec.Evidence, rec.Method, rec.KeyHash,
-		rec.Fingerprint, store.Micros(rec.NotBefore), store.Micros(rec.NotAfter), store.Micros(rec.IssuedAt), store.Micros(rec.UsedAt), rec.DER)
-	if err != nil {
-		return rec, fmt.Errorf("record certificate %s of %s: %w", rec.Serial, rec.Issuer, err)
-	}
-	if n != 1 {
-		return rec, countersign.Errorf(countersign.Conflict, "a certificate with serial %s is on record already", rec.Serial).WithNext("enroll the device instead")
-	}
-	return rec, nil
-}
-
 // ClaimValidity bounds a claim certificate where its credential has no end.
 const ClaimValidity = 366 * 24 * time.Hour
 

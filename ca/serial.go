@@ -185,7 +185,8 @@ func (c *CA) void(ctx context.Context, b block) (int, error) {
 		for i := 0; i+serialOctets <= len(b.left); i += serialOctets {
 			one := b.left[i : i+serialOctets]
 			var n int
-			err := tx.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE serial = $1`,
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE serial = $1 AND anchor = ''
+				AND issuer NOT IN (SELECT id FROM authority WHERE kind = 'registered')`,
 				string(countersign.SerialOf(new(big.Int).SetBytes(one)))).Scan(&n)
 			if err != nil {
 				return err

@@ -178,7 +178,7 @@ func (d *Desk) firstUse(ctx context.Context, dec *access.Decision) error {
 		if err != nil {
 			return err
 		}
-		shown := find(certs, dec.Cert.Serial)
+		shown := find(certs, dec.Cert)
 		switch {
 		case dev.State != countersign.DeviceActive || shown == nil:
 			refused = countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
@@ -215,7 +215,7 @@ func (d *Desk) forkShown(ctx context.Context, dec *access.Decision) error {
 		if err != nil {
 			return err
 		}
-		shown, err := d.CA.Certificate(ctx, tx, dec.Cert.Serial)
+		shown, err := d.CA.Certificate(ctx, tx, dec.Cert)
 		if err != nil {
 			return err
 		}
@@ -234,9 +234,9 @@ func (d *Desk) forkShown(ctx context.Context, dec *access.Decision) error {
 	return err
 }
 
-func find(certs []countersign.Certificate, serial countersign.Serial) *countersign.Certificate {
+func find(certs []countersign.Certificate, ref countersign.CertRef) *countersign.Certificate {
 	for i := range certs {
-		if certs[i].Serial == serial {
+		if certs[i].Ref() == ref {
 			return &certs[i]
 		}
 	}

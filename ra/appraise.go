@@ -20,12 +20,13 @@ import (
 // appraisal is what evidence proved (RFC 9334: the attestation result).
 type appraisal struct {
 	method   countersign.Method
-	evidence string            // its fingerprint, for the record
-	fleet    string            // that it is good for
-	device   string            // that it proves or is bound to; empty: any that the request names
-	since    time.Time         // when the operator gave this device leave; zero: never did
-	profile  string            // empty: the fleet's
-	facts    map[string]string // for rules, events and the operator's eyes
+	evidence string              // its fingerprint, for the record
+	fleet    string              // that it is good for
+	device   string              // that it proves or is bound to; empty: any that the request names
+	since    time.Time           // when the operator gave this device leave; zero: never did
+	profile  string              // empty: the fleet's
+	facts    map[string]string   // for rules, events and the operator's eyes
+	path     []*x509.Certificate // of a manufacturer's certificate: that one first, the anchor last
 
 	credential *registry.Credential // spent with the certificate; nil if none
 	beside     *registry.Credential // of a client certificate that came with a token
@@ -304,7 +305,7 @@ func (d *Desk) appraiseIDevID(ctx context.Context, r *request, name string) (*ap
 	print := attest.ThumbprintOf(path.Certificates[0]).String()
 	r.by = countersign.Actor("idevid:" + print[:16])
 	return &appraisal{
-		method: countersign.MethodIDevID, evidence: "idevid:" + print, fleet: fleet.Name, device: device,
+		method: countersign.MethodIDevID, evidence: "idevid:" + print, fleet: fleet.Name, device: device, path: path.Certificates,
 		facts: map[string]string{
 			"authority": ids[path.Anchor], "subject": path.Certificates[0].Subject.String(), "revocation_checked": fmt.Sprint(path.Revocation),
 		},

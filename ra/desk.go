@@ -136,7 +136,7 @@ func (d *Desk) endOverlap(ctx context.Context, cert countersign.Certificate) err
 		if err := d.CA.Revoke(ctx, tx, &c, countersign.Superseded); err != nil {
 			return err
 		}
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{Actor: countersign.System})
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: countersign.System})
 		if err != nil {
 			return err
 		}

@@ -189,7 +189,7 @@ func TestEnrollNeverTakesADeviceOver(t *testing.T) {
 		wantCode(t, try(bound), countersign.DeviceIsActive)
 		w.renew(t, cert, newKey(t)) // pending beside the used one
 		wantCode(t, try(bound), countersign.DeviceIsActive)
-		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: countersign.CertRef{Serial: w.record(t, cert).Serial}, Actor: "operator:o"}); err != nil {
+		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, cert), Actor: "operator:o"}); err != nil {
 			t.Fatal(err)
 		}
 		wantCode(t, try(bound), countersign.DeviceIsActive) // the pending one is the device's, not the token's

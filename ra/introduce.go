@@ -64,7 +64,6 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 	if c.waits && c.waiting == "" {
 		return d.await(ctx, r, c)
 	}
-	leaf := conn.Peer[0]
 	cert := countersign.Certificate{
 		Issuer: c.facts["authority"], Device: r.device, Fleet: f.Name, Profile: "external", State: countersign.CertActive,
 		Evidence: c.evidence, Method: string(countersign.MethodIDevID), IssuedAt: d.Now(), UsedAt: d.Now(),
@@ -79,7 +78,7 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 		if err := d.keyIsFree(ctx, tx, r); err != nil {
 			return err
 		}
-		issued, err := d.CA.RecordExternal(ctx, tx, leaf, cert)
+		issued, err := d.CA.RecordExternal(ctx, tx, c.path, cert)
 		if err != nil {
 			return err
 		}

@@ -84,7 +84,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 }
 
 func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
-	cert, err := d.CA.Certificate(ctx, d.DB, req.Cert.Serial)
+	cert, err := d.CA.Certificate(ctx, d.DB, req.Cert)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
 		}
-		c, err := d.CA.Certificate(ctx, tx, cert.Serial)
+		c, err := d.CA.Certificate(ctx, tx, cert.Ref())
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
 		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Serial), By{req.Actor, req.Via})
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{req.Actor, req.Via})
 		if err != nil {
 			return err
 		}

@@ -279,11 +279,18 @@ func (w *world) device(t *testing.T, id string) registry.Entry {
 
 func (w *world) record(t *testing.T, cert *x509.Certificate) countersign.Certificate {
 	t.Helper()
-	c, err := w.CA.Certificate(t.Context(), w.DB, countersign.SerialOf(cert.SerialNumber))
+	c, err := w.CA.Shown(t.Context(), w.DB, cert)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// ref names a certificate as the record does.
+func (w *world) ref(t *testing.T, cert *x509.Certificate) countersign.CertRef {
+	t.Helper()
+	c := w.record(t, cert)
+	return c.Ref()
 }
 
 // events lists what is on record, queued events too.

@@ -2,9 +2,6 @@ package ra
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -57,12 +54,12 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err := serverKeys(r, &profile); err != nil {
 		return nil, err
 	}
-	before, err := d.judge(ctx, d.DB, r, shown.Serial)
+	before, err := d.judge(ctx, d.DB, r, shown.Ref())
 	if err != nil {
 		return nil, err
 	}
 	o := ca.Order{
-		Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Serial,
+		Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Ref(),
 		Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
 	}
 	if r.Recovery && before.outcome != isFork {
@@ -80,18 +77,16 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 		}
 	}
 	r.overlap = fleet.Overlap
-	return d.renew(ctx, r, shown.Serial, issued)
+	return d.renew(ctx, r, shown.Ref(), issued)
 }
 
 // shown finds the certificate that the device showed on record.
 func (d *Desk) shown(ctx context.Context, r *request) (countersign.Certificate, error) {
-	leaf := r.Evidence.Peer[0]
-	cert, err := d.CA.Certificate(ctx, d.DB, countersign.SerialOf(leaf.SerialNumber))
+	cert, err := d.CA.Shown(ctx, d.DB, r.Evidence.Peer[0])
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 		return cert, err
 	}
-	sum := sha256.Sum256(leaf.Raw)
-	if err != nil || cert.Device == "" || subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(cert.Fingerprint)) != 1 {
+	if err != nil || cert.Device == "" {
 		return cert, countersign.Errorf(countersign.CertUnknown, "the client certificate was not issued to a device by this authority").
 			WithNext("enroll with a token")
 	}
@@ -147,7 +142,7 @@ type judgment struct {
 }
 
 // judge reads the device's record and decides a renewal by it.
-func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.Serial) (judgment, error) {
+func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
 	j := judgment{recovery: r.Recovery}
 	var err error
 	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
@@ -198,7 +193,7 @@ func (j *judgment) decide(now time.Time, r *request) error {
 		lost := s.State == countersign.CertRevoked && s.Reason != countersign.Superseded
 		lapsed := s.UsedAt.IsZero() && now.After(s.NotAfter)
 		switch {
-		case s.Predecessor != c.Serial || lost || lapsed:
+		case s.Predecessor != c.Ref() || lost || lapsed:
 		case s.KeyHash == r.keyHash && s.State != countersign.CertRevoked:
 			j.outcome, j.same = grantOld, s
 		case s.State == countersign.CertPending:
@@ -253,7 +248,7 @@ func (j *judgment) standing(now time.Time) error {
 }
 
 // renew decides again with the device locked and writes the outcome.
-func (d *Desk) renew(ctx context.Context, r *request, shown countersign.Serial, issued *ca.Issued) (*countersign.Grant, error) {
+func (d *Desk) renew(ctx context.Context, r *request, shown countersign.CertRef, issued *ca.Issued) (*countersign.Grant, error) {
 	var j judgment
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
@@ -332,7 +327,7 @@ func (d *Desk) activate(ctx context.Context, tx *store.Tx, overlap time.Duration
 	until := d.Now().Add(overlap)
 	for i := range certs {
 		old := &certs[i]
-		if old.State != countersign.CertActive || old.Serial == c.Serial {
+		if old.State != countersign.CertActive || old.Ref() == c.Ref() {
 			continue
 		}
 		end := until

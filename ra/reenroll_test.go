@@ -285,7 +285,7 @@ func TestReenrollFollowsTheStandingOfDeviceAndCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, try(lost), countersign.CertIsRevoked)
-	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: countersign.CertRef{Serial: countersign.SerialOf(one.SerialNumber)}}); err != nil {
+	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, one)}); err != nil {
 		t.Fatal(err)
 	}
 	wantCode(t, try(one), countersign.CertIsRevoked)
@@ -299,7 +299,7 @@ func TestSuccessorThatAnOperatorRevokedDoesNotCount(t *testing.T) {
 	next := w.renew(t, old, newKey(t))
 	revoke := func(cert *x509.Certificate) {
 		t.Helper()
-		_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: countersign.CertRef{Serial: countersign.SerialOf(cert.SerialNumber)}, Reason: countersign.KeyCompromise})
+		_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, cert), Reason: countersign.KeyCompromise})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,7 @@ func OperatorSource(id string) string { return operatorSource + id }
 const operatorSource = "operator_token:"
 
 // certificateSource is the source of those that a device got with its certificate.
-func certificateSource(serial countersign.Serial) string { return "certificate:" + string(serial) }
+func certificateSource(ref countersign.CertRef) string { return "certificate:" + ref.String() }
 
 // CreateAccessToken gives out an access token; see access.Tokens. It refuses with
 // BadCredential where the operator token that it is for was revoked meanwhile.
@@ -79,7 +79,7 @@ func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl ti
 	case strings.Contains(v.Device, "/") || strings.HasPrefix(v.Credential, "token:"):
 		return k, "", countersign.Errorf(countersign.NotAllowed, "a token is given for a certificate or a secret of a device, and for nothing else")
 	}
-	source := certificateSource(v.Cert.Serial)
+	source := certificateSource(v.Cert)
 	if v.Credential != "" {
 		source = v.Credential
 	}
@@ -106,7 +106,7 @@ func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, v *countersign.Verd
 	case dev.State != countersign.DeviceActive:
 		return countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
 	case !v.Cert.IsZero():
-		c := find(certs, v.Cert.Serial)
+		c := find(certs, v.Cert)
 		if c == nil || c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
 			return countersign.Errorf(countersign.CertIsRevoked, "the certificate was revoked meanwhile")
 		}

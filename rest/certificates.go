@@ -1,7 +1,10 @@
 package rest
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
@@ -9,9 +12,10 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// Serial is a path parameter.
+// Serial names a certificate in a path and a query.
 type Serial struct {
-	Text string `path:"serial" maxLength:"64" doc:"Serial number in hex, with or without colons."`
+	Text   string `path:"serial" maxLength:"64" doc:"Serial number in hex, with or without colons."`
+	Issuer string `query:"issuer" maxLength:"80" doc:"Issuer of the certificate. It is needed where several issuers gave one serial number."`
 }
 
 func (s *Server) routeCertificates(a huma.API) {
@@ -33,32 +37,59 @@ func (s *Server) listCertificates(ctx context.Context, in *struct {
 ) (api.Page[api.Certificate], error) {
 	list, next, err := s.CA.Certificates(ctx, ca.Filter{
 		Device: in.Device, State: countersign.CertState(in.State), ExpiresBefore: in.ExpiresBefore,
-		After: countersign.Serial(in.After), Limit: limitOf(in.Paging),
+		After: certificateAfter(in.After), Limit: limitOf(in.Paging),
 	})
-	now := s.Now()
-	return page(list, string(next), func(c countersign.Certificate) api.Certificate {
+	now, cursor := s.Now(), ""
+	if !next.IsZero() {
+		cursor = next.String()
+	}
+	return page(list, cursor, func(c countersign.Certificate) api.Certificate {
 		c.DER = nil
 		return shapeCertificate(&c, now)
 	}), err
 }
 
+// certificateAfter reads a cursor: what listCertificates gave as next, or the serial of
+// the last certificate of a page.
+func certificateAfter(text string) countersign.CertRef {
+	ref, err := countersign.ParseCertRef(text)
+	if err != nil {
+		return countersign.CertRef{Serial: countersign.Serial(text), Issuer: afterAllIssuers}
+	}
+	return ref
+}
+
+// afterAllIssuers sorts behind the name of every issuer.
+const afterAllIssuers = "~"
+
 func (s *Server) getCertificate(ctx context.Context, in *Serial) (api.Certificate, error) {
-	c, err := s.certificate(ctx, in.Text)
+	c, err := s.certificate(ctx, in)
 	return shapeCertificate(&c, s.Now()), err
 }
 
-// certificate finds the certificate that a path names. One that is not on record
-// is not found here, however grave it is where a device shows it.
-func (s *Server) certificate(ctx context.Context, text string) (countersign.Certificate, error) {
-	serial, err := countersign.ParseSerial(text)
+// certificate finds the certificate that a request names: NotFound if there is none, and
+// Conflict, with the candidates, where several issuers gave the serial number.
+func (s *Server) certificate(ctx context.Context, in *Serial) (countersign.Certificate, error) {
+	serial, err := countersign.ParseSerial(in.Text)
 	if err != nil {
 		return countersign.Certificate{}, err
 	}
-	c, err := s.CA.Certificate(ctx, s.CA.DB, serial)
-	if countersign.CodeOf(err) == countersign.CertUnknown {
-		err = countersign.Errorf(countersign.NotFound, "there is no certificate %s", serial).WithNext("list them with: countersign cert list")
+	if in.Issuer != "" {
+		return s.CA.Certificate(ctx, s.CA.DB, countersign.CertRef{Issuer: in.Issuer, Serial: serial})
 	}
-	return c, err
+	list, err := s.CA.BySerial(ctx, s.CA.DB, serial)
+	if err != nil {
+		return countersign.Certificate{}, err
+	}
+	if len(list) == 1 {
+		return list[0], nil
+	}
+	names := make([]string, 0, len(list))
+	for i := range list {
+		names = append(names, fmt.Sprintf("%s (%s)", list[i].Issuer, cmp.Or(list[i].Device, list[i].Profile)))
+	}
+	return countersign.Certificate{}, countersign.Errorf(countersign.Conflict, "%d certificates have serial %s, of the issuers %s", len(list), serial, strings.Join(names, ", ")).
+		WithNext("name the issuer too: " + list[0].Ref().String())
 }
 
 func (s *Server) revokeCertificate(ctx context.Context, in *struct {
@@ -66,7 +97,7 @@ func (s *Server) revokeCertificate(ctx context.Context, in *struct {
 	Body api.Revoke
 },
 ) (api.Cut, error) {
-	c, err := s.certificate(ctx, in.Text)
+	c, err := s.certificate(ctx, &in.Serial)
 	if err != nil {
 		return api.Cut{}, err
 	}

@@ -35,7 +35,7 @@ func shapeDevice(d countersign.Device) api.Device {
 func shapeCertificate(c *countersign.Certificate, now time.Time) api.Certificate {
 	out := api.Certificate{
 		Issuer: c.Issuer, Serial: string(c.Serial), Device: c.Device, Fleet: c.Fleet, Profile: c.Profile,
-		State: c.StateAt(now), Predecessor: string(c.Predecessor), Method: c.Method, KeyHash: c.KeyHash, Fingerprint: c.Fingerprint,
+		State: c.StateAt(now), Predecessor: string(c.Predecessor.Serial), PredecessorIssuer: c.Predecessor.Issuer, Method: c.Method, KeyHash: c.KeyHash, Fingerprint: c.Fingerprint,
 		NotBefore: utc(c.NotBefore), NotAfter: utc(c.NotAfter), IssuedAt: utc(c.IssuedAt), UsedAt: utc(c.UsedAt),
 		AcceptUntil: utc(c.AcceptUntil), RevokedAt: utc(c.RevokedAt),
 	}

@@ -51,15 +51,26 @@ func (a *Admin) Unblock(ctx context.Context, network string) (*api.Block, error)
 
 func devicePath(id, act string) string { return "/devices/" + url.PathEscape(id) + act }
 
-// Certificate gets one certificate by serial, with its PEM.
-func (a *Admin) Certificate(ctx context.Context, serial string) (*api.Certificate, error) {
-	return call[api.Certificate](ctx, a, http.MethodGet, "/certificates/"+url.PathEscape(serial), nil)
+// Certificate gets one certificate with its PEM. name is its serial number, or its issuer,
+// a slash and its serial number where several issuers gave that one.
+func (a *Admin) Certificate(ctx context.Context, name string) (*api.Certificate, error) {
+	return call[api.Certificate](ctx, a, http.MethodGet, certificatePath(name, ""), nil)
+}
+
+// certificatePath is the path of an act on a certificate; see Certificate.
+func certificatePath(name, act string) string {
+	i := strings.LastIndexByte(name, '/')
+	path := "/certificates/" + url.PathEscape(name[i+1:]) + act
+	if i > 0 {
+		path += "?issuer=" + url.QueryEscape(name[:i])
+	}
+	return path
 }
 
 // RevokeCertificate takes one certificate away for good and cuts the sessions
-// that rest on it.
-func (a *Admin) RevokeCertificate(ctx context.Context, serial string, r api.Revoke) (*api.Cut, error) {
-	return call[api.Cut](ctx, a, http.MethodPost, "/certificates/"+url.PathEscape(serial)+"/revoke", r)
+// that rest on it. It is named as for Certificate.
+func (a *Admin) RevokeCertificate(ctx context.Context, name string, r api.Revoke) (*api.Cut, error) {
+	return call[api.Cut](ctx, a, http.MethodPost, certificatePath(name, "/revoke"), r)
 }
 
 // Authority gets one authority.

@@ -12,7 +12,7 @@ import (
 func (s *Server) heard(e countersign.Event) {
 	k := e.Type.Kind()
 	if k.Status {
-		s.ca.Forget(e.Cert.Serial)
+		s.ca.Forget(e.Cert)
 		s.crls.Changed(e.Cert.Issuer)
 	}
 	if k.Authorities {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -70,16 +71,19 @@ func (a *app) certList() *cobra.Command {
 	return c
 }
 
+// certNames is the help on how a certificate is named.
+const certNames = "SERIAL is the serial number in hex; where certificates of several issuers have it, write ISSUER/SERIAL."
+
 func (a *app) certGet() *cobra.Command {
 	var asPEM bool
 	c := &cobra.Command{
-		Use: "get SERIAL", Short: "Show one certificate's record", Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
+		Use: "get SERIAL", Short: "Show one certificate's record", Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			serial, err := countersign.ParseSerial(args[0])
+			name, err := certName(args[0])
 			if err != nil {
 				return err
 			}
-			cert, err := a.admin().Certificate(cmd.Context(), string(serial))
+			cert, err := a.admin().Certificate(cmd.Context(), name)
 			if err != nil {
 				return err
 			}
@@ -99,29 +103,46 @@ func (a *app) certRevoke() *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
-		Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
+		Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(a.serials),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			serial, err := countersign.ParseSerial(args[0])
+			name, err := certName(args[0])
 			if err != nil {
 				return err
 			}
 			if r.Reason == "" {
 				return usagef("--reason is missing")
 			}
-			if err := a.confirm(yes, fmt.Sprintf("Revoke certificate %s? This cannot be undone.", short(string(serial)))); err != nil {
+			if err := a.confirm(yes, fmt.Sprintf("Revoke certificate %s? This cannot be undone.", shortName(name))); err != nil {
 				return err
 			}
-			cut, err := a.admin().RevokeCertificate(cmd.Context(), string(serial), r)
+			cut, err := a.admin().RevokeCertificate(cmd.Context(), name, r)
 			if err != nil {
 				return err
 			}
 			a.tellCut(cut, "revoked")
 			a.stderr().linef("  undo: none")
-			return acted(a, *cut, string(serial))
+			return acted(a, *cut, name)
 		},
 	}
 	revokeFlags(c, &r, &yes)
 	return c
+}
+
+// certName reads how people name a certificate: by its serial number or, where several
+// issuers gave that one, by ISSUER/SERIAL.
+func certName(arg string) (string, error) {
+	if strings.Contains(arg, "/") {
+		ref, err := countersign.ParseCertRef(arg)
+		return ref.String(), err
+	}
+	serial, err := countersign.ParseSerial(arg)
+	return string(serial), err
+}
+
+// shortName is short for a name as certName returns it.
+func shortName(name string) string {
+	i := strings.LastIndexByte(name, '/')
+	return name[:i+1] + short(name[i+1:])
 }
 
 func ratio(n, of int) string { return fmt.Sprintf("%d/%d", n, of) }

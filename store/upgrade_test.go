@@ -1,0 +1,84 @@
+package store_test
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"testing"
+	"testing/fstest"
+
+	"github.com/countersign-iot/countersign/store"
+)
+
+// upTo returns the migrations up to a number, as an earlier release had them.
+func upTo(t *testing.T, last string) fstest.MapFS {
+	t.Helper()
+	files := fstest.MapFS{}
+	from := os.DirFS("migrations")
+	names, err := fs.Glob(from, "*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		text, err := fs.ReadFile(from, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name[:len(last)] <= last {
+			files[name] = &fstest.MapFile{Data: text}
+		}
+	}
+	return files
+}
+
+// eachUpgraded fills a database of the release with migrations up to before, by
+// statements, and opens it with all migrations.
+func eachUpgraded(t *testing.T, before string, fill []string, run func(t *testing.T, db *store.DB)) {
+	eachURL(t, func(t *testing.T, url string) {
+		old := mustOpenWith(t, url, upTo(t, before))
+		for _, text := range fill {
+			err := old.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+				_, err := tx.Exec(ctx, text)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := old.Close(); err != nil {
+			t.Fatal(err)
+		}
+		run(t, mustOpenWith(t, url, upTo(t, "9999")))
+	})
+}
+
+const (
+	oldAuthorities = `INSERT INTO authority (id, kind, parent, certificate, key_uri, state, created_at) VALUES
+		('issuing', 'issuing', '', '', 'file:k', 'active', 0), ('maker', 'registered', '', '', '', 'active', 0)`
+	oldCertificates = `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+			key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der) VALUES
+		('01', 'maker', 'pump-1', 'f', 'external', 'superseded', '', 0, FALSE, '', '', 'idevid', 'k1', 'f1', 0, 9, 1, 1, 5, 0, 0, ''),
+		('4a', 'issuing', 'pump-1', 'f', 'device', 'active', '', 0, FALSE, '01', '', 'certificate', 'k2', 'f2', 0, 9, 2, 2, 0, 0, 0, ''),
+		('4b', 'issuing', 'pump-1', 'f', 'device', 'pending', '', 0, FALSE, '4a', '', 'certificate', 'k3', 'f3', 0, 9, 3, 0, 0, 0, 0, '')`
+	oldTokens = `INSERT INTO access_token (id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at) VALUES
+		('t1', 'pump-1', 'certificate:4a', 'f', 'null', FALSE, 0, 9, 0), ('t2', 'pump-1', 'certificate:99', 'f', 'null', FALSE, 0, 9, 0),
+		('t3', 'pump-1', 'secret:4a', 'f', 'null', FALSE, 0, 9, 0)`
+)
+
+func TestUpgradeNamesCertificatesByIssuerAndSerial(t *testing.T) {
+	eachUpgraded(t, "0009", []string{oldAuthorities, oldCertificates, oldTokens}, func(t *testing.T, db *store.DB) {
+		for _, c := range []struct{ query, want string }{
+			{`SELECT predecessor_issuer FROM certificate WHERE serial = '01'`, ""},
+			{`SELECT predecessor_issuer FROM certificate WHERE serial = '4a'`, "maker"},
+			{`SELECT predecessor_issuer FROM certificate WHERE serial = '4b'`, "issuing"},
+			{`SELECT source FROM access_token WHERE id = 't1'`, "certificate:issuing/4a"},
+			{`SELECT source FROM access_token WHERE id = 't2'`, "certificate:99"},
+			{`SELECT source FROM access_token WHERE id = 't3'`, "secret:4a"},
+		} {
+			var got string
+			if err := db.QueryRow(t.Context(), c.query).Scan(&got); err != nil || got != c.want {
+				t.Errorf("%s: got %q, %v, want %q", c.query, got, err, c.want)
+			}
+		}
+	})
+}
