@@ -44,6 +44,10 @@ const (
 	maxPacket = Size(16 << 20)
 	// minStorage holds an empty database and its log.
 	minStorage = Size(16 << 20)
+	// minReserve holds the log of one large transaction.
+	minReserve = Size(4 << 20)
+	// maxReserve is more than the revocation of a million devices needs.
+	maxReserve = Size(1 << 30)
 	// maxNetworks keeps the list one that is walked for each failure.
 	maxNetworks = 256
 	// maxNames keeps the server's certificate within one TLS record.
@@ -58,6 +62,9 @@ func (c Config) Check() []Problem {
 	k.database(c.Database)
 	if c.StorageLimit != 0 && c.StorageLimit < minStorage {
 		k.add("storage_limit", fmt.Errorf("%s is less than %s", c.StorageLimit, minStorage))
+	}
+	if c.Reserve < minReserve || c.Reserve > maxReserve {
+		k.add("reserve", fmt.Errorf("%s is not between %s and %s", c.Reserve, minReserve, maxReserve))
 	}
 	k.listeners(c.Listeners)
 	k.names(c.Names)

@@ -25,6 +25,11 @@ type Config struct {
 	// number of bytes, or with KiB, MiB, GiB. Default 0: what the disk holds.
 	StorageLimit Size `yaml:"storage_limit"`
 
+	// Reserve is space beside the embedded database, and beyond StorageLimit, that only
+	// revocations and suspensions may use, so that they work on a full disk. From 4MiB
+	// to 1GiB. Default 16MiB.
+	Reserve Size `yaml:"reserve"`
+
 	// Listeners are the addresses that the server serves.
 	Listeners Listeners `yaml:"listeners"`
 
@@ -275,6 +280,7 @@ const (
 	defaultAPI            = "127.0.0.1:8080"
 	defaultStatus         = ":8090"
 	defaultStorageLimit   = Size(1 << 30)
+	defaultReserve        = Size(16 << 20)
 	defaultMaxConnections = 20_000
 	defaultPerAddress     = 5_000
 	defaultHandshakes     = 1_000

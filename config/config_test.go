@@ -27,6 +27,7 @@ func TestParseReadsEveryField(t *testing.T) {
 dir: /var/lib/countersign
 database: postgres://cs@db/countersign
 storage_limit: 5GiB
+reserve: 32MiB
 listeners: {enroll: ":443", mqtt: ":8883", api: "127.0.0.1:8080", status: off}
 names: [id.example.org, 192.0.2.7]
 status_url: http://id.example.org
@@ -52,6 +53,7 @@ log: {level: debug, format: json}
 		Dir:            "/var/lib/countersign",
 		Database:       "postgres://cs@db/countersign",
 		StorageLimit:   5 << 30,
+		Reserve:        32 << 20,
 		Listeners:      Listeners{Enroll: ":443", MQTT: ":8883", API: "127.0.0.1:8080", Status: Off},
 		Names:          []string{"id.example.org", "192.0.2.7"},
 		StatusURL:      "http://id.example.org",
@@ -124,6 +126,7 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 	c := Config{
 		Database:       "postgres://u:pw@h/db",
 		StorageLimit:   1,
+		Reserve:        1,
 		Listeners:      Listeners{Enroll: "8443", MQTT: ":99999", API: ":1", Status: ":1"},
 		Names:          []string{"ok.example", "not ok"},
 		StatusURL:      "https://x",
@@ -146,7 +149,7 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 		}
 	}
 	want := []string{
-		"database", "storage_limit", "listeners.enroll", "listeners.mqtt", "listeners.status", "names[1]", "status_url", "root_passphrase",
+		"database", "storage_limit", "reserve", "listeners.enroll", "listeners.mqtt", "listeners.status", "names[1]", "status_url", "root_passphrase",
 		"engine.addr", "engine.key", "engine.certificate", "engine.certificate",
 		"limits.max_connections", "limits.per_address", "limits.handshakes", "limits.allow_networks[1]", "limits.allow_networks[2]", "limits.connect_timeout", "limits.packet",
 		"overlap", "crl_validity", "audit.every", "log.level", "log.format",

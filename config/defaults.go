@@ -23,6 +23,7 @@ func (c Config) WithDefaults() Config {
 	l.Hook = cmp.Or(l.Hook, Off)
 	l.API = cmp.Or(l.API, defaultAPI)
 	l.Status = cmp.Or(l.Status, defaultStatus)
+	c.Reserve = cmp.Or(c.Reserve, defaultReserve)
 	if len(c.Names) == 0 {
 		c.Names = defaultNames()
 	} else {

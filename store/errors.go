@@ -36,8 +36,7 @@ func (dialect) wrap(err error) error {
 	case Unconfirmed(err):
 		return unavailable("the database did not confirm the write; it may or may not be recorded", err)
 	case isFull(err):
-		return unavailable("the database has no space left; nothing was recorded", err).
-			WithNext("free space on its disk, or raise its bound")
+		return full(err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return unavailable("the database did not answer in time", err)
 	case isDown(err) || errors.Is(err, errClosed):
@@ -45,6 +44,12 @@ func (dialect) wrap(err error) error {
 			WithNext("look in the server's log and at the database's disk or server")
 	}
 	return err
+}
+
+// full is the refusal of a write that has no space.
+func full(cause error) *countersign.Error {
+	return unavailable("the database has no space left; nothing was recorded", cause).
+		WithNext("free space on its disk, or raise its bound")
 }
 
 func unavailable(message string, cause error) *countersign.Error {

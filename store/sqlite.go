@@ -49,6 +49,11 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 			err = errors.Join(err, cleanup.close())
 		}
 	}()
+	var spare *reserve
+	if o.Reserve > 0 {
+		spare = openReserve(o, path)
+		cleanup = append(cleanup, spare.close)
+	}
 	writing := []string{
 		"journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(" + walKeep + ")", "cache_size(" + writeCache + ")",
 		// The journal of a savepoint, else a temporary file for each write.
@@ -62,7 +67,7 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 		return nil, err
 	}
 	cleanup = append(cleanup, writer.Close)
-	w, err := startWriter(ctx, writer, o)
+	w, err := startWriter(ctx, writer, o, spare)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, dialect{}.wrap(err))
 	}
@@ -76,7 +81,7 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 	cleanup = append(cleanup, readers.Close)
 	reads := newCached(readers)
 	cleanup = append(cleanup, func() error { reads.close(); return nil })
-	return &DB{opts: o, dialect: sqliteDialect(), reads: reads, write: w.write, listen: listenAlone, lost: never, close: cleanup.close}, nil
+	return &DB{opts: o, dialect: sqliteDialect(), reads: reads, write: w.write, listen: listenAlone, lost: never, close: cleanup.close, reserve: spare}, nil
 }
 
 func sqliteDSN(path string, pragmas ...string) string {
@@ -114,7 +119,11 @@ func claim(path string) (release func() error, err error) {
 		return nil, countersign.Errorf(countersign.Conflict, "the database %s is in use by %s", path, holder).
 			WithNext("stop " + holder + ", or name another data folder").WithCause(err)
 	}
-	if err := errors.Join(lock.Truncate(0), writeAt(lock, strconv.Itoa(os.Getpid())), private(path)); err != nil {
+	// The number of the process is a courtesy, which a full disk may refuse.
+	if err := errors.Join(lock.Truncate(0), writeAt(lock, strconv.Itoa(os.Getpid()))); err != nil && !errors.Is(err, syscall.ENOSPC) {
+		return nil, errors.Join(fmt.Errorf("couldn't write %s.lock: %w", path, err), lock.Close())
+	}
+	if err := private(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("couldn't prepare %s: %w", path, err), lock.Close())
 	}
 	return lock.Close, nil

@@ -33,6 +33,12 @@ type Options struct {
 	// MaxBytes bounds the SQLite file; a write beyond it is refused as
 	// Unavailable. 0 is no bound. PostgreSQL ignores it.
 	MaxBytes int64
+	// Reserve is how many octets beside the SQLite file, and beyond MaxBytes, are kept
+	// for emergency writes; see [Emergency]. 0 is none. PostgreSQL ignores it.
+	Reserve int64
+	// OnReserve is called when the use of the reserve began or ended. It must not block
+	// nor use the database. Nil: nothing is.
+	OnReserve func(Reserve)
 
 	migrations fs.FS // tests bring their own; nil is the embedded ones
 }
@@ -46,6 +52,7 @@ type DB struct {
 	listen  func(ctx context.Context, onNotify func(string), onState func(bool)) error
 	lost    func() (time.Time, bool)
 	close   func() error
+	reserve *reserve // of SQLite; nil: none
 }
 
 type writeFunc = func(ctx context.Context, tx *Tx) error

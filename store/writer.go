@@ -33,6 +33,8 @@ type writer struct {
 	conn  *sql.Conn
 	run   *cached
 	queue chan *pending
+	// reserve is for writes with an emergency context; nil: there is none.
+	reserve *reserve
 
 	quit     chan struct{} // closed by close
 	stopped  chan struct{} // closed when the goroutine has ended
@@ -51,7 +53,7 @@ type pending struct {
 	taken atomic.Bool
 }
 
-func startWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
+func startWriter(ctx context.Context, db *sql.DB, o Options, spare *reserve) (*writer, error) {
 	db.SetMaxOpenConns(1)
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -59,8 +61,9 @@ func startWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 	}
 	w := &writer{
 		opts: o, conn: conn, run: newCached(conn), queue: make(chan *pending, queueMax),
-		quit: make(chan struct{}), stopped: make(chan struct{}),
+		quit: make(chan struct{}), stopped: make(chan struct{}), reserve: spare,
 	}
+	w.measure()
 	go w.loop()
 	return w, nil
 }
@@ -74,6 +77,9 @@ func (w *writer) close() error {
 
 // write queues fn and waits for its commit.
 func (w *writer) write(ctx context.Context, fn writeFunc) error {
+	if w.reserve != nil && !isEmergency(ctx) && w.reserve.closed() {
+		return full(errReserved)
+	}
 	p := &pending{ctx: ctx, fn: fn, done: make(chan error, 1)}
 	if err := w.enqueue(p); err != nil {
 		return err
@@ -172,17 +178,21 @@ func (w *writer) gather(first *pending) []*pending {
 
 // commit runs a batch in one transaction and answers each caller. When a write
 // broke the whole transaction (SQLite rolls all of it back when the disk is
-// full), each one gets a transaction of its own, so that it hurts nobody else.
+// full), or the commit found no space, each one gets a transaction of its own, so
+// that it hurts no other and an emergency gets the reserve.
 func (w *writer) commit(batch []*pending) {
 	if len(batch) == 0 {
 		return
 	}
 	err := w.transact(batch)
-	if len(batch) > 1 && errors.Is(err, errBroken) {
+	if len(batch) > 1 && (errors.Is(err, errBroken) || w.noSpace(err)) {
 		for _, p := range batch {
 			w.commit([]*pending{p})
 		}
 		return
+	}
+	if one := batch[0]; len(batch) == 1 && isEmergency(one.ctx) && w.noSpace(errors.Join(one.err, err)) {
+		err = w.rescue(one, err)
 	}
 	for _, p := range batch {
 		if p.err == nil {
