@@ -194,7 +194,7 @@ func (l *Ledger) Block(ctx context.Context, b Block, by countersign.Actor, via s
 	if err := l.checkManual(&b, now); err != nil {
 		return Block{}, err
 	}
-	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := l.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		if err := saveManual(ctx, tx, &b); err != nil {
 			return err
 		}

@@ -46,7 +46,7 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 		return nil, err
 	}
 	l := &countersign.CRL{Issuer: issuer, Shard: shard}
-	err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = c.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		return tx.QueryRow(ctx, `UPDATE crl SET number = number + 1 WHERE issuer = $1 AND shard = $2 RETURNING number`, issuer, shard).Scan(&l.Number)
 	})
 	if err != nil {
@@ -66,6 +66,9 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 	if l.DER, err = encodeCRL(a, signer, l, entries); err != nil {
 		return nil, fmt.Errorf("sign CRL %s/%d: %w", issuer, shard, err)
 	}
+	if int64(len(l.DER)) <= c.DB.Reserve().Left/reserveShare {
+		ctx = store.Emergency(ctx)
+	}
 	err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE crl SET published = $3, this_update = $4, next_update = $5, entries = $6, der = $7
 			WHERE issuer = $1 AND shard = $2 AND published < $3`,
@@ -77,6 +80,10 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 	}
 	return l, nil
 }
+
+// reserveShare bounds the part of the database's reserve that one list may take on a
+// full disk: revocations themselves go first, since gateways and OCSP read those.
+const reserveShare = 8
 
 func (c *CA) crlValidity(a *authority) time.Duration {
 	if a.Kind == countersign.RootAuthority {

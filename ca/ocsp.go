@@ -194,7 +194,7 @@ func (c *CA) renewResponder(ctx context.Context, a *authority) error {
 	if err != nil {
 		return err
 	}
-	issued, err := c.issueOwn(ctx, a, &x509.Certificate{
+	issued, err := c.issueOwn(store.Emergency(ctx), a, &x509.Certificate{
 		Subject:         pkix.Name{CommonName: a.Certificate.Subject.CommonName + " OCSP"},
 		NotBefore:       from,
 		NotAfter:        to,

@@ -300,7 +300,7 @@ func Dev(dir string, freePorts bool) Config {
 		return "127.0.0.1:" + port
 	}
 	return Config{
-		Dir: dir,
+		Dir: dir, Reserve: minReserve,
 		Listeners: Listeners{
 			Enroll: addr("8443"), Recovery: addr("8444"),
 			MQTT: addr("8883"), WebSocket: addr("8084"),

@@ -65,7 +65,7 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 	if err != nil || !pending {
 		return 0, err
 	}
-	err = l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = l.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		if err := tx.Lock(ctx, "event.seal"); err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func (b By) credential(t countersign.EventType, c *registry.Credential) counters
 
 // StopCredential ends a credential at once.
 func (o *Office) StopCredential(ctx context.Context, id, why string, by By) (c registry.Credential, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		if c, err = o.Registry.Stop(ctx, tx, id, why); err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, er
 }
 
 func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
-	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
+	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		var events []countersign.Event
 		for i := range certs {
 			c := &certs[i]
@@ -93,7 +93,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 			WithNext("its server and responder certificates are short-lived and made anew at each start")
 	}
 	var out *countersign.Revocation
-	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Certificates: []countersign.CertRef{cert.Ref()}}
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
@@ -123,7 +123,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 
 // Suspend puts a device and its certificates on hold.
 func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
+	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		if err := d.Registry.Move(ctx, tx, dev, countersign.DeviceSuspended, act.Note); err != nil {
 			return err
 		}

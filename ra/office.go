@@ -202,7 +202,7 @@ func (o *Office) CreateOperatorToken(ctx context.Context, t operator.Token, ttl 
 // RevokeOperatorToken ends an operator token at once, and the access tokens that
 // were given out for it.
 func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t operator.Token, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		if err := tx.Lock(ctx, OperatorSource(id)); err != nil { // see CreateAccessToken
 			return err
 		}

@@ -66,7 +66,7 @@ func (d *Desk) lockDevice(ctx context.Context, tx *store.Tx, id string) (registr
 
 // StopSecret ends one secret of a device for good, with the sessions that rest on it.
 func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
-	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		done = countersign.Revocation{Device: device, At: d.Now()}
 		if err := registry.LockDevice(ctx, tx, device); err != nil {
 			return err

@@ -46,7 +46,7 @@ func (o *Office) CreateAccessToken(ctx context.Context, k access.Token, ttl time
 
 // RevokeAccessToken ends an access token at once, with the sessions that rest on it.
 func (o *Office) RevokeAccessToken(ctx context.Context, id string, by By) (k access.Token, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		if k, err = o.Tokens.Revoke(ctx, tx, id); err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ func (d *Desk) deliver(ctx context.Context, c *channel) (more bool, err error) {
 
 // claimNotice takes the notice of a channel that is due first. A digest stops to gather.
 func (d *Desk) claimNotice(ctx context.Context, c *channel) (p *parcel, err error) {
-	err = d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		p = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err
@@ -110,7 +110,7 @@ func (d *Desk) delivered(ctx context.Context, c *channel, p *parcel, failure err
 	defer cancel()
 	turned := c.note(d.now(), failure)
 	var gone bool
-	err := d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		now := d.now()
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err

@@ -127,7 +127,7 @@ func (s *Server) openStore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the database's URL: %w", err)
 	}
-	s.db, err = store.Open(ctx, store.Options{URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit)})
+	s.db, err = store.Open(ctx, store.Options{URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit), Reserve: int64(s.cfg.Reserve)})
 	if err != nil {
 		return err
 	}
