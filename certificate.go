@@ -9,6 +9,10 @@ import (
 	"time"
 )
 
+// ClockSkew is how far the start of a certificate or token may be ahead of our
+// clock. Makers of devices and the nodes of a cluster have clocks of their own.
+const ClockSkew = time.Minute
+
 // Serial is a certificate serial number as lower-case hex of its big-endian
 // octets, two digits each, no sign octet (RFC 5280, 4.1.2.2).
 type Serial string

@@ -24,9 +24,8 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// clockSkew is how far a certificate's NotBefore may lie ahead of our clock. Our
-// own are backdated, so this is only for neighbors in a cluster.
-const clockSkew = time.Minute
+// clockSkew is how far the start of what is shown may be ahead of our clock.
+const clockSkew = countersign.ClockSkew
 
 // Desk decides connections.
 type Desk struct {

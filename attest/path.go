@@ -225,6 +225,9 @@ func (v *validator) verify(path []*x509.Certificate, as role) error {
 		if i < len(path)-1 {
 			c.RawIssuer = path[i+1].RawSubject
 		}
+		if c.NotBefore.After(v.o.Now) { // checkTime allows it to be a little ahead
+			c.NotBefore = v.o.Now
+		}
 		copies[i] = &c
 	}
 	last := len(copies) - 1

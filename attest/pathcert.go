@@ -141,10 +141,11 @@ func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAn
 	return nil
 }
 
-// checkTime is RFC 5280, 6.1.3 (a)(2). Both ends belong to the validity period.
+// checkTime is RFC 5280, 6.1.3 (a)(2). Both ends belong to the validity period;
+// the start may be ahead of our clock by as much as clocks differ.
 // An end of 99991231235959Z, for a device that has none, is a date like any other.
 func checkTime(c *x509.Certificate, now time.Time) error {
-	if now.Before(c.NotBefore) {
+	if now.Add(countersign.ClockSkew).Before(c.NotBefore) {
 		return countersign.Errorf(countersign.CertNotYetValid, "%s is not valid before %s", nameOf(c), c.NotBefore.UTC().Format(time.RFC3339)).
 			WithNext("check the server's clock, and the one of who issued the certificate")
 	}

@@ -105,7 +105,7 @@ func TestEKCertificateIsJudged(t *testing.T) {
 		"of another EK":         {trusted, another.Public(), nil, countersign.BadCredential},
 		"untrusted":             {untrusted, chip.Public(), nil, countersign.CertUnknown},
 		"expired":               {trusted, chip.Public(), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, countersign.CertExpired},
-		"not yet valid":         {trusted, chip.Public(), func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }, countersign.CertNotYetValid},
+		"not yet valid":         {trusted, chip.Public(), func(c *x509.Certificate) { c.NotBefore = time.Now().Add(2 * countersign.ClockSkew) }, countersign.CertNotYetValid},
 		"no EKU":                {trusted, chip.Public(), func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }, countersign.BadCredential},
 		"another usage":         {trusted, chip.Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, countersign.BadCredential},
 		"a CA":                  {trusted, chip.Public(), func(c *x509.Certificate) { c.IsCA = true }, countersign.BadCredential},

@@ -244,7 +244,7 @@ func registered(c *registry.Credential) attest.Thumbprints {
 // outside of them is in wrong hands: it stops, and somebody is told.
 func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
 	now := d.Now()
-	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+	if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
 		return nil, countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
 	}
 	a := d.byCredential(r, c)

@@ -74,7 +74,7 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 			want  countersign.Code
 		}{
 			{"expired", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) })}, countersign.CertExpired},
-			{"not yet valid", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })}, countersign.CertNotYetValid},
+			{"not yet valid", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.NotBefore = now.Add(countersign.ClockSkew + time.Second) })}, countersign.CertNotYetValid},
 			{"another CA", []*x509.Certificate{leafOf(newMaker(t, now), nil)}, countersign.BadCredential},
 			{"forged", []*x509.Certificate{&forged}, countersign.BadCredential},
 			{"truncated chain", []*x509.Certificate{leafOf(line, nil)}, countersign.CertUnknown},

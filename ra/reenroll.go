@@ -241,7 +241,7 @@ func (j *judgment) standing(now time.Time) error {
 	case now.After(c.NotAfter) && !c.Replaced && !j.recovery:
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339)).
 			WithNext("enroll anew: countersign device revoke " + c.Device + ", then countersign enroll token --device " + c.Device)
-	case now.Before(c.NotBefore):
+	case now.Add(countersign.ClockSkew).Before(c.NotBefore):
 		return countersign.Errorf(countersign.CertNotYetValid, "the certificate is not yet valid")
 	}
 	return nil
