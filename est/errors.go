@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -57,8 +58,18 @@ func httpStatus(code countersign.Code) int {
 	return http.StatusInternalServerError
 }
 
+// authenticate is the name of the header as RFC 9110 spells it. Names are the same
+// in any case, but libest compares this one octet by octet, and [http.Header.Set]
+// would write Www-Authenticate.
+const authenticate = "WWW-Authenticate"
+
+// reasonHeader holds the reason of a 401 that has no body.
+const reasonHeader = "Countersign-Reason"
+
 // refuse answers with one sentence and a next step in plain text (RFC 7030,
-// 4.2.3) and logs the refusal with its cause. Nothing is kept of a request that
+// 4.2.3) and logs the refusal with its cause. A 401 to a request that came without
+// Authorization is the first half of an exchange rather than a refusal: its body
+// is empty, because Bouncy Castle closes it unread and fails on what is left of it. Nothing is kept of a request that
 // awaits approval: its client repeats it, and the Enroller knows it again.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var status int
@@ -76,7 +87,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		status, text = httpStatus(code), sentence(e.Message, e.Next)
 		switch status {
 		case http.StatusUnauthorized:
-			h.Set("WWW-Authenticate", challenge)
+			h[authenticate] = []string{challenge} //nolint:canonicalheader // on purpose, see there
 		case http.StatusAccepted, http.StatusTooManyRequests, http.StatusServiceUnavailable:
 			h.Set("Retry-After", seconds(e.RetryAfter))
 		}
@@ -93,6 +104,12 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		s.log().InfoContext(r.Context(), "est request refused", attrs...)
 	}
 
+	if status == http.StatusUnauthorized && r.Header.Get("Authorization") == "" {
+		h.Set(reasonHeader, headerText(text))
+		h.Set("Content-Length", "0")
+		w.WriteHeader(status)
+		return
+	}
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(text)))
@@ -105,6 +122,16 @@ func sentence(message, next string) string {
 		return message + ".\n"
 	}
 	return message + ": " + next + ".\n"
+}
+
+// headerText is text as a header may hold it: visible ASCII.
+func headerText(text string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, text))
 }
 
 // seconds rounds up, so that nobody comes back too early.

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -93,6 +94,57 @@ func TestSimpleEnrollWithoutCredentialIsChallenged(t *testing.T) {
 	}
 	if len(s.seen) != 0 {
 		t.Error("a request without credential reached the desk")
+	}
+}
+
+// TestChallengeOnTheWire holds the octets of the answers that two clients depend
+// on: libest compares the name of the header octet by octet, and Bouncy Castle
+// cannot go on after a 401 with a body.
+func TestChallengeOnTheWire(t *testing.T) {
+	s := startServer(t)
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), s.client(t, nil, nil).HTTP.Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	csr := encodeBody(newCSR(t, "pump-7", newKey(t)), "")
+	ask := func(authorization string) {
+		t.Helper()
+		_, err := fmt.Fprintf(conn, "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n%sContent-Length: %d\r\n\r\n%s",
+			authorization, len(csr), csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := bufio.NewReader(conn)
+	answer := func() (head string) {
+		t.Helper()
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(line, "Date: ") {
+				continue
+			}
+			if head += line; line == "\r\n" {
+				return head
+			}
+		}
+	}
+	ask("")
+	want := "HTTP/1.1 401 Unauthorized\r\n" +
+		"Content-Length: 0\r\n" +
+		"Countersign-Reason: simpleenroll needs an enrollment token or a client certificate: give a token as the password of HTTP Basic, with any user name.\r\n" +
+		"WWW-Authenticate: Basic realm=\"countersign est\", charset=\"UTF-8\"\r\n\r\n"
+	if d := cmp.Diff(want, answer()); d != "" {
+		t.Errorf("without Authorization (-want +got):\n%s", d)
+	}
+	// The same connection serves on: nothing was left unread on either side.
+	ask("Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("estuser:wrong")) + "\r\n")
+	head := answer()
+	if !strings.HasPrefix(head, "HTTP/1.1 401 ") || !strings.Contains(head, "\r\nWWW-Authenticate: Basic ") || strings.Contains(head, "Content-Length: 0\r\n") {
+		t.Errorf("with a wrong token: got %q, want 401 with the challenge and a reason in the body", head)
 	}
 }
 
