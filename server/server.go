@@ -273,10 +273,12 @@ func (s *Server) enrollment(by countersign.Enroller, desk *ra.Desk) http.Handler
 		Enroller: by, Trust: anchors, Keys: anchors, Log: s.log, Now: s.opts.Now,
 		KeySigner: func() (*tls.Certificate, error) { return s.identity.get(nil) },
 	}
-	mux.Handle("/.well-known/est/", door)
-	mux.Handle("/{label}/.well-known/est/", door) // strongSwan puts the label first
+	for _, prefix := range []string{"", "/{label}"} { // strongSwan puts the label first
+		mux.Handle(prefix+"/.well-known/est", door)
+		mux.Handle(prefix+"/.well-known/est/", door)
+	}
 	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Desk: desk, Log: s.log, Now: s.opts.Now})
-	return mux
+	return evenPaths(mux)
 }
 
 // Run serves until ctx ends, then stops in order: no new connections, the live
