@@ -36,7 +36,7 @@ const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query topics "
 	tools         = " attest config keystore policy store weakkey "
-	keepers       = " ca registry event access operator detect audit "
+	keepers       = " event registry ca access lockout operator detect audit " // in their order
 	decisions     = " ra rotation respond "
 	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
 	operatorDoors = " rest console "
@@ -45,13 +45,13 @@ const (
 // rings is the table of the house, from the inside out. A package imports only
 // from rings above its own; a folder that is not here does not belong. A change
 // of this table wants an ADR.
-var rings = []ring{
+var rings = slices.Concat([]ring{
 	{name: "nouns", packages: words(nouns), libs: words("std")},
 	{name: "wire", packages: words(wire), libs: words("golang.org/x/crypto")},
 	{name: "wire that refuses", packages: words("pkcs10"), own: words(nouns), libs: words("golang.org/x/crypto")},
 	{name: "tools", packages: words(tools), own: words(nouns, wire)},
 	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
-	{name: "keepers", packages: words(keepers), own: words(nouns, wire, tools)},
+}, keeperRings(), []ring{
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
 	{name: "decisions on ra", packages: words("rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
 	{name: "edge", packages: words("edge"), own: words(nouns, wire), libs: words("golang.org/x"), deny: words("database/sql")},
@@ -88,6 +88,18 @@ var rings = []ring{
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent store/storetest"),
 	},
 	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
+})
+
+// keeperRings returns a ring for each keeper, which may import those before it: rows
+// are read by their owner's functions.
+func keeperRings() (list []ring) {
+	all := words(keepers)
+	for i, name := range all {
+		list = append(list, ring{
+			name: "keeper " + name, packages: []string{name}, own: words(nouns, wire, tools, strings.Join(all[:i], " ")),
+		})
+	}
+	return list
 }
 
 // onlyIn names the one package that may know a library, so that each can be
@@ -284,7 +296,10 @@ func TestBreachSeesForbiddenImports(t *testing.T) {
 		{"store", "github.com/jackc/pgx/v5/stdlib", true},
 		{"ca", "github.com/jackc/pgx/v5", false},
 		{"ca", module + "/store", true},
-		{"ca", module + "/registry", false},
+		{"ca", module + "/registry", true},
+		{"registry", module + "/ca", false},
+		{"detect", module + "/event", true},
+		{"detect", module + "/audit", false},
 		{"ca", "testing", false},
 		{"ra", module + "/rotation", false},
 		{"rotation", module + "/ra", true},

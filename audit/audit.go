@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -48,10 +49,11 @@ type Auditor struct {
 	Every time.Duration
 	// Node names this process to people.
 	Node string
-	// Append writes events in the transaction that they describe. Nil writes none.
-	Append func(ctx context.Context, tx *store.Tx, events ...countersign.Event) error
-	// Verify walks the hash chain of the log. Nil leaves it unchecked.
-	Verify func(ctx context.Context) (LogReport, error)
+	// Events is the log. Nil: nothing is written to it or read from it.
+	Events *event.Log
+	// Verify walks the hash chain of the log; see event.Log.Verify, which takes minutes
+	// where the log is large. Nil leaves it unchecked.
+	Verify func(ctx context.Context) (event.Report, error)
 	// Sessions lists the live sessions of this node; nil: none.
 	Sessions func() []countersign.Session
 	// WeakKeys says whether an RSA key is on a list of known ones. Nil knows none.
@@ -65,15 +67,6 @@ type Auditor struct {
 	stopped bool
 	runs    map[string]*live
 	wg      sync.WaitGroup
-}
-
-// LogReport is what a walk over the log found; event.Report has the same fields.
-type LogReport struct {
-	Events   int64  // sealed and checked
-	Unsealed int64  // not yet sealed
-	Head     []byte // hash of the last good event
-	BrokenAt int64  // sequence of the first bad event; 0 if none
-	Problem  string // what is wrong there
 }
 
 // live is a run of this process.

@@ -304,7 +304,7 @@ func stages() []stage {
 		{[]string{WeakAuthenticated}, lookAtFleets},
 		{[]string{PolicyPermissive, PolicyOdd}, lookAtPolicies},
 		{[]string{OperatorToken}, lookAtOperatorTokens},
-		{[]string{CertificateShared, SecretShared, ConflictingClients}, lookAtSessions},
+		{[]string{CertificateShared, SecretShared, ConflictingClients}, lookAtShared},
 		{[]string{LoggingDisabled}, lookAtLog},
 	}
 }

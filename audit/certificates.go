@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -205,7 +206,7 @@ func keyFault(cert *x509.Certificate, listed func(*rsa.PublicKey) error) (reason
 	}
 	if err := weakkey.Check(cert.PublicKey); err != nil {
 		why := countersign.Public(err).Message
-		if strings.Contains(why, "CVE-2017-15361") {
+		if errors.Is(err, weakkey.ErrROCA) {
 			return "CERTIFICATE_KEY_VULNERABILITY_CVE-2017-15361", why
 		}
 		return "CERTIFICATE_KEY_WEAK", why

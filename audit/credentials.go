@@ -151,29 +151,12 @@ func (w *work) leaks(ctx context.Context) (map[string]leak, error) {
 	if !w.wants(CredentialLeaked) {
 		return found, nil
 	}
-	type row struct {
-		id, at               int64
-		reason, remote, data string
-	}
 	for _, kind := range []countersign.EventType{countersign.FindingClaim, countersign.FindingGroupKey} {
-		first, err := w.firstEvent(ctx, w.now.Add(-leakWindow))
-		if err != nil {
-			return nil, err
-		}
-		err = table[row]{
-			name: "events", fields: `id, at, reason, remote, data`, key: []string{"id"}, start: []any{first - 1},
-			from: `event WHERE %s AND type = '` + string(kind) + `'`,
-			scan: func(rows *sql.Rows, r *row) error { return rows.Scan(&r.id, &r.at, &r.reason, &r.remote, &r.data) },
-			last: func(r *row) []any { return []any{r.id} },
-		}.walk(ctx, w.DB, func(r *row) error {
-			var data map[string]string
-			if r.data == "" || json.Unmarshal([]byte(r.data), &data) != nil || data["credential"] == "" {
-				return nil //nolint:nilerr // a line that somebody changed is the log's own check's matter
+		err := w.recent(ctx, kind, leakWindow, func(e *countersign.Event) {
+			id := e.Data["credential"]
+			if _, later := found[id]; id != "" && !later && len(found) < maxFound {
+				found[id] = leak{e.At, e.Reason, e.Remote}
 			}
-			if len(found) < maxTracked {
-				found[data["credential"]] = leak{store.Time(r.at), r.reason, r.remote}
-			}
-			return nil
 		})
 		if err != nil {
 			return nil, err

@@ -4,13 +4,13 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -70,33 +70,41 @@ func lookAtLog(ctx context.Context, w *work) error {
 
 // lostLines adds up what the log says that it left out.
 func (w *work) lostLines(ctx context.Context) (lost int64, err error) {
-	first, err := w.firstEvent(ctx, w.now.Add(-lossWindow))
-	if err != nil {
-		return 0, err
-	}
-	type row struct {
-		id   int64
-		data string
-	}
-	err = table[row]{
-		name: "events", fields: `id, data`, key: []string{"id"}, start: []any{first - 1},
-		from: `event WHERE %s AND type = 'events.suppressed'`,
-		scan: func(rows *sql.Rows, r *row) error { return rows.Scan(&r.id, &r.data) },
-		last: func(r *row) []any { return []any{r.id} },
-	}.walk(ctx, w.DB, func(r *row) error {
-		var data map[string]string
-		if json.Unmarshal([]byte(r.data), &data) == nil {
-			n, _ := strconv.ParseInt(data["count"], 10, 64) // a line that somebody changed is the chain's matter
-			lost += n
-		}
-		return nil
+	err = w.recent(ctx, countersign.EventsSuppressed, lossWindow, func(e *countersign.Event) {
+		n, _ := strconv.ParseInt(e.Data["count"], 10, 64) // a line that was changed is the chain's matter
+		lost += n
 	})
 	return lost, err
 }
 
+// recent visits the events of a type of the last time, the newest first.
+func (w *work) recent(ctx context.Context, kind countersign.EventType, window time.Duration, visit func(*countersign.Event)) error {
+	if w.Events == nil {
+		return nil
+	}
+	since := w.now.Add(-window)
+	f := event.Filter{Type: kind, Newest: true, Limit: pageRows}
+	for {
+		page, next, err := w.Events.List(ctx, f)
+		if err != nil {
+			return fmt.Errorf("read the events %s: %w", kind, err)
+		}
+		for i := range page {
+			if page[i].At.Before(since) {
+				return nil
+			}
+			visit(&page[i])
+		}
+		if next == 0 {
+			return nil
+		}
+		f.After = next
+	}
+}
+
 // lostEnd compares the log with what the last audit saw of it. The chain itself
 // cannot tell that lines were cut off its end.
-func (w *work) lostEnd(ctx context.Context, rep LogReport) (problem string, err error) {
+func (w *work) lostEnd(ctx context.Context, rep event.Report) (problem string, err error) {
 	var events int64
 	var head string
 	err = w.DB.QueryRow(ctx, `SELECT log_events, log_head FROM audit_run WHERE log_events > 0 ORDER BY id DESC LIMIT 1`).Scan(&events, &head)

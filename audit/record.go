@@ -184,10 +184,10 @@ func (a *Auditor) bury(ctx context.Context, alone bool) error {
 }
 
 func (a *Auditor) append(ctx context.Context, tx *store.Tx, e ...countersign.Event) error {
-	if a.Append == nil {
+	if a.Events == nil {
 		return nil
 	}
-	return a.Append(ctx, tx, e...)
+	return a.Events.Append(ctx, tx, e...)
 }
 
 // Get gives a run with its checks; "latest" stands for the newest one.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -46,7 +47,7 @@ type work struct {
 	now          time.Time
 	fleets       map[string]countersign.Rules
 	suppressions []Suppression
-	log          LogReport // as far as it is known
+	log          event.Report // as far as it is known
 
 	mu     sync.Mutex
 	checks map[string]*tally // those that were asked for

@@ -21,13 +21,13 @@ const patience = 20 * time.Second
 // halting makes the audit stop at the log until the test lets it go, or it is ended.
 func (w *world) halting() (reached chan struct{}, release func()) {
 	reached, gate := make(chan struct{}), make(chan struct{})
-	w.Verify = func(ctx context.Context) (audit.LogReport, error) {
+	w.Verify = func(ctx context.Context) (event.Report, error) {
 		close(reached)
 		select {
 		case <-gate:
-			return audit.LogReport{}, nil
+			return event.Report{}, nil
 		case <-ctx.Done():
-			return audit.LogReport{}, ctx.Err()
+			return event.Report{}, ctx.Err()
 		}
 	}
 	return reached, func() { close(gate) }
@@ -427,6 +427,22 @@ func TestLogThatDoesNotFitItsSealIsFound(t *testing.T) {
 	})
 }
 
+// TestRemovedEndIsFoundByTheFirstAudit has nothing to compare with but the record of
+// the log's end beside it.
+func TestRemovedEndIsFoundByTheFirstAudit(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		for range 5 {
+			w.events(t, countersign.Event{Type: countersign.ServerStarted, At: w.Now()})
+		}
+		w.seal(t)
+		w.exec(t, `DELETE FROM event WHERE seq > 2`)
+		run, got := w.audit(t, audit.LoggingDisabled)
+		if strings.Join(got, "; ") != "LOGGING_DISABLED_CHECK LOG_CHAIN_BROKEN server" || run.Severity() != countersign.SeverityCritical {
+			t.Errorf("got %q of severity %s", got, run.Severity())
+		}
+	})
+}
+
 func TestSealThatIsBehindIsFound(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.events(t, countersign.Event{Type: countersign.ServerStarted, At: w.Now()})
@@ -443,7 +459,7 @@ func TestSealThatIsBehindIsFound(t *testing.T) {
 
 func TestCheckThatFailsLeavesTheOthers(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		w.Verify = func(context.Context) (audit.LogReport, error) { return audit.LogReport{}, errors.New("disk") }
+		w.Verify = func(context.Context) (event.Report, error) { return event.Report{}, errors.New("disk") }
 		run, _ := w.audit(t)
 		if run.State != audit.Failed || run.Reason != "1 of 25 checks failed" {
 			t.Errorf("got %s: %s", run.State, run.Reason)

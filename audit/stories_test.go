@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/weakkey"
@@ -329,28 +331,30 @@ func sessionStories() []story {
 		{"shared", func(t *testing.T, w *world) {
 			w.device(t, "cloned")
 			cert := w.certificate(t, "cloned")
-			a := w.opened(visit{"c-1", "cloned", "cloned", "192.0.2.1:1", cert, time.Hour})
-			b := w.opened(visit{"c-2", "cloned", "cloned/2", "198.51.100.1:1", cert, 50 * time.Minute})
 			w.device(t, "told")
-			x := w.opened(visit{"t-1", "told", "told", "192.0.2.1:1", nil, time.Hour})
-			y := w.opened(visit{"t-2", "told", "told/2", "198.51.100.1:1", nil, 50 * time.Minute})
-			w.events(t, a, b, x, y, w.closed(a, "client left", 40*time.Minute)) // the others are still open
+			w.device(t, "settled")
+			settled := w.certificate(t, "settled")
+			w.exec(t, `UPDATE certificate SET state = 'revoked', revoked_at = 1 WHERE device = 'settled'`)
+			w.events(t,
+				w.raised(detect.SharedCertificate, "cloned", cert, time.Hour), w.raised(detect.SharedCertificate, "cloned", cert, 2*time.Hour),
+				w.raised(detect.SharedCertificate, "told", nil, time.Hour), w.raised(detect.IdentityChange, "told", nil, time.Hour),
+				w.raised(detect.SharedCertificate, "settled", settled, time.Hour),
+			)
 		}, []string{
 			"DEVICE_CERTIFICATE_SHARED_CHECK CERTIFICATE_SHARED_BY_MULTIPLE_DEVICES device:cloned",
 			"DEVICE_SECRET_SHARED_CHECK SECRET_SHARED_BY_MULTIPLE_DEVICES device:told",
 		}},
+		{"long ago", func(t *testing.T, w *world) {
+			w.device(t, "forgiven")
+			w.write(t, func(ctx context.Context, tx *store.Tx) error { // behind the others, as a log is
+				_, err := tx.Exec(ctx, `INSERT INTO event (id, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
+					VALUES (0, $1, 'finding.raised', 'system', 'forgiven', '', '', '', '', '', '', '', '{"rule":"shared_certificate"}')`, store.Micros(w.Now().Add(-32*day)))
+				return err
+			})
+		}, []string{}},
 		{"conflict", func(t *testing.T, w *world) {
 			w.device(t, "fought")
-			cert := w.certificate(t, "fought")
-			hosts := []string{"192.0.2.1:1", "198.51.100.1:1"}
-			s := w.opened(visit{"f-0", "fought", "fought", hosts[0], cert, time.Hour})
-			w.events(t, s)
-			for i := 1; i <= 5; i++ {
-				ago := time.Hour - time.Duration(i)*time.Minute
-				next := w.opened(visit{fmt.Sprintf("f-%d", i), "fought", "fought", hosts[i%2], cert, ago})
-				w.events(t, w.closed(s, "taken over: the same client identifier connected again", ago), next)
-				s = next
-			}
+			w.events(t, w.raised(detect.ClientIDConflict, "fought", w.certificate(t, "fought"), time.Hour))
 		}, []string{"CONFLICTING_CLIENT_IDS_CHECK DUPLICATE_CLIENT_ID_ACROSS_CONNECTIONS device:fought"}},
 		{"lost lines", func(t *testing.T, w *world) {
 			w.events(t, countersign.Event{Type: countersign.EventsSuppressed, At: w.Now().Add(-time.Hour), Data: map[string]string{"count": "7"}})

@@ -21,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
@@ -82,11 +83,7 @@ func newWorld(t testing.TB, db *store.DB) *world {
 	w.registry = &registry.Registry{DB: db, Now: w.clock.Now}
 	w.log = &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test"}
 	w.Auditor = &audit.Auditor{
-		DB: db, Now: w.clock.Now, Log: log, Every: day, Node: "test", Append: w.log.Append,
-		Verify: func(ctx context.Context) (audit.LogReport, error) {
-			r, err := w.log.Verify(ctx)
-			return audit.LogReport(r), err
-		},
+		DB: db, Now: w.clock.Now, Log: log, Every: day, Node: "test", Events: w.log, Verify: w.log.Verify,
 		Sessions: func() []countersign.Session { return w.sessions },
 		Handle: func(_ context.Context, tx *store.Tx, list []countersign.Finding) error {
 			tx.AfterCommit(func() { w.handled = append(w.handled, list...) })
@@ -241,6 +238,15 @@ func (w *world) opened(v visit) countersign.Event {
 func (w *world) closed(opened countersign.Event, why string, ago time.Duration) countersign.Event {
 	opened.Type, opened.Reason, opened.At = countersign.SessionClosed, why, w.Now().Add(-ago)
 	return opened
+}
+
+// raised is a finding of a detector about a device's certificate, or its secret.
+func (w *world) raised(rule, device string, cert *x509.Certificate, ago time.Duration) countersign.Event {
+	e := w.opened(visit{"", device, "", "192.0.2.1:1", cert, ago})
+	e.Type, e.Actor, e.Reason = countersign.FindingRaised, countersign.System, "seen in two places"
+	r, _ := detect.RuleOf(rule)
+	e.Data = map[string]string{"rule": rule, "severity": string(r.Severity), "subject": "device:" + device, "credential": e.Data["credential"]}
+	return e
 }
 
 // audit runs all checks and gives what they found, as "check reason subject".

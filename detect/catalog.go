@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -12,14 +13,18 @@ func identityRules() []Rule {
 		{
 			Name: SharedCertificate, Title: "One certificate, two holders at once", Severity: countersign.SeverityCritical,
 			Window: overlapFor, Threshold: 2, Again: time.Hour, Default: toAlert(),
-			Sees: "Two sessions that rest on the same certificate, or on the same secret, have been open side by side for " + span(overlapFor) +
-				" from two addresses of one family. A session that is taken over by the same client id is over and does not overlap. Neither does the socket that a device leaves behind when it changes networks: TCP finds it dead in three minutes.",
+			Sees: "Two parties use the same certificate, or the same secret, from two addresses of one family. A party is an address with a TLS fingerprint. " +
+				"Either a session is still open " + span(overlapFor) + " after another party has connected; or sessions that their own clients ended had gone on beside another party's for " + span(overlapFor) +
+				" in sum within " + span(partyWindow) + "; or two parties, each with its own fingerprint, take turns " + strconv.Itoa(minReturns) + " times within " + span(partyWindow) + ", which is of severity high. " +
+				"The length and the number of the sessions do not matter, nor does it which party was there first. A session that is taken over by the same client id is over. " +
+				"The socket that a device leaves behind when it changes networks does not count: TCP finds it dead in three minutes, and its client does not end it.",
 			Why: "A key that is in two places has left the device. Whoever has the copy can do all that the device may.",
 			Do:  "Suspend the device; both holders lose their sessions. Find out which of the two addresses is the device's. Revoke, and enroll the device anew with a new key.",
 			FalsePositives: "A device with two programs behind two uplinks that are used side by side (multi-WAN, a VPN for one program) has two addresses for good. " +
 				"Give each program an identity of its own, or set the fleet's response to note. " +
 				"So has a device for a while that takes a new client id each time, has a keep alive of more than " + span(overlapFor) + ", and changes networks while a message to it is under way. " +
-				"Two holders behind one address, or one on IPv4 and one on IPv6, are not seen by this rule; see " + IdentityChange + " and " + ClientIDConflict + ".",
+				"Two holders behind one address, one on IPv4 and one on IPv6, or two with one fingerprint that are never there at the same time, are not seen by this rule; see " + IdentityChange + " and " + ClientIDConflict + ". " +
+				"The audit reports what this rule found, by the same judgment.",
 		},
 		{
 			Name: ClientIDConflict, Title: "Two clients fight for one client id", Severity: countersign.SeverityHigh,

@@ -2,7 +2,6 @@ package detect
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -67,14 +67,14 @@ func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.F
 			}
 		}
 		if last > due {
-			if err := save(ctx, tx, dueName, last); err != nil {
+			if err := event.MoveCursor(ctx, tx, dueName, last); err != nil {
 				return err
 			}
 		}
 		if w.at <= seq {
 			return nil
 		}
-		return save(ctx, tx, cursorName, w.at)
+		return event.MoveCursor(ctx, tx, cursorName, w.at)
 	})
 	return given, err
 }
@@ -92,21 +92,11 @@ func fresh(list []found, seq, due int64) []found {
 
 // cursors reads up to which event, and up to which moment, all was handed over.
 func cursors(ctx context.Context, r store.Reader) (seq, due int64, err error) {
-	for name, v := range map[string]*int64{cursorName: &seq, dueName: &due} {
-		err := r.QueryRow(ctx, `SELECT seq FROM event_cursor WHERE name = $1`, name).Scan(v)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return 0, 0, fmt.Errorf("couldn't read the cursor %s: %w", name, err)
-		}
+	if seq, err = event.Cursor(ctx, r, cursorName); err != nil {
+		return 0, 0, err
 	}
-	return seq, due, nil
-}
-
-func save(ctx context.Context, tx *store.Tx, name string, v int64) error {
-	_, err := tx.Exec(ctx, `INSERT INTO event_cursor (name, seq) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq`, name, v)
-	if err != nil {
-		return fmt.Errorf("couldn't move the cursor %s: %w", name, err)
-	}
-	return nil
+	due, err = event.Cursor(ctx, r, dueName)
+	return seq, due, err
 }
 
 // read gives the sealed events after one, at most limit. Sealing gives sequences in

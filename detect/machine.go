@@ -14,7 +14,8 @@ import (
 
 const (
 	// maxDevices bounds how many devices are remembered, by each rule that does. The
-	// most costly of them takes about 500 octets for one.
+	// most costly of them takes about 700 octets for one, and 25,000 at the most for
+	// one that floods: see holders.
 	maxDevices = 200_000
 	// maxSources bounds how many addresses are remembered, by each rule that does: a
 	// stranger can have any number of them.
@@ -44,6 +45,7 @@ type machine struct {
 	door    door
 	topics  topicBursts
 	enroll  enrollments
+	limits  limits
 	masses  masses
 	out     []found
 }
@@ -60,6 +62,7 @@ func newMachine(usual func(fleet string) countersign.Usual) *machine {
 	m.door.init(m)
 	m.topics.init(m)
 	m.enroll.init(m)
+	m.limits.init(m)
 	m.masses.init()
 	return m
 }
@@ -80,6 +83,13 @@ func (m *machine) step(e *countersign.Event) []found {
 		m.door.enrollment(e)
 	case countersign.TopicDenied:
 		m.topics.denied(e)
+	case countersign.BudgetExceeded:
+		m.limits.exceeded(e)
+		if e.Data["budget"] == eventsBudget {
+			m.holders.lostOf(e.Device) // the end of any of its sessions may not be in the log
+		}
+	case countersign.OperatorRefused:
+		m.limits.refusedOperator(e)
 	case countersign.CertIssued, countersign.CertAccepted:
 		m.profile.issued(e)
 		m.enroll.issued(e)
@@ -105,7 +115,7 @@ func (m *machine) elapse(now time.Time) []found {
 
 // opened is the start of a session of a device; guests and operators are none.
 func (m *machine) opened(e *countersign.Event) {
-	if e.Device == "" || strings.Contains(e.Device, "/") {
+	if !isDevice(e.Device) {
 		return
 	}
 	share(e)
@@ -176,6 +186,10 @@ func source(remote string) (addr, provider netip.Prefix, ok bool) {
 	provider, err = a.Prefix(wide)
 	return addr, provider, err == nil
 }
+
+// isDevice reports whether the subject of a session is a device; guests and
+// operators are none.
+func isDevice(id string) bool { return id != "" && !strings.Contains(id, "/") }
 
 func deviceSubject(id string) string { return "device:" + id }
 

@@ -25,6 +25,10 @@ func (m *machine) recorded(e *countersign.Event) {
 		name = SecretGuessing
 	case countersign.EventsSuppressed:
 		name = EventsLost
+	case countersign.HoldPlaced:
+		name = EmergencyHold
+	case countersign.DatabaseLost:
+		name = DatabaseLost
 	case countersign.AddressBlocked:
 		if e.Actor == countersign.System { // what an operator blocks he knows of
 			name = AddressBlocked

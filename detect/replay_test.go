@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
@@ -40,7 +41,7 @@ func TestReplayBeginsAWeekBeforeTheCursor(t *testing.T) {
 				if _, err := tx.Exec(ctx, cut); err != nil {
 					return err
 				}
-				return save(ctx, tx, cursorName, 399)
+				return event.MoveCursor(ctx, tx, cursorName, 399)
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -52,11 +52,16 @@ const (
 	SharedFactor           = "shared_factor"
 	AddressBlocked         = "address_blocked"
 	EventsLost             = "events_lost"
+	BudgetExceeded         = "budget_exceeded"
+	OperatorRefused        = "operator_refused"
+	LogShortened           = "log_shortened"
+	EmergencyHold          = "emergency_hold"
+	DatabaseLost           = "database_lost"
 )
 
 // Rules lists the catalog by name.
 func Rules() []Rule {
-	list := slices.Concat(identityRules(), doorRules(), secretRules(), recordedRules())
+	list := slices.Concat(identityRules(), doorRules(), secretRules(), limitRules(), recordedRules(), serverRules())
 	slices.SortFunc(list, func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }

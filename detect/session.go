@@ -1,7 +1,6 @@
 package detect
 
 import (
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -9,177 +8,29 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-const (
-	// overlapFor is how long two sessions must be open side by side. The socket of a
-	// device that lost its network stays open for up to three minutes, until TCP's
-	// own probes find it dead; by then the device is back from another address.
-	overlapFor = 5 * time.Minute
-	// maxSessions bounds the open sessions remembered for one device, the latest; one
-	// takes about 400 octets.
-	maxSessions = 4
-	// maxOverlaps bounds the overlaps that wait to be old enough.
-	maxOverlaps = 10_000
-)
-
-// holders follows who has sessions open, for shared_certificate.
-type holders struct {
-	m       *machine
-	rule    *Rule
-	by      table[string, holder]
-	waiting []overlap // in the order of due
-}
-
-type holder struct {
-	open []openSession
-	told burst
-}
-
-type openSession struct {
-	id, cred, client, via, node, remote string
-	fleet                               string
-	cert                                countersign.CertRef
-	from                                netip.Prefix
-	at                                  time.Time
-	seq                                 int64
-}
-
-type overlap struct {
-	device, older, newer string
-	due                  time.Time
-}
-
-func (h *holders) init(m *machine) {
-	h.m, h.rule = m, m.rules[SharedCertificate]
-	h.by = table[string, holder]{max: maxDevices, ttl: memory}
-}
-
-func (h *holders) opened(e *countersign.Event) {
-	from, _, ok := source(e.Remote)
-	s := openSession{
-		id: e.Data["session"], cred: e.Data["credential"], client: e.Data["client_id"], via: e.Via, node: e.Data["node"], remote: e.Remote,
-		fleet: e.Fleet, cert: e.Cert, from: from, at: e.At, seq: e.Seq,
-	}
-	if !ok || s.id == "" || s.cert.IsZero() && s.cred == "" {
-		return
-	}
-	d, _ := h.by.touch(e.Device, e.At)
-	// Whoever comes to a node as a client that it has takes that one's session over.
-	// The end of it may be written down later, or be lost.
-	d.open = slices.DeleteFunc(d.open, func(o openSession) bool {
-		return o.client != "" && o.client == s.client && o.via == s.via && o.node == s.node
-	})
-	for i := range d.open {
-		o := &d.open[i]
-		// A device may well speak IPv4 in one program and IPv6 in another.
-		if o.cert == s.cert && o.cred == s.cred && o.from != s.from && o.from.Addr().Is4() == s.from.Addr().Is4() && len(h.waiting) < maxOverlaps {
-			h.waiting = append(h.waiting, overlap{e.Device, o.id, s.id, e.At.Add(overlapFor)})
-		}
-	}
-	if len(d.open) == maxSessions {
-		d.open = append(d.open[:0], d.open[1:]...)
-	}
-	d.open = append(d.open, s)
-}
-
-func (h *holders) closed(e *countersign.Event) {
-	d := h.by.look(e.Device)
-	if d == nil {
-		return
-	}
-	for i := range d.open {
-		if d.open[i].id == e.Data["session"] {
-			d.open = slices.Delete(d.open, i, i+1)
-			return
-		}
-	}
-}
-
-// restarted forgets the sessions of a node that has begun anew: if it crashed,
-// nobody told of their end.
-func (h *holders) restarted(node string) {
-	for _, e := range h.by.by {
-		e.value.open = slices.DeleteFunc(e.value.open, func(s openSession) bool { return s.node == node })
-	}
-}
-
-// lost forgets all sessions: the end of any may be among the events that were lost.
-func (h *holders) lost() {
-	for _, e := range h.by.by {
-		e.value.open = nil
-	}
-}
-
-// elapse finds the overlaps that have lasted.
-func (h *holders) elapse(now time.Time) {
-	n := 0
-	for n < len(h.waiting) && !h.waiting[n].due.After(now) {
-		h.lasted(&h.waiting[n])
-		n++
-	}
-	if n > 0 {
-		h.waiting = append(h.waiting[:0], h.waiting[n:]...)
-	}
-}
-
-func (h *holders) lasted(o *overlap) {
-	d := h.by.look(o.device)
-	if d == nil {
-		return
-	}
-	a, b := d.find(o.older), d.find(o.newer)
-	if a == nil || b == nil || !d.told.quiet(h.rule, o.due) {
-		return
-	}
-	d.told.told = o.due
-	h.m.emit(h.rule, found{seq: 0, due: o.due, Finding: countersign.Finding{
-		At: o.due, Subject: deviceSubject(o.device), Device: o.device, Fleet: b.fleet, Cert: b.cert, Remote: b.remote,
-		Summary: "What " + o.device + " shows to come in is in use from " + a.from.Addr().String() + " and " + b.from.Addr().String() + " at once.",
-		Evidence: map[string]string{
-			"address_1": a.remote, "client_id_1": a.client, "since_1": stamp(a.at), "session_1": a.id, "via_1": a.via,
-			"address_2": b.remote, "client_id_2": b.client, "since_2": stamp(b.at), "session_2": b.id, "via_2": b.via,
-			"sessions": strconv.Itoa(len(d.open)),
-		},
-		Events: []int64{a.seq, b.seq},
-	}})
-}
-
-func (d *holder) find(session string) *openSession {
-	for i := range d.open {
-		if d.open[i].id == session {
-			return &d.open[i]
-		}
-	}
-	return nil
-}
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
 // takenOverWithin is how long after a session was taken over its successor may
 // open: the two are written down in either order.
 const takenOverWithin = time.Minute
+
+// maxClients bounds the client ids of one device that are remembered, some 400 octets
+// each: a device that takes a new one each time forgets its own only.
+const maxClients = countersign.DefaultSessions
 
 // clients follows who is thrown out by whom, for client_id_conflict.
 type clients struct {
 	m    *machine
 	rule *Rule
-	by   table[clientKey, client]
+	by   table[string, []client] // by device, the client id that was used last at the end
 }
 
-type clientKey struct{ device, id string }
-
 type client struct {
+	id      string
 	session string // open now
 	ended   time.Time
 	taken   bool // the last one was taken over
 	last    party
-	past    []sighted // parties within the window
+	past    []sighted // parties within the window, in the order in which they were first seen
 	back    burst     // returns
-}
-
-// party is somebody who uses a client id, as far as parties can be told apart.
-type party struct {
-	from  netip.Prefix
-	hello string
 }
 
 type sighted struct {
@@ -187,12 +38,9 @@ type sighted struct {
 	at time.Time
 }
 
-// maxParties bounds those remembered for one client id.
-const maxParties = 8
-
 func (c *clients) init(m *machine) {
 	c.m, c.rule = m, m.rules[ClientIDConflict]
-	c.by = table[clientKey, client]{max: maxDevices, ttl: max(c.rule.Window, c.rule.Again)}
+	c.by = table[string, []client]{max: maxDevices, ttl: lasts(c.rule)}
 }
 
 func (c *clients) opened(e *countersign.Event) {
@@ -201,7 +49,8 @@ func (c *clients) opened(e *countersign.Event) {
 	if !ok || id == "" {
 		return
 	}
-	s, known := c.by.touch(clientKey{e.Device, id}, e.At)
+	d, _ := c.by.touch(e.Device, e.At)
+	s, known := c.of(d, id, e.At)
 	p := party{from, e.Data["hello"]}
 	took := known && (s.session != "" || s.taken && e.At.Sub(s.ended) <= takenOverWithin)
 	if took && s.last != p && s.seen(p, e.At.Add(-c.rule.Window)) {
@@ -217,37 +66,71 @@ func (c *clients) opened(e *countersign.Event) {
 		}
 	}
 	s.session, s.last, s.taken = e.Data["session"], p, false
-	s.note(p, e.At)
+	s.note(p, e.At, e.At.Add(-c.rule.Window))
+}
+
+// of returns a client id of a device and moves it to the end of its list. A new one
+// may take the place of another; those that have told all they can are forgotten.
+func (c *clients) of(d *[]client, id string, now time.Time) (s *client, known bool) {
+	list := slices.DeleteFunc(*d, func(s client) bool {
+		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.ttl && now.Sub(s.back.told) > c.rule.Again
+	})
+	found := client{id: id}
+	i := slices.IndexFunc(list, func(s client) bool { return s.id == id })
+	if known = i >= 0; known {
+		found = list[i]
+	} else if len(list) >= maxClients {
+		i = leastClient(list)
+	}
+	if i >= 0 {
+		list = slices.Delete(list, i, i+1)
+	}
+	*d = append(list, found)
+	return &(*d)[len(*d)-1], known
+}
+
+// leastClient returns the client id that makes room: the one that was used least
+// recently of those that one party alone has used and that have no open session, else
+// of those that one party alone has used, else of all.
+func leastClient(list []client) int {
+	alone := func(s client) bool { return len(s.past) < 2 }
+	if i := slices.IndexFunc(list, func(s client) bool { return alone(s) && s.session == "" }); i >= 0 {
+		return i
+	}
+	return max(slices.IndexFunc(list, alone), 0)
 }
 
 func (c *clients) closed(e *countersign.Event) {
-	s := c.by.look(clientKey{e.Device, e.Data["client_id"]})
-	if s == nil || s.session != e.Data["session"] {
+	d := c.by.look(e.Device)
+	if d == nil {
 		return
 	}
-	s.session, s.ended, s.taken = "", e.At, e.Code == countersign.Code(countersign.EndTakenOver)
+	i := slices.IndexFunc(*d, func(c client) bool { return c.id == e.Data["client_id"] })
+	if i < 0 || (*d)[i].session != e.Data["session"] {
+		return
+	}
+	s := &(*d)[i]
+	s.session, s.ended, s.taken = "", e.At, countersign.EndCode(e.Code) == countersign.EndTakenOver
 }
 
 func (c *client) seen(p party, since time.Time) bool {
-	for _, s := range c.past {
-		if s.party == p && !s.at.Before(since) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.past, func(s sighted) bool { return s.party == p && !s.at.Before(since) })
 }
 
-func (c *client) note(p party, at time.Time) {
-	keep := c.past[:0]
-	for _, s := range c.past {
-		if s.party != p {
-			keep = append(keep, s)
+// note remembers a party. Those not seen since a time are forgotten; beyond maxParties
+// the newest makes room, so that those who began to fight stay known.
+func (c *client) note(p party, at, since time.Time) {
+	for i := range c.past {
+		if c.past[i].party == p {
+			c.past[i].at = at
+			return
 		}
 	}
-	if len(keep) == maxParties {
-		keep = append(keep[:0], keep[1:]...)
+	c.past = slices.DeleteFunc(c.past, func(s sighted) bool { return s.at.Before(since) })
+	if len(c.past) >= maxParties {
+		c.past = c.past[:maxParties-1]
 	}
-	c.past = append(keep, sighted{p, at})
+	c.past = append(c.past, sighted{p, at})
 }
 
 // clip shortens what a client chose, for a sentence.

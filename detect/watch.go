@@ -56,6 +56,7 @@ type Watch struct {
 	machine *machine
 	usuals  map[string]countersign.Usual // of the batch's fleets
 	at      int64                        // the last event that the machine has seen
+	mark    mark
 	woken   bell
 }
 
@@ -117,11 +118,11 @@ func (w *Watch) start(ctx context.Context) error {
 				w.machine.step(&events[i])
 			}
 		}
-		if w.at = cursor; len(events) > 0 { // none: somebody took the end of the log away
+		if w.at = cursor; len(events) > 0 { // none: the end of the log was removed
 			w.at = min(cursor, events[len(events)-1].Seq)
 		}
 	}
-	return nil
+	return w.setMark(ctx, cursor)
 }
 
 // replayFrom finds the event before the first to read again, by halves: times rise
@@ -166,6 +167,9 @@ func (w *Watch) catchUp(ctx context.Context) error {
 	for ctx.Err() == nil {
 		events, err := w.read(ctx, w.at, batch)
 		if err != nil {
+			return err
+		}
+		if err := w.moved(ctx, events); err != nil {
 			return err
 		}
 		if err := w.learnUsual(ctx, events); err != nil {

@@ -14,11 +14,7 @@ import (
 // openAuditor sets up what looks through the records.
 func (s *Server) openAuditor(context.Context) error {
 	s.auditor = &audit.Auditor{
-		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node, Append: s.events.Append,
-		Verify: func(ctx context.Context) (audit.LogReport, error) {
-			r, err := s.events.Verify(ctx)
-			return audit.LogReport(r), err
-		},
+		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node, Events: s.events, Verify: s.events.Verify,
 		Sessions: s.index.Sessions, WeakKeys: s.desk.WeakKeys.Check, Handle: s.alerts.Take,
 	}
 	s.metrics.registry.MustRegister(audited{s.auditor})

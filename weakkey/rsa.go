@@ -17,6 +17,8 @@ const (
 	fermatSteps = 100
 )
 
+const roca = "it was made by an Infineon library with a known fault (ROCA, CVE-2017-15361)"
+
 func checkRSA(k *rsa.PublicKey) string {
 	switch {
 	case k.N == nil || k.N.Sign() <= 0 || k.N.BitLen() > maxBits:
@@ -26,7 +28,7 @@ func checkRSA(k *rsa.PublicKey) string {
 	case hasSmallFactor(k.N):
 		return "its RSA modulus has a small factor"
 	case isROCA(k.N):
-		return "it was made by an Infineon library with a known fault (ROCA, CVE-2017-15361)"
+		return roca
 	case hasClosePrimes(k.N):
 		return "the primes of its RSA modulus are so close that it can be factored"
 	}

@@ -5,9 +5,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"errors"
 
 	"github.com/countersign-iot/countersign"
 )
+
+// ErrROCA is the cause of the error about a key with the structure of CVE-2017-15361,
+// for those who treat it apart.
+var ErrROCA = errors.New("CVE-2017-15361")
 
 // Check says whether a public key is known to be weak. Errors have code WeakKey.
 // A type that it does not know is not for it to judge, and passes.
@@ -28,6 +33,10 @@ func Check(pub crypto.PublicKey) error {
 }
 
 func weak(reason string) error {
-	return countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
+	e := countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
 		WithNext("make a new key with a current library, and look for others made the same way")
+	if reason == roca {
+		return e.WithCause(ErrROCA)
+	}
+	return e
 }

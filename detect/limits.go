@@ -1,0 +1,104 @@
+package detect
+
+import (
+	"strconv"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// maxLimits bounds the subjects that limits remembers, by each of its rules.
+const maxLimits = maxSources
+
+// limits follows who meets a limit: identities their budget, operators their rights.
+type limits struct {
+	m       *machine
+	budgets table[budgetKey, burst]
+	refused table[string, refusals]
+}
+
+type budgetKey struct{ subject, budget string }
+
+// refusals are those of one operator or address.
+type refusals struct {
+	burst  burst
+	routes []string // the latest different ones
+}
+
+// maxRoutes bounds the routes kept for evidence.
+const maxRoutes = 5
+
+func (l *limits) init(m *machine) {
+	l.m = m
+	l.budgets = table[budgetKey, burst]{max: maxLimits, ttl: lasts(m.rules[BudgetExceeded])}
+	l.refused = table[string, refusals]{max: maxLimits, ttl: lasts(m.rules[OperatorRefused])}
+}
+
+// eventsBudget is the budget whose end means that the log holds less of a device
+// than happened.
+const eventsBudget = "events"
+
+// exceeded is an identity that used more than its budget.
+func (l *limits) exceeded(e *countersign.Event) {
+	r := l.m.rules[BudgetExceeded]
+	name := e.Data["budget"]
+	who, subject := string(e.Actor), ""
+	switch from, _, ok := source(e.Remote); {
+	case isDevice(e.Device):
+		who, subject = e.Device, deviceSubject(e.Device)
+	case ok:
+		who, subject = from.Addr().String(), addressSubject(from)
+	case e.Fleet != "":
+		who, subject = "fleet "+e.Fleet, "fleet:"+e.Fleet
+	default:
+		who, subject = "the server", "server"
+	}
+	b, _ := l.budgets.touch(budgetKey{subject, name}, e.At)
+	if !b.add(r, hit{at: e.At, seq: e.Seq}) {
+		return
+	}
+	f := countersign.Finding{
+		Subject: subject, Summary: who + " used more than its budget of " + clip(name) + ".",
+		Evidence: map[string]string{"budget": name, "limit": e.Data["limit"], "address": e.Remote, "via": e.Via},
+	}
+	if isDevice(e.Device) {
+		f.Device = e.Device
+	}
+	if name == eventsBudget {
+		f.Severity = countersign.SeverityHigh
+	}
+	l.m.report(r, e, f)
+}
+
+// refusedOperator is a wrong operator token, or an act that a role does not allow.
+func (l *limits) refusedOperator(e *countersign.Event) {
+	if e.Code != countersign.BadCredential && e.Code != countersign.NotAllowed {
+		return // expired: it was good once, and its owner knows by now
+	}
+	r := l.m.rules[OperatorRefused]
+	who, subject := string(e.Actor), string(e.Actor)
+	if e.Data["role"] == "" { // nobody is known
+		who, subject = "somebody", "server"
+		if from, _, ok := source(e.Remote); ok {
+			who, subject = from.Addr().String(), addressSubject(from)
+		}
+	}
+	s, _ := l.refused.touch(subject, e.At)
+	s.routes = latest(s.routes, clip(e.Data["route"]), maxRoutes)
+	tell := false
+	for range min(tally(e), r.Threshold) {
+		tell = s.burst.add(r, hit{at: e.At, seq: e.Seq}) || tell
+	}
+	if !tell {
+		return
+	}
+	summary := "Wrong operator tokens are shown from " + who + "."
+	if e.Code == countersign.NotAllowed {
+		summary = who + " keeps asking for what its role does not allow."
+	}
+	l.m.report(r, e, countersign.Finding{
+		Subject: subject, Events: s.burst.seqs(), Summary: summary,
+		Evidence: map[string]string{
+			"routes": join(s.routes), "role": e.Data["role"], "address": e.Remote, "via": e.Via, "code": string(e.Code), "refusals": strconv.Itoa(len(s.burst.hits)),
+		},
+	})
+}

@@ -1,0 +1,108 @@
+package detect
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// mark is the event that the watch has read last, to see whether it stays where it is.
+type mark struct {
+	seq  int64 // 0: none
+	hash []byte
+	told time.Time // when it was handed over that the log was shortened
+}
+
+// setMark puts the mark where the last process left off. Where that event is gone,
+// moved finds that it is.
+func (w *Watch) setMark(ctx context.Context, cursor int64) (err error) {
+	w.mark = mark{seq: cursor, told: w.mark.told}
+	if cursor > 0 {
+		w.mark.hash, _, err = w.hashOf(ctx, cursor)
+	}
+	return err
+}
+
+// moved looks whether the log still holds the event that was read last and goes on
+// right behind it, and moves the mark to the event that is read now. What is found
+// is handed over at once, and again after the rule's time.
+func (w *Watch) moved(ctx context.Context, events []countersign.Event) error {
+	problem, err := w.missing(ctx, events)
+	if err != nil {
+		return err
+	}
+	if problem != "" {
+		if err := w.reportShort(ctx, problem); err != nil {
+			return err
+		}
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	w.mark.seq = events[len(events)-1].Seq
+	w.mark.hash, _, err = w.hashOf(ctx, w.mark.seq)
+	return err
+}
+
+// missing returns what the log lacks between the event that was read last and those
+// that were read now; empty if it lacks nothing.
+func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string, error) {
+	last := w.mark.seq
+	if last > 0 {
+		hash, there, err := w.hashOf(ctx, last)
+		switch {
+		case err != nil:
+			return "", err
+		case !there:
+			return fmt.Sprintf("event %d, which has been read, is no longer in the log: its end was removed", last), nil
+		case !bytes.Equal(hash, w.mark.hash):
+			return fmt.Sprintf("event %d, which has been read, is another one now: the log was written anew", last), nil
+		}
+	}
+	for i := range events {
+		if next := events[i].Seq; last > 0 && next != last+1 {
+			return fmt.Sprintf("the events between %d and %d are missing in the log", last, next), nil
+		}
+		last = events[i].Seq
+	}
+	return "", nil
+}
+
+func (w *Watch) hashOf(ctx context.Context, seq int64) (hash []byte, there bool, err error) {
+	err = w.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("couldn't read event %d: %w", seq, store.Wrap(err))
+	}
+	return hash, true, nil
+}
+
+// reportShort hands over that the log was shortened. It is no finding of the machine:
+// no event completes it, and each node says so by itself.
+func (w *Watch) reportShort(ctx context.Context, problem string) error {
+	r := w.machine.rules[LogShortened]
+	now := w.Now()
+	if !w.mark.told.IsZero() && now.Sub(w.mark.told) < r.Again {
+		return nil
+	}
+	f := countersign.Finding{
+		Rule: r.Name, Severity: r.Severity, At: now, Subject: "server", Summary: problem, Evidence: map[string]string{"problem": problem},
+	}
+	err := w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return w.Handle(ctx, tx, []countersign.Finding{f}) })
+	if err != nil {
+		return fmt.Errorf("couldn't hand over that the log was shortened: %w", err)
+	}
+	w.mark.told = now
+	if w.Observe != nil {
+		w.Observe(f.Rule, f.Severity)
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package detect_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/detect"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// sealed appends forks from one number up to another to the log, and seals them.
+func sealed(t *testing.T, db *store.DB, from, to int) {
+	t.Helper()
+	l := &event.Log{DB: db, Now: func() time.Time { return start }, Log: slog.New(slog.DiscardHandler)}
+	for i := from; i < to; i++ {
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, fork(i)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Seal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, db *store.DB, statements ...string) {
+	t.Helper()
+	for _, q := range statements {
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, q)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRemovedEndIsFoundAndNothingSkipped takes the end of the log away while the
+// watch runs and while it does not, with and without the record of it. What happens
+// afterwards is found all the same.
+func TestRemovedEndIsFoundAndNothingSkipped(t *testing.T) {
+	const short = "log_shortenedserver"
+	for _, tt := range []struct {
+		name    string
+		running bool
+		change  []string
+	}{
+		{"while it runs", true, []string{`DELETE FROM event WHERE seq > 2`}},
+		{"while it runs, the record too", true, []string{`DELETE FROM event WHERE seq > 2`, `DELETE FROM event_head`}},
+		{"before its start", false, []string{`DELETE FROM event WHERE seq > 2`}},
+		{"before its start, the record too", false, []string{`DELETE FROM event WHERE seq > 2`, `UPDATE event_head SET seq = 2`}},
+		{"written anew while it runs", true, []string{`UPDATE event SET hash = NULL WHERE seq = 6`}},
+		{"out of the middle of what is not read yet", false, []string{`UPDATE event_cursor SET seq = 2 WHERE name = 'detect'`, `DELETE FROM event WHERE seq = 4`}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			storetest.Each(t, func(t *testing.T, db *store.DB) {
+				b := &book{db: db}
+				sealed(t, db, 0, 6)
+				w := newWatch(b, start)
+				stop := run(t, w)
+				eventually(t, "the end of the log", func() bool { return cursor(t, db) == 6 })
+				if got := b.counts(t)[short]; got != 0 {
+					t.Fatalf("a whole log: got %d findings", got)
+				}
+				if !tt.running {
+					stop()
+				}
+				remove(t, db, tt.change...)
+				if !tt.running {
+					run(t, newWatch(b, start))
+				}
+				eventually(t, "the finding", func() bool { return b.counts(t)[short] == 1 })
+				sealed(t, db, 10, 12)
+				for i := 10; i < 12; i++ {
+					key := fmt.Sprintf("%sdevice:pump-%d", detect.RenewalFork, i)
+					eventually(t, "what happened afterwards", func() bool { return b.counts(t)[key] == 1 })
+				}
+				if got := b.counts(t)[short]; got != 1 {
+					t.Errorf("got %d findings that the log was shortened, want one", got)
+				}
+			})
+		})
+	}
+}
+
+// TestEventsForAPersonAreFindings holds each event of level alert to a rule, so that
+// whoever works on alerts sees it. Those of respond itself have told already.
+func TestEventsForAPersonAreFindings(t *testing.T) {
+	own := map[countersign.EventType]bool{countersign.FindingRaised: true, countersign.MitigationFailed: true}
+	var want []countersign.EventType
+	for e, k := range countersign.Kinds() {
+		if k.Level == countersign.LevelAlert && !own[e] {
+			want = append(want, e)
+		}
+	}
+	if len(want) < 6 {
+		t.Fatalf("only %v are for a person", want)
+	}
+	for _, e := range want {
+		t.Run(string(e), func(t *testing.T) {
+			db := storetest.Open(t)
+			b := &book{db: db}
+			write(t, db, countersign.Event{Type: e, At: start, Device: "pump-1", Actor: countersign.System})
+			run(t, newWatch(b, start))
+			eventually(t, "the finding", func() bool { return len(b.counts(t)) == 1 })
+		})
+	}
+}
