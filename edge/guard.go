@@ -3,6 +3,7 @@ package edge
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"maps"
 	"math"
 	"net/netip"
@@ -24,9 +25,13 @@ type Guard struct {
 	// Tell hears once a minute, for each address, how often it was turned away. Nil:
 	// nobody does.
 	Tell func(TurnedAway)
+	// Log gets a line about handshakes that failed, see failures. nil: no line.
+	Log *slog.Logger
 
-	once  sync.Once
-	turns turns
+	once     sync.Once
+	turns    turns
+	chains   chains
+	failures failures
 
 	mu         sync.Mutex
 	standings  map[netip.Prefix]*standing
@@ -51,6 +56,8 @@ const (
 	ReasonSuspect            Reason = "address_suspect"     // the same, of an address that is blocked
 	ReasonEvicted            Reason = "evicted"             // made room: its address had the most strangers
 	ReasonNoTurn             Reason = "no_turn"             // its handshake waited too long
+	ReasonChains             Reason = "chains"              // no room for its certificate chain, see maxChains
+	ReasonRequests           Reason = "requests"            // HTTP: no room for its request; it was answered
 )
 
 // Count names one count of who was turned away.
@@ -253,6 +260,11 @@ func (g *Guard) sweep(now time.Time) {
 		}
 		delete(g.standings, k)
 	}
+}
+
+// TurnAway counts what a listener on top of the guard refused by itself.
+func (g *Guard) TurnAway(listener string, from netip.Prefix, why Reason) {
+	g.turnAway(listener, from, why)
 }
 
 // turnAway takes down that a connection was turned away.

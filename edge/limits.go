@@ -40,8 +40,10 @@ const (
 	// one a second, or 200 and 10 if it had a session. A connection that is
 	// admitted costs none, so a site that comes back after a power cut is not held up.
 	DefaultTries = 200
-	// DefaultHandshake is generous for a device on a slow radio link.
-	DefaultHandshake = 5 * time.Second
+	// DefaultHandshake is three round trips of 6 s, as NB-IoT has them, and half as
+	// much for what is lost. Who drips takes a place of those in PreAuth meanwhile and
+	// no more, and loses it first.
+	DefaultHandshake = 30 * time.Second
 )
 
 func (l Limits) withDefaults() Limits {
@@ -54,6 +56,9 @@ func (l Limits) withDefaults() Limits {
 	l.Handshake = cmp.Or(l.Handshake, DefaultHandshake)
 	return l
 }
+
+// AddressOf returns the unit that limits count by: an IPv4 address, an IPv6 /64.
+func AddressOf(a netip.Addr) netip.Prefix { return addressOf(a) }
 
 // addressOf is the unit that the limits count: one IPv4 address, one IPv6 /64.
 func addressOf(a netip.Addr) netip.Prefix {

@@ -3,7 +3,6 @@ package edge
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -63,6 +62,7 @@ type Conn struct {
 	raw      *socket
 	visit    visit
 	admitted atomic.Bool
+	lean     bool // see leaner
 }
 
 // acceptRetryMax bounds the pause after a temporary accept error, such as too
@@ -72,7 +72,7 @@ const acceptRetryMax = time.Second
 func (g *Gate) init() {
 	g.once.Do(func() {
 		g.Limits = g.Limits.withDefaults()
-		g.config = listening(g.TLS)
+		g.config = listening(g.TLS, true)
 		if g.Guard == nil {
 			g.Guard = &Guard{Now: g.Now}
 		}
@@ -171,7 +171,12 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 		if errors.Is(err, errNoTurn) && !c.raw.closed.Load() {
 			g.turnAway(c.visit.from, ReasonNoTurn)
 		}
-		g.Log.DebugContext(ctx, "handshake failed", "remote", c.Remote, "error", err)
+		g.Guard.handshakeFailed(ctx, g.Name, c.raw, err)
+		return
+	}
+	c.raw.endHandshake()
+	if !c.raw.keepChain(c.Conn) {
+		g.turnAway(c.visit.from, ReasonChains)
 		return
 	}
 	c.Hello = c.raw.hello
@@ -190,14 +195,15 @@ func (g *Gate) end(c *Conn) {
 	g.mu.Unlock()
 }
 
-// Peer is the chain that the client presented, leaf first; empty if none.
-func (c *Conn) Peer() []*x509.Certificate { return c.ConnectionState().PeerCertificates }
-
-// Admitted takes the connection out of the caps for strangers.
+// Admitted takes the connection out of the caps for strangers. What it keeps of the
+// client's chain are the octets. The goroutine that serves the connection calls it.
 func (c *Conn) Admitted() {
-	if !c.admitted.Swap(true) && c.gate.census.admit(&c.visit) {
-		c.gate.Guard.admitted(c.visit.from)
+	if c.admitted.Swap(true) || !c.gate.census.admit(&c.visit) {
+		return
 	}
+	c.gate.Guard.admitted(c.visit.from)
+	c.leaner()
+	c.raw.forgetChain()
 }
 
 // Abort closes the socket at once and drops what is still to be sent. It waits

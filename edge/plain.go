@@ -1,9 +1,14 @@
 package edge
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"sync"
+	"time"
 )
 
 // Listener accepts connections for net/http under the same limits as a gate. It
@@ -25,11 +30,17 @@ func (g *Guard) Listen(name string, ln net.Listener, limits Limits) *Listener {
 	return &Listener{Listener: ln, name: name, guard: g, census: census{limits: limits, addresses: map[netip.Prefix]*address{}}}
 }
 
-// TLS ends TLS on what the listener accepts, each handshake in its turn.
-func (l *Listener) TLS(c *tls.Config) net.Listener { return tls.NewListener(l, listening(c)) }
-
 // Accept gives the next connection that may stay. The others are reset.
 func (l *Listener) Accept() (net.Conn, error) {
+	s, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	s.endHandshake() // there is none
+	return s, nil
+}
+
+func (l *Listener) accept() (*socket, error) {
 	for {
 		raw, err := l.Listener.Accept()
 		if err != nil {
@@ -55,5 +66,126 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		s.left = func() { l.census.leave(v, l.guard.Now()) }
 		return s, nil
+	}
+}
+
+// TLS ends TLS on what the listener accepts, each handshake in its turn and within
+// the limit for it. Accept of the result returns a *tls.Conn whose handshake is over.
+func (l *Listener) TLS(c *tls.Config) net.Listener {
+	return &secure{Listener: l, config: listening(c, false), ready: make(chan accepted), done: make(chan struct{}), greeting: map[*socket]struct{}{}}
+}
+
+// secure is a Listener with TLS. The handshakes run beside Accept, so that none
+// holds up another.
+type secure struct {
+	*Listener
+	config *tls.Config
+	ready  chan accepted
+	done   chan struct{} // closed by Close
+	start  sync.Once
+
+	mu       sync.Mutex
+	greeting map[*socket]struct{} // in their handshake
+	closed   bool
+}
+
+// accepted is what Accept returns.
+type accepted struct {
+	conn net.Conn
+	err  error
+}
+
+// Accept returns the next connection whose handshake succeeded.
+func (l *secure) Accept() (net.Conn, error) {
+	l.start.Do(func() { go l.run() })
+	select {
+	case a := <-l.ready:
+		return a.conn, a.err
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends the accepting and the handshakes under way.
+func (l *secure) Close() error {
+	l.mu.Lock()
+	if !l.closed {
+		l.closed = true
+		close(l.done)
+	}
+	for s := range l.greeting {
+		s.abort()
+	}
+	l.mu.Unlock()
+	return l.Listener.Close()
+}
+
+func (l *secure) run() {
+	for {
+		s, err := l.accept()
+		if err != nil {
+			if !l.give(accepted{err: err}) || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue // Accept's caller waits before it asks again
+		}
+		l.mu.Lock()
+		closed := l.closed
+		l.greeting[s] = struct{}{}
+		l.mu.Unlock()
+		if closed {
+			s.abort()
+			return
+		}
+		go l.greet(s)
+	}
+}
+
+func (l *secure) give(a accepted) bool {
+	select {
+	case l.ready <- a:
+		return true
+	case <-l.done:
+		return false
+	}
+}
+
+// greet does the handshake of one connection.
+func (l *secure) greet(s *socket) {
+	conn := tls.Server(s, l.config)
+	limit := l.guard.Now().Add(l.census.limits.Handshake)
+	_ = s.SetDeadline(limit)
+	err := conn.Handshake()
+	l.mu.Lock()
+	delete(l.greeting, s)
+	l.mu.Unlock()
+	if err != nil {
+		if errors.Is(err, errNoTurn) && !s.closed.Load() {
+			l.guard.turnAway(l.name, s.from, ReasonNoTurn)
+		}
+		l.guard.handshakeFailed(context.Background(), l.name, s, err)
+		answerPlain(err)
+		_ = s.Close()
+		return
+	}
+	s.endHandshake()
+	if !s.keepChain(conn) {
+		l.guard.turnAway(l.name, s.from, ReasonChains)
+		s.abort()
+		return
+	}
+	_ = s.SetDeadline(time.Time{})
+	if !l.give(accepted{conn: conn}) {
+		s.abort()
+	}
+}
+
+// answerPlain answers a client that speaks HTTP where TLS is spoken, as net/http does.
+func answerPlain(err error) {
+	if e, ok := errors.AsType[tls.RecordHeaderError](err); ok && e.Conn != nil {
+		switch string(e.RecordHeader[:]) {
+		case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+			_, _ = io.WriteString(e.Conn, "HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nthis port speaks https\n")
+		}
 	}
 }

@@ -20,6 +20,12 @@ type socket struct {
 	wait  time.Duration // for a turn, at most
 	hello string
 
+	offer   *tls.ClientHelloInfo // until the handshake is over, as config
+	config  *tls.Config
+	greeted bool         // the handshake is over; only its goroutine, then the reader
+	read    int          // octets before that
+	chain   atomic.Int64 // octets of the chain that are counted in, see keepChain
+
 	turn    atomic.Bool            // it has one
 	waiting atomic.Pointer[waiter] // for one
 	again   bool                   // another ClientHello will come; only the handshake's goroutine
@@ -31,23 +37,58 @@ type socket struct {
 var errNoTurn = errors.New("no turn for the handshake in time")
 
 // listening makes c note the fingerprint of each ClientHello on a socket of ours and
-// wait for a turn before anything is computed.
-func listening(c *tls.Config) *tls.Config {
+// wait for a turn before anything is computed. A certificate chain is held against
+// the bounds of checkChain. lenient ignores the ALPN names of a client that offers
+// none of c's, as a server without ALPN does; else RFC 7301, 3.2 has it refused.
+func listening(c *tls.Config, lenient bool) *tls.Config {
 	c = c.Clone()
-	next := c.GetConfigForClient
+	c.VerifyConnection = checkChain
+	var plain *tls.Config
+	if lenient && len(c.NextProtos) > 0 {
+		plain = c.Clone()
+		plain.NextProtos = nil
+	}
+	protocols := c.NextProtos
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if s, ok := hello.Conn.(*socket); ok {
-			s.hello = Fingerprint(hello)
+			s.hello, s.offer, s.config = Fingerprint(hello), hello, c
 			if err := s.takeTurn(); err != nil {
 				return nil, err
 			}
 		}
-		if next == nil {
-			return nil, nil
+		if plain != nil && !overlap(hello.SupportedProtos, protocols) {
+			return plain, nil
 		}
-		return next(hello)
+		return nil, nil
 	}
 	return c
+}
+
+// endHandshake ends what holds for the handshake alone.
+func (s *socket) endHandshake() { s.greeted, s.offer, s.config = true, nil, nil }
+
+// keepChain counts the chain that the client presented and reports whether the
+// node has room for it. It is counted until the connection ends, or until
+// forgetChain.
+func (s *socket) keepChain(c *tls.Conn) bool {
+	n := octets(c.ConnectionState().PeerCertificates)
+	if n == 0 {
+		return true
+	}
+	if !s.guard.chains.take(s.from, s.known, n) {
+		return false
+	}
+	s.chain.Store(int64(n))
+	if s.closed.Load() { // release may have looked before
+		s.forgetChain()
+	}
+	return true
+}
+
+func (s *socket) forgetChain() {
+	if n := s.chain.Swap(0); n > 0 {
+		s.guard.chains.release(s.from, s.known, int(n))
+	}
 }
 
 func (s *socket) takeTurn() error {
@@ -100,12 +141,20 @@ func (s *socket) Write(b []byte) (int, error) {
 // Read waits for another turn after a HelloRetryRequest. Without that a client
 // would have its keys computed out of turn, by offering a group that we do not want.
 // Whoever sends the second ClientHello in pieces gives the turn back between them: it
-// is not held while we wait for him.
+// is not held while we wait for him. It reads no more than maxGreeting before the
+// handshake is over.
 func (s *socket) Read(b []byte) (int, error) {
+	if s.greeted {
+		return s.Conn.Read(b)
+	}
+	if s.read > maxGreeting {
+		return 0, errGreeting
+	}
 	if s.again {
 		s.endTurn()
 	}
 	n, err := s.Conn.Read(b)
+	s.read += n
 	if s.again && n > 0 {
 		if e := s.takeTurn(); e != nil {
 			return 0, e
@@ -137,6 +186,7 @@ func (s *socket) release() {
 		s.guard.turns.drop(w)
 	}
 	s.endTurn()
+	s.forgetChain()
 	if s.left != nil {
 		s.left()
 	}

@@ -133,7 +133,7 @@ func TestARetriedHandshakeTakesASecondTurn(t *testing.T) {
 			g := newGuard(&now)
 			ours, theirs := connected(t)
 			s := &socket{Conn: ours, guard: g, wait: time.Minute}
-			server := tls.Server(s, listening(&tls.Config{Certificates: []tls.Certificate{cert}, CurvePreferences: []tls.CurveID{tt.curve}, MinVersion: tls.VersionTLS13}))
+			server := tls.Server(s, listening(&tls.Config{Certificates: []tls.Certificate{cert}, CurvePreferences: []tls.CurveID{tt.curve}, MinVersion: tls.VersionTLS13}, false))
 			done := make(chan error, 1)
 			go func() { done <- server.Handshake() }()
 			client := tls.Client(theirs, &tls.Config{InsecureSkipVerify: true, CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP521}})
@@ -162,7 +162,7 @@ func TestADawdlerHoldsNoTurn(t *testing.T) {
 	s := &socket{Conn: ours, guard: g, wait: time.Minute}
 	server := tls.Server(s, listening(&tls.Config{
 		Certificates: []tls.Certificate{selfSigned(t)}, CurvePreferences: []tls.CurveID{tls.CurveP521}, MinVersion: tls.VersionTLS13,
-	}))
+	}, false))
 	go func() { _ = server.Handshake() }()
 	client := tls.Client(&dawdler{Conn: theirs}, &tls.Config{InsecureSkipVerify: true, CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP521}})
 	go func() { _ = client.Handshake() }()
