@@ -241,8 +241,9 @@ type Limits struct {
 	// within ConnectTimeout.
 	Handshakes int `yaml:"handshakes"`
 
-	// ConnectTimeout is how long a connection may take for the TLS handshake and
-	// its first request. Default 10s.
+	// ConnectTimeout is how long a connection may take for the TLS handshake, and
+	// then for its first request. Default 30s: round trips take 6 s on NB-IoT, and
+	// what is lost is sent again.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 
 	// AllowNetworks are networks, or single addresses, that are never blocked for
@@ -284,7 +285,7 @@ const (
 	defaultMaxConnections = 20_000
 	defaultPerAddress     = 5_000
 	defaultHandshakes     = 1_000
-	defaultConnectTimeout = 10 * time.Second
+	defaultConnectTimeout = 30 * time.Second
 	defaultPacket         = Size(256 << 10)
 	defaultCRLValidity    = 24 * time.Hour
 	defaultAuditEvery     = 24 * time.Hour

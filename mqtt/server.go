@@ -63,8 +63,8 @@ const (
 	// DefaultMaxPacket is ample for telemetry and small files; the engine buffers
 	// whole messages.
 	DefaultMaxPacket = 256 << 10
-	// DefaultConnect is generous for a device on a slow radio link.
-	DefaultConnect = 5 * time.Second
+	// DefaultConnect is as much as a handshake has, see edge.DefaultHandshake.
+	DefaultConnect = edge.DefaultHandshake
 	// DefaultMaxKeepAlive is under the 30 minutes after which common NAT boxes
 	// forget a TCP connection.
 	DefaultMaxKeepAlive = 20 * time.Minute
@@ -90,6 +90,8 @@ const (
 	maxTold = 32
 	// maxSoftware bounds what the client says of itself.
 	maxSoftware = 128
+	// alpnMQTT is registered for MQTT over TLS, alpnAWS is what SDKs of AWS IoT offer.
+	alpnMQTT, alpnAWS = "mqtt", "x-amzn-mqtt-ca"
 	// takeoverWait bounds how long a client waits until its older session is gone.
 	takeoverWait = 5 * time.Second
 )
@@ -133,10 +135,12 @@ func (s *Server) init() {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}
 		s.gate.Name, s.gate.Guard, s.web.Name, s.web.Guard = s.Gateway, s.Guard, s.Gateway+"-web", s.Guard
-		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS, s.Caps, s.Log, s.Now
+		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now
+		s.gate.TLS.NextProtos = []string{alpnMQTT, alpnAWS}
 		s.gate.Handle = s.handle
 		s.web.TLS, s.web.Limits, s.web.Log, s.web.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now
 		s.web.TLS.ClientAuth = tls.NoClientCert
+		s.web.TLS.NextProtos = []string{"http/1.1"} // a WebSocket begins as HTTP/1.1 (RFC 6455, 4)
 		s.web.Handle = s.handleWeb
 	})
 }

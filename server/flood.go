@@ -27,7 +27,9 @@ func (s *Server) openGuard() {
 		Now:     s.opts.Now,
 		Suspect: func(a netip.Addr) bool { return s.ledger.Check(a) != nil },
 		Tell:    func(t edge.TurnedAway) { s.events.Later(turnedAway(t)) },
+		Log:     s.log,
 	}
+	s.intake.Guard = s.guard
 }
 
 // turnedAway is the record of what an address was refused in the last minute.
@@ -56,6 +58,8 @@ func turnedAway(t edge.TurnedAway) countersign.Event {
 var (
 	turnedAwayDesc = prometheus.NewDesc("countersign_connections_turned_away_total",
 		"Connections closed before any work, by listener and reason.", []string{"listener", "reason"}, nil)
+	failedDesc = prometheus.NewDesc("countersign_handshakes_failed_total",
+		"TLS handshakes that failed, by listener and reason.", []string{"listener", "reason"}, nil)
 	waitingDesc = prometheus.NewDesc("countersign_handshakes_waiting", "TLS handshakes that wait for their turn.", nil, nil)
 )
 
@@ -65,6 +69,7 @@ type refused struct{ guard *edge.Guard }
 // Describe serves prometheus.Collector.
 func (refused) Describe(to chan<- *prometheus.Desc) {
 	to <- turnedAwayDesc
+	to <- failedDesc
 	to <- waitingDesc
 }
 
@@ -72,6 +77,9 @@ func (refused) Describe(to chan<- *prometheus.Desc) {
 func (r refused) Collect(to chan<- prometheus.Metric) {
 	for c, n := range r.guard.Counts() {
 		to <- prometheus.MustNewConstMetric(turnedAwayDesc, prometheus.CounterValue, float64(n), c.Listener, string(c.Reason))
+	}
+	for c, n := range r.guard.Failures() {
+		to <- prometheus.MustNewConstMetric(failedDesc, prometheus.CounterValue, float64(n), c.Listener, string(c.Failure))
 	}
 	to <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(r.guard.Waiting()))
 }

@@ -14,9 +14,11 @@ import (
 
 const (
 	// headerTimeout and readTimeout bound how long a slow client holds a connection
-	// before it has said what it wants.
-	headerTimeout = 5 * time.Second
-	readTimeout   = 15 * time.Second
+	// before it has said what it wants. A device on NB-IoT has round trips of up to 6
+	// s; a request of two segments takes two of them where one is lost. What a slow
+	// client holds meanwhile is bounded by edge's census and by intake.
+	headerTimeout = 30 * time.Second
+	readTimeout   = 60 * time.Second
 	// writeTimeout includes the work; the slowest is a long list or the
 	// verification of the whole log.
 	writeTimeout = 2 * time.Minute
@@ -25,7 +27,19 @@ const (
 	maxHeader = 16 << 10
 	// stopTimeout bounds how long answers under way may take once the server stops.
 	stopTimeout = 5 * time.Second
+	// maxStreams bounds the requests of one HTTP/2 connection at once: a browser asks
+	// for a page's parts, a device for one thing.
+	maxStreams = 32
+	// streamBuffer and connectionBuffer bound what is received of one stream, and of
+	// all of a connection, before a handler reads it: as much as HTTP/2 begins with
+	// (RFC 9113, 6.9.2).
+	streamBuffer     = 64 << 10
+	connectionBuffer = 64 << 10
 )
+
+// httpProtocols returns the ALPN names of an HTTPS listener. HTTP/1.0 is among them
+// because curl --http1.0 offers nothing else, and net/http answers its requests.
+func httpProtocols() []string { return []string{"h2", "http/1.1", "http/1.0"} }
 
 // httpDoor is one HTTP listener with its handler.
 type httpDoor struct {
@@ -38,19 +52,23 @@ func (s *Server) serveHTTP(name string, l net.Listener, h http.Handler, tlsConfi
 	if l == nil {
 		return
 	}
-	door := s.guard.Listen(name, l, edge.Limits{PreAuth: maxHTTP, PreAuthPerAddress: maxHTTPPerAddress, Handshake: headerTimeout})
+	door := s.guard.Listen(name, l, edge.Limits{PreAuth: maxHTTP, PreAuthPerAddress: maxHTTPPerAddress, Handshake: s.cfg.Limits.ConnectTimeout})
 	l = door
 	if tlsConfig != nil {
-		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
+		tlsConfig.NextProtos = httpProtocols()
 		l = door.TLS(tlsConfig)
 	}
 	s.http = append(s.http, &httpDoor{listener: l, server: &http.Server{
-		Handler:           h,
+		Handler:           s.intake.handler(name, h),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: connectionBuffer,
+			WriteByteTimeout: readTimeout,
+		},
 		// What net/http logs by itself are handshakes that strangers broke off.
 		ErrorLog: slog.NewLogLogger(s.log.With("listener", name).Handler(), slog.LevelDebug),
 	}})

@@ -68,6 +68,7 @@ type Server struct {
 	identity  *identity
 	index     *edge.Index
 	guard     *edge.Guard
+	intake    intake
 	engine    engine
 	gateway   *mqtt.Server
 	tunnels   []*tunnel.Server
