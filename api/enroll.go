@@ -201,7 +201,11 @@ type NewAuthority struct {
 	Reason        string   `json:"reason,omitempty" maxLength:"500" doc:"Why, in your words; needed with override."`
 }
 
-// PutCRLs replaces the revocation lists of a registered authority.
+// PutCRLs brings the revocation lists of a registered authority up to date. Each list
+// takes the place of the one before it by the same issuer; the others stay.
 type PutCRLs struct {
-	CRLs [][]byte `json:"crls" maxItems:"16" doc:"Base64 of lists in DER or PEM."`
+	CRLs          [][]byte `json:"crls" maxItems:"16" doc:"Base64 of lists in DER or PEM, of it and of CAs below."`
+	Intermediates []string `json:"intermediates,omitempty" maxItems:"16" doc:"PEM of CAs below it that signed a list and are not known yet."`
+	Override      bool     `json:"override,omitempty" doc:"Replace all lists by these on your word, newer ones too."`
+	Reason        string   `json:"reason,omitempty" maxLength:"500" doc:"Why, in your words; needed with override."`
 }

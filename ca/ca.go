@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +55,7 @@ type CA struct {
 	serials serials
 	answers answers
 
+	reading     sync.Mutex // held while a registered authority is read again
 	mu          sync.RWMutex
 	authorities map[string]*authority // by id
 }
@@ -66,6 +66,8 @@ type authority struct {
 	names     issuerNames
 	anchor    attest.Anchor // of a registered authority
 	responder responder
+	trust     trust // of a registered authority, without its lists
+	version   int64 // counts its changes on record
 
 	mu     sync.Mutex
 	signer crypto.Signer // opened on first use
@@ -84,49 +86,43 @@ func Open(ctx context.Context, o Options) (*CA, error) {
 	return c, c.Reload(ctx)
 }
 
-// Reload reads the authorities again, after this or another node founded one.
-func (c *CA) Reload(ctx context.Context) (err error) {
-	rows, err := c.DB.Query(ctx, `SELECT id, kind, parent, certificate, key_uri, state, created_at, trust FROM authority`)
+// Reload reads the authorities again, after this or another node changed one. Lists of
+// registered ones are parsed again only where they changed.
+func (c *CA) Reload(ctx context.Context) error {
+	found, err := c.readAuthorities(ctx)
 	if err != nil {
-		return fmt.Errorf("list authorities: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	found := map[string]*authority{}
-	for rows.Next() {
-		var a countersign.Authority
-		var der []byte
-		var created int64
-		var text string
-		if err := rows.Scan(&a.ID, &a.Kind, &a.Parent, &der, &a.KeyURI, &a.State, &created, &text); err != nil {
-			return fmt.Errorf("list authorities: %w", store.Wrap(err))
-		}
-		a.CreatedAt = store.Time(created)
-		if a.Certificate, err = x509.ParseCertificate(der); err != nil {
-			return fmt.Errorf("parse the certificate of authority %s: %w", a.ID, err)
-		}
-		a.Subject = a.Certificate.Subject.String()
-		found[a.ID] = &authority{Authority: a, names: namesOf(a.Certificate)}
+	for _, a := range found {
 		if a.Kind == countersign.RegisteredAuthority {
-			var t trust
-			if err := json.Unmarshal([]byte(text), &t); err != nil {
-				return fmt.Errorf("decode the trust of authority %s: %w", a.ID, err)
+			if _, err := c.Anchor(ctx, c.DB, a.ID, a.version); err != nil {
+				return err
 			}
-			if found[a.ID].anchor, err = anchorOf(a.Certificate, t); err != nil {
-				return fmt.Errorf("load registered authority %s: %w", a.ID, err)
-			}
+			continue
 		}
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("list authorities: %w", store.Wrap(err))
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for id, a := range found {
-		if c.authorities[id] == nil || a.Kind == countersign.RegisteredAuthority { // a managed one keeps its open key
-			c.authorities[id] = a
+		c.mu.Lock()
+		if c.authorities[a.ID] == nil { // one that is there keeps its open key
+			c.authorities[a.ID] = a
 		}
+		c.mu.Unlock()
 	}
 	return nil
+}
+
+func (c *CA) readAuthorities(ctx context.Context) (list []*authority, err error) {
+	rows, err := c.DB.Query(ctx, `SELECT `+authorityColumns+` FROM authority`)
+	if err != nil {
+		return nil, fmt.Errorf("list authorities: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		a, err := scanAuthority(rows)
+		if err != nil {
+			return nil, fmt.Errorf("list authorities: %w", err)
+		}
+		list = append(list, a)
+	}
+	return list, store.Wrap(rows.Err())
 }
 
 // Authorities lists the authorities by id; roots first.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -75,9 +74,14 @@ func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (counte
 		return a, err
 	}
 	a.Subject = a.Certificate.Subject.String()
-	if _, err := anchorOf(a.Certificate, t); err != nil {
+	anchor, err := anchorOf(a.Certificate, t)
+	if err != nil {
 		return a, err
 	}
+	if anchor.CRLs, err = follow(nil, anchor.CRLs, append([]*x509.Certificate{a.Certificate}, anchor.Intermediates...)); err != nil {
+		return a, err
+	}
+	t.CRLs = derOf(anchor.CRLs)
 	if !g.Override {
 		if err := c.provePossession(ctx, tx, a.Certificate, g.Verification); err != nil {
 			return a, err
@@ -136,74 +140,6 @@ func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.
 		return countersign.Errorf(countersign.BadCredential, "the verification certificate's common name %.80q is no registration code of ours, or an old one", v.Subject.CommonName).WithNext(next)
 	}
 	return nil
-}
-
-// SetCRLs replaces the lists of a registered authority. Call Reload after the commit.
-func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, id string, lists [][]byte) error {
-	var der []byte
-	var text string
-	err := tx.QueryRow(ctx, `SELECT certificate, trust FROM authority WHERE id = $1 AND kind = 'registered'`, id).Scan(&der, &text)
-	if errors.Is(err, sql.ErrNoRows) {
-		return countersign.Errorf(countersign.NotFound, "there is no registered authority %.80q", id).WithNext("list them with: countersign ca list")
-	}
-	if err != nil {
-		return fmt.Errorf("read authority %s: %w", id, err)
-	}
-	var t trust
-	if err := json.Unmarshal([]byte(text), &t); err != nil {
-		return fmt.Errorf("decode the trust of %s: %w", id, err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return err
-	}
-	t.CRLs = lists
-	if _, err := anchorOf(cert, t); err != nil {
-		return err
-	}
-	b, err := json.Marshal(t)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `UPDATE authority SET trust = $2 WHERE id = $1`, id, string(b))
-	return err
-}
-
-// anchorOf makes a trust anchor of what is on record.
-func anchorOf(cert *x509.Certificate, t trust) (attest.Anchor, error) {
-	a := attest.Anchor{Certificate: cert, RequireCRL: t.RequireCRL}
-	if len(t.Intermediates) > maxIntermediates || len(t.CRLs) > maxLists {
-		return a, countersign.Errorf(countersign.TooLarge, "an authority brings at most %d intermediates and %d lists", maxIntermediates, maxLists)
-	}
-	for _, der := range t.Intermediates {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return a, countersign.Errorf(countersign.BadRequest, "an intermediate certificate cannot be read").WithCause(err)
-		}
-		a.Intermediates = append(a.Intermediates, c)
-	}
-	for _, der := range t.CRLs {
-		l, err := attest.ParseCRL(der)
-		if err != nil {
-			return a, err
-		}
-		a.CRLs = append(a.CRLs, l)
-	}
-	return a, nil
-}
-
-// Anchors gives the trust anchors among the registered authorities of those ids,
-// and the id of each. Unknown and retired ones are left out.
-func (c *CA) Anchors(ids []string) (anchors []attest.Anchor, names []string) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	for _, id := range ids {
-		if a := c.authorities[id]; a != nil && a.Kind == countersign.RegisteredAuthority && a.State == "active" {
-			anchors = append(anchors, a.anchor)
-			names = append(names, id)
-		}
-	}
-	return anchors, names
 }
 
 // KeyHolder says whether any certificate, even a revoked one, was issued over the

@@ -287,7 +287,10 @@ func (d *Desk) appraiseIDevID(ctx context.Context, r *request, name string) (*ap
 	if len(fleet.Rules.Authorities) == 0 {
 		return nil, unknown
 	}
-	anchors, ids := d.CA.Anchors(fleet.Rules.Authorities)
+	anchors, ids, err := d.CA.Anchors(ctx, d.DB, fleet.Rules.Authorities)
+	if err != nil {
+		return nil, err
+	}
 	path, err := attest.ValidatePath(r.Evidence.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
 	if err != nil {
 		if countersign.CodeOf(err) == countersign.CertUnknown {

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -250,14 +251,20 @@ func (o *Office) RegisterAuthority(ctx context.Context, g ca.Registration, by By
 	return a, o.CA.Reload(ctx)
 }
 
-// SetCRLs replaces the revocation lists of a registered authority.
-func (o *Office) SetCRLs(ctx context.Context, id string, lists [][]byte, by By) error {
+// SetCRLs brings the revocation lists of a registered authority up to date; see ca.SetCRLs.
+// why is the operator's reason for an override. Where nothing changed there is no event.
+func (o *Office) SetCRLs(ctx context.Context, id string, l ca.Lists, why string, by By) error {
 	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := o.CA.SetCRLs(ctx, tx, id, lists); err != nil {
+		changed, err := o.CA.SetCRLs(ctx, tx, id, l)
+		if err != nil || !changed {
 			return err
 		}
 		e := by.event(countersign.AuthorityUpdated)
 		e.Cert = countersign.CertRef{Issuer: id}
+		e.Data = map[string]string{"lists": strconv.Itoa(len(l.CRLs))}
+		if l.Override {
+			e.Reason, e.Data["override"] = "all lists replaced: "+why, "true"
+		}
 		return o.Events.Append(ctx, tx, e)
 	})
 	if err != nil {

@@ -96,7 +96,7 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{Authorities: []string{"strict"}})
 		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil))))
 		wantCode(t, err, countersign.Unavailable)
-		if err := w.office().SetCRLs(t.Context(), "strict", [][]byte{strict.crl(t, now)}, boss); err != nil {
+		if err := w.office().SetCRLs(t.Context(), "strict", ca.Lists{CRLs: [][]byte{strict.crl(t, now)}}, "", boss); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil)))); err != nil {

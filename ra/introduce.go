@@ -125,7 +125,10 @@ func (d *Desk) stillTrusted(conn countersign.Connection, issuer string) error {
 	if err != nil || a.Kind != countersign.RegisteredAuthority {
 		return nil //nolint:nilerr // what is not a registered authority has been judged by the record
 	}
-	anchors, _ := d.CA.Anchors([]string{issuer})
+	anchors, _, err := d.CA.Anchors(context.Background(), d.DB, []string{a.ID})
+	if err != nil {
+		return err
+	}
 	_, err = attest.ValidatePath(conn.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
 	return err
 }

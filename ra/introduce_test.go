@@ -20,8 +20,9 @@ import (
 
 // maker is a manufacturer's CA.
 type maker struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	cert  *x509.Certificate
+	key   *ecdsa.PrivateKey
+	lists int64 // number of its last revocation list
 }
 
 func newMaker(t *testing.T, now time.Time) *maker {
@@ -71,7 +72,8 @@ func (m *maker) device(t *testing.T, id string, now time.Time) *x509.Certificate
 
 func (m *maker) crl(t *testing.T, now time.Time, revoked ...*x509.Certificate) []byte {
 	t.Helper()
-	l := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
+	m.lists++
+	l := &x509.RevocationList{Number: big.NewInt(m.lists), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
 	for _, c := range revoked {
 		l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now.Add(-time.Minute)})
 	}
@@ -128,7 +130,7 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 		if v := admit(stranger, "pump-2"); v.Allow || v.Code == "" {
 			t.Errorf("Admit of another maker's device: got %+v", v)
 		}
-		if err := office.SetCRLs(t.Context(), "maker", [][]byte{m.crl(t, w.Now(), pump)}, by); err != nil {
+		if err := office.SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), pump)}}, "", by); err != nil {
 			t.Fatal(err)
 		}
 		if v := admit(pump, "pump-1"); v.Allow || v.Code != countersign.CertIsRevoked {

@@ -59,7 +59,7 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 			return err
 		}
 	}
-	if _, names := d.CA.Anchors(u.Authorities); len(names) != len(u.Authorities) {
+	if names := d.CA.Known(u.Authorities); len(names) != len(u.Authorities) {
 		return countersign.Errorf(countersign.BadRequest, "not all of the authorities %v are registered and active; known: %v", u.Authorities, names).
 			WithNext("list them with: countersign ca list")
 	}

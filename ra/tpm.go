@@ -81,7 +81,9 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 		return attest.TPMOptions{}, err
 	}
 	o := attest.TPMOptions{Now: d.Now(), PCRs: map[int][]byte{}}
-	o.Anchors, _ = d.CA.Anchors(f.Rules.Authorities)
+	if o.Anchors, _, err = d.CA.Anchors(ctx, d.DB, f.Rules.Authorities); err != nil {
+		return o, err
+	}
 	for n, v := range f.Rules.PCRs {
 		if o.PCRs[n], err = hex.DecodeString(v); err != nil {
 			return o, fmt.Errorf("read the reference value of PCR %d: %w", n, err)

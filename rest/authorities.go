@@ -55,7 +55,19 @@ func (s *Server) putCRLs(ctx context.Context, in *struct {
 	Body api.PutCRLs
 },
 ) (api.Authority, error) {
-	if err := s.Office.SetCRLs(ctx, in.ID, derLists(in.Body.CRLs), s.by(ctx)); err != nil {
+	if in.Body.Override != (in.Body.Reason != "") {
+		return api.Authority{}, countersign.Errorf(countersign.BadRequest, "an override needs a reason, and a reason an override").
+			WithNext("say why lists that are older may take the place of newer ones")
+	}
+	l := ca.Lists{CRLs: derLists(in.Body.CRLs), Override: in.Body.Override}
+	for _, text := range in.Body.Intermediates {
+		more, err := certificatesOf("intermediates", text)
+		if err != nil {
+			return api.Authority{}, err
+		}
+		l.Intermediates = append(l.Intermediates, more...)
+	}
+	if err := s.Office.SetCRLs(ctx, in.ID, l, in.Body.Reason, s.by(ctx)); err != nil {
 		return api.Authority{}, err
 	}
 	a, err := s.CA.Authority(in.ID)

@@ -80,26 +80,49 @@ func (a *app) caRegister() *cobra.Command {
 }
 
 func (a *app) caSetCRL() *cobra.Command {
-	var lists []string
+	var p api.PutCRLs
+	var lists, intermediates []string
 	c := &cobra.Command{
-		Use: "crl-set ID --crl FILE", Short: "Replace the revocation lists of a registered authority", Args: exactly("ID"), ValidArgsFunction: first(a.authorityIDs),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(lists) == 0 {
+		Use: "crl-set ID --crl FILE", Short: "Bring the revocation lists of a registered authority up to date",
+		Long: `A list takes the place of the one before it by the same issuer, if it is newer; the
+others stay. Sessions and connections of devices whose certificate is on a list, or
+a CA above it, end at once.`,
+		Example: `  countersign ca crl-set acme --crl acme.crl --crl acme-line-2.crl
+  countersign ca crl-set acme --crl acme.crl --override --reason 'the CA was restored and counts from 1 again'`,
+		Args: exactly("ID"), ValidArgsFunction: first(a.authorityIDs),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			switch {
+			case len(lists) == 0 && !p.Override:
 				return usagef("--crl is missing")
+			case p.Override != (p.Reason != ""):
+				return usagef("give --override and --reason together: why may older lists take the place of newer ones?")
 			}
-			crls, err := a.files(lists)
+			if p.CRLs, err = a.files(lists); err != nil {
+				return err
+			}
+			for _, file := range intermediates {
+				text, err := a.text(file)
+				if err != nil {
+					return err
+				}
+				p.Intermediates = append(p.Intermediates, text)
+			}
+			if p.CRLs == nil {
+				p.CRLs = [][]byte{}
+			}
+			made, err := a.admin().PutCRLs(cmd.Context(), args[0], p)
 			if err != nil {
 				return err
 			}
-			made, err := a.admin().PutCRLs(cmd.Context(), args[0], api.PutCRLs{CRLs: crls})
-			if err != nil {
-				return err
-			}
-			a.stderr().done("authority %s has %d revocation lists", made.ID, len(crls))
+			a.stderr().done("authority %s has the %d revocation lists", made.ID, len(p.CRLs))
 			return acted(a, *made, made.ID)
 		},
 	}
-	c.Flags().StringArrayVar(&lists, "crl", nil, "revocation list, DER or PEM; may be repeated")
+	f := c.Flags()
+	f.StringArrayVar(&lists, "crl", nil, "revocation list, DER or PEM; may be repeated")
+	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it that signed a list and is not known yet; may be repeated")
+	f.BoolVar(&p.Override, "override", false, "replace all lists by these on your word, newer ones too")
+	f.StringVar(&p.Reason, "reason", "", "why, with --override")
 	return c
 }
 

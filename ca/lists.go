@@ -1,0 +1,183 @@
+package ca
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// maxIssuersTried bounds how many CAs below an authority are tried as the signer of a list.
+const maxIssuersTried = 10_000
+
+// Lists are revocation lists for a registered authority.
+type Lists struct {
+	CRLs          [][]byte // DER, of the authority, of CAs below it, or of their CRL issuers
+	Intermediates [][]byte // DER, of signers that are not on record yet
+	// Override replaces all lists on record on the operator's word, older ones too: a CA
+	// that lost its state may count from 1 again.
+	Override bool
+}
+
+// SetCRLs brings the revocation lists of a registered authority up to date, and reports
+// whether that changed any. A list takes the place of the one by the same issuer with the
+// same scope; the others stay. It refuses with Conflict a list that is not newer than the
+// one on record (RFC 5280, 5.2.3), and with BadRequest one that no CA at or below the
+// authority signed, or no list at all. Call Reload after the commit.
+func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, id string, l Lists) (changed bool, err error) {
+	if err := tx.Lock(ctx, "authority:"+id); err != nil {
+		return false, err
+	}
+	a, err := readRegistered(ctx, tx, id)
+	if err != nil {
+		return false, err
+	}
+	t := a.trust
+	t.Intermediates = appendNew(t.Intermediates, l.Intermediates)
+	t.CRLs = l.CRLs
+	next, err := anchorOf(a.Certificate, t)
+	if err != nil {
+		return false, err
+	}
+	if len(next.CRLs) == 0 && !l.Override {
+		return false, countersign.Errorf(countersign.BadRequest, "no revocation list was given").
+			WithNext("give the lists that changed; a list without entries is one, too")
+	}
+	signers := append([]*x509.Certificate{a.Certificate}, next.Intermediates...)
+	recorded, err := issuersBelow(ctx, tx, id, next.CRLs)
+	if err != nil {
+		return false, err
+	}
+	before := a.anchor.CRLs
+	if l.Override {
+		before = nil
+	}
+	after, err := follow(before, next.CRLs, append(signers, recorded...))
+	if err != nil {
+		return false, err
+	}
+	if len(after) > maxLists {
+		return false, countersign.Errorf(countersign.TooLarge, "authority %s has %d revocation lists with these, more than %d", id, len(after), maxLists).
+			WithNext("replace all lists on your word, without those of CAs that are no more")
+	}
+	t.CRLs = derOf(after)
+	if len(t.Intermediates) == len(a.trust.Intermediates) && slices.EqualFunc(before, after, (*attest.CRL).Same) && !l.Override {
+		return false, nil
+	}
+	text, err := json.Marshal(t)
+	if err != nil {
+		return false, fmt.Errorf("encode trust: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `UPDATE authority SET trust = $2, version = version + 1 WHERE id = $1`, id, string(text)); err != nil {
+		return false, fmt.Errorf("record the lists of authority %s: %w", id, err)
+	}
+	return true, nil
+}
+
+// follow returns the lists that are in force once fresh ones have followed old ones. Each
+// fresh list must be signed by one of the signers.
+func follow(old, fresh []*attest.CRL, signers []*x509.Certificate) ([]*attest.CRL, error) {
+	fresh = slices.Clone(fresh)
+	slices.SortStableFunc(fresh, func(a, b *attest.CRL) int {
+		return cmp.Or(a.Number().Cmp(b.Number()), a.ThisUpdate().Compare(b.ThisUpdate()))
+	})
+	var after []*attest.CRL
+	at := map[string]int{} // index in after by slot
+	for _, l := range old {
+		slot := slotOf(l, l.SignedBy(signers))
+		i, taken := at[slot]
+		switch {
+		case !taken:
+			at[slot] = len(after)
+			after = append(after, l)
+		case l.Replaces(after[i]) == nil: // two of one sequence, from before they had to follow each other
+			after[i] = l
+		}
+	}
+	for _, l := range fresh {
+		signer := l.SignedBy(signers)
+		if signer == nil {
+			return nil, countersign.Errorf(countersign.BadRequest, "no CA that is known at or below the authority signed the CRL of %s with number %d", l.IssuerName(), l.Number()).
+				WithNext("load the list that the CA publishes; give the certificate of a CA below the authority with it, as an intermediate")
+		}
+		slot := slotOf(l, signer)
+		i, taken := at[slot]
+		if !taken {
+			at[slot] = len(after)
+			after = append(after, l)
+			continue
+		}
+		if l.Same(after[i]) {
+			continue
+		}
+		if err := l.Replaces(after[i]); err != nil {
+			return nil, err
+		}
+		after[i] = l
+	}
+	return after, nil
+}
+
+// slotOf names the sequence of lists that a list is in: of one issuer, by one key, with
+// one scope. A list on record whose signer is not known any more is in one of its own.
+func slotOf(l *attest.CRL, signer *x509.Certificate) string {
+	key := ""
+	if signer != nil {
+		key = hexSum(signer.RawSubjectPublicKeyInfo)
+	}
+	return l.IssuerName() + " " + key + " " + l.Scope()
+}
+
+func derOf(lists []*attest.CRL) [][]byte {
+	var all [][]byte
+	for _, l := range lists {
+		all = append(all, l.DER())
+	}
+	return all
+}
+
+func appendNew(list, more [][]byte) [][]byte {
+	list = slices.Clone(list)
+	for _, m := range more {
+		if !slices.ContainsFunc(list, func(have []byte) bool { return string(have) == string(m) }) {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// issuersBelow reads the CAs on record, from the paths of devices' certificates, that have
+// the name of the issuer of one of the lists. They led to the authority or to another one;
+// a list is only used together with a certificate whose path does.
+func issuersBelow(ctx context.Context, rd store.Reader, id string, lists []*attest.CRL) (found []*x509.Certificate, err error) {
+	names := map[string]bool{}
+	for _, l := range lists {
+		names[l.IssuerName()] = true
+	}
+	rows, err := rd.Query(ctx, `SELECT der FROM issuer_certificate ORDER BY fingerprint LIMIT $1`, maxIssuersTried)
+	if err != nil {
+		return nil, fmt.Errorf("read the CAs below authority %s: %w", id, err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var der []byte
+		if err := rows.Scan(&der); err != nil {
+			return nil, fmt.Errorf("read the CAs below authority %s: %w", id, store.Wrap(err))
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("parse a CA below authority %s: %w", id, err)
+		}
+		if names[cert.Subject.String()] {
+			found = append(found, cert)
+		}
+	}
+	return found, store.Wrap(rows.Err())
+}
