@@ -14,7 +14,7 @@ import (
 
 func TestAuditsAreRunAndRead(t *testing.T) {
 	h := newHouse(t)
-	h.Auditor = &audit.Auditor{DB: h.db, Now: h.Now, Log: h.Log, Append: h.Events.Append}
+	h.Auditor = &audit.Auditor{DB: h.db, Now: h.Now, Log: h.Log, Events: h.Events}
 	c := h.local(t)
 	c.must("POST", "/devices", `{"id":"pump-7","fleet":"default"}`, nil)
 	c.must("POST", "/claims", `{"fleet":"default","label":"line","uses":5000,"ttl_seconds":20000000}`, nil)
