@@ -4,6 +4,11 @@
 const $ = (id) => document.getElementById(id)
 let client
 
+// Seconds after which the client shows the server that it is there. mqtt.js counts
+// them in a worker made of a blob, so that a tab in the background goes on; the page's
+// policy must allow it (worker-src blob:), or no ping is ever sent.
+const keepalive = Number(new URLSearchParams(location.search).get('keepalive')) || 60
+
 // exchange gives an access token for the device: short-lived, and good for nothing else.
 // A real application sends the ID token of its identity provider here.
 async function exchange (server, device, operatorToken) {
@@ -32,6 +37,7 @@ function connect (server, device, accessToken) {
     username: 'browser',
     password: accessToken,
     reconnectPeriod: 1000,
+    keepalive,
     properties: { requestResponseInformation: true }
   })
   let inbox

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -168,6 +169,69 @@ func TestBrowserControlsADeviceUntilItIsRevoked(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// countPings counts the pings that the page's client sends, PINGREQ of MQTT, and
+// what the page's policy forbids.
+const countPings = `
+window.pings = 0
+window.forbidden = ''
+document.addEventListener('securitypolicyviolation', (e) => { window.forbidden += e.violatedDirective + ' ' + e.blockedURI + '; ' })
+const send = WebSocket.prototype.send
+WebSocket.prototype.send = function (data) {
+  const octets = new Uint8Array(data.buffer ?? data, data.byteOffset ?? 0, data.byteLength)
+  if (octets.length === 2 && octets[0] === 0xc0) window.pings++
+  return send.call(this, data)
+}
+true`
+
+// TestBrowserStaysConnectedBeyondItsKeepAlive holds the one session of the page for
+// several times as long as its client may be silent.
+func TestBrowserStaysConnectedBeyondItsKeepAlive(t *testing.T) {
+	pages := examplePages(t)
+	s := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) {
+		c.Listeners.WebSocket = "127.0.0.1:0"
+		c.WebSocket.Origins = []string{pages.URL}
+	}})
+	u, err := url.Parse(s.Endpoints().WebSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := "localhost:" + u.Port()
+	ctx := chromium(t, server, s)
+	s.Enroll(t, "pump-1")
+	token, err := s.Admin.CreateOperatorToken(t.Context(), api.NewOperatorToken{Name: "web", Role: "operator", TTLSeconds: 600})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const keepAlive = 3 * time.Second
+	err = chromedp.Do(ctx,
+		chromedp.Navigate(pages.URL+"?keepalive=3"), chromedp.WaitReady(chromedp.CSS("#token")), chromedp.Evaluate[chromedp.Void](countPings),
+		chromedp.SetValue(chromedp.CSS("#server"), server), chromedp.SetValue(chromedp.CSS("#device"), "pump-1"), chromedp.SetValue(chromedp.CSS("#token"), token.Secret),
+		chromedp.Click(chromedp.CSS("#sign-in button")), becomes("state", "connected"),
+	)
+	if err != nil {
+		t.Fatalf("sign in: %v (the page says %q)", err, said(ctx))
+	}
+	sessions := func() (ids []string) {
+		for _, one := range s.Sessions() {
+			ids = append(ids, one.ID)
+		}
+		return ids
+	}
+	before, began := sessions(), time.Now()
+	// The server ends a session that was silent for one and a half times its keep-alive.
+	err = chromedp.Do(ctx, until(`window.forbidden !== "" || window.pings >= 4`))
+	forbidden, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`window.forbidden`))
+	if err != nil || forbidden != "" {
+		t.Fatalf("the page sends no pings: %v; its policy forbids %q; it says %q", err, forbidden, said(ctx))
+	}
+	if lasted := time.Since(began); lasted < keepAlive*3/2 {
+		t.Errorf("four pings in %v, want them spread over the keep-alive of %v", lasted, keepAlive)
+	}
+	if after := sessions(); len(before) != 1 || !slices.Equal(before, after) || said(ctx) != "connected" {
+		t.Errorf("sessions: got %v, then %v, the page says %q, want the same one throughout", before, after, said(ctx))
 	}
 }
 
