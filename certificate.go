@@ -106,7 +106,9 @@ type Certificate struct {
 	NotBefore   time.Time // as in the certificate
 	NotAfter    time.Time // as in the certificate
 	IssuedAt    time.Time
+	IssuedPos   Position  // of the log, when it was recorded
 	UsedAt      time.Time // first use; zero if never
+	UsedPos     Position  // of the log, at the first use; 0 if never
 	AcceptUntil time.Time // end of the overlap once superseded; zero before
 	RevokedAt   time.Time // zero unless revoked or held
 	Shard       int       // CRL shard, fixed at issuance

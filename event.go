@@ -101,6 +101,11 @@ const (
 	DatabaseBack         EventType = "database.back"
 )
 
+// Position is a place in the order of the log: the id of its newest event at that
+// time. Acts are ordered by position and not by their times, because the clocks of
+// nodes differ and can be set back.
+type Position int64
+
 // Event is one line of the log: who, what, when, from where, why.
 type Event struct {
 	Seq    int64 // dense, in sealed order; 0 until sealed

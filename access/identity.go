@@ -20,7 +20,7 @@ type holder struct {
 	device, fleet string
 	state         countersign.DeviceState
 	reason        string
-	revoked       time.Time
+	revoked       countersign.Position // first position of the log after the device last lost its identity
 	tags          map[string]string
 	rules         string
 	secrets       []held
@@ -34,7 +34,7 @@ type held struct {
 	scram    []byte
 	stopped  bool
 	reason   string
-	created  time.Time
+	made     countersign.Position
 	expires  time.Time
 }
 
@@ -47,10 +47,10 @@ func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
 	if countersign.CheckDeviceID(device) != nil {
 		return nil, errNobody
 	}
-	rows, err := d.DB.Query(ctx, `SELECT d.id, d.fleet, d.state, d.reason, d.revoked_at, d.tags, f.rules,
-			s.id, s.kind, s.verifier, s.scram, s.state, s.reason, s.created_at, s.expires_at
+	rows, err := d.DB.Query(ctx, `SELECT d.id, d.fleet, d.state, d.reason, d.revoked_pos, d.tags, f.rules,
+			s.id, s.kind, s.verifier, s.scram, s.state, s.reason, s.created_pos, s.expires_at
 		FROM device d JOIN fleet f ON f.name = d.fleet LEFT JOIN device_secret s ON s.device = d.id
-		WHERE d.id = $1 ORDER BY s.created_at DESC, s.id LIMIT $2`, device, maxSecrets+keepStopped)
+		WHERE d.id = $1 ORDER BY s.created_pos DESC, s.created_at DESC, s.id LIMIT $2`, device, maxSecrets+keepStopped)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't read a device's secrets: %w", err)
 	}
@@ -58,19 +58,17 @@ func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
 	var h *holder
 	for rows.Next() {
 		var tags string
-		var revoked int64
 		var id, kind, state, reason sql.NullString
-		var created, expires sql.NullInt64
+		var made, expires sql.NullInt64
 		var now holder
 		var s held
-		err := rows.Scan(&now.device, &now.fleet, &now.state, &now.reason, &revoked, &tags, &now.rules,
-			&id, &kind, &s.verifier, &s.scram, &state, &reason, &created, &expires)
+		err := rows.Scan(&now.device, &now.fleet, &now.state, &now.reason, &now.revoked, &tags, &now.rules,
+			&id, &kind, &s.verifier, &s.scram, &state, &reason, &made, &expires)
 		if err != nil {
 			return nil, fmt.Errorf("couldn't read a device's secrets: %w", store.Wrap(err))
 		}
 		if h == nil {
 			h = &now
-			h.revoked = store.Time(revoked)
 			if tags != "" {
 				if err := json.Unmarshal([]byte(tags), &h.tags); err != nil {
 					return nil, fmt.Errorf("couldn't read the tags of a device: %w", err)
@@ -79,7 +77,7 @@ func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
 		}
 		if id.Valid {
 			s.id, s.kind, s.stopped, s.reason = id.String, countersign.AccessKind(kind.String), state.String != secretActive, reason.String
-			s.created, s.expires = store.Time(created.Int64), store.Time(expires.Int64)
+			s.made, s.expires = countersign.Position(made.Int64), store.Time(expires.Int64)
 			h.secrets = append(h.secrets, s)
 		}
 	}
@@ -92,21 +90,22 @@ func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
 	return h, nil
 }
 
-// refusal says why the device may not come in by a credential made at the time
-// since; first: it may, and that is its first use. What was made before the device
-// last lost its identity brings it back in no state: not even beside the new one. No
-// time is the word of a broker, which is not made but given anew.
-func (h *holder) refusal(since time.Time) (code countersign.Code, reason string, first bool) {
+// refusal says why the device may not come in by what it proved; first: it may, and
+// that is its first use. What was made before the device last lost its identity
+// brings it back in no state: not even beside the new one. The word of a broker is
+// not made but given anew.
+func (h *holder) refusal(p proof) (code countersign.Code, reason string, first bool) {
+	newer := p.made >= h.revoked
 	switch {
 	case h.state == countersign.DeviceRetired:
 		return countersign.DeviceGone, "the device is retired", false
 	case h.state == countersign.DeviceSuspended:
 		return countersign.DeviceOnHold, because("the device is suspended", h.reason), false
-	case h.state == countersign.DeviceRegistered && since.After(h.revoked):
+	case h.state == countersign.DeviceRegistered && newer && !p.vouched:
 		return "", "", true
 	case h.state != countersign.DeviceActive:
 		return countersign.NotAllowed, fmt.Sprintf("the device is %s", h.state), false
-	case !since.IsZero() && !since.After(h.revoked):
+	case !newer && !p.vouched:
 		return countersign.NotAllowed, "the credential is older than the device's identity", false
 	}
 	return "", "", false
@@ -115,9 +114,10 @@ func (h *holder) refusal(since time.Time) (code countersign.Code, reason string,
 // proof is what a device has shown to be right.
 type proof struct {
 	kind       countersign.AccessKind
-	credential string    // kind:id
-	since      time.Time // when the credential was made
-	until      time.Time // when what was shown ends; zero: never
+	credential string               // kind:id
+	made       countersign.Position // of the log, when the credential was made
+	vouched    bool                 // by a broker, which authenticated the device by itself
+	until      time.Time            // when what was shown ends; zero: never
 }
 
 // decide holds a device that has proved itself against its record.
@@ -125,7 +125,7 @@ func (d *Desk) decide(ctx context.Context, c countersign.Connection, h *holder, 
 	dec := Decision{Known: true, Kind: p.kind, Tags: h.tags, Verdict: countersign.Verdict{
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
 	}}
-	dec.Code, dec.Reason, dec.FirstUse = h.refusal(p.since)
+	dec.Code, dec.Reason, dec.FirstUse = h.refusal(p)
 	if dec.Code == "" && p.kind != "" {
 		dec.Code, dec.Reason = d.accepts(h.fleet, h.rules, p.kind)
 	}
@@ -193,7 +193,7 @@ func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision 
 	case err != nil:
 		return unreadable()
 	}
-	dec := d.decide(ctx, c, h, proof{credential: "vouched:" + c.Vouched})
+	dec := d.decide(ctx, c, h, proof{credential: "vouched:" + c.Vouched, vouched: true})
 	if dec.FirstUse { // registered: it has no identity with us yet, and a broker cannot give it one
 		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
 	}

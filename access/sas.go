@@ -16,8 +16,8 @@ type SymmetricKey struct {
 	Credential string // kind:id
 	Group      bool   // Keys are those of a group, from which the device's are derived
 	Keys       attest.SymmetricKeys
-	Since      time.Time
-	Until      time.Time // zero: never
+	Made       countersign.Position // of the log, when the keys were registered
+	Until      time.Time            // zero: never
 }
 
 // FindKeys gives the keys of a device that are good now from an address. Package
@@ -98,9 +98,5 @@ func (d *Desk) decideSAS(ctx context.Context, c countersign.Connection, h *holde
 	if !k.Until.IsZero() && k.Until.Before(until) {
 		until = k.Until
 	}
-	since := k.Since
-	if k.Group && h.revoked.IsZero() { // a group's key lets nobody back who lost his identity
-		since = d.Now()
-	}
-	return d.decide(ctx, c, h, proof{kind: countersign.AccessSAS, credential: k.Credential, since: since, until: until})
+	return d.decide(ctx, c, h, proof{kind: countersign.AccessSAS, credential: k.Credential, made: k.Made, until: until})
 }

@@ -41,7 +41,7 @@ func (d *Desk) decideSecret(ctx context.Context, c countersign.Connection, h *ho
 	if c.Exchange != nil {
 		kind = countersign.AccessSCRAM
 	}
-	dec := d.decide(ctx, c, h, proof{kind: kind, credential: "secret:" + s.id, since: s.created, until: s.expires})
+	dec := d.decide(ctx, c, h, proof{kind: kind, credential: "secret:" + s.id, made: s.made, until: s.expires})
 	switch now := d.Now(); {
 	case dec.Code == countersign.DeviceGone || dec.Code == countersign.DeviceOnHold:
 	case s.stopped:

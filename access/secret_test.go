@@ -288,7 +288,7 @@ func TestStandingOfTheDeviceCounts(t *testing.T) {
 		if got := d.wantIn(t, "registered", login("pump-1", text), countersign.AccessSecret, "secret:"+s.ID); !got.FirstUse {
 			t.Error("the first use of a registered device is none")
 		}
-		d.exec(t, `UPDATE device SET revoked_at = $1 WHERE id = 'pump-1'`, store.Micros(start.Add(time.Second)))
+		d.exec(t, `UPDATE device SET revoked_pos = 1 WHERE id = 'pump-1'`)
 		d.wantOut(t, "registered again after a revocation", login("pump-1", text), countersign.NotAllowed)
 		d.exec(t, `UPDATE device SET state = 'active'`)
 		err := d.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
@@ -310,7 +310,7 @@ func TestFleetsChooseKinds(t *testing.T) {
 		made, _ := d.secret(t, access.SecretOrder{Device: "pump-1"})
 		chosen, _ := d.secret(t, access.SecretOrder{Device: "pump-1", Slot: attest.Secondary, Given: []byte("correct horse")})
 		key := bytes.Repeat([]byte{7}, 32)
-		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: key}, Since: start}
+		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: key}}
 		scram := login("pump-1", nil)
 		scram.Exchange = d.scram(t, string(made))
 		for kind, c := range map[countersign.AccessKind]countersign.Connection{
@@ -398,8 +398,8 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDoor(t, db)
 		key, group := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{9}, 32)
-		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: bytes.Repeat([]byte{8}, 32), Secondary: key}, Since: start}
-		d.keys["pump-2"] = access.SymmetricKey{Credential: "group:g1", Group: true, Keys: attest.SymmetricKeys{Primary: group}, Since: start}
+		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: bytes.Repeat([]byte{8}, 32), Secondary: key}}
+		d.keys["pump-2"] = access.SymmetricKey{Credential: "group:g1", Group: true, Keys: attest.SymmetricKeys{Primary: group}}
 		soon := start.Add(time.Hour)
 		as := func(user string, token []byte) countersign.Connection {
 			c := login("pump-1", token)

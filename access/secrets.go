@@ -15,6 +15,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -206,8 +207,8 @@ func (d *Desk) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopp
 			stopped = append(stopped, *s)
 		}
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO device_secret (id, device, slot, kind, verifier, scram, state, reason, created_by, created_at, expires_at, used_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, '', $8, $9, $10, 0)`,
+	_, err = tx.Exec(ctx, `INSERT INTO device_secret (id, device, slot, kind, verifier, scram, state, reason, created_by, created_at, expires_at, used_at, created_pos)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, '', $8, $9, $10, 0, `+event.PositionSQL+`)`,
 		n.ID, n.Device, string(n.Slot), string(n.Kind), n.verifier, n.scram, secretActive, string(n.CreatedBy), store.Micros(n.CreatedAt), store.Micros(n.ExpiresAt))
 	if err != nil {
 		return nil, fmt.Errorf("couldn't record a secret: %w", err)
@@ -218,7 +219,7 @@ func (d *Desk) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopp
 // forgetSecrets keeps the newest of a device's stopped secrets.
 func (d *Desk) forgetSecrets(ctx context.Context, tx *store.Tx, device string) error {
 	_, err := tx.Exec(ctx, `DELETE FROM device_secret WHERE device = $1 AND state = $2 AND id NOT IN (
-		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_at DESC, id LIMIT $3)`, device, secretStopped, keepStopped)
+		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_pos DESC, created_at DESC, id LIMIT $3)`, device, secretStopped, keepStopped)
 	if err != nil {
 		return fmt.Errorf("couldn't clear old secrets: %w", err)
 	}
@@ -296,7 +297,7 @@ func (d *Desk) OverdueSecrets(ctx context.Context, limit int) ([]Secret, error) 
 
 // Secrets lists the secrets of a device, the newest first, and those stopped last.
 func (d *Desk) Secrets(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
-	return d.querySecrets(ctx, rd, `WHERE device = $1 ORDER BY created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
+	return d.querySecrets(ctx, rd, `WHERE device = $1 ORDER BY created_pos DESC, created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
 }
 
 // MayChange refuses a device that changes its own secret too often.

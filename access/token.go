@@ -62,7 +62,7 @@ func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Toke
 	case err != nil:
 		return unreadable()
 	}
-	dec := d.decide(ctx, c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), since: k.IssuedAt, until: k.ExpiresAt})
+	dec := d.decide(ctx, c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), made: k.IssuedPos, until: k.ExpiresAt})
 	if dec.FirstUse { // registered: who is given a token has come in, and has lost his identity since
 		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
 	}

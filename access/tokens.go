@@ -15,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -48,6 +49,7 @@ type Token struct {
 	Devices   []string // scope of an operator's; none for a device's
 	ReadOnly  bool     // grants nothing but to listen
 	IssuedAt  time.Time
+	IssuedPos countersign.Position // of the log, when it was issued
 	ExpiresAt time.Time
 	RevokedAt time.Time // zero: it was not
 
@@ -104,8 +106,8 @@ func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Dura
 	if err != nil {
 		return k, "", fmt.Errorf("encode a scope: %w", err)
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO access_token (id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0)`,
+	_, err = tx.Exec(ctx, `INSERT INTO access_token (id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at, issued_pos)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, `+event.PositionSQL+`)`,
 		k.ID, k.Subject, k.Source, k.Fleet, string(devices), k.ReadOnly, store.Micros(k.IssuedAt), store.Micros(k.ExpiresAt))
 	if err != nil {
 		return k, "", fmt.Errorf("record an access token: %w", err)
@@ -200,12 +202,12 @@ func expiredToken() error {
 }
 
 //nolint:gosec // names of columns
-const tokenColumns = `id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at`
+const tokenColumns = `id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at, issued_pos`
 
 func scanToken(row interface{ Scan(dest ...any) error }) (k Token, err error) {
 	var devices string
 	var issued, expires, revoked int64
-	if err := row.Scan(&k.ID, &k.Subject, &k.Source, &k.Fleet, &devices, &k.ReadOnly, &issued, &expires, &revoked); err != nil {
+	if err := row.Scan(&k.ID, &k.Subject, &k.Source, &k.Fleet, &devices, &k.ReadOnly, &issued, &expires, &revoked, &k.IssuedPos); err != nil {
 		return k, store.Wrap(err)
 	}
 	k.IssuedAt, k.ExpiresAt, k.RevokedAt = store.Time(issued), store.Time(expires), store.Time(revoked)

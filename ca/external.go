@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -41,8 +42,9 @@ func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Cert
 		return rec, err
 	}
 	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
-			predecessor, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der, anchor, path)
-		VALUES ($1, $2, $3, $4, $5, $6, '', 0, FALSE, '', $7, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15, $16, $17)
+			predecessor, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der, anchor, path,
+			issued_pos)
+		VALUES ($1, $2, $3, $4, $5, $6, '', 0, FALSE, '', $7, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15, $16, $17, `+event.PositionSQL+`)
 		ON CONFLICT (serial, issuer) DO NOTHING`,
 		string(rec.Serial), rec.Issuer, rec.Device, rec.Fleet, rec.Profile, string(rec.State), rec.Evidence, rec.Method, rec.KeyHash,
 		rec.Fingerprint, store.Micros(rec.NotBefore), store.Micros(rec.NotAfter), store.Micros(rec.IssuedAt), store.Micros(rec.UsedAt), rec.DER, anchor, prints)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -201,8 +202,8 @@ func recordOf(cert *x509.Certificate, rec countersign.Certificate) countersign.C
 func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
 			predecessor, predecessor_issuer, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at,
-			accept_until, revoked_at, shard, der)
-		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $19, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17
+			accept_until, revoked_at, shard, der, issued_pos)
+		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $19, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17, `+event.PositionSQL+`
 		FROM serial_block WHERE id = $18 AND state = 'open'`,
 		string(i.Serial), i.Issuer, i.Device, i.Fleet, i.Profile, string(i.State), string(i.Predecessor.Serial), i.Evidence, i.Method, i.KeyHash,
 		i.Fingerprint, store.Micros(i.NotBefore), store.Micros(i.NotAfter), store.Micros(i.IssuedAt), store.Micros(i.UsedAt), i.Shard, i.DER, i.block, i.Predecessor.Issuer)
@@ -210,10 +211,17 @@ func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 		return fmt.Errorf("record certificate %s: %w", i.Serial, err)
 	}
 	if n != 1 {
-		return countersign.Errorf(countersign.Unavailable, "the serial block of certificate %s was closed meanwhile", i.Serial).WithNext("try again").WithRetry(time.Second)
+		c.serials.closed(i.block)
+		return countersign.Errorf(countersign.Unavailable, "the serial block of certificate %s was closed meanwhile", i.Serial).
+			WithNext("try again").WithRetry(time.Second).WithCause(ErrBlockClosed)
 	}
 	return nil
 }
+
+// ErrBlockClosed is the cause where Record refuses a certificate because the block
+// of its serial is no longer open. Another certificate for the same order has a
+// serial of another block.
+var ErrBlockClosed = errors.New("the block of its serial is not open")
 
 // IssueServer issues a TLS server certificate of the authority itself for names
 // (DNS names and addresses), records it, and gives leaf and chain without root.
@@ -276,17 +284,21 @@ const ServerValidity = 30 * 24 * time.Hour
 
 // issueOwn plans, signs and records a certificate of the authority's own.
 func (c *CA) issueOwn(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, profile string) (*Issued, error) {
-	plan, err := c.plan(ctx, a, tbs, pub, countersign.Certificate{Profile: profile, State: countersign.CertActive})
-	if err != nil {
-		return nil, err
+	for again := false; ; again = true {
+		plan, err := c.plan(ctx, a, tbs, pub, countersign.Certificate{Profile: profile, State: countersign.CertActive})
+		if err != nil {
+			return nil, err
+		}
+		issued, err := c.Sign(plan)
+		if err != nil {
+			return nil, err
+		}
+		issued.UsedAt = issued.IssuedAt
+		err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return c.Record(ctx, tx, issued) })
+		if again || !errors.Is(err, ErrBlockClosed) {
+			return issued, err
+		}
 	}
-	issued, err := c.Sign(plan)
-	if err != nil {
-		return nil, err
-	}
-	issued.UsedAt = issued.IssuedAt
-	err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return c.Record(ctx, tx, issued) })
-	return issued, err
 }
 
 func publicKeyBits(pub crypto.PublicKey) ([]byte, error) {

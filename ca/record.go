@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -94,7 +95,8 @@ func (c *CA) set(ctx context.Context, tx *store.Tx, cert *countersign.Certificat
 	next := *cert
 	next.State = to
 	change(&next)
-	n, err := tx.Exec(ctx, `UPDATE certificate SET state = $3, held_from = $4, reason = $5, replaced = $6, used_at = $7, accept_until = $8, revoked_at = $9
+	n, err := tx.Exec(ctx, `UPDATE certificate SET state = $3, held_from = $4, reason = $5, replaced = $6, used_at = $7, accept_until = $8, revoked_at = $9,
+			used_pos = CASE WHEN used_at = $7 THEN used_pos ELSE `+event.PositionSQL+` END
 		WHERE serial = $1 AND issuer = $2 AND state = $10`,
 		string(cert.Serial), cert.Issuer, string(next.State), string(next.HeldFrom), int(next.Reason), next.Replaced,
 		store.Micros(next.UsedAt), store.Micros(next.AcceptUntil), store.Micros(next.RevokedAt), string(cert.State))
@@ -120,13 +122,13 @@ func moveError(cert *countersign.Certificate, to string) error {
 }
 
 const certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, predecessor_issuer, evidence, method,
-	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard`
+	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, issued_pos, used_pos`
 
 func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c countersign.Certificate, err error) {
 	var from, to, issued, used, accept, revoked int64
 	dest := []any{
 		&c.Serial, &c.Issuer, &c.Device, &c.Fleet, &c.Profile, &c.State, &c.HeldFrom, &c.Reason, &c.Replaced, &c.Predecessor.Serial, &c.Predecessor.Issuer,
-		&c.Evidence, &c.Method, &c.KeyHash, &c.Fingerprint, &from, &to, &issued, &used, &accept, &revoked, &c.Shard,
+		&c.Evidence, &c.Method, &c.KeyHash, &c.Fingerprint, &from, &to, &issued, &used, &accept, &revoked, &c.Shard, &c.IssuedPos, &c.UsedPos,
 	}
 	if err := row.Scan(append(dest, extra...)...); err != nil {
 		return c, store.Wrap(err)
@@ -208,7 +210,7 @@ const maxDeviceCerts = 256
 // device that cannot keep its new key may make any number of them.
 func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device string) ([]countersign.Certificate, error) {
 	return certificates(ctx, r, `WHERE device = $1 AND NOT replaced
-		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_at DESC, serial, issuer LIMIT $2`, device, maxDeviceCerts)
+		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_pos DESC, issued_at DESC, serial, issuer LIMIT $2`, device, maxDeviceCerts)
 }
 
 // Overdue reads superseded certificates whose overlap has ended, at most limit.

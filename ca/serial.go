@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"math/big"
 	"sync"
 	"time"
@@ -24,11 +26,13 @@ const (
 	blockSize = 1024
 	// lowWater is when the next block is fetched, so that nobody waits for it.
 	lowWater = blockSize / 4
-	// blockLife bounds how long a block stays open, and with it how long a crash
-	// leaves unspent serials unvoided on a node that does not come back.
+	// blockLife bounds how long a block stays open, by the clock that all nodes share,
+	// and with it how long a crash leaves unspent serials unvoided on a node that does
+	// not come back.
 	blockLife = time.Hour
 	// blockMargin is when a node stops drawing from a block, ahead of the others'
-	// right to void it; longer than any transaction lives.
+	// right to void it; longer than any transaction lives. The node measures it on its
+	// own, so that its clock may differ from the others' and be set meanwhile.
 	blockMargin = 15 * time.Minute
 )
 
@@ -45,15 +49,16 @@ type serials struct {
 
 	mu      sync.Mutex
 	block   *block
-	next    *block        // fetched ahead; nil if none
-	filling chan struct{} // closed when the fetch under way ends; nil if none
-	err     error         // of the last fetch
+	next    *block               // fetched ahead; nil if none
+	filling chan struct{}        // closed when the fetch under way ends; nil if none
+	err     error                // of the last fetch
+	own     map[string]time.Time // blocks of this process, and since when; those over blockLife are forgotten
 }
 
 type block struct {
-	id      string
-	left    []byte // unspent serials, concatenated
-	expires time.Time
+	id     string
+	left   []byte    // unspent serials, concatenated
+	opened time.Time // by this process
 }
 
 // draw gives the next serial. It waits only when enrollments outrun the fetch.
@@ -93,7 +98,7 @@ func (s *serials) draw(ctx context.Context) (drawn, error) {
 }
 
 func (b *block) spent(now time.Time) bool {
-	return b == nil || len(b.left) == 0 || now.After(b.expires.Add(-blockMargin))
+	return b == nil || len(b.left) == 0 || now.Sub(b.opened).Abs() > blockLife-blockMargin
 }
 
 // fill records a new block and only then makes it available.
@@ -104,6 +109,7 @@ func (s *serials) fill(ctx context.Context, done chan struct{}) {
 	s.err = err
 	if err == nil {
 		s.next = b
+		s.keep(b)
 	}
 	s.filling = nil
 	close(done)
@@ -121,11 +127,14 @@ func (s *serials) record(ctx context.Context) (*block, error) {
 	for i := 0; i < len(buf); i += serialOctets {
 		buf[i] = buf[i]&0x3f | 0x40
 	}
-	now := s.now()
-	b := &block{id: hex.EncodeToString(id), left: buf, expires: now.Add(blockLife)}
-	err := s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	b := &block{id: hex.EncodeToString(id), left: buf, opened: s.now()} // before the others' time is asked
+	shared, err := s.db.Clock(ctx, b.opened)
+	if err != nil {
+		return nil, fmt.Errorf("record a block of serials: %w", err)
+	}
+	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO serial_block (id, serials, state, opened_at, expires_at) VALUES ($1, $2, 'open', $3, $4)`,
-			b.id, buf, store.Micros(now), store.Micros(b.expires))
+			b.id, buf, store.Micros(shared), store.Micros(shared.Add(blockLife)))
 		return err
 	})
 	if err != nil {
@@ -134,22 +143,59 @@ func (s *serials) record(ctx context.Context) (*block, error) {
 	return b, nil
 }
 
+// keep notes that a block is this process's own. s.mu is held.
+func (s *serials) keep(b *block) {
+	maps.DeleteFunc(s.own, func(_ string, opened time.Time) bool { return b.opened.Sub(opened).Abs() > blockLife })
+	if s.own == nil {
+		s.own = map[string]time.Time{}
+	}
+	s.own[b.id] = b.opened
+}
+
+// inUse reports whether this process may still be spending a block.
+func (s *serials) inUse(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	opened, mine := s.own[id]
+	return mine && s.now().Sub(opened).Abs() <= blockLife
+}
+
+// closed forgets a block that another node closed: a clock was wrong, or this process
+// stood still for longer than blockMargin.
+func (s *serials) closed(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.own, id)
+	for _, b := range []**block{&s.block, &s.next} {
+		if *b != nil && (*b).id == id {
+			*b = nil
+		}
+	}
+}
+
 // VoidSerials closes the blocks that nobody draws from any more and keeps, of
 // each, the serials that no certificate carries. all says that no other process
-// shares the database, so that every open block is a dead process's. It gives
+// shares the database, so that every open block is a dead process's. It returns
 // the number of serials voided.
 func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
-	cutoff := c.Now()
-	if all {
-		cutoff = cutoff.Add(2 * blockLife)
+	cutoff := time.Unix(math.MaxInt32, 0)
+	if !all {
+		var err error
+		if cutoff, err = c.DB.Clock(ctx, c.Now()); err != nil {
+			return 0, err
+		}
 	}
-	voided := 0
+	voided, after := 0, ""
 	for {
-		blocks, err := c.openBlocks(ctx, cutoff)
+		blocks, err := c.openBlocks(ctx, cutoff, after)
 		if err != nil || len(blocks) == 0 {
 			return voided, err
 		}
 		for _, b := range blocks {
+			after = b.id
+			if !all && c.serials.inUse(b.id) { // only the clock says that it is over
+				continue
+			}
 			n, err := c.void(ctx, b)
 			if err != nil {
 				return voided, err
@@ -162,8 +208,9 @@ func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
 // maxBlocks bounds how many blocks are held in memory at once, 20 KB each.
 const maxBlocks = 64
 
-func (c *CA) openBlocks(ctx context.Context, cutoff time.Time) (list []block, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 LIMIT $2`, store.Micros(cutoff), maxBlocks)
+func (c *CA) openBlocks(ctx context.Context, cutoff time.Time, after string) (list []block, err error) {
+	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 AND id > $2 ORDER BY id LIMIT $3`,
+		store.Micros(cutoff), after, maxBlocks)
 	if err != nil {
 		return nil, fmt.Errorf("list open serial blocks: %w", err)
 	}

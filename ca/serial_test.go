@@ -233,3 +233,45 @@ func TestSerialsAreVoidedOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestNodesWithOtherClocksVoidNoLivingBlock: a node whose clock is far ahead must not
+// take the serials away that its neighbors are drawing, nor lose its own.
+func TestNodesWithOtherClocksVoidNoLivingBlock(t *testing.T) {
+	db := storetest.OpenURL(t, storetest.PostgresURL(t))
+	h := found(t, db)
+	h.issue(t, ca.ProfileDevice, "pump-1")
+	for _, ahead := range []time.Duration{2 * time.Hour, -2 * time.Hour} {
+		o := h.Options
+		o.Now = func() time.Time { return h.clock.Now().Add(ahead) }
+		neighbor, err := ca.Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := neighbor.Plan(t.Context(), h.order(t, ca.ProfileDevice, "pump-2")); err != nil {
+			t.Fatal(err)
+		}
+		for name, c := range map[string]*ca.CA{"the other node": neighbor, "this node": h.CA} {
+			if n, err := c.VoidSerials(t.Context(), false); err != nil || n != 0 {
+				t.Errorf("clock %v apart, %s: got %d serials voided, %v, want none", ahead, name, n, err)
+			}
+		}
+	}
+}
+
+// TestServiceCertificateSurvivesAClosedBlock: a block that was closed costs another
+// signature and no more.
+func TestServiceCertificateSurvivesAClosedBlock(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		for range 3 {
+			h.issue(t, ca.ProfileDevice, "pump-1")
+			h.write(t, func(ctx context.Context, tx *store.Tx) error {
+				_, err := tx.Exec(ctx, `UPDATE serial_block SET state = 'void'`)
+				return err
+			})
+			if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, []string{"gw.example.net"}, &newKey(t).PublicKey); err != nil {
+				t.Errorf("IssueServer with a block that was closed: %v", err)
+			}
+		}
+	})
+}

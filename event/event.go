@@ -51,7 +51,8 @@ type Log struct {
 	later       chan waiting
 	suppressed  atomic.Int64 // events that Later had no room for
 	sealed      chan struct{}
-	up          atomic.Bool // other nodes' notices reach us
+	up          atomic.Bool  // other nodes' notices reach us
+	position    atomic.Int64 // id of the newest event that is known to be durable
 	once        sync.Once
 }
 
@@ -93,12 +94,15 @@ func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Ev
 // done.CutIn.
 func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Revocation, events ...countersign.Event) error {
 	l.init()
+	var last int64
 	for i := range events {
-		if err := l.append(ctx, tx, &events[i]); err != nil {
+		var err error
+		if last, err = l.append(ctx, tx, &events[i]); err != nil {
 			return err
 		}
 	}
 	tx.AfterCommit(func() {
+		l.passed(last)
 		l.cut(done, events)
 		for _, e := range events {
 			for _, fn := range l.recorded {
@@ -111,7 +115,7 @@ func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Rev
 	return nil
 }
 
-func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) error {
+func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) (id int64, err error) {
 	if e.At.IsZero() {
 		e.At = l.Now()
 	}
@@ -119,39 +123,34 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) er
 	clean(e)
 	data, err := encodeData(e.Data)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := l.insert(ctx, tx, e, data); err != nil {
-		return fmt.Errorf("append event %s: %w", e.Type, err)
+	if id, err = l.insert(ctx, tx, e, data); err != nil {
+		return 0, fmt.Errorf("append event %s: %w", e.Type, err)
 	}
 	if !l.DB.Postgres() || !e.Type.Kind().Urgent {
-		return nil
+		return id, nil
 	}
-	return l.notify(ctx, tx, *e)
+	return id, l.notify(ctx, tx, *e)
 }
 
-// insert writes the row. On PostgreSQL it is also the proof that the transaction is
-// on record, should the answer of its COMMIT be lost.
-func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, data string) error {
+// insert writes the row and returns its id. On PostgreSQL it is also the proof that
+// the transaction is on record, should the answer of its COMMIT be lost.
+func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, data string) (id int64, err error) {
 	const row = `INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id`
 	args := []any{
 		store.Micros(e.At), string(e.Type), string(e.Actor), e.Device, e.Fleet, e.Cert.Issuer, string(e.Cert.Serial),
 		e.Remote, e.Via, string(e.Code), e.Reason, data,
 	}
-	if !l.DB.Postgres() {
-		_, err := tx.Exec(ctx, row, args...)
-		return err
-	}
-	var id int64
-	if err := tx.QueryRow(ctx, row+` RETURNING id`, args...).Scan(&id); err != nil {
-		return err
+	if err := tx.QueryRow(ctx, row, args...).Scan(&id); err != nil || !l.DB.Postgres() {
+		return id, err
 	}
 	// An id alone is no proof: a server that lost the transaction in a crash may give
 	// the id to another event.
 	tx.Proof(`SELECT 1 FROM event WHERE id = $1 AND at = $2 AND type = $3 AND actor = $4 AND device = $5 AND serial = $6 AND reason = $7`,
 		id, args[0], args[1], args[2], args[3], args[6], args[10])
-	return nil
+	return id, nil
 }
 
 // cut ends the sessions that events of one act name.

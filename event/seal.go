@@ -38,6 +38,9 @@ func (l *Log) seal(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if l.DB.Postgres() { // other nodes append too
+				l.look(ctx)
+			}
 		case <-l.sealed:
 			select {
 			case <-ctx.Done():

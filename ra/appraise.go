@@ -20,13 +20,14 @@ import (
 // appraisal is what evidence proved (RFC 9334: the attestation result).
 type appraisal struct {
 	method   countersign.Method
-	evidence string              // its fingerprint, for the record
-	fleet    string              // that it is good for
-	device   string              // that it proves or is bound to; empty: any that the request names
-	since    time.Time           // when the operator gave this device leave; zero: never did
-	profile  string              // empty: the fleet's
-	facts    map[string]string   // for rules, events and the operator's eyes
-	path     []*x509.Certificate // of a manufacturer's certificate: that one first, the anchor last
+	evidence string               // its fingerprint, for the record
+	fleet    string               // that it is good for
+	device   string               // that it proves or is bound to; empty: any that the request names
+	leave    bool                 // an operator made it, for this device if it is bound to one
+	made     countersign.Position // of the log, when he did
+	profile  string               // empty: the fleet's
+	facts    map[string]string    // for rules, events and the operator's eyes
+	path     []*x509.Certificate  // of a manufacturer's certificate: that one first, the anchor last
 
 	credential *registry.Credential // spent with the certificate; nil if none
 	beside     *registry.Credential // of a client certificate that came with a token
@@ -77,7 +78,7 @@ func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*apprais
 		return nil, countersign.Errorf(countersign.SubjectMismatch, "the token and the client certificate are for different devices").WithNext("show one of them")
 	}
 	if a.device == "" { // then it is the certificate that gives leave, and no newer token adds to it
-		a.device, a.since = p.device, p.since
+		a.device, a.leave, a.made = p.device, p.leave, p.made
 	}
 	a.beside = p.credential
 	a.facts["client_certificate"] = p.evidence
@@ -108,7 +109,7 @@ func (d *Desk) appraiseSecret(ctx context.Context, r *request) (*appraisal, erro
 func (d *Desk) byCredential(r *request, c registry.Credential) *appraisal {
 	r.by = countersign.Actor(c.Evidence())
 	return &appraisal{
-		method: c.Kind, evidence: c.Evidence(), fleet: c.Fleet, device: c.Device, since: c.CreatedAt, credential: &c,
+		method: c.Kind, evidence: c.Evidence(), fleet: c.Fleet, device: c.Device, leave: true, made: c.CreatedPos, credential: &c,
 		facts: map[string]string{"credential": c.ID, "label": c.Label},
 	}
 }
@@ -185,8 +186,8 @@ func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, f
 		slot, err := sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, d.Now())
 		if err == nil {
 			a := d.byCredential(r, *c)
-			a.device = device     // the derived key is this device's alone
-			a.since = time.Time{} // yet nobody made it for this device, so it readmits none
+			a.device = device // the derived key is this device's alone
+			a.leave = false   // yet it was not made for this device, so it readmits none
 			a.facts["key"] = string(slot)
 			return a, nil
 		}

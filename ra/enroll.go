@@ -20,31 +20,39 @@ import (
 // goes into the event, also when it is refused.
 type request struct {
 	countersign.EnrollRequest
-	csr     *pkcs10.Request
-	keyHash string
-	device  string // as the request claims it, unless the evidence says so
-	fleet   string
-	cert    countersign.CertRef // shown to renew
-	by      countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
-	overlap time.Duration       // of the fleet, for a renewal
+	arrived  time.Time            // at the desk
+	position countersign.Position // of the log by then
+	csr      *pkcs10.Request
+	keyHash  string
+	device   string // as the request claims it, unless the evidence says so
+	fleet    string
+	cert     countersign.CertRef // shown to renew
+	by       countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
+	overlap  time.Duration       // of the fleet, for a renewal
 	// approved is the approval of a recovery, spent with the certificate.
 	approved string
 	method   countersign.Method // once appraised
 	dry      bool               // explain only: change nothing, tell nobody
 }
 
-// received takes a request in. Its beginning is rounded as the times on record are.
-func (d *Desk) received(req countersign.EnrollRequest) *request {
+// received notes where the log stood when the request arrived. Its beginning is
+// rounded as the times on record are.
+func (d *Desk) received(ctx context.Context, req countersign.EnrollRequest) *request {
+	now := d.Now()
 	if req.Began.IsZero() {
-		req.Began = d.Now()
+		req.Began = now
 	}
 	req.Began = store.Time(store.Micros(req.Began))
-	return &request{EnrollRequest: req, fleet: req.Fleet}
+	return &request{EnrollRequest: req, fleet: req.Fleet, arrived: now, position: d.Events.Position(ctx)}
 }
 
-// overtaken says whether something happened since the request began. At the same
-// microsecond nobody can tell; then it did, since asking again costs little.
-func (r *request) overtaken(at time.Time) bool { return !at.Before(r.Began) }
+// overtaken reports whether an act took place since the request began. The position
+// of the log decides, because the act may be another node's, whose clock differs. The
+// time counts too for acts while the door still read the request. In doubt it was
+// overtaken, because asking again costs little.
+func (r *request) overtaken(at time.Time, pos countersign.Position) bool {
+	return pos >= r.position || !at.Before(r.Began) && !at.After(r.arrived)
+}
 
 func errOvertaken() error {
 	return countersign.Errorf(countersign.Conflict, "another request of the device was served meanwhile").
@@ -53,7 +61,7 @@ func errOvertaken() error {
 
 // Enroll grants a first certificate on the evidence.
 func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := d.received(req)
+	r := d.received(ctx, req)
 	g, err := d.enroll(ctx, r)
 	d.observe(Outcome{"enroll", r.method, r.Door, countersign.CodeOf(err)})
 	if err != nil {
@@ -77,16 +85,35 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 		}
 		return d.grant(c.again, true)
 	}
-	issued, err := d.issue(ctx, ca.Order{
+	o := ca.Order{
 		Profile: c.profile, Fleet: c.fleet, Device: r.device, PublicKey: r.csr.PublicKey, Evidence: c.evidence, Method: c.method,
-	})
+	}
+	issued, err := d.issue(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = d.record(ctx, r, c, issued)
+	if errors.Is(err, ca.ErrBlockClosed) { // costs another signature, not the request
+		if issued, err = d.issue(ctx, o); err == nil {
+			err = d.record(ctx, r, c, issued)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c.again != nil {
+		return d.grant(c.again, true)
+	}
+	return d.grant(&issued.Certificate, false)
+}
+
+// record decides again with the device locked, and writes a first certificate.
+func (d *Desk) record(ctx context.Context, r *request, c *consideration, issued *ca.Issued) error {
+	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
 		}
+		var err error
 		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil || c.again != nil {
 			return err
 		}
@@ -95,13 +122,6 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 		}
 		return d.admit(ctx, tx, r, c, issued)
 	})
-	if err != nil {
-		return nil, err
-	}
-	if c.again != nil {
-		return d.grant(c.again, true)
-	}
-	return d.grant(&issued.Certificate, false)
 }
 
 // consideration is a first enrollment on its way to a decision.
@@ -266,7 +286,7 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 	}
 	switch s.device.State {
 	case countersign.DeviceRegistered, countersign.DevicePending:
-		if !s.device.RevokedAt.IsZero() && (!a.bound(id) || !a.since.After(s.device.RevokedAt)) {
+		if !s.device.RevokedAt.IsZero() && !(a.leave && a.bound(id) && s.device.Newer(a.made)) {
 			return s, countersign.Errorf(countersign.NotAllowed, "device %s had its identity revoked", id).
 				WithNext("to let it back: countersign enroll token --device " + id)
 		}
@@ -309,9 +329,9 @@ func (s *standing) neverUsed(r *request, a *appraisal, certs []countersign.Certi
 			return active
 		case now.After(c.NotAfter):
 			lapsed = true
-		case a.since.IsZero() && c.Evidence != a.evidence: // another maker's device of the same name
+		case !a.leave && c.Evidence != a.evidence: // another maker's device of the same name
 			return active
-		case r.overtaken(c.IssuedAt):
+		case r.overtaken(c.IssuedAt, c.IssuedPos):
 			return errOvertaken()
 		default:
 			s.unused = append(s.unused, *c)
@@ -326,7 +346,7 @@ func (s *standing) neverUsed(r *request, a *appraisal, certs []countersign.Certi
 // formerLife says whether a certificate was issued before the device last lost its
 // identity. Such a one is revoked and says nothing about the device of today.
 func formerLife(dev *registry.Entry, c *countersign.Certificate) bool {
-	return !c.IssuedAt.After(dev.RevokedAt)
+	return !dev.Newer(c.IssuedPos)
 }
 
 // issue plans and signs. It runs outside of the transaction, on the caller's core.
@@ -421,33 +441,6 @@ func (r *request) event(t countersign.EventType, why string) countersign.Event {
 		e.Remote = r.Remote.String()
 	}
 	return e
-}
-
-// grant puts together what the device gets.
-func (d *Desk) grant(c *countersign.Certificate, again bool) (*countersign.Grant, error) {
-	chain, err := d.CA.Chain(c.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	return &countersign.Grant{
-		Device: c.Device, Fleet: c.Fleet, Serial: c.Serial, Leaf: c.DER, Chain: chain, Again: again,
-		RenewAt: renewAt(c), NotAfter: c.NotAfter,
-	}, nil
-}
-
-// renewAt is two thirds into the certificate's life, moved by up to a twentieth
-// either way by its serial, so that a fleet enrolled in one hour does not renew in
-// one hour.
-func renewAt(c *countersign.Certificate) time.Time {
-	if c.NotAfter.Year() == 9999 { // no well-defined expiry: nothing to renew
-		return time.Time{}
-	}
-	life := c.NotAfter.Sub(c.IssuedAt)
-	var spread int64
-	if n := c.Serial.Int(); n != nil {
-		spread = int64(n.Uint64()%2001) - 1000
-	}
-	return c.IssuedAt.Add(life*2/3 + life/20*time.Duration(spread)/1000)
 }
 
 // refused writes down why, slows the guesser, and gives the error that the door may show.

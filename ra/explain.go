@@ -24,7 +24,7 @@ type Explanation struct {
 // webhook is not asked; TLS proof of a client certificate's key is the caller's
 // word here, so the answer is for operators only.
 func (d *Desk) Explain(ctx context.Context, req countersign.EnrollRequest) (Explanation, error) {
-	r := d.received(req)
+	r := d.received(ctx, req)
 	r.dry = true
 	c, err := d.consider(ctx, r)
 	e := Explanation{Device: r.device, Fleet: r.fleet}

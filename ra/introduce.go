@@ -36,7 +36,7 @@ func (d *Desk) introduce(ctx context.Context, conn countersign.Connection) error
 }
 
 func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) error {
-	r, err := d.introduction(conn, f.Name)
+	r, err := d.introduction(ctx, conn, f.Name)
 	if err != nil {
 		return err
 	}
@@ -87,9 +87,9 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 }
 
 // introduction puts a connection into the form that appraisal and rules know.
-func (d *Desk) introduction(conn countersign.Connection, fleet string) (*request, error) {
+func (d *Desk) introduction(ctx context.Context, conn countersign.Connection, fleet string) (*request, error) {
 	leaf := conn.Peer[0]
-	r := d.received(countersign.EnrollRequest{
+	r := d.received(ctx, countersign.EnrollRequest{
 		Evidence: countersign.Evidence{Peer: conn.Peer}, Fleet: fleet, Door: conn.Gateway, Remote: conn.Remote,
 	})
 	r.csr = &pkcs10.Request{PublicKey: leaf.PublicKey, DNSNames: leaf.DNSNames}

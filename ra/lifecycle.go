@@ -192,7 +192,7 @@ func (d *Desk) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry
 		}
 	}
 	fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
-	return access.Accepts(fleet.Rules.Access, countersign.AccessSAS) && dev.LastSeen.After(dev.RevokedAt), err
+	return access.Accepts(fleet.Rules.Access, countersign.AccessSAS) && !dev.LastSeen.IsZero() && dev.Newer(dev.SeenPos), err
 }
 
 // change does one act on a device in one transaction, with the device locked, and

@@ -2,6 +2,7 @@ package ra
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -12,7 +13,7 @@ import (
 
 // Reenroll grants the next certificate to the holder of a current one.
 func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := d.received(req)
+	r := d.received(ctx, req)
 	g, err := d.reenroll(ctx, r)
 	act := "renew"
 	if r.Recovery {
@@ -77,7 +78,13 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 		}
 	}
 	r.overlap = fleet.Overlap
-	return d.renew(ctx, r, shown.Ref(), issued)
+	g, err := d.renew(ctx, r, shown.Ref(), issued)
+	if errors.Is(err, ca.ErrBlockClosed) { // costs another signature, not the request
+		if issued, err = d.issue(ctx, o); err == nil {
+			g, err = d.renew(ctx, r, shown.Ref(), issued)
+		}
+	}
+	return g, err
 }
 
 // shown finds the certificate that the device showed on record.
@@ -205,10 +212,10 @@ func (j *judgment) decide(now time.Time, r *request) error {
 	switch {
 	case j.same != nil:
 		return nil
-	case used != nil && !r.overtaken(used.UsedAt):
+	case used != nil && !r.overtaken(used.UsedAt, used.UsedPos):
 		j.outcome, j.why = isFork, "a certificate renewed with another key after its successor had been used"
 		return nil
-	case used != nil || j.replace != nil && r.overtaken(j.replace.IssuedAt):
+	case used != nil || j.replace != nil && r.overtaken(j.replace.IssuedAt, j.replace.IssuedPos):
 		return errOvertaken()
 	case c.State == countersign.CertRevoked || c.State == countersign.CertSuperseded:
 		return countersign.Errorf(countersign.CertIsRevoked, "the certificate has been superseded").WithNext("enroll anew with a token")

@@ -274,6 +274,6 @@ func (d *Desk) connectKey(list []access.SymmetricKey, c *registry.Credential, lo
 		return nil, err
 	}
 	return append(list, access.SymmetricKey{
-		Credential: c.Evidence(), Group: c.Kind == countersign.MethodGroup, Keys: keys, Since: c.CreatedAt, Until: c.ExpiresAt,
+		Credential: c.Evidence(), Group: c.Kind == countersign.MethodGroup, Keys: keys, Made: c.CreatedPos, Until: c.ExpiresAt,
 	}), nil
 }

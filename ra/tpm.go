@@ -45,7 +45,7 @@ type Challenge struct {
 // ChallengeTPM takes a TPM's endorsement and attestation keys and makes a
 // challenge that only that chip can answer.
 func (d *Desk) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
-	r := d.received(countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
+	r := d.received(ctx, countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
 	err := d.mayGuess(r)
 	var c *Challenge
 	if err == nil {
@@ -105,7 +105,7 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 
 // EnrollTPM takes the answer to a challenge and enrolls the device.
 func (d *Desk) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := d.received(req)
+	r := d.received(ctx, req)
 	if err := d.mayGuess(r); err != nil {
 		return nil, d.refused(ctx, r, err)
 	}

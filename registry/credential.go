@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -55,6 +56,9 @@ type Credential struct {
 	Reason    string // why it is stopped
 	CreatedBy countersign.Actor
 	CreatedAt time.Time
+	// CreatedPos is the position of the log when it was made. By it a token for a
+	// device that was revoked is known to be newer than the revocation.
+	CreatedPos countersign.Position
 
 	lookup, second string // fingerprints by which evidence finds it
 	sealed         []byte // symmetric keys, sealed
@@ -128,16 +132,17 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 	if err != nil {
 		return c, fmt.Errorf("encode devices: %w", err)
 	}
-	n, err := tx.Exec(ctx, `INSERT INTO credential (id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses,
-			per_minute, networks, devices, state, reason, created_by, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17) ON CONFLICT (kind, lookup) WHERE state = 'active' DO NOTHING`,
+	err = tx.QueryRow(ctx, `INSERT INTO credential (id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses,
+			per_minute, networks, devices, state, reason, created_by, created_at, created_pos)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17, `+event.PositionSQL+`)
+		ON CONFLICT (kind, lookup) WHERE state = 'active' DO NOTHING RETURNING created_pos`,
 		c.ID, string(c.Kind), l.First, l.Second, l.Sealed, c.Fleet, c.Device, c.Label, store.Micros(c.NotBefore), store.Micros(c.ExpiresAt), c.UsesMax,
-		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt))
+		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt)).Scan(&c.CreatedPos)
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, errRegistered(c.Kind)
+	}
 	if err != nil {
 		return c, fmt.Errorf("record a %s: %w", c.Kind, err)
-	}
-	if n != 1 {
-		return c, errRegistered(c.Kind)
 	}
 	return c, nil
 }
@@ -331,13 +336,13 @@ func badToken() error {
 
 //nolint:gosec // names of columns
 const credentialColumns = `id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute, networks, devices,
-	state, reason, created_by, created_at`
+	state, reason, created_by, created_at, created_pos`
 
 func scanCredential(row interface{ Scan(dest ...any) error }) (c Credential, err error) {
 	var from, to, created int64
 	var networks, devices string
 	err = row.Scan(&c.ID, &c.Kind, &c.lookup, &c.second, &c.sealed, &c.Fleet, &c.Device, &c.Label, &from, &to, &c.UsesMax, &c.Uses,
-		&c.PerMinute, &networks, &devices, &c.State, &c.Reason, &c.CreatedBy, &created)
+		&c.PerMinute, &networks, &devices, &c.State, &c.Reason, &c.CreatedBy, &created, &c.CreatedPos)
 	if err != nil {
 		return c, store.Wrap(err)
 	}
@@ -352,7 +357,7 @@ func (r *Registry) Find(ctx context.Context, rd store.Reader, kind countersign.M
 		return Credential{}, noCredential(kind)
 	}
 	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential
-		WHERE kind = $1 AND (lookup = $2 OR (second <> '' AND second = $2)) ORDER BY state, created_at DESC LIMIT 1`, string(kind), fingerprint))
+		WHERE kind = $1 AND (lookup = $2 OR (second <> '' AND second = $2)) ORDER BY state, created_pos DESC, created_at DESC LIMIT 1`, string(kind), fingerprint))
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, noCredential(kind)
 	}

@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -48,15 +49,24 @@ var moves = map[countersign.DeviceState][]countersign.DeviceState{
 // Entry is a device as the registry keeps it.
 type Entry struct {
 	countersign.Device
-	RevokedAt time.Time // last loss of its identity; tokens made before do not readmit it
+	RevokedAt time.Time // last loss of its identity
+	// RevokedPos is the first position of the log after that loss: a token or
+	// certificate made at a smaller one neither readmits the device nor stands for it.
+	RevokedPos countersign.Position
+	// SeenPos is the position at which the device was last seen active.
+	SeenPos countersign.Position
 }
 
-const deviceColumns = `id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr`
+// Newer reports whether something that was made at a position came after the
+// device last lost its identity.
+func (e *Entry) Newer(made countersign.Position) bool { return made >= e.RevokedPos }
+
+const deviceColumns = `id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr, revoked_pos, seen_pos`
 
 func scanDevice(row interface{ Scan(dest ...any) error }) (e Entry, err error) {
 	var tags string
 	var revoked, created, updated, seen int64
-	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &tags, &revoked, &created, &updated, &seen, &e.LastAddr)
+	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &tags, &revoked, &created, &updated, &seen, &e.LastAddr, &e.RevokedPos, &e.SeenPos)
 	if err != nil {
 		return e, store.Wrap(err)
 	}
@@ -149,18 +159,19 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 	// A reason comes from many places and must not stop a suspension: it is made to fit.
 	reason = clip(reason)
 	now := r.Now()
-	revoked := e.RevokedAt
+	revoked, pos := e.RevokedAt, "revoked_pos"
 	// A device that waited for its first identity has none to lose.
 	if to == countersign.DeviceRetired || to == countersign.DeviceRegistered && e.State != countersign.DevicePending {
-		revoked = now
+		revoked, pos = now, event.PositionSQL+" + 1"
 	}
-	n, err := tx.Exec(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5 WHERE id = $1 AND state = $6`,
-		e.ID, string(to), reason, store.Micros(revoked), store.Micros(now), string(e.State))
+	err := tx.QueryRow(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5, revoked_pos = `+pos+`
+		WHERE id = $1 AND state = $6 RETURNING revoked_pos`,
+		e.ID, string(to), reason, store.Micros(revoked), store.Micros(now), string(e.State)).Scan(&e.RevokedPos)
+	if errors.Is(err, sql.ErrNoRows) {
+		return countersign.Errorf(countersign.Conflict, "device %s changed meanwhile", e.ID).WithNext("try again")
+	}
 	if err != nil {
 		return fmt.Errorf("set device %s %s: %w", e.ID, to, err)
-	}
-	if n != 1 {
-		return countersign.Errorf(countersign.Conflict, "device %s changed meanwhile", e.ID).WithNext("try again")
 	}
 	e.State, e.Reason, e.RevokedAt, e.UpdatedAt = to, reason, revoked, now
 	return nil
@@ -183,7 +194,12 @@ func (r *Registry) Saw(ctx context.Context, tx *store.Tx, seen []Sighting) error
 	seen = slices.Clone(seen)
 	slices.SortStableFunc(seen, func(a, b Sighting) int { return strings.Compare(a.Device, b.Device) })
 	for _, s := range seen {
-		_, err := tx.Exec(ctx, `UPDATE device SET last_seen = $2, last_addr = $3 WHERE id = $1 AND last_seen < $2`, s.Device, store.Micros(s.At), s.Addr)
+		// A sighting that is written after a revocation says nothing of the life after it.
+		// The position does not hang on the clock, which may have been set back since.
+		_, err := tx.Exec(ctx, `UPDATE device SET last_addr = CASE WHEN last_seen < $2 THEN $3 ELSE last_addr END,
+				last_seen = CASE WHEN last_seen < $2 THEN $2 ELSE last_seen END,
+				seen_pos = CASE WHEN state = 'active' THEN `+event.PositionSQL+` ELSE seen_pos END
+			WHERE id = $1 AND (last_seen < $2 OR state = 'active' AND seen_pos < revoked_pos)`, s.Device, store.Micros(s.At), s.Addr)
 		if err != nil {
 			return fmt.Errorf("record that %s was seen: %w", s.Device, err)
 		}

@@ -21,6 +21,7 @@ type dialect struct {
 	postgres bool
 	lock     string // takes a lock by name until the transaction ends; empty: writers are serial
 	notify   string // tells the other nodes; empty: there are none
+	clock    string // reads the database's clock, as Micros; empty: it has none of its own
 	words    *strings.Replacer
 }
 
@@ -40,6 +41,7 @@ func postgresDialect() dialect {
 		postgres: true,
 		lock:     `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
 		notify:   `SELECT pg_notify($1, $2)`,
+		clock:    `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`,
 		words: strings.NewReplacer(
 			// By its octets too, whatever language the database was made for: pages and
 			// prefixes of a list mean the same on both.

@@ -119,6 +119,19 @@ func (db *DB) Close() error { return db.close() }
 // Postgres says whether the database is PostgreSQL, which other nodes may share.
 func (db *DB) Postgres() bool { return db.dialect.postgres }
 
+// Clock returns the time by the clock that all nodes on the database share. SQLite
+// has one node: there it is the caller's own time.
+func (db *DB) Clock(ctx context.Context, own time.Time) (time.Time, error) {
+	if db.dialect.clock == "" {
+		return own, nil
+	}
+	var at int64
+	if err := db.QueryRow(ctx, db.dialect.clock).Scan(&at); err != nil {
+		return own, fmt.Errorf("read the database's clock: %w", err)
+	}
+	return Time(at), nil
+}
+
 // Query reads rows outside of a transaction; what it sees is committed. Errors
 // that come later, from rows.Err, are the driver's: give them to [Wrap].
 func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
