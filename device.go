@@ -2,6 +2,7 @@ package countersign
 
 import (
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -62,14 +63,47 @@ var (
 	name     = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$`)
 )
 
-// CheckDeviceID says whether id can name a device: 1-128 of A-Z a-z 0-9 . _ : -
+// CheckDeviceID reports whether id can name a new device: 1 to 128 of A-Z a-z 0-9
+// . _ : - and what every grammar that an id is put into allows. "." and ".." are
+// not segments of a path (RFC 3986, 3.3; SPIFFE ID, 2.2), and an argument that
+// begins with a hyphen is an option to most programs. It refuses with BadRequest.
 func CheckDeviceID(id string) error {
-	if !deviceID.MatchString(id) {
-		return Errorf(BadRequest, "device id %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", id).
-			WithNext("choose another id")
+	why := ""
+	switch {
+	case !IsDeviceID(id):
+		why = "is not 1 to 128 of A-Z a-z 0-9 . _ : -"
+	case id == "." || id == "..":
+		why = "is a relative path"
+	case id[0] == '-':
+		why = "begins with a hyphen"
+	default:
+		return nil
+	}
+	return Errorf(BadRequest, "device id %.140q %s", id, why).WithNext("choose another id")
+}
+
+// IsDeviceID reports whether id has the form that every device id has, also those
+// that were given before CheckDeviceID refused them. It is for looking devices up,
+// since such a device must stay within reach of those who revoke it.
+func IsDeviceID(id string) bool { return deviceID.MatchString(id) }
+
+// CheckDevice reports whether id can name a new device of the fleet: CheckDeviceID,
+// and in a fleet with a trust domain no colon, since the id becomes a segment of a
+// SPIFFE ID (SPIFFE ID, 2.2). It refuses with BadRequest.
+func CheckDevice(fleet Fleet, id string) error {
+	if err := CheckDeviceID(id); err != nil {
+		return err
+	}
+	if fleet.TrustDomain != "" && strings.Contains(id, ":") {
+		return Errorf(BadRequest, "device id %.140q has a colon, which the SPIFFE ids of fleet %s cannot have", id, fleet.Name).
+			WithNext("choose an id without colons, or a fleet without a trust domain")
 	}
 	return nil
 }
+
+// FoldDeviceID returns the form in which two device ids are compared that a person,
+// or a service that ignores case, would take for one. Ids are ASCII.
+func FoldDeviceID(id string) string { return strings.ToLower(id) }
 
 // CheckName says whether s can name a fleet, a profile or an authority: a DNS
 // label (RFC 1035, 2.3.1), since such names stand in URLs and URNs.

@@ -2,6 +2,7 @@ package countersign
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -21,14 +22,53 @@ func ParseNetwork(s string) (netip.Prefix, error) {
 		}
 		p = netip.PrefixFrom(a, a.BitLen())
 	}
-	if p.Addr().Is4In6() {
-		if p.Bits() < mappedBits {
-			return netip.Prefix{}, bad
-		}
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBits)
+	if p.Addr().Is4In6() && p.Bits() < mappedBits {
+		return netip.Prefix{}, bad
 	}
-	return p.Masked(), nil
+	return normal(p), nil
 }
 
-// mappedBits is what stands before an IPv4 address in ::ffff:0:0/96.
+// mappedBits is the length of the prefix of IPv4-mapped addresses, ::ffff:0:0/96
+// (RFC 4291, 2.5.5.2).
 const mappedBits = 96
+
+// normal returns the form of a network in which Contains compares it: without host
+// bits, IPv4-mapped ones as IPv4.
+func normal(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= mappedBits {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBits)
+	}
+	return p.Masked()
+}
+
+// NormalNetworks returns the networks in the form that ParseNetwork returns. It is
+// for networks that were read from JSON or from a database, where an IPv4-mapped
+// one would contain no address at all.
+func NormalNetworks(list []netip.Prefix) []netip.Prefix {
+	out := slices.Clone(list)
+	for i, p := range out {
+		out[i] = normal(p)
+	}
+	return out
+}
+
+// wellKnown is the prefix under which a translator shows IPv4 clients to an IPv6
+// server (RFC 6052, 2.1): all of IPv4 within one /64.
+var wellKnown = netip.MustParsePrefix("64:ff9b::/96")
+
+// sourceBits is the length of the network that one IPv6 customer commonly has
+// (RFC 6177).
+const sourceBits = 64
+
+// SourceOf returns the network that counts as one client wherever failures,
+// refusals or sessions are counted by address: an IPv4 address alone, IPv6 by its
+// /64. It reports false where there is no address.
+func SourceOf(a netip.Addr) (netip.Prefix, bool) {
+	a = a.Unmap().WithZone("")
+	if wellKnown.Contains(a) {
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	p, err := a.Prefix(min(a.BitLen(), sourceBits))
+	return p, err == nil && a.IsValid()
+}

@@ -1,6 +1,7 @@
 package countersign_test
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/countersign-iot/countersign"
@@ -43,4 +44,43 @@ func FuzzParseNetwork(f *testing.F) {
 			t.Errorf("%q gives %v, which gives %v, %v", s, p, again, err)
 		}
 	})
+}
+
+func TestMappedNetworksContainIPv4(t *testing.T) {
+	for _, tt := range []struct {
+		network, addr string
+		want          bool
+	}{
+		{"::ffff:10.0.0.0/104", "10.1.2.3", true},
+		{"::ffff:10.0.0.0/104", "::ffff:10.1.2.3", true},
+		{"::ffff:10.0.0.0/104", "11.1.2.3", false},
+		{"10.0.0.0/8", "::ffff:10.1.2.3", true},
+		{"10.9.9.9/8", "10.1.2.3", true},
+		{"::/0", "10.1.2.3", false},
+		{"::/0", "2001:db8::1", true},
+	} {
+		list := []netip.Prefix{netip.MustParsePrefix(tt.network)}
+		for form, networks := range map[string][]netip.Prefix{"as read": list, "normal": countersign.NormalNetworks(list)} {
+			if got := countersign.Contains(networks, netip.MustParseAddr(tt.addr)); got != tt.want {
+				t.Errorf("%s (%s) contains %s: got %t", tt.network, form, tt.addr, got)
+			}
+		}
+	}
+}
+
+func TestSourceOfIsOneClient(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7":           "192.0.2.7/32",
+		"::ffff:192.0.2.7":    "192.0.2.7/32",
+		"64:ff9b::192.0.2.7":  "192.0.2.7/32",
+		"2001:db8:1:2:3:4::5": "2001:db8:1:2::/64",
+		"fe80::1%eth0":        "fe80::/64",
+	} {
+		if got, ok := countersign.SourceOf(netip.MustParseAddr(in)); !ok || got.String() != want {
+			t.Errorf("SourceOf(%s): got %v, %t, want %s", in, got, ok, want)
+		}
+	}
+	if got, ok := countersign.SourceOf(netip.Addr{}); ok {
+		t.Errorf("SourceOf(no address): got %v", got)
+	}
 }

@@ -51,6 +51,16 @@ type Rules struct {
 	Audit AuditRules `json:"audit,omitzero"`
 }
 
+// Normalize brings the networks of the rules into the form of ParseNetwork.
+func (u *Rules) Normalize() {
+	u.Networks, u.Usual.Networks = NormalNetworks(u.Networks), NormalNetworks(u.Usual.Networks)
+	if u.Recovery != nil {
+		r := *u.Recovery
+		r.Networks = NormalNetworks(r.Networks)
+		u.Recovery = &r
+	}
+}
+
 // AccessKind is a kind of credential that a client shows when it connects.
 type AccessKind string
 
@@ -112,5 +122,5 @@ const DefaultApprovalTTL = 7 * 24 * time.Hour
 
 // Contains reports whether addr is in one of the networks. No networks is all.
 func Contains(networks []netip.Prefix, addr netip.Addr) bool {
-	return len(networks) == 0 || slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
+	return len(networks) == 0 || slices.ContainsFunc(networks, func(p netip.Prefix) bool { return normal(p).Contains(addr.Unmap()) })
 }

@@ -271,7 +271,7 @@ func ago(d time.Duration) string {
 // where all clients share one name space.
 func (d *Desk) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
 	code, reason := checkClientID(client, device)
-	if code != "" || client == "" || client == device || countersign.CheckDeviceID(client) != nil {
+	if code != "" || client == "" || client == device || !countersign.IsDeviceID(client) {
 		return code, reason
 	}
 	var other int
@@ -296,7 +296,7 @@ func (d *Desk) checkStranger(ctx context.Context, client string) (countersign.Co
 	var marks []string
 	var ids []any
 	for i := 1; i <= len(client); i++ {
-		if (i == len(client) || client[i] == ':') && countersign.CheckDeviceID(client[:i]) == nil {
+		if (i == len(client) || client[i] == ':') && countersign.IsDeviceID(client[:i]) {
 			ids = append(ids, client[:i])
 			marks = append(marks, fmt.Sprintf("$%d", len(ids)))
 		}

@@ -212,7 +212,7 @@ func (l *Ledger) Block(ctx context.Context, b Block, by countersign.Actor, via s
 // widen brings a prefix into the form in which addresses are looked up.
 func widen(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is6() && p.Bits() > 64 {
-		if src, ok := source(p.Addr()); ok {
+		if src, ok := countersign.SourceOf(p.Addr()); ok {
 			return src
 		}
 	}

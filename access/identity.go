@@ -44,7 +44,7 @@ var errNobody = errors.New("there is no such device")
 // holder reads the device and its secrets in one query: the newest first, of those
 // that were stopped only what keepStopped leaves.
 func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
-	if countersign.CheckDeviceID(device) != nil {
+	if !countersign.IsDeviceID(device) {
 		return nil, errNobody
 	}
 	rows, err := d.DB.Query(ctx, `SELECT d.id, d.fleet, d.state, d.reason, d.revoked_pos, d.tags, f.rules,

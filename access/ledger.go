@@ -93,26 +93,6 @@ type Outcome struct {
 	CredentialFailures, DeviceFailures int
 }
 
-// wellKnown is the prefix under which a translator shows IPv4 clients to an IPv6
-// server (RFC 6052, 2.1): all of IPv4 within one /64.
-var wellKnown = netip.MustParsePrefix("64:ff9b::/96")
-
-// source is what counts as one address: IPv4 alone, IPv6 by the /64 that one
-// customer commonly has to himself. No address has none.
-func source(a netip.Addr) (netip.Prefix, bool) {
-	a = a.Unmap().WithZone("")
-	bits := 32
-	if wellKnown.Contains(a) {
-		b := a.As16()
-		a = netip.AddrFrom4([4]byte(b[12:]))
-	}
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	return p, err == nil && a.IsValid()
-}
-
 // allowed says whether the address is of a network that is never blocked.
 func (l *Ledger) allowed(source netip.Prefix) bool {
 	for _, p := range l.Allow {
@@ -133,7 +113,7 @@ func (l *Ledger) Check(addr netip.Addr) error { return l.check(addr, false) }
 func (l *Ledger) CheckProven(addr netip.Addr) error { return l.check(addr, true) }
 
 func (l *Ledger) check(addr netip.Addr, proven bool) error {
-	src, ok := source(addr)
+	src, ok := countersign.SourceOf(addr)
 	if !ok {
 		return nil
 	}
@@ -158,7 +138,7 @@ func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
 	l.lock()
 	var o Outcome
 	var made *Block
-	if src, ok := source(f.Addr); ok && !l.allowed(src) {
+	if src, ok := countersign.SourceOf(f.Addr); ok && !l.allowed(src) {
 		made = l.countAddress(src, now, &o)
 		o.Delay = delay(o.Failures)
 	}
@@ -196,7 +176,7 @@ func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Bloc
 // countName counts a failure under a name. What is no possible name is nobody's: it
 // would only let a stranger fill the books.
 func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
-	if countersign.CheckDeviceID(name) != nil { // the ids of credentials have the same form
+	if !countersign.IsDeviceID(name) { // the ids of credentials have the same form
 		return 0, false
 	}
 	n = s.count(name, now)

@@ -259,7 +259,7 @@ func parseClientFirst(message string) (f clientFirst, err error) {
 // SASLprep (RFC 4013) nothing is left to do: whatever it would change is refused.
 func saslName(s string) (string, error) {
 	plain := strings.NewReplacer("=2C", ",", "=3D", "=").Replace(s)
-	if countersign.CheckDeviceID(plain) != nil {
+	if !countersign.IsDeviceID(plain) {
 		return "", errSCRAM("the name is no device id")
 	}
 	return plain, nil

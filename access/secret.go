@@ -71,7 +71,7 @@ func (d *Desk) match(ctx context.Context, c countersign.Connection, h *holder) (
 		return nil, nil //nolint:nilnil // none of them, and no failure
 	}
 	who := regular{device: h.device}
-	if src, ok := source(c.Remote.Addr()); ok {
+	if src, ok := countersign.SourceOf(c.Remote.Addr()); ok {
 		who.source = src.String()
 	}
 	var found *held

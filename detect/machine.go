@@ -174,16 +174,10 @@ func source(remote string) (addr, provider netip.Prefix, ok bool) {
 			return addr, provider, false
 		}
 	}
-	a = a.Unmap().WithZone("")
-	narrow, wide := 32, 16
-	if a.Is6() {
-		narrow, wide = 64, 32
-	}
-	addr, err = a.Prefix(narrow)
-	if err != nil {
+	if addr, ok = countersign.SourceOf(a); !ok {
 		return addr, provider, false
 	}
-	provider, err = a.Prefix(wide)
+	provider, err = addr.Addr().Prefix(addr.Bits() / 2)
 	return addr, provider, err == nil
 }
 

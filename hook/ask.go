@@ -98,7 +98,7 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 		if !v.Allow {
 			return v
 		}
-		if h := s.hook(keys[0].hook); h.byUser() && c.Username != v.Device && countersign.CheckDeviceID(c.Username) == nil {
+		if h := s.hook(keys[0].hook); h.byUser() && c.Username != v.Device && countersign.IsDeviceID(c.Username) {
 			return countersign.Verdict{
 				Code: countersign.SubjectMismatch, Reason: "the user name is not that of the client, and the broker would take it for a device's",
 			}

@@ -334,7 +334,7 @@ func claims(data map[string]string, c countersign.Connection, dec *access.Decisi
 		data["claims_subject"] = c.Peer[0].Subject.String()
 		data["claims_issuer"] = c.Peer[0].Issuer.String()
 	}
-	if countersign.CheckDeviceID(dec.Claims) == nil {
+	if countersign.IsDeviceID(dec.Claims) {
 		data["claims_device"] = dec.Claims
 	}
 }

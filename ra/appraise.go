@@ -141,7 +141,7 @@ func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) 
 		return nil, err
 	}
 	fleet, device, ok := strings.Cut(sas.Resource, "/registrations/")
-	if !ok || countersign.CheckDeviceID(device) != nil {
+	if !ok || !countersign.IsDeviceID(device) {
 		return nil, countersign.Errorf(countersign.BadCredential, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
 	}
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
@@ -250,7 +250,7 @@ func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credent
 	}
 	a := d.byCredential(r, c)
 	device := r.csr.Subject.CommonName
-	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.CheckDeviceID(device) == nil && !c.Covers(device)
+	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.IsDeviceID(device) && !c.Covers(device)
 	if outside && c.State == registry.CredentialActive && !r.dry {
 		why := fmt.Sprintf("the claim was used for %.140q from %s, outside of its bounds", device, r.Remote.Addr())
 		if err := d.stopClaim(ctx, r, c, why); err != nil {
@@ -371,7 +371,7 @@ func (r *request) bind(a *appraisal) error {
 			WithNext("put that device id into the common name of the request")
 	case a.device != "":
 		r.device = a.device
-	case countersign.CheckDeviceID(claimed) != nil:
+	case !countersign.IsDeviceID(claimed):
 		return countersign.Errorf(countersign.BadRequest, "the request names no device: its common name %.140q is not 1 to 128 of A-Z a-z 0-9 . _ : -", claimed).
 			WithNext("put the device id into the common name of the request")
 	}

@@ -160,6 +160,9 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil || c.again != nil { // before anything is signed in vain
 		return c, err
 	}
+	if err := d.mayBegin(ctx, r, c); err != nil {
+		return nil, err
+	}
 	if err := serverKeys(r, &c.profile); err != nil {
 		return nil, err
 	}
@@ -178,6 +181,15 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 		return nil, err
 	}
 	return c, d.policy.permit(ctx, d, r, c)
+}
+
+// mayBegin refuses first contact under an id that no new device can have. Ids are
+// one name space over all fleets, and a device on record keeps the id it has.
+func (d *Desk) mayBegin(ctx context.Context, r *request, c *consideration) error {
+	if c.known {
+		return nil
+	}
+	return d.Registry.CheckNew(ctx, d.DB, c.fleet, r.device)
 }
 
 // serverKeys refuses a key that the door made where the profile wants it made on
@@ -225,7 +237,7 @@ func (d *Desk) parse(r *request) error {
 		return err
 	}
 	r.csr = csr
-	if countersign.CheckDeviceID(csr.Subject.CommonName) == nil {
+	if countersign.IsDeviceID(csr.Subject.CommonName) {
 		r.device = csr.Subject.CommonName
 	}
 	if _, err := csr.Key(); err != nil {

@@ -50,6 +50,9 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil {
 		return err
 	}
+	if err := d.mayBegin(ctx, r, c); err != nil {
+		return err
+	}
 	if err := within(r, c.appraisal, f, c.known); err != nil {
 		return err
 	}

@@ -45,7 +45,11 @@ func (o *Office) CreateDevice(ctx context.Context, d countersign.Device, by By) 
 	}
 	d.State = countersign.DeviceRegistered
 	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if _, err := o.Registry.Fleet(ctx, tx, d.Fleet); err != nil {
+		fleet, err := o.Registry.Fleet(ctx, tx, d.Fleet)
+		if err != nil {
+			return err
+		}
+		if err := countersign.CheckDevice(fleet, d.ID); err != nil {
 			return err
 		}
 		if err := o.Registry.Create(ctx, tx, d); err != nil {

@@ -242,7 +242,7 @@ func (d *Desk) flushUses(ctx context.Context) {
 // has one, else those of its fleet's groups. It is access.FindKeys.
 func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
-	if err == nil && c.State == registry.CredentialActive {
+	if err == nil && c.State == registry.CredentialActive && c.Device == device { // the lookup ignores case
 		return d.connectKey(nil, &c, keyLookup(fleet, device), from)
 	}
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {

@@ -113,9 +113,14 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 	if err := c.check(); err != nil {
 		return c, err
 	}
-	if _, err := r.Fleet(ctx, tx, c.Fleet); err != nil {
+	fleet, err := r.Fleet(ctx, tx, c.Fleet)
+	if err != nil {
 		return c, err
 	}
+	if err := r.checkBound(ctx, tx, fleet, c.Device); err != nil {
+		return c, err
+	}
+	c.Networks = countersign.NormalNetworks(c.Networks)
 	if err := r.fingerprintsFree(ctx, tx, c.Kind, l); err != nil {
 		return c, err
 	}
@@ -145,6 +150,18 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 		return c, fmt.Errorf("record a %s: %w", c.Kind, err)
 	}
 	return c, nil
+}
+
+// checkBound refuses to bind a credential to a device that it could not create.
+func (r *Registry) checkBound(ctx context.Context, tx *store.Tx, fleet countersign.Fleet, device string) error {
+	if device == "" {
+		return nil
+	}
+	_, err := r.Device(ctx, tx, device)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return r.CheckNew(ctx, tx, fleet, device)
+	}
+	return err
 }
 
 func errRegistered(kind countersign.Method) error {
@@ -193,8 +210,8 @@ func (c *Credential) check() error {
 		return bad("the label is longer than %d octets, or not text", maxText)
 	}
 	if c.Device != "" {
-		if err := countersign.CheckDeviceID(c.Device); err != nil {
-			return err
+		if !countersign.IsDeviceID(c.Device) {
+			return countersign.CheckDeviceID(c.Device)
 		}
 	}
 	for _, p := range c.Devices {
@@ -215,7 +232,7 @@ func checkPattern(p string) error {
 		return nil
 	}
 	plain := strings.NewReplacer("*", "", "?", "").Replace(p)
-	if plain != "" && countersign.CheckDeviceID(plain) != nil || len(p) > countersign.MaxDeviceID || p == "" {
+	if plain != "" && !countersign.IsDeviceID(plain) || len(p) > countersign.MaxDeviceID || p == "" {
 		return countersign.Errorf(countersign.BadRequest, "device pattern %.140q is neither an id, a pattern with * and ?, nor a range such as pump-0001..pump-0500", p)
 	}
 	return nil
@@ -229,7 +246,7 @@ func parseRange(from, to string) (prefix, low, high string, err error) {
 	digits := len(from) - i
 	prefix, low = from[:i], from[i:]
 	high, ok := strings.CutPrefix(to, prefix)
-	if !ok || digits == 0 || len(high) != digits || strings.Trim(high, "0123456789") != "" || low > high || countersign.CheckDeviceID(from) != nil {
+	if !ok || digits == 0 || len(high) != digits || strings.Trim(high, "0123456789") != "" || low > high || !countersign.IsDeviceID(from) {
 		return "", "", "", countersign.Errorf(countersign.BadRequest, "range %.140q..%.140q is not two ids of one length that count up at their end", from, to)
 	}
 	return prefix, low, high, nil
@@ -347,7 +364,9 @@ func scanCredential(row interface{ Scan(dest ...any) error }) (c Credential, err
 		return c, store.Wrap(err)
 	}
 	c.NotBefore, c.ExpiresAt, c.CreatedAt = store.Time(from), store.Time(to), store.Time(created)
-	return c, errors.Join(json.Unmarshal([]byte(networks), &c.Networks), json.Unmarshal([]byte(devices), &c.Devices))
+	err = errors.Join(json.Unmarshal([]byte(networks), &c.Networks), json.Unmarshal([]byte(devices), &c.Devices))
+	c.Networks = countersign.NormalNetworks(c.Networks)
+	return c, err
 }
 
 // Find reads the active credential of a kind that evidence names by a fingerprint,

@@ -41,7 +41,9 @@ func scanFleet(row interface{ Scan(dest ...any) error }) (f countersign.Fleet, e
 		return f, store.Wrap(err)
 	}
 	f.Overlap, f.CreatedAt, f.UpdatedAt = time.Duration(overlap)*time.Microsecond, store.Time(created), store.Time(updated)
-	return f, errors.Join(json.Unmarshal([]byte(m), &f.Methods), json.Unmarshal([]byte(rules), &f.Rules))
+	err = errors.Join(json.Unmarshal([]byte(m), &f.Methods), json.Unmarshal([]byte(rules), &f.Rules))
+	f.Rules.Normalize()
+	return f, err
 }
 
 // Fleet reads one fleet: NotFound if there is none.
@@ -75,6 +77,7 @@ func (r *Registry) Fleets(ctx context.Context) (list []countersign.Fleet, err er
 
 // SaveFleet creates or changes a fleet. Its issuer and profile must exist.
 func (r *Registry) SaveFleet(ctx context.Context, tx *store.Tx, f countersign.Fleet) error {
+	f.Rules.Normalize()
 	if err := checkFleet(f); err != nil {
 		return err
 	}

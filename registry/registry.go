@@ -34,6 +34,9 @@ const (
 type Registry struct {
 	DB  *store.DB
 	Now func() time.Time
+	// Reserved reports whether an id is a name of the server itself, which no new
+	// device can have. Nil: none is.
+	Reserved func(id string) bool
 }
 
 // moves is the life of a device. Retired is the end. Active or suspended to
@@ -94,9 +97,48 @@ func LockDevice(ctx context.Context, tx *store.Tx, id string) error {
 	return tx.Lock(ctx, "device:"+id)
 }
 
-// Create adds a device. Conflict if the id is taken.
+// CheckNew reports whether a device of that id can be created in the fleet. It
+// refuses with BadRequest an id that no new device can have, and with Conflict one
+// that differs from another device's in letter case only.
+func (r *Registry) CheckNew(ctx context.Context, rd store.Reader, fleet countersign.Fleet, id string) error {
+	if err := countersign.CheckDevice(fleet, id); err != nil {
+		return err
+	}
+	if err := r.checkReserved(id); err != nil {
+		return err
+	}
+	return foldFree(ctx, rd, id)
+}
+
+func (r *Registry) checkReserved(id string) error {
+	if r.Reserved == nil || !r.Reserved(id) {
+		return nil
+	}
+	return countersign.Errorf(countersign.BadRequest, "device id %.140q is a name of this server: a certificate with it could pass for the server's", id).
+		WithNext("choose another id")
+}
+
+// foldFree refuses with Conflict an id that equals another one but for letter case.
+func foldFree(ctx context.Context, rd store.Reader, id string) error {
+	var other string
+	err := rd.QueryRow(ctx, `SELECT id FROM device WHERE folded = $1`, countersign.FoldDeviceID(id)).Scan(&other)
+	switch {
+	case errors.Is(err, sql.ErrNoRows) || err == nil && other == id:
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for ids like %s: %w", id, store.Wrap(err))
+	}
+	return countersign.Errorf(countersign.Conflict, "device id %s differs from that of device %s in letter case only", id, other).
+		WithNext("use the id as it is on record, or choose another one")
+}
+
+// Create adds a device. It refuses with BadRequest an id that no new device can
+// have, and with Conflict one that is taken, also if only its letter case differs.
 func (r *Registry) Create(ctx context.Context, tx *store.Tx, d countersign.Device) error {
 	if err := checkDevice(d); err != nil {
+		return err
+	}
+	if err := r.checkReserved(d.ID); err != nil {
 		return err
 	}
 	tags, err := encodeTags(d.Tags)
@@ -104,16 +146,19 @@ func (r *Registry) Create(ctx context.Context, tx *store.Tx, d countersign.Devic
 		return err
 	}
 	now := store.Micros(r.Now())
-	n, err := tx.Exec(ctx, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
-		VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, 0, '') ON CONFLICT (id) DO NOTHING`,
-		d.ID, d.Fleet, string(d.State), d.Reason, d.Owner, tags, now)
+	n, err := tx.Exec(ctx, `INSERT INTO device (id, folded, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+		VALUES ($1, $8, $2, $3, $4, $5, $6, 0, $7, $7, 0, '') ON CONFLICT DO NOTHING`,
+		d.ID, d.Fleet, string(d.State), d.Reason, d.Owner, tags, now, countersign.FoldDeviceID(d.ID))
 	if err != nil {
 		return fmt.Errorf("create device %s: %w", d.ID, err)
 	}
-	if n != 1 {
-		return countersign.Errorf(countersign.Conflict, "there is a device %s already", d.ID).WithNext("choose another id, or look at it with: countersign device get " + d.ID)
+	if n == 1 {
+		return nil
 	}
-	return nil
+	if err := foldFree(ctx, tx, d.ID); err != nil {
+		return err
+	}
+	return countersign.Errorf(countersign.Conflict, "there is a device %s already", d.ID).WithNext("choose another id, or look at the device")
 }
 
 func checkDevice(d countersign.Device) error {

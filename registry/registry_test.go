@@ -250,7 +250,7 @@ func TestDevicesSortByOctets(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := open(t, db)
 		ids := []string{
-			"a", "A", "b", "B", "a-1", "a1", "A-1", "A1", "a.1", "a:1", "a_1", "_a", "-a", ".a", ":a", "a-b", "ab", "aB", "Ab", "AB", "Z", "z", "z9", "Z9", "0", "9",
+			"a", "B", "b0", "a-1", "A1", "a.1", "a:1", "a_1", "_a", ".a", ":a", "a-b", "aB", "Ab0", "AB1", "Z", "z0", "z9", "Y9", "0", "9",
 		}
 		for i, id := range ids {
 			d := registered(id)

@@ -3,7 +3,6 @@ package rest
 import (
 	"cmp"
 	"context"
-	"net/netip"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -83,11 +82,11 @@ func bounded(b api.Bounds) (registry.Credential, time.Duration, error) {
 		Fleet: b.Fleet, Label: b.Label, UsesMax: cmp.Or(b.Uses, 1), PerMinute: b.PerMinute, NotBefore: b.NotBefore,
 	}
 	for _, text := range b.Networks {
-		p, err := netip.ParsePrefix(text)
+		p, err := countersign.ParseNetwork(text)
 		if err != nil {
-			return c, 0, countersign.Errorf(countersign.BadRequest, "network %.60q is not a CIDR", text).WithNext("write it as 10.0.0.0/8 or 2001:db8::/32")
+			return c, 0, err
 		}
-		c.Networks = append(c.Networks, p.Masked())
+		c.Networks = append(c.Networks, p)
 	}
 	return c, cmp.Or(time.Duration(b.TTLSeconds)*time.Second, defaultTTL), nil
 }

@@ -219,7 +219,7 @@ func parseScope(text string) (k access.Token, err error) {
 	for word := range strings.FieldsSeq(text) {
 		id, isDevice := strings.CutPrefix(word, "device:")
 		switch {
-		case isDevice && countersign.CheckDeviceID(id) == nil:
+		case isDevice && countersign.IsDeviceID(id):
 			k.Devices = append(k.Devices, id)
 		case word == "read":
 			k.ReadOnly = true

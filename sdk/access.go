@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"net/http"
-	"net/url"
 
 	"github.com/countersign-iot/countersign/api"
 )
@@ -22,7 +21,7 @@ func (a *Admin) AccessTokens(ctx context.Context) iter.Seq2[api.AccessToken, err
 
 // RevokeAccessToken ends an access token and its sessions at once.
 func (a *Admin) RevokeAccessToken(ctx context.Context, id string) (*api.AccessToken, error) {
-	return call[api.AccessToken](ctx, a, http.MethodPost, "/access-tokens/"+url.PathEscape(id)+"/revoke", nil)
+	return call[api.AccessToken](ctx, a, http.MethodPost, "/access-tokens/"+segment(id)+"/revoke", nil)
 }
 
 // Introduce introduces two devices to each other; they may be of two fleets. Each

@@ -46,10 +46,10 @@ func (a *Admin) Block(ctx context.Context, b api.NewBlock) (*api.Block, error) {
 
 // Unblock ends the block of a network, or of an address, at once.
 func (a *Admin) Unblock(ctx context.Context, network string) (*api.Block, error) {
-	return call[api.Block](ctx, a, http.MethodDelete, "/blocks/"+url.PathEscape(strings.ReplaceAll(network, "/", "_")), nil)
+	return call[api.Block](ctx, a, http.MethodDelete, "/blocks/"+segment(strings.ReplaceAll(network, "/", "_")), nil)
 }
 
-func devicePath(id, act string) string { return "/devices/" + url.PathEscape(id) + act }
+func devicePath(id, act string) string { return "/devices/" + segment(id) + act }
 
 // Certificate gets one certificate with its PEM. name is its serial number, or its issuer,
 // a slash and its serial number where several issuers gave that one.
@@ -60,7 +60,7 @@ func (a *Admin) Certificate(ctx context.Context, name string) (*api.Certificate,
 // certificatePath is the path of an act on a certificate; see Certificate.
 func certificatePath(name, act string) string {
 	i := strings.LastIndexByte(name, '/')
-	path := "/certificates/" + url.PathEscape(name[i+1:]) + act
+	path := "/certificates/" + segment(name[i+1:]) + act
 	if i > 0 {
 		path += "?issuer=" + url.QueryEscape(name[:i])
 	}
@@ -75,27 +75,27 @@ func (a *Admin) RevokeCertificate(ctx context.Context, name string, r api.Revoke
 
 // Authority gets one authority.
 func (a *Admin) Authority(ctx context.Context, id string) (*api.Authority, error) {
-	return call[api.Authority](ctx, a, http.MethodGet, "/authorities/"+url.PathEscape(id), nil)
+	return call[api.Authority](ctx, a, http.MethodGet, "/authorities/"+segment(id), nil)
 }
 
 // Fleet gets one fleet.
 func (a *Admin) Fleet(ctx context.Context, name string) (*api.Fleet, error) {
-	return call[api.Fleet](ctx, a, http.MethodGet, "/fleets/"+url.PathEscape(name), nil)
+	return call[api.Fleet](ctx, a, http.MethodGet, "/fleets/"+segment(name), nil)
 }
 
 // PutFleet creates or changes a fleet.
 func (a *Admin) PutFleet(ctx context.Context, name string, f api.PutFleet) (*api.Fleet, error) {
-	return call[api.Fleet](ctx, a, http.MethodPut, "/fleets/"+url.PathEscape(name), f)
+	return call[api.Fleet](ctx, a, http.MethodPut, "/fleets/"+segment(name), f)
 }
 
 // Profile gets one profile.
 func (a *Admin) Profile(ctx context.Context, name string) (*api.Profile, error) {
-	return call[api.Profile](ctx, a, http.MethodGet, "/profiles/"+url.PathEscape(name), nil)
+	return call[api.Profile](ctx, a, http.MethodGet, "/profiles/"+segment(name), nil)
 }
 
 // PutProfile creates or replaces a profile. The server lints a sample first.
 func (a *Admin) PutProfile(ctx context.Context, p api.Profile) (*api.Profile, error) {
-	return call[api.Profile](ctx, a, http.MethodPut, "/profiles/"+url.PathEscape(p.Name), p)
+	return call[api.Profile](ctx, a, http.MethodPut, "/profiles/"+segment(p.Name), p)
 }
 
 // CreateOperatorToken makes an operator token. The answer is the only one that
@@ -106,7 +106,7 @@ func (a *Admin) CreateOperatorToken(ctx context.Context, t api.NewOperatorToken)
 
 // RevokeOperatorToken ends an operator token at once.
 func (a *Admin) RevokeOperatorToken(ctx context.Context, id string) (*api.OperatorToken, error) {
-	return call[api.OperatorToken](ctx, a, http.MethodPost, "/operator-tokens/"+url.PathEscape(id)+"/revoke", nil)
+	return call[api.OperatorToken](ctx, a, http.MethodPost, "/operator-tokens/"+segment(id)+"/revoke", nil)
 }
 
 // VerifyLog checks the hash chain of the whole log.

@@ -104,8 +104,22 @@ func call[Res any](ctx context.Context, a *Admin, method, path string, body any)
 	return decode[Res](res)
 }
 
+// segment returns s as one segment of a path. Dots are escaped where the whole
+// segment is "." or "..", which url.PathEscape leaves alone and each server and
+// proxy would take away with the segment before it (RFC 3986, 5.2.4).
+func segment(s string) string {
+	if s == "." || s == ".." {
+		return strings.ReplaceAll(s, ".", "%2E")
+	}
+	return url.PathEscape(s)
+}
+
 // send sends one request. A body has the media type kind; nil is none.
 func (a *Admin) send(ctx context.Context, method, path string, body io.Reader, kind string) (*http.Response, error) {
+	if p, _, _ := strings.Cut(path, "?"); strings.Contains(p, "//") {
+		// The server would clean the path and do something else.
+		return nil, countersign.Errorf(countersign.BadRequest, "a name in the request is empty")
+	}
 	req, err := http.NewRequestWithContext(ctx, method, a.BaseURL+api.Base+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't make the request: %w", err)

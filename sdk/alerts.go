@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"net/http"
-	"net/url"
 
 	"github.com/countersign-iot/countersign/api"
 )
@@ -69,7 +68,7 @@ func (a *Admin) BlockAlert(ctx context.Context, id string, b api.AlertBlock) (*a
 	return call[api.AlertActed](ctx, a, http.MethodPost, alertPath(id, "/block"), b)
 }
 
-func alertPath(id, act string) string { return "/alerts/" + url.PathEscape(id) + act }
+func alertPath(id, act string) string { return "/alerts/" + segment(id) + act }
 
 // AlertRules lists what can be found, by name.
 func (a *Admin) AlertRules(ctx context.Context) iter.Seq2[api.AlertRule, error] {
@@ -83,5 +82,5 @@ func (a *Admin) Channels(ctx context.Context) iter.Seq2[api.Channel, error] {
 
 // TestChannel sends a test by a channel and tells how that went.
 func (a *Admin) TestChannel(ctx context.Context, name string) (*api.ChannelTest, error) {
-	return call[api.ChannelTest](ctx, a, http.MethodPost, "/channels/"+url.PathEscape(name)+"/test", nil)
+	return call[api.ChannelTest](ctx, a, http.MethodPost, "/channels/"+segment(name)+"/test", nil)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"net/http"
-	"net/url"
 	"strconv"
 
 	"github.com/countersign-iot/countersign/api"
@@ -61,7 +60,7 @@ func (a *Admin) Suppress(ctx context.Context, n api.NewAuditSuppression) (*api.A
 
 // Unsuppress ends a suppression at once.
 func (a *Admin) Unsuppress(ctx context.Context, id string) (*api.AuditSuppression, error) {
-	return call[api.AuditSuppression](ctx, a, http.MethodDelete, "/audit/suppressions/"+url.PathEscape(id), nil)
+	return call[api.AuditSuppression](ctx, a, http.MethodDelete, "/audit/suppressions/"+segment(id), nil)
 }
 
-func auditPath(id, act string) string { return "/audit/runs/" + url.PathEscape(id) + act }
+func auditPath(id, act string) string { return "/audit/runs/" + segment(id) + act }

@@ -52,22 +52,22 @@ func (a *Admin) CreateTPM(ctx context.Context, t api.NewTPM) (*api.Credential, e
 
 // Credential gets one credential without its secret.
 func (a *Admin) Credential(ctx context.Context, id string) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodGet, "/credentials/"+url.PathEscape(id), nil)
+	return call[api.Credential](ctx, a, http.MethodGet, "/credentials/"+segment(id), nil)
 }
 
 // StopCredential ends a credential at once.
 func (a *Admin) StopCredential(ctx context.Context, id string, act api.Act) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodPost, "/credentials/"+url.PathEscape(id)+"/stop", act)
+	return call[api.Credential](ctx, a, http.MethodPost, "/credentials/"+segment(id)+"/stop", act)
 }
 
 // Approve lets a waiting enrollment through at the device's next try.
 func (a *Admin) Approve(ctx context.Context, id string, act api.Act) (*api.Waiting, error) {
-	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+url.PathEscape(id)+"/approve", act)
+	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+segment(id)+"/approve", act)
 }
 
 // Reject turns a waiting enrollment down.
 func (a *Admin) Reject(ctx context.Context, id string, act api.Act) (*api.Waiting, error) {
-	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+url.PathEscape(id)+"/reject", act)
+	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+segment(id)+"/reject", act)
 }
 
 // Explain asks what would become of an enrollment.
@@ -87,7 +87,7 @@ func (a *Admin) RegisterAuthority(ctx context.Context, n api.NewAuthority) (*api
 
 // PutCRLs replaces the revocation lists of a registered authority.
 func (a *Admin) PutCRLs(ctx context.Context, id string, c api.PutCRLs) (*api.Authority, error) {
-	return call[api.Authority](ctx, a, http.MethodPut, "/authorities/"+url.PathEscape(id)+"/crls", c)
+	return call[api.Authority](ctx, a, http.MethodPut, "/authorities/"+segment(id)+"/crls", c)
 }
 
 // maxResult bounds one line of a factory's answer: a chain of several
@@ -101,7 +101,7 @@ const maxResult = 256 << 10
 // again. The client must have no time limit of its own.
 func (a *Admin) Factory(ctx context.Context, fleet, profile string, requests io.Reader) iter.Seq2[api.FactoryLine, error] {
 	return func(yield func(api.FactoryLine, error) bool) {
-		path := "/factory/" + url.PathEscape(fleet) + "/certificates"
+		path := "/factory/" + segment(fleet) + "/certificates"
 		if profile != "" {
 			path += "?profile=" + url.QueryEscape(profile)
 		}

@@ -21,7 +21,7 @@ func (a *Admin) Devices(ctx context.Context, f api.DeviceFilter) iter.Seq2[api.D
 
 // DeviceEvents lists the events of one device.
 func (a *Admin) DeviceEvents(ctx context.Context, id string, o api.Order) iter.Seq2[api.Event, error] {
-	return list[api.Event](ctx, a, "/devices/"+url.PathEscape(id)+"/events", query(o))
+	return list[api.Event](ctx, a, "/devices/"+segment(id)+"/events", query(o))
 }
 
 // Events lists the log.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"net/http"
-	"net/url"
 	"strconv"
 
 	"github.com/countersign-iot/countersign/api"
@@ -52,4 +51,4 @@ func (a *Admin) RollbackPolicy(ctx context.Context, fleet string, p api.Rollback
 	return call[api.AppliedPolicy](ctx, a, http.MethodPost, policyPath(fleet, "/rollback"), p)
 }
 
-func policyPath(fleet, rest string) string { return "/policies/" + url.PathEscape(fleet) + rest }
+func policyPath(fleet, rest string) string { return "/policies/" + segment(fleet) + rest }

@@ -11,7 +11,6 @@ import (
 	"io"
 	"iter"
 	"net/http"
-	"net/url"
 
 	"github.com/countersign-iot/countersign/api"
 )
@@ -36,7 +35,7 @@ func (a *Admin) RotateSecret(ctx context.Context, device string, n api.RotateSec
 
 // StopSecret ends a secret for good and cuts the sessions that rest on it.
 func (a *Admin) StopSecret(ctx context.Context, device, id string, act api.Act) (*api.StoppedSecret, error) {
-	return call[api.StoppedSecret](ctx, a, http.MethodPost, devicePath(device, "/secrets/"+url.PathEscape(id)+"/stop"), act)
+	return call[api.StoppedSecret](ctx, a, http.MethodPost, devicePath(device, "/secrets/"+segment(id)+"/stop"), act)
 }
 
 // Login is a device that proves itself with a secret.

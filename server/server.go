@@ -151,7 +151,7 @@ func (s *Server) openListeners(context.Context) error {
 
 func (s *Server) openKeepers(ctx context.Context) error {
 	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName()}
-	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now}
+	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: reservedNames(s.cfg)}
 	s.operators = &operator.Desk{DB: s.db, Now: s.opts.Now, Log: s.log}
 	var passphrase func() ([]byte, error)
 	if s.cfg.RootPassphrase != "" {
