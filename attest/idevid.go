@@ -56,7 +56,7 @@ func (r IDRule) Check() error {
 
 // DeviceID reads the device id out of a certificate whose path is valid. Nothing
 // is converted, shortened or guessed, since two names that end up as one id
-// would be two devices with one identity. Errors have code BadCredential where
+// would be two devices with one identity. Errors have code Misconfigured where
 // the certificate has no such field, several, or one that cannot be a device id.
 func (r IDRule) DeviceID(c *x509.Certificate) (string, error) {
 	if err := r.Check(); err != nil {
@@ -81,7 +81,7 @@ func (r IDRule) DeviceID(c *x509.Certificate) (string, error) {
 }
 
 func (r IDRule) refuse(format string, args ...any) *countersign.Error {
-	return countersign.Errorf(countersign.BadCredential, "the device's certificate "+format, args...).
+	return countersign.Errorf(countersign.Misconfigured, "the device's certificate "+format, args...).
 		WithNext("choose the field that names the device in the fleet's settings")
 }
 

@@ -62,7 +62,7 @@ type Path struct {
 // ValidatePath finds a valid path (RFC 5280, section 6) from chain[0], the end
 // entity, to one of the anchors. The other certificates of the chain may come in
 // any order, twice, or to no purpose. Errors have code Unauthenticated for no
-// chain, BadCredential for what is wrong with the certificates, CertUnknown where no anchor is reached, TooLarge,
+// chain, Misconfigured for what is wrong with the certificates, CertUnknown where no anchor is reached, TooLarge,
 // WeakKey, CertExpired, CertNotYetValid, CertIsRevoked, CertIsHeld, or
 // Unavailable where a needed list is not at hand.
 func ValidatePath(chain []*x509.Certificate, anchors []Anchor, o PathOptions) (Path, error) {
@@ -260,6 +260,6 @@ func (v *validator) verify(path []*x509.Certificate, as role) error {
 }
 
 func badPath(format string, args ...any) *countersign.Error {
-	return countersign.Errorf(countersign.BadCredential, format, args...).
+	return countersign.Errorf(countersign.Misconfigured, format, args...).
 		WithNext("ask the manufacturer for a certificate chain that keeps to RFC 5280")
 }

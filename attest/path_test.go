@@ -29,7 +29,7 @@ type pathCase struct {
 
 const (
 	valid   = countersign.Code("")
-	badPath = countersign.BadCredential
+	badPath = countersign.Misconfigured
 )
 
 var (

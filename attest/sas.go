@@ -51,14 +51,15 @@ type SAS struct {
 
 // ParseSAS reads "SharedAccessSignature sr=…&sig=…&se=…[&skn=…]". Fields come in
 // any order, since the SDKs disagree on it, each once; others are refused, for
-// nothing would protect them. Errors have code BadCredential, or TooLarge.
+// nothing would protect them. Errors have code BadRequest, or TooLarge: what cannot
+// be read opens nothing, and so is no guess.
 func ParseSAS(token string) (*SAS, error) {
 	if len(token) > MaxSAS {
 		return nil, countersign.Errorf(countersign.TooLarge, "SAS token is longer than %d octets", MaxSAS)
 	}
 	scheme, rest, _ := strings.Cut(token, " ")
 	if !strings.EqualFold(scheme, sasScheme) {
-		return nil, badSAS("does not begin with %s", sasScheme)
+		return nil, badSAS(countersign.BadRequest, "does not begin with %s", sasScheme)
 	}
 	fields := map[string]string{}
 	for field := range strings.SplitSeq(rest, "&") {
@@ -66,13 +67,13 @@ func ParseSAS(token string) (*SAS, error) {
 		switch name {
 		case "sr", "sig", "se", "skn":
 		default:
-			return nil, badSAS("has an unknown field")
+			return nil, badSAS(countersign.BadRequest, "has an unknown field")
 		}
 		if _, twice := fields[name]; twice {
-			return nil, badSAS("has field %s twice", name)
+			return nil, badSAS(countersign.BadRequest, "has field %s twice", name)
 		}
 		if value == "" && name != "skn" {
-			return nil, badSAS("has an empty field %s", name)
+			return nil, badSAS(countersign.BadRequest, "has an empty field %s", name)
 		}
 		fields[name] = value
 	}
@@ -82,29 +83,29 @@ func ParseSAS(token string) (*SAS, error) {
 func decodeSAS(fields map[string]string) (*SAS, error) {
 	for _, name := range []string{"sr", "sig", "se"} {
 		if fields[name] == "" {
-			return nil, badSAS("has no field %s", name)
+			return nil, badSAS(countersign.BadRequest, "has no field %s", name)
 		}
 	}
 	// Some SDKs sign sr escaped and others plain, so the HMAC is over what came.
 	s := &SAS{signed: fields["sr"] + "\n" + fields["se"]}
 	var err error
 	if s.Resource, err = unescape(fields["sr"]); err != nil {
-		return nil, badSAS("has a malformed sr")
+		return nil, badSAS(countersign.BadRequest, "has a malformed sr")
 	}
 	if s.KeyName, err = unescape(fields["skn"]); err != nil {
-		return nil, badSAS("has a malformed skn")
+		return nil, badSAS(countersign.BadRequest, "has a malformed skn")
 	}
 	sig, err := unescape(fields["sig"])
 	if err != nil {
-		return nil, badSAS("has a malformed sig")
+		return nil, badSAS(countersign.BadRequest, "has a malformed sig")
 	}
 	s.mac, err = base64.StdEncoding.Strict().DecodeString(sig)
 	if err != nil || len(s.mac) != sha256.Size || strings.ContainsAny(sig, "\r\n") {
-		return nil, badSAS("has a sig that is not base64 of %d octets", sha256.Size)
+		return nil, badSAS(countersign.BadRequest, "has a sig that is not base64 of %d octets", sha256.Size)
 	}
 	seconds, err := strconv.ParseUint(fields["se"], 10, 63)
 	if err != nil || len(fields["se"]) > maxExpiryDigits {
-		return nil, badSAS("has an se that is no time in seconds")
+		return nil, badSAS(countersign.BadRequest, "has an se that is no time in seconds")
 	}
 	s.Expiry = time.Unix(int64(seconds), 0)
 	return s, nil
@@ -126,8 +127,8 @@ func unescape(s string) (string, error) {
 	return plain, nil
 }
 
-func badSAS(format string, args ...any) error {
-	return countersign.Errorf(countersign.BadCredential, "SAS token "+format, args...).
+func badSAS(code countersign.Code, format string, args ...any) error {
+	return countersign.Errorf(code, "SAS token "+format, args...).
 		WithNext("make a new token from the device's key")
 }
 
@@ -172,12 +173,13 @@ func (k SymmetricKeys) Derive(registrationID string) SymmetricKeys {
 // Verify says whether the token was made with one of the keys for the resource,
 // such as "0ne00/registrations/pump-7", and is in time, and which key it was.
 // Resources compare without regard to ASCII case, as Azure's do. Errors have code
-// BadCredential, CredentialExpire, or SubjectMismatch for another resource.
+// BadCredential where none of the keys made it; CredentialExpire, Misconfigured for
+// an expiry too far ahead, and SubjectMismatch for another resource where one did.
 func (s *SAS) Verify(resource string, keys SymmetricKeys, now time.Time) (KeySlot, error) {
 	slot := s.signedBy(keys)
 	switch {
 	case slot == "":
-		return "", badSAS("was not made with a key of this device")
+		return "", badSAS(countersign.BadCredential, "was not made with a key of this device")
 	case !equalFoldASCII(s.Resource, resource):
 		return "", countersign.Errorf(countersign.SubjectMismatch, "SAS token is for another resource").
 			WithNext("sign for the resource that the request names")
@@ -185,7 +187,7 @@ func (s *SAS) Verify(resource string, keys SymmetricKeys, now time.Time) (KeySlo
 		return "", countersign.Errorf(countersign.CredentialExpire, "SAS token expired at %s", s.Expiry.UTC().Format(time.RFC3339)).
 			WithNext("make a new token; check the device's clock")
 	case s.Expiry.After(now.Add(MaxSASLife)):
-		return "", badSAS("expires more than %d days ahead", int(MaxSASLife.Hours())/24)
+		return "", badSAS(countersign.Misconfigured, "expires more than %d days ahead", int(MaxSASLife.Hours())/24)
 	}
 	return slot, nil
 }
@@ -200,6 +202,10 @@ func (s *SAS) VerifyGroup(resource, registrationID string, group SymmetricKeys, 
 	}
 	return s.Verify(resource, group.Derive(registrationID), now)
 }
+
+// SignedBy reports whether the token was made with one of the keys, whatever it is
+// for and however long it is good.
+func (s *SAS) SignedBy(keys SymmetricKeys) bool { return s.signedBy(keys) != "" }
 
 // signedBy tries both keys, always, so that time tells nothing of which one it was.
 func (s *SAS) signedBy(keys SymmetricKeys) KeySlot {

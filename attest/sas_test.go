@@ -69,29 +69,29 @@ func TestSASVerifies(t *testing.T) {
 		{"plain plus in sig", strings.ReplaceAll(sas(key, resource, hour), "%2B", "+"), "", attest.Primary},
 		{"expired within the skew", sas(key, resource, today.Add(-attest.SASSkew)), "", attest.Primary},
 		{"expired", sas(key, resource, today.Add(-attest.SASSkew-time.Second)), countersign.CredentialExpire, ""},
-		{"for years", sas(key, resource, today.Add(attest.MaxSASLife+time.Second)), badPath, ""},
-		{"other key", sas(bytes.Repeat([]byte{3}, 32), resource, hour), badPath, ""},
-		{"empty key", sas(nil, resource, hour), badPath, ""},
+		{"for years", sas(key, resource, today.Add(attest.MaxSASLife+time.Second)), countersign.Misconfigured, ""},
+		{"other key", sas(bytes.Repeat([]byte{3}, 32), resource, hour), countersign.BadCredential, ""},
+		{"empty key", sas(nil, resource, hour), countersign.BadCredential, ""},
 		{"other device", sas(key, "0ne00/registrations/pump-8", hour), countersign.SubjectMismatch, ""},
-		{"Kelvin sign for a k", sas(key, strings.Replace(resource, "pump", "pum%E2%84%AA", 1), hour), badPath, ""},
+		{"Kelvin sign for a k", sas(key, strings.Replace(resource, "pump", "pum%E2%84%AA", 1), hour), countersign.BadRequest, ""},
 		{"escaped twice", sas(key, url.QueryEscape(url.QueryEscape(resource)), hour), countersign.SubjectMismatch, ""},
-		{"sr re-escaped after signing", replace("sr="+resource, "sr="+url.QueryEscape(resource)), badPath, ""},
-		{"later expiry after signing", replace(fmt.Sprint("se=", hour.Unix()), fmt.Sprint("se=", hour.Unix()+1)), badPath, ""},
-		{"zero before the expiry", replace("se=", "se=0"), badPath, ""},
-		{"sign before the expiry", replace("se=", "se=%2B"), badPath, ""},
-		{"expiry of 12 digits", replace("se=", "se=99"), badPath, ""},
-		{"twice sr", replace("&se=", "&sr=x&se="), badPath, ""},
-		{"twice skn", replace("&se=", "&skn=&se="), badPath, ""},
-		{"unknown field", replace("&se=", "&x=1&se="), badPath, ""},
-		{"empty field", replace("&se=", "&&se="), badPath, ""},
-		{"no sig", replace("sig=", "skn="), badPath, ""},
-		{"empty sig", "SharedAccessSignature sr=a&sig=&se=1", badPath, ""},
-		{"short sig", "SharedAccessSignature sr=a&sig=AAAA&se=1", badPath, ""},
-		{"line break in sig", replace("sig=", "sig=%0A"), badPath, ""},
-		{"broken escape", replace("sr=", "sr=%zz"), badPath, ""},
-		{"control character", replace("sr=", "sr=%00"), badPath, ""},
-		{"no scheme", replace("SharedAccessSignature ", ""), badPath, ""},
-		{"nothing", "", badPath, ""},
+		{"sr re-escaped after signing", replace("sr="+resource, "sr="+url.QueryEscape(resource)), countersign.BadCredential, ""},
+		{"later expiry after signing", replace(fmt.Sprint("se=", hour.Unix()), fmt.Sprint("se=", hour.Unix()+1)), countersign.BadCredential, ""},
+		{"zero before the expiry", replace("se=", "se=0"), countersign.BadCredential, ""},
+		{"sign before the expiry", replace("se=", "se=%2B"), countersign.BadRequest, ""},
+		{"expiry of 12 digits", replace("se=", "se=99"), countersign.BadRequest, ""},
+		{"twice sr", replace("&se=", "&sr=x&se="), countersign.BadRequest, ""},
+		{"twice skn", replace("&se=", "&skn=&se="), countersign.BadRequest, ""},
+		{"unknown field", replace("&se=", "&x=1&se="), countersign.BadRequest, ""},
+		{"empty field", replace("&se=", "&&se="), countersign.BadRequest, ""},
+		{"no sig", replace("sig=", "skn="), countersign.BadRequest, ""},
+		{"empty sig", "SharedAccessSignature sr=a&sig=&se=1", countersign.BadRequest, ""},
+		{"short sig", "SharedAccessSignature sr=a&sig=AAAA&se=1", countersign.BadRequest, ""},
+		{"line break in sig", replace("sig=", "sig=%0A"), countersign.BadRequest, ""},
+		{"broken escape", replace("sr=", "sr=%zz"), countersign.BadRequest, ""},
+		{"control character", replace("sr=", "sr=%00"), countersign.BadRequest, ""},
+		{"no scheme", replace("SharedAccessSignature ", ""), countersign.BadRequest, ""},
+		{"nothing", "", countersign.BadRequest, ""},
 		{"long", sas(key, resource, hour) + strings.Repeat("x", attest.MaxSAS), countersign.TooLarge, ""},
 	} {
 		token, err := attest.ParseSAS(tt.token)
@@ -116,7 +116,7 @@ func TestSASOfGroupIsForItsMember(t *testing.T) {
 	}{
 		{"derived key", attest.DeriveKey(group.Primary, "pump-7"), "", attest.Primary},
 		{"derived secondary key", attest.DeriveKey(group.Secondary, "pump-7"), "", attest.Secondary},
-		{"key of another member", attest.DeriveKey(group.Primary, "pump-8"), badPath, ""},
+		{"key of another member", attest.DeriveKey(group.Primary, "pump-8"), countersign.BadCredential, ""},
 		{"group key itself", group.Primary, countersign.NotAllowed, ""},
 		{"secondary group key itself", group.Secondary, countersign.NotAllowed, ""},
 	} {
@@ -157,7 +157,7 @@ func FuzzParseSAS(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		s, err := attest.ParseSAS(token)
 		if err != nil {
-			if code := countersign.CodeOf(err); code != badPath && code != countersign.TooLarge {
+			if code := countersign.CodeOf(err); code != countersign.BadRequest && code != countersign.TooLarge {
 				t.Errorf("ParseSAS: got code %q", code)
 			}
 			return

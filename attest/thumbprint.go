@@ -90,12 +90,12 @@ type Thumbprints struct {
 // Verify says whether the device may enroll with this self-signed certificate,
 // whose key TLS has proved, and which of the two it is. It takes no certificate
 // that a CA signed: a thumbprint would outlive that CA's revocation. Errors have
-// code BadCredential, WeakKey, CertExpired or CertNotYetValid.
+// code CertUnknown, Misconfigured, WeakKey, CertExpired or CertNotYetValid.
 func (t Thumbprints) Verify(cert *x509.Certificate, now time.Time) (KeySlot, error) {
 	got := ThumbprintOf(cert)
 	first, second := got.equal(t.Primary), got.equal(t.Secondary)
 	if !first && !second {
-		return "", countersign.Errorf(countersign.BadCredential, "the certificate's thumbprint is not registered for this device").
+		return "", countersign.Errorf(countersign.CertUnknown, "the certificate's thumbprint is not registered for this device").
 			WithNext("register the SHA-256 thumbprint of the certificate that the device shows")
 	}
 	if err := checkSelfSigned(cert, now); err != nil {
@@ -114,14 +114,14 @@ func (t Thumbprint) equal(registered Thumbprint) bool {
 
 func checkSelfSigned(cert *x509.Certificate, now time.Time) error {
 	if !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
-		return countersign.Errorf(countersign.BadCredential, "the certificate is not self-signed").
+		return countersign.Errorf(countersign.Misconfigured, "the certificate is not self-signed").
 			WithNext("use the manufacturer-certificate method for a certificate that a CA signed")
 	}
 	if err := checkAlgorithms(cert); err != nil {
 		return err
 	}
 	if err := cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil {
-		return countersign.Errorf(countersign.BadCredential, "the self-signed certificate's signature is not its own key's").WithCause(err)
+		return countersign.Errorf(countersign.Misconfigured, "the self-signed certificate's signature is not its own key's").WithCause(err)
 	}
 	return checkTime(cert, now)
 }

@@ -74,8 +74,8 @@ func TestThumbprintsVerifySelfSignedCertificates(t *testing.T) {
 			}
 		}
 		for _, prints := range []attest.Thumbprints{{}, {Primary: other}} {
-			if _, err := prints.Verify(cert, today); countersign.CodeOf(err) != badPath {
-				t.Errorf("%s, thumbprint not registered: got %v, want bad_credential", tt.name, err)
+			if _, err := prints.Verify(cert, today); countersign.CodeOf(err) != countersign.CertUnknown {
+				t.Errorf("%s, thumbprint not registered: got %v, want certificate_unknown", tt.name, err)
 			}
 		}
 	}

@@ -83,7 +83,7 @@ func EKHash(ekPublic []byte) ([sha256.Size]byte, error) {
 
 // IdentifyTPM appraises EK and AK of the evidence and says which chip it speaks
 // of. That is a claim until a challenge is answered. Errors have code
-// Unauthenticated, BadRequest, TooLarge, BadCredential, WeakKey, or those of ValidatePath.
+// Unauthenticated, BadRequest, TooLarge, NotAllowed, Misconfigured, WeakKey, or those of ValidatePath.
 func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
 	id, _, _, err := identifyTPM(ev, o)
 	return id, err
@@ -99,7 +99,7 @@ func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, 
 	id = TPMIdentity{RegistrationID: registrationID(ek), EKHash: ek.hash(), AKName: ak.name}
 	id.Registered = slices.Contains(o.RegisteredEK, id.EKHash)
 	if len(ev.EKCertificate) == 0 && !id.Registered {
-		return id, nil, nil, countersign.Errorf(countersign.BadCredential, "the TPM has no endorsement key certificate and its endorsement key is not registered").
+		return id, nil, nil, countersign.Errorf(countersign.NotAllowed, "the TPM has no endorsement key certificate and its endorsement key is not registered").
 			WithNext("send the certificate (tpm2_getekcertificate), or register the endorsement key")
 	}
 	if len(ev.EKCertificate) > 0 {
@@ -113,7 +113,7 @@ func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, 
 // AppraiseTPM appraises the whole evidence against what was expected, and says
 // that csrPub, the key of the certification request, lives in the TPM: created
 // in it, bound to it, unable to leave it. Errors have the codes of IdentifyTPM,
-// and NotAllowed for a state of the chip that is not among the reference values.
+// BadCredential for a wrong answer to the challenge, and NotAllowed for a state of the chip that is not among the reference values.
 func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o TPMOptions) (TPMResult, error) {
 	if err := CheckPCRs(o.PCRs); err != nil {
 		return TPMResult{}, err
@@ -150,7 +150,7 @@ func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o
 // only this AK, could have recovered.
 func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
 	if len(e.Nonce) == 0 || len(e.AKName) == 0 {
-		return countersign.Errorf(countersign.BadCredential, "no challenge is open for this TPM").WithNext("ask for a challenge first")
+		return countersign.Errorf(countersign.BadRequest, "no challenge is open for this TPM").WithNext("ask for a challenge first")
 	}
 	if id.EKHash != e.EKHash || !bytes.Equal(id.AKName, e.AKName) {
 		return badTPM("the challenge was for another TPM or another attestation key").
@@ -158,12 +158,14 @@ func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
 	}
 	got := sha256.Sum256(secret)
 	if subtle.ConstantTimeCompare(got[:], e.SecretHash[:]) != 1 {
-		return badTPM("the answer to the challenge is wrong").
+		// The one secret in the exchange: a chip that is not the one it names guesses.
+		return countersign.Errorf(countersign.BadCredential, "the answer to the challenge is wrong").
 			WithNext("recover the secret with ActivateCredential, in the TPM of the endorsement key that was sent")
 	}
 	return nil
 }
 
+// badTPM refuses evidence that is signed or well-formed and does not fit.
 func badTPM(format string, args ...any) *countersign.Error {
-	return countersign.Errorf(countersign.BadCredential, format, args...)
+	return countersign.Errorf(countersign.Misconfigured, format, args...)
 }

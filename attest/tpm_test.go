@@ -177,14 +177,14 @@ func TestTPMRefusesWhatItDoesNotProve(t *testing.T) {
 		code   countersign.Code
 		text   string
 	}{
-		"another EK":               {func(e *attest.TPMEvidence) { e.EKPublic = other.EK.Public }, countersign.BadCredential, "for another endorsement key"},
+		"another EK":               {func(e *attest.TPMEvidence) { e.EKPublic = other.EK.Public }, countersign.Misconfigured, "for another endorsement key"},
 		"another EK with its cert": {func(e *attest.TPMEvidence) { e.EKPublic, e.EKCertificate = other.EK.Public, other.EKCertificate }, countersign.CertUnknown, ""},
-		"another AK":               {func(e *attest.TPMEvidence) { e.AKPublic = other.AK.Public }, countersign.BadCredential, "another attestation key"},
-		"unrestricted AK":          {func(e *attest.TPMEvidence) { e.AKPublic = device.Key.Public }, countersign.BadCredential, "not a restricted signing key"},
-		"EK as AK":                 {func(e *attest.TPMEvidence) { e.AKPublic = device.EK.Public }, countersign.BadCredential, "not a restricted signing key"},
-		"AK as EK":                 {func(e *attest.TPMEvidence) { e.EKPublic = device.AK.Public }, countersign.BadCredential, "default template"},
+		"another AK":               {func(e *attest.TPMEvidence) { e.AKPublic = other.AK.Public }, countersign.Misconfigured, "another attestation key"},
+		"unrestricted AK":          {func(e *attest.TPMEvidence) { e.AKPublic = device.Key.Public }, countersign.Misconfigured, "not a restricted signing key"},
+		"EK as AK":                 {func(e *attest.TPMEvidence) { e.AKPublic = device.EK.Public }, countersign.Misconfigured, "not a restricted signing key"},
+		"AK as EK":                 {func(e *attest.TPMEvidence) { e.EKPublic = device.AK.Public }, countersign.Misconfigured, "default template"},
 		"no AK":                    {func(e *attest.TPMEvidence) { e.AKPublic = nil }, countersign.Unauthenticated, "has no attestation key"},
-		"no EK certificate":        {func(e *attest.TPMEvidence) { e.EKCertificate = nil }, countersign.BadCredential, "not registered"},
+		"no EK certificate":        {func(e *attest.TPMEvidence) { e.EKCertificate = nil }, countersign.NotAllowed, "not registered"},
 		"no intermediate":          {func(e *attest.TPMEvidence) { e.EKChain = nil }, countersign.CertUnknown, ""},
 		"too long a chain":         {func(e *attest.TPMEvidence) { e.EKChain = make([][]byte, 50) }, countersign.TooLarge, ""},
 		"oversized certificate":    {func(e *attest.TPMEvidence) { e.EKCertificate = make([]byte, 9<<10) }, countersign.TooLarge, ""},
@@ -194,16 +194,16 @@ func TestTPMRefusesWhatItDoesNotProve(t *testing.T) {
 		"nonce as secret":          {func(e *attest.TPMEvidence) { e.Secret = s.want.Nonce }, countersign.BadCredential, "answer to the challenge is wrong"},
 		"another key attested": {func(e *attest.TPMEvidence) {
 			e.KeyPublic, e.CertifyInfo, e.CertifySignature = second.Public, secondInfo, secondSig
-		}, countersign.BadCredential, "for another key"},
-		"certify of another key": {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = secondInfo, secondSig }, countersign.BadCredential, "about another key"},
-		"signed by another AK":   {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = otherInfo, otherSig }, countersign.BadCredential, "not signed by its attestation key"},
-		"quote as certify":       {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = quote, quoteSig }, countersign.BadCredential, "another kind"},
-		"replay":                 {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = staleInfo, staleSig }, countersign.BadCredential, "not of this session"},
-		"tampered statement":     {func(e *attest.TPMEvidence) { e.CertifyInfo = flip(e.CertifyInfo, len(e.CertifyInfo)-1) }, countersign.BadCredential, "not signed"},
-		"tampered signature":     {func(e *attest.TPMEvidence) { e.CertifySignature = flip(e.CertifySignature, len(e.CertifySignature)-1) }, countersign.BadCredential, "not signed"},
-		"another hash":           {func(e *attest.TPMEvidence) { e.CertifySignature = flip(e.CertifySignature, 3) }, countersign.BadCredential, "not signed"},
-		"SHA-1 signature":        {func(e *attest.TPMEvidence) { e.CertifySignature = set(e.CertifySignature, 3, 4) }, countersign.BadCredential, "not signed"},
-		"not made by a TPM":      {func(e *attest.TPMEvidence) { e.CertifyInfo = flip(e.CertifyInfo, 0) }, countersign.BadCredential, "not made by a TPM"},
+		}, countersign.Misconfigured, "for another key"},
+		"certify of another key": {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = secondInfo, secondSig }, countersign.Misconfigured, "about another key"},
+		"signed by another AK":   {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = otherInfo, otherSig }, countersign.Misconfigured, "not signed by its attestation key"},
+		"quote as certify":       {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = quote, quoteSig }, countersign.Misconfigured, "another kind"},
+		"replay":                 {func(e *attest.TPMEvidence) { e.CertifyInfo, e.CertifySignature = staleInfo, staleSig }, countersign.Misconfigured, "not of this session"},
+		"tampered statement":     {func(e *attest.TPMEvidence) { e.CertifyInfo = flip(e.CertifyInfo, len(e.CertifyInfo)-1) }, countersign.Misconfigured, "not signed"},
+		"tampered signature":     {func(e *attest.TPMEvidence) { e.CertifySignature = flip(e.CertifySignature, len(e.CertifySignature)-1) }, countersign.Misconfigured, "not signed"},
+		"another hash":           {func(e *attest.TPMEvidence) { e.CertifySignature = flip(e.CertifySignature, 3) }, countersign.Misconfigured, "not signed"},
+		"SHA-1 signature":        {func(e *attest.TPMEvidence) { e.CertifySignature = set(e.CertifySignature, 3, 4) }, countersign.Misconfigured, "not signed"},
+		"not made by a TPM":      {func(e *attest.TPMEvidence) { e.CertifyInfo = flip(e.CertifyInfo, 0) }, countersign.Misconfigured, "not made by a TPM"},
 		"statement cut off":      {func(e *attest.TPMEvidence) { e.CertifyInfo = e.CertifyInfo[:len(e.CertifyInfo)-1] }, countersign.BadRequest, "malformed"},
 		"statement with surplus": {func(e *attest.TPMEvidence) {
 			e.CertifyInfo = append(slices.Clip(e.CertifyInfo), 0)
@@ -267,7 +267,7 @@ func TestTPMRefusesKeysThatCouldBeElsewhere(t *testing.T) {
 			ev.KeyPublic = k.Public
 			ev.CertifyInfo, ev.CertifySignature = d.Certify(t, k, s.want.Nonce)
 			_, err := attest.AppraiseTPM(ev, k.PublicKey(t), s.want, s.o)
-			refused(t, err, countersign.BadCredential, tt.text)
+			refused(t, err, countersign.Misconfigured, tt.text)
 		})
 	}
 	t.Run("software key that claims to be fixed", func(t *testing.T) {
@@ -282,7 +282,7 @@ func TestTPMRefusesKeysThatCouldBeElsewhere(t *testing.T) {
 		ev.KeyPublic = tpm2.Marshal(*claim)
 		ev.CertifyInfo, ev.CertifySignature = d.Certify(t, k, s.want.Nonce)
 		_, err = attest.AppraiseTPM(ev, soft.Public(), s.want, s.o)
-		refused(t, err, countersign.BadCredential, "about another key")
+		refused(t, err, countersign.Misconfigured, "about another key")
 	})
 }
 
@@ -318,13 +318,18 @@ func TestTPMChallengeOpensOnlyInItsChip(t *testing.T) {
 
 func TestTPMNeedsAnOpenChallenge(t *testing.T) {
 	s := open(t, tpmtest.RSA)
-	for name, want := range map[string]attest.TPMExpectation{
-		"none":     {},
-		"no nonce": {SecretHash: s.want.SecretHash, EKHash: s.want.EKHash, AKName: s.want.AKName},
-		"later":    {Nonce: []byte("a later session's nonce, 32 octet"), SecretHash: s.want.SecretHash, EKHash: s.want.EKHash, AKName: s.want.AKName},
+	for name, tt := range map[string]struct {
+		want attest.TPMExpectation
+		code countersign.Code
+	}{
+		"none":     {code: countersign.BadRequest},
+		"no nonce": {attest.TPMExpectation{SecretHash: s.want.SecretHash, EKHash: s.want.EKHash, AKName: s.want.AKName}, countersign.BadRequest},
+		"later": {attest.TPMExpectation{
+			Nonce: []byte("a later session's nonce, 32 octet"), SecretHash: s.want.SecretHash, EKHash: s.want.EKHash, AKName: s.want.AKName,
+		}, countersign.Misconfigured},
 	} {
-		_, err := attest.AppraiseTPM(s.ev, s.device.Key.PublicKey(t), want, s.o)
-		if countersign.CodeOf(err) != countersign.BadCredential {
+		_, err := attest.AppraiseTPM(s.ev, s.device.Key.PublicKey(t), tt.want, s.o)
+		if countersign.CodeOf(err) != tt.code {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -335,7 +340,7 @@ func TestTPMNeedsAnOpenChallenge(t *testing.T) {
 	if _, err := attest.AppraiseTPM(s.ev, s.device.Key.PublicKey(t), want, s.o); countersign.CodeOf(err) != countersign.BadCredential {
 		t.Errorf("the answer to the challenge before: got %v", err)
 	}
-	if _, err := attest.AppraiseTPM(s.device.Answer(t, next), nil, want, s.o); countersign.CodeOf(err) != countersign.BadCredential {
+	if _, err := attest.AppraiseTPM(s.device.Answer(t, next), nil, want, s.o); countersign.CodeOf(err) != countersign.Misconfigured {
 		t.Errorf("no request's key: got %v", err)
 	}
 }
@@ -360,12 +365,12 @@ func TestTPMPCRPolicy(t *testing.T) {
 		text   string
 	}{
 		"changed":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature, e.PCRs = changed, changedSig, changedValues }, countersign.NotAllowed, "PCR 7 differs"},
-		"lies":     {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = changed, changedSig }, countersign.BadCredential, "not the ones that the TPM quoted"},
-		"stale":    {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = stale, staleSig }, countersign.BadCredential, "not of this session"},
-		"partial":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature, e.PCRs = partial, partialSig, partialValues }, countersign.BadCredential, "leaves out PCR 7"},
+		"lies":     {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = changed, changedSig }, countersign.Misconfigured, "not the ones that the TPM quoted"},
+		"stale":    {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = stale, staleSig }, countersign.Misconfigured, "not of this session"},
+		"partial":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature, e.PCRs = partial, partialSig, partialValues }, countersign.Misconfigured, "leaves out PCR 7"},
 		"no value": {func(e *attest.TPMEvidence) { e.PCRs = map[int][]byte{7: values[7]} }, countersign.BadRequest, "PCR 0"},
 		"none":     {func(e *attest.TPMEvidence) { e.Quote = nil }, countersign.Unauthenticated, "no quote"},
-		"certify":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = e.CertifyInfo, e.CertifySignature }, countersign.BadCredential, "another kind"},
+		"certify":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = e.CertifyInfo, e.CertifySignature }, countersign.Misconfigured, "another kind"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev := s.ev
@@ -396,12 +401,12 @@ func TestTPMAttestationKeyMustBeRestrictedAndStrong(t *testing.T) {
 		code   countersign.Code
 		text   string
 	}{
-		"unrestricted":    {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = false }, countersign.BadCredential, "restricted"},
-		"not signing":     {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }, countersign.BadCredential, "restricted signing"},
-		"decrypting":      {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Decrypt = true }, countersign.BadCredential, "restricted signing"},
-		"duplicable":      {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }, countersign.BadCredential, "fixedTPM"},
-		"movable":         {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedParent = false }, countersign.BadCredential, "fixedParent"},
-		"made elsewhere":  {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SensitiveDataOrigin = false }, countersign.BadCredential, "sensitiveDataOrigin"},
+		"unrestricted":    {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = false }, countersign.Misconfigured, "restricted"},
+		"not signing":     {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }, countersign.Misconfigured, "restricted signing"},
+		"decrypting":      {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Decrypt = true }, countersign.Misconfigured, "restricted signing"},
+		"duplicable":      {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }, countersign.Misconfigured, "fixedTPM"},
+		"movable":         {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedParent = false }, countersign.Misconfigured, "fixedParent"},
+		"made elsewhere":  {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SensitiveDataOrigin = false }, countersign.Misconfigured, "sensitiveDataOrigin"},
 		"SHA-1 name":      {func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 }, countersign.WeakKey, "hash"},
 		"SHA-1 signature": {func(p *tpm2.TPMTPublic) { ecdsaWith(p, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA1, tpm2.TPMECCNistP256) }, countersign.WeakKey, "hash"},
 		"P-224":           {func(p *tpm2.TPMTPublic) { ecdsaWith(p, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256, tpm2.TPMECCNistP224) }, countersign.WeakKey, "curve"},

@@ -49,7 +49,7 @@ func ChallengeTPM(ev TPMEvidence, o TPMOptions) (TPMChallenge, TPMExpectation, e
 	rand.Read(nonce)
 	c, err := makeCredential(ek, ak, secret)
 	if err != nil {
-		return TPMChallenge{}, TPMExpectation{}, countersign.Errorf(countersign.BadCredential, "no challenge can be made for the TPM's endorsement key").WithCause(err)
+		return TPMChallenge{}, TPMExpectation{}, countersign.Errorf(countersign.Misconfigured, "no challenge can be made for the TPM's endorsement key").WithCause(err)
 	}
 	c.Nonce = nonce
 	return c, TPMExpectation{Nonce: nonce, SecretHash: sha256.Sum256(secret), EKHash: id.EKHash, AKName: id.AKName}, nil

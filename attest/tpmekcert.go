@@ -134,7 +134,7 @@ func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
 // where the subject is empty, and crypto/x509 does not read names of that form:
 // that it is well-formed is checked here. Each attribute may be missing, not double.
 func tpmModel(c *x509.Certificate) (TPMModel, error) {
-	malformed := countersign.Errorf(countersign.BadCredential, "the endorsement key certificate has a malformed subjectAltName").
+	malformed := countersign.Errorf(countersign.Misconfigured, "the endorsement key certificate has a malformed subjectAltName").
 		WithNext("ask the manufacturer for a certificate that keeps to TCG's profile")
 	names, ok := altNames(c)
 	if !ok {

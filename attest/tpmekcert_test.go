@@ -102,16 +102,16 @@ func TestEKCertificateIsJudged(t *testing.T) {
 		code   countersign.Code
 	}{
 		"good":                  {by: trusted, pub: chip.Public()},
-		"of another EK":         {trusted, another.Public(), nil, countersign.BadCredential},
+		"of another EK":         {trusted, another.Public(), nil, countersign.Misconfigured},
 		"untrusted":             {untrusted, chip.Public(), nil, countersign.CertUnknown},
 		"expired":               {trusted, chip.Public(), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, countersign.CertExpired},
 		"not yet valid":         {trusted, chip.Public(), func(c *x509.Certificate) { c.NotBefore = time.Now().Add(2 * countersign.ClockSkew) }, countersign.CertNotYetValid},
-		"no EKU":                {trusted, chip.Public(), func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }, countersign.BadCredential},
-		"another usage":         {trusted, chip.Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, countersign.BadCredential},
-		"a CA":                  {trusted, chip.Public(), func(c *x509.Certificate) { c.IsCA = true }, countersign.BadCredential},
-		"unknown critical":      {trusted, chip.Public(), func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, unknown) }, countersign.BadCredential},
-		"malformed SAN":         {trusted, chip.Public(), func(c *x509.Certificate) { c.ExtraExtensions[0].Value = []byte{0x30, 4, 0xa4, 2, 5, 0} }, countersign.BadCredential},
-		"CA for something else": {tls, chip.Public(), nil, countersign.BadCredential},
+		"no EKU":                {trusted, chip.Public(), func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }, countersign.Misconfigured},
+		"another usage":         {trusted, chip.Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, countersign.Misconfigured},
+		"a CA":                  {trusted, chip.Public(), func(c *x509.Certificate) { c.IsCA = true }, countersign.Misconfigured},
+		"unknown critical":      {trusted, chip.Public(), func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, unknown) }, countersign.Misconfigured},
+		"malformed SAN":         {trusted, chip.Public(), func(c *x509.Certificate) { c.ExtraExtensions[0].Value = []byte{0x30, 4, 0xa4, 2, 5, 0} }, countersign.Misconfigured},
+		"CA for something else": {tls, chip.Public(), nil, countersign.Misconfigured},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev := attest.TPMEvidence{EKPublic: ek, AKPublic: softAK(t, nil), EKCertificate: tt.by.issue(t, tt.pub, tt.change)}
@@ -159,7 +159,7 @@ func TestEKCertificateMayNameOAEP(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = attest.IdentifyTPM(ev, o)
-	refused(t, err, countersign.BadCredential, "for another endorsement key")
+	refused(t, err, countersign.Misconfigured, "for another endorsement key")
 }
 
 // renameKey issues the certificate again with rsaEncryption renamed to id-RSAES-OAEP.

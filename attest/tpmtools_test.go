@@ -165,6 +165,6 @@ tpm2_pcrread -Q sha256:0,1,7 -o pcrs
 		shell(t, m, dir, `tpm2_certify -Q -C ak.ctx -c key.ctx -g sha256 -o key.attest -s key.sig; tpm2_flushcontext -t`)
 		ev.CertifyInfo, ev.CertifySignature = read("key.attest"), read("key.sig")
 		_, err := attest.AppraiseTPM(ev, pub, want, o)
-		refused(t, err, countersign.BadCredential, "not of this session")
+		refused(t, err, countersign.Misconfigured, "not of this session")
 	})
 }

@@ -39,7 +39,7 @@ func httpStatus(code countersign.Code) int {
 	case countersign.Unauthenticated, countersign.BadCredential,
 		countersign.CredentialSpent, countersign.CredentialExpire:
 		return http.StatusUnauthorized
-	case countersign.NotAllowed, countersign.SubjectMismatch,
+	case countersign.NotAllowed, countersign.Misconfigured, countersign.SubjectMismatch,
 		countersign.DeviceOnHold, countersign.DeviceGone,
 		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.KeyReused,
 		countersign.CertExpired, countersign.CertNotYetValid, countersign.ForkDetected:
@@ -48,7 +48,7 @@ func httpStatus(code countersign.Code) int {
 		return http.StatusNotFound
 	case countersign.Conflict, countersign.DeviceIsActive:
 		return http.StatusConflict
-	case countersign.RateLimited:
+	case countersign.RateLimited, countersign.OverBudget:
 		return http.StatusTooManyRequests
 	case countersign.Unavailable:
 		return http.StatusServiceUnavailable

@@ -71,7 +71,7 @@ func RefusalOf(code countersign.Code) Refusal {
 		return Refusal{connBadUserPassword, BadUserOrPassword}
 	case countersign.DeviceOnHold, countersign.DeviceGone, countersign.ForkDetected:
 		return Refusal{connNotAuthorized, Banned}
-	case countersign.RateLimited:
+	case countersign.RateLimited, countersign.OverBudget:
 		return Refusal{connUnavailable, ConnectionRateExceeded}
 	case countersign.Unavailable, countersign.Internal:
 		return Refusal{connUnavailable, ServerUnavailable}

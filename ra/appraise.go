@@ -142,7 +142,7 @@ func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) 
 	}
 	fleet, device, ok := strings.Cut(sas.Resource, "/registrations/")
 	if !ok || !countersign.IsDeviceID(device) {
-		return nil, countersign.Errorf(countersign.BadCredential, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
+		return nil, countersign.Errorf(countersign.BadRequest, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
 	}
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
 	if err == nil {
@@ -331,7 +331,7 @@ func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) 
 	case countersign.CodeOf(err) != countersign.NotFound:
 		return nil, err
 	case !proof.EKVerified:
-		return nil, countersign.Errorf(countersign.BadCredential, "the TPM's endorsement key is neither registered nor certified by a manufacturer that fleet %s trusts", fleet.Name).
+		return nil, countersign.Errorf(countersign.NotAllowed, "the TPM's endorsement key is neither registered nor certified by a manufacturer that fleet %s trusts", fleet.Name).
 			WithNext("register it: countersign enroll tpm; or register the manufacturer's CA and name it in the fleet's rules")
 	case !fleet.Rules.TPMID:
 		// A manufacturer vouches for a chip and not for a name: one chip could take many.

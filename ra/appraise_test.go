@@ -428,12 +428,12 @@ func TestClaimOutsideItsBoundsStops(t *testing.T) {
 				}()
 			}
 			for range cap(errs) {
-				if c := countersign.CodeOf(<-errs); c != countersign.NotAllowed && c != countersign.BadCredential {
-					t.Errorf("got %q, want not_allowed, or bad_credential once it is stopped", c)
+				if c := countersign.CodeOf(<-errs); c != countersign.NotAllowed && c != countersign.CredentialExpire {
+					t.Errorf("got %q, want not_allowed, or credential_expired once it is stopped", c)
 				}
 			}
 			_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", peer(cert)))
-			wantCode(t, err, countersign.BadCredential)
+			wantCode(t, err, countersign.CredentialExpire)
 			found := 0
 			for _, e := range w.events(t, event.Filter{Type: countersign.FindingClaim}) {
 				if e.Data["credential"] == made.ID {
@@ -509,12 +509,12 @@ func TestSASTokenThatIsWrong(t *testing.T) {
 			want countersign.Code
 		}{
 			{"expired", sas(key, "default", cn, w.Now().Add(-time.Hour)), cn, countersign.CredentialExpire},
-			{"for ever", sas(key, "default", cn, w.Now().Add(10*365*24*time.Hour)), cn, countersign.BadCredential},
+			{"for ever", sas(key, "default", cn, w.Now().Add(10*365*24*time.Hour)), cn, countersign.Misconfigured},
 			{"another key", sas([]byte(rand.Text()), "default", cn, w.Now().Add(time.Hour)), cn, countersign.BadCredential},
 			{"another fleet", sas(key, "other", cn, w.Now().Add(time.Hour)), cn, countersign.BadCredential},
 			{"another device", sas(key, "default", "pump-2", w.Now().Add(time.Hour)), "pump-2", countersign.BadCredential},
 			{"another name asked", good, "pump-2", countersign.SubjectMismatch},
-			{"truncated", countersign.Evidence{Token: good.Token[:len(good.Token)-40]}, cn, countersign.BadCredential},
+			{"truncated", countersign.Evidence{Token: good.Token[:len(good.Token)-40]}, cn, countersign.BadRequest},
 			{"oversized", countersign.Evidence{Token: good.Token + strings.Repeat("x", 1<<16)}, cn, countersign.TooLarge},
 			{"no scheme", countersign.Evidence{Token: strings.TrimPrefix(good.Token, "SharedAccessSignature ")}, cn, countersign.BadCredential},
 		} {

@@ -208,6 +208,6 @@ func TestTokenBesideAStoppedClaimIsRefused(t *testing.T) {
 		if _, err := w.office().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, both(3), countersign.BadCredential)
+		wantCode(t, both(3), countersign.CredentialExpire)
 	})
 }

@@ -75,16 +75,16 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 		}{
 			{"expired", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) })}, countersign.CertExpired},
 			{"not yet valid", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.NotBefore = now.Add(countersign.ClockSkew + time.Second) })}, countersign.CertNotYetValid},
-			{"another CA", []*x509.Certificate{leafOf(newMaker(t, now), nil)}, countersign.BadCredential},
-			{"forged", []*x509.Certificate{&forged}, countersign.BadCredential},
+			{"another CA", []*x509.Certificate{leafOf(newMaker(t, now), nil)}, countersign.Misconfigured},
+			{"forged", []*x509.Certificate{&forged}, countersign.Misconfigured},
 			{"truncated chain", []*x509.Certificate{leafOf(line, nil)}, countersign.CertUnknown},
 			{"oversized chain", long, countersign.TooLarge},
-			{"breach of name constraints", []*x509.Certificate{leafOf(bounded, func(c *x509.Certificate) { c.DNSNames = []string{"pump.evil.example"} }), bounded.cert}, countersign.BadCredential},
+			{"breach of name constraints", []*x509.Certificate{leafOf(bounded, func(c *x509.Certificate) { c.DNSNames = []string{"pump.evil.example"} }), bounded.cert}, countersign.Misconfigured},
 			{"intermediate revoked", []*x509.Certificate{leafOf(gone, nil), gone.cert}, countersign.CertIsRevoked},
-			{"server's certificate", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })}, countersign.BadCredential},
+			{"server's certificate", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })}, countersign.Misconfigured},
 			{"two names", []*x509.Certificate{leafOf(m, func(c *x509.Certificate) {
 				c.Subject = pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: []int{2, 5, 4, 3}, Value: "pump-1"}, {Type: []int{2, 5, 4, 3}, Value: "pump-2"}}}
-			})}, countersign.BadCredential},
+			})}, countersign.Misconfigured},
 		} {
 			_, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(tt.chain...)))
 			if code := countersign.CodeOf(err); code != tt.want && (tt.name != "another CA" || code != countersign.CertUnknown) {

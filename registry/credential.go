@@ -282,7 +282,7 @@ func (c *Credential) Usable(now time.Time, addr netip.Addr) error {
 	again := "ask the operator for another one"
 	switch {
 	case c.State != CredentialActive:
-		return countersign.Errorf(countersign.BadCredential, "the %s has been stopped", c.Kind).WithNext(again)
+		return countersign.Errorf(countersign.CredentialExpire, "the %s has been stopped", c.Kind).WithNext(again)
 	case now.Before(c.NotBefore):
 		return countersign.Errorf(countersign.CredentialExpire, "the %s is not valid before %s", c.Kind, c.NotBefore.UTC().Format(time.RFC3339)).WithNext("try again then")
 	case !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt):

@@ -42,6 +42,8 @@ var statuses = map[countersign.Code]int{
 	countersign.NotFound:         http.StatusNotFound,
 	countersign.Conflict:         http.StatusConflict,
 	countersign.RateLimited:      http.StatusTooManyRequests,
+	countersign.OverBudget:       http.StatusTooManyRequests,
+	countersign.Misconfigured:    http.StatusForbidden,
 	countersign.Pending:          http.StatusAccepted, // no refusal, yet the caller must ask again
 	countersign.Unavailable:      http.StatusServiceUnavailable,
 	countersign.Internal:         http.StatusInternalServerError,
@@ -93,7 +95,7 @@ func problemOf(ctx context.Context, err error) *problem {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	if e.RetryAfter == 0 && (e.Code == countersign.RateLimited || e.Code == countersign.Unavailable || e.Code == countersign.Pending) {
+	if e.RetryAfter == 0 && (e.Code == countersign.RateLimited || e.Code == countersign.OverBudget || e.Code == countersign.Unavailable || e.Code == countersign.Pending) {
 		e.RetryAfter = defaultRetry
 	}
 	return &problem{api.Problem{

@@ -105,6 +105,8 @@ var exitCodes = map[countersign.Code]int{
 	countersign.ForkDetected:     exitRefused,
 	countersign.Pending:          exitRefused,
 	countersign.RateLimited:      exitUnreachable,
+	countersign.OverBudget:       exitUnreachable,
+	countersign.Misconfigured:    exitRefused,
 	countersign.Unavailable:      exitUnreachable,
 }
 
