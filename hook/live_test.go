@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -65,21 +66,6 @@ func eventually(t *testing.T, what string, ok func() bool) time.Duration {
 	}
 	t.Fatalf("%s did not happen within %s", what, patience)
 	return 0
-}
-
-// freePort finds a port for a program that cannot choose one itself.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	addr, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		t.Fatal("no TCP address")
-	}
-	return addr.Port
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -305,14 +291,21 @@ func kicked(t *testing.T, s *countersigntest.Server, id string) api.Event {
 	return found
 }
 
+// running is a foreign server.
+type running struct {
+	name string
+	out  output
+	done chan struct{} // closed once it has ended
+}
+
 // program runs a foreign server until the test ends, and shows its output if
 // the test fails.
-func program(t *testing.T, name string, args ...string) {
+func program(t *testing.T, name string, args ...string) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, name, args...)
-	out := &output{}
-	cmd.Stdout, cmd.Stderr = out, out
+	p := &running{name: name, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &p.out, &p.out
 	cmd.WaitDelay = patience
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // some are scripts around the program
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
@@ -320,14 +313,48 @@ func program(t *testing.T, name string, args ...string) {
 		cancel()
 		t.Fatalf("start %s: %v", name, err)
 	}
+	go func() {
+		_ = cmd.Wait() // what it said tells why
+		close(p.done)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait()                                      // terminated
+		<-p.done
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what its script left behind
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, out)
+			t.Logf("%s said:\n%s", name, &p.out)
 		}
 	})
+	return p
+}
+
+// ended reports whether the server has ended by itself.
+func (p *running) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// listens waits until the server accepts connections at the port. It returns an
+// error as soon as the server has ended, or once it has taken longer than most.
+func (p *running) listens(port int, most time.Duration) error {
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.DialTimeout("tcp", loopback(port), patience)
+		if err == nil {
+			_ = c.Close()
+		}
+		switch {
+		case p.ended():
+			return fmt.Errorf("%s ended before it served:\n%s", p.name, &p.out)
+		case err == nil:
+			return nil
+		case time.Since(began) > most:
+			return fmt.Errorf("%s does not serve after %v: %w", p.name, most, err)
+		}
+	}
 }
 
 // output is a buffer that is read while it is written.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/countersigntest"
 )
 
 const (
@@ -37,7 +38,7 @@ pattern read devices/%u/down/#
 
 func TestMosquittoIsTold(t *testing.T) {
 	need(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
-	dir, control, port := t.TempDir(), freePort(t), freePort(t)
+	dir, control, port := t.TempDir(), countersigntest.FreePort(t), countersigntest.FreePort(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,9 @@ func TestMosquittoIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	program(t, "mosquitto", "-v", "-c", filepath.Join(dir, "mosquitto.conf"))
+	if err := program(t, "mosquitto", "-v", "-c", filepath.Join(dir, "mosquitto.conf")).listens(port, patience); err != nil {
+		t.Fatal(err)
+	}
 
 	url := "ssl://" + loopback(port)
 	d := dialUntil(t, url, login{id: "valve-1"}, deviceTLS(id, roots))

@@ -39,7 +39,7 @@ authorization {
 // startNATS runs a NATS server that asks a hook, and gives its URLs for NATS and MQTT.
 func startNATS(t *testing.T) (s *countersigntest.Server, url, mqttURL string, roots *x509.CertPool) {
 	t.Helper()
-	natsPort, mqttPort := freePort(t), freePort(t)
+	natsPort, mqttPort := countersigntest.FreePort(t), countersigntest.FreePort(t)
 	issuer, err := nkeys.CreateAccount()
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/countersigntest"
 )
 
 const nginxConf = `
@@ -67,13 +68,15 @@ func TestNginxAsksAtEachRequest(t *testing.T) {
 	}))
 	t.Cleanup(service.Close)
 	cert, key, roots := serverPair(t)
-	dir, port := t.TempDir(), freePort(t)
+	dir, port := t.TempDir(), countersigntest.FreePort(t)
 	conf := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(nginxConf, dir, loopback(port), cert, key, s.Endpoints().Roots, hostOf(t, service.URL), hostOf(t, s.Endpoints().Hook), secret)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	program(t, "/usr/sbin/nginx", "-p", dir, "-c", conf)
+	if err := program(t, "/usr/sbin/nginx", "-p", dir, "-c", conf).listens(port, patience); err != nil {
+		t.Fatal(err)
+	}
 
 	client := func(c *tls.Config) *http.Client {
 		tr := &http.Transport{TLSClientConfig: c}

@@ -1,10 +1,11 @@
 package hook_test
 
 import (
+	"crypto/x509"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,12 +13,15 @@ import (
 
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/sdk"
 )
 
 const (
 	rabbitServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 	// rabbitStart is how long it may take to start; some 6 s on an idle machine.
 	rabbitStart = 90 * time.Second
+	// rabbitTries is how often it is started on other ports.
+	rabbitTries = 3
 
 	rabbitConf = `
 listeners.tcp = none
@@ -46,55 +50,83 @@ auth_http.topic_path = %[7]s/topic
 `
 )
 
-// startRabbit runs a node of its own: name, ports, folders, epmd.
-func startRabbit(t *testing.T, conf string, management int) {
+// rabbit is a node of RabbitMQ that asks an authority.
+type rabbit struct {
+	s                      *countersigntest.Server
+	management, plain, tls int
+	roots                  *x509.CertPool // of the node
+	id, neighborID         *sdk.Identity
+}
+
+// startRabbit runs an authority and a node that asks it. RabbitMQ cannot choose its
+// own ports, and takes seconds to open them: where one was taken meanwhile, it is
+// started anew on others.
+func startRabbit(t *testing.T) *rabbit {
 	t.Helper()
-	dir, epmd := t.TempDir(), freePort(t)
-	for name, text := range map[string]string{"rabbitmq.conf": conf, "plugins": "[rabbitmq_mqtt,rabbitmq_management,rabbitmq_auth_backend_http]."} {
+	for try := 1; ; try++ {
+		r := &rabbit{management: countersigntest.FreePort(t), plain: countersigntest.FreePort(t), tls: countersigntest.FreePort(t)}
+		err := r.start(t)
+		if err == nil {
+			return r
+		}
+		if try == rabbitTries || !portTaken.MatchString(err.Error()) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// portTaken is what RabbitMQ and epmd say of a port that is in use.
+var portTaken = regexp.MustCompile(`eaddrinuse|[Aa]ddress already in use|port [0-9]+ is in use`)
+
+func (r *rabbit) start(t *testing.T) error {
+	t.Helper()
+	const secret = "a-secret-of-rabbitmq-0123456789"
+	r.s = authority(t, config.Hook{
+		Name: "rabbit", Kind: "rabbitmq", Secret: secretFile(t, []byte(secret)), Vouch: true,
+		Kick: config.HookKick{URL: "http://" + loopback(r.management), User: "countersign", Secret: secretFile(t, []byte("management-password"))},
+	})
+	r.id, r.neighborID = r.s.Enroll(t, "meter-1"), r.s.Enroll(t, "meter-2")
+	cert, key, roots := serverPair(t)
+	r.roots = roots
+	chain := wholeChain(t, r.s.Endpoints().Roots, r.neighborID.Path())
+	hooks := strings.Replace(r.s.Endpoints().Hook, "http://", "http://rabbit:"+secret+"@", 1) + "/hooks/rabbit"
+
+	dir, epmd := t.TempDir(), countersigntest.FreePort(t)
+	for name, text := range map[string]string{
+		"rabbitmq.conf": fmt.Sprintf(rabbitConf, r.management, r.plain, r.tls, cert, key, chain, hooks),
+		"plugins":       "[rabbitmq_mqtt,rabbitmq_management,rabbitmq_auth_backend_http].",
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	program(t, "epmd", "-address", "127.0.0.1", "-port", strconv.Itoa(epmd))
+	// A node of its own: name, ports, folders, epmd.
 	for name, value := range map[string]string{
 		"HOME": dir, "ERL_EPMD_PORT": strconv.Itoa(epmd), "ERL_EPMD_ADDRESS": "127.0.0.1",
-		"RABBITMQ_NODENAME": "countersign@localhost", "RABBITMQ_DIST_PORT": strconv.Itoa(freePort(t)),
+		"RABBITMQ_NODENAME": "countersign@localhost", "RABBITMQ_DIST_PORT": strconv.Itoa(countersigntest.FreePort(t)),
 		"RABBITMQ_MNESIA_BASE": filepath.Join(dir, "mnesia"), "RABBITMQ_LOG_BASE": filepath.Join(dir, "log"), "RABBITMQ_LOGS": "-",
 		"RABBITMQ_CONFIG_FILE": filepath.Join(dir, "rabbitmq.conf"), "RABBITMQ_ENABLED_PLUGINS_FILE": filepath.Join(dir, "plugins"),
 		"RABBITMQ_CONF_ENV_FILE": "/dev/null", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
 	} {
 		t.Setenv(name, value)
 	}
-	program(t, rabbitServer)
-	url := "http://" + loopback(management) + "/api/overview"
-	for began := time.Now(); time.Since(began) < rabbitStart; time.Sleep(100 * time.Millisecond) {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if resp, err := http.DefaultClient.Do(r); err == nil {
-			_ = resp.Body.Close()
-			return
+	if err := program(t, "epmd", "-address", "127.0.0.1", "-port", strconv.Itoa(epmd)).listens(epmd, patience); err != nil {
+		return err
+	}
+	node := program(t, rabbitServer)
+	for _, port := range []int{r.management, r.tls, r.plain} {
+		if err := node.listens(port, rabbitStart); err != nil {
+			return err
 		}
 	}
-	t.Fatalf("RabbitMQ did not start within %s", rabbitStart)
+	return nil
 }
 
 func TestRabbitMQAsksAndIsTold(t *testing.T) {
 	need(t, rabbitServer, "epmd")
-	const secret = "a-secret-of-rabbitmq-0123456789"
-	management, plain, tls := freePort(t), freePort(t), freePort(t)
-	s := authority(t, config.Hook{
-		Name: "rabbit", Kind: "rabbitmq", Secret: secretFile(t, []byte(secret)), Vouch: true,
-		Kick: config.HookKick{URL: "http://" + loopback(management), User: "countersign", Secret: secretFile(t, []byte("management-password"))},
-	})
-	id, neighborID := s.Enroll(t, "meter-1"), s.Enroll(t, "meter-2")
-	cert, key, roots := serverPair(t)
-	chain := wholeChain(t, s.Endpoints().Roots, neighborID.Path())
-	hooks := strings.Replace(s.Endpoints().Hook, "http://", "http://rabbit:"+secret+"@", 1) + "/hooks/rabbit"
-	startRabbit(t, fmt.Sprintf(rabbitConf, management, plain, tls, cert, key, chain, hooks), management)
-
-	url := "ssl://" + loopback(tls)
+	r := startRabbit(t)
+	s, id, neighborID, roots := r.s, r.id, r.neighborID, r.roots
+	url := "ssl://" + loopback(r.tls)
 	d := dialUntil(t, url, login{id: "meter-1"}, deviceTLS(id, roots))
 	neighbor := dialUntil(t, url, login{id: "meter-2"}, deviceTLS(neighborID, roots))
 	var got inbox
@@ -112,7 +144,7 @@ func TestRabbitMQAsksAndIsTold(t *testing.T) {
 	if _, err := dial(t, url, login{id: "meter-1"}, deviceTLS(id, roots)); err == nil {
 		t.Error("a revoked device came in again")
 	}
-	bySecret(t, s, "tcp://"+loopback(plain))
+	bySecret(t, s, "tcp://"+loopback(r.plain))
 	if !neighbor.IsConnectionOpen() {
 		t.Error("the neighbor was disconnected too")
 	}

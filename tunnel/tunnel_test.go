@@ -251,7 +251,7 @@ func TestHAProxyReadsTheHeader(t *testing.T) {
 			t.Skip("haproxy is not installed")
 		}
 	}
-	port := freePort(t)
+	port := countersigntest.FreePort(t)
 	conf := filepath.Join(t.TempDir(), "haproxy.cfg")
 	text := fmt.Sprintf(`defaults
   mode http
@@ -304,14 +304,4 @@ frontend in
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port
 }
