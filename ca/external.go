@@ -58,6 +58,17 @@ func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Cert
 	return rec, nil
 }
 
+// maxFactoryCerts bounds how many manufacturer's certificates of one device are looked at.
+// A device has one, and another one for each time that its identity was revoked.
+const maxFactoryCerts = 16
+
+// FactoryCertificates reads the manufacturer's certificates that a device was introduced
+// with, with their DER, the newest first, of whatever state.
+func (c *CA) FactoryCertificates(ctx context.Context, r store.Reader, device string) ([]countersign.Certificate, error) {
+	return certificates(ctx, r, `WHERE device = $1 AND (anchor <> '' OR issuer IN (SELECT id FROM authority WHERE kind = 'registered'))
+		ORDER BY issued_at DESC, serial LIMIT $2`, device, maxFactoryCerts)
+}
+
 // SetPath records another valid path of a manufacturer's certificate: its device presented
 // CAs that were not on record, such as one that was issued anew.
 func (c *CA) SetPath(ctx context.Context, tx *store.Tx, ref countersign.CertRef, path []*x509.Certificate) error {

@@ -421,5 +421,5 @@ func within(r *request, a *appraisal, fleet *countersign.Fleet, known bool) erro
 		return countersign.Errorf(countersign.NotAllowed, "fleet %s enrolls registered devices only, and %s is not", fleet.Name, r.device).
 			WithNext("register it: countersign device create " + r.device)
 	}
-	return nil
+	return r.namesAnother(fleet)
 }

@@ -41,11 +41,11 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err := d.Ledger.CheckProven(r.Remote.Addr()); err != nil {
 		return nil, err
 	}
-	if err := r.sameSubject(); err != nil {
-		return nil, err
-	}
 	fleet, err := d.Registry.Fleet(ctx, d.DB, shown.Fleet)
 	if err != nil {
+		return nil, err
+	}
+	if err := d.sameSubject(ctx, r, &fleet); err != nil {
 		return nil, err
 	}
 	profile, err := d.CA.Profile(ctx, d.DB, fleet.Profile)
@@ -102,28 +102,6 @@ func (d *Desk) shown(ctx context.Context, r *request) (countersign.Certificate, 
 		return cert, countersign.Errorf(countersign.NotAllowed, "the device is not of fleet %.80q", r.Fleet).WithNext("renew at the device's own fleet")
 	}
 	return cert, nil
-}
-
-// sameSubject refuses a request for another identity (RFC 7030, 4.2.2). The
-// profile writes the subject, so the names are compared and not copied: common
-// name and, where the request has any, alternative names.
-func (r *request) sameSubject() error {
-	leaf := r.Evidence.Peer[0]
-	if cn := r.csr.Subject.CommonName; cn != r.device && (cn != "" || leaf.Subject.CommonName != "") {
-		return countersign.Errorf(countersign.SubjectMismatch, "the request is for %.140q, the certificate for %s", cn, r.device).
-			WithNext("ask for the same subject as in the current certificate")
-	}
-	names := len(r.csr.DNSNames) + len(r.csr.EmailAddresses) + len(r.csr.IPAddresses)
-	for _, u := range r.csr.URIs {
-		if len(leaf.URIs) == 0 || u != leaf.URIs[0].String() {
-			names++
-		}
-	}
-	if names > 0 {
-		return countersign.Errorf(countersign.SubjectMismatch, "the request has alternative names that the certificate has not").
-			WithNext("leave alternative names out, or repeat those of the current certificate")
-	}
-	return nil
 }
 
 // outcome is what a renewal comes to.

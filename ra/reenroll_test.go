@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
-	"net/url"
 	"testing"
 	"time"
 
@@ -30,34 +29,6 @@ func (w *world) wantFork(t *testing.T, code countersign.Code, id string) {
 	found := w.events(t, event.Filter{Device: id, Type: countersign.FindingFork})
 	if len(found) != 1 || found[0].Type.Kind().Level != "alert" || found[0].Reason == "" {
 		t.Errorf("got findings %+v, want one alert that says why", found)
-	}
-}
-
-func TestReenrollRefusesAnotherIdentity(t *testing.T) {
-	w := newWorld(t, storetest.Open(t))
-	cert := w.active(t, "pump-1")
-	other, err := url.Parse("urn:countersign:device:default:pump-2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, change := range map[string]func(*x509.CertificateRequest){
-		"another name":   func(r *x509.CertificateRequest) { r.Subject.CommonName = "pump-2" },
-		"no name":        func(r *x509.CertificateRequest) { r.Subject.CommonName = "" },
-		"a DNS name":     func(r *x509.CertificateRequest) { r.DNSNames = []string{"pump-1"} },
-		"a mail address": func(r *x509.CertificateRequest) { r.EmailAddresses = []string{"a@example.net"} },
-		"another URI":    func(r *x509.CertificateRequest) { r.URIs = []*url.URL{other} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			req := renewal(t, cert, newKey(t))
-			req.CSR = csr(t, newKey(t), "pump-1", change)
-			_, err := w.Reenroll(t.Context(), req)
-			wantCode(t, err, countersign.SubjectMismatch)
-		})
-	}
-	req := renewal(t, cert, newKey(t))
-	req.CSR = csr(t, newKey(t), "pump-1", func(r *x509.CertificateRequest) { r.URIs = cert.URIs })
-	if _, err := w.Reenroll(t.Context(), req); err != nil {
-		t.Errorf("with the names of the certificate: %v", err)
 	}
 }
 
