@@ -106,7 +106,7 @@ type IDRule struct {
 // Recovery bounds the renewal of expired certificates.
 type Recovery struct {
 	MaxAge       Span           `json:"max_age"`                 // after notAfter
-	MaxTimes     int            `json:"max_times"`               // of one device, ever
+	MaxTimes     int            `json:"max_times"`               // of one device, until its identity is revoked
 	Networks     []netip.Prefix `json:"networks,omitempty"`      // empty: all
 	ApproveAfter Span           `json:"approve_after,omitempty"` // older ones wait for an operator; zero: none do
 }

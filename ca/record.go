@@ -213,6 +213,17 @@ func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device stri
 		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_pos DESC, issued_at DESC, serial, issuer LIMIT $2`, device, maxDeviceCerts)
 }
 
+// Recoveries counts the certificates that a device was given by recovery after since and
+// did not give up unused.
+func (c *CA) Recoveries(ctx context.Context, r store.Reader, device string, since time.Time) (n int, err error) {
+	err = r.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE device = $1 AND issued_at > $2 AND method = $3 AND NOT replaced`,
+		device, store.Micros(since), string(countersign.MethodRecovery)).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count the recoveries of %s: %w", device, store.Wrap(err))
+	}
+	return n, nil
+}
+
 // Overdue reads superseded certificates whose overlap has ended, at most limit.
 func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []countersign.Certificate, err error) {
 	rows, err := r.Query(ctx, `SELECT `+certColumns+` FROM certificate WHERE state = 'superseded' AND accept_until < $1 ORDER BY accept_until LIMIT $2`,

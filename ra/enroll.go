@@ -31,8 +31,10 @@ type request struct {
 	overlap  time.Duration       // of the fleet, for a renewal
 	// approved is the approval of a recovery, spent with the certificate.
 	approved string
-	method   countersign.Method // once appraised
-	dry      bool               // explain only: change nothing, tell nobody
+	// maxRecoveries bounds how often the device may be recovered; 0: this is no recovery.
+	maxRecoveries int
+	method        countersign.Method // once appraised
+	dry           bool               // explain only: change nothing, tell nobody
 }
 
 // received notes where the log stood when the request arrived. Its beginning is

@@ -7,6 +7,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // Recovery is the Enroller of the recovery door: it renews, expired certificates
@@ -31,6 +32,35 @@ func (Recovery) Revoke(context.Context, countersign.RevokeRequest) (*countersign
 	return nil, countersign.Errorf(countersign.NotAllowed, "the recovery door renews only")
 }
 
+// recoveries counts how often a device was recovered since it last lost its identity. A
+// certificate that it gave up unused for another one does not count, nor does the one that
+// this request gives up.
+func (d *Desk) recoveries(ctx context.Context, rd store.Reader, j *judgment) (int, error) {
+	n, err := d.CA.Recoveries(ctx, rd, j.device.ID, j.device.RevokedAt)
+	if j.replace != nil && j.replace.Method == string(countersign.MethodRecovery) {
+		n--
+	}
+	return n, err
+}
+
+// recoverableStill counts again with the device locked, because another request of the
+// device may have recovered it meanwhile.
+func (d *Desk) recoverableStill(ctx context.Context, tx *store.Tx, r *request, j *judgment) error {
+	if r.maxRecoveries == 0 {
+		return nil
+	}
+	times, err := d.recoveries(ctx, tx, j)
+	if err == nil && times >= r.maxRecoveries {
+		err = errRecovered(r.device, times)
+	}
+	return err
+}
+
+func errRecovered(device string, times int) error {
+	return countersign.Errorf(countersign.NotAllowed, "device %s has been recovered %d times already", device, times).
+		WithNext("to let it back: countersign device revoke " + device + ", then countersign enroll token --device " + device)
+}
+
 // recoverable holds the renewal of an expired certificate against the fleet's
 // bounds. Revocation, suspension and forks were judged before: expiry is all that
 // this door forgives.
@@ -44,21 +74,19 @@ func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.F
 	if rule == nil {
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s, and fleet %s knows no recovery", j.shown.NotAfter.UTC().Format(time.RFC3339), fleet.Name).WithNext(readmit)
 	}
-	times := 0
-	for i := range j.certs {
-		if c := &j.certs[i]; c.Method == string(countersign.MethodRecovery) && !c.Replaced && !formerLife(&j.device, c) {
-			times++
-		}
+	times, err := d.recoveries(ctx, d.DB, j)
+	if err != nil {
+		return err
 	}
 	switch {
 	case age > time.Duration(rule.MaxAge):
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired %s ago, fleet %s recovers up to %s", age.Round(time.Second), fleet.Name, time.Duration(rule.MaxAge)).WithNext(readmit)
 	case times >= rule.MaxTimes:
-		return countersign.Errorf(countersign.NotAllowed, "device %s has been recovered %d times already", r.device, times).WithNext(readmit)
+		return errRecovered(r.device, times)
 	case !countersign.Contains(rule.Networks, r.Remote.Addr()):
 		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not recover from this address", fleet.Name).WithNext("recover in the fleet's own network")
 	}
-	o.Method = countersign.MethodRecovery
+	o.Method, r.maxRecoveries = countersign.MethodRecovery, rule.MaxTimes
 	if after := time.Duration(rule.ApproveAfter); after == 0 || age <= after {
 		return nil
 	}
@@ -66,7 +94,6 @@ func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.F
 		method: countersign.MethodRecovery, evidence: "recovery:" + j.shown.Fingerprint, fleet: fleet.Name, device: r.device,
 		facts: map[string]string{"expired": j.shown.NotAfter.UTC().Format(time.RFC3339), "recovered_before": strconv.Itoa(times)},
 	}}
-	var err error
 	if r.approved, err = d.approval(ctx, r, c); err == nil && r.approved == "" {
 		err = d.await(ctx, r, c)
 	}

@@ -1,6 +1,8 @@
 package ra_test
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -8,6 +10,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
 )
 
 const day = 24 * time.Hour
@@ -108,5 +111,47 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 		if _, err := door.Reenroll(t.Context(), renewal(t, cert, key)); err != nil {
 			t.Errorf("after approval: %v", err)
 		}
+	})
+}
+
+// TestRecoveriesAreCountedHoweverManyCertificates has a device with more certificates than
+// a decision looks at, and one that loses its key before it used what it recovered.
+func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(300 * day), MaxTimes: 1}})
+		door := ra.Recovery{Desk: w.Desk}
+		cert := w.active(t, "pump-1")
+		w.clock.set(cert.NotAfter.Add(time.Second))
+		var g *countersign.Grant
+		for range 3 { // it loses its key, and asks again
+			var err error
+			if g, err = door.Reenroll(t.Context(), renewal(t, cert, newKey(t))); err != nil {
+				t.Fatalf("recover: %v", err)
+			}
+			w.clock.advance(time.Second)
+		}
+		recovered := leaf(t, g)
+		w.use(t, recovered)
+		cert = w.renew(t, recovered, newKey(t))
+		w.use(t, cert)
+		w.clock.advance(overlap + time.Second)
+		if _, err := w.Sweep(t.Context()); err != nil { // revokes the one that was recovered
+			t.Fatal(err)
+		}
+		write(t, w.DB, func(ctx context.Context, tx *store.Tx) error {
+			for i := range 300 { // renewals in a loop, revoked since
+				_, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+						key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
+					SELECT $1, issuer, device, fleet, profile, 'revoked', '', 4, FALSE, '', '', 'certificate', $1, $1, not_before, not_after, issued_at + 1, used_at, 0, issued_at + 2, 0, der
+					FROM certificate WHERE serial = $2`, fmt.Sprintf("%040x", i), string(countersign.SerialOf(cert.SerialNumber)))
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		w.clock.set(cert.NotAfter.Add(time.Second))
+		_, err := door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+		wantCode(t, err, countersign.NotAllowed)
 	})
 }

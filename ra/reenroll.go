@@ -256,6 +256,9 @@ func (d *Desk) renew(ctx context.Context, r *request, shown countersign.CertRef,
 		if err := d.keyIsFree(ctx, tx, r); err != nil {
 			return err
 		}
+		if err := d.recoverableStill(ctx, tx, r, &j); err != nil {
+			return err
+		}
 		return d.succeed(ctx, tx, r, &j, issued)
 	})
 	switch {
