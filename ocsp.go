@@ -8,6 +8,7 @@ import (
 // CertID names a certificate in an OCSP request (RFC 6960, 4.1.1).
 type CertID struct {
 	Hash           crypto.Hash // of the two below; 0 if the algorithm is unknown
+	NullParameters bool        // the algorithm came with parameters, NULL; else without
 	IssuerNameHash []byte
 	IssuerKeyHash  []byte
 	Serial         Serial

@@ -52,8 +52,8 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 	if err != nil {
 		return nil, fmt.Errorf("number CRL %s/%d: %w", issuer, shard, err)
 	}
-	l.ThisUpdate = c.Now().UTC().Truncate(time.Second)
-	l.NextUpdate = l.ThisUpdate.Add(c.crlValidity(a))
+	now := c.Now().UTC().Truncate(time.Second)
+	l.ThisUpdate, l.NextUpdate = a.backdated(now), now.Add(c.crlValidity(a))
 	entries, n, err := c.crlEntries(ctx, l)
 	if err != nil {
 		return nil, err
@@ -93,9 +93,10 @@ func (c *CA) crlValidity(a *authority) time.Duration {
 }
 
 // Due lists the CRLs that have to be published for their age: never, or past
-// half of their life.
+// half of their life, which began when they were signed.
 func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT issuer, shard FROM crl WHERE published = 0 OR this_update + (next_update - this_update) / 2 <= $1`, store.Micros(c.Now()))
+	rows, err := c.DB.Query(ctx, `SELECT issuer, shard FROM crl WHERE published = 0 OR this_update + $2 + (next_update - this_update - $2) / 2 <= $1`,
+		store.Micros(c.Now()), statusBackdate.Microseconds())
 	if err != nil {
 		return nil, fmt.Errorf("list due CRLs: %w", err)
 	}
@@ -135,7 +136,7 @@ func (c *CA) crlEntries(ctx context.Context, l *countersign.CRL) (der []byte, n 
 		if err != nil {
 			return nil, 0, fmt.Errorf("serial %q on record: %w", serial, err)
 		}
-		der = appendEntry(der, bin, store.Time(at), countersign.ReasonCode(reason))
+		der = appendEntry(der, bin, shownRevocation(store.Time(at), l.ThisUpdate), countersign.ReasonCode(reason))
 		n++
 	}
 	return der, n, store.Wrap(rows.Err())

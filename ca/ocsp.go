@@ -24,11 +24,16 @@ import (
 )
 
 const (
-	// ocspValidity is from thisUpdate to nextUpdate: how long a client that saw
+	// ocspValidity is from the signature to nextUpdate: how long a client that saw
 	// "good" may believe it.
 	ocspValidity = time.Hour
-	// ocspFresh is how long a signed answer is given out again.
+	// ocspFresh is how long after its signature an answer is returned again.
 	ocspFresh = 10 * time.Minute
+	// statusBackdate is how far thisUpdate and producedAt of OCSP answers and CRLs are
+	// before the signature, as notBefore of certificates is: a relying party whose clock
+	// is a little slow would refuse every certificate after each revocation, because the
+	// list that it fetches is not yet valid.
+	statusBackdate = defaultBackdate
 	// responderValidity of a delegated responder certificate. It is short because
 	// id-pkix-ocsp-nocheck says that it cannot be revoked (RFC 6960, 4.2.2.2.1).
 	responderValidity = 7 * 24 * time.Hour
@@ -108,41 +113,77 @@ func (c *CA) OCSP(ctx context.Context, q countersign.OCSPQuery) (countersign.OCS
 	if issuer == nil {
 		return countersign.OCSPAnswer{}, countersign.Errorf(countersign.BadRequest, "the request names no certificate")
 	}
-	keep := len(q.CertIDs) == 1 && q.Nonce == nil && c.Cacheable()
+	now := c.Now()
+	if len(q.CertIDs) > 1 || q.Nonce != nil || !c.Cacheable() {
+		answer, _, err := c.answer(ctx, issuer, q, now)
+		return answer, err
+	}
+	k, keep := keyOf(issuer.ID, q.CertIDs[0])
 	if keep {
-		if a, ok := c.answers.get(countersign.CertRef{Issuer: issuer.ID, Serial: q.CertIDs[0].Serial}, q.CertIDs[0].DER, c.Now()); ok {
+		if a, ok := c.answers.get(k, q.CertIDs[0].DER, now); ok {
 			return a, nil
 		}
 	}
 	epoch := c.answers.epoch()
-	answer, err := c.answer(ctx, issuer, q)
+	answer, status, err := c.answer(ctx, issuer, q, now)
 	if err == nil && keep && c.Cacheable() {
-		c.answers.put(countersign.CertRef{Issuer: issuer.ID, Serial: q.CertIDs[0].Serial}, q.CertIDs[0].DER, answer, epoch)
+		c.answers.put(k, kept{answer, string(q.CertIDs[0].DER), now, status}, epoch)
 	}
 	return answer, err
 }
 
-func (c *CA) answer(ctx context.Context, issuer *authority, q countersign.OCSPQuery) (countersign.OCSPAnswer, error) {
-	now := c.Now().UTC().Truncate(time.Second)
-	answer := countersign.OCSPAnswer{ProducedAt: now, ThisUpdate: now, NextUpdate: now.Add(ocspValidity)}
+// answer signs an answer. status is that of the first certificate.
+func (c *CA) answer(ctx context.Context, issuer *authority, q countersign.OCSPQuery, now time.Time) (answer countersign.OCSPAnswer, status countersign.CertStatus, err error) {
+	now = now.UTC().Truncate(time.Second)
+	this := issuer.backdated(now)
+	answer = countersign.OCSPAnswer{ProducedAt: this, ThisUpdate: this, NextUpdate: now.Add(ocspValidity)}
 	var singles []byte
-	for _, id := range q.CertIDs {
+	for i, id := range q.CertIDs {
+		one := countersign.StatusUnknown
 		cert, err := c.Certificate(ctx, c.DB, countersign.CertRef{Issuer: issuer.ID, Serial: id.Serial})
-		if err != nil && countersign.CodeOf(err) != countersign.NotFound {
-			return answer, err
+		switch {
+		case err == nil && withdrawn(cert.State):
+			one = countersign.StatusRevoked
+		case err == nil:
+			one = countersign.StatusGood
+		case countersign.CodeOf(err) != countersign.NotFound:
+			return answer, one, err
 		}
-		one, err := encodeSingle(id, err == nil, &cert, answer)
+		der, err := encodeSingle(id, one, &cert, answer)
 		if err != nil {
-			return answer, fmt.Errorf("encode OCSP answer: %w", err)
+			return answer, one, fmt.Errorf("encode OCSP answer: %w", err)
 		}
-		singles = append(singles, one...)
+		singles = append(singles, der...)
+		if i == 0 {
+			status = one
+		}
 	}
 	r, err := c.openResponder(ctx, issuer)
 	if err != nil {
-		return answer, err
+		return answer, status, err
 	}
 	answer.DER, err = r.respond(singles, answer.ProducedAt, q.Nonce)
-	return answer, err
+	return answer, status, err
+}
+
+// backdated is what a list or answer that is signed now has for thisUpdate: never
+// before the authority's own notBefore, which a responder's certificate keeps to too.
+func (a *authority) backdated(now time.Time) time.Time {
+	this := now.Add(-statusBackdate)
+	if from := a.Certificate.NotBefore.UTC(); this.Before(from) {
+		return from
+	}
+	return this
+}
+
+// shownRevocation is the time of a revocation in a list or answer of thisUpdate. A
+// revocation that is younger than statusBackdate is dated back with it: that a
+// certificate will be revoked is no status (RFC 5280, 5.1.2.6; RFC 6960, 2.2).
+func shownRevocation(at, thisUpdate time.Time) time.Time {
+	if at.After(thisUpdate) {
+		return thisUpdate
+	}
+	return at
 }
 
 // signing is what a responder needs for one answer, copied out under its lock.
@@ -241,24 +282,24 @@ func (r *responder) set(key crypto.Signer, cert *x509.Certificate) error {
 }
 
 // encodeSingle writes a SingleResponse (RFC 6960, 4.2.1).
-func encodeSingle(id countersign.CertID, known bool, cert *countersign.Certificate, a countersign.OCSPAnswer) ([]byte, error) {
+func encodeSingle(id countersign.CertID, status countersign.CertStatus, cert *countersign.Certificate, a countersign.OCSPAnswer) ([]byte, error) {
 	b := cryptobyte.NewBuilder(nil)
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(id.DER)
-		switch {
-		case !known:
-			b.AddASN1(cbasn1.Tag(2).ContextSpecific(), func(*cryptobyte.Builder) {})
-		case withdrawn(cert.State):
+		switch status {
+		case countersign.StatusRevoked:
 			b.AddASN1(cbasn1.Tag(1).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-				addGeneralizedTime(b, cert.RevokedAt)
+				addGeneralizedTime(b, shownRevocation(cert.RevokedAt, a.ThisUpdate))
 				if cert.Reason != countersign.Unspecified {
 					b.AddASN1(cbasn1.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
 						b.AddASN1Enum(int64(cert.Reason))
 					})
 				}
 			})
-		default:
+		case countersign.StatusGood:
 			b.AddASN1(cbasn1.Tag(0).ContextSpecific(), func(*cryptobyte.Builder) {})
+		default:
+			b.AddASN1(cbasn1.Tag(2).ContextSpecific(), func(*cryptobyte.Builder) {})
 		}
 		addGeneralizedTime(b, a.ThisUpdate)
 		b.AddASN1(cbasn1.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { addGeneralizedTime(b, a.NextUpdate) })
@@ -310,69 +351,6 @@ func (s *signing) respond(singles []byte, producedAt time.Time, nonce []byte) ([
 		})
 	})
 	return out.Bytes()
-}
-
-// Forget drops the cached answer about a certificate that another node changed.
-func (c *CA) Forget(ref countersign.CertRef) { c.answers.forget(ref) }
-
-// maxAnswers bounds one generation of the cache: two of 64k answers of about 1 KB.
-const maxAnswers = 64 << 10
-
-// answers keeps signed answers in two generations: when the young one is full it
-// becomes the old one, and what was not asked for since is dropped.
-type answers struct {
-	mu         sync.RWMutex
-	young, old map[countersign.CertRef]kept
-	changes    uint64 // counts forgets, so that an answer computed across one is not kept
-}
-
-type kept struct {
-	id []byte // the CertID it answers: the same certificate may be named by SHA-1 or SHA-256
-	a  countersign.OCSPAnswer
-}
-
-func (s *answers) epoch() uint64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.changes
-}
-
-func (s *answers) get(ref countersign.CertRef, id []byte, now time.Time) (countersign.OCSPAnswer, bool) {
-	s.mu.RLock()
-	k, ok := s.young[ref]
-	if !ok {
-		k, ok = s.old[ref]
-	}
-	s.mu.RUnlock()
-	if !ok || !bytes.Equal(k.id, id) || now.Sub(k.a.ProducedAt) > ocspFresh {
-		return countersign.OCSPAnswer{}, false
-	}
-	return k.a, true
-}
-
-func (s *answers) put(ref countersign.CertRef, id []byte, a countersign.OCSPAnswer, epoch uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.changes != epoch {
-		return
-	}
-	if s.young == nil || len(s.young) >= maxAnswers {
-		s.young, s.old = map[countersign.CertRef]kept{}, s.young
-	}
-	s.young[ref] = kept{id: bytes.Clone(id), a: a}
-}
-
-func (s *answers) forget(ref countersign.CertRef) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.changes++
-	delete(s.young, ref)
-	delete(s.old, ref)
-}
-
-// forgetAfter forgets once the change is durable.
-func (s *answers) forgetAfter(tx *store.Tx, ref countersign.CertRef) {
-	tx.AfterCommit(func() { s.forget(ref) })
 }
 
 // Issuer gives an authority's certificate, DER, for caIssuers (RFC 5280, 4.2.2.1).

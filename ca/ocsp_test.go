@@ -5,9 +5,14 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/countersign-iot/countersign"
@@ -71,6 +78,9 @@ func TestOCSPTellsWhatIsOnRecord(t *testing.T) {
 					t.Fatalf("OCSP: %v", err)
 				}
 				res := h.parseAnswer(t, a, c)
+				if this := res.ThisUpdate; at.After(this) {
+					at = this
+				}
 				if res.Status != status || res.RevocationReason != reason || !res.RevokedAt.Equal(at) || res.IssuerHash != hash {
 					t.Errorf("got status %d, reason %d, revoked at %v, hash %v; want %d, %d, %v, %v",
 						res.Status, res.RevocationReason, res.RevokedAt, res.IssuerHash, status, reason, at, hash)
@@ -239,6 +249,133 @@ func TestResponderOutlivesNoAuthority(t *testing.T) {
 	}
 }
 
+// hostile makes requests that are meant to fill the memory, by their number.
+func (h *house) hostile(t *testing.T, cert *countersign.Certificate) map[string]func(i int) []byte {
+	good, err := ocsp.CreateRequest(parse(t, cert.DER), h.certificateOf(t, ca.IssuingID), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := status.ParseOCSPRequest(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := q.CertIDs[0]
+	// request puts together a request with the algorithm's parameters and serial as they are.
+	request := func(serial []byte, parameters ...byte) []byte {
+		var b cryptobyte.Builder
+		sequence := func(next func(b *cryptobyte.Builder)) func(b *cryptobyte.Builder) {
+			return func(b *cryptobyte.Builder) { b.AddASN1(cbasn1.SEQUENCE, next) }
+		}
+		sequence(sequence(sequence(sequence(sequence(func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{1, 3, 14, 3, 2, 26})
+				b.AddBytes(parameters)
+			})
+			b.AddASN1OctetString(id.IssuerNameHash)
+			b.AddASN1OctetString(id.IssuerKeyHash)
+			b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(serial) })
+		})))))(&b)
+		return b.BytesOrPanic()
+	}
+	serial := id.Serial.Int().Bytes()
+	number := func(i int) []byte { return []byte{0x41, byte(i >> 16), byte(i >> 8), byte(i)} }
+	return map[string]func(i int) []byte{
+		"large parameters":   func(i int) []byte { return request(serial, octetString(append(number(i), make([]byte, 15900)...))...) },
+		"small parameters":   func(i int) []byte { return request(serial, octetString(number(i))...) },
+		"padded serial":      func(i int) []byte { return request(append(make([]byte, 1+i%4000), serial...), 5, 0) },
+		"unknown serial":     func(i int) []byte { return request(append(number(i), make([]byte, 16)...), 5, 0) },
+		"long serial":        func(i int) []byte { return request(append(number(i), make([]byte, 4000)...), 5, 0) },
+		"each form of one":   func(i int) []byte { return request(serial, []byte{5, 0}[:i%2*2]...) },
+		"with a large nonce": func(i int) []byte { return append(good[:len(good):len(good)], make([]byte, i%8000)...) },
+	}
+}
+
+func octetString(content []byte) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1OctetString(content)
+	return b.BytesOrPanic()
+}
+
+// heap is the memory in use, in octets.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc) //nolint:gosec // far below 2^63
+}
+
+// TestHostileRequestsTakeNoMemory: whatever a stranger asks, no more is kept than an
+// answer for each form of each certificate that there is.
+func TestHostileRequestsTakeNoMemory(t *testing.T) {
+	const requests, mayGrow = 12_000, 4 << 20
+	h := found(t, storetest.Open(t))
+	cert := h.issue(t, ca.ProfileDevice, "pump-1")
+	door := &status.Server{Authority: h.CA, Now: h.clock.Now}
+	for name, make := range h.hostile(t, &cert) {
+		post := func(i int) {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/ocsp", bytes.NewReader(make(i)))
+			r.Header.Set("Content-Type", "application/ocsp-request")
+			door.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		post(0)
+		before := heap()
+		for i := range requests {
+			post(i)
+		}
+		if grown := heap() - before; grown > mayGrow {
+			t.Errorf("%s: %d requests took %d KiB, want at most %d", name, requests, grown>>10, mayGrow>>10)
+		}
+	}
+	runtime.KeepAlive(h)
+}
+
+// TestAskingForTheRevokedPushesOutNoOther: the serials of revoked certificates are
+// public, so anyone can ask for all of them.
+func TestAskingForTheRevokedPushesOutNoOther(t *testing.T) {
+	const revoked = 20_000 // 24 MB of answers
+	h := found(t, storetest.Open(t))
+	cert := h.issue(t, ca.ProfileDevice, "pump-1")
+	q := h.query(t, &cert, crypto.SHA1)
+	first, err := h.OCSP(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write(t, func(ctx context.Context, tx *store.Tx) error {
+		for i := range revoked {
+			_, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence,
+					method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
+				VALUES ($1, 'issuing', 'x', 'default', '', 'revoked', '', 1, FALSE, '', '', '', '', '', 0, $2, 0, 0, 0, 1, 0, 'x')`,
+				fmt.Sprintf("41%038x", i), store.Micros(start.Add(time.Hour)))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	before := heap()
+	for i := range revoked {
+		other := q.CertIDs[0]
+		serial := fmt.Sprintf("41%038x", i)
+		number, err := hex.DecodeString(serial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other.Serial = countersign.Serial(serial)
+		other.DER = append(bytes.Clone(other.DER[:len(other.DER)-20]), number...)
+		if _, err := h.OCSP(t.Context(), countersign.OCSPQuery{CertIDs: []countersign.CertID{other}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if grown := heap() - before; grown > 12<<20 {
+		t.Errorf("%d answers took %d KiB, want at most 12 MiB", revoked, grown>>10)
+	}
+	h.clock.turn(time.Minute)
+	if again, err := h.OCSP(t.Context(), q); err != nil || !bytes.Equal(again.DER, first.DER) {
+		t.Errorf("the answer about another certificate was signed anew (%v)", err)
+	}
+	runtime.KeepAlive(h)
+}
+
 func TestOCSPAnswerIsKeptAndRefreshed(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	cert := h.issue(t, ca.ProfileDevice, "pump-1")
@@ -248,7 +385,7 @@ func TestOCSPAnswerIsKeptAndRefreshed(t *testing.T) {
 		t.Error("a fresh answer was signed anew")
 	}
 	h.clock.turn(2 * time.Minute)
-	if got := h.ask(t, &cert); !got.ProducedAt.Equal(h.clock.Now()) {
+	if got := h.ask(t, &cert); !got.ProducedAt.Equal(h.clock.Now().Add(-backdate)) {
 		t.Error("an old answer was given again")
 	}
 }

@@ -19,11 +19,22 @@ import (
 
 const (
 	// MaxOCSPRequest is the largest request, DER. One certificate and a nonce take
-	// 120 octets; the rest is for many certificates or a signature, which we skip.
-	MaxOCSPRequest = 16 << 10
+	// 120 octets, MaxCertIDs of them with SHA-512 and all the rest 7,000; a signature
+	// with its certificates, which is skipped, takes the place of most of them.
+	MaxOCSPRequest = 8 << 10
 	// MaxCertIDs is the most certificates in one request. One signature answers
 	// them all, but each is a lookup.
 	MaxCertIDs = 32
+	// maxCertID is the longest CertID: 64 octets for each of two hashes, 20 for the
+	// serial, the algorithm and what is around them take 180. It is repeated in the
+	// answer, so what a client puts into it is signed and sent back.
+	maxCertID = 256
+	// maxRequestor is the longest name of a requestor, which is skipped: a
+	// distinguished name of ordinary length.
+	maxRequestor = 1 << 10
+	// maxExtensions is how many extensions a request or one of its parts may have. RFC
+	// 6960, 4.4 knows six.
+	maxExtensions = 16
 	// MaxNonce is the longest nonce, in octets (RFC 9654, 2.1).
 	MaxNonce = 128
 	// maxSerial is the longest serial number of a certificate, in octets (RFC
@@ -50,21 +61,21 @@ var errMalformed = errors.New("couldn't parse OCSP request: malformed")
 
 // ParseOCSPRequest reads an OCSPRequest (RFC 6960, 4.1.1). The answer shares
 // memory with der. A signature and the requestor's name are skipped: status is
-// public. An extension that is critical and not known is an error (4.4), and so
-// is a nonce that is empty or over [MaxNonce] (RFC 9654, 2.1).
+// public. An extension that is critical and not known is an error (RFC 5280, 4.2),
+// and so is a nonce that is empty or over [MaxNonce] (RFC 9654, 2.1).
 func ParseOCSPRequest(der []byte) (countersign.OCSPQuery, error) {
 	var q countersign.OCSPQuery
 	if len(der) > MaxOCSPRequest {
 		return q, fmt.Errorf("couldn't parse OCSP request: %d octets are over %d", len(der), MaxOCSPRequest)
 	}
 	in := cryptobyte.String(der)
-	var req, tbs, list, exts cryptobyte.String
+	var req, tbs, requestor, list, exts cryptobyte.String
 	var hasExts bool
 	if !in.ReadASN1(&req, cbasn1.SEQUENCE) || !in.Empty() ||
 		!req.ReadASN1(&tbs, cbasn1.SEQUENCE) ||
 		!req.SkipOptionalASN1(tag0) || !req.Empty() || // optionalSignature
 		!readVersion1(&tbs) ||
-		!tbs.SkipOptionalASN1(tag1) || // requestorName
+		!tbs.ReadOptionalASN1(&requestor, nil, tag1) || len(requestor) > maxRequestor ||
 		!tbs.ReadASN1(&list, cbasn1.SEQUENCE) ||
 		!tbs.ReadOptionalASN1(&exts, &hasExts, tag2) || !tbs.Empty() {
 		return q, errMalformed
@@ -119,19 +130,23 @@ func readRequests(list cryptobyte.String) ([]countersign.CertID, error) {
 }
 
 func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
-	var element, seq, alg, oid, name, key, serial cryptobyte.String
-	if !in.ReadASN1Element(&element, cbasn1.SEQUENCE) {
+	var element, seq, alg, oid, parameters, name, key, serial cryptobyte.String
+	if !in.ReadASN1Element(&element, cbasn1.SEQUENCE) || len(element) > maxCertID {
 		return false
 	}
 	id.DER = element
 	if !element.ReadASN1(&seq, cbasn1.SEQUENCE) ||
 		!seq.ReadASN1(&alg, cbasn1.SEQUENCE) || !alg.ReadASN1(&oid, cbasn1.OBJECT_IDENTIFIER) ||
+		!alg.ReadOptionalASN1(&parameters, &id.NullParameters, cbasn1.NULL) || !parameters.Empty() || !alg.Empty() ||
 		!seq.ReadASN1(&name, cbasn1.OCTET_STRING) ||
 		!seq.ReadASN1(&key, cbasn1.OCTET_STRING) ||
-		!seq.ReadASN1(&serial, cbasn1.INTEGER) || !seq.Empty() || len(serial) == 0 {
+		!seq.ReadASN1(&serial, cbasn1.INTEGER) || !seq.Empty() || !minimal(serial) {
 		return false
 	}
 	id.Hash, id.IssuerNameHash, id.IssuerKeyHash = hashOf(oid), name, key
+	if id.Hash != 0 && (len(name) != id.Hash.Size() || len(key) != id.Hash.Size()) {
+		return false
+	}
 	// A negative or very long serial is nobody's (RFC 5280, 4.1.2.2). It stays
 	// empty and is answered as unknown: a negative one must not be taken for the
 	// positive one with the same octets.
@@ -139,6 +154,18 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 		id.Serial = countersign.Serial(hex.EncodeToString(number))
 	}
 	return true
+}
+
+// minimal reports whether the content of an INTEGER has no octet too many (X.690,
+// 8.3.2), so that a number can be written in one way only.
+func minimal(number []byte) bool {
+	switch {
+	case len(number) == 0:
+		return false
+	case len(number) == 1:
+		return true
+	}
+	return !(number[0] == 0 && number[1] < 0x80 || number[0] == 0xff && number[1] >= 0x80)
 }
 
 func hashOf(oid []byte) crypto.Hash {
@@ -162,15 +189,18 @@ func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err 
 	if !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
 		return nil, errMalformed
 	}
-	for !list.Empty() {
-		var ext, oid, value cryptobyte.String
-		var critical bool
-		if !list.ReadASN1(&ext, cbasn1.SEQUENCE) ||
+	for n := 1; !list.Empty(); n++ {
+		var ext, oid, flag, value cryptobyte.String
+		var written bool
+		if n > maxExtensions || !list.ReadASN1(&ext, cbasn1.SEQUENCE) ||
 			!ext.ReadASN1(&oid, cbasn1.OBJECT_IDENTIFIER) ||
-			!ext.ReadOptionalASN1Boolean(&critical, cbasn1.BOOLEAN, false) ||
+			!ext.ReadOptionalASN1(&flag, &written, cbasn1.BOOLEAN) || written && len(flag) != 1 ||
 			!ext.ReadASN1(&value, cbasn1.OCTET_STRING) || !ext.Empty() {
 			return nil, errMalformed
 		}
+		// DER leaves the default FALSE out and has one TRUE; clients write more (X.690,
+		// 8.2.2).
+		critical := written && flag[0] != 0
 		switch {
 		case nonceAllowed && bytes.Equal(oid, oidNonce):
 			var n cryptobyte.String

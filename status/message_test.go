@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,7 +31,7 @@ func TestParseReadsWhatTheLibraryWrites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := countersign.CertID{Hash: hash, IssuerNameHash: theirs.IssuerNameHash, IssuerKeyHash: theirs.IssuerKeyHash, Serial: "80ff"}
+		want := countersign.CertID{Hash: hash, NullParameters: true, IssuerNameHash: theirs.IssuerNameHash, IssuerKeyHash: theirs.IssuerKeyHash, Serial: "80ff"}
 		got := q.CertIDs[0]
 		if !bytes.Contains(der, got.DER) || len(got.DER) < 40 {
 			t.Errorf("CertID as sent: got %x, want a part of %x", got.DER, der)
@@ -58,15 +59,36 @@ func build(tbs func(*cryptobyte.Builder), after ...byte) []byte {
 
 func certID(b *cryptobyte.Builder, serial []byte, single ...byte) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(b *cryptobyte.Builder) { b.AddBytes(oidSHA1) })
-			})
-			b.AddASN1OctetString(make([]byte, 20))
-			b.AddASN1OctetString(make([]byte, 20))
-			b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(serial) })
-		})
+		addID(b, idParts{oidSHA1, nil, 20, serial})
 		b.AddBytes(single)
+	})
+}
+
+// idParts are what a CertID is made of; hashes of so many octets.
+type idParts struct {
+	oid, parameters []byte
+	hash            int
+	serial          []byte
+}
+
+func addID(b *cryptobyte.Builder, p idParts) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(b *cryptobyte.Builder) { b.AddBytes(p.oid) })
+			b.AddBytes(p.parameters)
+		})
+		b.AddASN1OctetString(make([]byte, p.hash))
+		b.AddASN1OctetString(make([]byte, p.hash))
+		b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(p.serial) })
+	})
+}
+
+// one is a request for one certificate.
+func one(p idParts) []byte {
+	return build(func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { addID(b, p) })
+		})
 	})
 }
 
@@ -96,21 +118,28 @@ func extensions(exts ...[]byte) []byte {
 }
 
 func extension(oid []byte, critical bool, value []byte) []byte {
+	var flag []byte
+	if critical {
+		flag = []byte{1, 1, 0xff}
+	}
+	return flagged(oid, flag, value)
+}
+
+// flagged is an extension with the field critical as it stands.
+func flagged(oid, flag, value []byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.OBJECT_IDENTIFIER, func(b *cryptobyte.Builder) { b.AddBytes(oid) })
-		if critical {
-			b.AddASN1Boolean(true)
-		}
+		b.AddBytes(flag)
 		b.AddASN1OctetString(value)
 	})
 	return b.BytesOrPanic()
 }
 
-func nonceExt(n int) []byte {
+func nonceExt(n int, flag ...byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1OctetString(bytes.Repeat([]byte{7}, n))
-	return extension(oidNonce, false, b.BytesOrPanic())
+	return flagged(oidNonce, flag, b.BytesOrPanic())
 }
 
 var otherOID = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x08} // preferred signature algorithms
@@ -129,6 +158,24 @@ func TestParseAccepts(t *testing.T) {
 		"explicit version":          {build(func(b *cryptobyte.Builder) { b.AddBytes(version); v1(b) }), 1, 0},
 		"name of the requestor":     {build(func(b *cryptobyte.Builder) { b.AddBytes([]byte{0xa1, 2, 0x82, 0}); v1(b) }), 1, 0},
 		"single request extensions": {build(func(b *cryptobyte.Builder) { singles(b, extension(otherOID, false, nil)) }), 1, 0},
+		"unknown, critical FALSE":   {build(list(1, extensions(flagged(otherOID, []byte{1, 1, 0}, nil), nonceExt(16))...)), 1, 16},
+		"nonce, critical FALSE":     {build(list(1, extensions(nonceExt(16, 1, 1, 0))...)), 1, 16},
+		"nonce, critical TRUE":      {build(list(1, extensions(nonceExt(16, 1, 1, 0xff))...)), 1, 16},
+		"nonce, TRUE as in BER":     {build(list(1, extensions(nonceExt(16, 1, 1, 1))...)), 1, 16},
+		"single, critical FALSE":    {build(func(b *cryptobyte.Builder) { singles(b, flagged(otherOID, []byte{1, 1, 0}, nil)) }), 1, 0},
+		"parameters NULL":           {one(idParts{oidSHA1, []byte{5, 0}, 20, []byte{1}}), 1, 0},
+		"an unknown algorithm":      {one(idParts{otherOID, nil, 28, []byte{1}}), 1, 0},
+		"largest request": {build(func(b *cryptobyte.Builder) {
+			b.AddASN1(tag1, func(b *cryptobyte.Builder) { b.AddBytes(make([]byte, maxRequestor)) })
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				for range MaxCertIDs {
+					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+						addID(b, idParts{oidSHA512, []byte{5, 0}, 64, bytes.Repeat([]byte{1}, 20)})
+					})
+				}
+			})
+			b.AddBytes(extensions(nonceExt(128)))
+		}), MaxCertIDs, 128},
 	} {
 		q, err := ParseOCSPRequest(tt.der)
 		if err != nil || len(q.CertIDs) != tt.ids || len(q.Nonce) != tt.nonce {
@@ -165,6 +212,25 @@ func TestParseRefuses(t *testing.T) {
 		"two nonces":                   build(list(1, extensions(nonceExt(16), nonceExt(16))...)),
 		"unknown critical":             build(list(1, extensions(extension(otherOID, true, nil))...)),
 		"unknown critical in single":   build(func(b *cryptobyte.Builder) { singles(b, extension(otherOID, true, nil)) }),
+		"unknown critical as in BER":   build(list(1, extensions(flagged(otherOID, []byte{1, 1, 1}, nil))...)),
+		"critical of two octets":       build(list(1, extensions(flagged(otherOID, []byte{1, 2, 0, 0}, nil))...)),
+		"critical of no octets":        build(list(1, extensions(flagged(otherOID, []byte{1, 0}, nil))...)),
+		"critical twice":               build(list(1, extensions(flagged(otherOID, []byte{1, 1, 0, 1, 1, 0}, nil))...)),
+		"too many extensions":          build(list(1, extensions(slices.Repeat([][]byte{extension(otherOID, false, nil)}, maxExtensions+1)...)...)),
+		"large parameters":             one(idParts{oidSHA1, append([]byte{4, 0x82, 0x3e, 0x80}, make([]byte, 16000)...), 20, []byte{1}}),
+		"small parameters":             one(idParts{oidSHA1, []byte{4, 1, 0}, 20, []byte{1}}),
+		"parameters NULL with content": one(idParts{oidSHA1, []byte{5, 1, 0}, 20, []byte{1}}),
+		"parameters NULL and more":     one(idParts{oidSHA1, []byte{5, 0, 5, 0}, 20, []byte{1}}),
+		"hashes of another length":     one(idParts{oidSHA1, nil, 21, []byte{1}}),
+		"long hashes":                  one(idParts{otherOID, nil, 200, []byte{1}}),
+		"long algorithm":               one(idParts{bytes.Repeat([]byte{1}, 220), nil, 20, []byte{1}}),
+		"long serial":                  one(idParts{oidSHA1, nil, 20, bytes.Repeat([]byte{1}, 200)}),
+		"serial with zeros before it":  one(idParts{oidSHA1, nil, 20, []byte{0, 1}}),
+		"serial with ones before it":   one(idParts{oidSHA1, nil, 20, []byte{0xff, 0xff}}),
+		"long name of the requestor": build(func(b *cryptobyte.Builder) {
+			b.AddASN1(tag1, func(b *cryptobyte.Builder) { b.AddBytes(make([]byte, maxRequestor+1)) })
+			list(1)(b)
+		}),
 	} {
 		if q, err := ParseOCSPRequest(der); err == nil {
 			t.Errorf("ParseOCSPRequest of %s: got %v, want an error", name, q)
