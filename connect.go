@@ -85,7 +85,7 @@ type Session struct {
 }
 
 // Actor is who acts in the session.
-func (s Session) Actor() Actor { return actorOf(s.Device) }
+func (s Session) Actor() Actor { return ActorOf(s.Device) }
 
 // Gatekeeper is what a gateway asks and tells. Package ra implements it on
 // access.Decide. No method blocks on the network of another party.
