@@ -87,7 +87,6 @@ func (p *postgres) reconnect(ctx context.Context) *pgx.Conn {
 		case <-ctx.Done():
 			return nil
 		case conn := <-made:
-			p.found(ctx)
 			return conn
 		case <-tolerated.C:
 			lost = true
@@ -107,10 +106,10 @@ func (p *postgres) reconnect(ctx context.Context) *pgx.Conn {
 	}
 }
 
-// lose notes that the database is lost. A server that has no connection left for us
-// is not.
+// lose notes that the database is lost. A server that has no connection left for us,
+// or does not let us listen, is not.
 func (p *postgres) lose(ctx context.Context, since time.Time, cause error) {
-	if strings.HasPrefix(pgCode(cause), "53") || !p.lostSince.CompareAndSwap(nil, &since) {
+	if errors.Is(cause, errDeaf) || strings.HasPrefix(pgCode(cause), "53") || !p.lostSince.CompareAndSwap(nil, &since) {
 		return
 	}
 	p.opts.Log.ErrorContext(ctx, "database lost", "error", cause)
@@ -128,6 +127,7 @@ func (p *postgres) attach(ctx context.Context, made chan<- *pgx.Conn, failed cha
 	defer cancel()
 	conn, err := pgx.ConnectConfig(connecting, p.config)
 	if err == nil {
+		p.found(ctx)
 		if _, err = conn.Exec(connecting, "LISTEN "+channel); err == nil {
 			select {
 			case made <- conn:
@@ -136,9 +136,13 @@ func (p *postgres) attach(ctx context.Context, made chan<- *pgx.Conn, failed cha
 			}
 		}
 		closeConn(ctx, conn)
+		err = errDeaf
 	}
 	failed <- err
 }
+
+// errDeaf means that the database can be reached, and that it sends no notifications.
+var errDeaf = errors.New("the database does not let this node listen")
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatWait)
