@@ -102,6 +102,14 @@ func (p *Policies) Forget(fleet string) {
 	delete(p.by, fleet)
 }
 
+// ForgetAll has the next decision on each fleet read its policy again.
+func (p *Policies) ForgetAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.changes++
+	p.by = nil
+}
+
 // permit says what the identified client may do.
 func (d *Desk) permit(ctx context.Context, c countersign.Connection, dec *Decision) {
 	in := InForce{Policy: policy.Builtin()}

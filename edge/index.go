@@ -12,6 +12,10 @@ import (
 // index serves all gateways.
 type Index struct {
 	Now func() time.Time // the clock of the sockets' deadlines and of NotAfter
+	// Stale is called with a session that was decided while what it was decided by
+	// changed (see Changed), once it is admitted: it is to be compared with the record
+	// again. It must not block. A function, because the index knows no record. Nil: none.
+	Stale func(countersign.Session)
 
 	mu       sync.Mutex
 	byDevice map[string][]*Live // under the devices of its scope too
@@ -25,6 +29,10 @@ type Index struct {
 	first, last *Live
 	cuts        []countersign.Cut
 	forgotten   uint64 // cuts[0] is cut number forgotten+1
+
+	changes    uint64            // calls of Changed
+	changed    map[string]uint64 // by fleet: the last of them that named it
+	allChanged uint64            // the last of them that named all
 }
 
 // maxRecentCuts bounds the cuts kept for undecided connections; a decision takes
@@ -43,6 +51,7 @@ func NewIndex(now func() time.Time) *Index {
 		byCert:   map[countersign.CertRef][]*Live{},
 		byCred:   map[string][]*Live{},
 		admitted: map[*Live]struct{}{},
+		changed:  map[string]uint64{},
 	}
 }
 
@@ -52,7 +61,7 @@ func (x *Index) Register(c *Conn, farewell Farewell) *Live {
 	l := &Live{index: x, conn: c, farewell: farewell, closed: make(chan struct{})}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	l.since = x.forgotten + uint64(len(x.cuts))
+	l.since, l.known = x.forgotten+uint64(len(x.cuts)), x.changes
 	if l.prev = x.last; l.prev != nil {
 		l.prev.next = l
 	} else {
@@ -67,15 +76,23 @@ func (x *Index) Register(c *Conn, farewell Farewell) *Live {
 // false, and the connection must be refused. From now on the connection ends at
 // s.NotAfter, unless that is zero.
 func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
+	reason, stale, ok := l.admit(s)
+	if stale && l.index.Stale != nil {
+		l.index.Stale(s)
+	}
+	return reason, ok
+}
+
+func (l *Live) admit(s countersign.Session) (reason string, stale, ok bool) {
 	x := l.index
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if l.since < x.forgotten {
-		return "the gateway is too busy with revocations", false
+		return "the gateway is too busy with revocations", false, false
 	}
 	for _, c := range x.cuts[l.since-x.forgotten:] {
 		if matches(c, s) {
-			return c.Reason, false
+			return c.Reason, false, false
 		}
 	}
 	x.unlink(l)
@@ -97,7 +114,40 @@ func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
 		})
 	}
 	l.conn.Admitted()
-	return "", true
+	return "", max(x.allChanged, x.changed[s.Fleet]) > l.known, true
+}
+
+// Changed notes that what connections are decided by has changed, for fleets or, with
+// none, for all. The sessions that are live are for the caller to compare with the
+// record; those that are being decided are given to Stale once they are admitted.
+func (x *Index) Changed(fleets ...string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.changes++
+	if len(fleets) == 0 {
+		x.allChanged = x.changes
+	}
+	for _, fleet := range fleets { // as many as there are fleets
+		x.changed[fleet] = x.changes
+	}
+}
+
+// EndEach ends the sessions with these ids, each for its reason, and returns how many
+// they were.
+func (x *Index) EndEach(reasons map[string]string) int {
+	by := map[string][]*Live{}
+	x.mu.Lock()
+	for l := range x.admitted {
+		if reason, ok := reasons[l.session.ID]; ok {
+			by[reason] = append(by[reason], l)
+		}
+	}
+	x.mu.Unlock()
+	n := 0
+	for reason, all := range by {
+		n += x.end(all, countersign.Ending{Code: countersign.EndCut, Reason: reason})
+	}
+	return n
 }
 
 // Remove takes the connection out of the index. It may be called more than once.

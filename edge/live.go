@@ -22,6 +22,7 @@ type Live struct {
 	session  countersign.Session
 	admitted bool
 	since    uint64 // the index's count of cuts when this was registered
+	known    uint64 // the index's count of changes then
 	expiry   *time.Timer
 	next     *Live // registered after this one, not yet admitted
 	prev     *Live

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,11 @@ type Log struct {
 	// number; it returns when the last socket is closed. A function, because the index
 	// of sessions belongs to the gateways, which no keeper may know. Nil: no sessions.
 	Cut func(countersign.Cut) int
+	// Reconcile compares the live sessions of this node with the record and ends those
+	// that it no longer supports. It is called when something may have been missed, with
+	// the reason; Live reports false until it has succeeded. A function, for the same
+	// reason as Cut. Nil: no sessions.
+	Reconcile func(ctx context.Context, why string) error
 
 	self        string // distinguishes this process's notices from those of others
 	subscribers []func(countersign.Event)
@@ -51,8 +57,9 @@ type Log struct {
 	later       chan waiting
 	suppressed  atomic.Int64 // events that Later had no room for
 	sealed      chan struct{}
-	up          atomic.Bool  // other nodes' notices reach us
+	up          atomic.Bool  // other nodes' notices reach us, and nothing is in doubt
 	position    atomic.Int64 // id of the newest event that is known to be durable
+	missed      missed
 	once        sync.Once
 }
 
@@ -67,6 +74,7 @@ func (l *Log) init() {
 		l.self = rand.Text()
 		l.later = make(chan waiting, laterQueue)
 		l.sealed = make(chan struct{}, 1)
+		l.missed.changed = make(chan struct{}, 1)
 	})
 }
 
@@ -79,7 +87,8 @@ func (l *Log) Subscribe(fn func(countersign.Event)) { l.subscribers = append(l.s
 // It must not block. Call it before Run.
 func (l *Log) SubscribeRecorded(fn func(countersign.Event)) { l.recorded = append(l.recorded, fn) }
 
-// Live reports whether this process hears at once of what other nodes do.
+// Live reports whether this process learns at once of what other nodes do, and has
+// missed nothing: only then may it rely on what it has read before.
 func (l *Log) Live() bool { return !l.DB.Postgres() || l.up.Load() }
 
 // Append writes events in the caller's transaction. After the commit, in the
@@ -94,17 +103,20 @@ func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Ev
 // done.CutIn.
 func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Revocation, events ...countersign.Event) error {
 	l.init()
-	var last int64
+	ids := make([]int64, len(events))
 	for i := range events {
 		var err error
-		if last, err = l.append(ctx, tx, &events[i]); err != nil {
+		if ids[i], err = l.append(ctx, tx, &events[i]); err != nil {
 			return err
 		}
 	}
 	tx.AfterCommit(func() {
-		l.passed(last)
+		l.passed(slices.Max(append(ids, 0)))
 		l.cut(done, events)
-		for _, e := range events {
+		for i, e := range events {
+			if l.DB.Postgres() && e.Type.Kind().Urgent {
+				l.missed.note(ids[i], acted)
+			}
 			for _, fn := range l.recorded {
 				fn(e)
 			}
@@ -115,6 +127,7 @@ func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Rev
 	return nil
 }
 
+// append writes one event and returns its id.
 func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) (id int64, err error) {
 	if e.At.IsZero() {
 		e.At = l.Now()
@@ -131,7 +144,8 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) (i
 	if !l.DB.Postgres() || !e.Type.Kind().Urgent {
 		return id, nil
 	}
-	return id, l.notify(ctx, tx, *e)
+	l.missed.note(id, pending)
+	return id, l.notify(ctx, tx, id, *e)
 }
 
 // insert writes the row and returns its id. On PostgreSQL it is also the proof that
@@ -217,6 +231,7 @@ func (l *Log) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { l.writeLater(ctx) })
 	wg.Go(func() { l.seal(ctx) })
+	wg.Go(func() { l.follow(ctx) })
 	if l.DB.Postgres() {
 		wg.Go(func() { l.listen(ctx) })
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -397,6 +398,126 @@ func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 	if there.Live() {
 		t.Error("Live after the end of Run")
 	}
+}
+
+// TestLostNoticesAreFoundByEventID takes the notices of a node away while another one
+// acts, with clocks that are more than a minute apart in both directions. Each event
+// must be acted on within the bound, once, and the sessions compared with the record
+// before Live reports true again.
+func TestLostNoticesAreFoundByEventID(t *testing.T) {
+	for name, apart := range map[string]time.Duration{"behind": -75 * time.Second, "ahead": 75 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // waits for seconds
+			url := storetest.PostgresURL(t)
+			proxy := storetest.NewProxy(t, url)
+			here, there := newLog(storetest.OpenURL(t, url)), newLog(storetest.OpenURL(t, proxy.URL()))
+			there.Now = func() time.Time { return start.Add(apart) }
+			var h heard
+			there.Subscribe(h.hear)
+			var compared atomic.Int32
+			there.Reconcile = func(context.Context, string) error { compared.Add(1); return nil }
+			running(t, here)
+			running(t, there)
+			eventually(t, "Live", there.Live)
+			for range 3 { // some are sealed, some are not
+				appendAll(t, here, countersign.Event{Type: countersign.DeviceRevoked, Device: "pump-0", Reason: "heard"})
+				time.Sleep(150 * time.Millisecond)
+			}
+			proxy.CutNotices()
+			eventually(t, "the end of Live", func() bool { return !there.Live() })
+			began := time.Now()
+			appendAll(t, here, countersign.Event{Type: countersign.DeviceRevoked, Device: "pump-1", Reason: "deaf"})
+			eventually(t, "the event", func() bool { return h.count("deaf") > 0 })
+			if took := time.Since(began); took > event.CaughtUp {
+				t.Errorf("without notices it took %v, want at most %v", took, event.CaughtUp)
+			}
+			proxy.Cut()
+			appendAll(t, here, countersign.Event{Type: countersign.DeviceRevoked, Device: "pump-2", Reason: "cut off"})
+			time.Sleep(time.Second) // for it to be sealed
+			before := compared.Load()
+			began = time.Now()
+			proxy.Heal()
+			eventually(t, "Live again", there.Live)
+			if took := time.Since(began); took > event.CaughtUp {
+				t.Errorf("caught up after %v, want at most %v", took, event.CaughtUp)
+			}
+			if compared.Load() == before {
+				t.Error("Live before the sessions were compared with the record")
+			}
+			time.Sleep(event.CaughtUp) // for a second copy to come
+			for reason, want := range map[string]int{"heard": 3, "deaf": 1, "cut off": 1} {
+				if got := h.count(reason); got != want {
+					t.Errorf("acted on %q %d times, want %d", reason, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestNotLiveUntilTheSessionsWereCompared fails the comparison: what is in doubt stays
+// in doubt.
+func TestNotLiveUntilTheSessionsWereCompared(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		l := newLog(db)
+		var good atomic.Bool
+		var compared atomic.Int32
+		l.Reconcile = func(context.Context, string) error {
+			compared.Add(1)
+			if !good.Load() {
+				return errors.New("the record cannot be read")
+			}
+			return nil
+		}
+		running(t, l)
+		l.Doubt("the clock was set")
+		time.Sleep(300 * time.Millisecond)
+		if db.Postgres() && l.Live() { // on SQLite no other node can have changed anything
+			t.Error("Live although the sessions could not be compared")
+		}
+		before := compared.Load()
+		good.Store(true)
+		eventually(t, "Live", func() bool { return l.Live() && compared.Load() > before })
+	})
+}
+
+// TestOwnEventIsActedOnThoughItsCommitGotNoAnswer loses the answer of COMMIT, and then
+// the database, so that its outcome cannot be read back: it is found on record later.
+func TestOwnEventIsActedOnThoughItsCommitGotNoAnswer(t *testing.T) {
+	t.Parallel() // waits for seconds
+	url := storetest.PostgresURL(t)
+	proxy := storetest.NewProxy(t, url)
+	l := newLog(storetest.OpenURL(t, proxy.URL()))
+	var h heard
+	l.Subscribe(h.hear)
+	cuts := make(chan countersign.Cut, 9)
+	l.Cut = func(c countersign.Cut) int { cuts <- c; return 1 }
+	running(t, l)
+	eventually(t, "Live", l.Live)
+	lost := proxy.LoseCommit("pump-1")
+	go func() { <-lost; proxy.Cut() }()
+	err := l.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		return l.Append(ctx, tx, countersign.Event{Type: countersign.DeviceRevoked, Device: "pump-1", Reason: "stolen"})
+	})
+	if !store.Unconfirmed(err) {
+		t.Fatalf("Write: got %v, want unconfirmed", err)
+	}
+	if h.count("stolen") != 0 {
+		t.Error("acted on before it was known to be on record")
+	}
+	began := time.Now()
+	proxy.Heal()
+	select {
+	case c := <-cuts:
+		if c.Device != "pump-1" {
+			t.Errorf("cut: got %+v, want pump-1", c)
+		}
+	case <-time.After(patience):
+		t.Fatal("nothing was cut")
+	}
+	if took := time.Since(began); took > event.CaughtUp {
+		t.Errorf("cut after %v, want at most %v", took, event.CaughtUp)
+	}
+	eventually(t, "the event", func() bool { return h.count("stolen") > 0 })
 }
 
 func TestSQLiteIsAlwaysLive(t *testing.T) {

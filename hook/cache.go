@@ -63,7 +63,7 @@ func (c *cache) cutSince(mark uint64, device string) bool {
 func (c *cache) put(keys []key, e entry, mark uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cutSince(mark, e.verdict.Device) || c.cutSince(mark, credentialCut+e.verdict.Credential) {
+	if c.cutSince(mark, everything) || c.cutSince(mark, e.verdict.Device) || c.cutSince(mark, credentialCut+e.verdict.Credential) {
 		return false
 	}
 	if c.entries == nil {
@@ -142,6 +142,9 @@ func (c *cache) cut(device string, lost func(entry) bool) map[string][]key {
 // credentialCut begins the name of a credential among those that were cut.
 const credentialCut = "\x00"
 
+// everything is noted when all verdicts are in doubt.
+const everything = "\x01"
+
 // note remembers what was cut. It wants the lock.
 func (c *cache) note(name string) {
 	if len(c.recent) == maxRecent {
@@ -184,10 +187,12 @@ func (c *cache) restore(device string) {
 	}
 }
 
-// doubt has every verdict decided again, after a change of what they rest on.
+// doubt has every verdict decided again, after a change of what they rest on; those
+// that are being decided too.
 func (c *cache) doubt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.note(everything)
 	for _, e := range c.entries {
 		e.stale = true
 	}

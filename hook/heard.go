@@ -34,6 +34,10 @@ func (s *Server) Heard(e countersign.Event) {
 	}
 }
 
+// Doubt has every verdict decided again before it is used, because something may have
+// been missed.
+func (s *Server) Doubt() { s.cache.doubt() }
+
 // cut ends what lost names. A device that may not come back is kicked also where the hook
 // knows none of its sessions, because it never asks or this process is young.
 // Where blind is set, so is one that may.

@@ -15,13 +15,19 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
+// decideTime bounds what a decision reads and writes: a client gives up after ten
+// seconds or so, and must be told before that the database does not answer.
+const decideTime = 5 * time.Second
+
 // Admit decides a connection and records what the decision sets in motion: the
 // first use of a certificate, or a fork. Every refusal is an event.
 func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
+	deciding, cancel := context.WithTimeout(ctx, decideTime)
+	defer cancel()
 	var dec access.Decision
 	err := d.mayKnock(c)
 	if err == nil {
-		dec = d.Access.Decide(ctx, c)
+		dec = d.Access.Decide(deciding, c)
 		err = d.blocked(c, &dec)
 	}
 	if err != nil {
@@ -31,17 +37,19 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	}
 	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
 		dec = d.meet(ctx, c, dec)
+		deciding, cancel = context.WithTimeout(ctx, decideTime) // it has a bound of its own
+		defer cancel()
 	}
 	if d.Sample != nil {
 		d.Sample.Connect(c, &dec)
 	}
 	switch {
 	case dec.Replaced:
-		err = d.forkShown(ctx, &dec)
+		err = d.forkShown(deciding, &dec)
 	case dec.Allow && dec.FirstUse && dec.Cert.IsZero():
-		err = d.firstSecret(ctx, &dec)
+		err = d.firstSecret(deciding, &dec)
 	case dec.Allow && dec.FirstUse:
-		err = d.firstUse(ctx, &dec)
+		err = d.firstUse(deciding, &dec)
 	case dec.Allow && !dec.Cert.IsZero():
 		if e := d.stillTrusted(c, dec.Cert.Issuer); e != nil {
 			p := countersign.Public(e)
@@ -55,7 +63,7 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	d.observe(Outcome{"connect", countersign.Method(dec.Kind), c.Gateway, dec.Code})
 	if !dec.Allow {
 		d.connectRefused(c, &dec)
-		d.guessedAt(ctx, c, &dec)
+		d.guessedAt(deciding, c, &dec)
 	}
 	return dec.Verdict
 }

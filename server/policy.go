@@ -16,10 +16,8 @@ const (
 	// what it also lets in again, so that a fleet which comes back at once does not
 	// keep others waiting.
 	recheckRate = 1000
-	// secondLook is when the sessions are looked at again. It is longer than a
-	// connection may take to be decided: one that was decided by the old policy, and
-	// not yet in the index at the first look, is there at the second.
-	secondLook = 30 * time.Second
+	// recheckStep is how many of them are cut at once.
+	recheckStep = 50
 	// recheckRetry is the pause where the records cannot be read.
 	recheckRetry = time.Second
 )
@@ -44,6 +42,8 @@ func (s *Server) openPolicies(context.Context) error {
 		due: map[string]bool{}, wake: make(chan struct{}, 1),
 	}
 	s.events.Subscribe(s.heardPolicy)
+	s.events.Reconcile = s.reconcile
+	s.index.Stale = func(live countersign.Session) { s.recheckSoon(live.Fleet) }
 	return nil
 }
 
@@ -53,23 +53,23 @@ func (s *Server) heardPolicy(e countersign.Event) {
 	if e.Type == countersign.PolicyApplied {
 		s.desk.Access.Policies.Forget(e.Fleet)
 	}
-	var fleets []string
 	switch e.Type.Kind().Recheck {
 	case countersign.RecheckFleet:
-		fleets = []string{e.Fleet}
+		s.index.Changed(e.Fleet)
+		s.recheckSoon(e.Fleet)
 	case countersign.RecheckAll:
+		s.index.Changed()
 		for _, live := range s.index.Sessions() {
-			fleets = append(fleets, live.Fleet)
+			s.recheckSoon(live.Fleet)
 		}
 	}
-	if len(fleets) == 0 {
-		return
-	}
+}
+
+// recheckSoon has the sessions of a fleet compared with the record.
+func (s *Server) recheckSoon(fleet string) {
 	r := &s.rechecks
 	r.mu.Lock()
-	for _, f := range fleets {
-		r.due[f] = true
-	}
+	r.due[fleet] = true
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -99,60 +99,76 @@ func (s *Server) runPolicies(ctx context.Context) error {
 	}
 }
 
-// recheck cuts the sessions of a fleet that have more than its policy gives now, or
-// came in by what the fleet accepts no more. It
-// does not end before it could look: what may be too much is too much.
+// recheck ends the sessions of a fleet that the record no longer supports, no more in
+// a second than can come back. It does not return before it could compare them.
 func (s *Server) recheck(ctx context.Context, fleet string) {
-	for looks := 0; looks < 2; {
-		cut, err := s.cutLosers(ctx, fleet)
-		pause := secondLook
+	for {
+		n, err := s.recheckFleet(ctx, fleet)
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil:
-			s.log.ErrorContext(ctx, "sessions not held against a new policy", "fleet", fleet, "error", err, "retry_in", recheckRetry)
-			pause = recheckRetry
-		default:
-			looks++
-			s.log.InfoContext(ctx, "sessions held against a new policy", "fleet", fleet, "cut", cut, "look", looks)
+		case err == nil:
+			s.log.InfoContext(ctx, "sessions compared with the record", "fleet", fleet, "ended", n)
+			return
 		}
+		s.log.ErrorContext(ctx, "sessions not compared with the record", "fleet", fleet, "error", err, "retry_in", recheckRetry)
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(recheckRetry):
 		}
 	}
 }
 
-func (s *Server) cutLosers(ctx context.Context, fleet string) (int, error) {
-	in, err := s.desk.Access.Policies.Of(ctx, fleet)
+func (s *Server) recheckFleet(ctx context.Context, fleet string) (ended int, err error) {
+	lost, err := s.desk.Access.Recheck(ctx, access.OfFleet(s.index.Sessions(), fleet))
 	if err != nil {
 		return 0, err
 	}
-	sessions := access.OfFleet(s.index.Sessions(), fleet)
-	unaccepted, err := s.desk.Access.Unaccepted(ctx, fleet, sessions)
-	if err != nil {
-		return 0, err
+	for len(lost) > 0 {
+		n := min(len(lost), recheckStep)
+		if err := s.rechecks.pace.WaitN(ctx, n); err != nil {
+			return ended, err
+		}
+		ended += s.endLost(lost[:n])
+		lost = lost[n:]
 	}
-	losers, err := s.desk.Access.Policies.Losers(ctx, in.Policy, sessions)
-	if err != nil {
-		return 0, err
-	}
-	n, err := s.cutEach(ctx, unaccepted, "the fleet no longer accepts what the session came in by")
-	if err != nil {
-		return n, err
-	}
-	more, err := s.cutEach(ctx, losers, "the policy changed")
-	return n + more, err
+	return ended, nil
 }
 
-// cutEach cuts the sessions of devices, no more in a second than can come back.
-func (s *Server) cutEach(ctx context.Context, sessions []countersign.Session, why string) (cut int, err error) {
-	for _, l := range sessions {
-		if err := s.rechecks.pace.Wait(ctx); err != nil {
-			return cut, err
-		}
-		cut += s.index.Cut(countersign.Cut{Device: l.Device, Reason: why})
+func (s *Server) endLost(lost []access.Lost) int {
+	reasons := make(map[string]string, len(lost))
+	for _, l := range lost {
+		reasons[l.Session.ID] = l.Reason
 	}
-	return cut, nil
+	return s.index.EndEach(reasons)
+}
+
+// reconcile compares all live sessions with the record, because something may have
+// been missed. Sessions whose own device, certificate or credential is good no more end
+// at once; those that many may share a reason with end at the pace of a changed policy.
+// Connections that are being decided are compared once they are in.
+func (s *Server) reconcile(ctx context.Context, why string) error {
+	s.index.Changed()
+	s.desk.Access.Policies.ForgetAll()
+	if s.hooks.server != nil {
+		s.hooks.server.Doubt()
+	}
+	if err := s.ca.Reload(ctx); err != nil {
+		return err
+	}
+	lost, err := s.desk.Access.Recheck(ctx, s.index.Sessions())
+	if err != nil {
+		return err
+	}
+	var now []access.Lost
+	for _, l := range lost {
+		if l.ByFleet {
+			s.recheckSoon(l.Session.Fleet)
+		} else {
+			now = append(now, l)
+		}
+	}
+	s.log.InfoContext(ctx, "sessions compared with the record", "because", why, "ended", s.endLost(now), "lost", len(lost))
+	return nil
 }

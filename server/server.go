@@ -152,6 +152,9 @@ func (s *Server) openListeners(context.Context) error {
 
 func (s *Server) openKeepers(ctx context.Context) error {
 	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName()}
+	if err := s.events.Mark(ctx); err != nil { // before what the events are about is read
+		return err
+	}
 	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: reservedNames(s.cfg)}
 	s.operators = &operator.Desk{DB: s.db, Now: s.opts.Now, Log: s.log}
 	var passphrase func() ([]byte, error)
