@@ -103,6 +103,7 @@ type Revocation struct {
 	Device       string
 	Certificates []CertRef
 	At           time.Time
+	Already      bool          // it was in force before; sessions were cut again
 	Sessions     int           // live sessions cut on this node
 	CutIn        time.Duration // from the durable record to the last socket closed
 	// CRLNumber is the list that shows it; 0 while that is still being made.

@@ -47,6 +47,7 @@ type Cut struct {
 	Reason       string    `json:"reason"`
 	Certificates []CertRef `json:"certificates" doc:"Certificates whose state changed."`
 	At           time.Time `json:"at" doc:"When it was on durable record."`
+	Already      bool      `json:"already,omitempty" doc:"It was in force before; live sessions were closed again."`
 	Sessions     int       `json:"sessions" doc:"Live sessions that were closed."`
 	CutMicros    int64     `json:"cut_micros" doc:"Microseconds from the durable record to the last socket closed."`
 	CRLs         []CRLRef  `json:"crls,omitempty" doc:"Lists that now tell of it."`

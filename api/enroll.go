@@ -22,6 +22,13 @@ type Credential struct {
 	CreatedBy string    `json:"created_by"`
 }
 
+// StoppedCredential is a Credential that was stopped, with what that did.
+type StoppedCredential struct {
+	Credential
+	Sessions int  `json:"sessions" doc:"Live sessions that were closed."`
+	Already  bool `json:"already,omitempty" doc:"It was stopped before; live sessions were closed again."`
+}
+
 // CredentialFilter narrows a list of credentials.
 type CredentialFilter struct {
 	Kind   string `query:"kind" enum:"token,claim,key,group,thumbprint,tpm"`

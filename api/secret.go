@@ -46,5 +46,6 @@ type IssuedSecret struct {
 // StoppedSecret is a Secret that was stopped, with what that did.
 type StoppedSecret struct {
 	Secret
-	Sessions int `json:"sessions" doc:"Live sessions that were closed."`
+	Sessions int  `json:"sessions" doc:"Live sessions that were closed."`
+	Already  bool `json:"already,omitempty" doc:"It was stopped before; live sessions were closed again."`
 }

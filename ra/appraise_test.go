@@ -162,7 +162,7 @@ func ways(t *testing.T, w *world) []way {
 			}
 			for _, old := range list {
 				if old.State == registry.CredentialActive {
-					if _, err := w.office().StopCredential(t.Context(), old.ID, "rotated", boss); err != nil {
+					if _, _, err := w.office().StopCredential(t.Context(), old.ID, "rotated", boss); err != nil {
 						t.Fatal(err)
 					}
 				}

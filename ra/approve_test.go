@@ -205,7 +205,7 @@ func TestTokenBesideAStoppedClaimIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantCode(t, both(2), countersign.CredentialSpent)
-		if _, err := w.office().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
+		if _, _, err := w.office().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
 			t.Fatal(err)
 		}
 		wantCode(t, both(3), countersign.CredentialExpire)

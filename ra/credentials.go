@@ -48,15 +48,30 @@ func (b By) credential(t countersign.EventType, c *registry.Credential) counters
 	return e
 }
 
-// StopCredential ends a credential at once.
-func (o *Office) StopCredential(ctx context.Context, id, why string, by By) (c registry.Credential, err error) {
+// StopCredential ends a credential at once, with the sessions and the access tokens
+// that rest on it. One that is stopped already is no error: its sessions are cut again.
+func (o *Office) StopCredential(ctx context.Context, id, why string, by By) (c registry.Credential, done countersign.Revocation, err error) {
 	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		if c, err = o.Registry.Stop(ctx, tx, id, why); err != nil {
+		done = countersign.Revocation{At: o.Registry.Now()}
+		c, err = o.Registry.Stop(ctx, tx, id, why)
+		e := by.credential(countersign.CredentialStopped, &c)
+		switch {
+		case countersign.CodeOf(err) == countersign.Conflict && c.State == registry.CredentialStopped:
+			again(&done, &e, done.At)
+			return o.Events.AppendAct(ctx, tx, &done, e)
+		case err != nil:
 			return err
 		}
-		return o.Events.Append(ctx, tx, by.credential(countersign.CredentialStopped, &c))
+		given, err := endTokens(ctx, tx, o.Tokens, c.Evidence(), by)
+		if err != nil {
+			return err
+		}
+		return o.Events.AppendAct(ctx, tx, &done, append([]countersign.Event{e}, given...)...)
 	})
-	return c, err
+	if err != nil {
+		err = notRecorded(err)
+	}
+	return c, done, err
 }
 
 // SymmetricKeys are a device's or a group's keys in base64; an empty primary is

@@ -76,8 +76,10 @@ func TestFullDiskRecordsNothingAndSaysSo(t *testing.T) {
 }
 
 func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
-	w := newWorld(t, storetest.OpenURL(t, storetest.PostgresURL(t)))
-	w.active(t, "pump-0") // draws a block of serials
+	url := storetest.PostgresURL(t)
+	w := newWorld(t, storetest.OpenURL(t, url))
+	other := storetest.OpenURL(t, url+"&default_transaction_read_only=off") // an administrator's
+	w.active(t, "pump-0")                                                   // draws a block of serials
 	var name string
 	if err := w.DB.QueryRow(t.Context(), `SELECT current_database()`).Scan(&name); err != nil {
 		t.Fatal(err)
@@ -89,10 +91,7 @@ func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
 	// As at a failover: connections end, and the new ones meet a read-only server.
 	readOnly := func(state string) {
 		t.Helper()
-		write(t, w.DB, func(ctx context.Context, tx *store.Tx) error {
-			if _, err := tx.Exec(ctx, `SET TRANSACTION READ WRITE`); err != nil {
-				return err
-			}
+		write(t, other, func(ctx context.Context, tx *store.Tx) error {
 			_, err := tx.Exec(ctx, `ALTER DATABASE `+name+` SET default_transaction_read_only = `+state)
 			return err
 		})

@@ -68,17 +68,19 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 			return err
 		}
 		events = append(events, secrets...)
-		unused := to == countersign.DeviceRegistered && dev.State == countersign.DeviceRegistered // it never connected
-		if unused && len(secrets) == 0 {
-			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
-		}
-		if !unused {
+		e := act.event(kind, dev)
+		e.Data = map[string]string{"reason": reason.String()}
+		switch there := dev.State == to; {
+		case !there:
 			if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
 				return err
 			}
+		case len(events) > 0: // a registered device that has not connected yet
+		case dev.RevokedAt.IsZero():
+			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
+		default:
+			again(out, &e, dev.RevokedAt)
 		}
-		e := act.event(kind, dev)
-		e.Data = map[string]string{"reason": reason.String()}
 		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, events...)...)
 	})
 }
@@ -102,10 +104,16 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		if err != nil {
 			return err
 		}
+		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
+		if c.State == countersign.CertRevoked {
+			e := act.certEvent(countersign.CertRevokedEv, &c)
+			e.Data = map[string]string{"reason": c.Reason.String()}
+			again(out, &e, c.RevokedAt)
+			return d.Events.AppendAct(ctx, tx, out, e)
+		}
 		if err := d.CA.Revoke(ctx, tx, &c, req.Reason); err != nil {
 			return err
 		}
-		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
 		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
 		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{req.Actor, req.Via})
@@ -117,15 +125,30 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 	if err != nil {
 		return nil, notRecorded(err)
 	}
-	d.awaitCRL(ctx, out)
+	d.awaitCRL(ctx, out, out.Certificates)
 	return out, nil
+}
+
+// again notes that an act was in force already, since a time. Its event is recorded
+// all the same, so that sessions are cut again on every node: the answer to the first
+// time may have been lost, and what was to follow it.
+func again(out *countersign.Revocation, e *countersign.Event, since time.Time) {
+	out.Already, out.At = true, since
+	if e.Data == nil {
+		e.Data = map[string]string{}
+	}
+	e.Data["again"] = "true"
 }
 
 // Suspend puts a device and its certificates on hold.
 func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
-		if err := d.Registry.Move(ctx, tx, dev, countersign.DeviceSuspended, act.Note); err != nil {
-			return err
+		since := dev.UpdatedAt
+		there := dev.State == countersign.DeviceSuspended
+		if !there {
+			if err := d.Registry.Move(ctx, tx, dev, countersign.DeviceSuspended, act.Note); err != nil {
+				return err
+			}
 		}
 		events := []countersign.Event{act.event(countersign.DeviceSuspendedEv, dev)}
 		for i := range certs {
@@ -138,6 +161,9 @@ func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 			}
 			out.Certificates = append(out.Certificates, c.Ref())
 			events = append(events, act.certEvent(countersign.CertHeldEv, c))
+		}
+		if there && len(events) == 1 {
+			again(out, &events[0], since)
 		}
 		return d.Events.AppendAct(ctx, tx, out, events...)
 	})
@@ -199,18 +225,25 @@ func (d *Desk) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry
 // waits a little for the lists that show it.
 func (d *Desk) change(ctx context.Context, device string, do func(context.Context, *store.Tx, *registry.Entry, []countersign.Certificate, *countersign.Revocation) error) (*countersign.Revocation, error) {
 	var out *countersign.Revocation
+	var shown []countersign.CertRef // what the lists have to show
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		out = &countersign.Revocation{Device: device, At: d.Now()}
 		dev, certs, err := d.lock(ctx, tx, device)
 		if err != nil {
 			return err
 		}
-		return do(ctx, tx, &dev, certs, out)
+		err = do(ctx, tx, &dev, certs, out)
+		if shown = out.Certificates; out.Already {
+			for i := range certs {
+				shown = append(shown, certs[i].Ref())
+			}
+		}
+		return err
 	})
 	if err != nil {
 		return nil, notRecorded(err)
 	}
-	d.awaitCRL(ctx, out)
+	d.awaitCRL(ctx, out, shown)
 	return out, nil
 }
 
@@ -247,15 +280,15 @@ func notRecorded(err error) error {
 		WithNext("look at the disk and the database, then do it again").WithRetry(crlWait).WithCause(err)
 }
 
-// awaitCRL waits a little for the lists that show what was done.
-func (d *Desk) awaitCRL(ctx context.Context, out *countersign.Revocation) {
-	if d.CRLs == nil || len(out.Certificates) == 0 {
+// awaitCRL waits a little for the lists that show what was done to certificates.
+func (d *Desk) awaitCRL(ctx context.Context, out *countersign.Revocation, shown []countersign.CertRef) {
+	if d.CRLs == nil || len(shown) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, crlWait)
 	defer cancel()
 	issuers := map[string]bool{}
-	for _, c := range out.Certificates {
+	for _, c := range shown {
 		if !issuers[c.Issuer] {
 			issuers[c.Issuer] = true
 			out.CRLNumber = d.CRLs.Wait(ctx, c.Issuer)

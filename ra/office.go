@@ -215,15 +215,11 @@ func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t o
 		}
 		e := by.event(countersign.OperatorTokenRevoked)
 		e.Data = map[string]string{"token": t.ID, "name": t.Name}
-		events := []countersign.Event{e}
-		given, err := o.Tokens.RevokeSource(ctx, tx, OperatorSource(t.ID))
+		given, err := endTokens(ctx, tx, o.Tokens, OperatorSource(t.ID), by)
 		if err != nil {
 			return err
 		}
-		for _, k := range given {
-			events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))
-		}
-		return o.Events.Append(ctx, tx, events...)
+		return o.Events.Append(ctx, tx, append([]countersign.Event{e}, given...)...)
 	})
 	return t, err
 }

@@ -65,6 +65,7 @@ func (d *Desk) lockDevice(ctx context.Context, tx *store.Tx, id string) (registr
 }
 
 // StopSecret ends one secret of a device for good, with the sessions that rest on it.
+// One that is stopped already is no error: its sessions are cut again.
 func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
 	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		done = countersign.Revocation{Device: device, At: d.Now()}
@@ -75,7 +76,13 @@ func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s
 		if err != nil {
 			return err
 		}
-		if s, err = d.Access.StopSecret(ctx, tx, device, id, why); err != nil {
+		s, err = d.Access.StopSecret(ctx, tx, device, id, why)
+		if countersign.CodeOf(err) == countersign.Conflict && !s.Active() && by.Actor != countersign.System {
+			events := secretEvents(countersign.SecretStopped, []access.Secret{s}, &dev, by)
+			again(&done, &events[0], done.At)
+			return d.Events.AppendAct(ctx, tx, &done, events...)
+		}
+		if err != nil {
 			return err
 		}
 		events, err := d.secretsStopped(ctx, tx, []access.Secret{s}, &dev, by)

@@ -324,8 +324,13 @@ func TestStoppedSecretCutsItsSessions(t *testing.T) {
 		if cuts := w.takeCuts(); len(cuts) != 1 || cuts[0].Credential != "secret:"+s.ID {
 			t.Errorf("cuts: got %+v", cuts)
 		}
-		_, _, err = w.StopSecret(t.Context(), "pump-1", s.ID, "", boss)
-		wantCode(t, err, countersign.Conflict)
+		again, done, err := w.StopSecret(t.Context(), "pump-1", s.ID, "", boss)
+		if err != nil || !done.Already || again.Reason != "in a repository" {
+			t.Errorf("again: got %+v, %+v, %v, want that it was stopped already", again, done, err)
+		}
+		if cuts := w.takeCuts(); len(cuts) != 1 || cuts[0].Credential != "secret:"+s.ID {
+			t.Errorf("cuts at the second time: got %+v", cuts)
+		}
 		_, _, err = w.StopSecret(t.Context(), "pump-2", s.ID, "", boss)
 		wantCode(t, err, countersign.NotFound)
 

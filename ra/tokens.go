@@ -122,10 +122,15 @@ func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, v *countersign.Verd
 // endGiven ends the access tokens that a device was given for what ends now, with
 // the sessions that rest on them. The device is locked.
 func (d *Desk) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
-	if d.Access.Tokens == nil {
+	return endTokens(ctx, tx, d.Access.Tokens, source, by)
+}
+
+// endTokens ends the access tokens of a source; nil tokens: there are none.
+func endTokens(ctx context.Context, tx *store.Tx, tokens *access.Tokens, source string, by By) ([]countersign.Event, error) {
+	if tokens == nil {
 		return nil, nil
 	}
-	given, err := d.Access.Tokens.RevokeSource(ctx, tx, source)
+	given, err := tokens.RevokeSource(ctx, tx, source)
 	events := make([]countersign.Event, 0, len(given))
 	for _, k := range given {
 		events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))

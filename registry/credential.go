@@ -315,13 +315,17 @@ func (r *Registry) Stop(ctx context.Context, tx *store.Tx, id, why string) (Cred
 	if err != nil {
 		return c, err
 	}
+	stopped := countersign.Errorf(countersign.Conflict, "%s %s is stopped already", c.Kind, id)
+	if c.State == CredentialStopped {
+		return c, stopped
+	}
 	c.State, c.Reason = CredentialStopped, clip(why)
 	n, err := tx.Exec(ctx, `UPDATE credential SET state = $2, reason = $3 WHERE id = $1 AND state = 'active'`, id, string(c.State), c.Reason)
 	if err != nil {
 		return c, fmt.Errorf("stop %s %s: %w", c.Kind, id, err)
 	}
 	if n != 1 {
-		return c, countersign.Errorf(countersign.Conflict, "%s %s is stopped already", c.Kind, id)
+		return c, stopped
 	}
 	return c, nil
 }

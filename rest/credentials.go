@@ -67,13 +67,13 @@ func (s *Server) stopCredential(ctx context.Context, in *struct {
 	CredentialID
 	Body *api.Act `required:"false"`
 },
-) (api.Credential, error) {
+) (api.StoppedCredential, error) {
 	why := ""
 	if in.Body != nil {
 		why = in.Body.Note
 	}
-	c, err := s.Office.StopCredential(ctx, in.ID, why, s.by(ctx))
-	return shapeCredential(c), err
+	c, done, err := s.Office.StopCredential(ctx, in.ID, why, s.by(ctx))
+	return api.StoppedCredential{Credential: shapeCredential(c), Sessions: done.Sessions, Already: done.Already}, err
 }
 
 // bounded reads the bounds of a credential that is to be made.

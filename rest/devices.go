@@ -147,7 +147,7 @@ func (s *Server) cut(ctx context.Context, r *countersign.Revocation, reason coun
 	}
 	out := api.Cut{
 		Device: r.Device, Reason: reason.String(), Certificates: []api.CertRef{}, At: utc(r.At),
-		Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
+		Already: r.Already, Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
 	}
 	told := map[string]bool{}
 	for _, c := range r.Certificates {

@@ -76,7 +76,7 @@ func (s *Server) stopSecret(ctx context.Context, in *struct {
 		why = in.Body.Note
 	}
 	made, done, err := s.Desk.StopSecret(ctx, in.ID, in.Secret, why, s.by(ctx))
-	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions}, err
+	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions, Already: done.Already}, err
 }
 
 func secretOrder(device string, n api.NewSecret) access.SecretOrder {

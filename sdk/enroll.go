@@ -56,8 +56,8 @@ func (a *Admin) Credential(ctx context.Context, id string) (*api.Credential, err
 }
 
 // StopCredential ends a credential at once.
-func (a *Admin) StopCredential(ctx context.Context, id string, act api.Act) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodPost, "/credentials/"+segment(id)+"/stop", act)
+func (a *Admin) StopCredential(ctx context.Context, id string, act api.Act) (*api.StoppedCredential, error) {
+	return call[api.StoppedCredential](ctx, a, http.MethodPost, "/credentials/"+segment(id)+"/stop", act)
 }
 
 // Approve lets a waiting enrollment through at the device's next try.

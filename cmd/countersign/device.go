@@ -112,7 +112,7 @@ func (a *app) deviceSuspend() *cobra.Command {
 				return err
 			}
 			p := a.stderr()
-			p.done("device %s suspended", cut.Device)
+			p.done("device %s %s", cut.Device, was(cut.Already, "suspended", cut.At))
 			a.tellCut(cut, "held")
 			p.linef("  undo: countersign device reactivate %s", cut.Device)
 			return acted(a, *cut, cut.Device)
@@ -159,6 +159,9 @@ func (a *app) deviceRevoke() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cut.Already {
+				a.stderr().done("device %s %s", cut.Device, was(cut.Already, "revoked", cut.At))
+			}
 			a.tellCut(cut, "revoked")
 			a.stderr().linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
 			return acted(a, *cut, cut.Device)
@@ -182,7 +185,7 @@ func (a *app) deviceRetire() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.stderr().done("device %s retired", cut.Device)
+			a.stderr().done("device %s %s", cut.Device, was(cut.Already, "retired", cut.At))
 			a.tellCut(cut, "revoked")
 			a.stderr().linef("  undo: none. The id %s stays taken", cut.Device)
 			return acted(a, *cut, cut.Device)
@@ -215,7 +218,7 @@ func (a *app) tellCut(cut *api.Cut, did string) {
 			p.done("certificate %s %s", short(c.Serial), did)
 		}
 	}
-	if len(cut.Certificates) == 0 {
+	if len(cut.Certificates) == 0 && !cut.Already {
 		p.done("no certificate to be %s", did)
 	}
 	switch took := time.Duration(cut.CutMicros) * time.Microsecond; cut.Sessions {
@@ -229,6 +232,14 @@ func (a *app) tellCut(cut *api.Cut, did string) {
 	for _, l := range cut.CRLs {
 		p.done("CRL #%d of %s published, OCSP answers %s", l.Number, l.Issuer, "revoked")
 	}
+}
+
+// was is what became of a device, or what had become of it before.
+func was(already bool, what string, at time.Time) string {
+	if already {
+		return "was " + what + " already, since " + at.UTC().Format(time.RFC3339)
+	}
+	return what
 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

@@ -195,12 +195,20 @@ func (a *app) enrollStop() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.stderr().done("%s %s stopped; it let in %d", made.Kind, made.ID, made.Used)
+			a.stderr().done("%s %s %s; it let in %d, %d sessions closed", made.Kind, made.ID, stoppedWord(made.Already), made.Used, made.Sessions)
 			return acted(a, *made, made.ID)
 		},
 	}
 	c.Flags().StringVar(&act.Note, "reason", "", "why, in your words")
 	return c
+}
+
+// stoppedWord is what became of a credential, or what had become of it before.
+func stoppedWord(already bool) string {
+	if already {
+		return "was stopped already"
+	}
+	return "stopped"
 }
 
 func (a *app) credentialIDs(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {

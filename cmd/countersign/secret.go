@@ -207,7 +207,7 @@ func (a *app) secretStop() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.stderr().done("secret %s stopped, %d sessions closed", stopped.ID, stopped.Sessions)
+			a.stderr().done("secret %s %s, %d sessions closed", stopped.ID, stoppedWord(stopped.Already), stopped.Sessions)
 			return acted(a, *stopped, stopped.ID)
 		},
 	}
