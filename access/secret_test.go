@@ -34,7 +34,7 @@ func (d *door) turn(by time.Duration) { d.clock.turn(by) }
 
 func newDoor(t *testing.T, db *store.DB) *door {
 	t.Helper()
-	sealer, err := (&keystore.Store{Dir: t.TempDir()}).OpenSealer("file:seal.key")
+	sealer, err := (&keystore.Store{Dir: t.TempDir()}).MakeSealer("file:seal.key")
 	if err != nil {
 		t.Fatal(err)
 	}

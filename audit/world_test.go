@@ -76,7 +76,7 @@ func newWorld(t testing.TB, db *store.DB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	founding, err := w.ca.Found(t.Context(), "Test")
+	founding, err := w.ca.Found(t.Context(), ca.Plan{Name: "Test"})
 	if err != nil {
 		t.Fatal(err)
 	}

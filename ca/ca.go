@@ -3,14 +3,11 @@ package ca
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -23,8 +20,6 @@ import (
 )
 
 const (
-	rootValidity    = 10 * 365 * 24 * time.Hour
-	issuingValidity = 3 * 365 * 24 * time.Hour
 	// DefaultCRLValidity is the time from thisUpdate to nextUpdate of a CRL for
 	// device certificates. It is reissued at half of it and on each revocation.
 	DefaultCRLValidity = 24 * time.Hour
@@ -194,10 +189,10 @@ func (c *CA) signerOf(a *authority) (crypto.Signer, error) {
 		return nil, countersign.Errorf(countersign.NotAllowed, "authority %s is registered: its key is not ours", a.ID)
 	}
 	var passphrase []byte
-	if a.Kind == countersign.RootAuthority && c.Passphrase != nil {
+	if a.Kind == countersign.RootAuthority {
 		var err error
-		if passphrase, err = c.Passphrase(); err != nil {
-			return nil, fmt.Errorf("read the root passphrase: %w", err)
+		if passphrase, err = c.passphrase(); err != nil {
+			return nil, err
 		}
 	}
 	s, err := c.Keys.Open(a.KeyURI, passphrase)
@@ -206,132 +201,12 @@ func (c *CA) signerOf(a *authority) (crypto.Signer, error) {
 	}
 	want, ok := a.Certificate.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
 	if !ok || !want.Equal(s.Public()) {
-		return nil, fmt.Errorf("the key of authority %s is not the one in its certificate", a.ID)
+		return nil, fmt.Errorf("open the key of authority %s: %w", a.ID, ErrOtherKey)
 	}
 	if a.Kind != countersign.RootAuthority { // a root key is used and let go
 		a.signer = s
 	}
 	return s, nil
-}
-
-// Founding is a root and an issuing authority, signed but not yet on record.
-type Founding struct {
-	authorities []countersign.Authority
-	parents     []drawn
-}
-
-// The ids of the authorities that Found makes.
-const (
-	RootID    = "root"
-	IssuingID = "issuing"
-)
-
-// Found makes the keys and certificates of a root and an issuing authority.
-// org names them: "<org> Root" and "<org> Issuing". Keys that an earlier,
-// interrupted founding left behind are used.
-func (c *CA) Found(ctx context.Context, org string) (*Founding, error) {
-	var passphrase []byte
-	if c.Passphrase != nil {
-		var err error
-		if passphrase, err = c.Passphrase(); err != nil {
-			return nil, fmt.Errorf("read the root passphrase: %w", err)
-		}
-	}
-	now := c.Now().UTC().Truncate(time.Second)
-	root := countersign.Authority{ID: RootID, Kind: countersign.RootAuthority, KeyURI: "file:keys/root.pem", State: "active", CreatedAt: now}
-	issuing := countersign.Authority{ID: IssuingID, Kind: countersign.IssuingAuthority, Parent: RootID, KeyURI: "file:keys/issuing.pem", State: "active", CreatedAt: now}
-	rootKey, err := c.openOrCreate(root.KeyURI, passphrase)
-	if err != nil {
-		return nil, err
-	}
-	issuingKey, err := c.openOrCreate(issuing.KeyURI, nil)
-	if err != nil {
-		return nil, err
-	}
-	f := &Founding{}
-	if root.Certificate, err = c.signAuthority(ctx, f, authorityTemplate(org+" Root", now, rootValidity), nil, [2]crypto.Signer{rootKey, rootKey}); err != nil {
-		return nil, err
-	}
-	tmpl := authorityTemplate(org+" Issuing", now, issuingValidity)
-	tmpl.MaxPathLenZero = true
-	tmpl.CRLDistributionPoints = []string{c.crlURL(RootID, 0)}
-	tmpl.IssuingCertificateURL = []string{c.issuerURL(RootID)}
-	if issuing.Certificate, err = c.signAuthority(ctx, f, tmpl, root.Certificate, [2]crypto.Signer{issuingKey, rootKey}); err != nil {
-		return nil, err
-	}
-	f.authorities = []countersign.Authority{root, issuing}
-	return f, nil
-}
-
-func authorityTemplate(cn string, now time.Time, life time.Duration) *x509.Certificate {
-	return &x509.Certificate{
-		Subject:               pkix.Name{CommonName: cn},
-		NotBefore:             now.Add(-defaultBackdate),
-		NotAfter:              now.Add(life),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
-}
-
-// signAuthority signs a CA certificate. keys are the subject's and the issuer's.
-func (c *CA) signAuthority(ctx context.Context, f *Founding, tmpl, parent *x509.Certificate, keys [2]crypto.Signer) (*x509.Certificate, error) {
-	d, err := c.serials.draw(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f.parents = append(f.parents, d)
-	tmpl.SerialNumber = d.serial
-	if tmpl.SubjectKeyId, err = keyID(keys[0].Public()); err != nil {
-		return nil, err
-	}
-	if parent == nil {
-		parent = tmpl
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, keys[0].Public(), keys[1])
-	if err != nil {
-		return nil, fmt.Errorf("sign authority %s: %w", tmpl.Subject.CommonName, err)
-	}
-	return x509.ParseCertificate(der)
-}
-
-func (c *CA) openOrCreate(uri string, passphrase []byte) (crypto.Signer, error) {
-	key, err := c.Keys.Open(uri, passphrase)
-	if errors.Is(err, os.ErrNotExist) {
-		return c.Keys.Create(uri, passphrase)
-	}
-	return key, err
-}
-
-// RecordFounding writes the new authorities. Call Reload after the commit.
-func (c *CA) RecordFounding(ctx context.Context, tx *store.Tx, f *Founding) error {
-	for i, a := range f.authorities {
-		now := store.Micros(a.CreatedAt)
-		_, err := tx.Exec(ctx, `INSERT INTO authority (id, kind, parent, certificate, key_uri, state, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-			a.ID, string(a.Kind), a.Parent, a.Certificate.Raw, a.KeyURI, a.State, now)
-		if err != nil {
-			return fmt.Errorf("record authority %s: %w", a.ID, err)
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries, der) VALUES ($1, 0, 0, 0, 0, 0, 0, $2)`,
-			a.ID, []byte{})
-		if err != nil {
-			return fmt.Errorf("open the CRL of authority %s: %w", a.ID, err)
-		}
-		issuer := a.Parent
-		if issuer == "" {
-			issuer = a.ID
-		}
-		rec := recordOf(a.Certificate, countersign.Certificate{Issuer: issuer, Profile: "authority", State: countersign.CertActive, IssuedAt: a.CreatedAt, UsedAt: a.CreatedAt})
-		if err := c.Record(ctx, tx, &Issued{Certificate: rec, block: f.parents[i].block}); err != nil {
-			return err
-		}
-	}
-	for _, p := range builtin() {
-		if err := c.SaveProfile(ctx, tx, p); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // keyID is the key identifier of RFC 7093, section 2, method 1: the leftmost 160

@@ -79,7 +79,7 @@ func found(t *testing.T, db *store.DB) *house {
 	t.Helper()
 	h := &house{db: db, clock: &clock{now: start}, keys: t.TempDir()}
 	h.CA = h.process(t)
-	f, err := h.Found(t.Context(), "Example")
+	f, err := h.Found(t.Context(), ca.Plan{Name: "Example"})
 	if err != nil {
 		t.Fatalf("Found: %v", err)
 	}
@@ -242,7 +242,7 @@ func TestFoundMakesRootAndIssuing(t *testing.T) {
 func TestFoundUsesKeysOfInterruptedFounding(t *testing.T) {
 	h := &house{db: storetest.Open(t), clock: &clock{now: start}, keys: t.TempDir()}
 	h.CA = h.process(t)
-	if _, err := h.Found(t.Context(), "Example"); err != nil { // and the process dies
+	if _, err := h.Found(t.Context(), ca.Plan{Name: "Example"}); err != nil { // and the process dies
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(filepath.Join(h.keys, "keys", "root.pem"))
@@ -253,7 +253,7 @@ func TestFoundUsesKeysOfInterruptedFounding(t *testing.T) {
 	if list := h.Authorities(); len(list) != 0 {
 		t.Fatalf("Authorities: got %v before anything was recorded", list)
 	}
-	f, err := h.Found(t.Context(), "Example")
+	f, err := h.Found(t.Context(), ca.Plan{Name: "Example"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +278,7 @@ func TestRootKeyWantsItsPassphrase(t *testing.T) {
 		return c
 	}
 	h.CA = open("correct horse")
-	f, err := h.Found(t.Context(), "Example")
+	f, err := h.Found(t.Context(), ca.Plan{Name: "Example"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,7 @@ func TestRootKeyWantsItsPassphrase(t *testing.T) {
 	for _, tt := range []struct {
 		passphrase string
 		want       error
-	}{{"correct horse", nil}, {"wrong", keystore.ErrPassphrase}, {"", keystore.ErrPassphrase}} {
+	}{{"correct horse", nil}, {"wrong", keystore.ErrPassphraseWrong}, {"", keystore.ErrPassphraseMissing}} {
 		_, err := open(tt.passphrase).Publish(t.Context(), ca.RootID, 0)
 		if !errors.Is(err, tt.want) {
 			t.Errorf("sign with passphrase %q: got %v, want %v", tt.passphrase, err, tt.want)
@@ -309,7 +309,7 @@ func TestKeyMustBeTheAuthoritys(t *testing.T) {
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.process(t).Publish(t.Context(), ca.IssuingID, 0); err == nil || !strings.Contains(err.Error(), "not the one in its certificate") {
+	if _, err := h.process(t).Publish(t.Context(), ca.IssuingID, 0); !errors.Is(err, ca.ErrOtherKey) {
 		t.Errorf("sign with another key: got %v, want a refusal", err)
 	}
 }

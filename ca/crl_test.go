@@ -371,7 +371,7 @@ func TestCRLIsDueAtHalfItsLife(t *testing.T) {
 func BenchmarkPublish(b *testing.B) {
 	h := &house{db: storetest.Open(b), clock: &clock{now: start}, keys: b.TempDir()}
 	h.CA = h.process(b)
-	f, err := h.Found(b.Context(), "Example")
+	f, err := h.Found(b.Context(), ca.Plan{Name: "Example"})
 	if err != nil {
 		b.Fatal(err)
 	}

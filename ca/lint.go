@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
 	"slices"
@@ -97,7 +98,7 @@ func (c *CA) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKe
 	if err != nil {
 		return nil, err
 	}
-	issuer := authorityTemplate("Sample", c.Now().UTC(), maxValidity+issuingValidity)
+	issuer := authorityTemplate(pkix.Name{CommonName: "Sample"}, c.Now().UTC(), maxValidity+DefaultIssuingValidity)
 	issuer.SubjectKeyId = ski
 	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: issuer}}
 	tbs, err := c.deviceTemplate(a, Order{Profile: p, Device: "sample-device", PublicKey: pub, Fleet: countersign.Fleet{Name: "sample"}})

@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -19,8 +20,17 @@ import (
 	"github.com/youmark/pkcs8"
 )
 
-// ErrPassphrase says that a key is encrypted and the passphrase is missing or wrong.
-var ErrPassphrase = errors.New("passphrase missing or wrong")
+// Why a key that is there cannot be opened.
+var (
+	// ErrPassphraseMissing means that the key is encrypted and no passphrase was given.
+	ErrPassphraseMissing = errors.New("it is encrypted, and no passphrase was given")
+	// ErrPassphraseWrong means that the passphrase does not open the key. The padding of
+	// a damaged file fails in the same way.
+	ErrPassphraseWrong = errors.New("the passphrase does not open it")
+)
+
+// encrypted is the PEM type of an encrypted key (RFC 7468, 11).
+const encrypted = "ENCRYPTED PRIVATE KEY"
 
 // maxKeyFile bounds a key file: an encrypted RSA-4096 key is under 4 KiB.
 const maxKeyFile = 64 << 10
@@ -37,20 +47,42 @@ var wrap = &pkcs8.Opts{
 	KDFOpts: pkcs8.PBKDF2Opts{SaltSize: 16, IterationCount: 600_000, HMACHash: crypto.SHA256},
 }
 
-// Create makes a P-256 key at uri, encrypted when passphrase is not empty, and
-// opens it. An existing key is never overwritten.
-func (s *Store) Create(uri string, passphrase []byte) (crypto.Signer, error) {
+// KeyTypes are the types of keys that Create makes; the first is the usual one.
+var KeyTypes = []string{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096"}
+
+// generate makes a key of a type; empty is P-256.
+func generate(keyType string) (crypto.Signer, error) {
+	switch keyType {
+	case "", "P-256":
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case "P-384":
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case "P-521":
+		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case "RSA-2048":
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case "RSA-3072":
+		return rsa.GenerateKey(rand.Reader, 3072)
+	case "RSA-4096":
+		return rsa.GenerateKey(rand.Reader, 4096)
+	}
+	return nil, fmt.Errorf("key type %.40q is not one of %s", keyType, strings.Join(KeyTypes, ", "))
+}
+
+// Create makes a key of one of KeyTypes at uri, encrypted when passphrase is not
+// empty, and opens it. An empty type is P-256. An existing key is never overwritten.
+func (s *Store) Create(uri, keyType string, passphrase []byte) (crypto.Signer, error) {
 	path, err := s.path(uri)
 	if err != nil {
 		return nil, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := generate(keyType)
 	if err != nil {
 		return nil, fmt.Errorf("generate key: %w", err)
 	}
 	block := &pem.Block{Type: "PRIVATE KEY"}
 	if len(passphrase) > 0 {
-		block.Type = "ENCRYPTED PRIVATE KEY"
+		block.Type = encrypted
 		block.Bytes, err = pkcs8.MarshalPrivateKey(key, passphrase, wrap)
 	} else {
 		block.Bytes, err = x509.MarshalPKCS8PrivateKey(key)
@@ -64,33 +96,26 @@ func (s *Store) Create(uri string, passphrase []byte) (crypto.Signer, error) {
 	return key, nil
 }
 
-// Open gives the signer behind uri. It returns ErrPassphrase where the key is
-// encrypted and passphrase does not open it, os.ErrNotExist where there is none.
+// Open returns the signer behind uri. It returns ErrPassphraseMissing or
+// ErrPassphraseWrong where the key is encrypted and passphrase does not open it,
+// os.ErrNotExist where there is none. A passphrase for a plain key is ignored; see
+// Wrapped.
 func (s *Store) Open(uri string, passphrase []byte) (crypto.Signer, error) {
-	path, err := s.path(uri)
+	block, err := s.block(uri)
 	if err != nil {
 		return nil, err
-	}
-	raw, err := readBounded(path)
-	if err != nil {
-		return nil, fmt.Errorf("read key %s: %w", uri, err)
-	}
-	block, _ := pem.Decode(raw)
-	if block == nil {
-		return nil, fmt.Errorf("read key %s: no PEM block", uri)
 	}
 	var key any
 	switch block.Type {
 	case "PRIVATE KEY":
 		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "ENCRYPTED PRIVATE KEY":
+	case encrypted:
 		if len(passphrase) == 0 {
-			return nil, fmt.Errorf("open key %s: %w", uri, ErrPassphrase)
+			return nil, fmt.Errorf("open key %s: %w", uri, ErrPassphraseMissing)
 		}
 		key, err = pkcs8.ParsePKCS8PrivateKey(block.Bytes, passphrase)
 		if err != nil {
-			// The library cannot tell a wrong passphrase from a damaged file: the padding fails for both.
-			return nil, fmt.Errorf("open key %s: %w", uri, ErrPassphrase)
+			return nil, fmt.Errorf("open key %s: %w", uri, ErrPassphraseWrong)
 		}
 	default:
 		return nil, fmt.Errorf("read key %s: PEM block %q is not PKCS #8", uri, block.Type)
@@ -103,6 +128,38 @@ func (s *Store) Open(uri string, passphrase []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("open key %s: a %T cannot sign", uri, key)
 	}
 	return signer, nil
+}
+
+// Wrapped reports whether the key at uri is encrypted.
+func (s *Store) Wrapped(uri string) (bool, error) {
+	block, err := s.block(uri)
+	return err == nil && block.Type == encrypted, err
+}
+
+// block reads the PEM block of a key.
+func (s *Store) block(uri string) (*pem.Block, error) {
+	path, err := s.path(uri)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := readBounded(path)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", uri, err)
+	}
+	block, _ := pem.Decode(raw)
+	if block == nil {
+		return nil, fmt.Errorf("read key %s: no PEM block", uri)
+	}
+	return block, nil
+}
+
+// Path returns the file of a key, for messages.
+func (s *Store) Path(uri string) string {
+	path, err := s.path(uri)
+	if err != nil {
+		return uri
+	}
+	return path
 }
 
 func (s *Store) path(uri string) (string, error) {

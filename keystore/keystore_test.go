@@ -22,7 +22,7 @@ func TestCreateOpensAgain(t *testing.T) {
 	}{{"plain", nil}, {"wrapped", []byte("correct horse")}} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := &keystore.Store{Dir: t.TempDir()}
-			made, err := s.Create("file:keys/root.pem", tc.passphrase)
+			made, err := s.Create("file:keys/root.pem", "", tc.passphrase)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,23 +50,26 @@ func TestCreateOpensAgain(t *testing.T) {
 
 func TestOpenRefusesWrongPassphrase(t *testing.T) {
 	s := &keystore.Store{Dir: t.TempDir()}
-	if _, err := s.Create("file:k.pem", []byte("right")); err != nil {
+	if _, err := s.Create("file:k.pem", "", []byte("right")); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"", "wrong"} {
-		if _, err := s.Open("file:k.pem", []byte(p)); !errors.Is(err, keystore.ErrPassphrase) {
-			t.Errorf("Open with %q: got %v, want ErrPassphrase", p, err)
+	for p, want := range map[string]error{"": keystore.ErrPassphraseMissing, "wrong": keystore.ErrPassphraseWrong} {
+		if _, err := s.Open("file:k.pem", []byte(p)); !errors.Is(err, want) {
+			t.Errorf("Open with %q: got %v, want %v", p, err, want)
 		}
+	}
+	if wrapped, err := s.Wrapped("file:k.pem"); err != nil || !wrapped {
+		t.Errorf("Wrapped: got %v, %v, want true", wrapped, err)
 	}
 }
 
 func TestCreateKeepsExistingKey(t *testing.T) {
 	s := &keystore.Store{Dir: t.TempDir()}
-	if _, err := s.Create("file:k.pem", nil); err != nil {
+	if _, err := s.Create("file:k.pem", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := os.ReadFile(filepath.Join(s.Dir, "k.pem"))
-	if _, err := s.Create("file:k.pem", nil); !errors.Is(err, os.ErrExist) {
+	if _, err := s.Create("file:k.pem", "", nil); !errors.Is(err, os.ErrExist) {
 		t.Errorf("Create over a key: got %v, want ErrExist", err)
 	}
 	after, _ := os.ReadFile(filepath.Join(s.Dir, "k.pem"))
@@ -79,6 +82,27 @@ func TestCreateKeepsExistingKey(t *testing.T) {
 	}
 }
 
+func TestCreateMakesEachType(t *testing.T) {
+	s := &keystore.Store{Dir: t.TempDir()}
+	for _, kind := range keystore.KeyTypes {
+		uri := "file:" + kind + ".pem"
+		made, err := s.Create(uri, kind, nil)
+		if err != nil {
+			t.Errorf("Create %s: %v", kind, err)
+			continue
+		}
+		if opened, err := s.Open(uri, nil); err != nil || !publicEqual(t, made, opened) {
+			t.Errorf("Open %s: got %v, want the key that was made", kind, err)
+		}
+		if wrapped, err := s.Wrapped(uri); err != nil || wrapped {
+			t.Errorf("Wrapped %s: got %v, %v, want false", kind, wrapped, err)
+		}
+	}
+	if _, err := s.Create("file:x.pem", "P-224", nil); err == nil {
+		t.Error("Create P-224: got a key")
+	}
+}
+
 func TestOpensslReadsWrappedKey(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
@@ -87,7 +111,7 @@ func TestOpensslReadsWrappedKey(t *testing.T) {
 		t.Skip("openssl is not installed")
 	}
 	s := &keystore.Store{Dir: t.TempDir()}
-	made, err := s.Create("file:k.pem", []byte("pass phrase"))
+	made, err := s.Create("file:k.pem", "", []byte("pass phrase"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,23 +21,36 @@ type Sealer struct {
 	key  []byte
 }
 
-// OpenSealer reads the server's sealing key at uri, and makes it where there is none.
+// MakeSealer makes the server's sealing key at uri, and opens it. One that is there
+// is opened as it is. Only a founding calls it: what was sealed with a lost key stays
+// sealed, so a key that is missing must never be replaced unnoticed.
+func (s *Store) MakeSealer(uri string) (*Sealer, error) {
+	path, err := s.path(uri)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(path); err == nil {
+		return s.OpenSealer(uri)
+	}
+	var key [32]byte
+	if _, err := rand.Read(key[:]); err != nil {
+		return nil, fmt.Errorf("draw a sealing key: %w", err)
+	}
+	text := base64.StdEncoding.EncodeToString(key[:]) + "\n"
+	if err := writeNew(path, []byte(text)); err != nil && !errors.Is(err, os.ErrExist) { // another process was first
+		return nil, fmt.Errorf("write sealing key %s: %w", uri, err)
+	}
+	return s.OpenSealer(uri)
+}
+
+// OpenSealer reads the server's sealing key at uri. It returns os.ErrNotExist where
+// there is none.
 func (s *Store) OpenSealer(uri string) (*Sealer, error) {
 	path, err := s.path(uri)
 	if err != nil {
 		return nil, err
 	}
 	text, err := readBounded(path)
-	if errors.Is(err, os.ErrNotExist) {
-		var key [32]byte
-		if _, err := rand.Read(key[:]); err != nil {
-			return nil, fmt.Errorf("draw a sealing key: %w", err)
-		}
-		text = []byte(base64.StdEncoding.EncodeToString(key[:]) + "\n")
-		if err = writeNew(path, text); errors.Is(err, os.ErrExist) { // another process was first
-			text, err = readBounded(path)
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open sealing key %s: %w", uri, err)
 	}
@@ -58,6 +71,10 @@ func (s *Store) OpenSealer(uri string) (*Sealer, error) {
 func (s *Sealer) Derive(purpose string) ([]byte, error) {
 	return hkdf.Key(sha256.New, s.key, nil, "countersign "+purpose, sha256.Size)
 }
+
+// CheckPurpose is what a check value of the key is derived for. A check value shows
+// that two sealing keys are the same one and nothing else of them.
+const CheckPurpose = "check value"
 
 // Seal encrypts secret for a context.
 func (s *Sealer) Seal(secret []byte, context string) []byte {

@@ -2,6 +2,7 @@ package keystore_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,7 @@ import (
 
 func TestSealOpensInItsContextOnly(t *testing.T) {
 	store := &keystore.Store{Dir: t.TempDir()}
-	s, err := store.OpenSealer("file:seal.key")
+	s, err := store.MakeSealer("file:seal.key")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func TestSealOpensInItsContextOnly(t *testing.T) {
 			t.Fatalf("it opened with %d octets", i)
 		}
 	}
-	other, err := store.OpenSealer("file:other.key")
+	other, err := store.MakeSealer("file:other.key")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,13 +52,13 @@ func TestSealOpensInItsContextOnly(t *testing.T) {
 	}
 }
 
-func TestOpenSealerAtOnceIsOneKey(t *testing.T) {
+func TestMakeSealerAtOnceIsOneKey(t *testing.T) {
 	store := &keystore.Store{Dir: t.TempDir()}
 	const at = 8
 	made, errs := make(chan *keystore.Sealer, at), make(chan error, at)
 	for range at {
 		go func() {
-			s, err := store.OpenSealer("file:seal.key")
+			s, err := store.MakeSealer("file:seal.key")
 			made <- s
 			errs <- err
 		}()
@@ -88,5 +89,17 @@ func TestOpenSealerRefusesWhatIsNoKey(t *testing.T) {
 		if _, err := (&keystore.Store{Dir: dir}).OpenSealer("file:seal.key"); err == nil {
 			t.Errorf("%s: it was taken", name)
 		}
+	}
+}
+
+// TestOpenSealerMakesNoKey holds that a sealing key that is missing stays missing: a
+// new one would turn all that was sealed into noise.
+func TestOpenSealerMakesNoKey(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := (&keystore.Store{Dir: dir}).OpenSealer("file:keys/seal.key"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("OpenSealer: got %v, want ErrNotExist", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "keys")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("OpenSealer left a folder: %v", err)
 	}
 }

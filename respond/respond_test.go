@@ -74,7 +74,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	log := slog.New(slog.DiscardHandler)
 	w := &world{clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}}
 	keys := &keystore.Store{Dir: t.TempDir()}
-	sealer, err := keys.OpenSealer("file:seal.key")
+	sealer, err := keys.MakeSealer("file:seal.key")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	founding, err := authority.Found(t.Context(), "Test")
+	founding, err := authority.Found(t.Context(), ca.Plan{Name: "Test"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func newHouse(t *testing.T) *house {
 	now := time.Now
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	keys := &keystore.Store{Dir: t.TempDir()}
-	sealer, err := keys.OpenSealer("file:keys/seal.key")
+	sealer, err := keys.MakeSealer("file:keys/seal.key")
 	if err != nil {
 		t.Fatalf("open the sealer: %v", err)
 	}
@@ -56,7 +56,7 @@ func newHouse(t *testing.T) *house {
 	if err != nil {
 		t.Fatalf("open the CA: %v", err)
 	}
-	f, err := authority.Found(t.Context(), "Test")
+	f, err := authority.Found(t.Context(), ca.Plan{Name: "Test"})
 	if err != nil {
 		t.Fatalf("found the CA: %v", err)
 	}
