@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"database/sql"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"strings"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // The authentication of several steps that there is: SCRAM-SHA-256 (RFC 5802,
@@ -186,6 +189,22 @@ func (d *Desk) scramSaltOf(name string) ([]byte, error) {
 		return nil, err
 	}
 	return sum[:scramSalt], nil
+}
+
+// OpensSecrets reports whether a sealing key opens what is sealed of a secret; found is
+// false where nothing is.
+func OpensSecrets(ctx context.Context, r store.Reader, s *keystore.Sealer) (opens, found bool, err error) {
+	var id string
+	var sealed []byte
+	err = r.QueryRow(ctx, `SELECT id, scram FROM device_secret WHERE scram IS NOT NULL LIMIT 1`).Scan(&id, &sealed)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("look for a sealed secret: %w", err)
+	}
+	_, err = s.Open(sealed, scramContext(id))
+	return err == nil, true, nil
 }
 
 func scramContext(id string) string { return "scram\x00" + id }

@@ -161,6 +161,11 @@ log: {level: warn, format: json}
 	if err := os.WriteFile(filepath.Join(data, "countersign.yaml"), []byte(config), 0o600); err != nil {
 		return err
 	}
+	founding := exec.CommandContext(ctx, filepath.Join(b.dir, "countersign"), "server", "init", "--dir", data) //nolint:gosec // built above
+	founding.Env = append(os.Environ(), "BENCH_DATABASE="+b.opts.database)
+	if out, err := founding.CombinedOutput(); err != nil {
+		return fmt.Errorf("couldn't found the server: %w: %s", err, out)
+	}
 	// Not ended by ctx: stop does that in order.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(b.dir, "countersign"), "server", "run", "--dir", data) //nolint:gosec // built above
 	cmd.Env = append(os.Environ(), "BENCH_DATABASE="+b.opts.database)

@@ -50,6 +50,11 @@ type Config struct {
 	// each start.
 	RootPassphrase Secret `yaml:"root_passphrase"`
 
+	// OfflineRoot lets the server start without the root key, where it is kept elsewhere.
+	// Put it back for a start before the root's CRL ends, which is half a year. Default
+	// false: a missing root key is refused as one that was lost.
+	OfflineRoot bool `yaml:"offline_root"`
+
 	// Tunnels are listeners that let devices through to other TCP services.
 	Tunnels []Tunnel `yaml:"tunnels"`
 

@@ -131,7 +131,7 @@ func (s *Server) run(t testing.TB) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, which ends before cleanups
-	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: true})
+	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: s.opts.Beside == nil})
 	if err != nil {
 		cancel()
 		t.Fatalf("start the server: %v", err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -119,6 +120,18 @@ type sealedKeys struct{ Primary, Secondary []byte }
 
 func sealContext(kind countersign.Method, fleet, lookup string) string {
 	return string(kind) + "\x00" + fleet + "\x00" + lookup
+}
+
+// OpensKeys reports whether a sealing key opens the symmetric keys of a credential;
+// found is false where there is no such credential.
+func OpensKeys(ctx context.Context, r *registry.Registry, s *keystore.Sealer) (opens, found bool, err error) {
+	c, found, err := r.AnySealed(ctx)
+	if err != nil || !found {
+		return false, false, err
+	}
+	lookup, _ := c.Fingerprints()
+	_, err = s.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
+	return err == nil, true, nil
 }
 
 func (d *Desk) keysOf(c *registry.Credential, lookup string) (attest.SymmetricKeys, error) {

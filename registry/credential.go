@@ -406,6 +406,18 @@ func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (
 	return c, nil
 }
 
+// AnySealed returns one credential with sealed keys; false where there is none.
+func (r *Registry) AnySealed(ctx context.Context) (c Credential, found bool, err error) {
+	c, err = scanCredential(r.DB.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential WHERE sealed IS NOT NULL LIMIT 1`))
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, false, nil
+	}
+	if err != nil {
+		return c, false, fmt.Errorf("look for a sealed credential: %w", err)
+	}
+	return c, true, nil
+}
+
 // Fingerprints are what evidence finds the credential by; second may be empty.
 func (c *Credential) Fingerprints() (first, second string) { return c.lookup, c.second }
 

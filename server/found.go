@@ -15,25 +15,83 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/keycheck"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
 
+// foundingName marks, in the data folder, a founding that has begun: keys beside it
+// were made by it and have signed nothing that is on record.
+const foundingName = "founding"
+
 // found makes root, issuing authority, profiles and the default fleet on a new
-// database. On one that has them it does nothing.
+// database, where this start was asked to. On one that has authorities it makes
+// nothing.
 func (s *Server) found(ctx context.Context) error {
+	mark := s.cfg.Path(foundingName)
 	if len(s.ca.Authorities()) > 0 {
-		return nil
+		return ignoreMissing(os.Remove(mark))
 	}
-	org := "Countersign"
-	if s.opts.Dev {
-		org = "Dev"
+	plan := s.opts.Founding
+	if s.opts.Dev && plan == nil {
+		plan = &ca.Plan{Name: devOrg}
 	}
-	f, err := s.ca.Found(ctx, org)
+	if plan == nil {
+		return s.errNotFounded()
+	}
+	if err := plan.Check(); err != nil {
+		return err
+	}
+	if err := s.refuseOldKeys(mark); err != nil {
+		return err
+	}
+	if err := writeFile(mark, []byte("The founding of this server has begun.\n"), 0o600); err != nil {
+		return fmt.Errorf("mark the founding: %w", err)
+	}
+	f, err := s.ca.Found(ctx, *plan)
 	if err != nil {
 		return fmt.Errorf("make the first authorities: %w", err)
 	}
+	sealer, err := s.keys.MakeSealer(sealURI)
+	if err != nil {
+		return err
+	}
+	if err := s.recordFounding(ctx, f, sealer); err != nil {
+		return err
+	}
+	s.made = true
+	if err := ignoreMissing(os.Remove(mark)); err != nil {
+		return err
+	}
+	return s.ca.Reload(ctx)
+}
+
+// refuseOldKeys refuses to found with keys that no founding of ours left behind: they
+// belong to a database that is not here.
+func (s *Server) refuseOldKeys(mark string) error {
+	if _, err := os.Stat(mark); err == nil {
+		return nil
+	}
+	for _, uri := range []string{ca.RootKeyURI, ca.IssuingKeyURI, sealURI} {
+		if s.exists(uri) {
+			return countersign.Errorf(countersign.Conflict, "%s is there, and the database has no authority: the key belongs to another database", s.keys.Path(uri)).
+				WithNext("restore the database of these keys, or name it in the configuration; to found anew, move the keys away")
+		}
+	}
+	return nil
+}
+
+// recordFounding writes all that a founding makes in one transaction.
+func (s *Server) recordFounding(ctx context.Context, f *ca.Founding, sealer *keystore.Sealer) error {
+	checks, err := keycheck.Of(sealer)
+	if err != nil {
+		return err
+	}
 	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := s.ca.RecordFounding(ctx, tx, f); err != nil {
+			return err
+		}
+		if err := keycheck.Record(ctx, tx, checks, s.opts.Now()); err != nil {
 			return err
 		}
 		fleet := countersign.Fleet{
@@ -49,17 +107,25 @@ func (s *Server) found(ctx context.Context) error {
 			countersign.Event{Type: countersign.FleetSaved, Actor: countersign.System, Fleet: fleet.Name, Reason: "first start"},
 		)
 	})
-	if errors.Is(err, store.ErrExists) { // another node was first
-		err = nil
+	if errors.Is(err, store.ErrExists) {
+		return countersign.Errorf(countersign.Conflict, "another node founded this database in the meantime").
+			WithNext("remove the files in " + s.cfg.Path(keysDir) + " and " + s.cfg.Path(foundingName) + ", and copy the keys of that node")
 	}
 	if err != nil {
 		return fmt.Errorf("record the first authorities: %w", err)
 	}
-	return s.ca.Reload(ctx)
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // writeRoots puts the trust anchors where devices' makers find them.
-func (s *Server) writeRoots() error {
+func (s *Server) writeRoots(context.Context) error {
 	var out strings.Builder
 	for _, a := range s.ca.Authorities() {
 		if a.Kind != countersign.RootAuthority {
@@ -70,13 +136,22 @@ func (s *Server) writeRoots() error {
 			return err
 		}
 	}
-	return writeFile(s.cfg.Path(rootsName), []byte(out.String()), 0o644)
+	return writeChanged(s.cfg.Path(rootsName), []byte(out.String()), 0o644)
 }
 
 // Fingerprint is the SHA-256 of a certificate as people compare it.
 func Fingerprint(der []byte) string {
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:])
+}
+
+// writeChanged writes a file that is not what it should be. One that is needs no
+// space, which a start on a full disk does not have.
+func writeChanged(path string, data []byte, mode os.FileMode) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) { //nolint:gosec // the path is the server's own
+		return nil
+	}
+	return writeFile(path, data, mode)
 }
 
 // writeFile puts a file in place whole or not at all, with its final mode.
@@ -102,7 +177,7 @@ func databaseURL(cfg config.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "sqlite:" + filepath.Join(dir, "countersign.db"), nil
+	return "sqlite:" + filepath.Join(dir, databaseName), nil
 }
 
 // nodeName tells this process from others on one database.

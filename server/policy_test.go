@@ -3,16 +3,12 @@ package server_test
 import (
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
-	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 const (
@@ -138,14 +134,8 @@ func wantReplay(t *testing.T, s *countersigntest.Server) {
 }
 
 func TestPolicyAppliedOnOneNodeCutsTheSessionOnAnother(t *testing.T) {
-	url := storetest.PostgresURL(t)
-	one := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Database = config.Database(url) }})
-	two := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) {
-		c.Database = config.Database(url)
-		if err := os.CopyFS(filepath.Join(c.Dir, "keys"), os.DirFS(filepath.Join(one.Dir, "keys"))); err != nil {
-			t.Fatal(err)
-		}
-	}})
+	one := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+	two := countersigntest.Start(t, countersigntest.Options{Beside: one})
 	id := one.Enroll(t, "pump-1")
 	conn, code := connect(t, two, id)
 	if code != 0 {

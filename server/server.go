@@ -44,7 +44,10 @@ import (
 type Options struct {
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: no log
-	Dev bool             // the authorities of a new database are named for development
+	// Founding has a database without authorities founded. nil: such a one is refused.
+	Founding *ca.Plan
+	// Dev is for trying out: it founds, and only in a folder that it made.
+	Dev bool
 }
 
 // Server is the whole authority in one process.
@@ -55,6 +58,9 @@ type Server struct {
 
 	db        *store.DB
 	ca        *ca.CA
+	keys      *keystore.Store
+	sealer    *keystore.Sealer
+	made      bool // the authorities were made by this start
 	events    *event.Log
 	registry  *registry.Registry
 	operators *operator.Desk
@@ -89,8 +95,23 @@ type closer struct {
 	fn   func() error
 }
 
-// New opens everything and accepts nothing yet. The caller runs Run, or Close.
-func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err error) {
+// New opens everything and accepts nothing yet. The caller runs Run, or Close. It
+// refuses a database that was not founded, with ErrNotFounded, and keys that are not
+// those of the database, with ErrKeys.
+func New(ctx context.Context, cfg config.Config, opts Options) (*Server, error) {
+	return open(ctx, cfg, opts, func(s *Server) []step {
+		return []step{
+			s.openStore, s.openListeners, s.openKeepers, s.found, s.openKeys, s.voidOld, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity,
+			s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openAuditor, s.openDoors,
+		}
+	})
+}
+
+// step opens one part of a server.
+type step func(context.Context) error
+
+// open takes the steps of a server; when one fails, what is open is closed again.
+func open(ctx context.Context, cfg config.Config, opts Options, steps func(*Server) []step) (s *Server, err error) {
 	cfg = cfg.WithDefaults()
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -107,12 +128,11 @@ func New(ctx context.Context, cfg config.Config, opts Options) (s *Server, err e
 	if problems := cfg.Check(); len(problems) > 0 {
 		return s, fmt.Errorf("the configuration has %d problems, the first: %w", len(problems), problems[0])
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return s, fmt.Errorf("make the data folder: %w", err)
+	if err := s.openPlace(); err != nil {
+		return s, err
 	}
-	for _, step := range []func(context.Context) error{
-		s.openStore, s.openListeners, s.openKeepers, s.found, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity, s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openAuditor, s.openDoors,
-	} {
+	s.keys = &keystore.Store{Dir: cfg.Dir}
+	for _, step := range steps(s) {
 		if err := step(ctx); err != nil {
 			return s, err
 		}
@@ -129,7 +149,13 @@ func (s *Server) openStore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the database's URL: %w", err)
 	}
-	s.db, err = store.Open(ctx, store.Options{URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit), Reserve: int64(s.cfg.Reserve)})
+	s.db, err = store.Open(ctx, store.Options{
+		URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit), Reserve: int64(s.cfg.Reserve),
+		Existing: s.opts.Founding == nil && !s.opts.Dev,
+	})
+	if errors.Is(err, store.ErrEmpty) {
+		return s.errNotFounded()
+	}
 	if err != nil {
 		return err
 	}
@@ -163,18 +189,26 @@ func (s *Server) openKeepers(ctx context.Context) error {
 			p, err := s.cfg.RootPassphrase.Resolve()
 			return []byte(p), err
 		}
-	} else {
-		s.log.WarnContext(ctx, "root key is not wrapped: set root_passphrase for production")
 	}
 	var err error
 	s.ca, err = ca.Open(ctx, ca.Options{
-		DB: s.db, Keys: &keystore.Store{Dir: s.cfg.Dir}, Now: s.opts.Now, Log: s.log,
+		DB: s.db, Keys: s.keys, Now: s.opts.Now, Log: s.log,
 		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live,
 	})
-	if err != nil {
-		return err
+	return err
+}
+
+// voidOld voids the serials of earlier processes before this one opens a block of its
+// own. That is housekeeping: a database that cannot be written now is served all the
+// same, and they are voided later.
+func (s *Server) voidOld(ctx context.Context) error {
+	if s.made {
+		return nil // the only block is this process's
 	}
-	return s.voidSerials(ctx, !s.db.Postgres()) // before this process opens a block of its own
+	if err := s.voidSerials(ctx, !s.db.Postgres()); err != nil {
+		s.log.ErrorContext(ctx, "serials of earlier processes not voided", "error", err, "retry_in", tendEvery)
+	}
+	return nil
 }
 
 func (s *Server) voidSerials(ctx context.Context, all bool) error {
@@ -199,19 +233,15 @@ func (s *Server) openDesk(context.Context) error {
 	s.index = edge.NewIndex(s.opts.Now)
 	s.events.Cut = s.index.Cut
 	s.openGuard()
-	sealer, err := (&keystore.Store{Dir: s.cfg.Dir}).OpenSealer("file:keys/seal.key")
-	if err != nil {
-		return err
-	}
-	tokenKey, err := sealer.Derive("access tokens")
+	tokenKey, err := s.sealer.Derive("access tokens")
 	if err != nil {
 		return err
 	}
 	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Sealer: sealer, Tokens: s.tokens}, Ledger: s.ledger,
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
-		Sealer: sealer, Secret: func(ref string) ([]byte, error) {
+		Sealer: s.sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
 			return []byte(v), err
 		},
@@ -234,7 +264,7 @@ func (s *Server) openIdentity(ctx context.Context) error {
 	if err := s.identity.renew(ctx); err != nil {
 		return err
 	}
-	return s.writeRoots()
+	return s.writeRoots(ctx)
 }
 
 // openDoors makes a handler for each HTTP listener.
@@ -375,11 +405,16 @@ func (s *Server) Authorities() []countersign.Authority { return s.ca.Authorities
 // Sessions lists the live sessions of this node.
 func (s *Server) Sessions() []countersign.Session { return s.index.Sessions() }
 
-// Init makes the data folder, the database and the first authorities, and serves nothing.
-func Init(ctx context.Context, cfg config.Config, opts Options) ([]countersign.Authority, error) {
-	s, err := New(ctx, cfg, opts)
+// Init makes the data folder, the database, the keys and the first authorities as
+// opts.Founding has them, and serves nothing. made is false where the database has
+// authorities already: then nothing is changed.
+func Init(ctx context.Context, cfg config.Config, opts Options) (list []countersign.Authority, made bool, err error) {
+	s, err := open(ctx, cfg, opts, func(s *Server) []step {
+		// The listeners are opened for their ports, which are in the certificates.
+		return []step{s.openStore, s.openListeners, s.openKeepers, s.found, s.openKeys, s.writeRoots}
+	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return s.Authorities(), s.Close()
+	return s.Authorities(), s.made, s.Close()
 }

@@ -22,11 +22,13 @@ type dialect struct {
 	lock     string // takes a lock by name until the transaction ends; empty: writers are serial
 	notify   string // tells the other nodes; empty: there are none
 	clock    string // reads the database's clock, as Micros; empty: it has none of its own
+	tables   string // counts our tables, as far as there is one
 	words    *strings.Replacer
 }
 
 func sqliteDialect() dialect {
 	return dialect{
+		tables: `SELECT count(*) FROM sqlite_master WHERE name = 'schema_version'`,
 		words: strings.NewReplacer(
 			"{{text}}", "TEXT", // compared by its octets
 			"{{bytes}}", "BLOB",
@@ -39,6 +41,7 @@ func sqliteDialect() dialect {
 func postgresDialect() dialect {
 	return dialect{
 		postgres: true,
+		tables:   `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('schema_version')`,
 		lock:     `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
 		notify:   `SELECT pg_notify($1, $2)`,
 		clock:    `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`,

@@ -11,6 +11,9 @@ import (
 // ErrExists means that a row with that unique key is there already.
 var ErrExists = errors.New("it exists already")
 
+// ErrEmpty means that a database has none of our tables: nothing was ever founded in it.
+var ErrEmpty = errors.New("the database is empty")
+
 // retryAfter is what a caller is told to wait when the database cannot record:
 // long enough for a failover or a deleted log file, short enough for a person.
 const retryAfter = 5 * time.Second

@@ -1,6 +1,9 @@
 package store_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -127,5 +130,40 @@ func TestNodesStartingTogetherMigrateOnce(t *testing.T) {
 	wg.Wait()
 	if got := len(names(t, mustOpenWith(t, url, twoMigrations()))); got != 3 {
 		t.Errorf("rows after 4 nodes migrated: got %d, want 3", got)
+	}
+}
+
+func TestExistingRefusesAnEmptyDatabaseAndLeavesItSo(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "c.db")
+	open := func(url string) error {
+		db, err := store.Open(t.Context(), store.Options{URL: url, Now: time.Now, Existing: true, Reserve: 4 << 20})
+		if err == nil {
+			err = db.Close()
+		}
+		return err
+	}
+	if err := open("sqlite:" + path); !errors.Is(err, store.ErrEmpty) {
+		t.Errorf("Open of no file: got %v, want ErrEmpty", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("files left: got %v, %v, want none", left, err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := open("sqlite:" + path); !errors.Is(err, store.ErrEmpty) {
+		t.Errorf("Open of an empty file: got %v, want ErrEmpty", err)
+	}
+	storetest.OpenURL(t, "sqlite:"+filepath.Join(dir, "founded.db"))
+	url := storetest.PostgresURL(t)
+	if err := open(url); !errors.Is(err, store.ErrEmpty) {
+		t.Errorf("Open of an empty PostgreSQL database: got %v, want ErrEmpty", err)
+	}
+	if err := storetest.OpenURL(t, url).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(url); err != nil {
+		t.Errorf("Open of one with our tables: %v", err)
 	}
 }

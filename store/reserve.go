@@ -248,7 +248,7 @@ func freeSpace(path string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the free space: %w", err)
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:gosec // no disk has 2^63 octets
+	return int64(st.Bavail * uint64(st.Bsize)), nil //nolint:gosec // no disk has 2^63 octets, and a block size is positive
 }
 
 // rescue runs an emergency write again that found no space, with as much of the

@@ -39,6 +39,9 @@ func openSQLite(ctx context.Context, o Options, path string) (_ *DB, err error) 
 	if err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(path); o.Existing && (errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0) {
+		return nil, ErrEmpty
+	}
 	release, err := claim(path)
 	if err != nil {
 		return nil, err

@@ -33,6 +33,9 @@ type Options struct {
 	// MaxBytes bounds the SQLite file; a write beyond it is refused as
 	// Unavailable. 0 is no bound. PostgreSQL ignores it.
 	MaxBytes int64
+	// Existing refuses a database without our tables, with ErrEmpty, and leaves it as it
+	// is: a SQLite file that is not there is not made.
+	Existing bool
 	// Reserve is how many octets beside the SQLite file, and beyond MaxBytes, are kept
 	// for emergency writes; see [Emergency]. 0 is none. PostgreSQL ignores it.
 	Reserve int64
@@ -94,10 +97,28 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("couldn't open the database: %w", err)
 	}
+	if o.Existing {
+		if err := db.refuseEmpty(ctx); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
 	if err := db.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("couldn't migrate the database: %w", err), db.Close())
 	}
 	return db, nil
+}
+
+// refuseEmpty returns ErrEmpty where our tables are not.
+func (db *DB) refuseEmpty(ctx context.Context) error {
+	var n int
+	err := db.QueryRow(ctx, db.dialect.tables).Scan(&n)
+	if err == nil && n == 0 {
+		err = ErrEmpty
+	}
+	if err != nil {
+		return fmt.Errorf("couldn't open the database: %w", err)
+	}
+	return nil
 }
 
 func connect(ctx context.Context, o Options) (*DB, error) {

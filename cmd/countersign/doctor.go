@@ -98,7 +98,7 @@ func (a *app) checkDir() api.Check {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.Level, c.Message, c.Fix = api.LevelFail, dir+" is not there", "name another with --dir, or start: countersign dev --dir "+dir
+		c.Level, c.Message, c.Fix = api.LevelFail, dir+" is not there", a.howToStart()
 	case err != nil:
 		c.Level, c.Message = api.LevelFail, err.Error()
 	case !info.IsDir():
@@ -197,7 +197,7 @@ func (a *app) checkAuthorities(ctx context.Context) api.Check {
 	}
 	switch left := first.Sub(a.now()); {
 	case n == 0:
-		c.Level, c.Message, c.Fix = api.LevelFail, "there is no active authority", "run: countersign server init"
+		c.Level, c.Message, c.Fix = api.LevelFail, "there is no active authority", "found one with: countersign server init --dir "+a.dataDir()
 	case left < 0:
 		c.Level, c.Fix = api.LevelFail, "nothing that it signed is valid any more: make a new authority and enroll the devices again"
 	case left < caWarn:

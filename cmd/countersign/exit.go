@@ -12,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/server"
 	"github.com/spf13/cobra"
 )
 
@@ -147,6 +148,19 @@ func (a *app) explain(err error) {
 // oneLine joins what errors.Join put on lines of their own.
 func oneLine(s string) string { return printable(strings.ReplaceAll(s, "\n", "; ")) }
 
+// howToStart says how a server comes to run on the data folder. A folder that may be
+// a production one is never recommended for trying out.
+func (a *app) howToStart() string {
+	dir := a.dataDir()
+	switch _, err := os.Stat(dir); {
+	case server.IsDev(dir):
+		return "start the server: countersign dev --dir " + dir
+	case err != nil:
+		return fmt.Sprintf("name the server's data folder with --dir or COUNTERSIGN_DIR: there is no folder %s; to try things out, start: countersign dev", dir)
+	}
+	return "start the server: countersign server run --dir " + dir + ", or its service; or name another data folder with --dir"
+}
+
 func (a *app) nextStep(err error) string {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return "add --help to see how it is used"
@@ -158,7 +172,7 @@ func (a *app) nextStep(err error) string {
 		case errors.Is(err, context.DeadlineExceeded), os.IsTimeout(err):
 			return "look at the server's log, or wait longer with --timeout"
 		}
-		return fmt.Sprintf("start the server: countersign dev --dir %s", a.dataDir())
+		return a.howToStart()
 	}
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return "stop what listens there, or choose another port: listeners in the configuration, or dev --ports 0"

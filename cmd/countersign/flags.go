@@ -100,7 +100,7 @@ type durationValue time.Duration
 func (d *durationValue) String() string {
 	switch v := time.Duration(*d); {
 	case v == 0:
-		return "0s"
+		return "0" // which help leaves out
 	case v%time.Hour == 0:
 		return strconv.FormatInt(int64(v/time.Hour), 10) + "h"
 	case v%time.Minute == 0 && v < time.Hour:

@@ -41,7 +41,7 @@ folder tells them, once all of them accept.`,
 			}
 			cfg := config.Dev(a.dataDir(), ports == "0")
 			cfg.Log.Level = "warn"
-			return a.serve(cmd.Context(), cfg, true)
+			return a.startError(a.serve(cmd.Context(), cfg, true), cfg, "")
 		},
 	}
 	c.Flags().StringVar(&ports, "ports", devPorts, "fixed, or 0 for free ones")
@@ -53,22 +53,15 @@ func (a *app) serverCommand() *cobra.Command {
 	var file string
 	run := &cobra.Command{
 		Use: "run", Short: "Run the server", Args: exactly(),
+		Long: `Run the server on a database that server init founded, with the keys of that
+database. What is missing or does not fit is refused with what to do about it;
+nothing is ever made anew by a start.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.loadConfig(file)
 			if err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), cfg, false)
-		},
-	}
-	initialize := &cobra.Command{
-		Use: "init", Short: "Make the data folder and the first authorities, and stop", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.loadConfig(file)
-			if err != nil {
-				return err
-			}
-			return a.initialize(cmd.Context(), cfg)
+			return a.startError(a.serve(cmd.Context(), cfg, false), cfg, file)
 		},
 	}
 	check := &cobra.Command{
@@ -81,9 +74,44 @@ func (a *app) serverCommand() *cobra.Command {
 			return a.checkConfig(cfg)
 		},
 	}
-	c := group("server", "The server", nil, run, initialize, group("config", "Its configuration", nil, check))
+	c := group("server", "The server", nil, run, a.initCommand(&file), group("config", "Its configuration", nil, check))
 	c.PersistentFlags().StringVar(&file, "config", "", "configuration file (default countersign.yaml in the data folder, if it is there)")
 	return c
+}
+
+// serverFlags are the flags with which a server command finds the same server again.
+func (a *app) serverFlags(cfg config.Config, file string) string {
+	flags := ""
+	if file != "" {
+		flags = " --config " + file
+	}
+	if a.dir != "" || file == "" {
+		flags += " --dir " + cfg.Dir
+	}
+	return flags
+}
+
+// startError adds to the error of a start the command that helps.
+func (a *app) startError(err error, cfg config.Config, file string) error {
+	flags := a.serverFlags(cfg, file)
+	switch {
+	case errors.Is(err, server.ErrNotFounded):
+		return withNext(err, "found one with: countersign server init"+flags+"; if there was one, restore its database, or name its data folder with --dir or its configuration with --config")
+	case errors.Is(err, server.ErrNotDev):
+		return withNext(err, "run it with: countersign server run --dir "+cfg.Dir+"; or name another folder to try things out")
+	}
+	return err
+}
+
+// withNext is err with another next step.
+func withNext(err error, next string) error {
+	e, ok := errors.AsType[*countersign.Error](err)
+	if !ok {
+		return err
+	}
+	told := *e
+	told.Next = next
+	return &told
 }
 
 // loadConfig reads the file that was named, or the one in the data folder, or
@@ -126,25 +154,6 @@ func (a *app) refuseBad(cfg config.Config) error {
 	if len(problems) > 0 {
 		return failed(exitUsage)
 	}
-	return nil
-}
-
-func (a *app) initialize(ctx context.Context, cfg config.Config) error {
-	if err := a.refuseBad(cfg); err != nil {
-		return err
-	}
-	authorities, err := server.Init(ctx, cfg, a.options(cfg, false))
-	if err != nil {
-		return err
-	}
-	p := a.stderr()
-	for _, c := range authorities {
-		p.done("%s authority %s  %s", c.Kind, c.ID, fingerprint(c))
-	}
-	if cfg.RootPassphrase == "" {
-		p.linef("%s the root key is not wrapped: set root_passphrase before production", p.yellow("Warning:"))
-	}
-	p.next("countersign server run --dir %s", cfg.Dir)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -39,8 +40,18 @@ func TestKilledServerLosesNothingAnswered(t *testing.T) {
 		dir := shortDir(t)
 		config := filepath.Join(dir, "countersign.yaml")
 		writeConfig(t, config, dir, "database: "+storetest.PostgresURL(t))
+		found(t, config)
 		blowAndKill(t, dir, killsPostgres, "server", "run", "--config", config)
 	})
+}
+
+// found founds the server of a configuration.
+func found(t *testing.T, config string, flags ...string) {
+	t.Helper()
+	args := append([]string{"server", "init", "--config", config}, flags...)
+	if out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput(); err != nil {
+		t.Fatalf("server init: %v\n%s", err, out)
+	}
 }
 
 // shortDir is a temporary folder whose path leaves room for that of a socket.
