@@ -156,9 +156,9 @@ func recordedRules() []Rule {
 	return []Rule{
 		{
 			Name: RenewalFork, Title: "Two holders of one identity renew", Severity: countersign.SeverityCritical, Threshold: 1, Default: toAlert(),
-			Sees:           "A certificate is renewed with another key after its successor has been used, or one is shown that its device had given up. The device is suspended in the same moment.",
+			Sees:           "A certificate is renewed with another key after its successor has been used, or one is shown that its device had given up. The device is suspended in the same moment; its newest certificate in use is held, the others are revoked.",
 			Why:            "Only a copy of the key can do that. A device that lost power or an answer at any moment is told apart.",
-			Do:             "Find the device. Revoke it and enroll it anew; find out how the key got out.",
+			Do:             "Find the device. Revoke it and enroll it anew; find out how the key got out. Reactivate it only if you know that the device has the certificate that comes back.",
 			FalsePositives: "A device that was set back to an old image of its disk, with the old key in it, is a second holder too.",
 		},
 		{

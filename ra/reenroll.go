@@ -332,21 +332,35 @@ func (d *Desk) activate(ctx context.Context, tx *store.Tx, overlap time.Duration
 	return events, nil
 }
 
-// fork answers two holders of one identity: nobody can tell which is the device,
-// so all its certificates are held, it is suspended, and a person is told.
+// fork answers two holders of one identity. The record cannot say which of them is the
+// device, so it is suspended, its newest certificate in use is held and an operator is
+// alerted. The others are revoked: reactivation must bring back the certificate of one
+// holder, not those of both. A holder that shows one of them afterwards is refused and
+// reported, as a fork if it renews.
 func (d *Desk) fork(ctx context.Context, tx *store.Tx, j *judgment, finding countersign.Event) error {
-	finding.Actor = countersign.System
-	events := []countersign.Event{finding}
+	kept := newestUsed(j.certs)
+	finding.Actor, finding.Data = countersign.System, map[string]string{}
+	var certs []countersign.Event
 	for i := range j.certs {
 		c := &j.certs[i]
-		if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
-			continue
+		switch {
+		case c.State == countersign.CertRevoked || c.State == countersign.CertHeld:
+		case c == kept:
+			if err := d.CA.Hold(ctx, tx, c); err != nil {
+				return err
+			}
+			finding.Data["held"] = string(c.Serial)
+			certs = append(certs, certEvent(countersign.CertHeldEv, c, countersign.System, "fork"))
+		default:
+			if err := d.CA.Revoke(ctx, tx, c, countersign.Superseded); err != nil {
+				return err
+			}
+			e := certEvent(countersign.CertRevokedEv, c, countersign.System, "fork")
+			e.Data = map[string]string{"reason": countersign.Superseded.String()}
+			certs = append(certs, e)
 		}
-		if err := d.CA.Hold(ctx, tx, c); err != nil {
-			return err
-		}
-		events = append(events, certEvent(countersign.CertHeldEv, c, countersign.System, "fork"))
 	}
+	events := append([]countersign.Event{finding}, certs...)
 	if err := d.Registry.Move(ctx, tx, &j.device, countersign.DeviceSuspended, "two holders of one identity"); err != nil {
 		return err
 	}
@@ -354,4 +368,18 @@ func (d *Desk) fork(ctx context.Context, tx *store.Tx, j *judgment, finding coun
 		Type: countersign.DeviceSuspendedEv, Actor: countersign.System, Device: j.device.ID, Fleet: j.device.Fleet, Reason: "two holders of one identity",
 	})
 	return d.Events.Append(ctx, tx, events...)
+}
+
+// newestUsed returns the certificate that was first used last among those that are not
+// revoked or held; nil if none was used.
+func newestUsed(certs []countersign.Certificate) *countersign.Certificate {
+	var newest *countersign.Certificate
+	for i := range certs {
+		c := &certs[i]
+		good := c.State == countersign.CertActive || c.State == countersign.CertSuperseded
+		if good && !c.UsedAt.IsZero() && (newest == nil || c.UsedAt.After(newest.UsedAt)) {
+			newest = c
+		}
+	}
+	return newest
 }

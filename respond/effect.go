@@ -9,6 +9,8 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/detect"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // reactivate is no mitigation: only people do it.
@@ -20,6 +22,7 @@ type standing struct {
 	device   countersign.Device // zero where the alert names none that is known
 	certs    []countersign.Certificate
 	sessions []countersign.Session // all live ones of this node
+	fork     bool                  // an alert that is not closed says that the device has two holders
 }
 
 // Actions tells what can be done about an alert and what would happen now.
@@ -49,8 +52,21 @@ func (d *Desk) look(ctx context.Context, id string) (s standing, err error) {
 		return s, err
 	}
 	s.device = e.Device
-	s.certs, err = d.RA.CA.DeviceCertificates(ctx, d.RA.DB, e.ID)
+	if s.certs, err = d.RA.CA.DeviceCertificates(ctx, d.RA.DB, e.ID); err != nil {
+		return s, err
+	}
+	s.fork, err = forked(ctx, d.RA.DB, e.ID)
 	return s, err
+}
+
+// forked reports whether an alert of a fork of the device is not closed.
+func forked(ctx context.Context, r store.Reader, device string) (bool, error) {
+	var n int
+	err := r.QueryRow(ctx, `SELECT count(*) FROM alert WHERE device = $1 AND rule = $2 AND state <> 'closed'`, device, detect.RenewalFork).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("read the alerts of %s: %w", device, store.Wrap(err))
+	}
+	return n > 0, nil
 }
 
 // in counts the certificates in none of the states.
@@ -121,19 +137,45 @@ func (s *standing) reactivate() api.AlertAction {
 	case s.device.State != countersign.DeviceSuspended:
 		a.Effect = fmt.Sprintf("%s is %s, not suspended", s.device.ID, s.device.State)
 	default:
-		a.Possible = true
+		a.Possible, a.Undo = true, "suspend"
+		var back []string
 		for i := range s.certs {
-			if s.certs[i].State == countersign.CertHeld {
-				a.Certificates++
+			if c := &s.certs[i]; c.State == countersign.CertHeld {
+				back = append(back, named(c))
 			}
 		}
-		a.Effect = count(a.Certificates, "certificate") + " good again; it can connect at once with what it had"
-		if a.Certificates == 0 {
+		switch a.Certificates = len(back); {
+		case len(back) == 0:
 			a.Effect = "it may enroll again; it has no certificate that could be good again"
+		case s.fork:
+			a.Effect = "brings back " + strings.Join(back, ", ") + " alone; the record cannot tell whether the device or the other holder has it, and whoever has it " +
+				"connects as the device at once; the other holder's certificates stay revoked, and an alert opens when one of them is shown; " +
+				"if you do not know that the device has this one, revoke the device and enroll it anew"
+		default:
+			a.Effect = count(len(back), "certificate") + " good again: " + some(back) + "; it can connect at once with what it had"
 		}
-		a.Undo = "suspend"
 	}
 	return a
+}
+
+// named is a certificate as an operator can compare it with the device.
+func named(c *countersign.Certificate) string {
+	used := "never used"
+	if !c.UsedAt.IsZero() {
+		used = "first used " + c.UsedAt.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("certificate %s (%s)", c.Serial, used)
+}
+
+// maxNamed bounds how many certificates a preview names.
+const maxNamed = 3
+
+// some lists the first few of many.
+func some(list []string) string {
+	if n := len(list); n > maxNamed {
+		return strings.Join(list[:maxNamed], ", ") + fmt.Sprintf(" and %d more", n-maxNamed)
+	}
+	return strings.Join(list, ", ")
 }
 
 func (s *standing) revoke() api.AlertAction {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
@@ -348,6 +349,41 @@ func TestActionsForetell(t *testing.T) {
 		a, err := w.Alert(t.Context(), id)
 		if err != nil || lines(a, "suspend", respond.Done) != 1 || lines(a, "revoke", respond.Done) != 1 || lines(a, "block", respond.Done) != 1 {
 			t.Errorf("timeline: got %+v, %v", a.Timeline, err)
+		}
+	})
+}
+
+// TestReactivationAfterAForkWarns has a device fork and reads what the button says: which
+// certificate comes back, that it may be the other holder's, and that it is the only one.
+func TestReactivationAfterAForkWarns(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		cert := w.enroll(t, "pump-1", 0)
+		serial := string(countersign.SerialOf(cert.SerialNumber))
+		w.find(t, countersign.Finding{
+			Rule: detect.RenewalFork, Severity: countersign.SeverityCritical, Subject: "device:pump-1", Device: "pump-1", Fleet: countersign.DefaultFleet, Summary: "two holders",
+		})
+		w.find(t, clone("pump-1"))
+		for _, a := range w.list(t, respond.Filter{}) { // at the other alert of the device, too
+			if _, _, err := w.Suspend(t.Context(), a.ID, ana); err != nil && countersign.CodeOf(err) != countersign.Conflict {
+				t.Fatal(err)
+			}
+			acts, err := w.Actions(t.Context(), a.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range acts {
+				if x.Name != "reactivate" {
+					continue
+				}
+				for _, words := range []string{serial, "the device or the other holder", "stay revoked", "revoke the device and enroll it anew"} {
+					if !strings.Contains(x.Effect, words) {
+						t.Errorf("%s: the button says %q, want %q in it", a.Rule, x.Effect, words)
+					}
+				}
+				if !x.Possible || x.Certificates != 1 {
+					t.Errorf("%s: got %+v, want it possible with one certificate", a.Rule, x)
+				}
+			}
 		}
 	})
 }

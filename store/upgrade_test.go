@@ -2,8 +2,11 @@ package store_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -78,6 +81,45 @@ func TestUpgradeNamesCertificatesByIssuerAndSerial(t *testing.T) {
 			var got string
 			if err := db.QueryRow(t.Context(), c.query).Scan(&got); err != nil || got != c.want {
 				t.Errorf("%s: got %q, %v, want %q", c.query, got, err, c.want)
+			}
+		}
+	})
+}
+
+func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
+	fill := []string{
+		oldAuthorities,
+		`INSERT INTO profile (name, spec, created_at, updated_at) VALUES ('device', '{}', 0, 0)`,
+		`INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at) VALUES ('f', 'issuing', 'device', '[]', 0, '', 0, 0)`,
+		`INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr) VALUES
+			('forked', 'f', 'suspended', 'two holders of one identity', '', '', 0, 0, 0, 0, ''), ('held', 'f', 'suspended', 'looks odd', '', '', 0, 0, 0, 0, '')`,
+	}
+	for i, device := range []string{"forked", "held"} {
+		for j, from := range []string{"superseded", "active", "pending"} {
+			fill = append(fill, fmt.Sprintf(`INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+				key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
+				VALUES ('4%d%d', 'issuing', '%s', 'f', 'device', 'held', '%s', 6, FALSE, '', '', '', '', '', 0, 9, 1, 1, 0, 7, 0, '')`, i, j, device, from))
+		}
+	}
+	eachUpgraded(t, "0008", fill, func(t *testing.T, db *store.DB) {
+		for _, c := range []struct{ device, want string }{{"forked", "revoked 4,held 6,revoked 4"}, {"held", "held 6,held 6,held 6"}} {
+			var got []string
+			rows, err := db.Query(t.Context(), `SELECT state || ' ' || CAST(reason AS TEXT) FROM certificate WHERE device = $1 ORDER BY serial`, c.device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rows.Next() {
+				var s string
+				if err := rows.Scan(&s); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, s)
+			}
+			if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Join(got, ",") != c.want {
+				t.Errorf("%s: got %v, want %s", c.device, got, c.want)
 			}
 		}
 	})
