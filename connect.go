@@ -85,7 +85,11 @@ type Session struct {
 }
 
 // Actor is who acts in the session.
-func (s Session) Actor() Actor { return ActorOf(s.Device) }
+func (s Session) Actor() Actor { return actorOf(s.Device) }
+
+// BrokerName is how another's broker names a session when it asks about it. An empty
+// client stands for any session of the user.
+type BrokerName struct{ Client, User string }
 
 // Gatekeeper is what a gateway asks and tells. Package ra implements it on
 // access.Decide. No method blocks on the network of another party.

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"net/netip"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/countersign-iot/countersign"
@@ -43,18 +44,33 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 	case q.verified != "":
 		c.Vouched, c.Username = h.Name, q.verified
 	}
-	if q.client == "" {
-		return s.decideFor(ctx, c, key{h.Name, "", q.user})
+	keys := []key{{h.Name, "", q.user}} // for questions that name the user alone
+	if q.client != "" {
+		keys = append([]key{{h.Name, q.client, q.user}}, keys...)
 	}
-	// The second is for questions that name the user alone.
-	return s.decideFor(ctx, c, key{h.Name, q.client, q.user}, key{h.Name, "", q.user})
+	v := s.decideFor(ctx, c, keys...)
+	if !v.Allow {
+		return v
+	}
+	if err := s.keep(ctx, h, c, v, keys); err != nil {
+		s.Log.ErrorContext(ctx, "session of a broker not recorded", "hook", h.Name, "device", v.Device, "error", err)
+		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the session cannot be recorded now", Device: v.Device}
+	}
+	return v
 }
 
-// standing gives the verdict that a session came in with. device is who the
-// broker says it is, from what we answered when it came; empty if it cannot tell.
+// standing returns the verdict that a session came in with, if the record still
+// supports it. device is who the broker says it is; empty if it cannot say. It counts
+// only where the hook lets the broker vouch.
 func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) countersign.Verdict {
 	k.hook = h.Name
 	e, ok := s.cache.get(k)
+	if !ok {
+		var err error
+		if e, ok, err = s.recall(ctx, h, k); err != nil {
+			return countersign.Verdict{Code: countersign.Unavailable, Reason: "the record of the session cannot be read now"}
+		}
+	}
 	switch {
 	case ok && e.cut:
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
@@ -63,7 +79,7 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) co
 	case ok:
 		device = e.verdict.Device
 	}
-	if device == "" {
+	if device == "" || !ok && !h.Vouch {
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is not known here: it must connect again"}
 	}
 	c := countersign.Connection{
@@ -73,6 +89,46 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) co
 		return s.decideAgain(ctx, c, e, k)
 	}
 	return s.decideFor(ctx, c, k)
+}
+
+// recall returns what is on record of a session that is not in memory: it connected
+// through another node, before a restart, or made room for newer ones. What the
+// verdict allowed is not kept, so it is to be decided again.
+func (s *Server) recall(ctx context.Context, h *Hook, k key) (entry, bool, error) {
+	if s.Record == nil {
+		return entry{}, false, nil
+	}
+	was, err := s.Record.Recall(ctx, h.gateway(), countersign.BrokerName{Client: k.client, User: k.user})
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return entry{}, false, nil
+	}
+	if err != nil {
+		s.Log.WarnContext(ctx, "session of a broker not read", "hook", h.Name, "error", err)
+		return entry{}, false, err
+	}
+	e := entry{stale: true, asked: was.Since, verdict: countersign.Verdict{
+		Allow: true, Device: was.Device, Fleet: was.Fleet, Cert: was.Cert, Credential: was.Credential, NotAfter: was.NotAfter,
+	}}
+	e.conn.Protocol = was.Protocol
+	if kind, by, _ := strings.Cut(was.Credential, ":"); kind == "vouched" {
+		e.conn.Vouched = by
+	}
+	return e, true, nil
+}
+
+// keep records an admitted session under the names that the broker may ask by.
+func (s *Server) keep(ctx context.Context, h *Hook, c countersign.Connection, v countersign.Verdict, keys []key) error {
+	if s.Record == nil {
+		return nil
+	}
+	names := make([]countersign.BrokerName, 0, len(keys))
+	for _, k := range keys {
+		names = append(names, countersign.BrokerName{Client: k.client, User: k.user})
+	}
+	return s.Record.Keep(ctx, countersign.Session{
+		Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Gateway: h.gateway(),
+		Protocol: c.Protocol, ClientID: c.ClientID, Since: s.Now(), NotAfter: v.NotAfter,
+	}, names...)
 }
 
 // admit decides anew only if nothing fresh is kept under k.
@@ -120,7 +176,7 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 		return v
 	}
 	v.Cert, v.Credential = was.verdict.Cert, was.verdict.Credential
-	if refused := s.unaccepted(ctx, v); refused.Code != "" {
+	if refused := s.unsupported(ctx, v); refused.Code != "" {
 		return refused
 	}
 	if end := was.verdict.NotAfter; !end.IsZero() && (v.NotAfter.IsZero() || end.Before(v.NotAfter)) {
@@ -136,20 +192,22 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 	return v
 }
 
-// unaccepted refuses a session that came in by what its fleet takes no more; the zero
-// Verdict refuses nothing.
-func (s *Server) unaccepted(ctx context.Context, v countersign.Verdict) countersign.Verdict {
-	if s.Unaccepted == nil {
+// unsupported refuses a session that the record no longer supports as it came in; the
+// zero Verdict refuses nothing.
+func (s *Server) unsupported(ctx context.Context, v countersign.Verdict) countersign.Verdict {
+	if s.Lost == nil {
 		return countersign.Verdict{}
 	}
-	lost, err := s.Unaccepted(ctx, v.Fleet, []countersign.Session{{Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential}})
-	switch {
-	case err != nil:
-		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the rules of the fleet cannot be read now"}
-	case len(lost) > 0:
-		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the fleet no longer accepts what the session came in by"}
+	err := s.Lost(ctx, countersign.Session{
+		Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope, NotAfter: v.NotAfter, Permissions: v.Permissions,
+	})
+	if err == nil {
+		return countersign.Verdict{}
 	}
-	return countersign.Verdict{}
+	if lost, ok := errors.AsType[*countersign.Error](err); ok {
+		return countersign.Verdict{Code: lost.Code, Reason: lost.Message}
+	}
+	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the record of the session cannot be read now"}
 }
 
 // unproven is c without what proves it.
@@ -219,9 +277,15 @@ func atBroker(reason string) countersign.Ending {
 }
 
 // closed records the end of a session that the broker reports.
-func (s *Server) closed(h *Hook, client, user string, end countersign.Ending) {
+func (s *Server) closed(ctx context.Context, h *Hook, client, user string, end countersign.Ending) {
 	if session := s.cache.ended(key{h.Name, client, user}); session != nil {
 		s.Gatekeeper.Closed(*session, end)
+	}
+	if s.Record == nil || end.Code == countersign.EndTakenOver { // its successor is on record under the same name
+		return
+	}
+	if err := s.Record.End(ctx, h.gateway(), countersign.BrokerName{Client: client, User: user}); err != nil {
+		s.Log.WarnContext(ctx, "ended session of a broker not forgotten", "hook", h.Name, "error", err) // its age ends it
 	}
 }
 

@@ -97,18 +97,18 @@ func (s *Server) emqx(ctx context.Context, a asked) reply {
 			return jsonReply(http.StatusOK, emqxAnswer{Result: "allow"}, true)
 		}
 	case "session":
-		s.emqxSession(a.hook, in)
+		s.emqxSession(ctx, a.hook, in)
 		return reply{status: http.StatusNoContent, allowed: true}
 	}
 	return emqxDeny()
 }
 
-func (s *Server) emqxSession(h *Hook, in emqxQuestion) {
+func (s *Server) emqxSession(ctx context.Context, h *Hook, in emqxQuestion) {
 	switch in.Event {
 	case "client.connected":
 		s.opened(h, in.ClientID, in.Username)
 	case "client.disconnected":
-		s.closed(h, in.ClientID, in.Username, atBroker(in.Reason))
+		s.closed(ctx, h, in.ClientID, in.Username, atBroker(in.Reason))
 	}
 }
 

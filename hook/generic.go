@@ -89,7 +89,7 @@ func (s *Server) generic(ctx context.Context, a asked) reply {
 		case "opened":
 			s.opened(a.hook, in.ClientID, in.Username)
 		case "closed":
-			s.closed(a.hook, in.ClientID, in.Username, atBroker(in.Reason))
+			s.closed(ctx, a.hook, in.ClientID, in.Username, atBroker(in.Reason))
 		default:
 			return genericDeny()
 		}

@@ -102,14 +102,14 @@ func TestAFleetThatAcceptsLessCountsAtOnce(t *testing.T) {
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.credential = "secret:s1"
 	less := false
-	d.Unaccepted = func(_ context.Context, fleet string, list []countersign.Session) ([]countersign.Session, error) {
-		if fleet != "pumps" || len(list) != 1 || list[0].Device != "pump-1" || list[0].Credential != "secret:s1" {
-			t.Errorf("asked about %s %+v, want the session as it came in", fleet, list)
+	d.Lost = func(_ context.Context, s countersign.Session) error {
+		if s.Fleet != "pumps" || s.Device != "pump-1" || s.Credential != "secret:s1" {
+			t.Errorf("asked about %+v, want the session as it came in", s)
 		}
 		if less {
-			return list, nil
+			return countersign.Errorf(countersign.NotAllowed, "the fleet no longer accepts a secret")
 		}
-		return nil, nil
+		return nil
 	}
 	d.comesIn(t)
 	d.happen(countersign.FleetSaved, "")

@@ -89,16 +89,30 @@ type Server struct {
 	Kicker     *Kicker      // nil: no broker is told whom to disconnect
 	Live       func() bool  // whether every change is heard of at once; nil: it is
 	Observe    func(Answer) // nil: nobody counts
-	// Unaccepted gives those of a fleet's sessions that came in by what it takes no
-	// more; nil: there are none.
-	Unaccepted func(ctx context.Context, fleet string, sessions []countersign.Session) ([]countersign.Session, error)
-	Log        *slog.Logger
-	Now        func() time.Time
+	// Record keeps what sessions rest on where other nodes, and this one after a restart,
+	// find it. Nil keeps nothing: a session that is not in memory must connect again.
+	Record Record
+	// Lost returns why the record no longer supports a session, as a *countersign.Error,
+	// nil if it does; any other error means that nobody knows. A function, because the
+	// comparison is a keeper's, which no door may know. Nil: nothing is lost.
+	Lost func(ctx context.Context, s countersign.Session) error
+	Log  *slog.Logger
+	Now  func() time.Time
 
 	cache   cache
 	denials denials
 	busy    atomic.Int64
 	warned  rate.Sometimes // of strangers
+}
+
+// Record keeps what sessions at brokers rest on. Package access implements it.
+type Record interface {
+	// Keep returns once the session is on record under each name.
+	Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error
+	// Recall returns a session that was kept, or NotFound.
+	Recall(ctx context.Context, gateway string, name countersign.BrokerName) (countersign.Session, error)
+	// End forgets a session.
+	End(ctx context.Context, gateway string, name countersign.BrokerName) error
 }
 
 // reply is an answer in the words of one protocol.

@@ -80,7 +80,7 @@ func (s *Server) vernemq(ctx context.Context, a asked) reply {
 		s.opened(a.hook, in.ClientID, in.Username)
 		return jsonReply(http.StatusOK, struct{}{}, true)
 	case "on_client_gone", "on_client_offline":
-		s.closed(a.hook, in.ClientID, "", atBroker("client left"))
+		s.closed(ctx, a.hook, in.ClientID, "", atBroker("client left"))
 		return jsonReply(http.StatusOK, struct{}{}, true)
 	}
 	return verneDeny()

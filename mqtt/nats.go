@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -84,7 +85,6 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 	if err := n.start(); err != nil {
 		return nil, err
 	}
-	n.reviver.Go(n.keepSweeping)
 	return n, nil
 }
 
@@ -97,15 +97,11 @@ func (n *NATS) start() error {
 		StoreDir:   n.o.Dir,
 		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket) + wrapHead), //nolint:gosec // a small limit
 
-		JetStreamMaxStore: cmp.Or(n.o.MaxStore, natsMaxStore),
-		// Each subscription of QoS 1 or 2 is a consumer of one stream, or two. How many a
-		// device may have the gateway bounds, see DefaultSubscriptions.
-		JetStreamLimits:            server.JSLimitOpts{DefaultMaxConsumers: -1},
+		JetStreamMaxStore:          cmp.Or(n.o.MaxStore, natsMaxStore),
 		CustomClientAuthentication: n,
 		MQTT: server.MQTTOpts{
 			Host: "127.0.0.1", Port: server.RANDOM_PORT,
-			// The consumers are in files, because the session's record is: a session
-			// without its consumers would receive nothing any more.
+			ConsumerMemoryStorage:     true, // a queue position, not the messages: cheap to lose
 			ConsumerInactiveThreshold: natsConsumerIdle,
 			MaxAckPending:             maxPending,
 		},
@@ -126,9 +122,6 @@ func (n *NATS) start() error {
 	n.mu.Lock()
 	n.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))
 	n.mu.Unlock()
-	if err := n.sweepRecords(); err != nil { // on a full disk, say: that is no reason not to start
-		n.o.Log.Error("stored sessions not looked through", "error", err)
-	}
 	return nil
 }
 
@@ -281,6 +274,9 @@ func (n *NATS) platform(ctx context.Context) (*platform, error) {
 	return p, nil
 }
 
+// natsSessions is the stream in which nats-server keeps MQTT sessions.
+const natsSessions = "$MQTT_sess"
+
 // Purge ends the stored sessions of a device the way MQTT does it: by a clean
 // session with the same client identifier. It reads all stored sessions once.
 func (n *NATS) Purge(ctx context.Context, device string) error {
@@ -309,15 +305,29 @@ func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) 
 		return nil, err
 	}
 	defer done()
+	stream, err := js.Stream(ctx, natsSessions)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil // no MQTT client ever came
+	} else if err != nil {
+		return nil, err
+	}
 	var ids []string
 	prefix := natsIDPrefix(device)
-	err = eachRecord(ctx, js, func(_ jetstream.Stream, r natsRecord) error {
-		if strings.HasPrefix(r.ID, prefix) {
-			ids = append(ids, r.ID)
+	for seq := uint64(1); ; seq++ {
+		m, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject("$MQTT.sess.>"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return ids, nil
+		} else if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	return ids, err
+		seq = m.Sequence
+		var s struct {
+			ID string `json:"id"`
+		}
+		if err := json.Unmarshal(m.Data, &s); err == nil && strings.HasPrefix(s.ID, prefix) {
+			ids = append(ids, s.ID)
+		}
+	}
 }
 
 // Close stops the engine and waits until its files are closed.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hook"
@@ -45,7 +46,8 @@ func (s *Server) openHooks(context.Context) error {
 	m := newHookMetrics(s.metrics.registry)
 	s.hooks.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
 	s.hooks.server = &hook.Server{
-		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered, Unaccepted: s.desk.Access.Unaccepted,
+		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered,
+		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now}, Lost: s.sessionLost,
 		Log: s.log, Now: s.opts.Now,
 	}
 	m.watch(s.metrics.registry, s.hooks.kicker.Waiting)
@@ -87,6 +89,16 @@ func (s *Server) openHook(c config.Hook) error {
 		s.hooks.kicker.Drivers = append(s.hooks.kicker.Drivers, d)
 	}
 	return err
+}
+
+// sessionLost returns why the record no longer supports a session at a broker; nil if
+// it does.
+func (s *Server) sessionLost(ctx context.Context, live countersign.Session) error {
+	lost, err := s.desk.Access.Recheck(ctx, []countersign.Session{live})
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	return countersign.Errorf(lost[0].Code, "%s", lost[0].Reason)
 }
 
 func (s *Server) hookScheme() string {

@@ -1,0 +1,101 @@
+package access
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// maxBrokerSessions bounds what is kept for one device at one broker, the latest, so
+	// that a device which connects without end fills no table. A session beyond it must
+	// connect again when the broker next asks about it.
+	maxBrokerSessions = 64
+	// brokerSessionAge bounds how long a session is kept whose end no broker reported.
+	brokerSessionAge = 90 * 24 * time.Hour
+)
+
+// BrokerSessions keeps on record what the sessions at other people's brokers rest on.
+// A broker goes on asking about a session for as long as it lasts: at another node,
+// and after a restart of this one. By then only the record knows whether the
+// session came in with the secret that was stopped meanwhile or with another one.
+type BrokerSessions struct {
+	DB  *store.DB
+	Now func() time.Time
+}
+
+// Keep records an admitted session, s.Gateway and s.ClientID being the broker's, under
+// each of the user names that the broker may ask by. It returns once that is durable.
+func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error {
+	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		for _, n := range names {
+			_, err := tx.Exec(ctx, `INSERT INTO broker_session (gateway, client, username, device, fleet, issuer, serial, credential, protocol, since, not_after)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+				ON CONFLICT (gateway, client, username) DO UPDATE SET device = excluded.device, fleet = excluded.fleet, issuer = excluded.issuer,
+					serial = excluded.serial, credential = excluded.credential, protocol = excluded.protocol, since = excluded.since, not_after = excluded.not_after`,
+				s.Gateway, n.Client, n.User, s.Device, s.Fleet, s.Cert.Issuer, string(s.Cert.Serial), s.Credential, s.Protocol,
+				store.Micros(s.Since), store.Micros(s.NotAfter))
+			if err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND device = $2 AND since <=
+			(SELECT since FROM broker_session WHERE gateway = $1 AND device = $2 ORDER BY since DESC LIMIT 1 OFFSET $3)`,
+			s.Gateway, s.Device, maxBrokerSessions)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record the session at %s: %w", s.Gateway, err)
+	}
+	return nil
+}
+
+// Recall returns what was kept of a session, or NotFound.
+func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersign.BrokerName) (countersign.Session, error) {
+	s := countersign.Session{Gateway: gateway, ClientID: n.Client}
+	var since, end int64
+	err := b.DB.QueryRow(ctx, `SELECT device, fleet, issuer, serial, credential, protocol, since, not_after
+		FROM broker_session WHERE gateway = $1 AND client = $2 AND username = $3`, gateway, n.Client, n.User).
+		Scan(&s.Device, &s.Fleet, &s.Cert.Issuer, &s.Cert.Serial, &s.Credential, &s.Protocol, &since, &end)
+	if errors.Is(err, sql.ErrNoRows) {
+		return s, countersign.Errorf(countersign.NotFound, "no session is on record under this name")
+	}
+	if err != nil {
+		return s, fmt.Errorf("read the session at %s: %w", gateway, store.Wrap(err))
+	}
+	s.Since, s.NotAfter = store.Time(since), store.Time(end)
+	return s, nil
+}
+
+// End forgets a session that its broker reports as closed. A broker may leave out the
+// user, which then stands for any.
+func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.BrokerName) error {
+	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND client = $2 AND ($3 = '' OR username = $3)`, gateway, n.Client, n.User)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget the session at %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// Prune forgets sessions that have ended by themselves and those that nothing was
+// heard of for brokerSessionAge.
+func (b *BrokerSessions) Prune(ctx context.Context) error {
+	now := b.Now()
+	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE not_after <> 0 AND not_after < $1 OR since < $2`,
+			store.Micros(now), store.Micros(now.Add(-brokerSessionAge)))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget old sessions at brokers: %w", err)
+	}
+	return nil
+}
