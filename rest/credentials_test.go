@@ -55,8 +55,8 @@ func TestSharedTokenKeepsItsBounds(t *testing.T) {
 	}
 	op.must("POST", "/credentials/"+token.ID+"/stop", `{"note":"leaked"}`, nil)
 	var p api.Problem
-	if post(t, s, "/enroll", api.EnrollRequest{CSR: pemRequest(t, "pump-09"), Token: token.Secret}, &p); p.Code != string(countersign.BadCredential) {
-		t.Errorf("a stopped token: got %+v, want bad_credential", p)
+	if post(t, s, "/enroll", api.EnrollRequest{CSR: pemRequest(t, "pump-09"), Token: token.Secret}, &p); p.Code != string(countersign.CredentialExpire) {
+		t.Errorf("a stopped token: got %+v, want credential_expired: it was good once", p)
 	}
 	var c api.Credential
 	op.must("GET", "/credentials/"+token.ID, "", &c)

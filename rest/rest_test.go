@@ -279,6 +279,7 @@ func TestDeviceGoesThroughItsLife(t *testing.T) {
 	}
 	h.enroll(t, "pump-2")
 	var cut api.Cut
+	c.must("POST", "/devices", `{"id":"pump-3","fleet":null,"owner":null,"tags":null}`, nil)
 	c.must("POST", "/devices/pump-2/suspend", `{"note":"odd"}`, &cut)
 	if cut.Reason != "certificateHold" || len(cut.Certificates) != 1 {
 		t.Errorf("suspend: got %+v, want one certificate on hold", cut)
@@ -315,6 +316,7 @@ func TestProblemsSayWhatAndWhatNext(t *testing.T) {
 		"taken id":            {"POST", "/devices", `{"id":"pump-1"}`, 409, "conflict"},
 		"bad id":              {"POST", "/devices", `{"id":"a b"}`, 422, "bad_request"},
 		"unknown field":       {"POST", "/devices", `{"id":"x","sekret":"hunter2"}`, 422, "bad_request"},
+		"null for an id":      {"POST", "/devices", `{"id":null}`, 422, "bad_request"},
 		"wrong type":          {"POST", "/tokens", `{"uses":"hunter2"}`, 422, "bad_request"},
 		"no JSON":             {"POST", "/tokens", `{hunter2`, 400, "bad_request"},
 		"no body":             {"POST", "/tokens", ``, 400, "bad_request"},

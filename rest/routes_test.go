@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -56,14 +57,14 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 		countersign.SubjectMismatch, countersign.DeviceIsActive, countersign.DeviceOnHold, countersign.DeviceGone,
 		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.CertExpired,
 		countersign.CertNotYetValid, countersign.KeyReused, countersign.Pending, countersign.ForkDetected, countersign.NotFound, countersign.Conflict,
-		countersign.RateLimited, countersign.Unavailable, countersign.Internal,
+		countersign.RateLimited, countersign.OverBudget, countersign.Misconfigured, countersign.Unavailable, countersign.Internal,
 	} {
 		if http.StatusText(statuses[c]) == "" {
 			t.Errorf("code %s has no status", c)
 		}
 	}
-	if len(statuses) != 26 {
-		t.Errorf("statuses has %d codes, this test 26: add the new one to both", len(statuses))
+	if len(statuses) != 28 {
+		t.Errorf("statuses has %d codes, this test 28: add the new one to both", len(statuses))
 	}
 }
 
@@ -80,6 +81,45 @@ func TestOpenAPIDescribesProblems(t *testing.T) {
 	for path, item := range doc.Paths {
 		if item.Get != nil && item.Get.Responses["default"].Content[api.ProblemType] == nil {
 			t.Errorf("GET %s does not describe its problems", path)
+		}
+	}
+}
+
+// TestOptionalFieldsMayBeNull wants the schema to say what the decoder does.
+func TestOptionalFieldsMayBeNull(t *testing.T) {
+	s := &Server{Now: time.Now}
+	doc := s.describe(http.NewServeMux()).OpenAPI()
+	text, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served struct {
+		Components struct {
+			Schemas map[string]struct {
+				Required   []string
+				Properties map[string]map[string]any
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &served); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"NewDevice", "PutFleet", "NewToken", "NewClaim", "Explain", "Rules", "Recovery", "FactoryRequest"} {
+		schema, ok := served.Components.Schemas[name]
+		if !ok {
+			t.Errorf("there is no schema %s", name)
+		}
+		for field, f := range schema.Properties {
+			types, _ := f["type"].([]any)
+			may := slices.Contains(types, any("null"))
+			if enum, ok := f["enum"].([]any); ok && !slices.Contains(enum, nil) {
+				may = false
+			}
+			if required := slices.Contains(schema.Required, field); !required && !may {
+				t.Errorf("%s.%s: got %v, want null among its types", name, field, f)
+			} else if required && may && f["items"] == nil {
+				t.Errorf("%s.%s is required and may be null", name, field)
+			}
 		}
 	}
 }

@@ -114,6 +114,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeEnrollments(a)
 	s.routeFactory(a)
 	s.routeServer(a)
+	allowNull(a.OpenAPI())
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // ours is Problem
 		delete(components.Schemas.Map(), name)
 	}
