@@ -125,6 +125,7 @@ func (a *app) deviceSuspend() *cobra.Command {
 
 func (a *app) deviceReactivate() *cobra.Command {
 	var why string
+	var yes bool // it does not ask, but scripts give the same flag to all commands of a device's life
 	c := &cobra.Command{
 		Use: "reactivate ID", Short: "End a suspension", Args: exactly("ID"), ValidArgsFunction: first(a.deviceIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -138,6 +139,7 @@ func (a *app) deviceReactivate() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	yesFlag(c, &yes)
 	return c
 }
 

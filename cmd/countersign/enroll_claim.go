@@ -36,11 +36,9 @@ func (a *app) enrollClaim() *cobra.Command {
 				return usagef("--out is missing: a folder for %s and %s; or print it all with -o json", claimChain, claimKey)
 			}
 			if csr != "" {
-				text, err := a.readInput(csr)
-				if err != nil {
+				if n.CSR, err = a.readRequest(csr); err != nil {
 					return err
 				}
-				n.CSR = string(text)
 			}
 			if err := freshFolder(out, claimChain, claimKey); err != nil {
 				return err

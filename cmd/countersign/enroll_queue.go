@@ -92,7 +92,11 @@ func (a *app) enrollExplain() *cobra.Command {
 			if csr == "" {
 				return usagef("--csr is missing")
 			}
-			for file, into := range map[string]*string{csr: &e.CSR, token: &e.Token, cert: &e.Certificates} {
+			var err error
+			if e.CSR, err = a.readRequest(csr); err != nil {
+				return err
+			}
+			for file, into := range map[string]*string{token: &e.Token, cert: &e.Certificates} {
 				if file == "" {
 					continue
 				}
@@ -111,7 +115,7 @@ func (a *app) enrollExplain() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&csr, "csr", "", "the request, PKCS #10 in PEM")
+	f.StringVar(&csr, "csr", "", "the request, PKCS #10 in PEM, base64 or DER")
 	f.StringVar(&token, "token-file", "", "file with the enrollment token or SAS token; - is standard input")
 	f.StringVar(&cert, "cert", "", "the client certificate and its chain, PEM")
 	f.StringVar(&e.Fleet, "fleet", "", "fleet that the device asks for")

@@ -146,7 +146,7 @@ func (a *app) fleetSet() *cobra.Command {
 				return err
 			}
 			a.stderr().done("fleet %s saved", f.Name)
-			a.stderr().next("countersign enroll token --fleet %s", f.Name)
+			a.stderr().next("%s", nextStep(f.Name, f.Methods))
 			return acted(a, *f, f.Name)
 		},
 	}

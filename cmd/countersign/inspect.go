@@ -171,6 +171,9 @@ func parseCertificates(b []byte) ([]*x509.Certificate, error) {
 		return certs, nil
 	}
 	c, err := x509.ParseCertificate(b)
+	if err != nil && isRequest(b) {
+		return nil, errors.New("it holds a certification request, not a certificate: see countersign enroll explain --csr")
+	}
 	if err != nil {
 		return nil, errors.New("it holds no certificate, neither PEM nor DER")
 	}
