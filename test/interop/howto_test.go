@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"encoding/base32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/attest"
 )
 
 // howTo finds a marked block of docs/enrollment.md, or the heading above some.
@@ -67,7 +69,10 @@ func TestEnrollmentHowTosWork(t *testing.T) {
 					_ = exec.Command("swtpm_ioctl", "--unix", filepath.Join(dir, "tpm", "s.ctrl"), "-s").Run()
 				})
 			}
-			pasted(t, dir, ports.Replace(prepare+blocks[section]))
+			said := pasted(t, dir, ports.Replace(prepare+blocks[section]))
+			if section == "tpm" {
+				chipHasID(t, filepath.Join(dir, "ek.pub"), said)
+			}
 			if w, ok := want[section]; ok {
 				enrolledBy(t, s, w.device, w.method)
 			}
@@ -76,6 +81,22 @@ func TestEnrollmentHowTosWork(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("there is no how-to for %v", want)
+	}
+}
+
+// chipHasID wants the id of a chip, as the reader computes it, to be ours.
+func chipHasID(t *testing.T, file, said string) {
+	t.Helper()
+	public, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := attest.EKHash(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:])); !strings.HasSuffix(strings.TrimSpace(said), want) {
+		t.Errorf("the id of the chip: got %q at the end, want %s", said, want)
 	}
 }
 
