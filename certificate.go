@@ -218,5 +218,6 @@ type CRL struct {
 	ThisUpdate time.Time
 	NextUpdate time.Time
 	Entries    int
-	DER        []byte
+	Size       int64  // of DER
+	DER        []byte // empty where only the record was read
 }

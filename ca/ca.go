@@ -48,6 +48,7 @@ type CA struct {
 
 	serials serials
 	answers answers
+	shared  sharedLists
 
 	reading     sync.Mutex // held while a registered authority is read again
 	mu          sync.RWMutex

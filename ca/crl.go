@@ -22,7 +22,8 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CRL gives the published list of an authority.
+// CRL reads the published list of an authority with its octets. Those who only need
+// to know which one it is ask CRLRecord; doors open it with OpenCRL.
 func (c *CA) CRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	l := &countersign.CRL{Issuer: issuer, Shard: shard}
 	var this, next int64
@@ -34,7 +35,7 @@ func (c *CA) CRL(ctx context.Context, issuer string, shard int) (*countersign.CR
 	if err != nil {
 		return nil, fmt.Errorf("read CRL %s/%d: %w", issuer, shard, err)
 	}
-	l.ThisUpdate, l.NextUpdate = store.Time(this), store.Time(next)
+	l.ThisUpdate, l.NextUpdate, l.Size = store.Time(this), store.Time(next), int64(len(l.DER))
 	return l, nil
 }
 
@@ -69,14 +70,18 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 	if int64(len(l.DER)) <= c.DB.Reserve().Left/reserveShare {
 		ctx = store.Emergency(ctx)
 	}
-	err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE crl SET published = $3, this_update = $4, next_update = $5, entries = $6, der = $7
+	var rows int64 // none: another node published a newer list meanwhile
+	err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		rows, err = tx.Exec(ctx, `UPDATE crl SET published = $3, this_update = $4, next_update = $5, entries = $6, der = $7
 			WHERE issuer = $1 AND shard = $2 AND published < $3`,
 			issuer, shard, l.Number, store.Micros(l.ThisUpdate), store.Micros(l.NextUpdate), l.Entries, l.DER)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("record CRL %s/%d: %w", issuer, shard, err)
+	}
+	if l.Size = int64(len(l.DER)); rows == 1 {
+		c.shared.follow(l)
 	}
 	return l, nil
 }

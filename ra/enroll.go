@@ -300,7 +300,7 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 	}
 	switch s.device.State {
 	case countersign.DeviceRegistered, countersign.DevicePending:
-		if !s.device.RevokedAt.IsZero() && !(a.leave && a.bound(id) && s.device.Newer(a.made)) {
+		if !s.device.RevokedAt.IsZero() && (!a.leave || !a.bound(id) || !s.device.Newer(a.made)) {
 			return s, countersign.Errorf(countersign.NotAllowed, "device %s had its identity revoked", id).
 				WithNext("to let it back: countersign enroll token --device " + id)
 		}

@@ -156,7 +156,7 @@ func (s *Server) cut(ctx context.Context, r *countersign.Revocation, reason coun
 			continue
 		}
 		told[c.Issuer] = true
-		if l, err := s.CA.CRL(ctx, c.Issuer, 0); err == nil { // the act is done: a list that cannot be read is no failure of it
+		if l, err := s.CA.CRLRecord(ctx, c.Issuer, 0); err == nil { // the act is done: a list that cannot be read is no failure of it
 			out.CRLs = append(out.CRLs, api.CRLRef{Issuer: l.Issuer, Shard: l.Shard, Number: l.Number})
 		}
 	}

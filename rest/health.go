@@ -108,7 +108,7 @@ func (s *Server) checkAuthority(a countersign.Authority) api.Check {
 
 func (s *Server) checkCRL(ctx context.Context, issuer string) api.Check {
 	name := "crl " + issuer
-	l, err := s.CA.CRL(ctx, issuer, 0)
+	l, err := s.CA.CRLRecord(ctx, issuer, 0)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return api.Check{Name: name, Level: api.LevelWarn, Message: "none is published yet", Fix: "wait a minute; then look in the server's log"}
 	}

@@ -58,8 +58,12 @@ func (s *Server) serveHTTP(name string, l net.Listener, h http.Handler, tlsConfi
 		tlsConfig.NextProtos = httpProtocols()
 		l = door.TLS(tlsConfig)
 	}
+	s.addHTTP(name, l, s.intake.handler(name, h))
+}
+
+func (s *Server) addHTTP(name string, l net.Listener, h http.Handler) {
 	s.http = append(s.http, &httpDoor{listener: l, server: &http.Server{
-		Handler:           s.intake.handler(name, h),
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,

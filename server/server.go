@@ -34,7 +34,6 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/rest"
-	"github.com/countersign-iot/countersign/status"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/tunnel"
 	"github.com/countersign-iot/countersign/weakkey"
@@ -271,7 +270,7 @@ func (s *Server) openDoors(context.Context) error {
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
-	s.serveHTTP("status", s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now}, nil)
+	s.serveStatus()
 	office := &ra.Office{
 		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
 	}

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -11,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
+	"io"
 	"math/big"
 	"net/http/httptest"
 	"slices"
@@ -35,6 +37,7 @@ type authority struct {
 	known   []countersign.Serial
 	fail    error // answer of every call, if set
 	last    countersign.OCSPQuery
+	opened  int // how often the octets of a list were asked for
 	number  int64
 	mangle  func(*ocspData) // changes an answer before it is signed
 }
@@ -209,7 +212,30 @@ func (a *authority) CRL(_ context.Context, issuer string, shard int) (*countersi
 	if err != nil {
 		return nil, err
 	}
-	return &countersign.CRL{Issuer: issuer, Shard: shard, Number: a.number, ThisUpdate: now, NextUpdate: tmpl.NextUpdate, DER: der}, nil
+	return &countersign.CRL{Issuer: issuer, Shard: shard, Number: a.number, ThisUpdate: now, NextUpdate: tmpl.NextUpdate, Size: int64(len(der)), DER: der}, nil
+}
+
+func (a *authority) CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	l, err := a.CRL(ctx, issuer, shard)
+	if err != nil {
+		return nil, err
+	}
+	l.DER = nil
+	return l, nil
+}
+
+func (a *authority) OpenCRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, io.ReadSeekCloser, error) {
+	l, err := a.CRL(ctx, issuer, shard)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.opened++
+	return l, struct {
+		io.ReadSeeker
+		io.Closer
+	}{bytes.NewReader(l.DER), io.NopCloser(nil)}, nil
 }
 
 func (a *authority) Issuer(_ context.Context, id string) ([]byte, error) {

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
@@ -32,6 +33,6 @@ func (s *Server) caIssuers(w http.ResponseWriter, r *http.Request, path string) 
 	// No Last-Modified: when the authority changed its certificate is not known here.
 	s.serve(w, r, file{
 		mediaType: mediaTypeCert, etag: quoted(hex.EncodeToString(sum[:16])),
-		nextUpdate: s.Now().Add(issuerAge), der: der,
+		nextUpdate: s.Now().Add(issuerAge), content: bytes.NewReader(der),
 	})
 }

@@ -160,12 +160,12 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 // 8.3.2), so that a number can be written in one way only.
 func minimal(number []byte) bool {
 	switch {
-	case len(number) == 0:
-		return false
-	case len(number) == 1:
-		return true
+	case len(number) < 2:
+		return len(number) == 1
+	case number[0] == 0:
+		return number[1] >= 0x80
 	}
-	return !(number[0] == 0 && number[1] < 0x80 || number[0] == 0xff && number[1] >= 0x80)
+	return number[0] != 0xff || number[1] < 0x80
 }
 
 func hashOf(oid []byte) crypto.Hash {

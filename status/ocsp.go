@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -65,7 +66,7 @@ func (s *Server) ocsp(w http.ResponseWriter, r *http.Request, rest string) {
 		sum := sha256.Sum256(answer.DER)
 		s.serve(w, r, file{
 			mediaTypeOCSPResponse, quoted(hex.EncodeToString(sum[:16])),
-			answer.ThisUpdate, answer.NextUpdate, answer.DER,
+			answer.ThisUpdate, answer.NextUpdate, bytes.NewReader(answer.DER),
 		})
 		return
 	}

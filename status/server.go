@@ -1,9 +1,9 @@
 package status
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -18,8 +18,12 @@ import (
 type Authority interface {
 	// OCSP answers a query. CertUnknown: none of our authorities is the issuer.
 	OCSP(ctx context.Context, q countersign.OCSPQuery) (countersign.OCSPAnswer, error)
-	// CRL gives the current list of one shard. NotFound: no such authority or shard.
-	CRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error)
+	// CRLRecord returns the record of the current list of one shard, without its
+	// octets. NotFound: no such authority or shard.
+	CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error)
+	// OpenCRL opens the current list and returns its record beside it. Readers share
+	// the octets; a Read fails where the list was superseded and had to be dropped.
+	OpenCRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, io.ReadSeekCloser, error)
 	// Issuer gives an authority's certificate, DER. NotFound: no such authority.
 	Issuer(ctx context.Context, id string) ([]byte, error)
 }
@@ -69,7 +73,26 @@ type file struct {
 	mediaType              string
 	etag                   string // with quotes
 	thisUpdate, nextUpdate time.Time
-	der                    []byte
+	content                io.ReadSeeker
+}
+
+// progress is how long a client may take to accept the next part of a file. The
+// kernel's buffer lets a writer go on when a third of it is free, which at 10 KiB/s
+// takes a minute.
+const progress = 2 * time.Minute
+
+// paced is a file under way: each part that is read of it is written next, and may
+// take as long as progress. So a slow client gets a large list to its end, and one
+// that stopped reading is left.
+type paced struct {
+	io.ReadSeeker
+	control *http.ResponseController
+}
+
+func (p paced) Read(b []byte) (int, error) {
+	// A writer without deadlines, as in a test, goes without.
+	_ = p.control.SetWriteDeadline(time.Now().Add(progress)) //nolint:forbidigo // a deadline of the socket
+	return p.ReadSeeker.Read(b)
 }
 
 // serve sends f to caches and clients (RFC 5019, 6.2; RFC 9111).
@@ -84,7 +107,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, f file) {
 	// the revocation unseen; only the entity tag tells them apart.
 	r.Header.Del("If-Modified-Since")
 	r.Header.Del("If-Unmodified-Since")
-	http.ServeContent(w, r, "", f.thisUpdate, bytes.NewReader(f.der))
+	http.ServeContent(w, r, "", f.thisUpdate, paced{f.content, http.NewResponseController(w)})
 }
 
 // cacheControl lets an answer live until it ends or until our bound, what comes

@@ -264,6 +264,33 @@ func TestCRLIsServedUntilItChanges(t *testing.T) {
 	}
 }
 
+// TestOnlyDownloadsReadTheList: HEAD, and a conditional GET of a client that has the
+// list, are answered from its record.
+func TestOnlyDownloadsReadTheList(t *testing.T) {
+	a := newAuthority(t)
+	u := start(t, a) + "/crl/issuing/0.crl"
+	res, list := ask(t, http.MethodHead, u, nil)
+	tag := res.Header.Get("ETag")
+	if res.StatusCode != http.StatusOK || len(list) != 0 || tag == "" || res.ContentLength < 100 {
+		t.Errorf("HEAD: got %d, Content-Length %d, tag %s", res.StatusCode, res.ContentLength, tag)
+	}
+	for name, match := range map[string]string{"its tag": tag, "a weak tag": "W/" + tag, "several": `"x", ` + tag, "any": "*"} {
+		if a.opened = 0; name == "any" {
+			a.opened = -1 // no cache asks so; the list is opened and not sent
+		}
+		if res, list := ask(t, http.MethodGet, u, nil, "If-None-Match", match); res.StatusCode != http.StatusNotModified || len(list) != 0 || a.opened != 0 {
+			t.Errorf("GET by %s: got %d, %d octets, opened %d times", name, res.StatusCode, len(list), a.opened)
+		}
+	}
+	a.opened = 0
+	if res, list := ask(t, http.MethodGet, u, nil, "If-None-Match", `"x"`); res.StatusCode != http.StatusOK || len(list) == 0 || a.opened != 1 {
+		t.Errorf("GET by another tag: got %d, %d octets, opened %d times", res.StatusCode, len(list), a.opened)
+	}
+	if res, part := ask(t, http.MethodGet, u, nil, "Range", "bytes=10-19", "If-Range", tag); res.StatusCode != http.StatusPartialContent || len(part) != 10 {
+		t.Errorf("GET of a part: got %d, %d octets", res.StatusCode, len(part))
+	}
+}
+
 func TestIssuerIsServedAndRevalidated(t *testing.T) {
 	a := newAuthority(t)
 	u := start(t, a) + "/ca/issuing.cer"
