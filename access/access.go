@@ -36,6 +36,9 @@ type Desk struct {
 	Sealer *keystore.Sealer
 	// Keys finds the symmetric keys of devices; nil: no SAS tokens are accepted.
 	Keys FindKeys
+	// FormerKeys finds those that were good once or are not for this fleet, so that
+	// what they made is not taken for a guess; nil: none.
+	FormerKeys FindKeys
 	// Tokens checks access tokens; nil: none are accepted.
 	Tokens *Tokens
 

@@ -66,6 +66,7 @@ type Ledger struct {
 	credentials tallies
 	devices     tallies
 	blocks      blocklist
+	tries       tries
 	unwritten   map[netip.Prefix]unwritten
 	waiting     int
 	polled      time.Time // only Load and Run touch it
@@ -111,6 +112,28 @@ func (l *Ledger) Check(addr netip.Addr) error { return l.check(addr, false) }
 // CheckProven is Check for whoever has proved, in a handshake, to hold the key of a
 // certificate on record. Only a block that an operator made refuses it.
 func (l *Ledger) CheckProven(addr netip.Addr) error { return l.check(addr, true) }
+
+// Try lets one who shows what cannot be guessed, such as a token of 256 random bits or
+// what a key signed, prove it from an address that is blocked for guessing: an honest
+// neighbor of a guesser. The caller refuses it with the error of Check if it proves
+// nothing. Try refuses beyond triesPerMinute, so that a block bounds the work as well.
+func (l *Ledger) Try(addr netip.Addr) error {
+	if err := l.Check(addr); err == nil {
+		return nil
+	}
+	if err := l.CheckProven(addr); err != nil {
+		return err
+	}
+	src, _ := countersign.SourceOf(addr)
+	now := l.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tries.allow(src, now) {
+		return nil
+	}
+	return countersign.Errorf(countersign.RateLimited, "too many wrong credentials came from %s, and too many others since", src).
+		WithNext("try again").WithRetry(time.Minute / triesPerMinute)
+}
 
 func (l *Ledger) check(addr netip.Addr, proven bool) error {
 	src, ok := countersign.SourceOf(addr)

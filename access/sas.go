@@ -18,6 +18,8 @@ type SymmetricKey struct {
 	Keys       attest.SymmetricKeys
 	Made       countersign.Position // of the log, when the keys were registered
 	Until      time.Time            // zero: never
+	// Fault is why a token made with it is refused all the same; nil: it is not.
+	Fault *countersign.Error
 }
 
 // FindKeys gives the keys of a device that are good now from an address. Package
@@ -49,13 +51,18 @@ func azureUser(name string) (host, device string) {
 func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
 	host, device := azureUser(c.Username)
 	token, err := attest.ParseSAS(string(c.Password))
-	if err != nil || d.Keys == nil {
+	if d.Keys == nil {
 		return d.wrong(c, countersign.AccessSAS, device, nil)
+	}
+	if err != nil { // it cannot be read, so it was made with no key and is no guess
+		dec := refuse(countersign.CodeOf(err), countersign.Public(err).Message)
+		dec.Kind, dec.Claims = countersign.AccessSAS, device
+		return dec
 	}
 	h, err := d.holder(ctx, device)
 	switch {
 	case errors.Is(err, errNobody):
-		return d.wrong(c, countersign.AccessSAS, device, nil)
+		return d.sasOfNobody(ctx, c, token, device)
 	case err != nil:
 		return unreadable()
 	}
@@ -67,18 +74,68 @@ func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
 	if host == "" {
 		host = signed
 	}
+	dec, found := d.trySAS(ctx, c, h, signedSAS{token, host + sasPath + h.device}, keys)
+	if !found && d.FormerKeys != nil {
+		if keys, err = d.FormerKeys(ctx, h.fleet, h.device, c.Remote.Addr()); err != nil {
+			return unreadable()
+		}
+		dec, found = d.trySAS(ctx, c, h, signedSAS{token, host + sasPath + h.device}, keys)
+	}
+	if !found {
+		return d.wrong(c, countersign.AccessSAS, device, h)
+	}
+	return dec
+}
+
+// sasOfNobody refuses the token of a device that is not on record. Its key may be,
+// since keys are registered before devices: then it is no guess.
+func (d *Desk) sasOfNobody(ctx context.Context, c countersign.Connection, token *attest.SAS, device string) Decision {
+	dec := d.wrong(c, countersign.AccessSAS, device, nil)
+	if d.FormerKeys == nil || !countersign.IsDeviceID(device) {
+		return dec
+	}
+	keys, err := d.FormerKeys(ctx, "", device, c.Remote.Addr())
+	if err != nil {
+		return unreadable()
+	}
 	for _, k := range keys {
-		code, reason := d.verifySAS(token, k, host+sasPath+h.device, h.device)
+		if k.Group {
+			k.Keys = k.Keys.Derive(device)
+		}
+		if token.SignedBy(k.Keys) {
+			dec.Code, dec.Reason, dec.Tried = countersign.Misconfigured, "the SAS token is right, and its device is not registered", ""
+			break
+		}
+	}
+	return dec
+}
+
+// signedSAS is a token with the resource that it has to be for.
+type signedSAS struct {
+	*attest.SAS
+	resource string
+}
+
+// trySAS holds a device to the record by the first of the keys that made the token.
+func (d *Desk) trySAS(ctx context.Context, c countersign.Connection, h *holder, token signedSAS, keys []SymmetricKey) (dec Decision, found bool) {
+	for _, k := range keys {
+		code, reason := d.verifySAS(token.SAS, k, token.resource, h.device)
 		if code == countersign.BadCredential {
 			continue
 		}
+		if code == "" && k.Fault != nil {
+			code, reason = k.Fault.Code, k.Fault.Message
+		}
 		dec := d.decideSAS(ctx, c, h, k, token.Expiry.Add(attest.SASSkew))
-		if code != "" {
+		if code != "" && dec.Code != countersign.DeviceGone && dec.Code != countersign.DeviceOnHold {
 			dec.Code, dec.Reason, dec.FirstUse = code, reason, false
 		}
-		return dec
+		if code == countersign.CredentialExpire && k.Fault == nil {
+			dec.Ended = token.Expiry
+		}
+		return dec, true
 	}
-	return d.wrong(c, countersign.AccessSAS, device, h)
+	return dec, false
 }
 
 func (d *Desk) verifySAS(token *attest.SAS, k SymmetricKey, resource, device string) (countersign.Code, string) {

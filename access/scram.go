@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
@@ -47,6 +48,8 @@ type scramExchange struct {
 	nonce  string
 	device string // whose proof was right; empty: nobody's yet
 	secret string // id of the secret that it was made with
+	tried  bool   // a proof was compared: only then can it have been a guess
+	fault  string // why it ended before that
 }
 
 // Exchange begins an authentication of several steps. There is SCRAM-SHA-256.
@@ -73,6 +76,7 @@ func (x *scramExchange) Next(ctx context.Context, data []byte) (answer []byte, d
 	}
 	if err != nil {
 		x.step, x.device, x.secret = 3, "", "" // there is no second try
+		x.fault = countersign.Public(err).Message
 		return nil, false, err
 	}
 	return answer, done, nil
@@ -115,6 +119,7 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 	if err != nil && !errors.Is(err, errNobody) {
 		return nil, countersign.Errorf(countersign.Unavailable, "the record of the device cannot be read now").WithCause(err)
 	}
+	x.tried = true
 	var server []byte
 	for i := range maxSecrets + keepStopped { // always as many, whoever it is
 		keys, id := x.desk.scramCandidate(h, i)
@@ -214,6 +219,11 @@ func (d *Desk) byExchange(ctx context.Context, c countersign.Connection) Decisio
 	x, ok := c.Exchange.(*scramExchange)
 	if !ok || x.desk != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
 		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")
+	}
+	if !x.tried {
+		dec := refuse(countersign.BadRequest, cmp.Or(x.fault, "the SCRAM exchange was not finished"))
+		dec.Kind, dec.Claims = countersign.AccessSCRAM, x.first.user
+		return dec
 	}
 	h, err := d.holder(ctx, x.first.user)
 	switch {

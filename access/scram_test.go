@@ -185,7 +185,7 @@ func TestExchangeIsOfItsOwnConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Exchange = begun
-	d.wantOut(t, "begun only", c, countersign.BadCredential)
+	d.wantOut(t, "begun only", c, countersign.BadRequest)
 	c.Exchange = d.scram(t, string(text))
 	if got := other.Decide(t.Context(), c); got.Allow {
 		t.Error("let in on the exchange of another desk")

@@ -139,6 +139,13 @@ func (d *Desk) secretHash(device string, secret []byte) ([]byte, error) {
 	return d.keyed("connection secrets", []byte(device), secret)
 }
 
+// Unguessable reports whether what a client shows cannot be guessed whoever it is: it
+// is signed, proved, or a secret of 256 random bits by its form. A password that a
+// person chose is not.
+func Unguessable(c countersign.Connection) bool {
+	return c.Exchange != nil || looksLikeToken(c.Password) || looksLikeSAS(c.Password) || presumed(c.Password) == countersign.AccessSecret
+}
+
 // presumed is the kind of secret that somebody shows, by its form.
 func presumed(secret []byte) countersign.AccessKind {
 	if len(secret) == len(SecretPrefix)+secretText && strings.HasPrefix(string(secret[:len(SecretPrefix)]), SecretPrefix) {

@@ -426,7 +426,7 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 			"expired":                   {"pump-1", sasToken(key, "hub/devices/pump-1", start.Add(-time.Hour)), countersign.CredentialExpire},
 			"for ever":                  {"pump-1", sasToken(key, "hub/devices/pump-1", start.Add(10*366*24*time.Hour)), countersign.Misconfigured},
 			"nobody's":                  {"pump-9", sasToken(key, "hub/devices/pump-9", soon), countersign.BadCredential},
-			"no token":                  {"pump-1", []byte("SharedAccessSignature sr="), countersign.BadCredential},
+			"no token":                  {"pump-1", []byte("SharedAccessSignature sr="), countersign.BadRequest},
 			"the group's own key":       {"pump-2", sasToken(group, "hub/devices/pump-2", soon), countersign.NotAllowed},
 		} {
 			d.wantOut(t, name, as(tt.user, tt.token), tt.code)

@@ -160,8 +160,8 @@ func looksLikeToken(password []byte) bool {
 }
 
 // Verify reads a token that somebody shows. It refuses with BadCredential one that
-// is not ours or is altered, and with CredentialExpire one that was good: it was
-// revoked, or its time is over. That one is no guess, and a page that goes on
+// is not ours or is altered, and with CredentialExpire one that is ours and not good
+// now: it was revoked, or its time is over. That one is no guess, and a page that goes on
 // showing it must not have its address blocked.
 func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
 	bad := countersign.Errorf(countersign.BadCredential, "the access token is not one of ours").WithNext("ask for a new one")
@@ -180,13 +180,13 @@ func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
 	switch err := c.ValidateWithLeeway(expected, clockSkew); {
 	case errors.Is(err, jwt.ErrExpired):
 		return Token{}, expiredToken()
-	case err != nil || c.Expiry == nil:
-		return Token{}, bad
+	case err != nil || c.Expiry == nil: // it is signed with our key, so it is no guess
+		return Token{}, countersign.Errorf(countersign.CredentialExpire, "the access token is not valid now, or not for connections").WithNext("ask for a new one")
 	}
 	k, err := t.Get(ctx, t.DB, c.ID)
 	switch {
 	case countersign.CodeOf(err) == countersign.NotFound:
-		return Token{}, bad
+		return Token{}, expiredToken() // it is signed with our key and was forgotten since
 	case err != nil:
 		return Token{}, err
 	case !k.RevokedAt.IsZero():

@@ -147,8 +147,12 @@ func TestWrongClocksAreHelped(t *testing.T) {
 		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "token"})
 	}
 	s.silent()
-	for range 5 {
+	for range 5 { // the key was stopped
 		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "sas"})
+	}
+	s.silent()
+	for range 5 {
+		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "sas", "ended_at": "2026-01-01T00:00:00Z"})
 	}
 	s.once(ClockSkew)
 }

@@ -69,10 +69,14 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 }
 
 // mayKnock refuses an address that is blocked for guessing, before any work. A
-// certificate and the word of a broker are no guesses; see blocked.
+// certificate and the word of a broker are no guesses, and who shows a secret that
+// cannot be guessed may prove it; see blocked.
 func (d *Desk) mayKnock(c countersign.Connection) error {
-	if len(c.Peer) > 0 || c.Vouched != "" {
+	switch {
+	case len(c.Peer) > 0 || c.Vouched != "":
 		return nil
+	case access.Unguessable(c):
+		return d.Ledger.Try(c.Remote.Addr())
 	}
 	return d.Ledger.Check(c.Remote.Addr())
 }
@@ -91,7 +95,7 @@ func (d *Desk) guessedAt(ctx context.Context, c countersign.Connection, dec *acc
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
 func (d *Desk) Exchange(ctx context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
-	if err := d.Ledger.Check(c.Remote.Addr()); err != nil {
+	if err := d.Ledger.Try(c.Remote.Addr()); err != nil {
 		return nil, err
 	}
 	return d.Access.Exchange(ctx, c, method)

@@ -134,7 +134,8 @@ func OpensKeys(ctx context.Context, r *registry.Registry, s *keystore.Sealer) (o
 	return err == nil, true, nil
 }
 
-func (d *Desk) keysOf(c *registry.Credential, lookup string) (attest.SymmetricKeys, error) {
+func (d *Desk) keysOf(c *registry.Credential) (attest.SymmetricKeys, error) {
+	lookup, _ := c.Fingerprints()
 	plain, err := d.Sealer.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
 	if err != nil {
 		return attest.SymmetricKeys{}, fmt.Errorf("open the keys of %s: %w", c.ID, err)
@@ -147,7 +148,8 @@ func (d *Desk) keysOf(c *registry.Credential, lookup string) (attest.SymmetricKe
 }
 
 // appraiseSAS checks a SAS token for <fleet>/registrations/<device>: by the device's
-// own key if it has one, else by its fleet's group keys.
+// own key if it has one, else by its fleet's group keys. BadCredential is left to a
+// token that no key on record made: see signedElsewhere.
 func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) {
 	sas, err := attest.ParseSAS(r.Evidence.Token)
 	if err != nil {
@@ -157,60 +159,76 @@ func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) 
 	if !ok || !countersign.IsDeviceID(device) {
 		return nil, countersign.Errorf(countersign.BadRequest, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
 	}
-	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
-	if err == nil {
-		keys, err := d.keysOf(&c, keyLookup(fleet, device))
-		if err != nil {
-			return nil, err
-		}
-		slot, err := sas.Verify(fleet+"/registrations/"+device, keys, d.Now())
-		if err != nil {
-			return nil, err
-		}
-		a := d.byCredential(r, c)
-		a.facts["key"] = string(slot)
-		return a, nil
+	a, err := d.appraiseKey(ctx, r, sas, fleet, device)
+	if countersign.CodeOf(err) != countersign.BadCredential {
+		return a, err
 	}
-	if countersign.CodeOf(err) != countersign.NotFound {
+	if fault := d.signedElsewhere(ctx, r, sas, fleet, device); fault != nil {
+		return nil, fault
+	}
+	return nil, err
+}
+
+func (d *Desk) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return d.appraiseGroup(ctx, r, sas, fleet, device)
+	}
+	if err != nil {
 		return nil, err
 	}
-	return d.appraiseGroup(ctx, r, sas, fleet, device)
+	keys, err := d.keysOf(&c)
+	if err != nil {
+		return nil, err
+	}
+	slot, err := sas.Verify(fleet+"/registrations/"+device, keys, d.Now())
+	if err != nil {
+		if sas.SignedBy(keys) {
+			r.by = countersign.Actor(c.Evidence())
+		}
+		return nil, err
+	}
+	a := d.byCredential(r, c)
+	a.facts["key"] = string(slot)
+	return a, nil
 }
 
 // keyLookup finds the key of a device. Azure compares ids without regard to case.
-func keyLookup(fleet, device string) string { return fleet + "/" + strings.ToLower(device) }
+func keyLookup(fleet, device string) string { return fleet + "/" + countersign.FoldDeviceID(device) }
 
 func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
 	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
 	if err != nil {
 		return nil, err
 	}
-	refusal := error(countersign.Errorf(countersign.BadCredential, "no key is registered for %.140q in fleet %.80q", device, fleet).
-		WithNext("register the device's key, or a group key for the fleet"))
 	for i := range groups {
 		c := &groups[i]
 		if c.State != registry.CredentialActive {
 			continue
 		}
-		keys, err := d.keysOf(c, groupLookup(fleet, c.Label))
+		keys, err := d.keysOf(c)
 		if err != nil {
 			return nil, err
 		}
 		slot, err := sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, d.Now())
-		if err == nil {
-			a := d.byCredential(r, *c)
-			a.device = device // the derived key is this device's alone
-			a.leave = false   // yet it was not made for this device, so it readmits none
-			a.facts["key"] = string(slot)
-			return a, nil
+		if countersign.CodeOf(err) == countersign.BadCredential {
+			continue
 		}
-		if countersign.CodeOf(err) == countersign.NotAllowed { // the group's own key is out
-			d.finding(r, countersign.FindingGroupKey, c, "a device showed the group key itself")
+		if err != nil {
+			r.by = countersign.Actor(c.Evidence())
+			if countersign.CodeOf(err) == countersign.NotAllowed { // the group's own key is out
+				d.finding(r, countersign.FindingGroupKey, c, "a device showed the group key itself")
+			}
 			return nil, err
 		}
-		refusal = err
+		a := d.byCredential(r, *c)
+		a.device = device // the derived key is this device's alone
+		a.leave = false   // yet it was not made for this device, so it readmits none
+		a.facts["key"] = string(slot)
+		return a, nil
 	}
-	return nil, refusal
+	return nil, countersign.Errorf(countersign.BadCredential, "no key is registered for %.140q in fleet %.80q that made the SAS token", device, fleet).
+		WithNext("register the device's key, or a group key for the fleet")
 }
 
 func groupLookup(fleet, label string) string { return fleet + "/" + label }
@@ -229,6 +247,7 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*app
 	}
 	c, err = d.Registry.Find(ctx, d.DB, countersign.MethodThumbprint, print.String())
 	if err == nil {
+		r.by = countersign.Actor(c.Evidence())
 		slot, err := registered(&c).Verify(leaf, d.Now())
 		if err != nil {
 			return nil, err
@@ -257,11 +276,10 @@ func registered(c *registry.Credential) attest.Thumbprints {
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
 // outside of them is in wrong hands: it stops, and somebody is told.
 func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
-	now := d.Now()
+	now, a := d.Now(), d.byCredential(r, c)
 	if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
 		return nil, countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
 	}
-	a := d.byCredential(r, c)
 	device := r.csr.Subject.CommonName
 	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.IsDeviceID(device) && !c.Covers(device)
 	if outside && c.State == registry.CredentialActive && !r.dry {

@@ -511,7 +511,7 @@ func TestSASTokenThatIsWrong(t *testing.T) {
 			{"expired", sas(key, "default", cn, w.Now().Add(-time.Hour)), cn, countersign.CredentialExpire},
 			{"for ever", sas(key, "default", cn, w.Now().Add(10*365*24*time.Hour)), cn, countersign.Misconfigured},
 			{"another key", sas([]byte(rand.Text()), "default", cn, w.Now().Add(time.Hour)), cn, countersign.BadCredential},
-			{"another fleet", sas(key, "other", cn, w.Now().Add(time.Hour)), cn, countersign.BadCredential},
+			{"another fleet", sas(key, "other", cn, w.Now().Add(time.Hour)), cn, countersign.Misconfigured},
 			{"another device", sas(key, "default", "pump-2", w.Now().Add(time.Hour)), "pump-2", countersign.BadCredential},
 			{"another name asked", good, "pump-2", countersign.SubjectMismatch},
 			{"truncated", countersign.Evidence{Token: good.Token[:len(good.Token)-40]}, cn, countersign.BadRequest},

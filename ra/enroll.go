@@ -35,6 +35,7 @@ type request struct {
 	maxRecoveries int
 	method        countersign.Method // once appraised
 	dry           bool               // explain only: change nothing, tell nobody
+	blocked       error              // the block of its address for guessing; nil: none
 }
 
 // received notes where the log stood when the request arrived. Its beginning is
@@ -459,6 +460,7 @@ func (r *request) event(t countersign.EventType, why string) countersign.Event {
 
 // refused writes down why, slows the guesser, and gives the error that the door may show.
 func (d *Desk) refused(ctx context.Context, r *request, err error) error {
+	err = r.unblocked(err)
 	code := countersign.CodeOf(err)
 	if code == countersign.Internal || code == countersign.Unavailable {
 		d.Log.ErrorContext(ctx, "enrollment failed", "door", r.Door, "device", r.device, "error", causeOf(err))

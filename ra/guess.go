@@ -8,13 +8,25 @@ import (
 	"github.com/countersign-iot/countersign/access"
 )
 
-// mayGuess refuses an address that is blocked for guessing. What is asked of an
-// operator's voucher is asked of the operator instead.
+// mayGuess refuses an address that an operator blocked. One that is blocked for
+// guessing may show what cannot be guessed, which all evidence of an enrollment is,
+// and is refused for the block unless it proves something: see refused. What is asked
+// of an operator's voucher is asked of the operator instead.
 func (d *Desk) mayGuess(r *request) error {
 	if r.Evidence.Voucher != nil || r.dry {
 		return nil
 	}
-	return d.Ledger.Check(r.Remote.Addr())
+	r.blocked = d.Ledger.Check(r.Remote.Addr())
+	return d.Ledger.Try(r.Remote.Addr())
+}
+
+// unblocked returns why a request is refused: an address that is blocked learns
+// nothing of evidence that proved nothing.
+func (r *request) unblocked(err error) error {
+	if r.blocked != nil && r.by == "" {
+		return r.blocked
+	}
+	return err
 }
 
 // guessed counts a wrong secret, slows the answer, and tells a person where a

@@ -114,7 +114,7 @@ func newWorld(t *testing.T, db *store.DB) *world {
 		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}
-	w.Access.Keys = w.ConnectKeys
+	w.Access.Keys, w.Access.FormerKeys = w.ConnectKeys, w.FormerKeys
 	return w
 }
 

@@ -250,7 +250,7 @@ func (d *Desk) flushUses(ctx context.Context) {
 func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
 	if err == nil && c.State == registry.CredentialActive && c.Device == device { // the lookup ignores case
-		return d.connectKey(nil, &c, keyLookup(fleet, device), from)
+		return d.connectKey(nil, &c, from)
 	}
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 		return nil, err
@@ -262,7 +262,7 @@ func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip
 	var keys []access.SymmetricKey
 	for i := range groups {
 		if g := &groups[i]; g.Covers(device) {
-			if keys, err = d.connectKey(keys, g, groupLookup(fleet, g.Label), from); err != nil {
+			if keys, err = d.connectKey(keys, g, from); err != nil {
 				return nil, err
 			}
 		}
@@ -272,15 +272,13 @@ func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip
 
 // connectKey adds the keys of a credential that may be used now. How often it may
 // enroll is no matter here.
-func (d *Desk) connectKey(list []access.SymmetricKey, c *registry.Credential, lookup string, from netip.Addr) ([]access.SymmetricKey, error) {
+func (d *Desk) connectKey(list []access.SymmetricKey, c *registry.Credential, from netip.Addr) ([]access.SymmetricKey, error) {
 	if err := c.Usable(d.Now(), from); err != nil && countersign.CodeOf(err) != countersign.CredentialSpent {
 		return list, nil //nolint:nilerr // one that is stopped, over or for another network opens nothing
 	}
-	keys, err := d.keysOf(c, lookup)
+	keys, err := d.keysOf(c)
 	if err != nil {
 		return nil, err
 	}
-	return append(list, access.SymmetricKey{
-		Credential: c.Evidence(), Group: c.Kind == countersign.MethodGroup, Keys: keys, Made: c.CreatedPos, Until: c.ExpiresAt,
-	}), nil
+	return append(list, symmetricKey(c, keys)), nil
 }

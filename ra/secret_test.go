@@ -182,11 +182,14 @@ func TestBruteForceEndsInABlock(t *testing.T) {
 					t.Errorf("%s, guess %d: got %v, %q (%s)", tt.kind, n, v.Allow, v.Code, v.Reason)
 				}
 			}
-			if _, err := w.Exchange(t.Context(), by("pump-1", nil, guesser), "SCRAM-SHA-256"); countersign.CodeOf(err) != countersign.RateLimited {
-				t.Errorf("%s: the blocked address begins an exchange: %v", tt.kind, err)
+			if v := w.hasty(t, tt.wrong(guesser, 0)); v.Allow || v.Code != countersign.RateLimited {
+				t.Errorf("%s: from the blocked address, another guess: got %v, %q", tt.kind, v.Allow, v.Code)
 			}
-			if v := w.hasty(t, by("pump-1", made, guesser)); v.Allow || v.Code != countersign.RateLimited {
-				t.Errorf("%s: from the blocked address with the right secret: got %v, %q", tt.kind, v.Allow, v.Code)
+			if v := w.hasty(t, by("pump-1", chosen, guesser)); v.Allow || v.Code != countersign.RateLimited {
+				t.Errorf("%s: from the blocked address with the right password, which can be guessed: got %v, %q", tt.kind, v.Allow, v.Code)
+			}
+			if v := w.hasty(t, by("pump-1", made, guesser)); !v.Allow {
+				t.Errorf("%s: from the blocked address with the right secret, which cannot: got %q", tt.kind, v.Code)
 			}
 			if v := w.Admit(t.Context(), tt.right(home)); !v.Allow || v.Device != "pump-1" {
 				t.Errorf("%s: the attacked device: got %q (%s), want in", tt.kind, v.Code, v.Reason)

@@ -243,7 +243,7 @@ func (s *Server) openDesk(context.Context) error {
 			return []byte(v), err
 		},
 	}
-	s.desk.Access.Keys = s.desk.ConnectKeys
+	s.desk.Access.Keys, s.desk.Access.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
 	for _, path := range s.cfg.WeakKeys {
 		if err := readWeakKeys(&s.desk.WeakKeys, path); err != nil {
 			return fmt.Errorf("read weak_keys %s: %w", path, err)
