@@ -347,3 +347,17 @@ func TestRootStaysShort(t *testing.T) {
 		t.Errorf("package countersign: got %d lines, want 1 to %d: it holds the nouns, nothing that acts", lines, maxRootLines)
 	}
 }
+
+// TestMigrationsAreNumberedOneByOne finds two branches that took one number, which no
+// database would open, where everybody looks first.
+func TestMigrationsAreNumberedOneByOne(t *testing.T) {
+	entries, err := os.ReadDir("store/migrations")
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("read store/migrations: %d files, %v", len(entries), err)
+	}
+	for i, e := range entries {
+		if want := fmt.Sprintf("%04d_", i+1); !strings.HasPrefix(e.Name(), want) {
+			t.Errorf("store/migrations/%s: want a name that begins with %s", e.Name(), want)
+		}
+	}
+}

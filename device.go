@@ -26,7 +26,6 @@ type Device struct {
 	State     DeviceState
 	Reason    string // why the state is what it is; empty where the state says it all
 	Owner     string // person or team that answers for it; may be empty
-	Purpose   string // what it is for; may be empty
 	Tags      map[string]string
 	CreatedAt time.Time
 	UpdatedAt time.Time
@@ -69,7 +68,7 @@ var (
 // not segments of a path (RFC 3986, 3.3; SPIFFE ID, 2.2), and an argument that
 // begins with a hyphen is an option to most programs. It refuses with BadRequest.
 func CheckDeviceID(id string) error {
-	why := ""
+	var why string
 	switch {
 	case !IsDeviceID(id):
 		why = "is not 1 to 128 of A-Z a-z 0-9 . _ : -"

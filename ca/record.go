@@ -213,6 +213,21 @@ func (c *CA) DeviceCertificates(ctx context.Context, r store.Reader, device stri
 		ORDER BY CASE state WHEN 'revoked' THEN 1 ELSE 0 END, issued_pos DESC, issued_at DESC, serial, issuer LIMIT $2`, device, maxDeviceCerts)
 }
 
+// IssuedWithin reports whether a device was issued most certificates or more after
+// since, and when the one was that many before the newest.
+func (c *CA) IssuedWithin(ctx context.Context, r store.Reader, device string, since time.Time, most int) (at time.Time, over bool, err error) {
+	var issued int64
+	err = r.QueryRow(ctx, `SELECT issued_at FROM certificate WHERE device = $1 AND issued_at > $2 ORDER BY issued_at DESC LIMIT 1 OFFSET $3`,
+		device, store.Micros(since), most-1).Scan(&issued)
+	if errors.Is(err, sql.ErrNoRows) {
+		return at, false, nil
+	}
+	if err != nil {
+		return at, false, fmt.Errorf("count the certificates of %s: %w", device, store.Wrap(err))
+	}
+	return store.Time(issued), true, nil
+}
+
 // Recoveries counts the certificates that a device was given by recovery after since and
 // did not give up unused.
 func (c *CA) Recoveries(ctx context.Context, r store.Reader, device string, since time.Time) (n int, err error) {

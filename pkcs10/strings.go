@@ -3,7 +3,6 @@ package pkcs10
 import (
 	"encoding/hex"
 	"errors"
-	"slices"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -81,8 +80,10 @@ func wide(b []byte, width int) (string, error) {
 			runes = append(runes, r)
 		}
 	}
-	if slices.Contains(runes, utf8.RuneError) {
-		return "", errCharacter
+	for _, r := range runes {
+		if r == utf8.RuneError {
+			return "", errCharacter
+		}
 	}
 	return string(runes), nil
 }

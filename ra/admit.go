@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/netip"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -313,10 +311,6 @@ func written(a netip.AddrPort) string {
 }
 
 func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
-	count, log := d.refusals.count(refusal{dec.Device, dec.Code, c.Remote.Addr().String()}, d.Now())
-	if !log {
-		return
-	}
 	e := countersign.Event{
 		Type: countersign.ConnectRefused, Actor: countersign.DeviceActor(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
 		Remote: written(c.Remote), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
@@ -336,8 +330,7 @@ func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 	if dec.Device == "" {
 		claims(e.Data, c, dec)
 	}
-	more(e.Data, count)
-	d.Events.Later(e)
+	d.later(e, dec.Device)
 }
 
 // claims notes what somebody says of itself whom we do not know.
@@ -349,66 +342,4 @@ func claims(data map[string]string, c countersign.Connection, dec *access.Decisi
 	if countersign.IsDeviceID(dec.Claims) {
 		data["claims_device"] = dec.Claims
 	}
-}
-
-// more notes how many refusals of the same kind were not written before this one.
-func more(data map[string]string, count int) map[string]string {
-	if count > 0 {
-		data["more_before"] = strconv.Itoa(count)
-	}
-	return data
-}
-
-const (
-	// refusalWindow is over how long the same refusals are counted: a device that
-	// tries again without pause must not fill the log.
-	refusalWindow = 10 * time.Second
-	// refusalBurst is how many of the same are written in a window, the first of them
-	// with the number left out before it.
-	refusalBurst = 5
-	// maxRefusals bounds how many different refusals are told apart.
-	maxRefusals = 8192
-)
-
-// refusal is what makes two refusals the same.
-type refusal struct {
-	device string
-	code   countersign.Code
-	addr   string
-}
-
-// refusals thins out repeated refusals.
-type refusals struct {
-	mu sync.Mutex
-	by map[refusal]*repeats
-}
-
-type repeats struct {
-	written int // in the present window
-	since   time.Time
-	silent  int
-}
-
-// count says whether to write this one, and how many before it were not written.
-func (r *refusals) count(key refusal, now time.Time) (silent int, write bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.by) >= maxRefusals || r.by == nil {
-		r.by = map[refusal]*repeats{}
-	}
-	p := r.by[key]
-	if p == nil {
-		p = &repeats{since: now}
-		r.by[key] = p
-	}
-	if now.Sub(p.since) >= refusalWindow {
-		p.written, p.since = 0, now
-	}
-	if p.written >= refusalBurst {
-		p.silent++
-		return 0, false
-	}
-	p.written++
-	silent, p.silent = p.silent, 0
-	return silent, true
 }

@@ -219,7 +219,7 @@ func walk(t *testing.T, w *world, way way) {
 	w.use(t, leaf(t, first))
 	for _, ev := range []countersign.Evidence{ev, way.make(t, w, id)} {
 		_, err = w.Enroll(t.Context(), shows(t, newKey(t), id, ev))
-		if c := countersign.CodeOf(err); c != countersign.DeviceIsActive && c != countersign.CredentialSpent && c != countersign.BadCredential {
+		if c := countersign.CodeOf(err); c != countersign.DeviceIsActive && c != countersign.CredentialSpent && c != countersign.CredentialExpire {
 			t.Errorf("active device, another key: got %v", err)
 		}
 	}
@@ -261,7 +261,7 @@ func (w *world) standings(t *testing.T, way way, id string, old countersign.Evid
 	}
 	w.clock.advance(time.Second)
 	for _, ev := range []countersign.Evidence{old, before} {
-		if c := countersign.CodeOf(try(ev)); c != countersign.NotAllowed && c != countersign.CredentialSpent && c != countersign.BadCredential {
+		if c := countersign.CodeOf(try(ev)); c != countersign.NotAllowed && c != countersign.CredentialSpent && c != countersign.CredentialExpire {
 			t.Errorf("revoked device, evidence from before: got %q", c)
 		}
 	}

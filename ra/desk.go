@@ -46,8 +46,9 @@ type Desk struct {
 	Observe  func(Outcome)
 	seen     sightings
 	uses     secretUses
-	refusals refusals
+	thin     thin
 	rates    rates
+	refusals rates // of those who are known
 	policy   policy
 
 	introducer introducer
@@ -82,10 +83,12 @@ func (d *Desk) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			d.flushSeen(context.WithoutCancel(ctx))
 			d.flushUses(context.WithoutCancel(ctx))
+			d.flushThin(true)
 			return nil
 		case <-flush.C:
 			d.flushSeen(ctx)
 			d.flushUses(ctx)
+			d.flushThin(false)
 		case <-sweep.C:
 			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {
 				d.Log.ErrorContext(ctx, "overlaps not ended", "error", err)

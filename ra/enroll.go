@@ -29,11 +29,13 @@ type request struct {
 	cert     countersign.CertRef // shown to renew
 	by       countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
 	overlap  time.Duration       // of the fleet, for a renewal
+	budget   countersign.Budget  // the same
 	// approved is the approval of a recovery, spent with the certificate.
 	approved string
 	// maxRecoveries bounds how often the device may be recovered; 0: this is no recovery.
 	maxRecoveries int
 	method        countersign.Method // once appraised
+	most          int                // certificates an hour, once it wanted more
 	dry           bool               // explain only: change nothing, tell nobody
 	blocked       error              // the block of its address for guessing; nil: none
 }
@@ -123,6 +125,9 @@ func (d *Desk) record(ctx context.Context, r *request, c *consideration, issued 
 		if err := d.keyIsFree(ctx, tx, r); err != nil {
 			return err
 		}
+		if err := d.anotherFirst(ctx, tx, r, c); err != nil {
+			return err
+		}
 		return d.admit(ctx, tx, r, c, issued)
 	})
 }
@@ -164,6 +169,9 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 		return c, err
 	}
 	if err := d.mayBegin(ctx, r, c); err != nil {
+		return nil, err
+	}
+	if err := d.anotherFirst(ctx, d.DB, r, c); err != nil {
 		return nil, err
 	}
 	if err := serverKeys(r, &c.profile); err != nil {
@@ -468,18 +476,17 @@ func (d *Desk) refused(ctx context.Context, r *request, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	key := refusal{code: code, addr: r.Remote.Addr().String()}
-	if r.actor() != nobody { // a stranger could claim any number of names
-		key.device = r.device
+	e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
+	e.Code = code
+	d.later(e, "")
+	switch {
+	case r.dry:
+	case code == countersign.OverBudget:
+		d.exceeded(r, e)
+	default:
+		d.guessed(ctx, r, code)
 	}
-	if count, log := d.refusals.count(key, d.Now()); log {
-		e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
-		e.Code = code
-		e.Data = more(map[string]string{}, count)
-		d.Events.Later(e)
-	}
-	d.guessed(ctx, r, code)
-	return err
+	return d.wornOut(r, err)
 }
 
 // causeOf tells an error with what lies behind it, for the log: the text of an

@@ -53,9 +53,9 @@ func (s *site) group(fleet, label string) []byte {
 	return s.symmetric(k, err)
 }
 
-func (s *site) key(fleet, device string) []byte {
+func (s *site) key(device string) []byte {
 	s.t.Helper()
-	_, k, err := s.world.office().CreateKey(s.t.Context(), registry.Credential{Device: device, Fleet: fleet}, ra.SymmetricKeys{}, boss)
+	_, k, err := s.world.office().CreateKey(s.t.Context(), registry.Credential{Device: device}, ra.SymmetricKeys{}, boss)
 	return s.symmetric(k, err)
 }
 
@@ -179,9 +179,9 @@ func (s *site) honestFaults() map[string]attempt {
 // addKeyFaults adds those of symmetric keys, when enrolling and connecting.
 func addKeyFaults(s *site, faults map[string]attempt) {
 	t, w := s.t, s.world
-	own, old, stopped := s.key("default", "own"), s.key("default", "rotated"), s.key("default", "stopped")
+	own, old, stopped := s.key("own"), s.key("rotated"), s.key("stopped")
 	s.stop(countersign.MethodKey, "rotated")
-	s.key("default", "rotated")
+	s.key("rotated")
 	s.stop(countersign.MethodKey, "stopped")
 	elsewhere, gone := s.group("other", "elsewhere"), s.group("default", "gone")
 	s.stop(countersign.MethodGroup, "gone")
@@ -190,7 +190,7 @@ func addKeyFaults(s *site, faults map[string]attempt) {
 			t.Fatal(err)
 		}
 	}
-	nobodys := s.key("default", "nobody")
+	nobodys := s.key("nobody")
 	for name, tt := range map[string]struct {
 		key     []byte
 		id      string
@@ -243,7 +243,7 @@ func addClaimFaults(s *site, faults map[string]attempt) {
 
 // guesses are the tries of secrets that nobody has given out.
 func (s *site) guesses() map[string]attempt {
-	s.key("default", "victim")
+	s.key("victim")
 	for _, id := range []string{"victim"} {
 		if _, err := s.world.office().CreateDevice(s.t.Context(), countersign.Device{ID: id}, boss); err != nil {
 			s.t.Fatal(err)

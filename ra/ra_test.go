@@ -56,8 +56,9 @@ type world struct {
 	*ra.Desk
 	clock *clock
 
-	mu   sync.Mutex
-	cuts []countersign.Cut
+	mu    sync.Mutex
+	cuts  []countersign.Cut
+	total int // refusals so far, see TestRefusalsOfOneIdentityAreBounded
 	// onCut sees the record as it is when sessions are cut.
 	onCut func(countersign.Cut)
 }

@@ -69,7 +69,11 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 		}
 	}
 	var issued *ca.Issued
+	r.overlap, r.budget = fleet.Overlap, fleet.Rules.Budget
 	if before.outcome == grantNew {
+		if err := d.withinRenewals(ctx, d.DB, r, r.budget); err != nil {
+			return nil, err
+		}
 		if err := d.keyIsFree(ctx, d.DB, r); err != nil {
 			return nil, err
 		}
@@ -77,7 +81,6 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 			return nil, err
 		}
 	}
-	r.overlap = fleet.Overlap
 	g, err := d.renew(ctx, r, shown.Ref(), issued)
 	if errors.Is(err, ca.ErrBlockClosed) { // costs another signature, not the request
 		if issued, err = d.issue(ctx, o); err == nil {
@@ -257,6 +260,9 @@ func (d *Desk) renew(ctx context.Context, r *request, shown countersign.CertRef,
 			return err
 		}
 		if err := d.recoverableStill(ctx, tx, r, &j); err != nil {
+			return err
+		}
+		if err := d.withinRenewals(ctx, tx, r, r.budget); err != nil {
 			return err
 		}
 		return d.succeed(ctx, tx, r, &j, issued)

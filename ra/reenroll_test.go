@@ -290,6 +290,7 @@ func TestSuccessorThatAnOperatorRevokedDoesNotCount(t *testing.T) {
 // looked at, as a device does that restarts before it can store anything.
 func TestDeviceThatNeverKeepsItsKeyIsServed(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
+	w.budget(t, "default", countersign.Budget{Renewals: 1000})
 	old := w.active(t, "pump-1")
 	var next *x509.Certificate
 	for range 300 {
@@ -303,6 +304,7 @@ func TestDeviceThatNeverKeepsItsKeyIsServed(t *testing.T) {
 
 func TestGoodCertificatesOfADeviceAreBounded(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
+	w.budget(t, "default", countersign.Budget{Renewals: 1000})
 	cert := w.active(t, "pump-1")
 	var err error
 	for n := 1; err == nil; n++ {

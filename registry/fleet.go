@@ -140,6 +140,12 @@ const (
 	maxApprovalTTL = 90 * 24 * time.Hour
 	// maxAuditSpan is as long as AWS IoT Device Defender lets a certificate age.
 	maxAuditSpan = 3652 * 24 * time.Hour
+	// The most that a budget may give one device. What is more is no bound.
+	maxSessions  = 10_000
+	maxPublishes = 1_000_000
+	maxRenewals  = 10_000
+	maxEvents    = 100_000
+	maxUnread    = 1 << 30
 )
 
 var accessKinds = []countersign.AccessKind{
@@ -173,6 +179,14 @@ func checkRules(f countersign.Fleet) error {
 	} {
 		if d < 0 || time.Duration(d) > maxAuditSpan {
 			return bad("audit.%s %v is not between 0 and %v", name, time.Duration(d), maxAuditSpan)
+		}
+	}
+	for name, b := range map[string]struct{ v, most int64 }{
+		"sessions": {int64(u.Budget.Sessions), maxSessions}, "publishes": {int64(u.Budget.Publishes), maxPublishes},
+		"renewals": {int64(u.Budget.Renewals), maxRenewals}, "events": {int64(u.Budget.Events), maxEvents}, "unread": {u.Budget.Unread, maxUnread},
+	} {
+		if b.v < 0 || b.v > b.most {
+			return bad("budget.%s %d is not between 1 and %d, nor 0 for the default", name, b.v, b.most)
 		}
 	}
 	for _, list := range [][]countersign.Method{u.Approval, u.Registered} {

@@ -1,0 +1,195 @@
+package ra
+
+import (
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
+
+const (
+	// thinWindow is over how long the same lines of the log are counted: a device that
+	// tries again without pause must not fill the log.
+	thinWindow = 10 * time.Second
+	// thinBurst is how many of the same are written in a window, from one address.
+	thinBurst = 5
+	// identityBurst is how many one identity causes in a window from all addresses and
+	// for all reasons: countersign.DefaultEvents a minute.
+	identityBurst = countersign.DefaultEvents / 6
+	// strangerBurst is the same for all together of whom nothing is known: 20 lines a
+	// second, some 2 GB a day while an attack from thousands of addresses lasts.
+	strangerBurst = 200
+	// maxThin bounds how many different lines are told apart, about 16 MB. Once there are
+	// more, what is left out is counted by its reason alone.
+	maxThin = 8192
+	// lateAtOnce bounds how many of the lines that were left out are written late at once.
+	lateAtOnce = 50
+)
+
+// thinKey is what makes two lines the same.
+type thinKey struct {
+	who    string // the actor whom what was shown proved, else empty
+	device string // on record, in whose name it was
+	what   string // type of event and code
+	from   netip.Prefix
+}
+
+// thin leaves out repeated lines of the log and keeps their number, which goes with
+// the next line of the same kind or, where there is none, with a late one. So an
+// identity, a credential and an address each cause a bounded number of lines, and
+// nothing is left out without trace.
+type thin struct {
+	mu     sync.Mutex
+	by     map[thinKey]*repeats
+	totals map[string]*repeats // by who; "" for strangers
+}
+
+// repeats is one kind of line.
+type repeats struct {
+	since   time.Time // of the present window
+	written int       // in it
+	silent  int       // left out since the last that was written
+	last    countersign.Event
+}
+
+// add notes an event at now; device tells it from others of the same actor, and must be
+// on record, since a stranger may claim any number of names. It reports whether to write it, with the number of those
+// left out before it as more_before in its data.
+func (t *thin) add(e *countersign.Event, device string, now time.Time) bool {
+	key := thinKey{who: string(e.Actor), device: device, what: string(e.Type) + " " + string(e.Code)}
+	if e.Actor == nobody {
+		key.who = ""
+	}
+	if ap, err := netip.ParseAddrPort(e.Remote); err == nil {
+		key.from, _ = countersign.SourceOf(ap.Addr())
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.entry(key, now)
+	if p.room(thinBurst, now) && t.total(key.who, now) {
+		p.written++
+		p.carry(e)
+		return true
+	}
+	if e.At.IsZero() {
+		e.At = now
+	}
+	p.last = *e
+	p.silent++
+	return false
+}
+
+// room reports whether one more may be written in the present window.
+func (p *repeats) room(most int, now time.Time) bool {
+	if now.Sub(p.since) >= thinWindow || now.Before(p.since) {
+		p.written, p.since = 0, now
+	}
+	return p.written < most
+}
+
+// carry notes on e how many were left out before it.
+func (p *repeats) carry(e *countersign.Event) {
+	if p.silent == 0 {
+		return
+	}
+	if e.Data == nil {
+		e.Data = map[string]string{}
+	}
+	e.Data["more_before"] = strconv.Itoa(p.silent)
+	p.silent, p.last = 0, countersign.Event{}
+}
+
+// total counts a line against all of who.
+func (t *thin) total(who string, now time.Time) bool {
+	p, most := t.totals[who], identityBurst
+	if who == "" {
+		most = strangerBurst
+	}
+	if p == nil {
+		if t.totals == nil {
+			t.totals = map[string]*repeats{}
+		}
+		if len(t.totals) >= maxThin {
+			for w, old := range t.totals {
+				if now.Sub(old.since) >= thinWindow {
+					delete(t.totals, w)
+				}
+			}
+		}
+		if len(t.totals) >= maxThin {
+			return false
+		}
+		p = &repeats{since: now}
+		t.totals[who] = p
+	}
+	if !p.room(most, now) {
+		return false
+	}
+	p.written++
+	return true
+}
+
+// entry finds the count of a kind of line. Where there is no room for another one it is
+// that of all lines with the same reason.
+func (t *thin) entry(key thinKey, now time.Time) *repeats {
+	if p := t.by[key]; p != nil {
+		return p
+	}
+	if t.by == nil {
+		t.by = map[thinKey]*repeats{}
+	}
+	if len(t.by) >= maxThin {
+		for k, p := range t.by {
+			if p.silent == 0 && now.Sub(p.since) >= thinWindow {
+				delete(t.by, k)
+			}
+		}
+	}
+	if len(t.by) >= maxThin {
+		key = thinKey{what: key.what}
+		if p := t.by[key]; p != nil {
+			return p
+		}
+	}
+	p := &repeats{since: now}
+	t.by[key] = p
+	return p
+}
+
+// late returns lines that stand for what was left out in windows that are over, at
+// most lateAtOnce; all of them if all is set. Each is the last of its kind, with the
+// number of those before it.
+func (t *thin) late(now time.Time, all bool) (events []countersign.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.by {
+		if p.silent == 0 || !all && now.Sub(p.since) < thinWindow {
+			continue
+		}
+		if !all && len(events) == lateAtOnce {
+			break
+		}
+		e := p.last
+		p.silent--
+		p.carry(&e)
+		p.silent, p.last, p.since, p.written = 0, countersign.Event{}, now, 1
+		events = append(events, e)
+	}
+	return events
+}
+
+// later writes an event behind, unless enough of its kind were written; see thin.add.
+func (d *Desk) later(e countersign.Event, device string) {
+	if d.thin.add(&e, device, d.Now()) {
+		d.Events.Later(e)
+	}
+}
+
+// flushThin writes the numbers of what was left out.
+func (d *Desk) flushThin(all bool) {
+	for _, e := range d.thin.late(d.Now(), all) {
+		d.Events.Later(e)
+	}
+}
