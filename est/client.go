@@ -193,6 +193,9 @@ func refusal(res *http.Response, body []byte) *Error {
 	if t, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type")); t == "text/plain" {
 		e.Message = oneLine(body[:min(len(body), maxSentence)])
 	}
+	if reason := res.Header.Get(reasonHeader); e.Message == "" {
+		e.Message = oneLine([]byte(reason[:min(len(reason), maxSentence)]))
+	}
 	wait := res.Header.Get("Retry-After")
 	if n, err := strconv.ParseUint(wait, 10, 31); err == nil {
 		e.RetryAfter = time.Duration(n) * time.Second

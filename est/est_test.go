@@ -95,6 +95,10 @@ func TestSimpleEnrollWithoutCredentialIsChallenged(t *testing.T) {
 	if len(s.seen) != 0 {
 		t.Error("a request without credential reached the desk")
 	}
+	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "pump-7", newKey(t)), "")
+	if StatusOf(err) != http.StatusUnauthorized || !strings.Contains(err.Error(), "needs an enrollment token or a client certificate") {
+		t.Errorf("our own client: got %v, want the reason, which is in a header", err)
+	}
 }
 
 // TestChallengeOnTheWire holds the octets of the answers that two clients depend

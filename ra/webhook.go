@@ -92,7 +92,7 @@ func (h *hooks) post(ctx context.Context, sign signer, r *request, c *considerat
 	}
 	body, err := json.Marshal(hookRequest{
 		ClaimCertificateID: claim, CertificateID: r.keyHash, TemplateArn: "fleet:" + r.fleet, ClientID: r.device, Parameters: c.facts,
-		CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR})),
+		CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.csr.Raw})),
 	})
 	if err != nil {
 		return false, err
