@@ -85,7 +85,7 @@ type Session struct {
 }
 
 // Actor is who acts in the session.
-func (s Session) Actor() Actor { return actorOf(s.Device) }
+func (s Session) Actor() Actor { return ActorOf(s.Device) }
 
 // BrokerName is how another's broker names a session when it asks about it. An empty
 // client stands for any session of the user.

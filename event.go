@@ -14,8 +14,9 @@ const System Actor = "system"
 // DeviceActor is the device acting.
 func DeviceActor(id string) Actor { return Actor("device:" + id) }
 
-// actorOf is the actor behind a session's device: see Session.
-func actorOf(device string) Actor {
+// ActorOf returns the actor whose session Session.Device names: operator:<name> for
+// operator/<name>, guest:<x> for guest/<x>, else the device itself.
+func ActorOf(device string) Actor {
 	if kind, name, other := strings.Cut(device, "/"); other {
 		return Actor(kind + ":" + name)
 	}

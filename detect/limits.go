@@ -41,7 +41,7 @@ const eventsBudget = "events"
 func (l *limits) exceeded(e *countersign.Event) {
 	r := l.m.rules[BudgetExceeded]
 	name := e.Data["budget"]
-	who, subject := string(e.Actor), ""
+	var who, subject string
 	switch from, _, ok := source(e.Remote); {
 	case isDevice(e.Device):
 		who, subject = e.Device, deviceSubject(e.Device)

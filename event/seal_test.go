@@ -31,10 +31,10 @@ func sealAll(t *testing.T, l *event.Log) {
 	}
 }
 
-func exec(t *testing.T, db *store.DB, query string, args ...any) {
+func exec(t *testing.T, db *store.DB, query string) {
 	t.Helper()
 	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, query, args...)
+		_, err := tx.Exec(ctx, query)
 		return err
 	})
 	if err != nil {

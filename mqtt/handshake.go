@@ -26,8 +26,11 @@ func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v
 // protocol is what people call what the session speaks.
 func (x *session) protocol() string {
 	name := "MQTT 3.1.1"
-	if x.connect.level == 5 {
+	switch {
+	case x.connect.level == 5:
 		name = "MQTT 5"
+	case x.connect.bridge:
+		name = "MQTT 3.1.1 bridge"
 	}
 	if x.web != nil {
 		name += " over WebSocket"
@@ -89,7 +92,7 @@ func (s *Server) talk(ctx context.Context, x *session) {
 	release := s.claim(x.claimKey(), x.live)
 	defer release()
 	if err := x.open(ctx); err != nil {
-		x.closeBackend()
+		x.abandon()
 		x.refuse(ctx, err)
 		return
 	}
@@ -180,6 +183,12 @@ func (x *session) admit(ctx context.Context) error {
 func (x *session) admitWill() error {
 	w := x.connect.will
 	if w == nil {
+		return nil
+	}
+	if x.connect.bridge && strings.HasPrefix(w.topic, "$SYS/") {
+		// A bridge tells the state of its connection where the other broker's own state
+		// is. That is no topic of a device, and no reason to keep the bridge out.
+		x.connect.will = nil
 		return nil
 	}
 	allowed := x.mayPublish(w.topic) && (!w.retain || x.mayRetain(w.topic))

@@ -151,3 +151,24 @@ func TestNoPolicyOpensAnInbox(t *testing.T) {
 		t.Errorf("%d acts were denied, want none: a filter of the policy's own is no attempt", n-denied)
 	}
 }
+
+// TestTheEnginesOwnAnswersAreNotHeard has the gateway ask the engine while a device
+// that may receive everything listens.
+func TestTheEnginesOwnAnswersAreNotHeard(t *testing.T) {
+	g := start(t, nil)
+	all := permissions([]string{"#"}, []string{"#"})
+	g.guard.common = &all
+	d := g.join(t, "nosy", 4)
+	d.send(d.subscribe(1, "#"))
+	d.recv()
+	if err := g.Engine.Purge(t.Context(), "other"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/other/up/x", []byte("last")); err != nil {
+		t.Fatal(err)
+	}
+	kind, body := d.recv()
+	if topic := string(body[2:min(len(body), 2+len("devices/other/up/x"))]); kind&0xF0 != 0x30 || topic != "devices/other/up/x" {
+		t.Errorf("got type %#x on %q, want the message alone", kind, topic)
+	}
+}

@@ -10,6 +10,7 @@ import (
 // connect is a CONNECT packet (MQTT 5, 3.1).
 type connect struct {
 	level      byte // 4 or 5
+	bridge     bool // the client is another broker, see bridgeBit
 	cleanStart bool
 	keepAlive  uint16 // seconds; 0 is off
 	clientID   string
@@ -42,6 +43,10 @@ type badVersion struct{ level byte }
 
 func (e *badVersion) Error() string { return "the protocol version is not supported" }
 
+// bridgeBit in the protocol level is how brokers say that they are one (mosquitto's
+// try_private, and others after it). The level without it counts.
+const bridgeBit = 0x80
+
 const (
 	flagCleanStart = 0x02
 	flagWill       = 0x04
@@ -66,8 +71,10 @@ func parseConnect(f frame) (*connect, error) {
 	if s.err != nil {
 		return c, s.err
 	}
+	c.bridge = level&bridgeBit != 0
+	level &^= bridgeBit
 	switch {
-	case name == "MQIsdp" || name == "MQTT" && level != 4 && level != 5:
+	case name == "MQIsdp" || name == "MQTT" && level != 4 && (level != 5 || c.bridge):
 		return c, &badVersion{level}
 	case name != "MQTT":
 		return c, malformed("protocol name %.20q", name)

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,6 +84,7 @@ func StartNATS(o NATSOptions) (*NATS, error) {
 	if err := n.start(); err != nil {
 		return nil, err
 	}
+	n.reviver.Go(n.keepSweeping)
 	return n, nil
 }
 
@@ -97,11 +97,15 @@ func (n *NATS) start() error {
 		StoreDir:   n.o.Dir,
 		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket) + wrapHead), //nolint:gosec // a small limit
 
-		JetStreamMaxStore:          cmp.Or(n.o.MaxStore, natsMaxStore),
+		JetStreamMaxStore: cmp.Or(n.o.MaxStore, natsMaxStore),
+		// Each subscription of QoS 1 or 2 is a consumer of one stream, or two. How many a
+		// device may have the gateway bounds, see DefaultSubscriptions.
+		JetStreamLimits:            server.JSLimitOpts{DefaultMaxConsumers: -1},
 		CustomClientAuthentication: n,
 		MQTT: server.MQTTOpts{
 			Host: "127.0.0.1", Port: server.RANDOM_PORT,
-			ConsumerMemoryStorage:     true, // a queue position, not the messages: cheap to lose
+			// The consumers are in files, because the session's record is: a session
+			// without its consumers would receive nothing any more.
 			ConsumerInactiveThreshold: natsConsumerIdle,
 			MaxAckPending:             maxPending,
 		},
@@ -122,6 +126,9 @@ func (n *NATS) start() error {
 	n.mu.Lock()
 	n.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))
 	n.mu.Unlock()
+	if err := n.sweepRecords(); err != nil { // on a full disk, say: that is no reason not to start
+		n.o.Log.Error("stored sessions not looked through", "error", err)
+	}
 	return nil
 }
 
@@ -274,9 +281,6 @@ func (n *NATS) platform(ctx context.Context) (*platform, error) {
 	return p, nil
 }
 
-// natsSessions is the stream in which nats-server keeps MQTT sessions.
-const natsSessions = "$MQTT_sess"
-
 // Purge ends the stored sessions of a device the way MQTT does it: by a clean
 // session with the same client identifier. It reads all stored sessions once.
 func (n *NATS) Purge(ctx context.Context, device string) error {
@@ -305,29 +309,15 @@ func (n *NATS) sessionsOf(ctx context.Context, device string) ([]string, error) 
 		return nil, err
 	}
 	defer done()
-	stream, err := js.Stream(ctx, natsSessions)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, nil // no MQTT client ever came
-	} else if err != nil {
-		return nil, err
-	}
 	var ids []string
 	prefix := natsIDPrefix(device)
-	for seq := uint64(1); ; seq++ {
-		m, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject("$MQTT.sess.>"))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return ids, nil
-		} else if err != nil {
-			return nil, err
+	err = eachRecord(ctx, js, func(_ jetstream.Stream, r natsRecord) error {
+		if strings.HasPrefix(r.ID, prefix) {
+			ids = append(ids, r.ID)
 		}
-		seq = m.Sequence
-		var s struct {
-			ID string `json:"id"`
-		}
-		if err := json.Unmarshal(m.Data, &s); err == nil && strings.HasPrefix(s.ID, prefix) {
-			ids = append(ids, s.ID)
-		}
-	}
+		return nil
+	})
+	return ids, err
 }
 
 // Close stops the engine and waits until its files are closed.

@@ -30,6 +30,10 @@ const (
 	natsMessages = "$MQTT_msgs" // the stream of messages of QoS 1 and 2
 	natsPubrels  = "$MQTT_out"  // the stream of PUBREL packets
 
+	// natsInbox begins the subjects on which the engine answers the gateway: no filter
+	// with a wildcard matches what begins with a dollar sign, [MQTT-4.7.2-1].
+	natsInbox = "$countersign"
+
 	natsUnreleased = "$MQTT_qos2in" // the stream of QoS 2 messages that wait for PUBREL
 )
 
@@ -133,11 +137,7 @@ func natsConsumers(ctx context.Context, js jetstream.JetStream, id string) ([]na
 	if err != nil {
 		return nil, err
 	}
-	var record struct {
-		ID     string                            `json:"id"`
-		Cons   map[string]*server.ConsumerConfig `json:"cons"`
-		PubRel *server.ConsumerConfig            `json:"pubrel"`
-	}
+	var record natsRecord
 	if err := json.Unmarshal(m.Data, &record); err != nil {
 		return nil, err
 	}
@@ -145,11 +145,10 @@ func natsConsumers(ctx context.Context, js jetstream.JetStream, id string) ([]na
 		return nil, fmt.Errorf("the record is that of %s", record.ID)
 	}
 	var list []natsConsumer
-	for _, c := range record.Cons {
-		list = append(list, natsConsumer{stream: natsMessages, name: c.Durable})
-	}
-	if c := record.PubRel; c != nil {
-		list = append(list, natsConsumer{stream: natsPubrels, name: c.Durable})
+	for stream, all := range record.consumers() {
+		for _, c := range all {
+			list = append(list, natsConsumer{stream: stream, name: c.Durable})
+		}
 	}
 	return list, nil
 }
@@ -172,7 +171,8 @@ func (n *NATS) jetstream() (js jetstream.JetStream, done func(), err error) {
 	n.grants[token] = grant{&server.User{Username: platformUser}, n.o.Now().Add(natsTokenLife)}
 	srv := n.srv
 	n.mu.Unlock()
-	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(platformUser, token), nats.NoReconnect())
+	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(platformUser, token), nats.NoReconnect(),
+		nats.CustomInboxPrefix(natsInbox))
 	if err != nil {
 		return nil, nil, err
 	}

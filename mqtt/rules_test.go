@@ -1,7 +1,9 @@
 package mqtt_test
 
 import (
+	"bytes"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -266,4 +268,51 @@ func TestTopicAliasIsResolvedForPermissions(t *testing.T) {
 			t.Errorf("the platform got %q, want %q", m, want)
 		}
 	}
+}
+
+// TestTopicAliasesAreBounded fills a session's table with the longest topics, on an
+// engine that would take any number of aliases: those that are refused take no room,
+// and the others are bounded in octets.
+func TestTopicAliasesAreBounded(t *testing.T) {
+	g := start(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\nmax_topic_alias 65535\n"), Now: time.Now})
+	d := g.dial(t, "dev")
+	d.send(connectPacket(5, "dev", 2, 60, nil))
+	d.v5 = true
+	if _, body := d.recv(); !bytes.Contains(body, []byte{0x22, 0, 16}) {
+		t.Errorf("CONNACK: got % x, want Topic Alias Maximum 16", body)
+	}
+	long := strings.Repeat("x", 60_000)
+	alias := func(topic string, n byte, mid uint16) []byte {
+		return pkt(0x32, str(topic), []byte{byte(mid >> 8), byte(mid)}, []byte{3, 0x23, 0, n})
+	}
+	before := heapNow()
+	for i := range 200 {
+		d.send(alias(fmt.Sprintf("devices/other/up/%d/%s", i, long), byte(1+i%16), uint16(i+1)))
+		d.expect("a topic that is not permitted", []byte{0x40, 3, byte((i + 1) >> 8), byte(i + 1), 0x87})
+	}
+	if grown := heapNow() - before; grown > 2<<20 {
+		t.Errorf("refused topics take %d KiB", grown>>10)
+	}
+	for i := range 16 {
+		d.send(alias("", byte(1+i), 300))
+		d.expect("their alias", []byte{0x40, 3, 300 >> 8, 300 & 0xFF, 0x87})
+	}
+	for i := range 14 { // of 1 KiB each
+		d.send(alias(fmt.Sprintf("devices/dev/up/%d/%s", i, long[:1000]), byte(1+i), 301))
+		if kind, body := d.recv(); kind != 0x40 || len(body) > 2 && body[2] >= 0x80 {
+			t.Fatalf("alias %d: got type %#x % x", i+1, kind, body)
+		}
+	}
+	d.send(alias("devices/dev/up/"+long, 16, 302))
+	d.gone("one more of 60 KiB", 0x97)
+	d = g.join(t, "dev", 5)
+	d.send(alias("devices/dev/up/a", 17, 1))
+	d.gone("alias 17", 0x94)
+}
+
+func heapNow() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

@@ -54,18 +54,19 @@ type session struct {
 	last   []byte             // DISCONNECT to send, set by over
 
 	// Owned by up.
-	keepAlive  time.Duration // how long the device may be silent; 0: for ever
-	aliasesUp  map[uint16]string
-	aliasMax   uint16    // highest alias the device may use
-	flight     int       // MQTT 5: how many QoS 1 and 2 messages of the device may be in flight
-	lastTopic  string    // the last one that was found good
-	lastRetain bool      // for retained messages too
-	reauthAt   time.Time // when the device may authenticate again
-	filters    map[string]struct{}
-	limiter    *rate.Limiter
-	fresh      bool // the engine forgot the QoS 2 messages of an earlier session
-	cleanLeave bool // the device said goodbye, the will is dropped
-	expiry     uint32
+	keepAlive   time.Duration // how long the device may be silent; 0: for ever
+	aliasesUp   map[uint16]string
+	aliasOctets int       // of the topics in it
+	aliasMax    uint16    // highest alias the device may use
+	flight      int       // MQTT 5: how many QoS 1 and 2 messages of the device may be in flight
+	lastTopic   string    // the last one that was found good
+	lastRetain  bool      // for retained messages too
+	reauthAt    time.Time // when the device may authenticate again
+	filters     map[string]struct{}
+	limiter     *rate.Limiter
+	fresh       bool // the engine forgot the QoS 2 messages of an earlier session
+	cleanLeave  bool // the device said goodbye, the will is dropped
+	expiry      uint32
 
 	// Owned by down.
 	aliasesDown map[uint16]string
@@ -117,7 +118,8 @@ func (x *session) open(ctx context.Context) error {
 	}
 	x.slot.L = &x.mu
 	x.flight = maxPending
-	x.aliasMax = shimAliasMax
+	x.aliasMax = maxAliases
+	c.aliasMax = min(c.aliasMax, maxAliases)
 	x.keepAlive = x.allowedSilence(time.Duration(c.keepAlive) * time.Second)
 	if r := x.srv.Limits.PublishRate; r > 0 {
 		x.limiter = rate.NewLimiter(rate.Limit(r), r)
@@ -338,8 +340,32 @@ func (x *session) closeBackend() {
 	}
 }
 
+// abandon ends the engine's side of a session that did not begin. The engine may have
+// its CONNECT, answered or not, and a will with it, which must not be published: a
+// client that goes without DISCONNECT is one that was lost. So the engine reads
+// DISCONNECT behind CONNECT, and the connection stays until it has.
+func (x *session) abandon() {
+	if x.backend == nil {
+		return
+	}
+	limit := x.now().Add(lingerTimeout)
+	_ = x.backend.Conn.SetDeadline(limit)
+	x.up.last(leave)
+	if w, ok := x.backend.Conn.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+	_, _ = io.Copy(io.Discard, x.backend.Conn)
+	x.closeBackend()
+}
+
 // leave is the goodbye of a client whose will is not to be published.
-func leave(bool) []byte { return []byte{pktDisconnect << 4, 0} }
+// An engine that has not read CONNECT is told nothing.
+func leave(wrote bool) []byte {
+	if !wrote {
+		return nil
+	}
+	return []byte{pktDisconnect << 4, 0}
+}
 
 // wipe drops what the engine keeps of the client.
 func (x *session) wipe(ctx context.Context) error {

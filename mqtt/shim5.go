@@ -14,9 +14,15 @@ import (
 // properties of messages have no place in 3.1.1: where the gateway may, it wraps
 // them up, else they are lost. docs/protocols/mqtt.md lists what that means.
 
-// shimAliasMax is the Topic Alias Maximum: a device publishes to few topics, and
-// each alias keeps one in memory.
-const shimAliasMax = 16
+const (
+	// maxAliases is the Topic Alias Maximum, each way, whatever the engine and the
+	// client would take: a device publishes to few topics, and each alias keeps one
+	// in memory.
+	maxAliases = 16
+	// maxAliasOctets bounds the topics of a device's aliases: 16 of the longest that
+	// the embedded engine takes.
+	maxAliasOctets = maxAliases * natsMaxTopic
+)
 
 // engineConnect is the CONNECT for the engine. The device's secret stays here.
 func (x *session) engineConnect() connect {
@@ -35,11 +41,14 @@ func (x *session) engineConnect() connect {
 				return true // the gateway's business
 			case propMaxPacketSize:
 				return true // see below
-			case propTopicAliasMax: // what fit calls too large must teach no alias
-				return c.maxPacket > 0
+			case propTopicAliasMax:
+				return true // see below
 			}
 			return p.id == propSessionExpiry && x.ephemeral
 		})
+		if c.aliasMax > 0 && c.maxPacket == 0 { // what fit calls too large must teach no alias
+			c.props = appendU16Prop(c.props, propTopicAliasMax, c.aliasMax)
+		}
 		if c.maxPacket > 0 {
 			c.props = appendU32Prop(c.props, propMaxPacketSize, uint32(min(uint64(c.maxPacket)+maxStamp, math.MaxUint32)))
 		}
@@ -54,7 +63,7 @@ const maxGrowth = 4
 func (x *session) shimConnackProps() []byte {
 	b := appendU16Prop(nil, propReceiveMaximum, uint16(x.flight))           //nolint:gosec // at most maxPending
 	b = appendU32Prop(b, propMaxPacketSize, uint32(x.srv.Limits.MaxPacket)) //nolint:gosec // a small limit
-	b = appendU16Prop(b, propTopicAliasMax, shimAliasMax)
+	b = appendU16Prop(b, propTopicAliasMax, maxAliases)
 	b = append(b, propWildcardSubs, 1, propSubIDs, 0, propSharedSubs, 0)
 	if k := uint16(x.keepAlive * 2 / 3 / time.Second); k != x.connect.keepAlive { //nolint:gosec // bounded by MaxKeepAlive
 		b = appendU16Prop(b, propServerKeepAlive, k)
@@ -99,7 +108,9 @@ func (x *session) passConnackProps(block []byte) ([]byte, error) {
 			}
 			x.expiry = p.number
 		case propTopicAliasMax:
-			x.aliasMax = uint16(p.number) //nolint:gosec // a two-byte property
+			x.aliasMax = min(maxAliases, uint16(p.number)) //nolint:gosec // a two-byte property
+			out = appendU16Prop(out, propTopicAliasMax, x.aliasMax)
+			return nil
 		case propReceiveMaximum:
 			x.flight = min(x.flight, int(p.number))
 			return nil

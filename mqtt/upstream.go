@@ -97,12 +97,20 @@ func (x *session) devicePublish(ctx context.Context, f frame) error {
 	if err != nil {
 		return err
 	}
+	if topic == refusedTopic {
+		x.srv.count.denied.Add(1) // it was told of when the alias was set
+		return x.refusePublish(p, NotAuthorized)
+	}
 	retain := f.flags()&0x01 != 0
 	if topic != x.lastTopic || retain && !x.lastRetain {
 		if code := x.judgePublish(topic, retain); code != Success {
+			x.forgetAlias(p)
 			return x.refusePublish(p, code)
 		}
 		x.lastTopic, x.lastRetain = topic, retain
+	}
+	if err := x.learnAlias(p, topic); err != nil {
+		return err
 	}
 	if p.qos == 2 {
 		if err := x.forget(ctx); err != nil {
@@ -162,6 +170,9 @@ func (x *session) slowDown() error {
 // topicUp is the topic of a message from the device, with its alias resolved:
 // the permissions depend on it, so the gateway keeps the table itself.
 func (x *session) topicUp(p publish) (string, error) {
+	if p.alias > x.aliasMax { // [MQTT-3.3.2-9]
+		return "", breach(BadTopicAlias, "topic alias %d is over the maximum of %d", p.alias, x.aliasMax)
+	}
 	if len(p.topic) == 0 {
 		topic, ok := x.aliasesUp[p.alias]
 		if !ok {
@@ -179,13 +190,34 @@ func (x *session) topicUp(p publish) (string, error) {
 			return "", breach(BadTopicName, "%.80q is no topic name", topic)
 		}
 	}
-	if p.alias > 0 {
-		if p.alias > x.aliasMax { // [MQTT-3.3.2-9]
-			return "", breach(BadTopicAlias, "topic alias %d is over the maximum of %d", p.alias, x.aliasMax)
-		}
-		put(&x.aliasesUp, p.alias, topic)
-	}
 	return topic, nil
+}
+
+// learnAlias keeps the topic of an alias once the message has been permitted, within
+// maxAliasOctets of topics.
+func (x *session) learnAlias(p publish, topic string) error {
+	if p.alias == 0 || len(p.topic) == 0 || x.aliasesUp[p.alias] == topic {
+		return nil
+	}
+	x.aliasOctets += len(topic) - len(x.aliasesUp[p.alias])
+	if x.aliasOctets > maxAliasOctets {
+		return breach(QuotaExceeded, "more than %d octets of topics have aliases", maxAliasOctets)
+	}
+	put(&x.aliasesUp, p.alias, topic)
+	return nil
+}
+
+// refusedTopic is what an alias stands for whose message was refused. It is no topic
+// name, so that it is refused again, and takes no room.
+const refusedTopic = ""
+
+// forgetAlias notes that an alias stands for a topic that the device may not publish
+// to.
+func (x *session) forgetAlias(p publish) {
+	if p.alias > 0 && len(p.topic) > 0 {
+		x.aliasOctets -= len(x.aliasesUp[p.alias])
+		put(&x.aliasesUp, p.alias, refusedTopic)
+	}
 }
 
 func (x *session) mayPublish(topic string) bool {

@@ -97,10 +97,13 @@ func (d *Desk) Create(ctx context.Context, tx *store.Tx, name string, role Role,
 
 // errWrong is the one answer for all tokens that are not good, and never were
 // known to be, so that it tells a stranger nothing.
-func errWrong() error {
+func errWrong() *countersign.Error {
 	return countersign.Errorf(countersign.BadCredential, "the operator token is wrong").
 		WithNext("ask an admin for a new one")
 }
+
+// errStopped marks the refusal of a token that was right and has been revoked.
+var errStopped = errors.New("the operator token was revoked")
 
 // Authenticate finds the token with this secret. It refuses with BadCredential a
 // secret that is wrong or revoked, with CredentialExpire one that was good once.
@@ -119,8 +122,11 @@ func (d *Desk) Authenticate(ctx context.Context, secret string) (Token, error) {
 		return Token{}, fmt.Errorf("couldn't look up operator token: %w", store.Wrap(err))
 	}
 	sum := sha256.Sum256([]byte(secret))
-	if subtle.ConstantTimeCompare(sum[:], hash) != 1 || t.Revoked {
+	if subtle.ConstantTimeCompare(sum[:], hash) != 1 {
 		return Token{}, errWrong()
+	}
+	if t.Revoked {
+		return Token{}, errWrong().WithCause(errStopped)
 	}
 	now := d.Now()
 	if !now.Before(t.ExpiresAt) {

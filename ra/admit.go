@@ -312,7 +312,7 @@ func written(a netip.AddrPort) string {
 
 func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
 	e := countersign.Event{
-		Type: countersign.ConnectRefused, Actor: countersign.DeviceActor(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
+		Type: countersign.ConnectRefused, Actor: countersign.ActorOf(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
 		Remote: written(c.Remote), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
 		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
 	}

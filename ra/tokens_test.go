@@ -195,3 +195,38 @@ func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
 		}
 	})
 }
+
+// TestOperatorsSessionIsTheOperators wants what an operator's session is refused and
+// does recorded as the operator's, and not as that of a device of such a name.
+func TestOperatorsSessionIsTheOperators(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.gives(t)
+		w.use(t, w.active(t, "pump-1"))
+		office := w.office()
+		office.Tokens = w.Access.Tokens
+		_, text, err := office.CreateAccessToken(t.Context(), access.Token{Subject: "operator/local:ana", Source: "local:ana", Devices: []string{"pump-1"}}, time.Hour, boss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(text)); !v.Allow || v.Device != "operator/local:ana" {
+			t.Fatalf("got %+v", v)
+		}
+		if _, err := w.Suspend(t.Context(), ra.Act{Device: "pump-1", Actor: boss.Actor}); err != nil {
+			t.Fatal(err)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
+			t.Fatal("a token for a suspended device alone is let in")
+		}
+		if err := w.Events.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list := w.events(t, event.Filter{Type: countersign.ConnectRefused})
+		if len(list) != 1 || list[0].Actor != "operator:local:ana" {
+			t.Errorf("got %+v, want the operator to be refused", list)
+		}
+		s := countersign.Session{Device: "operator/local:ana"}
+		if got := s.Actor(); got != "operator:local:ana" {
+			t.Errorf("the session is %s's", got)
+		}
+	})
+}

@@ -110,8 +110,12 @@ func TestTakeAlertsByTheFindingsOwnSeverity(t *testing.T) {
 			fleet    string
 			alerts   int
 		}{
-			{"", "", 0}, {countersign.SeverityInfo, "", 0}, {countersign.SeverityLow, "", 0},
-			{countersign.SeverityMedium, "", 1}, {countersign.SeverityCritical, "", 2}, {countersign.SeverityCritical, countersign.DefaultFleet, 2},
+			{"", "", 0},
+			{countersign.SeverityInfo, "", 0},
+			{countersign.SeverityLow, "", 0},
+			{countersign.SeverityMedium, "", 1},
+			{countersign.SeverityCritical, "", 2},
+			{countersign.SeverityCritical, countersign.DefaultFleet, 2},
 		} {
 			if tt.fleet != "" {
 				w.respond(t, map[string][]countersign.Mitigation{"noise": {countersign.MitigateNote}})

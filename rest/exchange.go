@@ -39,10 +39,9 @@ const maxExchangeBody = 32 << 10
 //
 // Errors are those of RFC 6749, 5.2. Browsers may ask from the Origins.
 type Exchange struct {
-	Office    *ra.Office
-	Operators *operator.Desk
-	OIDC      *operator.OIDC // nil: there is no provider
-	Ledger    *access.Ledger
+	Office *ra.Office
+	Gate   *operator.Gate
+	OIDC   *operator.OIDC // nil: there is no provider
 	// Origins whose pages may ask: host or scheme://host, with * for any text; the
 	// listener's own always may.
 	Origins []string
@@ -147,8 +146,8 @@ func (x *Exchange) exchange(ctx context.Context, r *http.Request) (*exchanged, e
 	if err != nil {
 		return nil, err
 	}
-	if !p.role.May(operator.Read) {
-		return nil, countersign.Errorf(countersign.NotAllowed, "the role %s of %s sees no devices", p.role, p.name)
+	if err := x.Gate.Allow(p.name, p.role, operator.Read, askOf(r)); err != nil {
+		return nil, err
 	}
 	order.Subject, order.Source, order.Until = operatorSubject(p.name), p.source, p.until
 	order.ReadOnly = order.ReadOnly || !p.role.May(operator.Control)
@@ -184,24 +183,24 @@ func (x *Exchange) checkFleets(ctx context.Context, p person, devices []string) 
 
 // who checks what the user signed in with. Wrong ones are counted against the
 // address.
-func (x *Exchange) who(ctx context.Context, r *http.Request) (person, error) {
-	remote, _ := netip.ParseAddrPort(r.RemoteAddr) // none: not counted
-	if err := x.Ledger.Check(remote.Addr()); err != nil {
-		return person{}, err
-	}
+func (x *Exchange) who(ctx context.Context, r *http.Request) (p person, err error) {
 	token, kind := r.PostForm.Get("subject_token"), r.PostForm.Get("subject_token_type")
-	p, err := x.check(ctx, token, kind)
-	if countersign.CodeOf(err) == countersign.BadCredential {
-		o := x.Ledger.Count(ctx, access.Failure{Addr: remote.Addr(), Credential: "exchange", Door: "exchange", Code: countersign.BadCredential})
-		x.Ledger.Hold(ctx, o)
-	}
+	err = x.Gate.Prove(ctx, askOf(r), func() error {
+		p, err = x.check(ctx, token, kind)
+		return err
+	})
 	return p, err
+}
+
+func askOf(r *http.Request) operator.Ask {
+	remote, _ := netip.ParseAddrPort(r.RemoteAddr) // none: not counted
+	return operator.Ask{Remote: remote, Via: "exchange", Route: r.Method + " " + r.URL.Path}
 }
 
 func (x *Exchange) check(ctx context.Context, token, kind string) (person, error) {
 	switch {
 	case kind == typeAccessToken:
-		t, err := x.Operators.Authenticate(ctx, token)
+		t, err := x.Gate.Desk.Authenticate(ctx, token)
 		return person{name: t.Name, source: ra.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
 	case kind == typeIDToken && x.OIDC != nil:
 		p, err := x.OIDC.Verify(ctx, token)

@@ -61,7 +61,7 @@ func exchangeForm(token string, more ...string) url.Values {
 func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 	h := newHouse(t)
 	x := &rest.Exchange{
-		Office: h.Office, Operators: h.Operators, Ledger: h.Desk.Ledger, Origins: []string{"https://*.example.com"}, Now: h.Now, Log: slog.New(slog.DiscardHandler),
+		Office: h.Office, Gate: h.Gate, Origins: []string{"https://*.example.com"}, Now: h.Now, Log: slog.New(slog.DiscardHandler),
 	}
 	tokens := map[operator.Role]string{}
 	err := h.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
@@ -119,7 +119,7 @@ func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 
 func TestExchangeBlocksWhoGuesses(t *testing.T) {
 	h := newHouse(t)
-	x := &rest.Exchange{Office: h.Office, Operators: h.Operators, Ledger: h.Desk.Ledger, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
+	x := &rest.Exchange{Office: h.Office, Gate: h.Gate, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // nobody waits for slow answers here
 	for i := range 12 {

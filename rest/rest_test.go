@@ -95,6 +95,7 @@ func newHouse(t *testing.T) *house {
 		},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
+	h.Gate = &operator.Gate{Desk: operators, Ledger: h.Desk.Ledger, Later: events.Later, Now: now}
 	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Sessions}
 	return h
 }

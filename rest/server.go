@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -46,13 +47,15 @@ type Server struct {
 	Desk      *ra.Desk
 	Office    *ra.Office
 	Operators *operator.Desk
+	// Gate decides who may ask for what; nil where Local.
+	Gate *operator.Gate
 	// Alerts is where findings become alerts.
 	Alerts *respond.Desk
 	// Auditor looks through the records.
 	Auditor *audit.Auditor
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
-	// Local is for the Unix socket: whoever may open it is the admin "local".
+	// Local is for the Unix socket: whoever may open it is an admin, named by LocalName.
 	// Otherwise each request needs an operator token.
 	Local bool
 	Now   func() time.Time
@@ -129,6 +132,9 @@ const (
 	callerKey
 )
 
+// viaAPI names the API as the door of an act.
+const viaAPI = "rest"
+
 // caller is who sent a request.
 type caller struct {
 	name  string
@@ -140,7 +146,7 @@ type caller struct {
 // by is the caller as an actor in the log.
 func (s *Server) by(ctx context.Context) ra.By {
 	c, _ := ctx.Value(callerKey).(caller)
-	via := "rest"
+	via := viaAPI
 	if s.Local {
 		via = "cli"
 	}
@@ -153,10 +159,9 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		route := routeOf(ctx.Operation())
 		act, listed := acts[route]
-		c, err := s.identify(ctx, act)
-		if err == nil && (!listed || !c.role.May(act)) {
-			err = countersign.Errorf(countersign.NotAllowed, "the role %s of %s does not allow this", c.role, c.name).
-				WithNext("ask an admin, or use a token with another role")
+		c, err := s.identify(ctx.Context(), ctx.RemoteAddr(), ctx.Header("Authorization"), act, route)
+		if err == nil && !listed {
+			err = countersign.Errorf(countersign.NotAllowed, "no role may do this")
 		}
 		if err != nil {
 			writeProblem(a, ctx, s.problem(ctx.Context(), err))
@@ -175,18 +180,39 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-func (s *Server) identify(ctx huma.Context, act operator.Act) (caller, error) {
+// identify returns who sent a request, if that operator may do the act.
+func (s *Server) identify(ctx context.Context, from, authorization string, act operator.Act, route string) (caller, error) {
 	if s.Local {
-		return caller{name: "local", role: operator.Admin}, nil
+		return caller{name: LocalName(from), role: operator.Admin}, nil
 	}
 	if act == operator.Anyone {
 		return caller{name: "anyone"}, nil
 	}
-	t, err := s.Operators.Authenticate(ctx.Context(), bearer(ctx.Header("Authorization")))
+	remote, _ := netip.ParseAddrPort(from) // none: not counted
+	ask := operator.Ask{Remote: remote, Via: viaAPI, Route: route}
+	t, err := s.Gate.Authenticate(ctx, bearer(authorization), ask)
+	if err == nil {
+		err = s.Gate.Allow(t.Name, t.Role, act, ask)
+	}
 	if err != nil {
 		return caller{}, err
 	}
 	return caller{t.Name, t.Role, t.ID, t.ExpiresAt}, nil
+}
+
+// localPrefix begins the address and the name of whoever acts through the socket.
+const localPrefix = "local:"
+
+// LocalAddr is the remote address of a connection to the socket by a Unix user.
+func LocalAddr(user string) string { return localPrefix + user }
+
+// LocalName returns the operator's name for acts through the socket: local:<user>
+// where the address is a LocalAddr, else local. No operator token has such a name.
+func LocalName(from string) string {
+	if user, ok := strings.CutPrefix(from, localPrefix); ok && user != "" {
+		return localPrefix + user
+	}
+	return "local"
 }
 
 // bearer is the token of an Authorization header (RFC 6750, 2.1); empty if it is

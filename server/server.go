@@ -63,6 +63,7 @@ type Server struct {
 	events    *event.Log
 	registry  *registry.Registry
 	operators *operator.Desk
+	gate      *operator.Gate
 	ledger    *access.Ledger
 	tokens    *access.Tokens
 	desk      *ra.Desk
@@ -222,6 +223,7 @@ func (s *Server) voidSerials(ctx context.Context, all bool) error {
 
 func (s *Server) openLedger(ctx context.Context) error {
 	s.ledger = &access.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
+	s.gate = &operator.Gate{Desk: s.operators, Ledger: s.ledger, Later: s.events.Later, Now: s.opts.Now}
 	return s.ledger.Load(ctx)
 }
 
@@ -279,7 +281,7 @@ func (s *Server) openDoors(context.Context) error {
 	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
-			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Office: office,
+			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
 			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
@@ -293,7 +295,7 @@ func (s *Server) openDoors(context.Context) error {
 		api = nil
 	}
 	s.serveHTTP("api", s.listeners.api, operators(false), api)
-	s.serveHTTP("socket", s.listeners.socket, operators(true), nil)
+	s.serveHTTP("socket", peerNamed(s.listeners.socket), operators(true), nil)
 	return nil
 }
 

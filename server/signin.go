@@ -23,7 +23,7 @@ func (s *Server) openSignIn(office *ra.Office) error {
 		return nil
 	}
 	x := &rest.Exchange{
-		Office: office, Operators: s.operators, Ledger: s.ledger, Origins: s.cfg.WebSocket.Origins, Now: s.opts.Now, Log: s.log,
+		Office: office, Gate: s.gate, Origins: s.cfg.WebSocket.Origins, Now: s.opts.Now, Log: s.log,
 	}
 	if o := s.cfg.OIDC; o.Issuer != "" {
 		client, err := providerClient(o.Roots)
