@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -81,9 +82,9 @@ type SymmetricKeys struct{ Primary, Secondary string }
 // CreateKey registers the symmetric key of one device (kind key) or of a group
 // (kind group), which is named by the credential's label.
 func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k SymmetricKeys, by By) (registry.Credential, SymmetricKeys, error) {
-	fleet := c.Fleet
-	if fleet == "" {
-		fleet = countersign.DefaultFleet
+	fleet, err := o.fleetFor(ctx, &c)
+	if err != nil {
+		return c, k, err
 	}
 	lookup := keyLookup(fleet, c.Device)
 	if c.Kind == countersign.MethodGroup {
@@ -119,6 +120,19 @@ func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k Symmetr
 	}
 	made, err := o.create(ctx, c, registry.Lookup{First: lookup, Sealed: o.Sealer.Seal(text, sealContext(c.Kind, fleet, lookup))}, by)
 	return made, k, err
+}
+
+// fleetFor returns the fleet of a credential: the one named, else that of the device if
+// it is on record, else the default.
+func (o *Office) fleetFor(ctx context.Context, c *registry.Credential) (string, error) {
+	if c.Fleet != "" || c.Device == "" {
+		return cmp.Or(c.Fleet, countersign.DefaultFleet), nil
+	}
+	d, err := o.Registry.Device(ctx, o.DB, c.Device)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return countersign.DefaultFleet, nil
+	}
+	return d.Fleet, err
 }
 
 // CreateThumbprint registers a device's self-signed certificate, and a second one.

@@ -55,6 +55,7 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err := serverKeys(r, &profile); err != nil {
 		return nil, err
 	}
+	r.recovers = fleet.Rules.Recovery != nil
 	before, err := d.judge(ctx, d.DB, r, shown.Ref())
 	if err != nil {
 		return nil, err
@@ -127,11 +128,13 @@ type judgment struct {
 	why     string                    // of a fork
 	// recovery: the door admits certificates past their notAfter, see recoverable.
 	recovery bool
+	// recoverable: the fleet has a recovery door, for what to do about an expired one.
+	recoverable bool
 }
 
 // judge reads the device's record and decides a renewal by it.
 func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
-	j := judgment{recovery: r.Recovery}
+	j := judgment{recovery: r.Recovery, recoverable: r.recovers}
 	var err error
 	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
 		return j, err
@@ -228,11 +231,19 @@ func (j *judgment) standing(now time.Time) error {
 		return countersign.Errorf(countersign.CertIsHeld, "the certificate is on hold")
 	case now.After(c.NotAfter) && !c.Replaced && !j.recovery:
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339)).
-			WithNext("enroll anew: countersign device revoke " + c.Device + ", then countersign enroll token --device " + c.Device)
+			WithNext(j.afterExpiry())
 	case now.Add(countersign.ClockSkew).Before(c.NotBefore):
 		return countersign.Errorf(countersign.CertNotYetValid, "the certificate is not yet valid")
 	}
 	return nil
+}
+
+// afterExpiry is the way back of an expired device.
+func (j *judgment) afterExpiry() string {
+	if j.recoverable {
+		return "renew at the recovery listener, which the fleet has opened for expired devices"
+	}
+	return "revoke the device, then enroll it anew with a token made for it; or give its fleet a rule for recovery, and let it renew there"
 }
 
 // renew decides again with the device locked and writes the outcome.

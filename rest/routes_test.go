@@ -2,7 +2,9 @@ package rest
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -42,6 +44,33 @@ func TestEveryRouteHasARight(t *testing.T) {
 	for name := range acts {
 		if !described[name] {
 			t.Errorf("acts has %s, which is no route", name)
+		}
+	}
+}
+
+// TestEveryRouteNamesItsMethods asks each path by each method that it has not.
+func TestEveryRouteNamesItsMethods(t *testing.T) {
+	s := &Server{Now: time.Now, Log: slog.New(slog.DiscardHandler), Local: true}
+	h := s.Handler()
+	methods := map[string][]string{}
+	for name := range acts {
+		method, path, _ := strings.Cut(name, " ")
+		methods[path] = append(methods[path], method)
+	}
+	for path, has := range methods {
+		path = strings.NewReplacer("{", "", "}", "").Replace(path)
+		for _, m := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+			if slices.Contains(has, m) {
+				continue
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(m, api.Base+path, nil))
+			allow := strings.Split(w.Header().Get("Allow"), ", ")
+			for _, want := range has {
+				if w.Code == http.StatusNotFound || w.Code == http.StatusMethodNotAllowed && !slices.Contains(allow, want) {
+					t.Errorf("%s %s: got %d, Allow %q, want 405 and %s", m, path, w.Code, allow, want)
+				}
+			}
 		}
 	}
 }

@@ -84,10 +84,11 @@ const (
 )
 
 // pgDown tells the SQLSTATE classes of a server that cannot serve: connection
-// exception, insufficient resources, operator intervention, system error.
+// exception, insufficient resources, operator intervention, system error; and those
+// of one that lets this user in no more, or has no such database.
 func pgDown(code string) bool {
 	switch code[:min(2, len(code))] {
-	case "08", "53", "57", "58":
+	case "08", "53", "57", "58", "28", "3D":
 		return true
 	}
 	return code == "25006" // read-only transaction: a standby, or a failover under way

@@ -43,8 +43,8 @@ func (dialect) wrap(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return unavailable("the database did not answer in time", err)
 	case isDown(err) || errors.Is(err, errClosed):
-		return unavailable("the database cannot be used now", err).
-			WithNext("look in the server's log and at the database's disk or server")
+		what, next := downBecause(err)
+		return unavailable("the database cannot be used now: "+what, err).WithNext(next)
 	}
 	return err
 }

@@ -6,10 +6,12 @@ import (
 	"io"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
@@ -27,6 +29,7 @@ type app struct {
 
 	dir     string
 	output  string
+	wide    bool // tables with whole cells, whatever the terminal's width
 	color   string
 	noInput bool
 	timeout time.Duration
@@ -73,13 +76,16 @@ func (a *app) root() *cobra.Command {
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.dir, "dir", "", "data folder of the server (default $COUNTERSIGN_DIR, else .countersign)")
-	f.StringVarP(&a.output, "output", "o", formatTable, "table, json, yaml or name")
+	f.StringVarP(&a.output, "output", "o", formatTable, "table, wide, json, yaml or name")
 	f.StringVar(&a.color, "color", "auto", "auto, always or never")
 	f.BoolVar(&a.noInput, "no-input", false, "never ask, fail instead")
 	durationFlag(f, &a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
 	complete(root, "output", formats...)
 	complete(root, "color", "auto", "always", "never")
 
+	root.Version = rest.Version().Version
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(
 		a.devCommand(), a.demoCommand(), a.simulateCommand(), a.serverCommand(),
 		a.deviceCommand(), a.enrollCommand(), a.sessionCommand(), a.certCommand(), a.caCommand(),
@@ -100,6 +106,9 @@ func (a *app) begin(*cobra.Command, []string) error {
 	}
 	if a.timeout <= 0 {
 		return usagef("--timeout %s is not more than 0", a.timeout)
+	}
+	if a.output == formatWide {
+		a.output, a.wide = formatTable, true
 	}
 	a.started = true
 	return nil
@@ -122,6 +131,20 @@ func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Co
 	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
 	c.AddCommand(verbs...)
 	return c
+}
+
+// helpCommand is cobra's, which answers an unknown topic with success.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [command]", Short: "Help about any command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("there is no command or topic %q", strings.Join(args, " "))
+			}
+			return cmd.Help()
+		},
+	}
 }
 
 func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }

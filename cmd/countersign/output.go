@@ -10,13 +10,14 @@ import (
 
 // The formats of --output.
 const (
-	formatTable = "table"
+	formatTable = "table" // shortened to the width of the terminal, if there is one
+	formatWide  = "wide"  // a table with whole cells
 	formatJSON  = "json"
 	formatYAML  = "yaml"
 	formatName  = "name"
 )
 
-var formats = []string{formatTable, formatJSON, formatYAML, formatName}
+var formats = []string{formatTable, formatWide, formatJSON, formatYAML, formatName}
 
 // chunk is how many rows of a table share their column widths: enough that a
 // screen is even, and few enough that a long list starts at once.
@@ -171,12 +172,14 @@ func writeTable(p printer, rows [][]string) error {
 			width[i] = max(width[i], utf8.RuneCountInString(cell))
 		}
 	}
+	width = fit(width, p.width)
 	var b strings.Builder
 	for _, row := range rows {
 		for len(row) > 0 && row[len(row)-1] == "" {
 			row = row[:len(row)-1]
 		}
 		for i, cell := range row {
+			cell = p.shorten(cell, width[i])
 			b.WriteString(p.state(cell))
 			if i < len(row)-1 {
 				b.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)+2))
@@ -186,6 +189,47 @@ func writeTable(p printer, rows [][]string) error {
 	}
 	_, err := io.WriteString(p.w, b.String())
 	return err
+}
+
+// minColumn is what is left of a column at least when a table is fitted to a terminal.
+const minColumn = 8
+
+// fit returns the widths of columns that fit into a terminal: the widest is narrowed
+// first, and the first column, which names the object, last of all.
+func fit(width []int, terminal int) []int {
+	if terminal <= 0 || len(width) == 0 {
+		return width
+	}
+	total := 2 * (len(width) - 1)
+	for _, w := range width {
+		total += w
+	}
+	for total > terminal {
+		widest := -1
+		for i := 1; i < len(width); i++ {
+			if width[i] > minColumn && (widest < 0 || width[i] > width[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			return width
+		}
+		width[widest]--
+		total--
+	}
+	return width
+}
+
+// shorten cuts a cell to a number of characters and marks that it did.
+func (p printer) shorten(cell string, width int) string {
+	if utf8.RuneCountInString(cell) <= width {
+		return cell
+	}
+	mark := "…"
+	if p.ascii {
+		mark = "..."
+	}
+	return string([]rune(cell)[:max(width-utf8.RuneCountInString(mark), 0)]) + mark
 }
 
 // state colors the words that tell how something stands.

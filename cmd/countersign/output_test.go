@@ -220,3 +220,28 @@ func TestColorFollowsFlagThenEnvironment(t *testing.T) {
 		}
 	}
 }
+
+func TestTablesFitTheTerminal(t *testing.T) {
+	rows := [][]string{
+		{"DEVICE", "ADDRESS", "REASON"},
+		{"pump-with-a-long-name-0001", "[2001:db8::1234:5678]:40404", "certificate revoked (keyCompromise) 3 h ago"},
+	}
+	for _, tt := range []struct {
+		width int
+		ascii bool
+		want  string
+	}{
+		{0, false, "pump-with-a-long-name-0001  [2001:db8::1234:5678]:40404  certificate revoked (keyCompromise) 3 h ago"},
+		{60, false, "pump-with-a-long-name-0001  [2001:db8::123…  certificate re…"},
+		{60, true, "pump-with-a-long-name-0001  [2001:db8::1...  certificate ..."},
+		{20, false, "pump-with-a-long-name-0001  [2001:d…  certifi…"}, // the name stays whole
+	} {
+		var out bytes.Buffer
+		if err := writeTable(printer{w: &out, width: tt.width, ascii: tt.ascii}, rows); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Split(out.String(), "\n")[1]; got != tt.want {
+			t.Errorf("width %d: got\n%s, want\n%s", tt.width, got, tt.want)
+		}
+	}
+}

@@ -19,7 +19,7 @@ func (a *app) sessionCommand() *cobra.Command {
 					{"FROM", func(s api.Session) string { return s.Remote }},
 					{"PROTO", func(s api.Session) string { return s.Protocol }},
 					{"CLIENT", func(s api.Session) string { return s.ClientID }},
-					{"CERT", func(s api.Session) string { return short(s.Serial) }},
+					{"CERT", func(s api.Session) string { return s.Serial }},
 					{"EXPIRES", func(s api.Session) string { return a.until(s.NotAfter) }},
 				},
 			})

@@ -17,13 +17,18 @@ type printer struct {
 	w     io.Writer
 	color bool
 	ascii bool
+	width int // of the terminal, in characters; 0: tables are as wide as they are
 }
 
 func (a *app) stdout() printer { return a.printer(a.out) }
 func (a *app) stderr() printer { return a.printer(a.errOut) }
 
 func (a *app) printer(w io.Writer) printer {
-	return printer{w: w, color: a.wantsColor(w), ascii: a.wantsASCII()}
+	p := printer{w: w, color: a.wantsColor(w), ascii: a.wantsASCII()}
+	if f, ok := w.(*os.File); ok && !a.wide && isTerminal(w) {
+		p.width, _, _ = term.GetSize(int(f.Fd())) // 0 where the terminal does not know
+	}
+	return p
 }
 
 // wantsColor follows the flag, then no-color.org, then bixense.com/clicolors.
