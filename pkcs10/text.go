@@ -120,7 +120,7 @@ func findPEM(text []byte) (found span, ok bool, err error) {
 		}
 		at = block.end
 		switch {
-		case label != "CERTIFICATE REQUEST" && label != "NEW CERTIFICATE REQUEST":
+		case !strings.Contains(label, "CERTIFICATE") || !strings.HasSuffix(label, "REQUEST"): // NEW, SIGNING and X509 come before or between
 			if other == "" {
 				other = label
 			}

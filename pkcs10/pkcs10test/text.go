@@ -49,6 +49,7 @@ func (m *maker) texts() {
 	good("PEM with line ends written as backslash n", strings.ReplaceAll(pem(), "\n", `\n`))
 	good("PEM in quotation marks", `"`+strings.ReplaceAll(pem(), "\n", `\r\n`)+`"`)
 	good("NEW CERTIFICATE REQUEST", pemText("NEW "+requestLabel, m.build(nil)))
+	good("CERTIFICATE SIGNING REQUEST", pemText("CERTIFICATE SIGNING REQUEST", m.build(nil)))
 	good("PEM with two labels", strings.Replace(pemText("NEW "+requestLabel, m.build(nil)), "END NEW ", "END ", 1))
 	good("PEM in lower case", strings.ReplaceAll(pem(), requestLabel, strings.ToLower(requestLabel)))
 	good("PEM without END", strings.Split(pem(), "-----END")[0])
