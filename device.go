@@ -26,6 +26,7 @@ type Device struct {
 	State     DeviceState
 	Reason    string // why the state is what it is; empty where the state says it all
 	Owner     string // person or team that answers for it; may be empty
+	Purpose   string // what it is for; may be empty
 	Tags      map[string]string
 	CreatedAt time.Time
 	UpdatedAt time.Time

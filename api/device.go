@@ -9,6 +9,7 @@ type Device struct {
 	State     string            `json:"state" enum:"registered,pending,active,suspended,retired"`
 	Reason    string            `json:"reason,omitempty" doc:"Why the state is what it is."`
 	Owner     string            `json:"owner,omitempty" doc:"Person or team that answers for it."`
+	Purpose   string            `json:"purpose,omitempty" doc:"What it is for."`
 	Tags      map[string]string `json:"tags,omitempty"`
 	CreatedAt time.Time         `json:"created_at"`
 	UpdatedAt time.Time         `json:"updated_at"`
@@ -18,10 +19,11 @@ type Device struct {
 
 // NewDevice registers a device before it enrolls.
 type NewDevice struct {
-	ID    string            `json:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._:-]+$"`
-	Fleet string            `json:"fleet,omitempty" maxLength:"63" doc:"Default: the fleet default."`
-	Owner string            `json:"owner,omitempty" maxLength:"200"`
-	Tags  map[string]string `json:"tags,omitempty" maxProperties:"64"`
+	ID      string            `json:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._:-]+$"`
+	Fleet   string            `json:"fleet,omitempty" maxLength:"63" doc:"Default: the fleet default."`
+	Owner   string            `json:"owner,omitempty" maxLength:"200"`
+	Purpose string            `json:"purpose,omitempty" maxLength:"200"`
+	Tags    map[string]string `json:"tags,omitempty" maxProperties:"64"`
 }
 
 // DeviceFilter narrows a list of devices.

@@ -13,7 +13,9 @@ func (s *Server) Heard(e countersign.Event) {
 	switch k.Ends {
 	case countersign.EndsNothing:
 	case countersign.EndsDevice:
-		s.cut(e, func(entry) bool { return true }, true)
+		if e.Data["session"] == "" { // one session is one of our own gateways
+			s.cut(e, func(entry) bool { return true }, true)
+		}
 	case countersign.EndsCertificate:
 		// A broker that sent a name alone may have seen this certificate.
 		s.cut(e, func(x entry) bool { return x.verdict.Cert == e.Cert || x.conn.Vouched != "" }, true)

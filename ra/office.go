@@ -1,7 +1,13 @@
 package ra
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -145,20 +151,41 @@ func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Creden
 // SaveFleet creates a fleet or changes one: change gets it as it stands, or a
 // new one with defaults, and edits it within the transaction.
 func (o *Office) SaveFleet(ctx context.Context, name string, change func(*countersign.Fleet), by By) (f countersign.Fleet, err error) {
+	return o.ChangeFleet(ctx, FleetOrder{Name: name, Change: func(f *countersign.Fleet) error { change(f); return nil }}, by)
+}
+
+// FleetOrder is a fleet that is to be created or changed.
+type FleetOrder struct {
+	Name  string
+	Known bool // NotFound unless there is one
+	Dry   bool // check all and change nothing
+	// Change edits the fleet as it is, or a new one with defaults. It may run more than once.
+	Change func(*countersign.Fleet) error
+}
+
+// errDry takes back a transaction that was tried only.
+var errDry = errors.New("tried only")
+
+// ChangeFleet creates or changes a fleet, and returns it as it is then or, if the
+// order is dry, would be.
+func (o *Office) ChangeFleet(ctx context.Context, order FleetOrder, by By) (f countersign.Fleet, err error) {
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := tx.Lock(ctx, "fleet:"+name); err != nil {
+		if err := tx.Lock(ctx, "fleet:"+order.Name); err != nil {
 			return err
 		}
-		f, err = o.Registry.Fleet(ctx, tx, name)
-		if countersign.CodeOf(err) == countersign.NotFound {
+		f, err = o.Registry.Fleet(ctx, tx, order.Name)
+		if countersign.CodeOf(err) == countersign.NotFound && !order.Known {
 			f = countersign.Fleet{
-				Name: name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
+				Name: order.Name, Issuer: ca.IssuingID, Profile: ca.ProfileDevice,
 				Methods: []countersign.Method{countersign.MethodToken}, Overlap: countersign.DefaultOverlap,
 			}
 		} else if err != nil {
 			return err
 		}
-		change(&f)
+		before := f.Rules
+		if err := order.Change(&f); err != nil {
+			return err
+		}
 		if o.Rules != nil {
 			if err := o.Rules(f.Rules); err != nil {
 				return err
@@ -167,15 +194,46 @@ func (o *Office) SaveFleet(ctx context.Context, name string, change func(*counte
 		if err := o.Registry.SaveFleet(ctx, tx, f); err != nil {
 			return err
 		}
-		if f, err = o.Registry.Fleet(ctx, tx, name); err != nil {
+		if f, err = o.Registry.Fleet(ctx, tx, order.Name); err != nil {
 			return err
+		}
+		if order.Dry {
+			return errDry
 		}
 		e := by.event(countersign.FleetSaved)
 		e.Fleet = f.Name
 		e.Data = map[string]string{"issuer": f.Issuer, "profile": f.Profile, "overlap": f.Overlap.String()}
+		if names := changedRules(before, f.Rules); len(names) > 0 {
+			e.Data["rules"] = strings.Join(names, ",")
+		}
 		return o.Events.Append(ctx, tx, e)
 	})
+	if errors.Is(err, errDry) {
+		err = nil
+	}
 	return f, err
+}
+
+// changedRules names the rules that differ.
+func changedRules(before, after countersign.Rules) []string {
+	was, is := ruleTexts(before), ruleTexts(after)
+	names := map[string]bool{}
+	for _, all := range []map[string]json.RawMessage{was, is} {
+		for name := range all {
+			if !bytes.Equal(was[name], is[name]) {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+func ruleTexts(r countersign.Rules) (all map[string]json.RawMessage) {
+	b, err := json.Marshal(r)
+	if err != nil || json.Unmarshal(b, &all) != nil {
+		return nil // rules are written to the database as JSON, so this cannot be
+	}
+	return all
 }
 
 // SaveProfile creates or replaces a profile, once a sample passes the lints.

@@ -64,12 +64,12 @@ type Entry struct {
 // device last lost its identity.
 func (e *Entry) Newer(made countersign.Position) bool { return made >= e.RevokedPos }
 
-const deviceColumns = `id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr, revoked_pos, seen_pos`
+const deviceColumns = `id, fleet, state, reason, owner, purpose, tags, revoked_at, created_at, updated_at, last_seen, last_addr, revoked_pos, seen_pos`
 
 func scanDevice(row interface{ Scan(dest ...any) error }) (e Entry, err error) {
 	var tags string
 	var revoked, created, updated, seen int64
-	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &tags, &revoked, &created, &updated, &seen, &e.LastAddr, &e.RevokedPos, &e.SeenPos)
+	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &e.Purpose, &tags, &revoked, &created, &updated, &seen, &e.LastAddr, &e.RevokedPos, &e.SeenPos)
 	if err != nil {
 		return e, store.Wrap(err)
 	}
@@ -146,9 +146,9 @@ func (r *Registry) Create(ctx context.Context, tx *store.Tx, d countersign.Devic
 		return err
 	}
 	now := store.Micros(r.Now())
-	n, err := tx.Exec(ctx, `INSERT INTO device (id, folded, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
-		VALUES ($1, $8, $2, $3, $4, $5, $6, 0, $7, $7, 0, '') ON CONFLICT DO NOTHING`,
-		d.ID, d.Fleet, string(d.State), d.Reason, d.Owner, tags, now, countersign.FoldDeviceID(d.ID))
+	n, err := tx.Exec(ctx, `INSERT INTO device (id, folded, fleet, state, reason, owner, purpose, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+		VALUES ($1, $8, $2, $3, $4, $5, $9, $6, 0, $7, $7, 0, '') ON CONFLICT DO NOTHING`,
+		d.ID, d.Fleet, string(d.State), d.Reason, d.Owner, tags, now, countersign.FoldDeviceID(d.ID), d.Purpose)
 	if err != nil {
 		return fmt.Errorf("create device %s: %w", d.ID, err)
 	}
@@ -165,9 +165,9 @@ func checkDevice(d countersign.Device) error {
 	if err := countersign.CheckDeviceID(d.ID); err != nil {
 		return err
 	}
-	for _, s := range []string{d.Owner, d.Reason} {
+	for _, s := range []string{d.Owner, d.Purpose, d.Reason} {
 		if len(s) > maxText || !printable(s) {
-			return countersign.Errorf(countersign.BadRequest, "owner or reason is longer than %d octets, or not text", maxText)
+			return countersign.Errorf(countersign.BadRequest, "owner, purpose or reason is longer than %d octets, or not text", maxText)
 		}
 	}
 	if len(d.Tags) > maxTags {

@@ -35,6 +35,11 @@ var acts = map[string]operator.Act{
 	"POST /blocks":                  operator.Suspend,
 	"DELETE /blocks/{network}":      operator.Suspend,
 
+	"PATCH /devices/{id}":            operator.Revoke, // tags and fleet say what an active device may do
+	"POST /devices/{id}/disconnect":  operator.Suspend,
+	"POST /sessions/{id}/disconnect": operator.Suspend,
+	"PATCH /fleets/{name}/rules":     operator.Configure,
+
 	"GET /devices/{id}/secrets":                operator.Read,
 	"POST /devices/{id}/secrets":               operator.Revoke, // whoever makes one can be the device, an active one too
 	"POST /devices/{id}/secrets/rotate":        operator.Revoke,
@@ -198,6 +203,10 @@ func add(path, tag, summary string) spec {
 
 func put(path, tag, summary string) spec {
 	return spec{method: http.MethodPut, path: path, tag: tag, summary: summary}
+}
+
+func patch(path, tag, summary string) spec {
+	return spec{method: http.MethodPatch, path: path, tag: tag, summary: summary}
 }
 
 func remove(path, tag, summary string) spec {

@@ -103,6 +103,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	})
 	a.UseMiddleware(s.admit(a))
 	s.routeDevices(a)
+	s.routeEdits(a)
 	s.routeSecrets(a)
 	s.routeBlocks(a)
 	s.routeAlerts(a)
@@ -254,7 +255,7 @@ func (s *Server) answerPanic(w http.ResponseWriter, r *http.Request, v any) {
 func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var allowed []string
-		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut} {
+		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 			try := *r
 			try.Method = m
 			if _, pattern := mux.Handler(&try); pattern != "/" {

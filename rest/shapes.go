@@ -26,7 +26,7 @@ func pemText(der []byte) string {
 
 func shapeDevice(d countersign.Device) api.Device {
 	return api.Device{
-		ID: d.ID, Fleet: d.Fleet, State: string(d.State), Reason: d.Reason, Owner: d.Owner, Tags: d.Tags,
+		ID: d.ID, Fleet: d.Fleet, State: string(d.State), Reason: d.Reason, Owner: d.Owner, Purpose: d.Purpose, Tags: d.Tags,
 		CreatedAt: utc(d.CreatedAt), UpdatedAt: utc(d.UpdatedAt), LastSeen: utc(d.LastSeen), LastAddr: d.LastAddr,
 	}
 }

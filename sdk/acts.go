@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"strings"
@@ -17,6 +18,31 @@ func (a *Admin) Device(ctx context.Context, id string) (*api.Device, error) {
 // CreateDevice registers a device before it enrolls.
 func (a *Admin) CreateDevice(ctx context.Context, d api.NewDevice) (*api.Device, error) {
 	return call[api.Device](ctx, a, http.MethodPost, "/devices", d)
+}
+
+// EditDevice changes owner, purpose, tags or fleet of a device.
+func (a *Admin) EditDevice(ctx context.Context, id string, e api.EditDevice) (*api.EditedDevice, error) {
+	return call[api.EditedDevice](ctx, a, http.MethodPatch, devicePath(id, ""), e)
+}
+
+// Disconnect ends the live sessions of a device on every node. It may come back.
+func (a *Admin) Disconnect(ctx context.Context, id string, act api.Act) (*api.Disconnected, error) {
+	return call[api.Disconnected](ctx, a, http.MethodPost, devicePath(id, "/disconnect"), act)
+}
+
+// DisconnectSession ends one live session, on whichever node it is.
+func (a *Admin) DisconnectSession(ctx context.Context, session string, act api.Act) (*api.Disconnected, error) {
+	return call[api.Disconnected](ctx, a, http.MethodPost, "/sessions/"+segment(session)+"/disconnect", act)
+}
+
+// PatchRules changes some of a fleet's rules: change is a JSON merge patch (RFC 7396)
+// of api.Rules. With dry nothing is changed, and the fleet is as it would be.
+func (a *Admin) PatchRules(ctx context.Context, fleet string, change json.RawMessage, dry bool) (*api.Fleet, error) {
+	path := "/fleets/" + segment(fleet) + "/rules"
+	if dry {
+		path += "?dry_run=true"
+	}
+	return call[api.Fleet](ctx, a, http.MethodPatch, path, change)
 }
 
 // Suspend puts a device's identity on hold and cuts its sessions.

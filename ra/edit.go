@@ -1,0 +1,67 @@
+package ra
+
+import (
+	"context"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// EditDevice changes owner, purpose, tags or fleet of a device. The sessions of its
+// fleet are then compared with what the fleet's policy allows, which may depend on
+// tags. A device that is moved to another fleet is disconnected, because the
+// session was admitted by the rules of the former one; it may come back at once.
+// Its certificate keeps issuer, profile and names until it renews. done says what
+// was cut on this node.
+func (o *Office) EditDevice(ctx context.Context, id string, c registry.Change, by By) (d countersign.Device, changed map[string]string, done countersign.Revocation, err error) {
+	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		done = countersign.Revocation{} // the transaction may be tried again
+		if err := registry.LockDevice(ctx, tx, id); err != nil {
+			return err
+		}
+		e, err := o.Registry.Device(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		if changed, err = o.Registry.Edit(ctx, tx, &e, c); err != nil {
+			return err
+		}
+		if d = e.Device; len(changed) == 0 {
+			return nil
+		}
+		edited := by.event(countersign.DeviceChanged)
+		edited.Device, edited.Fleet, edited.Data = d.ID, d.Fleet, changed
+		events := []countersign.Event{edited}
+		if from := changed["fleet_before"]; from != "" {
+			moved := by.event(countersign.SessionEnded)
+			moved.Device, moved.Fleet, moved.Reason = d.ID, from, "the device was moved to fleet "+d.Fleet
+			events = append(events, moved)
+		}
+		return o.Events.AppendAct(ctx, tx, &done, events...)
+	})
+	return d, changed, done, err
+}
+
+// Disconnect ends all live sessions of a device on every node, or with session that
+// one. The device keeps everything it has and may come back at once. The answer
+// counts the sessions of this node.
+func (o *Office) Disconnect(ctx context.Context, a Act, session string) (*countersign.Revocation, error) {
+	done := &countersign.Revocation{Device: a.Device}
+	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		done.Sessions, done.CutIn = 0, 0 // the transaction may be tried again
+		done.At = o.Registry.Now()
+		e := countersign.Event{Type: countersign.SessionEnded, At: done.At, Actor: a.Actor, Via: a.Via, Reason: a.Note, Device: a.Device}
+		if session != "" {
+			e.Data = map[string]string{"session": session}
+		} else {
+			d, err := o.Registry.Device(ctx, tx, a.Device)
+			if err != nil {
+				return err
+			}
+			e.Fleet = d.Fleet
+		}
+		return o.Events.AppendAct(ctx, tx, done, e)
+	})
+	return done, err
+}
