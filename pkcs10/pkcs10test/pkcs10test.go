@@ -22,8 +22,6 @@ type Case struct {
 	// Later is set where the request can be read, and the authority refuses it for
 	// its name or its key.
 	Later bool
-	// AltNames is set where the request asks for alternative names.
-	AltNames bool
 }
 
 // Granted reports whether the request must be granted.
@@ -53,7 +51,7 @@ var fromField = []Case{
 	{Name: "printable-underscore", Device: "pump_01"},
 	{Name: "pss-sig-salt20", Device: "alg-13"},
 	{Name: "rsa-spki-without-NULL", Device: "alg-01"},
-	{Name: "san-dns-utf8", Device: "attr-19rest", AltNames: true},
+	{Name: "san-dns-utf8", Device: "attr-19rest"},
 	{Name: "sha1-ecdsa", Code: countersign.BadRequest, Reason: "SHA-1"},
 	{Name: "sha1-rsa", Code: countersign.BadRequest, Reason: "SHA-1"},
 	{Name: "utf8-O-broken", Device: "pump-10"},
