@@ -123,18 +123,18 @@ func readIndefinite(e element, in []byte, at, depth int) (element, []byte, error
 	}
 }
 
-// appendDER appends an element with the given content to out.
-func appendDER(out []byte, tag byte, body []byte) []byte {
-	out = append(out, tag)
+// encodeDER returns an element with the given content.
+func encodeDER(tag byte, body []byte) []byte {
+	out := []byte{tag}
 	switch n := len(body); {
 	case n < 0x80:
 		out = append(out, byte(n))
 	case n < 1<<8:
 		out = append(out, 0x81, byte(n))
 	case n < 1<<16:
-		out = append(out, 0x82, byte(n>>8), byte(n))
+		out = append(out, 0x82, byte(n>>8), byte(n)) //nolint:gosec // below 1<<16
 	default:
-		out = append(out, 0x83, byte(n>>16), byte(n>>8), byte(n))
+		out = append(out, 0x83, byte(n>>16), byte(n>>8), byte(n)) //nolint:gosec // a part of a request, which is at most MaxSize
 	}
 	return append(out, body...)
 }
@@ -146,11 +146,12 @@ func nestedDER(e element, depth int) ([]byte, error) {
 	if depth == 0 {
 		return nil, errDepth
 	}
-	if e.tag < 0 || e.tag&constructed == 0 {
-		if e.tag < 0 {
-			return e.raw, nil
-		}
-		return appendDER(nil, byte(e.tag), e.body), nil
+	if e.tag < 0 {
+		return e.raw, nil
+	}
+	tag := byte(e.tag) //nolint:gosec // one octet, see readNested
+	if tag&constructed == 0 {
+		return encodeDER(tag, e.body), nil
 	}
 	var body []byte
 	for rest := e.body; len(rest) > 0; {
@@ -165,7 +166,7 @@ func nestedDER(e element, depth int) ([]byte, error) {
 		}
 		body = append(body, der...)
 	}
-	return appendDER(nil, byte(e.tag), body), nil
+	return encodeDER(tag, body), nil
 }
 
 // list reads the elements of a SEQUENCE, SET or context tag one after another.

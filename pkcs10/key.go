@@ -99,9 +99,9 @@ func readKey(e element) (key crypto.PublicKey, der []byte, err error) {
 // encode returns the key in DER with the given parameters and content.
 func (s *spki) encode(parameters, bits []byte) []byte {
 	id, _ := asn1.Marshal(s.algorithm) // it was parsed
-	algorithm := appendDER(nil, tagSequence, append(id, parameters...))
-	key := appendDER(nil, tagBitString, append([]byte{0}, bits...))
-	return appendDER(nil, tagSequence, append(algorithm, key...))
+	algorithm := encodeDER(tagSequence, append(id, parameters...))
+	key := encodeDER(tagBitString, append([]byte{0}, bits...))
+	return encodeDER(tagSequence, append(algorithm, key...))
 }
 
 // rsa returns the RSAPublicKey (RFC 8017, A.1.1) in DER. Integers with leading
@@ -124,12 +124,12 @@ func (s *spki) rsa() ([]byte, error) {
 		if len(n.body) == 0 || n.body[0]&0x80 != 0 {
 			err = fmt.Errorf("its %s is not a positive number: a zero octet is missing before it", name)
 		}
-		body = append(body, appendDER(nil, tagInteger, minimal(n.body))...)
+		body = append(body, encodeDER(tagInteger, minimal(n.body))...)
 	}
 	if err != nil {
 		return nil, malformed("RSA public key", err)
 	}
-	return appendDER(nil, tagSequence, body), nil
+	return encodeDER(tagSequence, body), nil
 }
 
 // minimal returns a positive INTEGER's content without needless leading zeros.

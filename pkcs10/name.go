@@ -86,7 +86,7 @@ func readOID(in *list) (asn1.ObjectIdentifier, error) {
 		return nil, err
 	}
 	var id asn1.ObjectIdentifier
-	der := cryptobyte.String(appendDER(nil, tagOID, e.body))
+	der := cryptobyte.String(encodeDER(tagOID, e.body))
 	if !der.ReadASN1ObjectIdentifier(&id) {
 		return nil, errOID
 	}

@@ -3,6 +3,7 @@ package pkcs10
 import (
 	"encoding/hex"
 	"errors"
+	"slices"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -80,10 +81,8 @@ func wide(b []byte, width int) (string, error) {
 			runes = append(runes, r)
 		}
 	}
-	for _, r := range runes {
-		if r == utf8.RuneError {
-			return "", errCharacter
-		}
+	if slices.Contains(runes, utf8.RuneError) {
+		return "", errCharacter
 	}
 	return string(runes), nil
 }

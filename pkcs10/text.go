@@ -153,7 +153,7 @@ func withoutHeaders(text []byte, s span) span {
 
 // otherText names text that is neither PEM nor base64 by what it looks like.
 func otherText(text []byte) error {
-	what, next := "", ""
+	var what, next string
 	switch {
 	case text[0] == '{':
 		what, next = "JSON", "send the header Content-Type: application/json where JSON is accepted"
@@ -189,7 +189,7 @@ func decodeBase64(text []byte, start, end int) ([]byte, error) {
 		case r == '_':
 			digits = append(digits, '/')
 		case 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '+' || r == '/':
-			digits = append(digits, byte(r))
+			digits = append(digits, text[at])
 		default:
 			return nil, notText(text, at, "a character that base64 does not have")
 		}

@@ -27,17 +27,23 @@ type outcome struct {
 	said    string
 }
 
+// message is a request for a certificate as it is sent.
+type message struct {
+	url, kind, token string
+	body             []byte
+}
+
 // post sends a request for a certificate over TLS.
-func post(ctx context.Context, client *http.Client, url, kind, token string, body []byte) (outcome, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+func post(ctx context.Context, client *http.Client, m message) (outcome, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url, bytes.NewReader(m.body))
 	if err != nil {
 		return outcome{}, err
 	}
-	if kind != "" {
-		req.Header.Set("Content-Type", kind)
+	if m.kind != "" {
+		req.Header.Set("Content-Type", m.kind)
 	}
-	if token != "" {
-		req.SetBasicAuth("estuser", token)
+	if m.token != "" {
+		req.SetBasicAuth("estuser", m.token)
 	}
 	res, err := client.Do(req)
 	if err != nil {
@@ -81,12 +87,12 @@ func TestEveryDoorReadsRequestsAlike(t *testing.T) {
 	client := overHTTPS(s, nil)
 	rest, est := s.Endpoints().Enroll+api.Base+"/enroll", s.Endpoints().Enroll+"/.well-known/est/simpleenroll"
 	for _, c := range pkcs10test.Cases(t) {
-		got, err := post(t.Context(), client, rest, "", token, c.Body)
+		got, err := post(t.Context(), client, message{rest, "", token, c.Body})
 		check(t, "REST", &c, got, err)
-		got, err = post(t.Context(), client, est, "application/pkcs10", token, c.Body)
+		got, err = post(t.Context(), client, message{est, "application/pkcs10", token, c.Body})
 		check(t, "EST", &c, got, err)
 		if der, err := pkcs10.Decode(c.Body); err == nil { // as RFC 8951 has it
-			got, err := post(t.Context(), client, est, "application/pkcs10", token, []byte(base64.StdEncoding.EncodeToString(der)))
+			got, err := post(t.Context(), client, message{est, "application/pkcs10", token, []byte(base64.StdEncoding.EncodeToString(der))})
 			check(t, "EST in base64", &c, got, err)
 		}
 		if !utf8.Valid(c.Body) || len(c.Body) == 0 {
@@ -96,7 +102,7 @@ func TestEveryDoorReadsRequestsAlike(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err = post(t.Context(), client, rest, "application/json", "", in)
+		got, err = post(t.Context(), client, message{rest, "application/json", "", in})
 		check(t, "REST in JSON", &c, got, err)
 
 		e, err := s.Admin.Explain(t.Context(), api.Explain{CSR: string(c.Body), Token: token})
@@ -142,9 +148,9 @@ func TestRenewalReadsRequestsAlike(t *testing.T) {
 			id = s.Enroll(t, c.Device)
 		}
 		client := overHTTPS(s, id)
-		got, err := post(t.Context(), client, s.Endpoints().Enroll+api.Base+"/renew", "", "", c.Body)
+		got, err := post(t.Context(), client, message{s.Endpoints().Enroll + api.Base + "/renew", "", "", c.Body})
 		check(t, "REST", &c, got, err)
-		got, err = post(t.Context(), client, s.Endpoints().Enroll+"/.well-known/est/simplereenroll", "application/pkcs10", "", c.Body)
+		got, err = post(t.Context(), client, message{s.Endpoints().Enroll + "/.well-known/est/simplereenroll", "application/pkcs10", "", c.Body})
 		check(t, "EST", &c, got, err)
 		client.CloseIdleConnections()
 	}
@@ -167,7 +173,7 @@ func TestDevicesMayWriteASlashTooMany(t *testing.T) {
 		"/.well-known/est/simpleenroll", "//.well-known/est//simpleenroll", "/.well-known/est/simpleenroll/", "//.well-known//est/default//simpleenroll//",
 		"/default//.well-known/est/simpleenroll", "/api/v1/enroll/", "//api//v1/enroll", "/api/v1//enroll?fleet=default",
 	} {
-		if got, err := post(t.Context(), client, s.Endpoints().Enroll+path, "application/pkcs10", token, body); err != nil || !got.granted {
+		if got, err := post(t.Context(), client, message{s.Endpoints().Enroll + path, "application/pkcs10", token, body}); err != nil || !got.granted {
 			t.Errorf("POST %s: got %+v, %v, want a certificate", path, got, err)
 		}
 	}

@@ -141,9 +141,9 @@ func (m *maker) signatures() {
 	pss := func(hash, mask []byte, salt byte) []byte {
 		return seq(rsaWith(10), seq(der(0xa0, hash), der(0xa1, seq(rsaWith(8), mask)), der(0xa2, der(2, []byte{salt}))))
 	}
-	for _, salt := range []int{20, 32, 64} {
-		o := &rsa.PSSOptions{SaltLength: salt, Hash: crypto.SHA256}
-		m.good(fmt.Sprintf("PSS with a salt of %d", salt), by(rsaKey(m.t), pss(hash(1), hash(1), byte(salt)), o))
+	for _, salt := range []byte{20, 32, 64} {
+		o := &rsa.PSSOptions{SaltLength: int(salt), Hash: crypto.SHA256}
+		m.good(fmt.Sprintf("PSS with a salt of %d", salt), by(rsaKey(m.t), pss(hash(1), hash(1), salt), o))
 	}
 	m.good("PSS with SHA-512", by(rsaKey(m.t), pss(hash(3), hash(3), 64), &rsa.PSSOptions{SaltLength: 64, Hash: crypto.SHA512}))
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/elliptic"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
@@ -24,11 +25,11 @@ const requestLabel = "CERTIFICATE REQUEST"
 func utf16Text(text string, littleEndian bool) []byte {
 	var out []byte
 	for _, u := range utf16.Encode([]rune("\ufeff" + text)) {
-		pair := []byte{byte(u >> 8), byte(u)}
 		if littleEndian {
-			slices.Reverse(pair)
+			out = binary.LittleEndian.AppendUint16(out, u)
+		} else {
+			out = binary.BigEndian.AppendUint16(out, u)
 		}
-		out = append(out, pair...)
 	}
 	return out
 }
@@ -71,7 +72,11 @@ func (m *maker) texts() {
 	good("base64, CR alone", strings.Join(lines(b64(), 76), "\r"))
 	good("base64 with blanks that do not break", strings.Join(lines(b64(), 60), "\u00a0\u200b"))
 	good("base64 padded too far", strings.TrimRight(b64(), "=")+"====")
+	m.wrongTexts(pem, b64)
+}
 
+// wrongTexts tries texts that hold no request, or not one.
+func (m *maker) wrongTexts(pem, b64 func() string) {
 	one := pem()
 	text := func(name, body, reason string) { m.malformed(name, []byte(body), reason) }
 	text("two requests", one+pem(), "more than one certification request")
