@@ -34,6 +34,11 @@ const (
 	minCRLValidity = 10 * time.Minute
 	// maxCRLValidity is the ten days that many validators will not exceed.
 	maxCRLValidity = 10 * 24 * time.Hour
+	// minOffline is longer than a failover that nobody notices takes.
+	minOffline = time.Second
+	// maxOffline is a day: what a node without its database does not know by then, it
+	// must not go on without.
+	maxOffline = 24 * time.Hour
 	// minAuditEvery leaves the disk to the devices: an audit reads every certificate.
 	minAuditEvery = time.Hour
 	// maxAuditEvery is a month, the longest that AWS IoT Device Defender offers.
@@ -83,6 +88,7 @@ func (c Config) Check() []Problem {
 	k.limits(c.Limits)
 	k.duration("overlap", c.Overlap, 0, maxOverlap)
 	k.duration("crl_validity", c.CRLValidity, minCRLValidity, maxCRLValidity)
+	k.duration("offline_sessions", c.OfflineSessions, minOffline, maxOffline)
 	k.duration("audit.every", c.Audit.Every, minAuditEvery, maxAuditEvery)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.oneOf("log.format", c.Log.Format, "auto", "text", "json")

@@ -93,6 +93,11 @@ type Config struct {
 	// published anew at half of it, and at each revocation. Default 24h.
 	CRLValidity time.Duration `yaml:"crl_validity"`
 
+	// OfflineSessions is how long live sessions go on while the PostgreSQL database
+	// cannot be reached: from a second to a day. New connections are refused meanwhile,
+	// and a revocation on another node does not reach this one. Default 15m.
+	OfflineSessions time.Duration `yaml:"offline_sessions"`
+
 	// Log is what the server writes to standard error.
 	Log Log `yaml:"log"`
 }
@@ -293,6 +298,7 @@ const (
 	defaultConnectTimeout = 30 * time.Second
 	defaultPacket         = Size(256 << 10)
 	defaultCRLValidity    = 24 * time.Hour
+	defaultOffline        = 15 * time.Minute
 	defaultAuditEvery     = 24 * time.Hour
 )
 

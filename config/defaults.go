@@ -46,6 +46,7 @@ func (c Config) WithDefaults() Config {
 	m.Packet = cmp.Or(m.Packet, defaultPacket)
 	c.Overlap = cmp.Or(c.Overlap, countersign.DefaultOverlap)
 	c.CRLValidity = cmp.Or(c.CRLValidity, defaultCRLValidity)
+	c.OfflineSessions = cmp.Or(c.OfflineSessions, defaultOffline)
 	c.Audit.Every = cmp.Or(c.Audit.Every, defaultAuditEvery)
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "auto")

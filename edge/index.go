@@ -179,6 +179,29 @@ func (x *Index) Cut(c countersign.Cut) int {
 	return x.end(x.remember(c), countersign.Ending{Code: countersign.EndCut, Reason: c.Reason})
 }
 
+// EndAll ends all sessions of this node.
+func (x *Index) EndAll(e countersign.Ending) int {
+	x.mu.Lock()
+	all := make([]*Live, 0, len(x.admitted))
+	for l := range x.admitted {
+		all = append(all, l)
+	}
+	x.mu.Unlock()
+	return x.end(all, e)
+}
+
+// Reschedule has each session end at its NotAfter by the clock as it is now. The clock
+// may have been set since the session was admitted.
+func (x *Index) Reschedule() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for l := range x.admitted {
+		if l.expiry != nil {
+			l.expiry.Reset(l.session.NotAfter.Sub(x.Now()))
+		}
+	}
+}
+
 // CloseGateway ends all sessions of one gateway because it stops.
 func (x *Index) CloseGateway(gateway string) int {
 	x.mu.Lock()

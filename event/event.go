@@ -30,6 +30,10 @@ const (
 	// laterPause lets them gather, so that a busy gateway costs a commit per batch
 	// and not one per connection.
 	laterPause = 50 * time.Millisecond
+	// laterRetry is the pause before a batch is tried again, and laterTries how often it
+	// is: long enough for store to know that the database is lost.
+	laterRetry = 200 * time.Millisecond
+	laterTries = 10
 	// maxText bounds each free text of an event: a peer chooses some of them.
 	maxText = 512
 )
@@ -252,7 +256,23 @@ func (l *Log) writeLater(ctx context.Context) {
 				case <-time.After(laterPause):
 				}
 			}
+			l.awaitDatabase(ctx)
 			l.writeBatch(ctx, l.gather(w))
+		}
+	}
+}
+
+// awaitDatabase waits while the database is lost. What Later is given meanwhile waits in
+// its queue, and is counted once that is full.
+func (l *Log) awaitDatabase(ctx context.Context) {
+	for {
+		if _, lost := l.DB.Lost(); !lost {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(laterRetry):
 		}
 	}
 }
@@ -286,7 +306,7 @@ func (l *Log) gather(first waiting) []waiting {
 	return batch
 }
 
-func (l *Log) writeBatch(ctx context.Context, batch []waiting) {
+func (l *Log) writeBatch(running context.Context, batch []waiting) {
 	var events []countersign.Event
 	for _, w := range batch {
 		if w.done != nil {
@@ -306,14 +326,30 @@ func (l *Log) writeBatch(ctx context.Context, batch []waiting) {
 	if len(events) == 0 {
 		return
 	}
-	// Not ctx: what was taken is written although the server is being stopped.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, events...) })
+	// Not running: what was taken is written although the server is being stopped.
+	ctx := context.WithoutCancel(running)
+	err := l.write(ctx, events)
+	for range laterTries - 1 { // a database that is lost is known to be a moment later
+		if err == nil || running.Err() != nil || !l.DB.Postgres() || store.Unconfirmed(err) {
+			break
+		}
+		select {
+		case <-running.Done():
+		case <-time.After(laterRetry):
+		}
+		l.awaitDatabase(running)
+		err = l.write(ctx, events)
+	}
 	if err != nil {
 		l.suppressed.Add(lost + taken)
 		l.Log.ErrorContext(ctx, "events not written", "count", taken, "error", err)
 	}
+}
+
+func (l *Log) write(ctx context.Context, events []countersign.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	return l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, events...) })
 }
 
 // clean bounds the texts of an event. It leaves the caller's map alone: the caller

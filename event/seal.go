@@ -50,7 +50,7 @@ func (l *Log) seal(ctx context.Context) {
 		}
 		for {
 			n, err := l.Seal(ctx)
-			if err != nil && ctx.Err() == nil {
+			if _, lost := l.DB.Lost(); err != nil && ctx.Err() == nil && !lost { // else it is known
 				l.Log.ErrorContext(ctx, "events not sealed", "error", err)
 			}
 			if n < sealBatch {

@@ -72,6 +72,14 @@ func (s *Server) checks(ctx context.Context) []api.Check {
 
 func (s *Server) checkDatabase(ctx context.Context) api.Check {
 	c := api.Check{Name: "database", Level: api.LevelOK, Message: "answers"}
+	if since, lost := s.Registry.DB.Lost(); lost {
+		return api.Check{
+			Name: c.Name, Level: api.LevelFail,
+			Message: fmt.Sprintf("cannot be reached since %s: new connections are refused, and live sessions end at %s",
+				since.UTC().Format(time.RFC3339), since.Add(s.Offline).UTC().Format(time.RFC3339)),
+			Fix: "look at the PostgreSQL server and at the network between it and this node",
+		}
+	}
 	began := s.Now()
 	if _, err := s.Registry.Fleets(ctx); err != nil {
 		logProblem(ctx, s.Log, problemOf(ctx, err), err)

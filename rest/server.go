@@ -58,8 +58,10 @@ type Server struct {
 	// Local is for the Unix socket: whoever may open it is an admin, named by LocalName.
 	// Otherwise each request needs an operator token.
 	Local bool
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Offline is how long live sessions go on without the database, for what is shown.
+	Offline time.Duration
+	Now     func() time.Time
+	Log     *slog.Logger
 
 	started time.Time
 	pulse   pulse

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -49,7 +50,7 @@ func (m *metrics) recorded(e countersign.Event) {
 }
 
 // watch adds what is read at each scrape.
-func (m *metrics) watch(sessions func() int, gateway *mqtt.Server) {
+func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gateway *mqtt.Server) {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
@@ -57,6 +58,12 @@ func (m *metrics) watch(sessions func() int, gateway *mqtt.Server) {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(gateway.Stats())) })
 	}
 	m.registry.MustRegister(gauge("countersign_sessions", "Live sessions on this node.", func() float64 { return float64(sessions()) }))
+	m.registry.MustRegister(gauge("countersign_database_up", "1 while this node reaches its database.", func() float64 {
+		if _, is := lost(); is {
+			return 0
+		}
+		return 1
+	}))
 	if gateway == nil {
 		return
 	}

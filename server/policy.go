@@ -150,6 +150,7 @@ func (s *Server) endLost(lost []access.Lost) int {
 // Connections that are being decided are compared once they are in.
 func (s *Server) reconcile(ctx context.Context, why string) error {
 	s.index.Changed()
+	s.index.Reschedule()
 	s.desk.Access.Policies.ForgetAll()
 	if s.hooks.server != nil {
 		s.hooks.server.Doubt()

@@ -268,7 +268,7 @@ func (s *Server) openIdentity(ctx context.Context) error {
 
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
-	s.metrics.watch(s.index.Len, s.gateway)
+	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
@@ -282,7 +282,7 @@ func (s *Server) openDoors(context.Context) error {
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
-			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Local: local, Now: s.opts.Now, Log: s.log,
+			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/", doors.Handler())
@@ -322,7 +322,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.purge, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.purge, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
