@@ -181,7 +181,11 @@ func (d *Desk) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fle
 	if err != nil {
 		return nil, err
 	}
-	slot, err := sas.Verify(fleet+"/registrations/"+device, keys, d.Now())
+	var slot attest.KeySlot
+	err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
+		slot, err = sas.Verify(fleet+"/registrations/"+device, keys, now)
+		return err
+	})
 	if err != nil {
 		if sas.SignedBy(keys) {
 			r.by = countersign.Actor(c.Evidence())
@@ -210,7 +214,11 @@ func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, f
 		if err != nil {
 			return nil, err
 		}
-		slot, err := sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, d.Now())
+		var slot attest.KeySlot
+		err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), device}, func(now time.Time) (err error) {
+			slot, err = sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, now)
+			return err
+		})
 		if countersign.CodeOf(err) == countersign.BadCredential {
 			continue
 		}
@@ -248,7 +256,11 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*app
 	c, err = d.Registry.Find(ctx, d.DB, countersign.MethodThumbprint, print.String())
 	if err == nil {
 		r.by = countersign.Actor(c.Evidence())
-		slot, err := registered(&c).Verify(leaf, d.Now())
+		var slot attest.KeySlot
+		err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
+			slot, err = registered(&c).Verify(leaf, now)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -276,9 +288,15 @@ func registered(c *registry.Credential) attest.Thumbprints {
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
 // outside of them is in wrong hands: it stops, and somebody is told.
 func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
-	now, a := d.Now(), d.byCredential(r, c)
-	if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
-		return nil, countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
+	a := d.byCredential(r, c)
+	err := d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), cmp.Or(c.Device, r.csr.Subject.CommonName)}, func(now time.Time) error {
+		if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
+			return countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	device := r.csr.Subject.CommonName
 	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.IsDeviceID(device) && !c.Covers(device)
@@ -414,10 +432,12 @@ func (r *request) bind(a *appraisal) error {
 	return nil
 }
 
-// usable says whether the evidence can be used now from where it comes.
-func (d *Desk) usable(r *request, a *appraisal) error {
+// usable says whether the evidence can be used now from where it comes, or could when
+// a request that waits for approval showed it.
+func (d *Desk) usable(ctx context.Context, rd store.Reader, r *request, a *appraisal) error {
 	for _, c := range a.credentials() {
-		if err := c.Usable(d.Now(), r.Remote.Addr()); err != nil {
+		err := d.inTime(ctx, rd, r, waitingOn{a.evidence, r.device}, func(now time.Time) error { return c.Usable(now, r.Remote.Addr()) })
+		if err != nil {
 			return err
 		}
 	}
@@ -445,7 +465,9 @@ func within(r *request, a *appraisal, fleet *countersign.Fleet, known bool) erro
 		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", fleet.Name, a.method).
 			WithNext("open the method with: countersign fleet set " + fleet.Name)
 	}
-	if !countersign.Contains(fleet.Rules.Networks, r.Remote.Addr()) {
+	// Behind a voucher is the address of the operator's station, and no device's: what
+	// bounds that is the operator token.
+	if a.method != countersign.MethodFactory && !countersign.Contains(fleet.Rules.Networks, r.Remote.Addr()) {
 		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll from this address", fleet.Name).WithNext("enroll in the fleet's own network")
 	}
 	if !known && slices.Contains(fleet.Rules.Registered, a.method) {

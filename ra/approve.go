@@ -39,6 +39,31 @@ func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (stri
 	return "", errPending(r.device)
 }
 
+// waitingOn names what a request that waits was made with.
+type waitingOn struct{ evidence, device string }
+
+// inTime checks that evidence is good now or, where its time is over, that it was when
+// the same request began to wait for approval: then it was appraised, and people take
+// longer to decide than a token is good.
+func (d *Desk) inTime(ctx context.Context, rd store.Reader, r *request, on waitingOn, check func(now time.Time) error) error {
+	over := check(d.Now())
+	if code := countersign.CodeOf(over); code != countersign.CredentialExpire && code != countersign.CertExpired {
+		return over
+	}
+	w, err := d.Registry.WaitingOf(ctx, rd, on.device, r.waitsAs(), on.evidence)
+	switch {
+	case countersign.CodeOf(err) == countersign.NotFound:
+		return over
+	case err != nil:
+		return err
+	}
+	if err := check(w.CreatedAt); err != nil {
+		return err
+	}
+	r.late = over
+	return nil
+}
+
 // waitsAs is what a request is known by while it waits: its key or, where the door
 // makes a new key at each try, the request that the device sent.
 func (r *request) waitsAs() string {

@@ -37,6 +37,7 @@ type request struct {
 	maxRecoveries int
 	method        countersign.Method // once appraised
 	most          int                // certificates an hour, once it wanted more
+	late          error              // its evidence was good when it began to wait for approval, and is refused now for this
 	dry           bool               // explain only: change nothing, tell nobody
 	blocked       error              // the block of its address for guessing; nil: none
 }
@@ -189,6 +190,9 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 			return c, err
 		}
 	}
+	if r.late != nil && c.waiting == "" { // nobody has to approve any more, and the time is over
+		return nil, r.late
+	}
 	if err := d.atRate(r, c); err != nil {
 		return nil, err
 	}
@@ -279,6 +283,7 @@ type standing struct {
 	device registry.Entry
 	again  *countersign.Certificate  // granted before for the same request
 	unused []countersign.Certificate // to be replaced
+	same   bool                      // what it has and never used was earned with the same evidence
 }
 
 // admission says whether evidence may give the device a first certificate. It
@@ -288,7 +293,10 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 	var err error
 	s.device, err = d.Registry.Device(ctx, rd, r.device)
 	if countersign.CodeOf(err) == countersign.NotFound {
-		return s, d.usable(r, a)
+		if err := a.onlyDevice(nil); err != nil {
+			return s, err
+		}
+		return s, d.usable(ctx, rd, r, a)
 	}
 	if err != nil {
 		return s, err
@@ -301,7 +309,11 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 	if s.again = r.sameAgain(certs, a, d.Now()); s.again != nil {
 		return s, nil
 	}
-	if err := d.usable(r, a); err != nil {
+	spent := d.usable(ctx, rd, r, a)
+	if spent != nil && (countersign.CodeOf(spent) != countersign.CredentialSpent || s.device.State != countersign.DeviceActive) {
+		return s, spent
+	}
+	if err := a.onlyDevice(certs); err != nil {
 		return s, err
 	}
 	id := s.device.ID
@@ -316,11 +328,31 @@ func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *ap
 		}
 		return s, nil
 	case countersign.DeviceActive:
-		return s, s.neverUsed(r, a, certs, d.Now())
+		err := s.neverUsed(r, a, certs, d.Now())
+		// What the device spent on a certificate that it never used is good for another.
+		s.same = slices.ContainsFunc(certs, func(c countersign.Certificate) bool { return c.UsedAt.IsZero() && c.Evidence == a.evidence })
+		if spent != nil && (!s.same || err != nil && countersign.CodeOf(err) != countersign.Conflict) {
+			return s, spent
+		}
+		return s, err
 	case countersign.DeviceSuspended:
 		return s, countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", id).WithNext("to let it back: countersign device reactivate " + id)
 	}
 	return s, countersign.Errorf(countersign.DeviceGone, "device %s is retired", id).WithNext("choose another id")
+}
+
+// onlyDevice refuses a chip that was registered for no device in particular, and used
+// before it was bound to its first one by Registry.Bind, all but the devices that it
+// enrolled.
+func (a *appraisal) onlyDevice(certs []countersign.Certificate) error {
+	c := a.credential
+	if c == nil || c.Kind != countersign.MethodTPM || c.Device != "" || c.Uses == 0 {
+		return nil
+	}
+	if slices.ContainsFunc(certs, func(k countersign.Certificate) bool { return k.Evidence == a.evidence }) {
+		return nil
+	}
+	return countersign.Errorf(countersign.NotAllowed, "the tpm has enrolled another device").WithNext("register it anew if it was built into another device")
 }
 
 // sameAgain finds the certificate of a request that was granted before: same
@@ -384,10 +416,8 @@ func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 
 // admit writes a first certificate with all that goes with it.
 func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
-	for _, used := range c.credentials() {
-		if err := d.Registry.Spend(ctx, tx, *used); err != nil {
-			return err
-		}
+	if err := d.spend(ctx, tx, r, c); err != nil {
+		return err
 	}
 	if c.waiting != "" {
 		if err := d.Registry.Finish(ctx, tx, c.waiting); err != nil {
@@ -409,6 +439,26 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 	e.Cert = issued.Ref()
 	e.Data = issuedData(&issued.Certificate)
 	return d.Events.Append(ctx, tx, append(append(events, replaced...), e)...)
+}
+
+// spend uses the credentials of the evidence once. A device that lost the key of a
+// certificate which it never used has spent its own on that.
+func (d *Desk) spend(ctx context.Context, tx *store.Tx, r *request, c *consideration) error {
+	for _, used := range c.credentials() {
+		do := d.Registry.Spend
+		if c.standing.same && used.Evidence() == c.evidence {
+			do = d.Registry.SpendAgain
+		}
+		if err := do(ctx, tx, *used); err != nil {
+			return err
+		}
+		if used.Kind == countersign.MethodTPM {
+			if err := d.Registry.Bind(ctx, tx, *used, r.device); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // settle makes the device active: a new one is created, a known one completed.

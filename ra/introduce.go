@@ -47,7 +47,7 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 	if err := r.bind(c.appraisal); err != nil {
 		return err
 	}
-	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil {
+	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil || r.onRecord(c) {
 		return err
 	}
 	if err := d.mayBegin(ctx, r, c); err != nil {
@@ -75,7 +75,7 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
 		}
-		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil {
+		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil || r.onRecord(c) {
 			return err
 		}
 		if err := d.keyIsFree(ctx, tx, r); err != nil {
@@ -87,6 +87,12 @@ func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *
 		}
 		return d.welcome(ctx, tx, r, c, &issued)
 	})
+}
+
+// onRecord reports whether the factory certificate is the device's on record by now:
+// another of its connections was first.
+func (r *request) onRecord(c *consideration) bool {
+	return c.again != nil && c.again.Fingerprint == attest.ThumbprintOf(r.Evidence.Peer[0]).String()
 }
 
 // introduction puts a connection into the form that appraisal and rules know.

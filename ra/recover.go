@@ -78,9 +78,16 @@ func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.F
 	if err != nil {
 		return err
 	}
-	switch {
-	case age > time.Duration(rule.MaxAge):
+	evidence := "recovery:" + j.shown.Fingerprint
+	err = d.inTime(ctx, d.DB, r, waitingOn{evidence, r.device}, func(now time.Time) error {
+		if now.Sub(j.shown.NotAfter) <= time.Duration(rule.MaxAge) {
+			return nil
+		}
 		return countersign.Errorf(countersign.CertExpired, "the certificate expired %s ago, fleet %s recovers up to %s", age.Round(time.Second), fleet.Name, time.Duration(rule.MaxAge)).WithNext(readmit)
+	})
+	switch {
+	case err != nil:
+		return err
 	case times >= rule.MaxTimes:
 		return errRecovered(r.device, times)
 	case !countersign.Contains(rule.Networks, r.Remote.Addr()):
@@ -88,14 +95,18 @@ func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.F
 	}
 	o.Method, r.maxRecoveries = countersign.MethodRecovery, rule.MaxTimes
 	if after := time.Duration(rule.ApproveAfter); after == 0 || age <= after {
-		return nil
+		return r.late
 	}
 	c := &consideration{fleet: *fleet, appraisal: &appraisal{
-		method: countersign.MethodRecovery, evidence: "recovery:" + j.shown.Fingerprint, fleet: fleet.Name, device: r.device,
+		method: countersign.MethodRecovery, evidence: evidence, fleet: fleet.Name, device: r.device,
 		facts: map[string]string{"expired": j.shown.NotAfter.UTC().Format(time.RFC3339), "recovered_before": strconv.Itoa(times)},
 	}}
-	if r.approved, err = d.approval(ctx, r, c); err == nil && r.approved == "" {
-		err = d.await(ctx, r, c)
+	r.approved, err = d.approval(ctx, r, c)
+	switch {
+	case err != nil || r.approved != "":
+		return err
+	case r.late != nil:
+		return r.late
 	}
-	return err
+	return d.await(ctx, r, c)
 }

@@ -282,7 +282,7 @@ func (c *Credential) Usable(now time.Time, addr netip.Addr) error {
 	again := "ask the operator for another one"
 	switch {
 	case c.State != CredentialActive:
-		return countersign.Errorf(countersign.CredentialExpire, "the %s has been stopped", c.Kind).WithNext(again)
+		return stopped(c.Kind)
 	case now.Before(c.NotBefore):
 		return countersign.Errorf(countersign.CredentialExpire, "the %s is not valid before %s", c.Kind, c.NotBefore.UTC().Format(time.RFC3339)).WithNext("try again then")
 	case !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt):
@@ -307,6 +307,34 @@ func (r *Registry) Spend(ctx context.Context, tx *store.Tx, c Credential) error 
 			WithNext("ask the operator for another one")
 	}
 	return nil
+}
+
+// SpendAgain stands for a use of a credential that its device has spent already. It
+// refuses one that was stopped meanwhile.
+func (r *Registry) SpendAgain(ctx context.Context, tx *store.Tx, c Credential) error {
+	now, err := r.Credential(ctx, tx, c.ID)
+	if err == nil && now.State != CredentialActive {
+		err = stopped(c.Kind)
+	}
+	return err
+}
+
+// Bind binds a credential that was registered without a device to the first one that it
+// enrolls: a chip is in one device. It refuses another with NotAllowed.
+func (r *Registry) Bind(ctx context.Context, tx *store.Tx, c Credential, device string) error {
+	n, err := tx.Exec(ctx, `UPDATE credential SET device = $2 WHERE id = $1 AND device IN ('', $2)`, c.ID, device)
+	if err != nil {
+		return fmt.Errorf("bind %s %s to %s: %w", c.Kind, c.ID, device, err)
+	}
+	if n != 1 {
+		return countersign.Errorf(countersign.NotAllowed, "the %s has enrolled another device", c.Kind).
+			WithNext("register it anew if it was built into another device")
+	}
+	return nil
+}
+
+func stopped(kind countersign.Method) error {
+	return countersign.Errorf(countersign.CredentialExpire, "the %s has been stopped", kind).WithNext("ask the operator for another one")
 }
 
 // Stop ends a credential for good and says why.

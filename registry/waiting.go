@@ -48,6 +48,10 @@ const (
 // waiting, so that a leaked one cannot bury the queue.
 const maxWaitingPerEvidence = 10_000
 
+// ApprovedFor is how long a device has at least to come for what was approved: one that
+// wakes once a day does.
+const ApprovedFor = 25 * time.Hour
+
 const waitingColumns = `id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at`
 
 func scanWaiting(row interface{ Scan(dest ...any) error }) (w Waiting, err error) {
@@ -136,8 +140,11 @@ func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, v Ruling
 	if now.After(w.ExpiresAt) {
 		return w, countersign.Errorf(countersign.Conflict, "the request of %s expired at %s", w.Device, w.ExpiresAt.UTC().Format(time.RFC3339)).WithNext("the device asks again by itself")
 	}
-	n, err := tx.Exec(ctx, `UPDATE waiting_enrollment SET state = $2, decided_by = $3, note = $4, decided_at = $5 WHERE id = $1 AND state = 'waiting'`,
-		id, string(v.State), string(v.By), clip(v.Note), store.Micros(now))
+	if until := now.Add(ApprovedFor); v.State == Approved && until.After(w.ExpiresAt) {
+		w.ExpiresAt = until
+	}
+	n, err := tx.Exec(ctx, `UPDATE waiting_enrollment SET state = $2, decided_by = $3, note = $4, decided_at = $5, expires_at = $6
+		WHERE id = $1 AND state = 'waiting'`, id, string(v.State), string(v.By), clip(v.Note), store.Micros(now), store.Micros(w.ExpiresAt))
 	if err != nil {
 		return w, fmt.Errorf("decide enrollment %s: %w", id, err)
 	}
