@@ -37,8 +37,8 @@ var recipes = map[recipe][]command{
 	),
 	{countersign.MethodToken, "shared"}: lines(
 		operator(
-			"echo 'approval: [token]' > rules.yaml",
-			"countersign fleet set pumps --method token --rules rules.yaml",
+			"countersign fleet set pumps --method token",
+			"countersign fleet rule set pumps approval token",
 			"countersign enroll token --fleet pumps --uses 500 --ttl 720h --devices 'pump-*' --per-minute 10 -o name",
 		),
 		onDevice(setServer, "export TOKEN=cset_...", makeKey, askToken),
@@ -56,8 +56,8 @@ var recipes = map[recipe][]command{
 	),
 	{countersign.MethodClaim, ""}: lines(
 		operator(
-			"echo 'approval: [claim]' > rules.yaml",
-			"countersign fleet set pumps --method claim --method token --rules rules.yaml",
+			"countersign fleet set pumps --method claim --method token",
+			"countersign fleet rule set pumps approval claim",
 			"countersign enroll claim --label batch-3 --fleet pumps --uses 500 --ttl 720h --devices 'pump-*' --per-minute 10 --out claim",
 		),
 		onDevice(setServer, makeKey, askClaim),
@@ -74,8 +74,9 @@ var recipes = map[recipe][]command{
 			"openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout proof.key -subj /CN=$CODE -out proof.csr",
 			"openssl x509 -req -in proof.csr -CA maker.pem -CAkey maker.key -CAcreateserial -days 1 -out proof.pem",
 			"countersign ca register acme --cert maker.pem --verification proof.pem",
-			"printf 'authorities: [acme]\nid: {field: serial_number}\n' > rules.yaml",
-			"countersign fleet set pumps --method idevid --method token --rules rules.yaml",
+			"countersign fleet set pumps --method idevid --method token",
+			"countersign fleet rule set pumps authorities acme",
+			"countersign fleet rule set pumps id.field serial_number",
 		),
 		onDevice(setServer, makeKey, askIDevID),
 	),

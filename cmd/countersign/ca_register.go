@@ -64,7 +64,7 @@ func (a *app) caRegister() *cobra.Command {
 				return err
 			}
 			a.stderr().done("authority %s registered: %s", made.ID, made.Subject)
-			a.stderr().next("name it in a fleet's rules, authorities: [%s], and open the method: countersign fleet set FLEET --method idevid --rules rules.yaml", made.ID)
+			a.stderr().next("countersign fleet set FLEET --method idevid; countersign fleet rule set FLEET authorities %s", made.ID)
 			return acted(a, *made, made.ID)
 		},
 	}

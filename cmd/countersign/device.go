@@ -12,7 +12,7 @@ import (
 
 func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "Devices and what may happen to them", []string{"devices"},
-		a.deviceList(), a.deviceGet(), a.deviceCreate(),
+		a.deviceList(), a.deviceGet(), a.deviceCreate(), a.deviceSet(),
 		a.deviceSuspend(), a.deviceReactivate(), a.deviceRevoke(), a.deviceRetire(), a.deviceEvents(), a.deviceIntroduce(), a.secretCommand())
 }
 
@@ -26,6 +26,7 @@ func (a *app) deviceView() view[api.Device] {
 			{"SEEN", func(d api.Device) string { return a.ago(d.LastSeen) }},
 			{"FROM", func(d api.Device) string { return d.LastAddr }},
 			{"OWNER", func(d api.Device) string { return d.Owner }},
+			{"PURPOSE", func(d api.Device) string { return d.Purpose }},
 			{"TAGS", func(d api.Device) string { return tagText(d.Tags) }},
 			{"REASON", func(d api.Device) string { return d.Reason }},
 		},
@@ -88,6 +89,7 @@ func (a *app) deviceCreate() *cobra.Command {
 	}
 	c.Flags().StringVar(&d.Fleet, "fleet", "", "its fleet (default \"default\")")
 	c.Flags().StringVar(&d.Owner, "owner", "", "person or team that answers for it")
+	c.Flags().StringVar(&d.Purpose, "purpose", "", "what it is for")
 	c.Flags().StringToStringVar(&d.Tags, "tag", nil, "key=value, may be repeated")
 	completeWith(c, "fleet", a.fleetNames)
 	return c

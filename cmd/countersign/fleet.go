@@ -2,19 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) fleetCommand() *cobra.Command {
-	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, a.fleetList(), a.fleetGet(), a.fleetSet())
+	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, a.fleetList(), a.fleetGet(), a.fleetSet(), a.fleetRule())
 }
 
 func fleetView() view[api.Fleet] {
@@ -106,7 +109,7 @@ func (a *app) fleetSet() *cobra.Command {
 	var issuer, profile, domain, rules string
 	var respond []string
 	var methods, kinds []string
-	var guests bool
+	var guests, yes bool
 	var overlap time.Duration
 	c := &cobra.Command{
 		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
@@ -141,6 +144,9 @@ func (a *app) fleetSet() *cobra.Command {
 			if p.Respond, err = respondFlag(respond); err != nil {
 				return err
 			}
+			if err := a.confirmRules(cmd.Context(), args[0], p.Rules, yes); err != nil {
+				return err
+			}
 			f, err := a.admin().PutFleet(cmd.Context(), args[0], p)
 			if err != nil {
 				return err
@@ -153,7 +159,8 @@ func (a *app) fleetSet() *cobra.Command {
 	c.Flags().StringVar(&issuer, "issuer", "", "id of the authority that issues to it")
 	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
 	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")
-	c.Flags().StringVar(&rules, "rules", "", "file with all rules of enrollment, YAML or JSON; - is standard input")
+	c.Flags().StringVar(&rules, "rules", "", "file with all rules of the fleet, YAML or JSON; - is standard input. Rules that it leaves out end; see fleet rule set")
+	yesFlag(c, &yes)
 	c.Flags().StringArrayVar(&respond, "respond", nil, "rule=acts: what follows on a finding, as note, alert, suspend, revoke, block, webhook, mail, syslog; nothing after = ends it; may be repeated")
 	durationFlag(c.Flags(), &overlap, "overlap", 0, "how long a superseded certificate is still accepted")
 	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
@@ -164,6 +171,44 @@ func (a *app) fleetSet() *cobra.Command {
 	completeWith(c, "issuer", a.authorityIDs)
 	completeWith(c, "profile", a.profileNames)
 	return c
+}
+
+// confirmRules shows how new rules differ from those of a fleet that there is, and asks
+// where rules would end: a file holds all of them.
+func (a *app) confirmRules(ctx context.Context, fleet string, rules *api.Rules, yes bool) error {
+	if rules == nil {
+		return nil
+	}
+	now, err := a.fleetRules(ctx, fleet)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	to, err := rulesetOf(rules)
+	if err != nil {
+		return err
+	}
+	patch, err := json.Marshal(now.patchTo(to))
+	if err != nil {
+		return err
+	}
+	tried, err := a.admin().PatchRules(ctx, fleet, patch, true)
+	switch {
+	case err == nil:
+		if to, err = rulesetOf(tried.Rules); err != nil { // as the server writes them
+			return err
+		}
+	case countersign.CodeOf(err) != countersign.BadRequest: // else they may fit with what is set beside them
+		return err
+	}
+	d := now.diff(to)
+	d.show(a.stderr())
+	if len(d.dropped) == 0 {
+		return nil
+	}
+	return a.confirm(yes, fmt.Sprintf("The file has no %s: end these rules of fleet %s?", strings.Join(d.dropped, ", "), fleet))
 }
 
 func (a *app) profileCommand() *cobra.Command {

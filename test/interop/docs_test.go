@@ -135,7 +135,7 @@ func docsScript(kind string, n int, text string) string {
 	case "policy":
 		return write + "countersign policy check " + file + "\n"
 	case "rules":
-		return write + "countersign fleet set pumps --rules " + file + "\n"
+		return write + "countersign fleet set pumps --yes --rules " + file + "\n"
 	}
 	return ""
 }

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) fleetRule() *cobra.Command {
+	return group("rule", "The rules of a fleet, one by one", []string{"rules"}, a.ruleList(), a.ruleGet(), a.ruleSet(), a.ruleUnset(), a.ruleEdit())
+}
+
+// fleetRules reads a fleet's rules.
+func (a *app) fleetRules(ctx context.Context, fleet string) (ruleset, error) {
+	f, err := a.admin().Fleet(ctx, fleet)
+	if err != nil {
+		return nil, err
+	}
+	return rulesetOf(f.Rules)
+}
+
+// ruleLine is one line of a list of rules.
+type ruleLine struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+func (a *app) ruleList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list FLEET", Aliases: []string{"ls"}, Short: "List the rules that are set", Args: exactly("FLEET"), ValidArgsFunction: first(a.fleetNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rules, err := a.fleetRules(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			all := rules.leaves()
+			var rows []ruleLine
+			for _, name := range slices.Sorted(maps.Keys(all)) {
+				rows = append(rows, ruleLine{name, all[name]})
+			}
+			return list(a, itemsOf(rows), 0, view[ruleLine]{name: func(r ruleLine) string { return r.Name }, cols: []col[ruleLine]{
+				{"RULE", func(r ruleLine) string { return r.Name }},
+				{"VALUE", func(r ruleLine) string { return r.Value }},
+			}})
+		},
+	}
+}
+
+func (a *app) ruleGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get FLEET RULE", Short: "Show one rule", Args: exactly("FLEET", "RULE"), ValidArgsFunction: a.ruleArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := ruleType(args[1]); err != nil {
+				return err
+			}
+			rules, err := a.fleetRules(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			v, set := rules.at(args[1])
+			if !set {
+				return countersign.Errorf(countersign.NotFound, "the rule %s is not set in fleet %s", args[1], args[0])
+			}
+			if a.output != formatTable {
+				return show(a, v, view[any]{name: ruleText})
+			}
+			object, nested := v.(map[string]any)
+			if !nested {
+				a.stdout().linef("%s", printable(ruleText(v)))
+				return nil
+			}
+			all := ruleset(object).leaves()
+			for _, name := range slices.Sorted(maps.Keys(all)) {
+				a.stdout().linef("%s", printable(name+": "+all[name]))
+			}
+			return nil
+		},
+	}
+}
+
+// ruleArgs completes a fleet, then a rule.
+func (a *app) ruleArgs(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 1 {
+		return ruleNames(), cobra.ShellCompDirectiveNoFileComp
+	}
+	return first(a.fleetNames)(cmd, args, word)
+}
+
+func (a *app) ruleSet() *cobra.Command {
+	var dry bool
+	c := &cobra.Command{
+		Use: "set FLEET RULE VALUE", Short: "Set one rule; the others stay as they are",
+		Example: `  countersign fleet rule set pumps networks 198.51.100.0/24,2001:db8::/32
+  countersign fleet rule set pumps recovery '{max_age: 720h, max_times: 3}'
+  countersign fleet rule set pumps recovery.max_times 5 --dry-run
+  countersign fleet rule set pumps respond.shared_certificate alert,suspend`,
+		Args: exactly("FLEET", "RULE", "VALUE"), ValidArgsFunction: a.ruleArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			value, err := ruleValue(args[1], args[2])
+			if err != nil {
+				return err
+			}
+			return a.changeRules(cmd.Context(), ruleChange{fleet: args[0], dry: dry, yes: true, to: func(now ruleset) (ruleset, error) {
+				return now.with(args[1], value), nil
+			}})
+		},
+	}
+	c.Flags().BoolVar(&dry, "dry-run", false, "show what would change, and change nothing")
+	return c
+}
+
+func (a *app) ruleUnset() *cobra.Command {
+	var dry bool
+	c := &cobra.Command{
+		Use: "unset FLEET RULE", Short: "End one rule; its default counts again", Args: exactly("FLEET", "RULE"), ValidArgsFunction: a.ruleArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := ruleType(args[1]); err != nil {
+				return err
+			}
+			return a.changeRules(cmd.Context(), ruleChange{fleet: args[0], dry: dry, yes: true, to: func(now ruleset) (ruleset, error) {
+				if _, set := now.at(args[1]); !set {
+					return nil, countersign.Errorf(countersign.NotFound, "the rule %s is not set in fleet %s", args[1], args[0])
+				}
+				return now.with(args[1], nil), nil
+			}})
+		},
+	}
+	c.Flags().BoolVar(&dry, "dry-run", false, "show what would change, and change nothing")
+	return c
+}
+
+func (a *app) ruleEdit() *cobra.Command {
+	var dry, yes bool
+	c := &cobra.Command{
+		Use: "edit FLEET", Short: "Change the rules in your editor (VISUAL, else EDITOR)", Args: exactly("FLEET"), ValidArgsFunction: first(a.fleetNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.changeRules(cmd.Context(), ruleChange{fleet: args[0], dry: dry, yes: yes, to: func(now ruleset) (ruleset, error) {
+				return a.editRules(cmd.Context(), args[0], now)
+			}})
+		},
+	}
+	c.Flags().BoolVar(&dry, "dry-run", false, "show what would change, and change nothing")
+	yesFlag(c, &yes)
+	return c
+}
+
+// ruleChange is a change of a fleet's rules.
+type ruleChange struct {
+	fleet    string
+	dry, yes bool
+	to       func(now ruleset) (ruleset, error)
+}
+
+// changeRules shows what a change would do, as the server says it, and does it.
+func (a *app) changeRules(ctx context.Context, c ruleChange) error {
+	now, err := a.fleetRules(ctx, c.fleet)
+	if err != nil {
+		return err
+	}
+	to, err := c.to(now)
+	if err != nil {
+		return err
+	}
+	patch, err := json.Marshal(now.patchTo(to))
+	if err != nil {
+		return err
+	}
+	tried, err := a.admin().PatchRules(ctx, c.fleet, patch, true)
+	if err != nil {
+		return err
+	}
+	d, err := diffOf(now, tried.Rules)
+	if err != nil {
+		return err
+	}
+	if len(d.lines) == 0 {
+		a.stderr().linef("Nothing to change: the rules of fleet %s are so already.", printable(c.fleet))
+		return acted(a, *tried, tried.Name)
+	}
+	d.show(a.stderr())
+	if c.dry {
+		a.stderr().linef("Nothing was changed.")
+		return acted(a, *tried, tried.Name)
+	}
+	if err := a.confirm(c.yes, fmt.Sprintf("Change the rules of fleet %s?", c.fleet)); err != nil {
+		return err
+	}
+	f, err := a.admin().PatchRules(ctx, c.fleet, patch, false)
+	if err != nil {
+		return err
+	}
+	a.stderr().done("fleet %s saved", f.Name)
+	return acted(a, *f, f.Name)
+}
+
+func diffOf(now ruleset, rules *api.Rules) (ruleDiff, error) {
+	to, err := rulesetOf(rules)
+	if err != nil {
+		return ruleDiff{}, err
+	}
+	return now.diff(to), nil
+}
+
+// editRules opens the rules as YAML in an editor, and reads what it left.
+func (a *app) editRules(ctx context.Context, fleet string, now ruleset) (ruleset, error) {
+	editor := a.getenv("VISUAL")
+	if editor == "" {
+		editor = a.getenv("EDITOR")
+	}
+	if editor == "" {
+		return nil, usagef("no editor is named: set EDITOR, or use fleet rule set")
+	}
+	b, err := json.Marshal(now)
+	if err != nil {
+		return nil, err
+	}
+	text, err := yaml.JSONToYAML(b) // which keeps whole numbers whole
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "countersign-rules-")
+	if err != nil {
+		return nil, fmt.Errorf("make a folder for the editor: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	file := filepath.Join(dir, "rules.yaml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, fmt.Errorf("write the rules for the editor: %w", err)
+	}
+	run := exec.CommandContext(ctx, "sh", "-c", editor+` "$1"`, "sh", file) //nolint:gosec // the user's own editor
+	run.Stdin, run.Stdout, run.Stderr = a.in, a.out, a.errOut
+	if err := run.Run(); err != nil {
+		return nil, usagef("the editor %s failed: %v", editor, err)
+	}
+	if text, err = os.ReadFile(file); err != nil { //nolint:gosec // written above
+		return nil, fmt.Errorf("read what the editor left: %w", err)
+	}
+	to, err := readRuleset(text)
+	if err != nil {
+		return nil, usagef("the rules of fleet %s cannot be read, and were not changed: %v", fleet, err)
+	}
+	return to, nil
+}
