@@ -96,6 +96,7 @@ type RevokeRequest struct {
 	Note   string // why, in the operator's words
 	Actor  Actor
 	Via    string // cli, rest
+	Alert  string // id of the alert that it is about; empty: none
 }
 
 // Revocation is what a revocation, a suspension or a retirement did.

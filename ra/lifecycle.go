@@ -20,6 +20,7 @@ type Act struct {
 	Actor  countersign.Actor
 	Note   string // why, in the operator's words
 	Via    string // cli, rest
+	Alert  string // id of the alert that it is about; empty: none
 }
 
 // Revoke takes certificates away for good. A device that loses all of them is
@@ -34,7 +35,7 @@ func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*coun
 	if req.Device == "" {
 		return d.revokeOne(ctx, req)
 	}
-	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
+	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via, Alert: req.Alert}
 	return d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
 }
 
@@ -69,7 +70,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		}
 		events = append(events, secrets...)
 		e := act.event(kind, dev)
-		e.Data = map[string]string{"reason": reason.String()}
+		note(&e, "reason", reason.String())
 		switch there := dev.State == to; {
 		case !there:
 			if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
@@ -134,10 +135,15 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 // time may have been lost, and what was to follow it.
 func again(out *countersign.Revocation, e *countersign.Event, since time.Time) {
 	out.Already, out.At = true, since
+	note(e, "again", "true")
+}
+
+// note adds to what an event carries.
+func note(e *countersign.Event, name, value string) {
 	if e.Data == nil {
 		e.Data = map[string]string{}
 	}
-	e.Data["again"] = "true"
+	e.Data[name] = value
 }
 
 // Suspend puts a device and its certificates on hold.
@@ -260,7 +266,11 @@ func (d *Desk) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entr
 }
 
 func (a Act) event(t countersign.EventType, dev *registry.Entry) countersign.Event {
-	return countersign.Event{Type: t, Actor: a.Actor, Device: dev.ID, Fleet: dev.Fleet, Via: a.Via, Reason: a.Note}
+	e := countersign.Event{Type: t, Actor: a.Actor, Device: dev.ID, Fleet: dev.Fleet, Via: a.Via, Reason: a.Note}
+	if a.Alert != "" {
+		note(&e, "alert", a.Alert)
+	}
+	return e
 }
 
 func (a Act) certEvent(t countersign.EventType, c *countersign.Certificate) countersign.Event {

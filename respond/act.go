@@ -127,7 +127,7 @@ func (d *Desk) subject(ctx context.Context, id string) (Alert, error) {
 
 // act is an operator's act on the device of an alert.
 func (a *Alert) act(by By) ra.Act {
-	return ra.Act{Device: a.Device, Actor: by.Actor, Via: by.Via, Note: join("alert "+a.ID, by.Note)}
+	return ra.Act{Device: a.Device, Actor: by.Actor, Via: by.Via, Note: join("alert "+a.ID, by.Note), Alert: a.ID}
 }
 
 // Suspend puts the device of an alert on hold.
@@ -163,7 +163,7 @@ func (d *Desk) Revoke(ctx context.Context, id string, reason countersign.ReasonC
 		return a, nil, err
 	}
 	act := a.act(by)
-	r, err := d.RA.Revoke(ctx, countersign.RevokeRequest{Device: a.Device, Reason: reason, Note: act.Note, Actor: act.Actor, Via: act.Via})
+	r, err := d.RA.Revoke(ctx, countersign.RevokeRequest{Device: a.Device, Reason: reason, Note: act.Note, Actor: act.Actor, Via: act.Via, Alert: a.ID})
 	if err != nil {
 		return a, nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -236,7 +235,7 @@ func (d *Desk) carryOut(ctx context.Context, j *job) (result, error) {
 	return result{}, countersign.Errorf(countersign.BadRequest, "there is no mitigation %.40q", j.act)
 }
 
-// note is the reason that stands on what is done. wasDone goes by it.
+// note is the reason of what is done, for people.
 func (j *job) note() string { return "alert " + j.alert + ": " + j.finding.Summary }
 
 // wasDone looks in the log whether an earlier attempt, cut short, had its effect:
@@ -253,7 +252,8 @@ func (d *Desk) wasDone(ctx context.Context, j *job) (bool, error) {
 		return false, err
 	}
 	for _, e := range list {
-		if e.Via == via && strings.HasPrefix(e.Reason, "alert "+j.alert+":") {
+		// An event of an earlier version has no alert; it is of this time and this package.
+		if alert, named := e.Data["alert"]; e.Via == via && (!named || alert == j.alert) {
 			return true, nil
 		}
 	}
@@ -276,7 +276,7 @@ func (d *Desk) suspend(ctx context.Context, j *job) (result, error) {
 	if dev.State == countersign.DeviceSuspended || dev.State == countersign.DeviceRetired {
 		return result{text: "it was " + string(dev.State) + " already", idle: true}, nil
 	}
-	r, err := d.RA.Suspend(ctx, ra.Act{Device: dev.ID, Actor: countersign.System, Note: j.note(), Via: via})
+	r, err := d.RA.Suspend(ctx, ra.Act{Device: dev.ID, Actor: countersign.System, Note: j.note(), Via: via, Alert: j.alert})
 	if err != nil {
 		return result{}, err
 	}
@@ -292,7 +292,7 @@ func (d *Desk) revoke(ctx context.Context, j *job) (result, error) {
 		return result{text: "it is " + string(dev.State) + " and has nothing to lose", idle: true}, nil
 	}
 	r, err := d.RA.Revoke(ctx, countersign.RevokeRequest{
-		Device: dev.ID, Reason: countersign.PrivilegeWithdrawn, Note: j.note(), Actor: countersign.System, Via: via,
+		Device: dev.ID, Reason: countersign.PrivilegeWithdrawn, Note: j.note(), Actor: countersign.System, Via: via, Alert: j.alert,
 	})
 	if err != nil {
 		return result{}, err

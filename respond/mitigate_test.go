@@ -113,7 +113,7 @@ func (w *world) crash(t *testing.T, step string) {
 	w.clock.advance(time.Second)
 	want := countersign.DeviceSuspended
 	if step == "effective" || step == "undone-meanwhile" {
-		_, err := w.RA.Suspend(t.Context(), ra.Act{Device: step, Actor: countersign.System, Note: "alert " + a.ID + ": x", Via: "respond"})
+		_, err := w.RA.Suspend(t.Context(), ra.Act{Device: step, Actor: countersign.System, Note: "held", Via: "respond", Alert: a.ID})
 		if err != nil {
 			t.Fatal(err)
 		}
