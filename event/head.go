@@ -153,8 +153,13 @@ func (e ends) differs(r *row) bool {
 	return r.Seq == e.recorded.seq && !bytes.Equal(r.Hash, e.recorded.hash)
 }
 
+// endRows is how many of the newest events CheckEnd counts: what is written within
+// minutes at a gateway's full rate, and counted in a millisecond.
+const endRows = 10_000
+
 // CheckEnd returns what is wrong with the end of the log without reading the rest of
-// it; empty if nothing is. Verify does so too.
+// it; empty if nothing is: rows that were removed, or a gap where they were before the
+// log went on. Verify finds both however long ago that was.
 func (l *Log) CheckEnd(ctx context.Context) (problem string, err error) {
 	e, err := l.readEnds(ctx)
 	if err != nil {
@@ -164,5 +169,17 @@ func (l *Log) CheckEnd(ctx context.Context) (problem string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return l.endProblem(ctx, e, last.seq)
+	if problem, err := l.endProblem(ctx, e, last.seq); err != nil || problem != "" {
+		return problem, err
+	}
+	var n int64
+	from := max(0, last.seq-endRows)
+	err = l.DB.QueryRow(ctx, `SELECT count(*) FROM event WHERE seq > $1 AND seq <= $2`, from, last.seq).Scan(&n)
+	if err != nil {
+		return "", fmt.Errorf("count the newest events: %w", store.Wrap(err))
+	}
+	if gone := last.seq - from - n; gone > 0 {
+		return fmt.Sprintf("%d events before event %d are missing: they were removed", gone, last.seq), nil
+	}
+	return "", nil
 }

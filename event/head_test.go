@@ -101,6 +101,9 @@ func TestSealGoesOnBehindARemovedEnd(t *testing.T) {
 					t.Errorf("the next event has sequence %d, want %d", got, tt.want)
 				}
 				fill(t, newLog(db), 5) // after a restart too
+				if problem, err := l.CheckEnd(t.Context()); err != nil || !strings.Contains(problem, "are missing") {
+					t.Errorf("CheckEnd: got %q, %v, want the gap", problem, err)
+				}
 				rep, err := l.Verify(t.Context())
 				if err != nil || rep.BrokenAt != 4 || !strings.Contains(rep.Problem, "event 4 is missing") {
 					t.Errorf("Verify: got %+v, %v, want event 4 to be missed", rep, err)

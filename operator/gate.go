@@ -116,7 +116,9 @@ func (g *Gate) Allow(name string, role Role, act Act, a Ask) error {
 func (g *Gate) record(by countersign.Actor, a Ask, err error, data map[string]string) {
 	who := string(by)
 	if by == unknown {
-		who = network(a.Remote.Addr())
+		if from, ok := countersign.SourceOf(a.Remote.Addr()); ok {
+			who = from.String()
+		}
 	}
 	p := countersign.Public(err)
 	silent, write := g.thin(refusal{who, p.Code, a.Route})
@@ -131,19 +133,6 @@ func (g *Gate) record(by countersign.Actor, a Ask, err error, data map[string]st
 	g.Later(countersign.Event{
 		Type: countersign.OperatorRefused, Actor: by, Remote: written(a.Remote), Via: a.Via, Code: p.Code, Reason: p.Message, Data: all,
 	})
-}
-
-// sourceBits is the length of the network that one IPv6 customer commonly has.
-const sourceBits = 64
-
-// network is what counts as one address: IPv4 alone, IPv6 by its /64.
-func network(a netip.Addr) string {
-	a = a.Unmap().WithZone("")
-	p, err := a.Prefix(min(a.BitLen(), sourceBits))
-	if err != nil {
-		return ""
-	}
-	return p.String()
 }
 
 // thin reports whether to write a refusal, and how many equal ones before it were

@@ -1,6 +1,7 @@
 package rest_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/respond"
+	"github.com/countersign-iot/countersign/store"
 )
 
 func (h *house) eventsOf(t *testing.T, kind countersign.EventType) []countersign.Event {
@@ -225,4 +228,39 @@ func ruleLines(rules map[string]any) (list []string) {
 		list = append(list, fmt.Sprint(name, "=", rules[name]))
 	}
 	return list
+}
+
+// TestDoctorSeesThatTheLogWasShortened removes the end of the log.
+func TestDoctorSeesThatTheLogWasShortened(t *testing.T) {
+	h := newHouse(t)
+	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Sessions}
+	c := h.local(t)
+	level := func() string {
+		var d api.Doctor
+		c.must("GET", "/doctor", "", &d)
+		for _, check := range d.Checks {
+			if check.Name == "log" {
+				return check.Level
+			}
+		}
+		return "no such check"
+	}
+	c.must("POST", "/devices", `{"id":"pump-1"}`, nil)
+	c.must("POST", "/devices", `{"id":"pump-2"}`, nil)
+	if _, err := h.Events.Seal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := level(); got != api.LevelOK {
+		t.Errorf("a whole log: got %s", got)
+	}
+	err := h.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM event WHERE seq = 2`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := level(); got != api.LevelFail {
+		t.Errorf("its end removed: got %s, want %s", got, api.LevelFail)
+	}
 }

@@ -60,7 +60,7 @@ func (s *Server) doctor(ctx context.Context, _ *struct{}) (api.Doctor, error) {
 }
 
 func (s *Server) checks(ctx context.Context) []api.Check {
-	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents()}, s.checkChannels(ctx)...)
+	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents(), s.checkLog(ctx)}, s.checkChannels(ctx)...)
 	for _, a := range s.CA.Authorities() {
 		if a.State != "active" || a.Kind == countersign.RegisteredAuthority {
 			continue
@@ -97,6 +97,20 @@ func (s *Server) checkEvents() api.Check {
 		Name: "notices", Level: api.LevelWarn, Message: "this node does not hear of acts on the others: each decision reads the database",
 		Fix: "look whether PostgreSQL lets this node LISTEN",
 	}
+}
+
+// checkLog looks whether the end of the log is where the sealer left it.
+func (s *Server) checkLog(ctx context.Context) api.Check {
+	c := api.Check{Name: "log", Level: api.LevelOK, Message: "its end is where it was sealed"}
+	problem, err := s.Events.CheckEnd(ctx)
+	switch {
+	case err != nil:
+		logProblem(ctx, s.Log, problemOf(ctx, err), err)
+		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read", "look in the server's log"
+	case problem != "":
+		c.Level, c.Message, c.Fix = api.LevelFail, problem, "keep a copy of the database, then compare it with a backup"
+	}
+	return c
 }
 
 func (s *Server) checkAuthority(a countersign.Authority) api.Check {
