@@ -100,6 +100,12 @@ const (
 	HoldRecorded         EventType = "hold.recorded"    // what it stood for is on record now
 	DatabaseLost         EventType = "database.lost"
 	DatabaseBack         EventType = "database.back"
+	DatabaseRestored     EventType = "database.restored"    // an operator accepted a database that is older than what was seen
+	WatermarkMissing     EventType = "watermark.missing"    // nothing shows whether the database is as new as it was
+	ReserveUsed          EventType = "reserve.used"         // the disk is full: revocations live on the reserve
+	ReserveRefilled      EventType = "reserve.refilled"     // it has space again
+	SealingKeyReplaced   EventType = "sealing_key.replaced" // what was sealed with the old one is lost
+	ServerReloaded       EventType = "server.reloaded"      // its configuration was read again
 )
 
 // Position is a place in the order of the log: the id of its newest event at that

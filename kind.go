@@ -140,6 +140,13 @@ var kinds = map[EventType]Kind{
 	HoldRecorded:     info,
 	DatabaseLost:     alert,
 	DatabaseBack:     info,
+
+	DatabaseRestored:   alert,
+	WatermarkMissing:   alert,
+	ReserveUsed:        alert,
+	ReserveRefilled:    info,
+	SealingKeyReplaced: alert,
+	ServerReloaded:     info,
 }
 
 // Kind is the type's row; a type that is not in the table is information that ends nothing.

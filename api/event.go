@@ -36,7 +36,8 @@ type Order struct {
 // Verification is the result of checking the hash chain of the log.
 type Verification struct {
 	Intact   bool   `json:"intact"`
-	Events   int64  `json:"events" doc:"How many were checked."`
+	Events   int64  `json:"events" doc:"How many were checked, and lost."`
+	Lost     int64  `json:"lost,omitempty" doc:"Of them, those that a restored backup had lost: the log says so itself."`
 	Unsealed int64  `json:"unsealed" doc:"How many are too new to be sealed."`
 	Head     string `json:"head,omitempty" doc:"Hex hash of the last good one."`
 	BadSeq   int64  `json:"bad_seq,omitempty" doc:"The first that does not fit."`

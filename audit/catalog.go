@@ -143,7 +143,7 @@ var catalog = byName([]Check{
 		Title:   "A log that lost lines, is not sealed in time, or does not fit its seal",
 		Why:     "what the log does not hold, or cannot vouch for, cannot be proved later",
 		Fix:     "for a broken chain keep a copy of the database and compare with a backup; else look at the disk and at who floods the gateways",
-		Reasons: []string{"LOGGING_DISABLED", "LOG_SEALING_BEHIND", "LOG_CHAIN_BROKEN"},
+		Reasons: []string{"LOGGING_DISABLED", "LOG_SEALING_BEHIND", "LOG_CHAIN_BROKEN", "DATABASE_RESTORED"},
 	},
 	{
 		Name: PolicyPermissive, Severity: countersign.SeverityCritical, Defender: true, Risks: []string{"NHI5"},

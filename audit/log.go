@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -36,6 +37,9 @@ func lookAtLog(ctx context.Context, w *work) error {
 	}
 	if lost > 0 {
 		found("LOGGING_DISABLED", "", fmt.Sprintf("%d events of the last %s were not written", lost, days(lossWindow)), map[string]string{"lost": strconv.FormatInt(lost, 10)})
+	}
+	if err := w.restored(ctx, found); err != nil {
+		return err
 	}
 	var at int64
 	err = w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq IS NULL ORDER BY id LIMIT 1`).Scan(&at)
@@ -75,6 +79,18 @@ func (w *work) lostLines(ctx context.Context) (lost int64, err error) {
 		lost += n
 	})
 	return lost, err
+}
+
+// restored reports each restore that was accepted: what the log lost by it is said there.
+func (w *work) restored(ctx context.Context, found func(reason string, severity countersign.Severity, summary string, evidence map[string]string)) error {
+	return w.recent(ctx, countersign.DatabaseRestored, lossWindow, func(e *countersign.Event) {
+		evidence := maps.Clone(e.Data)
+		if evidence == nil {
+			evidence = map[string]string{}
+		}
+		evidence["at"], evidence["actor"] = stamp(e.At), string(e.Actor)
+		found("DATABASE_RESTORED", countersign.SeverityCritical, e.Reason, evidence)
+	})
 }
 
 // recent visits the events of a type of the last time, the newest first.

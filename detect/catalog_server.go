@@ -54,5 +54,33 @@ func serverRules() []Rule {
 			Do:             "Look at the database and at the network to it.",
 			FalsePositives: "A planned restart of the database.",
 		},
+		{
+			Name: DatabaseRestored, Title: "The database was set back", Severity: countersign.SeverityCritical, Threshold: 1, Default: toAlert(),
+			Sees:           "An operator accepted a database that is older than the last state that a node saw. The evidence says which events and CRL numbers it lacks.",
+			Why:            "Revocations that were recorded in between are lost: those certificates are good again.",
+			Do:             "Find out what was recorded in between, from your own notes, from the log that you forward or from the last CRL that a relying party has. Revoke again.",
+			FalsePositives: "None. It is not a fault where the restore was meant; it is work to do.",
+		},
+		{
+			Name: WatermarkMissing, Title: "Nothing shows whether the database is as new as it was", Severity: countersign.SeverityHigh, Threshold: 1, Default: toAlert(),
+			Sees:           "A node that kept the last state of the database that it saw has no such file any more, or an embedded database is on another machine or in another folder than before.",
+			Why:            "A database that was set back, by a restore or to hide something, cannot be told from the newest one then.",
+			Do:             "If the data folder was moved or restored, compare the newest revocations and the number of the last CRL with what you know. If not, find out who removed the file.",
+			FalsePositives: "A data folder that was moved to another machine without it.",
+		},
+		{
+			Name: ReserveInUse, Title: "The database has no space left", Severity: countersign.SeverityHigh, Threshold: 1, Again: time.Hour, Default: toAlert(),
+			Sees:           "The disk of the embedded database is full, or its bound is reached. Revocations, suspensions and their alerts are recorded from a reserve; nothing else is.",
+			Why:            "No device can enroll or connect for the first time, and the reserve has an end.",
+			Do:             "Free space, or raise storage_limit. The reserve refills by itself.",
+			FalsePositives: "None.",
+		},
+		{
+			Name: SealingKeyReplaced, Title: "The sealing key was replaced", Severity: countersign.SeverityHigh, Threshold: 1, Default: toAlert(),
+			Sees:           "An operator replaced the key that seals symmetric keys and SCRAM secrets, since the old one was lost.",
+			Why:            "What was sealed with the old key cannot be opened: devices with symmetric keys, group keys or SCRAM secrets are refused, and access tokens are void.",
+			Do:             "Give those devices new keys or secrets. Copy the new key to the other nodes.",
+			FalsePositives: "None.",
+		},
 	}
 }

@@ -44,10 +44,9 @@ func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.F
 	if seq, due, err := cursors(ctx, w.DB); err != nil || seq >= w.at && len(fresh(list, seq, due)) == 0 {
 		return nil, err
 	}
-	if len(list) > 0 {
-		ctx = store.Emergency(ctx) // an alert must not wait for the space that it is about
-	}
-	err = w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	// An alert must not wait for the space that it is about. On a full disk there are no
+	// events to read but those of emergencies.
+	err = w.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		given = nil
 		if err := tx.Lock(ctx, "detect"); err != nil {
 			return err

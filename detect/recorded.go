@@ -29,6 +29,14 @@ func (m *machine) recorded(e *countersign.Event) {
 		name = EmergencyHold
 	case countersign.DatabaseLost:
 		name = DatabaseLost
+	case countersign.DatabaseRestored:
+		name = DatabaseRestored
+	case countersign.WatermarkMissing:
+		name = WatermarkMissing
+	case countersign.ReserveUsed:
+		name = ReserveInUse
+	case countersign.SealingKeyReplaced:
+		name = SealingKeyReplaced
 	case countersign.AddressBlocked:
 		if e.Actor == countersign.System { // what an operator blocks he knows of
 			name = AddressBlocked

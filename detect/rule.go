@@ -57,6 +57,10 @@ const (
 	LogShortened           = "log_shortened"
 	EmergencyHold          = "emergency_hold"
 	DatabaseLost           = "database_lost"
+	DatabaseRestored       = "database_restored"
+	WatermarkMissing       = "watermark_missing"
+	ReserveInUse           = "reserve_in_use"
+	SealingKeyReplaced     = "sealing_key_replaced"
 )
 
 // Rules lists the catalog by name.

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -25,6 +28,48 @@ type head struct {
 func (l *Log) Head(ctx context.Context) (seq int64, hash []byte, err error) {
 	h, err := readHead(ctx, l.DB)
 	return h.seq, h.hash, err
+}
+
+// HashAt returns the hash of the event with a sequence; nil if the log does not hold it.
+func (l *Log) HashAt(ctx context.Context, seq int64) (hash []byte, err error) {
+	err = l.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("read event %d: %w", seq, store.Wrap(err))
+	}
+	return hash, nil
+}
+
+// GoOnAfter has the next event sealed behind one that the log no longer holds, since
+// its database was restored from a backup, so that no sequence is used twice. Every
+// event must be sealed, and a database.restored event that says what is missing must
+// be appended in the same transaction: with it, Verify accepts the gap.
+func (l *Log) GoOnAfter(ctx context.Context, tx *store.Tx, seq int64, hash []byte) error {
+	if err := tx.Lock(ctx, "event.seal"); err != nil {
+		return err
+	}
+	h, err := readHead(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if h.seq >= seq {
+		return nil
+	}
+	return head{seq, hash, h.id}.save(ctx, tx)
+}
+
+// restored reports whether the gap in front of an event is the one that the event
+// itself records: what a restored backup had lost. Then the chain goes on behind it.
+func (rep *Report) restored(e *row) bool {
+	if e.Type != countersign.DatabaseRestored || e.Data["seq"] != strconv.FormatInt(rep.Events, 10) || e.Data["seen_seq"] != strconv.FormatInt(e.Seq-1, 10) {
+		return false
+	}
+	before, err := hex.DecodeString(e.Data["seen_hash"])
+	if err != nil || len(before) == 0 {
+		return false
+	}
+	rep.Lost += e.Seq - 1 - rep.Events
+	rep.Head = before
+	return true
 }
 
 func readHead(ctx context.Context, r store.Reader) (h head, err error) {

@@ -135,7 +135,8 @@ func chain(prev []byte, e *row) []byte {
 
 // Report is the outcome of Verify.
 type Report struct {
-	Events   int64  // sealed and checked
+	Events   int64  // sealed and checked, and Lost
+	Lost     int64  // of them, those that a restored backup had lost, as the log says itself
 	Unsealed int64  // not yet sealed
 	Head     []byte // hash of the last good event
 	BrokenAt int64  // sequence of the first event that is missing or bad; 0 if none
@@ -160,7 +161,7 @@ func (l *Log) Verify(ctx context.Context) (Report, error) {
 		}
 		for i := range batch {
 			e := &batch[i]
-			if e.Seq != rep.Events+1 {
+			if e.Seq != rep.Events+1 && !rep.restored(e) {
 				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing, %d stands in its place", rep.Events+1, e.Seq)
 				return rep, nil
 			}

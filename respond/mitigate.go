@@ -139,7 +139,7 @@ func passing(err error) bool {
 // claim takes the mitigation that is due first. From here on it was begun: whoever
 // takes it after a crash looks whether it was done.
 func (d *Desk) claim(ctx context.Context) (j *job, err error) {
-	err = d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		j = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err
@@ -345,7 +345,7 @@ func (d *Desk) settle(ctx context.Context, j *job, r result) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	if r.again {
-		return d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 			_, err := tx.Exec(ctx, `UPDATE mitigation SET next_at = $2 WHERE id = $1 AND state = 'running'`,
 				j.id, store.Micros(d.now().Add(pause(j.attempts))))
 			return err
@@ -355,7 +355,7 @@ func (d *Desk) settle(ctx context.Context, j *job, r result) error {
 	if r.failed {
 		state, kind = Failed, countersign.MitigationFailed
 	}
-	return d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	return d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		t, err := d.begin(ctx, tx)
 		if err != nil {
 			return err

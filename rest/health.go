@@ -67,6 +67,9 @@ func (s *Server) checks(ctx context.Context) []api.Check {
 		}
 		checks = append(checks, s.checkAuthority(a), s.checkCRL(ctx, a.ID))
 	}
+	if s.Checks != nil {
+		checks = append(checks, s.Checks(ctx)...)
+	}
 	return checks
 }
 

@@ -30,7 +30,7 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 func (s *Server) verify(ctx context.Context, _ *struct{}) (api.Verification, error) {
 	r, err := s.Events.Verify(ctx)
 	return api.Verification{
-		Intact: r.BrokenAt == 0, Events: r.Events, Unsealed: r.Unsealed, Head: hex.EncodeToString(r.Head),
+		Intact: r.BrokenAt == 0, Events: r.Events, Lost: r.Lost, Unsealed: r.Unsealed, Head: hex.EncodeToString(r.Head),
 		BadSeq: r.BrokenAt, Reason: r.Problem,
 	}, err
 }

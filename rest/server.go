@@ -55,6 +55,8 @@ type Server struct {
 	Auditor *audit.Auditor
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
+	// Checks are what the server finds of itself beyond the records. nil: nothing.
+	Checks func(context.Context) []api.Check
 	// Local is for the Unix socket: whoever may open it is an admin, named by LocalName.
 	// Otherwise each request needs an operator token.
 	Local bool

@@ -51,7 +51,7 @@ func (s *Server) url(scheme string, l net.Listener) string {
 }
 
 func (s *Server) statusURL() string {
-	if s.cfg.StatusURL != "" {
+	if s.cfg.StatusURL != "" || s.listeners == nil {
 		return s.cfg.StatusURL
 	}
 	return s.url("http", s.listeners.status)

@@ -162,6 +162,7 @@ func writeFile(path string, data []byte, mode os.FileMode) error {
 	}
 	_, err = tmp.Write(data)
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		_ = os.Remove(tmp.Name()) // what is left of it helps no reader
 		return err
 	}
 	return os.Rename(tmp.Name(), path)

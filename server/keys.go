@@ -12,10 +12,12 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/keycheck"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/watermark"
 )
 
 const (
@@ -26,12 +28,17 @@ const (
 // ErrKeys means that this node has not the keys of its database.
 var ErrKeys = errors.New("keys do not fit the database")
 
+// ErrSealingKey means that the sealing key is among them; one that is lost for good can
+// be replaced.
+var ErrSealingKey = errors.New("the sealing key does not fit the database")
+
 // keyFaults are what is wrong with the keys of a node.
 type keyFaults struct {
 	keys   *keystore.Store
 	said   []string
 	copies []string // files that another node or a backup has
 	other  []string // what else is to be done
+	sealer bool     // the sealing key is one of them
 }
 
 // add notes why a key cannot be used. name is what it is for people.
@@ -82,8 +89,13 @@ func (f *keyFaults) err() error {
 		}
 		next = append(next, fmt.Sprintf("copy %s from another node of this database, or from the backup, to %s, readable by the server's user alone (mode 0600)", strings.Join(f.copies, " and "), dir))
 	}
+	cause := ErrKeys
+	if f.sealer {
+		cause = errors.Join(ErrKeys, ErrSealingKey)
+		next = append(next, "where the sealing key is lost for good, replace it")
+	}
 	return countersign.Errorf(countersign.Conflict, "this node does not have the keys of its database: %s", strings.Join(f.said, "; ")).
-		WithNext(strings.Join(next, "; ")).WithCause(ErrKeys)
+		WithNext(strings.Join(next, "; ")).WithCause(cause)
 }
 
 // openKeys opens every key that this node needs, compares it with what the database
@@ -101,9 +113,7 @@ func (s *Server) openKeys(ctx context.Context) error {
 		fault = fits
 	}
 	faults.add("sealing key", sealURI, fault)
-	if errors.Is(fault, fs.ErrNotExist) || errors.Is(fault, keycheck.ErrOther) {
-		faults.other = append(faults.other, "replace the sealing key only where it is lost for good: what was sealed with it is lost too")
-	}
+	faults.sealer = errors.Is(fault, fs.ErrNotExist) || errors.Is(fault, keycheck.ErrOther)
 	if err := faults.err(); err != nil {
 		return err
 	}
@@ -187,4 +197,58 @@ func (s *Server) recordSealer(ctx context.Context, sealer *keystore.Sealer) erro
 func (s *Server) exists(uri string) bool {
 	_, err := os.Stat(s.keys.Path(uri))
 	return err == nil
+}
+
+// ReplaceSealingKey makes a new sealing key for a database whose own one is lost, and
+// returns its file. A key that is there is kept beside it. The server must not run. It
+// returns Conflict where the key fits.
+func ReplaceSealingKey(ctx context.Context, cfg config.Config, opts Options) (path string, err error) {
+	opts.Founding, opts.Dev = nil, false
+	s, err := open(ctx, cfg, opts, func(s *Server) []step {
+		return []step{s.openStore, s.openKeepers, s.found, s.replaceSealer}
+	})
+	if err != nil {
+		return "", err
+	}
+	return s.keys.Path(sealURI), s.Close()
+}
+
+func (s *Server) replaceSealer(ctx context.Context) error {
+	old, err := s.keys.OpenSealer(sealURI)
+	if err == nil {
+		fault, err := s.sealerFits(ctx, old)
+		if err != nil {
+			return err
+		}
+		if fault == nil {
+			return countersign.Errorf(countersign.Conflict, "the sealing key is the one of this database: there is nothing to replace")
+		}
+	}
+	path := s.keys.Path(sealURI)
+	if s.exists(sealURI) {
+		if err := os.Rename(path, path+".replaced-"+s.opts.Now().UTC().Format("20060102T150405Z")); err != nil {
+			return fmt.Errorf("keep the old sealing key: %w", err)
+		}
+	}
+	sealer, err := s.keys.MakeSealer(sealURI)
+	if err != nil {
+		return err
+	}
+	checks, err := keycheck.Of(sealer)
+	if err != nil {
+		return err
+	}
+	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := keycheck.Record(ctx, tx, checks, s.opts.Now()); err != nil {
+			return err
+		}
+		return s.events.Append(ctx, tx, countersign.Event{
+			Type: countersign.SealingKeyReplaced, Actor: s.opts.By, Via: "cli", Reason: "the old one was lost: what was sealed with it cannot be opened", Data: map[string]string{"node": s.markNode()},
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("record the new sealing key: %w", err)
+	}
+	// The last state that was seen is authenticated with the old key.
+	return ignoreMissing(os.Rename(s.cfg.Path(watermark.Name), s.cfg.Path(watermark.Name)+".replaced"))
 }

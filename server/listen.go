@@ -93,7 +93,11 @@ func bind(cfg config.Config) (l *listeners, err error) {
 	if err != nil {
 		return l, err
 	}
-	return l, writeFile(cfg.Path(portsName), b, 0o644)
+	err = writeChanged(cfg.Path(portsName), b, 0o644)
+	if errors.Is(err, syscall.ENOSPC) { // it costs the same ports after the next start, no more
+		err = nil
+	}
+	return l, err
 }
 
 func listenTCP(addr, lastPort string) (net.Listener, error) {

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +49,8 @@ type Options struct {
 	Founding *ca.Plan
 	// Dev is for trying out: it founds, and only in a folder that it made.
 	Dev bool
+	// By is who accepts what AcceptRestored and ReplaceSealingKey are for.
+	By countersign.Actor
 }
 
 // Server is the whole authority in one process.
@@ -55,35 +59,39 @@ type Server struct {
 	opts Options
 	log  *slog.Logger
 
-	db        *store.DB
-	ca        *ca.CA
-	keys      *keystore.Store
-	sealer    *keystore.Sealer
-	made      bool // the authorities were made by this start
-	events    *event.Log
-	registry  *registry.Registry
-	operators *operator.Desk
-	gate      *operator.Gate
-	ledger    *access.Ledger
-	tokens    *access.Tokens
-	desk      *ra.Desk
-	crls      *ra.Publisher
-	alerts    *respond.Desk
-	watch     *detect.Watch
-	auditor   *audit.Auditor
-	identity  *identity
-	index     *edge.Index
-	guard     *edge.Guard
-	intake    intake
-	engine    engine
-	gateway   *mqtt.Server
-	tunnels   []*tunnel.Server
-	metrics   *metrics
-	purges    chan string // devices whose stored messages the engine is to drop
-	listeners *listeners
-	hooks     hooks
-	rechecks  rechecks
-	http      []*httpDoor
+	db     *store.DB
+	ca     *ca.CA
+	keys   *keystore.Store
+	sealer *keystore.Sealer
+	made   bool // the authorities were made by this start
+	mark   mark
+	// markFailing is set while the last state cannot be written down.
+	markFailing atomic.Bool
+	reserve     chan store.Reserve // of the database, when its use changes
+	events      *event.Log
+	registry    *registry.Registry
+	operators   *operator.Desk
+	gate        *operator.Gate
+	ledger      *access.Ledger
+	tokens      *access.Tokens
+	desk        *ra.Desk
+	crls        *ra.Publisher
+	alerts      *respond.Desk
+	watch       *detect.Watch
+	auditor     *audit.Auditor
+	identity    *identity
+	index       *edge.Index
+	guard       *edge.Guard
+	intake      intake
+	engine      engine
+	gateway     *mqtt.Server
+	tunnels     []*tunnel.Server
+	metrics     *metrics
+	purges      chan string // devices whose stored messages the engine is to drop
+	listeners   *listeners
+	hooks       hooks
+	rechecks    rechecks
+	http        []*httpDoor
 
 	closers []closer // run last in, first out
 	once    sync.Once
@@ -100,7 +108,7 @@ type closer struct {
 func New(ctx context.Context, cfg config.Config, opts Options) (*Server, error) {
 	return open(ctx, cfg, opts, func(s *Server) []step {
 		return []step{
-			s.openStore, s.openListeners, s.openKeepers, s.found, s.openKeys, s.voidOld, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity,
+			s.openStore, s.openListeners, s.openKeepers, s.found, s.openKeys, s.openMark, s.voidOld, s.openLedger, s.openDesk, s.openPolicies, s.openIdentity,
 			s.openGateway, s.openTunnels, s.openHooks, s.openWatch, s.openAuditor, s.openDoors,
 		}
 	})
@@ -118,7 +126,7 @@ func open(ctx context.Context, cfg config.Config, opts Options, steps func(*Serv
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	s = &Server{cfg: cfg, opts: opts, log: opts.Log}
+	s = &Server{cfg: cfg, opts: opts, log: opts.Log, reserve: make(chan store.Reserve, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -150,7 +158,7 @@ func (s *Server) openStore(ctx context.Context) error {
 	}
 	s.db, err = store.Open(ctx, store.Options{
 		URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit), Reserve: int64(s.cfg.Reserve),
-		Existing: s.opts.Founding == nil && !s.opts.Dev,
+		Existing: s.opts.Founding == nil && !s.opts.Dev, OnReserve: s.reserveChanged,
 	})
 	if errors.Is(err, store.ErrEmpty) {
 		return s.errNotFounded()
@@ -260,16 +268,25 @@ func (s *Server) openDesk(context.Context) error {
 
 func (s *Server) openIdentity(ctx context.Context) error {
 	s.identity = &identity{ca: s.ca, names: s.cfg.Names, now: s.opts.Now}
-	if err := s.identity.renew(ctx); err != nil {
+	err := s.identity.renew(ctx)
+	if countersign.CodeOf(err) == countersign.Unavailable { // what needs no TLS is served: status, and the operators' socket
+		s.log.ErrorContext(ctx, "no server certificate: the TLS listeners refuse handshakes", "error", err, "retry_in", identityRetry)
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
-	return s.writeRoots(ctx)
+	if err := s.writeRoots(ctx); err != nil && !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	return nil
 }
 
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
 	s.metrics.registry.MustRegister(refused{s.guard})
+	s.metrics.watchSpace(s.db.Reserve)
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
 	s.serveStatus()
@@ -282,7 +299,7 @@ func (s *Server) openDoors(context.Context) error {
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
-			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
+			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Checks: s.checks, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/", doors.Handler())
@@ -322,7 +339,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.purge, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.keepMark, s.watchReserve, s.awaitIdentity, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.purge, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
@@ -337,6 +354,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.events.Later(countersign.Event{Type: countersign.ServerStarted, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	err := s.writeEndpoints()
+	if errors.Is(err, syscall.ENOSPC) {
+		s.log.ErrorContext(ctx, "endpoints not written: the disk is full", "file", s.cfg.Path(endpointsName))
+		err = nil
+	}
 	if err == nil {
 		err = doors.Wait()
 	}
@@ -346,7 +367,14 @@ func (s *Server) Run(ctx context.Context) error {
 	_ = os.Remove(s.cfg.Path(endpointsName)) // best effort: nobody serves there now
 	s.events.Later(countersign.Event{Type: countersign.ServerStopped, Actor: countersign.System, Data: map[string]string{"node": s.events.Node}})
 	stopWork()
-	return errors.Join(err, background.Wait(), s.Close())
+	err = errors.Join(err, background.Wait())
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := s.sealAll(last); err != nil {
+		s.log.WarnContext(ctx, "last events not sealed", "error", err)
+	}
+	s.updateMark(last) // with what was written by now
+	return errors.Join(err, s.Close())
 }
 
 func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {
@@ -356,6 +384,24 @@ func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	return list.Read(f)
+}
+
+// identityRetry is the pause between attempts to get a certificate where there is none.
+const identityRetry = 5 * time.Second
+
+// awaitIdentity gets the server its certificate where the start could not.
+func (s *Server) awaitIdentity(ctx context.Context) error {
+	for s.identity.current.Load() == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(identityRetry):
+		}
+		if err := s.identity.renew(ctx); err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "no server certificate: the TLS listeners refuse handshakes", "error", err, "retry_in", identityRetry)
+		}
+	}
+	return nil
 }
 
 // tendEvery is how often the server looks after itself.

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -39,8 +40,16 @@ func (i *identity) renew(ctx context.Context) error {
 	return nil
 }
 
+// errNoIdentity ends handshakes while the server has no certificate to show.
+var errNoIdentity = errors.New("the server has no certificate yet: its database cannot record one")
+
 // get serves tls.Config.GetCertificate.
-func (i *identity) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.current.Load(), nil }
+func (i *identity) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c := i.current.Load(); c != nil {
+		return c, nil
+	}
+	return nil, errNoIdentity
+}
 
 // due reports whether a third or less of the certificate's life is left.
 func (i *identity) due() bool {

@@ -100,7 +100,7 @@ func openReserve(o Options, path string) *reserve {
 	if free, err := freeSpace(r.path); err == nil && free < reserveStart {
 		r.release(reserveStart)
 	}
-	if err := r.refill(); err != nil {
+	if err := r.refill(); err != nil && r.file == nil {
 		o.Log.Warn("no space for the reserve of the database: revocations will fail on a full disk", "error", err)
 	}
 	go r.run()

@@ -74,7 +74,7 @@ nothing is ever made anew by a start.`,
 			return a.checkConfig(cfg)
 		},
 	}
-	c := group("server", "The server", nil, run, a.initCommand(&file), group("config", "Its configuration", nil, check))
+	c := group("server", "The server", nil, run, a.initCommand(&file), a.acceptRestoredCommand(&file), a.replaceSealingKeyCommand(&file), group("config", "Its configuration", nil, check))
 	c.PersistentFlags().StringVar(&file, "config", "", "configuration file (default countersign.yaml in the data folder, if it is there)")
 	return c
 }
@@ -97,10 +97,22 @@ func (a *app) startError(err error, cfg config.Config, file string) error {
 	switch {
 	case errors.Is(err, server.ErrNotFounded):
 		return withNext(err, "found one with: countersign server init"+flags+"; if there was one, restore its database, or name its data folder with --dir or its configuration with --config")
+	case errors.Is(err, server.ErrRestored):
+		return withNext(err, "restore a newer state of the database; if there is none: countersign server accept-restored"+flags+", which records what is missing and raises the CRL numbers")
+	case errors.Is(err, server.ErrSealingKey):
+		return withNext(err, nextText(err)+": countersign server replace-sealing-key"+flags)
 	case errors.Is(err, server.ErrNotDev):
 		return withNext(err, "run it with: countersign server run --dir "+cfg.Dir+"; or name another folder to try things out")
 	}
 	return err
+}
+
+// nextText is the next step that an error brings along.
+func nextText(err error) string {
+	if e, ok := errors.AsType[*countersign.Error](err); ok {
+		return e.Next
+	}
+	return ""
 }
 
 // withNext is err with another next step.

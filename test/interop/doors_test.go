@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"testing"
@@ -99,27 +100,40 @@ func checkDoor(t *testing.T, s *site, holders []*holder) {
 // connectMQTT connects over MQTT 3.1.1 with a clean session, leaves, and gives the
 // return code.
 func connectMQTT(ctx context.Context, s *site, h *holder) (code byte, err error) {
-	u, err := url.Parse(s.ends.MQTT)
-	if err != nil {
-		return 0, err
-	}
-	config := h.identity.TLSConfig()
-	config.RootCAs = s.roots
-	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host)
+	conn, code, err := openMQTT(ctx, s, h)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = conn.Close() }()
+	_, err = conn.Write([]byte{0xE0, 0}) // DISCONNECT
+	return code, err
+}
+
+// openMQTT connects as connectMQTT does, and stays.
+func openMQTT(ctx context.Context, s *site, h *holder) (conn net.Conn, code byte, err error) {
+	u, err := url.Parse(s.ends.MQTT)
+	if err != nil {
+		return nil, 0, err
+	}
+	config := h.identity.TLSConfig()
+	config.RootCAs = s.roots
+	if conn, err = (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host); err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			_ = conn.Close()
+		}
+	}()
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60}, binary.BigEndian.AppendUint16(nil, uint16(len(h.id)))...)
 	body = append(body, h.id...)
 	if _, err := conn.Write(append([]byte{0x10, byte(len(body))}, body...)); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	var connack [4]byte
 	if _, err := io.ReadFull(conn, connack[:]); err != nil {
-		return 0, fmt.Errorf("read CONNACK: %w", err)
+		return nil, 0, fmt.Errorf("read CONNACK: %w", err)
 	}
-	_, err = conn.Write([]byte{0xE0, 0}) // DISCONNECT
-	return connack[3], err
+	return conn, connack[3], nil
 }
