@@ -18,6 +18,9 @@ type Rules struct {
 	// Registered lists the methods that admit registered devices only; by the
 	// others first contact creates the device.
 	Registered []Method `json:"registered,omitempty"`
+	// FactoryProfiles are the profiles that an operator who vouches may pick besides the
+	// fleet's own.
+	FactoryProfiles []string `json:"factory_profiles,omitempty"`
 	// Authorities are the registered authorities whose factory certificates the
 	// fleet takes.
 	Authorities []string `json:"authorities,omitempty"`

@@ -3,21 +3,23 @@ package api
 // Rules bound a fleet's enrollment beyond the choice of methods. Lengths of time
 // are written as Go does: 720h, 30m.
 type Rules struct {
-	Networks    []string          `json:"networks,omitempty" maxItems:"64" doc:"CIDR that first certificates are given to; absent: all."`
-	Approval    []string          `json:"approval,omitempty" maxItems:"16" doc:"Methods whose enrollments wait for an operator."`
-	ApprovalTTL string            `json:"approval_ttl,omitempty" maxLength:"32" doc:"How long they wait; absent: a week."`
-	Registered  []string          `json:"registered,omitempty" maxItems:"16" doc:"Methods that admit registered devices only."`
-	Authorities []string          `json:"authorities,omitempty" maxItems:"64" doc:"Registered authorities whose factory certificates count."`
-	ID          *IDRule           `json:"id,omitempty" doc:"Where a factory certificate holds the device id; absent: in its common name."`
-	Connect     bool              `json:"connect,omitempty" doc:"A device may connect with its factory certificate."`
-	TPMID       bool              `json:"tpm_id,omitempty" doc:"The device id is the chip's registration id."`
-	PCRs        map[string]string `json:"pcrs,omitempty" doc:"Hex SHA-256 by register number that a TPM must quote."`
-	Recovery    *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
-	Expression  string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
-	Webhook     *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
-	Access      *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
-	Budget      *Budget           `json:"budget,omitempty" doc:"What one device may use; absent: the defaults."`
-	Usual       *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
+	Networks    []string `json:"networks,omitempty" maxItems:"64" doc:"CIDR that first certificates are given to; absent: all."`
+	Approval    []string `json:"approval,omitempty" maxItems:"16" doc:"Methods whose enrollments wait for an operator."`
+	ApprovalTTL string   `json:"approval_ttl,omitempty" maxLength:"32" doc:"How long they wait; absent: a week."`
+	Registered  []string `json:"registered,omitempty" maxItems:"16" doc:"Methods that admit registered devices only."`
+	// FactoryProfiles are picked by vouchers.
+	FactoryProfiles []string          `json:"factory_profiles,omitempty" maxItems:"16" doc:"Profiles that an operator who vouches may pick besides the fleet's own."`
+	Authorities     []string          `json:"authorities,omitempty" maxItems:"64" doc:"Registered authorities whose factory certificates count."`
+	ID              *IDRule           `json:"id,omitempty" doc:"Where a factory certificate holds the device id; absent: in its common name."`
+	Connect         bool              `json:"connect,omitempty" doc:"A device may connect with its factory certificate."`
+	TPMID           bool              `json:"tpm_id,omitempty" doc:"The device id is the chip's registration id."`
+	PCRs            map[string]string `json:"pcrs,omitempty" doc:"Hex SHA-256 by register number that a TPM must quote."`
+	Recovery        *Recovery         `json:"recovery,omitempty" doc:"Renewal of expired certificates; absent: none."`
+	Expression      string            `json:"expression,omitempty" maxLength:"8192" doc:"CEL expression that must be true."`
+	Webhook         *Webhook          `json:"webhook,omitempty" doc:"A service that must say yes."`
+	Access          *Access           `json:"access,omitempty" doc:"How devices authenticate when they connect; absent: by certificate alone."`
+	Budget          *Budget           `json:"budget,omitempty" doc:"What one device may use; absent: the defaults."`
+	Usual           *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
 	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
 	Audit   *AuditRules         `json:"audit,omitempty" doc:"Thresholds of audit checks."`

@@ -31,7 +31,7 @@ func (o *Office) create(ctx context.Context, c registry.Credential, l registry.L
 	c.CreatedBy = by.Actor
 	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		want := c
-		if err := o.fitDevice(ctx, tx, &want); err != nil {
+		if err := o.fitDevice(ctx, tx, &want, by); err != nil {
 			return err
 		}
 		if made, err = o.Registry.CreateCredential(ctx, tx, want, l); err != nil {
@@ -192,7 +192,11 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	if c.UsesMax < 1 || !c.ExpiresAt.After(now) || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
 		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: whoever holds it can enroll")
 	}
-	c.Kind, c.CreatedBy = countersign.MethodClaim, by.Actor
+	end, err := by.Factory.ends(now, c.ExpiresAt)
+	if err != nil {
+		return Claim{}, err
+	}
+	c.Kind, c.CreatedBy, c.ExpiresAt = countersign.MethodClaim, by.Actor, end
 	if c.Fleet == "" {
 		c.Fleet = countersign.DefaultFleet
 	}

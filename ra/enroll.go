@@ -173,6 +173,9 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 	if err := d.mayBegin(ctx, r, c); err != nil {
 		return nil, err
 	}
+	if err := mayPick(c.appraisal, &c.fleet); err != nil {
+		return nil, err
+	}
 	if err := d.anotherFirst(ctx, d.DB, r, c); err != nil {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		if to == countersign.DeviceRetired {
 			kind, what = countersign.DeviceRetiredEv, "retired"
 		}
-		secrets, err := d.stopSecrets(ctx, tx, dev, By{act.Actor, act.Via}, "the device was "+what)
+		secrets, err := d.stopSecrets(ctx, tx, dev, By{Actor: act.Actor, Via: act.Via}, "the device was "+what)
 		if err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 		}
 		e := act.certEvent(countersign.CertRevokedEv, &c)
 		e.Data = map[string]string{"reason": req.Reason.String()}
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{req.Actor, req.Via})
+		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,6 +39,8 @@ type Office struct {
 type By struct {
 	Actor countersign.Actor
 	Via   string // cli, rest
+	// Factory bounds an operator token of role factory; nil: another role acts.
+	Factory *Factory
 }
 
 func (b By) event(t countersign.EventType) countersign.Event {
@@ -118,8 +121,19 @@ type tokenOrder struct {
 func (o *Office) createToken(ctx context.Context, tx *store.Tx, want tokenOrder) (registry.Credential, string, countersign.Event, error) {
 	e := want.by.event(countersign.TokenCreated)
 	want.token.CreatedBy = want.by.Actor
-	if err := o.fitDevice(ctx, tx, &want.token); err != nil {
+	if err := o.fitDevice(ctx, tx, &want.token, want.by); err != nil {
 		return want.token, "", e, err
+	}
+	if f := want.by.Factory; f != nil {
+		start := o.Registry.Now()
+		if want.token.NotBefore.After(start) {
+			start = want.token.NotBefore
+		}
+		end, err := f.ends(o.Registry.Now(), start.Add(want.ttl))
+		if err != nil {
+			return want.token, "", e, err
+		}
+		want.ttl = end.Sub(start)
 	}
 	made, secret, err := o.Registry.CreateToken(ctx, tx, want.token, want.ttl)
 	e.Device, e.Fleet = made.Device, made.Fleet
@@ -127,7 +141,8 @@ func (o *Office) createToken(ctx context.Context, tx *store.Tx, want tokenOrder)
 	return made, secret, e, err
 }
 
-func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Credential) error {
+func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Credential, by By) error {
+	var known *registry.Entry
 	if t.Device != "" {
 		d, err := o.Registry.Device(ctx, tx, t.Device)
 		switch {
@@ -139,11 +154,14 @@ func (o *Office) fitDevice(ctx context.Context, tx *store.Tx, t *registry.Creden
 		case t.Fleet != "" && t.Fleet != d.Fleet:
 			return countersign.Errorf(countersign.Conflict, "device %s is in fleet %s, not %s", d.ID, d.Fleet, t.Fleet).WithNext("leave the fleet out")
 		default:
-			t.Fleet = d.Fleet
+			t.Fleet, known = d.Fleet, &d
 		}
 	}
 	if t.Fleet == "" {
 		t.Fleet = countersign.DefaultFleet
+	}
+	if by.Factory != nil {
+		return o.fitFactory(ctx, tx, t, known, by.Factory)
 	}
 	return nil
 }
@@ -273,6 +291,11 @@ func (o *Office) RevokeOperatorToken(ctx context.Context, id string, by By) (t o
 		}
 		e := by.event(countersign.OperatorTokenRevoked)
 		e.Data = map[string]string{"token": t.ID, "name": t.Name}
+		ended, err := o.Registry.StopSource(ctx, tx, OperatorSource(t.ID), "the operator token that made it was revoked")
+		if err != nil {
+			return err
+		}
+		e.Data["credentials"] = strconv.Itoa(ended)
 		given, err := endTokens(ctx, tx, o.Tokens, OperatorSource(t.ID), by)
 		if err != nil {
 			return err

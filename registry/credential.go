@@ -54,6 +54,7 @@ type Credential struct {
 	Devices   []string // ids, patterns with * and ?, ranges such as pump-0001..pump-0500; empty: any
 	State     CredentialState
 	Reason    string // why it is stopped
+	Source    string // kind:id of what it ends with; empty: nothing
 	CreatedBy countersign.Actor
 	CreatedAt time.Time
 	// CreatedPos is the position of the log when it was made. By it a token for a
@@ -138,11 +139,11 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 		return c, fmt.Errorf("encode devices: %w", err)
 	}
 	err = tx.QueryRow(ctx, `INSERT INTO credential (id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses,
-			per_minute, networks, devices, state, reason, created_by, created_at, created_pos)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17, `+event.PositionSQL+`)
+			per_minute, networks, devices, state, reason, created_by, created_at, created_pos, source)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, '', $16, $17, `+event.PositionSQL+`, $18)
 		ON CONFLICT (kind, lookup) WHERE state = 'active' DO NOTHING RETURNING created_pos`,
 		c.ID, string(c.Kind), l.First, l.Second, l.Sealed, c.Fleet, c.Device, c.Label, store.Micros(c.NotBefore), store.Micros(c.ExpiresAt), c.UsesMax,
-		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt)).Scan(&c.CreatedPos)
+		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt), c.Source).Scan(&c.CreatedPos)
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, errRegistered(c.Kind)
 	}
@@ -335,6 +336,17 @@ func (r *Registry) Bind(ctx context.Context, tx *store.Tx, c Credential, device 
 
 func stopped(kind countersign.Method) error {
 	return countersign.Errorf(countersign.CredentialExpire, "the %s has been stopped", kind).WithNext("ask the operator for another one")
+}
+
+// StopSource ends the tokens and claims that were made with source and returns their
+// number. What is registered for one device stays: it is that device's identity.
+func (r *Registry) StopSource(ctx context.Context, tx *store.Tx, source, why string) (int, error) {
+	n, err := tx.Exec(ctx, `UPDATE credential SET state = $2, reason = $3 WHERE source = $1 AND state = 'active' AND kind IN ('token', 'claim')`,
+		source, string(CredentialStopped), clip(why))
+	if err != nil {
+		return 0, fmt.Errorf("stop what was made with %s: %w", source, err)
+	}
+	return int(n), nil
 }
 
 // Stop ends a credential for good and says why.

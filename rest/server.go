@@ -155,7 +155,11 @@ func (s *Server) by(ctx context.Context) ra.By {
 	if s.Local {
 		via = "cli"
 	}
-	return ra.By{Actor: countersign.OperatorActor(c.name), Via: via}
+	by := ra.By{Actor: countersign.OperatorActor(c.name), Via: via}
+	if c.role == operator.Factory {
+		by.Factory = &ra.Factory{Token: c.token, Until: c.until}
+	}
+	return by
 }
 
 // admit lets a request through to a route that its caller may use, with the time

@@ -1,0 +1,135 @@
+package ra_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+)
+
+// TestTheRoleFactoryActsForNewDevicesOnly tries each thing that the role may make on a
+// device in each state of its life.
+func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.rules(t, "default", countersign.Rules{})
+		office := w.office()
+		office.Operators, office.Tokens = &operator.Desk{DB: w.DB, Now: w.Now}, &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
+		made, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "line", Role: operator.Factory}, 48*time.Hour, boss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := ra.By{Actor: "operator:line", Via: "rest", Factory: &ra.Factory{Token: made.ID, Until: made.ExpiresAt}}
+		n := 0
+		doors := map[string]func(id string) error{
+			"token": func(id string) error {
+				_, _, err := office.CreateToken(t.Context(), registry.Credential{Device: id, UsesMax: 1}, time.Hour, line)
+				return err
+			},
+			"tokens in bulk": func(id string) error {
+				_, err := office.CreateTokens(t.Context(), registry.Credential{UsesMax: 1}, []string{id}, time.Hour, line)
+				return err
+			},
+			"key": func(id string) error {
+				_, _, err := office.CreateKey(t.Context(), registry.Credential{Device: id}, ra.SymmetricKeys{}, line)
+				return err
+			},
+			"thumbprint": func(id string) error {
+				_, err := office.CreateThumbprint(t.Context(), registry.Credential{Device: id}, thumb(selfSigned(t, w.Now(), w.Now().Add(time.Hour))), "", line)
+				return err
+			},
+			"TPM": func(id string) error {
+				n++
+				_, err := office.CreateTPM(t.Context(), registry.Credential{Device: id}, nil, fmt.Sprintf("%064x", n), line)
+				return err
+			},
+			"certificate": func(id string) error {
+				return asks(w.Enroll, shows(t, newKey(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: line.Actor, Item: fmt.Sprint(id, n)}}))
+			},
+		}
+		states := map[string]struct {
+			bring func(id string)
+			may   bool
+		}{
+			"unknown": {func(string) {}, true},
+			"registered": {func(id string) {
+				if _, err := office.CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
+					t.Fatal(err)
+				}
+			}, true},
+			"active": {func(id string) { w.active(t, id) }, false},
+			"suspended": {func(id string) {
+				w.active(t, id)
+				if _, err := w.Suspend(t.Context(), ra.Act{Device: id, Actor: boss.Actor}); err != nil {
+					t.Fatal(err)
+				}
+			}, false},
+			"revoked": {func(id string) {
+				w.active(t, id)
+				if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: id, Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
+					t.Fatal(err)
+				}
+			}, false},
+			"retired": {func(id string) {
+				w.active(t, id)
+				if _, err := w.Retire(t.Context(), ra.Act{Device: id, Actor: boss.Actor}); err != nil {
+					t.Fatal(err)
+				}
+			}, false},
+		}
+		i := 0
+		for door, act := range doors {
+			for state, tt := range states {
+				i++
+				id := fmt.Sprint("dev-", i)
+				tt.bring(id)
+				if err := act(id); (err == nil) != tt.may {
+					t.Errorf("%s for a device that is %s: got %v, want allowed %t", door, state, err, tt.may)
+				}
+			}
+		}
+		for what, order := range map[string]struct {
+			uses int
+			ttl  time.Duration
+		}{"uses": {ra.FactoryUses + 1, time.Hour}, "ttl": {1, ra.FactoryTTL + time.Hour}} {
+			_, _, err := office.CreateToken(t.Context(), registry.Credential{UsesMax: order.uses}, order.ttl, line)
+			wantCode(t, err, countersign.NotAllowed)
+			_, err = office.CreateClaim(t.Context(), registry.Credential{UsesMax: order.uses, ExpiresAt: w.Now().Add(order.ttl)}, nil, false, line)
+			if countersign.CodeOf(err) != countersign.NotAllowed {
+				t.Errorf("a claim, %s: got %v", what, err)
+			}
+		}
+		token, secret, err := office.CreateToken(t.Context(), registry.Credential{UsesMax: 100}, 7*24*time.Hour, line)
+		if err != nil || !token.ExpiresAt.Equal(made.ExpiresAt) {
+			t.Fatalf("got a token until %s, %v, want the end of the operator token %s", token.ExpiresAt, err, made.ExpiresAt)
+		}
+		if _, err := office.RevokeOperatorToken(t.Context(), made.ID, boss); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "late-1", secret)), countersign.CredentialExpire)
+		_, _, err = office.CreateToken(t.Context(), registry.Credential{UsesMax: 1}, time.Hour, line)
+		wantCode(t, err, countersign.CredentialExpire)
+	})
+}
+
+// TestAFactoryPicksOnlyProfilesThatTheFleetNames vouches with another profile.
+func TestAFactoryPicksOnlyProfilesThatTheFleetNames(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		vouch := func(id, profile string) error {
+			return asks(w.Enroll, shows(t, newKey(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: "operator:line", Item: id, Profile: profile}}))
+		}
+		w.rules(t, "default", countersign.Rules{})
+		if err := vouch("pump-1", "device"); err != nil {
+			t.Errorf("the fleet's own profile: %v", err)
+		}
+		wantCode(t, vouch("pump-2", "idevid"), countersign.NotAllowed)
+		w.rules(t, "default", countersign.Rules{FactoryProfiles: []string{"idevid"}})
+		if err := vouch("pump-2", "idevid"); err != nil {
+			t.Errorf("a profile that the fleet names: %v", err)
+		}
+	})
+}
