@@ -35,3 +35,15 @@ func (b Budget) WithDefaults() Budget {
 	}
 	return b
 }
+
+// What a budget is of, as events name it. Beyond the fields of Budget, a gateway
+// bounds what it keeps for a device.
+const (
+	BudgetSessions      = "sessions"
+	BudgetPublishes     = "publishes"
+	BudgetRenewals      = "renewals"
+	BudgetEvents        = "events"
+	BudgetUnread        = "unread"
+	BudgetSubscriptions = "subscriptions"
+	BudgetRetained      = "retained"
+)

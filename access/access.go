@@ -93,12 +93,22 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 		return dec
 	}
 	dec.Allow = true
+	dec.Budget = d.rules.budgetOf(dec.Fleet)
+	if isOperator(dec.Device) {
+		dec.Budget.Sessions = max(dec.Budget.Sessions, operatorSessions)
+	}
 	d.permit(ctx, c, &dec)
 	if dec.ReadOnly {
 		dec.Permissions.Publish, dec.Permissions.Retain = countersign.Filters{}, countersign.Filters{}
 	}
 	return dec
 }
+
+// operatorSessions is how many sessions a person or an application of an operator may
+// have on one node: the pages of a control room share one name.
+const operatorSessions = 128
+
+func isOperator(device string) bool { return strings.HasPrefix(device, "operator/") }
 
 // identify finds out who stands at the door. A certificate goes before all else:
 // the user name beside it is what the client says of itself, never a login.

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,9 @@ const (
 	// maxGuests bounds the guests of one fleet on one node: they cost whoever sends
 	// them nothing.
 	maxGuests = 1000
+	// maxGuestsPerAddress leaves three quarters of the places to other addresses; an
+	// address is one IPv4 address or one IPv6 /64.
+	maxGuestsPerAddress = maxGuests / 4
 	// guestArrival is how long a guest who was let in may take to open its session.
 	guestArrival = 30 * time.Second
 )
@@ -31,33 +35,60 @@ const (
 // guests counts those who are here.
 type guests struct {
 	mu sync.Mutex
-	by map[string]map[string]time.Time // by fleet and name: when it is gone for sure
+	by map[string]*party // by fleet
 }
 
-// take gives a guest a place and tells false when there is none.
-func (g *guests) take(fleet, name string, now time.Time) bool {
+// party are the guests of one fleet.
+type party struct {
+	guests map[string]guest // by name
+	from   map[netip.Prefix]int
+}
+
+type guest struct {
+	until time.Time // when it is gone for sure
+	from  netip.Prefix
+}
+
+// take gives a guest a place and reports whether there was one, for the fleet and for
+// its address. An address that a broker does not tell has no share of its own.
+func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	here := g.by[fleet]
-	if len(here) >= maxGuests {
-		for n, until := range here {
-			if now.After(until) {
-				delete(here, n)
+	if here == nil {
+		here = &party{guests: map[string]guest{}, from: map[netip.Prefix]int{}}
+	}
+	full := func() bool {
+		return len(here.guests) >= maxGuests || from.IsValid() && here.from[from] >= maxGuestsPerAddress
+	}
+	if full() {
+		for n, one := range here.guests {
+			if now.After(one.until) {
+				here.leave(n)
 			}
 		}
 	}
-	if len(here) >= maxGuests {
+	if full() {
 		return false
 	}
-	if here == nil {
-		here = map[string]time.Time{}
-	}
 	if g.by == nil {
-		g.by = map[string]map[string]time.Time{}
+		g.by = map[string]*party{}
 	}
-	here[name] = now.Add(guestArrival)
+	here.guests[name] = guest{now.Add(guestArrival), from}
+	here.from[from]++
 	g.by[fleet] = here
 	return true
+}
+
+func (p *party) leave(name string) {
+	one, ok := p.guests[name]
+	if !ok {
+		return
+	}
+	delete(p.guests, name)
+	if p.from[one.from]--; p.from[one.from] == 0 {
+		delete(p.from, one.from)
+	}
 }
 
 // Opened tells of a session, of which only those of guests matter here.
@@ -68,7 +99,10 @@ func (d *Desk) Opened(s countersign.Session) {
 	d.guests.mu.Lock()
 	defer d.guests.mu.Unlock()
 	if here := d.guests.by[s.Fleet]; here != nil {
-		here[s.Device] = s.NotAfter
+		if one, ok := here.guests[s.Device]; ok {
+			one.until = s.NotAfter
+			here.guests[s.Device] = one
+		}
 	}
 }
 
@@ -80,7 +114,10 @@ func (d *Desk) Closed(s countersign.Session) {
 	d.guests.mu.Lock()
 	defer d.guests.mu.Unlock()
 	here := d.guests.by[s.Fleet]
-	if delete(here, s.Device); len(here) == 0 {
+	if here == nil {
+		return
+	}
+	if here.leave(s.Device); len(here.guests) == 0 {
 		delete(d.guests.by, s.Fleet)
 	}
 }
@@ -109,10 +146,21 @@ func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
 		return none
 	}
 	now, name := d.Now(), guestPrefix+strings.ToLower(rand.Text())
-	if !d.guests.take(fleet, name, now) {
-		return refuse(countersign.RateLimited, "the fleet has as many guests as it may")
+	if !d.guests.take(fleet, name, shareOf(c.Remote.Addr()), now) {
+		return refuse(countersign.RateLimited, "the fleet has as many guests, or as many from this address, as it may")
 	}
 	return Decision{Verdict: countersign.Verdict{
 		Device: name, Fleet: fleet, Credential: guestCredential, Ephemeral: true, NotAfter: now.Add(guestTime),
 	}}
+}
+
+// shareOf returns what shares one part of the places: an IPv4 address, an IPv6 /64.
+func shareOf(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits) // the zero Prefix for what has no address
+	return p
 }

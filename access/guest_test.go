@@ -2,6 +2,7 @@ package access_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -61,12 +62,17 @@ func TestGuestsAreBounded(t *testing.T) {
 	d.accept(t, countersign.Access{Guests: true})
 	c := countersign.Connection{Username: "pumps", Remote: home}
 	var names []string
-	for range access.MaxGuests {
+	for i := range access.MaxGuests {
+		c.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 5)}), 1)
 		got := d.Decide(t.Context(), c)
+		if got.Device == "" {
+			t.Fatalf("guest %d: got %+v", i, got)
+		}
 		names = append(names, got.Device)
 		d.Opened(countersign.Session{Device: got.Device, Fleet: "pumps", Credential: "guest", NotAfter: got.NotAfter})
 	}
 	d.turn(time.Minute)
+	c.Remote = home
 	d.wantOut(t, "one more", c, countersign.RateLimited)
 	d.Closed(countersign.Session{Device: names[0], Fleet: "pumps", Credential: "guest"})
 	if got := d.Decide(t.Context(), c); got.Device == "" {
@@ -76,5 +82,35 @@ func TestGuestsAreBounded(t *testing.T) {
 	d.turn(time.Minute) // the one that was let in and never came gives its place up
 	if got := d.Decide(t.Context(), c); got.Device == "" {
 		t.Errorf("after one did not come: got %+v", got)
+	}
+}
+
+// TestOneAddressTakesNotAllPlacesOfGuests counts an IPv4 address and an IPv6 /64 alike.
+func TestOneAddressTakesNotAllPlacesOfGuests(t *testing.T) {
+	for name, address := range map[string]func(i int) netip.Addr{
+		"IPv4": func(int) netip.Addr { return netip.MustParseAddr("192.0.2.1") },
+		"IPv6": func(i int) netip.Addr {
+			return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoor(t, storetest.Open(t))
+			d.accept(t, countersign.Access{Guests: true})
+			c := countersign.Connection{Username: "pumps"}
+			in := 0
+			for i := range access.MaxGuests/4 + 10 {
+				c.Remote = netip.AddrPortFrom(address(i), 1)
+				if got := d.Decide(t.Context(), c); got.Device != "" {
+					in++
+				}
+			}
+			if in != access.MaxGuests/4 {
+				t.Errorf("one address has %d guests, want a quarter of %d", in, access.MaxGuests)
+			}
+			c.Remote = home
+			if got := d.Decide(t.Context(), c); got.Device == "" {
+				t.Errorf("another address: got %+v", got)
+			}
+		})
 	}
 }

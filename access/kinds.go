@@ -29,6 +29,15 @@ type rules struct {
 type readRules struct {
 	text   string
 	access countersign.Access
+	budget countersign.Budget
+}
+
+// budgetOf returns the budget of a fleet whose rules accessOf has read; else the
+// defaults.
+func (r *rules) budgetOf(fleet string) countersign.Budget {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.by[fleet].budget.WithDefaults()
 }
 
 // accessOf reads what a fleet accepts out of its rules.
@@ -41,6 +50,7 @@ func (r *rules) accessOf(fleet, text string) (countersign.Access, error) {
 	}
 	var read struct {
 		Access countersign.Access `json:"access"`
+		Budget countersign.Budget `json:"budget"`
 	}
 	if err := json.Unmarshal([]byte(text), &read); err != nil {
 		return countersign.Access{}, fmt.Errorf("couldn't read the rules of fleet %s: %w", fleet, err)
@@ -50,7 +60,7 @@ func (r *rules) accessOf(fleet, text string) (countersign.Access, error) {
 	if r.by == nil || len(r.by) >= maxRules {
 		r.by = map[string]readRules{}
 	}
-	r.by[fleet] = readRules{text, read.Access}
+	r.by[fleet] = readRules{text, read.Access, read.Budget}
 	return read.Access, nil
 }
 

@@ -286,8 +286,8 @@ func TestCutFindsByDeviceAndByCertificate(t *testing.T) {
 	x, next := indexed(t)
 	admit := func(device string, cert int) *tls.Conn {
 		l, c := next()
-		if reason, ok := l.Admit(countersign.Session{ID: fmt.Sprint(device, cert), Device: device, Cert: ref(cert)}); !ok {
-			t.Fatalf("Admit: %s", reason)
+		if e := l.Admit(countersign.Session{ID: fmt.Sprint(device, cert), Device: device, Cert: ref(cert)}, 16); e != nil {
+			t.Fatalf("Admit: %s", e)
 		}
 		return c
 	}
@@ -322,18 +322,18 @@ func TestAdmitSeesTheCutsSinceRegistration(t *testing.T) {
 	x.Cut(countersign.Cut{Device: "other"})
 	x.Cut(countersign.Cut{Cert: ref(1), Reason: "revoked"})
 	late, _ := next() // it was registered after the cut: the Gatekeeper has seen it
-	if reason, ok := early.Admit(s); ok || reason != "revoked" {
-		t.Errorf("registered before the cut: got %q %v, want refused", reason, ok)
+	if e := early.Admit(s, 16); e == nil || e.Message != "revoked" {
+		t.Errorf("registered before the cut: got %v, want refused", e)
 	}
 	early.Remove()
-	if _, ok := late.Admit(s); !ok {
+	if e := late.Admit(s, 16); e != nil {
 		t.Error("registered after the cut: refused")
 	}
 	another, _ := next()
 	for range 40_000 { // more than are kept
 		x.Cut(countersign.Cut{Device: "other"})
 	}
-	if _, ok := another.Admit(countersign.Session{Device: "b"}); ok {
+	if e := another.Admit(countersign.Session{Device: "b"}, 16); e == nil {
 		t.Error("admitted although cuts were forgotten meanwhile")
 	}
 }
@@ -357,14 +357,14 @@ func TestCutFindsByCredentialAndByScope(t *testing.T) {
 			x, next := indexed(t)
 			undecided, _ := next()
 			decided, _ := next()
-			if reason, ok := decided.Admit(browser); !ok {
-				t.Fatalf("Admit: %s", reason)
+			if e := decided.Admit(browser, 16); e != nil {
+				t.Fatalf("Admit: %s", e)
 			}
 			if n := x.Cut(c.cut); (n == 1) != c.hit {
 				t.Errorf("cut %d sessions, want it hit: %v", n, c.hit)
 			}
-			if reason, ok := undecided.Admit(browser); ok == c.hit {
-				t.Errorf("admitted after the cut: %v (%s), want %v", ok, reason, !c.hit)
+			if e := undecided.Admit(browser, 16); (e == nil) == c.hit {
+				t.Errorf("admitted after the cut: %v, want it refused: %v", e, c.hit)
 			}
 		})
 	}
@@ -382,7 +382,7 @@ func TestCutIsNotHeldUpByAStalledPeer(t *testing.T) {
 			return err == nil
 		})
 		defer l.Remove()
-		l.Admit(countersign.Session{Device: "a"})
+		_ = l.Admit(countersign.Session{Device: "a"}, 16)
 		close(ready)
 		mu.Lock()
 		defer mu.Unlock()

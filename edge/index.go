@@ -72,28 +72,33 @@ func (x *Index) Register(c *Conn, farewell Farewell) *Live {
 }
 
 // Admit puts the connection under its device and certificate, unless a cut of
-// either was made since it was registered: then it returns that cut's reason and
-// false, and the connection must be refused. From now on the connection ends at
+// either was made since it was registered, or its device has max sessions already:
+// then it returns an error with the code NotAllowed or OverBudget, and the connection
+// must be refused. A session with the client identifier of another one of the device
+// will replace that one, and is not counted. From now on the connection ends at
 // s.NotAfter, unless that is zero.
-func (l *Live) Admit(s countersign.Session) (reason string, ok bool) {
-	reason, stale, ok := l.admit(s)
+func (l *Live) Admit(s countersign.Session, max int) *countersign.Error {
+	stale, err := l.admit(s, max)
 	if stale && l.index.Stale != nil {
 		l.index.Stale(s)
 	}
-	return reason, ok
+	return err
 }
 
-func (l *Live) admit(s countersign.Session) (reason string, stale, ok bool) {
+func (l *Live) admit(s countersign.Session, most int) (stale bool, err *countersign.Error) {
 	x := l.index
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if l.since < x.forgotten {
-		return "the gateway is too busy with revocations", false, false
+		return false, countersign.Errorf(countersign.NotAllowed, "the gateway is too busy with revocations")
 	}
 	for _, c := range x.cuts[l.since-x.forgotten:] {
 		if matches(c, s) {
-			return c.Reason, false, false
+			return false, &countersign.Error{Code: countersign.NotAllowed, Message: c.Reason}
 		}
+	}
+	if n := x.others(s); n >= most {
+		return false, countersign.Errorf(countersign.OverBudget, "the device has %d sessions on this node already, as many as it may", n)
 	}
 	x.unlink(l)
 	l.session, l.admitted = s, true
@@ -114,7 +119,19 @@ func (l *Live) admit(s countersign.Session) (reason string, stale, ok bool) {
 		})
 	}
 	l.conn.Admitted()
-	return "", max(x.allChanged, x.changed[s.Fleet]) > l.known, true
+	return max(x.allChanged, x.changed[s.Fleet]) > l.known, nil
+}
+
+// others counts the sessions of a device that s would not replace.
+func (x *Index) others(s countersign.Session) int {
+	n := 0
+	for _, l := range x.byDevice[s.Device] {
+		same := l.session.Gateway == s.Gateway && l.session.ClientID == s.ClientID && s.ClientID != ""
+		if _, ended := l.Ended(); l.session.Device == s.Device && !same && !ended {
+			n++
+		}
+	}
+	return n
 }
 
 // Changed notes that what connections are decided by has changed, for fleets or, with

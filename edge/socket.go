@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -22,9 +23,10 @@ type socket struct {
 
 	offer   *tls.ClientHelloInfo // until the handshake is over, as config
 	config  *tls.Config
-	greeted bool         // the handshake is over; only its goroutine, then the reader
-	read    int          // octets before that
-	chain   atomic.Int64 // octets of the chain that are counted in, see keepChain
+	sys     syscall.RawConn // for TakesNow; nil: not known
+	greeted bool            // the handshake is over; only its goroutine, then the reader
+	read    int             // octets before that
+	chain   atomic.Int64    // octets of the chain that are counted in, see keepChain
 
 	turn    atomic.Bool            // it has one
 	waiting atomic.Pointer[waiter] // for one

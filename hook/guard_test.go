@@ -93,6 +93,8 @@ func (g *guard) Closed(s countersign.Session, end countersign.Ending) {
 	g.closed = append(g.closed, s.ClientID+" "+end.Reason)
 }
 
+func (g *guard) Exceeded(countersign.Session, string, int64) {}
+
 func (g *guard) Judged(_ countersign.Session, a countersign.Act) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -84,12 +84,21 @@ func (b *Broker) Close() error { return nil }
 
 // Publish is Platform's.
 func (b *Broker) Publish(ctx context.Context, topic string, payload []byte) error {
+	return b.send(ctx, 0, topic, payload)
+}
+
+// Unretain is Platform's.
+func (b *Broker) Unretain(ctx context.Context, topic string) error {
+	return b.send(ctx, flagRetain, topic, nil)
+}
+
+func (b *Broker) send(ctx context.Context, head byte, topic string, payload []byte) error {
 	p, err := b.platform(ctx)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	return p.publish(ctx, topic, payload)
+	return p.publish(ctx, head, topic, payload)
 }
 
 // Subscribe is Platform's.

@@ -106,8 +106,14 @@ func (x *session) enginePublish(f frame) error {
 		if p.qos > 0 {
 			return x.sendWithinQuota(f, topic, p)
 		}
+		if drop, err := x.unreadable(p, len(f.raw)); drop {
+			return err
+		}
 		x.srv.count.delivered.Add(1)
 		return sendPublish(&x.down, f.raw[0], topic, p, 5)
+	}
+	if drop, err := x.unreadable(p, len(f.raw)); drop {
+		return err
 	}
 	if x.tooLarge(len(f.raw)) {
 		return x.sendSmaller(f.raw[0], p)

@@ -30,6 +30,8 @@ type Platform interface {
 	// Publish hands payload to the engine at QoS 1 and returns once the engine
 	// has taken responsibility for it.
 	Publish(ctx context.Context, topic string, payload []byte) error
+	// Unretain takes the retained message of a topic away.
+	Unretain(ctx context.Context, topic string) error
 	// Subscribe calls receive for each message that matches filter, one after
 	// another, until ctx ends or the engine is gone. It returns once the engine has
 	// confirmed the subscription.

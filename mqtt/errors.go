@@ -36,6 +36,7 @@ const (
 	ReceiveMaximumExceeded  Reason = 0x93
 	BadTopicAlias           Reason = 0x94
 	PacketTooLarge          Reason = 0x95
+	MessageRateTooHigh      Reason = 0x96
 	QuotaExceeded           Reason = 0x97
 	AdministrativeAction    Reason = 0x98
 	NoSharedSubscriptions   Reason = 0x9E
@@ -71,7 +72,7 @@ func RefusalOf(code countersign.Code) Refusal {
 		return Refusal{connBadUserPassword, BadUserOrPassword}
 	case countersign.DeviceOnHold, countersign.DeviceGone, countersign.ForkDetected:
 		return Refusal{connNotAuthorized, Banned}
-	case countersign.RateLimited, countersign.OverBudget:
+	case countersign.RateLimited:
 		return Refusal{connUnavailable, ConnectionRateExceeded}
 	case countersign.Unavailable, countersign.Internal:
 		return Refusal{connUnavailable, ServerUnavailable}
@@ -79,6 +80,8 @@ func RefusalOf(code countersign.Code) Refusal {
 		return Refusal{connUnavailable, ServerBusy}
 	case countersign.TooLarge:
 		return Refusal{connNotAuthorized, QuotaExceeded}
+	case countersign.OverBudget: // code 5 would have the device give up; it may come again later
+		return Refusal{connUnavailable, QuotaExceeded}
 	}
 	// unauthenticated, not allowed, and whatever a certificate is refused for
 	return Refusal{connNotAuthorized, NotAuthorized}

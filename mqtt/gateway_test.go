@@ -138,6 +138,9 @@ type guard struct {
 	allowed []string
 	asked   []countersign.Connection // that came with something to decide on
 	slow    func(device string)      // called in Admit after the decision
+
+	budget   countersign.Budget
+	exceeded map[string]int64 // limits by device and budget
 }
 
 func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
@@ -185,7 +188,7 @@ func (g *guard) verdict(c countersign.Connection, id string, v countersign.Verdi
 		v.Code, v.Reason = code, "the device was refused: "+string(code)
 		return v
 	}
-	v.Allow, v.Permissions = true, g.permissionsOf(id)
+	v.Allow, v.Permissions, v.Budget = true, g.permissionsOf(id), g.budget
 	if slow != nil {
 		slow(id)
 	}
@@ -268,6 +271,21 @@ func (r *riddle) Next(_ context.Context, data []byte) ([]byte, bool, error) {
 	return nil, false, errors.New("that is not it")
 }
 
+func (g *guard) Exceeded(s countersign.Session, budget string, limit int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.exceeded == nil {
+		g.exceeded = map[string]int64{}
+	}
+	g.exceeded[s.Device+" "+budget] = limit
+}
+
+func (g *guard) limitOf(device, budget string) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.exceeded[device+" "+budget]
+}
+
 func (g *guard) Judged(s countersign.Session, act countersign.Act) {
 	action, topic := act.Action, act.Topic
 	g.mu.Lock()
@@ -324,7 +342,7 @@ func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway
 	if engine == nil {
 		engine = startNATS(t, t.TempDir(), log)
 	}
-	g := &guard{roots: a.roots, refused: map[string]countersign.Code{}, closed: map[string][]string{}, perms: map[string]countersign.Permissions{}}
+	g := &guard{budget: countersign.Budget{Sessions: 1000, Publishes: 100_000}, roots: a.roots, refused: map[string]countersign.Code{}, closed: map[string][]string{}, perms: map[string]countersign.Permissions{}}
 	s := &mqtt.Server{
 		Gatekeeper: g, Index: edge.NewIndex(time.Now), Engine: engine, Log: log, Now: time.Now,
 		TLS: edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &a.server, nil }),

@@ -52,7 +52,7 @@ type stream interface {
 
 func (s *Server) newSession(c *edge.Conn, via stream) *session {
 	x := &session{srv: s, conn: c, in: frameReader{src: via, max: maxConnect}, now: s.Now}
-	x.down = outbox{dst: via, ended: x.ended, now: s.Now}
+	x.down = outbox{dst: via, ended: x.ended, now: s.Now, stall: s.Limits.Stall, takesNow: c.TakesNow}
 	return x
 }
 
@@ -91,7 +91,9 @@ func (s *Server) talk(ctx context.Context, x *session) {
 	}
 	release := s.claim(x.claimKey(), x.live)
 	defer release()
+	x.account = s.stock.enter(x.info.Device, x.budget)
 	if err := x.open(ctx); err != nil {
+		s.stock.leave(x.account, x.stored, nil, s.Now())
 		x.abandon()
 		x.refuse(ctx, err)
 		return
@@ -161,7 +163,7 @@ func (x *session) admit(ctx context.Context) error {
 		Gateway: s.Gateway, Protocol: ask.Protocol, ClientID: c.clientID, Hello: ask.Hello, Software: ask.Software,
 		Remote: ask.Remote, Since: s.Now(), NotAfter: v.NotAfter, Permissions: v.Permissions,
 	}
-	x.perms = withInbox(v.Permissions, x.inbox())
+	x.perms, x.budget = withInbox(v.Permissions, x.inbox()), v.Budget.WithDefaults()
 	x.traits = s.Engine.Traits()
 	// The engine knows who is no device by the session's name alone, which is
 	// another each time.
@@ -171,8 +173,15 @@ func (x *session) admit(ctx context.Context) error {
 	if err := x.admitWill(); err != nil {
 		return err
 	}
-	if reason, ok := x.live.Admit(x.info); !ok {
-		return refuse(connNotAuthorized, NotAuthorized, reason)
+	if e := x.live.Admit(x.info, x.budget.Sessions); e != nil {
+		if e.Code == countersign.OverBudget {
+			x.exceeded(countersign.BudgetSessions, int64(x.budget.Sessions))
+		}
+		r := RefusalOf(e.Code)
+		return refuse(r.V3, r.V5, e.Message)
+	}
+	if w := c.will; w != nil && w.retain && len(w.payload) > 0 && !x.mayRetainMore(w.topic, len(w.payload)+len(w.props)) {
+		w.retain = false // it is published all the same
 	}
 	if s.closing.Load() { // Close may have looked at the index before this was in it
 		return refuse(connUnavailable, ServerUnavailable, "the gateway is stopping")
@@ -235,7 +244,7 @@ func (x *session) refuse(ctx context.Context, err error) {
 		answer = packet(pktConnack<<4, []byte{0, answer[3], 0}) // [MQTT-3.2.2-19]
 	}
 	if answer != nil && x.down.send(answer) == nil && x.down.flush() == nil {
-		x.linger()
+		x.linger(nil)
 	}
 }
 
@@ -250,11 +259,13 @@ func refusalPacket(level byte, r *refusal) []byte {
 	return a.encode(level)
 }
 
-// linger ends our side and waits until the peer has ended its own, so that the
-// last answer is not lost to a reset.
-func (x *session) linger() {
-	_ = x.conn.SetDeadline(x.now().Add(lingerTimeout))
-	x.down.last(func(bool) []byte { return nil })
+// linger ends our side, with a last packet if there is one, and waits until the peer
+// has ended its own, so that the last answer is not lost to a reset.
+func (x *session) linger(last []byte) {
+	limit := x.now().Add(lingerTimeout)
+	_ = x.conn.SetDeadline(limit)
+	x.down.until(limit)
+	x.down.last(func(bool) []byte { return last })
 	drain(x.conn)
 }
 

@@ -47,6 +47,14 @@ const (
 	natsGrace = 5 * time.Second
 	// natsMaxTopic keeps subjects within what the store indexes well.
 	natsMaxTopic = 1024
+	// natsAckPending is how many messages of a subscription may be on their way to its
+	// client.
+	natsAckPending = 32
+	// natsMaxPending is what the engine holds for one session that the gateway does not
+	// take from it; nats-server's own bound is 64 MiB. The gateway leaves it there only
+	// where the next message has QoS 1 or 2 and the client has as much unread as it may, so
+	// this is natsAckPending of the messages that are usual, or a few of the largest.
+	natsMaxPending = natsAckPending * DefaultMaxPacket
 )
 
 // NATS is the embedded engine: a nats-server with a message store of its own and
@@ -60,7 +68,8 @@ type NATS struct {
 	addr   string           // of its MQTT listener
 	grants map[string]grant // by token
 	closed bool
-	ill    bool // its store failed; revive is at work
+	ill    bool                      // its store failed; revive is at work
+	kept   map[string]map[string]int // filters of the stored sessions, as the start found them; see Kept
 
 	reviver sync.WaitGroup
 	stop    chan struct{} // closed by Close
@@ -97,6 +106,8 @@ func (n *NATS) start() error {
 		StoreDir:   n.o.Dir,
 		MaxPayload: int32(cmp.Or(n.o.MaxPacket, DefaultMaxPacket) + wrapHead), //nolint:gosec // a small limit
 
+		MaxPending: int64(max(natsMaxPending, 4*n.o.MaxPacket)),
+
 		JetStreamMaxStore: cmp.Or(n.o.MaxStore, natsMaxStore),
 		// Each subscription of QoS 1 or 2 is a consumer of one stream, or two. How many a
 		// device may have the gateway bounds, see DefaultSubscriptions.
@@ -107,14 +118,14 @@ func (n *NATS) start() error {
 			// The consumers are in files, because the session's record is: a session
 			// without its consumers would receive nothing any more.
 			ConsumerInactiveThreshold: natsConsumerIdle,
-			MaxAckPending:             maxPending,
+			MaxAckPending:             natsAckPending,
 		},
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return fmt.Errorf("couldn't set up the message engine: %w", err)
 	}
-	srv.SetLoggerV2(natsLog{n.o.Log, n.fellIll}, false, false, false)
+	srv.SetLoggerV2(&natsLog{log: n.o.Log, ill: n.fellIll, now: n.o.Now}, false, false, false)
 	n.mu.Lock()
 	n.srv = srv // Check needs it as soon as the listener accepts
 	n.mu.Unlock()
@@ -126,8 +137,9 @@ func (n *NATS) start() error {
 	n.mu.Lock()
 	n.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))
 	n.mu.Unlock()
-	if err := n.sweepRecords(); err != nil { // on a full disk, say: that is no reason not to start
-		n.o.Log.Error("stored sessions not looked through", "error", err)
+	// None of it is a reason not to start: it fails on a full disk, say.
+	if err := errors.Join(n.boundStreams(), n.sweepRecords(true)); err != nil {
+		n.o.Log.Error("message store not put in order", "error", err)
 	}
 	return nil
 }
@@ -168,8 +180,14 @@ func (n *NATS) dial(ctx context.Context, id string, u *server.User) (*Backend, e
 	if err != nil {
 		return nil, fmt.Errorf("couldn't reach the message engine: %w", err)
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(natsReadBuffer) // else the kernel would hold up to 6 MiB for a client that takes nothing
+	}
 	return &Backend{Conn: conn, ClientID: id, Username: u.Username, Password: []byte(token)}, nil
 }
+
+// natsReadBuffer is what the kernel may hold of what the engine sends.
+const natsReadBuffer = 64 << 10
 
 // sweepAbove is how many unused tokens there may be before the stale ones go.
 // A token is normally spent within a millisecond.
@@ -232,9 +250,19 @@ func natsSubjects(filters []string) []string {
 	return append([]string{"_nothing"}, topics.NATSSubjects(filters)...)
 }
 
-// Publish is Platform's. One connection serves all calls; after a failure the
-// next call opens another.
+// Publish is Platform's.
 func (n *NATS) Publish(ctx context.Context, topic string, payload []byte) error {
+	return n.send(ctx, 0, topic, payload)
+}
+
+// Unretain is Platform's.
+func (n *NATS) Unretain(ctx context.Context, topic string) error {
+	return n.send(ctx, flagRetain, topic, nil)
+}
+
+// send publishes as the platform. One connection serves all calls; after a failure
+// the next call opens another.
+func (n *NATS) send(ctx context.Context, head byte, topic string, payload []byte) error {
 	if natsBadTopic(topic) {
 		return countersign.Errorf(countersign.BadRequest, "the engine does not take the topic %.80q", topic)
 	}
@@ -248,7 +276,7 @@ func (n *NATS) Publish(ctx context.Context, topic string, payload []byte) error 
 		}
 		pub.p = p
 	}
-	err := pub.p.publish(ctx, topic, payload)
+	err := pub.p.publish(ctx, head, topic, payload)
 	if err != nil && countersign.CodeOf(err) != countersign.BadRequest {
 		pub.p.close()
 		pub.p = nil
@@ -289,16 +317,24 @@ func (n *NATS) Purge(ctx context.Context, device string) error {
 		return fmt.Errorf("couldn't list the stored sessions of %s: %w", device, err)
 	}
 	for _, id := range ids {
-		b, err := n.dial(ctx, id, &server.User{Username: platformUser})
-		if err != nil {
-			return err
-		}
-		p, err := newPlatform(ctx, b, n.o.Now)
-		if err != nil {
+		if err := n.Drop(ctx, id); err != nil {
 			return fmt.Errorf("couldn't drop a stored session of %s: %w", device, err)
 		}
-		p.close()
 	}
+	return nil
+}
+
+// Drop is Keeper's.
+func (n *NATS) Drop(ctx context.Context, id string) error {
+	b, err := n.dial(ctx, id, &server.User{Username: platformUser})
+	if err != nil {
+		return err
+	}
+	p, err := newPlatform(ctx, b, n.o.Now)
+	if err != nil {
+		return err
+	}
+	p.close()
 	return nil
 }
 
@@ -338,30 +374,4 @@ func (n *NATS) Close() error {
 	n.srv.Shutdown()
 	n.srv.WaitForShutdown()
 	return nil
-}
-
-// natsLog passes the engine's warnings and errors on. What it notices and traces
-// is about itself and stays out.
-type natsLog struct {
-	log *slog.Logger
-	ill func() // called when the store failed for good
-}
-
-func (l natsLog) Noticef(string, ...any) {}
-func (l natsLog) Debugf(string, ...any)  {}
-func (l natsLog) Tracef(string, ...any)  {}
-
-func (l natsLog) Warnf(format string, v ...any) {
-	l.log.Warn("message engine warns", "text", fmt.Sprintf(format, v...))
-}
-
-func (l natsLog) Errorf(format string, v ...any) {
-	l.log.Error("message engine failed", "text", fmt.Sprintf(format, v...))
-	if strings.Contains(format, "critical write error") {
-		l.ill()
-	}
-}
-
-func (l natsLog) Fatalf(format string, v ...any) {
-	l.log.Error("message engine failed for good", "text", fmt.Sprintf(format, v...))
 }

@@ -21,6 +21,9 @@ const platformUser = "platform"
 
 func platformID() string { return platformUser + "-" + strings.ToLower(rand.Text()[:16]) }
 
+// flagRetain is RETAIN in the fixed header of PUBLISH (MQTT 5, 3.3.1.3).
+const flagRetain = 0x01
+
 // platformMaxPacket bounds a message that the platform receives.
 const platformMaxPacket = 16 << 20
 
@@ -72,18 +75,19 @@ func (p *platform) ask(ctx context.Context, packet []byte) (frame, error) {
 	return f, err
 }
 
-func (p *platform) publish(ctx context.Context, topic string, payload []byte) error {
+// publish hands a message to the engine at QoS 1. head is 0, or flagRetain.
+func (p *platform) publish(ctx context.Context, head byte, topic string, payload []byte) error {
 	if !topics.ValidName(topic) || strings.HasPrefix(topic, "$") {
 		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic to publish to", topic)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if w := wrap(nil, 0, payload); p.wraps && w != nil {
+	if w := wrap(nil, 0, payload); p.wraps && w != nil && len(payload) > 0 {
 		payload = w
 	}
 	p.nextID = p.nextID%0xFFFF + 1
 	body := append(appendText(nil, topic), byte(p.nextID>>8), byte(p.nextID)) //nolint:gosec // the two halves of it
-	f, err := p.ask(ctx, packet(pktPublish<<4|0x02, append(body, payload...)))
+	f, err := p.ask(ctx, packet(pktPublish<<4|0x02|head, append(body, payload...)))
 	if err == nil && (f.kind() != pktPuback || !bytes.Equal(f.body, []byte{byte(p.nextID >> 8), byte(p.nextID)})) { //nolint:gosec // as above
 		err = fmt.Errorf("packet type %d instead of PUBACK", f.kind())
 	}

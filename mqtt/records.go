@@ -1,10 +1,13 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -24,6 +27,7 @@ const (
 // natsRecord is what nats-server keeps of an MQTT session.
 type natsRecord struct {
 	ID     string                            `json:"id"`
+	Subs   map[string]byte                   `json:"subs"`
 	Cons   map[string]*server.ConsumerConfig `json:"cons"`
 	PubRel *server.ConsumerConfig            `json:"pubrel"`
 	seq    uint64
@@ -71,7 +75,8 @@ func (r *natsRecord) consumers() map[string][]*server.ConsumerConfig {
 // consumer of theirs is gone, or is kept in memory, as an earlier version had them.
 // nats-server would answer Session Present to such a client and deliver nothing, and
 // a new SUBSCRIBE of it would change nothing.
-func (n *NATS) dropDeaf(ctx context.Context) (dropped int, err error) {
+// index collects the others.
+func (n *NATS) dropDeaf(ctx context.Context, index map[string]map[string]int) (dropped int, err error) {
 	js, done, err := n.jetstream()
 	if err != nil {
 		return 0, err
@@ -85,6 +90,12 @@ func (n *NATS) dropDeaf(ctx context.Context) (dropped int, err error) {
 	}
 	err = eachRecord(ctx, js, func(records jetstream.Stream, r natsRecord) error {
 		if !r.deaf(exists) {
+			if device, _, ok := strings.Cut(r.ID, "-"); ok && len(r.Subs) > 0 {
+				if index[device] == nil {
+					index[device] = map[string]int{}
+				}
+				index[device][r.ID] = len(r.Subs)
+			}
 			return nil
 		}
 		for stream, list := range r.consumers() {
@@ -130,13 +141,20 @@ func consumerNames(ctx context.Context, js jetstream.JetStream, stream string) (
 	return names, list.Err()
 }
 
-// sweepRecords drops deaf sessions, at the start before the first client comes.
-func (n *NATS) sweepRecords() error {
+// sweepRecords drops deaf sessions. At the start, before the first client comes, it
+// makes the index of Kept.
+func (n *NATS) sweepRecords(start bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), natsSweepTime)
 	defer cancel()
-	dropped, err := n.dropDeaf(ctx)
+	index := map[string]map[string]int{}
+	dropped, err := n.dropDeaf(ctx, index)
 	if err != nil {
 		return fmt.Errorf("couldn't look through the stored sessions: %w", err)
+	}
+	if start {
+		n.mu.Lock()
+		n.kept = index
+		n.mu.Unlock()
 	}
 	if dropped > 0 {
 		n.o.Log.WarnContext(ctx, "stored sessions dropped, their queues are gone", "count", dropped)
@@ -154,8 +172,117 @@ func (n *NATS) keepSweeping() {
 			return
 		case <-tick.C:
 		}
-		if err := n.sweepRecords(); err != nil {
+		if err := n.sweepRecords(false); err != nil {
 			n.o.Log.Error("stored sessions not looked through", "error", err)
 		}
 	}
+}
+
+// Kept is Keeper's. It tells of a device once: from then on the gateway knows better.
+func (n *NATS) Kept(device string) map[string]int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	key := short(device)
+	sessions := n.kept[key]
+	delete(n.kept, key)
+	return sessions
+}
+
+const (
+	// natsRetained is the stream in which nats-server keeps retained messages, and the
+	// headers that it gives them.
+	natsRetained       = "$MQTT_rmsgs"
+	natsRetainedTopic  = "Nmqtt-RTopic"
+	natsRetainedSource = "Nmqtt-RSource"
+	natsSize           = "Nats-Msg-Size"
+	// natsFetch is how many of them are read at once.
+	natsFetch = 256
+)
+
+// Retained is Keeper's. It reads the headers alone.
+func (n *NATS) Retained(ctx context.Context, each func(device, topic string, octets int)) error {
+	js, done, err := n.jetstream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	stream, err := js.Stream(ctx, natsRetained)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	left := stream.CachedInfo().State.Msgs
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		return err
+	}
+	for left > 0 {
+		batch, err := consumer.FetchNoWait(natsFetch)
+		if err != nil {
+			return err
+		}
+		got := uint64(0)
+		for m := range batch.Messages() {
+			got++
+			h := m.Headers()
+			size, _ := strconv.Atoi(h.Get(natsSize))
+			if device := h.Get(natsRetainedSource); device != "" && device != platformUser {
+				each(device, h.Get(natsRetainedTopic), size)
+			}
+		}
+		if err := batch.Error(); err != nil {
+			return err
+		}
+		if got == 0 {
+			return nil
+		}
+		left -= min(left, got)
+	}
+	return ctx.Err()
+}
+
+// natsShares are the parts of the store, in percent, that the engine's streams may
+// have: so that one which is full leaves the others room, and sessions what is left of
+// all. Where keeps is true a full stream refuses what is new, else it drops what is oldest.
+func natsShares() map[string]struct {
+	percent int64
+	keeps   bool
+} {
+	type share = struct {
+		percent int64
+		keeps   bool
+	}
+	return map[string]share{
+		natsMessages: {50, false}, natsRetained: {25, true}, natsUnreleased: {10, true}, natsPubrels: {5, false},
+	}
+}
+
+// boundStreams gives the streams their shares. A first client makes them.
+func (n *NATS) boundStreams() error {
+	ctx, cancel := context.WithTimeout(context.Background(), engineTimeout)
+	defer cancel()
+	if err := n.Drop(ctx, platformID()); err != nil {
+		return fmt.Errorf("couldn't make the streams of the message store: %w", err)
+	}
+	js, done, err := n.jetstream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	for name, share := range natsShares() {
+		stream, err := js.Stream(ctx, name)
+		if err != nil {
+			return fmt.Errorf("couldn't find the stream %s: %w", name, err)
+		}
+		c := stream.CachedInfo().Config
+		c.MaxBytes = cmp.Or(n.o.MaxStore, natsMaxStore) * share.percent / 100
+		if c.Discard = jetstream.DiscardOld; share.keeps {
+			c.Discard = jetstream.DiscardNew
+		}
+		if _, err := js.UpdateStream(ctx, c); err != nil {
+			return fmt.Errorf("couldn't bound the stream %s: %w", name, err)
+		}
+	}
+	return nil
 }

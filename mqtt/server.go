@@ -36,12 +36,15 @@ type Server struct {
 	Log   *slog.Logger
 	Now   func() time.Time
 
-	once    sync.Once
-	gate    edge.Gate
-	web     edge.Gate // for WebSocket
-	count   counters
-	closing atomic.Bool
-	seed    maphash.Seed
+	once     sync.Once
+	restored sync.Once
+	gate     edge.Gate
+	web      edge.Gate // for WebSocket
+	count    counters
+	closing  atomic.Bool
+	seed     maphash.Seed
+
+	stock stock
 
 	mu      sync.Mutex
 	clients map[string]*claim    // by client identifier
@@ -54,8 +57,16 @@ type Limits struct {
 	MaxPacket     int           // bytes of one packet after CONNECT, fixed header included
 	Connect       time.Duration // from the TLS handshake to the end of CONNECT
 	MaxKeepAlive  time.Duration // longest keep alive of an MQTT 5 client behind the shim
-	PublishRate   int           // messages per second of one session; 0: no limit
-	Subscriptions int           // topic filters of one session
+	Subscriptions int           // topic filters of one device, over all its sessions, stored ones too
+	// Retained and RetainedOctets are the retained messages of one device, with their
+	// topics and retainedCost each.
+	Retained, RetainedOctets int
+	// Flood is how long a device may publish more than its budget without a pause. Until
+	// then it is read more slowly.
+	Flood time.Duration
+	// Stall is how long a client may take none of what is sent to it, or have messages of
+	// QoS 0 dropped because it takes too little.
+	Stall time.Duration
 }
 
 // The defaults and the fixed limits.
@@ -69,8 +80,15 @@ const (
 	// forget a TCP connection.
 	DefaultMaxKeepAlive = 20 * time.Minute
 	// DefaultSubscriptions is many times what a device of ours may subscribe to;
-	// each may cost the engine a consumer.
+	// each may cost the engine two consumers and 80 KiB.
 	DefaultSubscriptions = 128
+	// DefaultRetained is many times what a device that retains its state has.
+	DefaultRetained = 256
+	// DefaultRetainedOctets is 4 KiB for each of them.
+	DefaultRetainedOctets = 1 << 20
+	// DefaultFlood is the time in which a device that was offline hands in 300,000
+	// messages.
+	DefaultFlood = 10 * time.Minute
 
 	// maxConnect bounds CONNECT, which a stranger sends: a binary password and a will,
 	// of 64 KiB each as MQTT allows, and 8 KiB for the rest. Memory is taken as the
@@ -101,11 +119,16 @@ func (l Limits) withDefaults() Limits {
 	l.Connect = cmp.Or(l.Connect, DefaultConnect)
 	l.MaxKeepAlive = cmp.Or(l.MaxKeepAlive, DefaultMaxKeepAlive)
 	l.Subscriptions = cmp.Or(l.Subscriptions, DefaultSubscriptions)
+	l.Retained = cmp.Or(l.Retained, DefaultRetained)
+	l.RetainedOctets = cmp.Or(l.RetainedOctets, DefaultRetainedOctets)
+	l.Flood = cmp.Or(l.Flood, DefaultFlood)
+	l.Stall = cmp.Or(l.Stall, DefaultStall)
 	return l
 }
 
 type counters struct {
 	upgradeFailed, connects, refused, opened, closed, published, delivered, denied, malformed, engineFailed atomic.Uint64
+	unread, slowed, overBudget, dropped                                                                     atomic.Uint64
 }
 
 // Stats are the counts of a server since it was made.
@@ -121,6 +144,10 @@ type Stats struct {
 	Denied       uint64 // acts that the permissions refused
 	Malformed    uint64 // connections ended for a breach of the protocol
 	EngineFailed uint64 // sessions that the engine did not take or gave up
+	Unread       uint64 // messages of QoS 0 that were dropped because their client does not read
+	Slowed       uint64 // times that a device was read more slowly because of its budget
+	OverBudget   uint64 // connections, subscriptions and retained messages that were refused because of it, and sessions that were ended
+	Dropped      uint64 // stored sessions that were dropped because their device had more than it may
 }
 
 func (s *Server) init() {
@@ -131,6 +158,8 @@ func (s *Server) init() {
 		s.seed = maphash.MakeSeed()
 		s.expires = map[string]time.Time{}
 		s.unended = map[string]struct{}{}
+		s.stock = stock{limits: &s.Limits, by: map[string]*account{}, owner: map[string]*account{}}
+		s.stock.keeper, _ = s.Engine.(Keeper)
 		if s.Guard == nil {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}
@@ -149,6 +178,7 @@ func (s *Server) init() {
 // Close is called. It closes ln. The error is nil after ctx or Close.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.init()
+	s.restored.Do(func() { s.restoreStock(ctx) })
 	return s.gate.Serve(ctx, ln)
 }
 
@@ -178,6 +208,7 @@ func (s *Server) Stats() Stats {
 		Opened: c.opened.Load(), Closed: c.closed.Load(),
 		Published: c.published.Load(), Delivered: c.delivered.Load(),
 		Denied: c.denied.Load(), Malformed: c.malformed.Load(), EngineFailed: c.engineFailed.Load(),
+		Unread: c.unread.Load(), Slowed: c.slowed.Load(), OverBudget: c.overBudget.Load(), Dropped: c.dropped.Load(),
 	}
 }
 

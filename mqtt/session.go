@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/edge"
@@ -34,6 +33,9 @@ type session struct {
 	assigned  string    // the client identifier, if the gateway chose it
 	exchange  *exchange // an authentication of several steps; owned by up
 	perms     countersign.Permissions
+	budget    countersign.Budget
+	account   *account // of its device
+	stored    *stored  // what the engine has of it; nil until the engine does
 	info      countersign.Session
 	stamp     []byte // names the sender in what goes to an MQTT 5 engine
 	resumed   bool   // the engine had the session already
@@ -63,15 +65,17 @@ type session struct {
 	lastRetain  bool      // for retained messages too
 	reauthAt    time.Time // when the device may authenticate again
 	filters     map[string]struct{}
-	limiter     *rate.Limiter
-	fresh       bool // the engine forgot the QoS 2 messages of an earlier session
-	cleanLeave  bool // the device said goodbye, the will is dropped
+	heldLast    time.Time // when it was held back last
+	heldSince   time.Time // the device publishes more than its budget since then
+	fresh       bool      // the engine forgot the QoS 2 messages of an earlier session
+	cleanLeave  bool      // the device said goodbye, the will is dropped
 	expiry      uint32
 
 	// Owned by down.
 	aliasesDown map[uint16]string
 	lastDown    string
 	missed      bool          // the engine sent what the device did not get
+	unreadSince time.Time     // messages are dropped since then because the device does not read
 	asked       []retainedAsk // shim: the SUBSCRIBE that was answered last
 
 	// What one direction leaves for the other.
@@ -121,9 +125,6 @@ func (x *session) open(ctx context.Context) error {
 	x.aliasMax = maxAliases
 	c.aliasMax = min(c.aliasMax, maxAliases)
 	x.keepAlive = x.allowedSilence(time.Duration(c.keepAlive) * time.Second)
-	if r := x.srv.Limits.PublishRate; r > 0 {
-		x.limiter = rate.NewLimiter(rate.Limit(r), r)
-	}
 	if x.shim() && (c.cleanStart && c.sessionExpiry > 0 || !c.cleanStart && x.srv.expired(x.claimKey(), x.now())) {
 		// 3.1.1 has one flag for two things: start afresh, then keep. And its sessions
 		// do not expire.
@@ -141,6 +142,7 @@ func (x *session) open(ctx context.Context) error {
 		return x.engineCode(ctx, answer)
 	}
 	x.resumed = answer.present
+	x.stored = x.srv.stock.begin(x.account, x.backend.ClientID, x.resumed)
 	if x.shim() {
 		answer.props = x.shimConnackProps()
 	} else if c.level == 5 {
@@ -171,7 +173,7 @@ func (x *session) dial(ctx context.Context, c connect) (*connack, error) {
 	}
 	c.clientID, c.username, c.password = b.ClientID, b.Username, b.Password
 	x.backend = b
-	x.up = outbox{dst: b.Conn, ended: x.ended, now: x.now}
+	x.up = outbox{dst: b.Conn, ended: x.ended, now: x.now, stall: x.srv.Limits.Stall}
 	x.engine = frameReader{src: b.Conn, max: x.srv.Limits.MaxPacket + maxConnect}
 	_ = b.Conn.SetReadDeadline(x.now().Add(engineTimeout))
 	if err := x.up.send(c.encode(x.level)); err != nil {
@@ -193,6 +195,7 @@ func (x *session) run(ctx context.Context) {
 	s := x.srv
 	// A will costs memory for the session's life, the engine has it now.
 	x.connect.will, x.connect.props, x.connect.data, x.exchange = nil, nil, nil, nil
+	x.down.bound(int(min(x.budget.Unread, math.MaxInt32)), x.downFailed)
 	s.count.opened.Add(1)
 	s.Gatekeeper.Opened(x.info)
 	down := make(chan struct{})
@@ -218,6 +221,11 @@ func (x *session) run(ctx context.Context) {
 			s.Log.WarnContext(ctx, "couldn't end the engine's session", "session", x.info.ID, "error", err)
 		}
 	}
+	var kept *countersign.Session
+	if x.expiry > 0 {
+		kept = &x.info
+	}
+	x.drop(ctx, s.stock.leave(x.account, x.stored, kept, x.now()))
 	s.count.closed.Add(1)
 	s.Gatekeeper.Closed(x.info, x.ending)
 }
@@ -250,6 +258,8 @@ func (x *session) finishUp(err error) {
 		x.end(ending(countersign.EndSilent, "keep-alive expired"), x.disconnect(KeepAliveTimeout, "keep alive expired"))
 	case errors.Is(err, errReauth):
 		x.end(ending(countersign.EndReauth, "re-authentication failed"), x.disconnect(NotAuthorized, "the device could not authenticate again"))
+	case errors.Is(err, errFlood):
+		x.overBudget(countersign.BudgetPublishes, int64(x.budget.Publishes), MessageRateTooHigh)
 	default:
 		x.endOn(err)
 	}
@@ -260,6 +270,8 @@ func (x *session) finishDown(err error) {
 	switch {
 	case errors.Is(err, errEngineLeft):
 		// named by whoever saw it
+	case errors.Is(err, errUnread), errors.Is(err, io.EOF) && x.full(): // the engine gives up such a session too
+		x.overBudget(countersign.BudgetUnread, x.budget.Unread, QuotaExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		x.srv.count.engineFailed.Add(1)
 		x.end(ending(countersign.EndEngine, "engine closed"), x.disconnect(ServerUnavailable, "the message engine closed the session"))
@@ -273,6 +285,10 @@ func (x *session) endOn(err error) {
 	if p, ok := errors.AsType[*protocolError](err); ok {
 		x.srv.count.malformed.Add(1)
 		x.end(ending(countersign.EndProtocol, p.text), x.disconnect(p.code, p.text))
+		return
+	}
+	if errors.Is(err, errStalled) {
+		x.end(ending(countersign.EndLost, "the client takes no data"), nil)
 		return
 	}
 	x.end(ending(countersign.EndLost, "network error"), nil)
@@ -291,11 +307,13 @@ func (x *session) sayGoodbye() {
 	if x.ended() {
 		return
 	}
-	if x.last != nil && (x.down.send(x.last) != nil || x.down.flush() != nil) {
-		return
-	}
-	if x.last != nil || x.web != nil && x.cleanLeave { // a page wants to see the WebSocket closed in order
-		x.linger()
+	switch {
+	case x.ending.Code == countersign.EndBudget: // what the device did not read is in the way
+		x.linger(x.last)
+	case x.last != nil, x.web != nil && x.cleanLeave: // a page wants to see the WebSocket closed in order
+		if x.down.finish(x.last, x.now().Add(lingerTimeout)) {
+			x.linger(nil)
+		}
 	}
 }
 
@@ -389,6 +407,8 @@ func (x *session) farewell(e countersign.Ending) bool {
 		code = MaximumConnectTime
 	case countersign.EndTakenOver:
 		code, refused.Refusal = SessionTakenOver, Refusal{connUnavailable, ServerUnavailable}
+	case countersign.EndBudget:
+		code, refused.Refusal = QuotaExceeded, Refusal{connUnavailable, QuotaExceeded}
 	case countersign.EndShutdown:
 		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
 	}

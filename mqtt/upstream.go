@@ -38,6 +38,9 @@ func (x *session) runUp(ctx context.Context) error {
 		if err := f.checkFlags(); err != nil {
 			return err
 		}
+		if err := x.slowDown(f); err != nil {
+			return err
+		}
 		if err := x.fromDevice(ctx, f); err != nil || x.cleanLeave {
 			if x.cleanLeave {
 				x.end(ending(countersign.EndClientLeft, "client left"), nil) // before the engine hears it and closes
@@ -62,7 +65,7 @@ func (x *session) fromDevice(ctx context.Context, f frame) error {
 	case pktPuback, pktPubrec, pktPubrel, pktPubcomp:
 		return x.deviceAck(ctx, f)
 	case pktSubscribe, pktUnsubscribe:
-		return x.deviceSubscribe(f)
+		return x.deviceSubscribe(ctx, f)
 	case pktPingreq:
 		if len(f.body) > 0 {
 			return malformed("PINGREQ with a body")
@@ -90,9 +93,6 @@ func (x *session) devicePublish(ctx context.Context, f frame) error {
 	if p.subID { // [MQTT-3.3.4-6]
 		return breach(ProtocolError, "a subscription identifier from a client")
 	}
-	if err := x.slowDown(); err != nil {
-		return err
-	}
 	topic, err := x.topicUp(p)
 	if err != nil {
 		return err
@@ -112,13 +112,22 @@ func (x *session) devicePublish(ctx context.Context, f frame) error {
 	if err := x.learnAlias(p, topic); err != nil {
 		return err
 	}
+	if retain {
+		octets := 0 // takes a retained message away
+		if len(p.payload) > 0 {
+			octets = len(p.payload) + len(p.props)
+		}
+		if !x.mayRetainMore(topic, octets) {
+			return x.refusePublish(p, QuotaExceeded)
+		}
+	}
 	if p.qos == 2 {
 		if err := x.forget(ctx); err != nil {
 			return err
 		}
 	}
 	x.srv.count.published.Add(1)
-	if p.qos > 0 && x.connect.level == 5 {
+	if p.qos == 2 || p.qos == 1 && x.connect.level == 5 { // those of QoS 2 the engine stores
 		if err := x.takeOff(p.id); err != nil {
 			return err
 		}
@@ -142,29 +151,6 @@ func (x *session) takeOff(id uint16) error {
 	}
 	put(&x.inUp, id, struct{}{})
 	return nil
-}
-
-// slowDown holds the device to the publish rate by reading no faster.
-func (x *session) slowDown() error {
-	if x.limiter == nil {
-		return nil
-	}
-	now := x.now()
-	wait := x.limiter.ReserveN(now, 1).DelayFrom(now)
-	if wait <= 0 {
-		return nil
-	}
-	if err := x.flushBoth(&x.up, &x.down); err != nil {
-		return err
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-x.live.Done():
-		return errEnded
-	}
 }
 
 // topicUp is the topic of a message from the device, with its alias resolved:
@@ -323,7 +309,7 @@ func (x *session) deviceAck(ctx context.Context, f frame) error {
 
 // deviceSubscribe passes on the filters that are permitted. The codes of the
 // others wait for the engine's answer and are merged into it.
-func (x *session) deviceSubscribe(f frame) error {
+func (x *session) deviceSubscribe(ctx context.Context, f frame) error {
 	p, err := parseSubscribe(f, x.connect.level)
 	if err != nil {
 		return err
@@ -338,7 +324,7 @@ func (x *session) deviceSubscribe(f frame) error {
 	codes := make([]byte, len(p.filters))
 	pass := p.filters[:0:0]
 	for i, sub := range p.filters {
-		code, err := x.judgeFilter(kind, sub.filter)
+		code, err := x.judgeFilter(ctx, kind, sub.filter)
 		if err != nil {
 			return err
 		}
@@ -377,7 +363,7 @@ func (x *session) remember(kind byte, id uint16, codes []byte) error {
 }
 
 // judgeFilter is the code of a filter that is refused, or fromEngine.
-func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
+func (x *session) judgeFilter(ctx context.Context, kind byte, filter string) (Reason, error) {
 	inner, shared, ok := topics.Shared(filter)
 	if !ok || !topics.ValidFilter(inner) {
 		return 0, breach(BadTopicFilter, "%.80q is no topic filter", filter)
@@ -388,6 +374,7 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 		}
 		_, have := x.filters[filter]
 		delete(x.filters, filter)
+		x.srv.stock.unsubscribe(x.stored, filter)
 		if x.shim() && !have && !x.resumed { // an UNSUBACK of 3.1.1 would not tell
 			return NoSubscriptionExisted, nil
 		}
@@ -403,7 +390,10 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 	case x.badTopic(inner):
 		return BadTopicFilter, nil
 	}
-	if _, have := x.filters[filter]; !have && len(x.filters) >= x.srv.Limits.Subscriptions {
+	drop, ok := x.srv.stock.subscribe(x.account, x.stored, filter)
+	x.drop(ctx, drop)
+	if !ok {
+		x.exceeded(countersign.BudgetSubscriptions, int64(x.srv.Limits.Subscriptions))
 		return QuotaExceeded, nil
 	}
 	put(&x.filters, filter, struct{}{})

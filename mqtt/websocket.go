@@ -46,6 +46,7 @@ const (
 // browsers fail, or ask their user, where one is requested.
 func (s *Server) ServeWebSocket(ctx context.Context, ln net.Listener) error {
 	s.init()
+	s.restored.Do(func() { s.restoreStock(ctx) })
 	return s.web.Serve(ctx, ln)
 }
 

@@ -48,3 +48,14 @@ func (d *Desk) exceeded(r *request, e countersign.Event) {
 	e.Data = map[string]string{"budget": "renewals", "limit": strconv.Itoa(r.most)}
 	d.later(e, r.device)
 }
+
+// Exceeded records that a session used more than its budget, or wanted to.
+func (d *Desk) Exceeded(s countersign.Session, budget string, limit int64) {
+	e := sessionEvent(countersign.BudgetExceeded, s)
+	e.Code, e.Reason = countersign.OverBudget, "the device uses more than its budget of "+budget
+	e.Data = map[string]string{"budget": budget, "limit": strconv.FormatInt(limit, 10)}
+	if s.ID != "" {
+		e.Data["session"] = s.ID
+	}
+	d.later(e, s.Device)
+}

@@ -23,6 +23,14 @@ type engine interface {
 	mqtt.Platform
 }
 
+const (
+	// retainedShare is the part of the engine's store that the retained messages of one
+	// device may have.
+	retainedShare = 400
+	// minRetained is what a device may have however small the store is.
+	minRetained = 64 << 10
+)
+
 // openGateway starts the engine and the gateway in front of it.
 func (s *Server) openGateway(context.Context) error {
 	if s.listeners.mqtt == nil && s.listeners.websocket == nil {
@@ -41,6 +49,9 @@ func (s *Server) openGateway(context.Context) error {
 		return fmt.Errorf("open the message engine: %w", err)
 	}
 	s.onClose("engine", s.engine.Close)
+	// A hundred devices with as much as they may fill no more than what the engine has for
+	// retained messages.
+	retained := min(mqtt.DefaultRetainedOctets, max(minRetained, int(s.cfg.Engine.StorageLimit)/retainedShare))
 	s.gateway = &mqtt.Server{
 		Gatekeeper: s.desk, Index: s.index, Engine: s.engine, TLS: edge.TLSConfig(s.identity.get),
 		Caps: edge.Limits{
@@ -48,7 +59,7 @@ func (s *Server) openGateway(context.Context) error {
 			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 		},
 		Guard: s.guard, Origins: s.cfg.WebSocket.Origins,
-		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
+		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout, RetainedOctets: retained},
 		Log:    s.log, Now: s.opts.Now,
 	}
 	return nil

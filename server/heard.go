@@ -49,10 +49,10 @@ func (s *Server) purge(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case device := <-s.purges:
-			if s.engine == nil {
+			if s.gateway == nil {
 				continue
 			}
-			err := s.engine.Purge(ctx, device)
+			err := s.gateway.Purge(ctx, device)
 			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
 				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
 			}

@@ -75,6 +75,10 @@ func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gate
 		counter("countersign_mqtt_delivered_total", "Messages passed on to devices.", func(s mqtt.Stats) uint64 { return s.Delivered }),
 		counter("countersign_mqtt_denied_total", "Acts that permissions refused.", func(s mqtt.Stats) uint64 { return s.Denied }),
 		counter("countersign_mqtt_malformed_total", "Connections ended for a breach of the protocol.", func(s mqtt.Stats) uint64 { return s.Malformed }),
+		counter("countersign_mqtt_over_budget_total", "What was refused or ended because a device had more than its budget.", func(s mqtt.Stats) uint64 { return s.OverBudget }),
+		counter("countersign_mqtt_slowed_total", "Times that a device was read more slowly because it sends more than its budget.", func(s mqtt.Stats) uint64 { return s.Slowed }),
+		counter("countersign_mqtt_unread_dropped_total", "Messages of QoS 0 dropped because their client does not read.", func(s mqtt.Stats) uint64 { return s.Unread }),
+		counter("countersign_mqtt_stored_dropped_total", "Stored sessions dropped because their device had more than it may.", func(s mqtt.Stats) uint64 { return s.Dropped }),
 		counter("countersign_mqtt_turned_away_total", "Connections closed at once, over a limit.", func(s mqtt.Stats) uint64 { return s.TurnedAway }),
 		counter("countersign_mqtt_handshake_failed_total", "TLS handshakes that failed.", func(s mqtt.Stats) uint64 { return s.HandshakeFailed }),
 	)

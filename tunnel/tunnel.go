@@ -138,8 +138,12 @@ func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (coun
 		s.Gatekeeper.Judged(info, countersign.Act{Action: "connect", Topic: s.Name})
 		return info, false
 	}
-	_, ok := live.Admit(info)
-	return info, ok
+	budget := v.Budget.WithDefaults()
+	e := live.Admit(info, budget.Sessions)
+	if e != nil && e.Code == countersign.OverBudget {
+		s.Gatekeeper.Exceeded(info, countersign.BudgetSessions, int64(budget.Sessions))
+	}
+	return info, e == nil
 }
 
 // serve moves bytes both ways and says how it ended.

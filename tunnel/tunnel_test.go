@@ -305,3 +305,40 @@ func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
+
+// TestTheSessionsOfADeviceAreBounded lets a device have as many as its fleet allows, and
+// says so in the log.
+func TestTheSessionsOfADeviceAreBounded(t *testing.T) {
+	s := start(t, config.Tunnel{To: listen(t, echo), Plain: true})
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Rules: &api.Rules{Budget: &api.Budget{Sessions: 2}}}); err != nil {
+		t.Fatal(err)
+	}
+	id := s.Enroll(t, "pump-1")
+	for range 2 {
+		says(t, dial(t, s, id), "hello")
+	}
+	c := dial(t, s, id)
+	if _, err := io.WriteString(c, "hello\n"); err == nil {
+		if b, err := io.ReadAll(c); len(b) > 0 {
+			t.Errorf("the third session: got %q, %v", b, err)
+		}
+	}
+	says(t, dial(t, s, s.Enroll(t, "pump-2")), "another device")
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		n := 0
+		for e, err := range s.Admin.Events(t.Context(), api.EventFilter{Type: "budget.exceeded"}, api.Order{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Device == "pump-1" && e.Data["budget"] == "sessions" && e.Data["limit"] == "2" {
+				n++
+			}
+		}
+		if n > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("no event budget.exceeded")
+		}
+	}
+}
