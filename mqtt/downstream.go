@@ -93,6 +93,9 @@ func (x *session) enginePublish(f frame) error {
 		x.lastDown = topic
 	}
 	wrapped, over := x.unwrapDown(f, &p)
+	if x.traits.Wraps && f.flags()&flagRetain != 0 && len(p.payload) == 0 {
+		return x.dropDown(p) // the embedded engine is about to forget it, [MQTT-3.3.1-11] of 3.1.1
+	}
 	if over { // [MQTT-3.3.2-5]
 		return x.dropDown(p)
 	}
