@@ -49,6 +49,8 @@ type Options struct {
 	Founding *ca.Plan
 	// Dev is for trying out: it founds, and only in a folder that it made.
 	Dev bool
+	// Ready is called once all listeners accept. nil: nothing is.
+	Ready func()
 	// By is who accepts what AcceptRestored and ReplaceSealingKey are for.
 	By countersign.Actor
 }
@@ -254,10 +256,8 @@ func (s *Server) openDesk(context.Context) error {
 		},
 	}
 	s.desk.Access.Keys, s.desk.Access.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
-	for _, path := range s.cfg.WeakKeys {
-		if err := readWeakKeys(&s.desk.WeakKeys, path); err != nil {
-			return fmt.Errorf("read weak_keys %s: %w", path, err)
-		}
+	if err := s.loadWeakKeys(s.cfg.WeakKeys); err != nil {
+		return err
 	}
 	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
 	s.desk.Observe = s.metrics.observe
@@ -267,7 +267,8 @@ func (s *Server) openDesk(context.Context) error {
 }
 
 func (s *Server) openIdentity(ctx context.Context) error {
-	s.identity = &identity{ca: s.ca, names: s.cfg.Names, now: s.opts.Now}
+	s.identity = &identity{ca: s.ca, now: s.opts.Now}
+	s.identity.names.Store(&s.cfg.Names)
 	err := s.identity.renew(ctx)
 	if countersign.CodeOf(err) == countersign.Unavailable { // what needs no TLS is served: status, and the operators' socket
 		s.log.ErrorContext(ctx, "no server certificate: the TLS listeners refuse handshakes", "error", err, "retry_in", identityRetry)
@@ -358,6 +359,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.ErrorContext(ctx, "endpoints not written: the disk is full", "file", s.cfg.Path(endpointsName))
 		err = nil
 	}
+	if err == nil && s.opts.Ready != nil {
+		s.opts.Ready()
+	}
 	if err == nil {
 		err = doors.Wait()
 	}
@@ -375,6 +379,18 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.updateMark(last) // with what was written by now
 	return errors.Join(err, s.Close())
+}
+
+// loadWeakKeys reads the lists of weak keys and puts them in force, all or none.
+func (s *Server) loadWeakKeys(paths []string) error {
+	list := &weakkey.Blocklist{}
+	for _, path := range paths {
+		if err := readWeakKeys(list, path); err != nil {
+			return fmt.Errorf("read weak_keys %s: %w", path, err)
+		}
+	}
+	s.desk.WeakKeys.Replace(list)
+	return nil
 }
 
 func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {

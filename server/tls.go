@@ -19,7 +19,7 @@ import (
 // is made anew with each certificate.
 type identity struct {
 	ca    *ca.CA
-	names []string
+	names atomic.Pointer[[]string]
 	now   func() time.Time
 
 	current atomic.Pointer[tls.Certificate]
@@ -31,7 +31,7 @@ func (i *identity) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make the server's key: %w", err)
 	}
-	chain, until, err := i.ca.IssueServer(ctx, ca.IssuingID, i.names, &key.PublicKey)
+	chain, until, err := i.ca.IssueServer(ctx, ca.IssuingID, *i.names.Load(), &key.PublicKey)
 	if err != nil {
 		return fmt.Errorf("issue the server's certificate: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -22,7 +23,15 @@ const (
 // Blocklist is a set of RSA moduli that are known to be weak, in the form that
 // Debian's openssl-blacklist gave them after CVE-2008-0166. The zero value blocks nothing.
 type Blocklist struct {
+	mu      sync.RWMutex
 	blocked map[blockID]struct{}
+}
+
+// Replace puts the keys of another list, which is no longer used, in the place of b's.
+func (b *Blocklist) Replace(by *Blocklist) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.blocked = by.blocked
 }
 
 // blockID is the last 10 octets of the SHA-1 of what "openssl rsa -noout -modulus" prints.
@@ -31,6 +40,8 @@ type blockID [10]byte
 // Read adds the keys of a list: a line of 20 hex digits for each, and
 // comments that begin with #. Errors have code BadRequest or TooLarge, or are the reader's.
 func (b *Blocklist) Read(r io.Reader) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.blocked == nil {
 		b.blocked = map[blockID]struct{}{}
 	}
@@ -65,15 +76,22 @@ func badLine(number int) error {
 }
 
 // Len is how many keys the list blocks.
-func (b *Blocklist) Len() int { return len(b.blocked) }
+func (b *Blocklist) Len() int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return len(b.blocked)
+}
 
 // Check says whether the key is on the list. Errors have code WeakKey.
 func (b *Blocklist) Check(k *rsa.PublicKey) error {
-	if len(b.blocked) == 0 {
+	b.mu.RLock()
+	blocked := b.blocked // never written once it is checked against
+	b.mu.RUnlock()
+	if len(blocked) == 0 {
 		return nil
 	}
 	sum := sha1.Sum(fmt.Appendf(nil, "Modulus=%X\n", k.N)) //nolint:gosec // see above
-	if _, found := b.blocked[blockID(sum[len(sum)-len(blockID{}):])]; found {
+	if _, found := blocked[blockID(sum[len(sum)-len(blockID{}):])]; found {
 		return weak("its RSA modulus is on the list of known weak keys")
 	}
 	return nil

@@ -84,7 +84,7 @@ func (a *app) examine(ctx context.Context) []api.Check {
 		Name: "server", Level: api.LevelOK,
 		Message: fmt.Sprintf("answers on %s, version %s", filepath.Join(a.dataDir(), config.SocketName), v.Version),
 	})
-	checks = append(checks, a.checkClock(ctx), a.checkAuthorities(ctx), a.checkCertificates(ctx))
+	checks = append(checks, a.checkAuthorities(ctx), a.checkCertificates(ctx))
 	d, err := admin.Doctor(ctx)
 	if err != nil {
 		return append(checks, api.Check{Name: "server checks", Level: api.LevelFail, Message: err.Error(), Fix: a.nextStep(err)})
@@ -157,23 +157,6 @@ func (a *app) checkDisk() api.Check {
 	}
 	if free < noDisk {
 		c.Level = api.LevelFail
-	}
-	return c
-}
-
-// checkClock compares our clock with what the server wrote: a clock that was set
-// back makes fresh certificates not yet valid.
-func (a *app) checkClock(ctx context.Context) api.Check {
-	c := api.Check{Name: "clock", Level: api.LevelOK, Message: a.now().UTC().Format(time.RFC3339)}
-	admin := a.admin()
-	admin.PageSize = 1
-	for e, err := range admin.Events(ctx, api.EventFilter{}, api.Order{Order: "desc"}) {
-		if err == nil && e.At.After(a.now().Add(time.Minute)) {
-			c.Level = api.LevelFail
-			c.Message = fmt.Sprintf("the clock is %s behind the last event in the log", span(e.At.Sub(a.now())))
-			c.Fix = "set the clock, and keep it right with NTP"
-		}
-		break
 	}
 	return c
 }

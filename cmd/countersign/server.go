@@ -41,7 +41,7 @@ folder tells them, once all of them accept.`,
 			}
 			cfg := config.Dev(a.dataDir(), ports == "0")
 			cfg.Log.Level = "warn"
-			return a.startError(a.serve(cmd.Context(), cfg, true), cfg, "")
+			return a.startError(a.serve(cmd.Context(), cfg, true, func() (config.Config, error) { return cfg, nil }), cfg, "")
 		},
 	}
 	c.Flags().StringVar(&ports, "ports", devPorts, "fixed, or 0 for free ones")
@@ -61,7 +61,7 @@ nothing is ever made anew by a start.`,
 			if err != nil {
 				return err
 			}
-			return a.startError(a.serve(cmd.Context(), cfg, false), cfg, file)
+			return a.startError(a.serve(cmd.Context(), cfg, false, func() (config.Config, error) { return a.loadConfig(file) }), cfg, file)
 		},
 	}
 	check := &cobra.Command{
@@ -173,31 +173,44 @@ func fingerprint(c countersign.Authority) string {
 	return "SHA256:" + server.Fingerprint(c.Certificate.Raw)
 }
 
-// serve runs a server until a signal ends it.
-func (a *app) serve(ctx context.Context, cfg config.Config, dev bool) error {
+// serve runs a server until a signal ends it. again reads the configuration anew at
+// SIGHUP.
+func (a *app) serve(ctx context.Context, cfg config.Config, dev bool, again func() (config.Config, error)) error {
 	if err := a.refuseBad(cfg); err != nil {
 		return err
 	}
-	s, err := server.New(ctx, cfg, a.options(cfg, dev))
+	opts, level := a.options(cfg, dev), &slog.LevelVar{}
+	opts.Log = a.logger(cfg.Log, level)
+	var s *server.Server
+	opts.Ready = func() {
+		if !dev {
+			a.listening(s.Endpoints())
+		}
+		a.notify("READY=1")
+	}
+	s, err := server.New(ctx, cfg, opts)
 	if err != nil {
 		return err
 	}
 	if dev {
 		a.greet(cfg, s.Endpoints(), s.Authorities())
 	}
-	return s.Run(ctx)
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	go a.onHangup(serving, s, hangup{again, level, opts.Log})
+	err = s.Run(ctx)
+	a.notify("STOPPING=1")
+	return err
 }
 
 func (a *app) options(cfg config.Config, dev bool) server.Options {
-	return server.Options{Now: a.now, Log: a.logger(cfg.Log), Dev: dev}
+	return server.Options{Now: a.now, Log: a.logger(cfg.Log, &slog.LevelVar{}), Dev: dev}
 }
 
-// logger writes to standard error: text for a terminal, JSON for a collector.
-func (a *app) logger(cfg config.Log) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
-		level = slog.LevelInfo // Check has refused it; this is before Check
-	}
+// logger writes to standard error: text for a terminal, JSON for a collector. It sets
+// the level, which may change later.
+func (a *app) logger(cfg config.Log, level *slog.LevelVar) *slog.Logger {
+	_ = level.UnmarshalText([]byte(cfg.Level)) // Check refuses what is no level; this may be before Check
 	if cfg.Format == "json" || cfg.Format == "auto" && !isTerminal(a.errOut) {
 		return slog.New(slog.NewJSONHandler(a.errOut, &slog.HandlerOptions{Level: level}))
 	}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/server"
+)
+
+// listening prints a line for each listener that accepts.
+func (a *app) listening(e api.Endpoints) {
+	p := a.stdout()
+	for _, l := range []struct{ name, url string }{
+		{"enroll", e.Enroll}, {"recovery", e.Recovery}, {"mqtt", e.MQTT}, {"websocket", e.WebSocket}, {"hook", e.Hook},
+		{"api", e.API}, {"status", e.Status}, {"socket", e.Socket},
+	} {
+		if l.url != "" {
+			p.linef("listening: %-10s %s", l.name, l.url)
+		}
+	}
+	var names []string
+	for name := range e.Tunnels {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		p.linef("listening: %-10s %s", "tunnel", name+" "+e.Tunnels[name])
+	}
+}
+
+// notify tells systemd how the service is, where it asked to be told (sd_notify(3)).
+func (a *app) notify(state string) {
+	path := a.getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if strings.HasPrefix(path, "@") { // the abstract namespace
+		path = "\x00" + path[1:]
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return // systemd sees the service by its process all the same
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte(state))
+}
+
+// hangup is what SIGHUP works on.
+type hangup struct {
+	again func() (config.Config, error)
+	level *slog.LevelVar
+	log   *slog.Logger
+}
+
+// onHangup reads the configuration again at each SIGHUP, until ctx ends.
+func (a *app) onHangup(ctx context.Context, s *server.Server, h hangup) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+			a.reload(ctx, s, h)
+		}
+	}
+}
+
+func (a *app) reload(ctx context.Context, s *server.Server, h hangup) {
+	cfg, err := h.again()
+	var applied, restart []string
+	if err == nil {
+		applied, restart, err = s.Reload(ctx, cfg)
+	}
+	if err != nil {
+		h.log.ErrorContext(ctx, "configuration not reloaded", "applied", applied, "error", err)
+		return
+	}
+	if err := h.level.UnmarshalText([]byte(cfg.Log.Level)); err == nil {
+		applied = append(applied, "log.level")
+	}
+	if len(restart) > 0 {
+		h.log.WarnContext(ctx, "configuration reloaded; some settings need a restart", "applied", applied, "needs_restart", restart)
+		return
+	}
+	h.log.WarnContext(ctx, "configuration reloaded", "applied", applied) // shown at every level that is in use
+}

@@ -1,0 +1,64 @@
+package server_test
+
+import (
+	"context"
+	"crypto/tls"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/server"
+)
+
+func TestReloadAppliesWhatItCanAndNamesTheRest(t *testing.T) {
+	cfg := production(t)
+	initialize(t, cfg, ca.Plan{Name: "One"})
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := server.New(ctx, cfg, server.Options{})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	before := served(t, s.Endpoints().Enroll)
+
+	cfg.Names = []string{"127.0.0.1", "new.example.net"}
+	cfg.Limits.MaxConnections = 7
+	write(t, cfg.Path("weak"), strings.Repeat("0f", 10)+"\n")
+	cfg.WeakKeys = []string{cfg.Path("weak")}
+	applied, restart, err := s.Reload(ctx, cfg)
+	if err != nil || !slices.Contains(applied, "weak_keys") || !slices.Equal(restart, []string{"limits"}) {
+		t.Errorf("Reload: got %v, %v, %v, want weak_keys applied and limits named", applied, restart, err)
+	}
+	after := served(t, s.Endpoints().Enroll)
+	if slices.Equal(before, after) || !slices.Contains(after, "new.example.net") {
+		t.Errorf("names of the certificate: got %v, want the new one in it", after)
+	}
+	bad := cfg
+	bad.Names = []string{"not a name"}
+	if _, _, err := s.Reload(ctx, bad); err == nil {
+		t.Error("Reload of a broken configuration: got no error")
+	}
+	if now := served(t, s.Endpoints().Enroll); !slices.Equal(now, after) {
+		t.Errorf("names after a refused reload: got %v, want %v", now, after)
+	}
+}
+
+// served returns the names in the certificate of a listener.
+func served(t *testing.T, at string) []string {
+	t.Helper()
+	u, err := url.Parse(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := tls.Dial("tcp", u.Host, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is looked at
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].DNSNames
+}
