@@ -20,6 +20,7 @@ const reactivate countersign.Mitigation = "reactivate"
 type standing struct {
 	alert    Alert
 	device   countersign.Device // zero where the alert names none that is known
+	revoked  bool               // it lost its identity before
 	certs    []countersign.Certificate
 	sessions []countersign.Session // all live ones of this node
 	fork     bool                  // an alert that is not closed says that the device has two holders
@@ -51,7 +52,7 @@ func (d *Desk) look(ctx context.Context, id string) (s standing, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.device = e.Device
+	s.device, s.revoked = e.Device, !e.RevokedAt.IsZero()
 	if s.certs, err = d.RA.CA.DeviceCertificates(ctx, d.RA.DB, e.ID); err != nil {
 		return s, err
 	}
@@ -112,6 +113,10 @@ func (s *standing) suspend() api.AlertAction {
 	a := api.AlertAction{Name: string(countersign.MitigateSuspend), Effect: s.none()}
 	switch {
 	case a.Effect != "":
+	case s.device.State == countersign.DeviceSuspended:
+		a.Possible, a.Sessions, a.Certificates = true, s.live(), s.notIn(countersign.CertRevoked, countersign.CertHeld)
+		a.Effect = fmt.Sprintf("%s is suspended already; it is suspended again, which ends %s", s.device.ID, count(a.Sessions, "session"))
+		a.Undo = "reactivate"
 	case s.device.State != countersign.DeviceActive && s.device.State != countersign.DeviceRegistered:
 		a.Effect = fmt.Sprintf("%s is %s", s.device.ID, s.device.State)
 	default:
@@ -182,6 +187,9 @@ func (s *standing) revoke() api.AlertAction {
 	a := api.AlertAction{Name: string(countersign.MitigateRevoke), Effect: s.none()}
 	switch {
 	case a.Effect != "":
+	case s.device.State == countersign.DeviceRegistered && s.revoked && s.notIn(countersign.CertRevoked) == 0:
+		a.Possible, a.Sessions = true, s.live()
+		a.Effect = fmt.Sprintf("%s was revoked already; it is revoked again, which ends %s", s.device.ID, count(a.Sessions, "session"))
 	case s.device.State != countersign.DeviceActive && s.device.State != countersign.DeviceSuspended:
 		a.Effect = fmt.Sprintf("%s is %s and has no identity to lose", s.device.ID, s.device.State)
 	default:

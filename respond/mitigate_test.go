@@ -335,19 +335,18 @@ func TestActionsForetell(t *testing.T) {
 		}
 		check("reactivate", reactivate) // not possible yet
 		check("suspend", suspend)
-		check("suspend", suspend) // nor twice
+		check("suspend", suspend) // again: it is in force, and cuts what is there
 		check("reactivate", reactivate)
 		check("revoke", revoke)
 		check("revoke", func() (*countersign.Revocation, error) {
-			// A second revocation has nothing to take; the desk of ra refuses the move.
-			return revoke()
+			return revoke() // again, in the same way
 		})
 		_, b, err := w.Block(t.Context(), id, time.Hour, ana)
 		if _, _, possible := says("block"); !possible || err != nil || b.Prefix.String() != "203.0.113.9/32" || !b.Manual {
 			t.Errorf("block: got %+v, %v", b, err)
 		}
 		a, err := w.Alert(t.Context(), id)
-		if err != nil || lines(a, "suspend", respond.Done) != 1 || lines(a, "revoke", respond.Done) != 1 || lines(a, "block", respond.Done) != 1 {
+		if err != nil || lines(a, "suspend", respond.Done) != 2 || lines(a, "revoke", respond.Done) != 2 || lines(a, "block", respond.Done) != 1 {
 			t.Errorf("timeline: got %+v, %v", a.Timeline, err)
 		}
 	})
