@@ -33,8 +33,11 @@ type Finding struct {
 	At       time.Time // of the event that completed it
 	// Subject is what it is about, and by which findings of one rule are one alert:
 	// device:<id>, address:<network>, fleet:<name>, authority:<id>, server.
-	Subject  string
-	Device   string // empty where none is known
+	Subject string
+	Device  string // empty where none is known
+	// Claimed: Device is a name that a client gave without proof to be it. No device is
+	// ever held for what a stranger says in its name.
+	Claimed  bool
 	Fleet    string
 	Cert     CertRef
 	Remote   string            // the address that it came from; empty if none

@@ -48,7 +48,7 @@ func (m *machine) recorded(e *countersign.Event) {
 	what := map[string]string{}
 	maps.Copy(what, e.Data)
 	what["address"], what["via"], what["code"] = e.Remote, e.Via, string(e.Code)
-	m.report(m.rules[name], e, countersign.Finding{Subject: subjectOf(e), Device: e.Device, Summary: sentence(e), Evidence: what})
+	m.report(m.rules[name], e, countersign.Finding{Subject: subjectOf(e), Device: e.Device, Claimed: e.Data["claimed"] != "", Summary: sentence(e), Evidence: what})
 }
 
 // subjectOf is what a recorded finding is about.

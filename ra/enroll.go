@@ -239,13 +239,27 @@ func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error
 		return countersign.Errorf(countersign.KeyReused, "the public key belongs to no device").WithNext("make a new key on the device, other than that of its claim")
 	}
 	if !r.dry {
-		for _, dev := range []string{r.device, other} {
-			e := r.event(countersign.FindingKeyReuse, "one public key was shown for "+r.device+" and "+other)
-			e.Device = dev
-			d.Events.Later(e)
-		}
+		d.keyReused(r, other)
 	}
 	return countersign.Errorf(countersign.KeyReused, "the public key serves another device").WithNext("make a new key on each device")
+}
+
+// keyReused records that a key which is another device's was shown. The name in the
+// request is a claim, unless the device showed its certificate; the other is a fact where
+// the key itself signed that name, or TLS proved it: a request without a name, or of
+// another session, could be a copy.
+func (d *Desk) keyReused(r *request, other string) {
+	signed := len(r.CSR) == 0 || r.Bound || r.csr.Subject.CommonName == r.device
+	for dev, proven := range map[string]bool{r.device: !r.cert.IsZero(), other: signed} {
+		e := r.event(countersign.FindingKeyReuse, "one public key was shown for "+r.device+" and "+other)
+		e.Device = dev
+		known := dev
+		if !proven {
+			e.Data = map[string]string{"claimed": "true"}
+			known = ""
+		}
+		d.later(e, known)
+	}
 }
 
 // parse reads the request and checks what needs no record: form, key, and the

@@ -2,8 +2,10 @@ package ra
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 // Explanation tells what would become of a request, and why.
@@ -18,6 +20,20 @@ type Explanation struct {
 	Evidence string
 	Profile  string
 	Facts    map[string]string
+}
+
+// ExplainTo is Explain for an operator, whose wrong tokens count as those at a door do:
+// the answer says which token is good.
+func (d *Desk) ExplainTo(ctx context.Context, req countersign.EnrollRequest, by By, from netip.AddrPort) (Explanation, error) {
+	if err := d.Ledger.Check(from.Addr()); err != nil {
+		return Explanation{}, err
+	}
+	e, err := d.Explain(ctx, req)
+	if err == nil && e.Code == countersign.BadCredential {
+		f := access.Failure{Addr: from.Addr(), Credential: string(by.Actor), Door: req.Door, Code: e.Code}
+		d.wrong(ctx, f, countersign.Event{Actor: by.Actor, Remote: written(from), Via: by.Via})
+	}
+	return e, err
 }
 
 // Explain takes a first enrollment as far as the decision and issues nothing. A

@@ -36,7 +36,7 @@ const (
 type hooks struct {
 	mu       sync.Mutex
 	client   *http.Client
-	breakers map[string]*breaker // by URL
+	breakers map[string]*breaker // by fleet and URL
 }
 
 type breaker struct {
@@ -54,10 +54,11 @@ type hookRequest struct {
 	CSR                string            `json:"certificateSigningRequest"`
 }
 
-// ask asks the fleet's webhook. Anything but an explicit yes is a no.
+// ask asks the fleet's webhook. Anything but an explicit yes is a no. A status of 4xx is
+// an answer; what opens the breaker is a hook that cannot be reached, is late, or fails.
 func (h *hooks) ask(ctx context.Context, d *Desk, r *request, c *consideration) error {
 	hook, now := c.fleet.Rules.Webhook, d.Now()
-	if !h.closed(hook.URL, now) {
+	if !h.closed(c.fleet.Name+" "+hook.URL, now) {
 		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s has failed %d times in a row", c.fleet.Name, breakAfter).
 			WithNext("try again later").WithRetry(breakFor)
 	}
@@ -66,8 +67,16 @@ func (h *hooks) ask(ctx context.Context, d *Desk, r *request, c *consideration) 
 		return countersign.Errorf(countersign.Unavailable, "the secret of the webhook of fleet %s cannot be read", c.fleet.Name).WithRetry(hookTimeout).WithCause(err)
 	}
 	allowed, err := h.post(ctx, signer{secret, now}, r, c)
+	key := c.fleet.Name + " " + hook.URL
+	answer, answered := errors.AsType[*countersign.Error](err)
+	if answered {
+		err = nil
+	}
 	if ctx.Err() == nil { // else it is the device that went, not the hook that failed
-		h.count(hook.URL, now, err)
+		h.count(key, now, err)
+	}
+	if answered {
+		return answer
 	}
 	if err != nil {
 		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s did not answer", c.fleet.Name).
@@ -114,7 +123,12 @@ func (h *hooks) post(ctx context.Context, sign signer, r *request, c *considerat
 	if err != nil {
 		return false, err
 	}
-	if resp.StatusCode != http.StatusOK {
+	switch code := resp.StatusCode; {
+	case code == http.StatusTooManyRequests || code == http.StatusRequestTimeout:
+		return false, countersign.Errorf(countersign.RateLimited, "the webhook of fleet %s is busy: it answered %s", c.fleet.Name, resp.Status).WithNext("try again later").WithRetry(breakFor)
+	case code >= 400 && code < 500: // an answer about this device, and no fault of the hook
+		return false, countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s refused the device: it answered %s", c.fleet.Name, resp.Status).WithNext("ask the operator")
+	case code != http.StatusOK:
 		return false, fmt.Errorf("the webhook answered %s", resp.Status)
 	}
 	if len(text) > maxHookAnswer {

@@ -72,8 +72,12 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 // only notes is for the rule's usual severity: a finding that is worse, and not of
 // little weight, opens an alert.
 func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
+	unproven := f.Claimed || d.Rule(f.Rule).Unproven
 	if named, ok := respond[f.Rule]; ok {
-		return named
+		// Whatever the fleet wants: else a stranger could have any device of it held.
+		return slices.DeleteFunc(slices.Clone(named), func(m countersign.Mitigation) bool {
+			return unproven && (m == countersign.MitigateSuspend || m == countersign.MitigateRevoke)
+		})
 	}
 	acts, ok := respond[anyRule]
 	if !ok {
@@ -82,7 +86,7 @@ func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Miti
 	if len(acts) == 0 && !ok {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}
-	harmless, unproven := f.Severity.Rank() < countersign.SeverityMedium.Rank(), d.Rule(f.Rule).Unproven
+	harmless := f.Severity.Rank() < countersign.SeverityMedium.Rank()
 	if !ok && !harmless && silent(acts) && f.Severity.Rank() > d.Rule(f.Rule).Severity.Rank() {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}

@@ -146,6 +146,13 @@ type caller struct {
 	role  operator.Role
 	token string    // id of its operator token; empty at the socket
 	until time.Time // end of that; zero at the socket
+	from  netip.AddrPort
+}
+
+// from is the address of the caller; zero at the socket.
+func (s *Server) from(ctx context.Context) netip.AddrPort {
+	c, _ := ctx.Value(callerKey).(caller)
+	return c.from
 }
 
 // by is the caller as an actor in the log.
@@ -206,7 +213,7 @@ func (s *Server) identify(ctx context.Context, from, authorization string, act o
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{t.Name, t.Role, t.ID, t.ExpiresAt}, nil
+	return caller{t.Name, t.Role, t.ID, t.ExpiresAt, remote}, nil
 }
 
 // localPrefix begins the address and the name of whoever acts through the socket.
