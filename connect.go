@@ -19,7 +19,10 @@ type Connection struct {
 	Exchange Exchange // one that Gatekeeper.Exchange began, whatever became of it; nil: none was asked for
 	// Vouched names the broker or proxy that has authenticated the device Username
 	// by itself and asks for it; empty: the device stands at the door.
-	Vouched  string
+	Vouched string
+	// Rests is the session that the broker asks for again, by the certificate or credential
+	// that it rests on; nil: the device asks to come in.
+	Rests    *Session
 	Hello    string // fingerprint of the TLS ClientHello; empty if unknown
 	Software string // what the client says of itself; empty if nothing
 }

@@ -9,17 +9,15 @@ package access
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -31,6 +29,9 @@ const clockSkew = countersign.ClockSkew
 type Desk struct {
 	DB  *store.DB
 	Now func() time.Time
+	// CA knows the manufacturers' authorities and their lists; nil: no manufacturer's
+	// certificate is good here.
+	CA *ca.CA
 	// Sealer opens symmetric keys and the SCRAM keys of secrets, and gives the key of
 	// their keyed hashes. Nil: no device comes in by a secret.
 	Sealer *keystore.Sealer
@@ -45,9 +46,10 @@ type Desk struct {
 	// Policies say what a client may do; nil: the built-in policy for every fleet.
 	Policies *Policies
 
-	rules  rules
-	hasher hasher
-	guests guests
+	rules   rules
+	issuers issuers
+	hasher  hasher
+	guests  guests
 }
 
 // Decision is a verdict with what it rests on.
@@ -80,6 +82,9 @@ type Decision struct {
 	Judged bool
 	// ReadOnly: it may do nothing but listen, whatever the policy says.
 	ReadOnly bool
+	// Path of a manufacturer's certificate, where it is valid by CAs that are not on
+	// record: the verdict holds once they are.
+	Path []*x509.Certificate
 }
 
 // Decide judges a connection by what is on record now: first who it is, then what
@@ -141,18 +146,24 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 	case err != nil:
 		return refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
 	}
-	dec := Decision{Known: true, Replaced: rec.replaced, Tags: rec.tags, CN: leaf.Subject.CommonName, Verdict: countersign.Verdict{
+	dec := Decision{Known: true, Replaced: rec.replaced, CN: leaf.Subject.CommonName, Verdict: countersign.Verdict{
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
 		Cert: rec.ref,
 	}}
 	dec.Kind = countersign.AccessCertificate
-	dec.Code, dec.Reason = rec.refusal(d.Now())
+	if dec.Tags, err = rec.tagsOf(); err != nil {
+		dec.Code, dec.Reason = countersign.Unavailable, "the record of the device cannot be read now"
+		return dec
+	}
+	standing, err := d.judge(ctx, d.DB, &rec, Connecting, c.Peer)
+	if err != nil {
+		dec.Code, dec.Reason = countersign.Unavailable, "the record of the certificate cannot be read now"
+		return dec
+	}
+	dec.Code, dec.Reason, dec.Path = standing.Code, standing.Reason, standing.Path
 	dec.Ended = rec.ended(dec.Code)
 	if dec.Code == "" {
 		dec.Code, dec.Reason = d.checkClient(ctx, c.ClientID, rec.device)
-	}
-	if dec.Code == "" {
-		dec.Code, dec.Reason = d.accepts(rec.fleet, rec.rules, countersign.AccessCertificate)
 	}
 	if dec.Code != "" {
 		return dec
@@ -166,94 +177,6 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 
 func refuse(code countersign.Code, reason string) Decision {
 	return Decision{Verdict: countersign.Verdict{Code: code, Reason: reason}}
-}
-
-// record is a certificate and its device, as far as a decision needs them.
-type record struct {
-	ref                  countersign.CertRef
-	device, fleet        string
-	state                countersign.CertState
-	reason               countersign.ReasonCode
-	replaced             bool
-	notBefore, notAfter  time.Time
-	acceptUntil, revoked time.Time
-	deviceState          countersign.DeviceState
-	deviceReason         string
-	tags                 map[string]string
-	authorityState       string
-	rules                string // of the fleet, JSON
-}
-
-// shown reads the record of the certificate that a client presented, whoever issued it. It
-// is, octet for octet, the one on record. That makes a check of the issuer's signature
-// needless: it was verified before the certificate was recorded.
-func (d *Desk) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
-	sum := sha256.Sum256(cert.Raw)
-	return d.record(ctx, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
-}
-
-// named reads the record of the certificate that ref names.
-func (d *Desk) named(ctx context.Context, ref countersign.CertRef) (record, error) {
-	return d.record(ctx, `c.serial = $1 AND c.issuer = $2`, string(ref.Serial), ref.Issuer)
-}
-
-func (d *Desk) record(ctx context.Context, where string, args ...any) (r record, err error) {
-	var from, to, accept, revoked int64
-	var tags string
-	err = d.DB.QueryRow(ctx, `SELECT c.issuer, c.serial, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until,
-			c.revoked_at, d.fleet, d.state, d.reason, d.tags, a.state, f.rules
-		FROM certificate c JOIN device d ON d.id = c.device JOIN fleet f ON f.name = d.fleet
-			JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END
-		WHERE `+where, args...).
-		Scan(&r.ref.Issuer, &r.ref.Serial, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked,
-			&r.fleet, &r.deviceState, &r.deviceReason, &tags, &r.authorityState, &r.rules)
-	if err == nil && tags != "" {
-		err = json.Unmarshal([]byte(tags), &r.tags)
-	}
-	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
-	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
-	return r, err
-}
-
-// refusal says why the certificate or its device is not good now; empty if they are.
-func (r *record) refusal(now time.Time) (countersign.Code, string) {
-	switch {
-	case r.deviceState == countersign.DeviceRetired:
-		return countersign.DeviceGone, "the device is retired"
-	case r.deviceState == countersign.DeviceSuspended:
-		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason)
-	case r.state == countersign.CertRevoked:
-		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked)))
-	case r.state == countersign.CertHeld:
-		return countersign.CertIsHeld, "the certificate is on hold"
-	case r.deviceState != countersign.DeviceActive:
-		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState)
-	case r.authorityState != "active":
-		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authorityState)
-	case now.After(r.notAfter):
-		return countersign.CertExpired, fmt.Sprintf("certificate expired %s ago", ago(now.Sub(r.notAfter)))
-	case now.Add(clockSkew).Before(r.notBefore):
-		return countersign.CertNotYetValid, "certificate is not yet valid"
-	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil):
-		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil)))
-	}
-	return "", ""
-}
-
-// ended is since when the certificate is refused with a code of refusal.
-func (r *record) ended(code countersign.Code) time.Time {
-	switch code {
-	case countersign.CertExpired:
-		return r.notAfter
-	case countersign.DeviceGone, countersign.DeviceOnHold, countersign.CertIsHeld:
-		return r.revoked
-	case countersign.CertIsRevoked:
-		if r.revoked.IsZero() {
-			return r.acceptUntil
-		}
-		return r.revoked
-	}
-	return time.Time{}
 }
 
 func because(what, why string) string {

@@ -138,11 +138,11 @@ func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
 	if err != nil {
 		return refuse(countersign.Unavailable, "the rules of the fleet cannot be read now")
 	}
-	a, err := d.rules.accessOf(fleet, text)
+	read, err := d.rules.of(fleet, text)
 	if err != nil {
 		return refuse(countersign.Unavailable, "the rules of the fleet cannot be read now")
 	}
-	if !a.Guests {
+	if !read.Access.Guests {
 		return none
 	}
 	now, name := d.Now(), guestPrefix+strings.ToLower(rand.Text())

@@ -182,7 +182,8 @@ func unreadable() Decision {
 }
 
 // byBroker takes the word of a broker or proxy that has authenticated the device
-// by itself, and looks at the device's standing.
+// by itself, and looks at the device and at what its session rests on: what it came in by
+// where that is known, else any certificate that a broker may have verified.
 func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision {
 	h, err := d.holder(ctx, c.Username)
 	switch {
@@ -193,10 +194,25 @@ func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision 
 	case err != nil:
 		return unreadable()
 	}
-	dec := d.decide(ctx, c, h, proof{credential: "vouched:" + c.Vouched, vouched: true})
-	if dec.FirstUse { // registered: it has no identity with us yet, and a broker cannot give it one
-		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
+	p := proof{credential: "vouched:" + c.Vouched, vouched: true}
+	rests := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: p.credential, Remote: c.Remote}
+	if c.Rests != nil {
+		rests = *c.Rests
+		p.credential, p.until = rests.Credential, rests.NotAfter
 	}
+	dec := d.decide(ctx, c, h, p)
+	dec.Cert = rests.Cert
+	if dec.Code != "" {
+		return dec
+	}
+	code, reason, first, err := d.Refusal(ctx, d.DB, rests)
+	switch {
+	case err != nil:
+		return unreadable()
+	case first: // registered: it has no identity with us yet, and a broker cannot give it one
+		code, reason = countersign.NotAllowed, "the device is registered"
+	}
+	dec.FirstUse, dec.Code, dec.Reason = false, code, reason
 	return dec
 }
 

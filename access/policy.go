@@ -201,7 +201,7 @@ func (p *Policies) facts(ctx context.Context, devices []string, certs []counters
 }
 
 // inBatches runs a query that ends in IN ( over names, some at a time.
-func inBatches[T ~string](ctx context.Context, db *store.DB, query string, names []T, scan func(*sql.Rows) error) error {
+func inBatches[T ~string](ctx context.Context, db store.Reader, query string, names []T, scan func(*sql.Rows) error) error {
 	for len(names) > 0 {
 		n := min(len(names), batch)
 		places, args := make([]string, n), make([]any, n)
@@ -216,7 +216,7 @@ func inBatches[T ~string](ctx context.Context, db *store.DB, query string, names
 	return nil
 }
 
-func scanAll(ctx context.Context, db *store.DB, query string, args []any, scan func(*sql.Rows) error) (err error) {
+func scanAll(ctx context.Context, db store.Reader, query string, args []any, scan func(*sql.Rows) error) (err error) {
 	rows, err := db.Query(ctx, query, args...)
 	if err != nil {
 		return err

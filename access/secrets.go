@@ -262,19 +262,6 @@ func (d *Desk) StopSecret(ctx context.Context, tx *store.Tx, device, id, why str
 	return s, d.stopSecret(ctx, tx, &s, why)
 }
 
-// SecretActive says whether a secret is in force.
-func (d *Desk) SecretActive(ctx context.Context, rd store.Reader, id string) (bool, error) {
-	var state string
-	err := rd.QueryRow(ctx, `SELECT state FROM device_secret WHERE id = $1`, id).Scan(&state)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("couldn't read secret %s: %w", id, store.Wrap(err))
-	}
-	return state == secretActive, nil
-}
-
 // StopSecrets ends all secrets of a device, and gives those that it stopped.
 func (d *Desk) StopSecrets(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
 	all, err := d.Secrets(ctx, tx, device)

@@ -2,259 +2,321 @@ package access
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
 	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Lost is a live session that the record no longer supports, and why.
-type Lost struct {
-	Session countersign.Session
-	Code    countersign.Code
-	Reason  string
-	ByFleet bool // by what its fleet accepts or permits, as perhaps many others
+// Use is what a certificate is used for.
+type Use int
+
+const (
+	// Connecting is to open a session, to keep one, or to be given what a session may be
+	// opened with, such as an access token.
+	Connecting Use = iota
+	// Renewing is to be given a successor. Whether a superseded or replaced certificate
+	// may have one is for the rule of rotation to say.
+	Renewing
+	// Recovering is to be given a successor by a certificate that may have expired.
+	Recovering
+)
+
+// anew is the way back of a device whose certificate is no good any more.
+const anew = "enroll anew with a token made for the device"
+
+// Standing says whether a certificate on record is good for a use now.
+type Standing struct {
+	Cert   countersign.CertRef
+	Device string
+	Fleet  string
+	Code   countersign.Code // why it is not; empty: it is
+	Reason string
+	Next   string // what to do about it; may be empty
+	// Path of a manufacturer's certificate, where it is valid by CAs that are not on record.
+	Path []*x509.Certificate
 }
 
-// Recheck compares live sessions with the record as it is now and returns those that
-// would not be let in any more as they are: by their certificate, device, credential or
-// authority, by what their fleet accepts, and by its policy. It reads in batches, so
-// that it may be asked about all sessions of a node. After an error nothing is known
-// of any of them.
-func (d *Desk) Recheck(ctx context.Context, sessions []countersign.Session) ([]Lost, error) {
-	all, err := d.standings(ctx, sessions)
+// Err is the refusal; nil if the certificate is good.
+func (s *Standing) Err() error {
+	if s.Code == "" {
+		return nil
+	}
+	return countersign.Errorf(s.Code, "%s", s.Reason).WithNext(s.Next)
+}
+
+// Standing answers whether the certificate that ref names is good for a use now: its own
+// state and validity, its device, the authority that issued it, what the fleet accepts
+// and, for a manufacturer's certificate, whether the fleet still takes it from that
+// authority and no CA of its path has revoked it. All that acts on a certificate asks
+// here or, for many at once, Recheck. presented are certificates that the client sent,
+// the device's own first; they may be nil. An error says that the record cannot be read.
+func (d *Desk) Standing(ctx context.Context, rd store.Reader, ref countersign.CertRef, use Use, presented []*x509.Certificate) (Standing, error) {
+	rec, err := readRecord(ctx, rd, `c.serial = $1 AND c.issuer = $2`, string(ref.Serial), ref.Issuer)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Standing{Cert: ref, Code: countersign.CertUnknown, Reason: "the certificate is not on record"}, nil
+	}
 	if err != nil {
-		return nil, err
+		return Standing{Cert: ref}, fmt.Errorf("couldn't read the record of certificate %s: %w", ref, store.Wrap(err))
 	}
-	var lost []Lost
-	fleets := map[string][]countersign.Session{}
-	now := d.Now()
-	for _, s := range sessions {
-		if code, reason := all.refusal(s, now); code != "" {
-			lost = append(lost, Lost{s, code, reason, false})
-			continue
+	return d.judge(ctx, rd, &rec, use, presented)
+}
+
+// record is a certificate with its device, fleet and authority, as far as a judgment
+// needs them.
+type record struct {
+	ref                  countersign.CertRef
+	device, fleet        string
+	state                countersign.CertState
+	reason               countersign.ReasonCode
+	replaced             bool
+	notBefore, notAfter  time.Time
+	acceptUntil, revoked time.Time
+	issued               countersign.Position
+	deviceState          countersign.DeviceState
+	deviceReason         string
+	deviceRevoked        countersign.Position // first of the log after the device last lost its identity
+	tags                 string               // JSON
+	rules                string               // of the fleet, JSON
+	authority            authority
+	path                 string // of a manufacturer's certificate: fingerprints of the CAs above it
+	der                  []byte // of a manufacturer's certificate
+}
+
+// authority is the one that answers for a certificate.
+type authority struct {
+	id, state string
+	kind      countersign.AuthorityKind
+	version   int64
+}
+
+const (
+	recordColumns = `c.issuer, c.serial, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until, c.revoked_at, c.issued_pos,
+		c.path, CASE WHEN a.kind = 'registered' THEN c.der END, d.fleet, d.state, d.reason, d.revoked_pos, d.tags, f.rules, a.id, a.kind, a.state, a.version`
+	recordTables = `certificate c JOIN device d ON d.id = c.device JOIN fleet f ON f.name = d.fleet
+		JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END`
+)
+
+func scanRecord(row interface{ Scan(dest ...any) error }) (r record, err error) {
+	var from, to, accept, revoked int64
+	err = row.Scan(&r.ref.Issuer, &r.ref.Serial, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked, &r.issued,
+		&r.path, &r.der, &r.fleet, &r.deviceState, &r.deviceReason, &r.deviceRevoked, &r.tags, &r.rules,
+		&r.authority.id, &r.authority.kind, &r.authority.state, &r.authority.version)
+	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
+	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
+	return r, err
+}
+
+func readRecord(ctx context.Context, rd store.Reader, where string, args ...any) (record, error) {
+	return scanRecord(rd.QueryRow(ctx, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE `+where, args...))
+}
+
+// shown reads the record of the certificate that a client presented, whoever issued it. It
+// is, octet for octet, the one on record. That makes a check of the issuer's signature
+// needless: it was verified before the certificate was recorded.
+func (d *Desk) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
+	sum := sha256.Sum256(cert.Raw)
+	return readRecord(ctx, d.DB, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
+}
+
+// tagsOf reads the device's tags.
+func (r *record) tagsOf() (tags map[string]string, err error) {
+	if r.tags != "" {
+		err = json.Unmarshal([]byte(r.tags), &tags)
+	}
+	return tags, err
+}
+
+// judge holds a certificate against the record, in the order in which the reasons matter
+// to the one who reads them: the device, the certificate, its authority, the fleet, the
+// manufacturer.
+func (d *Desk) judge(ctx context.Context, rd store.Reader, r *record, use Use, presented []*x509.Certificate) (s Standing, err error) {
+	s = Standing{Cert: r.ref, Device: r.device, Fleet: r.fleet}
+	rules, err := d.rules.of(r.fleet, r.rules)
+	if err != nil {
+		return s, err
+	}
+	if s.Code, s.Reason, s.Next = r.refusal(d.Now(), use); s.Code != "" {
+		if s.Code == countersign.CertExpired && rules.Recovery != nil {
+			s.Next = "renew at the recovery listener, which the fleet has opened for expired devices"
 		}
-		fleets[s.Fleet] = append(fleets[s.Fleet], s)
+		return s, nil
 	}
-	for _, fleet := range slices.Sorted(maps.Keys(fleets)) {
-		more, err := d.recheckFleet(ctx, fleet, fleets[fleet])
+	s.Next = anew
+	switch {
+	case use == Connecting && !Accepts(rules.Access, countersign.AccessCertificate):
+		s.Code, s.Reason, s.Next = countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", r.fleet, countersign.AccessCertificate), ""
+	case r.authority.kind != countersign.RegisteredAuthority:
+	case !slices.Contains(rules.Authorities, r.authority.id):
+		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s takes no certificates of authority %s any more", r.fleet, r.authority.id)
+	case !rules.Connect:
+		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s does not let devices use their manufacturer's certificate any more", r.fleet)
+	default:
+		return s, d.checkPath(ctx, rd, r, presented, &s)
+	}
+	return s, nil
+}
+
+// refusal reports why the certificate, its device or its authority is not good now.
+func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
+	switch {
+	case r.deviceState == countersign.DeviceRetired:
+		return countersign.DeviceGone, "the device is retired", "enroll under another id"
+	case r.deviceState == countersign.DeviceSuspended:
+		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason), "ask the operator why"
+	case r.issued < r.deviceRevoked && use != Connecting:
+		return countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked", anew
+	case r.state == countersign.CertRevoked && (use == Connecting || r.reason != countersign.Superseded):
+		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), anew
+	case r.state == countersign.CertHeld:
+		return countersign.CertIsHeld, "the certificate is on hold", "ask the operator why"
+	case r.deviceState != countersign.DeviceActive:
+		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState), anew
+	case r.authority.state != "active":
+		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authority.state), anew
+	}
+	return r.timeRefusal(now, use)
+}
+
+func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
+	switch {
+	case now.After(r.notAfter) && use != Recovering && (use == Connecting || !r.replaced):
+		return countersign.CertExpired, fmt.Sprintf("certificate expired %s ago", ago(now.Sub(r.notAfter))),
+			"revoke the device, then enroll it anew with a token made for it; or give its fleet a rule for recovery, and let it renew there"
+	case now.Add(clockSkew).Before(r.notBefore):
+		return countersign.CertNotYetValid, "certificate is not yet valid", "check the clock of the server and of the CA"
+	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil) && use == Connecting:
+		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil))), "use the certificate that followed it"
+	}
+	return "", "", ""
+}
+
+// factoryPath are the options by which manufacturers' paths are validated.
+func (d *Desk) factoryPath() attest.PathOptions {
+	return attest.PathOptions{Now: d.Now(), AllowNoEKU: true}
+}
+
+// checkPath notes in s why the path of a manufacturer's certificate is not valid now. The
+// path on record was valid once, so only its validity in time and its revocation are
+// looked at. Where it does not hold, another one may, by CAs that the client presents: then
+// that is noted.
+func (d *Desk) checkPath(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate, s *Standing) error {
+	if d.CA == nil {
+		s.Code, s.Reason = countersign.Unavailable, "manufacturers' certificates cannot be checked here"
+		return nil
+	}
+	anchor, err := d.CA.Anchor(ctx, rd, r.authority.id, r.authority.version)
+	if err != nil {
+		return err
+	}
+	recorded, err := d.pathOf(ctx, rd, r, presented)
+	if err != nil {
+		return err
+	}
+	refused := attest.CheckAgain(recorded, anchor, d.factoryPath())
+	if refused == nil {
+		return nil
+	}
+	known := *anchor
+	if len(recorded) > 2 {
+		known.Intermediates = slices.Concat(anchor.Intermediates, recorded[1:len(recorded)-1])
+	}
+	if len(presented) == 0 {
+		presented = recorded[:1]
+	}
+	path, err := attest.ValidatePath(presented, []attest.Anchor{known}, d.factoryPath())
+	if err == nil {
+		s.Path = path.Certificates
+		return nil
+	}
+	if countersign.CodeOf(err) != countersign.CertUnknown || len(recorded) < 2 {
+		refused = err // else the path on record says more
+	}
+	p := countersign.Public(refused)
+	s.Code, s.Reason, s.Next = p.Code, p.Message, p.Next
+	return nil
+}
+
+// pathOf returns the path on record, the certificate first.
+func (d *Desk) pathOf(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate) ([]*x509.Certificate, error) {
+	var path []*x509.Certificate
+	if len(presented) > 0 { // it is the one on record
+		path = append(path, presented[0])
+	} else {
+		leaf, err := x509.ParseCertificate(r.der)
+		if err != nil {
+			return nil, fmt.Errorf("couldn't parse certificate %s on record: %w", r.ref, err)
+		}
+		path = append(path, leaf)
+	}
+	for _, print := range strings.Fields(r.path) {
+		issuer, err := d.issuers.get(ctx, rd, print)
 		if err != nil {
 			return nil, err
 		}
-		lost = append(lost, more...)
+		path = append(path, issuer)
 	}
-	return lost, nil
+	return path, nil
 }
 
-// recheckFleet compares sessions whose devices and credentials are in order with what
-// their fleet accepts and permits.
-func (d *Desk) recheckFleet(ctx context.Context, fleet string, sessions []countersign.Session) ([]Lost, error) {
-	var lost []Lost
-	unaccepted, err := d.Unaccepted(ctx, fleet, sessions)
+// maxIssuers bounds the certificates of CAs that are kept parsed, some KiB each. With more
+// in use some are read at each judgment.
+const maxIssuers = 512
+
+// issuers keeps the certificates of CAs by fingerprint. What has a fingerprint never
+// changes.
+type issuers struct {
+	mu sync.Mutex
+	by map[string]*x509.Certificate
+}
+
+func (i *issuers) get(ctx context.Context, rd store.Reader, print string) (*x509.Certificate, error) {
+	i.mu.Lock()
+	known := i.by[print]
+	i.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	var der []byte
+	if err := rd.QueryRow(ctx, `SELECT der FROM issuer_certificate WHERE fingerprint = $1`, print).Scan(&der); err != nil {
+		return nil, fmt.Errorf("couldn't read the certificate of a CA: %w", store.Wrap(err))
+	}
+	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("couldn't parse the certificate of a CA: %w", err)
 	}
-	for _, s := range unaccepted {
-		lost = append(lost, Lost{s, countersign.NotAllowed, "the fleet no longer accepts what the session came in by", true})
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.by == nil || len(i.by) >= maxIssuers {
+		i.by = map[string]*x509.Certificate{}
 	}
-	if d.Policies == nil {
-		return lost, nil
-	}
-	in, err := d.Policies.Of(ctx, fleet)
-	if err != nil {
-		return nil, err
-	}
-	losers, err := d.Policies.Losers(ctx, in.Policy, sessions)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range losers {
-		lost = append(lost, Lost{s, countersign.NotAllowed, "the policy of the fleet changed", true})
-	}
-	return lost, nil
+	i.by[print] = cert
+	return cert, nil
 }
 
-// standings are what is on record of the devices and credentials of some sessions.
-type standings struct {
-	devices     map[string]holder // without their secrets
-	certs       map[countersign.CertRef]record
-	secrets     map[string]held
-	tokens      map[string]Token
-	credentials map[string]bool // in force
-}
-
-// names are the keys of what sessions rest on, each once.
-type names struct {
-	devices, secrets, tokens, credentials map[string]bool
-	serials                               map[countersign.Serial]bool
-}
-
-func namesOf(sessions []countersign.Session) names {
-	n := names{map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[countersign.Serial]bool{}}
-	for _, s := range sessions {
-		if policy.KindOf(s.Device) == policy.Devices {
-			n.devices[s.Device] = true
+// ended is since when the certificate is refused with a code of refusal.
+func (r *record) ended(code countersign.Code) time.Time {
+	switch code {
+	case countersign.CertExpired:
+		return r.notAfter
+	case countersign.DeviceGone, countersign.DeviceOnHold, countersign.CertIsHeld:
+		return r.revoked
+	case countersign.CertIsRevoked:
+		if r.revoked.IsZero() {
+			return r.acceptUntil
 		}
-		for _, id := range s.Scope {
-			n.devices[id] = true
-		}
-		if !s.Cert.IsZero() {
-			n.serials[s.Cert.Serial] = true
-		}
-		switch kind, id, _ := strings.Cut(s.Credential, ":"); {
-		case id == "" || kind == "vouched":
-		case kind == "secret":
-			n.secrets[id] = true
-		case kind == "token":
-			n.tokens[id] = true
-		default:
-			n.credentials[id] = true
-		}
+		return r.revoked
 	}
-	return n
-}
-
-func (d *Desk) standings(ctx context.Context, sessions []countersign.Session) (*standings, error) {
-	n := namesOf(sessions)
-	all := &standings{map[string]holder{}, map[countersign.CertRef]record{}, map[string]held{}, map[string]Token{}, map[string]bool{}}
-	for _, read := range []func() error{
-		func() error { return all.readDevices(ctx, d.DB, slices.Collect(maps.Keys(n.devices))) },
-		func() error { return all.readCertificates(ctx, d.DB, slices.Collect(maps.Keys(n.serials))) },
-		func() error { return all.readSecrets(ctx, d.DB, slices.Collect(maps.Keys(n.secrets))) },
-		func() error { return all.readTokens(ctx, d.DB, slices.Collect(maps.Keys(n.tokens))) },
-		func() error { return all.readCredentials(ctx, d.DB, slices.Collect(maps.Keys(n.credentials)), d.Now()) },
-	} {
-		if err := read(); err != nil {
-			return nil, fmt.Errorf("couldn't compare sessions with the record: %w", err)
-		}
-	}
-	return all, nil
-}
-
-func (a *standings) readDevices(ctx context.Context, db *store.DB, ids []string) error {
-	return inBatches(ctx, db, `SELECT id, fleet, state, reason FROM device WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		var h holder
-		err := rows.Scan(&h.device, &h.fleet, &h.state, &h.reason)
-		a.devices[h.device] = h
-		return err
-	})
-}
-
-func (a *standings) readCertificates(ctx context.Context, db *store.DB, serials []countersign.Serial) error {
-	return inBatches(ctx, db, `SELECT c.issuer, c.serial, c.state, c.reason, c.not_before, c.not_after, c.accept_until, c.revoked_at,
-			d.state, d.reason, a.state
-		FROM certificate c JOIN device d ON d.id = c.device
-			JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END
-		WHERE c.serial IN (`, serials, func(rows *sql.Rows) error {
-		var r record
-		var from, to, accept, revoked int64
-		err := rows.Scan(&r.ref.Issuer, &r.ref.Serial, &r.state, &r.reason, &from, &to, &accept, &revoked,
-			&r.deviceState, &r.deviceReason, &r.authorityState)
-		r.notBefore, r.notAfter = store.Time(from), store.Time(to)
-		r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
-		a.certs[r.ref] = r
-		return err
-	})
-}
-
-func (a *standings) readSecrets(ctx context.Context, db *store.DB, ids []string) error {
-	return inBatches(ctx, db, `SELECT id, state, expires_at FROM device_secret WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		var s held
-		var state string
-		var expires int64
-		err := rows.Scan(&s.id, &state, &expires)
-		s.stopped, s.expires = state != secretActive, store.Time(expires)
-		a.secrets[s.id] = s
-		return err
-	})
-}
-
-func (a *standings) readTokens(ctx context.Context, db *store.DB, ids []string) error {
-	return inBatches(ctx, db, `SELECT `+tokenColumns+` FROM access_token WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		k, err := scanToken(rows)
-		a.tokens[k.ID] = k
-		return err
-	})
-}
-
-// readCredentials reads which symmetric keys are in force.
-func (a *standings) readCredentials(ctx context.Context, db *store.DB, ids []string, now time.Time) error {
-	return inBatches(ctx, db, `SELECT id, state, expires_at FROM credential WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		var id, state string
-		var expires int64
-		err := rows.Scan(&id, &state, &expires)
-		a.credentials[id] = state == credentialActive && (expires == 0 || now.Before(store.Time(expires)))
-		return err
-	})
-}
-
-// credentialActive is the state of a credential of the registry that is in force.
-const credentialActive = "active"
-
-// refusal is why a session rests on nothing that is good now; empty if it does.
-func (a *standings) refusal(s countersign.Session, now time.Time) (countersign.Code, string) {
-	if !s.NotAfter.IsZero() && now.After(s.NotAfter) {
-		return countersign.CredentialExpire, "what the session came in by is at its end"
-	}
-	if code, reason := a.deviceRefusal(s); code != "" {
-		return code, reason
-	}
-	if !s.Cert.IsZero() {
-		rec, ok := a.certs[s.Cert]
-		if !ok {
-			return countersign.CertUnknown, "the certificate is not on record"
-		}
-		return rec.refusal(now)
-	}
-	return a.credentialRefusal(s, now)
-}
-
-// deviceRefusal looks at the devices that a session is of, or for.
-func (a *standings) deviceRefusal(s countersign.Session) (countersign.Code, string) {
-	ids := s.Scope
-	if policy.KindOf(s.Device) == policy.Devices {
-		ids = append([]string{s.Device}, ids...)
-	}
-	for _, id := range ids {
-		h, ok := a.devices[id]
-		switch {
-		case !ok:
-			return countersign.NotAllowed, "the device is not on record"
-		case h.state == countersign.DeviceRegistered: // it has lost its identity since
-			return countersign.NotAllowed, "the device is registered"
-		case h.fleet != s.Fleet:
-			return countersign.NotAllowed, "the device is of another fleet now"
-		}
-		if code, reason, _ := h.refusal(proof{vouched: true}); code != "" {
-			return code, reason
-		}
-	}
-	return "", ""
-}
-
-// credentialRefusal looks at what a session without a certificate rests on.
-func (a *standings) credentialRefusal(s countersign.Session, now time.Time) (countersign.Code, string) {
-	good := false
-	switch kind, id, _ := strings.Cut(s.Credential, ":"); {
-	case id == "" || kind == "vouched": // a guest, of whom the fleet decides, or the word of a broker
-		good = true
-	case kind == "secret":
-		secret, ok := a.secrets[id]
-		good = ok && !secret.stopped && !secret.ended(now)
-	case kind == "token":
-		token, ok := a.tokens[id]
-		good = ok && token.RevokedAt.IsZero() && now.Before(token.ExpiresAt)
-	default:
-		good = a.credentials[id]
-	}
-	if good {
-		return "", ""
-	}
-	return countersign.CredentialExpire, "the credential that the session rests on is no longer in force"
+	return time.Time{}
 }

@@ -75,42 +75,17 @@ func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Toke
 // sourceRefusal says why what a device's token was given for is good no more: a
 // token must not outlive it.
 func (d *Desk) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
-	const ended = "what the access token was given for is good no more"
-	now := d.Now()
-	kind, id, _ := strings.Cut(source, ":")
-	switch kind {
-	case "certificate":
-		ref, err := countersign.ParseCertRef(id)
-		if err != nil {
-			return countersign.CertUnknown, ended
-		}
-		rec, err := d.named(ctx, ref)
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			return countersign.CertUnknown, ended
-		case err != nil:
-			return countersign.Unavailable, "the record of the certificate cannot be read now"
-		}
-		return rec.refusal(now)
-	case "secret":
-		for i := range h.secrets {
-			if s := &h.secrets[i]; s.id == id && !s.stopped && !s.ended(now) {
-				return "", ""
-			}
-		}
-	default:
-		if d.Keys == nil {
-			break
-		}
-		keys, err := d.Keys(ctx, h.fleet, h.device, c.Remote.Addr())
-		if err != nil {
-			return countersign.Unavailable, "the record of the device cannot be read now"
-		}
-		for _, k := range keys {
-			if k.Credential == source {
-				return "", ""
-			}
-		}
+	s := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: source, Remote: c.Remote}
+	all, err := d.standings(ctx, d.DB, []countersign.Session{s})
+	if err != nil {
+		return countersign.Unavailable, "the record of what the access token was given for cannot be read now"
 	}
-	return countersign.CredentialExpire, ended
+	_, code, reason, err := all.credentialRefusal(ctx, &s, source)
+	switch {
+	case err != nil:
+		return countersign.Unavailable, "the record of what the access token was given for cannot be read now"
+	case code == countersign.CredentialExpire:
+		reason = "what the access token was given for is good no more"
+	}
+	return code, reason
 }

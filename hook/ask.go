@@ -171,14 +171,15 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 // on resting on that, and ends when that does.
 func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was entry, k key) countersign.Verdict {
 	mark := s.cache.mark()
+	c.Rests = &countersign.Session{
+		Device: was.verdict.Device, Fleet: was.verdict.Fleet, Cert: was.verdict.Cert, Credential: was.verdict.Credential,
+		NotAfter: was.verdict.NotAfter, Remote: was.conn.Remote,
+	}
 	v := s.Gatekeeper.Admit(ctx, c)
 	if !v.Allow {
 		return v
 	}
 	v.Cert, v.Credential = was.verdict.Cert, was.verdict.Credential
-	if refused := s.unsupported(ctx, v); refused.Code != "" {
-		return refused
-	}
 	if end := was.verdict.NotAfter; !end.IsZero() && (v.NotAfter.IsZero() || end.Before(v.NotAfter)) {
 		v.NotAfter = end
 	}
@@ -190,24 +191,6 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
 	}
 	return v
-}
-
-// unsupported refuses a session that the record no longer supports as it came in; the
-// zero Verdict refuses nothing.
-func (s *Server) unsupported(ctx context.Context, v countersign.Verdict) countersign.Verdict {
-	if s.Lost == nil {
-		return countersign.Verdict{}
-	}
-	err := s.Lost(ctx, countersign.Session{
-		Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, Scope: v.Scope, NotAfter: v.NotAfter, Permissions: v.Permissions,
-	})
-	if err == nil {
-		return countersign.Verdict{}
-	}
-	if lost, ok := errors.AsType[*countersign.Error](err); ok {
-		return countersign.Verdict{Code: lost.Code, Reason: lost.Message}
-	}
-	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the record of the session cannot be read now"}
 }
 
 // unproven is c without what proves it.

@@ -36,6 +36,8 @@ type guard struct {
 	credential string
 	perms      func(device string) countersign.Permissions
 	deciding   func() // called while a decision is under way
+	// again decides on a session that is asked for again; nil: it goes on.
+	again func(rests countersign.Session) bool
 }
 
 func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.Verdict {
@@ -53,6 +55,9 @@ func (g *guard) Admit(_ context.Context, c countersign.Connection) countersign.V
 		device = g.tokens[string(c.Password)]
 	}
 	v := countersign.Verdict{Code: countersign.NotAllowed, Reason: "no"}
+	if c.Rests != nil && g.again != nil && !g.again(*c.Rests) {
+		device = ""
+	}
 	if device != "" && !g.refused[device] && c.ClientID != "pump-1:device" { // there is a device of that name
 		v = countersign.Verdict{Allow: true, Device: device, Fleet: "pumps", NotAfter: g.notAfter, Permissions: permissions(device)}
 		if c.Vouched == "" {

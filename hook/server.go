@@ -92,12 +92,8 @@ type Server struct {
 	// Record keeps what sessions rest on where other nodes, and this one after a restart,
 	// find it. Nil keeps nothing: a session that is not in memory must connect again.
 	Record Record
-	// Lost returns why the record no longer supports a session, as a *countersign.Error,
-	// nil if it does; any other error means that nobody knows. A function, because the
-	// comparison is a keeper's, which no door may know. Nil: nothing is lost.
-	Lost func(ctx context.Context, s countersign.Session) error
-	Log  *slog.Logger
-	Now  func() time.Time
+	Log    *slog.Logger
+	Now    func() time.Time
 
 	cache   cache
 	denials denials

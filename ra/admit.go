@@ -45,14 +45,11 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 	case dec.Replaced:
 		err = d.forkShown(deciding, &dec)
 	case dec.Allow && dec.FirstUse && dec.Cert.IsZero():
-		err = d.firstSecret(deciding, &dec)
+		err = d.firstSecret(deciding, c, &dec)
 	case dec.Allow && dec.FirstUse:
 		err = d.firstUse(deciding, &dec)
-	case dec.Allow && !dec.Cert.IsZero():
-		if e := d.stillTrusted(c, dec.Cert.Issuer); e != nil {
-			p := countersign.Public(e)
-			dec.Allow, dec.Code, dec.Reason = false, p.Code, p.Message
-		}
+	case dec.Allow && dec.Path != nil:
+		err = d.newPath(deciding, &dec)
 	}
 	if err != nil {
 		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
@@ -130,7 +127,7 @@ func (d *Desk) meet(ctx context.Context, c countersign.Connection, dec access.De
 
 // firstSecret makes a registered device that came by a secret an active one, durably,
 // before the connection is let in.
-func (d *Desk) firstSecret(ctx context.Context, dec *access.Decision) error {
+func (d *Desk) firstSecret(ctx context.Context, c countersign.Connection, dec *access.Decision) error {
 	var refused *countersign.Error
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		refused = nil
@@ -141,17 +138,14 @@ func (d *Desk) firstSecret(ctx context.Context, dec *access.Decision) error {
 		if err != nil {
 			return err
 		}
-		good, err := d.stillGood(ctx, tx, dec.Credential)
+		code, reason, first, err := d.Access.Refusal(ctx, tx, sessionOf(&dec.Verdict, c))
 		switch {
 		case err != nil:
 			return err
-		case !good:
-			refused = countersign.Errorf(countersign.CredentialExpire, "the secret has been stopped meanwhile")
+		case code != "":
+			refused = countersign.Errorf(code, "%s", reason)
 			return nil
-		case dev.State == countersign.DeviceActive: // its other connection was first
-			return nil
-		case dev.State != countersign.DeviceRegistered:
-			refused = countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
+		case !first: // its other connection was
 			return nil
 		}
 		if err := d.Registry.Move(ctx, tx, &dev, countersign.DeviceActive, ""); err != nil {
@@ -168,14 +162,17 @@ func (d *Desk) firstSecret(ctx context.Context, dec *access.Decision) error {
 	return err
 }
 
-// stillGood reads within a transaction whether a credential, kind:id, is in force.
-func (d *Desk) stillGood(ctx context.Context, tx *store.Tx, credential string) (bool, error) {
-	kind, id, _ := strings.Cut(credential, ":")
-	if kind == "secret" {
-		return d.Access.SecretActive(ctx, tx, id)
-	}
-	c, err := d.Registry.Credential(ctx, tx, id)
-	return c.State == registry.CredentialActive, err
+// newPath records the CAs by which a manufacturer's certificate is valid now, so that it
+// can be judged without its device.
+func (d *Desk) newPath(ctx context.Context, dec *access.Decision) error {
+	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return d.CA.SetPath(ctx, tx, dec.Cert, dec.Path)
+	})
+}
+
+// sessionOf is the session that a verdict let in, as far as it rests on something.
+func sessionOf(v *countersign.Verdict, c countersign.Connection) countersign.Session {
+	return countersign.Session{Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential, NotAfter: v.NotAfter, Remote: c.Remote}
 }
 
 // firstUse makes a pending certificate the device's active one, durably, before

@@ -30,7 +30,6 @@ type request struct {
 	by       countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
 	overlap  time.Duration       // of the fleet, for a renewal
 	budget   countersign.Budget  // the same
-	recovers bool                // the fleet has a rule for recovery
 	// approved is the approval of a recovery, spent with the certificate.
 	approved string
 	// maxRecoveries bounds how often the device may be recovered; 0: this is no recovery.

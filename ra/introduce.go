@@ -127,21 +127,6 @@ func (d *Desk) welcome(ctx context.Context, tx *store.Tx, r *request, c *conside
 	return d.Events.Append(ctx, tx, append(events, e)...)
 }
 
-// stillTrusted validates the path of a factory certificate anew at each
-// connection: its own authority may have revoked it since.
-func (d *Desk) stillTrusted(conn countersign.Connection, issuer string) error {
-	a, err := d.CA.Authority(issuer)
-	if err != nil || a.Kind != countersign.RegisteredAuthority {
-		return nil //nolint:nilerr // what is not a registered authority has been judged by the record
-	}
-	anchors, _, err := d.CA.Anchors(context.Background(), d.DB, []string{a.ID})
-	if err != nil {
-		return err
-	}
-	_, err = attest.ValidatePath(conn.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
-	return err
-}
-
 // introduceTime bounds what a stranger's first connection may cost in waiting,
 // a webhook included.
 const introduceTime = 8 * time.Second

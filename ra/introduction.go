@@ -16,6 +16,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
@@ -116,10 +117,16 @@ func (d *Desk) party(ctx context.Context, id string) (api.Party, error) {
 	if err != nil {
 		return p, err
 	}
-	now := d.Now()
-	for _, c := range certs {
-		good := c.State == countersign.CertActive || c.State == countersign.CertPending || c.State == countersign.CertSuperseded && now.Before(c.AcceptUntil)
-		if good && now.Before(c.NotAfter) && len(p.Keys) < maxPartyKeys {
+	refs := make([]countersign.CertRef, 0, len(certs))
+	for i := range certs {
+		refs = append(refs, certs[i].Ref())
+	}
+	good, err := d.Access.Good(ctx, d.DB, refs, access.Connecting)
+	if err != nil {
+		return p, err
+	}
+	for i := range certs {
+		if c := &certs[i]; good[c.Ref()] && len(p.Keys) < maxPartyKeys {
 			p.Keys = append(p.Keys, c.KeyHash)
 		}
 	}

@@ -197,7 +197,7 @@ func (w *world) neighbor(t *testing.T, ahead time.Duration) *world {
 	t.Cleanup(func() { stop(); running.Wait() })
 	n.Desk = &ra.Desk{
 		DB: w.DB, CA: authority, Registry: &registry.Registry{DB: w.DB, Now: n.clock.Now},
-		Access: &access.Desk{DB: w.DB, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &access.Ledger{Now: n.clock.Now},
+		Access: &access.Desk{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &access.Ledger{Now: n.clock.Now},
 		Events: events, Now: n.clock.Now, Log: log, Sealer: w.Sealer, Secret: w.Secret,
 	}
 	return n

@@ -111,7 +111,7 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
 	w.Desk = &ra.Desk{
-		DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
+		DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
 		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}

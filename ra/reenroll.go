@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -55,7 +56,6 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err := serverKeys(r, &profile); err != nil {
 		return nil, err
 	}
-	r.recovers = fleet.Rules.Recovery != nil
 	before, err := d.judge(ctx, d.DB, r, shown.Ref())
 	if err != nil {
 		return nil, err
@@ -126,15 +126,11 @@ type judgment struct {
 	same    *countersign.Certificate  // in certs, for grantOld
 	replace *countersign.Certificate  // in certs: pending, given up by this request
 	why     string                    // of a fork
-	// recovery: the door admits certificates past their notAfter, see recoverable.
-	recovery bool
-	// recoverable: the fleet has a recovery door, for what to do about an expired one.
-	recoverable bool
 }
 
 // judge reads the device's record and decides a renewal by it.
 func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
-	j := judgment{recovery: r.Recovery, recoverable: r.recovers}
+	var j judgment
 	var err error
 	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
 		return j, err
@@ -148,6 +144,17 @@ func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown cou
 			return j, err
 		}
 		j.shown = &c
+	}
+	use := access.Renewing
+	if r.Recovery {
+		use = access.Recovering
+	}
+	standing, err := d.Access.Standing(ctx, rd, shown, use, r.Evidence.Peer)
+	if err == nil {
+		err = standing.Err()
+	}
+	if err != nil {
+		return j, err
 	}
 	return j, j.decide(d.Now(), r)
 }
@@ -167,9 +174,6 @@ const maxGood = 128
 // operator took away, or that expired unused, is as if it had never been.
 func (j *judgment) decide(now time.Time, r *request) error {
 	c := j.shown
-	if err := j.standing(now); err != nil {
-		return err
-	}
 	if c.Replaced {
 		j.outcome, j.why = isFork, "a certificate renewed that its device had replaced before using it"
 		return nil
@@ -209,41 +213,6 @@ func (j *judgment) decide(now time.Time, r *request) error {
 	}
 	j.outcome = grantNew
 	return nil
-}
-
-// standing refuses what no rule of rotation can change. A certificate that is
-// revoked for being superseded or replaced goes on to decide: it may be a fork.
-func (j *judgment) standing(now time.Time) error {
-	c := j.shown
-	switch {
-	case j.device.State == countersign.DeviceRetired:
-		return countersign.Errorf(countersign.DeviceGone, "device %s is retired", c.Device)
-	case j.device.State == countersign.DeviceSuspended:
-		return countersign.Errorf(countersign.DeviceOnHold, "device %s is suspended", c.Device).WithNext("ask the operator why; to let it back: countersign device reactivate " + c.Device)
-	case j.device.State != countersign.DeviceActive:
-		return countersign.Errorf(countersign.CertIsRevoked, "the identity of device %s has been revoked", c.Device).
-			WithNext("to let it back: countersign enroll token --device " + c.Device)
-	case formerLife(&j.device, c):
-		return countersign.Errorf(countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked").WithNext("enroll anew with a token")
-	case c.State == countersign.CertRevoked && c.Reason != countersign.Superseded:
-		return countersign.Errorf(countersign.CertIsRevoked, "the certificate is revoked (%s)", c.Reason).WithNext("enroll anew with a token")
-	case c.State == countersign.CertHeld:
-		return countersign.Errorf(countersign.CertIsHeld, "the certificate is on hold")
-	case now.After(c.NotAfter) && !c.Replaced && !j.recovery:
-		return countersign.Errorf(countersign.CertExpired, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339)).
-			WithNext(j.afterExpiry())
-	case now.Add(countersign.ClockSkew).Before(c.NotBefore):
-		return countersign.Errorf(countersign.CertNotYetValid, "the certificate is not yet valid")
-	}
-	return nil
-}
-
-// afterExpiry is the way back of an expired device.
-func (j *judgment) afterExpiry() string {
-	if j.recoverable {
-		return "renew at the recovery listener, which the fleet has opened for expired devices"
-	}
-	return "revoke the device, then enroll it anew with a token made for it; or give its fleet a rule for recovery, and let it renew there"
 }
 
 // renew decides again with the device locked and writes the outcome.

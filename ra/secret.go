@@ -132,7 +132,7 @@ func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binar
 		}
 	}
 	return d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
-		if err := d.stillHolds(ctx, tx, &v); err != nil {
+		if err := d.stillHolds(ctx, tx, sessionOf(&v, c)); err != nil {
 			return err
 		}
 		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -85,7 +86,7 @@ func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl ti
 	}
 	order := access.Token{Subject: v.Device, Source: source, Fleet: v.Fleet}
 	err = d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := d.stillHolds(ctx, tx, &v); err != nil {
+		if err := d.stillHolds(ctx, tx, sessionOf(&v, c)); err != nil {
 			return err
 		}
 		if k, text, err = d.Access.Tokens.Issue(ctx, tx, order, ttl); err != nil {
@@ -97,26 +98,21 @@ func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl ti
 }
 
 // stillHolds locks the device that was let in, and refuses if what it came in with
-// has ended since: what is given out for it now would not end with it.
-func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, v *countersign.Verdict) error {
-	dev, certs, err := d.lock(ctx, tx, v.Device)
+// is not good any more: what is given out for it now would not end with it.
+func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, s countersign.Session) error {
+	if err := registry.LockDevice(ctx, tx, s.Device); err != nil {
+		return err
+	}
+	code, reason, first, err := d.Access.Refusal(ctx, tx, s)
 	switch {
 	case err != nil:
 		return err
-	case dev.State != countersign.DeviceActive:
-		return countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
-	case !v.Cert.IsZero():
-		c := find(certs, v.Cert)
-		if c == nil || c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
-			return countersign.Errorf(countersign.CertIsRevoked, "the certificate was revoked meanwhile")
-		}
-		return nil
+	case code != "":
+		return countersign.Errorf(code, "%s", reason)
+	case first: // it has lost its identity since
+		return countersign.Errorf(countersign.NotAllowed, "the device is registered")
 	}
-	good, err := d.stillGood(ctx, tx, v.Credential)
-	if err == nil && !good {
-		err = countersign.Errorf(countersign.CredentialExpire, "the secret was stopped meanwhile")
-	}
-	return err
+	return nil
 }
 
 // endGiven ends the access tokens that a device was given for what ends now, with

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -456,6 +457,40 @@ func (r *Registry) AnySealed(ctx context.Context) (c Credential, found bool, err
 		return c, false, fmt.Errorf("look for a sealed credential: %w", err)
 	}
 	return c, true, nil
+}
+
+// atOnce is how many credentials are read by one query.
+const atOnce = 200
+
+// CredentialsByID reads those of the credentials that are on record.
+func CredentialsByID(ctx context.Context, rd store.Reader, ids []string) (map[string]Credential, error) {
+	found := map[string]Credential{}
+	for some := range slices.Chunk(ids, atOnce) {
+		if err := readCredentials(ctx, rd, some, found); err != nil {
+			return nil, fmt.Errorf("read credentials: %w", err)
+		}
+	}
+	return found, nil
+}
+
+func readCredentials(ctx context.Context, rd store.Reader, ids []string, into map[string]Credential) (err error) {
+	places, args := make([]string, len(ids)), make([]any, len(ids))
+	for i, id := range ids {
+		places[i], args[i] = fmt.Sprintf("$%d", i+1), id
+	}
+	rows, err := rd.Query(ctx, `SELECT `+credentialColumns+` FROM credential WHERE id IN (`+strings.Join(places, ", ")+`)`, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		c, err := scanCredential(rows)
+		if err != nil {
+			return err
+		}
+		into[c.ID] = c
+	}
+	return store.Wrap(rows.Err())
 }
 
 // Fingerprints are what evidence finds the credential by; second may be empty.

@@ -102,7 +102,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	start(t, events.Run)
 	w.Desk = &respond.Desk{
 		RA: &ra.Desk{
-			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: w.clock.Now},
+			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: w.clock.Now},
 			Ledger: &access.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
 		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",

@@ -86,7 +86,7 @@ func newHouse(t *testing.T) *house {
 	h.Server = &rest.Server{
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
 		Desk: &ra.Desk{
-			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
+			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
 			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
 		Office: &ra.Office{

@@ -47,8 +47,8 @@ func (s *Server) openHooks(context.Context) error {
 	s.hooks.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
 	s.hooks.server = &hook.Server{
 		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered,
-		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now}, Lost: s.sessionLost,
-		Log: s.log, Now: s.opts.Now,
+		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now},
+		Log:    s.log, Now: s.opts.Now,
 	}
 	m.watch(s.metrics.registry, s.hooks.kicker.Waiting)
 	for _, c := range s.cfg.Hooks {
@@ -89,16 +89,6 @@ func (s *Server) openHook(c config.Hook) error {
 		s.hooks.kicker.Drivers = append(s.hooks.kicker.Drivers, d)
 	}
 	return err
-}
-
-// sessionLost returns why the record no longer supports a session at a broker; nil if
-// it does.
-func (s *Server) sessionLost(ctx context.Context, live countersign.Session) error {
-	lost, err := s.desk.Access.Recheck(ctx, []countersign.Session{live})
-	if err != nil || len(lost) == 0 {
-		return err
-	}
-	return countersign.Errorf(lost[0].Code, "%s", lost[0].Reason)
 }
 
 func (s *Server) hookScheme() string {

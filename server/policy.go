@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,15 +24,30 @@ const (
 	recheckRetry = time.Second
 )
 
-// rechecks are the fleets whose policy or rules changed, and whose sessions are yet to be
-// held against it. They are as many as there are fleets at the most.
+// rechecks are what changed, of which the sessions are yet to be compared with the record.
+// They are as many as there are fleets and authorities at the most.
 type rechecks struct {
 	sample *access.Sample
 	pace   *rate.Limiter
 
 	mu   sync.Mutex
-	due  map[string]bool
+	due  map[scope]bool
 	wake chan struct{}
+}
+
+// scope names sessions that are to be compared with the record: those of a fleet, or those
+// that rest on what an authority issued.
+type scope struct{ fleet, authority string }
+
+// of returns those of the sessions that are in scope. An access token may have been given
+// for a certificate, and a broker may have verified one, of any authority.
+func (w scope) of(sessions []countersign.Session) []countersign.Session {
+	return slices.DeleteFunc(sessions, func(s countersign.Session) bool {
+		if w.authority == "" {
+			return s.Fleet != w.fleet
+		}
+		return s.Cert.Authority() != w.authority && !strings.HasPrefix(s.Credential, "token:") && !strings.HasPrefix(s.Credential, "vouched:")
+	})
 }
 
 // openPolicies sets up what says what a session may do, and hears of its changes.
@@ -39,11 +56,11 @@ func (s *Server) openPolicies(context.Context) error {
 	s.desk.Sample = &access.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
 	s.rechecks = rechecks{
 		sample: s.desk.Sample, pace: rate.NewLimiter(recheckRate, recheckRate),
-		due: map[string]bool{}, wake: make(chan struct{}, 1),
+		due: map[scope]bool{}, wake: make(chan struct{}, 1),
 	}
 	s.events.Subscribe(s.heardPolicy)
 	s.events.Reconcile = s.reconcile
-	s.index.Stale = func(live countersign.Session) { s.recheckSoon(live.Fleet) }
+	s.index.Stale = func(live countersign.Session) { s.recheckSoon(scope{fleet: live.Fleet}) }
 	return nil
 }
 
@@ -56,20 +73,18 @@ func (s *Server) heardPolicy(e countersign.Event) {
 	switch e.Type.Kind().Recheck {
 	case countersign.RecheckFleet:
 		s.index.Changed(e.Fleet)
-		s.recheckSoon(e.Fleet)
+		s.recheckSoon(scope{fleet: e.Fleet})
 	case countersign.RecheckAll:
 		s.index.Changed()
-		for _, live := range s.index.Sessions() {
-			s.recheckSoon(live.Fleet)
-		}
+		s.recheckSoon(scope{authority: e.Cert.Authority()})
 	}
 }
 
-// recheckSoon has the sessions of a fleet compared with the record.
-func (s *Server) recheckSoon(fleet string) {
+// recheckSoon has sessions compared with the record.
+func (s *Server) recheckSoon(w scope) {
 	r := &s.rechecks
 	r.mu.Lock()
-	r.due[fleet] = true
+	r.due[w] = true
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -91,27 +106,27 @@ func (s *Server) runPolicies(ctx context.Context) error {
 		}
 		s.rechecks.mu.Lock()
 		due := s.rechecks.due
-		s.rechecks.due = map[string]bool{}
+		s.rechecks.due = map[scope]bool{}
 		s.rechecks.mu.Unlock()
-		for fleet := range due {
-			wg.Go(func() { s.recheck(ctx, fleet) })
+		for w := range due {
+			wg.Go(func() { s.recheck(ctx, w) })
 		}
 	}
 }
 
-// recheck ends the sessions of a fleet that the record no longer supports, no more in
-// a second than can come back. It does not return before it could compare them.
-func (s *Server) recheck(ctx context.Context, fleet string) {
+// recheck ends the sessions that the record no longer supports. It does not return before
+// it could compare them.
+func (s *Server) recheck(ctx context.Context, w scope) {
 	for {
-		n, err := s.recheckFleet(ctx, fleet)
+		n, err := s.compare(ctx, w)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			s.log.InfoContext(ctx, "sessions compared with the record", "fleet", fleet, "ended", n)
+			s.log.InfoContext(ctx, "sessions compared with the record", "fleet", w.fleet, "authority", w.authority, "ended", n)
 			return
 		}
-		s.log.ErrorContext(ctx, "sessions not compared with the record", "fleet", fleet, "error", err, "retry_in", recheckRetry)
+		s.log.ErrorContext(ctx, "sessions not compared with the record", "fleet", w.fleet, "authority", w.authority, "error", err, "retry_in", recheckRetry)
 		select {
 		case <-ctx.Done():
 			return
@@ -120,20 +135,45 @@ func (s *Server) recheck(ctx context.Context, fleet string) {
 	}
 }
 
-func (s *Server) recheckFleet(ctx context.Context, fleet string) (ended int, err error) {
-	lost, err := s.desk.Access.Recheck(ctx, access.OfFleet(s.index.Sessions(), fleet))
+// compare ends at once the sessions that may not come back, and those of which the policy
+// takes something no more in a second than can come back.
+func (s *Server) compare(ctx context.Context, w scope) (ended int, err error) {
+	lost, err := s.desk.Access.Recheck(ctx, w.of(s.sessions()))
 	if err != nil {
 		return 0, err
 	}
-	for len(lost) > 0 {
-		n := min(len(lost), recheckStep)
+	for done, paced := split(lost); ; {
+		ended += s.endLost(done)
+		if len(paced) == 0 {
+			return ended, nil
+		}
+		n := min(len(paced), recheckStep)
 		if err := s.rechecks.pace.WaitN(ctx, n); err != nil {
 			return ended, err
 		}
-		ended += s.endLost(lost[:n])
-		lost = lost[n:]
+		done, paced = paced[:n], paced[n:]
 	}
-	return ended, nil
+}
+
+// sessions are the live ones of this node, and those at brokers of others that it knows.
+func (s *Server) sessions() []countersign.Session {
+	list := s.index.Sessions()
+	if s.hooks.server != nil {
+		list = append(list, s.hooks.server.Sessions()...)
+	}
+	return list
+}
+
+// split parts what ends at once from what may come back to less.
+func split(lost []access.Lost) (now, paced []access.Lost) {
+	for _, l := range lost {
+		if l.ByPolicy {
+			paced = append(paced, l)
+		} else {
+			now = append(now, l)
+		}
+	}
+	return now, paced
 }
 
 func (s *Server) endLost(lost []access.Lost) int {
@@ -141,7 +181,11 @@ func (s *Server) endLost(lost []access.Lost) int {
 	for _, l := range lost {
 		reasons[l.Session.ID] = l.Reason
 	}
-	return s.index.EndEach(reasons)
+	n := s.index.EndEach(reasons)
+	if s.hooks.server != nil {
+		n += s.hooks.server.End(reasons)
+	}
+	return n
 }
 
 // reconcile compares all live sessions with the record, because something may have
@@ -158,17 +202,13 @@ func (s *Server) reconcile(ctx context.Context, why string) error {
 	if err := s.ca.Reload(ctx); err != nil {
 		return err
 	}
-	lost, err := s.desk.Access.Recheck(ctx, s.index.Sessions())
+	lost, err := s.desk.Access.Recheck(ctx, s.sessions())
 	if err != nil {
 		return err
 	}
-	var now []access.Lost
-	for _, l := range lost {
-		if l.ByFleet {
-			s.recheckSoon(l.Session.Fleet)
-		} else {
-			now = append(now, l)
-		}
+	now, paced := split(lost)
+	for _, l := range paced {
+		s.recheckSoon(scope{fleet: l.Session.Fleet})
 	}
 	s.log.InfoContext(ctx, "sessions compared with the record", "because", why, "ended", s.endLost(now), "lost", len(lost))
 	return nil

@@ -248,7 +248,7 @@ func (s *Server) openDesk(context.Context) error {
 	}
 	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, CA: s.ca, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
 		Sealer: s.sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()

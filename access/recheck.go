@@ -1,0 +1,449 @@
+package access
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Lost is a live session that the record no longer supports, and why.
+type Lost struct {
+	Session countersign.Session
+	Code    countersign.Code
+	Reason  string
+	// ByPolicy: it may connect again at once, to what the fleet's policy permits now. All
+	// other sessions that are lost may not.
+	ByPolicy bool
+}
+
+// recheckChunk bounds how many sessions are compared with the record at once, and so what
+// is held of it in memory: some MB.
+const recheckChunk = 1000
+
+// Recheck compares live sessions with the record as it is now and returns those that
+// would not be let in any more as they are: by what Standing says of their certificate, by
+// their device or credential, by what their fleet accepts, and by its policy. It reads in
+// batches, so that it may be asked about all sessions of a node. After an error nothing is
+// known of any of them. Whether a manufacturer has revoked a certificate may not be known,
+// because its list is out of date: that keeps a device out, and ends no session.
+func (d *Desk) Recheck(ctx context.Context, sessions []countersign.Session) ([]Lost, error) {
+	var lost []Lost
+	fleets := map[string][]countersign.Session{}
+	for chunk := range slices.Chunk(sessions, recheckChunk) {
+		all, err := d.standings(ctx, d.DB, chunk)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range chunk {
+			code, reason, err := all.refusal(ctx, s)
+			switch {
+			case err != nil:
+				return nil, fmt.Errorf("couldn't compare sessions with the record: %w", err)
+			case code == "" || code == countersign.Unavailable:
+				fleets[s.Fleet] = append(fleets[s.Fleet], s)
+			default:
+				lost = append(lost, Lost{Session: s, Code: code, Reason: reason})
+			}
+		}
+	}
+	if d.Policies == nil {
+		return lost, nil
+	}
+	for _, fleet := range slices.Sorted(maps.Keys(fleets)) {
+		in, err := d.Policies.Of(ctx, fleet)
+		if err != nil {
+			return nil, err
+		}
+		losers, err := d.Policies.Losers(ctx, in.Policy, fleets[fleet])
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range losers {
+			lost = append(lost, Lost{Session: s, Code: countersign.NotAllowed, Reason: "the policy of the fleet changed", ByPolicy: true})
+		}
+	}
+	return lost, nil
+}
+
+// Refusal reports why what a session rests on, a certificate or a credential, is not good
+// now, as Recheck would; empty if it is. In a transaction that has locked the device it
+// stays so until the end of that. first: the device is registered and may become active
+// by the credential.
+func (d *Desk) Refusal(ctx context.Context, rd store.Reader, s countersign.Session) (code countersign.Code, reason string, first bool, err error) {
+	all, err := d.standings(ctx, rd, []countersign.Session{s})
+	if err != nil {
+		return "", "", false, err
+	}
+	all.first = true
+	code, reason, err = all.refusal(ctx, s)
+	return code, reason, code == "" && all.devices[s.Device].state == countersign.DeviceRegistered, err
+}
+
+// Good returns those of the certificates of a device that are good for a use now.
+func (d *Desk) Good(ctx context.Context, rd store.Reader, refs []countersign.CertRef, use Use) (map[countersign.CertRef]bool, error) {
+	all := &standings{desk: d, rd: rd, certs: map[countersign.CertRef]record{}}
+	if err := all.readCertificates(ctx, serialsOf(refs)); err != nil {
+		return nil, fmt.Errorf("couldn't read the record of certificates: %w", err)
+	}
+	good := map[countersign.CertRef]bool{}
+	for _, ref := range refs {
+		rec, ok := all.certs[ref]
+		if !ok {
+			continue
+		}
+		s, err := d.judge(ctx, rd, &rec, use, nil)
+		if err != nil {
+			return nil, err
+		}
+		if s.Code == "" {
+			good[ref] = true
+		}
+	}
+	return good, nil
+}
+
+// standings are what is on record of the devices, certificates and credentials of some
+// sessions.
+type standings struct {
+	desk  *Desk
+	rd    store.Reader
+	first bool // a registered device may be on its way to be active
+
+	devices map[string]holder // without their secrets
+	fleets  map[string]string // their rules, JSON
+	certs   map[countersign.CertRef]record
+	own     map[string][]record // of devices that a broker vouches for: those not revoked
+	certain map[string]bool     // devices that certificates were issued to
+	secrets map[string]held
+	tokens  map[string]Token
+	keys    map[string]registry.Credential
+}
+
+func (d *Desk) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
+	a := &standings{
+		desk: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
+		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]held{}, tokens: map[string]Token{},
+	}
+	n := newNames()
+	for i := range sessions {
+		n.session(&sessions[i])
+	}
+	if err := a.readTokens(ctx, n.tokens.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read access tokens: %w", err)
+	}
+	for _, k := range a.tokens { // a token is good for as long as what it was given for
+		n.credential(k.Source)
+	}
+	if err := a.readFleets(ctx, n.fleets.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read the rules of fleets: %w", err)
+	}
+	if err := a.readDevices(ctx, n.devices.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read the record of devices: %w", err)
+	}
+	if err := a.readCertificates(ctx, n.serials.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read the record of certificates: %w", err)
+	}
+	if err := a.readOwn(ctx, n.vouched.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read the certificates of devices: %w", err)
+	}
+	if err := a.readSecrets(ctx, n.secrets.list()); err != nil {
+		return nil, fmt.Errorf("couldn't read the secrets of devices: %w", err)
+	}
+	var err error
+	a.keys, err = registry.CredentialsByID(ctx, rd, n.keys.list())
+	return a, err
+}
+
+// set is a set of names.
+type set[T ~string] map[T]bool
+
+func (s set[T]) list() []T { return slices.Sorted(maps.Keys(s)) }
+
+// names are the keys of what sessions rest on, each once.
+type names struct {
+	fleets, devices, vouched, secrets, tokens, keys set[string]
+	serials                                         set[countersign.Serial]
+}
+
+func newNames() *names {
+	return &names{set[string]{}, set[string]{}, set[string]{}, set[string]{}, set[string]{}, set[string]{}, set[countersign.Serial]{}}
+}
+
+func (n *names) session(s *countersign.Session) {
+	n.fleets[s.Fleet] = true
+	if policy.KindOf(s.Device) == policy.Devices {
+		n.devices[s.Device] = true
+	}
+	for _, id := range s.Scope {
+		n.devices[id] = true
+	}
+	if !s.Cert.IsZero() {
+		n.serials[s.Cert.Serial] = true
+	}
+	if strings.HasPrefix(s.Credential, vouchedCredential) {
+		n.vouched[s.Device] = true
+	}
+	n.credential(s.Credential)
+}
+
+// vouchedCredential begins the credential of a session that a broker vouches for.
+const vouchedCredential = "vouched:"
+
+// credential adds what a session, or an access token, names as kind:id.
+func (n *names) credential(credential string) {
+	switch kind, id, _ := strings.Cut(credential, ":"); kind {
+	case guestCredential, "", "vouched":
+	case "certificate":
+		if ref, err := countersign.ParseCertRef(id); err == nil { // else it is on no record
+			n.serials[ref.Serial] = true
+		}
+	case "secret":
+		n.secrets[id] = true
+	case "token":
+		n.tokens[id] = true
+	case string(countersign.MethodKey), string(countersign.MethodGroup):
+		n.keys[id] = true
+	}
+}
+
+func serialsOf(refs []countersign.CertRef) []countersign.Serial {
+	n := newNames()
+	for _, ref := range refs {
+		n.serials[ref.Serial] = true
+	}
+	return n.serials.list()
+}
+
+func (a *standings) readFleets(ctx context.Context, names []string) error {
+	return inBatches(ctx, a.rd, `SELECT name, rules FROM fleet WHERE name IN (`, names, func(rows *sql.Rows) error {
+		var name, rules string
+		err := rows.Scan(&name, &rules)
+		a.fleets[name] = rules
+		return err
+	})
+}
+
+func (a *standings) readDevices(ctx context.Context, ids []string) error {
+	return inBatches(ctx, a.rd, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN (`, ids, func(rows *sql.Rows) error {
+		var h holder
+		err := rows.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
+		a.devices[h.device] = h
+		return err
+	})
+}
+
+func (a *standings) readCertificates(ctx context.Context, serials []countersign.Serial) error {
+	return inBatches(ctx, a.rd, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN (`, serials, func(rows *sql.Rows) error {
+		r, err := scanRecord(rows)
+		a.certs[r.ref] = r
+		return err
+	})
+}
+
+// readOwn reads the certificates of devices that a broker vouches for: it may have verified
+// any of them.
+func (a *standings) readOwn(ctx context.Context, ids []string) error {
+	err := inBatches(ctx, a.rd, `SELECT DISTINCT device FROM certificate WHERE device IN (`, ids, func(rows *sql.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		a.certain[id] = true
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return inBatches(ctx, a.rd, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN (`, ids, func(rows *sql.Rows) error {
+		r, err := scanRecord(rows)
+		a.own[r.device] = append(a.own[r.device], r)
+		return err
+	})
+}
+
+func (a *standings) readSecrets(ctx context.Context, ids []string) error {
+	return inBatches(ctx, a.rd, `SELECT id, kind, state, created_pos, expires_at FROM device_secret WHERE id IN (`, ids, func(rows *sql.Rows) error {
+		var s held
+		var state string
+		var expires int64
+		err := rows.Scan(&s.id, &s.kind, &state, &s.made, &expires)
+		s.stopped, s.expires = state != secretActive, store.Time(expires)
+		a.secrets[s.id] = s
+		return err
+	})
+}
+
+func (a *standings) readTokens(ctx context.Context, ids []string) error {
+	return inBatches(ctx, a.rd, `SELECT `+tokenColumns+` FROM access_token WHERE id IN (`, ids, func(rows *sql.Rows) error {
+		k, err := scanToken(rows)
+		a.tokens[k.ID] = k
+		return err
+	})
+}
+
+// refusal reports why a session rests on nothing that is good now; empty if it does.
+func (a *standings) refusal(ctx context.Context, s countersign.Session) (countersign.Code, string, error) {
+	if !s.NotAfter.IsZero() && a.desk.Now().After(s.NotAfter) {
+		return countersign.CredentialExpire, "what the session came in by is at its end", nil
+	}
+	var made countersign.Position
+	if !s.Cert.IsZero() {
+		code, reason, err := a.certRefusal(ctx, s.Cert)
+		if code != "" || err != nil {
+			return code, reason, err
+		}
+	} else if s.Credential != "" {
+		var code countersign.Code
+		var reason string
+		var err error
+		if made, code, reason, err = a.credentialRefusal(ctx, &s, s.Credential); code != "" || err != nil {
+			return code, reason, err
+		}
+	}
+	if code, reason := a.deviceRefusal(&s, made); code != "" {
+		return code, reason, nil
+	}
+	return a.fleetRefusal(&s)
+}
+
+func (a *standings) certRefusal(ctx context.Context, ref countersign.CertRef) (countersign.Code, string, error) {
+	rec, ok := a.certs[ref]
+	if !ok {
+		return countersign.CertUnknown, "the certificate is not on record", nil
+	}
+	s, err := a.desk.judge(ctx, a.rd, &rec, Connecting, nil)
+	return s.Code, s.Reason, err
+}
+
+// deviceRefusal looks at the devices that a session is of, or for.
+func (a *standings) deviceRefusal(s *countersign.Session, made countersign.Position) (countersign.Code, string) {
+	own := policy.KindOf(s.Device) == policy.Devices
+	ids := s.Scope
+	if own {
+		ids = append([]string{s.Device}, ids...)
+	}
+	for _, id := range ids {
+		h, ok := a.devices[id]
+		if !ok {
+			return countersign.NotAllowed, "the device is not on record"
+		}
+		if h.fleet != s.Fleet {
+			return countersign.NotAllowed, "the device is of another fleet now"
+		}
+		kind, _, _ := strings.Cut(s.Credential, ":")
+		code, reason, first := h.refusal(proof{made: made, vouched: !own || !s.Cert.IsZero() || kind == "vouched"})
+		if code != "" {
+			return code, reason
+		}
+		if first && !a.first {
+			return countersign.NotAllowed, "the device is registered"
+		}
+	}
+	return "", ""
+}
+
+// credentialRefusal looks at a credential, kind:id, of a session or an access token. made
+// is the position of the log when it was made.
+func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Session, credential string) (made countersign.Position, code countersign.Code, reason string, err error) {
+	good := false
+	switch kind, id, _ := strings.Cut(credential, ":"); kind {
+	case guestCredential: // of whom the fleet decides
+		return 0, "", "", nil
+	case "vouched":
+		code, reason, err = a.vouchedRefusal(ctx, s.Device)
+		return 0, code, reason, err
+	case "certificate":
+		ref, _ := countersign.ParseCertRef(id) // one that cannot be read is on no record
+		code, reason, err = a.certRefusal(ctx, ref)
+		return 0, code, reason, err
+	case "secret":
+		secret, ok := a.secrets[id]
+		good, made = ok && !secret.stopped && !secret.ended(a.desk.Now()), secret.made
+	case "token":
+		return a.tokenRefusal(ctx, s, id)
+	case string(countersign.MethodKey), string(countersign.MethodGroup):
+		key, ok := a.keys[id]
+		usable := ok && keyUsable(&key, s, a.desk.Now())
+		good, made = usable, key.CreatedPos
+	}
+	if !good {
+		return made, countersign.CredentialExpire, "the credential that the session rests on is no longer in force", nil
+	}
+	return made, "", "", nil
+}
+
+// vouchedRefusal looks at the certificates of a device that a broker vouches for. It may be
+// any of them, so one that is good is enough; a device that never had one came otherwise.
+func (a *standings) vouchedRefusal(ctx context.Context, device string) (countersign.Code, string, error) {
+	if !a.certain[device] {
+		return "", "", nil
+	}
+	code, reason := countersign.CertIsRevoked, "all certificates of the device are revoked"
+	for i := range a.own[device] {
+		s, err := a.desk.judge(ctx, a.rd, &a.own[device][i], Connecting, nil)
+		if err != nil || s.Code == "" {
+			return "", "", err
+		}
+		if i == 0 {
+			code, reason = s.Code, s.Reason
+		}
+	}
+	return code, reason, nil
+}
+
+// keyUsable reports whether a device may connect with a symmetric key now. How often it may
+// enroll does not matter here.
+func keyUsable(key *registry.Credential, s *countersign.Session, now time.Time) bool {
+	k := *key
+	if !s.Remote.IsValid() { // a broker that asks again does not say; it was checked when the device connected
+		k.Networks = nil
+	}
+	err := k.Usable(now, s.Remote.Addr())
+	return (err == nil || countersign.CodeOf(err) == countersign.CredentialSpent) && key.Fleet == s.Fleet && key.Covers(s.Device)
+}
+
+// tokenRefusal looks at an access token, and at what a device was given it for.
+func (a *standings) tokenRefusal(ctx context.Context, s *countersign.Session, id string) (countersign.Position, countersign.Code, string, error) {
+	k, ok := a.tokens[id]
+	if !ok || !k.RevokedAt.IsZero() || !a.desk.Now().Before(k.ExpiresAt) {
+		return k.IssuedPos, countersign.CredentialExpire, "the access token is no longer in force", nil
+	}
+	if strings.Contains(k.Subject, "/") { // an operator's: it is revoked with what it was given for
+		return k.IssuedPos, "", "", nil
+	}
+	made, code, reason, err := a.credentialRefusal(ctx, s, k.Source)
+	if code == "" && err == nil {
+		if h := a.devices[k.Subject]; made != 0 && made < h.revoked {
+			code, reason = countersign.CredentialExpire, "what the access token was given for is older than the device's identity"
+		}
+	}
+	return k.IssuedPos, code, reason, err
+}
+
+// fleetRefusal looks at what the fleet accepts. A certificate has been held against that,
+// and sessions of operators and of brokers' devices rest on nothing that a fleet chooses.
+func (a *standings) fleetRefusal(s *countersign.Session) (countersign.Code, string, error) {
+	text, ok := a.fleets[s.Fleet]
+	if !ok {
+		return countersign.NotAllowed, "there is no such fleet", nil
+	}
+	rules, err := a.desk.rules.of(s.Fleet, text)
+	if err != nil {
+		return "", "", err
+	}
+	if s.Credential == guestCredential && !rules.Access.Guests {
+		return countersign.NotAllowed, "fleet " + s.Fleet + " admits no guests", nil
+	}
+	kinds := kindsOf(*s, a.secrets)
+	if !s.Cert.IsZero() || kinds == nil || slices.ContainsFunc(kinds, func(k countersign.AccessKind) bool { return Accepts(rules.Access, k) }) {
+		return "", "", nil
+	}
+	return countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", s.Fleet, kinds[0]), nil
+}
