@@ -258,8 +258,7 @@ func ruleType(name string) (reflect.Type, error) {
 
 func ruleFields(t reflect.Type) map[string]reflect.Type {
 	names := map[string]reflect.Type{}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		names[tag] = f.Type
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 
@@ -96,9 +97,7 @@ func TestPatchMakesWhatItIsFor(t *testing.T) {
 	var apply func(target, patch map[string]any) map[string]any
 	apply = func(target, patch map[string]any) map[string]any {
 		out := map[string]any{}
-		for k, v := range target {
-			out[k] = v
-		}
+		maps.Copy(out, target)
 		for k, v := range patch {
 			object, nested := v.(map[string]any)
 			switch {
