@@ -255,6 +255,10 @@ func (s *Server) guard(next http.Handler) http.Handler {
 				s.answerPanic(w, r, v)
 			}
 		}()
+		if err := checkText(r); err != nil {
+			writePlain(w, s.problem(r.Context(), err))
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }
