@@ -36,7 +36,7 @@ const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query topics "
 	tools         = " attest config keystore policy store weakkey "
-	keepers       = " keycheck watermark event registry ca access lockout operator detect audit " // in their order
+	keepers       = " keycheck watermark hold event registry ca access lockout operator detect audit " // in their order
 	decisions     = " ra rotation respond "
 	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
 	operatorDoors = " rest console "

@@ -98,6 +98,7 @@ const (
 	OperatorRefused      EventType = "operator.refused" // a wrong token, or an act that the role does not allow
 	HoldPlaced           EventType = "hold.placed"      // an emergency hold of one node, while the database cannot be written
 	HoldRecorded         EventType = "hold.recorded"    // what it stood for is on record now
+	HoldDropped          EventType = "hold.dropped"     // it ended without that
 	DatabaseLost         EventType = "database.lost"
 	DatabaseBack         EventType = "database.back"
 	DatabaseRestored     EventType = "database.restored"    // an operator accepted a database that is older than what was seen

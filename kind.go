@@ -136,8 +136,9 @@ var kinds = map[EventType]Kind{
 	ServerStarted:    info,
 	ServerStopped:    info,
 	EventsSuppressed: warning,
-	HoldPlaced:       alert,
+	HoldPlaced:       {Level: LevelAlert, Ends: EndsDevice, Urgent: true},
 	HoldRecorded:     info,
+	HoldDropped:      {Level: LevelInfo, Urgent: true, Restores: true},
 	DatabaseLost:     alert,
 	DatabaseBack:     info,
 

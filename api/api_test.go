@@ -26,6 +26,7 @@ func shapes() []any {
 		&api.Alert{}, &api.AlertNote{}, &api.AlertAssign{}, &api.AlertSnooze{}, &api.AlertClose{}, &api.AlertBlock{}, &api.AlertActions{},
 		&api.AlertActed{}, &api.AlertRule{}, &api.Channel{}, &api.ChannelTest{}, &api.Notice{},
 		&api.AccessToken{}, &api.NewAccessToken{}, &api.IssuedAccessToken{},
+		&api.Hold{}, &api.StoppedCredential{}, &api.StoppedSecret{},
 	}
 }
 

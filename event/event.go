@@ -183,6 +183,19 @@ func (l *Log) cut(done *countersign.Revocation, events []countersign.Event) {
 	done.CutIn += l.Now().Sub(begin)
 }
 
+// Announce acts on an event on this node alone, as if it had been recorded, and returns
+// how many live sessions it ended. It is for an act that cannot be recorded now.
+func (l *Log) Announce(e countersign.Event) (sessions int) {
+	if e.At.IsZero() {
+		e.At = l.Now()
+	}
+	clean(&e)
+	var done countersign.Revocation
+	l.cut(&done, []countersign.Event{e})
+	l.tell(e)
+	return done.Sessions
+}
+
 // heard acts on an event of another node.
 func (l *Log) heard(e countersign.Event) {
 	l.cut(&countersign.Revocation{}, []countersign.Event{e})

@@ -38,6 +38,7 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 		deciding, cancel = context.WithTimeout(ctx, decideTime) // it has a bound of its own
 		defer cancel()
 	}
+	d.refuseHeld(&dec)
 	if d.Sample != nil {
 		d.Sample.Connect(c, &dec)
 	}

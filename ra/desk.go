@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -41,6 +42,9 @@ type Desk struct {
 	// WeakKeys are RSA keys known to be weak, such as Debian's of CVE-2008-0166. The
 	// zero value lists none.
 	WeakKeys weakkey.Blocklist
+	// Holds are the devices that this node refuses although that is not on record; nil:
+	// an act that cannot be recorded has no effect at all.
+	Holds *hold.Book
 	// Observe hears the outcome of each enrollment, renewal and connection, for
 	// metrics; empty code: granted. nil: nobody does.
 	Observe  func(Outcome)
@@ -89,6 +93,7 @@ func (d *Desk) Run(ctx context.Context) error {
 			d.flushSeen(ctx)
 			d.flushUses(ctx)
 			d.flushThin(false)
+			d.recordHolds(ctx)
 		case <-sweep.C:
 			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {
 				d.Log.ErrorContext(ctx, "overlaps not ended", "error", err)

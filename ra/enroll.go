@@ -82,6 +82,9 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := d.Holds.Refuse(r.device); err != nil {
+		return nil, err
+	}
 	if c.again != nil {
 		return d.grant(c.again, true)
 	}

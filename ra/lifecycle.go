@@ -6,6 +6,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -21,6 +22,8 @@ type Act struct {
 	Note   string // why, in the operator's words
 	Via    string // cli, rest
 	Alert  string // id of the alert that it is about; empty: none
+
+	hold *hold.Hold // the emergency hold that it records; nil: none
 }
 
 // Revoke takes certificates away for good. A device that loses all of them is
@@ -36,12 +39,14 @@ func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*coun
 		return d.revokeOne(ctx, req)
 	}
 	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via, Alert: req.Alert}
-	return d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
+	out, err := d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
+	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Revoke, Reason: req.Reason}, err)
 }
 
 // Retire ends a device's life; its id is not used again.
 func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	return d.withdraw(ctx, act, countersign.DeviceRetired, countersign.CessationOfOperation)
+	out, err := d.withdraw(ctx, act, countersign.DeviceRetired, countersign.CessationOfOperation)
+	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Retire, Reason: countersign.CessationOfOperation}, err)
 }
 
 func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
@@ -82,7 +87,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		default:
 			again(out, &e, dev.RevokedAt)
 		}
-		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, events...)...)
+		return d.append(ctx, tx, act, out, append([]countersign.Event{e}, events...))
 	})
 }
 
@@ -148,6 +153,11 @@ func note(e *countersign.Event, name, value string) {
 
 // Suspend puts a device and its certificates on hold.
 func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
+	out, err := d.suspend(ctx, act)
+	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Suspend, Reason: countersign.CertificateHold}, err)
+}
+
+func (d *Desk) suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		since := dev.UpdatedAt
 		there := dev.State == countersign.DeviceSuspended
@@ -171,7 +181,7 @@ func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 		if there && len(events) == 1 {
 			again(out, &events[0], since)
 		}
-		return d.Events.AppendAct(ctx, tx, out, events...)
+		return d.append(ctx, tx, act, out, events)
 	})
 }
 

@@ -39,6 +39,9 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 	if err != nil {
 		return nil, err
 	}
+	if err := d.Holds.Refuse(shown.Device); err != nil {
+		return nil, err
+	}
 	if err := d.Ledger.CheckProven(r.Remote.Addr()); err != nil {
 		return nil, err
 	}

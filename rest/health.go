@@ -60,7 +60,7 @@ func (s *Server) doctor(ctx context.Context, _ *struct{}) (api.Doctor, error) {
 }
 
 func (s *Server) checks(ctx context.Context) []api.Check {
-	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents(), s.checkLog(ctx)}, s.checkChannels(ctx)...)
+	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents(), s.checkLog(ctx), s.checkHolds()}, s.checkChannels(ctx)...)
 	for _, a := range s.CA.Authorities() {
 		if a.State != "active" || a.Kind == countersign.RegisteredAuthority {
 			continue
@@ -112,6 +112,22 @@ func (s *Server) checkLog(ctx context.Context) api.Check {
 		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read", "look in the server's log"
 	case problem != "":
 		c.Level, c.Message, c.Fix = api.LevelFail, problem, "keep a copy of the database, then compare it with a backup"
+	}
+	return c
+}
+
+func (s *Server) checkHolds() api.Check {
+	c := api.Check{Name: "holds", Level: api.LevelOK, Message: "each act is on record"}
+	if s.Desk.Holds == nil {
+		return c
+	}
+	if n := s.Desk.Holds.Len(); n > 0 {
+		c.Level, c.Message = api.LevelFail, fmt.Sprintf("%d emergency holds are in force on this node alone: their acts could not be recorded", n)
+		c.Fix = "bring the database back: they are retried every second. Until then ask each other node for the same acts"
+	}
+	if err := s.Desk.Holds.Volatile(); err != nil {
+		c.Level, c.Message = api.LevelFail, c.Message+"; a restart forgets them, because they could not be saved"
+		c.Fix = "make room on the disk of the data folder"
 	}
 	return c
 }

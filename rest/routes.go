@@ -30,6 +30,9 @@ var acts = map[string]operator.Act{
 	"POST /devices/{id}/reactivate": operator.Suspend,
 	"POST /devices/{id}/revoke":     operator.Revoke,
 	"POST /devices/{id}/retire":     operator.Revoke,
+	"GET /holds":                    operator.Read,
+	"POST /holds/{id}/retry":        operator.Suspend,
+	"POST /holds/{id}/drop":         operator.Revoke, // it lets a device back in
 	"GET /sessions":                 operator.Read,
 	"GET /blocks":                   operator.Read,
 	"POST /blocks":                  operator.Suspend,

@@ -110,6 +110,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeEdits(a)
 	s.routeSecrets(a)
 	s.routeBlocks(a)
+	s.routeHolds(a)
 	s.routeAlerts(a)
 	s.routeAccessTokens(a)
 	s.routeIntroductions(a)

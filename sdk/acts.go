@@ -45,6 +45,16 @@ func (a *Admin) PatchRules(ctx context.Context, fleet string, change json.RawMes
 	return call[api.Fleet](ctx, a, http.MethodPatch, path, change)
 }
 
+// RetryHold has the node record the act of one of its emergency holds now.
+func (a *Admin) RetryHold(ctx context.Context, id string) (*api.Hold, error) {
+	return call[api.Hold](ctx, a, http.MethodPost, "/holds/"+segment(id)+"/retry", nil)
+}
+
+// DropHold ends one of the node's emergency holds without recording its act.
+func (a *Admin) DropHold(ctx context.Context, id string) (*api.Hold, error) {
+	return call[api.Hold](ctx, a, http.MethodPost, "/holds/"+segment(id)+"/drop", nil)
+}
+
 // Suspend puts a device's identity on hold and cuts its sessions.
 func (a *Admin) Suspend(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
 	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/suspend"), act)

@@ -39,6 +39,11 @@ func (a *Admin) Sessions(ctx context.Context, f api.SessionFilter) iter.Seq2[api
 	return list[api.Session](ctx, a, "/sessions", query(f))
 }
 
+// Holds lists the emergency holds of the node that answers, by id.
+func (a *Admin) Holds(ctx context.Context) iter.Seq2[api.Hold, error] {
+	return list[api.Hold](ctx, a, "/holds", query())
+}
+
 // Blocks lists the addresses that are blocked, by network.
 func (a *Admin) Blocks(ctx context.Context) iter.Seq2[api.Block, error] {
 	return list[api.Block](ctx, a, "/blocks", query())

@@ -15,6 +15,7 @@ import (
 const (
 	rootsName     = "roots.pem"
 	endpointsName = "endpoints.json"
+	holdsName     = "holds.json"
 	// portsName keeps the ports that were chosen, so that certificates, which carry
 	// the status URL, and scripts go on working after a restart.
 	portsName = "ports.json"

@@ -87,3 +87,10 @@ func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gate
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
+
+// watchHolds adds the number of emergency holds.
+func (m *metrics) watchHolds(count func() int) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "countersign_holds", Help: "Emergency holds in force on this node: acts that could not be recorded.",
+	}, func() float64 { return float64(count()) }))
+}

@@ -29,6 +29,7 @@ import (
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/est"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/mqtt"
 	"github.com/countersign-iot/countersign/operator"
@@ -256,6 +257,9 @@ func (s *Server) openDesk(context.Context) error {
 		},
 	}
 	s.desk.Access.Keys, s.desk.Access.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
+	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
+		return err
+	}
 	if err := s.loadWeakKeys(s.cfg.WeakKeys); err != nil {
 		return err
 	}
@@ -286,6 +290,7 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
+	s.metrics.watchHolds(s.desk.Holds.Len)
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.metrics.watchSpace(s.db.Reserve)
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())

@@ -89,7 +89,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.devCommand(), a.demoCommand(), a.simulateCommand(), a.serverCommand(),
 		a.deviceCommand(), a.enrollCommand(), a.sessionCommand(), a.certCommand(), a.caCommand(),
-		a.fleetCommand(), a.profileCommand(), a.policyCommand(), a.blockCommand(), a.alertCommand(), a.accessTokenCommand(), a.auditCommand(), a.operatorCommand(),
+		a.fleetCommand(), a.profileCommand(), a.policyCommand(), a.blockCommand(), a.holdCommand(), a.alertCommand(), a.accessTokenCommand(), a.auditCommand(), a.operatorCommand(),
 		a.doctorCommand(), a.versionCommand(),
 		environmentTopic(), exitCodesTopic(),
 	)

@@ -25,6 +25,7 @@ type Proxy struct {
 	gate     chan struct{} // closed: pass; open: hang
 	refuse   bool
 	noListen bool
+	noWrites bool
 	delay    time.Duration
 	commits  []commitFault
 }
@@ -93,6 +94,14 @@ func (p *Proxy) CutNotices() {
 	p.closeAll(func(c *proxied) bool { return c.listens })
 }
 
+// RefuseWrites closes each connection that begins a transaction, so that nothing is
+// recorded. Reads work.
+func (p *Proxy) RefuseWrites() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.noWrites = true
+}
+
 // Delay holds each message of the server up.
 func (p *Proxy) Delay(d time.Duration) {
 	p.mu.Lock()
@@ -104,7 +113,7 @@ func (p *Proxy) Delay(d time.Duration) {
 func (p *Proxy) Heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refuse, p.noListen, p.delay, p.commits = false, false, 0, nil
+	p.refuse, p.noListen, p.noWrites, p.delay, p.commits = false, false, false, 0, nil
 	select {
 	case <-p.gate:
 	default:
@@ -285,6 +294,7 @@ func (c *proxied) sending(m []byte) bool {
 	switch text := m[5:]; {
 	case bytes.HasPrefix(text, []byte("BEGIN")):
 		c.sent = nil
+		return !p.noWrites
 	case bytes.HasPrefix(text, []byte("LISTEN")):
 		c.listens = true
 		return !p.noListen

@@ -1,0 +1,110 @@
+package hold_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/hold"
+)
+
+var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+
+func open(t *testing.T, path string) *hold.Book {
+	t.Helper()
+	b, err := hold.Open(path, func() time.Time { return start })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func place(t *testing.T, b *hold.Book, h hold.Hold) hold.Hold {
+	t.Helper()
+	in, _, saved, err := b.Place(h)
+	if err != nil || saved != nil {
+		t.Fatalf("Place: %v, %v", err, saved)
+	}
+	return in
+}
+
+func TestHoldsSurviveARestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "holds.json")
+	b := open(t, path)
+	first := place(t, b, hold.Hold{Act: hold.Revoke, Device: "pump-1", Reason: countersign.KeyCompromise, Actor: countersign.OperatorActor("ann"), Note: "stolen"})
+	if again := place(t, b, hold.Hold{Act: hold.Revoke, Device: "pump-1"}); again.ID != first.ID {
+		t.Errorf("the same act twice: got holds %s and %s, want one", first.ID, again.ID)
+	}
+	second := place(t, b, hold.Hold{Act: hold.Suspend, Device: "pump-2"})
+	if _, err := b.Drop(second.ID, countersign.OperatorActor("bob"), "cli"); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: got %v, %v, want mode 600", info, err)
+	}
+	b = open(t, path)
+	list := b.List()
+	if len(list) != 2 || list[0] != first || !list[1].Dropped() || b.Len() != 1 {
+		t.Errorf("after a restart: got %+v, want %+v and one that was dropped", list, first)
+	}
+	if err := b.Refuse("pump-1"); countersign.CodeOf(err) != countersign.DeviceOnHold {
+		t.Errorf("pump-1: got %v, want it refused", err)
+	}
+	for _, device := range []string{"pump-2", "pump-3", ""} {
+		if err := b.Refuse(device); err != nil {
+			t.Errorf("%q: got %v, want it not refused", device, err)
+		}
+	}
+	b.Settle(first.ID)
+	b.Settle(second.ID)
+	if b = open(t, path); len(b.List()) != 0 {
+		t.Errorf("settled holds came back: %+v", b.List())
+	}
+}
+
+func TestHoldsAreBounded(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "holds.json"))
+	const most = 1000
+	for i := range most {
+		place(t, b, hold.Hold{Act: hold.Suspend, Device: fmt.Sprintf("pump-%d", i), Note: strings.Repeat("ü", 400)})
+	}
+	if _, _, _, err := b.Place(hold.Hold{Act: hold.Suspend, Device: "one-more"}); countersign.CodeOf(err) != countersign.Conflict {
+		t.Errorf("one too many: got %v, want Conflict", err)
+	}
+}
+
+// TestHoldThatCannotBeSavedIsInForce lets the file not be written: the hold counts in
+// memory, and both the caller and Volatile say that it is not saved.
+func TestHoldThatCannotBeSavedIsInForce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	b := open(t, filepath.Join(dir, "holds.json")) // the folder is missing
+	_, placed, saved, err := b.Place(hold.Hold{Act: hold.Revoke, Device: "pump-1"})
+	if err != nil || !placed || !errors.Is(saved, fs.ErrNotExist) || b.Volatile() == nil || b.Refuse("pump-1") == nil {
+		t.Fatalf("Place: got placed %v, saved %v, %v; want it in force and not saved", placed, saved, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.Save()
+	if b.Volatile() != nil || len(open(t, filepath.Join(dir, "holds.json")).List()) != 1 {
+		t.Errorf("Save: got %v, want the hold in the file", b.Volatile())
+	}
+}
+
+func TestDamagedHoldsAreRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "holds.json")
+	for _, text := range []string{"", "{", `{"version":2,"holds":[]}`, `{"version":1,"devices":[]}`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hold.Open(path, time.Now); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: got %v, want an error that names the file", text, err)
+		}
+	}
+}

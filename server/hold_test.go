@@ -1,0 +1,120 @@
+package server_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/countersigntest"
+)
+
+func holds(t *testing.T, s *countersigntest.Server) (list []api.Hold) {
+	t.Helper()
+	for h, err := range s.Admin.Holds(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, h)
+	}
+	return list
+}
+
+// eventsOf counts the events of a device by type.
+func eventsOf(t *testing.T, s *countersigntest.Server, device string) map[string]int {
+	t.Helper()
+	n := map[string]int{}
+	for e, err := range s.Admin.DeviceEvents(t.Context(), device, api.Order{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n[e.Type]++
+	}
+	return n
+}
+
+// TestActWithoutADatabaseHoldsTheDeviceBack asks for each act while the database is
+// away. The answer is that it is not recorded, and what is in force; the session ends
+// at once; the hold survives a restart of the node, and is recorded exactly once.
+func TestActWithoutADatabaseHoldsTheDeviceBack(t *testing.T) {
+	for _, a := range acts()[:3] {
+		t.Run(a.name, func(t *testing.T) {
+			s := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+			c, do := a.make(t, s, "pump-1")
+			conn := c.open(t, s)
+			s.Faults.Cut()
+			_, err := do()
+			if err == nil || !strings.Contains(err.Error(), "not recorded") || !strings.Contains(err.Error(), "this node alone: 1 live sessions of pump-1 were cut") {
+				t.Errorf("the act: got %v, want what is recorded and what is in force", err)
+			}
+			endsWithin(t, "the asked node", conn, time.Second)
+			if list := holds(t, s); len(list) != 1 || list[0].Device != "pump-1" || list[0].Act != a.name || list[0].State != "held" {
+				t.Errorf("holds: got %+v", list)
+			}
+			if text := scrape(t, s); !strings.Contains(text, "countersign_holds 1") {
+				t.Error("countersign_holds is not 1")
+			}
+			if _, code := c.dial(t, s); code == 0 {
+				t.Error("connected although it is held back")
+			}
+			if a.name == "revoke" { // the hold is all that a restarted node has of it
+				s.Stop()
+				s.Faults.Heal()
+				s.Restart(t)
+			}
+			s.Faults.Heal()
+			for began := time.Now(); len(holds(t, s)) > 0; time.Sleep(50 * time.Millisecond) {
+				if time.Since(began) > patience {
+					t.Fatalf("not recorded: %+v", holds(t, s))
+				}
+			}
+			if _, code := c.dial(t, s); code == 0 {
+				t.Error("connected after the act was recorded")
+			}
+			n := eventsOf(t, s, "pump-1")
+			if n["hold.placed"] != 1 || n["hold.recorded"] != 1 || n[a.event] != 1 {
+				t.Errorf("events: got %v, want each of hold.placed, hold.recorded and %s once", n, a.event)
+			}
+		})
+	}
+}
+
+// TestHoldKeepsADeviceOutWhileTheDatabaseIsReadOnly has a database that answers reads
+// and records nothing, as a full one does: only the hold keeps the device out then. Dropped,
+// the device is let back in.
+func TestHoldKeepsADeviceOutWhileTheDatabaseIsReadOnly(t *testing.T) {
+	s := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+	c := client{id: "pump-1", identity: s.Enroll(t, "pump-1")}
+	conn := c.open(t, s)
+	s.Faults.RefuseWrites()
+	if _, err := s.Admin.Suspend(t.Context(), "pump-1", api.Act{Note: "seen twice"}); err == nil || !strings.Contains(err.Error(), "emergency hold") {
+		t.Fatalf("suspend: got %v, want an emergency hold", err)
+	}
+	endsWithin(t, "the session", conn, time.Second)
+	if _, code := c.dial(t, s); code != 5 {
+		t.Errorf("CONNACK of a held device: got %d, want 5", code)
+	}
+	if err := c.identity.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "emergency hold") {
+		t.Errorf("renewal of a held device: got %v, want it refused for the hold", err)
+	}
+	list := holds(t, s)
+	if len(list) != 1 {
+		t.Fatalf("holds: got %+v", list)
+	}
+	if _, err := s.Admin.RetryHold(t.Context(), list[0].ID); err == nil {
+		t.Error("recorded in a database that records nothing")
+	}
+	if _, err := s.Admin.DropHold(t.Context(), list[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	c.open(t, s)
+	s.Faults.Heal()
+	for began := time.Now(); len(holds(t, s)) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > patience {
+			t.Fatal("the drop is not recorded")
+		}
+	}
+	if n := eventsOf(t, s, "pump-1"); n["hold.dropped"] != 1 || n["device.suspended"] != 0 {
+		t.Errorf("events: got %v, want that the hold was dropped and nothing suspended", n)
+	}
+}
