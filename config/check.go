@@ -21,9 +21,20 @@ import (
 type Problem struct {
 	Field   string // path in the file: listeners.mqtt
 	Message string // what is wrong and what to write instead
+	File    string // where it was read; empty: it was not
+	Line    int    // in that file; 0: not known
 }
 
-func (p Problem) Error() string { return p.Field + ": " + p.Message }
+func (p Problem) Error() string {
+	text := p.Field + ": " + p.Message
+	switch {
+	case p.File != "" && p.Line > 0:
+		return p.File + ":" + strconv.Itoa(p.Line) + ": " + text
+	case p.Line > 0:
+		return "line " + strconv.Itoa(p.Line) + ": " + text
+	}
+	return text
+}
 
 // The bounds of times that are configured.
 const (
@@ -100,7 +111,7 @@ type checker struct{ problems []Problem }
 // add notes err, if any, against field.
 func (k *checker) add(field string, err error) {
 	if err != nil {
-		k.problems = append(k.problems, Problem{field, err.Error()})
+		k.problems = append(k.problems, Problem{Field: field, Message: err.Error()})
 	}
 }
 

@@ -106,6 +106,29 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestParseNamesFieldLineAndValue(t *testing.T) {
+	for in, want := range map[string]string{
+		"dir: x\noverlap: 24":                            "line 2: overlap: 24: write a unit, such as 24h",
+		"engine:\n  storage_limit: 5GB":                  "line 2: engine.storage_limit: 5GB: write a number of bytes, or one with KiB",
+		"limits: {max_connections: many}":                "line 1: limits.max_connections: many: write a whole number",
+		"tunnels:\n- name: a\n  plain: 7":                "line 3: tunnels[0].plain: 7: write true or false",
+		"names: a.example":                               "line 1: names: a single value is where a list",
+		"listeners:\n  mqtt: ':1'\n  enrol: ':2'":        "line 3: listeners.enrol: there is no such setting",
+		"overlap: 1\ncrl_validity: 2\naudit: {every: x}": "line 3: audit.every: x: write a number with a unit",
+	} {
+		if _, err := Parse([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Parse(%q): got %v, want %q", in, err, want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte("\noverlap: 24\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: overlap: 24: write a unit") {
+		t.Errorf("Load: got %v, want file and line", err)
+	}
+}
+
 func TestParseErrorShowsNoFileText(t *testing.T) {
 	for _, in := range []string{
 		"root_passphrase: hunter2\nnonsense: 1",

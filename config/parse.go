@@ -29,6 +29,9 @@ func Parse(b []byte) (c Config, err error) {
 			c, err = Config{}, errors.New("couldn't read configuration: malformed YAML")
 		}
 	}()
+	if p := shapeOf(b).problems; len(p) > 0 {
+		return Config{}, p
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict(), yaml.CustomUnmarshaler(readDuration))
 	if err = dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("couldn't read configuration: %s", yaml.FormatError(err, false, false))
@@ -63,6 +66,12 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("couldn't read configuration: %w", err)
 	}
 	c, err := Parse(b)
+	if p, ok := errors.AsType[Problems](err); ok {
+		for i := range p {
+			p[i].File = path
+		}
+		return Config{}, p
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w", path, err)
 	}
