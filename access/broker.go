@@ -18,6 +18,9 @@ const (
 	maxBrokerSessions = 64
 	// brokerSessionAge bounds how long a session is kept whose end no broker reported.
 	brokerSessionAge = 90 * 24 * time.Hour
+	// successorTime is how late a broker reports the end of a session that another one
+	// under the same name has replaced.
+	successorTime = 10 * time.Second
 )
 
 // BrokerSessions keeps on record what the sessions at other people's brokers rest on.
@@ -45,7 +48,7 @@ func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names 
 			}
 		}
 		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND device = $2 AND since <=
-			(SELECT since FROM broker_session WHERE gateway = $1 AND device = $2 ORDER BY since DESC LIMIT 1 OFFSET $3)`,
+			(SELECT since FROM broker_session WHERE gateway = $1 AND device = $2 AND client <> '' ORDER BY since DESC LIMIT 1 OFFSET $3)`,
 			s.Gateway, s.Device, maxBrokerSessions)
 		return err
 	})
@@ -73,10 +76,12 @@ func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersi
 }
 
 // End forgets a session that its broker reports as closed. A broker may leave out the
-// user, which then stands for any.
+// user, which then stands for any. One that has just been recorded stays: it is the
+// successor under the same name of the session that ended.
 func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.BrokerName) error {
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND client = $2 AND ($3 = '' OR username = $3)`, gateway, n.Client, n.User)
+		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND client = $2 AND ($3 = '' OR username = $3) AND since < $4`,
+			gateway, n.Client, n.User, store.Micros(b.Now().Add(-successorTime)))
 		return err
 	})
 	if err != nil {
@@ -85,8 +90,17 @@ func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.
 	return nil
 }
 
-// Prune forgets sessions that have ended by themselves and those that nothing was
-// heard of for brokerSessionAge.
+// DropBrokerSessions forgets the sessions of a device that loses its identity, in the
+// transaction that takes it away: in its next life they are nobody's.
+func DropBrokerSessions(ctx context.Context, tx *store.Tx, device string) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE device = $1`, device); err != nil {
+		return fmt.Errorf("forget the sessions of %s at brokers: %w", device, err)
+	}
+	return nil
+}
+
+// Prune forgets sessions that have ended by themselves, and those that began longer
+// than brokerSessionAge ago, which must then connect again.
 func (b *BrokerSessions) Prune(ctx context.Context) error {
 	now := b.Now()
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

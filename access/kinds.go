@@ -40,6 +40,10 @@ func (r *rules) budgetOf(fleet string) countersign.Budget {
 	return r.by[fleet].Budget.WithDefaults()
 }
 
+// BudgetOf returns what one device of a fleet may use, as the last decision about the
+// fleet has read it; before the first, the defaults.
+func (d *Desk) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
+
 // of reads the rules of a fleet. The caller changes nothing of them.
 func (r *rules) of(fleet, text string) (readRules, error) {
 	r.mu.Lock()

@@ -53,8 +53,9 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 		return v
 	}
 	if err := s.keep(ctx, h, c, v, keys); err != nil {
-		s.Log.ErrorContext(ctx, "session of a broker not recorded", "hook", h.Name, "device", v.Device, "error", err)
-		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the session cannot be recorded now", Device: v.Device}
+		// The decision needs no write, so a full disk ends no access. What is not on record
+		// is refused wherever it is not in memory.
+		s.Log.WarnContext(ctx, "session of a broker not recorded", "hook", h.Name, "device", v.Device, "error", err)
 	}
 	return v
 }

@@ -148,6 +148,9 @@ func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binar
 
 // stopSecrets ends all secrets of a device that loses its identity.
 func (d *Desk) stopSecrets(ctx context.Context, tx *store.Tx, dev *registry.Entry, by By, why string) ([]countersign.Event, error) {
+	if err := access.DropBrokerSessions(ctx, tx, dev.ID); err != nil {
+		return nil, err
+	}
 	stopped, err := d.Access.StopSecrets(ctx, tx, dev.ID, why)
 	return secretEvents(countersign.SecretStopped, stopped, dev, by), err
 }

@@ -15,9 +15,8 @@ const (
 	thinWindow = 10 * time.Second
 	// thinBurst is how many of the same are written in a window, from one address.
 	thinBurst = 5
-	// identityBurst is how many one identity causes in a window from all addresses and
-	// for all reasons: countersign.DefaultEvents a minute.
-	identityBurst = countersign.DefaultEvents / 6
+	// windows is how many thinWindows a minute has: Budget.Events is for a minute.
+	windows = int(time.Minute / thinWindow)
 	// strangerBurst is the same for all together of whom nothing is known: 20 lines a
 	// second, some 2 GB a day while an attack from thousands of addresses lasts.
 	strangerBurst = 200
@@ -51,13 +50,16 @@ type repeats struct {
 	since   time.Time // of the present window
 	written int       // in it
 	silent  int       // left out since the last that was written
+	over    bool      // of a total: its budget is spent in this window, which was noted
 	last    countersign.Event
 }
 
 // add notes an event at now; device tells it from others of the same actor, and must be
 // on record, since a stranger may claim any number of names. It reports whether to write it, with the number of those
 // left out before it as more_before in its data.
-func (t *thin) add(e *countersign.Event, device string, now time.Time) bool {
+// most is how many lines of all kinds its identity may cause in a window; over says that
+// this line was the first above it.
+func (t *thin) add(e *countersign.Event, device string, most int, now time.Time) (write, over bool) {
 	key := thinKey{who: string(e.Actor), device: device, what: string(e.Type) + " " + string(e.Code)}
 	if e.Actor == nobody {
 		key.who = ""
@@ -68,17 +70,20 @@ func (t *thin) add(e *countersign.Event, device string, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.entry(key, now)
-	if p.room(thinBurst, now) && t.total(key.who, now) {
-		p.written++
-		p.carry(e)
-		return true
+	if p.room(thinBurst, now) {
+		var fits bool
+		if fits, over = t.total(key.who, most, now); fits {
+			p.written++
+			p.carry(e)
+			return true, false
+		}
 	}
 	if e.At.IsZero() {
 		e.At = now
 	}
 	p.last = *e
 	p.silent++
-	return false
+	return false, over
 }
 
 // room reports whether one more may be written in the present window.
@@ -101,9 +106,10 @@ func (p *repeats) carry(e *countersign.Event) {
 	p.silent, p.last = 0, countersign.Event{}
 }
 
-// total counts a line against all of who.
-func (t *thin) total(who string, now time.Time) bool {
-	p, most := t.totals[who], identityBurst
+// total counts a line against all of who. over: it is the first above what who may
+// cause in this window.
+func (t *thin) total(who string, most int, now time.Time) (fits, over bool) {
+	p := t.totals[who]
 	if who == "" {
 		most = strangerBurst
 	}
@@ -119,16 +125,20 @@ func (t *thin) total(who string, now time.Time) bool {
 			}
 		}
 		if len(t.totals) >= maxThin {
-			return false
+			return false, false
 		}
 		p = &repeats{since: now}
 		t.totals[who] = p
 	}
 	if !p.room(most, now) {
-		return false
+		over, p.over = !p.over && who != "", true
+		return false, over
+	}
+	if p.written == 0 {
+		p.over = false
 	}
 	p.written++
-	return true
+	return true, false
 }
 
 // entry finds the count of a kind of line. Where there is no room for another one it is
@@ -182,8 +192,17 @@ func (t *thin) late(now time.Time, all bool) (events []countersign.Event) {
 
 // later writes an event behind, unless enough of its kind were written; see thin.add.
 func (d *Desk) later(e countersign.Event, device string) {
-	if d.thin.add(&e, device, d.Now()) {
+	budget := d.Access.BudgetOf(e.Fleet).Events
+	write, over := d.thin.add(&e, device, max(budget/windows, 1), d.Now())
+	if write {
 		d.Events.Later(e)
+	}
+	if over && e.Device != "" {
+		d.Events.Later(countersign.Event{
+			Type: countersign.BudgetExceeded, Actor: e.Actor, Device: e.Device, Fleet: e.Fleet, Remote: e.Remote, Via: e.Via,
+			Code: countersign.OverBudget, Reason: "the device causes more lines of the log than its budget allows",
+			Data: map[string]string{"budget": countersign.BudgetEvents, "limit": strconv.Itoa(budget)},
+		})
 	}
 }
 

@@ -60,6 +60,9 @@ func (p *postgres) listen(ctx context.Context, onNotify func(string), onState fu
 		if conn == nil {
 			return nil
 		}
+		// Here and not where an attempt connects: a timer of reconnect that fires between
+		// that and the hand-over would count the database as lost for good.
+		p.found(ctx)
 		onState(true)
 		err := stream(ctx, conn, onNotify)
 		if ctx.Err() == nil {
@@ -127,7 +130,6 @@ func (p *postgres) attach(ctx context.Context, made chan<- *pgx.Conn, failed cha
 	defer cancel()
 	conn, err := pgx.ConnectConfig(connecting, p.config)
 	if err == nil {
-		p.found(ctx)
 		if _, err = conn.Exec(connecting, "LISTEN "+channel); err == nil {
 			select {
 			case made <- conn:

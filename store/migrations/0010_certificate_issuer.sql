@@ -15,11 +15,13 @@ CREATE TABLE issuer_certificate (
 );
 
 ALTER TABLE certificate ADD COLUMN predecessor_issuer {{text}} NOT NULL DEFAULT '';
-UPDATE certificate SET predecessor_issuer = COALESCE((SELECT p.issuer FROM certificate p WHERE p.serial = certificate.predecessor), '')
+UPDATE certificate SET predecessor_issuer = COALESCE((SELECT min(p.issuer) FROM certificate p
+		WHERE p.serial = certificate.predecessor AND p.device = certificate.device), '')
 	WHERE predecessor <> '';
 
 -- The source certificate:<serial> becomes certificate:<issuer>/<serial>.
-UPDATE access_token SET source = COALESCE((SELECT 'certificate:' || c.issuer || '/' || c.serial FROM certificate c WHERE c.serial = substr(access_token.source, 13)), source)
+UPDATE access_token SET source = COALESCE((SELECT min('certificate:' || c.issuer || '/' || c.serial) FROM certificate c
+		WHERE c.serial = substr(access_token.source, 13) AND c.device = access_token.subject), source)
 	WHERE source LIKE 'certificate:%';
 
 -- Counts the changes of an authority, so that a node sees that what it has in memory is old.
