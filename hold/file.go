@@ -82,7 +82,7 @@ func (f file) write(holds []Hold) error {
 	if err != nil {
 		return err
 	}
-	out, err := os.OpenFile(f.spare(), os.O_WRONLY|os.O_CREATE, 0o600) //nolint:gosec // in the data folder
+	out, err := os.OpenFile(f.spare(), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}

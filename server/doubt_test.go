@@ -26,7 +26,8 @@ import (
 // client is how a device comes in.
 type client struct {
 	id, user, password string
-	identity           *sdk.Identity // nil: without a certificate
+	identity           *sdk.Identity    // nil: without a certificate of ours
+	factory            *tls.Certificate // a manufacturer's; nil: none
 }
 
 // dial opens an MQTT 3.1.1 session by hand and returns the code of CONNACK.
@@ -35,6 +36,9 @@ func (c client) dial(t *testing.T, s *countersigntest.Server) (net.Conn, byte) {
 	config := &tls.Config{RootCAs: s.Roots}
 	if c.identity != nil {
 		config = c.identity.TLSConfig()
+	}
+	if c.factory != nil {
+		config.Certificates = []tls.Certificate{*c.factory}
 	}
 	conn, err := (&tls.Dialer{Config: config}).DialContext(t.Context(), "tcp", s.Broker(t))
 	if err != nil {
@@ -227,12 +231,9 @@ func TestLostAnswerOfAnActCutsOnEveryNode(t *testing.T) {
 // once; the asked one as soon as it can know, and asking again works.
 func TestActOfUnknownOutcomeIsFoundOutLater(t *testing.T) {
 	one, two := twoNodes(t)
-	var conns []net.Conn
-	var repeat []func() (bool, error)
 	for i, a := range acts() {
 		c, do := a.make(t, one, fmt.Sprintf("pump-%d", i))
 		here, there := c.open(t, one), c.open(t, two)
-		conns, repeat = append(conns, here), append(repeat, do)
 		lost := one.Faults.LoseCommit(a.event)
 		go func() {
 			<-lost

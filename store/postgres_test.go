@@ -249,7 +249,9 @@ func TestLostDatabaseIsRefusedAtOnceAndBackInTime(t *testing.T) {
 				t.Errorf("read: %v", err)
 			}
 			cancel()
-			receive(t, ended, "end of Listen")
+			if err := receive(t, ended, "end of Listen"); err != nil {
+				t.Errorf("Listen: %v", err)
+			}
 		})
 	}
 }

@@ -1,0 +1,121 @@
+package server_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/event"
+)
+
+// maker is a manufacturer with a CA.
+type maker struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func (m *maker) sign(t *testing.T, tmpl *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+	t.Helper()
+	parent, signer := m.cert, m.key
+	if parent == nil {
+		parent, signer = tmpl, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func ecKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newMaker(t *testing.T) *maker {
+	t.Helper()
+	m, key := &maker{}, ecKey(t)
+	m.cert = m.sign(t, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Maker CA"}, SubjectKeyId: []byte{1, 2, 3},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(20 * 365 * 24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}, key)
+	m.key = key
+	return m
+}
+
+// device makes a factory certificate.
+func (m *maker) device(t *testing.T, id string, serial int64) client {
+	t.Helper()
+	key := ecKey(t)
+	cert := m.sign(t, &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: id}, SubjectKeyId: []byte(id), KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour),
+	}, key)
+	return client{id: id, factory: &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}
+}
+
+func (m *maker) crl(t *testing.T, number int64, serials ...int64) []byte {
+	t.Helper()
+	l := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(24 * time.Hour)}
+	for _, n := range serials {
+		l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: big.NewInt(n), RevocationTime: time.Now().Add(-time.Minute)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, l, m.cert, m.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// TestLostAnswerOfACRLCutsOnEveryNode loses the answer of COMMIT while the list of a
+// manufacturer is set that has a device on it.
+func TestLostAnswerOfACRLCutsOnEveryNode(t *testing.T) {
+	one, two := twoNodes(t)
+	m := newMaker(t)
+	_, err := one.Admin.RegisterAuthority(t.Context(), api.NewAuthority{
+		ID: "maker", Certificate: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.cert.Raw})), Override: true, Reason: "a test",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	methods := []string{"token", "idevid"}
+	_, err = one.Admin.PutFleet(t.Context(), "default", api.PutFleet{Methods: &methods, Rules: &api.Rules{Connect: true, Authorities: []string{"maker"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(event.CaughtUp) // the other node reads the authorities
+	revoked, kept := m.device(t, "pump-1", 11), m.device(t, "pump-2", 12)
+	here, there, stays := revoked.open(t, one), revoked.open(t, two), kept.open(t, two)
+	lost := one.Faults.LoseCommit("authority.updated")
+	if _, err := one.Admin.PutCRLs(t.Context(), "maker", api.PutCRLs{CRLs: [][]byte{m.crl(t, 1, 11)}}); err != nil {
+		t.Errorf("PutCRLs: %v", err)
+	}
+	select {
+	case <-lost:
+	default:
+		t.Fatal("no COMMIT was lost")
+	}
+	endsWithin(t, "the asked node", here, event.CaughtUp)
+	endsWithin(t, "the other node", there, event.CaughtUp)
+	lives(t, "a device that is not on the list", stays)
+	if _, code := revoked.dial(t, two); code == 0 {
+		t.Error("connected although it is on the list")
+	}
+}
