@@ -113,7 +113,7 @@ func TestParseNamesFieldLineAndValue(t *testing.T) {
 		"limits: {max_connections: many}":                "line 1: limits.max_connections: many: write a whole number",
 		"tunnels:\n- name: a\n  plain: 7":                "line 3: tunnels[0].plain: 7: write true or false",
 		"names: a.example":                               "line 1: names: a single value is where a list",
-		"listeners:\n  mqtt: ':1'\n  enrol: ':2'":        "line 3: listeners.enrol: there is no such setting",
+		"listeners:\n  mqtt: ':1'\n  mqqt: ':2'":         "line 3: listeners.mqqt: there is no such setting",
 		"overlap: 1\ncrl_validity: 2\naudit: {every: x}": "line 3: audit.every: x: write a number with a unit",
 	} {
 		if _, err := Parse([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {

@@ -34,7 +34,7 @@ This page is made of the comments in the source: ` + "`go test ./config -run Ref
 func TestReferenceIsThatOfTheComments(t *testing.T) {
 	want := reference(t)
 	if *update {
-		if err := os.WriteFile(referencePath, []byte(want), 0o644); err != nil { //nolint:gosec // a page of the documentation
+		if err := os.WriteFile(referencePath, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,8 +69,7 @@ func writeStruct(b *strings.Builder, comments map[string]string, typ reflect.Typ
 	}
 	var below []section
 	last := ""
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		name := prefix + f.Tag.Get("yaml")
 		text := comments[typ.Name()+"."+f.Name]
 		if text == "" { // a comment that stands above several fields

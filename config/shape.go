@@ -81,8 +81,8 @@ func (s *shape) member(m *ast.MappingValueNode, typ reflect.Type, within string)
 	}
 	name := m.Key.GetToken().Value
 	field := strings.TrimPrefix(within+"."+name, ".")
-	for i := range typ.NumField() {
-		if f := typ.Field(i); f.Tag.Get("yaml") == name {
+	for f := range typ.Fields() {
+		if f.Tag.Get("yaml") == name {
 			s.value(m.Value, f.Type, field)
 			return
 		}
