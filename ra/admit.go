@@ -265,12 +265,15 @@ func (d *Desk) Opened(s countersign.Session) {
 			e.Data[name] = v
 		}
 	}
-	d.Events.Later(e)
+	d.pairOpened(e, s)
 }
 
 // Closed records its end.
 func (d *Desk) Closed(s countersign.Session, end countersign.Ending) {
 	d.Access.Closed(s)
+	if !d.pairs.closed(s) {
+		return
+	}
 	e := sessionEvent(countersign.SessionClosed, s)
 	e.Code, e.Reason = countersign.Code(end.Code), end.Reason
 	e.Data = map[string]string{"session": s.ID, "client_id": s.ClientID, "lasted": d.Now().Sub(s.Since).Round(time.Millisecond).String()}
@@ -290,7 +293,7 @@ func (d *Desk) Judged(s countersign.Session, a countersign.Act) {
 	e.Code = countersign.NotAllowed
 	e.Reason = a.Action + " is not permitted on this topic"
 	e.Data = map[string]string{"action": a.Action, "topic": a.Topic}
-	d.Events.Later(e)
+	d.later(e, s.Device)
 }
 
 func sessionEvent(t countersign.EventType, s countersign.Session) countersign.Event {

@@ -51,6 +51,7 @@ type Desk struct {
 	seen     sightings
 	uses     secretUses
 	thin     thin
+	pairs    pairs
 	rates    rates
 	refusals rates // of those who are known
 	policy   policy
@@ -93,6 +94,7 @@ func (d *Desk) Run(ctx context.Context) error {
 			d.flushSeen(ctx)
 			d.flushUses(ctx)
 			d.flushThin(false)
+			d.pairs.sweep(d.Now())
 			d.recordHolds(ctx)
 		case <-sweep.C:
 			if _, err := d.Sweep(ctx); err != nil && ctx.Err() == nil {

@@ -198,11 +198,7 @@ func (d *Desk) later(e countersign.Event, device string) {
 		d.Events.Later(e)
 	}
 	if over && e.Device != "" {
-		d.Events.Later(countersign.Event{
-			Type: countersign.BudgetExceeded, Actor: e.Actor, Device: e.Device, Fleet: e.Fleet, Remote: e.Remote, Via: e.Via,
-			Code: countersign.OverBudget, Reason: "the device causes more lines of the log than its budget allows",
-			Data: map[string]string{"budget": countersign.BudgetEvents, "limit": strconv.Itoa(budget)},
-		})
+		d.overEvents(e, budget)
 	}
 }
 
