@@ -387,7 +387,7 @@ func (a *standings) vouchedRefusal(ctx context.Context, device string) (counters
 	}
 	code, reason := countersign.CertIsRevoked, "all certificates of the device are revoked"
 	for i := range a.own[device] {
-		s, err := a.desk.judge(ctx, a.rd, &a.own[device][i], Connecting, nil)
+		s, err := a.desk.judge(ctx, a.rd, &a.own[device][i], vouched, nil)
 		if err != nil || s.Code == "" {
 			return "", "", err
 		}

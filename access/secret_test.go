@@ -450,6 +450,19 @@ func TestBrokersVouch(t *testing.T) {
 			d.exec(t, `UPDATE device SET state = $1 WHERE id = 'pump-1'`, state)
 			d.wantOut(t, state, c, want)
 		}
+		d.exec(t, `UPDATE device SET state = 'active' WHERE id = 'pump-1'`)
+		d.exec(t, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+				key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
+			VALUES ('a1', 'issuing', 'pump-1', 'pumps', 'device', 'active', '', 0, FALSE, '', '', '', '', '', 0, $1, 0, 0, 0, 0, 0, $2)`,
+			store.Micros(start.Add(time.Hour)), []byte{})
+		d.accept(t, countersign.Access{Kinds: []countersign.AccessKind{countersign.AccessPassword}})
+		d.wantIn(t, "with a good certificate, of a fleet that accepts none", c, "", "vouched:emqx")
+		for state, want := range map[string]countersign.Code{"revoked": countersign.CertIsRevoked, "held": countersign.CertIsHeld} {
+			d.exec(t, `UPDATE certificate SET state = $1 WHERE device = 'pump-1'`, state)
+			d.wantOut(t, "no certificate is good: "+state, c, want)
+		}
+		d.exec(t, `DELETE FROM certificate WHERE device = 'pump-1'`)
+		d.wantIn(t, "never had one", c, "", "vouched:emqx")
 		c.Username = "pump-9"
 		d.wantOut(t, "not on record", c, countersign.NotAllowed)
 	})

@@ -31,7 +31,12 @@ const (
 	Renewing
 	// Recovering is to be given a successor by a certificate that may have expired.
 	Recovering
+	// vouched is Connecting by a broker that has verified the certificate itself: which
+	// kinds of credential the fleet accepts does not matter.
+	vouched
 )
+
+func (u Use) connects() bool { return u == Connecting || u == vouched }
 
 // anew is the way back of a device whose certificate is no good any more.
 const anew = "enroll anew with a token made for the device"
@@ -175,9 +180,9 @@ func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason,
 		return countersign.DeviceGone, "the device is retired", "enroll under another id"
 	case r.deviceState == countersign.DeviceSuspended:
 		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason), "ask the operator why"
-	case r.issued < r.deviceRevoked && use != Connecting:
+	case r.issued < r.deviceRevoked && !use.connects():
 		return countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked", anew
-	case r.state == countersign.CertRevoked && (use == Connecting || r.reason != countersign.Superseded):
+	case r.state == countersign.CertRevoked && (use.connects() || r.reason != countersign.Superseded):
 		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), anew
 	case r.state == countersign.CertHeld:
 		return countersign.CertIsHeld, "the certificate is on hold", "ask the operator why"
@@ -191,12 +196,12 @@ func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason,
 
 func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
 	switch {
-	case now.After(r.notAfter) && use != Recovering && (use == Connecting || !r.replaced):
+	case now.After(r.notAfter) && use != Recovering && (use.connects() || !r.replaced):
 		return countersign.CertExpired, fmt.Sprintf("certificate expired %s ago", ago(now.Sub(r.notAfter))),
 			"revoke the device, then enroll it anew with a token made for it; or give its fleet a rule for recovery, and let it renew there"
 	case now.Add(clockSkew).Before(r.notBefore):
 		return countersign.CertNotYetValid, "certificate is not yet valid", "check the clock of the server and of the CA"
-	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil) && use == Connecting:
+	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil) && use.connects():
 		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil))), "use the certificate that followed it"
 	}
 	return "", "", ""
@@ -260,7 +265,7 @@ func (d *Desk) pathOf(ctx context.Context, rd store.Reader, r *record, presented
 		}
 		path = append(path, leaf)
 	}
-	for _, print := range strings.Fields(r.path) {
+	for print := range strings.FieldsSeq(r.path) {
 		issuer, err := d.issuers.get(ctx, rd, print)
 		if err != nil {
 			return nil, err

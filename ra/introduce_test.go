@@ -191,3 +191,50 @@ func TestAnotherMakersDeviceOfTheSameNameReplacesNothing(t *testing.T) {
 		wantCode(t, enroll(makers["two"].device(t, "pump-1", w.Now())), countersign.DeviceIsActive)
 	})
 }
+
+// TestReissuedCAIsRecordedWithTheCertificate has a maker issue the CA of a line anew, with
+// the same key, and revoke the one before. A device that presents the new one is let in,
+// and what is given out for it afterwards is judged by the new one, too.
+func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.gives(t)
+		m := newMaker(t, w.Now())
+		line := m.below(t, w.Now(), nil)
+		w.registers(t, ca.Registration{ID: "maker", Certificate: m.cert.Raw})
+		w.rules(t, "default", countersign.Rules{
+			Authorities: []string{"maker"}, Connect: true, Access: countersign.Access{Kinds: []countersign.AccessKind{countersign.AccessCertificate, countersign.AccessToken}},
+		})
+		pump := line.device(t, "pump-1", w.Now())
+		shows := func(chain ...*x509.Certificate) countersign.Connection {
+			w.clock.advance(time.Second)
+			return countersign.Connection{Gateway: "mqtt", Remote: remote, ClientID: "pump-1", Peer: chain}
+		}
+		if v := w.Admit(t.Context(), shows(pump, line.cert)); !v.Allow {
+			t.Fatalf("at first: got %+v", v)
+		}
+		_, token, err := w.DeviceToken(t.Context(), shows(pump), time.Hour) // the CA is on record
+		if err != nil {
+			t.Fatalf("without the CA that is on record: %v", err)
+		}
+		again := &x509.Certificate{
+			Subject: line.cert.Subject, NotBefore: line.cert.NotBefore, NotAfter: line.cert.NotAfter, IsCA: true, BasicConstraintsValid: true,
+			KeyUsage: line.cert.KeyUsage, SubjectKeyId: line.cert.SubjectKeyId,
+		}
+		fresh := m.sign(t, again, &line.key.PublicKey)
+		if err := w.office().SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), line.cert)}}, "", boss); err != nil {
+			t.Fatal(err)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(token)); v.Code != countersign.CertIsRevoked {
+			t.Errorf("a token for it after its CA was revoked: got %+v, want certificate_revoked", v)
+		}
+		if v := w.Admit(t.Context(), shows(pump, line.cert)); v.Code != countersign.CertIsRevoked {
+			t.Errorf("by the revoked CA: got %+v, want certificate_revoked", v)
+		}
+		if v := w.Admit(t.Context(), shows(pump, fresh)); !v.Allow {
+			t.Fatalf("by the CA that was issued anew: got %+v", v)
+		}
+		if v := w.Admit(t.Context(), tokenBearer(token)); !v.Allow {
+			t.Errorf("the token afterwards: got %+v, want it let in", v)
+		}
+	})
+}

@@ -90,8 +90,8 @@ func handshake(t *testing.T) tls.ConnectionState {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := tls.Server(here, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}) //nolint:gosec // the default is TLS 1.2
-	go func() { _ = tls.Client(there, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.Context()) }()              //nolint:gosec // a test's own pipe
+	server := tls.Server(here, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	go func() { _ = tls.Client(there, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.Context()) }()
 	if err := server.HandshakeContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
