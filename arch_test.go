@@ -36,6 +36,7 @@ const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query topics "
 	tools         = " attest config keystore policy store weakkey "
+	appraisal     = " attest "                                                                         // holds each key of its evidence against weakkey
 	keepers       = " keycheck watermark hold event registry ca access lockout operator detect audit " // in their order
 	decisions     = " ra rotation respond "
 	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
@@ -49,7 +50,8 @@ var rings = slices.Concat([]ring{
 	{name: "nouns", packages: words(nouns), libs: words("std")},
 	{name: "wire", packages: words(wire), libs: words("golang.org/x/crypto")},
 	{name: "wire that refuses", packages: words("pkcs10"), own: words(nouns), libs: words("golang.org/x/crypto")},
-	{name: "tools", packages: words(tools), own: words(nouns, wire)},
+	{name: "tools", packages: slices.DeleteFunc(words(tools), func(p string) bool { return slices.Contains(words(appraisal), p) }), own: words(nouns, wire)},
+	{name: "appraisal", packages: words(appraisal), own: words(nouns, wire, "weakkey")},
 	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
 }, keeperRings(), []ring{
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},

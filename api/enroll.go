@@ -203,6 +203,7 @@ type NewAuthority struct {
 	Intermediates []string `json:"intermediates,omitempty" maxItems:"16" doc:"PEM of CAs below it, for devices that send too little."`
 	CRLs          [][]byte `json:"crls,omitempty" maxItems:"16" doc:"Base64 of lists in DER or PEM, of it and of CAs below."`
 	RequireCRL    bool     `json:"require_crl,omitempty" doc:"Refuse where there is no list for a link."`
+	Legacy        bool     `json:"legacy,omitempty" doc:"Accept a chain without key identifiers, and a CA with basicConstraints that are not critical or with serial number 0."`
 	Verification  string   `json:"verification,omitempty" doc:"PEM of a certificate that it signed over a registration code."`
 	Override      bool     `json:"override,omitempty" doc:"Register without that, on your word."`
 	Reason        string   `json:"reason,omitempty" maxLength:"500" doc:"Why, in your words; needed with override."`

@@ -174,7 +174,7 @@ func (l *CRL) find(issuer []byte, serial *big.Int) (entry, bool) {
 
 // signedBy checks the list's signature with the key of c, once per key.
 func (l *CRL) signedBy(c *x509.Certificate) bool {
-	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCRLSign == 0 || checkKey(c) != nil {
+	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCRLSign == 0 {
 		return false
 	}
 	key := sha256.Sum256(c.RawSubjectPublicKeyInfo)
@@ -183,7 +183,7 @@ func (l *CRL) signedBy(c *x509.Certificate) bool {
 	if l.signer == key {
 		return true
 	}
-	if c.CheckSignature(l.list.SignatureAlgorithm, l.list.RawTBSRevocationList, l.list.Signature) != nil {
+	if checkKey(c, nil) != nil || c.CheckSignature(l.list.SignatureAlgorithm, l.list.RawTBSRevocationList, l.list.Signature) != nil {
 		return false
 	}
 	l.signer = key

@@ -2,6 +2,7 @@
 // attestation result out) and has no memory: who is registered with what, and
 // what was used up, is for its caller to know.
 //
+//	anchor.go      whether a CA can be registered at all
 //	path.go        a factory's certificate chain up to a registered CA (RFC 5280, section 6)
 //	pathcert.go    what each certificate of the path must be
 //	pathname.go    names: comparison and constraints
@@ -28,7 +29,10 @@
 //   - A constraint on a form of name that we don't process (otherName,
 //     x400Address, ediPartyName, registeredID) refuses the path, whether or not such a name occurs.
 //   - Signatures are SHA-256 or stronger, keys RSA 2048 to 8192, P-256, P-384,
-//     P-521 or Ed25519. An anchor's signature over itself is not looked at.
+//     P-521 or Ed25519, and none that package weakkey knows to be weak. An anchor's
+//     signature over itself is not looked at.
+//   - A keyUsage without a bit refuses, which crypto/x509 takes for no keyUsage.
+//   - A mailbox with a second @ outside of a quoted local part is within no constraint.
 //   - The initial policy set is the caller's; policy mapping and anyPolicy are
 //     inhibited by certificates only.
 //   - A distribution point named relative to the issuer of its list cannot be

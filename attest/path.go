@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -31,6 +32,11 @@ type Anchor struct {
 	// RequireCRL refuses a path when there is no list for one of its links.
 	// Without it that link counts as good; a list that is there always counts.
 	RequireCRL bool
+	// Legacy allows for this anchor what PathOptions.AllowLegacy does, and an anchor with
+	// the serial number 0.
+	Legacy bool
+	// WeakKeys lists keys that no certificate of a path may have; nil: what is built in.
+	WeakKeys *weakkey.Blocklist
 	// AllowCritical are the critical extensions that the caller checks itself.
 	AllowCritical []asn1.ObjectIdentifier
 }
@@ -43,9 +49,9 @@ type PathOptions struct {
 	EKU []x509.ExtKeyUsage
 	// AllowNoEKU takes an end entity that names no extended key usage, as most IDevIDs do.
 	AllowNoEKU bool
-	// AllowLegacy takes what RFC 5280 forbids a CA to issue without asking
+	// AllowLegacy accepts what RFC 5280 forbids a CA to issue without asking
 	// anyone to refuse it: no key identifiers, and an anchor whose
-	// basicConstraints are not critical.
+	// basicConstraints are not critical or whose serial number is 0.
 	AllowLegacy bool
 	// Policies, if any, are those of which the path must be valid for one (RFC
 	// 5280, 6.1.1, user-initial-policy-set with an explicit policy required).

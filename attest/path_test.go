@@ -167,6 +167,7 @@ func formCases() []pathCase {
 		return key
 	}
 	critical := func(e *pkix.Extension) { e.Critical = !e.Critical }
+	noUse := func(e *pkix.Extension) { e.Value = []byte{3, 1, 0} }
 	return []pathCase{
 		{"intermediate of version 1", "6.1.4 (k)", func(w *world) {
 			w.mid.tamper = func(c *tbsCertificate) { c.Version, c.Extensions = 0, nil }
@@ -231,6 +232,15 @@ func formCases() []pathCase {
 		{"anchor without basicConstraints", "4.2.1.9", func(w *world) { w.root.tamper = drop(2, 5, 29, 19) }, badPath, ""},
 		{"anchor's basicConstraints not critical", "4.2.1.9", func(w *world) { w.root.tamper = edit(critical, 2, 5, 29, 19) }, badPath, ""},
 		{"intermediate without keyCertSign", "6.1.4 (n)", func(w *world) { w.mid.template.KeyUsage = x509.KeyUsageCRLSign }, badPath, ""},
+		{"device's keyUsage without any use", "4.2.1.3", func(w *world) { w.leaf.tamper = edit(noUse, 2, 5, 29, 15) }, badPath, ""},
+		{"intermediate's keyUsage without any use", "6.1.4 (n)", func(w *world) { w.mid.tamper = edit(noUse, 2, 5, 29, 15) }, badPath, ""},
+		{"anchor's keyUsage without any use", "6.1.4 (n)", func(w *world) { w.root.tamper = edit(noUse, 2, 5, 29, 15) }, badPath, ""},
+		{"anchor's serial zero", "4.1.2.2", func(w *world) {
+			w.root.tamper = func(c *tbsCertificate) { c.Serial = new(big.Int) }
+		}, badPath, "does not look at serials"},
+		{"the same, legacy allowed", "4.1.2.2", func(w *world) {
+			w.root.tamper, w.o.AllowLegacy = func(c *tbsCertificate) { c.Serial = new(big.Int) }, true
+		}, valid, ""},
 		{"path length kept", "6.1.4 (l)", func(w *world) { w.root.template.MaxPathLen = 1 }, valid, ""},
 		{"path length exceeded", "6.1.4 (m)", func(w *world) { w.root.template.MaxPathLenZero = true }, badPath, ""},
 		{"path length of a lower CA exceeded", "6.1.4 (m)", func(w *world) {
@@ -332,6 +342,18 @@ func nameCases() []pathCase {
 		{"mailbox of another there", "4.2.1.10", func(w *world) {
 			constrain(w, permitted, 0x81, "pump@example.com")
 			w.leaf.template.EmailAddresses = []string{"Pump@example.com"}
+		}, badPath, ""},
+		{"mailbox with two hosts", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "example.com")
+			w.leaf.template.EmailAddresses = []string{"pump@evil.example@example.com"}
+		}, badPath, "takes the last"},
+		{"mailbox with a quoted local part", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "example.com")
+			w.leaf.template.EmailAddresses = []string{`"pump@7"@example.com`}
+		}, valid, ""},
+		{"mailbox constraint with two hosts", "4.2.1.10", func(w *world) {
+			constrain(w, permitted, 0x81, "a@b@example.com")
+			w.leaf.template.EmailAddresses = []string{"a@example.com"}
 		}, badPath, ""},
 		{"mailbox on a host below the constraint", "4.2.1.10", func(w *world) {
 			constrain(w, permitted, 0x81, "example.com")

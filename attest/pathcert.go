@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -28,6 +30,7 @@ var (
 	oidNameConstraints  = asn1.ObjectIdentifier{2, 5, 29, 30}
 	oidExtKeyUsage      = asn1.ObjectIdentifier{2, 5, 29, 37}
 	oidAuthorityKeyID   = asn1.ObjectIdentifier{2, 5, 29, 35}
+	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
 
 	// processed are the extensions that this package reads and crypto/x509 may
 	// call unhandled because of what stands in them.
@@ -60,7 +63,7 @@ func checkEndEntity(c *x509.Certificate, o PathOptions) error {
 		return badPath("the device's certificate has an empty extended key usage")
 	case !has(c, oidExtKeyUsage) && !o.AllowNoEKU && !slices.Contains(o.EKU, x509.ExtKeyUsageAny):
 		return badPath("the device's certificate names no extended key usage").
-			WithNext("allow that in the fleet's settings, if the manufacturer's CA serves nothing but devices")
+			WithNext("ask the manufacturer for certificates with the extended key usage clientAuth")
 	}
 	return nil
 }
@@ -79,7 +82,7 @@ func (v *validator) checkCertificate(c *x509.Certificate, i int, path []*x509.Ce
 			return err
 		}
 	}
-	if err := checkKey(c); err != nil {
+	if err := checkKey(c, v.anchor.WeakKeys); err != nil {
 		return err
 	}
 	if i > 0 {
@@ -93,23 +96,31 @@ func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 	for _, oid := range c.UnhandledCriticalExtensions {
 		if !slices.ContainsFunc(processed, oid.Equal) && !slices.ContainsFunc(v.anchor.AllowCritical, oid.Equal) {
 			return badPath("%s has the critical extension %s, which is not known here", nameOf(c), oid).
-				WithNext("allow that extension for the registered CA, if something else checks it")
+				WithNext("ask the manufacturer for certificates without it, or with it marked as not critical")
 		}
 	}
 	serial := c.SerialNumber
 	switch {
 	case c.Version != 3:
 		return badPath("%s is of version %d, not 3", nameOf(c), c.Version)
-	case serial.Sign() <= 0 || len(serial.Bytes()) > maxSerialOctets:
+	case serial.Sign() < 0 || len(serial.Bytes()) > maxSerialOctets || serial.Sign() == 0 && !isAnchor:
 		return badPath("%s has a serial number that is not positive or longer than %d octets", nameOf(c), maxSerialOctets)
+	case serial.Sign() == 0 && !v.legacy():
+		return badPath("%s has the serial number 0", nameOf(c)).WithNext(nextLegacy)
 	case emptyName(c.RawIssuer):
 		return badPath("%s names no issuer", nameOf(c))
-	case len(c.AuthorityKeyId) == 0 && !isAnchor && !v.o.AllowLegacy:
-		return badPath("%s has no authorityKeyIdentifier", nameOf(c)).
-			WithNext("allow legacy chains in the fleet's settings, if the manufacturer can't do better")
+	case has(c, oidKeyUsage) && c.KeyUsage == 0: // RFC 5280, 4.2.1.3: at least one bit; crypto/x509 takes it for absent
+		return badPath("%s has a keyUsage without any use", nameOf(c))
+	case len(c.AuthorityKeyId) == 0 && !isAnchor && !v.legacy():
+		return badPath("%s has no authorityKeyIdentifier", nameOf(c)).WithNext(nextLegacy)
 	}
 	return nil
 }
+
+// nextLegacy is what to do about a chain that is sound and does not keep to the profile.
+const nextLegacy = "if the manufacturer has no better chain, register its CA with the option legacy"
+
+func (v *validator) legacy() bool { return v.o.AllowLegacy || v.anchor.Legacy }
 
 // checkCA says whether c may have issued the one before it, with these CAs between it and the end entity.
 func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAnchor bool) error {
@@ -119,12 +130,12 @@ func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAn
 		return badPath("%s is no CA but has signed a certificate", nameOf(c))
 	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
 		return badPath("%s has a keyUsage without keyCertSign", nameOf(c))
-	case isAnchor && !critical && !v.o.AllowLegacy:
-		return badPath("%s has basicConstraints that are not critical", nameOf(c))
+	case isAnchor && !critical && !v.legacy():
+		return badPath("%s has basicConstraints that are not critical", nameOf(c)).WithNext(nextLegacy)
 	case emptyName(c.RawSubject):
 		return badPath("a CA of the chain has no subject")
-	case len(c.SubjectKeyId) == 0 && !v.o.AllowLegacy:
-		return badPath("%s has no subjectKeyIdentifier", nameOf(c))
+	case len(c.SubjectKeyId) == 0 && !v.legacy():
+		return badPath("%s has no subjectKeyIdentifier", nameOf(c)).WithNext(nextLegacy)
 	}
 	if c.MaxPathLen < 0 {
 		return nil
@@ -164,21 +175,31 @@ func checkAlgorithms(c *x509.Certificate) error {
 	return nil
 }
 
-func checkKey(c *x509.Certificate) error {
-	switch k := c.PublicKey.(type) {
-	case *rsa.PublicKey:
-		if n := k.N.BitLen(); n >= minRSABits && n <= maxRSABits && k.E > 2 && k.E%2 == 1 {
-			return nil
-		}
-	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521() {
-			return nil
-		}
-	case ed25519.PublicKey:
-		return nil
+// checkKey refuses a certificate's key by its type, by its size, or because it is known
+// to be weak.
+func checkKey(c *x509.Certificate, known *weakkey.Blocklist) error {
+	if !acceptedKey(c.PublicKey) {
+		return countersign.Errorf(countersign.WeakKey, "%s has a key of a type or size that is not accepted", nameOf(c)).
+			WithNext("use P-256, P-384, P-521, Ed25519 or RSA from 2048 bits")
 	}
-	return countersign.Errorf(countersign.WeakKey, "%s has a key of a type or size that is not accepted", nameOf(c)).
-		WithNext("use P-256, P-384, P-521, Ed25519 or RSA from 2048 bits")
+	if err := known.Check(c.PublicKey); err != nil {
+		e := countersign.Public(err)
+		return countersign.Errorf(e.Code, "%s: %s", nameOf(c), e.Message).WithNext(e.Next).WithCause(err)
+	}
+	return nil
+}
+
+func acceptedKey(pub crypto.PublicKey) bool {
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		n := k.N.BitLen()
+		return n >= minRSABits && n <= maxRSABits && k.E > 2 && k.E%2 == 1
+	case *ecdsa.PublicKey:
+		return k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521()
+	case ed25519.PublicKey:
+		return true
+	}
+	return false
 }
 
 // extension gives an extension of c; value is nil only if there is none.

@@ -230,7 +230,12 @@ func readConstraints(c *x509.Certificate) (constraints, error) {
 // checkConstraint says whether a constraint has a form that can be decided.
 func checkConstraint(c *x509.Certificate, base generalName) error {
 	switch base.tag {
-	case tagEmail, tagURI, tagIP:
+	case tagEmail:
+		if _, _, ok := splitMailbox(base.value); !ok && bytes.ContainsRune(base.value, '@') {
+			return badPath("%s constrains mailboxes to one that is malformed", nameOf(c))
+		}
+		return nil
+	case tagURI, tagIP:
 		return nil
 	case tagDNS:
 		if bytes.HasPrefix(base.value, []byte(".")) {
@@ -316,15 +321,23 @@ func withinDirectory(constraint, name []byte) (within, decidable bool) {
 
 // withinMailbox: a constraint is a mailbox, a host, or a domain with a period before it.
 func withinMailbox(constraint, name []byte) (within, decidable bool) {
-	at := bytes.LastIndexByte(name, '@')
-	if at <= 0 || at == len(name)-1 {
+	local, host, ok := splitMailbox(name)
+	if !ok {
 		return false, false
 	}
-	c := string(constraint)
-	if local, host, isMailbox := cutLast(c, "@"); isMailbox {
-		return local == string(name[:at]) && equalFoldASCII(host, string(name[at+1:])), true
+	if wantLocal, wantHost, isMailbox := splitMailbox(constraint); isMailbox {
+		return wantLocal == local && equalFoldASCII(wantHost, host), true
 	}
-	return withinHost(c, string(name[at+1:])), true
+	return withinHost(string(constraint), host), true
+}
+
+// splitMailbox reads a Mailbox (RFC 5321, 4.1.2) as far as constraints need it. Only a
+// quoted local part may have an @: in a@b@c one program reads b for the host, another c.
+func splitMailbox(mailbox []byte) (local, host string, ok bool) {
+	local, host, ok = cutLast(string(mailbox), "@")
+	quoted := len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"'
+	isHost := host != "" && !strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),:;<>@\`, r) })
+	return local, host, ok && isHost && local != "" && (quoted || !strings.ContainsAny(local, "@\" "))
 }
 
 // withinURI: a constraint is a host, or a domain with a period before it. A URI

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // Thumbprint is the SHA-256 of a certificate's DER, by which a device without a
@@ -85,6 +86,8 @@ func (t Thumbprint) String() string { return hex.EncodeToString(t[:]) }
 type Thumbprints struct {
 	Primary   Thumbprint
 	Secondary Thumbprint
+	// WeakKeys lists keys that the certificate may not have; nil: what is built in.
+	WeakKeys *weakkey.Blocklist
 }
 
 // Verify says whether the device may enroll with this self-signed certificate,
@@ -98,7 +101,7 @@ func (t Thumbprints) Verify(cert *x509.Certificate, now time.Time) (KeySlot, err
 		return "", countersign.Errorf(countersign.CertUnknown, "the certificate's thumbprint is not registered for this device").
 			WithNext("register the SHA-256 thumbprint of the certificate that the device shows")
 	}
-	if err := checkSelfSigned(cert, now); err != nil {
+	if err := checkSelfSigned(cert, now, t.WeakKeys); err != nil {
 		return "", err
 	}
 	if first {
@@ -112,12 +115,15 @@ func (t Thumbprint) equal(registered Thumbprint) bool {
 	return same && registered != Thumbprint{}
 }
 
-func checkSelfSigned(cert *x509.Certificate, now time.Time) error {
+func checkSelfSigned(cert *x509.Certificate, now time.Time, known *weakkey.Blocklist) error {
 	if !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
 		return countersign.Errorf(countersign.Misconfigured, "the certificate is not self-signed").
 			WithNext("use the manufacturer-certificate method for a certificate that a CA signed")
 	}
 	if err := checkAlgorithms(cert); err != nil {
+		return err
+	}
+	if err := checkKey(cert, known); err != nil {
 		return err
 	}
 	if err := cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // TPMEvidence is what a device with a TPM 2.0 shows, in two messages: first who
@@ -39,7 +40,9 @@ type TPMOptions struct {
 	// certificate: what sha256sum says of the file of tpm2_createek -u.
 	RegisteredEK [][sha256.Size]byte
 	PCRs         map[int][]byte // reference values, SHA-256 bank; empty: any state will do
-	Now          time.Time
+	// WeakKeys lists keys that a TPM may not show; nil: what is built in.
+	WeakKeys *weakkey.Blocklist
+	Now      time.Time
 }
 
 // TPMIdentity is a chip that somebody vouches for, and its attestation key.
@@ -72,9 +75,10 @@ type TPMExpectation struct {
 }
 
 // EKHash is the SHA-256 of an endorsement key's TPM2B_PUBLIC, by which chips are
-// registered. Errors are those of IdentifyTPM.
-func EKHash(ekPublic []byte) ([sha256.Size]byte, error) {
-	ek, err := parseEK(ekPublic)
+// registered. It refuses a key that is known to be weak, as IdentifyTPM does, whose
+// errors it has.
+func EKHash(ekPublic []byte, known *weakkey.Blocklist) ([sha256.Size]byte, error) {
+	ek, err := parseEK(ekPublic, known)
 	if err != nil {
 		return [sha256.Size]byte{}, err
 	}
@@ -90,10 +94,10 @@ func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
 }
 
 func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, err error) {
-	if ek, err = parseEK(ev.EKPublic); err != nil {
+	if ek, err = parseEK(ev.EKPublic, o.WeakKeys); err != nil {
 		return id, nil, nil, err
 	}
-	if ak, err = parseAK(ev.AKPublic); err != nil {
+	if ak, err = parseAK(ev.AKPublic, o.WeakKeys); err != nil {
 		return id, nil, nil, err
 	}
 	id = TPMIdentity{RegistrationID: registrationID(ek), EKHash: ek.hash(), AKName: ak.name}
@@ -125,7 +129,7 @@ func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o
 	if err := want.answered(ev.Secret, id); err != nil {
 		return TPMResult{}, err
 	}
-	key, err := parseAttestedKey(ev.KeyPublic)
+	key, err := parseAttestedKey(ev.KeyPublic, o.WeakKeys)
 	if err != nil {
 		return TPMResult{}, err
 	}

@@ -123,18 +123,46 @@ func TestTPMRegistrationIDIsAzures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ev := attest.TPMEvidence{EKPublic: ek, AKPublic: softAK(t, nil)}
 	const want = "u42lsggjk3x2zjlvlurfvwoisgpgmfiyafizkbvkejz6earvqera"
-	for _, ev.EKPublic = range [][]byte{ek, ek[2:]} {
-		got, err := attest.IdentifyTPM(ev, attest.TPMOptions{RegisteredEK: [][32]byte{sha256.Sum256(ek)}})
-		if err != nil || got.RegistrationID != want || !got.Registered {
-			t.Errorf("IdentifyTPM: got %q %v, want %q", got.RegistrationID, err, want)
+	if got := attest.RegistrationIDOf(ek[2:]); got != want {
+		t.Errorf("registration id: got %q, want %q", got, want)
+	}
+	// The modulus is of random octets and no key; a sound one has the id of its own area.
+	ek2 := soundEK(t)
+	ev := attest.TPMEvidence{AKPublic: softAK(t, nil)}
+	for _, ev.EKPublic = range [][]byte{ek2, ek2[2:]} {
+		got, err := attest.IdentifyTPM(ev, attest.TPMOptions{RegisteredEK: [][32]byte{sha256.Sum256(ek2)}})
+		if err != nil || got.RegistrationID != attest.RegistrationIDOf(ek2[2:]) || !got.Registered {
+			t.Errorf("IdentifyTPM: got %q %v", got.RegistrationID, err)
 		}
 	}
 	pub := &rsa.PublicKey{N: new(big.Int).SetBytes(ek[len(ek)-256:]), E: 65537}
 	if area, err := attest.EKArea(pub); err != nil || hex.EncodeToString(area) != hex.EncodeToString(ek) {
 		t.Errorf("EKArea: got %x %v", area, err)
 	}
+}
+
+func octets(t testing.TB, digits string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(digits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// soundEK is the TPM2B_PUBLIC of an endorsement key that is in no TPM.
+func soundEK(t testing.TB) []byte {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	area, err := attest.EKArea(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return area
 }
 
 // softAK is a well-formed attestation key that is in no TPM.
@@ -387,20 +415,19 @@ func TestTPMPCRPolicy(t *testing.T) {
 }
 
 func TestTPMAttestationKeyMustBeRestrictedAndStrong(t *testing.T) {
-	text, err := os.ReadFile("testdata/azure-iot-security-tpm-1.9.3/ek.hex")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ek, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ek := soundEK(t)
 	o := attest.TPMOptions{RegisteredEK: [][32]byte{sha256.Sum256(ek)}}
 	for name, tt := range map[string]struct {
 		change func(*tpm2.TPMTPublic)
 		code   countersign.Code
 		text   string
 	}{
+		"a published key": {func(p *tpm2.TPMTPublic) { // RFC 6979, A.2.5
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+				X: tpm2.TPM2BECCParameter{Buffer: octets(t, "60fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6")},
+				Y: tpm2.TPM2BECCParameter{Buffer: octets(t, "7903fe1008b8bc99a41ae9e95628bc64f2f1b20c2d7e9f5177a3c294d4462299")},
+			})
+		}, countersign.WeakKey, "published in RFC 6979"},
 		"unrestricted":    {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = false }, countersign.Misconfigured, "restricted"},
 		"not signing":     {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }, countersign.Misconfigured, "restricted signing"},
 		"decrypting":      {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Decrypt = true }, countersign.Misconfigured, "restricted signing"},

@@ -1,11 +1,16 @@
 package attest
 
 import (
+	"bytes"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"slices"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -61,8 +66,12 @@ func parseEKChain(ev TPMEvidence) ([]*x509.Certificate, error) {
 			WithNext("send the CAs between it and the manufacturer's root, nothing else")
 	}
 	var chain []*x509.Certificate
-	for _, der := range slices.Concat([][]byte{ev.EKCertificate}, ev.EKChain) {
-		if err := checkTPMSize("endorsement key certificate", der, maxEKCertificate); err != nil {
+	for _, stored := range slices.Concat([][]byte{ev.EKCertificate}, ev.EKChain) {
+		if err := checkTPMSize("endorsement key certificate", stored, maxEKCertificate); err != nil {
+			return nil, err
+		}
+		der, err := unwrapEKCertificate(stored)
+		if err != nil {
 			return nil, err
 		}
 		c, err := x509.ParseCertificate(der)
@@ -75,6 +84,40 @@ func parseEKChain(ev TPMEvidence) ([]*x509.Certificate, error) {
 		readOAEPKey(chain[0])
 	}
 	return chain, nil
+}
+
+// The head of a certificate in the NV storage of a TPM (TCG PC Client Specific
+// Implementation Specification 1.21, 7.3.2): the tag, the type full certificate, a
+// length, and, with most makers, the tag of a full certificate.
+var (
+	tagStoredCert = []byte{0x10, 0x01, 0x00}
+	tagFullCert   = []byte{0x10, 0x02}
+)
+
+// unwrapEKCertificate returns the DER of a certificate as a TPM stores it: with or
+// without TCG's head, and with what its maker filled the NV index up with behind it,
+// 0xff or 0x00.
+func unwrapEKCertificate(stored []byte) ([]byte, error) {
+	rest := stored
+	if bytes.HasPrefix(rest, tagStoredCert) && len(rest) > len(tagStoredCert)+2 {
+		size := int(binary.BigEndian.Uint16(rest[len(tagStoredCert):]))
+		if rest = rest[len(tagStoredCert)+2:]; size > len(rest) {
+			return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is cut off: its head says %d octets, and %d follow", size, len(rest)).
+				WithNext("read the whole NV index of the certificate (tpm2_nvread)")
+		}
+		rest = bytes.TrimPrefix(rest, tagFullCert)
+	}
+	in := cryptobyte.String(rest)
+	var der cryptobyte.String
+	if !in.ReadASN1Element(&der, cbasn1.SEQUENCE) {
+		return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is malformed or cut off: it is neither DER nor DER with TCG's head before it").
+			WithNext("send what the NV index of the certificate holds (tpm2_nvread), or the certificate in DER")
+	}
+	if n := len(bytes.Trim(in, "\x00\xff")); n > 0 {
+		return nil, countersign.Errorf(countersign.BadRequest, "behind the endorsement key certificate are %d octets that are neither 0x00 nor 0xff", n).
+			WithNext("send the certificate alone, and other certificates each for itself")
+	}
+	return der, nil
 }
 
 // readOAEPKey fills in the key of a certificate that names RSA by the OAEP
@@ -109,6 +152,7 @@ func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
 	}
 	// ValidatePath wants an end entity that signs; what this one may do was just judged.
 	leaf.KeyUsage = 0
+	leaf.Extensions = slices.DeleteFunc(slices.Clone(leaf.Extensions), func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsage) })
 	path, err := ValidatePath(append([]*x509.Certificate{&leaf}, chain[1:]...), o.Anchors, PathOptions{
 		Now: o.Now,
 		EKU: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},

@@ -66,9 +66,9 @@ func FuzzTPMPublic(f *testing.F) {
 	}
 	f.Add(ek)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ek, ekErr := parseEK(b)
-		ak, akErr := parseAK(b)
-		key, keyErr := parseAttestedKey(b)
+		ek, ekErr := parseEK(b, nil)
+		ak, akErr := parseAK(b, nil)
+		key, keyErr := parseAttestedKey(b, nil)
 		for _, k := range []*tpmKey{ek, ak, key} {
 			if k == nil {
 				continue
@@ -91,7 +91,7 @@ func FuzzTPMPublic(f *testing.F) {
 // FuzzTPMAttest reads statements that were signed well, as if the TPM were hostile.
 func FuzzTPMAttest(f *testing.F) {
 	signer, area := softTPMKey(f, true)
-	ak, err := parseAK(area)
+	ak, err := parseAK(area, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func FuzzTPMAttest(f *testing.F) {
 // FuzzTPMSignature reads signatures. None but the key's own must hold.
 func FuzzTPMSignature(f *testing.F) {
 	signer, area := softTPMKey(f, true)
-	ak, err := parseAK(area)
+	ak, err := parseAK(area, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -82,8 +83,8 @@ func malformedTPM(what string, err error) *countersign.Error {
 
 // parseTPMKey reads a public area, with or without a size before it. The two
 // cannot be taken for one another: no area is as short as its first two octets,
-// the key's type, would say.
-func parseTPMKey(what string, data []byte) (*tpmKey, error) {
+// the key's type, would say. It refuses a key that is known to be weak.
+func parseTPMKey(what string, data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	if err := checkTPMSize(what, data, maxTPMPublic); err != nil {
 		return nil, err
 	}
@@ -102,6 +103,10 @@ func parseTPMKey(what string, data []byte) (*tpmKey, error) {
 	k.name = digestOf(h, k.area, binary.BigEndian.AppendUint16(nil, uint16(public.NameAlg)))
 	if k.key, err = publicKey(public); err != nil {
 		return nil, weakTPM(what, err.Error())
+	}
+	if err := known.Check(k.key); err != nil {
+		e := countersign.Public(err)
+		return nil, countersign.Errorf(e.Code, "the TPM's %s: %s", what, e.Message).WithNext(e.Next).WithCause(err)
 	}
 	return k, nil
 }
@@ -215,8 +220,8 @@ func registrationID(ek *tpmKey) string {
 // itself may differ from it, or one chip could come under as many registration
 // ids as there are values for the rest: the EK certificate and the challenge bind
 // the key alone. For the same reason each kind of key has one template here.
-func parseEK(data []byte) (*tpmKey, error) {
-	k, err := parseTPMKey("endorsement key", data)
+func parseEK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
+	k, err := parseTPMKey("endorsement key", data, known)
 	if err != nil {
 		return nil, err
 	}
@@ -292,9 +297,9 @@ func p384EKTemplate() tpm2.TPMTPublic {
 
 // parseAK reads an attestation key. Restricted is what makes its word good: such
 // a key signs what its TPM made and never what somebody else made to look so.
-func parseAK(data []byte) (*tpmKey, error) {
+func parseAK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	const what = "attestation key"
-	k, err := parseTPMKey(what, data)
+	k, err := parseTPMKey(what, data, known)
 	if err != nil {
 		return nil, err
 	}
@@ -312,8 +317,8 @@ func parseAK(data []byte) (*tpmKey, error) {
 }
 
 // parseAttestedKey reads the key of a certification request.
-func parseAttestedKey(data []byte) (*tpmKey, error) {
-	k, err := parseTPMKey("key", data)
+func parseAttestedKey(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
+	k, err := parseTPMKey("key", data, known)
 	if err != nil {
 		return nil, err
 	}

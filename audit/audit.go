@@ -11,7 +11,6 @@ package audit
 
 import (
 	"context"
-	"crypto/rsa"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -56,8 +56,13 @@ type Auditor struct {
 	Verify func(ctx context.Context) (event.Report, error)
 	// Sessions lists the live sessions of this node; nil: none.
 	Sessions func() []countersign.Session
-	// WeakKeys says whether an RSA key is on a list of known ones. Nil knows none.
-	WeakKeys func(*rsa.PublicKey) error
+	// WeakKeys lists keys that are known to be weak, beside those that are built in. Nil
+	// lists none.
+	WeakKeys *weakkey.Blocklist
+	// SharedKeys compares the RSA keys of devices and returns the pairs of certificates
+	// whose keys share a prime. A function, because the desk keeps the keys, to compare
+	// each new one. Nil: they are not compared.
+	SharedKeys func(ctx context.Context) ([][2]countersign.Certificate, error)
 	// Handle takes what a run found, a finding for each check and fleet, in the
 	// transaction that ends the run. Nil: nobody does.
 	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error

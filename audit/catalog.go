@@ -129,7 +129,7 @@ var catalog = byName([]Check{
 		Title:   "Device certificates over keys whose private half can be found out",
 		Why:     "anybody can compute the private key from the certificate and be the device",
 		Fix:     "have the device make a new key with a current library, enroll it, revoke the old certificate",
-		Reasons: keyReasons(),
+		Reasons: append(keyReasons(), "CERTIFICATE_KEY_SHARES_PRIME"),
 	},
 	{
 		Name: CAKeyQuality, Severity: countersign.SeverityCritical, Defender: true, Risks: []string{"NHI4"},

@@ -95,6 +95,11 @@ func lookAtCertificates(ctx context.Context, w *work) error {
 			return err
 		}
 	}
+	if w.wants(DeviceKeyQuality) {
+		if err := w.lookAtSharedKeys(ctx); err != nil {
+			return err
+		}
+	}
 	judges := map[string]func(*certRow, countersign.AuditRules, *x509.Certificate) *Finding{
 		DeviceExpiring: func(c *certRow, r countersign.AuditRules, _ *x509.Certificate) *Finding {
 			return judgeExpiring(c, r, w.now)
@@ -188,7 +193,7 @@ func judgeIssuers(c *certRow, cert *x509.Certificate, t *trust, now time.Time) *
 		with("revoked_ca", ca.Subject.String()).with("revoked_ca_serial", string(countersign.SerialOf(ca.SerialNumber)))
 }
 
-func judgeKey(c *certRow, cert *x509.Certificate, listed func(*rsa.PublicKey) error) *Finding {
+func judgeKey(c *certRow, cert *x509.Certificate, listed *weakkey.Blocklist) *Finding {
 	reason, why := keyFault(cert, listed)
 	if reason == "" {
 		return nil
@@ -196,25 +201,44 @@ func judgeKey(c *certRow, cert *x509.Certificate, listed func(*rsa.PublicKey) er
 	return c.finding(reason, "the key of %s: %s", c.device, why)
 }
 
-// keyFault says what is wrong with a certificate's key; empty if nothing is known.
-func keyFault(cert *x509.Certificate, listed func(*rsa.PublicKey) error) (reason, why string) {
-	k, isRSA := cert.PublicKey.(*rsa.PublicKey)
-	if isRSA && listed != nil {
-		if err := listed(k); err != nil {
-			return "CERTIFICATE_KEY_VULNERABILITY_CVE-2008-0166", countersign.Public(err).Message
-		}
-	}
-	if err := weakkey.Check(cert.PublicKey); err != nil {
+// keyFault returns what is wrong with a certificate's key; empty if nothing is known.
+func keyFault(cert *x509.Certificate, listed *weakkey.Blocklist) (reason, why string) {
+	if err := listed.Check(cert.PublicKey); err != nil {
 		why := countersign.Public(err).Message
-		if errors.Is(err, weakkey.ErrROCA) {
+		switch {
+		case errors.Is(err, weakkey.ErrListed):
+			return "CERTIFICATE_KEY_VULNERABILITY_CVE-2008-0166", why
+		case errors.Is(err, weakkey.ErrROCA):
 			return "CERTIFICATE_KEY_VULNERABILITY_CVE-2017-15361", why
 		}
 		return "CERTIFICATE_KEY_WEAK", why
 	}
-	if isRSA && k.N.BitLen() < minRSA {
+	if k, isRSA := cert.PublicKey.(*rsa.PublicKey); isRSA && k.N.BitLen() < minRSA {
 		return "CERTIFICATE_KEY_TOO_SMALL", fmt.Sprintf("RSA of %d bits is less than %d", k.N.BitLen(), minRSA)
 	}
 	return "", ""
+}
+
+// lookAtSharedKeys reports the devices whose RSA keys share a prime with another's.
+func (w *work) lookAtSharedKeys(ctx context.Context) error {
+	if w.SharedKeys == nil {
+		return nil
+	}
+	pairs, err := w.SharedKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("compare the keys of devices: %w", err)
+	}
+	for _, pair := range pairs {
+		for i, c := range pair {
+			other := pair[1-i]
+			w.report(DeviceKeyQuality, Finding{
+				Reason: "CERTIFICATE_KEY_SHARES_PRIME", Subject: "device:" + c.Device, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(),
+				Summary:  fmt.Sprintf("the key of %s shares a prime with that of %s: both can be computed", c.Device, other.Device),
+				Evidence: map[string]string{"state": string(c.State), "not_after": stamp(c.NotAfter), "issued_at": stamp(c.IssuedAt), "other_device": other.Device, "other_certificate": other.Ref().String()},
+			})
+		}
+	}
+	return nil
 }
 
 // lookAtRevokedSessions compares the live sessions of this node with the record: the

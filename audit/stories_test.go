@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -191,11 +193,10 @@ func certificateStories() []story {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.WeakKeys = func(k *rsa.PublicKey) error {
-				if k.Equal(&known.PublicKey) {
-					return countersign.Errorf(countersign.WeakKey, "it is on the list")
-				}
-				return nil
+			w.WeakKeys = &weakkey.Blocklist{}
+			sum := sha1.Sum(fmt.Appendf(nil, "Modulus=%X\n", known.N))
+			if err := w.WeakKeys.Read(strings.NewReader(hex.EncodeToString(sum[:])[20:])); err != nil {
+				t.Fatal(err)
 			}
 			small, err := rsa.GenerateKey(rand.Reader, 1024)
 			if err != nil {
@@ -209,6 +210,18 @@ func certificateStories() []story {
 			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_TOO_SMALL device:small",
 			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_VULNERABILITY_CVE-2008-0166 device:debian",
 			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_VULNERABILITY_CVE-2017-15361 device:roca",
+		}},
+		{"keys that share a prime", func(t *testing.T, w *world) {
+			for _, id := range []string{"prime-a", "prime-b", "prime-c"} {
+				w.device(t, id)
+				w.certificate(t, id)
+			}
+			w.SharedKeys = func(context.Context) ([][2]countersign.Certificate, error) {
+				return [][2]countersign.Certificate{{{Device: "prime-a", Fleet: "default"}, {Device: "prime-b", Fleet: "default"}}}, nil
+			}
+		}, []string{
+			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_SHARES_PRIME device:prime-a",
+			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_SHARES_PRIME device:prime-b",
 		}},
 		{"key reused", func(t *testing.T, w *world) {
 			k := &newKey(t).PublicKey

@@ -15,8 +15,8 @@ import (
 )
 
 // anchorOf makes a trust anchor of what is on record.
-func anchorOf(cert *x509.Certificate, t trust) (attest.Anchor, error) {
-	a := attest.Anchor{Certificate: cert, RequireCRL: t.RequireCRL}
+func (c *CA) anchorOf(cert *x509.Certificate, t trust) (attest.Anchor, error) {
+	a := attest.Anchor{Certificate: cert, RequireCRL: t.RequireCRL, Legacy: t.Legacy, WeakKeys: c.WeakKeys}
 	if len(t.Intermediates) > maxIntermediates || len(t.CRLs) > maxLists {
 		return a, countersign.Errorf(countersign.TooLarge, "an authority brings at most %d intermediates and %d lists", maxIntermediates, maxLists)
 	}
@@ -110,7 +110,7 @@ func (c *CA) Anchor(ctx context.Context, rd store.Reader, id string, version int
 	if a := c.anchorAt(id, version); a != nil {
 		return a, nil
 	}
-	a, err := readRegistered(ctx, rd, id)
+	a, err := c.readRegistered(ctx, rd, id)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func scanAuthority(row interface{ Scan(dest ...any) error }, extra ...any) (*aut
 }
 
 // readRegistered reads a registered authority with its intermediates and lists.
-func readRegistered(ctx context.Context, rd store.Reader, id string) (*authority, error) {
+func (c *CA) readRegistered(ctx context.Context, rd store.Reader, id string) (*authority, error) {
 	var text string
 	a, err := scanAuthority(rd.QueryRow(ctx, `SELECT `+authorityColumns+`, trust FROM authority WHERE id = $1 AND kind = 'registered'`, id), &text)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -160,7 +160,7 @@ func readRegistered(ctx context.Context, rd store.Reader, id string) (*authority
 	if err := json.Unmarshal([]byte(text), &a.trust); err != nil {
 		return nil, fmt.Errorf("decode the trust of authority %s: %w", id, err)
 	}
-	if a.anchor, err = anchorOf(a.Certificate, a.trust); err != nil {
+	if a.anchor, err = c.anchorOf(a.Certificate, a.trust); err != nil {
 		return nil, fmt.Errorf("load registered authority %s: %w", id, err)
 	}
 	a.trust.CRLs = nil // the anchor has them

@@ -16,6 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -36,6 +37,9 @@ type Options struct {
 	StatusURL   string                 // base of the URLs in certificates, e.g. http://ca.example.net:8090
 	CRLValidity time.Duration          // zero: DefaultCRLValidity
 	Passphrase  func() ([]byte, error) // of the root key; nil: the key is not wrapped
+	// WeakKeys lists keys that are known to be weak, beside those that are built in; no
+	// key that is on it enters, by whatever door. nil: none.
+	WeakKeys *weakkey.Blocklist
 	// Cacheable reports whether this process hears at once of every revocation in
 	// the database, so that signed answers may be given again. Whoever says yes
 	// after a no has called Forget for what was missed. nil: it does.

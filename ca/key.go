@@ -55,6 +55,15 @@ func CheckKey(pub crypto.PublicKey) (kind string, err error) {
 	return "", weak("key type %T is not accepted", pub)
 }
 
+// AcceptKey holds a key that somebody wants certified against all there is to say of
+// it: type and size as CheckKey, and that it is not known to be weak.
+func (c *CA) AcceptKey(pub crypto.PublicKey) (kind string, err error) {
+	if kind, err = CheckKey(pub); err != nil {
+		return "", err
+	}
+	return kind, c.WeakKeys.Check(pub)
+}
+
 func weak(format string, args ...any) error {
 	return countersign.Errorf(countersign.WeakKey, format, args...).
 		WithNext("make a P-256, P-384, Ed25519 or RSA 2048-4096 key")

@@ -35,14 +35,14 @@ func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, id string, l Lists) (cha
 	if err := tx.Lock(ctx, "authority:"+id); err != nil {
 		return false, err
 	}
-	a, err := readRegistered(ctx, tx, id)
+	a, err := c.readRegistered(ctx, tx, id)
 	if err != nil {
 		return false, err
 	}
 	t := a.trust
 	t.Intermediates = appendNew(t.Intermediates, l.Intermediates)
 	t.CRLs = l.CRLs
-	next, err := anchorOf(a.Certificate, t)
+	next, err := c.anchorOf(a.Certificate, t)
 	if err != nil {
 		return false, err
 	}

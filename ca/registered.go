@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -31,6 +32,7 @@ type Registration struct {
 	Intermediates [][]byte // DER, of CAs below it, for devices that send too little
 	CRLs          [][]byte // DER, of it and of CAs below
 	RequireCRL    bool     // refuse where there is no list for a link
+	Legacy        bool     // accept a CA without key identifiers, see attest.Anchor
 	// Verification is a certificate that the authority signed over the code: its
 	// common name is the code. Empty: Override.
 	Verification []byte
@@ -44,6 +46,7 @@ type trust struct {
 	Intermediates [][]byte `json:"intermediates,omitempty"`
 	CRLs          [][]byte `json:"crls,omitempty"`
 	RequireCRL    bool     `json:"require_crl,omitempty"`
+	Legacy        bool     `json:"legacy,omitempty"`
 	Proven        bool     `json:"proven"`
 }
 
@@ -68,14 +71,17 @@ func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (counte
 	if err := countersign.CheckName(g.ID); err != nil {
 		return a, err
 	}
-	t := trust{Intermediates: g.Intermediates, CRLs: g.CRLs, RequireCRL: g.RequireCRL}
+	t := trust{Intermediates: g.Intermediates, CRLs: g.CRLs, RequireCRL: g.RequireCRL, Legacy: g.Legacy}
 	var err error
-	if a.Certificate, err = checkRegistered(g.Certificate, c.Now()); err != nil {
-		return a, err
+	if a.Certificate, err = x509.ParseCertificate(g.Certificate); err != nil {
+		return a, countersign.Errorf(countersign.BadRequest, "the certificate cannot be read").WithNext("give one certificate in PEM").WithCause(err)
 	}
 	a.Subject = a.Certificate.Subject.String()
-	anchor, err := anchorOf(a.Certificate, t)
+	anchor, err := c.anchorOf(a.Certificate, t)
 	if err != nil {
+		return a, err
+	}
+	if err := usableAnchor(anchor, c.Now()); err != nil {
 		return a, err
 	}
 	if anchor.CRLs, err = follow(nil, anchor.CRLs, append([]*x509.Certificate{a.Certificate}, anchor.Intermediates...)); err != nil {
@@ -103,20 +109,15 @@ func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (counte
 	return a, nil
 }
 
-// checkRegistered says whether a certificate can be a trust anchor.
-func checkRegistered(der []byte, now time.Time) (*x509.Certificate, error) {
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, countersign.Errorf(countersign.BadRequest, "the certificate cannot be read").WithNext("give one certificate in PEM").WithCause(err)
+// usableAnchor refuses what each device of the authority would be refused for later.
+// What is wrong is in what the operator gave.
+func usableAnchor(a attest.Anchor, now time.Time) error {
+	err := attest.CheckAnchor(a, now)
+	if countersign.CodeOf(err) != countersign.Misconfigured {
+		return err
 	}
-	switch {
-	case !cert.BasicConstraintsValid || !cert.IsCA || cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, countersign.Errorf(countersign.BadRequest, "the certificate of %s is not a CA's", cert.Subject)
-	case now.After(cert.NotAfter) || now.Before(cert.NotBefore):
-		return nil, countersign.Errorf(countersign.CertExpired, "the certificate of %s is not valid now", cert.Subject)
-	}
-	_, err = CheckKey(cert.PublicKey)
-	return cert, err
+	p := countersign.Public(err)
+	return countersign.Errorf(countersign.BadRequest, "%s", p.Message).WithNext(p.Next).WithCause(err)
 }
 
 // provePossession checks that the CA signed a certificate over a code of ours.

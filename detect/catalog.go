@@ -184,7 +184,7 @@ func recordedRules() []Rule {
 		},
 		{
 			Name: SharedFactor, Title: "Two RSA keys share a prime", Severity: countersign.SeverityCritical, Threshold: 1, Default: toAlert(),
-			Sees:           "The daily comparison of all RSA keys finds two with a common factor.",
+			Sees:           "Two RSA keys of devices have a common factor. Each key that a node certifies or introduces is compared within seconds with the RSA keys that the node knows, at most 50,000: a minute after its start and then every hour it adds those of the 50,000 certificates that end last, which are other nodes' too.",
 			Why:            "Anyone can compute both private keys from the two certificates.",
 			Do:             "Revoke both. Look at where the devices got their random numbers when they made their keys; all of that series are suspect.",
 			FalsePositives: "None: it is arithmetic.",

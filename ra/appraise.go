@@ -258,7 +258,7 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*app
 		r.by = countersign.Actor(c.Evidence())
 		var slot attest.KeySlot
 		err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
-			slot, err = registered(&c).Verify(leaf, now)
+			slot, err = d.registered(&c).Verify(leaf, now)
 			return err
 		})
 		if err != nil {
@@ -275,8 +275,8 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*app
 }
 
 // registered gives the thumbprints of a credential.
-func registered(c *registry.Credential) attest.Thumbprints {
-	var t attest.Thumbprints
+func (d *Desk) registered(c *registry.Credential) attest.Thumbprints {
+	t := attest.Thumbprints{WeakKeys: d.CA.WeakKeys}
 	first, second := c.Fingerprints()
 	t.Primary, _ = attest.ParseThumbprint(first) // it was checked when it was registered
 	if second != "" {

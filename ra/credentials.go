@@ -160,7 +160,7 @@ func (o *Office) CreateThumbprint(ctx context.Context, c registry.Credential, pr
 // gives it, or the SHA-256 of that in hex.
 func (o *Office) CreateTPM(ctx context.Context, c registry.Credential, ekPublic []byte, ekHash string, by By) (registry.Credential, error) {
 	if len(ekPublic) > 0 {
-		h, err := attest.EKHash(ekPublic)
+		h, err := attest.EKHash(ekPublic, o.CA.WeakKeys)
 		if err != nil {
 			return c, err
 		}
@@ -204,7 +204,7 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	if err != nil {
 		return Claim{}, err
 	}
-	pub, key, err := claimKey(csr)
+	pub, key, err := o.claimKey(csr)
 	if err != nil {
 		return Claim{}, err
 	}
@@ -227,7 +227,7 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	return out, nil
 }
 
-func claimKey(csr []byte) (pub any, key string, err error) {
+func (o *Office) claimKey(csr []byte) (pub any, key string, err error) {
 	if len(csr) == 0 {
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -246,7 +246,7 @@ func claimKey(csr []byte) (pub any, key string, err error) {
 	if _, err := req.Key(); err != nil {
 		return nil, "", err
 	}
-	if _, err := ca.CheckKey(req.PublicKey); err != nil {
+	if _, err := o.CA.AcceptKey(req.PublicKey); err != nil {
 		return nil, "", err
 	}
 	if err := req.CheckSignature(); err != nil {

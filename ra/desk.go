@@ -19,7 +19,6 @@ import (
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
-	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // Desk decides. Set the fields, then Run.
@@ -39,9 +38,6 @@ type Desk struct {
 	Sealer *keystore.Sealer
 	// Secret resolves a reference (file:, env:) to a secret.
 	Secret func(reference string) ([]byte, error)
-	// WeakKeys are RSA keys known to be weak, such as Debian's of CVE-2008-0166. The
-	// zero value lists none.
-	WeakKeys weakkey.Blocklist
 	// Holds are the devices that this node refuses although that is not on record; nil:
 	// an act that cannot be recorded has no effect at all.
 	Holds *hold.Book
@@ -57,6 +53,7 @@ type Desk struct {
 	policy   policy
 
 	introducer introducer
+	keys       keyring
 }
 
 var (
@@ -81,8 +78,9 @@ func (d *Desk) Run(ctx context.Context) error {
 	defer flush.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
-	hygiene := time.NewTicker(hygieneEvery)
-	defer hygiene.Stop()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { d.compareKeys(ctx) }) // takes minutes of one core for a large RSA fleet
 	for {
 		select {
 		case <-ctx.Done():
@@ -103,15 +101,7 @@ func (d *Desk) Run(ctx context.Context) error {
 			if _, err := d.SweepSecrets(ctx); err != nil && ctx.Err() == nil {
 				d.Log.ErrorContext(ctx, "secrets not ended", "error", err)
 			}
-		case <-hygiene.C:
-			go d.compareKeys(ctx) // takes minutes of one core for a large RSA fleet
 		}
-	}
-}
-
-func (d *Desk) compareKeys(ctx context.Context) {
-	if _, err := d.SharedFactors(ctx); err != nil && ctx.Err() == nil {
-		d.Log.ErrorContext(ctx, "keys not compared", "error", err)
 	}
 }
 

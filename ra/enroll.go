@@ -3,7 +3,6 @@ package ra
 import (
 	"cmp"
 	"context"
-	"crypto/rsa"
 	"errors"
 	"slices"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
-	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // request is an enrollment as far as it has been understood; what stands in it
@@ -278,16 +276,8 @@ func (d *Desk) parse(r *request) error {
 	if _, err := csr.Key(); err != nil {
 		return err
 	}
-	if _, err := ca.CheckKey(csr.PublicKey); err != nil {
+	if _, err := d.CA.AcceptKey(csr.PublicKey); err != nil {
 		return err
-	}
-	if err := weakkey.Check(csr.PublicKey); err != nil {
-		return err
-	}
-	if k, ok := csr.PublicKey.(*rsa.PublicKey); ok {
-		if err := d.WeakKeys.Check(k); err != nil {
-			return err
-		}
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return err
@@ -454,6 +444,7 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
+	d.keys.took(tx, &issued.Certificate, r.csr.PublicKey)
 	e := r.event(countersign.CertIssued, "first certificate")
 	e.Cert = issued.Ref()
 	e.Data = issuedData(&issued.Certificate)

@@ -117,6 +117,7 @@ func (d *Desk) welcome(ctx context.Context, tx *store.Tx, r *request, c *conside
 			return err
 		}
 	}
+	d.keys.took(tx, cert, r.csr.PublicKey)
 	events, err := d.settle(ctx, tx, r, c)
 	if err != nil {
 		return err

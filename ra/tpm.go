@@ -80,7 +80,7 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 	if err != nil {
 		return attest.TPMOptions{}, err
 	}
-	o := attest.TPMOptions{Now: d.Now(), PCRs: map[int][]byte{}}
+	o := attest.TPMOptions{Now: d.Now(), WeakKeys: d.CA.WeakKeys, PCRs: map[int][]byte{}}
 	if o.Anchors, _, err = d.CA.Anchors(ctx, d.DB, f.Rules.Authorities); err != nil {
 		return o, err
 	}
@@ -89,7 +89,7 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 			return o, fmt.Errorf("read the reference value of PCR %d: %w", n, err)
 		}
 	}
-	hash, err := attest.EKHash(ev.EKPublic)
+	hash, err := attest.EKHash(ev.EKPublic, d.CA.WeakKeys)
 	if err != nil {
 		return o, err
 	}

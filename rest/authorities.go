@@ -20,7 +20,7 @@ func (s *Server) registrationCode(ctx context.Context, _ *struct{}) (api.Registr
 
 func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.NewAuthority }) (api.Authority, error) {
 	b := in.Body
-	g := ca.Registration{ID: b.ID, CRLs: derLists(b.CRLs), RequireCRL: b.RequireCRL, Override: b.Override, Reason: b.Reason}
+	g := ca.Registration{ID: b.ID, CRLs: derLists(b.CRLs), RequireCRL: b.RequireCRL, Legacy: b.Legacy, Override: b.Override, Reason: b.Reason}
 	switch {
 	case b.Override && b.Reason == "":
 		return api.Authority{}, countersign.Errorf(countersign.BadRequest, "an override needs a reason").WithNext("say why the authority cannot prove that it has its key")

@@ -200,10 +200,13 @@ func (s *Server) openKeepers(ctx context.Context) error {
 			return []byte(p), err
 		}
 	}
-	var err error
+	weak, err := readWeakKeys(s.cfg.WeakKeys)
+	if err != nil {
+		return err
+	}
 	s.ca, err = ca.Open(ctx, ca.Options{
 		DB: s.db, Keys: s.keys, Now: s.opts.Now, Log: s.log,
-		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live,
+		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live, WeakKeys: weak,
 	})
 	return err
 }
@@ -258,9 +261,6 @@ func (s *Server) openDesk(context.Context) error {
 	}
 	s.desk.Access.Keys, s.desk.Access.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
 	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
-		return err
-	}
-	if err := s.loadWeakKeys(s.cfg.WeakKeys); err != nil {
 		return err
 	}
 	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
@@ -388,23 +388,27 @@ func (s *Server) Run(ctx context.Context) error {
 
 // loadWeakKeys reads the lists of weak keys and puts them in force, all or none.
 func (s *Server) loadWeakKeys(paths []string) error {
-	list := &weakkey.Blocklist{}
-	for _, path := range paths {
-		if err := readWeakKeys(list, path); err != nil {
-			return fmt.Errorf("read weak_keys %s: %w", path, err)
-		}
-	}
-	s.desk.WeakKeys.Replace(list)
-	return nil
-}
-
-func readWeakKeys(list *weakkey.Blocklist, path string) (err error) {
-	f, err := os.Open(path) //nolint:gosec // the operator names it
+	list, err := readWeakKeys(paths)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return list.Read(f)
+	s.ca.WeakKeys.Replace(list)
+	return nil
+}
+
+// readWeakKeys reads the lists of keys that are known to be weak.
+func readWeakKeys(paths []string) (*weakkey.Blocklist, error) {
+	list := &weakkey.Blocklist{}
+	for _, path := range paths {
+		f, err := os.Open(path) //nolint:gosec // the operator names it
+		if err == nil {
+			err = errors.Join(list.Read(f), f.Close())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read weak_keys %s: %w", path, err)
+		}
+	}
+	return list, nil
 }
 
 // identityRetry is the pause between attempts to get a certificate where there is none.

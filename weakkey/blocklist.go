@@ -3,6 +3,7 @@ package weakkey
 import (
 	"bufio"
 	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // the format of the lists, which protects nothing
 	"encoding/hex"
@@ -82,8 +83,17 @@ func (b *Blocklist) Len() int {
 	return len(b.blocked)
 }
 
-// Check says whether the key is on the list. Errors have code WeakKey.
-func (b *Blocklist) Check(k *rsa.PublicKey) error {
+// Check reports whether a public key is known to be weak, built in or on the list.
+// Every public key that enters the authority goes through it, whatever the door. A nil
+// list blocks nothing by itself. Errors have code WeakKey.
+func (b *Blocklist) Check(pub crypto.PublicKey) error {
+	if err := Check(pub); err != nil {
+		return err
+	}
+	k, isRSA := pub.(*rsa.PublicKey)
+	if !isRSA || b == nil {
+		return nil
+	}
 	b.mu.RLock()
 	blocked := b.blocked // never written once it is checked against
 	b.mu.RUnlock()
@@ -92,7 +102,7 @@ func (b *Blocklist) Check(k *rsa.PublicKey) error {
 	}
 	sum := sha1.Sum(fmt.Appendf(nil, "Modulus=%X\n", k.N)) //nolint:gosec // see above
 	if _, found := blocked[blockID(sum[len(sum)-len(blockID{}):])]; found {
-		return weak("its RSA modulus is on the list of known weak keys")
+		return weak("its RSA modulus is on the list of known weak keys").WithCause(ErrListed)
 	}
 	return nil
 }

@@ -9,8 +9,9 @@ import (
 const (
 	// maxBits bounds what one check costs.
 	maxBits = 16384
-	// smallPrimes is below what trial division looks: 1,028 primes.
-	smallPrimes = 1 << 13
+	// smallPrimes is below what trial division looks: 6,542 primes, whose product costs
+	// a division of 94,000 bits.
+	smallPrimes = 1 << 16
 	// fermatSteps is how many candidates for (p+q)/2 are tried. Generators that
 	// take the next prime after p for q give in at the first; a hundred
 	// is what others look for, and costs little.

@@ -10,11 +10,14 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// ErrROCA is the cause of the error about a key with the structure of CVE-2017-15361,
-// for those who treat it apart.
-var ErrROCA = errors.New("CVE-2017-15361")
+// The causes of errors about keys that some callers treat apart.
+var (
+	ErrROCA   = errors.New("CVE-2017-15361") // the structure of that fault
+	ErrListed = errors.New("on a list of weak keys")
+)
 
-// Check says whether a public key is known to be weak. Errors have code WeakKey.
+// Check reports whether a public key is known to be weak, by what is built in; see
+// [Blocklist.Check] for the lists of an installation too. Errors have code WeakKey.
 // A type that it does not know is not for it to judge, and passes.
 func Check(pub crypto.PublicKey) error {
 	reason := ""
@@ -27,16 +30,18 @@ func Check(pub crypto.PublicKey) error {
 		reason = checkEd25519(k)
 	}
 	if reason == "" {
+		reason = checkPublished(pub)
+	}
+	switch reason {
+	case "":
 		return nil
+	case roca:
+		return weak(reason).WithCause(ErrROCA)
 	}
 	return weak(reason)
 }
 
-func weak(reason string) error {
-	e := countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
+func weak(reason string) *countersign.Error {
+	return countersign.Errorf(countersign.WeakKey, "the public key is weak: %s", reason).
 		WithNext("make a new key with a current library, and look for others made the same way")
-	if reason == roca {
-		return e.WithCause(ErrROCA)
-	}
-	return e
 }

@@ -110,6 +110,8 @@ func TestCheckRefusesWeakKeys(t *testing.T) {
 		{"even modulus", rsaKey(p, big.NewInt(2)), "small factor"},
 		{"factor 3", rsaKey(p, big.NewInt(3)), "small factor"},
 		{"factor 8191", rsaKey(p, big.NewInt(8191)), "small factor"},
+		{"factor 8209", rsaKey(p, big.NewInt(8209)), "small factor"},
+		{"factor 65521", rsaKey(p, big.NewInt(65521)), "small factor"},
 		{"square", rsaKey(p, p), "so close"},
 		{"next prime", rsaKey(p, nextPrime(p)), "so close"},
 		{"prime after a few", rsaKey(p, far), "so close"},

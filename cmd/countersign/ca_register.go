@@ -73,6 +73,7 @@ func (a *app) caRegister() *cobra.Command {
 	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it, for devices that send too little; may be repeated")
 	f.StringArrayVar(&lists, "crl", nil, "revocation list of it or of a CA below, DER or PEM; may be repeated")
 	f.BoolVar(&n.RequireCRL, "require-crl", false, "refuse where there is no list for a link")
+	f.BoolVar(&n.Legacy, "legacy", false, "accept a chain without key identifiers, and a CA with basicConstraints that are not critical or with serial number 0")
 	f.StringVar(&verification, "verification", "", "PEM of a certificate that it signed over a code of: countersign ca register-code")
 	f.BoolVar(&n.Override, "override", false, "register without that, on your word; the log tells")
 	f.StringVar(&n.Reason, "reason", "", "why, with --override")

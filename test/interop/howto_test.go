@@ -91,7 +91,7 @@ func chipHasID(t *testing.T, file, said string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum, err := attest.EKHash(public)
+	sum, err := attest.EKHash(public, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
