@@ -174,7 +174,7 @@ func (n *standingNodes) device(t *testing.T, name string, factory bool) *shown {
 	if !factory {
 		token := n.asked.Token(t, api.NewToken{Device: d.id, Fleet: d.fleet})
 		key := newECKey(t)
-		status, answer := n.post(t, d, n.asked.Endpoints().Enroll+"/api/v1/enroll", "application/pkcs10", requestFor(t, key, d.id), token)
+		status, answer := n.post(t, d, asking{n.asked.Endpoints().Enroll + "/api/v1/enroll", "application/pkcs10", token, requestFor(t, key, d.id)})
 		if status != http.StatusOK {
 			t.Fatalf("enroll %s: %d %s", d.id, status, answer)
 		}
@@ -208,15 +208,21 @@ func (n *standingNodes) tls(d *shown) *tls.Config {
 	return c
 }
 
-func (n *standingNodes) post(t *testing.T, d *shown, url, kind string, body []byte, bearer string) (int, []byte) {
+// asking is a request with a body.
+type asking struct {
+	url, kind, bearer string
+	body              []byte
+}
+
+func (n *standingNodes) post(t *testing.T, d *shown, a asking) (int, []byte) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.url, bytes.NewReader(a.body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", kind)
-	if bearer != "" {
-		req.Header.Set("Authorization", "Bearer "+bearer)
+	req.Header.Set("Content-Type", a.kind)
+	if a.bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+a.bearer)
 	}
 	transport := &http.Transport{TLSClientConfig: n.tls(d), DisableKeepAlives: true}
 	res, err := (&http.Client{Transport: transport}).Do(req)
@@ -257,7 +263,7 @@ func (n *standingNodes) doors() []standingDoor {
 	ok := func(status int, _ []byte) bool { return status == http.StatusOK }
 	renew := func(base string) func(*testing.T, *shown) bool {
 		return func(t *testing.T, d *shown) bool {
-			return ok(n.post(t, d, base+"/api/v1/renew", "application/pkcs10", requestFor(t, newECKey(t), d.id), ""))
+			return ok(n.post(t, d, asking{base + "/api/v1/renew", "application/pkcs10", "", requestFor(t, newECKey(t), d.id)}))
 		}
 	}
 	return []standingDoor{
@@ -288,21 +294,21 @@ func (n *standingNodes) doors() []standingDoor {
 			var answer struct {
 				Allow bool `json:"allow"`
 			}
-			_, text := n.post(t, &shown{}, e.Hook+"/hooks/b/connect", "application/json", body, hookSecret)
+			_, text := n.post(t, &shown{}, asking{e.Hook + "/hooks/b/connect", "application/json", hookSecret, body})
 			if err := json.Unmarshal(text, &answer); err != nil {
 				t.Fatalf("%v in %q", err, text)
 			}
 			return answer.Allow
 		}},
 		{"access token", func(t *testing.T, d *shown) bool {
-			return ok(n.post(t, d, e.Enroll+"/api/v1/access-tokens", "application/json", nil, ""))
+			return ok(n.post(t, d, asking{e.Enroll + "/api/v1/access-tokens", "application/json", "", nil}))
 		}},
 		{"secret", func(t *testing.T, d *shown) bool {
-			return ok(n.post(t, d, e.Enroll+"/api/v1/secret", "application/json", []byte("{}"), ""))
+			return ok(n.post(t, d, asking{e.Enroll + "/api/v1/secret", "application/json", "", []byte("{}")}))
 		}},
 		{"EST renewal", func(t *testing.T, d *shown) bool {
 			text := base64.StdEncoding.EncodeToString(requestFor(t, newECKey(t), d.id))
-			return ok(n.post(t, d, e.Enroll+"/.well-known/est/simplereenroll", "application/pkcs10", []byte(text), ""))
+			return ok(n.post(t, d, asking{e.Enroll + "/.well-known/est/simplereenroll", "application/pkcs10", "", []byte(text)}))
 		}},
 		{"REST renewal", renew(e.Enroll)},
 		{"recovery", renew(e.Recovery)},
