@@ -19,9 +19,9 @@ func props(list ...[]byte) []byte {
 	return append(binary.AppendUvarint(nil, uint64(len(b))), b...)
 }
 
-// connect5 is a CONNECT of MQTT 5 with properties.
-func connect5(id string, flags byte, props []byte) []byte {
-	return pkt(0x10, str("MQTT"), []byte{5, flags, 0, 60}, props, str(id))
+// connect5 is a CONNECT of the device dev over MQTT 5 with properties.
+func connect5(flags byte, props []byte) []byte {
+	return pkt(0x10, str("MQTT"), []byte{5, flags, 0, 60}, props, str("dev"))
 }
 
 func authPacket(code byte, list ...[]byte) []byte { return pkt(0xF0, []byte{code}, props(list...)) }
@@ -38,7 +38,7 @@ func (g *gateway) anonymous(t testing.TB) *device {
 func (d *device) solve(answer string) []byte {
 	d.t.Helper()
 	d.v5 = true
-	d.send(connect5("dev", 2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
+	d.send(connect5(2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
 	d.expect("the question", authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "abc")))
 	d.send(authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, answer)))
 	kind, body := d.recv()
@@ -72,7 +72,7 @@ func TestEnhancedAuthenticationOpensASession(t *testing.T) {
 func TestAServerFirstExchangeWorks(t *testing.T) {
 	g := start(t, nil)
 	d := g.anonymous(t)
-	d.send(connect5("dev", 2, props(prop(0x15, riddleMethod))))
+	d.send(connect5(2, props(prop(0x15, riddleMethod))))
 	d.expect("who", authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "who are you?")))
 	d.send(authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "dev")))
 	d.expect("the question", authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "abc")))
@@ -99,17 +99,17 @@ func TestAFailedExchangeIsRefused(t *testing.T) {
 		then  [][]byte // after the first AUTH from the server
 		want  byte
 	}{
-		{"an unknown method", connect5("dev", 2, props(prop(0x15, "NONE"))), nil, 0x8C},
-		{"data without a method", connect5("dev", 2, props(prop(0x16, "x"))), nil, 0x82},
-		{"two methods", connect5("dev", 2, props(method, method)), nil, 0x82},
-		{"too much data", connect5("dev", 2, props(method, prop(0x16, strings.Repeat("x", 5000)))), nil, 0x95},
-		{"another method", connect5("dev", 2, props(method)), [][]byte{authPacket(0x18, prop(0x15, "OTHER"))}, 0x82},
-		{"no method", connect5("dev", 2, props(method)), [][]byte{authPacket(0x18)}, 0x82},
-		{"an empty AUTH", connect5("dev", 2, props(method)), [][]byte{{0xF0, 0}}, 0x82},
-		{"reserved flags", connect5("dev", 2, props(method)), [][]byte{{0xF1, 0}}, 0x81},
-		{"re-authentication", connect5("dev", 2, props(method)), [][]byte{authPacket(0x19, method)}, 0x82},
-		{"a PUBLISH", connect5("dev", 2, props(method)), [][]byte{pkt(0x30, str("devices/dev/up/x"), []byte{0})}, 0x82},
-		{"a packet that is too small for AUTH", connect5("dev", 2, props(method, []byte{0x27, 0, 0, 0, 5})), nil, 0x95},
+		{"an unknown method", connect5(2, props(prop(0x15, "NONE"))), nil, 0x8C},
+		{"data without a method", connect5(2, props(prop(0x16, "x"))), nil, 0x82},
+		{"two methods", connect5(2, props(method, method)), nil, 0x82},
+		{"too much data", connect5(2, props(method, prop(0x16, strings.Repeat("x", 5000)))), nil, 0x95},
+		{"another method", connect5(2, props(method)), [][]byte{authPacket(0x18, prop(0x15, "OTHER"))}, 0x82},
+		{"no method", connect5(2, props(method)), [][]byte{authPacket(0x18)}, 0x82},
+		{"an empty AUTH", connect5(2, props(method)), [][]byte{{0xF0, 0}}, 0x82},
+		{"reserved flags", connect5(2, props(method)), [][]byte{{0xF1, 0}}, 0x81},
+		{"re-authentication", connect5(2, props(method)), [][]byte{authPacket(0x19, method)}, 0x82},
+		{"a PUBLISH", connect5(2, props(method)), [][]byte{pkt(0x30, str("devices/dev/up/x"), []byte{0})}, 0x82},
+		{"a packet that is too small for AUTH", connect5(2, props(method, []byte{0x27, 0, 0, 0, 5})), nil, 0x95},
 	} {
 		d := g.anonymous(t)
 		d.send(c.first)
@@ -134,7 +134,7 @@ func TestAFailedExchangeIsRefused(t *testing.T) {
 func TestAnExchangeHasAnEnd(t *testing.T) {
 	g := start(t, nil, func(s *mqtt.Server) { s.Limits.Connect = 500 * time.Millisecond })
 	d := g.anonymous(t)
-	d.send(connect5("dev", 2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
+	d.send(connect5(2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
 	for i := range 20 {
 		if kind, body := d.recv(); kind != 0xF0 {
 			if kind != 0x20 || body[1] != 0x82 || i > 8 {
@@ -145,7 +145,7 @@ func TestAnExchangeHasAnEnd(t *testing.T) {
 		d.send(authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "again")))
 	}
 	slow := g.anonymous(t)
-	slow.send(connect5("dev", 2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
+	slow.send(connect5(2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
 	slow.recv()
 	slow.gone("a silent client", 0)
 }

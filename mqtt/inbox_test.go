@@ -15,7 +15,7 @@ func (g *gateway) inbox(t testing.TB) (*device, string, bool) {
 	t.Helper()
 	d := g.dial(t, "dev")
 	d.v5 = true
-	d.send(connect5("dev", 0, props([]byte{0x19, 1}, []byte{0x11, 0, 0, 1, 0})))
+	d.send(connect5(0, props([]byte{0x19, 1}, []byte{0x11, 0, 0, 1, 0})))
 	kind, body := d.recv()
 	if kind != 0x20 || body[1] != 0 {
 		t.Fatalf("CONNACK: got %#x % x", kind, body)

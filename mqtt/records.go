@@ -89,7 +89,13 @@ func (n *NATS) dropDeaf(ctx context.Context, index map[string]map[string]int) (d
 		}
 	}
 	err = eachRecord(ctx, js, func(records jetstream.Stream, r natsRecord) error {
-		if !r.deaf(exists) {
+		deaf := r.deaf(exists)
+		if deaf { // a consumer that was made since the names were read is not among them
+			if deaf, err = r.stillDeaf(ctx, js); err != nil {
+				return err
+			}
+		}
+		if !deaf {
 			if device, _, ok := strings.Cut(r.ID, "-"); ok && len(r.Subs) > 0 {
 				if index[device] == nil {
 					index[device] = map[string]int{}
@@ -113,6 +119,25 @@ func (n *NATS) dropDeaf(ctx context.Context, index map[string]map[string]int) (d
 		return nil
 	})
 	return dropped, err
+}
+
+// stillDeaf asks for each consumer by its name.
+func (r *natsRecord) stillDeaf(ctx context.Context, js jetstream.JetStream) (bool, error) {
+	for stream, list := range r.consumers() {
+		for _, c := range list {
+			if c.MemoryStorage {
+				return true, nil
+			}
+			_, err := js.Consumer(ctx, stream, c.Durable)
+			if errors.Is(err, jetstream.ErrConsumerNotFound) {
+				return true, nil
+			}
+			if err != nil {
+				return false, err
+			}
+		}
+	}
+	return false, nil
 }
 
 func (r *natsRecord) deaf(exists map[string]map[string]bool) bool {

@@ -456,7 +456,7 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 func (d *Desk) spend(ctx context.Context, tx *store.Tx, r *request, c *consideration) error {
 	for _, used := range c.credentials() {
 		do := d.Registry.Spend
-		if c.standing.same && used.Evidence() == c.evidence {
+		if c.same && used.Evidence() == c.evidence {
 			do = d.Registry.SpendAgain
 		}
 		if err := do(ctx, tx, *used); err != nil {

@@ -43,14 +43,30 @@ func TestDevicesAreEdited(t *testing.T) {
 		sessions int
 	}{
 		{`{}`, api.Device{Owner: "ana", Tags: map[string]string{"site": "north", "floor": "1"}}, nil, 0},
-		{`{"owner":"ben","purpose":"cooling"}`, api.Device{Owner: "ben", Purpose: "cooling", Tags: map[string]string{"site": "north", "floor": "1"}},
-			map[string]string{"owner": "ben", "owner_before": "ana", "purpose": "cooling", "purpose_before": ""}, 0},
-		{`{"tags":{"site":"south","floor":null,"rack":"7"}}`, api.Device{Owner: "ben", Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
-			map[string]string{"tag.site": "south", "tag.site_before": "north", "tag.floor": "", "tag.floor_before": "1", "tag.rack": "7", "tag.rack_before": ""}, 0},
-		{`{"owner":null,"tags":{"nope":null}}`, api.Device{Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
-			map[string]string{"owner": "", "owner_before": "ben"}, 0},
-		{`{"fleet":"line-2"}`, api.Device{Fleet: "line-2", Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
-			map[string]string{"fleet": "line-2", "fleet_before": "default"}, 2},
+		{
+			`{"owner":"ben","purpose":"cooling"}`,
+			api.Device{Owner: "ben", Purpose: "cooling", Tags: map[string]string{"site": "north", "floor": "1"}},
+			map[string]string{"owner": "ben", "owner_before": "ana", "purpose": "cooling", "purpose_before": ""},
+			0,
+		},
+		{
+			`{"tags":{"site":"south","floor":null,"rack":"7"}}`,
+			api.Device{Owner: "ben", Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
+			map[string]string{"tag.site": "south", "tag.site_before": "north", "tag.floor": "", "tag.floor_before": "1", "tag.rack": "7", "tag.rack_before": ""},
+			0,
+		},
+		{
+			`{"owner":null,"tags":{"nope":null}}`,
+			api.Device{Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
+			map[string]string{"owner": "", "owner_before": "ben"},
+			0,
+		},
+		{
+			`{"fleet":"line-2"}`,
+			api.Device{Fleet: "line-2", Purpose: "cooling", Tags: map[string]string{"site": "south", "rack": "7"}},
+			map[string]string{"fleet": "line-2", "fleet_before": "default"},
+			2,
+		},
 	} {
 		var got api.EditedDevice
 		c.must("PATCH", "/devices/pump-1", tt.change, &got)
@@ -173,7 +189,7 @@ func TestRulesArePatched(t *testing.T) {
 	h := newHouse(t)
 	c := h.local(t)
 	c.must("PUT", "/fleets/pumps", `{"rules":{"networks":["192.0.2.0/24"],"recovery":{"max_age":"720h","max_times":3},"respond":{"wrong_secret":["note"]}}}`, nil)
-	text := func(f api.Fleet) string {
+	text := func(api.Fleet) string {
 		var all struct {
 			Rules map[string]any `json:"rules"`
 		}

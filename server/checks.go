@@ -64,9 +64,12 @@ func (s *Server) checkRootKey() api.Check {
 func (s *Server) checkState(ctx context.Context) api.Check {
 	c := api.Check{Name: "state", Level: api.LevelOK, Message: "the database is as new as it was seen; the last state is in " + s.cfg.Path(watermark.Name)}
 	list, _, err := s.events.List(ctx, event.Filter{Type: countersign.DatabaseRestored, Newest: true, Limit: 1})
-	switch {
+	switch lost := s.setBack.Load(); {
 	case err != nil:
 		c.Level, c.Message, c.Fix = api.LevelFail, "the log cannot be read", "look in the server's log"
+	case lost != nil:
+		c.Level, c.Message = api.LevelFail, "the database was set back while this node ran: "+*lost
+		c.Fix = "bring back the newer database; or stop all nodes and accept the older one on each: countersign server accept-restored"
 	case len(list) > 0 && s.opts.Now().Sub(list[0].At) < restoredFor:
 		c.Level, c.Message = api.LevelWarn, fmt.Sprintf("%s: %s", list[0].At.UTC().Format(time.RFC3339), list[0].Reason)
 		c.Fix = "find out what was recorded in between, revocations first, and do it again"

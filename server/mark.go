@@ -186,9 +186,20 @@ func (s *Server) keepMark(ctx context.Context) error {
 }
 
 // updateMark writes the present state. While the database cannot be read the old one
-// stays.
+// stays, and so it does where the database was set back under a running node, as by a
+// failover to a standby that was behind: the mark must not follow it, and the next
+// start is refused.
 func (s *Server) updateMark(ctx context.Context) {
 	now, err := s.dbState(ctx)
+	if err == nil && s.mark.written.Seq > 0 {
+		var l *watermark.Loss
+		if l, err = s.loss(ctx, s.mark.written, now); l != nil {
+			if text := l.String(); s.setBack.Swap(&text) == nil {
+				s.log.ErrorContext(ctx, "the database was set back while this node ran", "lost", text)
+			}
+			return
+		}
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.WarnContext(ctx, "state of the database not read", "error", err, "retry_in", markEvery)

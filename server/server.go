@@ -70,31 +70,33 @@ type Server struct {
 	mark   mark
 	// markFailing is set while the last state cannot be written down.
 	markFailing atomic.Bool
-	reserve     chan store.Reserve // of the database, when its use changes
-	events      *event.Log
-	registry    *registry.Registry
-	operators   *operator.Desk
-	gate        *operator.Gate
-	ledger      *access.Ledger
-	tokens      *access.Tokens
-	desk        *ra.Desk
-	crls        *ra.Publisher
-	alerts      *respond.Desk
-	watch       *detect.Watch
-	auditor     *audit.Auditor
-	identity    *identity
-	index       *edge.Index
-	guard       *edge.Guard
-	intake      intake
-	engine      engine
-	gateway     *mqtt.Server
-	tunnels     []*tunnel.Server
-	metrics     *metrics
-	purges      chan string // devices whose stored messages the engine is to drop
-	listeners   *listeners
-	hooks       hooks
-	rechecks    rechecks
-	http        []*httpDoor
+	// setBack is what a database lost that was set back while this node ran.
+	setBack   atomic.Pointer[string]
+	reserve   chan store.Reserve // of the database, when its use changes
+	events    *event.Log
+	registry  *registry.Registry
+	operators *operator.Desk
+	gate      *operator.Gate
+	ledger    *access.Ledger
+	tokens    *access.Tokens
+	desk      *ra.Desk
+	crls      *ra.Publisher
+	alerts    *respond.Desk
+	watch     *detect.Watch
+	auditor   *audit.Auditor
+	identity  *identity
+	index     *edge.Index
+	guard     *edge.Guard
+	intake    intake
+	engine    engine
+	gateway   *mqtt.Server
+	tunnels   []*tunnel.Server
+	metrics   *metrics
+	purges    chan string // devices whose stored messages the engine is to drop
+	listeners *listeners
+	hooks     hooks
+	rechecks  rechecks
+	http      []*httpDoor
 
 	closers []closer // run last in, first out
 	once    sync.Once

@@ -96,6 +96,9 @@ func TestPositionsKeepTheOrderOfTheTimes(t *testing.T) {
 				}
 				all = append(all, id)
 			}
+			if err := rows.Err(); err != nil {
+				t.Fatal(err)
+			}
 			return strings.Join(all, ", ")
 		}
 		want := "back 101, gone 101, never 100, never 101, never 99"

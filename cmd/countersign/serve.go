@@ -19,8 +19,14 @@ import (
 func (a *app) listening(e api.Endpoints) {
 	p := a.stdout()
 	for _, l := range []struct{ name, url string }{
-		{"enroll", e.Enroll}, {"recovery", e.Recovery}, {"mqtt", e.MQTT}, {"websocket", e.WebSocket}, {"hook", e.Hook},
-		{"api", e.API}, {"status", e.Status}, {"socket", e.Socket},
+		{"enroll", e.Enroll},
+		{"recovery", e.Recovery},
+		{"mqtt", e.MQTT},
+		{"websocket", e.WebSocket},
+		{"hook", e.Hook},
+		{"api", e.API},
+		{"status", e.Status},
+		{"socket", e.Socket},
 	} {
 		if l.url != "" {
 			p.linef("listening: %-10s %s", l.name, l.url)
