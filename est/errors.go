@@ -105,6 +105,9 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 
 	if status == http.StatusUnauthorized && r.Header.Get("Authorization") == "" {
+		// curl 7 takes the end of an HTTP/2 stream for a failure that comes while it is still
+		// sending, and an answer without a body ends the stream at once.
+		_, _ = io.CopyN(io.Discard, r.Body, DefaultMaxBody)
 		h.Set(reasonHeader, headerText(text))
 		h.Set("Content-Length", "0")
 		w.WriteHeader(status)
