@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -113,6 +114,43 @@ func TestFactoryNeedsItsRole(t *testing.T) {
 	for _, err := range a.Factory(t.Context(), "nope", "", strings.NewReader("")) {
 		if countersign.CodeOf(err) != countersign.NotFound {
 			t.Errorf("a fleet that is not there: got %v, want not_found", err)
+		}
+	}
+}
+
+// TestFactoryMakesNothingForAnActiveDevice asks at each route that the role may use: what
+// it makes is for devices that are new, and bounded.
+func TestFactoryMakesNothingForAnActiveDevice(t *testing.T) {
+	h, a := plant(t)
+	h.enroll(t, "pump-1")
+	ctx := t.Context()
+	many := api.Bounds{Uses: ra.FactoryUses + 1, TTLSeconds: 3600}
+	for route, ask := range map[string]func(device string) error{
+		"POST /tokens":       func(device string) error { _, err := a.CreateToken(ctx, api.NewToken{Device: device}); return err },
+		"POST /tokens, uses": func(string) error { _, err := a.CreateToken(ctx, api.NewToken{Uses: ra.FactoryUses + 1}); return err },
+		"POST /tokens/bulk": func(device string) error {
+			_, err := a.CreateTokens(ctx, api.NewTokens{IDs: []string{device}})
+			return err
+		},
+		"POST /claims, uses": func(string) error { _, err := a.CreateClaim(ctx, api.NewClaim{Bounds: many}); return err },
+		"POST /keys":         func(device string) error { _, err := a.CreateKey(ctx, api.NewKey{Device: device}); return err },
+		"POST /thumbprints": func(device string) error {
+			_, err := a.CreateThumbprint(ctx, api.NewThumbprint{Device: device, Primary: strings.Repeat("ab", 32)})
+			return err
+		},
+		"POST /tpms": func(device string) error {
+			_, err := a.CreateTPM(ctx, api.NewTPM{Device: device, EKHash: fmt.Sprintf("%064x", len(device))})
+			return err
+		},
+	} {
+		if err := ask("pump-1"); countersign.CodeOf(err) != countersign.NotAllowed {
+			t.Errorf("%s: got %v, want not_allowed", route, err)
+		}
+		if strings.HasSuffix(route, "uses") {
+			continue
+		}
+		if err := ask("new-" + strings.ReplaceAll(route[len("POST /"):], "/", "-")); err != nil {
+			t.Errorf("%s for a new device: %v", route, err)
 		}
 	}
 }

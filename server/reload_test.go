@@ -8,7 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
 )
 
@@ -25,6 +28,21 @@ func TestReloadAppliesWhatItCanAndNamesTheRest(t *testing.T) {
 	go func() { defer close(done); _ = s.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	before := served(t, s.Endpoints().Enroll)
+	admin := sdk.Local(s.Endpoints().Socket)
+	reserved := func(when, id string) {
+		t.Helper()
+		for door, create := range map[string]func() error{
+			"device": func() error { _, err := admin.CreateDevice(ctx, api.NewDevice{ID: id}); return err },
+			"token":  func() error { _, err := admin.CreateToken(ctx, api.NewToken{Device: id}); return err },
+			"key":    func() error { _, err := admin.CreateKey(ctx, api.NewKey{Device: id}); return err },
+		} {
+			if err := create(); countersign.CodeOf(err) != countersign.BadRequest {
+				t.Errorf("%s: %s %s: got %v, want a name of the server refused", when, door, id, err)
+			}
+		}
+	}
+	reserved("at the start", "127.0.0.1")
+	reserved("at the start", "LocalHost.")
 
 	cfg.Names = []string{"127.0.0.1", "new.example.net"}
 	cfg.Limits.MaxConnections = 7
@@ -38,6 +56,7 @@ func TestReloadAppliesWhatItCanAndNamesTheRest(t *testing.T) {
 	if slices.Equal(before, after) || !slices.Contains(after, "new.example.net") {
 		t.Errorf("names of the certificate: got %v, want the new one in it", after)
 	}
+	reserved("after the reload", "New.Example.Net")
 	bad := cfg
 	bad.Names = []string{"not a name"}
 	if _, _, err := s.Reload(ctx, bad); err == nil {

@@ -4,29 +4,28 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
-
-	"github.com/countersign-iot/countersign/config"
 )
 
 // reservedNames returns a function that reports whether a device id is a name of
-// this server: those of its certificate, of the host, and of the status URL. A
-// device's certificate has its id as common name, and some programs compare that
-// with the name of the host (RFC 2818, 3.1), so a device of that name could pass
-// for the server.
-func reservedNames(cfg config.Config) func(id string) bool {
-	names := append([]string{"localhost"}, cfg.Names...)
+// this server: those of its certificate, which Reload may change, of the host, and of
+// the status URL. A device's certificate has its id as common name, and some programs
+// compare that with the name of the host (RFC 2818, 3.1), so a device of that name
+// could pass for the server.
+func (s *Server) reservedNames() func(id string) bool {
+	fixed := []string{"localhost"}
 	if host, err := os.Hostname(); err == nil {
-		names = append(names, host)
+		fixed = append(fixed, asHost(host))
 	}
-	if u, err := url.Parse(cfg.StatusURL); err == nil && u.Hostname() != "" {
-		names = append(names, u.Hostname())
+	if u, err := url.Parse(s.cfg.StatusURL); err == nil && u.Hostname() != "" {
+		fixed = append(fixed, asHost(u.Hostname()))
 	}
-	reserved := make(map[string]bool, len(names))
-	for _, n := range names {
-		reserved[asHost(n)] = true
+	return func(id string) bool {
+		host := asHost(id)
+		return slices.Contains(fixed, host) ||
+			slices.ContainsFunc(*s.identity.names.Load(), func(name string) bool { return asHost(name) == host })
 	}
-	return func(id string) bool { return reserved[asHost(id)] }
 }
 
 // asHost returns the form in which two names of hosts are equal: DNS names without

@@ -193,7 +193,9 @@ func (s *Server) openKeepers(ctx context.Context) error {
 	if err := s.events.Mark(ctx); err != nil { // before what the events are about is read
 		return err
 	}
-	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: reservedNames(s.cfg)}
+	s.identity = &identity{now: s.opts.Now}
+	s.identity.names.Store(&s.cfg.Names)
+	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: s.reservedNames()}
 	s.operators = &operator.Desk{DB: s.db, Now: s.opts.Now, Log: s.log}
 	var passphrase func() ([]byte, error)
 	if s.cfg.RootPassphrase != "" {
@@ -273,8 +275,7 @@ func (s *Server) openDesk(context.Context) error {
 }
 
 func (s *Server) openIdentity(ctx context.Context) error {
-	s.identity = &identity{ca: s.ca, now: s.opts.Now}
-	s.identity.names.Store(&s.cfg.Names)
+	s.identity.ca = s.ca
 	err := s.identity.renew(ctx)
 	if countersign.CodeOf(err) == countersign.Unavailable { // what needs no TLS is served: status, and the operators' socket
 		s.log.ErrorContext(ctx, "no server certificate: the TLS listeners refuse handshakes", "error", err, "retry_in", identityRetry)
