@@ -5,10 +5,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
@@ -61,21 +59,19 @@ func (a *app) notify(state string) {
 
 // hangup is what SIGHUP works on.
 type hangup struct {
-	again func() (config.Config, error)
-	level *slog.LevelVar
-	log   *slog.Logger
+	signals <-chan os.Signal
+	again   func() (config.Config, error)
+	level   *slog.LevelVar
+	log     *slog.Logger
 }
 
 // onHangup reads the configuration again at each SIGHUP, until ctx ends.
 func (a *app) onHangup(ctx context.Context, s *server.Server, h hangup) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hangups:
+		case <-h.signals:
 			a.reload(ctx, s, h)
 		}
 	}

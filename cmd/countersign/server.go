@@ -7,8 +7,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
@@ -181,6 +184,9 @@ func (a *app) serve(ctx context.Context, cfg config.Config, dev bool, again func
 	}
 	opts, level := a.options(cfg, dev), &slog.LevelVar{}
 	opts.Log = a.logger(cfg.Log, level)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // before the start, which it must not end
+	defer signal.Stop(hangups)
 	var s *server.Server
 	opts.Ready = func() {
 		if !dev {
@@ -197,9 +203,11 @@ func (a *app) serve(ctx context.Context, cfg config.Config, dev bool, again func
 	}
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	go a.onHangup(serving, s, hangup{again, level, opts.Log})
+	go a.onHangup(serving, s, hangup{hangups, again, level, opts.Log})
+	stopping := sync.OnceFunc(func() { a.notify("STOPPING=1") })
+	context.AfterFunc(ctx, stopping) // at the signal: Run returns after the last session
 	err = s.Run(ctx)
-	a.notify("STOPPING=1")
+	stopping()
 	return err
 }
 

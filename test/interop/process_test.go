@@ -111,13 +111,17 @@ func (p *process) kill() {
 // runServer starts the program under test with args and waits until all its
 // listeners accept.
 func runServer(dir string, args ...string) (*process, api.Endpoints, error) {
+	return startServer(dir, exec.Command(program, args...))
+}
+
+// startServer is runServer with a command that has an environment of its own.
+func startServer(dir string, cmd *exec.Cmd) (*process, api.Endpoints, error) {
 	var e api.Endpoints
+	cmd.Dir = filepath.Dir(dir)
 	path := filepath.Join(dir, api.EndpointsFile)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, e, err
 	}
-	cmd := exec.Command(program, args...)
-	cmd.Dir = filepath.Dir(dir)
 	p, err := launch(cmd)
 	if err != nil {
 		return nil, e, err
