@@ -32,7 +32,7 @@ func (s *Server) watchDatabase(ctx context.Context) error {
 	tick := time.NewTicker(outageEvery)
 	defer tick.Stop()
 	var now outage
-	last := s.opts.Now()
+	last := s.readClocks()
 	for {
 		select {
 		case <-ctx.Done():
@@ -86,12 +86,19 @@ func (s *Server) recordOutage(ctx context.Context, o outage) error {
 	return err
 }
 
+// clocks are two clocks that go alike until one is set.
+type clocks struct {
+	shown time.Time // by the clock that is used
+	steps time.Time // by the monotonic clock, which cannot be set
+}
+
+func (s *Server) readClocks() clocks { return clocks{s.opts.Now().Round(0), time.Now()} }
+
 // checkClock compares the clock with the time that has passed since last. After a jump
 // the sessions are compared with the record: what was to end by the clock may be late.
-func (s *Server) checkClock(ctx context.Context, last time.Time) time.Time {
-	now := s.opts.Now()
-	passed, shown := now.Sub(last), now.Round(0).Sub(last.Round(0)) // the first by the monotonic clock
-	if jump := shown - passed; jump.Abs() >= clockJump {
+func (s *Server) checkClock(ctx context.Context, last clocks) clocks {
+	now := s.readClocks()
+	if jump := now.shown.Sub(last.shown) - now.steps.Sub(last.steps); jump.Abs() >= clockJump {
 		s.log.WarnContext(ctx, "clock was set", "by", jump)
 		s.events.Doubt("the clock was set")
 	}
