@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
@@ -41,6 +42,7 @@ type Options struct {
 	Beside    *Server              // a further node on the PostgreSQL database, and with the keys, of this one
 	Configure func(*config.Config) // changes the configuration
 	Now       func() time.Time     // the server's clock
+	Founding  *ca.Plan             // the authorities that are made; nil: those of development
 }
 
 // Server is a running authority. It stops with the test.
@@ -131,7 +133,7 @@ func (s *Server) run(t testing.TB) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, which ends before cleanups
-	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: s.opts.Beside == nil})
+	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: s.opts.Beside == nil, Founding: s.opts.Founding})
 	if err != nil {
 		cancel()
 		t.Fatalf("start the server: %v", err)
