@@ -1,12 +1,19 @@
 package server_test
 
 import (
+	"context"
+	"crypto/tls"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/store"
 )
 
 func holds(t *testing.T, s *countersigntest.Server) (list []api.Hold) {
@@ -117,4 +124,116 @@ func TestHoldKeepsADeviceOutWhileTheDatabaseIsReadOnly(t *testing.T) {
 	if n := eventsOf(t, s, "pump-1"); n["hold.dropped"] != 1 || n["device.suspended"] != 0 {
 		t.Errorf("events: got %v, want that the hold was dropped and nothing suspended", n)
 	}
+}
+
+// smallDisk mounts a file system that a server fits on, or skips the test where it may not.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cs") //nolint:usetesting // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "mode=0700,size=32m", "countersign-test", dir).CombinedOutput()
+	if err != nil {
+		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
+			t.Fatalf("a small disk is required: %v: %s", err, out)
+		}
+		t.Skipf("a small disk cannot be mounted here: %s", out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %s", out)
+		}
+	})
+	return dir
+}
+
+// fill takes all the space that is left for path.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for block := make([]byte, 4096); err == nil; {
+		_, err = f.Write(block)
+	}
+}
+
+// useUp writes as acts do that may use the reserve, until nothing is left of it.
+func useUp(t *testing.T, db *store.DB) {
+	t.Helper()
+	for range 1000 {
+		err := db.Write(store.Emergency(t.Context()), func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `INSERT INTO filler (octets) VALUES ($1)`, make([]byte, 256<<10))
+			return err
+		})
+		if err != nil {
+			return
+		}
+	}
+	t.Fatal("the reserve has no end")
+}
+
+// TestHoldWhenTheReserveIsUsedUp has a full disk of whose reserve nothing is left. What
+// cannot be recorded even then is held back by this node, also over a restart, and recorded
+// once there is space.
+func TestHoldWhenTheReserveIsUsedUp(t *testing.T) {
+	dir := smallDisk(t)
+	ballast := filepath.Join(dir, "ballast")
+	s := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Dir = filepath.Join(dir, "d") }})
+	c, bystander := client{id: "pump-1", identity: s.Enroll(t, "pump-1")}, client{id: "pump-2", identity: s.Enroll(t, "pump-2")}
+	conn, other := c.open(t, s), bystander.open(t, s)
+	err := s.Database().Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `CREATE TABLE filler (octets BLOB)`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, ballast)
+	useUp(t, s.Database())
+	fill(t, ballast) // what the last try gave back
+	_, err = s.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"})
+	if err == nil || !strings.Contains(err.Error(), "not recorded") || !strings.Contains(err.Error(), "this node alone: 1 live sessions of pump-1 were cut") ||
+		strings.Contains(err.Error(), "other nodes") || strings.Contains(err.Error(), "forgets it") {
+		t.Fatalf("revoke: got %v, want a hold that is saved, and no word of nodes that there are not", err)
+	}
+	endsWithin(t, "the session", conn, time.Second)
+	lives(t, "another device", other)
+	if _, code := c.dial(t, s); code == 0 {
+		t.Error("connected although it is held back")
+	}
+	s.Restart(t)
+	if list := holds(t, s); len(list) != 1 || list[0].Device != "pump-1" || list[0].Act != "revoke" {
+		t.Fatalf("holds after a restart on the full disk: got %+v", list)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); len(holds(t, s)) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > patience {
+			t.Fatalf("not recorded: %+v", holds(t, s))
+		}
+	}
+	if n := eventsOf(t, s, "pump-1"); n["hold.placed"] != 1 || n["hold.recorded"] != 1 || n["device.revoked"] != 1 {
+		t.Errorf("events: got %v, want each of hold.placed, hold.recorded and device.revoked once", n)
+	}
+	probe := &tls.Config{RootCAs: s.Roots}
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) { // a start on a full disk has no certificate to show yet
+		conn, err := tls.Dial("tcp", s.Broker(t), probe)
+		if err == nil {
+			_ = conn.Close()
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("no TLS although there is space: %v", err)
+		}
+	}
+	if _, code := c.dial(t, s); code == 0 {
+		t.Error("connected after the act was recorded")
+	}
+	bystander.open(t, s)
 }
