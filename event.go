@@ -95,6 +95,7 @@ const (
 	ConnectionsRefused   EventType = "connections.turned_away"
 	DeviceChanged        EventType = "device.changed" // owner, tags, fleet or purpose
 	BudgetExceeded       EventType = "budget.exceeded"
+	DevicePurged         EventType = "device.purged"    // an operator dropped what was stored for it
 	OperatorRefused      EventType = "operator.refused" // a wrong token, or an act that the role does not allow
 	HoldPlaced           EventType = "hold.placed"      // an emergency hold of one node, while the database cannot be written
 	HoldRecorded         EventType = "hold.recorded"    // what it stood for is on record now

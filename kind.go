@@ -69,6 +69,7 @@ var kinds = map[EventType]Kind{
 	DeviceReactivated: {Level: LevelInfo, Urgent: true, Restores: true},
 	DeviceRevoked:     {Level: LevelInfo, Ends: EndsDevice, Urgent: true, Purges: true},
 	DeviceRetiredEv:   {Level: LevelInfo, Ends: EndsDevice, Urgent: true, Purges: true},
+	DevicePurged:      info,
 
 	CertIssued:       info,
 	CertAccepted:     info,

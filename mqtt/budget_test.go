@@ -13,6 +13,16 @@ import (
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
+// usage lists what the first n devices use.
+func (g *gateway) usage(t testing.TB, n int) []countersign.Usage {
+	t.Helper()
+	list, err := g.Usage(t.Context(), countersign.UsageFilter{Limit: n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
 // knock connects a further client of a device and returns the code of its CONNACK.
 func (g *gateway) knock(t testing.TB, id, suffix string, level byte) (*device, byte) {
 	t.Helper()
@@ -90,7 +100,7 @@ func TestSubscriptionsOfADeviceAreBounded(t *testing.T) {
 	other.expect("SUBACK of another device", []byte{0x90, 4, 0, 1, 0, 1})
 	two.send([]byte{0xE0, 0})
 	two.gone("goodbye", 0)
-	eventually(t, "room", func() bool { return g.Usage(1)[0].Subscriptions == 15 })
+	eventually(t, "room", func() bool { return g.usage(t, 1)[0].Subscriptions == 15 })
 	want(one, "once there is room", 200, 5, 1)
 	one.send([]byte{0xE0, 0})
 	one.gone("goodbye", 0)
@@ -106,8 +116,8 @@ func TestSubscriptionsOfADeviceAreBounded(t *testing.T) {
 		d.gone("goodbye", 0)
 	}
 	eventually(t, "the oldest are dropped", func() bool {
-		u := g.Usage(1)
-		return len(u) == 1 && u[0].Stored == 3 && u[0].Subscriptions == 18
+		u := g.usage(t, 1)
+		return len(u) == 1 && u[0].Kept == 3 && u[0].Subscriptions == 18
 	})
 	for i, present := range map[int]byte{7: 1, 0: 0} {
 		d := g.dial(t, "greedy")
@@ -203,12 +213,13 @@ func TestRetainedMessagesOfADeviceAreBounded(t *testing.T) {
 		b[0] |= 1
 		d.send(b)
 		d.expect("what was retained before counts", []byte{0x40, 3, 0, 1, 0x97})
-		u := g.Usage(10)
-		if len(u) != 2 || u[0].Retained != 5 || u[1].Retained != 5 || u[0].Octets == 0 {
+		u := g.usage(t, 10)
+		if len(u) != 2 || u[0].Retained != 5 || u[1].Retained != 5 || u[0].RetainedOctets == 0 {
 			t.Errorf("Usage: got %+v, want five messages of each", u)
 		}
-		if err := g.Purge(t.Context(), "hoard4"); err != nil {
-			t.Fatal(err)
+		done, err := g.Purge(t.Context(), "hoard4", countersign.Stored{Retained: true})
+		if err != nil || done.Retained != 5 || done.RetainedOctets != u[0].RetainedOctets {
+			t.Fatalf("Purge: got %+v, %v, want the five messages of %+v", done, err, u)
 		}
 		if got := g.retained(t, "devices/hoard4/up/#"); len(got) != 0 {
 			t.Errorf("after the purge: %v", got)

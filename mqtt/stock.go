@@ -1,11 +1,7 @@
 package mqtt
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -255,76 +251,6 @@ func (k *stock) restore(device, topic string, octets int) {
 	k.owner[topic] = a
 }
 
-// forget takes what is stored of a device out, and returns the topics of its retained
-// messages.
-func (k *stock) forget(device string) (topics []string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	a := k.by[device]
-	if a == nil {
-		return nil
-	}
-	topics = slices.Sorted(maps.Keys(a.retained))
-	for _, topic := range topics {
-		k.releaseLocked(a, topic)
-	}
-	a.excess(0)
-	k.tidy(a)
-	return topics
-}
-
-// Usage is what a device has of the gateway and of the engine's store.
-type Usage struct {
-	Device        string
-	Sessions      int // live
-	Stored        int // sessions that wait for their client
-	Subscriptions int
-	Retained      int // messages
-	Octets        int // of retained messages
-}
-
-// Usage returns the devices that use something, those with the most octets first, then
-// those with the most subscriptions; at most max.
-func (s *Server) Usage(max int) []Usage {
-	s.init()
-	k := &s.stock
-	k.mu.Lock()
-	all := make([]Usage, 0, len(k.by))
-	for _, a := range k.by {
-		u := Usage{Device: a.device, Sessions: a.live, Subscriptions: a.filters(), Retained: len(a.retained), Octets: a.octets}
-		for _, one := range a.sessions {
-			if one.live == 0 {
-				u.Stored++
-			}
-		}
-		all = append(all, u)
-	}
-	k.mu.Unlock()
-	slices.SortFunc(all, func(a, b Usage) int {
-		return cmp.Or(cmp.Compare(b.Octets, a.Octets), cmp.Compare(b.Subscriptions, a.Subscriptions), cmp.Compare(a.Device, b.Device))
-	})
-	return all[:min(len(all), max)]
-}
-
-// Purge drops what the engine keeps of a device without a connection: its stored
-// sessions, and its retained messages as far as they are known. The device is cut
-// before. An engine that cannot drop sessions returns an error with the code Conflict;
-// the retained messages are gone then.
-func (s *Server) Purge(ctx context.Context, device string) error {
-	s.init()
-	topics := s.stock.forget(device)
-	var errs []error
-	if p, ok := s.Engine.(Platform); ok {
-		for _, topic := range topics {
-			if err := p.Unretain(ctx, topic); err != nil {
-				errs = append(errs, fmt.Errorf("couldn't drop the retained message of %s on %.80q: %w", device, topic, err))
-				break // the engine is away; the others would fail as well
-			}
-		}
-	}
-	return errors.Join(append(errs, s.Engine.Purge(ctx, device))...)
-}
-
 // restoreTime bounds the reading of what an earlier process left: 100,000 retained
 // messages take some seconds.
 const restoreTime = time.Minute
@@ -338,24 +264,5 @@ func (s *Server) restoreStock(ctx context.Context) {
 	defer cancel()
 	if err := s.stock.keeper.Retained(ctx, s.stock.restore); err != nil {
 		s.Log.ErrorContext(ctx, "retained messages not counted, devices may have more of them than they should", "error", err)
-	}
-}
-
-// drop has the engine end sessions that a device has stored beyond its share.
-func (x *session) drop(ctx context.Context, all []*stored) {
-	for _, one := range all {
-		var err error
-		if one.info.ID != "" {
-			w := session{srv: x.srv, info: one.info, now: x.now, level: 4}
-			err = w.wipe(ctx)
-		} else if x.srv.stock.keeper != nil {
-			err = x.srv.stock.keeper.Drop(ctx, one.id)
-		}
-		if err != nil {
-			x.srv.Log.WarnContext(ctx, "stored session not dropped", "device", x.info.Device, "error", err)
-		}
-	}
-	if len(all) > 0 {
-		x.srv.count.dropped.Add(uint64(len(all)))
 	}
 }

@@ -31,6 +31,8 @@ type Office struct {
 	Events    *event.Log
 	Sealer    *keystore.Sealer
 	Tokens    *access.Tokens
+	// Messages is what the gateways of this node keep for devices; nil: there are none.
+	Messages countersign.MessageStore
 	// Rules checks what a fleet's expression and webhook mean before they are saved.
 	Rules func(countersign.Rules) error
 }

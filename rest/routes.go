@@ -42,6 +42,8 @@ var acts = map[string]operator.Act{
 	"POST /devices/{id}/disconnect":  operator.Suspend,
 	"POST /sessions/{id}/disconnect": operator.Suspend,
 	"PATCH /fleets/{name}/rules":     operator.Configure,
+	"GET /usage":                     operator.Read,
+	"POST /devices/{id}/purge":       operator.Revoke, // what is dropped cannot be had back
 
 	"GET /devices/{id}/secrets":                operator.Read,
 	"POST /devices/{id}/secrets":               operator.Revoke, // whoever makes one can be the device, an active one too

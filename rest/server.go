@@ -108,6 +108,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	a.UseMiddleware(s.admit(a))
 	s.routeDevices(a)
 	s.routeEdits(a)
+	s.routeUsage(a)
 	s.routeSecrets(a)
 	s.routeBlocks(a)
 	s.routeHolds(a)

@@ -30,6 +30,11 @@ func (a *Admin) Disconnect(ctx context.Context, id string, act api.Act) (*api.Di
 	return call[api.Disconnected](ctx, a, http.MethodPost, devicePath(id, "/disconnect"), act)
 }
 
+// Purge drops what the node that answers stores for a device. Live sessions go on.
+func (a *Admin) Purge(ctx context.Context, id string, p api.Purge) (*api.Purged, error) {
+	return call[api.Purged](ctx, a, http.MethodPost, devicePath(id, "/purge"), p)
+}
+
 // DisconnectSession ends one live session, on whichever node it is.
 func (a *Admin) DisconnectSession(ctx context.Context, session string, act api.Act) (*api.Disconnected, error) {
 	return call[api.Disconnected](ctx, a, http.MethodPost, "/sessions/"+segment(session)+"/disconnect", act)

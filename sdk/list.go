@@ -39,6 +39,12 @@ func (a *Admin) Sessions(ctx context.Context, f api.SessionFilter) iter.Seq2[api
 	return list[api.Session](ctx, a, "/sessions", query(f))
 }
 
+// Usage lists what devices use of the node that answers and of its message store, those
+// with the most octets first.
+func (a *Admin) Usage(ctx context.Context, f api.UsageFilter) iter.Seq2[api.Usage, error] {
+	return list[api.Usage](ctx, a, "/usage", query(f))
+}
+
 // Holds lists the emergency holds of the node that answers, by id.
 func (a *Admin) Holds(ctx context.Context) iter.Seq2[api.Hold, error] {
 	return list[api.Hold](ctx, a, "/holds", query())

@@ -52,7 +52,7 @@ func (s *Server) purge(ctx context.Context) error {
 			if s.gateway == nil {
 				continue
 			}
-			err := s.gateway.Purge(ctx, device)
+			_, err := s.gateway.Purge(ctx, device, countersign.Stored{All: true})
 			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
 				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
 			}

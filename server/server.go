@@ -305,6 +305,10 @@ func (s *Server) openDoors(context.Context) error {
 	if err := s.openSignIn(office); err != nil {
 		return err
 	}
+	if s.gateway != nil {
+		office.Messages = s.gateway
+		s.metrics.registry.MustRegister(&stored{s.gateway})
+	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Gate: s.gate, Office: office,

@@ -13,7 +13,7 @@ import (
 func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "Devices and what may happen to them", []string{"devices"},
 		a.deviceList(), a.deviceGet(), a.deviceCreate(), a.deviceSet(),
-		a.deviceSuspend(), a.deviceReactivate(), a.deviceRevoke(), a.deviceRetire(), a.deviceEvents(), a.deviceIntroduce(), a.secretCommand())
+		a.deviceSuspend(), a.deviceReactivate(), a.deviceRevoke(), a.deviceRetire(), a.deviceEvents(), a.deviceUsage(), a.devicePurge(), a.deviceIntroduce(), a.secretCommand())
 }
 
 func (a *app) deviceView() view[api.Device] {
