@@ -3,6 +3,8 @@ package server_test
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -236,4 +238,62 @@ func TestHoldWhenTheReserveIsUsedUp(t *testing.T) {
 		t.Error("connected after the act was recorded")
 	}
 	bystander.open(t, s)
+}
+
+// TestEmergencyActsOnAFullDisk fills the disk and asks for each act that takes something
+// away: the reserve is for all of them, and for nothing that gives.
+func TestEmergencyActsOnAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	s := countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Dir = filepath.Join(dir, "d") }})
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	kinds := []string{"certificate", "secret", "sas"}
+	_, err := s.Admin.PutFleet(ctx, "default", api.PutFleet{AccessKinds: &kinds})
+	must(err)
+	certified := s.Enroll(t, "certified")
+	token, err := s.Admin.CreateToken(ctx, api.NewToken{Uses: 10})
+	must(err)
+	browser, err := s.Admin.CreateAccessToken(ctx, api.NewAccessToken{Devices: []string{"certified"}})
+	must(err)
+	person, err := s.Admin.CreateOperatorToken(ctx, api.NewOperatorToken{Name: "line", Role: "operator", TTLSeconds: 3600})
+	must(err)
+	does := map[string]func() error{
+		"revoke a certificate": func() error {
+			_, err := s.Admin.RevokeCertificate(ctx, fmt.Sprintf("%x", certified.Certificate().SerialNumber), api.Revoke{Reason: "superseded"})
+			return err
+		},
+		"stop a token":             func() error { _, err := s.Admin.StopCredential(ctx, token.ID, api.Act{}); return err },
+		"revoke an access token":   func() error { _, err := s.Admin.RevokeAccessToken(ctx, browser.ID); return err },
+		"revoke an operator token": func() error { _, err := s.Admin.RevokeOperatorToken(ctx, person.ID); return err },
+		"block an address": func() error {
+			_, err := s.Admin.Block(ctx, api.NewBlock{Network: "203.0.113.7/32", TTLSeconds: 3600})
+			return err
+		},
+	}
+	conns := map[string]net.Conn{}
+	for i, a := range acts() {
+		c, do := a.make(t, s, fmt.Sprintf("pump-%d", i))
+		conns[a.name] = c.open(t, s)
+		does[a.name] = func() error { _, err := do(); return err }
+	}
+	fill(t, filepath.Join(dir, "ballast"))
+	for name, act := range does {
+		if err := act(); err != nil {
+			t.Errorf("%s on a full disk: %v", name, err)
+		}
+		if conn, live := conns[name]; live {
+			endsWithin(t, name, conn, time.Second)
+		}
+	}
+	if list := holds(t, s); len(list) != 0 {
+		t.Errorf("held although it is recorded: %+v", list)
+	}
+	if _, err := s.Admin.CreateToken(ctx, api.NewToken{}); err == nil {
+		t.Error("a token was made from the reserve")
+	}
 }

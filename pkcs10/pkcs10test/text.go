@@ -55,6 +55,7 @@ func (m *maker) texts() {
 	good("PEM in lower case", strings.ReplaceAll(pem(), requestLabel, strings.ToLower(requestLabel)))
 	good("PEM without END", strings.Split(pem(), "-----END")[0])
 	good("PEM with headers", strings.Replace(pem(), "\n", "\nComment: made by hand\nVersion: 1\n\n", 1))
+	good("PEM with headers, CR alone", strings.ReplaceAll(strings.Replace(pem(), "\n", "\nComment: made by hand\n\n", 1), "\n", "\r"))
 	good("PEM after text", "Certificate Request:\n    Data:\n        Version: 1 (0x0)\n        Subject: CN = pump-7\n"+pem())
 	good("PEM before text", pem()+"\nsent by pump-7\n")
 	good("PEM after a certificate", pemText("CERTIFICATE", []byte{0x30, 0})+pem())
