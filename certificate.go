@@ -150,6 +150,12 @@ var reasonNames = map[ReasonCode]string{
 	RemoveFromCRL: "removeFromCRL", PrivilegeWithdrawn: "privilegeWithdrawn", AACompromise: "aACompromise",
 }
 
+// Graver reports whether r is recorded over old, the reason for which a certificate was
+// revoked before (RFC 5280, 5.3.1). Only keyCompromise is: it alone says that what the
+// key signed or opened before the revocation cannot be trusted. The others differ in the
+// history that they tell, and the first one stands.
+func (r ReasonCode) Graver(old ReasonCode) bool { return r == KeyCompromise && old != KeyCompromise }
+
 func (r ReasonCode) String() string {
 	if s, ok := reasonNames[r]; ok {
 		return s

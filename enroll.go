@@ -105,6 +105,8 @@ type Revocation struct {
 	Certificates []CertRef
 	At           time.Time
 	Already      bool          // it was in force before; sessions were cut again
+	Reason       ReasonCode    // of a revocation: the one on record now
+	Raised       bool          // a certificate was revoked before, for a reason that is less grave
 	Sessions     int           // live sessions cut on this node
 	CutIn        time.Duration // from the durable record to the last socket closed
 	// CRLNumber is the list that shows it; 0 while that is still being made.

@@ -46,10 +46,11 @@ type Revoke struct {
 // Cut is what an act did that took an identity away, for good or for now.
 type Cut struct {
 	Device       string    `json:"device"`
-	Reason       string    `json:"reason"`
+	Reason       string    `json:"reason" doc:"The one on record, which stays where it was in force before for the same or a graver one."`
 	Certificates []CertRef `json:"certificates" doc:"Certificates whose state changed."`
 	At           time.Time `json:"at" doc:"When it was on durable record."`
 	Already      bool      `json:"already,omitempty" doc:"It was in force before; live sessions were closed again."`
+	Raised       bool      `json:"raised,omitempty" doc:"A certificate was revoked before, for a reason that is less grave: the record, the next CRL and OCSP show this one now."`
 	Sessions     int       `json:"sessions" doc:"Live sessions that were closed."`
 	CutMicros    int64     `json:"cut_micros" doc:"Microseconds from the durable record to the last socket closed."`
 	CRLs         []CRLRef  `json:"crls,omitempty" doc:"Lists that now tell of it."`

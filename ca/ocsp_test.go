@@ -108,6 +108,12 @@ func TestOCSPTellsWhatIsOnRecord(t *testing.T) {
 			return h.Revoke(ctx, tx, &plain, countersign.Unspecified)
 		})
 		want(&plain, ocsp.Revoked, ocsp.Unspecified, h.clock.Now())
+		since := h.clock.Now()
+		h.clock.turn(time.Minute)
+		h.write(t, func(ctx context.Context, tx *store.Tx) error {
+			return h.RaiseReason(ctx, tx, &plain, countersign.KeyCompromise)
+		})
+		want(&plain, ocsp.Revoked, ocsp.KeyCompromise, since)
 	})
 }
 

@@ -71,6 +71,16 @@ func (c *CA) Revoke(ctx context.Context, tx *store.Tx, cert *countersign.Certifi
 	})
 }
 
+// RaiseReason records a graver reason for which a certificate is revoked already: see
+// [countersign.ReasonCode.Graver]. The date of the revocation stays, since relying parties
+// have refused the certificate from then on. The next CRL and OCSP answer show the reason.
+func (c *CA) RaiseReason(ctx context.Context, tx *store.Tx, cert *countersign.Certificate, reason countersign.ReasonCode) error {
+	if cert.State != countersign.CertRevoked || !reason.Graver(cert.Reason) {
+		return countersign.Errorf(countersign.Conflict, "certificate %s is %s for %s, which %s does not replace", cert.Serial, cert.State, cert.Reason, reason)
+	}
+	return c.set(ctx, tx, cert, countersign.CertRevoked, func(n *countersign.Certificate) { n.Reason = reason })
+}
+
 // Replace revokes a pending certificate in favor of another key that the device
 // asked for. Whoever shows it afterwards is a second holder of the identity.
 func (c *CA) Replace(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {

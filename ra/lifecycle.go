@@ -52,18 +52,15 @@ func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, er
 func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
 	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		var events []countersign.Event
+		out.Reason = reason
 		for i := range certs {
-			c := &certs[i]
-			if c.State == countersign.CertRevoked {
-				continue
-			}
-			if err := d.CA.Revoke(ctx, tx, c, reason); err != nil {
+			e, done, err := d.revokeFor(ctx, tx, act, &certs[i], reason, out)
+			if err != nil {
 				return err
 			}
-			out.Certificates = append(out.Certificates, c.Ref())
-			e := act.certEvent(countersign.CertRevokedEv, c)
-			e.Data = map[string]string{"reason": reason.String()}
-			events = append(events, e)
+			if done {
+				events = append(events, e)
+			}
 		}
 		kind, what := countersign.DeviceRevoked, "revoked"
 		if to == countersign.DeviceRetired {
@@ -76,19 +73,54 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		events = append(events, secrets...)
 		e := act.event(kind, dev)
 		note(&e, "reason", reason.String())
-		switch there := dev.State == to; {
+		// A retired device has lost all that a revocation takes, and stays retired when its
+		// key turns out to be compromised.
+		switch there := dev.State == to || dev.State == countersign.DeviceRetired; {
 		case !there:
 			if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
 				return err
 			}
 		case len(events) > 0: // a registered device that has not connected yet
-		case dev.RevokedAt.IsZero():
+		case dev.RevokedAt.IsZero() && len(certs) == 0:
 			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
 		default:
-			again(out, &e, dev.RevokedAt)
+			since := dev.RevokedAt
+			if len(certs) > 0 { // all revoked, the newest first
+				out.Reason = certs[0].Reason
+				if since.IsZero() {
+					since = certs[0].RevokedAt
+				}
+			}
+			again(out, &e, since)
 		}
 		return d.append(ctx, tx, act, out, append([]countersign.Event{e}, events...))
 	})
+}
+
+// revokeFor revokes a certificate, or raises the reason for which it is revoked already,
+// and adds it to out. done is false where the record stays as it is: one that has expired
+// keeps its reason, because no list shows it any more.
+func (d *Desk) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, reason countersign.ReasonCode, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
+	before, raise := c.Reason, c.State == countersign.CertRevoked
+	switch {
+	case !raise:
+		err = d.CA.Revoke(ctx, tx, c, reason)
+	case !reason.Graver(before) || d.Now().After(c.NotAfter):
+		return e, false, nil
+	default:
+		err = d.CA.RaiseReason(ctx, tx, c, reason)
+	}
+	if err != nil {
+		return e, false, err
+	}
+	out.Certificates = append(out.Certificates, c.Ref())
+	e = act.certEvent(countersign.CertRevokedEv, c)
+	note(&e, "reason", reason.String())
+	if raise {
+		out.Raised = true
+		note(&e, "reason_before", before.String())
+	}
+	return e, true, nil
 }
 
 func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
@@ -102,7 +134,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 	}
 	var out *countersign.Revocation
 	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Certificates: []countersign.CertRef{cert.Ref()}}
+		out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Reason: req.Reason}
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
 		}
@@ -111,17 +143,17 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 			return err
 		}
 		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
-		if c.State == countersign.CertRevoked {
-			e := act.certEvent(countersign.CertRevokedEv, &c)
-			e.Data = map[string]string{"reason": c.Reason.String()}
+		e, done, err := d.revokeFor(ctx, tx, act, &c, req.Reason, out)
+		if err != nil {
+			return err
+		}
+		if !done {
+			e = act.certEvent(countersign.CertRevokedEv, &c)
+			note(&e, "reason", c.Reason.String())
+			out.Reason, out.Certificates = c.Reason, []countersign.CertRef{c.Ref()}
 			again(out, &e, c.RevokedAt)
 			return d.Events.AppendAct(ctx, tx, out, e)
 		}
-		if err := d.CA.Revoke(ctx, tx, &c, req.Reason); err != nil {
-			return err
-		}
-		e := act.certEvent(countersign.CertRevokedEv, &c)
-		e.Data = map[string]string{"reason": req.Reason.String()}
 		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
 		if err != nil {
 			return err

@@ -137,6 +137,9 @@ func (s *Server) revokeThis(ctx context.Context, req countersign.RevokeRequest, 
 	by := s.by(ctx)
 	req.Reason, req.Note, req.Actor, req.Via = reason, body.Note, by.Actor, by.Via
 	r, err := s.Desk.Revoke(ctx, req)
+	if err == nil {
+		reason = r.Reason
+	}
 	return s.cut(ctx, r, reason), err
 }
 
@@ -147,7 +150,7 @@ func (s *Server) cut(ctx context.Context, r *countersign.Revocation, reason coun
 	}
 	out := api.Cut{
 		Device: r.Device, Reason: reason.String(), Certificates: []api.CertRef{}, At: utc(r.At),
-		Already: r.Already, Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
+		Already: r.Already, Raised: r.Raised, Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
 	}
 	told := map[string]bool{}
 	for _, c := range r.Certificates {

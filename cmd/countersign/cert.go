@@ -119,6 +119,9 @@ func (a *app) certRevoke() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cut.Already {
+				a.stderr().done("certificate %s %s", shortName(name), was(cut.Already, "revoked for "+cut.Reason, cut.At))
+			}
 			a.tellCut(cut, "revoked")
 			a.stderr().linef("  undo: none")
 			return acted(a, *cut, name)

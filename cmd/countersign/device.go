@@ -164,7 +164,7 @@ func (a *app) deviceRevoke() *cobra.Command {
 				return err
 			}
 			if cut.Already {
-				a.stderr().done("device %s %s", cut.Device, was(cut.Already, "revoked", cut.At))
+				a.stderr().done("device %s %s", cut.Device, was(cut.Already, "revoked for "+cut.Reason, cut.At))
 			}
 			a.tellCut(cut, "revoked")
 			a.stderr().linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
@@ -216,11 +216,17 @@ func revokeFlags(c *cobra.Command, r *api.Revoke, yes *bool) {
 func (a *app) tellCut(cut *api.Cut, did string) {
 	p := a.stderr()
 	for _, c := range cut.Certificates {
+		if cut.Already {
+			continue // as it was
+		}
 		if cut.Reason != "" {
 			p.done("certificate %s %s (%s)", short(c.Serial), did, cut.Reason)
 		} else {
 			p.done("certificate %s %s", short(c.Serial), did)
 		}
+	}
+	if cut.Raised {
+		p.linef("  revoked before for a reason that is less grave: it is %s now, in the next CRL and OCSP answer too", cut.Reason)
 	}
 	if len(cut.Certificates) == 0 && !cut.Already {
 		p.done("no certificate to be %s", did)
