@@ -30,6 +30,12 @@ const (
 	// maxWaiting bounds how many callers are being delayed at once over all
 	// addresses; beyond it refusals are quick rather than hoarding connections.
 	maxWaiting = 512
+	// triesPerMinute is how often all those behind one blocked address may prove
+	// themselves: a site of some hundred devices comes back within minutes, and a guesser
+	// costs no more than one honest device that reconnects.
+	triesPerMinute = 60
+	// triesAtOnce is how many of them may at once: the devices of one cabinet.
+	triesAtOnce = 20
 )
 
 // Ledger counts failed credentials by address (IPv6 by /64), by credential and by
@@ -66,10 +72,10 @@ type Ledger struct {
 	credentials tallies
 	devices     tallies
 	blocks      blocklist
-	tries       tries
 	unwritten   map[netip.Prefix]unwritten
 	waiting     int
-	polled      time.Time // only Load and Run touch it
+	polled      time.Time           // only Load and Run touch it
+	tries       Rates[netip.Prefix] // of blocked addresses
 }
 
 // Failure is a wrong credential.
@@ -125,10 +131,7 @@ func (l *Ledger) Try(addr netip.Addr) error {
 		return err
 	}
 	src, _ := countersign.SourceOf(addr)
-	now := l.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.tries.allow(src, now) {
+	if l.tries.Take(src, triesPerMinute, triesAtOnce, l.Now()) {
 		return nil
 	}
 	return countersign.Errorf(countersign.RateLimited, "too many wrong credentials came from %s, and too many others since", src).

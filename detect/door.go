@@ -6,22 +6,23 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 // door follows refusals.
 type door struct {
 	m         *machine
 	gone      [3]byDevice // by the rules of connectRules
-	strangers table[netip.Prefix, burst]
-	wrong     table[string, wrongs]
-	sprays    table[string, burst]
-	probes    table[netip.Prefix, burst]
-	skews     table[string, burst]
+	strangers access.Table[netip.Prefix, burst]
+	wrong     access.Table[string, wrongs]
+	sprays    access.Table[string, burst]
+	probes    access.Table[netip.Prefix, burst]
+	skews     access.Table[string, burst]
 }
 
 type byDevice struct {
 	rule *Rule
-	told table[string, burst]
+	told access.Table[string, burst]
 }
 
 // wrongs counts twice: the first wrong secret is a finding, many are a worse one.
@@ -37,13 +38,13 @@ func (d *door) init(m *machine) {
 	d.m = m
 	for i, name := range []string{ConnectAfterRevocation, ConnectAfterSuspension, ConnectAfterExpiry} {
 		d.gone[i].rule = m.rules[name]
-		d.gone[i].told = table[string, burst]{max: maxDevices, ttl: lasts(m.rules[name])}
+		d.gone[i].told = access.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[name])}
 	}
-	d.strangers = table[netip.Prefix, burst]{max: maxSources, ttl: lasts(m.rules[UnknownIssuer])}
-	d.wrong = table[string, wrongs]{max: maxDevices, ttl: lasts(m.rules[WrongSecret])}
-	d.sprays = table[string, burst]{max: maxSources, ttl: lasts(m.rules[SecretSpraying])}
-	d.probes = table[netip.Prefix, burst]{max: maxSources, ttl: lasts(m.rules[DeviceProbing])}
-	d.skews = table[string, burst]{max: maxDevices, ttl: lasts(m.rules[ClockSkew])}
+	d.strangers = access.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[UnknownIssuer])}
+	d.wrong = access.Table[string, wrongs]{Max: maxDevices, TTL: lasts(m.rules[WrongSecret])}
+	d.sprays = access.Table[string, burst]{Max: maxSources, TTL: lasts(m.rules[SecretSpraying])}
+	d.probes = access.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[DeviceProbing])}
+	d.skews = access.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[ClockSkew])}
 }
 
 // lasts is how long a rule must remember.
@@ -84,7 +85,7 @@ func (d *door) enrollment(e *countersign.Event) {
 // lost is a device that comes although it may not any more. One that tries again
 // and again is one finding.
 func (d *door) lost(e *countersign.Event, g *byDevice, how string) {
-	b, _ := g.told.touch(e.Device, e.At)
+	b, _ := g.told.Touch(e.Device, e.At)
 	if !b.add(g.rule, hit{at: e.At, seq: e.Seq}) {
 		return
 	}
@@ -104,7 +105,7 @@ func (d *door) unknown(e *countersign.Event) {
 		return
 	}
 	r := d.m.rules[UnknownIssuer]
-	b, _ := d.strangers.touch(from, e.At)
+	b, _ := d.strangers.Touch(from, e.At)
 	tell := false
 	for range min(tally(e), r.Threshold) {
 		tell = b.add(r, hit{at: e.At, seq: e.Seq}) || tell
@@ -142,14 +143,14 @@ func (d *door) secret(e *countersign.Event) {
 	}
 	if tried := e.Data["tried"]; tried != "" {
 		r := d.m.rules[SecretSpraying]
-		b, _ := d.sprays.touch(tried, e.At)
+		b, _ := d.sprays.Touch(tried, e.At)
 		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
 			d.spread(r, e, b, countersign.Finding{Subject: "server", Summary: "One wrong secret is tried on many devices."})
 		}
 	}
 	if from, _, ok := source(e.Remote); ok {
 		r := d.m.rules[DeviceProbing]
-		b, _ := d.probes.touch(from, e.At)
+		b, _ := d.probes.Touch(from, e.At)
 		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
 			d.spread(r, e, b, countersign.Finding{
 				Subject: addressSubject(from), Summary: "Wrong secrets are tried on many devices from " + from.Addr().String() + ".",
@@ -172,7 +173,7 @@ func (d *door) spread(r *Rule, e *countersign.Event, b *burst, f countersign.Fin
 // wrongFor is a wrong secret in the name of a device that exists.
 func (d *door) wrongFor(e *countersign.Event) {
 	r := d.m.rules[WrongSecret]
-	w, _ := d.wrong.touch(e.Device, e.At)
+	w, _ := d.wrong.Touch(e.Device, e.At)
 	first := *r
 	first.Threshold = 1
 	one := w.first.add(&first, hit{at: e.At, seq: e.Seq})
@@ -197,7 +198,7 @@ func (d *door) wrongFor(e *countersign.Event) {
 // skew is a device whose clock seems to be wrong.
 func (d *door) skew(e *countersign.Event) {
 	r := d.m.rules[ClockSkew]
-	b, _ := d.skews.touch(e.Device, e.At)
+	b, _ := d.skews.Touch(e.Device, e.At)
 	if !b.add(r, hit{at: e.At, seq: e.Seq}) {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 // maxFleets bounds the fleets that rules remember; an operator makes each by hand.
@@ -17,7 +18,7 @@ const maxFleets = 10_000
 type enrollments struct {
 	m    *machine
 	rule *Rule
-	by   table[string, night]
+	by   access.Table[string, night]
 }
 
 // night is a series of unusual enrollments in one fleet.
@@ -29,7 +30,7 @@ type night struct {
 
 func (n *enrollments) init(m *machine) {
 	n.m, n.rule = m, m.rules[UnusualEnrollment]
-	n.by = table[string, night]{max: maxFleets, ttl: lasts(n.rule)}
+	n.by = access.Table[string, night]{Max: maxFleets, TTL: lasts(n.rule)}
 }
 
 func (n *enrollments) issued(e *countersign.Event) {
@@ -40,7 +41,7 @@ func (n *enrollments) issued(e *countersign.Event) {
 	if why == "" {
 		return
 	}
-	s, _ := n.by.touch(e.Fleet, e.At)
+	s, _ := n.by.Touch(e.Fleet, e.At)
 	if e.At.Sub(s.since) >= n.rule.Again {
 		*s = night{since: e.At, next: n.rule.Threshold}
 	}
@@ -89,7 +90,7 @@ func within(from, to, hour int) bool {
 type topicBursts struct {
 	m    *machine
 	rule *Rule
-	by   table[string, denials]
+	by   access.Table[string, denials]
 }
 
 type denials struct {
@@ -102,7 +103,7 @@ const maxTopics = 5
 
 func (t *topicBursts) init(m *machine) {
 	t.m, t.rule = m, m.rules[DeniedTopics]
-	t.by = table[string, denials]{max: maxDevices, ttl: lasts(t.rule)}
+	t.by = access.Table[string, denials]{Max: maxDevices, TTL: lasts(t.rule)}
 }
 
 func (t *topicBursts) denied(e *countersign.Event) {
@@ -113,7 +114,7 @@ func (t *topicBursts) denied(e *countersign.Event) {
 			subject = addressSubject(addr)
 		}
 	}
-	d, _ := t.by.touch(subject, e.At)
+	d, _ := t.by.Touch(subject, e.At)
 	d.topics = latest(d.topics, e.Data["action"]+" "+clip(e.Data["topic"]), maxTopics)
 	if !d.burst.add(t.rule, hit{at: e.At, seq: e.Seq}) {
 		return

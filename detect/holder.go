@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 const (
@@ -46,7 +47,7 @@ type holders struct {
 	m         *machine
 	rule      *Rule
 	alternate Rule // the same, for parties that take turns
-	by        table[string, holder]
+	by        access.Table[string, holder]
 	due       dueHeap
 }
 
@@ -116,7 +117,7 @@ func (h *holders) init(m *machine) {
 	h.m, h.rule = m, m.rules[SharedCertificate]
 	h.alternate = *h.rule
 	h.alternate.Window, h.alternate.Threshold = partyWindow, minReturns
-	h.by = table[string, holder]{max: maxDevices, ttl: memory}
+	h.by = access.Table[string, holder]{Max: maxDevices, TTL: memory}
 }
 
 func (h *holders) opened(e *countersign.Event) {
@@ -128,7 +129,7 @@ func (h *holders) opened(e *countersign.Event) {
 	if !ok || s.id == "" || e.Cert.IsZero() && cred == "" {
 		return
 	}
-	d, _ := h.by.touch(e.Device, e.At)
+	d, _ := h.by.Touch(e.Device, e.At)
 	d.takeOver(&s)
 	u := d.use(e.Cert, cred, e.At)
 	who := party{from, e.Data["hello"]}
@@ -326,7 +327,7 @@ func (p *presence) squeeze() {
 }
 
 func (h *holders) closed(e *countersign.Event) {
-	d := h.by.look(e.Device)
+	d := h.by.Look(e.Device)
 	if d == nil {
 		return
 	}
@@ -383,21 +384,21 @@ func (h *holders) outlived(e *countersign.Event, u *use, s *openSession) {
 // restarted forgets the sessions of a node that has begun anew: if it crashed, their
 // end was not written down. Those that were counted may be of any node.
 func (h *holders) restarted(node string) {
-	for _, e := range h.by.by {
-		e.value.remove(func(s *openSession) bool { return s.node == node || s.more > 0 })
+	for _, d := range h.by.All() {
+		d.remove(func(s *openSession) bool { return s.node == node || s.more > 0 })
 	}
 }
 
 // lost forgets all sessions: the end of any may be among the events that were lost.
 func (h *holders) lost() {
-	for device := range h.by.by {
+	for device := range h.by.All() {
 		h.lostOf(device)
 	}
 }
 
 // lostOf forgets the sessions of a device whose events were thinned.
 func (h *holders) lostOf(device string) {
-	if d := h.by.look(device); d != nil {
+	if d := h.by.Look(device); d != nil {
 		d.remove(func(*openSession) bool { return true })
 	}
 }
@@ -415,7 +416,7 @@ func (h *holders) schedule(device string, d *holder, at time.Time) {
 func (h *holders) elapse(now time.Time) {
 	for len(h.due) > 0 && !h.due[0].at.After(now) {
 		next, _ := heap.Pop(&h.due).(dueDevice)
-		d := h.by.look(next.device)
+		d := h.by.Look(next.device)
 		if d == nil || !d.queued.Equal(next.at) {
 			continue // forgotten meanwhile
 		}

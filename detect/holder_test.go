@@ -267,7 +267,7 @@ func TestMemoryOfADeviceIsBounded(t *testing.T) {
 		v.addr, v.hello, v.cert = fmt.Sprintf("198.51.%d.7", i%200), fmt.Sprint(i), countersign.Serial(fmt.Sprint(i%20))
 		s.open(v)
 	}
-	d := s.m.holders.by.look("pump-1")
+	d := s.m.holders.by.Look("pump-1")
 	sessions := 0
 	for _, u := range d.uses {
 		if len(u.parties) > maxParties {
@@ -283,7 +283,7 @@ func TestMemoryOfADeviceIsBounded(t *testing.T) {
 	if n := len(s.m.holders.due); n > 1 {
 		t.Errorf("the device is due %d times", n)
 	}
-	if n := len(*s.m.clients.by.look("pump-1")); n > maxClients {
+	if n := len(*s.m.clients.by.Look("pump-1")); n > maxClients {
 		t.Errorf("%d client ids", n)
 	}
 	if strings.Contains(ruleNames(s.found), "pump-2") {

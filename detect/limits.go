@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 // maxLimits bounds the subjects that limits remembers, by each of its rules.
@@ -12,8 +13,8 @@ const maxLimits = maxSources
 // limits follows who meets a limit: identities their budget, operators their rights.
 type limits struct {
 	m       *machine
-	budgets table[budgetKey, burst]
-	refused table[string, refusals]
+	budgets access.Table[budgetKey, burst]
+	refused access.Table[string, refusals]
 }
 
 type budgetKey struct{ subject, budget string }
@@ -29,8 +30,8 @@ const maxRoutes = 5
 
 func (l *limits) init(m *machine) {
 	l.m = m
-	l.budgets = table[budgetKey, burst]{max: maxLimits, ttl: lasts(m.rules[BudgetExceeded])}
-	l.refused = table[string, refusals]{max: maxLimits, ttl: lasts(m.rules[OperatorRefused])}
+	l.budgets = access.Table[budgetKey, burst]{Max: maxLimits, TTL: lasts(m.rules[BudgetExceeded])}
+	l.refused = access.Table[string, refusals]{Max: maxLimits, TTL: lasts(m.rules[OperatorRefused])}
 }
 
 // eventsBudget is the budget whose end means that the log holds less of a device
@@ -52,7 +53,7 @@ func (l *limits) exceeded(e *countersign.Event) {
 	default:
 		who, subject = "the server", "server"
 	}
-	b, _ := l.budgets.touch(budgetKey{subject, name}, e.At)
+	b, _ := l.budgets.Touch(budgetKey{subject, name}, e.At)
 	if !b.add(r, hit{at: e.At, seq: e.Seq}) {
 		return
 	}
@@ -82,7 +83,7 @@ func (l *limits) refusedOperator(e *countersign.Event) {
 			who, subject = from.Addr().String(), addressSubject(from)
 		}
 	}
-	s, _ := l.refused.touch(subject, e.At)
+	s, _ := l.refused.Touch(subject, e.At)
 	s.routes = latest(s.routes, clip(e.Data["route"]), maxRoutes)
 	tell := false
 	for range min(tally(e), r.Threshold) {

@@ -10,6 +10,7 @@ import (
 	"unique"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 const (
@@ -210,7 +211,7 @@ const (
 // masses groups what befalls many devices at once. Findings of high and critical
 // severity are never grouped: something is to be done about each.
 type masses struct {
-	by table[[2]string, mass]
+	by access.Table[[2]string, mass]
 }
 
 type mass struct {
@@ -219,14 +220,14 @@ type mass struct {
 	next  int // the count at which the fleet's finding is told again
 }
 
-func (s *masses) init() { s.by = table[[2]string, mass]{max: maxMasses, ttl: massWindow} }
+func (s *masses) init() { s.by = access.Table[[2]string, mass]{Max: maxMasses, TTL: massWindow} }
 
 func (s *masses) pass(f *found) bool {
 	if f.Severity.Rank() >= countersign.SeverityHigh.Rank() || strings.HasPrefix(f.Subject, "fleet:") {
 		return true
 	}
 	at := f.At
-	m, _ := s.by.touch([2]string{f.Rule, f.Fleet}, at)
+	m, _ := s.by.Touch([2]string{f.Rule, f.Fleet}, at)
 	if at.Sub(m.since) > massWindow {
 		*m = mass{since: at, next: massAfter + 1}
 	}

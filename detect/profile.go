@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 const (
@@ -32,9 +33,9 @@ type profiles struct {
 	m     *machine
 	rule  *Rule
 	seed  maphash.Seed
-	by    table[string, profile]
-	fleet table[face, carriers]
-	ways  table[way, time.Time] // when a device first went there
+	by    access.Table[string, profile]
+	fleet access.Table[face, carriers]
+	ways  access.Table[way, time.Time] // when a device first went there
 }
 
 // way is from one network to another.
@@ -64,12 +65,12 @@ type carriers struct{ devices []string }
 
 func (p *profiles) init(m *machine) {
 	p.m, p.rule, p.seed = m, m.rules[IdentityChange], maphash.MakeSeed()
-	p.by = table[string, profile]{max: maxDevices, ttl: max(memory, lasts(p.rule))}
-	p.fleet = table[face, carriers]{max: maxCommon, ttl: memory}
-	p.ways = table[way, time.Time]{max: maxSources, ttl: memory}
+	p.by = access.Table[string, profile]{Max: maxDevices, TTL: max(memory, lasts(p.rule))}
+	p.fleet = access.Table[face, carriers]{Max: maxCommon, TTL: memory}
+	p.ways = access.Table[way, time.Time]{Max: maxSources, TTL: memory}
 }
 
-func (p *profiles) forget(device string) { p.by.drop(device) }
+func (p *profiles) forget(device string) { p.by.Drop(device) }
 
 // issued begins anew with a first certificate; a renewal changes nothing.
 func (p *profiles) issued(e *countersign.Event) {
@@ -94,7 +95,7 @@ func (p *profiles) opened(e *countersign.Event) came {
 	if !ok {
 		return came{}
 	}
-	d, _ := p.by.touch(e.Device, e.At)
+	d, _ := p.by.Touch(e.Device, e.At)
 	side := p.side(e)
 	c := came{at: e.At}
 	if n := len(d.places); n > 0 {
@@ -106,7 +107,7 @@ func (p *profiles) opened(e *countersign.Event) came {
 		p.found(e, d, c.way)
 	}
 	if c.from.IsValid() && !strange { // a thief beats no way
-		first, gone := p.ways.touch(c.way, e.At)
+		first, gone := p.ways.Touch(c.way, e.At)
 		if !gone {
 			*first = e.At
 		}
@@ -129,7 +130,7 @@ type came struct {
 // beaten says whether others have gone a way for long: within a carrier, or to a
 // service hall.
 func (p *profiles) beaten(w way, now time.Time) bool {
-	first := p.ways.look(w)
+	first := p.ways.Look(w)
 	return first != nil && now.Sub(*first) >= beaten
 }
 
@@ -147,12 +148,12 @@ func (p *profiles) found(e *countersign.Event, d *profile, w way) {
 
 // usual says whether enough other devices of the fleet look like this.
 func (p *profiles) usual(e *countersign.Event, side uint64) bool {
-	c := p.fleet.look(face{e.Fleet, side})
+	c := p.fleet.Look(face{e.Fleet, side})
 	return c != nil && len(c.devices) >= common && !slices.Contains(c.devices, e.Device)
 }
 
 func (p *profiles) carry(e *countersign.Event, side uint64) {
-	c, _ := p.fleet.touch(face{e.Fleet, side}, e.At)
+	c, _ := p.fleet.Touch(face{e.Fleet, side}, e.At)
 	if len(c.devices) < common && !slices.Contains(c.devices, e.Device) {
 		c.devices = append(c.devices, e.Device)
 	}
@@ -172,7 +173,7 @@ func latest[T comparable](list []T, v T, most int) []T {
 type crowds struct {
 	m    *machine
 	rule *Rule
-	by   table[netip.Prefix, crowd]
+	by   access.Table[netip.Prefix, crowd]
 
 	began time.Time // of the first session seen
 }
@@ -189,7 +190,7 @@ type crowd struct {
 
 func (c *crowds) init(m *machine) {
 	c.m, c.rule = m, m.rules[NewAddressCrowd]
-	c.by = table[netip.Prefix, crowd]{max: maxSources, ttl: max(memory, lasts(c.rule))}
+	c.by = access.Table[netip.Prefix, crowd]{Max: maxSources, TTL: max(memory, lasts(c.rule))}
 }
 
 // opened counts where the devices come from that gather at a new address. A site
@@ -204,7 +205,7 @@ func (c *crowds) opened(e *countersign.Event, by came) {
 	if c.began.IsZero() {
 		c.began = e.At
 	}
-	s, known := c.by.touch(addr, e.At)
+	s, known := c.by.Touch(addr, e.At)
 	if !known {
 		s.first = e.At
 	}

@@ -156,35 +156,3 @@ func TestCarrierIsNoCrowd(t *testing.T) {
 		}
 	}
 }
-
-func TestMemoryIsBounded(t *testing.T) {
-	tab := table[int, int]{max: 100, ttl: time.Hour}
-	now := start
-	for i := range 1000 {
-		tab.touch(i, now)
-		if v, found := tab.touch(0, now); !found || v == nil {
-			t.Fatal("the entry that is touched most was forgotten")
-		}
-		if len(tab.by) > 100 {
-			t.Fatalf("got %d entries, want at most 100", len(tab.by))
-		}
-		now = now.Add(time.Second)
-	}
-	if tab.look(999) == nil || tab.look(1) != nil {
-		t.Error("want the latest kept and the oldest gone")
-	}
-	now = now.Add(2 * time.Hour)
-	for i := range 60 {
-		tab.touch(-1-i, now)
-	}
-	if len(tab.by) != 60 {
-		t.Errorf("after two hours: got %d entries, want the 60 new ones", len(tab.by))
-	}
-	n := 0
-	for e := tab.oldest; e != nil; e = e.newer {
-		n++
-	}
-	if n != len(tab.by) {
-		t.Errorf("the list has %d entries, the map %d", n, len(tab.by))
-	}
-}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 // takenOverWithin is how long after a session was taken over its successor may
@@ -20,7 +21,7 @@ const maxClients = countersign.DefaultSessions
 type clients struct {
 	m    *machine
 	rule *Rule
-	by   table[string, []client] // by device, the client id that was used last at the end
+	by   access.Table[string, []client] // by device, the client id that was used last at the end
 }
 
 type client struct {
@@ -40,7 +41,7 @@ type sighted struct {
 
 func (c *clients) init(m *machine) {
 	c.m, c.rule = m, m.rules[ClientIDConflict]
-	c.by = table[string, []client]{max: maxDevices, ttl: lasts(c.rule)}
+	c.by = access.Table[string, []client]{Max: maxDevices, TTL: lasts(c.rule)}
 }
 
 func (c *clients) opened(e *countersign.Event) {
@@ -49,7 +50,7 @@ func (c *clients) opened(e *countersign.Event) {
 	if !ok || id == "" {
 		return
 	}
-	d, _ := c.by.touch(e.Device, e.At)
+	d, _ := c.by.Touch(e.Device, e.At)
 	s, known := c.of(d, id, e.At)
 	p := party{from, e.Data["hello"]}
 	took := known && (s.session != "" || s.taken && e.At.Sub(s.ended) <= takenOverWithin)
@@ -73,7 +74,7 @@ func (c *clients) opened(e *countersign.Event) {
 // may take the place of another; those that have told all they can are forgotten.
 func (c *clients) of(d *[]client, id string, now time.Time) (s *client, known bool) {
 	list := slices.DeleteFunc(*d, func(s client) bool {
-		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.ttl && now.Sub(s.back.told) > c.rule.Again
+		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.TTL && now.Sub(s.back.told) > c.rule.Again
 	})
 	found := client{id: id}
 	i := slices.IndexFunc(list, func(s client) bool { return s.id == id })
@@ -101,7 +102,7 @@ func leastClient(list []client) int {
 }
 
 func (c *clients) closed(e *countersign.Event) {
-	d := c.by.look(e.Device)
+	d := c.by.Look(e.Device)
 	if d == nil {
 		return
 	}

@@ -18,9 +18,8 @@ const (
 	// of them are written: a script with an old token must not fill the log.
 	refusalWindow = 10 * time.Second
 	refusalBurst  = 5
-	// maxRefusals bounds the refusals that are told apart; beyond it those that were
-	// quiet for a window are forgotten, and while there is none, new ones are counted
-	// together.
+	// maxRefusals bounds the refusals that are told apart. One that was quiet for a window
+	// makes room; beyond, new ones are counted together.
 	maxRefusals = 4096
 )
 
@@ -37,8 +36,9 @@ type Gate struct {
 	Later func(countersign.Event)
 	Now   func() time.Time
 
-	mu      sync.Mutex
-	refused map[refusal]*repeats
+	mu       sync.Mutex
+	refused  access.Table[refusal, repeats]
+	overflow map[countersign.Code]*repeats // of what refused had no room for
 }
 
 // Ask says where and for what a request was made.
@@ -71,11 +71,12 @@ func (g *Gate) Authenticate(ctx context.Context, secret string, a Ask) (t Token,
 
 // Prove has check look at what was shown, and counts it if it is wrong: then the
 // answer is slowed, and the address is blocked after some. What is right passes a
-// block that the ledger made by itself, since it was not guessed; a block by an
-// operator refuses all.
+// block that the ledger made by itself, since it was not guessed, as often as
+// [access.Ledger.Try] allows: to find out costs a read of the database, or a
+// signature's check. A block by an operator refuses all.
 func (g *Gate) Prove(ctx context.Context, a Ask, check func() error) error {
 	addr := a.Remote.Addr()
-	if err := g.Ledger.CheckProven(addr); err != nil {
+	if err := g.Ledger.Try(addr); err != nil {
 		return err
 	}
 	err := check()
@@ -141,19 +142,7 @@ func (g *Gate) thin(key refusal) (silent int, write bool) {
 	now := g.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.refused == nil {
-		g.refused = map[refusal]*repeats{}
-	}
-	p := g.refused[key]
-	if p == nil {
-		if len(g.refused) >= maxRefusals && !g.forget(now) {
-			key = refusal{code: key.code}
-		}
-		if p = g.refused[key]; p == nil {
-			p = &repeats{since: now}
-			g.refused[key] = p
-		}
-	}
+	p := g.entry(key, now)
 	if now.Sub(p.since) >= refusalWindow {
 		p.written, p.since = 0, now
 	}
@@ -166,16 +155,40 @@ func (g *Gate) thin(key refusal) (silent int, write bool) {
 	return silent, true
 }
 
-// forget drops the refusals that were quiet for a window and hide no count, and
-// reports whether there were any.
-func (g *Gate) forget(now time.Time) bool {
-	before := len(g.refused)
-	for k, p := range g.refused {
-		if now.Sub(p.since) >= refusalWindow && p.silent == 0 {
-			delete(g.refused, k)
+// entry finds the count of a refusal. What was left out of one that makes room for it is
+// counted with all of its code.
+func (g *Gate) entry(key refusal, now time.Time) *repeats {
+	g.refused.Max = maxRefusals
+	quiet := func(oldest refusal, old *repeats) bool {
+		if now.Sub(old.since) < refusalWindow {
+			return false
 		}
+		if old.silent > 0 {
+			g.rest(oldest.code, now).silent += old.silent
+		}
+		return true
 	}
-	return len(g.refused) < before
+	if !g.refused.Room(key, now, quiet) {
+		return g.rest(key.code, now)
+	}
+	p, known := g.refused.Touch(key, now)
+	if !known {
+		p.since = now
+	}
+	return p
+}
+
+// rest finds the count of all refusals with a code that have none of their own.
+func (g *Gate) rest(code countersign.Code, now time.Time) *repeats {
+	p := g.overflow[code]
+	if p == nil {
+		if g.overflow == nil {
+			g.overflow = map[countersign.Code]*repeats{}
+		}
+		p = &repeats{since: now}
+		g.overflow[code] = p
+	}
+	return p
 }
 
 // written is an address for the log; empty at the socket.

@@ -167,3 +167,39 @@ func TestGateRecordsWhatARoleMayNotDo(t *testing.T) {
 		t.Errorf("got %+v", e)
 	}
 }
+
+// TestGateBoundsTheTriesOfABlockedAddress counts the checks that a blocked address causes:
+// as many as at the doors for devices.
+func TestGateBoundsTheTriesOfABlockedAddress(t *testing.T) {
+	g := newGate(storetest.Open(t))
+	_, secret := g.desk.create(t, "ana", operator.Operator)
+	site := askFrom("192.0.2.7:1")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // no answer is held back
+	checked := 0
+	wrong := func() error {
+		checked++
+		return countersign.Errorf(countersign.BadCredential, "wrong")
+	}
+	for range 10 {
+		_ = g.Prove(ctx, site, wrong)
+	}
+	if checked != 10 {
+		t.Fatalf("%d checks before the block, want 10", checked)
+	}
+	for range 1000 {
+		if err := g.Prove(ctx, site, wrong); countersign.CodeOf(err) != countersign.RateLimited {
+			t.Fatalf("a wrong token from a blocked address: got %v", err)
+		}
+	}
+	if checked > 10+20 {
+		t.Errorf("%d checks for a blocked address at once, want at most 20", checked-10)
+	}
+	if _, err := g.Authenticate(t.Context(), secret, site); countersign.CodeOf(err) != countersign.RateLimited {
+		t.Errorf("a right token beyond the rate: got %v, want it to come back later", err)
+	}
+	g.desk.now = g.desk.now.Add(2 * time.Second)
+	if tok, err := g.Authenticate(t.Context(), secret, site); err != nil || tok.Name != "ana" {
+		t.Errorf("a right token two seconds later: got %+v, %v", tok, err)
+	}
+}

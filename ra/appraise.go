@@ -451,7 +451,7 @@ func (d *Desk) atRate(r *request, c *consideration) error {
 		return nil
 	}
 	for _, used := range c.credentials() {
-		if !d.rates.allow(used, d.Now()) {
+		if used.PerMinute > 0 && !d.rates.Take(used.ID, used.PerMinute, used.PerMinute, d.Now()) {
 			return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", used.Kind, used.PerMinute).
 				WithNext("slow down").WithRetry(time.Minute / time.Duration(max(used.PerMinute, 1)))
 		}

@@ -48,8 +48,8 @@ type Desk struct {
 	uses     secretUses
 	thin     thin
 	pairs    pairs
-	rates    rates
-	refusals rates // of those who are known
+	rates    access.Rates[string] // of credentials
+	refusals access.Rates[string] // of those who are known
 	policy   policy
 
 	introducer introducer

@@ -1,12 +1,14 @@
 package ra
 
 import (
+	"iter"
 	"net/netip"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 )
 
 const (
@@ -40,9 +42,10 @@ type thinKey struct {
 // identity, a credential and an address each cause a bounded number of lines, and
 // nothing is left out without trace.
 type thin struct {
-	mu     sync.Mutex
-	by     map[thinKey]*repeats
-	totals map[string]*repeats // by who; "" for strangers
+	mu       sync.Mutex
+	by       access.Table[thinKey, repeats]
+	overflow map[string]*repeats           // by reason, of what by had no room for
+	totals   access.Table[string, repeats] // by who; "" for strangers
 }
 
 // repeats is one kind of line.
@@ -88,7 +91,7 @@ func (t *thin) add(e *countersign.Event, device string, most int, now time.Time)
 
 // room reports whether one more may be written in the present window.
 func (p *repeats) room(most int, now time.Time) bool {
-	if now.Sub(p.since) >= thinWindow || now.Before(p.since) {
+	if p.past(now) {
 		p.written, p.since = 0, now
 	}
 	return p.written < most
@@ -109,26 +112,16 @@ func (p *repeats) carry(e *countersign.Event) {
 // total counts a line against all of who. over: it is the first above what who may
 // cause in this window.
 func (t *thin) total(who string, most int, now time.Time) (fits, over bool) {
-	p := t.totals[who]
 	if who == "" {
 		most = strangerBurst
 	}
-	if p == nil {
-		if t.totals == nil {
-			t.totals = map[string]*repeats{}
-		}
-		if len(t.totals) >= maxThin {
-			for w, old := range t.totals {
-				if now.Sub(old.since) >= thinWindow {
-					delete(t.totals, w)
-				}
-			}
-		}
-		if len(t.totals) >= maxThin {
-			return false, false
-		}
-		p = &repeats{since: now}
-		t.totals[who] = p
+	t.totals.Max = maxThin
+	if !t.totals.Room(who, now, func(_ string, old *repeats) bool { return old.past(now) }) {
+		return false, false
+	}
+	p, known := t.totals.Touch(who, now)
+	if !known {
+		p.since = now
 	}
 	if !p.room(most, now) {
 		over, p.over = !p.over && who != "", true
@@ -141,31 +134,48 @@ func (t *thin) total(who string, most int, now time.Time) (fits, over bool) {
 	return true, false
 }
 
-// entry finds the count of a kind of line. Where there is no room for another one it is
-// that of all lines with the same reason.
+// entry finds the count of a kind of line. One that was quiet for a window makes room for
+// another one; what was left out of it is counted with all lines of its reason. Where there
+// is no room, the count is that of all lines of the reason.
 func (t *thin) entry(key thinKey, now time.Time) *repeats {
-	if p := t.by[key]; p != nil {
-		return p
-	}
-	if t.by == nil {
-		t.by = map[thinKey]*repeats{}
-	}
-	if len(t.by) >= maxThin {
-		for k, p := range t.by {
-			if p.silent == 0 && now.Sub(p.since) >= thinWindow {
-				delete(t.by, k)
-			}
+	t.by.Max = maxThin
+	quiet := func(oldest thinKey, old *repeats) bool {
+		if !old.past(now) {
+			return false
 		}
-	}
-	if len(t.by) >= maxThin {
-		key = thinKey{what: key.what}
-		if p := t.by[key]; p != nil {
-			return p
+		if old.silent > 0 {
+			rest := t.rest(oldest.what, now)
+			rest.silent, rest.last = rest.silent+old.silent, old.last
 		}
+		return true
 	}
-	p := &repeats{since: now}
-	t.by[key] = p
+	if !t.by.Room(key, now, quiet) {
+		return t.rest(key.what, now)
+	}
+	p, known := t.by.Touch(key, now)
+	if !known {
+		p.since = now
+	}
 	return p
+}
+
+// rest finds the count of all lines of a reason that have none of their own. There are
+// no more than types of events with their codes.
+func (t *thin) rest(what string, now time.Time) *repeats {
+	p := t.overflow[what]
+	if p == nil {
+		if t.overflow == nil {
+			t.overflow = map[string]*repeats{}
+		}
+		p = &repeats{since: now}
+		t.overflow[what] = p
+	}
+	return p
+}
+
+// past reports whether the present window is over.
+func (p *repeats) past(now time.Time) bool {
+	return now.Sub(p.since) >= thinWindow || now.Before(p.since)
 }
 
 // late returns lines that stand for what was left out in windows that are over, at
@@ -174,7 +184,7 @@ func (t *thin) entry(key thinKey, now time.Time) *repeats {
 func (t *thin) late(now time.Time, all bool) (events []countersign.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, p := range t.by {
+	for p := range t.counts() {
 		if p.silent == 0 || !all && now.Sub(p.since) < thinWindow {
 			continue
 		}
@@ -188,6 +198,22 @@ func (t *thin) late(now time.Time, all bool) (events []countersign.Event) {
 		events = append(events, e)
 	}
 	return events
+}
+
+// counts returns all counts of lines, those that were quiet longest first.
+func (t *thin) counts() iter.Seq[*repeats] {
+	return func(yield func(*repeats) bool) {
+		for _, p := range t.overflow {
+			if !yield(p) {
+				return
+			}
+		}
+		for _, p := range t.by.All() {
+			if !yield(p) {
+				return
+			}
+		}
+	}
 }
 
 // later writes an event behind, unless enough of its kind were written; see thin.add.

@@ -1,0 +1,52 @@
+package detect
+
+import "time"
+
+// hit is one event that counts.
+type hit struct {
+	at  time.Time
+	seq int64
+	key string // hits with one key count once; empty: each counts
+}
+
+// burst counts hits over a sliding window.
+type burst struct {
+	hits []hit // at most the rule's threshold
+	told time.Time
+}
+
+// add counts h and says whether that makes a finding: the rule's threshold is
+// reached within its window, and the last finding is as long ago as the rule wants.
+func (b *burst) add(r *Rule, h hit) bool {
+	keep := b.hits[:0]
+	for _, old := range b.hits {
+		if h.at.Sub(old.at) <= r.Window && (h.key == "" || old.key != h.key) {
+			keep = append(keep, old)
+		}
+	}
+	b.hits = append(keep, h)
+	if over := len(b.hits) - r.Threshold; over > 0 {
+		b.hits = append(b.hits[:0], b.hits[over:]...)
+	}
+	if len(b.hits) < r.Threshold || !b.quiet(r, h.at) {
+		return false
+	}
+	b.told = h.at
+	return true
+}
+
+// quiet says whether the last finding about the subject is long enough ago.
+func (b *burst) quiet(r *Rule, at time.Time) bool {
+	return b.told.IsZero() || at.Sub(b.told) >= r.Again
+}
+
+// seqs are the events that count now.
+func (b *burst) seqs() []int64 {
+	list := make([]int64, 0, len(b.hits))
+	for _, h := range b.hits {
+		if n := len(list); n == 0 || list[n-1] != h.seq {
+			list = append(list, h.seq)
+		}
+	}
+	return list
+}
