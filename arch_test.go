@@ -89,6 +89,7 @@ var rings = slices.Concat([]ring{
 		name: "the whole's test kit", packages: words("countersigntest"),
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent store/storetest"),
 	},
+	{name: "a bad device", packages: words("countersigntest/baddevice"), libs: words("std")}, // it knows the wire and nothing else
 	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
 })
 
