@@ -70,7 +70,7 @@ func (s *Server) factoryOne(ctx context.Context, in *struct {
 	Body api.FactoryRequest
 },
 ) (api.FactoryResult, error) {
-	run := &factoryRun{Server: s, FactoryPath: in.FactoryPath, by: s.by(ctx).Actor}
+	run := &factoryRun{Server: s, FactoryPath: in.FactoryPath, by: s.by(ctx).Actor, remote: s.from(ctx)}
 	out := api.FactoryResult{Item: in.Body.Item}
 	g, err := run.enroll(ctx, in.Body)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/sdk"
@@ -151,6 +153,33 @@ func TestFactoryMakesNothingForAnActiveDevice(t *testing.T) {
 		}
 		if err := ask("new-" + strings.ReplaceAll(route[len("POST /"):], "/", "-")); err != nil {
 			t.Errorf("%s for a new device: %v", route, err)
+		}
+	}
+}
+
+// TestFactoryServesFleetsWithNetworks has a fleet that its devices may enroll in from one
+// network alone. A factory is elsewhere, whichever of its two routes it takes.
+func TestFactoryServesFleetsWithNetworks(t *testing.T) {
+	h, a := plant(t)
+	_, err := h.Office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+		f.Rules.Networks = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	}, ra.By{Actor: countersign.System})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client{t: t, url: a.BaseURL + api.Base, token: a.Token}
+	var one api.FactoryResult
+	if res := c.do("POST", "/factory/default/certificate", line("a", "", newCSR(t, "pump-1")), &one); res.StatusCode != http.StatusOK {
+		t.Errorf("one: got %s", res.Status)
+	}
+	results, _ := run(t, a, strings.NewReader(line("b", "", newCSR(t, "pump-2"))))
+	if len(results) != 1 || results[0].Error != nil {
+		t.Errorf("many: got %+v", results)
+	}
+	for _, device := range []string{"pump-1", "pump-2"} { // the station's address is in the log
+		list, _, err := h.Events.List(t.Context(), event.Filter{Device: device, Type: countersign.CertIssued})
+		if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Remote, "127.0.0.1:") {
+			t.Errorf("events of %s: got %+v, %v, want one with the address of the station", device, list, err)
 		}
 	}
 }
