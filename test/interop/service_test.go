@@ -118,6 +118,9 @@ func TestServiceNotifiesSystemd(t *testing.T) {
 				t.Fatalf("it is ready and serves no handshake: %v", err)
 			}
 			_ = conn.Close()
+			if !strings.Contains(s.out.String(), "listening: enroll") || !strings.Contains(s.out.String(), s.enroll) {
+				t.Errorf("it is ready and says:\n%s\nwant a line for each listener", s.out.String())
+			}
 			if err := s.stop(); err != nil {
 				t.Error(err)
 			}
