@@ -12,41 +12,45 @@ import (
 // TestDetectorsSeeWhatTheGatewaySays has real sessions make the stories: a fight for
 // one client id, and a revoked device that comes back.
 func TestDetectorsSeeWhatTheGatewaySays(t *testing.T) {
-	s := countersigntest.Start(t)
-	id := s.Enroll(t, "pump-1")
+	countersigntest.Each(t, detectorsSeeWhatTheGatewaySays)
+}
+
+func detectorsSeeWhatTheGatewaySays(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
+	id := asked.Enroll(t, "pump-1")
 	for range 3 {
 		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {
-			if _, code := dialAs(t, s, id, from, "pump-1"); code != 0 {
+			if _, code := dialAs(t, other, id, from, "pump-1"); code != 0 {
 				t.Fatalf("CONNACK: got %d, want 0", code)
 			}
 		}
 	}
 	fought := time.Now()
 	within(t, "the fight", func() bool {
-		return len(alerts(t, s, api.AlertFilter{State: "live", Device: "pump-1", Rule: "client_id_conflict"})) == 1
+		return len(alerts(t, asked, api.AlertFilter{State: "live", Device: "pump-1", Rule: "client_id_conflict"})) == 1
 	})
 	t.Logf("from the last takeover to the alert: %v", time.Since(fought))
-	if _, err := s.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"}); err != nil {
+	if _, err := asked.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, code := dialAs(t, s, id, "127.0.0.2", "pump-1"); code == 0 {
+		if _, code := dialAs(t, other, id, "127.0.0.2", "pump-1"); code == 0 {
 			t.Fatal("a revoked device was let in")
 		}
 	}
 	var list []api.Alert
 	within(t, "the revoked device", func() bool {
-		list = alerts(t, s, api.AlertFilter{State: "live", Device: "pump-1", Rule: "connect_after_revocation"})
+		list = alerts(t, asked, api.AlertFilter{State: "live", Device: "pump-1", Rule: "connect_after_revocation"})
 		return len(list) == 1
 	})
-	a, err := s.Admin.Alert(t.Context(), list[0].ID)
+	a, err := asked.Admin.Alert(t.Context(), list[0].ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if a.Count != 1 || len(a.Evidence) != 1 || a.Evidence[0].Evidence["since"] == "" {
 		t.Errorf("got %d findings with %+v, want one that says since when", a.Count, a.Evidence)
 	}
-	if got := alerts(t, s, api.AlertFilter{State: "live", Rule: "shared_certificate"}); len(got) != 0 {
+	if got := alerts(t, asked, api.AlertFilter{State: "live", Rule: "shared_certificate"}); len(got) != 0 {
 		t.Errorf("takeovers were taken for two holders: %+v", got)
 	}
 }

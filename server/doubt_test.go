@@ -176,14 +176,20 @@ func acts() []act {
 	}
 }
 
-// sasToken is what a device with a symmetric key shows.
+// sasToken is what a device with a symmetric key shows to connect.
 func sasToken(t *testing.T, key, device string) string {
+	t.Helper()
+	return sasFor(t, key, "hub/devices/"+device)
+}
+
+// sasFor signs a resource with a symmetric key.
+func sasFor(t *testing.T, key, resource string) string {
 	t.Helper()
 	secret, err := base64.StdEncoding.DecodeString(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resource, until := url.QueryEscape("hub/devices/"+device), time.Now().Add(time.Hour).Unix()
+	resource, until := url.QueryEscape(resource), time.Now().Add(time.Hour).Unix()
 	h := hmac.New(sha256.New, secret)
 	fmt.Fprintf(h, "%s\n%d", resource, until)
 	return fmt.Sprintf("SharedAccessSignature sr=%s&sig=%s&se=%d", resource, url.QueryEscape(base64.StdEncoding.EncodeToString(h.Sum(nil))), until)

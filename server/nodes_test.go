@@ -39,9 +39,12 @@ func connect(t *testing.T, s *countersigntest.Server, id *sdk.Identity) (net.Con
 	return conn, ack[3]
 }
 
-func TestRevocationOnOneNodeCutsTheSessionOnAnother(t *testing.T) {
-	one := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
-	two := countersigntest.Start(t, countersigntest.Options{Beside: one})
+func TestRevocationCutsTheSessionWhereverItIs(t *testing.T) {
+	countersigntest.Each(t, revocationCutsTheSession)
+}
+
+func revocationCutsTheSession(t *testing.T, one, two *countersigntest.Server) {
+	t.Helper()
 	id := one.Enroll(t, "pump-1")
 	conn, code := connect(t, two, id)
 	if code != 0 {

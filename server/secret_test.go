@@ -52,18 +52,22 @@ func isOver(t *testing.T, what string, lost chan struct{}) {
 // TestDevicesConnectWithSecrets gives devices a secret as text, as octets and one of
 // their own, and takes them away.
 func TestDevicesConnectWithSecrets(t *testing.T) {
-	s := countersigntest.Start(t)
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret", "password"}}); err != nil {
+	countersigntest.Each(t, devicesConnectWithSecrets)
+}
+
+func devicesConnectWithSecrets(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret", "password"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+	if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}
-	text, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	text, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	octets, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Slot: "secondary", Binary: true})
+	octets, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Slot: "secondary", Binary: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,24 +75,24 @@ func TestDevicesConnectWithSecrets(t *testing.T) {
 		secret []byte
 		made   *api.IssuedSecret
 	}{{[]byte(text.Text), text}, {octets.Octets, octets}} {
-		c, lost, err := knock(s, "pump-1", tt.secret)
+		c, lost, err := knock(other, "pump-1", tt.secret)
 		if err != nil {
 			t.Fatalf("connect with a %d octet secret: %v", len(tt.secret), err)
 		}
 		published(t, c, "devices/pump-1/up/t")
-		if live := s.Sessions(); len(live) != 1 || live[0].Credential != "secret:"+tt.made.ID || live[0].Device != "pump-1" {
+		if live := other.Sessions(); len(live) != 1 || live[0].Credential != "secret:"+tt.made.ID || live[0].Device != "pump-1" {
 			t.Errorf("sessions: got %+v", live)
 		}
-		stopped, err := s.Admin.StopSecret(t.Context(), "pump-1", tt.made.ID, api.Act{Note: "found in a bin"})
-		if err != nil || stopped.Sessions != 1 {
+		stopped, err := asked.Admin.StopSecret(t.Context(), "pump-1", tt.made.ID, api.Act{Note: "found in a bin"})
+		if err != nil || stopped.Sessions != here(asked, other) {
 			t.Errorf("stop: got %+v, %v", stopped, err)
 		}
 		isOver(t, "stopped", lost)
-		if _, _, err := knock(s, "pump-1", tt.secret); err == nil || !strings.Contains(err.Error(), "user name") {
+		if _, _, err := knock(other, "pump-1", tt.secret); err == nil || !strings.Contains(err.Error(), "user name") {
 			t.Errorf("after the stop: got %v, want the refusal of a bad user name or password", err)
 		}
 	}
-	list, err := collect(s.Admin.Secrets(t.Context(), "pump-1"))
+	list, err := collect(asked.Admin.Secrets(t.Context(), "pump-1"))
 	if err != nil || len(list) != 2 || list[0].State != "stopped" || list[1].Reason != "found in a bin" {
 		t.Errorf("secrets: got %+v, %v", list, err)
 	}
@@ -98,15 +102,15 @@ func TestDevicesConnectWithSecrets(t *testing.T) {
 	for i := range own {
 		own[i] = byte(255 - i%256)
 	}
-	if _, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Secret: own}); err != nil {
+	if _, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Secret: own}); err != nil {
 		t.Fatal(err)
 	}
-	c, _, err := knock(s, "pump-1", own)
+	c, _, err := knock(other, "pump-1", own)
 	if err != nil {
 		t.Fatalf("connect with every octet: %v", err)
 	}
 	c.Disconnect(100)
-	if _, _, err := knock(s, "pump-1", own[:65534]); err == nil {
+	if _, _, err := knock(other, "pump-1", own[:65534]); err == nil {
 		t.Error("connected with an octet less")
 	}
 }
@@ -122,19 +126,23 @@ func collect(seq func(func(api.Secret, error) bool)) (list []api.Secret, err err
 }
 
 func TestDeviceChangesItsSecretOverREST(t *testing.T) {
-	s := countersigntest.Start(t)
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}}); err != nil {
+	countersigntest.Each(t, deviceChangesItsSecretOverREST)
+}
+
+func deviceChangesItsSecretOverREST(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}}); err != nil {
 		t.Fatal(err)
 	}
-	id := s.Enroll(t, "pump-1")
+	id := asked.Enroll(t, "pump-1")
 	first, err := id.ChangeSecret(t.Context(), false) // with its certificate
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admin.RotateSecret(t.Context(), "pump-1", api.RotateSecret{NewSecret: api.NewSecret{Slot: "secondary"}}); err != nil {
+	if _, err := asked.Admin.RotateSecret(t.Context(), "pump-1", api.RotateSecret{NewSecret: api.NewSecret{Slot: "secondary"}}); err != nil {
 		t.Fatal(err)
 	}
-	l := &sdk.Login{Server: s.Endpoints().Enroll, Roots: s.Roots, Device: "pump-1", Secret: []byte("csds_wrong")}
+	l := &sdk.Login{Server: other.Endpoints().Enroll, Roots: other.Roots, Device: "pump-1", Secret: []byte("csds_wrong")}
 	if _, err := l.ChangeSecret(t.Context(), false); err == nil || !strings.Contains(err.Error(), "wrong") {
 		t.Errorf("with a wrong secret: got %v", err)
 	}
@@ -142,7 +150,7 @@ func TestDeviceChangesItsSecretOverREST(t *testing.T) {
 	if _, err := l.ChangeSecret(t.Context(), true); err == nil || !strings.Contains(err.Error(), "less than") {
 		t.Errorf("twice within a minute: got %v", err)
 	}
-	c, _, err := knock(s, "pump-1", l.Secret)
+	c, _, err := knock(other, "pump-1", l.Secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,34 +176,38 @@ func apply(t *testing.T, s *countersigntest.Server, source string) {
 
 // TestGuestsDisturbNobody lets a guest in that calls itself like a device.
 func TestGuestsDisturbNobody(t *testing.T) {
-	s := countersigntest.Start(t)
+	countersigntest.Each(t, guestsDisturbNobody)
+}
+
+func guestsDisturbNobody(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
 	yes := true
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"secret"}}); err != nil {
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"secret"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := knock(s, "", nil); err == nil {
+	if _, _, err := knock(other, "", nil); err == nil {
 		t.Fatal("a guest came in although guests are off")
 	}
-	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+	if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}
-	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	made, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Guests: &yes}); err != nil {
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{Guests: &yes}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := knock(s, "", nil); err == nil {
+	if _, _, err := knock(other, "", nil); err == nil {
 		t.Error("a guest came in under the built-in policy, which grants guests nothing")
 	}
-	apply(t, s, guestPolicy) // which may end sessions: they have the old one's permissions
-	device, lost, err := knock(s, "pump-1", []byte(made.Text))
+	apply(t, asked, guestPolicy) // which may end sessions: they have the old one's permissions
+	device, lost, err := knock(other, "pump-1", []byte(made.Text))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer device.Disconnect(100)
-	guest, _, err := knock(s, "default", nil) // under the device's client id
+	guest, _, err := knock(other, "default", nil) // under the device's client id
 	if err != nil {
 		t.Fatalf("guest: %v", err)
 	}
@@ -207,7 +219,7 @@ func TestGuestsDisturbNobody(t *testing.T) {
 			t.Errorf("guest subscribes to %s: granted %v, want %v", filter, granted, want)
 		}
 	}
-	if live := s.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool {
+	if live := other.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool {
 		return strings.HasPrefix(x.Device, "guest/") && x.Credential == "guest" && !x.NotAfter.IsZero()
 	}) {
 		t.Errorf("sessions: got %+v, want a guest's", live)
@@ -218,7 +230,7 @@ func TestGuestsDisturbNobody(t *testing.T) {
 		t.Error("a guest of the same client id ended the device's session")
 	default:
 	}
-	if live := s.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool { return x.Device == "pump-1" }) {
+	if live := other.Sessions(); !slices.ContainsFunc(live, func(x countersign.Session) bool { return x.Device == "pump-1" }) {
 		t.Errorf("sessions: got %+v", live)
 	}
 }
@@ -239,20 +251,24 @@ func (steps) Authenticated() {}
 // TestDevicesConnectWithSCRAM lets a device in that does not send its secret, where
 // one that sends it is refused.
 func TestDevicesConnectWithSCRAM(t *testing.T) {
-	s := countersigntest.Start(t)
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"scram"}}); err != nil {
+	countersigntest.Each(t, devicesConnectWithSCRAM)
+}
+
+func devicesConnectWithSCRAM(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"scram"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+	if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}
-	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	made, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	connect := func(secret string) (*sdk.SCRAM, *paho5.Connack, error) {
 		t.Helper()
-		conn, err := tls.Dial("tcp", s.Broker(t), &tls.Config{RootCAs: s.Roots, MinVersion: tls.VersionTLS12})
+		conn, err := tls.Dial("tcp", other.Broker(t), &tls.Config{RootCAs: other.Roots, MinVersion: tls.VersionTLS12})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,13 +290,13 @@ func TestDevicesConnectWithSCRAM(t *testing.T) {
 	if err := x.Check(ack.Properties.AuthData); err != nil {
 		t.Error(err)
 	}
-	if live := s.Sessions(); len(live) != 1 || live[0].Device != "pump-1" || live[0].Credential != "secret:"+made.ID {
+	if live := other.Sessions(); len(live) != 1 || live[0].Device != "pump-1" || live[0].Credential != "secret:"+made.ID {
 		t.Errorf("sessions: got %+v", live)
 	}
 	if _, ack, err := connect("csds_wrong"); err == nil || ack == nil || ack.ReasonCode != 0x86 {
 		t.Errorf("with a wrong secret: got %+v, %v, want a bad user name or password", ack, err)
 	}
-	if _, _, err := knock(s, "pump-1", []byte(made.Text)); err == nil {
+	if _, _, err := knock(other, "pump-1", []byte(made.Text)); err == nil {
 		t.Error("a secret that was sent opens a fleet that takes scram alone")
 	}
 }
@@ -288,33 +304,37 @@ func TestDevicesConnectWithSCRAM(t *testing.T) {
 // TestFleetThatAcceptsLessCutsSessions turns guests and secrets off under a guest and
 // a device that came in by a secret, and leaves a device with a certificate alone.
 func TestFleetThatAcceptsLessCutsSessions(t *testing.T) {
-	s := countersigntest.Start(t)
+	countersigntest.Each(t, fleetThatAcceptsLessCutsSessions)
+}
+
+func fleetThatAcceptsLessCutsSessions(t *testing.T, asked, other *countersigntest.Server) {
+	t.Helper()
 	yes, no := true, false
 	put := func(f api.PutFleet) {
 		t.Helper()
-		if _, err := s.Admin.PutFleet(t.Context(), "default", f); err != nil {
+		if _, err := asked.Admin.PutFleet(t.Context(), "default", f); err != nil {
 			t.Fatal(err)
 		}
 	}
 	put(api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}, Guests: &yes})
-	apply(t, s, guestPolicy)
-	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+	apply(t, asked, guestPolicy)
+	if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}
-	made, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
+	made, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, code := connect(t, s, s.Enroll(t, "pump-2"))
+	conn, code := connect(t, other, asked.Enroll(t, "pump-2"))
 	if code != 0 {
 		t.Fatalf("with a certificate: CONNACK %d", code)
 	}
-	device, lost, err := knock(s, "pump-1", []byte(made.Text))
+	device, lost, err := knock(other, "pump-1", []byte(made.Text))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer device.Disconnect(100)
-	guest, gone, err := knock(s, "default", nil)
+	guest, gone, err := knock(other, "default", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,9 +344,9 @@ func TestFleetThatAcceptsLessCutsSessions(t *testing.T) {
 	published(t, device, "devices/pump-1/up/t") // what is still accepted goes on
 	put(api.PutFleet{AccessKinds: &[]string{"certificate"}})
 	isOver(t, "secrets turned off", lost)
-	for end := time.Now().Add(patience); len(s.Sessions()) != 1; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); len(other.Sessions()) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("sessions: got %+v, want one", s.Sessions())
+			t.Fatalf("sessions: got %+v, want one", other.Sessions())
 		}
 	}
 	subscribe(t, conn, "public/x") // the device with the certificate is still here

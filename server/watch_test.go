@@ -70,26 +70,34 @@ func alerts(t *testing.T, s *countersigntest.Server, f api.AlertFilter) (list []
 // sessions cut, and the device back with what it had by one act.
 func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 	var ahead atomic.Int64
-	s := countersigntest.Start(t, countersigntest.Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
-	_, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Respond: map[string][]string{"shared_certificate": {"alert", "suspend"}}})
+	countersigntest.Each(t, func(t *testing.T, asked, other *countersigntest.Server) {
+		defer ahead.Store(0) // the next server starts by this clock
+		stolenCertificateComesBack(t, asked, other, &ahead)
+	}, countersigntest.Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+}
+
+// stolenCertificateComesBack has the device at one node and the thief at the other.
+func stolenCertificateComesBack(t *testing.T, asked, other *countersigntest.Server, ahead *atomic.Int64) {
+	t.Helper()
+	_, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{Respond: map[string][]string{"shared_certificate": {"alert", "suspend"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Respond: map[string][]string{"shared_certifcate": {"alert"}}}); err == nil {
+	if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{Respond: map[string][]string{"shared_certifcate": {"alert"}}}); err == nil {
 		t.Error("a slip in the name of a rule was saved")
 	}
-	id := s.Enroll(t, "pump-1")
-	device, code := dialAs(t, s, id, "127.0.0.1", "pump-1")
+	id := asked.Enroll(t, "pump-1")
+	device, code := dialAs(t, other, id, "127.0.0.1", "pump-1")
 	if code != 0 {
 		t.Fatalf("CONNACK of the device: got %d, want 0", code)
 	}
-	thief, code := dialAs(t, s, id, "127.0.0.2", "pump-1:b")
+	thief, code := dialAs(t, asked, id, "127.0.0.2", "pump-1:b")
 	if code != 0 {
 		t.Fatalf("CONNACK of the thief: got %d, want 0", code)
 	}
 	within(t, "both sessions are on record", func() bool {
 		n := 0
-		for e, err := range s.Admin.DeviceEvents(t.Context(), "pump-1", api.Order{}) {
+		for e, err := range asked.Admin.DeviceEvents(t.Context(), "pump-1", api.Order{}) {
 			if err == nil && e.Type == "session.opened" && e.Seq > 0 {
 				n++
 			}
@@ -98,7 +106,7 @@ func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 	})
 	ahead.Store(int64(6 * time.Minute)) // they stay side by side
 	within(t, "the device is suspended", func() bool {
-		d, err := s.Admin.Device(t.Context(), "pump-1")
+		d, err := asked.Admin.Device(t.Context(), "pump-1")
 		return err == nil && d.State == "suspended"
 	})
 	for name, conn := range map[string]net.Conn{"device": device, "thief": thief} {
@@ -108,11 +116,11 @@ func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 	}
 	var alert *api.Alert
 	within(t, "the alert tells of it", func() bool {
-		list := alerts(t, s, api.AlertFilter{State: "live", Device: "pump-1", Rule: "shared_certificate"})
+		list := alerts(t, asked, api.AlertFilter{State: "live", Device: "pump-1", Rule: "shared_certificate"})
 		if len(list) != 1 {
 			return false
 		}
-		if alert, err = s.Admin.Alert(t.Context(), list[0].ID); err != nil {
+		if alert, err = asked.Admin.Alert(t.Context(), list[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		return slices.ContainsFunc(alert.Timeline, func(l api.AlertLine) bool { return l.Act == "suspend" && l.Outcome == "done" })
@@ -120,10 +128,10 @@ func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 	if alert.Why == "" || alert.Do == "" || len(alert.Evidence) == 0 {
 		t.Errorf("alert: got why %q, do %q, %d findings", alert.Why, alert.Do, len(alert.Evidence))
 	}
-	if _, code := dialAs(t, s, id, "127.0.0.1", "pump-1"); code == 0 {
+	if _, code := dialAs(t, other, id, "127.0.0.1", "pump-1"); code == 0 {
 		t.Error("a suspended device was let in")
 	}
-	acts, err := s.Admin.AlertActions(t.Context(), alert.ID)
+	acts, err := asked.Admin.AlertActions(t.Context(), alert.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,16 +140,16 @@ func TestStolenCertificateIsSuspendedAndComesBack(t *testing.T) {
 			t.Errorf("reactivate: got %+v, want possible with 1 certificate", x)
 		}
 	}
-	if _, err := s.Admin.ReactivateAlert(t.Context(), alert.ID, api.AlertNote{Note: "the thief is caught"}); err != nil {
+	if _, err := asked.Admin.ReactivateAlert(t.Context(), alert.ID, api.AlertNote{Note: "the thief is caught"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, code := dialAs(t, s, id, "127.0.0.1", "pump-1"); code != 0 {
+	if _, code := dialAs(t, other, id, "127.0.0.1", "pump-1"); code != 0 {
 		t.Errorf("CONNACK after reactivation: got %d, want 0 with the certificate it had", code)
 	}
-	if _, err := s.Admin.CloseAlert(t.Context(), alert.ID, api.AlertClose{Resolution: "resolved", Note: "caught"}); err != nil {
+	if _, err := asked.Admin.CloseAlert(t.Context(), alert.ID, api.AlertClose{Resolution: "resolved", Note: "caught"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := alerts(t, s, api.AlertFilter{State: "live", Device: "pump-1", Rule: "shared_certificate"}); len(got) != 0 {
+	if got := alerts(t, asked, api.AlertFilter{State: "live", Device: "pump-1", Rule: "shared_certificate"}); len(got) != 0 {
 		t.Errorf("live alerts after the close: got %d, want none", len(got))
 	}
 }

@@ -58,8 +58,13 @@ func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 // start runs an authority with one tunnel.
 func start(t *testing.T, one config.Tunnel) *countersigntest.Server {
 	t.Helper()
+	return countersigntest.Start(t, with(one))
+}
+
+// with are the options of a server with one tunnel.
+func with(one config.Tunnel) countersigntest.Options {
 	one.Name, one.Listen = "plc", "127.0.0.1:0"
-	return countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) { c.Tunnels = []config.Tunnel{one} }})
+	return countersigntest.Options{Configure: func(c *config.Config) { c.Tunnels = []config.Tunnel{one} }}
 }
 
 // dial connects through the tunnel, with a certificate if there is an identity.
@@ -179,28 +184,31 @@ func TestServiceHearsHostNamesOnly(t *testing.T) {
 	}
 }
 
+// TestRevocationCutsTheTunnel revokes at one node, and has the tunnel at another.
 func TestRevocationCutsTheTunnel(t *testing.T) {
-	gone := make(chan struct{})
-	s := start(t, config.Tunnel{To: listen(t, func(c net.Conn) { echo(c); close(gone) }), Plain: true})
-	id := s.Enroll(t, "pump-1")
-	c := dial(t, s, id)
-	says(t, c, "hello")
-	done, err := s.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if done.Sessions != 1 {
-		t.Errorf("the revocation cut %d sessions, want 1", done.Sessions)
-	}
-	if n, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("after the cut: read %d octets, %v; want the connection closed", n, err)
-	}
-	select {
-	case <-gone:
-	case <-time.After(patience):
-		t.Error("the service's connection is still open")
-	}
-	refused(t, dial(t, s, id), "revoked")
+	gone := make(chan struct{}, 1)
+	service := listen(t, func(c net.Conn) { echo(c); gone <- struct{}{} })
+	countersigntest.Each(t, func(t *testing.T, asked, other *countersigntest.Server) {
+		id := asked.Enroll(t, "pump-1")
+		c := dial(t, other, id)
+		says(t, c, "hello")
+		done, err := asked.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asked == other && done.Sessions != 1 {
+			t.Errorf("the revocation cut %d sessions, want 1", done.Sessions)
+		}
+		if n, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("after the cut: read %d octets, %v; want the connection closed", n, err)
+		}
+		select {
+		case <-gone:
+		case <-time.After(patience):
+			t.Error("the service's connection is still open")
+		}
+		refused(t, dial(t, other, id), "revoked")
+	}, with(config.Tunnel{To: service, Plain: true}))
 }
 
 // refused wants a connection to be closed without a byte.
