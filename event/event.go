@@ -343,7 +343,7 @@ func (l *Log) writeBatch(running context.Context, batch []waiting) {
 	ctx := context.WithoutCancel(running)
 	err := l.write(ctx, events)
 	for range laterTries - 1 { // a database that is lost is known to be a moment later
-		if err == nil || running.Err() != nil || !l.DB.Postgres() || store.Unconfirmed(err) {
+		if !absent(err) || running.Err() != nil || !l.DB.Postgres() || store.Unconfirmed(err) {
 			break
 		}
 		select {
@@ -353,9 +353,40 @@ func (l *Log) writeBatch(running context.Context, batch []waiting) {
 		l.awaitDatabase(running)
 		err = l.write(ctx, events)
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case absent(err):
 		l.suppressed.Add(lost + taken)
 		l.Log.ErrorContext(ctx, "events not written", "count", taken, "error", err)
+	default:
+		l.writeSingly(ctx, events, lost)
+	}
+}
+
+// absent reports whether a write failed because the database could not serve it. Else it
+// refused what was written.
+func absent(err error) bool { return countersign.CodeOf(err) == countersign.Unavailable }
+
+// writeSingly writes each event of a batch that the database refused in a transaction of
+// its own, so that one that it never accepts takes no others with it. What is refused
+// again is counted; its contents stay out of the server's log, and the error, which may
+// quote them, too.
+func (l *Log) writeSingly(ctx context.Context, events []countersign.Event, lost int64) {
+	gone := false // the others would wait for the database one by one
+	for i := range events {
+		if !gone {
+			err := l.write(ctx, events[i:i+1])
+			if err == nil {
+				continue
+			}
+			gone = absent(err)
+			l.Log.ErrorContext(ctx, "event not written", "type", string(events[i].Type), "database_absent", gone)
+		}
+		if events[i].Type == countersign.EventsSuppressed {
+			l.suppressed.Add(lost)
+		} else {
+			l.suppressed.Add(1)
+		}
 	}
 }
 

@@ -266,6 +266,52 @@ func TestRefusedWriteIsCounted(t *testing.T) {
 	}
 }
 
+// TestAPoisonedEventIsAlone has the database refuse one event of a batch for what it is:
+// the others are written, and that one is counted and named without its contents.
+func TestAPoisonedEventIsAlone(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		refuse := []string{`CREATE TRIGGER poison BEFORE INSERT ON event WHEN NEW.device = 'poison' BEGIN SELECT RAISE(ABORT, 'no'); END`}
+		if db.Postgres() {
+			refuse = []string{`ALTER TABLE event ADD CONSTRAINT poison CHECK (device <> 'poison')`}
+		}
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			for _, q := range refuse {
+				if _, err := tx.Exec(ctx, q); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newLog(db)
+		var text strings.Builder
+		l.Log = slog.New(slog.NewTextHandler(&text, nil))
+		for i := range 20 {
+			device := fmt.Sprint("pump-", i)
+			if i == 7 {
+				device = "poison"
+			}
+			l.Later(countersign.Event{Type: countersign.ConnectRefused, Device: device, Reason: "what only the event says"})
+		}
+		stop := running(t, l)
+		if err := l.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		if got := len(all(t, l, event.Filter{Type: countersign.ConnectRefused})); got != 19 {
+			t.Errorf("%d events were written, want the 19 that the database accepts", got)
+		}
+		if got := suppressedCount(t, l); got != 1 {
+			t.Errorf("%d are counted as suppressed, want 1", got)
+		}
+		if s := text.String(); !strings.Contains(s, "event not written") || strings.Contains(s, "poison") || strings.Contains(s, "only the event") {
+			t.Errorf("the log has %q, want the type of the event alone", s)
+		}
+	})
+}
+
 // heard collects what a subscriber is told.
 type heard struct {
 	mu     sync.Mutex
