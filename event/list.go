@@ -108,3 +108,29 @@ func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, nex
 	}
 	return list, next, nil
 }
+
+// openingsSearched bounds how many openings of sessions are searched for one: some tenths
+// of a second of reading, and the sessions of a week of a large fleet.
+const openingsSearched = 200_000
+
+// OpenSession looks for a session that no end is on record of, by the record of its
+// opening: on any node. sure is false where older openings than were searched may have it.
+func (l *Log) OpenSession(ctx context.Context, session string) (opened countersign.Event, found, sure bool, err error) {
+	if session == "" || strings.ContainsAny(session, `%_\"`) {
+		return opened, false, true, nil // no session has such an id
+	}
+	var after int64
+	err = l.DB.QueryRow(ctx, `SELECT id FROM event WHERE type = $1 ORDER BY id DESC LIMIT 1 OFFSET $2`, string(countersign.SessionOpened), openingsSearched).Scan(&after)
+	if sure = errors.Is(err, sql.ErrNoRows); err != nil && !sure {
+		return opened, false, false, fmt.Errorf("read the openings of sessions: %w", store.Wrap(err))
+	}
+	list, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE type = $1 AND id > $2 AND data LIKE $3 ORDER BY id DESC LIMIT 1`,
+		string(countersign.SessionOpened), after, `%"session":"`+session+`"%`)
+	if err != nil || len(list) == 0 {
+		return opened, false, sure, err
+	}
+	o := list[0]
+	ends, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE device = $1 AND device <> '' AND type = $2 AND id > $3 AND data LIKE $4 LIMIT 1`,
+		o.Device, string(countersign.SessionClosed), o.id, `%"session":"`+session+`"%`)
+	return o.Event, len(ends) == 0, true, err
+}

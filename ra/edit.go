@@ -2,6 +2,7 @@ package ra
 
 import (
 	"context"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/registry"
@@ -47,6 +48,12 @@ func (o *Office) EditDevice(ctx context.Context, id string, c registry.Change, b
 // one. The device keeps everything it has and may come back at once. The answer
 // counts the sessions of this node.
 func (o *Office) Disconnect(ctx context.Context, a Act, session string) (*countersign.Revocation, error) {
+	if session != "" && a.Device == "" {
+		var err error
+		if a.Device, err = o.elsewhere(ctx, session); err != nil {
+			return nil, err
+		}
+	}
 	done := &countersign.Revocation{Device: a.Device}
 	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		done.Sessions, done.CutIn = 0, 0 // the transaction may be tried again
@@ -64,4 +71,34 @@ func (o *Office) Disconnect(ctx context.Context, a Act, session string) (*counte
 		return o.Events.AppendAct(ctx, tx, done, e)
 	})
 	return done, err
+}
+
+// openingWritten is how soon the opening of a session is on record: what a gateway saw is
+// written behind, some twenty times a second.
+const openingWritten = 500 * time.Millisecond
+
+// elsewhere returns the device of a session that this node has not: NotFound if no node
+// has it. Nodes share a PostgreSQL database. A session whose opening is older than what
+// is searched has no device here, and is ended all the same by whichever node has it.
+func (o *Office) elsewhere(ctx context.Context, session string) (device string, err error) {
+	none := countersign.Errorf(countersign.NotFound, "there is no live session %.64q on any node", session).
+		WithNext("list the sessions of each node, or end all those of the device")
+	if !o.DB.Postgres() {
+		return "", none
+	}
+	opened, found, sure, err := o.Events.OpenSession(ctx, session)
+	if err == nil && !found {
+		select { // it may be new
+		case <-time.After(openingWritten):
+		case <-ctx.Done():
+		}
+		opened, found, sure, err = o.Events.OpenSession(ctx, session)
+	}
+	if err != nil {
+		return "", err
+	}
+	if !found && sure {
+		return "", none
+	}
+	return opened.Device, nil
 }

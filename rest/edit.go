@@ -60,7 +60,7 @@ func (s *Server) disconnectSession(ctx context.Context, in *struct {
 	a := s.act(ctx, &actOn{Body: in.Body})
 	live := s.Sessions()
 	if i := slices.IndexFunc(live, func(v countersign.Session) bool { return v.ID == in.ID }); i >= 0 {
-		a.Device = live[i].Device // one of another node ends there
+		a.Device = live[i].Device // one of another node is found on record, and ends there
 	}
 	return s.disconnect(ctx, a, in.ID)
 }
@@ -70,7 +70,7 @@ func (s *Server) disconnect(ctx context.Context, a ra.Act, session string) (api.
 	if err != nil {
 		return api.Disconnected{}, err
 	}
-	return api.Disconnected{Device: a.Device, Session: session, At: utc(done.At), Sessions: done.Sessions, CutMicros: done.CutIn.Microseconds()}, nil
+	return api.Disconnected{Device: done.Device, Session: session, At: utc(done.At), Sessions: done.Sessions, CutMicros: done.CutIn.Microseconds()}, nil
 }
 
 func (s *Server) patchRules(ctx context.Context, in *struct {

@@ -3,6 +3,7 @@ package server_test
 import (
 	"testing"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 )
@@ -55,13 +56,16 @@ func TestEditsAndDisconnectsReachTheSession(t *testing.T) {
 			}
 			session = s.ID
 		}
-		if _, err := asked.Admin.DisconnectSession(t.Context(), session, api.Act{}); err != nil {
-			t.Fatal(err)
+		if done, err := asked.Admin.DisconnectSession(t.Context(), session, api.Act{}); err != nil || done.Device != "pump-1" {
+			t.Fatalf("a session: got %+v, %v", done, err)
 		}
 		ended(t, conn)
 		conn, _ = connect(t, other, id)
-		if _, err := asked.Admin.DisconnectSession(t.Context(), session, api.Act{}); err != nil {
-			t.Fatal(err)
+		for _, gone := range []string{"nowhere", session} {
+			eventually(t, "the session "+gone+" is not found", func() bool { // its end is written behind
+				_, err := asked.Admin.DisconnectSession(t.Context(), gone, api.Act{})
+				return countersign.CodeOf(err) == countersign.NotFound
+			})
 		}
 		if code := subscribe(t, conn, "sites/south/#"); code != 0 {
 			t.Errorf("another session was ended: %#x", code)
