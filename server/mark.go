@@ -27,7 +27,8 @@ var ErrRestored = errors.New("the database is older than what was seen")
 type mark struct {
 	key     []byte
 	written watermark.State
-	note    string // what was odd about it at the start; empty: nothing
+	seen    watermark.Node // this node on record, as far as known
+	note    string         // what was odd about it at the start; empty: nothing
 }
 
 // markNode names this node among those that keep a watermark: a process has another
@@ -123,7 +124,7 @@ func (s *Server) noMark(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	own := slices.Contains(nodes, s.markNode())
+	own := slices.ContainsFunc(nodes, s.isThis)
 	if len(nodes) == 0 || !own && s.db.Postgres() { // a new one, or a further node
 		return nil
 	}
@@ -131,21 +132,46 @@ func (s *Server) noMark(ctx context.Context) error {
 	if !own {
 		s.mark.note = "the database comes from another machine or folder"
 	}
-	s.log.WarnContext(ctx, "watermark is missing: nothing shows whether the database is as new as it was", "file", watermark.Name, "why", s.mark.note, "nodes", nodes)
+	s.log.WarnContext(ctx, "watermark is missing: nothing shows whether the database is as new as it was", "file", watermark.Name, "why", s.mark.note, "nodes", names(nodes))
 	s.events.Later(countersign.Event{
 		Type: countersign.WatermarkMissing, Actor: countersign.System, Reason: s.mark.note + ": nothing shows whether the database is as new as it was",
-		Data: map[string]string{"node": s.markNode(), "nodes": strings.Join(nodes, ", ")},
+		Data: map[string]string{"node": s.markNode(), "nodes": names(nodes)},
 	})
 	return nil
 }
+
+// namedNodes is how many nodes a message names.
+const namedNodes = 8
+
+// names lists the nodes that were seen last.
+func names(nodes []watermark.Node) string {
+	var list []string
+	for _, n := range nodes[:min(len(nodes), namedNodes)] {
+		list = append(list, n.Name)
+	}
+	if more := len(nodes) - len(list); more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
+}
+
+func (s *Server) isThis(n watermark.Node) bool { return n.Name == s.markNode() }
 
 // announceMark writes the watermark and puts on record that there is one. A disk
 // without space keeps the one that is there.
 func (s *Server) announceMark(ctx context.Context, now watermark.State) error {
 	s.writeMark(ctx, now)
+	if s.markFailing.Load() || !s.mark.seen.Due(s.opts.Now()) {
+		return nil
+	}
 	nodes, err := watermark.Nodes(ctx, s.db)
-	if err != nil || slices.Contains(nodes, s.markNode()) || s.markFailing.Load() {
+	if err != nil {
 		return err
+	}
+	if i := slices.IndexFunc(nodes, s.isThis); i >= 0 {
+		if s.mark.seen = nodes[i]; !s.mark.seen.Due(s.opts.Now()) {
+			return nil
+		}
 	}
 	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		return watermark.Announce(ctx, tx, s.markNode(), s.opts.Now())
@@ -153,6 +179,9 @@ func (s *Server) announceMark(ctx context.Context, now watermark.State) error {
 	if countersign.CodeOf(err) == countersign.Unavailable {
 		s.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err)
 		return nil
+	}
+	if err == nil {
+		s.mark.seen = watermark.Node{Name: s.markNode(), Seen: s.opts.Now()}
 	}
 	return err
 }
@@ -206,7 +235,9 @@ func (s *Server) updateMark(ctx context.Context) {
 		}
 		return
 	}
-	s.writeMark(ctx, now)
+	if err := s.announceMark(ctx, now); err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err, "retry_in", markEvery)
+	}
 }
 
 // AcceptRestored accepts a database that is older than the last state that this node

@@ -186,28 +186,64 @@ func (l *Loss) Data() map[string]string {
 	return d
 }
 
-// Nodes returns the nodes that keep a watermark of this database.
-func Nodes(ctx context.Context, r store.Reader) (nodes []string, err error) {
-	rows, err := r.Query(ctx, `SELECT node FROM watermark ORDER BY since, node`)
+const (
+	// keptNodes are the nodes that are remembered however long ago they were seen: those of
+	// an installation that was out of use.
+	keptNodes = 64
+	// nodeMemory is how long others are. A host with a random name, such as a container, is
+	// a new node at each start.
+	nodeMemory = 30 * 24 * time.Hour
+	// maxNodes bounds them all: hosts that start anew each hour for a month.
+	maxNodes = 1000
+	// announceEvery is how often a node is seen.
+	announceEvery = 24 * time.Hour
+)
+
+// Node is a node that keeps a watermark of a database.
+type Node struct {
+	Name string
+	Seen time.Time
+}
+
+// Due reports whether the node has to be announced again.
+func (n Node) Due(now time.Time) bool { return now.Sub(n.Seen).Abs() >= announceEvery }
+
+// Nodes returns the nodes that keep a watermark of this database, those seen last first.
+func Nodes(ctx context.Context, r store.Reader) (nodes []Node, err error) {
+	rows, err := r.Query(ctx, `SELECT node, since FROM watermark ORDER BY since DESC, node LIMIT $1`, maxNodes)
 	if err != nil {
 		return nil, fmt.Errorf("list the nodes with a watermark: %w", err)
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
-		var node string
-		if err := rows.Scan(&node); err != nil {
+		var n Node
+		var seen int64
+		if err := rows.Scan(&n.Name, &seen); err != nil {
 			return nil, fmt.Errorf("list the nodes with a watermark: %w", store.Wrap(err))
 		}
-		nodes = append(nodes, node)
+		n.Seen = store.Time(seen)
+		nodes = append(nodes, n)
 	}
 	return nodes, store.Wrap(rows.Err())
 }
 
-// Announce records that a node keeps a watermark from now on. Again is no error.
+// Announce records that a node keeps a watermark, and forgets nodes that were not seen
+// for nodeMemory but for the last keptNodes.
 func Announce(ctx context.Context, tx *store.Tx, node string, now time.Time) error {
-	_, err := tx.Exec(ctx, `INSERT INTO watermark (node, since) VALUES ($1, $2) ON CONFLICT (node) DO NOTHING`, node, store.Micros(now))
-	if err != nil {
-		return fmt.Errorf("record that a node keeps a watermark: %w", err)
+	for _, q := range []struct {
+		sql  string
+		args []any
+	}{
+		{`INSERT INTO watermark (node, since) VALUES ($1, $2) ON CONFLICT (node) DO UPDATE SET since = excluded.since`, []any{node, store.Micros(now)}},
+		{
+			`DELETE FROM watermark WHERE since < $1 AND node NOT IN (SELECT node FROM watermark ORDER BY since DESC, node LIMIT $2)`,
+			[]any{store.Micros(now.Add(-nodeMemory)), keptNodes},
+		},
+		{`DELETE FROM watermark WHERE node NOT IN (SELECT node FROM watermark ORDER BY since DESC, node LIMIT $1)`, []any{maxNodes}},
+	} {
+		if _, err := tx.Exec(ctx, q.sql, q.args...); err != nil {
+			return fmt.Errorf("record that a node keeps a watermark: %w", err)
+		}
 	}
 	return nil
 }
