@@ -239,6 +239,7 @@ func TestSerialsAreVoidedOnce(t *testing.T) {
 func TestNodesWithOtherClocksVoidNoLivingBlock(t *testing.T) {
 	db := storetest.OpenURL(t, storetest.PostgresURL(t))
 	h := found(t, db)
+	h.clock.turn(time.Since(h.clock.Now())) // near the clock of the database, which the test cannot turn
 	h.issue(t, ca.ProfileDevice, "pump-1")
 	for _, ahead := range []time.Duration{2 * time.Hour, -2 * time.Hour} {
 		o := h.Options
@@ -256,6 +257,27 @@ func TestNodesWithOtherClocksVoidNoLivingBlock(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestANodeVoidsNoBlockThatItDrawsFrom: the clock that the nodes share may be set
+// ahead while a block is open, so that it seems to be over.
+func TestANodeVoidsNoBlockThatItDrawsFrom(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		h.issue(t, ca.ProfileDevice, "pump-1")
+		h.write(t, func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE serial_block SET expires_at = 1`)
+			return err
+		})
+		if n, err := h.VoidSerials(t.Context(), false); err != nil || n != 0 {
+			t.Errorf("VoidSerials: got %d serials voided, %v, want none", n, err)
+		}
+		h.issue(t, ca.ProfileDevice, "pump-2")
+		h.clock.turn(2 * time.Hour) // more than a block is used for
+		if n, err := h.VoidSerials(t.Context(), false); err != nil || n == 0 {
+			t.Errorf("VoidSerials later: got %d serials voided, %v, want those that were left", n, err)
+		}
+	})
 }
 
 // TestServiceCertificateSurvivesAClosedBlock: a block that was closed costs another
