@@ -37,18 +37,19 @@ func (c *CA) anchorOf(cert *x509.Certificate, t trust) (attest.Anchor, error) {
 	return a, nil
 }
 
-// Known returns those of the ids that name registered authorities which are active, as far
-// as this process has read them.
-func (c *CA) Known(ids []string) []string {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	var known []string
+// Known returns those of the ids that name registered authorities which are active on
+// record, whichever node registered them.
+func (c *CA) Known(ctx context.Context, rd store.Reader, ids []string) (known []string, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	versions, err := versionsOf(ctx, rd, ids)
 	for _, id := range ids {
-		if a := c.authorities[id]; a != nil && a.Kind == countersign.RegisteredAuthority && a.State == "active" {
+		if _, ok := versions[id]; ok {
 			known = append(known, id)
 		}
 	}
-	return known
+	return known, err
 }
 
 // Anchors returns the trust anchors among the registered authorities of those ids, as they

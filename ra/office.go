@@ -211,6 +211,9 @@ func (o *Office) ChangeFleet(ctx context.Context, order FleetOrder, by By) (f co
 				return err
 			}
 		}
+		if err := o.authoritiesAreKnown(ctx, tx, f.Rules.Authorities); err != nil {
+			return err
+		}
 		if err := o.Registry.SaveFleet(ctx, tx, f); err != nil {
 			return err
 		}
@@ -232,6 +235,17 @@ func (o *Office) ChangeFleet(ctx context.Context, order FleetOrder, by By) (f co
 		err = nil
 	}
 	return f, err
+}
+
+// authoritiesAreKnown refuses rules that name an authority which is not on record. This
+// process may not have read one yet that another node registered.
+func (o *Office) authoritiesAreKnown(ctx context.Context, tx *store.Tx, ids []string) error {
+	known, err := o.CA.Known(ctx, tx, ids)
+	if err != nil || len(known) == len(ids) {
+		return err
+	}
+	return countersign.Errorf(countersign.BadRequest, "not all of the authorities %v are registered and active; known: %v", ids, known).
+		WithNext("list them with: countersign ca list")
 }
 
 // changedRules names the rules that differ.

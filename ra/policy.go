@@ -55,13 +55,7 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 		}
 	}
 	if u.Webhook != nil {
-		if err := d.checkWebhook(u.Webhook); err != nil {
-			return err
-		}
-	}
-	if names := d.CA.Known(u.Authorities); len(names) != len(u.Authorities) {
-		return countersign.Errorf(countersign.BadRequest, "not all of the authorities %v are registered and active; known: %v", u.Authorities, names).
-			WithNext("list them with: countersign ca list")
+		return d.checkWebhook(u.Webhook)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/event"
 )
 
@@ -84,23 +85,57 @@ func (m *maker) crl(t *testing.T, number int64, serials ...int64) []byte {
 	return der
 }
 
-// TestLostAnswerOfACRLCutsOnEveryNode loses the answer of COMMIT while the list of a
-// manufacturer is set that has a device on it.
-func TestLostAnswerOfACRLCutsOnEveryNode(t *testing.T) {
-	one, two := twoNodes(t)
-	m := newMaker(t)
-	_, err := one.Admin.RegisterAuthority(t.Context(), api.NewAuthority{
+// register brings the manufacturer's CA in as the authority maker.
+func (m *maker) register(t *testing.T, s *countersigntest.Server) {
+	t.Helper()
+	_, err := s.Admin.RegisterAuthority(t.Context(), api.NewAuthority{
 		ID: "maker", Certificate: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.cert.Raw})), Override: true, Reason: "a test",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// trusted has the default fleet accept the factory certificates of maker.
+func trusted(t *testing.T, s *countersigntest.Server) {
+	t.Helper()
 	methods := []string{"token", "idevid"}
-	_, err = one.Admin.PutFleet(t.Context(), "default", api.PutFleet{Methods: &methods, Rules: &api.Rules{Connect: true, Authorities: []string{"maker"}}})
+	_, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Methods: &methods, Rules: &api.Rules{Connect: true, Authorities: []string{"maker"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(event.CaughtUp) // the other node reads the authorities
+}
+
+// TestAuthorityOfOneNodeCountsAtTheOtherWithoutNotices has a manufacturer and its list
+// registered at a node of which the other one receives no notice.
+func TestAuthorityOfOneNodeCountsAtTheOtherWithoutNotices(t *testing.T) {
+	one, two := twoNodes(t)
+	two.Faults.CutNotices()
+	t.Cleanup(two.Faults.Heal)
+	m := newMaker(t)
+	m.register(t, one)
+	trusted(t, two)
+	revoked, kept := m.device(t, "pump-1", 11), m.device(t, "pump-2", 12)
+	cut, stays := revoked.open(t, two), kept.open(t, two)
+	if _, err := one.Admin.PutCRLs(t.Context(), "maker", api.PutCRLs{CRLs: [][]byte{m.crl(t, 1, 11, 13)}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []client{revoked, m.device(t, "pump-3", 13)} { // before and after its introduction
+		if _, code := c.dial(t, two); code != 5 {
+			t.Errorf("CONNACK of %s, which is on the list: got %d, want 5", c.id, code)
+		}
+	}
+	endsWithin(t, "a device that is on the list", cut, event.CaughtUp)
+	lives(t, "a device that is not on the list", stays)
+}
+
+// TestLostAnswerOfACRLCutsOnEveryNode loses the answer of COMMIT while the list of a
+// manufacturer is set that has a device on it.
+func TestLostAnswerOfACRLCutsOnEveryNode(t *testing.T) {
+	one, two := twoNodes(t)
+	m := newMaker(t)
+	m.register(t, one)
+	trusted(t, one)
 	revoked, kept := m.device(t, "pump-1", 11), m.device(t, "pump-2", 12)
 	here, there, stays := revoked.open(t, one), revoked.open(t, two), kept.open(t, two)
 	lost := one.Faults.LoseCommit("authority.updated")
