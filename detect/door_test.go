@@ -266,6 +266,17 @@ func TestRecordedFindingsPassOneToOne(t *testing.T) {
 			t.Errorf("%s: got %+v", rule, f)
 		}
 	}
+	for _, claimed := range []bool{false, true} { // of a name that was not proven, to which nothing must be done
+		s := tell(t)
+		e := countersign.Event{Type: countersign.FindingKeyReuse, Device: "pump-1", Remote: "192.0.2.1:1"}
+		if claimed {
+			e.Data = map[string]string{"claimed": "true"}
+		}
+		s.event(e)
+		if f := s.once(KeyReused); f.Claimed != claimed {
+			t.Errorf("event with %v: claimed is %v", e.Data, f.Claimed)
+		}
+	}
 	s := tell(t)
 	blocked := countersign.Event{Type: countersign.AddressBlocked, Actor: countersign.OperatorActor("ann"), Data: map[string]string{"network": "192.0.2.1/32"}}
 	s.event(blocked)

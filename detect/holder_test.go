@@ -261,32 +261,44 @@ func TestClientIDsOfOneDeviceAreItsOwn(t *testing.T) {
 // TestMemoryOfADeviceIsBounded floods one device in each way and looks at what is
 // remembered of it.
 func TestMemoryOfADeviceIsBounded(t *testing.T) {
-	s := tell(t)
-	for i := range 3000 {
-		v := thief.as(i)
-		v.addr, v.hello, v.cert = fmt.Sprintf("198.51.%d.7", i%200), fmt.Sprint(i), countersign.Serial(fmt.Sprint(i%20))
-		s.open(v)
-	}
-	d := s.m.holders.by.Look("pump-1")
-	sessions := 0
-	for _, u := range d.uses {
-		if len(u.parties) > maxParties {
-			t.Errorf("%d parties of one identity", len(u.parties))
-		}
-		for _, p := range u.parties {
-			sessions += len(p.open)
-		}
-	}
-	if len(d.uses) > maxIdentities || sessions > maxIdentities*maxParties {
-		t.Errorf("%d identities, %d sessions", len(d.uses), sessions)
-	}
-	if n := len(s.m.holders.due); n > 1 {
-		t.Errorf("the device is due %d times", n)
-	}
-	if n := len(*s.m.clients.by.Look("pump-1")); n > maxClients {
-		t.Errorf("%d client ids", n)
-	}
-	if strings.Contains(ruleNames(s.found), "pump-2") {
-		t.Error("another device was found")
+	for name, vary := range map[string]func(v *visit, i int){
+		"one party":         func(*visit, int) {},
+		"many addresses":    func(v *visit, i int) { v.addr = fmt.Sprintf("198.51.%d.7", i%200) },
+		"many fingerprints": func(v *visit, i int) { v.hello = fmt.Sprint(i) },
+		"many identities":   func(v *visit, i int) { v.cert = countersign.Serial(fmt.Sprint(i % 20)) },
+		"all of them at once": func(v *visit, i int) {
+			v.addr, v.hello, v.cert = fmt.Sprintf("198.51.%d.7", i%200), fmt.Sprint(i), countersign.Serial(fmt.Sprint(i%20))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := tell(t)
+			for i := range 3000 {
+				v := thief.as(i)
+				vary(&v, i)
+				s.open(v)
+			}
+			d := s.m.holders.by.Look("pump-1")
+			sessions := 0
+			for _, u := range d.uses {
+				if len(u.parties) > maxParties {
+					t.Errorf("%d parties of one identity", len(u.parties))
+				}
+				for _, p := range u.parties {
+					sessions += len(p.open)
+				}
+			}
+			if most := maxSessions + maxIdentities*maxParties; len(d.uses) > maxIdentities || sessions > most { // each party keeps one
+				t.Errorf("%d identities, %d sessions, want at most %d and %d", len(d.uses), sessions, maxIdentities, most)
+			}
+			if n := len(s.m.holders.due); n > 1 {
+				t.Errorf("the device is due %d times", n)
+			}
+			if n := len(*s.m.clients.by.Look("pump-1")); n > maxClients {
+				t.Errorf("%d client ids", n)
+			}
+			if strings.Contains(ruleNames(s.found), "pump-2") {
+				t.Error("another device was found")
+			}
+		})
 	}
 }
