@@ -6,12 +6,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
 )
@@ -65,6 +68,41 @@ func revocationCutsTheSession(t *testing.T, one, two *countersigntest.Server) {
 	}
 	if v, err := two.Admin.VerifyLog(t.Context()); err != nil || !v.Intact {
 		t.Errorf("VerifyLog: got %+v, %v", v, err)
+	}
+}
+
+// TestEventsAreCountedOnceOverAllNodes has events of each kind of notice happen on one
+// of two nodes: urgent ones, which the other receives, others, and those that are
+// written behind.
+func TestEventsAreCountedOnceOverAllNodes(t *testing.T) {
+	one := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+	two := countersigntest.Start(t, countersigntest.Options{Beside: one})
+	id := one.Enroll(t, "pump-1")
+	conn, code := connect(t, two, id)
+	if code != 0 {
+		t.Fatalf("CONNACK: got %d, want 0", code)
+	}
+	if _, err := one.Admin.Revoke(t.Context(), "pump-1", api.Revoke{Reason: "keyCompromise"}); err != nil {
+		t.Fatal(err)
+	}
+	endsWithin(t, "the session on the other node", conn, event.CaughtUp)
+	finds(t, one, api.EventFilter{Type: "session.closed", Device: "pump-1"})
+	time.Sleep(event.CaughtUp) // the nodes have read the log, too
+	both := scrape(t, one) + scrape(t, two)
+	for _, kind := range []string{"device.created", "certificate.issued", "certificate.activated", "device.revoked", "certificate.revoked", "session.opened", "session.closed"} {
+		n := 0
+		for line := range strings.Lines(both) {
+			if value, ok := strings.CutPrefix(line, `countersign_events_total{severity="info",type="`+kind+`"} `); ok {
+				i, err := strconv.Atoi(strings.TrimSpace(value))
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += i
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s: counted %d times over both nodes, want 1", kind, n)
+		}
 	}
 }
 
