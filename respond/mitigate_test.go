@@ -84,6 +84,41 @@ func TestLowSeverityNeverSuspendsByDefault(t *testing.T) {
 	})
 }
 
+// TestNoDeviceIsHeldForAStrangersWord has strangers name more devices than the server
+// suspends within an hour, by a rule whose findings prove no name, and by single findings
+// of another rule that do not. None is held, and what is proven is still acted on.
+func TestNoDeviceIsHeldForAStrangersWord(t *testing.T) {
+	takes := []countersign.Mitigation{countersign.MitigateAlert, countersign.MitigateSuspend, countersign.MitigateRevoke}
+	for name, plan := range map[string]map[string][]countersign.Mitigation{
+		"all rules": {"*": takes}, "the rules by name": {"guessed": takes, cloned: takes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, w *world) {
+				w.respond(t, plan)
+				for i := range 5 { // of each, more than are suspended in an hour
+					word, claimed := clone(fmt.Sprintf("word-%d", i)), clone(fmt.Sprintf("claimed-%d", i))
+					word.Rule, claimed.Claimed = "guessed", true
+					for _, f := range []countersign.Finding{word, claimed} {
+						w.enroll(t, f.Device, 0)
+						w.find(t, f)
+					}
+				}
+				w.enroll(t, "proven", 0)
+				w.find(t, clone("proven"))
+				start(t, w.Run)
+				await(t, "the device that is proven is held", func() bool { return w.state(t, "proven") != countersign.DeviceActive })
+				for i := range 5 {
+					for _, id := range []string{fmt.Sprintf("word-%d", i), fmt.Sprintf("claimed-%d", i)} {
+						if got := w.state(t, id); got != countersign.DeviceActive {
+							t.Errorf("%s is %s, want active", id, got)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestCrashedMitigationIsDoneOnce ends the server between each two steps: before
 // the mitigation was begun, after it was begun, and after it had its effect.
 func TestCrashedMitigationIsDoneOnce(t *testing.T) {
