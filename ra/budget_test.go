@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 // budget gives the devices of a fleet another budget.
@@ -214,6 +215,40 @@ func TestRefusalsOfOneIdentityAreBounded(t *testing.T) {
 }
 
 // flush has the desk write the numbers of what it left out, as its Run does.
+// TestLinesOfOneIdentityAreBoundedOverAllAddresses has a device do what is refused from
+// more addresses than its budget has lines, over minutes.
+func TestLinesOfOneIdentityAreBoundedOverAllAddresses(t *testing.T) {
+	const addresses, windows = 400, 12 // of ten seconds
+	w := newWorld(t, storetest.Open(t))
+	w.active(t, "pump-1")
+	for range windows {
+		for i := range addresses {
+			w.Judged(countersign.Session{
+				ID: "s", Device: "pump-1", Fleet: countersign.DefaultFleet, Gateway: "mqtt",
+				Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1),
+			}, countersign.Act{Action: "publish", Topic: "x"})
+		}
+		w.clock.advance(10 * time.Second)
+		w.flush(t)
+	}
+	written, counted := 0, 0
+	for _, e := range w.events(t, event.Filter{Device: "pump-1", Type: countersign.TopicDenied}) {
+		var more int
+		_, _ = fmt.Sscan(e.Data["more_before"], &more)
+		written, counted = written+1, counted+1+more
+	}
+	// Its budget, and in each window one line that counts what was left out.
+	if most := countersign.DefaultEvents*windows/6 + windows; written > most {
+		t.Errorf("got %d lines, want at most %d", written, most)
+	}
+	if counted != addresses*windows {
+		t.Errorf("%d refusals are accounted for, want %d", counted, addresses*windows)
+	}
+	if n := len(w.events(t, event.Filter{Device: "pump-1", Type: countersign.BudgetExceeded})); n != windows {
+		t.Errorf("got %d events of the budget, want %d", n, windows)
+	}
+}
+
 func (w *world) flush(t *testing.T) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())

@@ -80,6 +80,9 @@ func (t *thin) add(e *countersign.Event, device string, most int, now time.Time)
 			p.carry(e)
 			return true, false
 		}
+		// All that its identity causes beyond its budget has one count for each reason, not
+		// one for each address: each is written once a window.
+		p = t.entry(thinKey{who: key.who, what: key.what}, now)
 	}
 	if e.At.IsZero() {
 		e.At = now
