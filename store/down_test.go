@@ -1,13 +1,21 @@
 package store_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
@@ -48,6 +56,26 @@ func TestOpenNamesTheCause(t *testing.T) {
 		}
 		if e, ok := errors.AsType[*countersign.Error](err); ok && (e.Next == "" || strings.Contains(e.Message, "127.0.0.1")) {
 			t.Errorf("%s: got next %q and message %q", name, e.Next, e.Message)
+		}
+	}
+}
+
+// TestDownBecauseNamesEachCause has what the system says of files and servers that
+// cannot be used: an operator must not be sent to look at something else.
+func TestDownBecauseNamesEachCause(t *testing.T) {
+	for want, err := range map[string]error{
+		"permission denied":                           &fs.PathError{Op: "open", Path: "x.db", Err: syscall.EACCES},
+		"the connection was refused":                  &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
+		"the name of its server cannot be resolved":   &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "db"}},
+		"its server does not answer":                  context.DeadlineExceeded,
+		"PostgreSQL refuses the user or its password": &pgconn.PgError{Code: "28P01"},
+		"PostgreSQL has no database of that name":     &pgconn.PgError{Code: "3D000"},
+		"PostgreSQL has too many connections":         &pgconn.PgError{Code: "53300"},
+		"PostgreSQL is starting or stopping":          &pgconn.PgError{Code: "57P03"},
+		"the connection to it was lost":               io.ErrUnexpectedEOF,
+	} {
+		if what, next := store.DownBecause(fmt.Errorf("open: %w", err)); what != want || next == "" {
+			t.Errorf("%v: got %q, next %q, want %q", err, what, next, want)
 		}
 	}
 }

@@ -7,3 +7,6 @@ func WithMigrations(o Options, files fs.FS) Options {
 	o.migrations = files
 	return o
 }
+
+// DownBecause words why a database cannot be used.
+var DownBecause = downBecause
