@@ -91,9 +91,15 @@ func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
 		`INSERT INTO profile (name, spec, created_at, updated_at) VALUES ('device', '{}', 0, 0)`,
 		`INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at) VALUES ('f', 'issuing', 'device', '[]', 0, '', 0, 0)`,
 		`INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr) VALUES
-			('forked', 'f', 'suspended', 'two holders of one identity', '', '', 0, 0, 0, 0, ''), ('held', 'f', 'suspended', 'looks odd', '', '', 0, 0, 0, 0, '')`,
+			('forked', 'f', 'suspended', 'whatever it says', '', '', 0, 0, 0, 0, ''), ('held', 'f', 'suspended', 'two holders of one identity', '', '', 0, 0, 0, 0, ''),
+			('back', 'f', 'suspended', 'looks odd', '', '', 0, 0, 0, 0, '')`,
+		`INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data) VALUES
+			(1, 'finding.fork', 'system', 'forked', 'f', '', '', '', '', '', '', ''), (1, 'device.suspended', 'system', 'forked', 'f', '', '', '', '', '', '', ''),
+			(1, 'device.suspended', 'operator:ana', 'held', 'f', '', '', '', '', '', 'two holders of one identity', ''),
+			(1, 'finding.fork', 'system', 'back', 'f', '', '', '', '', '', '', ''), (1, 'device.suspended', 'system', 'back', 'f', '', '', '', '', '', '', ''),
+			(1, 'device.reactivated', 'operator:ana', 'back', 'f', '', '', '', '', '', '', ''), (1, 'device.suspended', 'system', 'back', 'f', '', '', '', '', '', '', '')`,
 	}
-	for i, device := range []string{"forked", "held"} {
+	for i, device := range []string{"forked", "held", "back"} {
 		for j, from := range []string{"superseded", "active", "pending"} {
 			fill = append(fill, fmt.Sprintf(`INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
 				key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
@@ -101,7 +107,7 @@ func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
 		}
 	}
 	eachUpgraded(t, "0008", fill, func(t *testing.T, db *store.DB) {
-		for _, c := range []struct{ device, want string }{{"forked", "revoked 4,held 6,revoked 4"}, {"held", "held 6,held 6,held 6"}} {
+		for _, c := range []struct{ device, want string }{{"forked", "revoked 4,held 6,revoked 4"}, {"held", "held 6,held 6,held 6"}, {"back", "held 6,held 6,held 6"}} {
 			var got []string
 			for _, from := range []int{0, 1, 2} {
 				var s string
@@ -115,6 +121,12 @@ func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
 			if strings.Join(got, ",") != c.want {
 				t.Errorf("%s: got %v, want %s", c.device, got, c.want)
 			}
+		}
+		var events, recent int
+		err := db.QueryRow(t.Context(), `SELECT count(*), coalesce(sum(CASE WHEN at > 1700000000000000 AND device = 'forked' AND serial IN ('400', '402')
+			AND data = '{"reason":"superseded"}' THEN 1 ELSE 0 END), 0) FROM event WHERE type = 'certificate.revoked'`).Scan(&events, &recent)
+		if err != nil || events != 2 || recent != 2 {
+			t.Errorf("got %d events of revocations, %d as they should be (%v), want two of the fork", events, recent, err)
 		}
 	})
 }
