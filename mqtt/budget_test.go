@@ -23,6 +23,60 @@ func (g *gateway) usage(t testing.TB, n int) []countersign.Usage {
 	return list
 }
 
+// TestAPurgeLeavesLiveSessionsAlone purges a device kind by kind while a client of it is
+// connected, and pages through what is left.
+func TestAPurgeLeavesLiveSessionsAlone(t *testing.T) {
+	g := start(t, nil)
+	for i := range 3 {
+		d := g.dial(t, "pump")
+		d.send(keep(4, fmt.Sprintf("pump/%d", i)))
+		d.recv()
+		d.send(d.subscribe(1, "devices/pump/down/#"))
+		d.recv()
+		d.send([]byte{0xE0, 0})
+		d.gone("goodbye", 0)
+	}
+	live := g.dial(t, "pump")
+	live.send(keep(4, "pump/0")) // one of them comes again
+	live.recv()
+	b := live.publish(1, 1, "devices/pump/up/x", "x")
+	b[0] |= 1
+	live.send(b)
+	live.recv()
+	other := g.join(t, "other", 4)
+	if _, err := g.Purge(t.Context(), "pump", countersign.Stored{Queued: true}); countersign.CodeOf(err) != countersign.Conflict {
+		t.Errorf("queued messages alone: got %v, want a conflict", err)
+	}
+	done, err := g.Purge(t.Context(), "pump", countersign.Stored{Sessions: true, Queued: true})
+	if err != nil || done != (countersign.Purged{Sessions: 2}) {
+		t.Errorf("purge of sessions: got %+v, %v, want the two without a client", done, err)
+	}
+	for _, d := range []*device{live, other} {
+		d.send([]byte{0xC0, 0})
+		d.expect("a live session", []byte{0xD0, 0})
+	}
+	var names []string
+	for f := (countersign.UsageFilter{Limit: 1}); ; {
+		list, err := g.Usage(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) == 0 {
+			break
+		}
+		names = append(names, list[0].Device)
+		f.After = countersign.UsagePlace{Octets: list[0].Octets(), Device: list[0].Device}
+	}
+	if !slices.Equal(names, []string{"pump", "other"}) {
+		t.Errorf("pages of usage: got %v, want pump, which retains, then other", names)
+	}
+	for i, present := range map[int]byte{1: 0, 2: 0} {
+		d := g.dial(t, "pump")
+		d.send(keep(4, fmt.Sprintf("pump/%d", i)))
+		d.expect("a session that was purged", []byte{0x20, 2, present, 0})
+	}
+}
+
 // knock connects a further client of a device and returns the code of its CONNACK.
 func (g *gateway) knock(t testing.TB, id, suffix string, level byte) (*device, byte) {
 	t.Helper()

@@ -109,3 +109,29 @@ func TestOperatorsSeeAndPurgeWhatIsStored(t *testing.T) {
 		}
 	})
 }
+
+// TestAPurgeIsOnRecordOrSaysSo cuts the database off before a purge, and loses the
+// answer of the COMMIT of another.
+func TestAPurgeIsOnRecordOrSaysSo(t *testing.T) {
+	s := countersigntest.Start(t, countersigntest.Options{Database: countersigntest.Postgres})
+	stock(t, s, s.Enroll(t, "pump-1"), 3)
+	s.Faults.Cut()
+	if p, err := s.Admin.Purge(t.Context(), "pump-1", api.Purge{Retained: true}); countersign.CodeOf(err) != countersign.Unavailable {
+		t.Errorf("without a database: got %+v, %v, want unavailable", p, err)
+	}
+	s.Faults.Heal()
+	eventually(t, "the database is back", func() bool { _, err := s.Admin.Device(t.Context(), "pump-1"); return err == nil })
+	if u := usageOf(t, s.Admin, "pump-1"); len(u) != 1 || u[0].Retained != 3 {
+		t.Errorf("after a purge that was refused: got %+v, want the three messages", u)
+	}
+	lost := s.Faults.LoseCommit("device.purged")
+	if p, err := s.Admin.Purge(t.Context(), "pump-1", api.Purge{Retained: true}); err != nil || p.Retained != 3 {
+		t.Errorf("with the answer of COMMIT lost: got %+v, %v, want the three messages", p, err)
+	}
+	select {
+	case <-lost:
+	default:
+		t.Error("no COMMIT was lost")
+	}
+	finds(t, s, api.EventFilter{Type: string(countersign.DevicePurged), Device: "pump-1"})
+}
