@@ -174,6 +174,18 @@ func apply(t *testing.T, s *countersigntest.Server, source string) {
 	}
 }
 
+// guestsCome waits until the policy that lets guests in is in force at a node.
+func guestsCome(t *testing.T, s *countersigntest.Server) {
+	t.Helper()
+	eventually(t, "guests are let in", func() bool {
+		c, _, err := knock(s, "default", nil)
+		if err == nil {
+			c.Disconnect(0)
+		}
+		return err == nil
+	})
+}
+
 // TestGuestsDisturbNobody lets a guest in that calls itself like a device.
 func TestGuestsDisturbNobody(t *testing.T) {
 	countersigntest.Each(t, guestsDisturbNobody)
@@ -202,6 +214,7 @@ func guestsDisturbNobody(t *testing.T, asked, other *countersigntest.Server) {
 		t.Error("a guest came in under the built-in policy, which grants guests nothing")
 	}
 	apply(t, asked, guestPolicy) // which may end sessions: they have the old one's permissions
+	guestsCome(t, other)
 	device, lost, err := knock(other, "pump-1", []byte(made.Text))
 	if err != nil {
 		t.Fatal(err)
@@ -318,6 +331,7 @@ func fleetThatAcceptsLessCutsSessions(t *testing.T, asked, other *countersigntes
 	}
 	put(api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}, Guests: &yes})
 	apply(t, asked, guestPolicy)
+	guestsCome(t, other)
 	if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}
