@@ -150,3 +150,32 @@ func TestTheRankingFindsTheMost(t *testing.T) {
 		}
 	}
 }
+
+// TestChainsOfAllConnectionsAreBounded fills what chains may take, of one address and
+// of many. Those of known addresses have a share that strangers cannot take.
+func TestChainsOfAllConnectionsAreBounded(t *testing.T) {
+	var c chains
+	fill := func(from func(i int) netip.Prefix, known bool) (total int) {
+		for i := 0; c.take(from(i), known, MaxChain); i++ {
+			if total += MaxChain; total > 2*maxChains {
+				t.Fatalf("more than %d octets were taken", total)
+			}
+		}
+		return total
+	}
+	one := func(int) netip.Prefix { return numbered(1) }
+	if got := fill(one, false); got != maxChainsPerAddress {
+		t.Errorf("one address took %d octets, want %d", got, maxChainsPerAddress)
+	}
+	many := func(i int) netip.Prefix { return numbered(i + 2) }
+	if got := fill(many, false); got != maxChains-maxChainsPerAddress {
+		t.Errorf("the other strangers took %d octets, want %d", got, maxChains-maxChainsPerAddress)
+	}
+	if got := fill(func(i int) netip.Prefix { return numbered(1<<16 + i) }, true); got != maxChains {
+		t.Errorf("known addresses took %d octets, want %d", got, maxChains)
+	}
+	c.release(numbered(1), false, MaxChain)
+	if !c.take(numbered(1), false, MaxChain) || c.take(numbered(1), false, MaxChain) {
+		t.Error("what was released is not there again, or more than that")
+	}
+}
