@@ -420,6 +420,11 @@ func TestLogThatDoesNotFitItsSealIsFound(t *testing.T) {
 		look("")
 		w.exec(t, `UPDATE event SET reason = 'forged' WHERE seq = 3`)
 		look("LOGGING_DISABLED_CHECK LOG_CHAIN_BROKEN server")
+		// What is handed on has the finding's own severity, by which somebody is notified:
+		// the check is one of low severity.
+		if n := len(w.handled); n != 1 || w.handled[0].Severity != countersign.SeverityCritical || w.handled[0].Evidence["reason_code"] != "LOG_CHAIN_BROKEN" {
+			t.Errorf("handed on: got %+v, want one critical finding of a broken chain", w.handled)
+		}
 		w.exec(t, `UPDATE event SET reason = '' WHERE seq = 3`)
 		look("")
 		w.exec(t, `DELETE FROM event WHERE seq > 4`)
