@@ -238,11 +238,11 @@ func (c *CA) IssuedWithin(ctx context.Context, r store.Reader, device string, si
 	return store.Time(issued), true, nil
 }
 
-// Recoveries counts the certificates that a device was given by recovery after since and
-// did not give up unused.
-func (c *CA) Recoveries(ctx context.Context, r store.Reader, device string, since time.Time) (n int, err error) {
-	err = r.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE device = $1 AND issued_at > $2 AND method = $3 AND NOT replaced`,
-		device, store.Micros(since), string(countersign.MethodRecovery)).Scan(&n)
+// Recoveries counts the certificates that a device was given by recovery from a position
+// of the log on and did not give up unused.
+func (c *CA) Recoveries(ctx context.Context, r store.Reader, device string, from countersign.Position) (n int, err error) {
+	err = r.QueryRow(ctx, `SELECT count(*) FROM certificate WHERE device = $1 AND issued_pos >= $2 AND method = $3 AND NOT replaced`,
+		device, from, string(countersign.MethodRecovery)).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count the recoveries of %s: %w", device, store.Wrap(err))
 	}

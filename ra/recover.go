@@ -36,7 +36,7 @@ func (Recovery) Revoke(context.Context, countersign.RevokeRequest) (*countersign
 // certificate that it gave up unused for another one does not count, nor does the one that
 // this request gives up.
 func (d *Desk) recoveries(ctx context.Context, rd store.Reader, j *judgment) (int, error) {
-	n, err := d.CA.Recoveries(ctx, rd, j.device.ID, j.device.RevokedAt)
+	n, err := d.CA.Recoveries(ctx, rd, j.device.ID, j.device.RevokedPos)
 	if j.replace != nil && j.replace.Method == string(countersign.MethodRecovery) {
 		n--
 	}

@@ -155,3 +155,37 @@ func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
 		wantCode(t, err, countersign.NotAllowed)
 	})
 }
+
+// TestRecoveriesAreCountedAcrossAClockThatIsSetBack revokes a device while a clock is ahead.
+// What it recovers afterwards counts, though its times are before that of the revocation.
+func TestRecoveriesAreCountedAcrossAClockThatIsSetBack(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(300 * day), MaxTimes: 1}})
+		door := ra.Recovery{Desk: w.Desk}
+		w.active(t, "pump-1")
+		right := w.clock.Now()
+		w.clock.advance(3 * 365 * day)
+		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.Superseded}); err != nil {
+			t.Fatal(err)
+		}
+		w.clock.set(right.Add(time.Minute))
+		key := newKey(t)
+		g, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", w.token(t, registry.Credential{Device: "pump-1"})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := leaf(t, g)
+		w.use(t, cert)
+		for i, want := range []countersign.Code{"", countersign.NotAllowed} {
+			w.clock.set(cert.NotAfter.Add(time.Second))
+			g, err := door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+			if countersign.CodeOf(err) != want {
+				t.Fatalf("recovery %d: got %v, want %q", i+1, err, want)
+			}
+			if err == nil {
+				cert = leaf(t, g)
+				w.use(t, cert)
+			}
+		}
+	})
+}
