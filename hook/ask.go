@@ -61,9 +61,9 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 }
 
 // standing returns the verdict that a session came in with, if the record still
-// supports it. device is who the broker says it is; empty if it cannot say. It counts
-// only where the hook lets the broker vouch.
-func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) countersign.Verdict {
+// supports it. A session that is neither in memory nor on record is refused, also where
+// the hook lets the broker vouch: its name alone does not say what it rested on.
+func (s *Server) standing(ctx context.Context, h *Hook, k key) countersign.Verdict {
 	k.hook = h.Name
 	e, ok := s.cache.get(k)
 	if !ok {
@@ -77,16 +77,13 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key, device string) co
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
 	case ok && s.fresh(e):
 		return e.verdict
-	case ok:
-		device = e.verdict.Device
-	}
-	if device == "" || !ok && !h.Vouch {
+	case !ok: // a broker vouches for who connects; what that rested on may have ended since
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is not known here: it must connect again"}
 	}
 	c := countersign.Connection{
-		Gateway: h.gateway(), Remote: e.conn.Remote, Protocol: e.conn.Protocol, ClientID: k.client, Username: device, Vouched: h.Name,
+		Gateway: h.gateway(), Remote: e.conn.Remote, Protocol: e.conn.Protocol, ClientID: k.client, Username: e.verdict.Device, Vouched: h.Name,
 	}
-	if ok && e.conn.Vouched == "" {
+	if e.conn.Vouched == "" {
 		return s.decideAgain(ctx, c, e, k)
 	}
 	return s.decideFor(ctx, c, k)
@@ -201,8 +198,8 @@ func unproven(c countersign.Connection) countersign.Connection {
 }
 
 // allowed answers a question about a topic, and tells the Gatekeeper of a no.
-func (s *Server) allowed(ctx context.Context, h *Hook, k key, device string, a countersign.Act) bool {
-	v := s.standing(ctx, h, k, device)
+func (s *Server) allowed(ctx context.Context, h *Hook, k key, a countersign.Act) bool {
+	v := s.standing(ctx, h, k)
 	if !v.Allow {
 		return false
 	}

@@ -93,7 +93,7 @@ func (s *Server) emqx(ctx context.Context, a asked) reply {
 		if bool(in.Retain) && in.Action == actPublish {
 			act.Action = actRetain
 		}
-		if s.allowed(ctx, a.hook, key{client: in.ClientID, user: in.Username}, in.Device, act) {
+		if s.allowed(ctx, a.hook, key{client: in.ClientID, user: in.Username}, act) {
 			return jsonReply(http.StatusOK, emqxAnswer{Result: "allow"}, true)
 		}
 	case "session":

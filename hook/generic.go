@@ -80,7 +80,7 @@ func (s *Server) generic(ctx context.Context, a asked) reply {
 		if in.Retain && a.path == actPublish {
 			act.Action = actRetain
 		}
-		if s.allowed(ctx, a.hook, k, in.Device, act) {
+		if s.allowed(ctx, a.hook, k, act) {
 			return jsonReply(http.StatusOK, GenericAnswer{Allow: true}, true)
 		}
 		return jsonReply(http.StatusOK, GenericAnswer{Code: countersign.NotAllowed, Reason: "the session may not do that"}, false)

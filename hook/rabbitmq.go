@@ -48,7 +48,7 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 	// A name that RabbitMQ has let in was shown to us with what proves it, so it can be
 	// taken for the device's.
 	k := key{client: cmp.Or(in.Get("variable_map.client_id"), in.Get("client_id")), user: user}
-	v := s.standing(ctx, h, k, user)
+	v := s.standing(ctx, h, k)
 	if !v.Allow || !h.vhost(in.Get("vhost")) {
 		return rabbitDeny()
 	}

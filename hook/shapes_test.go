@@ -203,10 +203,11 @@ func TestRabbitMQDotsNeverWiden(t *testing.T) {
 	d.guard.perms = func(string) countersign.Permissions {
 		return countersign.Permissions{Publish: countersign.Filters{Allow: []string{"a/#", "x.y/z"}, Deny: []string{"a/secret.s/#"}}}
 	}
+	d.ask(http.MethodGet, "/hooks/r/user?username=pump-1", "")
 	for routingKey, want := range map[string]string{
 		"a.b": "allow", "a.secret.s.t": "deny", "x.y.z": "deny", "a.secret": "allow",
 	} {
-		query := url.Values{"username": {"p"}, "vhost": {"/"}, "name": {"amq.topic"}, "permission": {"write"}, "routing_key": {routingKey}}
+		query := url.Values{"username": {"pump-1"}, "vhost": {"/"}, "name": {"amq.topic"}, "permission": {"write"}, "routing_key": {routingKey}}
 		if _, _, got := d.ask(http.MethodGet, "/hooks/r/topic?"+query.Encode(), ""); got != want {
 			t.Errorf("routing key %s: got %s, want %s", routingKey, got, want)
 		}
@@ -280,6 +281,9 @@ func TestGenericAnswers(t *testing.T) {
 	}
 	if out := ask("connect", hook.GenericQuestion{Username: "pump-1", PasswordBase64: &empty, Verified: "pump-1"}); out.Allow {
 		t.Error("an empty password was taken for none")
+	}
+	if out := ask("publish", hook.GenericQuestion{ClientID: "never", Username: "pump-1", Topic: "devices/pump-1/up/x"}); out.Allow {
+		t.Error("a session that never connected may publish by its user name alone")
 	}
 	if out := ask("publish", hook.GenericQuestion{ClientID: "c", Username: "pump-1", Topic: "devices/pump-1/up/x"}); !out.Allow {
 		t.Errorf("publish: got %+v, want yes", out)

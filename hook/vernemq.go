@@ -71,7 +71,7 @@ func (s *Server) vernemq(ctx context.Context, a asked) reply {
 		if in.Retain {
 			act.Action = actRetain
 		}
-		if s.allowed(ctx, a.hook, k, in.Username, act) {
+		if s.allowed(ctx, a.hook, k, act) {
 			return verneAllow()
 		}
 	case "auth_on_subscribe":
@@ -98,7 +98,7 @@ func (s *Server) verneSubscribe(ctx context.Context, h *Hook, in verneQuestion, 
 	}
 	for i, t := range in.Topics {
 		act := countersign.Act{Action: actSubscribe, Topic: t.Topic}
-		if s.allowed(ctx, h, key{client: in.ClientID, user: in.Username}, in.Username, act) {
+		if s.allowed(ctx, h, key{client: in.ClientID, user: in.Username}, act) {
 			some = true
 		} else {
 			in.Topics[i].QoS = refused
