@@ -46,4 +46,5 @@ const (
 	BudgetUnread        = "unread"
 	BudgetSubscriptions = "subscriptions"
 	BudgetRetained      = "retained"
+	BudgetQueued        = "queued" // messages that wait for the device
 )

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"cmp"
-	"errors"
 	"log/slog"
 	"time"
 
@@ -38,6 +37,9 @@ type Delivery struct {
 	ID     uint16 // 0 with QoS 0
 	// SubIDs are the subscription identifiers of all subscriptions that match (MQTT 5, 3.3.2.3.8).
 	SubIDs []uint32
+	// Patient has a message of QoS 0 for which there is no room wait: it is Full then. A
+	// retained message that a SUBSCRIBE asks for is.
+	Patient bool
 }
 
 // Outcome is what became of a delivery.
@@ -63,34 +65,35 @@ const (
 
 // Reason codes of MQTT 5, 2.4, that the core answers with.
 const (
-	Success        byte = 0x00
-	NoMatching     byte = 0x10
-	NoSubscription byte = 0x11
-	Unspecified    byte = 0x80
-	NotFound       byte = 0x92 // Packet Identifier not found
-	QuotaExceeded  byte = 0x97
-	implementation byte = 0x83
-	packetIDInUse  byte = 0x91
-	maxPacketID         = 65535
-	neverExpires        = 0xFFFFFFFF
-	maxQoS         byte = 2
-	retainAlways   byte = 0
-	retainIfNew    byte = 1
-	retainNotAtAll byte = 2
+	Success            byte = 0x00
+	NoSubscription     byte = 0x11
+	Unspecified        byte = 0x80
+	NotFound           byte = 0x92 // packet identifier
+	QuotaExceeded      byte = 0x97
+	serverShuttingDown byte = 0x8B
+	sessionTakenOver   byte = 0x8E
+	administrative     byte = 0x98
+)
+
+const (
+	// maxPacketID is how many packet identifiers there are.
+	maxPacketID = 65535
+	// The values of Retain Handling that are not 0 (MQTT 5, 3.8.3.1).
+	retainIfNew, retainNotAtAll = 1, 2
 )
 
 // Client is the connection of a session. Its methods are called by any goroutine, also
 // while the connection ends; none of them may block or call the core.
 type Client interface {
 	// Deliver puts a PUBLISH into the connection's output. A message of QoS 0 for which
-	// there is no room is Dropped.
+	// there is no room is Dropped, unless it is Patient.
 	Deliver(d Delivery) Outcome
 	// Acknowledge puts PUBACK, PUBREC, PUBREL or PUBCOMP into the output, whatever its room.
 	Acknowledge(kind Acknowledgment, id uint16, code byte)
 	// Flush writes what Deliver and Acknowledge gathered, as far as the peer takes it.
 	Flush()
 	// Receives reports whether the client may receive messages of the topic. The core asks
-	// before it queues one, also after the connection's end.
+	// before it queues one.
 	Receives(topic string) bool
 	// Lost has the connection end because the core cannot serve it any more. code is the
 	// reason code for DISCONNECT.
@@ -202,5 +205,3 @@ type Usage struct {
 	Retained, RetainedOctets int
 	Queued, QueuedOctets     int
 }
-
-var errClosed = errors.New("the message broker is closed")

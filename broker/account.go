@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+)
+
+// account is what one device has of the node, over all its sessions. Where both locks
+// are taken, the broker's is taken first.
+type account struct {
+	device string
+
+	mu       sync.Mutex
+	gone     bool // purged: nothing is written for it any more
+	sessions map[*session]struct{}
+	subs     int
+	retained map[*Message]struct{}
+	octets   int // of retained
+	reserved int // messages on their way into retained
+	queued   int
+	waiting  int // octets of queued
+}
+
+// account returns the account of a device.
+func (b *Broker) account(device string) *account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.accountLocked(device)
+}
+
+func (b *Broker) accountLocked(device string) *account {
+	a := b.accounts[device]
+	if a == nil {
+		a = &account{device: device, sessions: map[*session]struct{}{}}
+		b.accounts[device] = a
+	}
+	return a
+}
+
+// tidy forgets an account of which nothing is left.
+func (b *Broker) tidy(a *account) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.sessions)+len(a.retained)+a.reserved+a.queued+a.subs == 0 && b.accounts[a.device] == a {
+		delete(b.accounts, a.device)
+	}
+}
+
+// queue counts a message in that is to wait for the device, and reports whether it may.
+func (b *Broker) queue(a *account, cost int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone || a.queued >= b.o.Limits.Queued || a.waiting+cost > b.o.Limits.QueuedOctets ||
+		b.queuedOctets.Load()+b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store {
+		return false
+	}
+	a.queued++
+	a.waiting += cost
+	b.queued.Add(1)
+	b.queuedOctets.Add(int64(cost))
+	return true
+}
+
+// unqueue counts out what queue counted in.
+func (b *Broker) unqueue(a *account, n, cost int) {
+	a.mu.Lock()
+	a.queued -= n
+	a.waiting -= cost
+	a.mu.Unlock()
+	b.queued.Add(-int64(n))
+	b.queuedOctets.Add(-int64(cost))
+}
+
+// reserve counts a message in that is to be retained, and reports whether the device may
+// have it. old is what it will replace, or nil. Either keep or release follows.
+func (b *Broker) reserve(a *account, m, old *Message) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n, octets, cost := len(a.retained)+a.reserved, a.octets, m.cost()
+	if old != nil && old.Device == a.device {
+		n--
+		octets -= old.cost()
+	}
+	if a.gone || n >= b.o.Limits.Retained || octets+cost > b.o.Limits.RetainedOctets ||
+		b.queuedOctets.Load()+b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store {
+		return false
+	}
+	a.reserved++
+	a.octets += cost
+	b.retainedOctets.Add(int64(cost))
+	return true
+}
+
+// keep turns a reservation into a retained message; false: the device has lost it.
+func (a *account) keep(m *Message) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reserved--
+	if a.gone {
+		return false
+	}
+	if a.retained == nil {
+		a.retained = map[*Message]struct{}{}
+	}
+	a.retained[m] = struct{}{}
+	return true
+}
+
+// release counts a retained message out, or a reservation.
+func (b *Broker) release(a *account, m *Message) {
+	a.mu.Lock()
+	if _, ok := a.retained[m]; ok {
+		delete(a.retained, m)
+	} else {
+		a.reserved--
+	}
+	a.octets -= m.cost()
+	a.mu.Unlock()
+	b.retainedOctets.Add(-int64(m.cost()))
+	b.tidy(a)
+}
+
+// subscribe counts a filter in and reports whether the device may have it.
+func (b *Broker) subscribe(a *account) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone || a.subs >= b.o.Limits.Subscriptions {
+		return false
+	}
+	a.subs++
+	return true
+}
+
+func (b *Broker) unsubscribe(a *account, n int) {
+	a.mu.Lock()
+	a.subs -= n
+	a.mu.Unlock()
+}
+
+// exceeded reports that a device wanted more than its share.
+func (b *Broker) exceeded(a *account, budget string, limit int) {
+	if b.o.Exceeded != nil {
+		b.o.Exceeded(a.device, budget, int64(limit))
+	}
+}
+
+// oldest returns the sessions without a connection beyond the newest most, those that
+// were left first.
+func (a *account) oldest(most int) []*session {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var idle []*session
+	for s := range a.sessions {
+		if !s.live.Load() {
+			idle = append(idle, s)
+		}
+	}
+	if len(idle) <= most {
+		return nil
+	}
+	slices.SortFunc(idle, func(x, y *session) int {
+		return cmp.Or(cmp.Compare(x.left.Load(), y.left.Load()), cmp.Compare(x.id, y.id))
+	})
+	return idle[:len(idle)-most]
+}
+
+// Usage returns what devices have of the node, at most max of them: those with the most
+// octets first, then those with the most subscriptions.
+func (b *Broker) Usage(max int) []Usage {
+	b.mu.Lock()
+	all := make([]Usage, 0, len(b.accounts))
+	for _, a := range b.accounts {
+		all = append(all, a.usage())
+	}
+	b.mu.Unlock()
+	slices.SortFunc(all, func(x, y Usage) int {
+		return cmp.Or(cmp.Compare(y.RetainedOctets+y.QueuedOctets, x.RetainedOctets+x.QueuedOctets),
+			cmp.Compare(y.Subscriptions, x.Subscriptions), cmp.Compare(x.Device, y.Device))
+	})
+	return all[:min(len(all), max)]
+}
+
+// UsageOf returns what one device has of the node.
+func (b *Broker) UsageOf(device string) Usage {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.accounts[device]; a != nil {
+		return a.usage()
+	}
+	return Usage{Device: device}
+}
+
+func (a *account) usage() Usage {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := Usage{
+		Device: a.device, Subscriptions: a.subs, Retained: len(a.retained), RetainedOctets: a.octets,
+		Queued: a.queued, QueuedOctets: a.waiting,
+	}
+	for s := range a.sessions {
+		if s.live.Load() {
+			u.Live++
+		} else {
+			u.Kept++
+		}
+	}
+	return u
+}

@@ -1,0 +1,392 @@
+package broker
+
+import (
+	"context"
+	"hash/maphash"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Broker is the core. Open makes one; Close it once, after its connections.
+type Broker struct {
+	o        Options
+	tree     tree
+	retained retained
+	journal  *journal
+
+	mu       sync.Mutex
+	sessions map[string]*session // by client identifier
+	accounts map[string]*account // by device
+	closed   bool
+
+	// connecting has one connection at a time of those client identifiers that share a
+	// lock: taking over waits for the record.
+	connecting [64]sync.Mutex
+	seed       maphash.Seed
+	ids        atomic.Int64 // the highest session id
+	started    int64        // names this run among those of the node
+	fills      chan struct{}
+	background sync.WaitGroup
+
+	queued, queuedOctets, retainedCount, retainedOctets atomic.Int64
+	dropped, expired, sessionsDropped, commitFailed     atomic.Uint64
+}
+
+// maxFills bounds the queues that are read from the database at once.
+const maxFills = 8
+
+// Open reads what is stored and starts the core.
+func Open(ctx context.Context, o Options) (*Broker, error) {
+	o.Limits = o.Limits.withDefaults()
+	b := &Broker{
+		o: o, sessions: map[string]*session{}, accounts: map[string]*account{},
+		seed: maphash.MakeSeed(), fills: make(chan struct{}, maxFills), started: o.Now().UnixMicro(),
+	}
+	b.journal = newJournal(b)
+	if err := b.restore(ctx); err != nil {
+		return nil, err
+	}
+	b.journal.start()
+	return b, nil
+}
+
+// Close writes what waits and stops the core. Wills whose delay is not over are on
+// record and are published by the next Open.
+func (b *Broker) Close(context.Context) error {
+	b.mu.Lock()
+	b.closed = true
+	all := make([]*session, 0, len(b.sessions))
+	for _, s := range b.sessions {
+		all = append(all, s)
+	}
+	b.mu.Unlock()
+	for _, s := range all {
+		s.mu.Lock()
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+		c := s.conn
+		s.mu.Unlock()
+		if c != nil {
+			c.client.Lost(serverShuttingDown, "the message broker is closing")
+		}
+	}
+	err := b.journal.close()
+	b.background.Wait()
+	return err
+}
+
+// newID returns the id of a new session: higher than all before it on this node, and
+// another one than on other nodes.
+func (b *Broker) newID() string { return strconv.FormatInt(b.newSessionID(), 36) }
+
+func (b *Broker) newSessionID() int64 {
+	const nodes = 1024
+	at := b.o.Now().UnixMicro()
+	for {
+		last := b.ids.Load()
+		id := max(at, last/nodes+1)*nodes + int64(nodeNumber(b.o.Node)%nodes)
+		if b.ids.CompareAndSwap(last, id) {
+			return id
+		}
+	}
+}
+
+// Connect makes or resumes the session of a client. It takes over from a connection
+// that has it still, which is Lost. A session that is to be kept is on record when
+// Connect returns. The caller sends CONNACK, then calls Start.
+//
+// The error has the code Unavailable when the record does not take the session.
+func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Conn, present bool, err error) {
+	lock := &b.connecting[maphash.String(b.seed, h.ClientID)%uint64(len(b.connecting))]
+	lock.Lock()
+	defer lock.Unlock()
+	b.mu.Lock()
+	s := b.sessions[h.ClientID]
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return nil, false, countersign.Errorf(countersign.Unavailable, "the message broker is closing")
+	}
+	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept}
+	h.Expiry = min(h.Expiry, b.o.Limits.Expiry)
+	if s != nil {
+		s.mu.Lock()
+		older := s.conn
+		s.mu.Unlock()
+		if older != nil {
+			older.client.Lost(sessionTakenOver, "the same client identifier connected again")
+			b.detach(older, true, nil, !h.Clean)
+		}
+		if h.Clean || s.a.device != h.Device {
+			b.remove(s)
+		} else if s.attach(c, h) {
+			return c, true, nil
+		}
+	}
+	s = &session{b: b, id: b.newSessionID(), client: h.ClientID, kept: h.Expiry > 0}
+	s.attach(c, h)
+	b.enter(s, h.Device)
+	if s.kept {
+		if err := b.journal.wait(ctx, []op{{kind: opSession, s: s}}); err != nil {
+			b.detach(c, false, new(time.Duration), false)
+			return nil, false, err
+		}
+	}
+	return c, false, nil
+}
+
+// enter puts a session into the maps.
+func (b *Broker) enter(s *session, device string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sessions[s.client] = s
+	a := b.accountLocked(device)
+	s.a = a
+	a.mu.Lock()
+	a.sessions[s] = struct{}{}
+	a.mu.Unlock()
+}
+
+// attach gives the session a connection; false: it is over.
+func (s *session) attach(c *Conn, h Hello) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return false
+	}
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+	changed := s.left.Load() != 0
+	c.s, s.conn, s.next, s.load, s.will = s, c, 0, false, nil
+	s.expiry, s.limit = h.Expiry, s.b.o.Limits.Inflight
+	if h.ReceiveMax > 0 {
+		s.limit = min(s.limit, int(h.ReceiveMax))
+	}
+	s.left.Store(0)
+	s.live.Store(true)
+	if s.kept && changed {
+		s.b.journal.add(op{kind: opSession, s: s, row: s.row()})
+	}
+	return true
+}
+
+// detach ends a connection. resumed: another one has the session now, so that a will
+// that is to wait is not published ([MQTT-3.1.3-9]).
+func (b *Broker) detach(c *Conn, will bool, expiry *time.Duration, resumed bool) {
+	s := c.s
+	s.mu.Lock()
+	if s.conn != c {
+		s.mu.Unlock()
+		return
+	}
+	if expiry != nil {
+		s.expiry = min(*expiry, b.o.Limits.Expiry)
+	}
+	now := b.o.Now()
+	s.conn = nil
+	s.live.Store(false)
+	s.left.Store(max(now.UnixMicro(), 1))
+	w := c.will
+	if c.will = nil; !will {
+		w = nil
+	}
+	over := s.expiry <= 0 || !s.kept
+	if !over {
+		s.suspend()
+		if w != nil && w.Delay > 0 {
+			if !resumed {
+				s.will, s.willAt = w, now.Add(w.Delay)
+			}
+			w = nil
+		}
+		s.schedule(now)
+		b.journal.add(op{kind: opSession, s: s, row: s.row()})
+	}
+	s.mu.Unlock()
+	if over {
+		b.remove(s)
+	}
+	if w != nil {
+		b.publishWill(s, w)
+	}
+	if !over {
+		for _, old := range s.a.oldest(c.kept) {
+			b.sessionsDropped.Add(1)
+			b.remove(old)
+		}
+	}
+}
+
+// schedule sets the timer for the end of the session, or for its will before that. The
+// caller holds the lock.
+func (s *session) schedule(now time.Time) {
+	d := time.UnixMicro(s.left.Load()).Add(s.expiry).Sub(now)
+	if s.will != nil {
+		d = min(d, s.willAt.Sub(now))
+	}
+	s.timer = time.AfterFunc(max(d, 0), func() { s.b.due(s) })
+}
+
+// due publishes the will of a session whose delay is over, and ends a session that has
+// expired.
+func (b *Broker) due(s *session) {
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	s.mu.Lock()
+	if closed || s.dead || s.conn != nil {
+		s.mu.Unlock()
+		return
+	}
+	now := b.o.Now()
+	w := s.will
+	over := !now.Before(time.UnixMicro(s.left.Load()).Add(s.expiry))
+	if w != nil && !over && now.Before(s.willAt) {
+		w = nil
+	}
+	if w != nil {
+		s.will = nil
+	}
+	if !over {
+		s.schedule(now)
+		if w != nil {
+			b.journal.add(op{kind: opSession, s: s, row: s.row()})
+		}
+	}
+	s.mu.Unlock()
+	if over {
+		b.remove(s)
+	}
+	if w != nil {
+		b.publishWill(s, w)
+	}
+}
+
+// remove ends a session for good. A will that waits is published ([MQTT-3.1.3-9]).
+func (b *Broker) remove(s *session) {
+	w, wipe := b.end(s)
+	if wipe {
+		b.journal.add(op{kind: opWipe, s: s})
+	}
+	if w != nil {
+		b.publishWill(s, w)
+	}
+}
+
+// end drops a session from memory.
+func (b *Broker) end(s *session) (w *Will, wipe bool) {
+	s.mu.Lock()
+	if s.dead {
+		s.mu.Unlock()
+		return nil, false
+	}
+	s.dead = true
+	s.live.Store(false)
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	w, s.will = s.will, nil
+	subs := s.subs
+	b.unqueue(s.a, s.total, s.octets)
+	s.subs, s.queue, s.ask, s.inbound, s.next, s.total, s.octets = nil, nil, nil, nil, 0, 0, 0
+	conn := s.conn
+	s.conn = nil
+	s.mu.Unlock()
+	for _, sub := range subs {
+		b.tree.remove(sub)
+	}
+	b.mu.Lock()
+	if b.sessions[s.client] == s {
+		delete(b.sessions, s.client)
+	}
+	b.mu.Unlock()
+	s.a.mu.Lock()
+	delete(s.a.sessions, s)
+	s.a.subs -= len(subs)
+	s.a.mu.Unlock()
+	b.tidy(s.a)
+	if conn != nil {
+		conn.client.Lost(administrative, "the session was removed")
+	}
+	return w, s.kept
+}
+
+// Purge removes all that is stored for a device from the record, within tx: sessions,
+// subscriptions, queues, and the retained messages that it published; those of the other
+// nodes too. Forget follows it after the commit, on every node.
+func (b *Broker) Purge(ctx context.Context, tx *store.Tx, device string) error {
+	return Purge(ctx, tx, device)
+}
+
+// Forget drops from memory what Purge removed from the record, and what was on its way
+// there. The device's connections are cut before.
+func (b *Broker) Forget(device string) {
+	b.mu.Lock()
+	a := b.accounts[device]
+	b.mu.Unlock()
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	a.gone = true
+	sessions := make([]*session, 0, len(a.sessions))
+	for s := range a.sessions {
+		sessions = append(sessions, s)
+	}
+	messages := make([]*Message, 0, len(a.retained))
+	for m := range a.retained {
+		messages = append(messages, m)
+	}
+	a.mu.Unlock()
+	for _, s := range sessions {
+		b.end(s) // without its will: the device lost its identity
+	}
+	for _, m := range messages {
+		if b.retained.drop(m) {
+			b.retainedCount.Add(-1)
+			b.release(a, m)
+		}
+	}
+	b.journal.add(op{kind: opPurge, a: a}) // what was written between Purge and now
+	b.mu.Lock()
+	if b.accounts[device] == a {
+		delete(b.accounts, device) // the device may come again, with nothing
+	}
+	b.mu.Unlock()
+}
+
+// Stats counts.
+func (b *Broker) Stats() Stats {
+	st := Stats{
+		Queued: b.queued.Load(), QueuedOctets: b.queuedOctets.Load(),
+		Retained: b.retainedCount.Load(), RetainedOctets: b.retainedOctets.Load(),
+		Dropped: b.dropped.Load(), Expired: b.expired.Load(),
+		SessionsDropped: b.sessionsDropped.Load(), CommitFailed: b.commitFailed.Load(),
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st.Sessions = len(b.sessions)
+	for _, a := range b.accounts {
+		u := a.usage()
+		st.Live += u.Live
+		st.Subscriptions += u.Subscriptions
+	}
+	return st
+}
+
+// row is what the record has of the session. The caller holds the lock.
+func (s *session) row() *sessionRow {
+	r := &sessionRow{expiry: int64(s.expiry / time.Second), left: s.left.Load(), sent: int64(s.sent)} //nolint:gosec // a count
+	if s.will != nil {
+		r.will, r.willAt = encodeWill(s.will), s.willAt.UnixMicro()
+	}
+	return r
+}

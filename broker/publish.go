@@ -1,0 +1,265 @@
+package broker
+
+import (
+	"context"
+	"strings"
+	"sync"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/topics"
+)
+
+// publication is one message on its way: what of it waits for the record, and who is
+// answered then.
+type publication struct {
+	ops    []op
+	left   int  // ops that are not yet on record; owned by the journal
+	failed bool // one of them will not be
+	full   []*account
+
+	c      *Conn   // nil: not a client's
+	answer *answer // nil: none is due
+	done   chan error
+}
+
+// merged is what the subscriptions of one session that match a topic come to: one
+// message with the highest QoS and all identifiers (MQTT 5, 3.3.4).
+type merged struct {
+	s           *session
+	qos         byte
+	asPublished bool
+	ids         []uint32
+}
+
+func (sub *subscription) merged() merged {
+	return merged{s: sub.s, qos: sub.QoS, asPublished: sub.AsPublished, ids: sub.ids()}
+}
+
+func (sub *subscription) ids() []uint32 {
+	if sub.ID == 0 {
+		return nil
+	}
+	return []uint32{sub.ID}
+}
+
+var hitsPool = sync.Pool{New: func() any { return &hits{} }}
+
+// maxPooled bounds the room that a pooled list keeps: a fan-out of a few hundred.
+const maxPooled = 512
+
+// route gives a message to all that it is for. from published it; nil: the node.
+func (b *Broker) route(m *Message, from *session, p *publication, f *flusher) {
+	h := hitsPool.Get().(*hits)
+	b.tree.match(m.Topic, h)
+	if h.nodes <= 1 {
+		for _, sub := range h.subs {
+			if !sub.NoLocal || sub.s != from {
+				one := sub.merged()
+				sub.s.offer(m, &one, p, f)
+			}
+		}
+	} else {
+		b.routeMerged(m, from, h, p, f)
+	}
+	if clear(h.subs); cap(h.subs) <= maxPooled {
+		h.subs, h.nodes = h.subs[:0], 0
+		hitsPool.Put(h)
+	}
+}
+
+func (b *Broker) routeMerged(m *Message, from *session, h *hits, p *publication, f *flusher) {
+	var all []merged
+	at := make(map[*session]int, len(h.subs))
+	for _, sub := range h.subs {
+		if sub.NoLocal && sub.s == from {
+			continue
+		}
+		i, twice := at[sub.s]
+		if !twice || sub.group != nil { // a shared subscription is on its own
+			if sub.group == nil {
+				at[sub.s] = len(all)
+			}
+			all = append(all, sub.merged())
+			continue
+		}
+		one := &all[i]
+		one.qos = max(one.qos, sub.QoS)
+		one.asPublished = one.asPublished || sub.AsPublished
+		if sub.ID > 0 {
+			one.ids = append(one.ids, sub.ID)
+		}
+	}
+	for i := range all {
+		all[i].s.offer(m, &all[i], p, f)
+	}
+}
+
+// submit routes a message, has what it concerns written, and reports whether anything
+// is to be written.
+func (b *Broker) submit(m *Message, from *session, p *publication, f *flusher) (waits bool) {
+	if m.Retain {
+		p.ops = append(p.ops, op{kind: opRetain, m: m, a: b.account(m.Device), p: p})
+	}
+	b.route(m, from, p, f)
+	for _, a := range p.full {
+		b.exceeded(a, countersign.BudgetQueued, b.o.Limits.Queued)
+	}
+	p.left = len(p.ops)
+	if p.left == 0 {
+		return false
+	}
+	ops := p.ops
+	p.ops = nil
+	b.journal.add(ops...)
+	return true
+}
+
+// mayRetain counts a retained message in and reports whether its device may have it.
+func (b *Broker) mayRetain(m *Message) bool {
+	if !m.Retain || len(m.Payload) == 0 {
+		return true
+	}
+	if a := b.account(m.Device); levels(m.Topic) > maxLevels || !b.reserve(a, m, b.retained.get(m.Topic)) {
+		b.tidy(a)
+		b.exceeded(a, countersign.BudgetRetained, b.o.Limits.RetainedOctets)
+		return false
+	}
+	return true
+}
+
+// retain makes m the retained message of its topic, or drops that if m is empty.
+func (b *Broker) retain(a *account, m *Message) {
+	kept := m
+	if len(m.Payload) == 0 {
+		kept = nil
+	} else if !a.keep(m) {
+		b.release(a, m)
+		return
+	}
+	if old := b.retained.set(m.Topic, kept); old != nil {
+		b.retainedCount.Add(-1)
+		b.release(b.account(old.Device), old)
+	}
+	if kept != nil {
+		b.retainedCount.Add(1)
+	}
+}
+
+// finish answers a publication of which everything is on record, or will not be.
+func (p *publication) finish(f *flusher) {
+	if p.done != nil {
+		var err error
+		if p.failed {
+			err = errNotStored
+		}
+		p.done <- err
+	}
+	if p.answer != nil {
+		code := Success
+		if p.failed {
+			code = Unspecified
+			if p.answer.kind == Pubrec { // the client may send it again
+				p.c.s.forget(p.answer.id)
+			}
+		}
+		p.c.reply(p.answer, code)
+		f.touch(p.c)
+	}
+}
+
+// Publish routes a message of the node itself and returns once what it concerns is on
+// record. The error has the code BadRequest for what is no topic name, OverBudget where
+// the message may not be retained, and Unavailable where the record does not take it.
+func (b *Broker) Publish(ctx context.Context, m *Message) error {
+	if !topics.ValidName(m.Topic) {
+		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic name", m.Topic)
+	}
+	if !b.mayRetain(m) {
+		return countersign.Errorf(countersign.OverBudget, "no more messages may be retained")
+	}
+	var f flusher
+	p := &publication{done: make(chan error, 1)}
+	waits := b.submit(m, nil, p, &f)
+	f.flush()
+	if !waits {
+		return nil
+	}
+	select {
+	case err := <-p.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// publishWill publishes the will of a session whose connection was lost.
+func (b *Broker) publishWill(s *session, w *Will) {
+	m := w.Message
+	if !b.mayRetain(&m) {
+		m.Retain = false // it is published all the same
+	}
+	var f flusher
+	b.submit(&m, s, &publication{}, &f)
+	f.flush()
+}
+
+// listener is the node's own client: it has its messages in memory.
+type listener struct {
+	messages chan *Message
+	lost     chan struct{}
+	once     sync.Once
+}
+
+// listenBuffer is how many messages wait for a receiver of the node.
+const listenBuffer = 4096
+
+func (l *listener) Deliver(d Delivery) Outcome {
+	select {
+	case l.messages <- d.Message:
+		return Sent
+	default:
+		return Dropped
+	}
+}
+func (l *listener) Acknowledge(Acknowledgment, uint16, byte) {}
+func (l *listener) Flush()                                   {}
+func (l *listener) Receives(string) bool                     { return true }
+func (l *listener) Lost(byte, string)                        { l.once.Do(func() { close(l.lost) }) }
+
+// Listen calls receive for each message that matches filter, one after another, until
+// ctx ends. It returns once the subscription is in force. Messages are dropped while
+// listenBuffer of them wait.
+func (b *Broker) Listen(ctx context.Context, filter string, receive func(*Message)) error {
+	if !topics.ValidFilter(filter) {
+		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic filter", filter)
+	}
+	l := &listener{messages: make(chan *Message, listenBuffer), lost: make(chan struct{})}
+	c, _, err := b.Connect(ctx, Hello{ClientID: nodeClient + b.newID(), Device: nodeClient, Clean: true}, l)
+	if err != nil {
+		return err
+	}
+	if code := c.Subscribe(ctx, []Subscription{{Filter: filter}})[0]; code >= Unspecified {
+		c.Close(false, nil)
+		return countersign.Errorf(countersign.Unavailable, "the subscription was refused with reason code %#x", code)
+	}
+	c.Start()
+	b.background.Go(func() {
+		defer c.Close(false, nil)
+		for {
+			select {
+			case m := <-l.messages:
+				receive(m)
+			case <-l.lost:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// nodeClient is the account of the node's own sessions. No device id has a slash.
+const nodeClient = "/node"
+
+func isNode(device string) bool { return strings.HasPrefix(device, nodeClient) }

@@ -1,0 +1,233 @@
+package broker
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countersign-iot/countersign/store"
+)
+
+// restore reads what the node had on record when it stopped. The connections of then are
+// gone: their sessions are kept from now on for as long as they were to be.
+func (b *Broker) restore(ctx context.Context) error {
+	byID := map[int64]*session{}
+	var stale []int64
+	for _, step := range []struct {
+		what string
+		run  func() error
+	}{
+		{"sessions", func() (err error) { stale, err = b.restoreSessions(ctx, byID); return err }},
+		{"subscriptions", func() error { return b.restoreSubscriptions(ctx, byID) }},
+		{"queues", func() error { return b.restoreQueues(ctx, byID) }},
+		{"messages of QoS 2", func() error { return b.restoreInbound(ctx, byID) }},
+		{"retained messages", func() error { return b.restoreRetained(ctx) }},
+	} {
+		if err := step.run(); err != nil {
+			return fmt.Errorf("read the %s of the message broker: %w", step.what, err)
+		}
+	}
+	for _, id := range stale {
+		b.journal.add(op{kind: opWipe, s: &session{id: id}})
+	}
+	now := b.o.Now()
+	for _, s := range byID {
+		s.mu.Lock()
+		if s.left.Load() == 0 {
+			s.left.Store(now.UnixMicro())
+			s.sent = s.seq // all of it may have been sent
+			b.journal.add(op{kind: opSession, s: s, row: s.row()})
+		}
+		s.sent = min(s.sent, s.seq) // what was sent is acknowledged, if it is not there
+		s.schedule(now)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// each calls read for every row of a query.
+func (b *Broker) each(ctx context.Context, read func(*sql.Rows) error, q string, args ...any) (err error) {
+	rows, err := b.o.DB.Query(ctx, q, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := read(rows); err != nil {
+			return err
+		}
+	}
+	return store.Wrap(rows.Err())
+}
+
+func (b *Broker) restoreSessions(ctx context.Context, byID map[int64]*session) (stale []int64, err error) {
+	err = b.each(ctx, func(rows *sql.Rows) error {
+		s := &session{b: b, kept: true}
+		var device string
+		var expiry, left, sent, willAt int64
+		var will []byte
+		if err := rows.Scan(&s.id, &s.client, &device, &expiry, &left, &sent, &will, &willAt); err != nil {
+			return err
+		}
+		if old := b.sessions[s.client]; old != nil { // its end was not recorded any more
+			stale = append(stale, old.id)
+			delete(byID, old.id)
+			delete(old.a.sessions, old)
+		}
+		s.expiry = min(time.Duration(expiry)*time.Second, b.o.Limits.Expiry)
+		s.left.Store(left)
+		s.sent = uint64(sent) //nolint:gosec // a count
+		if len(will) > 0 {
+			s.will = &Will{}
+			if err := json.Unmarshal(will, s.will); err != nil {
+				return fmt.Errorf("the will of %s: %w", s.client, err)
+			}
+			s.willAt = time.UnixMicro(willAt)
+		}
+		byID[s.id] = s
+		b.enter(s, device)
+		b.ids.Store(max(b.ids.Load(), s.id))
+		return nil
+	}, `SELECT id, client, device, expiry, left_at, sent, will, will_at FROM mqtt_session WHERE node = $1 ORDER BY id`, b.o.Node)
+	return stale, err
+}
+
+func (b *Broker) restoreSubscriptions(ctx context.Context, byID map[int64]*session) error {
+	return b.each(ctx, func(rows *sql.Rows) error {
+		var id, options, subID int64
+		sub := &subscription{}
+		if err := rows.Scan(&id, &sub.n, &sub.Filter, &options, &subID); err != nil {
+			return err
+		}
+		s := byID[id]
+		if s == nil {
+			return nil
+		}
+		sub.s, sub.ID = s, uint32(subID) //nolint:gosec // written from one
+		sub.setOptions(byte(options))    //nolint:gosec // written from one
+		s.subs = append(s.subs, sub)
+		s.lastSub = max(s.lastSub, sub.n)
+		s.a.subs++
+		b.tree.add(sub)
+		return nil
+	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1`, b.o.Node)
+}
+
+func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) error {
+	return b.each(ctx, func(rows *sql.Rows) error {
+		var id, last, n, octets int64
+		if err := rows.Scan(&id, &last, &n, &octets); err != nil {
+			return err
+		}
+		s := byID[id]
+		if s == nil {
+			return nil
+		}
+		s.seq, s.stored, s.more = uint64(last), uint64(last), true //nolint:gosec // a count
+		s.count(int(n), int(octets))
+		s.a.queued += int(n)
+		s.a.waiting += int(octets)
+		b.queued.Add(n)
+		b.queuedOctets.Add(octets)
+		return nil
+	}, `SELECT q.session, max(q.seq), count(*), CAST(sum(q.octets) AS BIGINT) FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session
+		WHERE s.node = $1 GROUP BY q.session`, b.o.Node)
+}
+
+func (b *Broker) restoreInbound(ctx context.Context, byID map[int64]*session) error {
+	return b.each(ctx, func(rows *sql.Rows) error {
+		var id int64
+		var packet uint16
+		if err := rows.Scan(&id, &packet); err != nil {
+			return err
+		}
+		if s := byID[id]; s != nil {
+			_, err := s.receive(packet)
+			return err
+		}
+		return nil
+	}, `SELECT i.session, i.packet FROM mqtt_inbound i JOIN mqtt_session s ON s.id = i.session WHERE s.node = $1`, b.o.Node)
+}
+
+func (b *Broker) restoreRetained(ctx context.Context) error {
+	return b.each(ctx, func(rows *sql.Rows) error {
+		m := &Message{Retain: true}
+		var expires int64
+		if err := rows.Scan(&m.Topic, &m.Device, &m.QoS, &expires, &m.Props, &m.Payload); err != nil {
+			return err
+		}
+		m.Expires = expiresTime(expires)
+		a := b.accountLocked(m.Device)
+		a.reserved++
+		a.octets += m.cost()
+		b.retainedOctets.Add(int64(m.cost()))
+		b.retain(a, m)
+		return nil
+	}, `SELECT topic, device, qos, expires, props, payload FROM mqtt_retained WHERE node = $1`, b.o.Node)
+}
+
+// fill reads the next page of a session's queue for the connection c.
+func (b *Broker) fill(s *session, c *Conn) {
+	b.fills <- struct{}{}
+	defer func() { <-b.fills }()
+	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	defer cancel()
+	s.mu.Lock()
+	after := s.loaded
+	s.mu.Unlock()
+	page, whole, err := b.page(ctx, s, after)
+	s.mu.Lock()
+	if s.conn != c || s.dead {
+		s.mu.Unlock()
+		return
+	}
+	s.load = false
+	if err != nil {
+		s.mu.Unlock()
+		b.o.Log.Warn("queue not read", "client", s.client, "error", err)
+		c.client.Lost(Unspecified, "the queue could not be read")
+		return
+	}
+	for _, e := range page {
+		s.loaded = e.seq
+		s.push(e)
+	}
+	s.more = !whole || s.stored > s.loaded
+	if len(page) == 0 && whole { // what is beyond was not recorded, or is gone
+		s.loaded, s.more = max(s.loaded, s.stored), false
+	}
+	s.pump(nil)
+	s.mu.Unlock()
+	c.client.Flush()
+}
+
+// page reads up to pageSize messages behind after, about pageOctets of them. whole
+// reports that there are no more.
+func (b *Broker) page(ctx context.Context, s *session, after uint64) (page []*entry, whole bool, err error) {
+	octets, n := 0, 0
+	err = b.each(ctx, func(rows *sql.Rows) error {
+		n++
+		if octets > pageOctets {
+			return nil
+		}
+		m := &Message{}
+		e := &entry{m: m}
+		var pubrec, retain, expires int64
+		var ids []byte
+		if err := rows.Scan(&e.seq, &e.qos, &retain, &pubrec, &expires, &m.Topic, &m.Props, &m.Payload, &ids); err != nil {
+			return err
+		}
+		m.QoS, m.Expires, e.retain, e.ids = e.qos, expiresTime(expires), retain == 1, decodeIDs(ids)
+		if pubrec == 1 {
+			e.state = released
+		}
+		octets += m.cost()
+		page = append(page, e)
+		return nil
+	}, `SELECT seq, qos, retain, released, expires, topic, props, payload, sub_ids FROM mqtt_queue
+		WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3`, s.id, int64(after), pageSize) //nolint:gosec // a count
+	return page, n < pageSize && n == len(page), err
+}

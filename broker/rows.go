@@ -1,0 +1,280 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign/store"
+)
+
+// sessionRow is what changes of a session's row.
+type sessionRow struct {
+	expiry, left, sent int64
+	will               []byte
+	willAt             int64
+}
+
+func nodeNumber(node string) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(node))
+	return h.Sum32()
+}
+
+func encodeWill(w *Will) []byte {
+	b, err := json.Marshal(w)
+	if err != nil {
+		return nil // of plain fields: it cannot be
+	}
+	return b
+}
+
+// record makes the changes within tx. The order among those of one kind is kept; kinds
+// follow one another so that runs of them are one statement.
+func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int64) error {
+	if b.o.DB.Postgres() { // an answer of COMMIT may be lost
+		if _, err := tx.Exec(ctx, `INSERT INTO mqtt_node (node, batch, started) VALUES ($1, $2, $3)
+			ON CONFLICT (node) DO UPDATE SET batch = excluded.batch, started = excluded.started`, b.o.Node, number, b.started); err != nil {
+			return err
+		}
+		tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND batch = $2 AND started = $3`, b.o.Node, number, b.started)
+	}
+	var inserts []op
+	for _, o := range ops {
+		if o.kind == opInsert && !o.s.a.isGone() {
+			inserts = append(inserts, o)
+		}
+	}
+	for _, o := range ops {
+		if o.kind <= opComplete {
+			if err := b.recordOne(ctx, tx, o); err != nil {
+				return err
+			}
+		}
+	}
+	if err := insertQueue(ctx, tx, inserts); err != nil {
+		return err
+	}
+	for _, o := range ops {
+		if o.kind > opInsert {
+			if err := b.recordEnd(ctx, tx, o); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isGone reports that a device was purged: nothing is recorded for it any more.
+func (a *account) isGone() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.gone
+}
+
+func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) {
+	if o.s != nil && o.s.a.isGone() || o.kind == opRetain && o.a.isGone() {
+		return nil
+	}
+	switch o.kind {
+	case opPurge:
+		err = purge(ctx, tx, o.a.device, b.o.Node)
+	case opSession:
+		r := o.row
+		if r == nil {
+			o.s.mu.Lock()
+			r = o.s.row()
+			o.s.mu.Unlock()
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET expiry = excluded.expiry,
+			left_at = excluded.left_at, sent = excluded.sent, will = excluded.will, will_at = excluded.will_at`,
+			o.s.id, b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
+	case opSubscribe:
+		_, err = tx.Exec(ctx, `INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (session, n) DO UPDATE SET options = excluded.options, sub_id = excluded.sub_id`,
+			o.s.id, o.sub.n, o.sub.Filter, int64(o.sub.options()), int64(o.sub.ID))
+	case opUnsubscribe:
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_subscription WHERE session = $1 AND n = $2`, o.s.id, o.sub.n)
+	case opRetain:
+		err = b.recordRetained(ctx, tx, o.m)
+	case opReceive:
+		_, err = tx.Exec(ctx, `INSERT INTO mqtt_inbound (session, packet) VALUES ($1, $2) ON CONFLICT DO NOTHING`, o.s.id, int64(o.id))
+	case opComplete:
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_inbound WHERE session = $1 AND packet = $2`, o.s.id, int64(o.id))
+	}
+	return err
+}
+
+func (b *Broker) recordRetained(ctx context.Context, tx *store.Tx, m *Message) error {
+	hash := sha256.Sum256([]byte(m.Topic))
+	if len(m.Payload) == 0 {
+		_, err := tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2`, b.o.Node, hash[:])
+		return err
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO mqtt_retained (node, hash, topic, device, qos, expires, props, payload)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (node, hash) DO UPDATE SET device = excluded.device,
+		qos = excluded.qos, expires = excluded.expires, props = excluded.props, payload = excluded.payload`,
+		b.o.Node, hash[:], m.Topic, m.Device, int64(m.QoS), expiresMicros(m), some(m.Props), m.Payload)
+	return err
+}
+
+// recordEnd makes the changes that come last. A message that was acknowledged in its
+// turn ends together with those before it.
+func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) {
+	switch o.kind {
+	case opRelease:
+		_, err = tx.Exec(ctx, `UPDATE mqtt_queue SET released = 1 WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+	case opDelete:
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+	case opWipe:
+		for _, q := range []string{
+			`DELETE FROM mqtt_session WHERE id = $1`, `DELETE FROM mqtt_subscription WHERE session = $1`,
+			`DELETE FROM mqtt_queue WHERE session = $1`, `DELETE FROM mqtt_inbound WHERE session = $1`,
+		} {
+			if _, err = tx.Exec(ctx, q, o.s.id); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+// insertQueue records messages for sessions, many with one statement.
+func insertQueue(ctx context.Context, tx *store.Tx, ops []op) error {
+	for len(ops) > 0 {
+		n := 1
+		for _, size := range insertSizes {
+			if size <= len(ops) {
+				n = size
+				break
+			}
+		}
+		args := make([]any, 0, n*queueColumns)
+		for _, o := range ops[:n] {
+			m := o.e.m
+			args = append(args, o.s.id, int64(o.e.seq), int64(o.e.qos), number(o.e.retain), 0, expiresMicros(m), //nolint:gosec // a count
+				m.Topic, some(m.Props), some(m.Payload), encodeIDs(o.e.ids), int64(m.cost()))
+		}
+		if _, err := tx.Exec(ctx, insertStatements[n], args...); err != nil {
+			return err
+		}
+		ops = ops[n:]
+	}
+	return nil
+}
+
+const queueColumns = 11
+
+// insertSizes are the numbers of rows that one INSERT takes: few, since each is a
+// statement that is kept prepared.
+var insertSizes = []int{64, 16, 4, 1}
+
+var insertStatements = func() map[int]string {
+	all := map[int]string{}
+	for _, size := range insertSizes {
+		var rows strings.Builder
+		for i := range size {
+			for k := range queueColumns {
+				sep := ", "
+				if k == 0 {
+					sep = "), ("
+				}
+				if i+k > 0 {
+					rows.WriteString(sep)
+				}
+				rows.WriteString("$" + strconv.Itoa(i*queueColumns+k+1))
+			}
+		}
+		all[size] = "INSERT INTO mqtt_queue (session, seq, qos, retain, released, expires, topic, props, payload, sub_ids, octets) VALUES (" + rows.String() + ")"
+	}
+	return all
+}()
+
+func number(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// some is b, or an empty block: NULL is not allowed.
+func some(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+func expiresMicros(m *Message) int64 {
+	if m.Expires.IsZero() {
+		return 0
+	}
+	return m.Expires.UnixMicro()
+}
+
+func expiresTime(micros int64) time.Time {
+	if micros == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micros)
+}
+
+func encodeIDs(ids []uint32) []byte {
+	b := make([]byte, 0, 4*len(ids))
+	for _, id := range ids {
+		b = binary.BigEndian.AppendUint32(b, id)
+	}
+	return b
+}
+
+func decodeIDs(b []byte) (ids []uint32) {
+	for ; len(b) >= 4; b = b[4:] {
+		ids = append(ids, binary.BigEndian.Uint32(b))
+	}
+	return ids
+}
+
+// options is the octet of SUBSCRIBE (MQTT 5, 3.8.3.1).
+func (s *Subscription) options() byte {
+	o := s.QoS | s.Handling<<4
+	if s.NoLocal {
+		o |= 1 << 2
+	}
+	if s.AsPublished {
+		o |= 1 << 3
+	}
+	return o
+}
+
+func (s *Subscription) setOptions(o byte) {
+	s.QoS, s.Handling, s.NoLocal, s.AsPublished = o&3, o>>4&3, o>>2&1 == 1, o>>3&1 == 1
+}
+
+// Purge removes what all nodes have on record of a device. Sessions that are in memory
+// are for [Broker.Forget].
+func Purge(ctx context.Context, tx *store.Tx, device string) error {
+	return purge(ctx, tx, device, "")
+}
+
+// purge removes what one node has on record of a device, or all nodes if node is empty.
+func purge(ctx context.Context, tx *store.Tx, device, node string) error {
+	for _, q := range []string{
+		`DELETE FROM mqtt_subscription WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
+		`DELETE FROM mqtt_queue WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
+		`DELETE FROM mqtt_inbound WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
+		`DELETE FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2)`,
+		`DELETE FROM mqtt_retained WHERE device = $1 AND ($2 = '' OR node = $2)`,
+	} {
+		if _, err := tx.Exec(ctx, q, device, node); err != nil {
+			return fmt.Errorf("drop what is stored for %s: %w", device, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+package broker
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// pageSize is how many queued messages are read from the database at once.
+	pageSize = 64
+	// pageOctets is about how much of a queue is in memory; one message may be larger.
+	pageOctets = 256 << 10
+	// maxInbound bounds the QoS 2 messages of a client that wait for its PUBREL.
+	maxInbound = 1024
+)
+
+// The states of an entry. Those after waiting are in flight.
+const (
+	waiting  byte = iota
+	sent          // PUBLISH went out
+	received      // QoS 2: PUBREC came, and is on its way to the record
+	released      // QoS 2: PUBREL is due or went out
+)
+
+// entry is one message of QoS 1 or 2 in the queue of a session.
+type entry struct {
+	m      *Message
+	seq    uint64
+	ids    []uint32
+	qos    byte
+	retain bool
+	state  byte
+}
+
+// id is the packet identifier: it follows from the place in the queue, so that it is the
+// same after a restart, and needs no record of its own.
+func (e *entry) id() uint16 { return uint16(e.seq%maxPacketID) + 1 } //nolint:gosec // less than 65,536
+
+// asked is a retained message that waits for room.
+type asked struct {
+	m   *Message
+	sub *subscription
+}
+
+// session is the state of one client (MQTT 5, 4.1). The lock is taken before those of
+// the account, the journal and the client's output, and never together with the tree's
+// or another session's.
+type session struct {
+	b      *Broker
+	id     int64
+	client string
+	a      *account
+	kept   bool // it has rows
+	live   atomic.Bool
+	left   atomic.Int64 // when its connection ended, Unix microseconds; 0: it has one
+
+	mu      sync.Mutex
+	conn    *Conn // nil: none
+	dead    bool
+	expiry  time.Duration
+	limit   int // messages in flight
+	subs    []*subscription
+	lastSub int64
+	inbound map[uint16]struct{} // QoS 2 messages of the client that wait for its PUBREL
+
+	queue  []*entry // in the order of seq; those before next are in flight
+	next   int
+	held   int    // octets in queue
+	total  int    // messages that wait, those on record included
+	octets int    // of total
+	seq    uint64 // of the newest message; kept: owned by the journal
+	sent   uint64 // the highest seq that was sent once
+	loaded uint64 // kept: the highest seq that is or was in queue
+	stored uint64 // kept: the highest seq that is on record
+	more   bool   // kept: rows beyond loaded are on record
+	load   bool   // they are being read
+	ask    []asked
+
+	will   *Will // after its connection
+	willAt time.Time
+	timer  *time.Timer
+}
+
+// offer gives a message to the session. p collects what waits for a commit.
+func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	qos := min(m.QoS, sub.qos)
+	if s.dead || s.conn == nil && (qos == 0 || !s.kept) || s.conn != nil && !s.conn.client.Receives(m.Topic) {
+		return
+	}
+	retain := m.Retain && sub.asPublished
+	if qos == 0 {
+		if s.conn.started && s.conn.client.Deliver(Delivery{Message: m, Retain: retain, SubIDs: sub.ids}) == Sent {
+			f.touch(s.conn)
+		}
+		return
+	}
+	if !s.b.queue(s.a, m.cost()) {
+		s.b.dropped.Add(1)
+		p.full = append(p.full, s.a)
+		return
+	}
+	e := &entry{m: m, ids: sub.ids, qos: qos, retain: retain}
+	s.count(1, m.cost())
+	if s.kept { // the journal numbers it
+		p.ops = append(p.ops, op{kind: opInsert, s: s, e: e, p: p})
+		return
+	}
+	e.seq = s.number()
+	s.push(e)
+	s.pump(f)
+}
+
+// number returns the place of the next message in the queue. For a kept session it is
+// for the journal alone to call, since its order is the order of the record.
+func (s *session) number() uint64 {
+	s.seq++
+	return s.seq
+}
+
+// count changes what waits for the session in all, in memory and on record.
+func (s *session) count(n, octets int) {
+	s.total += n
+	s.octets += octets
+}
+
+func (s *session) push(e *entry) {
+	s.queue = append(s.queue, e)
+	s.held += e.m.cost()
+}
+
+// committed takes a message that is on record now. It is called in the order of seq.
+func (s *session) committed(e *entry, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored = max(s.stored, e.seq)
+	switch {
+	case s.dead || e.seq <= s.loaded: // read meanwhile
+	case s.conn == nil || s.more || len(s.queue) >= s.limit+pageSize || s.held > pageOctets:
+		s.more = true
+	default:
+		s.loaded = e.seq
+		s.push(e)
+		s.pump(f)
+	}
+}
+
+// pump sends what the client takes now. f is told whom it sent to; nil: the caller
+// flushes.
+func (s *session) pump(f *flusher) {
+	c := s.conn
+	if c == nil || !c.started {
+		return
+	}
+	now := s.b.o.Now()
+	for s.next < s.limit && s.next < len(s.queue) {
+		e := s.queue[s.next]
+		if e.seq-s.queue[0].seq >= maxPacketID { // its identifier may be in use
+			return
+		}
+		if e.state == released || e.state == received {
+			if e.state == released {
+				c.client.Acknowledge(Pubrel, e.id(), Success)
+				f.touch(c)
+			}
+			s.next++
+			continue
+		}
+		if !e.m.Expires.IsZero() && !now.Before(e.m.Expires) && e.state == waiting {
+			s.b.expired.Add(1)
+			s.remove(s.next)
+			continue
+		}
+		d := Delivery{Message: e.m, QoS: e.qos, Retain: e.retain, Dup: e.seq <= s.sent, ID: e.id(), SubIDs: e.ids}
+		switch c.client.Deliver(d) {
+		case Full:
+			return
+		case Dropped:
+			s.remove(s.next)
+			continue
+		}
+		f.touch(c)
+		e.state = sent
+		s.sent = max(s.sent, e.seq)
+		s.next++
+	}
+	if s.pumpAsked(f) {
+		s.pump(f)
+		return
+	}
+	if s.more && !s.load && s.next == len(s.queue) && s.next < s.limit {
+		s.load = true
+		s.b.background.Go(func() { s.b.fill(s, c) })
+	}
+}
+
+// pumpAsked sends the retained messages that wait, those of QoS 1 and 2 through the
+// queue. It reports whether the queue has grown.
+func (s *session) pumpAsked(f *flusher) (grown bool) {
+	for len(s.ask) > 0 {
+		m, sub := s.ask[0].m, s.ask[0].sub
+		d := Delivery{Message: m, QoS: min(m.QoS, sub.QoS), Retain: true, Patient: true}
+		if sub.ID > 0 {
+			d.SubIDs = []uint32{sub.ID}
+		}
+		expired := !m.Expires.IsZero() && !s.b.o.Now().Before(m.Expires)
+		switch {
+		case expired || !s.conn.client.Receives(m.Topic):
+		case d.QoS == 0:
+			if s.conn.client.Deliver(d) == Full {
+				return grown
+			}
+			f.touch(s.conn)
+		case s.more || len(s.queue) >= s.limit || !s.b.queue(s.a, m.cost()):
+			return grown
+		default:
+			grown = grown || !s.kept
+			s.enqueue(&entry{m: m, ids: d.SubIDs, qos: d.QoS, retain: true})
+		}
+		s.ask[0] = asked{}
+		if s.ask = s.ask[1:]; len(s.ask) == 0 {
+			s.ask = nil
+		}
+	}
+	return grown
+}
+
+// enqueue adds a message that no publisher waits for.
+func (s *session) enqueue(e *entry) {
+	s.count(1, e.m.cost())
+	if s.kept {
+		s.b.journal.add(op{kind: opInsert, s: s, e: e})
+		return
+	}
+	e.seq = s.number()
+	s.push(e)
+}
+
+// remove takes the entry at i out of the queue, and off the record.
+func (s *session) remove(i int) {
+	e := s.queue[i]
+	cost := e.m.cost()
+	if i == 0 {
+		s.queue[0] = nil
+		s.queue = s.queue[1:]
+	} else {
+		s.queue = slices.Delete(s.queue, i, i+1)
+	}
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+	if i < s.next {
+		s.next--
+	}
+	s.held -= cost
+	s.count(-1, -cost)
+	s.b.unqueue(s.a, 1, cost)
+	if s.kept {
+		s.b.journal.add(op{kind: opDelete, s: s, e: e})
+	}
+}
+
+// find returns the place of the message in flight with a packet identifier, or -1.
+func (s *session) find(id uint16) int {
+	for i, e := range s.queue[:s.next] {
+		if e.id() == id {
+			return i
+		}
+	}
+	return -1
+}
+
+// acknowledge takes PUBACK, PUBREC or PUBCOMP of the client.
+func (s *session) acknowledge(c *Conn, kind Acknowledgment, id uint16, code byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return
+	}
+	i := s.find(id)
+	if i < 0 {
+		if kind == Pubrec && code < Unspecified {
+			c.client.Acknowledge(Pubrel, id, NotFound)
+		}
+		return
+	}
+	e := s.queue[i]
+	switch {
+	case kind == Puback && e.qos == 1 && e.state == sent,
+		kind == Pubrec && code >= Unspecified && e.qos == 2 && e.state == sent,
+		kind == Pubcomp && e.state == released:
+		s.remove(i)
+		s.pump(nil)
+	case kind == Pubrec && e.state == released:
+		c.client.Acknowledge(Pubrel, id, Success)
+	case kind == Pubrec && e.qos == 2 && e.state == sent:
+		if !s.kept {
+			e.state = released
+			c.client.Acknowledge(Pubrel, id, Success)
+			return
+		}
+		e.state = received
+		s.b.journal.add(op{kind: opRelease, s: s, e: e})
+	}
+}
+
+// release sends PUBREL for a message whose PUBREC is on record now.
+func (s *session) release(e *entry, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.state = released
+	if s.dead || s.conn == nil || !s.conn.started || !slices.Contains(s.queue[:s.next], e) {
+		return
+	}
+	s.conn.client.Acknowledge(Pubrel, e.id(), Success)
+	f.touch(s.conn)
+}
+
+// suspend drops from memory what can be read again: a session without a connection
+// keeps what is in flight only. The caller holds the lock.
+func (s *session) suspend() {
+	if !s.kept {
+		return
+	}
+	for _, e := range s.queue[s.next:] {
+		s.held -= e.m.cost()
+	}
+	if s.next < len(s.queue) {
+		s.more = true
+		s.loaded = s.queue[s.next].seq - 1
+	}
+	s.queue = slices.Clone(s.queue[:s.next])
+	s.next = 0
+}
