@@ -58,6 +58,7 @@ func TestAKeptSessionMissesNothing(t *testing.T) {
 		p := connect(t, b, clean("p"))
 		p.publish("x", "live", 1, 1)
 		s.receives("live")
+		s.until("its acknowledgment", func() bool { return b.Stats().Queued == 0 })
 		s.conn.Close(true, nil)
 		var want []string
 		for i := range 200 { // more than a page and more than is in flight at once
