@@ -42,13 +42,14 @@ const (
 	opInsert                        // a message for a session
 	opRelease                       // QoS 2: PUBREC for it
 	opDelete                        // its end
+	opTrim                          // its end, with all before it
 	opWipe                          // the end of a session
 )
 
 // lazy reports that no client waits for changes of the kind. They are tried again
 // until they are on record.
 func (k opKind) lazy() bool {
-	return k == opDelete || k == opWipe || k == opPurge
+	return k == opDelete || k == opTrim || k == opWipe || k == opPurge
 }
 
 // op is one change of the record, and who is to know when it is made.

@@ -68,6 +68,23 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 			}
 		}
 	}
+	return trimQueues(ctx, tx, ops)
+}
+
+// trimQueues removes the messages that were acknowledged in their turn: each session's
+// with one statement.
+func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
+	last := map[int64]uint64{}
+	for _, o := range ops {
+		if o.kind == opTrim {
+			last[o.s.id] = max(last[o.s.id], o.e.seq)
+		}
+	}
+	for id, seq := range last {
+		if _, err := tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq <= $2`, id, int64(seq)); err != nil { //nolint:gosec // a count
+			return err
+		}
+	}
 	return nil
 }
 
@@ -125,8 +142,7 @@ func (b *Broker) recordRetained(ctx context.Context, tx *store.Tx, m *Message) e
 	return err
 }
 
-// recordEnd makes the changes that come last. A message that was acknowledged in its
-// turn ends together with those before it.
+// recordEnd makes a change that comes after the new messages.
 func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) {
 	switch o.kind {
 	case opRelease:
@@ -174,7 +190,9 @@ const queueColumns = 11
 
 // insertSizes are the numbers of rows that one INSERT takes: few, since each is a
 // statement that is kept prepared.
-var insertSizes = []int{64, 16, 4, 1}
+// SQLite's driver looks the name of each parameter up from the first one on, so that
+// larger ones cost more than they save.
+var insertSizes = []int{4, 1}
 
 var insertStatements = func() map[int]string {
 	all := map[int]string{}

@@ -242,8 +242,9 @@ func (s *session) enqueue(e *entry) {
 // remove takes the entry at i out of the queue, and off the record.
 func (s *session) remove(i int) {
 	e := s.queue[i]
-	cost := e.m.cost()
+	cost, end := e.m.cost(), opDelete
 	if i == 0 {
+		end = opTrim
 		s.queue[0] = nil
 		s.queue = s.queue[1:]
 	} else {
@@ -259,7 +260,7 @@ func (s *session) remove(i int) {
 	s.count(-1, -cost)
 	s.b.unqueue(s.a, 1, cost)
 	if s.kept {
-		s.b.journal.add(op{kind: opDelete, s: s, e: e})
+		s.b.journal.add(op{kind: end, s: s, e: e})
 	}
 }
 
