@@ -14,7 +14,7 @@ import (
 const maxUnanswered = 256
 
 // Conn is a client's connection to its session. Its methods are for the goroutine that
-// reads the client, except Wake and Close.
+// reads the client, except Wake, Interrupt and Close.
 type Conn struct {
 	b       *Broker
 	s       *session
@@ -350,11 +350,17 @@ func (c *Conn) Unsubscribe(ctx context.Context, filters []string) (codes []byte)
 // is not nil (MQTT 5, 3.14.2.2.2), and the will is published, now or after its delay,
 // unless will is false. Only the first call counts; after a takeover none does.
 func (c *Conn) Close(will bool, expiry *time.Duration) {
+	c.Interrupt()
+	c.b.detach(c, will, expiry, false)
+}
+
+// Interrupt has a Publish that waits return, and no more acknowledgments sent: the
+// connection is about to be closed. Any goroutine may call it.
+func (c *Conn) Interrupt() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.closed = true
 	if c.room != nil {
 		c.room.Broadcast()
 	}
-	c.mu.Unlock()
-	c.b.detach(c, will, expiry, false)
 }

@@ -72,6 +72,7 @@ type journal struct {
 	b *Broker
 
 	mu      sync.Mutex
+	retry   []op   // to be written alone: what failed beside them may fail again
 	pending [][]op // each was added at once, and is in one transaction
 	urgent  bool
 	closed  bool
@@ -145,7 +146,7 @@ func (j *journal) close() error {
 	<-j.stopped
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.pending) > 0 {
+	if len(j.pending)+len(j.retry) > 0 {
 		return errors.New("not all changes of MQTT sessions could be written")
 	}
 	return nil
@@ -155,6 +156,10 @@ func (j *journal) close() error {
 func (j *journal) take() (groups [][]op, closed bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if len(j.retry) > 0 {
+		groups, j.retry = [][]op{j.retry}, nil
+		return groups, j.closed
+	}
 	n, size := 0, 0
 	for n < len(j.pending) && (n == 0 || size+len(j.pending[n]) <= batchOps) {
 		size += len(j.pending[n])
@@ -228,25 +233,16 @@ func (j *journal) commit(groups [][]op) (again bool) {
 	return again
 }
 
-// later puts the changes that must not be lost back in front.
+// later has the changes written again that must not be lost.
 func (j *journal) later(ops []op) bool {
-	var rest []op
-	for _, o := range ops {
-		if o.kind.lazy() || o.kind == opRelease || o.kind == opSession && o.row != nil && o.done == nil {
-			rest = append(rest, o)
-		}
-	}
-	if len(rest) == 0 {
-		return false
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.pending = append([][]op{rest}, j.pending...)
-	select {
-	case j.wake <- struct{}{}:
-	default:
+	for _, o := range ops {
+		if o.kind.lazy() || o.kind == opRelease || o.kind == opSession && o.row != nil && o.done == nil {
+			j.retry = append(j.retry, o)
+		}
 	}
-	return true
+	return len(j.retry) > 0
 }
 
 func (j *journal) transact(ops []op) error {

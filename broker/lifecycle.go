@@ -31,6 +31,7 @@ type Broker struct {
 	ids        atomic.Int64 // the highest session id
 	started    int64        // names this run among those of the node
 	fills      chan struct{}
+	stop       chan struct{} // closed by Close
 	background sync.WaitGroup
 
 	queued, queuedOctets, retainedCount, retainedOctets atomic.Int64
@@ -45,21 +46,57 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	o.Limits = o.Limits.withDefaults()
 	b := &Broker{
 		o: o, sessions: map[string]*session{}, accounts: map[string]*account{},
-		seed: maphash.MakeSeed(), fills: make(chan struct{}, maxFills), started: o.Now().UnixMicro(),
+		seed: maphash.MakeSeed(), fills: make(chan struct{}, maxFills), started: o.Now().UnixMicro(), stop: make(chan struct{}),
 	}
 	b.journal = newJournal(b)
 	if err := b.restore(ctx); err != nil {
 		return nil, err
 	}
 	b.journal.start()
+	b.background.Go(b.sweep)
 	return b, nil
+}
+
+// sweepEvery is how often expired retained messages are looked for. Until then no client
+// receives them, but they count.
+const sweepEvery = 10 * time.Minute
+
+// sweep drops expired retained messages until Close.
+func (b *Broker) sweep() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.stop:
+			return
+		case <-tick.C:
+			b.dropExpired()
+		}
+	}
+}
+
+func (b *Broker) dropExpired() {
+	now := b.o.Now()
+	for _, m := range b.retained.match("#") {
+		if !m.Expires.IsZero() && !now.Before(m.Expires) && b.retained.drop(m) {
+			a := b.account(m.Device)
+			b.retainedCount.Add(-1)
+			b.release(a, m)
+			b.journal.add(op{kind: opRetain, m: &Message{Topic: m.Topic, Retain: true, Device: m.Device}, a: a})
+		}
+	}
 }
 
 // Close writes what waits and stops the core. Wills whose delay is not over are on
 // record and are published by the next Open.
 func (b *Broker) Close(context.Context) error {
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
 	b.closed = true
+	close(b.stop)
 	all := make([]*session, 0, len(b.sessions))
 	for _, s := range b.sessions {
 		all = append(all, s)
