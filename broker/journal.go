@@ -44,12 +44,13 @@ const (
 	opDelete                        // its end
 	opTrim                          // its end, with all before it
 	opWipe                          // the end of a session
+	opExpire                        // of a retained message, if it is still that one
 )
 
 // lazy reports that no client waits for changes of the kind. They are tried again
 // until they are on record.
 func (k opKind) lazy() bool {
-	return k == opDelete || k == opTrim || k == opWipe || k == opPurge
+	return k == opDelete || k == opTrim || k == opWipe || k == opExpire || k == opPurge
 }
 
 // op is one change of the record, and who is to know when it is made.

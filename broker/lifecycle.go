@@ -82,7 +82,7 @@ func (b *Broker) dropExpired() {
 			a := b.account(m.Device)
 			b.retainedCount.Add(-1)
 			b.release(a, m)
-			b.journal.add(op{kind: opRetain, m: &Message{Topic: m.Topic, Retain: true, Device: m.Device}, a: a})
+			b.journal.add(op{kind: opExpire, m: m, a: a})
 		}
 	}
 }

@@ -149,6 +149,9 @@ func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) 
 		_, err = tx.Exec(ctx, `UPDATE mqtt_queue SET released = 1 WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
 	case opDelete:
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+	case opExpire:
+		hash := sha256.Sum256([]byte(o.m.Topic))
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2 AND expires = $3`, b.o.Node, hash[:], expiresMicros(o.m))
 	case opWipe:
 		for _, q := range []string{
 			`DELETE FROM mqtt_session WHERE id = $1`, `DELETE FROM mqtt_subscription WHERE session = $1`,
