@@ -195,6 +195,9 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 // publishWill publishes the will of a session whose connection was lost.
 func (b *Broker) publishWill(s *session, w *Will) {
 	m := w.Message
+	if w.Life > 0 {
+		m.Expires = b.o.Now().Add(w.Life)
+	}
 	if !b.mayRetain(&m) {
 		m.Retain = false // it is published all the same
 	}
