@@ -114,6 +114,7 @@ type Subscription struct {
 type Will struct {
 	Message
 	Delay time.Duration
+	Life  time.Duration // of the message, from its publication; 0: for ever
 }
 
 // Hello is what a gateway says of an admitted client.
@@ -159,6 +160,9 @@ const (
 	DefaultExpiry = 30 * 24 * time.Hour
 )
 
+// Limits returns the bounds that are in force.
+func (b *Broker) Limits() Limits { return b.o.Limits }
+
 func (l Limits) withDefaults() Limits {
 	l.Subscriptions = cmp.Or(l.Subscriptions, DefaultSubscriptions)
 	l.Retained = cmp.Or(l.Retained, DefaultRetained)
@@ -185,23 +189,10 @@ type Options struct {
 	Now      func() time.Time
 }
 
-// Stats are counts of a core since it was opened, and what it has now.
+// Stats are counts of a core since it was opened. What it has now is TotalUsage.
 type Stats struct {
-	Sessions, Live           int
-	Subscriptions            int
-	Retained, RetainedOctets int64
-	Queued, QueuedOctets     int64
-	Dropped                  uint64 // messages of QoS 1 and 2 that a full queue or store did not take
-	Expired                  uint64 // messages that expired before they were delivered
-	SessionsDropped          uint64 // kept sessions that were dropped because their device had more than it may
-	CommitFailed             uint64 // transactions that the database did not take
-}
-
-// Usage is what a device has of a node.
-type Usage struct {
-	Device                   string
-	Live, Kept               int // sessions with and without a connection
-	Subscriptions            int
-	Retained, RetainedOctets int
-	Queued, QueuedOctets     int
+	Dropped         uint64 // messages of QoS 1 and 2 that a full queue or store did not take
+	Expired         uint64 // messages that expired before they were delivered
+	SessionsDropped uint64 // kept sessions that were dropped because their device had more than it may
+	CommitFailed    uint64 // transactions that the database did not take
 }

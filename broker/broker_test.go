@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -58,7 +59,7 @@ func TestAKeptSessionMissesNothing(t *testing.T) {
 		p := connect(t, b, clean("p"))
 		p.publish("x", "live", 1, 1)
 		s.receives("live")
-		s.until("its acknowledgment", func() bool { return b.Stats().Queued == 0 })
+		s.until("its acknowledgment", func() bool { return queued(t, b) == 0 })
 		s.conn.Close(true, nil)
 		var want []string
 		for i := range 200 { // more than a page and more than is in flight at once
@@ -75,7 +76,7 @@ func TestAKeptSessionMissesNothing(t *testing.T) {
 		p = connect(t, b, clean("p"))
 		p.publish("x", "new", 1, 1)
 		s.receives(append(want, "new")...)
-		s.until("an empty queue", func() bool { return b.Stats().Queued == 0 })
+		s.until("an empty queue", func() bool { return queued(t, b) == 0 })
 	})
 }
 
@@ -103,7 +104,7 @@ func TestQoS2ComesOnce(t *testing.T) {
 		s = connectAs(t, b, kept("s"), &client{hold: true})
 		s.answered(fmt.Sprintf("6 %d 0x0", id))
 		s.conn.Acknowledge(broker.Pubcomp, id, broker.Success)
-		s.until("an empty queue", func() bool { return b.Stats().Queued == 0 })
+		s.until("an empty queue", func() bool { return queued(t, b) == 0 })
 		s.receives()
 	})
 }
@@ -134,15 +135,49 @@ func TestRetainedMessagesStay(t *testing.T) {
 							t.Errorf("%s: got RETAIN 0, want 1", d.Topic)
 						}
 					}
-					s.until("an empty queue", func() bool { return b.Stats().Queued == 0 })
+					s.until("an empty queue", func() bool { return queued(t, b) == 0 })
 					none := time.Duration(0)
 					s.conn.Close(false, &none)
 				}
 			}
-			if got := b.UsageOf("p").Retained; got != 3 {
+			if got := usage(t, b, "p").Retained; got != 3 {
 				t.Errorf("retained messages of the device: got %d, want 3", got)
 			}
 			b = again()
+		}
+	})
+}
+
+// An operator drops what a device has stored; what it has from then on stays.
+func TestPurgeDropsWhatWaits(t *testing.T) {
+	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+		s := connect(t, b, kept("s"))
+		s.subscribe(filter("#", 1))
+		s.conn.Close(false, nil)
+		p := connect(t, b, clean("p"))
+		for i := range 100 {
+			p.publish("x", fmt.Sprint(i), 1, uint16(i)+1)
+		}
+		p.until("acknowledgments", func() bool { return len(p.acks) == 100 })
+		done, err := b.Purge(t.Context(), "s", countersign.Stored{Queued: true})
+		if err != nil || done.Queued != 100 {
+			t.Fatalf("purge: got %+v, %v, want 100 messages dropped", done, err)
+		}
+		p.publish("x", "new", 1, 200)
+		p.until("acknowledgments", func() bool { return len(p.acks) == 101 })
+		s = connect(t, b, kept("s"))
+		s.receives("new")
+		s.until("an empty queue", func() bool { return queued(t, b) == 0 })
+		s.conn.Close(false, nil)
+		b = again()
+		if got := queued(t, b); got != 0 {
+			t.Errorf("after a restart: got %d messages that wait, want none", got)
+		}
+		if done, err := b.Purge(t.Context(), "s", countersign.Stored{Sessions: true}); err != nil || done.Sessions != 1 {
+			t.Fatalf("purge: got %+v, %v, want one session dropped", done, err)
+		}
+		if s = connect(t, b, kept("s")); s.present {
+			t.Error("after the purge: got a session, want none")
 		}
 	})
 }

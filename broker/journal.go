@@ -43,6 +43,7 @@ const (
 	opRelease                       // QoS 2: PUBREC for it
 	opDelete                        // its end
 	opTrim                          // its end, with all before it
+	opDrain                         // the end of those that wait behind what is in flight
 	opWipe                          // the end of a session
 	opExpire                        // of a retained message, if it is still that one
 )
@@ -63,6 +64,8 @@ type op struct {
 	m    *Message
 	sub  *subscription
 	row  *sessionRow
+	from uint64 // opDrain: behind this place in the queue
+	to   uint64 // up to this one
 	p    *publication
 	done func(err error, f *flusher)
 }
@@ -302,7 +305,7 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 func (s *session) lost(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead {
+	if s.dead || e.drains != s.drains {
 		return
 	}
 	s.count(-1, -e.m.cost())

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -189,3 +190,26 @@ func connectAs(t testing.TB, b *broker.Broker, h broker.Hello, c *client) *clien
 }
 
 func filter(f string, qos byte) broker.Subscription { return broker.Subscription{Filter: f, QoS: qos} }
+
+// usage is what a device has of the node.
+func usage(t testing.TB, b *broker.Broker, device string) countersign.Usage {
+	t.Helper()
+	list, err := b.Usage(t.Context(), countersign.UsageFilter{Device: device, Limit: 1})
+	if err != nil || len(list) > 1 {
+		t.Fatalf("usage of %s: got %v, %v", device, list, err)
+	}
+	if len(list) == 0 {
+		return countersign.Usage{}
+	}
+	return list[0]
+}
+
+// queued is how many messages wait for anyone.
+func queued(t testing.TB, b *broker.Broker) int {
+	t.Helper()
+	sum, err := b.TotalUsage(t.Context())
+	if err != nil {
+		t.Fatalf("usage: %v", err)
+	}
+	return sum.Queued
+}

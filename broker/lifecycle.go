@@ -9,7 +9,6 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/store"
 )
 
 // Broker is the core. Open makes one; Close it once, after its connections.
@@ -356,15 +355,8 @@ func (b *Broker) end(s *session) (w *Will, wipe bool) {
 	return w, s.kept
 }
 
-// Purge removes all that is stored for a device from the record, within tx: sessions,
-// subscriptions, queues, and the retained messages that it published; those of the other
-// nodes too. Forget follows it after the commit, on every node.
-func (b *Broker) Purge(ctx context.Context, tx *store.Tx, device string) error {
-	return Purge(ctx, tx, device)
-}
-
-// Forget drops from memory what Purge removed from the record, and what was on its way
-// there. The device's connections are cut before.
+// Forget drops from memory what [Erase] removed from the record, and what was on its
+// way there. The device's connections are cut before.
 func (b *Broker) Forget(device string) {
 	b.mu.Lock()
 	a := b.accounts[device]
@@ -374,15 +366,8 @@ func (b *Broker) Forget(device string) {
 	}
 	a.mu.Lock()
 	a.gone = true
-	sessions := make([]*session, 0, len(a.sessions))
-	for s := range a.sessions {
-		sessions = append(sessions, s)
-	}
-	messages := make([]*Message, 0, len(a.retained))
-	for m := range a.retained {
-		messages = append(messages, m)
-	}
 	a.mu.Unlock()
+	sessions, messages := a.stored()
 	for _, s := range sessions {
 		b.end(s) // without its will: the device lost its identity
 	}
@@ -392,31 +377,12 @@ func (b *Broker) Forget(device string) {
 			b.release(a, m)
 		}
 	}
-	b.journal.add(op{kind: opPurge, a: a}) // what was written between Purge and now
+	b.journal.add(op{kind: opPurge, a: a}) // what was written between Erase and now
 	b.mu.Lock()
 	if b.accounts[device] == a {
 		delete(b.accounts, device) // the device may come again, with nothing
 	}
 	b.mu.Unlock()
-}
-
-// Stats counts.
-func (b *Broker) Stats() Stats {
-	st := Stats{
-		Queued: b.queued.Load(), QueuedOctets: b.queuedOctets.Load(),
-		Retained: b.retainedCount.Load(), RetainedOctets: b.retainedOctets.Load(),
-		Dropped: b.dropped.Load(), Expired: b.expired.Load(),
-		SessionsDropped: b.sessionsDropped.Load(), CommitFailed: b.commitFailed.Load(),
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	st.Sessions = len(b.sessions)
-	for _, a := range b.accounts {
-		u := a.usage()
-		st.Live += u.Live
-		st.Subscriptions += u.Subscriptions
-	}
-	return st
 }
 
 // row is what the record has of the session. The caller holds the lock.

@@ -185,6 +185,9 @@ func (b *Broker) fill(s *session, c *Conn) {
 		return
 	}
 	s.load = false
+	if s.loaded != after { // the queue was purged meanwhile
+		page = nil
+	}
 	if err != nil {
 		s.mu.Unlock()
 		b.o.Log.Warn("queue not read", "client", s.client, "error", err)

@@ -101,7 +101,7 @@ func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) 
 	}
 	switch o.kind {
 	case opPurge:
-		err = purge(ctx, tx, o.a.device, b.o.Node)
+		err = erase(ctx, tx, o.a.device, b.o.Node)
 	case opSession:
 		r := o.row
 		if r == nil {
@@ -149,6 +149,8 @@ func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) 
 		_, err = tx.Exec(ctx, `UPDATE mqtt_queue SET released = 1 WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
 	case opDelete:
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+	case opDrain:
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq > $2 AND seq <= $3`, o.s.id, int64(o.from), int64(o.to)) //nolint:gosec // counts
 	case opExpire:
 		hash := sha256.Sum256([]byte(o.m.Topic))
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2 AND expires = $3`, b.o.Node, hash[:], expiresMicros(o.m))
@@ -278,14 +280,15 @@ func (s *Subscription) setOptions(o byte) {
 	s.QoS, s.Handling, s.NoLocal, s.AsPublished = o&3, o>>4&3, o>>2&1 == 1, o>>3&1 == 1
 }
 
-// Purge removes what all nodes have on record of a device. Sessions that are in memory
-// are for [Broker.Forget].
-func Purge(ctx context.Context, tx *store.Tx, device string) error {
-	return purge(ctx, tx, device, "")
+// Erase removes all that is stored for a device from the record, within tx: sessions,
+// subscriptions, queues, and the retained messages that it published, of all nodes.
+// [Broker.Forget] follows it after the commit, on every node.
+func Erase(ctx context.Context, tx *store.Tx, device string) error {
+	return erase(ctx, tx, device, "")
 }
 
-// purge removes what one node has on record of a device, or all nodes if node is empty.
-func purge(ctx context.Context, tx *store.Tx, device, node string) error {
+// erase removes what one node has on record of a device, or all nodes if node is empty.
+func erase(ctx context.Context, tx *store.Tx, device, node string) error {
 	for _, q := range []string{
 		`DELETE FROM mqtt_subscription WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
 		`DELETE FROM mqtt_queue WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,

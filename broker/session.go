@@ -32,6 +32,7 @@ type entry struct {
 	qos    byte
 	retain bool
 	state  byte
+	drains int // of the session before it was offered
 }
 
 // id is the packet identifier: it follows from the place in the queue, so that it is the
@@ -77,6 +78,7 @@ type session struct {
 	more   bool   // kept: rows beyond loaded are on record
 	load   bool   // they are being read
 	ask    []asked
+	drains int // how often what waited was dropped
 
 	will   *Will // after its connection
 	willAt time.Time
@@ -103,7 +105,7 @@ func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) {
 		p.full = append(p.full, s.a)
 		return
 	}
-	e := &entry{m: m, ids: sub.ids, qos: qos, retain: retain}
+	e := &entry{m: m, ids: sub.ids, qos: qos, retain: retain, drains: s.drains}
 	s.count(1, m.cost())
 	if s.kept { // the journal numbers it
 		p.ops = append(p.ops, op{kind: opInsert, s: s, e: e, p: p})
@@ -139,6 +141,8 @@ func (s *session) committed(e *entry, f *flusher) {
 	s.stored = max(s.stored, e.seq)
 	switch {
 	case s.dead || e.seq <= s.loaded: // read meanwhile
+	case e.drains != s.drains:
+		s.b.journal.add(op{kind: opDelete, s: s, e: e})
 	case s.conn == nil || s.more || len(s.queue) >= s.limit+pageSize || s.held > pageOctets:
 		s.more = true
 	default:
@@ -230,6 +234,7 @@ func (s *session) pumpAsked(f *flusher) (grown bool) {
 
 // enqueue adds a message that no publisher waits for.
 func (s *session) enqueue(e *entry) {
+	e.drains = s.drains
 	s.count(1, e.m.cost())
 	if s.kept {
 		s.b.journal.add(op{kind: opInsert, s: s, e: e})
