@@ -181,3 +181,21 @@ func TestPurgeDropsWhatWaits(t *testing.T) {
 		}
 	})
 }
+
+// Two processes with the rows of one node would undo each other's work: the older one
+// records nothing any more.
+func TestARowHasOneProcess(t *testing.T) {
+	db := storetest.OpenURL(t, storetest.PostgresURL(t))
+	older := open(t, db, broker.Limits{})
+	defer func() { _ = older.Close(t.Context()) }()
+	s := connect(t, older, kept("s"))
+	s.subscribe(filter("#", 1))
+	newer := open(t, db, broker.Limits{})
+	defer func() { _ = newer.Close(t.Context()) }()
+	p := connect(t, older, clean("p"))
+	p.publish("x", "lost", 1, 1)
+	p.answered("4 1 0x80")
+	if s := connect(t, newer, kept("s")); !s.present {
+		t.Error("at the newer process: got no session, want the one that is on record")
+	}
+}

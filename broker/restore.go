@@ -14,6 +14,9 @@ import (
 // restore reads what the node had on record when it stopped. The connections of then are
 // gone: their sessions are kept from now on for as long as they were to be.
 func (b *Broker) restore(ctx context.Context) error {
+	if err := b.takeOver(ctx); err != nil {
+		return fmt.Errorf("take over the sessions of the message broker: %w", err)
+	}
 	byID := map[int64]*session{}
 	var stale []int64
 	for _, step := range []struct {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -38,12 +39,8 @@ func encodeWill(w *Will) []byte {
 // record makes the changes within tx. The order among those of one kind is kept; kinds
 // follow one another so that runs of them are one statement.
 func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int64) error {
-	if b.o.DB.Postgres() { // an answer of COMMIT may be lost
-		if _, err := tx.Exec(ctx, `INSERT INTO mqtt_node (node, batch, started) VALUES ($1, $2, $3)
-			ON CONFLICT (node) DO UPDATE SET batch = excluded.batch, started = excluded.started`, b.o.Node, number, b.started); err != nil {
-			return err
-		}
-		tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND batch = $2 AND started = $3`, b.o.Node, number, b.started)
+	if err := b.claim(ctx, tx, number); err != nil {
+		return err
 	}
 	var inserts []op
 	for _, o := range ops {
@@ -86,6 +83,34 @@ func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
 		}
 	}
 	return nil
+}
+
+// claim notes the number of the transaction, so that one whose COMMIT was not answered
+// can be looked up. It fails if another process has taken the rows of this node: two
+// nodes with one name. SQLite has one process.
+func (b *Broker) claim(ctx context.Context, tx *store.Tx, number int64) error {
+	if !b.o.DB.Postgres() {
+		return nil
+	}
+	n, err := tx.Exec(ctx, `UPDATE mqtt_node SET batch = $1 WHERE node = $2 AND started = $3`, number, b.o.Node, b.started)
+	if err == nil && n == 0 {
+		err = countersign.Errorf(countersign.Conflict, "another process has taken over the MQTT sessions of node %q", b.o.Node).
+			WithNext("give each node a name of its own in the setting engine.node")
+	}
+	tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND started = $2 AND batch = $3`, b.o.Node, b.started, number)
+	return err
+}
+
+// takeOver makes the rows of the node those of this process.
+func (b *Broker) takeOver(ctx context.Context) error {
+	if !b.o.DB.Postgres() {
+		return nil
+	}
+	return b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO mqtt_node (node, started, batch) VALUES ($1, $2, 0)
+			ON CONFLICT (node) DO UPDATE SET started = excluded.started, batch = 0`, b.o.Node, b.started)
+		return err
+	})
 }
 
 // isGone reports that a device was purged: nothing is recorded for it any more.
