@@ -2,7 +2,7 @@ package broker
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +22,8 @@ const (
 	commitTime = 30 * time.Second
 	// retryAfter is the pause after a transaction failed whose changes must not be lost.
 	retryAfter = time.Second
+	// failureEvery bounds how often it is logged that transactions fail.
+	failureEvery = 10 * time.Second
 	// maxCommitted is how many committed batches wait for the goroutine that delivers them.
 	maxCommitted = 4
 )
@@ -76,15 +78,21 @@ type journal struct {
 	b *Broker
 
 	mu      sync.Mutex
-	retry   []op   // to be written alone: what failed beside them may fail again
 	pending [][]op // each was added at once, and is in one transaction
-	urgent  bool
+	urgent  bool   // a client waits for one of them
+	retry   []op   // to be written alone: what failed beside them may fail again
+	again   bool   // it is time to
 	closed  bool
+	lost    int // changes that could not be written before the end
+
+	// Owned by write.
+	batchID  int64
+	loggedAt time.Time
+	unlogged int // changes of failed transactions that were not logged
 
 	wake      chan struct{}
 	committed chan batch
 	stopped   chan struct{}
-	batchID   int64
 }
 
 type batch struct {
@@ -116,10 +124,7 @@ func (j *journal) add(ops ...op) {
 	}
 	j.mu.Unlock()
 	if first {
-		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
+		j.wakeUp()
 	}
 }
 
@@ -143,25 +148,29 @@ func (j *journal) close() error {
 	j.mu.Lock()
 	j.closed = true
 	j.mu.Unlock()
+	j.wakeUp()
+	<-j.stopped
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.lost > 0 {
+		return fmt.Errorf("couldn't write %d changes of MQTT sessions", j.lost)
+	}
+	return nil
+}
+
+func (j *journal) wakeUp() {
 	select {
 	case j.wake <- struct{}{}:
 	default:
 	}
-	<-j.stopped
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if len(j.pending)+len(j.retry) > 0 {
-		return errors.New("not all changes of MQTT sessions could be written")
-	}
-	return nil
 }
 
 // take returns what is to be one transaction.
 func (j *journal) take() (groups [][]op, closed bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.retry) > 0 {
-		groups, j.retry = [][]op{j.retry}, nil
+	if len(j.retry) > 0 && (j.again || j.closed) {
+		groups, j.retry, j.again = [][]op{j.retry}, nil, false
 		return groups, j.closed
 	}
 	n, size := 0, 0
@@ -179,36 +188,37 @@ func (j *journal) take() (groups [][]op, closed bool) {
 func (j *journal) write() {
 	defer close(j.committed)
 	for {
-		<-j.wake
-		j.mu.Lock()
-		urgent, closed := j.urgent, j.closed
-		j.mu.Unlock()
-		if !urgent && !closed {
-			select {
-			case <-j.wake:
-			case <-time.After(lazyDelay):
-			}
-		}
-		for {
-			groups, closed := j.take()
-			if len(groups) == 0 {
-				if closed {
-					return
-				}
-				break
-			}
-			if again := j.commit(groups); again && closed {
-				return // the database is gone; nothing can be done any more
-			} else if again {
-				time.Sleep(retryAfter)
-			}
+		groups, closed := j.take()
+		switch {
+		case len(groups) > 0:
+			j.commit(groups)
+		case closed:
+			return
+		default:
+			<-j.wake
+			j.rest()
 		}
 	}
 }
 
-// commit writes groups of changes as one transaction and hands them on. It reports
-// whether some of them are to be tried again.
-func (j *journal) commit(groups [][]op) (again bool) {
+// rest waits for more where no client waits.
+func (j *journal) rest() {
+	j.mu.Lock()
+	wait := !j.urgent && !j.closed && !j.again
+	j.mu.Unlock()
+	if !wait {
+		return
+	}
+	t := time.NewTimer(lazyDelay)
+	defer t.Stop()
+	select {
+	case <-j.wake:
+	case <-t.C:
+	}
+}
+
+// commit writes groups of changes as one transaction and hands them on.
+func (j *journal) commit(groups [][]op) {
 	ops := groups[0]
 	if len(groups) > 1 {
 		ops = slices.Concat(groups...)
@@ -224,21 +234,31 @@ func (j *journal) commit(groups [][]op) (again bool) {
 	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 {
 		// One that the database cannot take is to hurt no other.
 		for _, g := range groups {
-			again = j.commit([][]op{g}) || again
+			j.commit([][]op{g})
 		}
-		return again
+		return
 	}
 	if err != nil {
-		j.b.commitFailed.Add(1)
-		j.b.o.Log.Error("messages not stored", "changes", len(ops), "error", err)
-		again = countersign.CodeOf(err) == countersign.Unavailable && j.later(ops)
+		j.failed(len(ops), err)
+		if countersign.CodeOf(err) == countersign.Unavailable {
+			j.later(ops)
+		}
 	}
 	j.committed <- batch{ops, err}
-	return again
+}
+
+// failed counts a transaction that failed, and logs it, once per failureEvery.
+func (j *journal) failed(changes int, err error) {
+	j.b.commitFailed.Add(1)
+	j.unlogged += changes
+	if now := j.b.o.Now(); now.Sub(j.loggedAt) >= failureEvery {
+		j.b.o.Log.Error("messages of kept sessions not stored", "changes", j.unlogged, "error", err)
+		j.loggedAt, j.unlogged = now, 0
+	}
 }
 
 // later has the changes written again that must not be lost.
-func (j *journal) later(ops []op) bool {
+func (j *journal) later(ops []op) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, o := range ops {
@@ -246,7 +266,16 @@ func (j *journal) later(ops []op) bool {
 			j.retry = append(j.retry, o)
 		}
 	}
-	return len(j.retry) > 0
+	if j.closed {
+		j.lost, j.retry = j.lost+len(j.retry), nil
+		return
+	}
+	time.AfterFunc(retryAfter, func() {
+		j.mu.Lock()
+		j.again = true
+		j.mu.Unlock()
+		j.wakeUp()
+	})
 }
 
 func (j *journal) transact(ops []op) error {
