@@ -331,13 +331,19 @@ func (s *session) suspend() {
 	if !s.kept {
 		return
 	}
-	for _, e := range s.queue[s.next:] {
+	// Not from next on: of what is in flight the connection may have sent only a part
+	// again, and between its messages are acknowledged ones that may be on record still.
+	n := s.next
+	for n < len(s.queue) && s.queue[n].state != waiting {
+		n++
+	}
+	for _, e := range s.queue[n:] {
 		s.held -= e.m.cost()
 	}
-	if s.next < len(s.queue) {
+	if n < len(s.queue) {
 		s.more = true
-		s.loaded = s.queue[s.next].seq - 1
+		s.loaded = s.queue[n].seq - 1
 	}
-	s.queue = slices.Clone(s.queue[:s.next])
+	s.queue = slices.Clone(s.queue[:n])
 	s.next = 0
 }

@@ -1,0 +1,112 @@
+package broker_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/countersign-iot/countersign/broker"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// stall has the one writer of SQLite busy until the returned function is called, which
+// returns once it is free.
+func stall(t *testing.T, db *store.DB) (release func()) {
+	t.Helper()
+	began, end, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = db.Write(context.Background(), func(context.Context, *store.Tx) error {
+			close(began)
+			<-end
+			return nil
+		})
+	}()
+	<-began
+	release = sync.OnceFunc(func() { close(end); <-done })
+	t.Cleanup(release)
+	return release
+}
+
+// onSQLite runs a test on a core whose database can be stalled.
+func onSQLite(t *testing.T, limits broker.Limits) (*broker.Broker, *store.DB) {
+	db := storetest.Open(t)
+	b := open(t, db, limits)
+	t.Cleanup(func() { _ = b.Close(context.Background()) })
+	return b, db
+}
+
+// empty waits until no device has anything, and the record of the node is empty.
+func empty(t *testing.T, b *broker.Broker, db *store.DB) {
+	t.Helper()
+	c := &client{t: t, changed: make(chan struct{}, 1)}
+	c.until("an end of all that was stored", func() bool {
+		st := b.Stats()
+		return st.Sessions+st.Live+st.Subscriptions+int(st.Queued+st.QueuedOctets+st.Retained+st.RetainedOctets) == 0 &&
+			len(b.Usage(10)) == 0 && rows(t, db) == 0
+	})
+}
+
+// rows counts what is on record.
+func rows(t *testing.T, db *store.DB) (n int) {
+	t.Helper()
+	err := db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM mqtt_session) + (SELECT count(*) FROM mqtt_subscription) +
+		(SELECT count(*) FROM mqtt_queue) + (SELECT count(*) FROM mqtt_inbound) + (SELECT count(*) FROM mqtt_retained)`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A client that reconnects twice, and had no time to get what is in flight again, gets
+// what it did not acknowledge, and nothing else, also while the record is behind.
+func TestAnAcknowledgedMessageIsNotReadAgain(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		b, db := onSQLite(t, broker.Limits{})
+		s := connectAs(t, b, kept("s"), &client{hold: true})
+		s.subscribe(filter("#", qos))
+		p := connect(t, b, clean("p"))
+		for i := range 3 {
+			p.publish("x", fmt.Sprint(i), qos, uint16(i)+1)
+		}
+		s.receives("0", "1", "2")
+		acknowledge := func(d broker.Delivery) {
+			if qos == 1 {
+				s.conn.Acknowledge(broker.Puback, d.ID, broker.Success)
+				return
+			}
+			s.conn.Acknowledge(broker.Pubrec, d.ID, broker.Success)
+			s.until("PUBREL", func() bool { return len(s.acks) > 0 })
+			s.acks = nil
+			s.conn.Acknowledge(broker.Pubcomp, d.ID, broker.Success)
+		}
+		if qos == 2 { // PUBREC of it has to be on record first
+			s.conn.Acknowledge(broker.Pubrec, s.got[1].ID, broker.Success)
+			s.until("PUBREL", func() bool { return len(s.acks) == 1 })
+		}
+		release := stall(t, db)
+		if qos == 2 {
+			s.conn.Acknowledge(broker.Pubcomp, s.got[1].ID, broker.Success)
+		} else {
+			acknowledge(s.got[1])
+		}
+		early := &client{hold: true, room: -1, t: t, b: b}
+		if _, _, err := b.Connect(t.Context(), kept("s"), early); err != nil { // and is not started
+			t.Fatal(err)
+		}
+		s = connectAs(t, b, kept("s"), &client{hold: true})
+		s.receives("0", "2")
+		if got := b.UsageOf("s").Queued; got != 2 {
+			t.Errorf("QoS %d: messages that wait: got %d, want 2", qos, got)
+		}
+		release()
+		p.publish("x", "3", qos, 9)
+		s.receives("0", "2", "3")
+		for _, d := range s.got {
+			acknowledge(d)
+		}
+		s.until("an empty queue", func() bool { return b.UsageOf("s").Queued == 0 && b.Stats().QueuedOctets == 0 })
+	}
+}
