@@ -179,35 +179,39 @@ func (b *Broker) fill(s *session, c *Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 	defer cancel()
 	s.mu.Lock()
-	after := s.loaded
+	after, until := s.loaded, s.stored
 	s.mu.Unlock()
 	page, whole, err := b.page(ctx, s, after)
+	if err != nil {
+		b.o.Log.Warn("queue not read", "client", s.client, "error", err)
+		c.client.Lost(Unspecified, "the queue could not be read")
+		return
+	}
+	s.filled(c, page, whole, after, until)
+	c.client.Flush()
+}
+
+// filled takes a page of the queue, what is behind after, that was read for the
+// connection c. whole: there was no more then. until is what was on record before.
+func (s *session) filled(c *Conn, page []*entry, whole bool, after, until uint64) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conn != c || s.dead {
-		s.mu.Unlock()
 		return
 	}
 	s.load = false
 	if s.loaded != after { // the queue was purged meanwhile
 		page = nil
 	}
-	if err != nil {
-		s.mu.Unlock()
-		b.o.Log.Warn("queue not read", "client", s.client, "error", err)
-		c.client.Lost(Unspecified, "the queue could not be read")
-		return
-	}
 	for _, e := range page {
 		s.loaded = e.seq
 		s.push(e)
 	}
-	s.more = !whole || s.stored > s.loaded
-	if len(page) == 0 && whole { // what is beyond was not recorded, or is gone
-		s.loaded, s.more = max(s.loaded, s.stored), false
+	if whole { // what is not there up to until is gone; what came since has to be read
+		s.loaded = max(s.loaded, until)
 	}
+	s.more = !whole || s.stored > s.loaded
 	s.pump(nil)
-	s.mu.Unlock()
-	c.client.Flush()
 }
 
 // page reads up to pageSize messages behind after, about pageOctets of them. whole

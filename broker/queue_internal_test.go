@@ -1,0 +1,73 @@
+package broker
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// silent is a client that notes what it gets and acknowledges nothing.
+type silent struct{ got []string }
+
+func (c *silent) Deliver(d Delivery) Outcome {
+	c.got = append(c.got, string(d.Payload))
+	return Sent
+}
+func (c *silent) Acknowledge(Acknowledgment, uint16, byte) {}
+func (c *silent) Flush()                                   {}
+func (c *silent) Receives(string) bool                     { return true }
+func (c *silent) Lost(byte, string)                        {}
+
+// A page of the queue is read without the session's lock: what is committed between the
+// read and its result is to be read by the next one.
+func TestAMessageCommittedWhileAPageIsReadIsNotSkipped(t *testing.T) {
+	b, err := Open(t.Context(), Options{DB: storetest.Open(t), Node: "one", Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close(t.Context()) }()
+	for name, before := range map[string]int{"an empty page": 0, "a page": 2} {
+		client := &silent{}
+		c, _, err := b.Connect(t.Context(), Hello{ClientID: name, Device: name, Expiry: time.Hour}, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := c.s
+		c.Subscribe(t.Context(), []Subscription{{Filter: name, QoS: 1}})
+		publish := func(n int) {
+			m := &Message{Topic: name, Payload: fmt.Append(nil, n), QoS: 1, Device: "p"}
+			if err := b.Publish(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.mu.Lock()
+		s.more, s.load = true, true // as after a page that was full
+		s.mu.Unlock()
+		for n := range before {
+			publish(n)
+		}
+		s.mu.Lock()
+		after, until := s.loaded, s.stored
+		s.mu.Unlock()
+		page, whole, err := b.page(t.Context(), s, after)
+		if err != nil || len(page) != before || !whole {
+			t.Fatalf("%s: got %d messages, whole %t, error %v", name, len(page), whole, err)
+		}
+		publish(before)
+		c.Start()
+		s.filled(c, page, whole, after, until)
+		deadline := time.Now().Add(10 * time.Second)
+		for n := 0; n != before+1; {
+			s.mu.Lock()
+			n = len(client.got)
+			s.mu.Unlock()
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: got %q, want %d messages", name, client.got, before+1)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
