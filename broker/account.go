@@ -94,14 +94,15 @@ func (b *Broker) reserve(a *account, m, old *Message) bool {
 	return true
 }
 
-// keep turns a reservation into a retained message; false: the device has lost it.
+// keep turns a reservation into a retained message; false: the device has lost it, and
+// release follows.
 func (a *account) keep(m *Message) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.reserved--
 	if a.gone {
 		return false
 	}
+	a.reserved--
 	if a.retained == nil {
 		a.retained = map[*Message]struct{}{}
 	}
@@ -138,6 +139,7 @@ func (b *Broker) unsubscribe(a *account, n int) {
 	a.mu.Lock()
 	a.subs -= n
 	a.mu.Unlock()
+	b.tidy(a)
 }
 
 // exceeded reports that a device wanted more than its share.

@@ -95,7 +95,8 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 			}
 		}
 	}
-	if !c.b.mayRetain(m) {
+	a, ok := c.b.mayRetain(m, c.s)
+	if !ok {
 		if m.QoS == 2 {
 			c.s.forget(id)
 		}
@@ -105,6 +106,7 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 		return nil
 	}
 	whole := &p
+	whole.retain = a
 	if m.QoS == 2 && c.s.kept {
 		whole.ops = append(whole.ops, op{kind: opReceive, s: c.s, id: id, p: whole})
 	}
@@ -209,12 +211,18 @@ func (c *Conn) Acknowledge(kind Acknowledgment, id uint16, code byte) {
 func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte) {
 	s := c.s
 	codes = make([]byte, len(subs))
+	last := make(map[string]int, len(subs))
+	for i, one := range subs {
+		last[one.Filter] = i // it replaces those before it
+	}
 	var ops []op
+	full := false
 	news := make([]asking, len(subs))
+	s.mu.Lock()
 	for i, one := range subs {
 		codes[i] = one.QoS
-		if slices.ContainsFunc(subs[i+1:], func(later Subscription) bool { return later.Filter == one.Filter }) {
-			continue // the later one replaces it
+		if last[one.Filter] != i {
+			continue
 		}
 		sub := &subscription{Subscription: one, s: s}
 		old := s.subscription(one.Filter)
@@ -225,36 +233,63 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 		case old != nil:
 			sub.n = old.n
 		case !c.b.subscribe(s.a):
-			codes[i] = QuotaExceeded
-			c.b.exceeded(s.a, countersign.BudgetSubscriptions, c.b.o.Limits.Subscriptions)
+			codes[i], full = QuotaExceeded, true
 			continue
 		default:
 			s.lastSub++
 			sub.n = s.lastSub
 		}
 		news[i] = asking{sub, old != nil}
-		ops = append(ops, op{kind: opSubscribe, s: s, sub: sub})
+		ops = append(ops, op{kind: opSubscribe, s: s, sub: sub, old: old != nil})
 	}
-	failed := s.kept && len(ops) > 0 && c.b.journal.wait(ctx, ops) != nil
+	s.mu.Unlock()
+	if full {
+		c.b.exceeded(s.a, countersign.BudgetSubscriptions, c.b.o.Limits.Subscriptions)
+	}
+	failed := c.change(ctx, ops) != nil
 	c.fresh = c.fresh[:0]
 	for i, n := range news {
 		switch {
 		case n.sub == nil:
 		case failed:
 			codes[i] = Unspecified
-			if !n.old {
-				c.b.unsubscribe(s.a, 1)
-			}
 		default:
-			s.put(n.sub)
 			c.fresh = append(c.fresh, n)
 		}
 	}
 	return codes
 }
 
-// subscription returns the subscription of a filter, nil if there is none. Only the
-// goroutine of the connection changes them.
+// change has subscriptions put in force, or ended, once that is on record. It may be so
+// although an error is returned, since the context may end before.
+func (c *Conn) change(ctx context.Context, ops []op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	if c.s.kept {
+		c.out.flush() // others' output does not wait for the record
+		return c.b.journal.wait(ctx, ops)
+	}
+	for i := range ops {
+		c.s.changed(&ops[i], nil)
+	}
+	return nil
+}
+
+// changed makes the change of a subscription; err: it is not on record.
+func (s *session) changed(o *op, err error) {
+	switch {
+	case err == nil && o.kind == opSubscribe:
+		s.put(o.sub, o.old)
+	case err == nil:
+		s.drop(o.sub)
+	case o.kind == opSubscribe && !o.old:
+		s.b.unsubscribe(s.a, 1)
+	}
+}
+
+// subscription returns the subscription of a filter, nil if there is none. The caller
+// holds the lock.
 func (s *session) subscription(filter string) *subscription {
 	for _, sub := range s.subs {
 		if sub.Filter == filter {
@@ -264,29 +299,55 @@ func (s *session) subscription(filter string) *subscription {
 	return nil
 }
 
-// put puts a subscription in force, in place of the one of the same filter.
-func (s *session) put(sub *subscription) {
-	s.b.tree.add(sub)
+// put puts a subscription in force, in place of the one of the same filter. replaces: it
+// was not counted, since there was one already.
+func (s *session) put(sub *subscription, replaces bool) {
 	s.mu.Lock()
+	if s.dead { // all that was counted for s.subs was counted out
+		s.mu.Unlock()
+		if !replaces {
+			s.b.unsubscribe(s.a, 1)
+		}
+		return
+	}
 	i := slices.IndexFunc(s.subs, func(old *subscription) bool { return old.Filter == sub.Filter })
 	var old *subscription
-	dead := s.dead
-	switch {
-	case dead:
-	case i >= 0:
+	if i >= 0 {
 		old, s.subs[i] = s.subs[i], sub
-	default:
+	} else {
 		s.subs = append(s.subs, sub)
 	}
 	s.mu.Unlock()
-	if old != nil {
-		s.b.tree.remove(old)
-	}
-	if dead { // it was removed meanwhile, without this one
-		s.b.tree.remove(sub)
-		if old == nil {
-			s.b.unsubscribe(s.a, 1)
+	s.b.tree.replace(old, sub)
+	switch {
+	case old == nil && replaces: // it was removed meanwhile
+		s.b.unsubscribe(s.a, -1)
+	case old != nil && !replaces: // two connections, of which one took over, added it
+		s.b.unsubscribe(s.a, 1)
+		if s.kept && old.n != sub.n {
+			s.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old})
 		}
+	}
+	s.mu.Lock()
+	gone := s.dead
+	s.mu.Unlock()
+	if gone { // removed between, when the tree did not have it yet
+		s.b.tree.remove(sub)
+	}
+}
+
+// drop ends a subscription.
+func (s *session) drop(sub *subscription) {
+	s.mu.Lock()
+	i := slices.Index(s.subs, sub)
+	if i >= 0 {
+		s.subs = slices.Delete(s.subs, i, i+1)
+	}
+	s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub.Filter == sub.Filter })
+	s.mu.Unlock()
+	if i >= 0 {
+		s.b.tree.remove(sub)
+		s.b.unsubscribe(s.a, 1)
 	}
 }
 
@@ -319,6 +380,7 @@ func (c *Conn) Unsubscribe(ctx context.Context, filters []string) (codes []byte)
 	s := c.s
 	codes = make([]byte, len(filters))
 	var ops []op
+	s.mu.Lock()
 	for i, filter := range filters {
 		sub := s.subscription(filter)
 		if sub == nil || slices.ContainsFunc(ops, func(o op) bool { return o.sub == sub }) {
@@ -327,21 +389,11 @@ func (c *Conn) Unsubscribe(ctx context.Context, filters []string) (codes []byte)
 		}
 		ops = append(ops, op{kind: opUnsubscribe, s: s, sub: sub})
 	}
-	if s.kept && len(ops) > 0 && c.b.journal.wait(ctx, ops) != nil {
+	s.mu.Unlock()
+	if c.change(ctx, ops) != nil {
 		for i := range codes {
 			codes[i] = Unspecified
 		}
-		return codes
-	}
-	for _, o := range ops {
-		s.b.tree.remove(o.sub)
-		s.mu.Lock()
-		s.subs = slices.DeleteFunc(s.subs, func(sub *subscription) bool { return sub == o.sub })
-		if !s.dead {
-			s.b.unsubscribe(s.a, 1)
-		}
-		s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub == o.sub })
-		s.mu.Unlock()
 	}
 	return codes
 }

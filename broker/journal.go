@@ -65,6 +65,7 @@ type op struct {
 	e    *entry
 	m    *Message
 	sub  *subscription
+	old  bool // the session had the filter of sub already
 	row  *sessionRow
 	from uint64 // opDrain: behind this place in the queue
 	to   uint64 // up to this one
@@ -311,12 +312,13 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 		if err == nil {
 			o.s.release(o.e, f)
 		}
+	case opSubscribe, opUnsubscribe:
+		o.s.changed(o, err)
 	case opRetain:
-		switch {
-		case err == nil:
+		if err == nil {
 			j.b.retain(o.a, o.m)
-		case len(o.m.Payload) > 0:
-			j.b.release(o.a, o.m)
+		} else {
+			j.b.unretain(o.a, o.m)
 		}
 	}
 	if o.done != nil {

@@ -75,12 +75,8 @@ func (b *Broker) sweep() {
 }
 
 func (b *Broker) dropExpired() {
-	now := b.o.Now()
-	for _, m := range b.retained.match("#") {
-		if !m.Expires.IsZero() && !now.Before(m.Expires) && b.retained.drop(m) {
-			a := b.account(m.Device)
-			b.retainedCount.Add(-1)
-			b.release(a, m)
+	for _, m := range b.retained.expired(b.o.Now()) {
+		if a, ok := b.forgetRetained(m); ok {
 			b.journal.add(op{kind: opExpire, m: m, a: a})
 		}
 	}
@@ -360,29 +356,25 @@ func (b *Broker) end(s *session) (w *Will, wipe bool) {
 func (b *Broker) Forget(device string) {
 	b.mu.Lock()
 	a := b.accounts[device]
-	b.mu.Unlock()
 	if a == nil {
+		b.mu.Unlock()
 		return
 	}
 	a.mu.Lock()
 	a.gone = true
+	// The device may come again, with nothing: what its next life has recorded comes
+	// behind this, which ends what was written between Erase and now.
+	delete(b.accounts, device)
+	b.journal.add(op{kind: opPurge, a: a})
 	a.mu.Unlock()
+	b.mu.Unlock()
 	sessions, messages := a.stored()
 	for _, s := range sessions {
 		b.end(s) // without its will: the device lost its identity
 	}
 	for _, m := range messages {
-		if b.retained.drop(m) {
-			b.retainedCount.Add(-1)
-			b.release(a, m)
-		}
+		b.forgetRetained(m)
 	}
-	b.journal.add(op{kind: opPurge, a: a}) // what was written between Erase and now
-	b.mu.Lock()
-	if b.accounts[device] == a {
-		delete(b.accounts, device) // the device may come again, with nothing
-	}
-	b.mu.Unlock()
 }
 
 // row is what the record has of the session. The caller holds the lock.

@@ -16,6 +16,7 @@ type publication struct {
 	left   int  // ops that are not yet on record; owned by the journal
 	failed bool // one of them will not be
 	full   []*account
+	retain *account // of mayRetain
 
 	c      *Conn   // nil: not a client's
 	answer *answer // nil: none is due
@@ -98,7 +99,11 @@ func (b *Broker) routeMerged(m *Message, from *session, h *hits, p *publication,
 // is to be written.
 func (b *Broker) submit(m *Message, from *session, p *publication, f *flusher) (waits bool) {
 	if m.Retain {
-		p.ops = append(p.ops, op{kind: opRetain, m: m, a: b.account(m.Device), p: p})
+		if b.retained.announce(m) {
+			p.ops = append(p.ops, op{kind: opRetain, m: m, a: p.retain, p: p})
+		} else {
+			b.tidy(p.retain)
+		}
 	}
 	b.route(m, from, p, f)
 	for _, a := range p.full {
@@ -114,35 +119,68 @@ func (b *Broker) submit(m *Message, from *session, p *publication, f *flusher) (
 	return true
 }
 
-// mayRetain counts a retained message in and reports whether its device may have it.
-func (b *Broker) mayRetain(m *Message) bool {
-	if !m.Retain || len(m.Payload) == 0 {
-		return true
+// mayRetain counts a retained message in and reports whether its device may have it. a
+// is the account for submit, nil for what is not to be retained.
+func (b *Broker) mayRetain(m *Message, from *session) (a *account, ok bool) {
+	if !m.Retain {
+		return nil, true
 	}
-	if a := b.account(m.Device); levels(m.Topic) > maxLevels || !b.reserve(a, m, b.retained.get(m.Topic)) {
+	old := b.retained.get(m.Topic)
+	b.mu.Lock()
+	if from != nil && from.a.device == m.Device && from.a.isGone() {
+		a = from.a // what it sent before it was purged is not of its next life
+	} else {
+		a = b.accountLocked(m.Device)
+	}
+	ok = len(m.Payload) == 0 || levels(m.Topic) <= maxLevels && b.reserve(a, m, old)
+	b.mu.Unlock()
+	if !ok {
 		b.tidy(a)
 		b.exceeded(a, countersign.BudgetRetained, b.o.Limits.RetainedOctets)
-		return false
 	}
-	return true
+	return a, ok
 }
 
-// retain makes m the retained message of its topic, or drops that if m is empty.
+// retain makes m, which is on record, the retained message of its topic, or drops that
+// if m is empty.
 func (b *Broker) retain(a *account, m *Message) {
-	kept := m
-	if len(m.Payload) == 0 {
-		kept = nil
-	} else if !a.keep(m) {
-		b.release(a, m)
+	ends := len(m.Payload) == 0
+	if ends && a.isGone() || !ends && !a.keep(m) {
+		b.unretain(a, m)
 		return
 	}
-	if old := b.retained.set(m.Topic, kept); old != nil {
+	old, owner := b.retained.set(m, a)
+	if old != nil {
 		b.retainedCount.Add(-1)
-		b.release(b.account(old.Device), old)
+		b.release(owner, old)
 	}
-	if kept != nil {
-		b.retainedCount.Add(1)
+	if ends {
+		b.tidy(a)
+		return
 	}
+	b.retainedCount.Add(1)
+	if a.isGone() { // since keep: Forget may not have found it
+		b.forgetRetained(m)
+	}
+}
+
+// unretain ends a retained message that is not on record.
+func (b *Broker) unretain(a *account, m *Message) {
+	b.retained.cancel(m)
+	if len(m.Payload) > 0 {
+		b.release(a, m)
+	} else {
+		b.tidy(a)
+	}
+}
+
+// forgetRetained drops m from memory if it is still the retained message of its topic.
+func (b *Broker) forgetRetained(m *Message) (a *account, ok bool) {
+	if a, ok = b.retained.drop(m); ok {
+		b.retainedCount.Add(-1)
+		b.release(a, m)
+	}
+	return a, ok
 }
 
 // finish answers a publication of which everything is on record, or will not be.
@@ -174,11 +212,12 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 	if !topics.ValidName(m.Topic) {
 		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic name", m.Topic)
 	}
-	if !b.mayRetain(m) {
+	a, ok := b.mayRetain(m, nil)
+	if !ok {
 		return countersign.Errorf(countersign.OverBudget, "no more messages may be retained")
 	}
 	var f flusher
-	p := &publication{done: make(chan error, 1)}
+	p := &publication{done: make(chan error, 1), retain: a}
 	waits := b.submit(m, nil, p, &f)
 	f.flush()
 	if !waits {
@@ -198,11 +237,12 @@ func (b *Broker) publishWill(s *session, w *Will) {
 	if w.Life > 0 {
 		m.Expires = b.o.Now().Add(w.Life)
 	}
-	if !b.mayRetain(&m) {
+	a, ok := b.mayRetain(&m, s)
+	if !ok {
 		m.Retain = false // it is published all the same
 	}
 	var f flusher
-	b.submit(&m, s, &publication{}, &f)
+	b.submit(&m, s, &publication{retain: a}, &f)
 	f.flush()
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -43,10 +44,19 @@ func empty(t *testing.T, b *broker.Broker, db *store.DB) {
 	t.Helper()
 	c := &client{t: t, changed: make(chan struct{}, 1)}
 	c.until("an end of all that was stored", func() bool {
-		st := b.Stats()
-		return st.Sessions+st.Live+st.Subscriptions+int(st.Queued+st.QueuedOctets+st.Retained+st.RetainedOctets) == 0 &&
-			len(b.Usage(10)) == 0 && rows(t, db) == 0
+		accounts, err := b.Usage(t.Context(), countersign.UsageFilter{Limit: 10})
+		return err == nil && len(accounts) == 0 && total(t, b) == (countersign.Usage{}) && rows(t, db) == 0
 	})
+}
+
+// total is what all devices have.
+func total(t testing.TB, b *broker.Broker) countersign.Usage {
+	t.Helper()
+	sum, err := b.TotalUsage(t.Context())
+	if err != nil {
+		t.Fatalf("usage: %v", err)
+	}
+	return sum
 }
 
 // rows counts what is on record.
@@ -98,7 +108,7 @@ func TestAnAcknowledgedMessageIsNotReadAgain(t *testing.T) {
 		}
 		s = connectAs(t, b, kept("s"), &client{hold: true})
 		s.receives("0", "2")
-		if got := b.UsageOf("s").Queued; got != 2 {
+		if got := usage(t, b, "s").Queued; got != 2 {
 			t.Errorf("QoS %d: messages that wait: got %d, want 2", qos, got)
 		}
 		release()
@@ -107,6 +117,6 @@ func TestAnAcknowledgedMessageIsNotReadAgain(t *testing.T) {
 		for _, d := range s.got {
 			acknowledge(d)
 		}
-		s.until("an empty queue", func() bool { return b.UsageOf("s").Queued == 0 && b.Stats().QueuedOctets == 0 })
+		s.until("an empty queue", func() bool { return usage(t, b, "s").Queued == 0 && usage(t, b, "s").QueuedOctets == 0 })
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"strings"
 	"sync"
+	"time"
 )
 
 // retainedNode is one level of the topics of retained messages.
@@ -10,7 +11,9 @@ type retainedNode struct {
 	up       *retainedNode
 	level    string
 	children map[string]*retainedNode
-	m        *Message
+	m        *Message // on record
+	a        *account // that m is counted in
+	next     *Message // on its way there; empty: the end of m
 }
 
 // retained holds the retained messages of the node by the levels of their topics.
@@ -43,34 +46,95 @@ func (r *retained) get(topic string) *Message {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if n := r.find(topic, false); n != nil {
-		return n.m
+		return n.shown()
 	}
 	return nil
 }
 
-// set replaces the retained message of a topic and returns the older one. m nil: none.
-func (r *retained) set(topic string, m *Message) (old *Message) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := r.find(topic, m != nil)
-	if n == nil {
+// shown is what subscribers get: they see what is on its way to the record, since one
+// who subscribes after it was routed would get neither the message nor, later, its end.
+func (n *retainedNode) shown() *Message {
+	switch {
+	case n.next == nil:
+		return n.m
+	case len(n.next.Payload) == 0:
 		return nil
 	}
-	old, n.m = n.m, m
-	for n.up != nil && n.m == nil && len(n.children) == 0 {
-		delete(n.up.children, n.level)
-		n = n.up
+	return n.next
+}
+
+// announce shows a message that is to be recorded, and before it is routed. It reports
+// whether there is anything to be recorded: not where nothing is, and so nothing ends.
+func (r *retained) announce(m *Message) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ends := len(m.Payload) == 0
+	n := r.find(m.Topic, !ends)
+	if ends && (n == nil || n.m == nil && n.next == nil || m.QoS == 0 && n.next != nil && len(n.next.Payload) == 0) {
+		return false
 	}
-	return old
+	n.next = m
+	return true
+}
+
+// set makes m, which is on record, the retained message of its topic, or ends that if m
+// is empty. It returns the older one and whose it was.
+func (r *retained) set(m *Message, a *account) (old *Message, owner *account) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.find(m.Topic, true)
+	old, owner = n.m, n.a
+	if n.m, n.a = m, a; len(m.Payload) == 0 {
+		n.m, n.a = nil, nil
+	}
+	if n.next == m {
+		n.next = nil
+	}
+	n.prune()
+	return old, owner
+}
+
+// cancel ends what announce began: m is not on record.
+func (r *retained) cancel(m *Message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.find(m.Topic, false); n != nil && n.next == m {
+		n.next = nil
+		n.prune()
+	}
 }
 
 // drop removes m if it is still the retained message of its topic.
-func (r *retained) drop(m *Message) bool {
-	r.mu.RLock()
+func (r *retained) drop(m *Message) (owner *account, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	n := r.find(m.Topic, false)
-	same := n != nil && n.m == m
-	r.mu.RUnlock()
-	return same && r.set(m.Topic, nil) == m
+	if n == nil || n.m != m {
+		return nil, false
+	}
+	owner, n.m, n.a = n.a, nil, nil
+	n.prune()
+	return owner, true
+}
+
+// prune removes levels that nothing needs any more.
+func (n *retainedNode) prune() {
+	for n.up != nil && n.m == nil && n.next == nil && len(n.children) == 0 {
+		delete(n.up.children, n.level)
+		n = n.up
+	}
+}
+
+// expired returns the messages that have expired at now.
+func (r *retained) expired(now time.Time) (found []*Message) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, m := range r.root.all(false, nil) {
+		if !m.Expires.IsZero() && !now.Before(m.Expires) {
+			found = append(found, m)
+		}
+	}
+	return found
 }
 
 // match returns the retained messages that a filter matches, in no order.
@@ -103,16 +167,16 @@ func (n *retainedNode) descend(rest string, more bool, found []*Message) []*Mess
 	if more {
 		return n.walk(rest, false, found)
 	}
-	if n.m != nil {
-		found = append(found, n.m)
+	if m := n.shown(); m != nil {
+		found = append(found, m)
 	}
 	return found
 }
 
 // all is what "#" matches: everything below, and n itself.
 func (n *retainedNode) all(first bool, found []*Message) []*Message {
-	if n.m != nil {
-		found = append(found, n.m)
+	if m := n.shown(); m != nil {
+		found = append(found, m)
 	}
 	for name, c := range n.children {
 		if !first || !strings.HasPrefix(name, "$") {

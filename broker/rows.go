@@ -44,7 +44,7 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 	}
 	var inserts []op
 	for _, o := range ops {
-		if o.kind == opInsert && !o.s.a.isGone() {
+		if o.kind == opInsert && !o.s.over() {
 			inserts = append(inserts, o)
 		}
 	}
@@ -120,8 +120,17 @@ func (a *account) isGone() bool {
 	return a.gone
 }
 
+// over reports that the session was removed, or its device purged: what is recorded for
+// it now would stay, since its rows have gone or go before.
+func (s *session) over() bool {
+	s.mu.Lock()
+	dead := s.dead
+	s.mu.Unlock()
+	return dead || s.a.isGone()
+}
+
 func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) {
-	if o.s != nil && o.s.a.isGone() || o.kind == opRetain && o.a.isGone() {
+	if o.s != nil && o.s.over() || o.kind == opRetain && o.a.isGone() {
 		return nil
 	}
 	switch o.kind {

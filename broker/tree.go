@@ -85,6 +85,29 @@ func (t *tree) add(sub *subscription) {
 	sub.group.members = append(sub.group.members, sub)
 }
 
+// replace puts a subscription in the place of old, which has the same filter, or in a
+// new one if old is nil. No message meets both or none.
+func (t *tree) replace(old, sub *subscription) {
+	if old == nil || !t.swap(old, sub) {
+		t.add(sub)
+	}
+}
+
+func (t *tree) swap(old, sub *subscription) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old.at == nil {
+		return false
+	}
+	sub.at, sub.index, sub.group = old.at, old.index, old.group
+	if old.at = nil; sub.group != nil {
+		sub.group.members[sub.index] = sub
+	} else {
+		sub.at.subs[sub.index] = sub
+	}
+	return true
+}
+
 // remove takes a subscription out, and the levels that nothing needs any more.
 func (t *tree) remove(sub *subscription) {
 	t.mu.Lock()

@@ -80,11 +80,9 @@ func (b *Broker) Purge(ctx context.Context, device string, what countersign.Stor
 	var ops []op
 	if what.Retained || what.All {
 		for _, m := range messages {
-			if !b.retained.drop(m) {
+			if _, ok := b.forgetRetained(m); !ok {
 				continue
 			}
-			b.retainedCount.Add(-1)
-			b.release(a, m)
 			done.Retained++
 			done.RetainedOctets += int64(m.cost())
 			ops = append(ops, op{kind: opRetain, m: &Message{Topic: m.Topic, Retain: true, Device: device}, a: a})

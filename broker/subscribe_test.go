@@ -1,0 +1,91 @@
+package broker_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/broker"
+)
+
+// A client subscribes again at each connection, also while messages arrive.
+func TestSubscribingAgainNeitherDoublesNorLosesAMessage(t *testing.T) {
+	for _, h := range []broker.Hello{clean("s"), kept("s")} {
+		b, _ := onSQLite(t, broker.Limits{Queued: 1 << 20})
+		s := connect(t, b, h)
+		s.subscribe(filter("x", 1))
+		const most = 3000
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for i := range most {
+				if err := b.Publish(t.Context(), &broker.Message{Topic: "x", Payload: fmt.Append(nil, i), QoS: 1}); err != nil {
+					t.Error(err)
+				}
+				if h.Clean == false && i > 100 {
+					return
+				}
+			}
+		})
+		stop := make(chan struct{})
+		go func() { wg.Wait(); close(stop) }()
+		for done := false; !done; {
+			s.subscribe(filter("x", 1))
+			select {
+			case <-stop:
+				done = true
+			default:
+			}
+		}
+		s.until("an empty queue", func() bool { return queued(t, b) == 0 })
+		for i, text := range s.texts() {
+			if text != fmt.Sprint(i) {
+				t.Fatalf("%s: message %d: got %s", h.ClientID, i, text)
+			}
+		}
+		if n := total(t, b).Subscriptions; n != 1 {
+			t.Errorf("subscriptions: got %d, want 1", n)
+		}
+	}
+}
+
+// A SUBSCRIBE whose client did not wait for its end is in force or not, the same in
+// memory and on record.
+func TestASubscribeWithoutItsClientIsCountedOnce(t *testing.T) {
+	for name, remove := range map[string]func(b *broker.Broker, s *client){
+		"the session stays":             func(*broker.Broker, *client) {},
+		"the session is removed":        func(_ *broker.Broker, s *client) { s.conn.Close(false, new(time.Duration)) },
+		"the device is purged":          func(b *broker.Broker, _ *client) { b.Forget("s") },
+		"another connection takes over": func(b *broker.Broker, s *client) { connect(t, b, kept("s")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, db := onSQLite(t, broker.Limits{})
+			s := connect(t, b, kept("s"))
+			s.subscribe(filter("old", 1))
+			release := stall(t, db)
+			ctx, cancel := context.WithCancel(t.Context())
+			got := make(chan []byte)
+			go func() { got <- s.conn.Subscribe(ctx, []broker.Subscription{filter("new", 1), filter("old", 0)}) }()
+			s.until("the count", func() bool { return usage(t, b, "s").Subscriptions == 2 })
+			cancel()
+			<-got
+			remove(b, s)
+			release()
+			if total(t, b).Sessions+total(t, b).Kept > 0 {
+				s.until("both subscriptions", func() bool { return usage(t, b, "s").Subscriptions == 2 })
+				m := connect(t, b, kept("s"))
+				m.subscribe(filter("later", 1)) // and so the one before is decided
+				p := connect(t, b, clean("p"))
+				p.publish("new", "1", 1, 1)
+				m.receives("1")
+				if codes := m.conn.Unsubscribe(t.Context(), []string{"new", "old", "never", "later"}); codes[0]+codes[1]+codes[3] != 0 || codes[2] != broker.NoSubscription {
+					t.Errorf("UNSUBSCRIBE: got reason codes %#x", codes)
+				}
+				p.conn.Close(false, nil)
+				m.conn.Close(false, new(time.Duration))
+			}
+			empty(t, b, db)
+		})
+	}
+}
