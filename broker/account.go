@@ -81,7 +81,7 @@ func (b *Broker) reserve(a *account, m, old *Message) bool {
 	defer a.mu.Unlock()
 	n, octets, cost := len(a.retained)+a.reserved, a.octets, m.cost()
 	if old != nil && old.Device == a.device {
-		n--
+		n = a.reserved // one in place of another; several may be on their way
 		octets -= old.cost()
 	}
 	if a.gone || n >= b.o.Limits.Retained || octets+cost > b.o.Limits.RetainedOctets ||

@@ -85,24 +85,21 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 		}
 		p.answer = c.expect(kind, id)
 		if m.QoS == 2 {
-			known, err := c.s.receive(id)
+			known, waits, err := c.s.receive(id, &p)
 			if err != nil {
 				return err
 			}
 			if known {
-				c.reply(p.answer, Success)
+				if !waits {
+					c.reply(p.answer, Success)
+				}
 				return nil
 			}
 		}
 	}
 	a, ok := c.b.mayRetain(m, c.s)
 	if !ok {
-		if m.QoS == 2 {
-			c.s.forget(id)
-		}
-		if p.answer != nil {
-			c.reply(p.answer, QuotaExceeded)
-		}
+		p.reply(QuotaExceeded, nil)
 		return nil
 	}
 	whole := &p
@@ -110,8 +107,8 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 	if m.QoS == 2 && c.s.kept {
 		whole.ops = append(whole.ops, op{kind: opReceive, s: c.s, id: id, p: whole})
 	}
-	if !c.b.submit(m, c.s, whole, &c.out) && p.answer != nil {
-		c.reply(p.answer, Success)
+	if !c.b.submit(m, c.s, whole, &c.out) {
+		p.reply(Success, nil)
 	}
 	return nil
 }
@@ -157,21 +154,48 @@ func (c *Conn) reply(a *answer, code byte) {
 	}
 }
 
-// receive notes a message of QoS 2 and reports whether it was known.
-func (s *session) receive(id uint16) (known bool, err error) {
+// joined is a message of QoS 2 that came again, on another connection, before the first
+// was answered.
+type joined struct {
+	c      *Conn
+	answer *answer
+}
+
+// receive notes a message of QoS 2 and reports whether it was known, and if so whether it
+// waits for the answer of the first. p nil: it is on record.
+func (s *session) receive(id uint16, p *publication) (known, waits bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known = s.inbound[id]; known {
-		return true, nil
+	first, known := s.inbound[id]
+	if known {
+		if first != nil && p != nil {
+			first.more = append(first.more, joined{p.c, p.answer})
+			return true, true, nil
+		}
+		return true, false, nil
 	}
 	if len(s.inbound) >= maxInbound {
-		return false, countersign.Errorf(countersign.OverBudget, "more than %d messages of QoS 2 wait for PUBREL", maxInbound)
+		return false, false, countersign.Errorf(countersign.OverBudget, "more than %d messages of QoS 2 wait for PUBREL", maxInbound)
 	}
 	if s.inbound == nil {
-		s.inbound = map[uint16]struct{}{}
+		s.inbound = map[uint16]*publication{}
 	}
-	s.inbound[id] = struct{}{}
-	return false, nil
+	s.inbound[id] = p
+	return false, false, nil
+}
+
+// received ends what receive began, and returns those who wait for the same answer. !ok:
+// the client may send the message again.
+func (s *session) received(id uint16, p *publication, ok bool) (more []joined) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first, known := s.inbound[id]; known && first == p {
+		if s.inbound[id] = nil; !ok {
+			delete(s.inbound, id)
+		}
+	}
+	more, p.more = p.more, nil
+	return more
 }
 
 func (s *session) forget(id uint16) (known bool) {
@@ -193,10 +217,12 @@ func (c *Conn) Release(id uint16) {
 		return
 	}
 	c.b.journal.add(op{kind: opComplete, s: c.s, id: id, done: func(err error, f *flusher) {
-		if err == nil {
-			c.client.Acknowledge(Pubcomp, id, Success)
-			f.touch(c)
+		if err != nil { // the record knows it still: the client sends PUBREL again
+			_, _, _ = c.s.receive(id, nil)
+			return
 		}
+		c.client.Acknowledge(Pubcomp, id, Success)
+		f.touch(c)
 	}})
 }
 

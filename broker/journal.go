@@ -83,6 +83,7 @@ type journal struct {
 	urgent  bool   // a client waits for one of them
 	retry   []op   // to be written alone: what failed beside them may fail again
 	again   bool   // it is time to
+	ordered bool   // nothing is written before retry is
 	closed  bool
 	lost    int // changes that could not be written before the end
 
@@ -171,8 +172,11 @@ func (j *journal) take() (groups [][]op, closed bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.retry) > 0 && (j.again || j.closed) {
-		groups, j.retry, j.again = [][]op{j.retry}, nil, false
+		groups, j.retry, j.again, j.ordered = [][]op{j.retry}, nil, false, false
 		return groups, j.closed
+	}
+	if j.ordered {
+		return nil, false
 	}
 	n, size := 0, 0
 	for n < len(j.pending) && (n == 0 || size+len(j.pending[n]) <= batchOps) {
@@ -205,7 +209,7 @@ func (j *journal) write() {
 // rest waits for more where no client waits.
 func (j *journal) rest() {
 	j.mu.Lock()
-	wait := !j.urgent && !j.closed && !j.again
+	wait := (!j.urgent || j.ordered) && !j.closed && !j.again
 	j.mu.Unlock()
 	if !wait {
 		return
@@ -234,8 +238,10 @@ func (j *journal) commit(groups [][]op) {
 	err := j.transact(ops)
 	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 {
 		// One that the database cannot take is to hurt no other.
-		for _, g := range groups {
-			j.commit([][]op{g})
+		for i, g := range groups {
+			if j.commit([][]op{g}); j.keepOrder(groups[i+1:]) {
+				break
+			}
 		}
 		return
 	}
@@ -246,6 +252,17 @@ func (j *journal) commit(groups [][]op) {
 		}
 	}
 	j.committed <- batch{ops, err}
+}
+
+// keepOrder puts groups back if nothing may be written before what failed.
+func (j *journal) keepOrder(groups [][]op) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.ordered {
+		j.pending = append(slices.Clone(groups), j.pending...)
+		j.urgent = true
+	}
+	return j.ordered
 }
 
 // failed counts a transaction that failed, and logs it, once per failureEvery.
@@ -263,9 +280,16 @@ func (j *journal) later(ops []op) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, o := range ops {
-		if o.kind.lazy() || o.kind == opRelease || o.kind == opSession && o.row != nil && o.done == nil {
-			j.retry = append(j.retry, o)
+		switch {
+		case o.kind == opPurge:
+			j.ordered = true // or it ends what the device's next life has recorded
+		case o.kind == opSession && o.done == nil:
+			o.row = nil // what is so then: a newer row may be on record before
+		case !o.kind.lazy() && o.kind != opRelease:
+			continue
 		}
+		o.done, o.p = nil, nil // they have their answer
+		j.retry = append(j.retry, o)
 	}
 	if j.closed {
 		j.lost, j.retry = j.lost+len(j.retry), nil
@@ -283,9 +307,34 @@ func (j *journal) transact(ops []op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 	defer cancel()
 	j.batchID++
-	return j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		return j.b.record(ctx, tx, ops, j.batchID)
 	})
+	if store.Unconfirmed(err) {
+		return j.findOut(err)
+	}
+	return err
+}
+
+// findOut finds out what became of the newest transaction. Until then nothing is
+// written, and who waits is not answered: a message that is on record would be delivered
+// although its publisher was refused, and not be counted.
+func (j *journal) findOut(cause error) error {
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+		known, recorded := j.b.recorded(ctx, j.batchID)
+		cancel()
+		j.mu.Lock()
+		closed := j.closed
+		j.mu.Unlock()
+		switch {
+		case known && recorded:
+			return nil
+		case known || closed:
+			return cause
+		}
+		time.Sleep(retryAfter)
+	}
 }
 
 // deliver has what was committed delivered, and tells who waits.

@@ -148,14 +148,15 @@ func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Con
 	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept}
 	h.Expiry = min(h.Expiry, b.o.Limits.Expiry)
 	if s != nil {
+		ends := h.Clean || s.a.device != h.Device
 		s.mu.Lock()
 		older := s.conn
 		s.mu.Unlock()
 		if older != nil {
 			older.client.Lost(sessionTakenOver, "the same client identifier connected again")
-			b.detach(older, true, nil, !h.Clean)
+			b.detach(older, true, nil, !ends)
 		}
-		if h.Clean || s.a.device != h.Device {
+		if ends {
 			b.remove(s)
 		} else if s.attach(c, h) {
 			return c, true, nil
@@ -249,7 +250,7 @@ func (b *Broker) detach(c *Conn, will bool, expiry *time.Duration, resumed bool)
 	if w != nil {
 		b.publishWill(s, w)
 	}
-	if !over {
+	if !over && !resumed {
 		for _, old := range s.a.oldest(c.kept) {
 			b.sessionsDropped.Add(1)
 			b.remove(old)
@@ -263,6 +264,9 @@ func (s *session) schedule(now time.Time) {
 	d := time.UnixMicro(s.left.Load()).Add(s.expiry).Sub(now)
 	if s.will != nil {
 		d = min(d, s.willAt.Sub(now))
+	}
+	if s.timer != nil {
+		s.timer.Stop()
 	}
 	s.timer = time.AfterFunc(max(d, 0), func() { s.b.due(s) })
 }
@@ -284,32 +288,33 @@ func (b *Broker) due(s *session) {
 	if w != nil && !over && now.Before(s.willAt) {
 		w = nil
 	}
+	if over { // remove publishes its will
+		s.mu.Unlock()
+		b.remove(s)
+		return
+	}
 	if w != nil {
 		s.will = nil
 	}
-	if !over {
-		s.schedule(now)
-		if w != nil {
-			b.journal.add(op{kind: opSession, s: s, row: s.row()})
-		}
-	}
+	s.schedule(now)
+	row := s.row()
 	s.mu.Unlock()
-	if over {
-		b.remove(s)
-	}
 	if w != nil {
-		b.publishWill(s, w)
+		b.publishWill(s, w, op{kind: opSession, s: s, row: row})
 	}
 }
 
 // remove ends a session for good. A will that waits is published ([MQTT-3.1.3-9]).
 func (b *Broker) remove(s *session) {
 	w, wipe := b.end(s)
+	var ops []op
 	if wipe {
-		b.journal.add(op{kind: opWipe, s: s})
+		ops = append(ops, op{kind: opWipe, s: s})
 	}
 	if w != nil {
-		b.publishWill(s, w)
+		b.publishWill(s, w, ops...)
+	} else {
+		b.journal.add(ops...)
 	}
 }
 

@@ -20,6 +20,7 @@ type publication struct {
 
 	c      *Conn   // nil: not a client's
 	answer *answer // nil: none is due
+	more   []joined
 	done   chan error
 }
 
@@ -192,16 +193,29 @@ func (p *publication) finish(f *flusher) {
 		}
 		p.done <- err
 	}
-	if p.answer != nil {
-		code := Success
-		if p.failed {
-			code = Unspecified
-			if p.answer.kind == Pubrec { // the client may send it again
-				p.c.s.forget(p.answer.id)
-			}
+	code := Success
+	if p.failed {
+		code = Unspecified
+	}
+	p.reply(code, f)
+}
+
+// reply acknowledges the publish, if it is to be. f nil: its reader flushes.
+func (p *publication) reply(code byte, f *flusher) {
+	if p.answer == nil {
+		return
+	}
+	var more []joined
+	if p.answer.kind == Pubrec {
+		more = p.c.s.received(p.answer.id, p, code < Unspecified)
+	}
+	p.c.reply(p.answer, code)
+	f.touch(p.c)
+	for _, one := range more {
+		one.c.reply(one.answer, code)
+		if f.touch(one.c); f == nil {
+			one.c.client.Flush()
 		}
-		p.c.reply(p.answer, code)
-		f.touch(p.c)
 	}
 }
 
@@ -231,8 +245,9 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 	}
 }
 
-// publishWill publishes the will of a session whose connection was lost.
-func (b *Broker) publishWill(s *session, w *Will) {
+// publishWill publishes the will of a session whose connection was lost. The changes with
+// it are recorded in the same transaction: no crash loses the will, or has it come twice.
+func (b *Broker) publishWill(s *session, w *Will, with ...op) {
 	m := w.Message
 	if w.Life > 0 {
 		m.Expires = b.o.Now().Add(w.Life)
@@ -242,7 +257,7 @@ func (b *Broker) publishWill(s *session, w *Will) {
 		m.Retain = false // it is published all the same
 	}
 	var f flusher
-	b.submit(&m, s, &publication{retain: a}, &f)
+	b.submit(&m, s, &publication{retain: a, ops: with}, &f)
 	f.flush()
 }
 

@@ -148,8 +148,10 @@ func (b *Broker) restoreInbound(ctx context.Context, byID map[int64]*session) er
 			return err
 		}
 		if s := byID[id]; s != nil {
-			_, err := s.receive(packet)
-			return err
+			_, _, err := s.receive(packet, nil)
+			if err != nil { // one more than it may have: it is answered as a new one
+				b.o.Log.Warn("message of QoS 2 not restored", "client", s.client, "error", err)
+			}
 		}
 		return nil
 	}, `SELECT i.session, i.packet FROM mqtt_inbound i JOIN mqtt_session s ON s.id = i.session WHERE s.node = $1`, b.o.Node)

@@ -3,8 +3,10 @@ package broker
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"strconv"
@@ -99,6 +101,19 @@ func (b *Broker) claim(ctx context.Context, tx *store.Tx, number int64) error {
 	}
 	tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND started = $2 AND batch = $3`, b.o.Node, b.started, number)
 	return err
+}
+
+// recorded reports whether the transaction of a number is on record, if that is known.
+// It waits for the row that the transaction changed, and so for its end.
+func (b *Broker) recorded(ctx context.Context, number int64) (known, recorded bool) {
+	_ = b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var newest int64
+		err := tx.QueryRow(ctx, `SELECT batch FROM mqtt_node WHERE node = $1 AND started = $2 FOR UPDATE`, b.o.Node, b.started).Scan(&newest)
+		known = err == nil || errors.Is(err, sql.ErrNoRows)
+		recorded = err == nil && newest == number
+		return err
+	})
+	return known, recorded
 }
 
 // takeOver makes the rows of the node those of this process.

@@ -64,7 +64,7 @@ type session struct {
 	limit   int // messages in flight
 	subs    []*subscription
 	lastSub int64
-	inbound map[uint16]struct{} // QoS 2 messages of the client that wait for its PUBREL
+	inbound map[uint16]*publication // QoS 2 messages of the client that wait for its PUBREL; nil: answered
 
 	queue  []*entry // in the order of seq; those before next are in flight
 	next   int
@@ -173,7 +173,7 @@ func (s *session) pump(f *flusher) {
 			s.next++
 			continue
 		}
-		if !e.m.Expires.IsZero() && !now.Before(e.m.Expires) && e.state == waiting {
+		if !e.m.Expires.IsZero() && !now.Before(e.m.Expires) && e.state == waiting && e.seq > s.sent {
 			s.b.expired.Add(1)
 			s.remove(s.next)
 			continue
@@ -206,6 +206,11 @@ func (s *session) pump(f *flusher) {
 func (s *session) pumpAsked(f *flusher) (grown bool) {
 	for len(s.ask) > 0 {
 		m, sub := s.ask[0].m, s.ask[0].sub
+		// One that was replaced is older than what the subscription brought since.
+		if m = s.b.retained.get(m.Topic); m == nil || m != s.ask[0].m && min(m.QoS, sub.QoS) > 0 {
+			s.asked()
+			continue
+		}
 		d := Delivery{Message: m, QoS: min(m.QoS, sub.QoS), Retain: true, Patient: true}
 		if sub.ID > 0 {
 			d.SubIDs = []uint32{sub.ID}
@@ -218,18 +223,28 @@ func (s *session) pumpAsked(f *flusher) (grown bool) {
 				return grown
 			}
 			f.touch(s.conn)
-		case s.more || len(s.queue) >= s.limit || !s.b.queue(s.a, m.cost()):
+		case s.total >= s.limit: // those that wait include what is on its way to the record
 			return grown
+		case !s.b.queue(s.a, m.cost()):
+			if s.total > 0 { // its acknowledgment comes back here
+				return grown
+			}
+			s.b.dropped.Add(1)
 		default:
 			grown = grown || !s.kept
 			s.enqueue(&entry{m: m, ids: d.SubIDs, qos: d.QoS, retain: true})
 		}
-		s.ask[0] = asked{}
-		if s.ask = s.ask[1:]; len(s.ask) == 0 {
-			s.ask = nil
-		}
+		s.asked()
 	}
 	return grown
+}
+
+// asked drops the first of the retained messages that wait.
+func (s *session) asked() {
+	s.ask[0] = asked{}
+	if s.ask = s.ask[1:]; len(s.ask) == 0 {
+		s.ask = nil
+	}
 }
 
 // enqueue adds a message that no publisher waits for.
@@ -325,18 +340,24 @@ func (s *session) release(e *entry, f *flusher) {
 	f.touch(s.conn)
 }
 
+// flying returns how many messages of the queue are in flight. They may be more than
+// next, since a connection may have sent only a part of them again. Between them are
+// acknowledged ones that may be on record still, so that they cannot be read again.
+func (s *session) flying() int {
+	n := s.next
+	for n < len(s.queue) && s.queue[n].state != waiting {
+		n++
+	}
+	return n
+}
+
 // suspend drops from memory what can be read again: a session without a connection
 // keeps what is in flight only. The caller holds the lock.
 func (s *session) suspend() {
 	if !s.kept {
 		return
 	}
-	// Not from next on: of what is in flight the connection may have sent only a part
-	// again, and between its messages are acknowledged ones that may be on record still.
-	n := s.next
-	for n < len(s.queue) && s.queue[n].state != waiting {
-		n++
-	}
+	n := s.flying()
 	for _, e := range s.queue[n:] {
 		s.held -= e.m.cost()
 	}

@@ -130,17 +130,18 @@ func (s *session) drain(done *countersign.Purged) []op {
 	defer s.mu.Unlock()
 	s.ask = nil
 	n, octets, from := s.total, s.octets, uint64(0)
-	for _, e := range s.queue[:s.next] {
+	flying := s.flying()
+	for _, e := range s.queue[:flying] {
 		n, octets, from = n-1, octets-e.m.cost(), e.seq
 	}
 	if n == 0 || s.dead {
 		return nil
 	}
-	for _, e := range s.queue[s.next:] {
+	for _, e := range s.queue[flying:] {
 		s.held -= e.m.cost()
 	}
 	s.drains++ // what is on its way to the record is dropped there
-	s.queue = slices.Clip(s.queue[:s.next])
+	s.queue = slices.Clone(s.queue[:flying])
 	s.count(-n, -octets)
 	s.b.unqueue(s.a, n, octets)
 	done.Queued += n
