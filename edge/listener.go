@@ -20,9 +20,10 @@ type Gate struct {
 	TLS    *tls.Config // see TLSConfig
 	Guard  *Guard      // shared with the other listeners of the node; nil: one of its own
 	Limits Limits
-	// Handle serves one connection in a goroutine of its own; the connection is
-	// closed when it returns. ctx ends when the gate closes.
-	Handle func(ctx context.Context, c *Conn)
+	// Handle admits one connection and returns what serves it, or nil. The connection is
+	// closed after that. They run in two goroutines, because the stack that a handshake and
+	// an admission grow would stay for the connection's life. ctx ends when the gate closes.
+	Handle func(ctx context.Context, c *Conn) (serve func())
 	Log    *slog.Logger
 	Now    func() time.Time // the clock of the sockets' deadlines
 
@@ -161,9 +162,21 @@ func (g *Gate) turnAway(from netip.Prefix, why Reason) {
 	g.Guard.turnAway(g.Name, from, why)
 }
 
+// serve has the connection admitted, then served by another goroutine.
 func (g *Gate) serve(ctx context.Context, c *Conn) {
-	defer g.wg.Done()
-	defer g.end(c)
+	session := g.admit(ctx, c)
+	if session == nil {
+		g.end(c)
+		return
+	}
+	go func() {
+		defer g.end(c)
+		session()
+	}()
+}
+
+// admit returns what serves the connection, or nil.
+func (g *Gate) admit(ctx context.Context, c *Conn) (session func()) {
 	if tcp, ok := c.raw.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true) // Nagle with delayed acknowledgments adds 45 ms per round trip
 		_ = tcp.SetWriteBuffer(sendBuffer)
@@ -178,20 +191,21 @@ func (g *Gate) serve(ctx context.Context, c *Conn) {
 			g.turnAway(c.visit.from, ReasonNoTurn)
 		}
 		g.Guard.handshakeFailed(ctx, g.Name, c.raw, err)
-		return
+		return nil
 	}
 	c.raw.endHandshake()
 	if !c.raw.keepChain(c.Conn) {
 		g.turnAway(c.visit.from, ReasonChains)
-		return
+		return nil
 	}
 	c.Hello = c.raw.hello
 	_ = c.raw.SetDeadline(time.Time{})
-	g.Handle(ctx, c)
+	return g.Handle(ctx, c)
 }
 
 // end closes a connection that has been served and counts it out.
 func (g *Gate) end(c *Conn) {
+	defer g.wg.Done()
 	_ = c.raw.Close() // never tls.Conn.Close: it can wait for a stalled peer
 	if g.census.leave(&c.visit, g.Now()) && !c.admitted.Load() && !g.isClosed() {
 		g.Guard.failed(c.visit.from)

@@ -147,7 +147,7 @@ func (x *session) authenticate(ctx context.Context) error {
 }
 
 func (x *session) readAuth(f frame) (auth, error) {
-	if err := f.checkFlags(); err != nil {
+	if err := f.checkFlags(5); err != nil {
 		return auth{}, err
 	}
 	a, err := parseAuth(f)

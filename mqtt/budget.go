@@ -14,15 +14,12 @@ const (
 	// heldPause is how long a device must not be held back to begin anew.
 	heldPause = time.Second
 	// filterUnit is how many octets of a SUBSCRIBE or UNSUBSCRIBE count as one message:
-	// for each filter the engine makes or removes a consumer.
+	// each filter is put on record, or taken from it.
 	filterUnit = 16
 )
 
-// How a session ends that used more than its budget.
-var (
-	errUnread = errors.New("the device leaves its messages unread")
-	errFlood  = errors.New("the device publishes more than its budget")
-)
+// errFlood ends a session that used more than its budget of publishes.
+var errFlood = errors.New("the device publishes more than its budget")
 
 // exceeded counts and tells of what the device wanted beyond its budget.
 func (x *session) exceeded(budget string, limit int64) {
@@ -68,7 +65,7 @@ func (x *session) slowDown(f frame) error {
 	case held >= heldTold:
 		x.srv.Gatekeeper.Exceeded(x.info, countersign.BudgetPublishes, int64(x.budget.Publishes))
 	}
-	if err := x.flushBoth(&x.up, &x.down); err != nil {
+	if err := x.flush(); err != nil {
 		return err
 	}
 	t := time.NewTimer(wait)
@@ -81,39 +78,28 @@ func (x *session) slowDown(f frame) error {
 	}
 }
 
-// mayRetainMore counts a retained message in and reports whether the device may have
-// it.
-func (x *session) mayRetainMore(topic string, octets int) bool {
-	if x.srv.stock.retain(x.info.Device, topic, octets) {
-		return true
-	}
-	x.exceeded(countersign.BudgetRetained, int64(x.srv.Limits.RetainedOctets))
-	return false
-}
-
 // full reports whether the device has as much unread as it may.
 func (x *session) full() bool { return int64(x.down.held()) > x.budget.Unread/2 }
 
-// unreadable reports whether a message to the device is dropped because the device has
-// as much unread as it may. One of QoS 1 or 2 is not: the engine keeps the next ones
-// while send waits. A device whose messages are dropped for the time of a stall is ended.
-func (x *session) unreadable(p publish, size int) (drop bool, err error) {
-	if p.qos > 0 || x.down.room(size) {
-		if !x.unreadSince.IsZero() && !x.full() {
-			x.unreadSince = time.Time{}
-		}
-		return false, nil
+// sent notes that a message of QoS 0 found room.
+func (x *session) sent() {
+	x.srv.count.delivered.Add(1)
+	if x.unreadSince.Load() != 0 && !x.full() {
+		x.unreadSince.Store(0)
 	}
+}
+
+// unread notes that a message of QoS 0 to the device was dropped because the device has
+// as much unread as it may. It reports whether that has gone on for the time of a stall:
+// such a device is ended.
+func (x *session) unread() (enough bool) {
 	x.srv.count.unread.Add(1)
 	now := x.now()
-	if x.unreadSince.IsZero() {
-		x.unreadSince = now
+	if x.unreadSince.CompareAndSwap(0, now.UnixNano()) {
 		x.srv.Gatekeeper.Exceeded(x.info, countersign.BudgetUnread, x.budget.Unread)
 	}
-	if now.Sub(x.unreadSince) >= x.srv.Limits.Stall {
-		return true, errUnread
-	}
-	return true, nil
+	since := x.unreadSince.Load()
+	return since != 0 && now.UnixNano()-since >= int64(x.srv.Limits.Stall)
 }
 
 // downFailed ends the session after a write to the device failed: nobody waits for it.
@@ -123,5 +109,5 @@ func (x *session) downFailed(err error) {
 	} else if !errors.Is(err, errEnded) {
 		x.endOn(err)
 	}
-	_ = x.conn.SetReadDeadline(x.now().Add(-time.Second))
+	x.stop()
 }

@@ -34,8 +34,9 @@ type frame struct {
 func (f frame) kind() byte  { return f.raw[0] >> 4 }
 func (f frame) flags() byte { return f.raw[0] & 0x0f }
 
-// checkFlags holds the fixed header's flags against MQTT 5, 2.1.3.
-func (f frame) checkFlags() error {
+// checkFlags holds the fixed header's flags against MQTT 5, 2.1.3. In MQTT 3.1 the
+// packets that want an answer carry DUP when they are sent again, which it takes out.
+func (f frame) checkFlags(level byte) error {
 	want := byte(0)
 	switch f.kind() {
 	case 0:
@@ -47,6 +48,9 @@ func (f frame) checkFlags() error {
 		return nil
 	case pktPubrel, pktSubscribe, pktUnsubscribe:
 		want = 0x02
+		if level == levelOld {
+			f.raw[0] &^= flagDup
+		}
 	}
 	if f.flags() != want {
 		return malformed("packet type %d with flags %x", f.kind(), f.flags())

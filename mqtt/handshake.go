@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -26,11 +27,14 @@ func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v
 // protocol is what people call what the session speaks.
 func (x *session) protocol() string {
 	name := "MQTT 3.1.1"
-	switch {
-	case x.connect.level == 5:
+	switch x.connect.level {
+	case 5:
 		name = "MQTT 5"
-	case x.connect.bridge:
-		name = "MQTT 3.1.1 bridge"
+	case levelOld:
+		name = "MQTT 3.1"
+	}
+	if x.connect.bridge {
+		name += " bridge"
 	}
 	if x.web != nil {
 		name += " over WebSocket"
@@ -38,10 +42,10 @@ func (x *session) protocol() string {
 	return name
 }
 
-// handle serves one connection that passed the TLS handshake.
-func (s *Server) handle(ctx context.Context, c *edge.Conn) {
+// handle opens the session of a connection that passed the TLS handshake.
+func (s *Server) handle(ctx context.Context, c *edge.Conn) func() {
 	_ = c.SetReadDeadline(s.Now().Add(s.Limits.Connect))
-	s.talk(ctx, s.newSession(c, c))
+	return s.greet(ctx, s.newSession(c, c))
 }
 
 // stream carries the packets of a connection: the connection, or a WebSocket on it.
@@ -56,17 +60,55 @@ func (s *Server) newSession(c *edge.Conn, via stream) *session {
 	return x
 }
 
-// talk reads CONNECT, within the read deadline that is set, and serves the session.
-func (s *Server) talk(ctx context.Context, x *session) {
+// greet reads CONNECT, within the read deadline that is set, and admits the session. It
+// returns what serves it, or nil.
+func (s *Server) greet(ctx context.Context, x *session) (serve func()) {
 	c := x.conn
-	defer x.in.release()
+	undo := []func(){x.in.release}
+	defer func() {
+		if serve == nil {
+			for _, f := range slices.Backward(undo) {
+				f()
+			}
+		}
+	}()
+	if !s.readConnect(ctx, x) {
+		return nil
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	x.in.max = s.Limits.MaxPacket
+	x.live = s.Index.Register(c, x.farewell)
+	undo = append(undo, x.live.Remove)
+	if err := x.admit(ctx); err != nil {
+		x.refuse(ctx, err)
+		return nil
+	}
+	release := s.claim(x.claimKey(), x.live)
+	x.account = s.accounts.enter(x.info.Device, x.budget, s.Limits.MaxPacket)
+	undo = append(undo, release, func() { s.accounts.leave(x.info.Device, x.account) })
+	if err := x.open(ctx); err != nil {
+		x.back.abandon()
+		x.refuse(ctx, err)
+		return nil
+	}
+	return func() {
+		defer x.in.release()
+		defer x.live.Remove()
+		defer release()
+		x.run(ctx)
+	}
+}
+
+// readConnect reads CONNECT and goes through an authentication of several steps. Where it
+// returns false the client has its answer.
+func (s *Server) readConnect(ctx context.Context, x *session) bool {
 	f, err := x.in.next()
 	if err != nil {
-		s.Log.DebugContext(ctx, "no CONNECT", "remote", c.Remote, "error", err)
+		s.Log.DebugContext(ctx, "no CONNECT", "remote", x.conn.Remote, "error", err)
 		if _, ok := errors.AsType[*protocolError](err); ok {
 			s.count.malformed.Add(1)
 		}
-		return
+		return false
 	}
 	x.connect, err = parseConnect(f)
 	if err == nil {
@@ -79,26 +121,9 @@ func (s *Server) talk(ctx context.Context, x *session) {
 	}
 	if err != nil {
 		x.refuse(ctx, err)
-		return
+		return false
 	}
-	_ = c.SetReadDeadline(time.Time{})
-	x.in.max = s.Limits.MaxPacket
-	x.live = s.Index.Register(c, x.farewell)
-	defer x.live.Remove()
-	if err := x.admit(ctx); err != nil {
-		x.refuse(ctx, err)
-		return
-	}
-	release := s.claim(x.claimKey(), x.live)
-	defer release()
-	x.account = s.stock.enter(x.info.Device, x.budget)
-	if err := x.open(ctx); err != nil {
-		s.stock.leave(x.account, x.stored, nil, s.Now())
-		x.abandon()
-		x.refuse(ctx, err)
-		return
-	}
-	x.run(ctx)
+	return true
 }
 
 // checkClientID holds the identifier against what every gateway asks. Whether it
@@ -107,6 +132,8 @@ func checkClientID(c *connect) error {
 	switch {
 	case len(c.clientID) > maxClientID:
 		return refuse(connBadClientID, BadClientID, "the client identifier is longer than 257 bytes")
+	case c.clientID == "" && c.level == levelOld:
+		return refuse(connBadClientID, BadClientID, "MQTT 3.1 needs a client identifier")
 	case c.clientID == "" && c.level == 4 && !c.cleanStart: // [MQTT-3.1.3-8]
 		return refuse(connBadClientID, BadClientID, "an empty client identifier needs a clean session")
 	}
@@ -164,9 +191,8 @@ func (x *session) admit(ctx context.Context) error {
 		Remote: ask.Remote, Since: s.Now(), NotAfter: v.NotAfter, Permissions: v.Permissions,
 	}
 	x.perms, x.budget = withInbox(v.Permissions, x.inbox()), v.Budget.WithDefaults()
-	x.traits = s.Engine.Traits()
-	// The engine knows who is no device by the session's name alone, which is
-	// another each time.
+	// The back knows who is no device by the session's name alone, which is another each
+	// time.
 	if v.Ephemeral || strings.Contains(v.Device, "/") {
 		x.ephemeral, c.cleanStart, c.sessionExpiry = true, true, 0
 	}
@@ -179,9 +205,6 @@ func (x *session) admit(ctx context.Context) error {
 		}
 		r := RefusalOf(e.Code)
 		return refuse(r.V3, r.V5, e.Message)
-	}
-	if w := c.will; w != nil && w.retain && len(w.payload) > 0 && !x.mayRetainMore(w.topic, len(w.payload)+len(w.props)) {
-		w.retain = false // it is published all the same
 	}
 	if s.closing.Load() { // Close may have looked at the index before this was in it
 		return refuse(connUnavailable, ServerUnavailable, "the gateway is stopping")
@@ -204,17 +227,6 @@ func (x *session) admitWill() error {
 	x.judged("will", w.topic, allowed)
 	if !allowed {
 		return refuse(connNotAuthorized, NotAuthorized, "the will may not be published to its topic")
-	}
-	if x.badTopic(w.topic) {
-		return refuse(connNotAuthorized, BadTopicName, "the engine does not take the will's topic")
-	}
-	if !x.traits.Wraps {
-		return nil
-	}
-	if p := wrapWill(w); len(p) > maxBinary {
-		return refuse(connNotAuthorized, PacketTooLarge, "the will is too large with its properties")
-	} else if p != nil {
-		w.payload = p
 	}
 	return nil
 }

@@ -33,20 +33,19 @@ func (x *session) othersInbox(topic string) bool {
 // since nobody would ever take it away.
 func isInbox(topic string) bool { return strings.HasPrefix(topic, inboxes) }
 
-// closeInbox is the packet that ends the subscriptions to the session's inbox, where
-// the engine keeps the session and the inbox must not outlive it; nil: there are none.
-func (x *session) closeInbox() []byte {
-	if x.expiry == 0 {
-		return nil
+// ownInbox reports whether a filter is one of the session's inbox.
+func (x *session) ownInbox(filter string) bool {
+	inner, _, _ := topics.Shared(filter)
+	return strings.HasPrefix(inner, x.inbox())
+}
+
+// mayReceive reports whether the device may receive messages of the topic. What # brings
+// along of other inboxes was not asked for, and is no act to tell of.
+func (x *session) mayReceive(topic string) bool {
+	allowed := !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic)
+	others := allowed && x.othersInbox(topic)
+	if !others {
+		x.judged("receive", topic, allowed)
 	}
-	p := subscribe{id: 1} // nothing is waited for any more
-	for f := range x.filters {
-		if inner, _, _ := topics.Shared(f); strings.HasPrefix(inner, x.inbox()) {
-			p.filters = append(p.filters, subscription{filter: f})
-		}
-	}
-	if p.filters == nil {
-		return nil
-	}
-	return p.encode(pktUnsubscribe, x.level)
+	return allowed && !others
 }

@@ -9,7 +9,7 @@ import (
 
 // connect is a CONNECT packet (MQTT 5, 3.1).
 type connect struct {
-	level      byte // 4 or 5
+	level      byte // 5, 4 for MQTT 3.1.1, or levelOld
 	bridge     bool // the client is another broker, see bridgeBit
 	cleanStart bool
 	keepAlive  uint16 // seconds; 0 is off
@@ -47,6 +47,10 @@ func (e *badVersion) Error() string { return "the protocol version is not suppor
 // try_private, and others after it). The level without it counts.
 const bridgeBit = 0x80
 
+// levelOld is the protocol level of MQTT 3.1. Its packets are those of MQTT 3.1.1, except
+// for the protocol name, DUP where a packet is sent again, and the reserved octet of CONNACK.
+const levelOld = 3
+
 const (
 	flagCleanStart = 0x02
 	flagWill       = 0x04
@@ -62,7 +66,7 @@ func parseConnect(f frame) (*connect, error) {
 	if f.kind() != pktConnect {
 		return c, malformed("the first packet is of type %d, not CONNECT", f.kind())
 	}
-	if err := f.checkFlags(); err != nil {
+	if err := f.checkFlags(0); err != nil {
 		return c, err
 	}
 	s := scanner{b: bytes.Clone(f.body)}
@@ -74,9 +78,10 @@ func parseConnect(f frame) (*connect, error) {
 	c.bridge = level&bridgeBit != 0
 	level &^= bridgeBit
 	switch {
-	case name == "MQIsdp" || name == "MQTT" && level != 4 && (level != 5 || c.bridge):
+	case name == "MQIsdp" && level == levelOld, name == "MQTT" && (level == 4 || level == 5 && !c.bridge):
+	case name == "MQIsdp", name == "MQTT":
 		return c, &badVersion{level}
-	case name != "MQTT":
+	default:
 		return c, malformed("protocol name %.20q", name)
 	}
 	c.level = level
@@ -119,7 +124,7 @@ func (c *connect) checkConnectFlags(flags byte) error {
 		return malformed("will QoS or will retain without a will")
 	case qos == 3:
 		return malformed("will QoS 3")
-	case c.level == 4 && flags&flagUsername == 0 && flags&flagPassword != 0: // [MQTT-3.1.2-22] of 3.1.1
+	case c.level < 5 && flags&flagUsername == 0 && flags&flagPassword != 0: // [MQTT-3.1.2-22] of 3.1.1
 		return malformed("a password without a user name")
 	}
 	return nil

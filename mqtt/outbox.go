@@ -32,11 +32,12 @@ type deadlineWriter interface {
 }
 
 // outbox gathers frames for one side of a session and writes many of them at
-// once. Both directions write to both sides: answers go against the stream.
+// once. Any goroutine may add to it.
 //
 // Without a limit flush writes, and waits for the peer. With one it writes what the
 // peer's socket takes at once; beyond that a goroutine writes while there is something
-// to write, and send waits only when limit octets wait for the peer already.
+// to write, and send waits only when limit octets wait for the peer already. offer adds
+// nothing then, and add does not look.
 type outbox struct {
 	dst   deadlineWriter
 	ended func() bool // looked at before each write
@@ -44,7 +45,10 @@ type outbox struct {
 	stall time.Duration // see DefaultStall
 	// closing writes the last frame, or none, and what ends the stream; nil: nothing does.
 	closing func(last []byte) error
-	failed  func(error) // with a limit: hears that a write failed
+	// With a limit: failed is called after a write that failed, emptied when there is room
+	// for what offer did not add.
+	failed  func(error)
+	emptied func()
 	// takesNow reports whether a write will not wait for the peer; nil: it may.
 	takesNow func(n int) bool
 
@@ -56,6 +60,8 @@ type outbox struct {
 	queue   []chunk                   // full buffers and large frames, before pooled
 	waiting int                       // octets in queue, and in the one that is being written
 	writing bool                      // the goroutine is at work
+	sealed  bool                      // the last frame was added
+	missed  bool                      // offer found no room since emptied was called
 	wrote   bool                      // something went out
 	err     error                     // the first failure; nothing is written after it
 	closeBy atomic.Pointer[time.Time] // when all writing ends, see finish
@@ -74,7 +80,7 @@ func (c chunk) recycle() {
 	}
 }
 
-// bound gives the outbox a limit, and who is to hear of a failure.
+// bound sets the limit, and what is called after a failure.
 func (o *outbox) bound(limit int, failed func(error)) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -82,13 +88,7 @@ func (o *outbox) bound(limit int, failed func(error)) {
 	o.limit, o.failed = limit, failed
 }
 
-// room reports whether n more octets may wait.
-func (o *outbox) room(n int) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.roomLocked(n)
-}
-
+// roomLocked reports whether n more octets may wait.
 func (o *outbox) roomLocked(n int) bool {
 	held := o.waiting + o.n
 	return o.limit == 0 || held == 0 || held+n <= o.limit
@@ -103,18 +103,53 @@ func (o *outbox) held() int {
 
 // send adds one frame, given in parts.
 func (o *outbox) send(parts ...[]byte) error {
-	total := 0
-	for _, p := range parts {
-		total += len(p)
-	}
+	total := octets(parts)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.err == nil && !o.roomLocked(total) {
 		o.startLocked()
 		o.moved.Wait()
 	}
-	if o.err != nil {
+	return o.addLocked(total, parts)
+}
+
+// offer adds one frame if it has room, and reports whether it had.
+func (o *outbox) offer(parts ...[]byte) (room bool, err error) {
+	total := octets(parts)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil && !o.roomLocked(total) {
+		o.missed = true
+		o.startLocked()
+		return false, nil
+	}
+	err = o.addLocked(total, parts)
+	return err == nil, err
+}
+
+// add adds one frame whether it has room or not: an acknowledgment, of which there are
+// no more than messages in flight.
+func (o *outbox) add(frame []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_ = o.addLocked(len(frame), [][]byte{frame}) // the next flush returns it
+}
+
+func octets(parts [][]byte) (n int) {
+	for _, p := range parts {
+		n += len(p)
+	}
+	return n
+}
+
+func (o *outbox) addLocked(total int, parts [][]byte) error {
+	switch {
+	case o.err != nil:
 		return o.err
+	case o.sealed:
+		return errEnded
+	case total == 0:
+		return nil
 	}
 	if o.n+total > bufferSize {
 		if err := o.passLocked(); err != nil {
@@ -220,10 +255,14 @@ func (o *outbox) drain() {
 	}
 	o.writing = false
 	o.moved.Broadcast()
-	err := o.err
+	err, missed := o.err, o.missed
+	o.missed = false
 	o.mu.Unlock()
-	if err != nil && o.failed != nil {
+	switch {
+	case err != nil && o.failed != nil:
 		o.failed(err)
+	case err == nil && missed && o.emptied != nil:
+		o.emptied()
 	}
 }
 
@@ -268,10 +307,14 @@ func (o *outbox) writeLocked(b []byte) error {
 }
 
 // finish writes what waits and one frame as the last, if it is not empty, within
-// limit. It reports whether that went out.
+// limit. Nothing is added from then on. It reports whether that went out.
 func (o *outbox) finish(frame []byte, limit time.Time) bool {
 	o.until(limit)
-	if len(frame) > 0 && o.send(frame) != nil || o.flush() != nil {
+	o.mu.Lock()
+	err := o.addLocked(len(frame), [][]byte{frame})
+	o.sealed = true
+	o.mu.Unlock()
+	if err != nil || o.flush() != nil {
 		return false
 	}
 	o.mu.Lock()

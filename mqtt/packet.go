@@ -6,8 +6,11 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
-// flagDup marks a PUBLISH that is sent again.
-const flagDup = 0x08
+// The flags of a PUBLISH (MQTT 5, 3.3.1) beside its QoS.
+const (
+	flagRetain = 0x01
+	flagDup    = 0x08
+)
 
 // publish is a PUBLISH packet (MQTT 5, 3.3). It shares the frame's memory.
 type publish struct {
@@ -17,6 +20,7 @@ type publish struct {
 	alias   uint16 // 0: none
 	props   []byte // MQTT 5 property block
 	sender  bool   // among them is one that only the gateway may set
+	expires bool   // among them is a Message Expiry Interval
 	subID   bool   // among them is a subscription identifier
 	payload []byte
 }
@@ -29,7 +33,7 @@ func parsePublish(f frame, level byte) (publish, error) {
 		if p.id = s.u16("the packet identifier"); p.id == 0 && s.err == nil {
 			return p, malformed("packet identifier 0")
 		}
-	} else if f.flags()&0x08 != 0 {
+	} else if f.flags()&flagDup != 0 {
 		return p, malformed("DUP with QoS 0") // [MQTT-3.3.1-2]
 	}
 	if level == 5 {
@@ -39,6 +43,8 @@ func parsePublish(f frame, level byte) (publish, error) {
 				switch q.id {
 				case propTopicAlias:
 					p.alias = uint16(q.number) //nolint:gosec // kindU16
+				case propMessageExpiry:
+					p.expires = true
 				case propSubscriptionID:
 					p.subID = true
 				case propResponseTopic:
@@ -101,7 +107,7 @@ func ackPacket(kind byte, id uint16, code Reason) []byte {
 type subscribe struct {
 	id      uint16
 	props   []byte
-	hasID   bool // carries a subscription identifier
+	subID   uint32 // subscription identifier; 0: none
 	filters []subscription
 }
 
@@ -125,7 +131,9 @@ func parseSubscribe(f frame, level byte) (*subscribe, error) {
 			return nil, s.err
 		}
 		if err := walkProperties(p.props, f.kind(), func(q property) error {
-			p.hasID = p.hasID || q.id == propSubscriptionID
+			if q.id == propSubscriptionID {
+				p.subID = q.number
+			}
 			return nil
 		}); err != nil {
 			return nil, err
@@ -155,7 +163,7 @@ func checkOptions(sub subscription, level byte) error {
 	o := sub.options
 	_, shared, _ := topics.Shared(sub.filter)
 	switch {
-	case o&3 == 3, o&0xC0 != 0, level == 4 && o&0xFC != 0:
+	case o&3 == 3, o&0xC0 != 0, level < 5 && o&0xFC != 0:
 		return malformed("subscription options %x", o)
 	case o&0x30 == 0x30:
 		return breach(ProtocolError, "retain handling 3")
@@ -174,11 +182,7 @@ func (p *subscribe) encode(kind, level byte) []byte {
 	for _, s := range p.filters {
 		body = appendText(body, s.filter)
 		if kind == pktSubscribe {
-			o := s.options
-			if level == 4 {
-				o &= 3
-			}
-			body = append(body, o)
+			body = append(body, s.options)
 		}
 	}
 	return packet(kind<<4|0x02, body)

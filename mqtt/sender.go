@@ -71,22 +71,3 @@ func (w *will) stamped(stamp []byte, expiry uint32) *will {
 	}
 	return &c
 }
-
-// sendStamped passes a PUBLISH of an MQTT 5 client to an MQTT 5 engine, with the
-// sender's name.
-func (x *session) sendStamped(head byte, p publish) error {
-	props := p.props
-	if p.sender {
-		props = keepProperties(props, pktPublish, isSender)
-	}
-	var a, b [16]byte
-	middle := a[:0]
-	if p.qos > 0 {
-		middle = binary.BigEndian.AppendUint16(middle, p.id)
-	}
-	middle = appendVarint(middle, len(props)+len(x.stamp))
-	n := 2 + len(p.topic) + len(middle) + len(props) + len(x.stamp) + len(p.payload)
-	start := appendVarint(append(b[:0], head), n)
-	start = binary.BigEndian.AppendUint16(start, uint16(len(p.topic))) //nolint:gosec // read from 16 bits
-	return x.up.send(start, p.topic, middle, props, x.stamp, p.payload)
-}

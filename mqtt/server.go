@@ -14,6 +14,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/edge"
 )
 
@@ -21,12 +22,14 @@ import (
 type Server struct {
 	Gatekeeper countersign.Gatekeeper
 	Index      *edge.Index
-	Engine     Engine
-	TLS        *tls.Config // see edge.TLSConfig
-	Gateway    string      // name of this gateway in sessions and events; empty: mqtt
-	Caps       edge.Limits
-	Guard      *edge.Guard // shared with the other listeners of the node; nil: one of its own
-	Limits     Limits
+	// Broker carries the messages, or Relay does: one of them is set.
+	Broker  *broker.Broker
+	Relay   *Relay
+	TLS     *tls.Config // see edge.TLSConfig
+	Gateway string      // name of this gateway in sessions and events; empty: mqtt
+	Caps    edge.Limits
+	Guard   *edge.Guard // shared with the other listeners of the node; nil: one of its own
+	Limits  Limits
 	// Origins are the web origins whose pages may connect over WebSocket, beside
 	// those of the host itself: https://app.example.com, *.example.com.
 	Origins []string
@@ -37,30 +40,23 @@ type Server struct {
 	Now   func() time.Time
 
 	once     sync.Once
-	restored sync.Once
 	gate     edge.Gate
 	web      edge.Gate // for WebSocket
 	count    counters
 	closing  atomic.Bool
 	seed     maphash.Seed
-
-	stock stock
+	accounts accounts
 
 	mu      sync.Mutex
-	clients map[string]*claim    // by client identifier
-	unended map[string]struct{}  // sessions that ended with messages to the device unacknowledged
-	expires map[string]time.Time // shim: when a session that the engine keeps is to be forgotten
+	clients map[string]*claim // by client identifier
 }
 
 // Limits bound one client. Zero means the default.
 type Limits struct {
 	MaxPacket     int           // bytes of one packet after CONNECT, fixed header included
 	Connect       time.Duration // from the TLS handshake to the end of CONNECT
-	MaxKeepAlive  time.Duration // longest keep alive of an MQTT 5 client behind the shim
-	Subscriptions int           // topic filters of one device, over all its sessions, stored ones too
-	// Retained and RetainedOctets are the retained messages of one device, with their
-	// topics and retainedCost each.
-	Retained, RetainedOctets int
+	MaxKeepAlive  time.Duration // longest keep alive of an MQTT 5 client of the broker core
+	Subscriptions int           // topic filters of one session with a relay; see broker.Limits for the core
 	// Flood is how long a device may publish more than its budget without a pause. Until
 	// then it is read more slowly.
 	Flood time.Duration
@@ -71,21 +67,16 @@ type Limits struct {
 
 // The defaults and the fixed limits.
 const (
-	// DefaultMaxPacket is ample for telemetry and small files; the engine buffers
-	// whole messages.
+	// DefaultMaxPacket is ample for telemetry and small files; whole messages are
+	// buffered.
 	DefaultMaxPacket = 256 << 10
 	// DefaultConnect is as much as a handshake has, see edge.DefaultHandshake.
 	DefaultConnect = edge.DefaultHandshake
 	// DefaultMaxKeepAlive is under the 30 minutes after which common NAT boxes
 	// forget a TCP connection.
 	DefaultMaxKeepAlive = 20 * time.Minute
-	// DefaultSubscriptions is many times what a device of ours may subscribe to;
-	// each may cost the engine two consumers and 80 KiB.
-	DefaultSubscriptions = 128
-	// DefaultRetained is many times what a device that retains its state has.
-	DefaultRetained = 256
-	// DefaultRetainedOctets is 4 KiB for each of them.
-	DefaultRetainedOctets = 1 << 20
+	// DefaultSubscriptions is many times what a device of ours may subscribe to.
+	DefaultSubscriptions = broker.DefaultSubscriptions
 	// DefaultFlood is the time in which a device that was offline hands in 300,000
 	// messages.
 	DefaultFlood = 10 * time.Minute
@@ -119,8 +110,6 @@ func (l Limits) withDefaults() Limits {
 	l.Connect = cmp.Or(l.Connect, DefaultConnect)
 	l.MaxKeepAlive = cmp.Or(l.MaxKeepAlive, DefaultMaxKeepAlive)
 	l.Subscriptions = cmp.Or(l.Subscriptions, DefaultSubscriptions)
-	l.Retained = cmp.Or(l.Retained, DefaultRetained)
-	l.RetainedOctets = cmp.Or(l.RetainedOctets, DefaultRetainedOctets)
 	l.Flood = cmp.Or(l.Flood, DefaultFlood)
 	l.Stall = cmp.Or(l.Stall, DefaultStall)
 	return l
@@ -128,7 +117,7 @@ func (l Limits) withDefaults() Limits {
 
 type counters struct {
 	upgradeFailed, connects, refused, opened, closed, published, delivered, denied, malformed, engineFailed atomic.Uint64
-	unread, slowed, overBudget, dropped                                                                     atomic.Uint64
+	unread, slowed, overBudget                                                                              atomic.Uint64
 }
 
 // Stats are the counts of a server since it was made.
@@ -147,7 +136,6 @@ type Stats struct {
 	Unread       uint64 // messages of QoS 0 that were dropped because their client does not read
 	Slowed       uint64 // times that a device was read more slowly because of its budget
 	OverBudget   uint64 // connections, subscriptions and retained messages that were refused because of it, and sessions that were ended
-	Dropped      uint64 // stored sessions that were dropped because their device had more than it may
 }
 
 func (s *Server) init() {
@@ -156,10 +144,6 @@ func (s *Server) init() {
 		s.Gateway = cmp.Or(s.Gateway, "mqtt")
 		s.clients = map[string]*claim{}
 		s.seed = maphash.MakeSeed()
-		s.expires = map[string]time.Time{}
-		s.unended = map[string]struct{}{}
-		s.stock = stock{limits: &s.Limits, by: map[string]*account{}, owner: map[string]*account{}}
-		s.stock.keeper, _ = s.Engine.(Keeper)
 		if s.Guard == nil {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}
@@ -178,12 +162,11 @@ func (s *Server) init() {
 // Close is called. It closes ln. The error is nil after ctx or Close.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.init()
-	s.restored.Do(func() { s.restoreStock(ctx) })
 	return s.gate.Serve(ctx, ln)
 }
 
 // Close stops accepting, ends all sessions of this gateway and waits for them.
-// What is left when ctx ends is aborted. The engine stays open.
+// What is left when ctx ends is aborted. Broker stays open.
 func (s *Server) Close(ctx context.Context) error {
 	s.init()
 	s.closing.Store(true)
@@ -208,19 +191,19 @@ func (s *Server) Stats() Stats {
 		Opened: c.opened.Load(), Closed: c.closed.Load(),
 		Published: c.published.Load(), Delivered: c.delivered.Load(),
 		Denied: c.denied.Load(), Malformed: c.malformed.Load(), EngineFailed: c.engineFailed.Load(),
-		Unread: c.unread.Load(), Slowed: c.slowed.Load(), OverBudget: c.overBudget.Load(), Dropped: c.dropped.Load(),
+		Unread: c.unread.Load(), Slowed: c.slowed.Load(), OverBudget: c.overBudget.Load(),
 	}
 }
 
 // claim is a client identifier in use.
 type claim struct {
 	live *edge.Live
-	done chan struct{} // closed once the engine has let go of the session
+	done chan struct{} // closed once the back has let go of the session
 }
 
 // claim makes live the holder of the client identifier. An older holder is ended
-// and waited for, so that the engine never sees two, and never the older one
-// last. The caller calls release once the engine's side is closed.
+// and waited for, so that the back never sees two, and never the older one
+// last. The caller calls release once the back's side is closed.
 func (s *Server) claim(id string, live *edge.Live) (release func()) {
 	mine := &claim{live, make(chan struct{})}
 	s.mu.Lock()

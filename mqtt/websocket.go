@@ -46,12 +46,11 @@ const (
 // browsers fail, or ask their user, where one is requested.
 func (s *Server) ServeWebSocket(ctx context.Context, ln net.Listener) error {
 	s.init()
-	s.restored.Do(func() { s.restoreStock(ctx) })
 	return s.web.Serve(ctx, ln)
 }
 
-// handleWeb makes a WebSocket of a connection and serves it as any other.
-func (s *Server) handleWeb(ctx context.Context, c *edge.Conn) {
+// handleWeb makes a WebSocket of a connection and opens its session as any other.
+func (s *Server) handleWeb(ctx context.Context, c *edge.Conn) func() {
 	_ = c.SetDeadline(s.Now().Add(s.Limits.Connect))
 	w, agent, err := s.upgrade(c)
 	if err != nil {
@@ -61,14 +60,21 @@ func (s *Server) handleWeb(ctx context.Context, c *edge.Conn) {
 		s.Log.DebugContext(ctx, "no WebSocket", "remote", c.Remote, "error", err)
 		_ = c.SetDeadline(s.Now().Add(lingerTimeout))
 		drain(c)
-		return
+		return nil
 	}
 	_ = c.SetWriteDeadline(time.Time{}) // the outbox sets its own
-	defer func() { _ = w.conn.CloseNow() }()
 	x := s.newSession(c, w)
 	x.down.closing = w.close
 	x.web, x.software = w, agent
-	s.talk(ctx, x)
+	serve := s.greet(ctx, x)
+	if serve == nil {
+		_ = w.conn.CloseNow()
+		return nil
+	}
+	return func() {
+		defer func() { _ = w.conn.CloseNow() }()
+		serve()
+	}
 }
 
 // upgrade answers the HTTP request that opens a WebSocket (RFC 6455, 4.2). A

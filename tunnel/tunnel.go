@@ -103,24 +103,27 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// handle serves one connection that passed the TLS handshake. A refusal just
+// handle admits one connection that passed the TLS handshake. A refusal just
 // closes: the bytes of a service that we do not know leave no room for words. The
 // reason is in the log.
-func (s *Server) handle(ctx context.Context, c *edge.Conn) {
+func (s *Server) handle(ctx context.Context, c *edge.Conn) func() {
 	live := s.Index.Register(c, func(countersign.Ending) bool { return false })
-	defer live.Remove()
 	info, ok := s.admit(ctx, c, live)
 	if !ok {
+		live.Remove()
 		s.count.refused.Add(1)
-		return
+		return nil
 	}
-	s.Gatekeeper.Opened(info)
-	s.count.opened.Add(1)
-	end := s.serve(ctx, c, live, info)
-	if e, ended := live.Ended(); ended {
-		end = e
+	return func() {
+		defer live.Remove()
+		s.Gatekeeper.Opened(info)
+		s.count.opened.Add(1)
+		end := s.serve(ctx, c, live, info)
+		if e, ended := live.Ended(); ended {
+			end = e
+		}
+		s.Gatekeeper.Closed(info, end)
 	}
-	s.Gatekeeper.Closed(info, end)
 }
 
 func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (countersign.Session, bool) {
