@@ -314,9 +314,22 @@ func checkStatusURL(s string) error {
 	return nil
 }
 
+// minSessionExpiry outlasts the reconnect of a device that lost its link.
+const minSessionExpiry = time.Minute
+
 func (k *checker) engine(e Engine) {
-	k.oneOf("engine.kind", e.Kind, EngineNATS, EngineBroker)
-	if e.Kind == EngineNATS {
+	if e.Kind == "nats" {
+		k.add("engine.kind", errors.New("nats was replaced: write builtin, whose sessions and messages are in the database; those of nats are not read"))
+		return
+	}
+	k.oneOf("engine.kind", e.Kind, EngineBuiltin, EngineBroker)
+	if e.SessionExpiry != 0 && e.SessionExpiry < minSessionExpiry {
+		k.add("engine.session_expiry", fmt.Errorf("%v is less than %v", e.SessionExpiry, minSessionExpiry))
+	}
+	if e.QueueMessages < 0 {
+		k.add("engine.queue_messages", fmt.Errorf("%d is less than 0", e.QueueMessages))
+	}
+	if e.Kind == EngineBuiltin {
 		if e.Addr != "" {
 			k.add("engine.addr", errors.New("only a broker has one: set engine.kind to broker"))
 		}

@@ -198,10 +198,10 @@ type WebSocket struct {
 // Off in place of an address turns a listener off.
 const Off = "off"
 
-// Engine says which broker stands behind the MQTT listener.
+// Engine is the broker that carries the messages behind the MQTT listener.
 type Engine struct {
-	// Kind is nats for the one that is built in, or broker for any MQTT broker
-	// that listens on Addr. Default nats.
+	// Kind is builtin for the broker core of this server, or broker for any MQTT broker
+	// that listens on Addr. Default builtin.
 	Kind string `yaml:"kind"`
 
 	// Addr is the host:port of the broker. It should accept connections from this
@@ -224,15 +224,29 @@ type Engine struct {
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
 
-	// StorageLimit bounds what the built-in engine keeps on disk: retained and
-	// queued messages. Default 1GiB.
+	// StorageLimit bounds what the built-in engine keeps in the database: retained and
+	// queued messages of all devices. Default 1GiB.
 	StorageLimit Size `yaml:"storage_limit"`
+
+	// SessionExpiry is how long the built-in engine keeps the session of a device that is
+	// not connected, at most. Default 720h.
+	SessionExpiry time.Duration `yaml:"session_expiry"`
+
+	// QueueMessages and QueueSize bound what waits in the built-in engine for one device
+	// that is not connected, or reads slowly. Default 1000, and 4MiB.
+	QueueMessages int  `yaml:"queue_messages"`
+	QueueSize     Size `yaml:"queue_size"`
+
+	// Node is the name under which this server keeps sessions and messages in the
+	// database. Servers that share one need different names: a session belongs to the
+	// server where its device connected. Default: the empty name.
+	Node string `yaml:"node"`
 }
 
 // The kinds of engine.
 const (
-	EngineNATS   = "nats"
-	EngineBroker = "broker"
+	EngineBuiltin = "builtin"
+	EngineBroker  = "broker"
 )
 
 // Limits bound connections; see docs for the limits that are fixed.

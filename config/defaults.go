@@ -36,7 +36,7 @@ func (c Config) WithDefaults() Config {
 	for i := range c.Notify {
 		c.Notify[i] = c.Notify[i].withDefaults()
 	}
-	c.Engine.Kind = cmp.Or(c.Engine.Kind, EngineNATS)
+	c.Engine.Kind = cmp.Or(c.Engine.Kind, EngineBuiltin)
 	c.Engine.StorageLimit = cmp.Or(c.Engine.StorageLimit, defaultStorageLimit)
 	m := &c.Limits
 	m.MaxConnections = cmp.Or(m.MaxConnections, defaultMaxConnections)

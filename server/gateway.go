@@ -8,20 +8,17 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/mqtt"
 )
-
-// engine carries the messages: of devices, and of the platform.
-type engine interface {
-	mqtt.Engine
-	mqtt.Platform
-}
 
 const (
 	// retainedShare is the part of the engine's store that the retained messages of one
@@ -31,43 +28,75 @@ const (
 	minRetained = 64 << 10
 )
 
-// openGateway starts the engine and the gateway in front of it.
-func (s *Server) openGateway(context.Context) error {
+// openGateway opens the broker core, or sets up the relay to another broker, and the
+// gateway in front of it.
+func (s *Server) openGateway(ctx context.Context) error {
 	if s.listeners.mqtt == nil && s.listeners.websocket == nil {
 		return nil
 	}
+	var relay *mqtt.Relay
 	var err error
 	if s.cfg.Engine.Kind == config.EngineBroker {
-		s.engine, err = s.openBroker()
+		relay, err = s.relay()
 	} else {
-		s.engine, err = mqtt.StartNATS(mqtt.NATSOptions{
-			Dir: s.cfg.Path("messages"), MaxStore: int64(s.cfg.Engine.StorageLimit), MaxPacket: int(s.cfg.Limits.Packet),
-			Log: s.log.With("part", "engine"), Now: s.opts.Now,
-		})
+		err = s.openBroker(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("open the message engine: %w", err)
 	}
-	s.onClose("engine", s.engine.Close)
-	// A hundred devices with as much as they may fill no more than what the engine has for
-	// retained messages.
-	retained := min(mqtt.DefaultRetainedOctets, max(minRetained, int(s.cfg.Engine.StorageLimit)/retainedShare))
 	s.gateway = &mqtt.Server{
-		Gatekeeper: s.desk, Index: s.index, Engine: s.engine, TLS: edge.TLSConfig(s.identity.get),
+		Gatekeeper: s.desk, Index: s.index, Broker: s.broker, Relay: relay, TLS: edge.TLSConfig(s.identity.get),
 		Caps: edge.Limits{
 			Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
 			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 		},
 		Guard: s.guard, Origins: s.cfg.WebSocket.Origins,
-		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout, RetainedOctets: retained},
+		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
 		Log:    s.log, Now: s.opts.Now,
 	}
 	return nil
 }
 
-func (s *Server) openBroker() (engine, error) {
+func (s *Server) openBroker(ctx context.Context) (err error) {
 	e := s.cfg.Engine
-	b := &mqtt.Broker{Addr: e.Addr, Now: s.opts.Now}
+	s.broker, err = broker.Open(ctx, broker.Options{
+		DB: s.db, Node: e.Node,
+		Limits: broker.Limits{
+			// A hundred devices with as much as they may fill a quarter of the store.
+			RetainedOctets: min(broker.DefaultRetainedOctets, max(minRetained, int(e.StorageLimit)/retainedShare)),
+			Queued:         e.QueueMessages, QueuedOctets: int(e.QueueSize),
+			Store: int64(e.StorageLimit), Expiry: e.SessionExpiry,
+		},
+		Exceeded: s.exceeded, Log: s.log.With("part", "engine"), Now: s.opts.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.onClose("engine", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), gatewayStop)
+		defer cancel()
+		return s.broker.Close(ctx)
+	})
+	return nil
+}
+
+// exceeded records that a device wanted more of the broker core than it may have. Its
+// session, if it has one, says more about it.
+func (s *Server) exceeded(device, budget string, limit int64) {
+	info := countersign.Session{Device: device, Gateway: "mqtt"}
+	for _, one := range s.index.Sessions() {
+		if one.Device == device {
+			info = one
+			break
+		}
+	}
+	s.desk.Exceeded(info, budget, limit)
+}
+
+// relay is the broker of others that the configuration names.
+func (s *Server) relay() (*mqtt.Relay, error) {
+	e := s.cfg.Engine
+	b := &mqtt.Relay{Addr: e.Addr}
 	if !e.TLS {
 		return b, nil
 	}
@@ -117,21 +146,32 @@ func (s *Server) serveMQTT(ctx context.Context) error {
 	return errors.Join(err, s.gateway.Close(stop))
 }
 
-// errNoEngine says that no listener for MQTT is on.
-var errNoEngine = errors.New("there is no message engine: the mqtt and websocket listeners are off")
-
-// Publish sends a message to devices through the engine, at QoS 1.
-func (s *Server) Publish(ctx context.Context, topic string, payload []byte) error {
-	if s.engine == nil {
-		return errNoEngine
+// noBroker is why the platform can neither publish nor subscribe.
+func (s *Server) noBroker() error {
+	if s.gateway == nil {
+		return countersign.Errorf(countersign.Conflict, "there is no message engine: the mqtt and websocket listeners are off").
+			WithNext("turn one of them on in the configuration")
 	}
-	return s.engine.Publish(ctx, topic, payload)
+	return countersign.Errorf(countersign.Conflict, "the messages are with another broker, at %s", s.cfg.Engine.Addr).
+		WithNext("publish and subscribe there")
 }
 
-// Subscribe hears what devices publish, until ctx ends.
-func (s *Server) Subscribe(ctx context.Context, filter string, receive func(topic string, payload []byte)) error {
-	if s.engine == nil {
-		return errNoEngine
+// Publish sends a message to devices through the broker core, at QoS 1.
+func (s *Server) Publish(ctx context.Context, topic string, payload []byte) error {
+	if s.broker == nil {
+		return s.noBroker()
 	}
-	return s.engine.Subscribe(ctx, filter, receive)
+	if strings.HasPrefix(topic, "$") {
+		return countersign.Errorf(countersign.BadRequest, "%.80q is no topic to publish to: those that begin with $ are the server's", topic)
+	}
+	return s.broker.Publish(ctx, &broker.Message{Topic: topic, Payload: payload, QoS: 1})
+}
+
+// Subscribe calls receive for each message that devices publish and that matches filter,
+// until ctx ends.
+func (s *Server) Subscribe(ctx context.Context, filter string, receive func(topic string, payload []byte)) error {
+	if s.broker == nil {
+		return s.noBroker()
+	}
+	return s.broker.Listen(ctx, filter, func(m *broker.Message) { receive(m.Topic, m.Payload) })
 }

@@ -18,11 +18,8 @@ func (s *Server) heard(e countersign.Event) {
 	if k.Authorities {
 		go s.reload()
 	}
-	if k.Purges {
-		select {
-		case s.purges <- e.Device:
-		default: // the engine's own idle limit clears what a flood of revocations leaves
-		}
+	if k.Purges && s.broker != nil { // the record has dropped it with the event
+		s.broker.Forget(e.Device)
 	}
 }
 
@@ -37,25 +34,3 @@ func (s *Server) reload() {
 
 // reloadTime bounds the reading of a few rows.
 const reloadTime = 10 * time.Second
-
-// maxPurges bounds the devices whose stored messages wait to be dropped.
-const maxPurges = 1024
-
-// purge has the engine drop what it keeps of devices that lost their identity. It
-// reads every stored session, so nobody waits for it.
-func (s *Server) purge(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case device := <-s.purges:
-			if s.gateway == nil {
-				continue
-			}
-			_, err := s.gateway.Purge(ctx, device, countersign.Stored{All: true})
-			if err != nil && ctx.Err() == nil && countersign.CodeOf(err) != countersign.Conflict { // a broker that cannot
-				s.log.WarnContext(ctx, "stored messages not dropped", "device", device, "error", err)
-			}
-		}
-	}
-}

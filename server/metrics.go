@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/mqtt"
 	"github.com/countersign-iot/countersign/ra"
 )
@@ -78,9 +79,33 @@ func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gate
 		counter("countersign_mqtt_over_budget_total", "What was refused or ended because a device had more than its budget.", func(s mqtt.Stats) uint64 { return s.OverBudget }),
 		counter("countersign_mqtt_slowed_total", "Times that a device was read more slowly because it sends more than its budget.", func(s mqtt.Stats) uint64 { return s.Slowed }),
 		counter("countersign_mqtt_unread_dropped_total", "Messages of QoS 0 dropped because their client does not read.", func(s mqtt.Stats) uint64 { return s.Unread }),
-		counter("countersign_mqtt_stored_dropped_total", "Stored sessions dropped because their device had more than it may.", func(s mqtt.Stats) uint64 { return s.Dropped }),
 		counter("countersign_mqtt_turned_away_total", "Connections closed at once, over a limit.", func(s mqtt.Stats) uint64 { return s.TurnedAway }),
 		counter("countersign_mqtt_handshake_failed_total", "TLS handshakes that failed.", func(s mqtt.Stats) uint64 { return s.HandshakeFailed }),
+	)
+}
+
+// watchBroker adds the counts of the broker core.
+func (m *metrics) watchBroker(b *broker.Broker) {
+	if b == nil {
+		return
+	}
+	counter := func(name, help string, f func(broker.Stats) uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(b.Stats())) })
+	}
+	gauge := func(name, help string, f func(broker.Stats) int64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f(b.Stats())) })
+	}
+	m.registry.MustRegister(
+		counter("countersign_mqtt_stored_dropped_total", "Stored sessions dropped because their device had more than it may.", func(s broker.Stats) uint64 { return s.SessionsDropped }),
+		counter("countersign_mqtt_queue_dropped_total", "Messages of QoS 1 and 2 that a full queue or store did not take.", func(s broker.Stats) uint64 { return s.Dropped }),
+		counter("countersign_mqtt_expired_total", "Messages that expired before they were delivered.", func(s broker.Stats) uint64 { return s.Expired }),
+		counter("countersign_mqtt_commit_failed_total", "Transactions of the message engine that the database did not take.", func(s broker.Stats) uint64 { return s.CommitFailed }),
+		gauge("countersign_mqtt_sessions_stored", "Sessions that wait for their client.", func(s broker.Stats) int64 { return int64(s.Sessions - s.Live) }),
+		gauge("countersign_mqtt_subscriptions", "Subscriptions, those of stored sessions included.", func(s broker.Stats) int64 { return int64(s.Subscriptions) }),
+		gauge("countersign_mqtt_retained_messages", "Retained messages.", func(s broker.Stats) int64 { return s.Retained }),
+		gauge("countersign_mqtt_retained_octets", "Octets of retained messages.", func(s broker.Stats) int64 { return s.RetainedOctets }),
+		gauge("countersign_mqtt_queued_messages", "Messages that wait for their client.", func(s broker.Stats) int64 { return s.Queued }),
+		gauge("countersign_mqtt_queued_octets", "Octets of messages that wait for their client.", func(s broker.Stats) int64 { return s.QueuedOctets }),
 	)
 }
 

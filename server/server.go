@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/audit"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/detect"
@@ -88,11 +89,10 @@ type Server struct {
 	index     *edge.Index
 	guard     *edge.Guard
 	intake    intake
-	engine    engine
+	broker    *broker.Broker // nil with a broker of others
 	gateway   *mqtt.Server
 	tunnels   []*tunnel.Server
 	metrics   *metrics
-	purges    chan string // devices whose stored messages the engine is to drop
 	listeners *listeners
 	hooks     hooks
 	rechecks  rechecks
@@ -189,7 +189,7 @@ func (s *Server) openListeners(context.Context) error {
 }
 
 func (s *Server) openKeepers(ctx context.Context) error {
-	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName()}
+	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName(), Purge: broker.Purge}
 	if err := s.events.Mark(ctx); err != nil { // before what the events are about is read
 		return err
 	}
@@ -267,7 +267,7 @@ func (s *Server) openDesk(context.Context) error {
 	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
 		return err
 	}
-	s.metrics, s.purges = newMetrics(), make(chan string, maxPurges)
+	s.metrics = newMetrics()
 	s.desk.Observe = s.metrics.observe
 	s.events.SubscribeRecorded(s.metrics.recorded)
 	s.events.Subscribe(s.heard)
@@ -293,6 +293,7 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
+	s.metrics.watchBroker(s.broker)
 	s.metrics.watchHolds(s.desk.Holds.Len)
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.metrics.watchSpace(s.db.Reserve)
@@ -352,7 +353,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.keepMark, s.watchReserve, s.awaitIdentity, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.purge, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.keepMark, s.watchReserve, s.awaitIdentity, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
