@@ -49,7 +49,7 @@ func (d *device) solve(answer string) []byte {
 }
 
 func TestEnhancedAuthenticationOpensASession(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.anonymous(t)
 	body := d.solve("cba")
 	if body[1] != 0 || !strings.Contains(string(body), string(prop(0x15, riddleMethod))) || !strings.Contains(string(body), string(prop(0x16, "well done"))) {
@@ -70,7 +70,7 @@ func TestEnhancedAuthenticationOpensASession(t *testing.T) {
 }
 
 func TestAServerFirstExchangeWorks(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.anonymous(t)
 	d.send(connect5(2, props(prop(0x15, riddleMethod))))
 	d.expect("who", authPacket(0x18, prop(0x15, riddleMethod), prop(0x16, "who are you?")))
@@ -83,7 +83,7 @@ func TestAServerFirstExchangeWorks(t *testing.T) {
 }
 
 func TestAFailedExchangeIsRefused(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	method := prop(0x15, riddleMethod)
 	d := g.anonymous(t)
 	if body := d.solve("wrong"); body[1] != 0x86 || !strings.Contains(string(body), "wrong answer") {
@@ -132,7 +132,7 @@ func TestAFailedExchangeIsRefused(t *testing.T) {
 }
 
 func TestAnExchangeHasAnEnd(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.Connect = 500 * time.Millisecond })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.Connect = 500 * time.Millisecond })
 	d := g.anonymous(t)
 	d.send(connect5(2, props(prop(0x15, riddleMethod), prop(0x16, "dev"))))
 	for i := range 20 {
@@ -151,7 +151,7 @@ func TestAnExchangeHasAnEnd(t *testing.T) {
 }
 
 func TestReauthenticationHoldsToTheProtocol(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	method := prop(0x15, riddleMethod)
 	for _, c := range []struct {
 		what string
@@ -184,7 +184,7 @@ func TestReauthenticationHoldsToTheProtocol(t *testing.T) {
 }
 
 func TestConnectHoldsALargePasswordAndAWill(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	password := make([]byte, 65535)
 	for i := range password {
 		password[i] = byte(i)

@@ -8,22 +8,21 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/countersign-iot/countersign/mqtt"
 )
 
 // TestABridgeReadsItsAnswer tries the protocol levels of bridges, each with the form of
 // CONNACK that such a client can read.
 func TestABridgeReadsItsAnswer(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, tt := range []struct {
 		what, name string
 		level      byte
 		code       byte
 	}{
 		{"3.1.1 as a bridge", "MQTT", 0x84, 0},
-		{"3.1 as a bridge", "MQIsdp", 0x83, 1},
-		{"3.1", "MQIsdp", 3, 1},
+		{"3.1 as a bridge", "MQIsdp", 0x83, 0},
+		{"3.1", "MQIsdp", 3, 0},
+		{"4 by the name of 3.1", "MQIsdp", 4, 1},
 		{"5 as a bridge, which no broker sends", "MQTT", 0x85, 1},
 	} {
 		d := g.dial(t, "dev")
@@ -46,10 +45,10 @@ func TestABridgeReadsItsAnswer(t *testing.T) {
 // bridge pass messages both ways.
 func TestMosquittoBridges(t *testing.T) {
 	need(t, "mosquitto", "mosquitto_pub", "mosquitto_sub")
-	engines := map[string]func() mqtt.Engine{
-		"nats": func() mqtt.Engine { return nil },
-		"broker": func() mqtt.Engine {
-			return &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}
+	engines := map[string]func() engine{
+		"builtin": func() engine { return engine{} },
+		"broker": func() engine {
+			return relayTo(startMosquitto(t, "allow_anonymous true\n"))
 		},
 	}
 	for name, engine := range engines {
@@ -98,9 +97,7 @@ topic # in 1 site/ devices/site/down/
 			}
 			deadline := time.Now().Add(10 * time.Second)
 			for !strings.Contains(out.String(), "got ") && time.Now().Before(deadline) { // until the bridge has subscribed
-				if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/site/down/order", []byte("stop")); err != nil {
-					t.Fatal(err)
-				}
+				g.send(t, "devices/site/down/order", []byte("stop"))
 				time.Sleep(50 * time.Millisecond)
 			}
 			_ = wait()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
@@ -88,7 +89,7 @@ func (g *gateway) knock(t testing.TB, id, suffix string, level byte) (*device, b
 }
 
 func TestSessionsOfADeviceAreBounded(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	g.guard.budget = countersign.Budget{Sessions: 3}
 	var all []*device
 	for i := range 3 {
@@ -125,7 +126,7 @@ func TestSessionsOfADeviceAreBounded(t *testing.T) {
 // TestSubscriptionsOfADeviceAreBounded has a greedy device try to take all with many
 // client identifiers, live and stored.
 func TestSubscriptionsOfADeviceAreBounded(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.Subscriptions = 20 })
+	g := start(t, coreIn(t, t.TempDir(), broker.Limits{Subscriptions: 20}))
 	g.guard.budget = countersign.Budget{Sessions: 4}
 	want := func(d *device, what string, from, n int, code byte) {
 		t.Helper()
@@ -206,10 +207,10 @@ func (g *gateway) retained(t testing.TB, topic string) map[string]int {
 
 func TestRetainedMessagesOfADeviceAreBounded(t *testing.T) {
 	dir := t.TempDir()
-	bounds := func(s *mqtt.Server) { s.Limits.Retained, s.Limits.RetainedOctets = 5, 20_000 }
+	bounds := broker.Limits{Retained: 5, RetainedOctets: 20_000}
 	up := func(id string, i int) string { return fmt.Sprintf("devices/%s/up/%d", id, i) }
 	t.Run("before the restart", func(t *testing.T) {
-		g := start(t, startNATS(t, dir, quiet()), bounds)
+		g := start(t, coreIn(t, dir, bounds))
 		for _, level := range []byte{4, 5} {
 			id := fmt.Sprintf("hoard%d", level)
 			d := g.join(t, id, level)
@@ -261,7 +262,7 @@ func TestRetainedMessagesOfADeviceAreBounded(t *testing.T) {
 		}
 	})
 	t.Run("after the restart", func(t *testing.T) {
-		g := start(t, startNATS(t, dir, quiet()), bounds)
+		g := start(t, coreIn(t, dir, bounds))
 		d := g.join(t, "hoard5", 5)
 		b := d.publish(1, 1, up("hoard5", 10), "x")
 		b[0] |= 1
@@ -271,7 +272,7 @@ func TestRetainedMessagesOfADeviceAreBounded(t *testing.T) {
 		if len(u) != 2 || u[0].Retained != 5 || u[1].Retained != 5 || u[0].RetainedOctets == 0 {
 			t.Errorf("Usage: got %+v, want five messages of each", u)
 		}
-		done, err := g.Purge(t.Context(), "hoard4", countersign.Stored{Retained: true})
+		done, err := g.Broker.Purge(t.Context(), "hoard4", countersign.Stored{Retained: true})
 		if err != nil || done.Retained != 5 || done.RetainedOctets != u[0].RetainedOctets {
 			t.Fatalf("Purge: got %+v, %v, want the five messages of %+v", done, err, u)
 		}
@@ -290,12 +291,7 @@ func TestAFullStoreKeepsNobodyOut(t *testing.T) {
 	dir := t.TempDir()
 	for round := range 2 {
 		t.Run(fmt.Sprintf("start %d", round), func(t *testing.T) {
-			n, err := mqtt.StartNATS(mqtt.NATSOptions{Dir: dir, Log: quiet(), Now: time.Now, MaxStore: 16 << 20})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = n.Close() })
-			g := start(t, n)
+			g := start(t, coreIn(t, dir, broker.Limits{Store: 8 << 20}))
 			payload := strings.Repeat("x", 60_000)
 			for i := range 12 {
 				d := g.join(t, fmt.Sprintf("filler%d", i), 4)
@@ -323,9 +319,7 @@ func TestAFullStoreKeepsNobodyOut(t *testing.T) {
 				if _, body := d.recv(); body[len(body)-1] != 1 {
 					t.Fatalf("level %d: SUBACK % x on a full store", level, body)
 				}
-				if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/"+id+"/down/x", []byte("hello")); err != nil {
-					t.Fatal(err)
-				}
+				g.send(t, "devices/"+id+"/down/x", []byte("hello"))
 				if kind, _ := d.recv(); kind&0xF0 != 0x30 {
 					t.Errorf("level %d: got type %#x, want the message", level, kind)
 				}
@@ -339,7 +333,7 @@ func TestAFullStoreKeepsNobodyOut(t *testing.T) {
 }
 
 func TestADeviceIsReadNoFasterThanItsBudget(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.Flood = 3 * time.Second })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.Flood = 3 * time.Second })
 	g.guard.budget = countersign.Budget{Publishes: 50}
 	heard := make(chan string, 100_000)
 	listen(t, g, "devices/#", heard)
@@ -406,7 +400,7 @@ func TestClientsThatDoNotReadCostLittle(t *testing.T) {
 	const clients, messages, size = 30, 400, 60_000
 	for _, qos := range []byte{0, 1} {
 		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
-			g := start(t, nil, func(s *mqtt.Server) { s.Limits.Stall = 3 * time.Second })
+			g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.Stall = 3 * time.Second })
 			common := permissions([]string{"#"}, []string{"#"})
 			g.guard.common, g.guard.budget = &common, countersign.Budget{Publishes: 100_000, Unread: 256 << 10}
 			before := heapNow()
@@ -431,9 +425,7 @@ func TestClientsThatDoNotReadCostLittle(t *testing.T) {
 					continue
 				}
 				began := time.Now()
-				if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/healthy/down/x", []byte("x")); err != nil {
-					t.Fatal(err)
-				}
+				g.send(t, "devices/healthy/down/x", []byte("x"))
 				_, body := healthy.recv()
 				at := 2 + len("devices/healthy/down/x")
 				healthy.send(pkt(0x40, body[at:at+2]))
@@ -475,7 +467,7 @@ func TestClientsThatDoNotReadCostLittle(t *testing.T) {
 // than it may have unread.
 func TestASlowReaderGetsAllOfItsMessages(t *testing.T) {
 	const messages, size = 40, 50_000
-	g := start(t, nil)
+	g := start(t, engine{})
 	g.guard.budget = countersign.Budget{Unread: 128 << 10}
 	d := g.dial(t, "slow")
 	d.send(keep(4, "slow"))
@@ -485,9 +477,7 @@ func TestASlowReaderGetsAllOfItsMessages(t *testing.T) {
 	d.send([]byte{0xE0, 0})
 	d.gone("goodbye", 0)
 	for i := range messages {
-		if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/slow/down/x", append(make([]byte, size), byte(i))); err != nil {
-			t.Fatal(err)
-		}
+		g.send(t, "devices/slow/down/x", append(make([]byte, size), byte(i)))
 	}
 	d = g.dial(t, "slow")
 	_ = d.raw.SetReadBuffer(32 << 10)

@@ -187,7 +187,7 @@ var publishCases = []conformanceCase{
 		},
 	},
 	{
-		name: "RetainAsPublished", v5: "3.3.1-13", lacks: "nats",
+		name: "RetainAsPublished", v5: "3.3.1-13",
 		run: func(c *trial) {
 			d := c.plain("")
 			d.sub(0x08, c.topic("x"))

@@ -218,7 +218,7 @@ var sessionCases = []conformanceCase{
 		},
 	},
 	{
-		name: "AWillWaits", v5: "3.1.3-9", lacks: "nats",
+		name: "AWillWaits", v5: "3.1.3-9",
 		run: func(c *trial) {
 			hears := c.plain(":h")
 			hears.sub(0, c.topic("will"))

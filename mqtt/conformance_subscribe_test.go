@@ -87,7 +87,7 @@ var subscribeCases = []conformanceCase{
 		},
 	},
 	{
-		name: "SubscriptionIdentifiersComeAlong", v5: "3.3.4-3 3.3.4-4 3.3.4-5", lacks: "nats",
+		name: "SubscriptionIdentifiersComeAlong", v5: "3.3.4-3 3.3.4-4 3.3.4-5",
 		run: func(c *trial) {
 			d := c.plain("")
 			d.subscribeTo(1, c.topic("#"), []byte{0x0B, 5})
@@ -101,7 +101,7 @@ var subscribeCases = []conformanceCase{
 		},
 	},
 	{
-		name: "NoLocal", v5: "3.8.3-3", lacks: "nats",
+		name: "NoLocal", v5: "3.8.3-3",
 		run: func(c *trial) {
 			d := c.plain("")
 			d.sub(0x05, c.topic("x"))
@@ -239,7 +239,7 @@ var subscribeCases = []conformanceCase{
 		},
 	},
 	{
-		name: "SharedSubscriptionsAreShared", v5: "4.8.2-1 4.8.2-2 4.8.2-3", lacks: "nats",
+		name: "SharedSubscriptionsAreShared", v5: "4.8.2-1 4.8.2-2 4.8.2-3",
 		run: func(c *trial) {
 			one, two := c.plain(":1"), c.plain(":2")
 			one.sub(1, "$share/g/"+c.topic("x"))
@@ -271,7 +271,7 @@ var subscribeCases = []conformanceCase{
 		},
 	},
 	{
-		name: "SharedMessagesStayWithTheirClient", v5: "4.8.2-4 4.8.2-5 4.8.2-6", lacks: "nats",
+		name: "SharedMessagesStayWithTheirClient", v5: "4.8.2-4 4.8.2-5 4.8.2-6",
 		run: func(c *trial) {
 			one, _, _ := c.open(opening{suffix: ":1", keep: true})
 			one.sub(2, "$share/g/"+c.topic("x"))

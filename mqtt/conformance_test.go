@@ -14,7 +14,8 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 // conformanceCase shows that statements of MQTT 3.1.1 (v3) and MQTT 5 (v5) hold, byte
@@ -23,7 +24,7 @@ import (
 type conformanceCase struct {
 	name   string
 	v3, v5 string // numbers of statements
-	lacks  string // nats: a limit of the embedded engine
+	lacks  string // builtin or mosquitto: a limit of that engine
 	run    func(*trial)
 }
 
@@ -37,11 +38,19 @@ type trial struct {
 }
 
 func TestConformance(t *testing.T) {
-	for _, engine := range []string{"nats", "mosquitto"} {
-		t.Run(engine, func(t *testing.T) {
-			var e mqtt.Engine
-			if engine == "mosquitto" {
-				e = &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\nallow_duplicate_messages true\nmax_inflight_messages 100\nmax_topic_alias 10\n"), Now: time.Now}
+	for _, name := range []string{"builtin", "builtin on PostgreSQL", "mosquitto"} {
+		t.Run(name, func(t *testing.T) {
+			var e engine
+			switch name {
+			case "mosquitto":
+				e = relayTo(startMosquitto(t, "allow_anonymous true\nallow_duplicate_messages true\nmax_inflight_messages 100\nmax_topic_alias 10\n"))
+			case "builtin on PostgreSQL":
+				db, err := store.Open(t.Context(), store.Options{URL: storetest.PostgresURL(t), Now: time.Now, Log: quiet()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = db.Close() })
+				e = coreOn(t, db)
 			}
 			g := start(t, e)
 			g.guard.common = &countersign.Permissions{
@@ -52,7 +61,7 @@ func TestConformance(t *testing.T) {
 			var all sync.WaitGroup
 			for i, c := range conformanceCases {
 				for level, ids := range map[byte]string{4: c.v3, 5: c.v5} {
-					if ids == "" || strings.Contains(c.lacks, engine) {
+					if ids == "" || c.lacks != "" && strings.HasPrefix(name, c.lacks) {
 						continue
 					}
 					slots <- struct{}{}
@@ -371,7 +380,7 @@ func TestConformanceTable(t *testing.T) {
 			for i := range cells {
 				cells[i] = strings.TrimSpace(cells[i])
 			}
-			id, embedded, broker := cells[1], cells[4], cells[5]
+			id, builtin, relayed := cells[1], cells[4], cells[5]
 			if listed[id] {
 				t.Errorf("%s %s is listed twice", version, id)
 			}
@@ -393,13 +402,13 @@ func TestConformanceTable(t *testing.T) {
 				if !ok || !slices.Contains(strings.Fields(ids), id) {
 					t.Errorf("%s %s: case %q does not exist or is not labeled with it", version, id, name)
 				}
-				if nats, other := strings.Contains(c.lacks, "nats"), strings.Contains(c.lacks, "mosquitto"); nats != (embedded == "no") || other != (broker == "no") {
-					t.Errorf("%s %s: the table says %s and %s, but %s lacks %q", version, id, embedded, broker, name, c.lacks)
+				if own, other := c.lacks == "builtin", c.lacks == "mosquitto"; own != (builtin == "no") || other != (relayed == "no") {
+					t.Errorf("%s %s: the table says %s and %s, but %s lacks %q", version, id, builtin, relayed, name, c.lacks)
 				}
 				used[name+version] = true
 			}
-			if embedded != "yes" && embedded != "no" || broker != "yes" && broker != "no" {
-				t.Errorf("%s %s: neither yes nor no: %q %q", version, id, embedded, broker)
+			if builtin != "yes" && builtin != "no" || relayed != "yes" && relayed != "no" {
+				t.Errorf("%s %s: neither yes nor no: %q %q", version, id, builtin, relayed)
 			}
 		}
 		for id := range strings.FieldsSeq(string(must(os.ReadFile("testdata/statements-" + version + ".txt")))) {

@@ -11,13 +11,12 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/mqtt"
 )
 
 // TestCutEndsAStalledReader floods a device that stops reading until its socket is
 // full, then cuts it while it goes on publishing.
 func TestCutEndsAStalledReader(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, level := range []byte{4, 5} {
 		id := fmt.Sprintf("stalled%d", level)
 		d := g.join(t, id, level)
@@ -27,9 +26,7 @@ func TestCutEndsAStalledReader(t *testing.T) {
 		var delivered uint64
 		payload := make([]byte, 100<<10)
 		for range 200 { // until no more of it reaches the socket
-			if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/"+id+"/down/x", payload); err != nil {
-				t.Fatal(err)
-			}
+			g.send(t, "devices/"+id+"/down/x", payload)
 		}
 		time.Sleep(200 * time.Millisecond)
 		delivered = g.Stats().Delivered
@@ -82,7 +79,7 @@ func TestCutEndsAStalledReader(t *testing.T) {
 
 func TestCutEndsFiveHundredSessionsAtOnce(t *testing.T) {
 	const sessions = 500
-	g := start(t, nil)
+	g := start(t, engine{})
 	cert := g.issue("fleet", time.Hour)
 	devices := make([]*device, sessions)
 	for i := range devices {
@@ -120,7 +117,7 @@ func TestCutEndsFiveHundredSessionsAtOnce(t *testing.T) {
 // TestRevokeRacingConnectNeverSlips revokes at a random moment of the connect. The
 // revocation is recorded first and cut second, as the desk does it.
 func TestRevokeRacingConnectNeverSlips(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	const rounds = 150
 	for i := range rounds {
 		id := fmt.Sprintf("racer%d", i)
@@ -151,7 +148,7 @@ func TestRevokeRacingConnectNeverSlips(t *testing.T) {
 }
 
 func TestSessionEndsAtNotAfter(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	cert := g.issue("short", 2*time.Second)
 	d := g.dialWith(t, "short", cert)
 	d.hello(5, "short")
@@ -166,7 +163,7 @@ func TestSessionEndsAtNotAfter(t *testing.T) {
 }
 
 func TestCutDropsTheWill(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	got := make(chan string, 10)
 	listen(t, g, "devices/#", got)
 	join := func(id string) *device {
@@ -200,7 +197,7 @@ func TestCutDropsTheWill(t *testing.T) {
 }
 
 func TestTakeoverEndsTheOlderSession(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	cert := g.issue("dev", time.Hour)
 	join := func() *device {
 		d := g.dialWith(t, "dev", cert)
@@ -244,7 +241,7 @@ func TestTakeoverEndsTheOlderSession(t *testing.T) {
 }
 
 func TestKeepAliveIsEnforced(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.dial(t, "dev")
 	d.send(connectPacket(5, "dev", 2, 1, nil))
 	d.recv()
@@ -260,7 +257,7 @@ func TestKeepAliveIsEnforced(t *testing.T) {
 }
 
 func TestCloseTellsTheDevices(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.join(t, "dev", 5)
 	stranger := g.dial(t, "slow") // sends no CONNECT
 	began := time.Now()
@@ -275,7 +272,7 @@ func TestCloseTellsTheDevices(t *testing.T) {
 }
 
 func TestMalformedStormLeavesTheGatewayWell(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	cert := g.issue("storm", time.Hour)
 	var wg sync.WaitGroup
 	for i := range 64 {
@@ -309,7 +306,7 @@ func TestMalformedStormLeavesTheGatewayWell(t *testing.T) {
 }
 
 func BenchmarkConnect(b *testing.B) {
-	g := start(b, nil)
+	g := start(b, engine{})
 	cert := g.issue("bench", time.Hour)
 	var n atomic.Int64
 	b.RunParallel(func(pb *testing.PB) {

@@ -21,12 +21,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // TestMain fails if a test leaves goroutines of ours behind.
@@ -329,22 +332,71 @@ type gateway struct {
 	guard *guard
 	addr  string
 	web   string // address of the WebSocket listener
+	db    *store.DB
 }
 
 func (g *gateway) port() string { _, p, _ := net.SplitHostPort(g.addr); return p }
 
-// start runs a gateway before an engine; nil is an embedded one. set may change
-// the server before it starts.
-func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway {
+// engine is what carries the messages of a gateway of the tests: a core, or a relay. The
+// zero value is a core on a database of its own.
+type engine struct {
+	core  *broker.Broker
+	db    *store.DB
+	guard *atomic.Pointer[guard] // whom the core tells what exceeds a budget
+	relay *mqtt.Relay
+}
+
+func relayTo(addr string) engine { return engine{relay: &mqtt.Relay{Addr: addr}} }
+
+// coreIn opens a core on the database in dir.
+func coreIn(t testing.TB, dir string, limits ...broker.Limits) engine {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Options{URL: "sqlite:" + filepath.Join(dir, "core.db"), Now: time.Now, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return coreOn(t, db, limits...)
+}
+
+// coreOn opens a core on a database.
+func coreOn(t testing.TB, db *store.DB, limits ...broker.Limits) engine {
+	t.Helper()
+	told := &atomic.Pointer[guard]{}
+	o := broker.Options{DB: db, Log: quiet(), Now: time.Now, Exceeded: func(device, budget string, limit int64) {
+		if g := told.Load(); g != nil {
+			g.Exceeded(countersign.Session{Device: device}, budget, limit)
+		}
+	}}
+	if len(limits) > 0 {
+		o.Limits = limits[0]
+	}
+	core, err := broker.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := core.Close(context.Background()); err != nil {
+			t.Errorf("close the core: %v", err)
+		}
+	})
+	return engine{core: core, db: db, guard: told}
+}
+
+// start runs a gateway before an engine. set may change the server before it starts.
+func start(t testing.TB, e engine, set ...func(*mqtt.Server)) *gateway {
 	t.Helper()
 	a := newAuthority(t)
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	if engine == nil {
-		engine = startNATS(t, t.TempDir(), log)
+	if e == (engine{}) {
+		e = coreIn(t, t.TempDir())
 	}
 	g := &guard{budget: countersign.Budget{Sessions: 1000, Publishes: 100_000}, roots: a.roots, refused: map[string]countersign.Code{}, closed: map[string][]string{}, perms: map[string]countersign.Permissions{}}
+	if e.guard != nil {
+		e.guard.Store(g)
+	}
 	s := &mqtt.Server{
-		Gatekeeper: g, Index: edge.NewIndex(time.Now), Engine: engine, Log: log, Now: time.Now,
+		Gatekeeper: g, Index: edge.NewIndex(time.Now), Broker: e.core, Relay: e.relay, Log: log, Now: time.Now,
 		TLS: edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &a.server, nil }),
 	}
 	for _, f := range set {
@@ -377,17 +429,39 @@ func start(t testing.TB, engine mqtt.Engine, set ...func(*mqtt.Server)) *gateway
 			t.Errorf("Stats after Close: %+v", st)
 		}
 	})
-	return &gateway{Server: s, authority: a, guard: g, addr: ln.Addr().String(), web: web.Addr().String()}
+	return &gateway{Server: s, authority: a, guard: g, addr: ln.Addr().String(), web: web.Addr().String(), db: e.db}
 }
 
-func startNATS(t testing.TB, dir string, log *slog.Logger) *mqtt.NATS {
+// send publishes to devices at QoS 1, as the operator of the engine does.
+func (g *gateway) send(t testing.TB, topic string, payload []byte) {
 	t.Helper()
-	n, err := mqtt.StartNATS(mqtt.NATSOptions{Dir: dir, Log: log, Now: time.Now})
-	if err != nil {
+	if g.Broker != nil {
+		if err := g.Broker.Publish(t.Context(), &broker.Message{Topic: topic, Payload: payload, QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	d := g.behind(t)
+	d.put(1, false, topic, string(payload))
+	_ = d.Close()
+}
+
+// purge drops what the core keeps of a device, as a revocation does.
+func (g *gateway) purge(t testing.TB, device string) {
+	t.Helper()
+	if err := g.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return broker.Purge(ctx, tx, device) }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = n.Close() })
-	return n
+	g.Broker.Forget(device)
+}
+
+// behind is a client of the broker behind a relay.
+func (g *gateway) behind(t testing.TB) *device {
+	t.Helper()
+	d := &device{t: t, id: "operator", Conn: must(net.Dial("tcp", g.Relay.Addr))}
+	t.Cleanup(func() { _ = d.Close() })
+	d.hello(4, rand.Text()[:20])
+	return d
 }
 
 type testWriter struct{ t testing.TB }

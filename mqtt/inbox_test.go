@@ -6,7 +6,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/broker"
 )
 
 // inbox joins as dev with Request Response Information and keeps the session; it returns
@@ -28,7 +28,7 @@ func (g *gateway) inbox(t testing.TB) (*device, string, bool) {
 }
 
 func TestTheInboxLivesWithItsSession(t *testing.T) {
-	for name, engine := range map[string]mqtt.Engine{"nats": nil, "mosquitto": &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}} {
+	for name, engine := range map[string]engine{"builtin": {}, "mosquitto": relayTo(startMosquitto(t, "allow_anonymous true\n"))} {
 		t.Run(name, func(t *testing.T) {
 			g := start(t, engine)
 			g.guard.perms["service"] = permissions([]string{"_inbox/+/#"}, nil)
@@ -88,49 +88,38 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 	}
 }
 
-// TestADeadInboxLocksNobodyOut is about a gateway that died before it could take a
-// session's inbox out: the engine restores a subscription that is no more permitted.
-func TestADeadInboxLocksNobodyOut(t *testing.T) {
-	n := startNATS(t, t.TempDir(), quiet())
-	s := countersign.Session{ID: "x", Device: "dev", Fleet: "default", ClientID: "dev"}
-	open := func(p countersign.Permissions) (*device, byte) {
-		t.Helper()
-		b, err := n.Dial(t.Context(), s, p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = b.Conn.Close() })
-		d := &device{t: t, id: "dev", Conn: b.Conn}
-		d.send(connectPacket(4, b.ClientID, 0xC0, 0, cat(str(b.Username), str(string(b.Password)))))
-		kind, body := d.recv()
-		if kind != 0x20 || body[1] != 0 {
-			t.Fatalf("CONNACK: got %#x % x", kind, body)
-		}
-		return d, body[0]
+// silent is a client of the core that wants nothing.
+type silent struct{}
+
+func (silent) Deliver(broker.Delivery) broker.Outcome          { return broker.Full }
+func (silent) Acknowledge(broker.Acknowledgment, uint16, byte) {}
+func (silent) Flush()                                          {}
+func (silent) Receives(string) bool                            { return true }
+func (silent) Lost(byte, string)                               {}
+
+// TestADeadInboxIsNotHeard is about a node that died before it could take a session's
+// inbox out: the core restores a subscription that is no more permitted.
+func TestADeadInboxIsNotHeard(t *testing.T) {
+	g := start(t, engine{})
+	c, _, err := g.Broker.Connect(t.Context(), broker.Hello{ClientID: "dev", Device: "dev", Expiry: time.Hour, Kept: 1}, silent{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	d, _ := open(permissions(nil, []string{"down/#", "_inbox/old/#"}))
-	d.sub(1, "down/#", "_inbox/old/#")
-	_ = d.Close()
-	again, present := open(permissions(nil, []string{"down/#", "_inbox/new/#"}))
-	if present != 1 {
-		t.Error("the session is not present")
-	}
-	again.sub(1, "_inbox/new/#")
-	for _, topic := range []string{"_inbox/old/x", "down/x", "_inbox/new/x"} {
-		if err := n.Publish(t.Context(), topic, []byte(topic)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := map[string]bool{}
-	for !got["down/x"] || !got["_inbox/new/x"] {
-		got[again.next().payload] = true
-	}
+	c.Subscribe(t.Context(), []broker.Subscription{{Filter: "devices/dev/down/#", QoS: 1}, {Filter: "_inbox/old/#", QoS: 1}})
+	c.Close(true, nil)
+	d := g.dial(t, "dev")
+	d.send(keep(4, "dev"))
+	d.expect("CONNACK with Session Present", []byte{0x20, 2, 1, 0})
+	g.send(t, "_inbox/old/x", []byte("dead"))
+	g.send(t, "devices/dev/down/x", []byte("alive"))
+	d.gets("alive")
+	d.quiet("a dead inbox")
 }
 
 // TestNoPolicyOpensAnInbox to anybody but its session: one that grants everything
 // does not either.
 func TestNoPolicyOpensAnInbox(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	g.guard.perms["service"] = permissions([]string{"#"}, nil)
 	g.guard.perms["snoop"] = permissions(nil, []string{"#"})
 	_, inbox, _ := g.inbox(t)
@@ -149,26 +138,5 @@ func TestNoPolicyOpensAnInbox(t *testing.T) {
 	}
 	if n := g.Stats().Denied; n != denied {
 		t.Errorf("%d acts were denied, want none: a filter of the policy's own is no attempt", n-denied)
-	}
-}
-
-// TestTheEnginesOwnAnswersAreNotHeard has the gateway ask the engine while a device
-// that may receive everything listens.
-func TestTheEnginesOwnAnswersAreNotHeard(t *testing.T) {
-	g := start(t, nil)
-	all := permissions([]string{"#"}, []string{"#"})
-	g.guard.common = &all
-	d := g.join(t, "nosy", 4)
-	d.send(d.subscribe(1, "#"))
-	d.recv()
-	if err := g.Engine.Purge(t.Context(), "other"); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/other/up/x", []byte("last")); err != nil {
-		t.Fatal(err)
-	}
-	kind, body := d.recv()
-	if topic := string(body[2:min(len(body), 2+len("devices/other/up/x"))]); kind&0xF0 != 0x30 || topic != "devices/other/up/x" {
-		t.Errorf("got type %#x on %q, want the message alone", kind, topic)
 	}
 }

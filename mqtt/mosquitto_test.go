@@ -24,26 +24,17 @@ func (g *gateway) sub(t testing.TB, version string, args ...string) (*buffer, fu
 	return out, wait
 }
 
-func TestMosquittoClientsOnNATS(t *testing.T) {
+func TestMosquittoClients(t *testing.T) {
 	need(t, "mosquitto_pub", "mosquitto_sub")
-	g := start(t, nil)
-	engine := g.Engine.(interface {
-		Publish(ctx context.Context, topic string, payload []byte) error
-	})
+	g := start(t, engine{})
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		t.Run(version, func(t *testing.T) {
 			id := "pump.7-" + version
 			files := g.files(t, g.issue(id, time.Hour))
 			out, wait := g.sub(t, version, append(files, "-i", id, "-t", "devices/"+id+"/down/#", "-F", "got %t %p", "-C", "2")...)
-			if err := engine.Publish(t.Context(), "devices/"+id+"/down/a.b/c", []byte("one")); err != nil {
-				t.Fatal(err)
-			}
-			if err := engine.Publish(t.Context(), "devices/other/down/x", []byte("not for you")); err != nil {
-				t.Fatal(err)
-			}
-			if err := engine.Publish(t.Context(), "devices/"+id+"/down", []byte("two")); err != nil {
-				t.Fatal(err)
-			}
+			g.send(t, "devices/"+id+"/down/a.b/c", []byte("one"))
+			g.send(t, "devices/other/down/x", []byte("not for you"))
+			g.send(t, "devices/"+id+"/down", []byte("two"))
 			if err := wait(); err != nil {
 				t.Errorf("mosquitto_sub: %v", err)
 			}
@@ -61,7 +52,7 @@ func TestMosquittoClientsOnNATS(t *testing.T) {
 
 func TestRevokeMakesMosquittoLeaveSayingWhy(t *testing.T) {
 	need(t, "mosquitto_sub")
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		id := "dev-" + version
 		files := g.files(t, g.issue(id, time.Hour))

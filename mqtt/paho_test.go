@@ -78,8 +78,8 @@ func (v *v5client) toldToLeave(t testing.TB, code byte) {
 	}
 }
 
-func TestPaho5ThroughTheShim(t *testing.T) {
-	g := start(t, nil)
+func TestPaho5(t *testing.T) {
+	g := start(t, engine{})
 	cert := g.issue("dev", time.Hour)
 	expiry := uint32(3600)
 	hello := func(clean bool) *paho.Connect {
@@ -90,18 +90,15 @@ func TestPaho5ThroughTheShim(t *testing.T) {
 	}
 	d := g.paho5(t, cert, hello(true))
 	p := d.connack.Properties
-	if p.SharedSubAvailable || p.SubIDAvailable || !p.WildcardSubAvailable || !p.RetainAvailable || *p.ReceiveMaximum != 256 ||
+	if !p.SharedSubAvailable || !p.SubIDAvailable || !p.WildcardSubAvailable || !p.RetainAvailable || *p.ReceiveMaximum != 256 ||
 		*p.MaximumPacketSize != mqtt.DefaultMaxPacket || *p.TopicAliasMaximum != 16 {
 		t.Errorf("CONNACK announces %+v", p)
 	}
 	if _, err := d.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/dev/down/#", QoS: 2}}}); err != nil {
 		t.Fatal(err)
 	}
-	engine := g.Engine.(mqtt.Platform)
 	for i := range 10 { // five times the device's Receive Maximum
-		if err := engine.Publish(t.Context(), "devices/dev/down/n", fmt.Append(nil, i)); err != nil {
-			t.Fatal(err)
-		}
+		g.send(t, "devices/dev/down/n", fmt.Append(nil, i))
 	}
 	for i := range 10 {
 		if m := d.message(t); string(m.Payload) != fmt.Sprint(i) || m.QoS != 1 {
@@ -120,9 +117,7 @@ func TestPaho5ThroughTheShim(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 1 })
-	if err := engine.Publish(t.Context(), "devices/dev/down/n", []byte("queued")); err != nil {
-		t.Fatal(err)
-	}
+	g.send(t, "devices/dev/down/n", []byte("queued"))
 	// The session is kept and its message with it; then it is dropped.
 	d = g.paho5(t, cert, hello(false))
 	if !d.connack.SessionPresent {
@@ -144,7 +139,7 @@ func TestPaho5ThroughTheShim(t *testing.T) {
 }
 
 func TestPurgeDropsTheStoredSessions(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	expiry := uint32(3600)
 	present := func(id string) bool {
 		d := g.paho5(t, g.issue(id, time.Hour), &paho.Connect{
@@ -165,9 +160,7 @@ func TestPurgeDropsTheStoredSessions(t *testing.T) {
 		}
 	}
 	eventually(t, "no sessions", func() bool { return g.Index.Len() == 0 })
-	if err := g.Engine.Purge(t.Context(), "gone"); err != nil {
-		t.Fatal(err)
-	}
+	g.purge(t, "gone")
 	if present("gone") {
 		t.Error("the purged session is still there")
 	}
@@ -176,40 +169,8 @@ func TestPurgeDropsTheStoredSessions(t *testing.T) {
 	}
 }
 
-func TestNATSKeepsSessionsOverARestart(t *testing.T) {
-	dir := t.TempDir()
-	cert := [2]bool{}
-	for round := range 2 {
-		func() {
-			e, err := mqtt.StartNATS(mqtt.NATSOptions{Dir: dir, Log: quiet(), Now: time.Now})
-			if err != nil {
-				t.Fatal(err)
-			}
-			g := start(t, e)
-			d := g.dial(t, "dev")
-			d.send(connectPacket(4, "dev", 0, 60, nil))
-			_, body := d.recv()
-			cert[round] = body[0] == 1
-			d.send(d.subscribe(1, "devices/dev/down/#"))
-			d.recv()
-			d.send([]byte{0xE0, 0})
-			d.gone("DISCONNECT", 0)
-			eventually(t, "no sessions", func() bool { return g.Index.Len() == 0 })
-			if err := g.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-			if err := e.Close(); err != nil {
-				t.Error(err)
-			}
-		}()
-	}
-	if cert != [2]bool{false, true} {
-		t.Errorf("session present: got %v, want first false, then true", cert)
-	}
-}
-
-func TestPaho3ClientOnNATS(t *testing.T) {
-	g := start(t, nil)
+func TestPaho3(t *testing.T) {
+	g := start(t, engine{})
 	o := paho3.NewClientOptions().AddBroker("ssl://" + g.addr).SetClientID("dev").SetTLSConfig(g.client(g.issue("dev", time.Hour))).
 		SetProtocolVersion(4).SetAutoReconnect(false)
 	c := paho3.NewClient(o)
@@ -231,9 +192,7 @@ func TestPaho3ClientOnNATS(t *testing.T) {
 			t.Errorf("the platform got %q", m)
 		}
 	}
-	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/dev/down/x", []byte("hello")); err != nil {
-		t.Fatal(err)
-	}
+	g.send(t, "devices/dev/down/x", []byte("hello"))
 	select {
 	case m := <-got:
 		if string(m.Payload()) != "hello" {
@@ -284,7 +243,7 @@ func startMosquitto(t testing.TB, lines string) string {
 
 func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 	addr := startMosquitto(t, "allow_anonymous true\nmax_topic_alias 5\n")
-	g := start(t, &mqtt.Broker{Addr: addr, Now: time.Now})
+	g := start(t, relayTo(addr))
 	g.guard.perms["dev"] = permissions([]string{"devices/dev/up/#", "shared/#"}, []string{"devices/dev/down/#", "devices/dev/up/#", "shared/#"})
 	d := g.paho5(t, g.issue("dev", time.Hour), &paho.Connect{ClientID: "dev", CleanStart: true, KeepAlive: 30})
 	if p := d.connack.Properties; *p.MaximumPacketSize != mqtt.DefaultMaxPacket || *p.TopicAliasMaximum != 5 || !p.SharedSubAvailable {
@@ -317,9 +276,7 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 	if r, err := d.Publish(t.Context(), &paho.Publish{Topic: "devices/x/up/q", QoS: 2, Payload: []byte("x")}); r == nil || r.ReasonCode != 0x87 {
 		t.Errorf("forbidden publish: got %+v %v, want 0x87", r, err)
 	}
-	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/dev/down/x", []byte("no subscription")); err != nil {
-		t.Error(err)
-	}
+	g.send(t, "devices/dev/down/x", []byte("no subscription"))
 	began := time.Now()
 	g.Index.Cut(countersign.Cut{Device: "dev", Reason: "compromised"})
 	d.toldToLeave(t, 0x98)
@@ -336,7 +293,7 @@ func TestBrokerSeesTheConfiguredIdentity(t *testing.T) {
 	_ = os.Chmod(dir, 0o755)
 	_ = os.Chmod(pw, 0o644)
 	addr := startMosquitto(t, "allow_anonymous false\npassword_file "+pw+"\nuser root\n")
-	g := start(t, &mqtt.Broker{Addr: addr, Username: "gateway-{device}", ClientID: "edge/{fleet}/{client}", Password: []byte("secret"), Now: time.Now})
+	g := start(t, engine{relay: &mqtt.Relay{Addr: addr, Username: "gateway-{device}", ClientID: "edge/{fleet}/{client}", Password: []byte("secret")}})
 	g.join(t, "dev", 4)
 	// The gateway's credentials for another device are wrong: that is ours to
 	// explain, so the device hears unavailable.
@@ -348,7 +305,7 @@ func TestBrokerSeesTheConfiguredIdentity(t *testing.T) {
 }
 
 func TestEngineAwayIsUnavailable(t *testing.T) {
-	g := start(t, &mqtt.Broker{Addr: "127.0.0.1:1", Now: time.Now})
+	g := start(t, relayTo("127.0.0.1:1"))
 	for level, want := range map[byte]byte{4: 3, 5: 0x88} {
 		d := g.dial(t, "dev")
 		d.send(connectPacket(level, "dev", 2, 60, nil))

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-
-	"github.com/countersign-iot/countersign/mqtt"
 )
 
 // keep is a CONNECT of a session that outlives its connection.
@@ -30,7 +28,7 @@ func TestKeptSessionsReceiveAfterARestartOfTheEngine(t *testing.T) {
 	dir := t.TempDir()
 	for round := range 3 {
 		t.Run(fmt.Sprintf("start %d", round), func(t *testing.T) {
-			g := start(t, startNATS(t, dir, quiet()))
+			g := start(t, coreIn(t, dir))
 			for _, level := range []byte{4, 5} {
 				id := fmt.Sprintf("kept%d", level)
 				down := "devices/" + id + "/down/x"
@@ -51,9 +49,7 @@ func TestKeptSessionsReceiveAfterARestartOfTheEngine(t *testing.T) {
 						want = append(want, fmt.Sprintf("%d while away %d", round-1, i))
 					}
 				}
-				if err := g.Engine.(mqtt.Platform).Publish(t.Context(), down, []byte("new")); err != nil {
-					t.Fatal(err)
-				}
+				g.send(t, down, []byte("new"))
 				want = append(want, "new")
 				for range want {
 					kind, body := d.recv()
@@ -75,66 +71,17 @@ func TestKeptSessionsReceiveAfterARestartOfTheEngine(t *testing.T) {
 				d.send([]byte{0xE0, 0})
 				d.gone("goodbye", 0)
 				for i := range 5 {
-					if err := g.Engine.(mqtt.Platform).Publish(t.Context(), down, fmt.Appendf(nil, "%d while away %d", round, i)); err != nil {
-						t.Fatal(err)
-					}
+					g.send(t, down, fmt.Appendf(nil, "%d while away %d", round, i))
 				}
 			}
 		})
 	}
 }
 
-// engineID is the client identifier of a session at the engine.
-func engineID(device, client string) string {
-	short := func(s string) string {
-		h := sha256.Sum256([]byte(s))
-		return hex.EncodeToString(h[:12])
-	}
-	return short(device) + "-" + short(client)
-}
-
-// TestDeafSessionsOfAnEarlierVersionAreDropped makes the store as the version before
-// left it: the records of sessions in files, their consumers in memory.
-func TestDeafSessionsOfAnEarlierVersionAreDropped(t *testing.T) {
-	dir := t.TempDir()
-	opts := &server.Options{
-		ServerName: "countersign", DontListen: true, NoSigs: true, JetStream: true, StoreDir: dir,
-		MQTT: server.MQTTOpts{Host: "127.0.0.1", Port: server.RANDOM_PORT, ConsumerMemoryStorage: true},
-	}
-	old := must(server.NewServer(opts))
-	old.Start()
-	if !old.ReadyForConnections(20 * time.Second) {
-		t.Fatal("the engine of before did not start")
-	}
-	c := must(net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.MQTT.Port))))
-	d := &device{t: t, id: "dev", Conn: c}
-	d.send(keep(4, engineID("dev", "dev")))
-	d.recv()
-	d.send(d.subscribe(1, "devices/dev/down/#"))
-	d.recv()
-	_, _ = d.Write([]byte{0xE0, 0})
-	_, _ = io.Copy(io.Discard, c)
-	old.Shutdown()
-	old.WaitForShutdown()
-
-	g := start(t, startNATS(t, dir, quiet()))
-	now := g.dial(t, "dev")
-	now.send(keep(4, "dev"))
-	now.expect("CONNACK without Session Present", []byte{0x20, 2, 0, 0})
-	now.send(now.subscribe(1, "devices/dev/down/#"))
-	now.expect("SUBACK", []byte{0x90, 3, 0, 1, 1})
-	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/dev/down/x", []byte("heard")); err != nil {
-		t.Fatal(err)
-	}
-	if kind, _ := now.recv(); kind&0xF0 != 0x30 {
-		t.Errorf("got packet type %#x, want the message", kind)
-	}
-}
-
-// TestManySubscribersOfQoS1 has more consumers than the engine's own default of 1,000.
+// TestManySubscribersOfQoS1 has each of many filters granted and served.
 func TestManySubscribersOfQoS1(t *testing.T) {
-	g := start(t, nil)
-	const devices, filters = 9, 60 // each filter that ends with # is two consumers
+	g := start(t, engine{})
+	const devices, filters = 9, 60
 	for i := range devices {
 		id := fmt.Sprintf("many%d", i)
 		d := g.join(t, id, 4)
@@ -150,9 +97,7 @@ func TestManySubscribersOfQoS1(t *testing.T) {
 			}
 		}
 		last := fmt.Sprintf("devices/%s/down/%d", id, filters-1)
-		if err := g.Engine.(mqtt.Platform).Publish(t.Context(), last, []byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		g.send(t, last, []byte("x"))
 		if kind, _ := d.recv(); kind&0xF0 != 0x30 {
 			t.Fatalf("device %d: got packet type %#x, want the message", i, kind)
 		}

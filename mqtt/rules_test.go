@@ -14,7 +14,7 @@ import (
 )
 
 func TestRefusalHasTheExactCode(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	cases := []struct {
 		code countersign.Code
 		v3   byte
@@ -51,7 +51,7 @@ func TestRefusalHasTheExactCode(t *testing.T) {
 }
 
 func TestConnectHoldsToTheProtocol(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	id := "dev"
 	cases := []struct {
 		name   string
@@ -96,7 +96,7 @@ func TestConnectHoldsToTheProtocol(t *testing.T) {
 }
 
 func TestNoCertificateIsAnsweredWithConnack(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.dialWith(t, "nobody", g.issue("nobody", time.Hour))
 	_ = d
 	c := g.client(g.server)
@@ -111,7 +111,7 @@ func TestNoCertificateIsAnsweredWithConnack(t *testing.T) {
 }
 
 func TestEmptyClientIDIsAssigned(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.dial(t, "dev")
 	d.send(connectPacket(5, "", 2, 60, nil))
 	_, body := d.recv()
@@ -124,7 +124,7 @@ func TestEmptyClientIDIsAssigned(t *testing.T) {
 }
 
 func TestPublishIsHeldAgainstPermissions(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	got := make(chan string, 100)
 	listen(t, g, "devices/#", got)
 	for _, level := range []byte{4, 5} {
@@ -173,7 +173,7 @@ func TestPublishIsHeldAgainstPermissions(t *testing.T) {
 }
 
 func TestSubscribeAnswersEachFilterInOrder(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, level := range []byte{4, 5} {
 		id := fmt.Sprintf("dev%d", level)
 		d := g.join(t, id, level)
@@ -200,7 +200,7 @@ func TestSubscribeAnswersEachFilterInOrder(t *testing.T) {
 }
 
 func TestBreachEndsTheSession(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.MaxPacket = 64 << 10 })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.MaxPacket = 64 << 10 })
 	up := "devices/dev/up/x"
 	cases := []struct {
 		name   string
@@ -248,7 +248,7 @@ func TestBreachEndsTheSession(t *testing.T) {
 }
 
 func TestTopicAliasIsResolvedForPermissions(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	got := make(chan string, 10)
 	listen(t, g, "devices/#", got)
 	d := g.join(t, "dev", 5)
@@ -274,7 +274,7 @@ func TestTopicAliasIsResolvedForPermissions(t *testing.T) {
 // engine that would take any number of aliases: those that are refused take no room,
 // and the others are bounded in octets.
 func TestTopicAliasesAreBounded(t *testing.T) {
-	g := start(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\nmax_topic_alias 65535\n"), Now: time.Now})
+	g := start(t, relayTo(startMosquitto(t, "allow_anonymous true\nmax_topic_alias 65535\n")))
 	d := g.dial(t, "dev")
 	d.send(connectPacket(5, "dev", 2, 60, nil))
 	d.v5 = true

@@ -16,7 +16,12 @@ import (
 )
 
 func TestTheSenderIsStampedAndCannotBeForged(t *testing.T) {
-	g := start(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now})
+	for name, e := range map[string]engine{"builtin": {}, "mosquitto": relayTo(startMosquitto(t, "allow_anonymous true\n"))} {
+		t.Run(name, func(t *testing.T) { stamped(t, start(t, e)) })
+	}
+}
+
+func stamped(t *testing.T, g *gateway) {
 	g.guard.perms["hears"] = permissions(nil, []string{"devices/#"})
 	hears := g.paho5(t, g.issue("hears", time.Hour), &paho.Connect{ClientID: "hears", CleanStart: true, KeepAlive: 30})
 	if _, err := hears.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/#", QoS: 2}}}); err != nil {
@@ -49,15 +54,19 @@ func TestTheSenderIsStampedAndCannotBeForged(t *testing.T) {
 	if m := hears.message(t); string(m.Payload) != "gone" || !cmp.Equal(m.Properties.User, want) {
 		t.Errorf("will: got %q with %+v", m.Payload, m.Properties)
 	}
-	old := g.join(t, "old", 4) // MQTT 3.1.1: the topic says who it is
+	old := g.join(t, "old", 4) // MQTT 3.1.1: through a relay the topic alone says who it is
 	old.send(old.publish(1, 1, "devices/old/up/x", "old"))
-	if m := hears.message(t); m.Topic != "devices/old/up/x" || len(m.Properties.User) != 0 {
+	want = nil
+	if g.Broker != nil {
+		want = paho.UserProperties{{Key: "x-device-id", Value: "old"}, {Key: "x-fleet", Value: "default"}}
+	}
+	if m := hears.message(t); m.Topic != "devices/old/up/x" || !cmp.Equal(m.Properties.User, want) {
 		t.Errorf("3.1.1: got %s with %v", m.Topic, m.Properties.User)
 	}
 }
 
 func TestTheSenderFitsTheEnginesPackets(t *testing.T) {
-	g := start(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\nmax_packet_size 1000\n"), Now: time.Now})
+	g := start(t, relayTo(startMosquitto(t, "allow_anonymous true\nmax_packet_size 1000\n")))
 	d := g.dial(t, "dev")
 	d.v5 = true
 	d.send(connectPacket(5, "dev", 2, 60, nil))
@@ -92,7 +101,7 @@ func (d *device) acked(id byte) {
 }
 
 func TestRetainNeedsItsPermission(t *testing.T) {
-	for name, engine := range map[string]mqtt.Engine{"nats": nil, "mosquitto": &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}} {
+	for name, engine := range map[string]engine{"builtin": {}, "mosquitto": relayTo(startMosquitto(t, "allow_anonymous true\n"))} {
 		t.Run(name, func(t *testing.T) {
 			g := start(t, engine)
 			g.guard.perms["dev"] = countersign.Permissions{
@@ -140,7 +149,7 @@ func TestRetainNeedsItsPermission(t *testing.T) {
 }
 
 func TestAllowedActsAreToldOnceAndWithinBounds(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.join(t, "dev", 4)
 	d.send(d.subscribe(1, "devices/dev/down/a", "devices/dev/down/a"))
 	d.recv()
@@ -164,7 +173,7 @@ func as(level byte, name, id string, clean byte) []byte {
 }
 
 func TestWhoIsNoDeviceLeavesNothingBehind(t *testing.T) {
-	for name, engine := range map[string]mqtt.Engine{"nats": nil, "mosquitto": &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}} {
+	for name, engine := range map[string]engine{"builtin": {}, "mosquitto": relayTo(startMosquitto(t, "allow_anonymous true\n"))} {
 		t.Run(name, func(t *testing.T) {
 			g := start(t, engine)
 			g.guard.perms["guest/x"] = permissions([]string{"g/up/#"}, []string{"g/down/#"})
@@ -186,9 +195,7 @@ func TestWhoIsNoDeviceLeavesNothingBehind(t *testing.T) {
 				}
 				_ = d.Close()
 				eventually(t, "the session ends", func() bool { return g.Index.Len() == 0 })
-				if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "g/down/x", []byte("missed")); err != nil {
-					t.Fatal(err)
-				}
+				g.send(t, "g/down/x", []byte("missed"))
 				again := g.anonymous(t)
 				again.v5 = level == 5
 				again.send(as(level, "guest/x", "tab", 0))
@@ -205,7 +212,7 @@ func TestWhoIsNoDeviceLeavesNothingBehind(t *testing.T) {
 }
 
 func TestNobodyTakesOverAnother(t *testing.T) {
-	g := start(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now})
+	g := start(t, relayTo(startMosquitto(t, "allow_anonymous true\n")))
 	g.guard.perms["guest/guest"] = permissions([]string{"up"}, nil)
 	dev := g.dial(t, "guest") // a device of this name may call itself guest/tab
 	dev.send(connectPacket(4, "guest/tab", 2, 60, nil))
@@ -230,7 +237,7 @@ func TestNobodyTakesOverAnother(t *testing.T) {
 }
 
 func TestSoftwareIsWhatTheClientSaysOfItself(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	d := g.dial(t, "dev")
 	d.send(connectPacket(4, "dev", 0x82, 60, str("?SDK=IoT\u0001\u200bDeviceSDK/JS&Version="+strings.Repeat("ä", 200))))
 	d.recv()
@@ -254,7 +261,7 @@ func TestSoftwareIsWhatTheClientSaysOfItself(t *testing.T) {
 // TestAWSClientsGetThroughTLS: their SDKs offer ALPN names on any port, and some send
 // no server name.
 func TestAWSClientsGetThroughTLS(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, protocols := range [][]string{{"x-amzn-mqtt-ca"}, {"mqtt"}, nil} {
 		c := g.client(g.issue("dev", time.Hour))
 		c.NextProtos, c.InsecureSkipVerify, c.ServerName = protocols, true, ""
@@ -266,7 +273,13 @@ func TestAWSClientsGetThroughTLS(t *testing.T) {
 // A client that takes small packets only shall not lose messages to the names of
 // their senders.
 func TestTheSendersNameYieldsToThePacketSize(t *testing.T) {
-	_, v5 := everything(t, &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now})
+	for name, e := range map[string]engine{"builtin": {}, "mosquitto": relayTo(startMosquitto(t, "allow_anonymous true\n"))} {
+		t.Run(name, func(t *testing.T) { yields(t, e) })
+	}
+}
+
+func yields(t *testing.T, e engine) {
+	_, v5 := everything(t, e)
 	hears, _, _ := v5.open(opening{suffix: ":h", props: [][]byte{{0x27, 0, 0, 0, 64}, {0x22, 0, 10}}})
 	hears.sub(2, "c/x")
 	d := v5.plain(":p")

@@ -65,7 +65,7 @@ func (g *gateway) webDevice(t testing.TB, level byte) (*device, *websocket.Conn)
 }
 
 func TestPahoOverWebSocket(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	c, _, err := g.page(t, "https://"+g.web, mqtt.WebSocketPath, "mqtt")
 	if err != nil {
 		t.Fatal(err)
@@ -92,9 +92,7 @@ func TestPahoOverWebSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	big := strings.Repeat("x", 200<<10)
-	if err := g.Engine.(mqtt.Platform).Publish(t.Context(), "devices/web/down/a", []byte(big)); err != nil {
-		t.Fatal(err)
-	}
+	g.send(t, "devices/web/down/a", []byte(big))
 	if m := <-messages; string(m.Payload) != big {
 		t.Errorf("a large message came with %d bytes", len(m.Payload))
 	}
@@ -108,7 +106,7 @@ func TestPahoOverWebSocket(t *testing.T) {
 }
 
 func TestWebSocketSaysWhyItCloses(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	for _, level := range []byte{4, 5} {
 		_, c := g.webDevice(t, level)
 		began := time.Now()
@@ -142,7 +140,7 @@ func TestWebSocketSaysWhyItCloses(t *testing.T) {
 }
 
 func TestACutDoesNotWaitForAStalledWebSocket(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	c, _, err := g.page(t, "", mqtt.WebSocketPath, "mqtt")
 	if err != nil {
 		t.Fatal(err)
@@ -157,11 +155,9 @@ func TestACutDoesNotWaitForAStalledWebSocket(t *testing.T) {
 	write(login(5, "web"))
 	write((&device{v5: true}).subscribe(1, "devices/web/down/#"))
 	eventually(t, "the session opens", func() bool { return g.Index.Len() == 1 })
-	engine, delivered := g.Engine.(mqtt.Platform), uint64(0)
+	delivered := uint64(0)
 	for range 200 { // more than the sockets' buffers hold; nobody reads
-		if err := engine.Publish(t.Context(), "devices/web/down/a", make([]byte, 128<<10)); err != nil {
-			t.Fatal(err)
-		}
+		g.send(t, "devices/web/down/a", make([]byte, 128<<10))
 		now := g.Stats().Delivered
 		if delivered > 20 && now == delivered {
 			break
@@ -177,7 +173,7 @@ func TestACutDoesNotWaitForAStalledWebSocket(t *testing.T) {
 
 // TestMessagesAreNotPackets covers [MQTT-6.0.0-2].
 func TestMessagesAreNotPackets(t *testing.T) {
-	g := start(t, nil)
+	g := start(t, engine{})
 	got := make(chan string, 10)
 	listen(t, g, "devices/web/up/#", got)
 	c, _, err := g.page(t, "", mqtt.WebSocketPath, "mqtt")
@@ -224,7 +220,7 @@ func TestMessagesAreNotPackets(t *testing.T) {
 
 // TestWebSocketEndsOnABreach covers [MQTT-6.0.0-1] and the bound of a message.
 func TestWebSocketEndsOnABreach(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.MaxPacket = 1 << 10 })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.MaxPacket = 1 << 10 })
 	_, c := g.webDevice(t, 5)
 	if err := c.Write(t.Context(), websocket.MessageText, []byte{0xC0, 0}); err != nil {
 		t.Fatal(err)
@@ -244,7 +240,7 @@ func TestWebSocketEndsOnABreach(t *testing.T) {
 }
 
 func TestWebSocketIsOpenedByTheRules(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Origins = []string{"https://app.example.com", "*.trusted.example"} })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Origins = []string{"https://app.example.com", "*.trusted.example"} })
 	for _, c := range []struct {
 		what, origin, path, protocol string
 		status                       int
@@ -279,7 +275,7 @@ func TestWebSocketIsOpenedByTheRules(t *testing.T) {
 }
 
 func TestAnEndlessUpgradeIsEnded(t *testing.T) {
-	g := start(t, nil, func(s *mqtt.Server) { s.Limits.Connect = 500 * time.Millisecond })
+	g := start(t, engine{}, func(s *mqtt.Server) { s.Limits.Connect = 500 * time.Millisecond })
 	dial := func() net.Conn {
 		c, err := tls.Dial("tcp", g.web, &tls.Config{RootCAs: g.roots})
 		if err != nil {

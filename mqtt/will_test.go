@@ -11,7 +11,6 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/mqtt"
 )
 
 // slowAnswers stands before a broker and holds back what it answers for delay.
@@ -59,13 +58,13 @@ func slowAnswers(t *testing.T, broker string, delay time.Duration) string {
 // TestTheWillOfADeviceRevokedDuringItsConnectIsNotPublished revokes at a random moment
 // of many connects; the engine may have read the CONNECT by then, or answered it.
 func TestTheWillOfADeviceRevokedDuringItsConnectIsNotPublished(t *testing.T) {
-	engines := map[string]func(t *testing.T) mqtt.Engine{
-		"nats": func(*testing.T) mqtt.Engine { return nil },
-		"broker": func(t *testing.T) mqtt.Engine {
-			return &mqtt.Broker{Addr: startMosquitto(t, "allow_anonymous true\n"), Now: time.Now}
+	engines := map[string]func(t *testing.T) engine{
+		"builtin": func(*testing.T) engine { return engine{} },
+		"broker": func(t *testing.T) engine {
+			return relayTo(startMosquitto(t, "allow_anonymous true\n"))
 		},
-		"slow broker": func(t *testing.T) mqtt.Engine {
-			return &mqtt.Broker{Addr: slowAnswers(t, startMosquitto(t, "allow_anonymous true\n"), 20*time.Millisecond), Now: time.Now}
+		"slow broker": func(t *testing.T) engine {
+			return relayTo(slowAnswers(t, startMosquitto(t, "allow_anonymous true\n"), 20*time.Millisecond))
 		},
 	}
 	const rounds, workers = 300, 6

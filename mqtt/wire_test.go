@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/broker"
 )
 
 // device is a raw MQTT client: what it sends is written out byte by byte.
@@ -201,10 +201,31 @@ func (g *gateway) dialConfig(t testing.TB, c *tls.Config) *device {
 // listen sends what the platform receives to got, as topic and payload.
 func listen(t testing.TB, g *gateway, filter string, got chan<- string) {
 	t.Helper()
-	p := g.Engine.(mqtt.Platform)
-	if err := p.Subscribe(t.Context(), filter, func(topic string, payload []byte) {
-		got <- topic + " " + string(payload)
-	}); err != nil {
-		t.Fatal(err)
+	if g.Broker != nil {
+		if err := g.Broker.Listen(t.Context(), filter, func(m *broker.Message) { got <- m.Topic + " " + string(m.Payload) }); err != nil {
+			t.Fatal(err)
+		}
+		return
 	}
+	d := g.behind(t)
+	d.sub(1, filter)
+	_ = d.SetDeadline(time.Time{})
+	go func() {
+		for {
+			kind, body, err := d.read()
+			if err != nil {
+				return
+			}
+			if kind&0xF0 != 0x30 {
+				continue
+			}
+			n := 2 + int(binary.BigEndian.Uint16(body))
+			topic, rest := string(body[2:n]), body[n:]
+			if kind&0x06 != 0 {
+				_, _ = d.Write([]byte{0x40, 2, rest[0], rest[1]})
+				rest = rest[2:]
+			}
+			got <- topic + " " + string(rest)
+		}
+	}()
 }
