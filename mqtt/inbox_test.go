@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 )
 

@@ -1,7 +1,6 @@
 package mqtt_test
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"testing"
