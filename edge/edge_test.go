@@ -38,13 +38,20 @@ func certificate(t testing.TB, name string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// serves is a handler that admits every connection.
+func serves(handle func(context.Context, *edge.Conn)) func(context.Context, *edge.Conn) func() {
+	return func(ctx context.Context, c *edge.Conn) func() {
+		return func() { handle(ctx, c) }
+	}
+}
+
 // open runs a gate with the limits and the handler.
 func open(t *testing.T, limits edge.Limits, handle func(context.Context, *edge.Conn)) (*edge.Gate, string) {
 	t.Helper()
 	cert := certificate(t, "server")
 	g := &edge.Gate{
 		TLS:    edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }),
-		Limits: limits, Handle: handle, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Limits: limits, Handle: serves(handle), Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -182,7 +189,7 @@ func TestTemporaryAcceptErrorsAreOutlived(t *testing.T) {
 	cert := certificate(t, "server")
 	g := &edge.Gate{
 		TLS:    edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }),
-		Handle: func(_ context.Context, c *edge.Conn) { _, _ = c.Write([]byte("hi")) },
+		Handle: serves(func(_ context.Context, c *edge.Conn) { _, _ = c.Write([]byte("hi")) }),
 		Log:    slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -411,7 +418,7 @@ func TestCloseAbortsWhatDoesNotEnd(t *testing.T) {
 	in := make(chan struct{})
 	g := &edge.Gate{
 		TLS:    edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }),
-		Handle: func(ctx context.Context, c *edge.Conn) { c.Admitted(); close(in); hold(ctx, c) },
+		Handle: serves(func(ctx context.Context, c *edge.Conn) { c.Admitted(); close(in); hold(ctx, c) }),
 		Log:    slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

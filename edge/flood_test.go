@@ -229,7 +229,7 @@ func TestMemoryIsBoundedUnderAHundredThousandAttempts(t *testing.T) {
 	cert := certificate(t, "server")
 	g := &edge.Gate{
 		TLS:    edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }),
-		Handle: hold, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Handle: serves(hold), Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	before := heap()
 	ln := &many{max: 100_000, done: make(chan struct{})}

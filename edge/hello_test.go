@@ -218,11 +218,11 @@ func TestHelloSurvivesResumption(t *testing.T) {
 	config.SessionTicketsDisabled = false // another listener might; ours does not
 	heard := make(chan string, 2)
 	resumed := make(chan bool, 2)
-	g := &edge.Gate{TLS: config, Log: slog.New(slog.DiscardHandler), Now: time.Now, Handle: func(_ context.Context, c *edge.Conn) {
+	g := &edge.Gate{TLS: config, Log: slog.New(slog.DiscardHandler), Now: time.Now, Handle: serves(func(_ context.Context, c *edge.Conn) {
 		heard <- c.Hello
 		resumed <- c.ConnectionState().DidResume
 		_, _ = io.WriteString(c, "x") // carries the ticket
-	}}
+	})}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -49,10 +49,10 @@ type Log struct {
 	// number; it returns when the last socket is closed. A function, because the index
 	// of sessions belongs to the gateways, which no keeper may know. Nil: no sessions.
 	Cut func(countersign.Cut) int
-	// Purge removes from the record what is stored for a device, in the transaction of an
+	// Erase removes from the record what is stored for a device, in the transaction of an
 	// event whose kind purges. A function, because the messages belong to the broker core,
 	// which no keeper may know. Nil: nothing is stored.
-	Purge func(ctx context.Context, tx *store.Tx, device string) error
+	Erase func(ctx context.Context, tx *store.Tx, device string) error
 	// Reconcile compares the live sessions of this node with the record and ends those
 	// that it no longer supports. It is called when something may have been missed, with
 	// the reason; Live reports false until it has succeeded. A function, for the same
@@ -149,8 +149,8 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) (i
 	if id, err = l.insert(ctx, tx, e, data); err != nil {
 		return 0, fmt.Errorf("append event %s: %w", e.Type, err)
 	}
-	if l.Purge != nil && e.Type.Kind().Purges {
-		if err := l.Purge(ctx, tx, e.Device); err != nil {
+	if l.Erase != nil && e.Type.Kind().Purges {
+		if err := l.Erase(ctx, tx, e.Device); err != nil {
 			return 0, fmt.Errorf("append event %s: %w", e.Type, err)
 		}
 	}

@@ -17,7 +17,7 @@ import (
 // usage lists what the first n devices use.
 func (g *gateway) usage(t testing.TB, n int) []countersign.Usage {
 	t.Helper()
-	list, err := g.Usage(t.Context(), countersign.UsageFilter{Limit: n})
+	list, err := g.Broker.Usage(t.Context(), countersign.UsageFilter{Limit: n})
 	if err != nil {
 		t.Fatal(err)
 	}

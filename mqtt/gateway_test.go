@@ -449,7 +449,7 @@ func (g *gateway) send(t testing.TB, topic string, payload []byte) {
 // purge drops what the core keeps of a device, as a revocation does.
 func (g *gateway) purge(t testing.TB, device string) {
 	t.Helper()
-	if err := g.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return broker.Purge(ctx, tx, device) }); err != nil {
+	if err := g.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return broker.Erase(ctx, tx, device) }); err != nil {
 		t.Fatal(err)
 	}
 	g.Broker.Forget(device)

@@ -76,6 +76,6 @@ func (o *Office) fleetOfStored(ctx context.Context, name string) (string, error)
 }
 
 func errNoMessages() error {
-	return countersign.Errorf(countersign.Conflict, "this node keeps no messages: its MQTT listeners are off").
-		WithNext("ask a node that serves MQTT")
+	return countersign.Errorf(countersign.Conflict, "this node keeps no messages: its MQTT listeners are off, or another broker carries them").
+		WithNext("ask a node that serves MQTT, or use the tools of that broker")
 }

@@ -84,28 +84,17 @@ func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gate
 	)
 }
 
-// watchBroker adds the counts of the broker core.
+// watchBroker adds what the broker core counts and stores.
 func (m *metrics) watchBroker(b *broker.Broker) {
-	if b == nil {
-		return
-	}
 	counter := func(name, help string, f func(broker.Stats) uint64) prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(b.Stats())) })
 	}
-	gauge := func(name, help string, f func(broker.Stats) int64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f(b.Stats())) })
-	}
 	m.registry.MustRegister(
+		&stored{b},
 		counter("countersign_mqtt_stored_dropped_total", "Stored sessions dropped because their device had more than it may.", func(s broker.Stats) uint64 { return s.SessionsDropped }),
 		counter("countersign_mqtt_queue_dropped_total", "Messages of QoS 1 and 2 that a full queue or store did not take.", func(s broker.Stats) uint64 { return s.Dropped }),
 		counter("countersign_mqtt_expired_total", "Messages that expired before they were delivered.", func(s broker.Stats) uint64 { return s.Expired }),
 		counter("countersign_mqtt_commit_failed_total", "Transactions of the message engine that the database did not take.", func(s broker.Stats) uint64 { return s.CommitFailed }),
-		gauge("countersign_mqtt_sessions_stored", "Sessions that wait for their client.", func(s broker.Stats) int64 { return int64(s.Sessions - s.Live) }),
-		gauge("countersign_mqtt_subscriptions", "Subscriptions, those of stored sessions included.", func(s broker.Stats) int64 { return int64(s.Subscriptions) }),
-		gauge("countersign_mqtt_retained_messages", "Retained messages.", func(s broker.Stats) int64 { return s.Retained }),
-		gauge("countersign_mqtt_retained_octets", "Octets of retained messages.", func(s broker.Stats) int64 { return s.RetainedOctets }),
-		gauge("countersign_mqtt_queued_messages", "Messages that wait for their client.", func(s broker.Stats) int64 { return s.Queued }),
-		gauge("countersign_mqtt_queued_octets", "Octets of messages that wait for their client.", func(s broker.Stats) int64 { return s.QueuedOctets }),
 	)
 }
 

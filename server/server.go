@@ -189,7 +189,7 @@ func (s *Server) openListeners(context.Context) error {
 }
 
 func (s *Server) openKeepers(ctx context.Context) error {
-	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName(), Purge: broker.Purge}
+	s.events = &event.Log{DB: s.db, Now: s.opts.Now, Log: s.log, Node: nodeName(), Erase: broker.Erase}
 	if err := s.events.Mark(ctx); err != nil { // before what the events are about is read
 		return err
 	}
@@ -293,7 +293,6 @@ func (s *Server) openIdentity(ctx context.Context) error {
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
-	s.metrics.watchBroker(s.broker)
 	s.metrics.watchHolds(s.desk.Holds.Len)
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.metrics.watchSpace(s.db.Reserve)
@@ -306,9 +305,9 @@ func (s *Server) openDoors(context.Context) error {
 	if err := s.openSignIn(office); err != nil {
 		return err
 	}
-	if s.gateway != nil {
-		office.Messages = s.gateway
-		s.metrics.registry.MustRegister(&stored{s.gateway})
+	if s.broker != nil {
+		office.Messages = s.broker
+		s.metrics.watchBroker(s.broker)
 	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
