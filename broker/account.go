@@ -135,6 +135,20 @@ func (b *Broker) subscribe(a *account) bool {
 	return true
 }
 
+// makeRoom drops sessions that no client uses now, those that were left first, until the
+// device may have one more subscription, which it counts in.
+func (b *Broker) makeRoom(a *account) bool {
+	idle := a.oldest(0)
+	for _, old := range idle {
+		b.sessionsDropped.Add(1)
+		b.remove(old)
+		if b.subscribe(a) {
+			return true
+		}
+	}
+	return false
+}
+
 func (b *Broker) unsubscribe(a *account, n int) {
 	a.mu.Lock()
 	a.subs -= n

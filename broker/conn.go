@@ -258,7 +258,7 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 			continue
 		case old != nil:
 			sub.n = old.n
-		case !c.b.subscribe(s.a):
+		case !c.b.subscribe(s.a) && !c.b.makeRoom(s.a):
 			codes[i], full = QuotaExceeded, true
 			continue
 		default:
