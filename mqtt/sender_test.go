@@ -60,7 +60,7 @@ func stamped(t *testing.T, g *gateway) {
 	if g.Broker != nil {
 		want = paho.UserProperties{{Key: "x-device-id", Value: "old"}, {Key: "x-fleet", Value: "default"}}
 	}
-	if m := hears.message(t); m.Topic != "devices/old/up/x" || !cmp.Equal(m.Properties.User, want) {
+	if m := hears.message(t); m.Topic != "devices/old/up/x" || !slices.Equal(m.Properties.User, want) {
 		t.Errorf("3.1.1: got %s with %v", m.Topic, m.Properties.User)
 	}
 }

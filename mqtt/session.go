@@ -162,6 +162,9 @@ func (x *session) run(ctx context.Context) {
 
 	x.sayGoodbye()
 	x.back.close(ctx)
+	if x.ended() { // who ended it has the last words, then closes the socket
+		<-x.live.Done()
+	}
 	x.mu.Lock()
 	suppressed := x.suppressed
 	x.mu.Unlock()
