@@ -314,8 +314,12 @@ func checkStatusURL(s string) error {
 	return nil
 }
 
-// minSessionExpiry outlasts the reconnect of a device that lost its link.
-const minSessionExpiry = time.Minute
+const (
+	// minSessionExpiry outlasts the reconnect of a device that lost its link.
+	minSessionExpiry = time.Minute
+	// maxNode is a host name with room.
+	maxNode = 64
+)
 
 func (k *checker) engine(e Engine) {
 	if e.Kind == "nats" {
@@ -325,6 +329,9 @@ func (k *checker) engine(e Engine) {
 	k.oneOf("engine.kind", e.Kind, EngineBuiltin, EngineBroker)
 	if e.SessionExpiry != 0 && e.SessionExpiry < minSessionExpiry {
 		k.add("engine.session_expiry", fmt.Errorf("%v is less than %v", e.SessionExpiry, minSessionExpiry))
+	}
+	if len(e.Node) > maxNode || strings.ContainsFunc(e.Node, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		k.add("engine.node", fmt.Errorf("%.80q is not a name of at most %d ASCII characters without blanks", e.Node, maxNode))
 	}
 	if e.QueueMessages < 0 {
 		k.add("engine.queue_messages", fmt.Errorf("%d is less than 0", e.QueueMessages))

@@ -237,9 +237,9 @@ type Engine struct {
 	QueueMessages int  `yaml:"queue_messages"`
 	QueueSize     Size `yaml:"queue_size"`
 
-	// Node is the name under which this server keeps sessions and messages in the
-	// database. Servers that share one need different names: a session belongs to the
-	// server where its device connected. Default: the empty name.
+	// Node is the name under which the built-in engine keeps sessions and messages in a
+	// database that other servers may share: a session belongs to the server where its
+	// device connected. Default: a random one, which the data folder keeps.
 	Node string `yaml:"node"`
 }
 

@@ -59,8 +59,12 @@ func (s *Server) openGateway(ctx context.Context) error {
 
 func (s *Server) openBroker(ctx context.Context) (err error) {
 	e := s.cfg.Engine
+	node, err := messageNode(e.Node, s.cfg.Path(nodeFile))
+	if err != nil {
+		return err
+	}
 	s.broker, err = broker.Open(ctx, broker.Options{
-		DB: s.db, Node: e.Node,
+		DB: s.db, Node: node,
 		Limits: broker.Limits{
 			// A hundred devices with as much as they may fill a quarter of the store.
 			RetainedOctets: min(broker.DefaultRetainedOctets, max(minRetained, int(e.StorageLimit)/retainedShare)),
