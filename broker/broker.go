@@ -127,6 +127,7 @@ type Hello struct {
 	ReceiveMax uint16 // messages of QoS 1 and 2 that the client takes at once; 0: no bound of its own
 	Kept       int    // sessions that the device may have stored beside those that are live
 	Will       *Will
+	Done       <-chan struct{} // closed when the connection is; nil: its reader notices by itself
 }
 
 // Limits bound what one device may have of a node. Zero means the default.

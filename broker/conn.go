@@ -14,21 +14,22 @@ import (
 const maxUnanswered = 256
 
 // Conn is a client's connection to its session. Its methods are for the goroutine that
-// reads the client, except Wake, Interrupt and Close.
+// reads the client, except Wake and Close.
 type Conn struct {
 	b       *Broker
 	s       *session
 	client  Client
 	will    *Will
 	kept    int // sessions that the device may have stored
+	done    <-chan struct{}
 	started bool
 	touched atomic.Bool
 	out     flusher
 	fresh   []asking // of the last Subscribe
 
 	mu      sync.Mutex
-	room    *sync.Cond // made when the client has to wait
-	answers []*answer  // in the order of the publishes
+	room    chan struct{} // made when the client has to wait; holds one for each that was answered meanwhile
+	answers []*answer     // in the order of the publishes
 	closed  bool
 }
 
@@ -120,14 +121,20 @@ func (c *Conn) expect(kind Acknowledgment, id uint16) *answer {
 	defer c.mu.Unlock()
 	for len(c.answers) >= maxUnanswered && !c.closed {
 		if c.room == nil {
-			c.room = sync.NewCond(&c.mu)
+			c.room = make(chan struct{}, 1)
 		}
 		c.mu.Unlock()
 		c.out.flush()
 		c.client.Flush()
+		select {
+		case <-c.room:
+		case <-c.done:
+		}
 		c.mu.Lock()
-		if len(c.answers) >= maxUnanswered && !c.closed {
-			c.room.Wait()
+		select {
+		case <-c.done:
+			c.closed = true
+		default:
 		}
 	}
 	c.answers = append(c.answers, a)
@@ -150,7 +157,10 @@ func (c *Conn) reply(a *answer, code byte) {
 		c.answers = nil
 	}
 	if c.room != nil && n > 0 {
-		c.room.Broadcast()
+		select {
+		case c.room <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -428,17 +438,8 @@ func (c *Conn) Unsubscribe(ctx context.Context, filters []string) (codes []byte)
 // is not nil (MQTT 5, 3.14.2.2.2), and the will is published, now or after its delay,
 // unless will is false. Only the first call counts; after a takeover none does.
 func (c *Conn) Close(will bool, expiry *time.Duration) {
-	c.Interrupt()
-	c.b.detach(c, will, expiry, false)
-}
-
-// Interrupt has a Publish that waits return, and no more acknowledgments sent: the
-// connection is about to be closed. Any goroutine may call it.
-func (c *Conn) Interrupt() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
-	if c.room != nil {
-		c.room.Broadcast()
-	}
+	c.mu.Unlock()
+	c.b.detach(c, will, expiry, false)
 }

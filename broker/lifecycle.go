@@ -145,7 +145,7 @@ func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Con
 	if closed {
 		return nil, false, countersign.Errorf(countersign.Unavailable, "the message broker is closing")
 	}
-	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept}
+	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept, done: h.Done}
 	h.Expiry = min(h.Expiry, b.o.Limits.Expiry)
 	if s != nil {
 		ends := h.Clean || s.a.device != h.Device

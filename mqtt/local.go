@@ -37,7 +37,7 @@ func (l *local) open(ctx context.Context) (*connack, error) {
 	defer cancel()
 	conn, present, err := l.srv.Broker.Connect(ctx, broker.Hello{
 		ClientID: brokerID(l.info), Device: l.info.Device, Clean: c.cleanStart, Expiry: seconds(c.sessionExpiry),
-		ReceiveMax: c.receiveMax, Kept: l.budget.Sessions, Will: l.will(),
+		ReceiveMax: c.receiveMax, Kept: l.budget.Sessions, Will: l.will(), Done: l.live.Done(),
 	}, l)
 	if err != nil {
 		return nil, l.backFailed(ctx, err)
@@ -308,6 +308,10 @@ func (l *local) Receives(topic string) bool {
 func (l *local) Acknowledge(kind broker.Acknowledgment, id uint16, code byte) {
 	l.land(byte(kind), Reason(code))
 	if l.connect.level < 5 {
+		if code == broker.Unspecified { // no acknowledgment can say so: the client is to send it again
+			l.Lost(code, "a message could not be stored")
+			return
+		}
 		code = byte(Success)
 	}
 	l.down.add(ackPacket(byte(kind), id, Reason(code)))
