@@ -202,6 +202,9 @@ func (g *group) choose() *subscription {
 	first := g.turn.Add(1)
 	for i := range n {
 		if m := g.members[(first+i)%n]; m.s.live.Load() {
+			if i > 0 { // or it has the turns of those that are away, too
+				g.turn.Add(i)
+			}
 			return m
 		}
 	}
