@@ -448,7 +448,7 @@ func TestSessionsFollowTheModel(t *testing.T) {
 				_ = m.db.Close()
 			}()
 			rt.Repeat(map[string]func(*rapid.T){
-				"connect": m.connect, "disconnect": m.disconnect, "subscribe": m.subscribe, "unsubscribe": m.unsubscribe,
+				"connect": m.connect, "connect more": m.connect, "connect again": m.connect, "disconnect": m.disconnect, "subscribe": m.subscribe, "subscribe more": m.subscribe, "unsubscribe": m.unsubscribe,
 				"publish": m.publish, "publish more": m.publish, "publish again": m.publish,
 				"acknowledge": m.acknowledge, "acknowledge more": m.acknowledge, "room": m.room,
 				"sleep": m.sleep, "restart": m.restart, "crash": m.crash, "": m.check,
