@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,10 @@ engine:
   certificate: /etc/cert.pem
   key: /etc/key.pem
   storage_limit: 2GiB
+  session_expiry: 24h
+  queue_messages: 50
+  queue_size: 1MiB
+  node: one
 limits: {max_connections: 10, per_address: 5, handshakes: 4, connect_timeout: 3s, allow_networks: [192.0.2.0/24, "2001:db8::/32"], packet: 65536}
 overlap: 36h
 crl_validity: 12h
@@ -61,6 +66,7 @@ log: {level: debug, format: json}
 		Engine: Engine{
 			Kind: EngineBroker, Addr: "broker:1883", TLS: true, Roots: "/etc/roots.pem", ServerName: "broker.example.org",
 			Certificate: "/etc/cert.pem", Key: "/etc/key.pem", StorageLimit: 2 << 30,
+			SessionExpiry: 24 * time.Hour, QueueMessages: 50, QueueSize: 1 << 20, Node: "one",
 		},
 		Limits: Limits{
 			MaxConnections: 10, PerAddress: 5, Handshakes: 4, ConnectTimeout: 3 * time.Second, Packet: 65536,
@@ -179,6 +185,31 @@ func TestCheckFindsEveryProblem(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("fields with problems (-want +got):\n%s", diff)
+	}
+}
+
+// TestCheckOfTheBuiltinEngine holds the bounds of its settings, and that the engine before
+// it is refused with what to write.
+func TestCheckOfTheBuiltinEngine(t *testing.T) {
+	for field, e := range map[string]Engine{
+		"engine.kind":           {Kind: "nats"},
+		"engine.addr":           {Addr: "broker:1883"},
+		"engine.session_expiry": {SessionExpiry: time.Second},
+		"engine.queue_messages": {QueueMessages: -1},
+		"engine.node":           {Node: "a b"},
+		"":                      {SessionExpiry: time.Hour, QueueMessages: 1, QueueSize: 1, Node: "one"},
+	} {
+		problems := Config{Engine: e}.WithDefaults().Check()
+		var got []string
+		for _, p := range problems {
+			got = append(got, p.Field)
+			if p.Field == "engine.kind" && !strings.Contains(p.Message, "write builtin") {
+				t.Errorf("engine.kind nats: the message does not say what to write: %s", p.Message)
+			}
+		}
+		if want := strings.Fields(field); !slices.Equal(got, want) {
+			t.Errorf("%+v: got problems %q, want %q", e, got, want)
+		}
 	}
 }
 
