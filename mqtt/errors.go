@@ -39,10 +39,8 @@ const (
 	MessageRateTooHigh      Reason = 0x96
 	QuotaExceeded           Reason = 0x97
 	AdministrativeAction    Reason = 0x98
-	NoSharedSubscriptions   Reason = 0x9E
 	ConnectionRateExceeded  Reason = 0x9F
 	MaximumConnectTime      Reason = 0xA0
-	NoSubscriptionIDs       Reason = 0xA1
 )
 
 // The CONNACK return codes of MQTT 3.1.1 (3.2.2.3).

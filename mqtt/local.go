@@ -191,7 +191,7 @@ func (l *local) close(ctx context.Context) {
 		l.conn.Unsubscribe(ctx, l.inboxes)
 	}
 	e, ended := l.live.Ended()
-	will := (!l.cleanLeave || l.withWill) && !(ended && e.Code == countersign.EndCut)
+	will := (!l.cleanLeave || l.withWill) && (!ended || e.Code != countersign.EndCut)
 	var expiry *time.Duration
 	if l.expiry != l.connect.sessionExpiry {
 		d := seconds(l.expiry)
