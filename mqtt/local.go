@@ -332,6 +332,8 @@ func (l *local) Lost(code byte, reason string) {
 		e.Code = countersign.EndTakenOver
 	case ServerShuttingDown:
 		e.Code = countersign.EndShutdown
+	default:
+		l.srv.count.engineFailed.Add(1)
 	}
 	go l.live.End(e)
 }

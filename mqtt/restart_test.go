@@ -2,6 +2,8 @@ package mqtt_test
 
 import (
 	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -69,6 +71,33 @@ func TestKeptSessionsReceiveAfterARestartOfTheEngine(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAnIdleSessionIsOneGoroutine also with a kept session and a subscription.
+func TestAnIdleSessionIsOneGoroutine(t *testing.T) {
+	g := start(t, engine{})
+	const devices = 20
+	for i := range devices {
+		id := fmt.Sprintf("idle%d", i)
+		d := g.dial(t, id)
+		d.v5 = true
+		d.send(keep(5, id))
+		d.recv()
+		d.send(d.subscribe(1, "devices/"+id+"/down/#"))
+		d.recv()
+		g.send(t, "devices/"+id+"/down/x", []byte("x"))
+		d.gets("x")
+	}
+	eventually(t, "one goroutine for each session", func() bool {
+		buf := make([]byte, 4<<20)
+		n := 0
+		for one := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(one, "countersign/mqtt.(*") || strings.Contains(one, "countersign/edge.(*Gate).serve") {
+				n++
+			}
+		}
+		return n == devices+2 // the accept loops
+	})
 }
 
 // TestManySubscribersOfQoS1 has each of many filters granted and served.

@@ -265,6 +265,8 @@ func (x *session) farewell(e countersign.Ending) bool {
 		code, refused.Refusal = SessionTakenOver, Refusal{connUnavailable, ServerUnavailable}
 	case countersign.EndBudget:
 		code, refused.Refusal = QuotaExceeded, Refusal{connUnavailable, QuotaExceeded}
+	case countersign.EndEngine:
+		code, refused.Refusal = ServerUnavailable, Refusal{connUnavailable, ServerUnavailable}
 	case countersign.EndShutdown:
 		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
 	}
