@@ -274,6 +274,10 @@ func refusalPacket(level byte, r *refusal) []byte {
 // linger ends our side, with a last packet if there is one, and waits until the peer
 // has ended its own, so that the last answer is not lost to a reset.
 func (x *session) linger(last []byte) {
+	if x.down.broken() { // TLS would wait five seconds for room for its goodbye
+		x.conn.Abort()
+		return
+	}
 	limit := x.now().Add(lingerTimeout)
 	_ = x.conn.SetDeadline(limit)
 	x.down.until(limit)

@@ -325,6 +325,13 @@ func (o *outbox) finish(frame []byte, limit time.Time) bool {
 	return o.err == nil
 }
 
+// broken reports whether a write failed: the peer takes nothing, or is gone.
+func (o *outbox) broken() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err != nil && !errors.Is(o.err, errEnded)
+}
+
 // until bounds all writing from now on, what is under way included.
 func (o *outbox) until(limit time.Time) {
 	o.closeBy.Store(&limit)

@@ -36,11 +36,6 @@ const (
 	stores = 48 << 20
 )
 
-// engineCosts are the bounds of memory for the behaviors that the embedded engine does
-// not hold within costs: it keeps up to 8 MiB of its own for each client that does not
-// read. An engine that counts with the device's budget needs no line here.
-var engineCosts = map[string]int64{"does not read": 288 << 20} //nolint:gochecknoglobals // a table
-
 // waits are how long a healthy device waited.
 type waits struct{ connect, request []time.Duration }
 
@@ -177,9 +172,8 @@ func misbehave(t *testing.T, b baddevice.Behavior) {
 	t.Logf("during: %v", during)
 	t.Logf("%d KiB of memory, %d KiB on disk, %d messages; answers %v", mostMemory>>10, mostDisk>>10, h.bad.Load(), d.Answers())
 	checkWaits(t, before, during)
-	most := max(costs, engineCosts[b.Name])
-	if mostMemory > most || mostDisk > stores {
-		t.Errorf("the device cost %d MiB of memory and %d MiB on disk, want at most %d and %d", mostMemory>>20, mostDisk>>20, most>>20, stores>>20)
+	if mostMemory > costs || mostDisk > stores {
+		t.Errorf("the device cost %d MiB of memory and %d MiB on disk, want at most %d and %d", mostMemory>>20, mostDisk>>20, costs>>20, stores>>20)
 	}
 	if n, most := h.bad.Load(), int64(countersign.DefaultPublishes)*(int64(b.Takes/time.Second)+3); n > most {
 		t.Errorf("%d messages of the device were passed on within %v, want at most %d", n, b.Takes, most)
