@@ -2,16 +2,16 @@ package topics
 
 import "strings"
 
-// FitsNATS tells whether nats-server takes a topic name or filter of MQTT: a blank
+// fitsNATS reports whether nats-server takes a topic name or filter of MQTT: a blank
 // ends a subject, * and > are wildcards in it.
-func FitsNATS(t string) bool { return !strings.ContainsAny(t, " \t\n\r\f\v*>\x7f") }
+func fitsNATS(t string) bool { return !strings.ContainsAny(t, " \t\n\r\f\v*>\x7f") }
 
 // NATSSubjects are the subjects of topic filters, as nats-server maps those of its
 // MQTT clients. A filter that makes none is left out: it could match nothing.
 func NATSSubjects(filters []string) []string {
 	var list []string
 	for _, f := range filters {
-		if !ValidFilter(f) || !FitsNATS(f) {
+		if !ValidFilter(f) || !fitsNATS(f) {
 			continue
 		}
 		list = append(list, natsSubject(f))
