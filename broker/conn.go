@@ -114,6 +114,12 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 	return nil
 }
 
+// Refuse acknowledges a publish that the gateway drops, after those before it,
+// [MQTT-4.6.0-2].
+func (c *Conn) Refuse(kind Acknowledgment, id uint16, code byte) {
+	c.reply(c.expect(kind, id), code)
+}
+
 // expect notes that an acknowledgment is due, and waits while too many are.
 func (c *Conn) expect(kind Acknowledgment, id uint16) *answer {
 	a := &answer{kind: kind, id: id}

@@ -129,6 +129,11 @@ func TestAcknowledgmentsKeepTheirOrder(t *testing.T) {
 	var want []string
 	for i := range uint16(60) {
 		topic, qos := "else", byte(i%2)+1
+		if i%5 == 3 { // the gateway drops it
+			p.conn.Refuse(broker.Acknowledgment(3+qos), i+1, 0x87)
+			want = append(want, fmt.Sprintf("%d %d 0x87", 3+qos, i+1))
+			continue
+		}
 		if i%3 == 1 {
 			topic = "kept/x"
 		}

@@ -12,9 +12,8 @@ type back interface {
 	// publish passes on what the permissions allow. The frame and p share memory that is
 	// valid until it returns.
 	publish(f frame, p publish, topic string) error
-	// refused notes a PUBLISH of QoS 2 that was answered with success and is dropped: its
-	// PUBREL follows.
-	refused(id uint16) error
+	// refuse acknowledges a PUBLISH of QoS 1 or 2 that is dropped, with code, in its turn.
+	refuse(p publish, code Reason) error
 	acknowledge(f frame, a ack) error
 	// subscribe passes on a SUBSCRIBE or UNSUBSCRIBE. The codes of filters that were
 	// refused are in codes, the others are fromBack. It sees to the answer.

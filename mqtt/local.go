@@ -123,8 +123,16 @@ func (l *local) publish(f frame, p publish, topic string) error {
 	return nil
 }
 
-// refused has nothing to do: the core answers PUBREL for a message that it does not have.
-func (l *local) refused(uint16) error { return nil }
+// refuse acknowledges in the order of the core. PUBREL for a message that the core does
+// not have is answered by it.
+func (l *local) refuse(p publish, code Reason) error {
+	kind := broker.Puback
+	if p.qos == 2 {
+		kind = broker.Pubrec
+	}
+	l.conn.Refuse(kind, p.id, byte(code))
+	return nil
+}
 
 func (l *local) acknowledge(f frame, a ack) error {
 	if f.kind() == pktPubrel {

@@ -30,7 +30,22 @@ func (r *remote) publish(f frame, p publish, _ string) error {
 	return r.up.send(start, p.topic, middle, props, r.stamp, p.payload)
 }
 
-func (r *remote) refused(id uint16) error {
+// refuse acknowledges at once. After PUBREC with success, PUBREL follows.
+func (r *remote) refuse(p publish, code Reason) error {
+	kind := byte(pktPuback)
+	if p.qos == 2 {
+		kind = pktPubrec
+		if code == Success {
+			if err := r.expectPubrel(p.id); err != nil {
+				return err
+			}
+		}
+	}
+	r.land(kind, code)
+	return r.down.send(ackPacket(kind, p.id, code))
+}
+
+func (r *remote) expectPubrel(id uint16) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.refusedUp) >= maxPending {

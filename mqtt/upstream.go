@@ -98,6 +98,11 @@ func (x *session) devicePublish(f frame) error {
 	if err != nil {
 		return err
 	}
+	if p.qos > 0 && x.connect.level == 5 {
+		if err := x.takeOff(); err != nil {
+			return err
+		}
+	}
 	if topic == refusedTopic {
 		x.srv.count.denied.Add(1) // it was told of when the alias was set
 		return x.refusePublish(p)
@@ -114,11 +119,6 @@ func (x *session) devicePublish(f frame) error {
 		return err
 	}
 	x.srv.count.published.Add(1)
-	if p.qos > 0 && x.connect.level == 5 {
-		if err := x.takeOff(); err != nil {
-			return err
-		}
-	}
 	return x.back.publish(f, p, topic)
 }
 
@@ -228,18 +228,10 @@ func (x *session) refusePublish(p publish) error {
 	if x.connect.level < 5 {
 		code = Success
 	}
-	switch p.qos {
-	case 1:
-		return x.down.send(ackPacket(pktPuback, p.id, code))
-	case 2:
-		if code == Success { // the exchange goes on to PUBREL
-			if err := x.back.refused(p.id); err != nil {
-				return err
-			}
-		}
-		return x.down.send(ackPacket(pktPubrec, p.id, code))
+	if p.qos == 0 {
+		return nil
 	}
-	return nil
+	return x.back.refuse(p, code)
 }
 
 // deviceSubscribe judges the filters. The back answers for those that are permitted.
