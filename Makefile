@@ -42,6 +42,7 @@ vuln: ## Look for known vulnerabilities in the code that we call
 
 check: lint race vuln ## All that must hold before a change goes in
 	go mod tidy -diff
+	go -C tools mod tidy -diff
 
 fuzz: ## Fuzz each target for FUZZTIME (10s) in turn
 	@grep -rnoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sort \
