@@ -64,11 +64,25 @@ const sourceBits = 64
 // refusals or sessions are counted by address: an IPv4 address alone, IPv6 by its
 // /64. It reports false where there is no address.
 func SourceOf(a netip.Addr) (netip.Prefix, bool) {
-	a = a.Unmap().WithZone("")
-	if wellKnown.Contains(a) {
-		b := a.As16()
-		a = netip.AddrFrom4([4]byte(b[12:]))
+	if !a.IsValid() {
+		return netip.Prefix{}, false
 	}
-	p, err := a.Prefix(min(a.BitLen(), sourceBits))
-	return p, err == nil && a.IsValid()
+	a = a.WithZone("")
+	return SourceNetwork(netip.PrefixFrom(a, a.BitLen())), true
+}
+
+// SourceNetwork returns the network that contains the sources, see SourceOf, of the
+// addresses in p: IPv4 that was mapped or translated as IPv4, and IPv6 no narrower
+// than a /64.
+func SourceNetwork(p netip.Prefix) netip.Prefix {
+	p = normal(p)
+	a := p.Addr()
+	if p.Bits() >= wellKnown.Bits() && wellKnown.Contains(a) {
+		b := a.As16()
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte(b[12:])), p.Bits()-wellKnown.Bits())
+	}
+	if a.Is6() && p.Bits() > sourceBits {
+		p = netip.PrefixFrom(a, sourceBits)
+	}
+	return p.Masked()
 }

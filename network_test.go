@@ -75,6 +75,10 @@ func TestSourceOfIsOneClient(t *testing.T) {
 		"64:ff9b::192.0.2.7":  "192.0.2.7/32",
 		"2001:db8:1:2:3:4::5": "2001:db8:1:2::/64",
 		"fe80::1%eth0":        "fe80::/64",
+		"::ffff:0.0.0.0":      "0.0.0.0/32",
+		"64:ff9b::":           "0.0.0.0/32",
+		"64:ff9b:1::1":        "64:ff9b:1::/64", // a prefix of one operator: only he knows where the IPv4 address is
+		"::1":                 "::/64",
 	} {
 		if got, ok := countersign.SourceOf(netip.MustParseAddr(in)); !ok || got.String() != want {
 			t.Errorf("SourceOf(%s): got %v, %t, want %s", in, got, ok, want)
@@ -82,5 +86,29 @@ func TestSourceOfIsOneClient(t *testing.T) {
 	}
 	if got, ok := countersign.SourceOf(netip.Addr{}); ok {
 		t.Errorf("SourceOf(no address): got %v", got)
+	}
+}
+
+func TestSourceNetworkContainsTheSourcesOfItsAddresses(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7/24":            "192.0.2.0/24",
+		"::ffff:192.0.2.7/120":    "192.0.2.0/24",
+		"64:ff9b::192.0.2.7/120":  "192.0.2.0/24",
+		"64:ff9b::192.0.2.7/128":  "192.0.2.7/32",
+		"64:ff9b::/96":            "0.0.0.0/0",
+		"64:ff9b::/64":            "64:ff9b::/64",
+		"2001:db8:1:2:3::/80":     "2001:db8:1:2::/64",
+		"2001:db8:1:2:3:4::5/128": "2001:db8:1:2::/64",
+		"2001:db8:1:2::/48":       "2001:db8:1::/48",
+	} {
+		p := netip.MustParsePrefix(in)
+		got := countersign.SourceNetwork(p)
+		if got.String() != want {
+			t.Errorf("SourceNetwork(%s): got %v, want %s", in, got, want)
+		}
+		src, ok := countersign.SourceOf(p.Addr())
+		if in != "64:ff9b::/64" && (!ok || !got.Overlaps(src) || got.Bits() > src.Bits()) {
+			t.Errorf("SourceNetwork(%s): got %v, which does not contain %v, the source of its address", in, got, src)
+		}
 	}
 }

@@ -189,7 +189,7 @@ func blockData(b *Block) map[string]string {
 func (l *Ledger) Block(ctx context.Context, b Block, by countersign.Actor, via string) (Block, error) {
 	now := l.Now().UTC().Truncate(time.Microsecond)
 	b = Block{
-		Prefix: widen(b.Prefix), Manual: true, Reason: b.Reason, Since: now, Until: b.Until.UTC().Truncate(time.Microsecond), changed: now,
+		Prefix: countersign.SourceNetwork(b.Prefix), Manual: true, Reason: b.Reason, Since: now, Until: b.Until.UTC().Truncate(time.Microsecond), changed: now,
 	}
 	if err := l.checkManual(&b, now); err != nil {
 		return Block{}, err
@@ -207,16 +207,6 @@ func (l *Ledger) Block(ctx context.Context, b Block, by countersign.Actor, via s
 		return Block{}, err
 	}
 	return b, nil
-}
-
-// widen brings a prefix into the form in which addresses are looked up.
-func widen(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is6() && p.Bits() > 64 {
-		if src, ok := countersign.SourceOf(p.Addr()); ok {
-			return src
-		}
-	}
-	return p.Masked()
 }
 
 func (l *Ledger) checkManual(b *Block, now time.Time) error {
@@ -260,7 +250,7 @@ func (l *Ledger) Unblock(ctx context.Context, p netip.Prefix, by countersign.Act
 	now := l.Now().UTC().Truncate(time.Microsecond)
 	var b Block
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		if b, err = lift(ctx, tx, widen(p), now); err != nil {
+		if b, err = lift(ctx, tx, countersign.SourceNetwork(p), now); err != nil {
 			return err
 		}
 		lifted := b

@@ -26,7 +26,7 @@ const (
 	// them nothing.
 	maxGuests = 1000
 	// maxGuestsPerAddress leaves three quarters of the places to other addresses; an
-	// address is one IPv4 address or one IPv6 /64.
+	// address is what countersign.SourceOf returns.
 	maxGuestsPerAddress = maxGuests / 4
 	// guestArrival is how long a guest who was let in may take to open its session.
 	guestArrival = 30 * time.Second
@@ -146,21 +146,11 @@ func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
 		return none
 	}
 	now, name := d.Now(), guestPrefix+strings.ToLower(rand.Text())
-	if !d.guests.take(fleet, name, shareOf(c.Remote.Addr()), now) {
+	from, _ := countersign.SourceOf(c.Remote.Addr())
+	if !d.guests.take(fleet, name, from, now) {
 		return refuse(countersign.RateLimited, "the fleet has as many guests, or as many from this address, as it may")
 	}
 	return Decision{Verdict: countersign.Verdict{
 		Device: name, Fleet: fleet, Credential: guestCredential, Ephemeral: true, NotAfter: now.Add(guestTime),
 	}}
-}
-
-// shareOf returns what shares one part of the places: an IPv4 address, an IPv6 /64.
-func shareOf(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits) // the zero Prefix for what has no address
-	return p
 }

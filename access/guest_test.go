@@ -89,6 +89,9 @@ func TestGuestsAreBounded(t *testing.T) {
 func TestOneAddressTakesNotAllPlacesOfGuests(t *testing.T) {
 	for name, address := range map[string]func(i int) netip.Addr{
 		"IPv4": func(int) netip.Addr { return netip.MustParseAddr("192.0.2.1") },
+		"mapped and translated": func(i int) netip.Addr {
+			return netip.MustParseAddr([]string{"192.0.2.1", "::ffff:192.0.2.1", "64:ff9b::192.0.2.1"}[i%3])
+		},
 		"IPv6": func(i int) netip.Addr {
 			return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
 		},
@@ -110,6 +113,10 @@ func TestOneAddressTakesNotAllPlacesOfGuests(t *testing.T) {
 			c.Remote = home
 			if got := d.Decide(t.Context(), c); got.Device == "" {
 				t.Errorf("another address: got %+v", got)
+			}
+			c.Remote = netip.MustParseAddrPort("[64:ff9b::192.0.2.9]:1") // all of IPv4 is in this /64
+			if got := d.Decide(t.Context(), c); got.Device == "" {
+				t.Errorf("another address behind a translator: got %+v", got)
 			}
 		})
 	}

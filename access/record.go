@@ -330,7 +330,7 @@ func scanBlock(row interface{ Scan(dest ...any) error }) (b Block, err error) {
 		return Block{}, err
 	}
 	b.Prefix, err = netip.ParsePrefix(prefix)
-	b.Prefix = widen(b.Prefix)
+	b.Prefix = countersign.SourceNetwork(b.Prefix)
 	b.Since, b.Until, b.changed = store.Time(since), store.Time(until), store.Time(changed)
 	return b, err
 }

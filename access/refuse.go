@@ -20,7 +20,7 @@ import (
 func (l *Ledger) Refuse(ctx context.Context, b Block, via string) (block Block, made bool, err error) {
 	now := l.Now().UTC().Truncate(time.Microsecond)
 	b = Block{
-		Prefix: widen(b.Prefix), Reason: strings.ToValidUTF8(b.Reason[:min(len(b.Reason), maxReason)], ""), Strikes: 1,
+		Prefix: countersign.SourceNetwork(b.Prefix), Reason: strings.ToValidUTF8(b.Reason[:min(len(b.Reason), maxReason)], ""), Strikes: 1,
 		Since: now, Until: b.Until.UTC().Truncate(time.Microsecond), changed: now,
 	}
 	if err := l.checkManual(&b, now); err != nil {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // Guard is what the listeners of a node share against floods: the turns of TLS
@@ -152,8 +154,8 @@ func (g *Guard) init() {
 // ask tells whether an address may try once more, and whether it is known. spend
 // takes the try at once, for listeners that learn nothing of what became of it.
 func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Reason) {
-	from := addressOf(addr)
-	if !from.IsValid() {
+	from, ok := countersign.SourceOf(addr)
+	if !ok {
 		return false, ""
 	}
 	suspect := g.Suspect != nil && g.Suspect(addr)

@@ -2,7 +2,6 @@ package edge
 
 import (
 	"cmp"
-	"net/netip"
 	"time"
 )
 
@@ -18,8 +17,8 @@ type Limits struct {
 	Handshake         time.Duration // from accept to the end of the TLS handshake
 }
 
-// The defaults. An address is one IPv4 address or one IPv6 /64, which is what one
-// subscriber gets.
+// The defaults. An address is what countersign.SourceOf returns; clients without one
+// share the zero Prefix.
 const (
 	// DefaultConnections is what the embedded engine can hold: about 100 KiB each.
 	DefaultConnections = 20_000
@@ -55,23 +54,6 @@ func (l Limits) withDefaults() Limits {
 	l.Tries = cmp.Or(l.Tries, DefaultTries)
 	l.Handshake = cmp.Or(l.Handshake, DefaultHandshake)
 	return l
-}
-
-// AddressOf returns the unit that limits count by: an IPv4 address, an IPv6 /64.
-func AddressOf(a netip.Addr) netip.Prefix { return addressOf(a) }
-
-// addressOf is the unit that the limits count: one IPv4 address, one IPv6 /64.
-func addressOf(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil { // the zero Addr: one bucket for what has no address
-		return netip.Prefix{}
-	}
-	return p
 }
 
 // over tells whether n more than the limit allows.

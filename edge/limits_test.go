@@ -4,15 +4,38 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
-func TestAnAddressIsAnIPv6Network(t *testing.T) {
-	for in, want := range map[string]string{
-		"192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.7": "192.0.2.7/32",
-		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
+func addressOf(a netip.Addr) netip.Prefix {
+	from, _ := countersign.SourceOf(a)
+	return from
+}
+
+// TestAGuardCountsBySource: all of IPv4 is in one /64 behind a translator, so one
+// client that fails there must not use up the tries of the others.
+func TestAGuardCountsBySource(t *testing.T) {
+	now := time.Unix(1, 0)
+	for _, tt := range []struct {
+		failing, other string
+		same           bool
+	}{
+		{"192.0.2.7", "192.0.2.8", false},
+		{"192.0.2.7", "::ffff:192.0.2.7", true},
+		{"192.0.2.7", "64:ff9b::192.0.2.7", true},
+		{"64:ff9b::192.0.2.7", "64:ff9b::192.0.2.8", false},
+		{"2001:db8::1", "2001:db8::2", true},
+		{"2001:db8::1", "2001:db8:0:1::1", false},
+		{"fe80::1%eth0", "fe80::1%eth1", true},
 	} {
-		if got := addressOf(netip.MustParseAddr(in)).String(); got != want {
-			t.Errorf("addressOf(%s): got %s, want %s", in, got, want)
+		g := &Guard{Now: func() time.Time { return now }, Suspect: func(netip.Addr) bool { return true }}
+		g.init()
+		for range 3 {
+			g.ask(netip.MustParseAddr(tt.failing), 30, true) // a suspect has a tenth
+		}
+		if _, why := g.ask(netip.MustParseAddr(tt.other), 30, true); (why != "") != tt.same {
+			t.Errorf("%s, after the tries of %s: got %q, want refused %t", tt.other, tt.failing, why, tt.same)
 		}
 	}
 }

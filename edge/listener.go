@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // Gate accepts the connections of one gateway, ends TLS and hands over what
@@ -126,7 +128,7 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 // take counts a new socket in and starts its goroutine, or turns it away.
 func (g *Gate) take(ctx context.Context, raw net.Conn) {
 	remote := remoteOf(raw)
-	from := addressOf(remote.Addr())
+	from, _ := countersign.SourceOf(remote.Addr())
 	known, why := g.Guard.ask(remote.Addr(), g.Limits.Tries, false)
 	s := &socket{Conn: raw, guard: g.Guard, from: from, known: known, wait: g.Limits.Handshake}
 	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, gate: g, raw: s, visit: visit{from: from, known: known, abort: s.abort}}

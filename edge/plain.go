@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // Listener accepts connections for net/http under the same limits as a gate. It
@@ -47,7 +49,7 @@ func (l *Listener) accept() (*socket, error) {
 			return nil, err
 		}
 		remote := remoteOf(raw).Addr()
-		from := addressOf(remote)
+		from, _ := countersign.SourceOf(remote)
 		known, why := l.guard.ask(remote, l.census.limits.Tries, true)
 		s := &socket{Conn: raw, guard: l.guard, from: from, known: known, wait: l.census.limits.Handshake}
 		v := &visit{from: from, known: known, abort: s.abort}

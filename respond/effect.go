@@ -218,7 +218,7 @@ func (s *standing) block(time.Time) api.AlertAction {
 	}
 	here := map[string]bool{}
 	for _, v := range s.sessions {
-		if network.Contains(v.Remote.Addr().Unmap()) {
+		if from, ok := countersign.SourceOf(v.Remote.Addr()); ok && network.Overlaps(from) {
 			here[v.Device] = true
 		}
 	}

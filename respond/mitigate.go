@@ -328,7 +328,8 @@ func (d *Desk) block(ctx context.Context, j *job) (result, error) {
 	return result{text: fmt.Sprintf("%s blocked until %s; undo: countersign block remove %s", b.Prefix, b.Until.UTC().Format(time.RFC3339), b.Prefix)}, nil
 }
 
-// networkOf reads the address of a finding, which may have a port.
+// networkOf reads the address of a finding, which may have a port, and returns the
+// network that a block of it refuses.
 func networkOf(remote string) (netip.Prefix, error) {
 	if remote == "" {
 		return netip.Prefix{}, countersign.Errorf(countersign.BadRequest, "the finding names no address")
@@ -336,7 +337,11 @@ func networkOf(remote string) (netip.Prefix, error) {
 	if ap, err := netip.ParseAddrPort(remote); err == nil {
 		remote = ap.Addr().WithZone("").String()
 	}
-	return countersign.ParseNetwork(remote)
+	network, err := countersign.ParseNetwork(remote)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return countersign.SourceNetwork(network), nil
 }
 
 // settle records how a mitigation ended, or when it is tried again.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/edge"
 )
 
@@ -66,7 +67,8 @@ func (in *intake) handler(door string, h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
-		q := &request{intake: in, door: door, from: edge.AddressOf(remote.Addr())}
+		q := &request{intake: in, door: door}
+		q.from, _ = countersign.SourceOf(remote.Addr())
 		control := http.NewResponseController(w)
 		q.stop = func() error { return control.SetReadDeadline(time.Unix(1, 0)) }
 		if !in.enter(q, requestCost+headerSize(r.Header)) {
