@@ -103,6 +103,7 @@ const (
 	DatabaseLost         EventType = "database.lost"
 	DatabaseBack         EventType = "database.back"
 	DatabaseRestored     EventType = "database.restored"    // an operator accepted a database that is older than what was seen
+	DatabaseSetBack      EventType = "database.set_back"    // a node saw the database go back while it ran
 	WatermarkMissing     EventType = "watermark.missing"    // nothing shows whether the database is as new as it was
 	ReserveUsed          EventType = "reserve.used"         // the disk is full: revocations live on the reserve
 	ReserveRefilled      EventType = "reserve.refilled"     // it has space again

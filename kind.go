@@ -144,6 +144,7 @@ var kinds = map[EventType]Kind{
 	DatabaseBack:     info,
 
 	DatabaseRestored:   alert,
+	DatabaseSetBack:    alert,
 	WatermarkMissing:   alert,
 	ReserveUsed:        alert,
 	ReserveRefilled:    info,

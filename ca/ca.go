@@ -53,6 +53,8 @@ type CA struct {
 	serials serials
 	answers answers
 	shared  sharedLists
+	// published are the newest lists that this process knows of.
+	published publishedLists
 
 	reading     sync.Mutex // held while a registered authority is read again
 	mu          sync.RWMutex

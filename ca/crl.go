@@ -23,8 +23,22 @@ import (
 )
 
 // CRL reads the published list of an authority with its octets. Those who only need
-// to know which one it is ask CRLRecord; doors open it with OpenCRL.
+// to know which one it is ask CRLRecord; doors open it with OpenCRL. It fails with
+// Unavailable while the database has an older list than was published before.
 func (c *CA) CRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	name := listName{issuer, shard}
+	before := c.published.last(name)
+	l, err := c.readCRL(ctx, issuer, shard)
+	if err != nil && (countersign.CodeOf(err) != countersign.NotFound || before.number == 0) {
+		return nil, err
+	}
+	if err := c.published.check(name, before, l); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (c *CA) readCRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	l := &countersign.CRL{Issuer: issuer, Shard: shard}
 	var this, next int64
 	err := c.DB.QueryRow(ctx, `SELECT published, this_update, next_update, entries, der FROM crl WHERE issuer = $1 AND shard = $2`, issuer, shard).
@@ -40,17 +54,15 @@ func (c *CA) CRL(ctx context.Context, issuer string, shard int) (*countersign.CR
 }
 
 // Publish signs and records a new CRL. The number is taken first, so that two
-// nodes never sign the same one, and the one with the higher number stays.
+// nodes never sign the same one, and the one with the higher number stays. Where the
+// database was set back, the number is above those that were published before.
 func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	a, err := c.authority(issuer)
 	if err != nil {
 		return nil, err
 	}
 	l := &countersign.CRL{Issuer: issuer, Shard: shard}
-	err = c.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		return tx.QueryRow(ctx, `UPDATE crl SET number = number + 1 WHERE issuer = $1 AND shard = $2 RETURNING number`, issuer, shard).Scan(&l.Number)
-	})
-	if err != nil {
+	if err := c.takeNumber(ctx, l); err != nil {
 		return nil, fmt.Errorf("number CRL %s/%d: %w", issuer, shard, err)
 	}
 	now := c.Now().UTC().Truncate(time.Second)
@@ -82,8 +94,17 @@ func (c *CA) Publish(ctx context.Context, issuer string, shard int) (*countersig
 	}
 	if l.Size = int64(len(l.DER)); rows == 1 {
 		c.shared.follow(l)
+		return l, c.published.check(listName{issuer, shard}, lastList{}, l)
 	}
 	return l, nil
+}
+
+func (c *CA) takeNumber(ctx context.Context, l *countersign.CRL) error {
+	last := c.published.last(listName{l.Issuer, l.Shard}).number
+	return c.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+		return tx.QueryRow(ctx, `UPDATE crl SET number = CASE WHEN number < $3 THEN $4 ELSE number + 1 END WHERE issuer = $1 AND shard = $2 RETURNING number`,
+			l.Issuer, l.Shard, last, last+numberMargin).Scan(&l.Number)
+	})
 }
 
 // reserveShare bounds the part of the database's reserve that one list may take on a
@@ -97,10 +118,13 @@ func (c *CA) crlValidity(a *authority) time.Duration {
 	return c.CRLValidity
 }
 
-// Due lists the CRLs that have to be published for their age: never, or past
-// half of their life, which began when they were signed.
+// Due lists the CRLs that have to be published: for their age, which is never published,
+// or past half of their life, which began when they were signed; or since the database
+// was set back and has an older one.
 func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT issuer, shard FROM crl WHERE published = 0 OR this_update + $2 + (next_update - this_update - $2) / 2 <= $1`,
+	before := c.published.all()
+	rows, err := c.DB.Query(ctx, `SELECT issuer, shard, published,
+		CASE WHEN published = 0 OR this_update + $2 + (next_update - this_update - $2) / 2 <= $1 THEN 1 ELSE 0 END FROM crl`,
 		store.Micros(c.Now()), statusBackdate.Microseconds())
 	if err != nil {
 		return nil, fmt.Errorf("list due CRLs: %w", err)
@@ -108,10 +132,13 @@ func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		var l countersign.CRL
-		if err := rows.Scan(&l.Issuer, &l.Shard); err != nil {
+		aged := 0
+		if err := rows.Scan(&l.Issuer, &l.Shard, &l.Number, &aged); err != nil {
 			return nil, fmt.Errorf("list due CRLs: %w", store.Wrap(err))
 		}
-		due = append(due, l)
+		if last := before[listName{l.Issuer, l.Shard}]; aged == 1 || last.setBack || l.Number < last.number {
+			due = append(due, l)
+		}
 	}
 	return due, store.Wrap(rows.Err())
 }

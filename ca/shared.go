@@ -23,8 +23,26 @@ const maxSupersededOctets = 64 << 20
 var errListDropped = countersign.Errorf(countersign.Unavailable, "the list was superseded while it was read").WithNext("fetch the current one")
 
 // CRLRecord returns the record of the published list of an authority, without its
-// octets: reading it costs the same whatever the size of the list.
+// octets: reading it costs the same whatever the size of the list. While the database has
+// an older list than was published before, it is the one that OpenCRL opens; it fails with
+// Unavailable where there is no copy of that.
 func (c *CA) CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	name := listName{issuer, shard}
+	before := c.published.last(name)
+	l, err := c.readCRLRecord(ctx, issuer, shard)
+	if err != nil && (countersign.CodeOf(err) != countersign.NotFound || before.number == 0) {
+		return nil, err
+	}
+	if err := c.published.check(name, before, l); err != nil {
+		if held := c.shared.held(name, before); held != nil {
+			return held, nil
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+func (c *CA) readCRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	l := &countersign.CRL{Issuer: issuer, Shard: shard}
 	var this, next int64
 	err := c.DB.QueryRow(ctx, `SELECT published, this_update, next_update, entries, length(der) FROM crl WHERE issuer = $1 AND shard = $2`, issuer, shard).
@@ -73,6 +91,18 @@ type sharedList struct {
 
 func (l *sharedList) is(record *countersign.CRL) bool {
 	return l != nil && l.record.Number == record.Number && l.record.ThisUpdate.Equal(record.ThisUpdate) && l.record.Size == record.Size
+}
+
+// held returns the record of the copy of a list, nil if there is none or it is not the
+// newest one.
+func (s *sharedLists) held(name listName, newest lastList) *countersign.CRL {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.current[name]; l != nil && l.record.Number >= newest.number {
+		record := l.record
+		return &record
+	}
+	return nil
 }
 
 // open returns a reader of the list of that record, or of a newer one. The first that

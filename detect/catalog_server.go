@@ -56,7 +56,7 @@ func serverRules() []Rule {
 		},
 		{
 			Name: DatabaseRestored, Title: "The database was set back", Severity: countersign.SeverityCritical, Threshold: 1, Default: toAlert(),
-			Sees:           "An operator accepted a database that is older than the last state that a node saw. The evidence says which events and CRL numbers it lacks.",
+			Sees:           "An operator accepted a database that is older than the last state that a node saw, or a node saw it go back while it ran, as by a failover to a standby that was behind. The evidence says which events and CRL numbers it lacks.",
 			Why:            "Revocations that were recorded in between are lost: those certificates are good again.",
 			Do:             "Find out what was recorded in between, from your own notes, from the log that you forward or from the last CRL that a relying party has. Revoke again.",
 			FalsePositives: "None. It is not a fault where the restore was meant; it is work to do.",

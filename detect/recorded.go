@@ -29,7 +29,7 @@ func (m *machine) recorded(e *countersign.Event) {
 		name = EmergencyHold
 	case countersign.DatabaseLost:
 		name = DatabaseLost
-	case countersign.DatabaseRestored:
+	case countersign.DatabaseRestored, countersign.DatabaseSetBack:
 		name = DatabaseRestored
 	case countersign.WatermarkMissing:
 		name = WatermarkMissing

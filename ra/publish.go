@@ -106,14 +106,14 @@ func (p *Publisher) Run(ctx context.Context) error {
 	tick := time.NewTicker(dueEvery)
 	defer tick.Stop()
 	p.askAll()
-	p.askDue(ctx)
+	p.AskDue(ctx)
 	for {
 		p.publishAsked(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			p.askDue(ctx)
+			p.AskDue(ctx)
 		case <-p.kick:
 		}
 	}
@@ -128,7 +128,8 @@ func (p *Publisher) askAll() {
 	}
 }
 
-func (p *Publisher) askDue(ctx context.Context) {
+// AskDue asks for the lists that are due now; Run does so every minute.
+func (p *Publisher) AskDue(ctx context.Context) {
 	due, err := p.CA.Due(ctx)
 	if err != nil && ctx.Err() == nil {
 		p.Log.ErrorContext(ctx, "due crls not listed", "error", err)

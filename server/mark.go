@@ -223,9 +223,7 @@ func (s *Server) updateMark(ctx context.Context) {
 	if err == nil && s.mark.written.Seq > 0 {
 		var l *watermark.Loss
 		if l, err = s.loss(ctx, s.mark.written, now); l != nil {
-			if text := l.String(); s.setBack.Swap(&text) == nil {
-				s.log.ErrorContext(ctx, "the database was set back while this node ran", "lost", text)
-			}
+			s.wentBack(ctx, l)
 			return
 		}
 	}
@@ -238,6 +236,25 @@ func (s *Server) updateMark(ctx context.Context) {
 	if err := s.announceMark(ctx, now); err != nil && ctx.Err() == nil {
 		s.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err, "retry_in", markEvery)
 	}
+}
+
+// wentBack handles a database that was set back while this node runs: an event raises an
+// alert, and each CRL is published anew with a number above those that this node saw. A
+// list of before may name certificates that the database takes for good now; the next one
+// does not.
+func (s *Server) wentBack(ctx context.Context, l *watermark.Loss) {
+	text := l.String()
+	if s.setBack.Swap(&text) != nil {
+		return
+	}
+	s.log.ErrorContext(ctx, "the database was set back while this node ran", "lost", text)
+	data := l.Data()
+	data["node"] = s.markNode()
+	s.events.Later(countersign.Event{
+		Type: countersign.DatabaseSetBack, Actor: countersign.System, Reason: "the database was set back while this node ran: " + text, Data: data,
+	})
+	s.ca.KeepNumbersAbove(s.mark.written.Lists)
+	s.crls.AskDue(ctx)
 }
 
 // AcceptRestored accepts a database that is older than the last state that this node

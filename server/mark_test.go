@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
+	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/watermark"
 )
@@ -301,4 +303,48 @@ func TestALostSealingKeyCanBeReplaced(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestADatabaseThatGoesBackUnderANodeIsSaid sets the numbers of the CRLs back while a
+// node runs, as a failover to a standby that was behind does.
+func TestADatabaseThatGoesBackUnderANodeIsSaid(t *testing.T) {
+	t.Parallel()
+	cfg := production(t)
+	cfg.Database = config.Database(storetest.PostgresURL(t))
+	initialize(t, cfg, ca.Plan{Name: "One"})
+	admin, stop := serve(t, cfg)
+	crlNumber(t, admin)
+	db := storetest.OpenURL(t, string(cfg.Database))
+	number := func(n int) {
+		t.Helper()
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE crl SET number = $1 WHERE issuer = 'issuing'`, n)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	number(500)
+	eventually(t, "the watermark", func() bool {
+		text, err := os.ReadFile(cfg.Path(watermark.Name))
+		return err == nil && strings.Contains(string(text), `"issuing/0": 500`)
+	})
+	number(1)
+	eventually(t, "the event and its alert", func() bool {
+		for e, err := range admin.Events(t.Context(), api.EventFilter{Type: "database.set_back"}, api.Order{}) {
+			if err != nil || e.Data["crl issuing/0"] != "500 -> 1" {
+				t.Fatalf("got %+v, %v", e, err)
+			}
+			for a, err := range admin.Alerts(t.Context(), api.AlertFilter{Rule: "database_restored"}) {
+				return err == nil && a.Severity == "critical"
+			}
+		}
+		return false
+	})
+	eventually(t, "a CRL above those that were published", func() bool { return crlNumber(t, admin) > 500 })
+	if d := state(t, admin); d.Level != api.LevelFail {
+		t.Errorf("doctor: got %+v, want a failure", d)
+	}
+	stop()
 }
