@@ -274,7 +274,7 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 			continue
 		case old != nil:
 			sub.n = old.n
-		case !c.b.subscribe(s.a) && !c.b.makeRoom(s.a):
+		case !c.b.subscribe(s.a) && !s.makeRoom():
 			codes[i], full = QuotaExceeded, true
 			continue
 		default:
@@ -300,6 +300,14 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 		}
 	}
 	return codes
+}
+
+// makeRoom counts a subscription in for which others of the device have to go. The caller
+// holds the lock, which is free meanwhile: their wills may be for this session.
+func (s *session) makeRoom() bool {
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	return s.b.makeRoom(s.a)
 }
 
 // change has subscriptions put in force, or ended, once that is on record. It may be so
