@@ -149,9 +149,13 @@ func (c *client) publish(topic, payload string, qos byte, id uint16) {
 	c.conn.Flush()
 }
 
+func options(db *store.DB, limits broker.Limits) broker.Options {
+	return broker.Options{DB: db, Node: "one", Limits: limits, Log: slog.New(slog.DiscardHandler), Now: time.Now}
+}
+
 func open(t testing.TB, db *store.DB, limits broker.Limits) *broker.Broker {
 	t.Helper()
-	b, err := broker.Open(t.Context(), broker.Options{DB: db, Node: "one", Limits: limits, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	b, err := broker.Open(t.Context(), options(db, limits))
 	if err != nil {
 		t.Fatalf("open the broker: %v", err)
 	}
