@@ -164,6 +164,9 @@ func (b *Broker) restoreRetained(ctx context.Context) error {
 		if err := rows.Scan(&m.Topic, &m.Device, &m.QoS, &expires, &m.Props, &m.Payload); err != nil {
 			return err
 		}
+		if len(m.Payload) == 0 {
+			return nil // none is written
+		}
 		m.Expires = expiresTime(expires)
 		a := b.accountLocked(m.Device)
 		a.reserved++
