@@ -22,13 +22,7 @@ type account struct {
 	waiting  int // octets of queued
 }
 
-// account returns the account of a device.
-func (b *Broker) account(device string) *account {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.accountLocked(device)
-}
-
+// accountLocked returns the account of a device. The caller holds the lock.
 func (b *Broker) accountLocked(device string) *account {
 	a := b.accounts[device]
 	if a == nil {

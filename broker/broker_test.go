@@ -13,22 +13,22 @@ import (
 
 // each runs a test on a core over each database. again closes the core and opens it
 // anew; kill opens it anew without closing.
-func each(t *testing.T, limits broker.Limits, run func(t *testing.T, b *broker.Broker, again func() *broker.Broker)) {
+func each(t *testing.T, run func(t *testing.T, b *broker.Broker, again func() *broker.Broker)) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		b := open(t, db, limits)
+		b := open(t, db, broker.Limits{})
 		defer func() { _ = b.Close(t.Context()) }()
 		run(t, b, func() *broker.Broker {
 			if err := b.Close(t.Context()); err != nil {
 				t.Fatalf("close the broker: %v", err)
 			}
-			b = open(t, db, limits)
+			b = open(t, db, broker.Limits{})
 			return b
 		})
 	})
 }
 
 func TestMessagesReachTheirSubscribers(t *testing.T) {
-	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, _ func() *broker.Broker) {
+	each(t, func(t *testing.T, b *broker.Broker, _ func() *broker.Broker) {
 		p := connect(t, b, clean("p"))
 		for qos := range byte(3) {
 			for _, h := range []broker.Hello{clean(fmt.Sprintf("clean-%d", qos)), kept(fmt.Sprintf("kept-%d", qos))} {
@@ -53,7 +53,7 @@ func TestMessagesReachTheirSubscribers(t *testing.T) {
 }
 
 func TestAKeptSessionMissesNothing(t *testing.T) {
-	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+	each(t, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
 		s := connect(t, b, kept("s"))
 		s.subscribe(filter("#", 1))
 		p := connect(t, b, clean("p"))
@@ -81,7 +81,7 @@ func TestAKeptSessionMissesNothing(t *testing.T) {
 }
 
 func TestQoS2ComesOnce(t *testing.T) {
-	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+	each(t, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
 		s := connect(t, b, kept("s"))
 		s.subscribe(filter("#", 2))
 		s.conn.Close(false, nil)
@@ -110,7 +110,7 @@ func TestQoS2ComesOnce(t *testing.T) {
 }
 
 func TestRetainedMessagesStay(t *testing.T) {
-	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+	each(t, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
 		p := connect(t, b, clean("p"))
 		for i, topic := range []string{"a/b", "a", "a/c", "$x/b"} {
 			m := &broker.Message{Topic: topic, Payload: []byte(topic), QoS: 1, Retain: true, Device: "p"}
@@ -150,7 +150,7 @@ func TestRetainedMessagesStay(t *testing.T) {
 
 // An operator drops what a device has stored; what it has from then on stays.
 func TestPurgeDropsWhatWaits(t *testing.T) {
-	each(t, broker.Limits{}, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+	each(t, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
 		s := connect(t, b, kept("s"))
 		s.subscribe(filter("#", 1))
 		s.conn.Close(false, nil)

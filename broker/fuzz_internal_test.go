@@ -138,14 +138,18 @@ func FuzzRestore(f *testing.F) {
 				text string
 				args []any
 			}{
-				{`INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at) VALUES (1, 'one', $1, 'd', $2, $3, $4, $5, $6)`,
-					[]any{client, expiry, left, sent, will, willAt}},
+				{
+					`INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at) VALUES (1, 'one', $1, 'd', $2, $3, $4, $5, $6)`,
+					[]any{client, expiry, left, sent, will, willAt},
+				},
 				{`INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES (1, $1, $2, $3, $4)`, []any{seq, filter, options, subID}},
 				{`INSERT INTO mqtt_queue (session, seq, qos, retain, released, expires, topic, props, payload, sub_ids, octets)
 					VALUES (1, $1, $2, $3, $4, $5, $6, $7, $7, $8, $9)`, []any{seq, options % 3, options, options, willAt, filter, some(will), some(will), 200}},
 				{`INSERT INTO mqtt_inbound (session, packet) VALUES (1, $1)`, []any{packet}},
-				{`INSERT INTO mqtt_retained (node, hash, topic, device, qos, expires, props, payload) VALUES ('one', $1, $2, 'd', $3, $4, $5, $5)`,
-					[]any{[]byte{1}, filter, options & 3, willAt, some(will)}},
+				{
+					`INSERT INTO mqtt_retained (node, hash, topic, device, qos, expires, props, payload) VALUES ('one', $1, $2, 'd', $3, $4, $5, $5)`,
+					[]any{[]byte{1}, filter, options & 3, willAt, some(will)},
+				},
 			} {
 				if _, err := tx.Exec(ctx, q.text, q.args...); err != nil {
 					return err

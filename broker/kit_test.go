@@ -20,17 +20,16 @@ type client struct {
 	b    *broker.Broker
 	hold bool // acknowledges nothing
 
-	mu       sync.Mutex
-	conn     *broker.Conn
-	got      []broker.Delivery
-	acks     []string // "puback 1 0"
-	lost     string
-	room     int // deliveries it takes; negative: any number
-	present  bool
-	forbid   string
-	flushed  int
-	changed  chan struct{}
-	released map[uint16]bool
+	mu      sync.Mutex
+	conn    *broker.Conn
+	got     []broker.Delivery
+	acks    []string // "puback 1 0"
+	lost    string
+	room    int // deliveries it takes; negative: any number
+	present bool
+	forbid  string
+	flushed int
+	changed chan struct{}
 }
 
 func (c *client) Deliver(d broker.Delivery) broker.Outcome {

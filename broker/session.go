@@ -37,7 +37,7 @@ type entry struct {
 
 // id is the packet identifier: it follows from the place in the queue, so that it is the
 // same after a restart, and needs no record of its own.
-func (e *entry) id() uint16 { return uint16(e.seq%maxPacketID) + 1 } //nolint:gosec // less than 65,536
+func (e *entry) id() uint16 { return uint16(e.seq%maxPacketID) + 1 }
 
 // asked is a retained message that waits for room.
 type asked struct {

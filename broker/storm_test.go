@@ -23,15 +23,16 @@ func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time
 	id := fmt.Sprint("c", n%30) // some take over from one another
 	device := fmt.Sprint("d", n%20)
 	topic := func() string { return fmt.Sprintf("t/%d/%d", r.IntN(3), r.IntN(3)) }
-	filters := []string{"#", "t/+/1", "t/1/#", "t/2/2", "$share/g/t/#", "$share/g/t/+/1"}
 	for time.Now().Before(until) {
 		h := broker.Hello{ClientID: id, Device: device, Clean: r.IntN(4) == 0, Kept: r.IntN(3), ReceiveMax: uint16(r.IntN(8))}
 		if r.IntN(2) == 0 {
 			h.Expiry = time.Duration(r.IntN(3)) * time.Second
 		}
 		if r.IntN(2) == 0 {
-			h.Will = &broker.Will{Message: broker.Message{Topic: topic(), Payload: []byte("w"), QoS: byte(r.IntN(3)), Retain: r.IntN(2) == 0, Device: device},
-				Delay: time.Duration(r.IntN(2)) * time.Second}
+			h.Will = &broker.Will{
+				Message: broker.Message{Topic: topic(), Payload: []byte("w"), QoS: byte(r.IntN(3)), Retain: r.IntN(2) == 0, Device: device},
+				Delay:   time.Duration(r.IntN(2)) * time.Second,
+			}
 		}
 		c := &client{t: t, b: b, room: -1, changed: make(chan struct{}, 1), hold: true}
 		conn, _, err := b.Connect(t.Context(), h, c)
@@ -44,7 +45,7 @@ func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time
 		c.mu.Unlock()
 		conn.Start()
 		for range r.IntN(60) {
-			stormyStep(t, r, c, device, topic(), filters)
+			stormyStep(r, c, device, topic())
 		}
 		conn.Flush()
 		var expiry *time.Duration
@@ -58,17 +59,18 @@ func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time
 	}
 }
 
-func stormyStep(t *testing.T, r *rand.Rand, c *client, device, topic string, filters []string) {
+func stormyStep(r *rand.Rand, c *client, device, topic string) {
+	filters := []string{"#", "t/+/1", "t/1/#", "t/2/2", "$share/g/t/#", "$share/g/t/+/1"}
 	id := uint16(r.IntN(50)) + 1
 	switch r.IntN(10) {
 	case 0:
-		c.conn.Subscribe(t.Context(), []broker.Subscription{
+		c.conn.Subscribe(c.t.Context(), []broker.Subscription{
 			{Filter: filters[r.IntN(len(filters))], QoS: byte(r.IntN(3)), ID: uint32(r.IntN(3))},
 			{Filter: filters[r.IntN(4)], QoS: byte(r.IntN(3)), NoLocal: r.IntN(2) == 0, AsPublished: r.IntN(2) == 0, Handling: byte(r.IntN(3))},
 		})
 		c.conn.Retained()
 	case 1:
-		c.conn.Unsubscribe(t.Context(), []string{filters[r.IntN(len(filters))]})
+		c.conn.Unsubscribe(c.t.Context(), []string{filters[r.IntN(len(filters))]})
 	case 2:
 		c.conn.Release(id)
 	case 3:

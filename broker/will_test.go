@@ -148,8 +148,10 @@ func TestWills(t *testing.T) {
 func TestAWillIsAMessage(t *testing.T) {
 	inTime(t, broker.Limits{}, func(c *clocked) {
 		h := kept("s")
-		h.Will = &broker.Will{Message: broker.Message{Topic: "w", Payload: []byte("will"), QoS: 1, Retain: true, Device: "s"},
-			Delay: time.Hour / 2, Life: time.Minute}
+		h.Will = &broker.Will{
+			Message: broker.Message{Topic: "w", Payload: []byte("will"), QoS: 1, Retain: true, Device: "s"},
+			Delay:   time.Hour / 2, Life: time.Minute,
+		}
 		connect(c, c.b, h).conn.Close(true, nil)
 		c.passes(time.Hour / 2)
 		w := c.watch()
