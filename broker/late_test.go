@@ -1,0 +1,144 @@
+package broker_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/broker"
+)
+
+// A publisher that lost its connection before PUBREC came sends its message of QoS 2
+// again on the next one: it is answered as the first is, and no sooner.
+func TestAMessageThatComesAgainIsAnsweredAsTheFirst(t *testing.T) {
+	for name, cut := range map[string]bool{"recorded": false, "not recorded": true} {
+		t.Run(name, func(t *testing.T) {
+			b, _, proxy := proxied(t)
+			s := connect(t, b, kept("s"))
+			s.subscribe(filter("x", 2))
+			connect(t, b, kept("p"))
+			p := connect(t, b, kept("p"))
+			proxy.Hang()
+			p.publish("x", "once", 2, 7)
+			p = connect(t, b, kept("p"))
+			p.publish("x", "once", 2, 7)
+			if len(p.acks) > 0 {
+				t.Fatalf("before the record: got %q", p.acks)
+			}
+			if cut {
+				proxy.Cut()
+				p.answered("5 7 0x80")
+				proxy.Heal()
+				p.acks = nil
+				p.publish("x", "once", 2, 7)
+			} else {
+				proxy.Heal()
+			}
+			p.answered("5 7 0x0")
+			s.receives("once")
+		})
+	}
+}
+
+// One who subscribes while a retained message is on its way to the record gets it: it
+// was routed before.
+func TestARetainedMessageOnItsWayIsShown(t *testing.T) {
+	b, db := onSQLite(t, broker.Limits{})
+	p := connect(t, b, clean("p"))
+	retain := func(payload string, id uint16) {
+		m := &broker.Message{Topic: "r", Payload: []byte(payload), QoS: 1, Retain: true, Device: "p"}
+		if err := p.conn.Publish(m, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	retain("old", 1)
+	p.answered("4 1 0x0")
+	for i, payload := range []string{"new", ""} {
+		release := stall(t, db)
+		retain(payload, uint16(i)+2)
+		s := connect(t, b, clean("s"))
+		s.subscribe(filter("r", 1))
+		if payload == "" {
+			s.receives()
+		} else {
+			s.receives(payload)
+		}
+		if len(p.acks) != i+1 {
+			t.Errorf("before the record: got acknowledgments %q", p.acks)
+		}
+		release()
+		p.until("the acknowledgment", func() bool { return len(p.acks) == i+2 })
+		s.conn.Close(false, nil)
+	}
+}
+
+// The purge of a device that the database did not take is written before anything of
+// the device's next life.
+func TestALatePurgeEndsNoNewLife(t *testing.T) {
+	b, db, proxy := proxied(t)
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("old", 1))
+	proxy.Cut()
+	b.Forget("s")
+	s.until("the failure", func() bool { return b.Stats().CommitFailed > 0 })
+	proxy.Heal()
+	s = connect(t, b, kept("s"))
+	s.subscribe(filter("new", 1))
+	s.conn.Close(false, nil)
+	time.Sleep(1500 * time.Millisecond) // more than the pause before it is written again
+	if s := count(t, db, "mqtt_session"); s != 1 {
+		t.Errorf("sessions on record: got %d, want that of the new life", s)
+	}
+	if s := count(t, db, "mqtt_subscription"); s != 1 {
+		t.Errorf("subscriptions on record: got %d, want that of the new life", s)
+	}
+}
+
+// A purge whose caller has gone, and which is written again, holds up nothing.
+func TestAPurgeWithoutItsCallerEnds(t *testing.T) {
+	b, db, proxy := proxied(t)
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("x", 1))
+	s.conn.Close(false, nil)
+	proxy.Cut()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Purge(ctx, "s", countersign.Stored{All: true}); err == nil {
+		t.Error("got no error")
+	}
+	s.until("two failures", func() bool { return b.Stats().CommitFailed > 1 })
+	proxy.Heal()
+	s.until("the purge", func() bool { return total(t, b).Kept == 0 && rows(t, db) == 0 })
+	s = connect(t, b, kept("s"))
+	s.subscribe(filter("x", 1))
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 1, 1)
+	s.receives("1")
+}
+
+// What is dropped from the queue of a client that is away is not what it has received:
+// that is delivered again, and its identifiers stay in use.
+func TestAPurgeSparesWhatIsInFlight(t *testing.T) {
+	b, db := onSQLite(t, broker.Limits{})
+	h := kept("s")
+	h.ReceiveMax = 2
+	s := connectAs(t, b, h, &client{hold: true})
+	s.subscribe(filter("x", 2))
+	p := connect(t, b, clean("p"))
+	for i, text := range []string{"a", "b", "c", "d"} {
+		p.publish("x", text, 2, uint16(i)+1)
+	}
+	s.receives("a", "b")
+	p.until("acknowledgments", func() bool { return len(p.acks) == 4 })
+	s.conn.Close(false, nil)
+	if done, err := b.Purge(t.Context(), "s", countersign.Stored{Queued: true}); err != nil || done.Queued != 2 {
+		t.Fatalf("purge: got %+v, %v, want two messages dropped", done, err)
+	}
+	if got := count(t, db, "mqtt_queue"); got != 2 {
+		t.Errorf("messages on record: got %d, want 2", got)
+	}
+	s = connect(t, b, h)
+	s.receives("a", "b")
+	s.until("an empty queue", func() bool { return queued(t, b) == 0 })
+}
