@@ -120,3 +120,39 @@ func TestAnAcknowledgedMessageIsNotReadAgain(t *testing.T) {
 		s.until("an empty queue", func() bool { return usage(t, b, "s").Queued == 0 && usage(t, b, "s").QueuedOctets == 0 })
 	}
 }
+
+// What is in flight comes again with DUP and its packet identifier, what was not sent
+// without, [MQTT-3.3.1-1] and [MQTT-4.4.0-1]; over a restart too.
+func TestWhatIsInFlightComesAgainAsDuplicate(t *testing.T) {
+	each(t, func(t *testing.T, b *broker.Broker, again func() *broker.Broker) {
+		h := kept("s")
+		h.ReceiveMax = 2
+		s := connectAs(t, b, h, &client{hold: true})
+		s.subscribe(filter("x", 2))
+		p := connect(t, b, clean("p"))
+		for i, text := range []string{"a", "b", "c"} {
+			p.publish("x", text, byte(i%2)+1, uint16(i)+1)
+		}
+		s.receives("a", "b")
+		p.until("acknowledgments", func() bool { return len(p.acks) == 3 })
+		first := s.got
+		for _, restart := range []bool{false, true} {
+			s.conn.Close(false, nil)
+			if restart {
+				b = again()
+			}
+			s = connectAs(t, b, h, &client{hold: true})
+			s.receives("a", "b")
+			for i, d := range s.got {
+				if !d.Dup || d.ID != first[i].ID || d.QoS != first[i].QoS {
+					t.Errorf("restart %t: got %s with DUP %t and identifier %d, want DUP and %d", restart, d.Payload, d.Dup, d.ID, first[i].ID)
+				}
+			}
+		}
+		s.conn.Acknowledge(broker.Puback, first[0].ID, broker.Success)
+		s.receives("a", "b", "c")
+		if s.got[2].Dup {
+			t.Error("the message that was not sent before: got DUP")
+		}
+	})
+}
