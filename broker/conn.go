@@ -23,7 +23,7 @@ type Conn struct {
 	kept    int // sessions that the device may have stored
 	done    <-chan struct{}
 	started bool
-	touched atomic.Bool
+	toucher atomic.Pointer[flusher] // the last one that is to flush it
 	out     flusher
 	fresh   []asking // of the last Subscribe
 
@@ -67,7 +67,8 @@ func (c *Conn) Wake() {
 	c.client.Flush()
 }
 
-// Flush writes what the client's publishes left in the output of their receivers.
+// Flush writes what the client's publishes left in the output of their receivers. The
+// reader calls it before it waits for the client, and once more at its end.
 func (c *Conn) Flush() { c.out.flush() }
 
 // Publish routes a message of the client. With QoS 1 and 2 the client is acknowledged

@@ -1,12 +1,15 @@
 package broker
 
 // flusher collects the connections whose output has grown, so that each is flushed once
-// for many messages. A connection is in one flusher at a time: whoever has it flushes
-// it soon. nil collects none.
+// for many messages. nil collects none. A connection may be in several: one whose owner
+// is late, because its client sent half a packet, must not hold up what others deliver.
 type flusher struct{ conns []*Conn }
 
 func (f *flusher) touch(c *Conn) {
-	if f != nil && c.touched.CompareAndSwap(false, true) {
+	if f == nil || c.toucher.Swap(f) == f {
+		return
+	}
+	if n := len(f.conns); n == 0 || f.conns[n-1] != c {
 		f.conns = append(f.conns, c)
 	}
 }
@@ -14,7 +17,7 @@ func (f *flusher) touch(c *Conn) {
 // flush has the output written.
 func (f *flusher) flush() {
 	for i, c := range f.conns {
-		c.touched.Store(false) // before: what comes from now on is touched again
+		c.toucher.CompareAndSwap(f, nil) // before: what comes from now on is touched again
 		c.client.Flush()
 		f.conns[i] = nil
 	}

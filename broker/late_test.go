@@ -142,3 +142,32 @@ func TestAPurgeSparesWhatIsInFlight(t *testing.T) {
 	s.receives("a", "b")
 	s.until("an empty queue", func() bool { return queued(t, b) == 0 })
 }
+
+// A publisher that does not come to flush what it delivered, because half a packet
+// follows, holds up no message of others.
+func TestALatePublisherHoldsUpNoOther(t *testing.T) {
+	b, _ := onSQLite(t, broker.Limits{})
+	s := connect(t, b, clean("s"))
+	s.subscribe(filter("x", 1))
+	late, p := connect(t, b, clean("late")), connect(t, b, clean("p"))
+	flushed := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.flushed
+	}
+	for qos := range byte(2) {
+		if err := late.conn.Publish(&broker.Message{Topic: "x", Payload: []byte("late"), Device: "late"}, 0); err != nil {
+			t.Fatal(err)
+		}
+		before := flushed()
+		p.publish("x", "m", qos, 1)
+		if flushed() == before {
+			t.Errorf("QoS %d: the receiver was not flushed", qos)
+		}
+	}
+	before := flushed()
+	late.conn.Flush()
+	if flushed() == before {
+		t.Error("the receiver was not flushed by the late publisher")
+	}
+}

@@ -193,6 +193,7 @@ func (l *local) leave(frame, disconnect) error { return nil }
 // close ends the connection to the core. A cut device's will is not published. The
 // subscriptions to the session's inbox do not outlive it.
 func (l *local) close(ctx context.Context) {
+	l.conn.Flush() // what came before a packet that was broken or cut short
 	if l.expiry > 0 && len(l.inboxes) > 0 {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), engineTimeout)
 		defer cancel()
