@@ -78,6 +78,16 @@ type frameReader struct {
 // buffered tells whether a part of the next frame is here already.
 func (fr *frameReader) buffered() bool { return fr.r < fr.w }
 
+// whole reports whether next returns without another read.
+func (fr *frameReader) whole() bool {
+	b := fr.buf[fr.r:fr.w]
+	if len(b) < 2 {
+		return false
+	}
+	n, size := remainingLength(b[1:min(len(b), 5)])
+	return size < 0 || size > 0 && len(b) >= 1+size+n
+}
+
 // next reads one frame. At the end of the stream between frames the error is
 // io.EOF, within one io.ErrUnexpectedEOF.
 func (fr *frameReader) next() (frame, error) {

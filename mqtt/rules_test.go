@@ -316,3 +316,17 @@ func heapNow() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
+
+// A client that sends half a packet behind others holds up neither those nor what others
+// publish to the same receiver.
+func TestHalfAPacketHoldsUpNothing(t *testing.T) {
+	v4, _ := everything(t, engine{})
+	s, late, p := v4.plain(":s"), v4.plain(":late"), v4.plain(":p")
+	s.sub(0, "c/#")
+	late.send(append(late.message(0, 0, "c/late", "late"), 0x30))
+	s.gets("late")
+	p.send(p.message(0, 0, "c/p", "p"))
+	s.gets("p")
+	late.send(append(late.message(0, 0, "c/late", "last")[1:], 0x36)) // the rest, and then a packet of QoS 3
+	s.gets("last")
+}

@@ -15,7 +15,7 @@ import (
 // or is no longer wanted.
 func (x *session) runUp(ctx context.Context) error {
 	for {
-		if !x.in.buffered() {
+		if !x.in.whole() { // what came before half a packet does not wait for the rest
 			if err := x.flush(); err != nil {
 				return err
 			}
