@@ -43,12 +43,16 @@ func (b *Broker) tidy(a *account) {
 	}
 }
 
+// storeShares divides the store: retained messages may have one of them and queued
+// messages the others, so that what is full of one kind refuses that kind alone.
+const storeShares = 4
+
 // queue counts a message in that is to wait for the device, and reports whether it may.
 func (b *Broker) queue(a *account, cost int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.gone || a.queued >= b.o.Limits.Queued || a.waiting+cost > b.o.Limits.QueuedOctets ||
-		b.queuedOctets.Load()+b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store {
+		b.queuedOctets.Load()+int64(cost) > b.o.Limits.Store/storeShares*(storeShares-1) {
 		return false
 	}
 	a.queued++
@@ -79,7 +83,7 @@ func (b *Broker) reserve(a *account, m, old *Message) bool {
 		octets -= old.cost()
 	}
 	if a.gone || n >= b.o.Limits.Retained || octets+cost > b.o.Limits.RetainedOctets ||
-		b.queuedOctets.Load()+b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store {
+		b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store/storeShares {
 		return false
 	}
 	a.reserved++

@@ -171,19 +171,24 @@ func TestAFullStoreRefusesWhatFillsIt(t *testing.T) {
 		p.publish("kept", strings.Repeat("x", 2<<10), 1, uint16(i)+1)
 	}
 	p.until("acknowledgments", func() bool { return len(p.acks) == 20 })
-	m := &broker.Message{Topic: "r", Payload: []byte(strings.Repeat("x", 4<<10)), QoS: 1, Retain: true, Device: "p"}
-	if err := p.conn.Publish(m, 30); err != nil {
-		t.Fatal(err)
+	if got := queued(t, b); got != 6 {
+		t.Errorf("messages in three quarters of the store: got %d, want 6", got)
 	}
-	p.publish("live", "1", 1, 31)
-	p.until("answers", func() bool { return strings.Join(p.acks[20:], ",") == "4 30 0x97,4 31 0x0" })
+	retain := func(id uint16) {
+		m := &broker.Message{Topic: fmt.Sprint("r", id), Payload: []byte(strings.Repeat("x", 3<<10)), QoS: 1, Retain: true, Device: "p"}
+		if err := p.conn.Publish(m, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	retain(30) // a full queue leaves retained messages their quarter
+	retain(31)
+	p.publish("live", "1", 1, 32)
+	p.until("answers", func() bool { return strings.Join(p.acks[20:], ",") == "4 30 0x0,4 31 0x97,4 32 0x0" })
 	live.receives("1")
 	s = connect(t, b, kept("s"))
 	s.until("an empty queue", func() bool { return queued(t, b) == 0 })
-	if err := p.conn.Publish(m, 40); err != nil {
-		t.Fatal(err)
-	}
-	p.until("the answer", func() bool { return p.acks[len(p.acks)-1] == "4 40 0x0" })
+	p.publish("kept", "again", 1, 40)
+	s.until("a message more", func() bool { return len(s.got) == 7 })
 	for _, device := range []string{"s", "live", "p"} {
 		purge(t, b, db, device)
 	}

@@ -375,7 +375,11 @@ func (b *Broker) Forget(device string) {
 	b.mu.Unlock()
 	sessions, messages := a.stored()
 	for _, s := range sessions {
-		b.end(s) // without its will: the device lost its identity
+		// Without its will: the device lost its identity. What was recorded behind Erase has
+		// no session any more by which opPurge could find it.
+		if _, wipe := b.end(s); wipe {
+			b.journal.add(op{kind: opWipe, s: s})
+		}
 	}
 	for _, m := range messages {
 		b.forgetRetained(m)

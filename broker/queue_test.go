@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
@@ -42,11 +43,21 @@ func onSQLite(t *testing.T, limits broker.Limits) (*broker.Broker, *store.DB) {
 // empty waits until no device has anything, and the record of the node is empty.
 func empty(t *testing.T, b *broker.Broker, db *store.DB) {
 	t.Helper()
-	c := &client{t: t, changed: make(chan struct{}, 1)}
-	c.until("an end of all that was stored", func() bool {
-		accounts, err := b.Usage(t.Context(), countersign.UsageFilter{Limit: 10})
-		return err == nil && len(accounts) == 0 && total(t, b) == (countersign.Usage{}) && rows(t, db) == 0
-	})
+	var accounts []countersign.Usage
+	var sum countersign.Usage
+	var left int
+	for range 1000 {
+		var err error
+		if accounts, err = b.Usage(t.Context(), countersign.UsageFilter{Limit: 10}); err != nil {
+			t.Fatal(err)
+		}
+		sum, left = total(t, b), rows(t, db)
+		if len(accounts) == 0 && sum == (countersign.Usage{}) && left == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("got %+v, in all %+v, and %d rows, want nothing", accounts, sum, left)
 }
 
 // total is what all devices have.
