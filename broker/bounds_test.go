@@ -171,8 +171,8 @@ func TestAFullStoreRefusesWhatFillsIt(t *testing.T) {
 		p.publish("kept", strings.Repeat("x", 2<<10), 1, uint16(i)+1)
 	}
 	p.until("acknowledgments", func() bool { return len(p.acks) == 20 })
-	if got := queued(t, b); got != 6 {
-		t.Errorf("messages in three quarters of the store: got %d, want 6", got)
+	if got := queued(t, b); got != 7 {
+		t.Errorf("messages in three quarters of the store: got %d, want 7", got)
 	}
 	retain := func(id uint16) {
 		m := &broker.Message{Topic: fmt.Sprint("r", id), Payload: []byte(strings.Repeat("x", 3<<10)), QoS: 1, Retain: true, Device: "p"}
@@ -188,7 +188,7 @@ func TestAFullStoreRefusesWhatFillsIt(t *testing.T) {
 	s = connect(t, b, kept("s"))
 	s.until("an empty queue", func() bool { return queued(t, b) == 0 })
 	p.publish("kept", "again", 1, 40)
-	s.until("a message more", func() bool { return len(s.got) == 7 })
+	s.until("a message more", func() bool { return len(s.got) == 8 })
 	for _, device := range []string{"s", "live", "p"} {
 		purge(t, b, db, device)
 	}
