@@ -26,34 +26,45 @@ type Lists struct {
 	Override bool
 }
 
-// SetCRLs brings the revocation lists of a registered authority up to date, and reports
-// whether that changed any. A list takes the place of the one by the same issuer with the
-// same scope; the others stay. It refuses with Conflict a list that is not newer than the
-// one on record (RFC 5280, 5.2.3), and with BadRequest one that no CA at or below the
-// authority signed, or no list at all. Call Reload after the commit.
-func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, id string, l Lists) (changed bool, err error) {
-	if err := tx.Lock(ctx, "authority:"+id); err != nil {
-		return false, err
-	}
-	a, err := c.readRegistered(ctx, tx, id)
+// ErrListsMoved is returned by SetCRLs where the authority has changed since the plan was
+// made. Plan again.
+var ErrListsMoved = countersign.Errorf(countersign.Conflict, "the authority was changed at the same time").WithNext("try again")
+
+// ListsPlan is a change of the lists of a registered authority, made by PlanCRLs for
+// SetCRLs to record.
+type ListsPlan struct {
+	Changed bool // false: the lists on record are these already
+
+	id      string
+	version int64 // of the authority that it was made for
+	trust   string
+}
+
+// PlanCRLs decides how the revocation lists of a registered authority follow. A list takes
+// the place of the one by the same issuer with the same scope; the others stay. It refuses
+// with Conflict a list that is not newer than the one on record (RFC 5280, 5.2.3), and
+// with BadRequest one that no CA at or below the authority signed, or no list at all. It
+// parses up to maxIssuersTried certificates, so call it outside of a transaction.
+func (c *CA) PlanCRLs(ctx context.Context, id string, l Lists) (*ListsPlan, error) {
+	a, err := c.readRegistered(ctx, c.DB, id)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	t := a.trust
 	t.Intermediates = appendNew(t.Intermediates, l.Intermediates)
 	t.CRLs = l.CRLs
 	next, err := c.anchorOf(a.Certificate, t)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if len(next.CRLs) == 0 && !l.Override {
-		return false, countersign.Errorf(countersign.BadRequest, "no revocation list was given").
+		return nil, countersign.Errorf(countersign.BadRequest, "no revocation list was given").
 			WithNext("give the lists that changed; a list without entries is one, too")
 	}
 	signers := append([]*x509.Certificate{a.Certificate}, next.Intermediates...)
-	recorded, err := issuersBelow(ctx, tx, id, next.CRLs)
+	recorded, err := issuersBelow(ctx, c.DB, id, next.CRLs)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	before := a.anchor.CRLs
 	if l.Override {
@@ -61,24 +72,32 @@ func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, id string, l Lists) (cha
 	}
 	after, err := follow(before, next.CRLs, append(signers, recorded...))
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if len(after) > maxLists {
-		return false, countersign.Errorf(countersign.TooLarge, "authority %s has %d revocation lists with these, more than %d", id, len(after), maxLists).
+		return nil, countersign.Errorf(countersign.TooLarge, "authority %s has %d revocation lists with these, more than %d", id, len(after), maxLists).
 			WithNext("replace all lists on your word, without those of CAs that are no more")
 	}
 	t.CRLs = derOf(after)
-	if len(t.Intermediates) == len(a.trust.Intermediates) && slices.EqualFunc(before, after, (*attest.CRL).Same) && !l.Override {
-		return false, nil
-	}
 	text, err := json.Marshal(t)
 	if err != nil {
-		return false, fmt.Errorf("encode trust: %w", err)
+		return nil, fmt.Errorf("encode trust: %w", err)
 	}
-	if _, err := tx.Exec(ctx, `UPDATE authority SET trust = $2, version = version + 1 WHERE id = $1`, id, string(text)); err != nil {
-		return false, fmt.Errorf("record the lists of authority %s: %w", id, err)
+	same := len(t.Intermediates) == len(a.trust.Intermediates) && slices.EqualFunc(before, after, (*attest.CRL).Same) && !l.Override
+	return &ListsPlan{Changed: !same, id: id, version: a.version, trust: string(text)}, nil
+}
+
+// SetCRLs records the lists of a plan. It returns ErrListsMoved where the authority has
+// changed since the plan was made. Call Reload after the commit.
+func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, p *ListsPlan) error {
+	rows, err := tx.Exec(ctx, `UPDATE authority SET trust = $3, version = version + 1 WHERE id = $1 AND version = $2 AND kind = 'registered'`, p.id, p.version, p.trust)
+	if err != nil {
+		return fmt.Errorf("record the lists of authority %s: %w", p.id, err)
 	}
-	return true, nil
+	if rows != 1 {
+		return ErrListsMoved
+	}
+	return nil
 }
 
 // follow returns the lists that are in force once fresh ones have followed old ones. Each

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"testing"
 	"time"
@@ -55,6 +56,47 @@ func (l *lister) list(t *testing.T, number int64, after time.Duration, revoked .
 	return der
 }
 
+func (h *house) setLists(ctx context.Context, id string, l ca.Lists) (changed bool, err error) {
+	p, err := h.PlanCRLs(ctx, id, l)
+	if err != nil || !p.Changed {
+		return false, err
+	}
+	return true, h.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return h.SetCRLs(ctx, tx, p) })
+}
+
+// TestListsAreDecidedOutsideOfTheirTransaction: thousands of certificates may have to be
+// parsed for it. What was decided for another state of the authority is not recorded.
+func TestListsAreDecidedOutsideOfTheirTransaction(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		maker := newLister(t, "Maker", nil)
+		var plans []*ca.ListsPlan
+		h.write(t, func(ctx context.Context, tx *store.Tx) error {
+			_, err := h.Register(ctx, tx, ca.Registration{ID: "maker", Certificate: maker.cert.Raw, CRLs: [][]byte{maker.list(t, 5, 0)}, Override: true})
+			return err
+		})
+		h.write(t, func(context.Context, *store.Tx) error { // while another one writes
+			for _, number := range []int64{7, 6} {
+				p, err := h.PlanCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{maker.list(t, number, time.Hour)}})
+				if err != nil || !p.Changed {
+					t.Fatalf("PlanCRLs of %d: got %+v, %v", number, p, err)
+				}
+				plans = append(plans, p)
+			}
+			return nil
+		})
+		for i, want := range []error{nil, ca.ErrListsMoved} {
+			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.SetCRLs(ctx, tx, plans[i]) })
+			if !errors.Is(err, want) {
+				t.Errorf("plan %d: got %v, want %v", i, err, want)
+			}
+		}
+		if _, err := h.setLists(t.Context(), "maker", ca.Lists{CRLs: [][]byte{maker.list(t, 6, time.Hour)}}); countersign.CodeOf(err) != countersign.Conflict {
+			t.Errorf("the older one, planned again: got %v, want conflict", err)
+		}
+	})
+}
+
 // TestListsFollowEachOther goes through what may take the place of a list on record, number
 // 5 of one minute after start with one entry (RFC 5280, 5.2.3).
 func TestListsFollowEachOther(t *testing.T) {
@@ -101,11 +143,7 @@ func TestListsFollowEachOther(t *testing.T) {
 				return err
 			})
 			other := h.process(t) // has read the authority before its lists change
-			var changed bool
-			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) (err error) {
-				changed, err = h.SetCRLs(ctx, tx, id, c.lists)
-				return err
-			})
+			changed, err := h.setLists(t.Context(), id, c.lists)
 			if countersign.CodeOf(err) != c.code || changed != c.changed {
 				t.Errorf("%s: got changed %v, %v, want %v, %q", c.name, changed, err, c.changed, c.code)
 			}

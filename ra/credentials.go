@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -287,9 +288,29 @@ func (o *Office) RegisterAuthority(ctx context.Context, g ca.Registration, by By
 // SetCRLs brings the revocation lists of a registered authority up to date; see ca.SetCRLs.
 // why is the operator's reason for an override. Where nothing changed there is no event.
 func (o *Office) SetCRLs(ctx context.Context, id string, l ca.Lists, why string, by By) error {
-	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		changed, err := o.CA.SetCRLs(ctx, tx, id, l)
-		if err != nil || !changed {
+	for try := 1; ; try++ {
+		err := o.followCRLs(ctx, id, l, why, by)
+		if errors.Is(err, ca.ErrListsMoved) && try < maxListTries {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return o.CA.Reload(ctx)
+	}
+}
+
+// maxListTries bounds how often lists are planned anew because others changed the same
+// authority meanwhile: each time one of those got through.
+const maxListTries = 10
+
+func (o *Office) followCRLs(ctx context.Context, id string, l ca.Lists, why string, by By) error {
+	plan, err := o.CA.PlanCRLs(ctx, id, l)
+	if err != nil || !plan.Changed {
+		return err
+	}
+	return o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := o.CA.SetCRLs(ctx, tx, plan); err != nil {
 			return err
 		}
 		e := by.event(countersign.AuthorityUpdated)
@@ -300,8 +321,4 @@ func (o *Office) SetCRLs(ctx context.Context, id string, l ca.Lists, why string,
 		}
 		return o.Events.Append(ctx, tx, e)
 	})
-	if err != nil {
-		return err
-	}
-	return o.CA.Reload(ctx)
 }
