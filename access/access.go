@@ -97,16 +97,33 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 	if dec.Code != "" {
 		return dec
 	}
-	dec.Allow = true
-	dec.Budget = d.rules.budgetOf(dec.Fleet)
-	if isOperator(dec.Device) {
-		dec.Budget.Sessions = max(dec.Budget.Sessions, operatorSessions)
+	if err := d.setBudget(ctx, &dec); err != nil {
+		dec.Code, dec.Reason = countersign.Unavailable, "the rules of the fleet cannot be read now"
+		return dec
 	}
+	dec.Allow = true
 	d.permit(ctx, c, &dec)
 	if dec.ReadOnly {
 		dec.Permissions.Publish, dec.Permissions.Retain = countersign.Filters{}, countersign.Filters{}
 	}
 	return dec
+}
+
+// setBudget has the verdict carry what the rules of its fleet, as they are on record now,
+// say of each client. Where rules were read for the decision it does already; for an
+// operator's application, whose token no fleet accepts or refuses, none were.
+func (d *Desk) setBudget(ctx context.Context, dec *Decision) error {
+	if dec.Budget == (countersign.Budget{}) {
+		read, err := d.readRules(ctx, dec.Fleet)
+		if err != nil {
+			return err
+		}
+		dec.Budget = read.Budget.WithDefaults()
+	}
+	if isOperator(dec.Device) {
+		dec.Budget.Sessions = max(dec.Budget.Sessions, operatorSessions)
+	}
+	return nil
 }
 
 // operatorSessions is how many sessions a person or an application of an operator may
@@ -168,7 +185,7 @@ func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Deci
 	if dec.Code != "" {
 		return dec
 	}
-	dec.FirstUse = rec.state == countersign.CertPending
+	dec.FirstUse, dec.Budget = rec.state == countersign.CertPending, standing.Budget
 	if rec.state == countersign.CertSuperseded && rec.acceptUntil.Before(dec.NotAfter) {
 		dec.NotAfter = rec.acceptUntil
 	}

@@ -130,15 +130,10 @@ func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
 	if countersign.CheckName(fleet) != nil {
 		return none
 	}
-	var text string
-	err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text)
+	read, err := d.readRules(ctx, fleet)
 	if errors.Is(err, sql.ErrNoRows) {
 		return none
 	}
-	if err != nil {
-		return refuse(countersign.Unavailable, "the rules of the fleet cannot be read now")
-	}
-	read, err := d.rules.of(fleet, text)
 	if err != nil {
 		return refuse(countersign.Unavailable, "the rules of the fleet cannot be read now")
 	}
@@ -151,6 +146,6 @@ func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
 		return refuse(countersign.RateLimited, "the fleet has as many guests, or as many from this address, as it may")
 	}
 	return Decision{Verdict: countersign.Verdict{
-		Device: name, Fleet: fleet, Credential: guestCredential, Ephemeral: true, NotAfter: now.Add(guestTime),
+		Device: name, Fleet: fleet, Credential: guestCredential, Ephemeral: true, NotAfter: now.Add(guestTime), Budget: read.Budget.WithDefaults(),
 	}}
 }

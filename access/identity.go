@@ -126,8 +126,15 @@ func (d *Desk) decide(ctx context.Context, c countersign.Connection, h *holder, 
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
 	}}
 	dec.Code, dec.Reason, dec.FirstUse = h.refusal(p)
-	if dec.Code == "" && p.kind != "" {
-		dec.Code, dec.Reason = d.accepts(h.fleet, h.rules, p.kind)
+	if dec.Code == "" {
+		read, err := d.rules.of(h.fleet, h.rules)
+		switch {
+		case err != nil:
+			dec.Code, dec.Reason = countersign.Unavailable, "the rules of the fleet cannot be read now"
+		case p.kind != "" && !Accepts(read.Access, p.kind):
+			dec.Code, dec.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", h.fleet, p.kind)
+		}
+		dec.Budget = read.Budget.WithDefaults()
 	}
 	if dec.Code == "" {
 		dec.Code, dec.Reason = d.checkClient(ctx, c.ClientID, h.device)

@@ -51,6 +51,8 @@ type Standing struct {
 	Next   string // what to do about it; may be empty
 	// Path of a manufacturer's certificate, where it is valid by CAs that are not on record.
 	Path []*x509.Certificate
+
+	Budget countersign.Budget // of each client, by the fleet's rules
 }
 
 // Err is the refusal; nil if the certificate is good.
@@ -152,6 +154,7 @@ func (d *Desk) judge(ctx context.Context, rd store.Reader, r *record, use Use, p
 	if err != nil {
 		return s, err
 	}
+	s.Budget = rules.Budget.WithDefaults()
 	if s.Code, s.Reason, s.Next = r.refusal(d.Now(), use); s.Code != "" {
 		if s.Code == countersign.CertExpired && rules.Recovery != nil {
 			s.Next = "renew at the recovery listener, which the fleet has opened for expired devices"
