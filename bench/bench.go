@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/est"
@@ -34,19 +35,24 @@ const (
 type subject struct {
 	name    string
 	measure func(*bench, context.Context) ([]sample, error)
+	asked   bool // only where it is named
 }
 
 // subjects are measured in this order in each round; the later ones use what the
 // earlier ones enrolled.
 func subjects() []subject {
 	return []subject{
-		{"limits", (*bench).limits},
-		{"enroll", (*bench).enroll},
-		{"connect", (*bench).connectAll},
-		{"renew", (*bench).renew},
-		{"ocsp", (*bench).ocsp},
-		{"sessions", (*bench).sessions},
-		{"flood", (*bench).flood},
+		{name: "limits", measure: (*bench).limits},
+		{name: "enroll", measure: (*bench).enroll},
+		{name: "connect", measure: (*bench).connectAll},
+		{name: "renew", measure: (*bench).renew},
+		{name: "ocsp", measure: (*bench).ocsp},
+		{name: "sessions", measure: (*bench).sessions},
+		{name: "flood", measure: (*bench).flood},
+		{name: "memory", measure: (*bench).memory},
+		{name: "messages", measure: (*bench).messages},
+		{name: "fanout", measure: (*bench).fanout},
+		{name: "scale", measure: (*bench).scale, asked: true},
 	}
 }
 
@@ -77,11 +83,23 @@ type bench struct {
 	token  string
 	dialer dialer
 
+	loadToken string // of the load fleet
+	load      []*device
+
 	made   int       // devices so far
 	fresh  []*device // enrolled and never connected
 	active []*device // connected once
 	all    []*device // all whose certificate is good
-	notes  []string  // what a table cannot tell
+
+	mu    sync.Mutex
+	notes []string // what a table cannot show
+}
+
+// note adds what a table cannot show.
+func (b *bench) note(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.notes = append(b.notes, text)
 }
 
 // run measures everything and writes the report.
@@ -98,7 +116,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	r := newReport(ctx, b)
 	for round := range o.rounds {
 		for _, s := range subjects() {
-			if len(o.only) > 0 && !slices.Contains(o.only, s.name) {
+			if !slices.Contains(o.only, s.name) && (len(o.only) > 0 || s.asked) {
 				continue
 			}
 			_, _ = fmt.Fprintf(out, "round %d of %d: %s\n", round+1, o.rounds, s.name)
@@ -109,7 +127,9 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			r.add(samples)
 		}
 	}
+	b.mu.Lock()
 	r.Notes = append(r.Notes, b.notes...)
+	b.mu.Unlock()
 	r.finish()
 	if o.json != "" {
 		if err := r.save(o.json); err != nil {
@@ -121,6 +141,9 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 
 // open builds and starts everything.
 func (b *bench) open(ctx context.Context) error {
+	if err := raiseFiles(); err != nil {
+		return err
+	}
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(b.dir, "countersign"), "github.com/countersign-iot/countersign/cmd/countersign") //nolint:gosec // our own program
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
@@ -216,6 +239,9 @@ func (b *bench) learn(ctx context.Context) error {
 		return err
 	}
 	b.token = issued.Secret
+	if err := b.createLoadFleet(ctx); err != nil {
+		return err
+	}
 	transport := &http.Transport{TLSClientConfig: clientTLS(b.roots, nil)}
 	defer transport.CloseIdleConnections()
 	client := &est.Client{BaseURL: b.endpoints.Enroll, HTTP: &http.Client{Transport: transport, Timeout: opTimeout}}

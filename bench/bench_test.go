@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 // TestMain lets the test program be the process of the limits, as bench itself is.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == limitsCommand || os.Args[1] == hostileCommand) {
+	if len(os.Args) > 1 && slices.Contains([]string{limitsCommand, hostileCommand, askCommand}, os.Args[1]) {
 		if err := command(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 			os.Exit(1)
 		}
@@ -27,7 +28,10 @@ func TestMain(m *testing.M) {
 
 // tinySize touches every path and waits for nothing.
 func tinySize() size {
-	return size{enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 500 * time.Millisecond}
+	return size{
+		enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 500 * time.Millisecond,
+		idle: 12, messages: 200, fan: 20, ask: 50 * time.Millisecond, scale: 20, commands: 5,
+	}
 }
 
 // runTimeout is many times what a tiny run takes, a cold build included.

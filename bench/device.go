@@ -34,9 +34,9 @@ func newCSR(id string, key *ecdsa.PrivateKey) ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
 }
 
-// newDevices makes n devices with keys and enrollment requests.
-func (b *bench) newDevices(ctx context.Context, n int) ([]*device, error) {
-	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(":"+b.token))
+// newDevices makes n devices with keys and enrollment requests that show token.
+func (b *bench) newDevices(ctx context.Context, n int, token string) ([]*device, error) {
+	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(":"+token))
 	run := rand.Text()[:6] // a PostgreSQL may know the devices of an earlier run
 	list := make([]*device, n)
 	first := b.made
@@ -131,7 +131,7 @@ func (b *bench) askAnew(devices []*device) func(ctx context.Context, worker, i i
 
 // enroll measures first certificates over EST by token, durably recorded.
 func (b *bench) enroll(ctx context.Context) ([]sample, error) {
-	devices, err := b.newDevices(ctx, b.opts.size.enroll+b.opts.size.connect)
+	devices, err := b.newDevices(ctx, b.opts.size.enroll+b.opts.size.connect, b.token)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (b *bench) enroll(ctx context.Context) ([]sample, error) {
 // enrolled gives n devices with certificates that were never used.
 func (b *bench) enrolled(ctx context.Context, n int) ([]*device, error) {
 	if missing := n - len(b.fresh); missing > 0 {
-		devices, err := b.newDevices(ctx, missing)
+		devices, err := b.newDevices(ctx, missing, b.token)
 		if err != nil {
 			return nil, err
 		}
@@ -209,7 +209,7 @@ func (b *bench) connectAll(ctx context.Context) ([]sample, error) {
 	if !hasMosquitto() {
 		return samples, nil
 	}
-	m, addr, err := b.startMosquitto(ctx)
+	m, addr, err := b.startMosquitto(ctx, nothingKept)
 	if err != nil {
 		return nil, err
 	}

@@ -46,9 +46,6 @@ type honest struct {
 // flood measures what 1,000 hostile connections a second, first from one address,
 // then from 200, change for devices that publish and for those that reconnect.
 func (b *bench) flood(ctx context.Context) (samples []sample, err error) {
-	if err := raiseFiles(); err != nil {
-		return nil, err
-	}
 	n := b.opts.size.sessions
 	devices, err := b.connected(ctx, n+spares+1)
 	if err != nil {
@@ -62,7 +59,7 @@ func (b *bench) flood(ctx context.Context) (samples []sample, err error) {
 	b.all = slices.DeleteFunc(b.all, func(d *device) bool { return d == stolen })
 
 	h := &honest{}
-	_, h.live, err = b.hold(ctx, b.server, hostOf(b.endpoints.MQTT), devices[:n])
+	h.live, err = b.hold(ctx, hostOf(b.endpoints.MQTT), devices[:n])
 	defer func() {
 		for _, c := range h.live {
 			leave(c)
@@ -137,7 +134,7 @@ func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *device, n
 	if err == nil && d.Admitted > 0 {
 		err = fmt.Errorf("the server admitted %d hostile connections", d.Admitted)
 	}
-	b.notes = append(b.notes, fmt.Sprintf("flood from %d: %d attempts, of them %d refused before the end of the handshake, %d after it; %d not attempted",
+	b.note(fmt.Sprintf("flood from %d: %d attempts, of them %d refused before the end of the handshake, %d after it; %d not attempted",
 		p.addresses, d.Attempts, d.Refused, d.Handshakes, d.Dropped))
 	return samples, err
 }
@@ -163,7 +160,7 @@ func (h *honest) take() (messages, connects []time.Duration) {
 // publish sends a message at QoS 1 now and then, and waits for its PUBACK, which
 // comes from the engine behind the gateway.
 func (h *honest) publish(ctx context.Context, c net.Conn, id string, first time.Duration) {
-	packet, answer := publishPacket("devices/" + id + "/up/t")
+	packet, answer := publishPacket("devices/"+id+"/up/t", 1, 7, make([]byte, 32)), pubackPacket(7)
 	wait := first
 	for pause(ctx, wait) == nil {
 		t := now()
@@ -212,13 +209,4 @@ func (h *honest) reconnect(ctx context.Context, b *bench, devices []*device) {
 			h.mu.Unlock()
 		})
 	}
-}
-
-// publishPacket is a PUBLISH at QoS 1 of 32 octets, with its PUBACK (MQTT 3.1.1,
-// 3.3 and 3.4). The topic is short enough for a length of one octet.
-func publishPacket(topic string) (packet, answer []byte) {
-	const size = 32
-	packet = append([]byte{0x32, byte(2 + len(topic) + 2 + size), 0, byte(len(topic))}, topic...) //nolint:gosec // ids of the bench are short
-	packet = append(append(packet, 0, 7), make([]byte, size)...)
-	return packet, []byte{0x40, 2, 0, 7}
 }

@@ -208,7 +208,8 @@ func (h *hostile) stop() (damage, error) {
 	return d, h.process.err
 }
 
-// raiseFiles lets this process have as many sockets as the system allows.
+// raiseFiles lets this process, and those that it starts, have as many sockets as the
+// system allows.
 func raiseFiles() error {
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {

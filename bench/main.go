@@ -49,16 +49,28 @@ type size struct {
 	rest     time.Duration // for memory to settle
 	hostile  int           // connections a second of the attacker
 	flood    time.Duration // each phase of the flood
+	idle     int           // sessions whose memory is measured
+	messages int           // of a stream
+	fan      int           // sessions that get one message
+	ask      time.Duration // requests and answers, each time
+	scale    int           // sessions of subject scale
+	commands int           // to some of them
 }
 
 // fullSize makes rounds of about a minute, each figure from at least a second of work.
 func fullSize() size {
-	return size{enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 10 * time.Second}
+	return size{
+		enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 10 * time.Second,
+		idle: 5000, messages: 20_000, fan: 10_000, ask: 10 * time.Second, scale: 20_000, commands: 1000,
+	}
 }
 
 // quickSize only shows that everything works; its figures are too coarse to compare.
 func quickSize() size {
-	return size{enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, hostile: 200, flood: 3 * time.Second}
+	return size{
+		enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, hostile: 200, flood: 3 * time.Second,
+		idle: 60, messages: 2000, fan: 60, ask: 500 * time.Millisecond, scale: 200, commands: 20,
+	}
 }
 
 func main() {
@@ -75,13 +87,15 @@ func main() {
 }
 
 // command runs the benchmark or, as a process of its own, the servers that are
-// its limits or the attacker.
+// its limits, the attacker, or the pair that asks and answers.
 func command(ctx context.Context, args []string, out, errOut io.Writer) error {
 	switch {
 	case len(args) == 2 && args[0] == limitsCommand:
 		return serveLimits(ctx, args[1], out)
 	case len(args) == 1 && args[0] == hostileCommand:
 		return beHostile(ctx, os.Stdin, out)
+	case len(args) == 1 && args[0] == askCommand:
+		return beAsking(ctx, os.Stdin, out)
 	}
 	o, err := parseFlags(args, errOut)
 	if err != nil {

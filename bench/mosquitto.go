@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,8 +13,9 @@ import (
 )
 
 const (
-	crlFile       = "crl.pem"
-	mosquittoFile = "mosquitto.conf"
+	crlFile        = "crl.pem"
+	mosquittoFile  = "mosquitto.conf"
+	mosquittoStore = "mosquitto"
 )
 
 // hasMosquitto reports whether the peer is installed.
@@ -31,15 +33,30 @@ func mosquittoPath() (string, error) {
 	return path, err
 }
 
+// keeping is how the peer stores sessions and messages.
+type keeping string
+
+// The ways of mosquitto.conf(5). None syncs before PUBACK: with autosave_on_changes the
+// peer writes its whole file anew before it waits for packets again, without it once a second.
+const (
+	nothingKept  keeping = "persistence false"
+	keptEachTime keeping = "persistence true\nautosave_interval 1\nautosave_on_changes true"
+	keptEachSec  keeping = "persistence true\nautosave_interval 1\nautosave_on_changes false"
+)
+
 // mosquittoConfig makes it check what we check: the path, a CRL, the name.
-func mosquittoConfig(dir, port string) string {
+func mosquittoConfig(dir, port string, keep keeping) string {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	lines := []string{
 		"listener " + port + " 127.0.0.1",
 		"cafile " + file(rootsFile), "certfile " + file(chainFile), "keyfile " + file(keyFile), "crlfile " + file(crlFile),
 		"require_certificate true", "use_identity_as_username true",
 		"allow_anonymous true", "max_connections -1",
-		"persistence false", "log_dest none",
+		string(keep), "log_dest none",
+		"max_queued_messages 0", // no bound: with one 2.0.11 drops messages long before it
+	}
+	if keep != nothingKept {
+		lines = append(lines, "persistence_location "+file(mosquittoStore)+"/")
 	}
 	if os.Getuid() == 0 {
 		lines = append(lines, "user root") // else it cannot read our folder
@@ -47,8 +64,9 @@ func mosquittoConfig(dir, port string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// startMosquitto runs the peer with Debian's defaults beside what mosquittoConfig says.
-func (b *bench) startMosquitto(ctx context.Context) (*process, string, error) {
+// startMosquitto runs the peer with Debian's defaults beside what mosquittoConfig says,
+// and nothing kept from before.
+func (b *bench) startMosquitto(ctx context.Context, keep keeping) (*process, string, error) {
 	path, err := mosquittoPath()
 	if err != nil {
 		return nil, "", err
@@ -65,8 +83,12 @@ func (b *bench) startMosquitto(ctx context.Context) (*process, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	store := filepath.Join(b.dir, mosquittoStore)
+	if err := errors.Join(os.RemoveAll(store), os.MkdirAll(store, 0o700)); err != nil {
+		return nil, "", err
+	}
 	config := filepath.Join(b.dir, mosquittoFile)
-	if err := os.WriteFile(config, []byte(mosquittoConfig(b.dir, port)), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(mosquittoConfig(b.dir, port, keep)), 0o600); err != nil {
 		return nil, "", err
 	}
 	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config)) //nolint:gosec // the installed program

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -18,16 +20,54 @@ func connectPacket(clientID string) []byte {
 	return append(p, clientID...)
 }
 
+// keptPacket is connectPacket for a session that is kept (MQTT 3.1.1, 3.1.2.4).
+func keptPacket(clientID string) []byte {
+	p := connectPacket(clientID)
+	p[9] = 0
+	return p
+}
+
+// subscribePacket is a SUBSCRIBE to one filter of at most 100 octets (MQTT 3.1.1, 3.8).
+func subscribePacket(filter string, qos byte) []byte {
+	p := append([]byte{0x82, byte(5 + len(filter)), 0, 1, 0, byte(len(filter))}, filter...) //nolint:gosec // at most 105
+	return append(p, qos)
+}
+
+// subackPacket is the SUBACK that grants qos (MQTT 3.1.1, 3.9).
+func subackPacket(qos byte) []byte { return []byte{0x90, 3, 0, 1, qos} }
+
+// publishPacket is a PUBLISH (MQTT 3.1.1, 3.3). id counts with QoS 1 only.
+func publishPacket(topic string, qos byte, id uint16, payload []byte) []byte {
+	n := 2 + len(topic) + len(payload)
+	if qos > 0 {
+		n += 2
+	}
+	p := binary.AppendUvarint([]byte{0x30 | qos<<1}, uint64(n))                //nolint:gosec // MQTT has the same form
+	p = append(binary.BigEndian.AppendUint16(p, uint16(len(topic))), topic...) //nolint:gosec // at most 100
+	if qos > 0 {
+		p = binary.BigEndian.AppendUint16(p, id)
+	}
+	return append(p, payload...)
+}
+
+// pubackPacket is a PUBACK (MQTT 3.1.1, 3.4).
+func pubackPacket(id uint16) []byte { return []byte{0x40, 2, byte(id >> 8), byte(id)} }
+
 // connect opens an MQTT session with full mutual TLS.
 func (b *bench) connect(ctx context.Context, addr string, d *device) (net.Conn, error) {
-	c, err := b.dialer.dialTLS(ctx, addr, clientTLS(b.roots, &d.identity))
+	return b.dialer.open(ctx, addr, clientTLS(b.roots, &d.identity), d.id)
+}
+
+// open connects with clean session.
+func (d *dialer) open(ctx context.Context, addr string, config *tls.Config, clientID string) (net.Conn, error) {
+	c, err := d.dialTLS(ctx, addr, config)
 	if err != nil {
 		return nil, err
 	}
-	err = exchange(c, connectPacket(d.id), connackAccepted())
+	err = exchange(c, connectPacket(clientID), connackAccepted())
 	if err != nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("connect %s: %w", d.id, err)
+		return nil, fmt.Errorf("connect %s: %w", clientID, err)
 	}
 	return c, nil
 }

@@ -14,8 +14,7 @@ import (
 // pingEvery is how often the bystander of cuts asks for a sign of life.
 const pingEvery = 2 * time.Millisecond
 
-// sessions measures what live sessions cost while they idle and how fast they end
-// when their device is revoked.
+// sessions measures how fast live sessions end when their device is revoked.
 func (b *bench) sessions(ctx context.Context) (samples []sample, err error) {
 	devices, err := b.connected(ctx, b.opts.size.sessions)
 	if err != nil {
@@ -24,43 +23,26 @@ func (b *bench) sessions(ctx context.Context) (samples []sample, err error) {
 	if err := b.restart(ctx); err != nil {
 		return nil, err
 	}
-	memory, live, err := b.hold(ctx, b.server, hostOf(b.endpoints.MQTT), devices)
+	live, err := b.hold(ctx, hostOf(b.endpoints.MQTT), devices)
+	defer func() {
+		for _, c := range live {
+			_ = c.Close() // some are cut
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
-	memory.name = "session_memory"
-	cuts, err := b.cut(ctx, devices, live)
-	for _, c := range live {
-		_ = c.Close() // some are cut
-	}
-	samples = append(cuts, memory)
+	samples, err = b.cut(ctx, devices, live)
 	revoked := devices[:b.opts.size.cuts]
 	b.active = b.active[len(revoked):]
 	b.all = slices.DeleteFunc(b.all, func(d *device) bool { return slices.Contains(revoked, d) })
-	if err != nil || !hasMosquitto() {
-		return samples, err
-	}
-	m, addr, err := b.startMosquitto(ctx)
-	if err != nil {
-		return nil, err
-	}
-	memory, live, err = b.hold(ctx, m, addr, devices)
-	for _, c := range live {
-		leave(c)
-	}
-	memory.name = "mosquitto_session_memory"
-	return append(samples, memory), errors.Join(err, m.stop())
+	return samples, err
 }
 
-// hold opens a session for each device and gives the memory that each of them
-// takes, with the sessions.
-func (b *bench) hold(ctx context.Context, p *process, addr string, devices []*device) (sample, []net.Conn, error) {
-	empty, err := p.rested(ctx, b.opts.size.rest)
-	if err != nil {
-		return sample{}, nil, err
-	}
+// hold opens a session for each device. What it returns with an error is open too.
+func (b *bench) hold(ctx context.Context, addr string, devices []*device) ([]net.Conn, error) {
 	live := make([]net.Conn, len(devices))
-	_, _, err = drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
+	_, _, err := drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
 		c, err := b.connect(ctx, addr, devices[i])
 		if err != nil {
 			return err
@@ -68,12 +50,7 @@ func (b *bench) hold(ctx context.Context, p *process, addr string, devices []*de
 		live[i] = c
 		return c.SetDeadline(time.Time{})
 	})
-	live = slices.DeleteFunc(live, func(c net.Conn) bool { return c == nil })
-	if err != nil {
-		return sample{}, live, err
-	}
-	full, err := p.rested(ctx, b.opts.size.rest)
-	return sample{ops: len(devices), bytes: float64(full-empty) / float64(len(devices))}, live, err
+	return slices.DeleteFunc(live, func(c net.Conn) bool { return c == nil }), err
 }
 
 // rested is the resident memory once the process had time to give some back.

@@ -29,12 +29,24 @@ const (
 )
 
 // dialer connects from one loopback address after the other.
-type dialer struct{ next atomic.Uint32 }
+type dialer struct {
+	next atomic.Uint32
+	wide atomic.Bool // from all of 127.16.0.0/12
+}
+
+// source returns the next address.
+func (d *dialer) source() net.IP {
+	n := d.next.Add(1)
+	if d.wide.Load() {
+		return net.IPv4(127, byte(16+n>>16%16), byte(n>>8), byte(n)) //nolint:gosec // octets of it
+	}
+	return net.IPv4(127, 0, 1, byte(1+n%sources)) //nolint:gosec // at most sources
+}
 
 func (d *dialer) dial(ctx context.Context, addr string) (net.Conn, error) {
 	var from net.Addr
 	if to, err := netip.ParseAddrPort(addr); err == nil && to.Addr().Is4() && to.Addr().IsLoopback() {
-		from = &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+d.next.Add(1)%sources))}
+		from = &net.TCPAddr{IP: d.source()}
 	}
 	n := &net.Dialer{LocalAddr: from, Timeout: opTimeout}
 	return n.DialContext(ctx, "tcp", addr)

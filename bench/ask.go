@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// askCommand makes this program two devices of which one asks and the other answers. In a
+// process of its own they do not wait behind the sessions of a fan-out, which wake all at
+// once.
+const askCommand = "ask"
+
+// askEvery is the pause between two requests.
+const askEvery = 2 * time.Millisecond
+
+// asking is what that process needs to know.
+type asking struct {
+	Addr   string        `json:"addr"`
+	Dir    string        `json:"dir"` // with the roots
+	For    time.Duration `json:"for"`
+	IDs    [2]string     `json:"ids"`
+	Chains [2][]byte     `json:"chains"`
+	Keys   [2][]byte     `json:"keys"`
+}
+
+// asked is one answer.
+type asked struct {
+	At   time.Duration `json:"at"` // since the first request
+	Took time.Duration `json:"took"`
+}
+
+// ask measures the time from a request to its answer, both commands of QoS 1.
+func (b *bench) ask(ctx context.Context, t target, name string, pair []*device) (sample, error) {
+	a := asking{Addr: t.addr, Dir: b.dir, For: b.opts.size.ask}
+	for i, d := range pair {
+		var err error
+		if a.Chains[i], a.Keys[i], err = pemOf(d); err != nil {
+			return sample{}, err
+		}
+		a.IDs[i] = d.id
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return sample{}, err
+	}
+	cmd := exec.CommandContext(ctx, self, askCommand) //nolint:gosec // this very program
+	in, err := json.Marshal(a)
+	if err != nil {
+		return sample{}, err
+	}
+	p, err := cmd.StdinPipe()
+	if err != nil {
+		return sample{}, err
+	}
+	go func() { _, err := p.Write(in); _ = errors.Join(err, p.Close()) }() // the process fails without it
+	out, err := cmd.Output()
+	if err != nil {
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, e.Stderr)
+		}
+		return sample{}, fmt.Errorf("%s: %w", name, err)
+	}
+	var all []asked
+	if err := json.Unmarshal(out, &all); err != nil {
+		return sample{}, err
+	}
+	return answers(name, all), nil
+}
+
+// answers sums up: worst is the p99 of the worst second.
+func answers(name string, all []asked) sample {
+	var took []time.Duration
+	seconds := map[int][]time.Duration{}
+	for _, one := range all {
+		took = append(took, one.Took)
+		second := int(one.At / time.Second)
+		seconds[second] = append(seconds[second], one.Took)
+	}
+	slices.Sort(took)
+	s := sample{name: name, ops: len(took), alone: true, p50: percentile(took, 50), p99: percentile(took, 99)}
+	for _, one := range seconds {
+		slices.Sort(one)
+		s.worst = max(s.worst, percentile(one, 99))
+	}
+	return s
+}
+
+// beAsking is the process of ask.
+func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
+	var a asking
+	if err := json.NewDecoder(in).Decode(&a); err != nil {
+		return err
+	}
+	roots, err := readRoots(filepath.Join(a.Dir, rootsFile))
+	if err != nil {
+		return err
+	}
+	b := &bench{roots: roots}
+	var pair [2]*client
+	for i, id := range a.IDs {
+		d := &device{id: id}
+		if d.identity, err = tls.X509KeyPair(a.Chains[i], a.Keys[i]); err != nil {
+			return err
+		}
+		if pair[i], err = b.join(ctx, a.Addr, d, false); err != nil {
+			return err
+		}
+		if err := pair[i].subscribe("devices/"+id+"/down/#", 1); err != nil {
+			return err
+		}
+	}
+	all, err := a.exchange(ctx, pair)
+	leaveAll(pair[:])
+	return errors.Join(err, json.NewEncoder(out).Encode(all))
+}
+
+// exchange has the first ask the second, one request after the other.
+func (a *asking) exchange(ctx context.Context, pair [2]*client) ([]asked, error) {
+	broken, got := make(chan error, 2), make(chan uint64, 1)
+	topic := func(i int) string { return "devices/" + a.IDs[i] + "/down/ask" }
+	go func() {
+		id := uint16(0)
+		broken <- pair[1].receive(func(payload []byte) {
+			id = id%60_000 + 1
+			_, _ = pair[1].Write(publishPacket(topic(0), 1, id, payload)) // the asker waits in vain
+		}, nil)
+	}()
+	go func() {
+		broken <- pair[0].receive(func(payload []byte) { got <- binary.BigEndian.Uint64(payload) }, nil)
+	}()
+	var all []asked
+	begin := now()
+	for n := uint64(1); time.Since(begin) < a.For; n++ {
+		t := now()
+		payload := binary.BigEndian.AppendUint64(nil, n)
+		if _, err := pair[0].Write(publishPacket(topic(1), 1, uint16(n%60_000+1), payload)); err != nil { //nolint:gosec // bounded
+			return nil, err
+		}
+		select {
+		case <-got:
+		case err := <-broken:
+			return nil, err
+		case <-time.After(opTimeout):
+			return nil, fmt.Errorf("request %d has no answer", n)
+		}
+		all = append(all, asked{t.Sub(begin), time.Since(t)})
+		if err := pause(ctx, askEvery); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}

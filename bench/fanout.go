@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// fanoutTopic is where all sessions listen, someTopic where a tenth of them does too.
+	fanoutTopic, someTopic = "bench/fanout/all", "bench/fanout/some"
+	// fanoutSome is that tenth.
+	fanoutSome = 10
+	// fanoutTimes is how often a message goes to all; to the tenth goes ten times as many.
+	fanoutTimes = 10
+	// fanoutEvery is the pause between messages to all while others are asked: bursts, as
+	// of commands to a fleet, and not one lasting flood.
+	fanoutEvery = time.Second
+)
+
+// crowd is sessions that listen to the same topics, and one that publishes.
+type crowd struct {
+	live []*client
+	from *client
+	got  atomic.Int64
+	id   uint16
+}
+
+// fanout measures what one message costs for each of the sessions that receive it, and
+// how long others wait for an answer meanwhile.
+func (b *bench) fanout(ctx context.Context) ([]sample, error) {
+	devices, err := b.loaders(ctx, b.opts.size.fan+3)
+	if err != nil {
+		return nil, err
+	}
+	return b.beside(ctx, append([]peer{plainPeer()}, savingPeers()[0]), func(ctx context.Context, t target) ([]sample, error) {
+		return b.fanoutOf(ctx, t, devices)
+	})
+}
+
+func (b *bench) fanoutOf(ctx context.Context, t target, devices []*device) (samples []sample, err error) {
+	pair, rest := devices[:2], devices[2:]
+	c := &crowd{}
+	defer func() { leaveAll(append(c.live, c.from)) }()
+	if c.from, err = b.join(ctx, t.addr, rest[0], false); err != nil {
+		return nil, err
+	}
+	go func() { _ = c.from.receive(nil, nil) }() // until it leaves; a loss shows in the count
+	if c.live, err = b.joinAll(ctx, t.addr, rest[1:], false); err != nil {
+		return nil, err
+	}
+	some := max(1, len(c.live)/fanoutSome)
+	_, _, err = drive(ctx, connectWorkers, len(c.live), func(_ context.Context, _, i int) error {
+		err := c.live[i].subscribe(fanoutTopic, 1)
+		if i < some {
+			err = errors.Join(err, c.live[i].subscribe(someTopic, 1))
+		}
+		go func() { _ = c.live[i].receive(func([]byte) { c.got.Add(1) }, nil) }() // as above
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range []struct {
+		name, topic string
+		n, times    int
+	}{{"fanout_some_", someTopic, some, fanoutTimes * fanoutSome}, {"fanout_all_", fanoutTopic, len(c.live), fanoutTimes}} {
+		for qos := range byte(2) {
+			s, err := c.measure(ctx, t, t.prefix+one.name+strconv.Itoa(int(qos)), one.topic, qos, one.n, one.times)
+			if err != nil {
+				return nil, err
+			}
+			samples = append(samples, s)
+		}
+	}
+	calm, err := b.ask(ctx, t, t.prefix+"answer_calm", pair)
+	if err != nil {
+		return nil, err
+	}
+	stop := c.repeat(ctx)
+	busy, err := b.ask(ctx, t, t.prefix+"answer_fanout", pair)
+	return append(samples, calm, busy), errors.Join(err, stop())
+}
+
+// measure publishes one message after another, each once all n have the one before.
+func (c *crowd) measure(ctx context.Context, t target, name, topic string, qos byte, n, times int) (sample, error) {
+	before, err := t.process.idle(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	begin := now()
+	var took []time.Duration
+	for range times {
+		once := now()
+		if err := c.send(ctx, topic, qos, n); err != nil {
+			return sample{}, fmt.Errorf("%s: %w", name, err)
+		}
+		took = append(took, time.Since(once))
+	}
+	wall := time.Since(begin)
+	after, err := t.process.idle(ctx)
+	slices.Sort(took)
+	return sample{name: name, ops: n * times, wall: wall, cpu: after - before, p50: percentile(took, 50), p99: percentile(took, 99)}, err
+}
+
+// send publishes a message and waits until n sessions have it.
+func (c *crowd) send(ctx context.Context, topic string, qos byte, n int) error {
+	want := c.got.Load() + int64(n)
+	c.id++
+	if _, err := c.from.Write(publishPacket(topic, qos, c.id, make([]byte, payloadSize))); err != nil {
+		return err
+	}
+	for begin := now(); c.got.Load() < want; {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return err
+		}
+		if time.Since(begin) > opTimeout {
+			return fmt.Errorf("%d of %d sessions did not get a message", want-c.got.Load(), n)
+		}
+	}
+	return nil
+}
+
+// repeat publishes to all now and then, until stop is called.
+func (c *crowd) repeat(ctx context.Context) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		for {
+			begin := now()
+			err := c.send(ctx, fanoutTopic, 1, len(c.live))
+			if err == nil {
+				err = pause(ctx, max(0, fanoutEvery-time.Since(begin)))
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	return func() error {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			return err
+		}
+		return nil
+	}
+}
