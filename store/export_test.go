@@ -10,3 +10,6 @@ func WithMigrations(o Options, files fs.FS) Options {
 
 // DownBecause words why a database cannot be used.
 var DownBecause = downBecause
+
+// Positional is the text that SQLite prepares for q.
+func Positional(q string) string { return positional(q) }
