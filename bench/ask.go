@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"time"
 )
@@ -26,7 +27,7 @@ const askEvery = 2 * time.Millisecond
 // asking is what that process needs to know.
 type asking struct {
 	Addr   string        `json:"addr"`
-	Dir    string        `json:"dir"` // with the roots
+	Roots  []byte        `json:"roots"` // PEM
 	For    time.Duration `json:"for"`
 	IDs    [2]string     `json:"ids"`
 	Chains [2][]byte     `json:"chains"`
@@ -41,7 +42,12 @@ type asked struct {
 
 // ask measures the time from a request to its answer, both commands of QoS 1.
 func (b *bench) ask(ctx context.Context, t target, name string, pair []*device) (sample, error) {
-	a := asking{Addr: t.addr, Dir: b.dir, For: b.opts.size.ask}
+	roots, err := os.ReadFile(b.endpoints.Roots)
+	if err != nil {
+		return sample{}, err
+	}
+	roots = append(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.limitCA.root.Raw})...)
+	a := asking{Addr: t.addr, Roots: roots, For: b.opts.size.ask}
 	for i, d := range pair {
 		var err error
 		if a.Chains[i], a.Keys[i], err = pemOf(d); err != nil {
@@ -101,14 +107,12 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := json.NewDecoder(in).Decode(&a); err != nil {
 		return err
 	}
-	roots, err := readRoots(filepath.Join(a.Dir, rootsFile))
-	if err != nil {
-		return err
-	}
-	b := &bench{roots: roots}
+	b := &bench{roots: x509.NewCertPool()}
+	b.roots.AppendCertsFromPEM(a.Roots)
 	var pair [2]*client
 	for i, id := range a.IDs {
 		d := &device{id: id}
+		var err error
 		if d.identity, err = tls.X509KeyPair(a.Chains[i], a.Keys[i]); err != nil {
 			return err
 		}
