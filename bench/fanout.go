@@ -37,7 +37,11 @@ func (b *bench) fanout(ctx context.Context) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.beside(ctx, append([]peer{plainPeer()}, savingPeers()[0]), func(ctx context.Context, t target) ([]sample, error) {
+	peers := []peer{plainPeer(), savingPeers()[0]}
+	for i := range peers {
+		peers[i].keep = peers[i].keep.withoutDelay()
+	}
+	return b.beside(ctx, peers, func(ctx context.Context, t target) ([]sample, error) {
 		return b.fanoutOf(ctx, t, devices)
 	})
 }

@@ -44,6 +44,10 @@ const (
 	keptEachSec  keeping = "persistence true\nautosave_interval 1\nautosave_on_changes false"
 )
 
+// withoutDelay has the peer send at once. By default an answer waits 40 ms for the
+// acknowledgment of what was sent before.
+func (k keeping) withoutDelay() keeping { return k + "\nset_tcp_nodelay true" }
+
 // mosquittoConfig makes it check what we check: the path, a CRL, the name.
 func mosquittoConfig(dir, port string, keep keeping) string {
 	file := func(name string) string { return filepath.Join(dir, name) }
