@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"unique"
 )
 
 const (
@@ -93,12 +94,12 @@ func (c *chains) release(from netip.Prefix, known bool, n int) {
 // presented none. Once the connection is admitted only the octets are kept, and
 // each call parses them.
 func (c *Conn) Peer() []*x509.Certificate {
-	all := slices.Clone(c.ConnectionState().PeerCertificates)
-	if !c.lean {
-		return all
+	if c.chain == nil {
+		return slices.Clone(c.ConnectionState().PeerCertificates)
 	}
-	for i, one := range all {
-		cert, err := x509.ParseCertificate(one.Raw)
+	all := make([]*x509.Certificate, len(c.chain))
+	for i, one := range c.chain {
+		cert, err := x509.ParseCertificate([]byte(one.Value()))
 		if err != nil { // it was parsed before
 			return nil
 		}
@@ -111,11 +112,12 @@ func (c *Conn) Peer() []*x509.Certificate {
 func (c *Conn) HasPeer() bool { return len(c.ConnectionState().PeerCertificates) > 0 }
 
 // leaner lets go of the parsed chain: ten times the size of its octets, for the life
-// of a session that needs it once. crypto/tls hands out the slice that it keeps.
+// of a session that needs it once. crypto/tls hands out the slice that it keeps. The
+// octets of an authority are kept once for all connections.
 func (c *Conn) leaner() {
 	kept := c.ConnectionState().PeerCertificates
 	for i, cert := range kept {
-		kept[i] = &x509.Certificate{Raw: slices.Clone(cert.Raw)}
+		c.chain = append(c.chain, unique.Make(string(cert.Raw)))
+		kept[i] = nil
 	}
-	c.lean = true
 }

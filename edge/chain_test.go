@@ -200,6 +200,11 @@ func TestAnAdmittedConnectionKeepsOctetsOnly(t *testing.T) {
 			last = <-conns
 		}
 		grown := (heap() - before) / sessions
+		for i, parsed := range last.ConnectionState().PeerCertificates {
+			if parsed != nil {
+				t.Errorf("certificate %d of an admitted connection is kept parsed", i)
+			}
+		}
 		if peer := last.Peer(); len(peer) != len(c.Certificate) || peer[0].Subject.CommonName != "device" {
 			t.Errorf("Peer of an admitted connection: got %d certificates, want %d", len(peer), len(c.Certificate))
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -65,7 +66,7 @@ type Conn struct {
 	raw      *socket
 	visit    visit
 	admitted atomic.Bool
-	lean     bool // see leaner
+	chain    []unique.Handle[string] // DER, see leaner; nil before
 }
 
 // acceptRetryMax bounds the pause after a temporary accept error, such as too
