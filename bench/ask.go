@@ -147,7 +147,7 @@ func (a *asking) exchange(ctx context.Context, pair [2]*client) ([]asked, error)
 	for n := uint64(1); time.Since(begin) < a.For; n++ {
 		t := now()
 		payload := binary.BigEndian.AppendUint64(nil, n)
-		if _, err := pair[0].Write(publishPacket(topic(1), 1, uint16(n%60_000+1), payload)); err != nil { //nolint:gosec // bounded
+		if _, err := pair[0].Write(publishPacket(topic(1), 1, uint16(n%60_000+1), payload)); err != nil {
 			return nil, err
 		}
 		select {

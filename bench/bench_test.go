@@ -35,7 +35,7 @@ func tinySize() size {
 }
 
 // runTimeout is many times what a tiny run takes, a cold build included.
-const runTimeout = 3 * time.Minute
+const runTimeout = 5 * time.Minute
 
 func TestRunMeasuresEverything(t *testing.T) {
 	if !hasMosquitto() {
@@ -44,39 +44,49 @@ func TestRunMeasuresEverything(t *testing.T) {
 		}
 		t.Log("mosquitto is not installed: it is not compared")
 	}
+	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}} {
+		t.Run(name, func(t *testing.T) {
+			r, out := measured(t, options{size: tinySize(), rounds: 1, only: only})
+			var want, got []string
+			for _, l := range lines() {
+				if (hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto")) && strings.HasPrefix(l.name, "scale") == (only != nil) {
+					want = append(want, l.name)
+				}
+			}
+			for _, res := range r.Results {
+				got = append(got, res.Name)
+				if !strings.Contains(out, res.What) {
+					t.Errorf("the table does not have %q", res.What)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("measured (-want +got):\n%s", diff)
+			}
+			if len(r.Goals) == 0 {
+				t.Error("no goal was judged")
+			}
+		})
+	}
+}
+
+// measured runs the bench and returns its result and what it printed.
+func measured(t *testing.T, o options) (r report, printed string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
 	defer cancel()
-	file := filepath.Join(t.TempDir(), "bench.json")
+	o.json = filepath.Join(t.TempDir(), "bench.json")
 	var out bytes.Buffer
-	if err := run(ctx, options{size: tinySize(), rounds: 1, json: file}, &out); err != nil {
+	if err := run(ctx, o, &out); err != nil {
 		t.Fatalf("run: %v\n%s", err, out.String())
 	}
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(o.json)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r report
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	var want, got []string
-	for _, l := range lines() {
-		if hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto") {
-			want = append(want, l.name)
-		}
-	}
-	for _, res := range r.Results {
-		got = append(got, res.Name)
-		if !strings.Contains(out.String(), res.What) {
-			t.Errorf("the table does not tell %q", res.What)
-		}
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("measured (-want +got):\n%s", diff)
-	}
-	if len(r.Goals) == 0 {
-		t.Error("no goal was judged")
-	}
+	return r, out.String()
 }
 
 func TestRunStopsWhenTheServerCannotStart(t *testing.T) {
@@ -204,5 +214,46 @@ func TestConnectPacketIsOneOfMQTT311(t *testing.T) {
 	want := []byte("\x10\x11\x00\x04MQTT\x04\x02\x02\x58\x00\x05dev-1")
 	if got := connectPacket("dev-1"); !bytes.Equal(got, want) {
 		t.Errorf("connectPacket: got %x, want %x", got, want)
+	}
+}
+
+func TestPacketsAreThoseOfMQTT311(t *testing.T) {
+	long := bytes.Repeat([]byte("x"), 200)
+	for _, tt := range []struct {
+		name      string
+		got, want []byte
+	}{
+		{"CONNECT of a kept session", keptPacket("dev-1"), []byte("\x10\x11\x00\x04MQTT\x04\x00\x02\x58\x00\x05dev-1")},
+		{"SUBSCRIBE", subscribePacket("a/#", 1), []byte("\x82\x08\x00\x01\x00\x03a/#\x01")},
+		{"PUBLISH at QoS 0", publishPacket("a/b", 0, 9, []byte("hi")), []byte("\x30\x07\x00\x03a/bhi")},
+		{"PUBLISH at QoS 1", publishPacket("a/b", 1, 258, []byte("hi")), []byte("\x32\x09\x00\x03a/b\x01\x02hi")},
+		{"PUBLISH of 207 octets", publishPacket("a/b", 1, 1, long), append([]byte("\x32\xcf\x01\x00\x03a/b\x00\x01"), long...)},
+		{"PUBACK", pubackPacket(258), []byte("\x40\x02\x01\x02")},
+	} {
+		if !bytes.Equal(tt.got, tt.want) {
+			t.Errorf("%s: got %x, want %x", tt.name, tt.got, tt.want)
+		}
+	}
+}
+
+func TestWorstSecondIsNotThatOfTheWholeRun(t *testing.T) {
+	var all []asked
+	for i := range 300 { // one of a hundred a second for three seconds
+		took := time.Millisecond
+		if i >= 100 && i < 105 {
+			took = 50 * time.Millisecond
+		}
+		all = append(all, asked{At: time.Duration(i) * 10 * time.Millisecond, Took: took})
+	}
+	s := answers("x", all)
+	if s.p50 != time.Millisecond || s.worst != 50*time.Millisecond || s.ops != 300 {
+		t.Errorf("answers: got %+v", s)
+	}
+	for i := range 5 {
+		all[100+i].Took = time.Millisecond
+	}
+	all[150].Took = time.Second // one of a hundred does not make a second bad
+	if s := answers("x", all); s.worst >= time.Second {
+		t.Errorf("answers: got the worst second at %v", s.worst)
 	}
 }

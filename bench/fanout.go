@@ -69,12 +69,14 @@ func (b *bench) fanoutOf(ctx context.Context, t target, devices []*device) (samp
 	if err != nil {
 		return nil, err
 	}
-	for _, one := range []struct {
-		name, topic string
-		n, times    int
-	}{{"fanout_some_", someTopic, some, fanoutTimes * fanoutSome}, {"fanout_all_", fanoutTopic, len(c.live), fanoutTimes}} {
-		for qos := range byte(2) {
-			s, err := c.measure(ctx, t, t.prefix+one.name+strconv.Itoa(int(qos)), one.topic, qos, one.n, one.times)
+	for _, one := range []spray{
+		{"fanout_some_", someTopic, 0, some, fanoutTimes * fanoutSome},
+		{"fanout_all_", fanoutTopic, 0, len(c.live), fanoutTimes},
+	} {
+		base := t.prefix + one.name
+		for one.qos = range byte(2) {
+			one.name = base + strconv.Itoa(int(one.qos))
+			s, err := c.measure(ctx, t, one)
 			if err != nil {
 				return nil, err
 			}
@@ -90,25 +92,32 @@ func (b *bench) fanoutOf(ctx context.Context, t target, devices []*device) (samp
 	return append(samples, calm, busy), errors.Join(err, stop())
 }
 
-// measure publishes one message after another, each once all n have the one before.
-func (c *crowd) measure(ctx context.Context, t target, name, topic string, qos byte, n, times int) (sample, error) {
+// spray is how often a message goes to n sessions.
+type spray struct {
+	name, topic string
+	qos         byte
+	n, times    int
+}
+
+// measure publishes one message after another, each once all have the one before.
+func (c *crowd) measure(ctx context.Context, t target, s spray) (sample, error) {
 	before, err := t.process.idle(ctx)
 	if err != nil {
 		return sample{}, err
 	}
 	begin := now()
 	var took []time.Duration
-	for range times {
+	for range s.times {
 		once := now()
-		if err := c.send(ctx, topic, qos, n); err != nil {
-			return sample{}, fmt.Errorf("%s: %w", name, err)
+		if err := c.send(ctx, s.topic, s.qos, s.n); err != nil {
+			return sample{}, fmt.Errorf("%s: %w", s.name, err)
 		}
 		took = append(took, time.Since(once))
 	}
 	wall := time.Since(begin)
 	after, err := t.process.idle(ctx)
 	slices.Sort(took)
-	return sample{name: name, ops: n * times, wall: wall, cpu: after - before, p50: percentile(took, 50), p99: percentile(took, 99)}, err
+	return sample{name: s.name, ops: s.n * s.times, wall: wall, cpu: after - before, p50: percentile(took, 50), p99: percentile(took, 99)}, err
 }
 
 // send publishes a message and waits until n sessions have it.

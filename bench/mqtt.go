@@ -42,7 +42,7 @@ func publishPacket(topic string, qos byte, id uint16, payload []byte) []byte {
 	if qos > 0 {
 		n += 2
 	}
-	p := binary.AppendUvarint([]byte{0x30 | qos<<1}, uint64(n))                //nolint:gosec // MQTT has the same form
+	p := binary.AppendUvarint([]byte{0x30 | qos<<1}, uint64(n))                // MQTT has the same form
 	p = append(binary.BigEndian.AppendUint16(p, uint16(len(topic))), topic...) //nolint:gosec // at most 100
 	if qos > 0 {
 		p = binary.BigEndian.AppendUint16(p, id)
@@ -51,7 +51,7 @@ func publishPacket(topic string, qos byte, id uint16, payload []byte) []byte {
 }
 
 // pubackPacket is a PUBACK (MQTT 3.1.1, 3.4).
-func pubackPacket(id uint16) []byte { return []byte{0x40, 2, byte(id >> 8), byte(id)} }
+func pubackPacket(id uint16) []byte { return binary.BigEndian.AppendUint16([]byte{0x40, 2}, id) }
 
 // connect opens an MQTT session with full mutual TLS.
 func (b *bench) connect(ctx context.Context, addr string, d *device) (net.Conn, error) {

@@ -27,7 +27,7 @@ type line struct {
 }
 
 func lines() []line {
-	return []line{
+	return append([]line{
 		{"limit_sign", "P-256 sign", ""},
 		{"limit_verify", "P-256 verify", ""},
 		{"limit_parse_csr", "parse and check a request", ""},
@@ -63,6 +63,13 @@ func lines() []line {
 		{"flood_calm_memory", "memory of the server, no flood", ""},
 		{"flood_one_memory", "  flood from one address", ""},
 		{"flood_many_memory", "  flood from 200 addresses", ""},
+		{"memory_under_load", "memory of the server after enrolling", ""},
+	}, brokerLines()...)
+}
+
+// brokerLines are those of sessions and messages.
+func brokerLines() []line {
+	return []line{
 		{"limit_memory", "memory of an idle mutual TLS connection, bare Go", ""},
 		{"session_memory", "memory of an idle session", ""},
 		{"mosquitto_session_memory", "  the same of mosquitto", ""},
@@ -100,7 +107,6 @@ func lines() []line {
 		{"scale_memory", "memory of a session of 20,000", ""},
 		{"scale_command", "command to one of 20,000, QoS 1", ""},
 		{"scale_fanout", "fan-out to 10,000 of them, QoS 1", ""},
-		{"memory_under_load", "memory of the server after enrolling", ""},
 	}
 }
 

@@ -75,7 +75,7 @@ func (b *bench) scale(ctx context.Context) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := c.measure(ctx, t, "scale_fanout", fanoutTopic, 1, c.listeners(), fanoutTimes)
+	all, err := c.measure(ctx, t, spray{"scale_fanout", fanoutTopic, 1, c.listeners(), fanoutTimes})
 	return []sample{
 		connect, perSession("scale_memory", empty, full, n), commands, all,
 		{name: "scale_failed", ops: n, bytes: float64(c.failed.Load())},
@@ -88,7 +88,7 @@ func (b *bench) fitting(n int) (int, error) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
 		return 0, err
 	}
-	if most := int(min(l.Max, 1<<30)) - ownFiles; most < n { //nolint:gosec // bounded
+	if most := int(min(l.Max, 1<<30)) - ownFiles; most < n {
 		b.note(fmt.Sprintf("scale: %d sessions, because a process may not have more than %d files open here", most, l.Max))
 		n = most
 	}

@@ -40,7 +40,7 @@ func (d *dialer) source() net.IP {
 	if d.wide.Load() {
 		return net.IPv4(127, byte(16+n>>16%16), byte(n>>8), byte(n)) //nolint:gosec // octets of it
 	}
-	return net.IPv4(127, 0, 1, byte(1+n%sources)) //nolint:gosec // at most sources
+	return net.IPv4(127, 0, 1, byte(1+n%sources))
 }
 
 func (d *dialer) dial(ctx context.Context, addr string) (net.Conn, error) {
