@@ -89,3 +89,21 @@ func TestASubscribeWithoutItsClientIsCountedOnce(t *testing.T) {
 		})
 	}
 }
+
+// TestASharedSubscriptionGetsNothingRetained holds MQTT 5, 4.8.2: the retained messages
+// are not sent to one who joins, whatever its Retain Handling.
+func TestASharedSubscriptionGetsNothingRetained(t *testing.T) {
+	b, _ := onSQLite(t, broker.Limits{})
+	p := connect(t, b, clean("p"))
+	m := &broker.Message{Topic: "x", Payload: []byte("retained"), QoS: 1, Retain: true, Device: "p"}
+	if err := p.conn.Publish(m, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.answered("4 1 0x0")
+	s := connect(t, b, clean("s"))
+	s.subscribe(filter("$share/g/x", 1))
+	p.publish("x", "live", 1, 2)
+	s.receives("live")
+	s.subscribe(filter("x", 0)) // not shared
+	s.receives("live", "retained")
+}

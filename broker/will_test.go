@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
@@ -142,6 +143,44 @@ func TestWills(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWhatACrashChanges holds the departures from both standards that docs/protocols/mqtt.md
+// names: the core stops with a session that is connected.
+func TestWhatACrashChanges(t *testing.T) {
+	inTime(t, broker.Limits{}, func(c *clocked) {
+		keeper := connect(c, c.b, kept("keeper"))
+		keeper.subscribe(filter("w", 1))
+		keeper.conn.Close(false, nil)
+		h := kept("s")
+		h.Will = &broker.Will{Message: broker.Message{Topic: "w", Payload: []byte("will"), QoS: 1, Device: "s"}}
+		s := connectAs(c, c.b, h, &client{hold: true, room: 1})
+		s.subscribe(filter("x", 1))
+		p := connect(c, c.b, clean("p"))
+		for i, life := range []time.Duration{time.Hour, time.Minute, time.Hour} { // the first one is sent
+			m := &broker.Message{Topic: "x", Payload: []byte{'a' + byte(i)}, QoS: 1, Device: "p", Expires: time.Now().Add(life)}
+			if err := p.conn.Publish(m, uint16(i)+1); err != nil {
+				c.Fatal(err)
+			}
+		}
+		c.passes(time.Second)
+		c.again()
+		c.passes(2 * time.Minute)
+		s = connect(c, c.b, kept("s"))
+		c.passes(time.Second)
+		var got []string
+		for _, d := range s.got {
+			got = append(got, fmt.Sprintf("%s dup=%t", d.Payload, d.Dup))
+		}
+		if want := []string{"a dup=true", "b dup=true", "c dup=true"}; !slices.Equal(got, want) {
+			c.Errorf("got %q, want %q: what was sent before the crash is not on record", got, want)
+		}
+		keeper = connect(c, c.b, kept("keeper"))
+		c.passes(time.Second)
+		if got := keeper.all(); len(got) != 0 {
+			c.Errorf("got %q, want no will: that of a connected session is not on record", got)
+		}
+	})
 }
 
 // A will may be retained, lives as long as it is to, and is recorded with what it ends.

@@ -159,7 +159,7 @@ func (x *session) readAuth(f frame) (auth, error) {
 
 func (x *session) sendAuth(code Reason, data []byte) error {
 	p := auth{code, x.connect.method, data}.encode()
-	if limit := x.connect.maxPacket; limit > 0 && len(p) > int(limit) {
+	if x.tooLarge(len(p)) {
 		return breach(PacketTooLarge, "the authentication needs packets of %d bytes", len(p))
 	}
 	return x.down.send(p)

@@ -393,6 +393,23 @@ func TestADeviceIsReadNoFasterThanItsBudget(t *testing.T) {
 	two.expect("the device's other session", []byte{0xD0, 0})
 }
 
+// TestADeviceThatIsHeldBackIsNotSilent has one publish more than its budget by several
+// times its keep alive: what it sends in time is read late.
+func TestADeviceThatIsHeldBackIsNotSilent(t *testing.T) {
+	g := start(t, engine{})
+	g.guard.budget = countersign.Budget{Publishes: 6}
+	d := g.dial(t, "dev")
+	d.send(connectPacket(4, "dev", 2, 1, nil))
+	d.recv()
+	began := time.Now()
+	large := d.publish(0, 0, "devices/dev/up/x", strings.Repeat("x", 200<<10))
+	d.send(cat(large, large, []byte{0xC0, 0}))
+	d.expect("PINGRESP", []byte{0xD0, 0})
+	if held := time.Since(began); held < 1600*time.Millisecond {
+		t.Errorf("held back for %v, want more than one and a half keep alives of 1 s", held)
+	}
+}
+
 // TestClientsThatDoNotReadCostLittle floods 30 sessions whose clients read nothing, at
 // each quality of service.
 func TestClientsThatDoNotReadCostLittle(t *testing.T) {

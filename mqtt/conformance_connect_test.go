@@ -1,12 +1,13 @@
 package mqtt_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 )
 
-var conformanceCases = slices.Concat(connectCases, sessionCases, publishCases, subscribeCases)
+var conformanceCases = slices.Concat(connectCases, sessionCases, publishCases, subscribeCases, orderCases)
 
 // bad are byte strings that are no text (MQTT 5, 1.5.4).
 var bad = []string{"\xff", "\xed\xa0\x80", "a\x00b"}
@@ -250,7 +251,9 @@ var connectCases = []conformanceCase{
 	{
 		name: "KeepAliveIsKept", v3: "3.1.2-24", v5: "3.1.2-22 3.2.2-22",
 		run: func(c *trial) {
-			d, _, _ := c.open(opening{silent: 1})
+			hears := c.plain(":h")
+			hears.sub(0, c.topic("will"))
+			d, _, _ := c.open(opening{silent: 1, flags: 4, after: c.will(c.topic("will"), "silent")})
 			began := time.Now()
 			code := byte(0)
 			if c.level == 5 {
@@ -260,6 +263,7 @@ var connectCases = []conformanceCase{
 			if took := time.Since(began); took < 1400*time.Millisecond {
 				c.Errorf("closed after %v, want one and a half seconds", took)
 			}
+			hears.gets("silent")
 		},
 	},
 	{
@@ -295,6 +299,24 @@ var connectCases = []conformanceCase{
 			}
 			if _, _, err := d.read(); err == nil {
 				c.Error("something came after DISCONNECT")
+			}
+		},
+	},
+	{
+		name: "AnswersFitTheClientsPackets", v5: "3.1.2-24",
+		run: func(c *trial) {
+			c.refusedConnect("no room for CONNACK", 0, 0x95, c.connect(opening{props: [][]byte{{0x27, 0, 0, 0, 6}}}))
+			c.refusedConnect("no room for any CONNACK", 0, 0, c.connect(opening{props: [][]byte{{0x27, 0, 0, 0, 4}}}))
+			for _, kind := range []byte{0x82, 0xA2} {
+				d, _, _ := c.open(opening{props: [][]byte{{0x27, 0, 0, 0, 60}}})
+				packet := [][]byte{{0, 1, 0}}
+				for i := range 60 { // a code for each, and five octets before them
+					packet = append(packet, str(c.topic(fmt.Sprint(i))))
+					if kind == 0x82 {
+						packet = append(packet, []byte{0})
+					}
+				}
+				d.broken("no room for the codes", 0x95, pkt(kind, packet...))
 			}
 		},
 	},

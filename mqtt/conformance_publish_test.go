@@ -351,6 +351,23 @@ var publishCases = []conformanceCase{
 		},
 	},
 	{
+		name: "RetainedMessagesExpire", v5: "3.3.2-5 3.3.2-6",
+		run: func(c *trial) {
+			p := c.plain(":p")
+			p.put(1, true, c.topic("short"), "short", []byte{0x02, 0, 0, 0, 1})
+			p.put(1, true, c.topic("long"), "long", []byte{0x02, 0, 0, 0, 100})
+			time.Sleep(2500 * time.Millisecond)
+			d := c.plain("")
+			d.sub(1, c.topic("#"))
+			m := d.next()
+			if i := bytes.Index(m.props, []byte{0x02, 0, 0, 0}); m.payload != "long" || i < 0 || m.props[i+4] >= 100 {
+				c.Errorf("got %+v, want the message that lives, with what is left of its interval", m)
+			}
+			d.quiet("a retained message that has expired")
+			p.put(1, true, c.topic("long"), "")
+		},
+	},
+	{
 		name: "MessagesKeepTheirOrder", v3: "4.6.0-5 4.6.0-6", v5: "4.6.0-5 4.6.0-6",
 		run: func(c *trial) {
 			for qos := range byte(3) {

@@ -73,6 +73,53 @@ var sessionCases = []conformanceCase{
 		},
 	},
 	{
+		name: "DisconnectChangesTheInterval", v5: "3.1.2-23 4.1.0-2",
+		run: func(c *trial) {
+			ends := func(interval, atEnd byte, present bool) { // of seconds; MQTT 5, 3.14.2.2.2
+				c.Helper()
+				d, _, _ := c.open(opening{props: [][]byte{{0x11, 0, 0, 0, interval}}})
+				d.send(pkt(0xE0, []byte{0}, props([]byte{0x11, 0, 0, 0, atEnd})))
+				d.gone("after DISCONNECT", 0)
+				time.Sleep(2500 * time.Millisecond)
+				again := c.conn("")
+				again.send(pkt(0x10, str("MQTT"), []byte{5, 0, 0, 60}, props(), str(c.id)))
+				if kind, body := again.recv(); kind != 0x20 || body[1] != 0 || (body[0] == 1) != present {
+					c.Errorf("an interval of %d, and %d at the end: got %#x % x, want session present %t", interval, atEnd, kind, body, present)
+				}
+				_ = again.raw.Close()
+			}
+			ends(100, 0, false)
+			ends(100, 1, false)
+			ends(1, 100, true)
+			d := c.plain("")
+			d.broken("an interval where CONNECT had none", 0x82, pkt(0xE0, []byte{0}, props([]byte{0x11, 0, 0, 0, 9})))
+		},
+	},
+	{
+		name: "QoS2IsOnceOverAReconnect", v3: "4.3.3-2", v5: "4.3.3-10 4.4.0-1",
+		run: func(c *trial) {
+			hears := c.plain(":h")
+			hears.sub(2, c.topic("x"))
+			d, _, _ := c.open(opening{keep: true})
+			once := d.message(2, 7, c.topic("x"), "once")
+			d.send(once)
+			d.acknowledged(0x50, 7)
+			_ = d.raw.Close() // as if PUBREC had not come
+			d, _, _ = c.open(opening{keep: true})
+			once[0] |= 8
+			d.send(once)
+			d.acknowledged(0x50, 7)
+			for range 2 { // as if PUBCOMP had not come
+				d.send([]byte{0x62, 2, 0, 7})
+				if p := d.pull("PUBCOMP", func(p packet) bool { return p.kind == 0x70 }); p.body[1] != 7 {
+					c.Errorf("PUBCOMP: got % x", p.body)
+				}
+			}
+			hears.gets("once")
+			hears.quiet("the same message again")
+		},
+	},
+	{
 		name: "UnacknowledgedMessagesComeAgain", v3: "2.3.1-4 3.3.1-1 4.3.2-1 4.3.3-1 4.4.0-1", v5: "3.3.1-1 4.3.2-3 4.3.3-3 4.3.3-5 4.3.3-6 4.4.0-1",
 		run: func(c *trial) {
 			d, _, _ := c.open(opening{keep: true})

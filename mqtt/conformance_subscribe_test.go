@@ -98,6 +98,16 @@ var subscribeCases = []conformanceCase{
 				all = append(all, d.next().props...)
 			}
 			holds(c, all, []byte{0x0B, 5}, []byte{0x0B, 0x81, 0x01})
+			d = c.plain(":again")
+			d.subscribeTo(1, c.topic("x"), []byte{0x0B, 5})
+			d.subscribeTo(1, c.topic("x")) // replaces it with one that has none
+			c.plain(":p").put(1, true, c.topic("x"), "kept")
+			if m := d.next(); bytes.Contains(m.props, []byte{0x0B, 5}) {
+				c.Errorf("got % x, want no identifier", m.props)
+			}
+			d.subscribeTo(1, c.topic("+"), []byte{0x0B, 7})
+			holds(c, d.next().props, []byte{0x0B, 7}) // of what is retained, too
+			c.plain(":p").put(1, true, c.topic("x"), "")
 		},
 	},
 	{

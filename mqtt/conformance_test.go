@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -341,89 +340,4 @@ func (c *trial) refusedConnect(what string, v3, v5 byte, sent []byte) {
 		}
 	}
 	d.gone(what, 0)
-}
-
-// TestConformanceTable holds the tables of docs/protocols/mqtt.md against the tests:
-// each statement of the standards is there or is the client's, each test exists and
-// is labeled with the statement, and what an engine lacks is said.
-func TestConformanceTable(t *testing.T) {
-	text := string(must(os.ReadFile("../docs/protocols/mqtt.md")))
-	source := ""
-	for _, name := range must(os.ReadDir(".")) {
-		if strings.HasSuffix(name.Name(), "_test.go") {
-			source += string(must(os.ReadFile(name.Name())))
-		}
-	}
-	cases := map[string]conformanceCase{}
-	for _, c := range conformanceCases {
-		cases[c.name] = c
-	}
-	used := map[string]bool{}
-	for version, heading := range map[string]string{"v3": "### Statements of MQTT 3.1.1", "v5": "### Statements of MQTT 5"} {
-		_, section, ok := strings.Cut(text, heading+"\n")
-		if !ok {
-			t.Fatalf("docs/protocols/mqtt.md has no section %q", heading)
-		}
-		section, _, _ = strings.Cut(section, "\n##")
-		listed := map[string]bool{}
-		for line := range strings.SplitSeq(section, "\n") {
-			if rest, ok := strings.CutPrefix(line, "The client's: "); ok {
-				for id := range strings.FieldsSeq(strings.Trim(rest, ".")) {
-					listed[strings.Trim(id, ",")] = true
-				}
-				continue
-			}
-			cells := strings.Split(line, "|")
-			if len(cells) != 8 || !strings.ContainsAny(cells[1], "0123456789") {
-				continue
-			}
-			for i := range cells {
-				cells[i] = strings.TrimSpace(cells[i])
-			}
-			id, builtin, relayed := cells[1], cells[4], cells[5]
-			if listed[id] {
-				t.Errorf("%s %s is listed twice", version, id)
-			}
-			listed[id] = true
-			for test := range strings.SplitSeq(cells[6], ", ") {
-				test = strings.Trim(test, "`")
-				name, isCase := strings.CutPrefix(test, "TestConformance/")
-				if !isCase {
-					if !strings.Contains(source, "\nfunc "+test+"(t *testing.T) {") {
-						t.Errorf("%s %s: there is no test %q", version, id, test)
-					}
-					continue
-				}
-				c, ok := cases[name]
-				ids := c.v3
-				if version == "v5" {
-					ids = c.v5
-				}
-				if !ok || !slices.Contains(strings.Fields(ids), id) {
-					t.Errorf("%s %s: case %q does not exist or is not labeled with it", version, id, name)
-				}
-				if own, other := c.lacks == "builtin", c.lacks == "mosquitto"; own != (builtin == "no") || other != (relayed == "no") {
-					t.Errorf("%s %s: the table says %s and %s, but %s lacks %q", version, id, builtin, relayed, name, c.lacks)
-				}
-				used[name+version] = true
-			}
-			if builtin != "yes" && builtin != "no" || relayed != "yes" && relayed != "no" {
-				t.Errorf("%s %s: neither yes nor no: %q %q", version, id, builtin, relayed)
-			}
-		}
-		for id := range strings.FieldsSeq(string(must(os.ReadFile("testdata/statements-" + version + ".txt")))) {
-			if !listed[id] {
-				t.Errorf("%s %s is in the standard and not in the table", version, id)
-			}
-			delete(listed, id)
-		}
-		for id := range listed {
-			t.Errorf("%s %s is in the table and not in the standard", version, id)
-		}
-	}
-	for _, c := range conformanceCases {
-		if c.v3 != "" && !used[c.name+"v3"] || c.v5 != "" && !used[c.name+"v5"] {
-			t.Errorf("case %s shows nothing in the table", c.name)
-		}
-	}
 }

@@ -252,8 +252,11 @@ func (x *session) refuse(ctx context.Context, err error) {
 		}
 	}
 	s.Log.DebugContext(ctx, "connection refused", "remote", x.conn.Remote, "device", x.info.Device, "error", err)
-	if max := x.connect.maxPacket; max > 0 && len(answer) > int(max) {
+	if x.tooLarge(len(answer)) {
 		answer = packet(pktConnack<<4, []byte{0, answer[3], 0}) // [MQTT-3.2.2-19]
+	}
+	if x.tooLarge(len(answer)) { // the client takes no CONNACK at all
+		answer = nil
 	}
 	if answer != nil && x.down.send(answer) == nil && x.down.flush() == nil {
 		x.linger(nil)

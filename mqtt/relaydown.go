@@ -107,7 +107,8 @@ func (r *remote) enginePublish(f frame) error {
 		r.lastDown = topic
 	}
 	raw := f.raw
-	if r.tooLarge(len(raw)) { // without its sender's name it may fit
+	// The broker was told a larger size, for the sender's name: without that it may fit.
+	if r.tooLarge(len(raw)) {
 		p.props = keepProperties(p.props, pktPublish, isSender)
 		if raw = publishPacket(f.raw[0], p); r.tooLarge(len(raw)) { // [MQTT-3.1.2-25]: as if it had been delivered
 			return r.dropDown(p)
@@ -126,12 +127,6 @@ func (r *remote) enginePublish(f frame) error {
 		return errUnread
 	}
 	return nil
-}
-
-// tooLarge tells of a packet of an MQTT 5 broker that is over the client's Maximum
-// Packet Size. The broker was told a larger one, for the sender's name.
-func (r *remote) tooLarge(size int) bool {
-	return r.level == 5 && r.connect.maxPacket > 0 && size > int(r.connect.maxPacket)
 }
 
 // publishPacket is a PUBLISH of MQTT 5 as it is now.

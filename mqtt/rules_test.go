@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"slices"
@@ -92,6 +93,34 @@ func TestConnectHoldsToTheProtocol(t *testing.T) {
 	}
 	if got := g.guard.denied(); !slices.Contains(got, "dev will devices/other/up/x") {
 		t.Errorf("Denied: got %q, want the will", got)
+	}
+}
+
+// TestTheServersKeepAlive holds MQTT 5, 3.2.2.3.14: the server names the keep alive of a
+// client that asked for none or for one that is too long, and counts by it.
+func TestTheServersKeepAlive(t *testing.T) {
+	hello := func(g *gateway, keepAlive uint16) (d *device, named uint16) {
+		d = g.dial(t, "dev")
+		d.v5 = true
+		d.send(connectPacket(5, "dev", 2, keepAlive, nil))
+		_, body := d.recv()
+		if _, rest, ok := bytes.Cut(body[3:], []byte{0x13}); ok {
+			named = binary.BigEndian.Uint16(rest)
+		}
+		return d, named
+	}
+	g := start(t, engine{})
+	for asked, want := range map[uint16]uint16{0: 1200, 60: 0, 1200: 0, 1201: 1200} {
+		if _, named := hello(g, asked); named != want {
+			t.Errorf("keep alive %d: got Server Keep Alive %d, want %d", asked, named, want)
+		}
+	}
+	g = start(t, engine{}, func(s *mqtt.Server) { s.Limits.MaxKeepAlive = time.Second })
+	began := time.Now()
+	d, _ := hello(g, 0)
+	d.gone("a silent client that asked for no keep alive", 0x8D)
+	if took := time.Since(began); took < 1400*time.Millisecond {
+		t.Errorf("closed after %v, want one and a half seconds", took)
 	}
 }
 

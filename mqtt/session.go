@@ -3,6 +3,7 @@ package mqtt
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"math"
 	"os"
@@ -110,11 +111,21 @@ func (x *session) open(ctx context.Context) error {
 	if c.level == levelOld {
 		answer.present = false // the bit is reserved
 	}
+	p := answer.encode(c.level)
+	if x.tooLarge(len(p)) {
+		return refuse(0, PacketTooLarge, fmt.Sprintf("a CONNACK of %d octets is over the client's Maximum Packet Size of %d", len(p), c.maxPacket))
+	}
 	// After the back has it, so that a cut which came meanwhile is seen: send looks.
-	if err := x.down.send(answer.encode(c.level)); err != nil {
+	if err := x.down.send(p); err != nil {
 		return err
 	}
 	return x.down.flush()
+}
+
+// tooLarge reports whether a packet of size octets is over the client's Maximum Packet
+// Size, [MQTT-3.1.2-24].
+func (x *session) tooLarge(size int) bool {
+	return x.connect.maxPacket > 0 && size > int(x.connect.maxPacket)
 }
 
 // backFailed is the answer to a device whose session the back did not take.

@@ -242,6 +242,9 @@ func (x *session) deviceSubscribe(ctx context.Context, f frame) error {
 	}
 	kind := f.kind()
 	codes := make([]byte, len(p.filters))
+	if size := len((&suback{codes: codes}).encode(kind+1, x.connect.level)); x.tooLarge(size) { // [MQTT-3.1.2-24]
+		return breach(PacketTooLarge, "the answer of %d octets is over the client's Maximum Packet Size of %d", size, x.connect.maxPacket)
+	}
 	pass := p.filters[:0:0]
 	for i, sub := range p.filters {
 		code, err := x.judgeFilter(kind, sub.filter)
