@@ -46,18 +46,7 @@ type talk struct {
 // devices.
 func newTalk(t *testing.T, more string, devices ...string) *talk {
 	t.Helper()
-	k := &talk{t: t, dir: shortDir(t), ids: map[string]*sdk.Identity{}, files: map[string]countersigntest.Files{}}
-	k.addr = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
-	k.web = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
-	k.config = filepath.Join(k.dir, "countersign.yaml")
-	text := fmt.Sprintf(`dir: %s
-names: [127.0.0.1, localhost]
-listeners: {enroll: "127.0.0.1:0", mqtt: %q, websocket: %q, api: "127.0.0.1:0", status: "127.0.0.1:0"}
-%s
-`, k.dir, k.addr, k.web, more)
-	if err := os.WriteFile(k.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	k := prepare(t, shortDir(t), more)
 	found(t, k.config)
 	k.start()
 	if _, err := k.admin.ApplyPolicy(t.Context(), "default", api.ApplyPolicy{PolicySource: api.PolicySource{Source: talkPolicy}, Note: "test"}); err != nil {
@@ -68,6 +57,24 @@ listeners: {enroll: "127.0.0.1:0", mqtt: %q, websocket: %q, api: "127.0.0.1:0", 
 	}
 	for _, d := range devices {
 		k.enroll(d)
+	}
+	return k
+}
+
+// prepare writes the configuration of a server on addresses that it keeps.
+func prepare(t *testing.T, dir, more string) *talk {
+	t.Helper()
+	k := &talk{t: t, dir: dir, ids: map[string]*sdk.Identity{}, files: map[string]countersigntest.Files{}}
+	k.addr = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
+	k.web = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
+	k.config = filepath.Join(k.dir, "countersign.yaml")
+	text := fmt.Sprintf(`dir: %s
+names: [127.0.0.1, localhost]
+listeners: {enroll: "127.0.0.1:0", mqtt: %q, websocket: %q, api: "127.0.0.1:0", status: "127.0.0.1:0"}
+%s
+`, k.dir, k.addr, k.web, more)
+	if err := os.WriteFile(k.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	return k
 }
