@@ -15,8 +15,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/countersign-iot/countersign/api"
 )
 
 // killsOfStock is how often the server is killed below the clients of mosquitto.
@@ -151,17 +149,6 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 		}
 	}
 	t.Logf("%d messages over %d kills", len(h.acts["talk/1"])+len(h.acts["talk/2"]), killsOfStock)
-}
-
-// subscribed is how many subscriptions the server has of all devices.
-func (k *talk) subscribed() (n int) {
-	for u, err := range k.admin.Usage(k.t.Context(), api.UsageFilter{}) {
-		if err != nil {
-			return 0
-		}
-		n += u.Subscriptions
-	}
-	return n
 }
 
 // checkStock wants all numbers up to n in order, with QoS 1 some of them again.

@@ -244,3 +244,33 @@ func (w *wire) publish(topic, payload string, retain bool) error {
 		}
 	}
 }
+
+// usage adds up what the server has of all devices.
+func (k *talk) usage(add func(api.Usage)) {
+	for u, err := range k.admin.Usage(k.t.Context(), api.UsageFilter{}) {
+		if err != nil {
+			k.t.Errorf("usage: %v", err)
+			return
+		}
+		add(u)
+	}
+}
+
+// subscribed is how many subscriptions there are.
+func (k *talk) subscribed() (n int) {
+	k.usage(func(u api.Usage) { n += u.Subscriptions })
+	return n
+}
+
+// live is how many sessions have a connection.
+func (k *talk) live() (n int) {
+	k.usage(func(u api.Usage) { n += u.Sessions })
+	return n
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
