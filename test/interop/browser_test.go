@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"net/http"
 	"net/http/httptest"
@@ -51,13 +52,13 @@ func missing(t *testing.T, what string) {
 
 // chromium starts a browser that trusts the certificate of server, and no other
 // that its system does not.
-func chromium(t *testing.T, server string, s *countersigntest.Server) context.Context {
+func chromium(t *testing.T, server string, roots *x509.CertPool) context.Context {
 	t.Helper()
 	bin, err := exec.LookPath("chromium")
 	if err != nil {
 		missing(t, "chromium")
 	}
-	c, err := tls.Dial("tcp", server, &tls.Config{RootCAs: s.Roots, ServerName: "localhost"})
+	c, err := tls.Dial("tcp", server, &tls.Config{RootCAs: roots, ServerName: "localhost"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestBrowserControlsADeviceUntilItIsRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := "localhost:" + u.Port()
-	ctx := chromium(t, server, s)
+	ctx := chromium(t, server, s.Roots)
 	for _, tt := range []struct {
 		name, device string
 		take         func(device, token string) error
@@ -199,7 +200,7 @@ func TestBrowserStaysConnectedBeyondItsKeepAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := "localhost:" + u.Port()
-	ctx := chromium(t, server, s)
+	ctx := chromium(t, server, s.Roots)
 	s.Enroll(t, "pump-1")
 	token, err := s.Admin.CreateOperatorToken(t.Context(), api.NewOperatorToken{Name: "web", Role: "operator", TTLSeconds: 600})
 	if err != nil {
