@@ -215,32 +215,48 @@ func (s *session) received(id uint16, p *publication, ok bool) (more []joined) {
 	return more
 }
 
-func (s *session) forget(id uint16) (known bool) {
+// Release takes PUBREL of the client. It is answered with PUBCOMP once it is on record,
+// on the connection that sent it last: an identifier that is used again before would be
+// that of a message that was received before.
+func (c *Conn) Release(id uint16) {
+	known, waits := c.s.complete(id, c)
+	switch {
+	case waits:
+	case !known:
+		c.client.Acknowledge(Pubcomp, id, NotFound)
+	case !c.s.kept:
+		c.client.Acknowledge(Pubcomp, id, Success)
+	default:
+		c.b.journal.add(op{kind: opComplete, s: c.s, id: id})
+	}
+}
+
+// complete forgets a message of QoS 2 and reports whether it was known, and whether its
+// end is on its way to the record already; c is answered then.
+func (s *session) complete(id uint16, c *Conn) (known, waits bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, known = s.inbound[id]
 	delete(s.inbound, id)
-	return known
+	if _, waits = s.completing[id]; !s.kept || !known && !waits {
+		return known, false
+	}
+	if s.completing == nil {
+		s.completing = map[uint16]*Conn{}
+	}
+	s.completing[id] = c
+	return known, waits
 }
 
-// Release takes PUBREL of the client. It is answered with PUBCOMP once it is on record.
-func (c *Conn) Release(id uint16) {
-	if !c.s.forget(id) {
-		c.client.Acknowledge(Pubcomp, id, NotFound)
-		return
-	}
-	if !c.s.kept {
-		c.client.Acknowledge(Pubcomp, id, Success)
-		return
-	}
-	c.b.journal.add(op{kind: opComplete, s: c.s, id: id, done: func(err error, f *flusher) {
-		if err != nil { // the record knows it still: the client sends PUBREL again
-			_, _, _ = c.s.receive(id, nil)
-			return
-		}
+// completed sends PUBCOMP for a PUBREL that is on record now.
+func (s *session) completed(id uint16, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.completing[id]; c != nil {
+		delete(s.completing, id)
 		c.client.Acknowledge(Pubcomp, id, Success)
 		f.touch(c)
-	}})
+	}
 }
 
 // Acknowledge takes PUBACK, PUBREC or PUBCOMP of the client; code is its reason code.

@@ -164,9 +164,8 @@ func TestWhatIsLazyIsWrittenWhenTheDatabaseIsBack(t *testing.T) {
 		s.conn.Acknowledge(broker.Pubcomp, d.ID, broker.Success)
 	}
 	s.until("an empty queue", func() bool { return queued(t, b) == 0 && count(t, db, "mqtt_queue") == 0 })
+	p.until("PUBCOMP", func() bool { return p.acks[len(p.acks)-1] == "7 2 0x0" })
 	p = connect(t, b, kept("p"))
-	p.conn.Release(2) // as it does when PUBCOMP did not come
-	p.answered("7 2 0x0")
 	p.publish("x", "new", 2, 2)
 	s.until("the new message", func() bool { return len(s.got) == 11 })
 }

@@ -285,7 +285,7 @@ func (j *journal) later(ops []op) {
 			j.ordered = true // or it ends what the device's next life has recorded
 		case o.kind == opSession && o.done == nil:
 			o.row = nil // what is so then: a newer row may be on record before
-		case !o.kind.lazy() && o.kind != opRelease:
+		case !o.kind.lazy() && o.kind != opRelease && o.kind != opComplete:
 			continue
 		}
 		o.done, o.p = nil, nil // they have their answer
@@ -356,6 +356,10 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 			o.s.committed(o.e, f)
 		} else {
 			o.s.lost(o.e)
+		}
+	case opComplete:
+		if err == nil {
+			o.s.completed(o.id, f)
 		}
 	case opRelease:
 		if err == nil {

@@ -65,6 +65,8 @@ type session struct {
 	subs    []*subscription
 	lastSub int64
 	inbound map[uint16]*publication // QoS 2 messages of the client that wait for its PUBREL; nil: answered
+	// completing are those whose PUBREL is on its way to the record, and who is answered.
+	completing map[uint16]*Conn
 
 	queue  []*entry // in the order of seq; those before next are in flight
 	next   int
