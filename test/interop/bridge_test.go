@@ -146,7 +146,7 @@ func TestWillsOutliveTheServer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := w.subscribe(nil, sub("talk/will/#", 1)); err != nil {
+			if err := w.subscribe(sub("talk/will/#", 1)); err != nil {
 				t.Fatal(err)
 			}
 			_ = w.Close()

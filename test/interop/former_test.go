@@ -109,7 +109,7 @@ func leaveAll(t *testing.T, k *talk) *wire {
 		}
 	}
 	left := must(k.dial("gone", kept("gone/left", false)))
-	check(left.subscribe(nil, sub("talk/gone/#", 2)))
+	check(left.subscribe(sub("talk/gone/#", 2)))
 	check(left.publish("state/gone/1", "former", true))
 	check(left.publish("state/gone/2", "former", true))
 	half := &packets.Publish{Topic: "talk/half", Payload: []byte("0"), QoS: 2, PacketID: 7, Properties: &packets.Properties{}}
@@ -119,7 +119,7 @@ func leaveAll(t *testing.T, k *talk) *wire {
 	}
 	_ = left.Close()
 	live := must(k.dial("gone", kept("gone", false)))
-	check(live.subscribe(nil, sub("talk/gone/#", 1)))
+	check(live.subscribe(sub("talk/gone/#", 1)))
 	witness := must(k.dial("witness", &packets.Connect{CleanStart: true}))
 	for range 3 {
 		check(witness.publish("talk/gone/x", "0", false)) // the live one does not acknowledge either

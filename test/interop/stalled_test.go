@@ -130,7 +130,7 @@ func (k *talk) reader(t *testing.T, device string, wrapped func(net.Conn) net.Co
 		err = w.accepted()
 	}
 	if err == nil {
-		err = w.subscribe(nil, sub("talk/"+device, 1))
+		err = w.subscribe(sub("talk/"+device, 1))
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", device, err)

@@ -197,7 +197,7 @@ func (k *talk) look(found map[string]string) error {
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(time.Now().Add(patience))
-	if err := c.subscribe(nil, sub("mark/reader", 0), sub("state/#", 1)); err != nil {
+	if err := c.subscribe(sub("mark/reader", 0), sub("state/#", 1)); err != nil {
 		return err
 	}
 	if err := c.send(&packets.Publish{Topic: "mark/reader", Payload: []byte("0"), Properties: &packets.Properties{}}); err != nil {

@@ -3,7 +3,6 @@ package interop
 import (
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -199,8 +198,8 @@ func kept(client string, clean bool) *packets.Connect {
 	return &packets.Connect{ClientID: client, CleanStart: clean, KeepAlive: 600, Properties: &packets.Properties{SessionExpiryInterval: new(uint32(3600))}}
 }
 
-// subscribe subscribes and waits for SUBACK. What is received before it is passed to aside.
-func (w *wire) subscribe(aside func(*packets.Publish), subs ...packets.SubOptions) error {
+// subscribe subscribes and waits for SUBACK, which comes first.
+func (w *wire) subscribe(subs ...packets.SubOptions) error {
 	if err := w.send(&packets.Subscribe{PacketID: 65535, Subscriptions: subs, Properties: &packets.Properties{}}); err != nil {
 		return err
 	}
@@ -218,10 +217,7 @@ func (w *wire) subscribe(aside func(*packets.Publish), subs ...packets.SubOption
 			}
 			return nil
 		case *packets.Publish:
-			if aside == nil {
-				return errors.New("got PUBLISH before SUBACK")
-			}
-			aside(c)
+			return fmt.Errorf("got PUBLISH on %.80q before SUBACK", c.Topic)
 		}
 	}
 }
