@@ -45,13 +45,12 @@ type publisher struct {
 	next   func(n int) *act // the nth; nil: there are no more
 	pace   time.Duration
 
-	mu      sync.Mutex
-	flight  []*act // in the order of their first PUBLISH
-	count   int
-	used    map[uint16]bool
-	lastID  uint16
-	joined  bool // it has had a session
-	settled int
+	mu     sync.Mutex
+	flight []*act // in the order of their first PUBLISH
+	count  int
+	used   map[uint16]bool
+	lastID uint16
+	joined bool // it has had a session
 }
 
 // retryAfter is how long a client waits before it connects again: short, so that many
@@ -218,6 +217,5 @@ func (p *publisher) settle(id uint16, code byte) error {
 	defer p.mu.Unlock()
 	p.flight = slices.DeleteFunc(p.flight, func(o *act) bool { return o == a })
 	delete(p.used, id)
-	p.settled++
 	return nil
 }
