@@ -2,8 +2,8 @@ package broker_test
 
 import "testing"
 
-// TestPubcompFollowsTheRecord asserts that a publisher is told that a QoS 2 message is
-// complete once the record has forgotten its identifier, however it asks: an identifier
+// TestPubcompFollowsTheRecord asserts that a publisher receives PUBCOMP for a message of QoS 2
+// no sooner than the record has forgotten its identifier, however it asks: an identifier
 // that is used again too early would be a message received before.
 func TestPubcompFollowsTheRecord(t *testing.T) {
 	b, db, proxy := proxied(t)
