@@ -148,7 +148,7 @@ func TestAcknowledgmentsKeepTheirOrder(t *testing.T) {
 // A sequence is longer than the identifiers there are, and one client does not
 // acknowledge its first message for all of it.
 func TestPacketIdentifiersAreNotUsedTwice(t *testing.T) {
-	b, _ := onSQLite(t, broker.Limits{})
+	b, _ := onSQLite(t, broker.Limits{Queued: 100_000, QueuedOctets: 64 << 20})
 	for name, hold := range map[string]bool{"all": false, "but the first": true} {
 		s := &numbered{used: map[uint16]bool{}, work: make(chan broker.Delivery, 256)}
 		conn, _, err := b.Connect(t.Context(), clean(name), s)
