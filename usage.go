@@ -29,7 +29,7 @@ type Usage struct {
 	Subscriptions  int    // topic filters of live and kept sessions
 	Retained       int    // retained messages that it sent
 	RetainedOctets int64  // with their topics
-	Queued         int    // messages that wait for it; 0 where the engine does not count them
+	Queued         int    // messages that wait for it
 	QueuedOctets   int64
 }
 

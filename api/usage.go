@@ -7,7 +7,7 @@ type Usage struct {
 	Octets         int64  `json:"octets" doc:"What is stored: retained and queued messages."`
 	Retained       int    `json:"retained" doc:"Retained messages that it sent."`
 	RetainedOctets int64  `json:"retained_octets"`
-	Queued         int    `json:"queued" doc:"Messages that wait for it; 0 where the message engine does not count them."`
+	Queued         int    `json:"queued" doc:"Messages that wait for it."`
 	QueuedOctets   int64  `json:"queued_octets"`
 	Subscriptions  int    `json:"subscriptions" doc:"Topic filters of its live and kept sessions."`
 	Sessions       int    `json:"sessions" doc:"Live sessions."`
@@ -22,7 +22,7 @@ type UsageFilter struct {
 // Purge asks to drop what is stored for a device. Its live sessions go on.
 type Purge struct {
 	Retained bool   `json:"retained,omitempty" doc:"Retained messages that it sent."`
-	Queued   bool   `json:"queued,omitempty" doc:"Messages that wait for it. The embedded engine keeps them with their session: purge sessions as well."`
+	Queued   bool   `json:"queued,omitempty" doc:"Messages that wait for it."`
 	Sessions bool   `json:"sessions,omitempty" doc:"Sessions that wait for their client, with their subscriptions and queues."`
 	Note     string `json:"note,omitempty" maxLength:"500" doc:"Why, in your words."`
 }

@@ -20,7 +20,8 @@ type Limits struct {
 // The defaults. An address is what countersign.SourceOf returns; clients without one
 // share the zero Prefix.
 const (
-	// DefaultConnections is what the embedded engine can hold: about 100 KiB each.
+	// DefaultConnections is what a machine with 2 GB of memory holds, with a session on
+	// the broker core behind each.
 	DefaultConnections = 20_000
 	// DefaultPreAuth costs at most about 64 KiB each, 128 MiB in all.
 	DefaultPreAuth = 2048

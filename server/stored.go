@@ -28,7 +28,7 @@ func storedGauges() []storedGauge {
 	return []storedGauge{
 		gauge("retained_messages", "Retained messages of devices.", func(u countersign.Usage, _ int64) int64 { return int64(u.Retained) }),
 		gauge("retained_bytes", "Retained messages of devices, with their topics.", func(u countersign.Usage, _ int64) int64 { return u.RetainedOctets }),
-		gauge("queued_messages", "Messages that wait for devices, where the engine counts them.", func(u countersign.Usage, _ int64) int64 { return int64(u.Queued) }),
+		gauge("queued_messages", "Messages that wait for devices.", func(u countersign.Usage, _ int64) int64 { return int64(u.Queued) }),
 		gauge("queued_bytes", "Those in octets.", func(u countersign.Usage, _ int64) int64 { return u.QueuedOctets }),
 		gauge("sessions", "Sessions that wait for their client.", func(u countersign.Usage, _ int64) int64 { return int64(u.Kept) }),
 		gauge("subscriptions", "Topic filters of live and kept sessions.", func(u countersign.Usage, _ int64) int64 { return int64(u.Subscriptions) }),

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxLevels bounds the work on one topic. Engines allow 128 to 200.
+// maxLevels bounds the work on one topic. Brokers allow 128 to 200.
 const maxLevels = 128
 
 // ValidName checks a topic name (MQTT 5, 4.7.1 and 4.7.3).
