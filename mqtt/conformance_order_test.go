@@ -44,12 +44,7 @@ var orderCases = []conformanceCase{
 				var all []byte
 				var want, got []uint16
 				for i := range uint16(120) {
-					topic := c.topic("kept")
-					if i%3 == 1 {
-						topic = "denied/x"
-					} else if i%3 == 2 {
-						topic = c.topic("else")
-					}
+					topic := []string{c.topic("kept"), "denied/x", c.topic("else")}[i%3]
 					all = append(all, d.message(1+byte(i%2), i+1, topic, "x")...)
 					want = append(want, i+1)
 				}
