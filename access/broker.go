@@ -75,6 +75,32 @@ func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersi
 	return s, nil
 }
 
+// maxResting bounds the sessions that one credential has: a device's have
+// maxBrokerSessions at each broker, a group key those of its devices.
+const maxResting = 10_000
+
+// Resting calls found with each session that rests on a credential, the latest first, and
+// with each name that it was kept under.
+func (b *BrokerSessions) Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) (err error) {
+	rows, err := b.DB.Query(ctx, `SELECT gateway, client, username, device, fleet, issuer, serial, protocol, since, not_after
+		FROM broker_session WHERE credential = $1 ORDER BY since DESC LIMIT $2`, credential, maxResting)
+	if err != nil {
+		return fmt.Errorf("read the sessions at brokers by their credential: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		s := countersign.Session{Credential: credential}
+		var n countersign.BrokerName
+		var since, end int64
+		if err := rows.Scan(&s.Gateway, &n.Client, &n.User, &s.Device, &s.Fleet, &s.Cert.Issuer, &s.Cert.Serial, &s.Protocol, &since, &end); err != nil {
+			return fmt.Errorf("read the sessions at brokers by their credential: %w", store.Wrap(err))
+		}
+		s.ClientID, s.Since, s.NotAfter = n.Client, store.Time(since), store.Time(end)
+		found(s, n)
+	}
+	return store.Wrap(rows.Err())
+}
+
 // End forgets a session that its broker reports as closed. A broker may leave out the
 // user, which then stands for any. One that has just been recorded stays: it is the
 // successor under the same name of the session that ended.

@@ -35,8 +35,10 @@ func TestRatesAreBoundedInMemoryAndWork(t *testing.T) {
 	if !r.Take(3*maxRates, 60, 20, now) {
 		t.Error("a new key was refused although others are at rest")
 	}
-	if !r.Take(-1, 60, 20, now) || !r.Take(-1, 60, 20, now) || r.Take(-1, 60, 20, now) {
-		t.Error("want two of 60 a minute after two seconds")
+	for i, want := range []bool{true, true, false} {
+		if got := r.Take(-1, 60, 20, now); got != want {
+			t.Errorf("try %d of two that 60 a minute allow after two seconds: got %t", i+1, got)
+		}
 	}
 }
 

@@ -60,11 +60,13 @@ func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	}
 }
 
-// cutCredential ends the sessions that rest on a credential, whosever they are.
+// cutCredential ends the sessions that rest on a credential, whosever they are and
+// through whichever node they came in.
 func (s *Server) cutCredential(e countersign.Event, credential string) {
 	for device, keys := range s.cache.cutCredential(credential) {
 		s.kickEach(device, keys, e.At, string(e.Type))
 	}
+	s.endRecorded(e, credential)
 }
 
 // kickEach kicks sessions of a device that may come back.

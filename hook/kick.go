@@ -267,6 +267,9 @@ func (k *Kicker) Run(ctx context.Context, s *Server) error {
 	for _, d := range k.Drivers {
 		slots[d.Hook] = make(chan struct{}, kickWorkers)
 	}
+	if s != nil {
+		workers.Go(func() { s.runRecorded(ctx) })
+	}
 	tick, expire := time.NewTicker(tickEvery), time.NewTicker(expireEvery)
 	defer tick.Stop()
 	defer expire.Stop()

@@ -66,7 +66,10 @@ type Hook struct {
 	VHosts []string
 }
 
-func (h *Hook) gateway() string { return "hook:" + h.Name }
+// gatewayPrefix begins the name of a gateway that is another's broker.
+const gatewayPrefix = "hook:"
+
+func (h *Hook) gateway() string { return gatewayPrefix + h.Name }
 
 // byUser tells whether the broker, once it has let a client in, knows it by the user
 // name that the client gave. A token or a guest's silence proves another name
@@ -97,6 +100,7 @@ type Server struct {
 
 	cache   cache
 	denials denials
+	stopped stoppedQueue
 	busy    atomic.Int64
 	warned  rate.Sometimes // of strangers
 }
@@ -107,6 +111,9 @@ type Record interface {
 	Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error
 	// Recall returns a session that was kept, or NotFound.
 	Recall(ctx context.Context, gateway string, name countersign.BrokerName) (countersign.Session, error)
+	// Resting calls found with each session, of any broker, that rests on a credential,
+	// and one of the names that it was kept under.
+	Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) error
 	// End forgets a session.
 	End(ctx context.Context, gateway string, name countersign.BrokerName) error
 }

@@ -237,8 +237,20 @@ func (s *Server) runHooks(ctx context.Context) error {
 }
 
 // hearLately hears again of the devices that lost their identity lately and do not
-// have it back.
+// have it back, and of the credentials that were stopped.
 func (s *Server) hearLately(ctx context.Context) error {
+	for kind, row := range countersign.Kinds() {
+		if row.Ends != countersign.EndsCredential {
+			continue
+		}
+		list, _, err := s.events.List(ctx, event.Filter{Type: kind, Since: s.opts.Now().Add(-lately), Newest: true, Limit: maxLately})
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			s.hooks.server.Heard(e)
+		}
+	}
 	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
 		list, _, err := s.events.List(ctx, event.Filter{Type: kind, Since: s.opts.Now().Add(-lately), Newest: true, Limit: maxLately})
 		if err != nil {

@@ -1,0 +1,84 @@
+package hook_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/hook"
+)
+
+// brokerLog is a broker that says which clients it was told to disconnect.
+type brokerLog struct {
+	mu      sync.Mutex
+	clients []string
+}
+
+func (b *brokerLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var in hook.KickRequest
+	if json.NewDecoder(r.Body).Decode(&in) != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	b.mu.Lock()
+	b.clients = append(b.clients, in.ClientIDs...)
+	b.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(hook.KickAnswer{})
+}
+
+func (b *brokerLog) told(client string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Contains(b.clients, client)
+}
+
+// TestAStoppedSecretEndsSessionsOnRecord: a session came in before the node was restarted,
+// so that it is in no node's memory. The broker is told to end it all the same, and
+// none of another secret, not even one whose name differs in letter case only.
+func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
+	broker := &brokerLog{}
+	door := httptest.NewServer(broker)
+	t.Cleanup(door.Close)
+	h := config.Hook{
+		Name: "b", Kind: "generic", Secret: secretFile(t, []byte("a-secret-of-20-characters")), Kick: config.HookKick{URL: door.URL + "/kick"},
+	}
+	countersigntest.Each(t, func(t *testing.T, asked, other *countersigntest.Server) {
+		broker.mu.Lock()
+		broker.clients = nil
+		broker.mu.Unlock()
+		if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{Rules: &api.Rules{Access: &api.Access{Kinds: []string{"secret"}}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := asked.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+			t.Fatal(err)
+		}
+		secret := map[string]*api.IssuedSecret{}
+		for client, slot := range map[string]string{"pump-1/a": "primary", "pump-1/A": "secondary"} {
+			issued, err := asked.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Slot: slot})
+			if err != nil {
+				t.Fatal(err)
+			}
+			secret[client] = issued
+			if !askBroker(t, other, "connect", map[string]any{"client_id": client, "username": "pump-1", "password": issued.Text}) {
+				t.Fatalf("%s with a good secret is refused", client)
+			}
+		}
+		other.Restart(t)
+		if _, err := asked.Admin.StopSecret(t.Context(), "pump-1", secret["pump-1/a"].ID, api.Act{}); err != nil {
+			t.Fatal(err)
+		}
+		soon(t, "the broker was not told to end the session", func() bool { return broker.told("pump-1/a") })
+		if broker.told("pump-1/A") || broker.told("pump-1") {
+			t.Errorf("the broker was told to end %v, want pump-1/a alone", broker.clients)
+		}
+	}, countersigntest.Options{Configure: func(c *config.Config) {
+		c.Listeners.Hook = "127.0.0.1:0"
+		c.Hooks = []config.Hook{h}
+	}})
+}
