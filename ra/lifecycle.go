@@ -54,7 +54,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 		var events []countersign.Event
 		out.Reason = reason
 		for i := range certs {
-			e, done, err := d.revokeFor(ctx, tx, act, &certs[i], reason, out)
+			e, done, err := d.revokeFor(ctx, tx, act, &certs[i], out)
 			if err != nil {
 				return err
 			}
@@ -97,10 +97,11 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 	})
 }
 
-// revokeFor revokes a certificate, or raises the reason for which it is revoked already,
-// and adds it to out. done is false where the record stays as it is: one that has expired
+// revokeFor revokes a certificate for the reason of out, or raises the one for which it is
+// revoked already, and adds it to out. done is false where the record stays as it is: one that has expired
 // keeps its reason, because no list shows it any more.
-func (d *Desk) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, reason countersign.ReasonCode, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
+func (d *Desk) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
+	reason := out.Reason
 	before, raise := c.Reason, c.State == countersign.CertRevoked
 	switch {
 	case !raise:
@@ -143,7 +144,7 @@ func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*c
 			return err
 		}
 		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
-		e, done, err := d.revokeFor(ctx, tx, act, &c, req.Reason, out)
+		e, done, err := d.revokeFor(ctx, tx, act, &c, out)
 		if err != nil {
 			return err
 		}
