@@ -35,14 +35,19 @@ type BrokerSessions struct {
 // Keep records an admitted session, s.Gateway and s.ClientID being the broker's, under
 // each of the user names that the broker may ask by. It returns once that is durable.
 func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error {
+	unnamed := 0
+	if s.ClientID == "" {
+		unnamed = 1
+	}
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		for _, n := range names {
-			_, err := tx.Exec(ctx, `INSERT INTO broker_session (gateway, client, username, device, fleet, issuer, serial, credential, protocol, since, not_after)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			_, err := tx.Exec(ctx, `INSERT INTO broker_session (gateway, client, username, device, fleet, issuer, serial, credential, protocol, since, not_after, unnamed)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 				ON CONFLICT (gateway, client, username) DO UPDATE SET device = excluded.device, fleet = excluded.fleet, issuer = excluded.issuer,
-					serial = excluded.serial, credential = excluded.credential, protocol = excluded.protocol, since = excluded.since, not_after = excluded.not_after`,
+					serial = excluded.serial, credential = excluded.credential, protocol = excluded.protocol, since = excluded.since, not_after = excluded.not_after,
+					unnamed = excluded.unnamed`,
 				s.Gateway, n.Client, n.User, s.Device, s.Fleet, s.Cert.Issuer, string(s.Cert.Serial), s.Credential, s.Protocol,
-				store.Micros(s.Since), store.Micros(s.NotAfter))
+				store.Micros(s.Since), store.Micros(s.NotAfter), unnamed)
 			if err != nil {
 				return err
 			}
@@ -58,12 +63,14 @@ func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names 
 	return nil
 }
 
-// Recall returns what was kept of a session, or NotFound.
+// Recall returns what was kept of a session, or NotFound. A name that was not kept stands for
+// the user's session whose client the broker did not name when it connected.
 func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersign.BrokerName) (countersign.Session, error) {
 	s := countersign.Session{Gateway: gateway, ClientID: n.Client}
 	var since, end int64
 	err := b.DB.QueryRow(ctx, `SELECT device, fleet, issuer, serial, credential, protocol, since, not_after
-		FROM broker_session WHERE gateway = $1 AND client = $2 AND username = $3`, gateway, n.Client, n.User).
+		FROM broker_session WHERE gateway = $1 AND username = $3 AND (client = $2 OR client = '' AND unnamed = 1)
+		ORDER BY client DESC LIMIT 1`, gateway, n.Client, n.User).
 		Scan(&s.Device, &s.Fleet, &s.Cert.Issuer, &s.Cert.Serial, &s.Credential, &s.Protocol, &since, &end)
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, countersign.Errorf(countersign.NotFound, "no session is on record under this name")

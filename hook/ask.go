@@ -52,6 +52,9 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 	if !v.Allow {
 		return v
 	}
+	if q.client == "" {
+		s.cache.setUnnamed(keys[0])
+	}
 	if err := s.keep(ctx, h, c, v, keys); err != nil {
 		// The decision needs no write, so a full disk ends no access. What is not on record
 		// is refused wherever it is not in memory.
@@ -70,6 +73,9 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key) countersign.Verdi
 		var err error
 		if e, ok, err = s.recall(ctx, h, k); err != nil {
 			return countersign.Verdict{Code: countersign.Unavailable, Reason: "the record of the session cannot be read now"}
+		}
+		if !ok { // the record may not have taken it
+			e, ok = s.cache.unnamed(k)
 		}
 	}
 	switch {

@@ -33,6 +33,7 @@ type entry struct {
 	asked   time.Time
 	cut     bool // its device lost what the verdict rests on; only a new connect helps
 	stale   bool // to be decided again before it is used
+	unnamed bool // see cache.unnamed
 	opened  *countersign.Session
 }
 
@@ -122,6 +123,22 @@ func (c *cache) get(k key) (entry, bool) {
 		return entry{}, false
 	}
 	return *e, true
+}
+
+// unnamed returns what is known of the user's session whose client the broker did not
+// name when it connected, as RabbitMQ does for a certificate. Its questions name one.
+func (c *cache) unnamed(k key) (entry, bool) {
+	e, ok := c.get(key{hook: k.hook, user: k.user})
+	return e, ok && e.unnamed
+}
+
+// setUnnamed notes that the broker named no client when the session connected.
+func (c *cache) setUnnamed(k key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[k]; e != nil {
+		e.unnamed = true
+	}
 }
 
 // cut marks the device's sessions that lost names, and gives them by hook.

@@ -142,7 +142,7 @@ func TestRabbitMQAnswers(t *testing.T) {
 		return got
 	}
 	for _, c := range []struct{ path, query, want string }{
-		{"topic", "username=pump-2&vhost=/&resource=topic&name=amq.topic&permission=write&routing_key=devices.pump-2.up.t", "allow"}, // vouched
+		{"topic", "username=pump-2&vhost=/&resource=topic&name=amq.topic&permission=write&routing_key=devices.pump-2.up.t", "deny"}, // it never connected
 		{"user", "username=pump-1&password=right&vhost=/&client_id=pump-1", "allow"},
 		{"user", "username=pump-1&password=wrong", "deny"},
 		{"user", "username=pump-1&password=", "deny"}, // empty is not absent
