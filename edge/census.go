@@ -24,6 +24,7 @@ type census struct {
 	total     int
 	preAuth   int
 	addresses map[netip.Prefix]*address
+	idle      list.List  // of *address: those without connections, the latest last
 	ranks     [2]ranking // of known addresses, of strange ones
 }
 
@@ -34,6 +35,7 @@ type address struct {
 	pending list.List     // of *visit: not yet admitted, the oldest first
 	place   *list.Element // in its ranking, with at least one pending
 	ranked  int           // as which number
+	idle    *list.Element // nil while it has connections
 	rate    *rate.Limiter // nil without an accept rate
 }
 
@@ -69,7 +71,10 @@ func (c *census) enter(v *visit, now time.Time) (evicted *visit, why Reason) {
 	v.address, v.place = a, a.pending.PushBack(v)
 	c.total++
 	c.preAuth++
-	a.total++
+	if a.total++; a.idle != nil {
+		c.idle.Remove(a.idle)
+		a.idle = nil
+	}
 	c.ranks[a.of].set(a)
 	return evicted, ""
 }
@@ -79,10 +84,11 @@ func (c *census) enter(v *visit, now time.Time) (evicted *visit, why Reason) {
 func (c *census) address(v *visit, now time.Time) (*address, Reason) {
 	a := c.addresses[v.from]
 	if a == nil {
-		if len(c.addresses) >= maxAddresses && !c.sweep() {
+		if len(c.addresses) >= maxAddresses && !c.forget() {
 			return nil, ReasonConnections
 		}
 		a = &address{from: v.from}
+		a.idle = c.idle.PushBack(a)
 		if r := c.limits.AcceptRate; r > 0 && v.from.IsValid() {
 			a.rate = rate.NewLimiter(rate.Limit(r), 2*r)
 		}
@@ -156,9 +162,8 @@ func (c *census) leave(v *visit, now time.Time) bool {
 		return false
 	}
 	c.remove(v)
-	a := v.address
-	if a.total == 0 && (a.rate == nil || a.rate.TokensAt(now) >= float64(a.rate.Burst())) {
-		delete(c.addresses, a.from)
+	if a := v.address; a.total == 0 && (a.rate == nil || a.rate.TokensAt(now) >= float64(a.rate.Burst())) {
+		c.drop(a)
 	}
 	return true
 }
@@ -169,17 +174,28 @@ func (c *census) remove(v *visit) {
 	}
 	v.gone = true
 	c.total--
-	v.address.total--
+	if v.address.total--; v.address.total == 0 {
+		v.address.idle = c.idle.PushBack(v.address)
+	}
 }
 
-// sweep forgets the addresses without connections and tells whether that made room.
-func (c *census) sweep() bool {
-	for k, a := range c.addresses {
-		if a.total == 0 {
-			delete(c.addresses, k)
-		}
+// forget makes room for one address: the one that has been without connections for the
+// longest goes. It reports whether there was one. It looks at no other, so that
+// a flood of addresses makes no connection wait.
+func (c *census) forget() bool {
+	front := c.idle.Front()
+	if front == nil {
+		return false
 	}
-	return len(c.addresses) < maxAddresses
+	a, _ := front.Value.(*address)
+	c.drop(a)
+	return true
+}
+
+// drop forgets an address without connections.
+func (c *census) drop(a *address) {
+	c.idle.Remove(a.idle)
+	delete(c.addresses, a.from)
 }
 
 func (c *census) counts() (total, preAuth int) {

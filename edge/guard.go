@@ -2,6 +2,7 @@ package edge
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"log/slog"
 	"maps"
@@ -37,6 +38,7 @@ type Guard struct {
 
 	mu         sync.Mutex
 	standings  map[netip.Prefix]*standing
+	order      [2]list.List // of *standing, the latest last: ofKnown, once known; ofStrangers
 	remembered uint64
 	strangers  standing // of all together, as if they were one
 	flooded    bool     // they fail so much that each of them has fewer tries
@@ -97,7 +99,7 @@ const (
 	// it lasts those that are refused count too: it is over when they stop coming.
 	floodAfter    = 500
 	floodForgiven = 250
-	// maxStandings bounds the addresses that are remembered, at about 150 bytes each.
+	// maxStandings bounds the addresses that are remembered, at about 300 bytes each.
 	maxStandings = 65_536
 	// tellEvery is how often who was turned away is told.
 	tellEvery = time.Minute
@@ -113,6 +115,10 @@ type standing struct {
 	at    time.Time
 	known time.Time // until then
 	phase float64   // below 1; see forgive
+
+	from  netip.Prefix
+	of    int // which order it is in
+	place *list.Element
 }
 
 // allowance is how many connections of an address may come to nothing, and how many
@@ -170,9 +176,7 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 		return known, ""
 	}
 	a := g.allowanceOf(tries, known, suspect)
-	if s == nil {
-		s = g.remember(from, now)
-	}
+	s = g.remember(from, now)
 	s.forgive(a, now)
 	switch {
 	case s.debt+1 <= a.burst:
@@ -236,32 +240,48 @@ func (g *Guard) admitted(from netip.Prefix) {
 		s.debt = 0
 	}
 	s.known = now.Add(knownFor)
+	if s.of != ofKnown {
+		g.order[s.of].Remove(s.place)
+		s.of, s.place = ofKnown, g.order[ofKnown].PushBack(s)
+	}
 }
 
+// remember returns what is remembered of an address, which is the latest now.
 func (g *Guard) remember(from netip.Prefix, now time.Time) *standing {
 	s := g.standings[from]
-	if s == nil {
-		if len(g.standings) >= maxStandings {
-			g.sweep(now)
-		}
-		g.remembered++
-		_, phase := math.Modf(float64(g.remembered) * math.Phi)
-		s = &standing{at: now, phase: phase}
-		g.standings[from] = s
+	if s != nil {
+		g.order[s.of].MoveToBack(s.place)
+		return s
 	}
+	if len(g.standings) >= maxStandings {
+		g.forgetOne(now)
+	}
+	g.remembered++
+	_, phase := math.Modf(float64(g.remembered) * math.Phi)
+	s = &standing{at: now, phase: phase, from: from, of: ofStrangers}
+	s.place = g.order[ofStrangers].PushBack(s)
+	g.standings[from] = s
 	return s
 }
 
-// sweep makes room: the strangers go first, then whom a map gives first, until a
-// quarter is free, so that it is rare.
-func (g *Guard) sweep(now time.Time) {
-	maps.DeleteFunc(g.standings, func(_ netip.Prefix, s *standing) bool { return !now.Before(s.known) })
-	for k := range g.standings {
-		if len(g.standings) <= maxStandings*3/4 {
-			return
+// forgetOne makes room for one address. Of those that were known once, one goes that is not
+// any more, else a stranger, else a known one: in each order the one that was seen last
+// the longest ago. It looks at no others, so that a flood of addresses makes no
+// connection wait.
+func (g *Guard) forgetOne(now time.Time) {
+	var oldest *standing
+	for _, of := range []int{ofStrangers, ofKnown} {
+		front := g.order[of].Front()
+		if front == nil {
+			continue
 		}
-		delete(g.standings, k)
+		s, _ := front.Value.(*standing)
+		if oldest == nil || !now.Before(s.known) {
+			oldest = s
+		}
 	}
+	g.order[oldest.of].Remove(oldest.place)
+	delete(g.standings, oldest.from)
 }
 
 // TurnAway counts what a listener on top of the guard refused by itself.

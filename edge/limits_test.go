@@ -202,3 +202,53 @@ func TestChainsOfAllConnectionsAreBounded(t *testing.T) {
 		t.Error("what was released is not there again, or more than that")
 	}
 }
+
+// TestAFullCensusForgetsOneAddress: a flood of addresses costs each connection the work of
+// one entry, and the address that was here last is kept.
+func TestAFullCensusForgetsOneAddress(t *testing.T) {
+	c := newCensus(Limits{AcceptRate: 10})
+	now := time.Unix(1, 0)
+	for i := range maxAddresses + 5 {
+		v := &visit{from: numbered(i)}
+		if _, why := c.enter(v, now); why != "" {
+			t.Fatalf("address %d was turned away: %s", i, why)
+		}
+		c.leave(v, now)
+		if want := min(i+1, maxAddresses); len(c.addresses) != want || c.idle.Len() != want {
+			t.Fatalf("after %d addresses: got %d remembered and %d idle, want %d", i+1, len(c.addresses), c.idle.Len(), want)
+		}
+	}
+	for i, want := range map[int]bool{4: false, 5: true, maxAddresses + 4: true} {
+		if _, ok := c.addresses[numbered(i)]; ok != want {
+			t.Errorf("address %d is remembered: %t, want %t", i, ok, want)
+		}
+	}
+}
+
+func TestAFullGuardForgetsOneAddress(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := newGuard(&now)
+	formerly := addressOf(netip.MustParseAddr("192.0.2.1"))
+	g.admitted(formerly)
+	now = now.Add(knownFor)
+	known := addressOf(netip.MustParseAddr("192.0.2.2"))
+	g.admitted(known)
+	for i := range maxStandings - 2 {
+		g.failed(numbered(i))
+	}
+	g.failed(numbered(0)) // seen again
+	for i, forgotten := range []netip.Prefix{formerly, numbered(1), numbered(2)} {
+		if _, ok := g.standings[forgotten]; !ok {
+			t.Errorf("%s is forgotten too early", forgotten)
+		}
+		g.failed(numbered(maxStandings + i))
+		if _, ok := g.standings[forgotten]; ok || len(g.standings) != maxStandings {
+			t.Errorf("a new address made the guard forget %d others, %s not among them: %t", maxStandings-len(g.standings), forgotten, ok)
+		}
+	}
+	for _, kept := range []netip.Prefix{known, numbered(0), numbered(3)} {
+		if _, ok := g.standings[kept]; !ok {
+			t.Errorf("%s is forgotten", kept)
+		}
+	}
+}
