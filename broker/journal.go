@@ -337,7 +337,7 @@ func (j *journal) findOut(cause error) error {
 	}
 }
 
-// deliver has what was committed delivered, and tells who waits.
+// deliver has what was committed delivered, and answers the callers that wait.
 func (j *journal) deliver() {
 	defer close(j.stopped)
 	var f flusher

@@ -186,7 +186,7 @@ func (b *Broker) enter(s *session, device string) {
 	a.mu.Unlock()
 }
 
-// attach gives the session a connection; false: it is over.
+// attach binds a connection to the session. It returns false if the session is over.
 func (s *session) attach(c *Conn, h Hello) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -49,7 +49,7 @@ var hitsPool = sync.Pool{New: func() any { return &hits{} }}
 // maxPooled bounds the room that a pooled list keeps: a fan-out of a few hundred.
 const maxPooled = 512
 
-// route gives a message to all that it is for. from published it; nil: the node.
+// route offers a message to all sessions whose subscriptions match. from published it; nil: the node.
 func (b *Broker) route(m *Message, from *session, p *publication, f *flusher) {
 	h := hitsPool.Get().(*hits)
 	b.tree.match(m.Topic, h)

@@ -87,7 +87,7 @@ type session struct {
 	timer  *time.Timer
 }
 
-// offer gives a message to the session. p collects what waits for a commit.
+// offer delivers a message to the session or queues it. p collects what waits for a commit.
 func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +154,7 @@ func (s *session) committed(e *entry, f *flusher) {
 	}
 }
 
-// pump sends what the client takes now. f is told whom it sent to; nil: the caller
+// pump sends what the client takes now. f collects the connections that it sent to; nil: the caller
 // flushes.
 func (s *session) pump(f *flusher) {
 	c := s.conn

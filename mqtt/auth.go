@@ -75,7 +75,7 @@ type exchange struct {
 	answer []byte // goes with the acceptance
 }
 
-// step gives the client's data to the exchange and returns what to send on, if
+// step passes the client's data to the exchange and returns what to send on, if
 // the exchange goes on.
 func (e *exchange) step(ctx context.Context, data []byte) (more []byte, err error) {
 	if e.steps++; e.steps > maxAuthSteps {
@@ -96,7 +96,7 @@ func (e *exchange) step(ctx context.Context, data []byte) (more []byte, err erro
 	return answer, nil
 }
 
-// maxAuthData bounds what one step of an exchange takes and gives; SCRAM needs less
+// maxAuthData bounds the data of one step of an exchange, each way; SCRAM needs less
 // than 1 KiB.
 const maxAuthData = 4 << 10
 

@@ -3,7 +3,7 @@ package mqtt
 import "context"
 
 // back carries the messages of one admitted session: [local] in the broker core of this
-// process, [remote] in a broker of somebody else.
+// process, [remote] in a foreign broker.
 type back interface {
 	// open has the back take the session, and returns the CONNACK for the client.
 	open(ctx context.Context) (*connack, error)

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	// heldTold is how long a device must publish more than its budget to be told of: a
+	// heldTold is how long a device must publish more than its budget until an event says so: a
 	// burst of what gathered while it was away is none of anybody's business.
 	heldTold = 10 * time.Second
 	// heldPause is how long a device must not be held back to begin anew.
@@ -21,7 +21,7 @@ const (
 // errFlood ends a session that used more than its budget of publishes.
 var errFlood = errors.New("the device publishes more than its budget")
 
-// exceeded counts and tells of what the device wanted beyond its budget.
+// exceeded counts and reports what the device wanted beyond its budget.
 func (x *session) exceeded(budget string, limit int64) {
 	x.srv.count.overBudget.Add(1)
 	x.srv.Gatekeeper.Exceeded(x.info, budget, limit)
@@ -102,7 +102,7 @@ func (x *session) unread() (enough bool) {
 	return since != 0 && now.UnixNano()-since >= int64(x.srv.Limits.Stall)
 }
 
-// downFailed ends the session after a write to the device failed: nobody waits for it.
+// downFailed ends the session after a write to the device failed. No caller waits for it.
 func (x *session) downFailed(err error) {
 	if errors.Is(err, errStalled) && x.full() {
 		x.overBudget(countersign.BudgetUnread, x.budget.Unread, QuotaExceeded)

@@ -86,7 +86,7 @@ func RefusalOf(code countersign.Code) Refusal {
 }
 
 // protocolError is a breach of the protocol by the peer: what an MQTT 5 peer is
-// told before the connection is closed.
+// sent before the connection is closed.
 type protocolError struct {
 	code Reason
 	text string

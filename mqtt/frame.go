@@ -75,7 +75,7 @@ type frameReader struct {
 	r, w   int     // buf[r:w] is read and not yet handed out
 }
 
-// buffered tells whether a part of the next frame is here already.
+// buffered reports whether a part of the next frame is here already.
 func (fr *frameReader) buffered() bool { return fr.r < fr.w }
 
 // whole reports whether next returns without another read.

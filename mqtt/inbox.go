@@ -23,14 +23,14 @@ func withInbox(p countersign.Permissions, inbox string) countersign.Permissions 
 	return p
 }
 
-// othersInbox tells whether a topic or filter is below the inboxes and outside of the
+// othersInbox reports whether a topic or filter is below the inboxes and outside of the
 // session's own, which no policy grants: not with # either.
 func (x *session) othersInbox(topic string) bool {
 	return isInbox(topic) && !strings.HasPrefix(topic, x.inbox())
 }
 
-// isInbox tells whether a topic is somebody's inbox: nothing is retained there,
-// since nobody would ever take it away.
+// isInbox reports whether a topic is an inbox: nothing is retained there,
+// since no client would ever remove it.
 func isInbox(topic string) bool { return strings.HasPrefix(topic, inboxes) }
 
 // ownInbox reports whether a filter is one of the session's inbox.
@@ -40,7 +40,7 @@ func (x *session) ownInbox(filter string) bool {
 }
 
 // mayReceive reports whether the device may receive messages of the topic. What # brings
-// along of other inboxes was not asked for, and is no act to tell of.
+// along of other inboxes was not asked for, and is no act to report.
 func (x *session) mayReceive(topic string) bool {
 	allowed := !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Receive.Allow, x.perms.Receive.Deny, topic)
 	others := allowed && x.othersInbox(topic)

@@ -50,7 +50,7 @@ func (l *local) open(ctx context.Context) (*connack, error) {
 	return a, nil
 }
 
-// connackProps tells the client what it gets (MQTT 5, 3.2.2.3).
+// connackProps returns the properties of CONNACK (MQTT 5, 3.2.2.3).
 func (l *local) connackProps() []byte {
 	c, limits := l.connect, &l.srv.Limits
 	b := appendU16Prop(nil, propReceiveMaximum, uint16(l.maxFlight))  //nolint:gosec // maxPending

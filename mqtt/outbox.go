@@ -339,8 +339,8 @@ func (o *outbox) until(limit time.Time) {
 }
 
 // last drops what was gathered and writes one frame as the last, within the
-// deadline that is already set. frame is told whether anything was written
-// before. After a failed write it does nothing. It tells whether the frame went out.
+// deadline that is already set. frame is called with whether anything was written
+// before. After a failed write it does nothing. It reports whether the frame went out.
 func (o *outbox) last(frame func(wrote bool) []byte) (said bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

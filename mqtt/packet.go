@@ -28,7 +28,7 @@ type publish struct {
 func parsePublish(f frame, level byte) (publish, error) {
 	p := publish{qos: f.flags() >> 1 & 3}
 	s := scanner{b: f.body}
-	p.topic = s.binary("the topic name") // checked by whoever looks at the topic
+	p.topic = s.binary("the topic name") // checked where the topic is used
 	if p.qos > 0 {
 		if p.id = s.u16("the packet identifier"); p.id == 0 && s.err == nil {
 			return p, malformed("packet identifier 0")

@@ -228,7 +228,7 @@ func (r *remote) start() {
 }
 
 // close closes the broker's side and waits for runDown. A cut device's will must
-// not be published, so the broker is told that the device left.
+// not be published, so the broker receives DISCONNECT.
 func (r *remote) close(context.Context) {
 	_ = r.conn.SetWriteDeadline(r.now().Add(lingerTimeout))
 	if e, ok := r.live.Ended(); ok {

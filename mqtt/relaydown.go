@@ -46,7 +46,7 @@ func (r *remote) runDown() error {
 func (r *remote) finishDown(err error) {
 	switch {
 	case errors.Is(err, errEngineLeft):
-		// named by whoever saw it
+		// named where it was seen
 	case errors.Is(err, errUnread), errors.Is(err, io.EOF) && r.full(): // a broker gives up such a session too
 		r.overBudget(countersign.BudgetUnread, r.budget.Unread, QuotaExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
@@ -107,7 +107,7 @@ func (r *remote) enginePublish(f frame) error {
 		r.lastDown = topic
 	}
 	raw := f.raw
-	// The broker was told a larger size, for the sender's name: without that it may fit.
+	// The broker knows a larger size, for the sender's name: without that it may fit.
 	if r.tooLarge(len(raw)) {
 		p.props = keepProperties(p.props, pktPublish, isSender)
 		if raw = publishPacket(f.raw[0], p); r.tooLarge(len(raw)) { // [MQTT-3.1.2-25]: as if it had been delivered

@@ -29,7 +29,7 @@ func stampOf(device, fleet string) []byte {
 	return b
 }
 
-// isSender tells whether a user property is one that only the gateway may set.
+// isSender reports whether a user property is one that only the gateway may set.
 func isSender(p property) bool {
 	if p.id != propUser {
 		return false

@@ -92,9 +92,9 @@ const (
 	// lingerTimeout and lingerBytes bound the wait for a refused peer to read why.
 	lingerTimeout = time.Second
 	lingerBytes   = 64 << 10
-	// deniedEvery bounds how often one session's denied acts are told.
+	// deniedEvery bounds how often one session's denied acts are reported.
 	deniedEvery = time.Second
-	// maxTold bounds the topics of one session that are told when they are allowed for
+	// maxTold bounds the topics of one session that are reported when they are allowed for
 	// the first time: a sample of what devices do, for trying out policies.
 	maxTold = 32
 	// maxSoftware bounds what the client says of itself.

@@ -65,7 +65,7 @@ type session struct {
 	unreadSince atomic.Int64 // messages are dropped since then because the device does not read, Unix nanoseconds; 0: none
 
 	mu         sync.Mutex
-	told       []uint64 // hashes of the acts that were told as allowed
+	told       []uint64 // hashes of the acts that were reported as allowed
 	deniedAt   time.Time
 	suppressed int
 }
@@ -180,7 +180,7 @@ func (x *session) run(ctx context.Context) {
 	suppressed := x.suppressed
 	x.mu.Unlock()
 	if suppressed > 0 {
-		s.Log.InfoContext(ctx, "denied acts not told one by one", "device", x.info.Device, "session", x.info.ID, "count", suppressed)
+		s.Log.InfoContext(ctx, "denied acts not reported one by one", "device", x.info.Device, "session", x.info.ID, "count", suppressed)
 	}
 	s.accounts.leave(x.info.Device, x.account)
 	s.count.closed.Add(1)
@@ -297,12 +297,12 @@ func (x *session) farewell(e countersign.Ending) bool {
 // name holds U+0000.
 func (x *session) claimKey() string { return x.info.Device + "\x00" + x.info.ClientID }
 
-// judged counts an act that the permissions refused, and tells of it, once per
-// deniedEvery. Of those that they allowed it tells each for the first time, up to
+// judged counts an act that the permissions refused, and reports it, once per
+// deniedEvery. Of those that they allowed it reports each for the first time, up to
 // maxTold in a session.
 func (x *session) judged(action, topic string, allowed bool) {
 	if allowed {
-		if x.tells(action, topic) {
+		if x.firstTime(action, topic) {
 			x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic, Allowed: true})
 		}
 		return
@@ -310,20 +310,20 @@ func (x *session) judged(action, topic string, allowed bool) {
 	x.srv.count.denied.Add(1)
 	now := x.now()
 	x.mu.Lock()
-	tell := now.Sub(x.deniedAt) >= deniedEvery
-	if tell {
+	report := now.Sub(x.deniedAt) >= deniedEvery
+	if report {
 		x.deniedAt = now
 	} else {
 		x.suppressed++
 	}
 	x.mu.Unlock()
-	if tell {
+	if report {
 		x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic})
 	}
 }
 
-// tells reports whether an act is one to tell, and notes that it was.
-func (x *session) tells(action, topic string) bool {
+// firstTime reports whether an allowed act is one to report, and notes that it was.
+func (x *session) firstTime(action, topic string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if len(x.told) == maxTold {

@@ -43,7 +43,7 @@ func (x *session) runUp(ctx context.Context) error {
 		}
 		if err := x.fromDevice(ctx, f); err != nil || x.cleanLeave {
 			if x.cleanLeave {
-				x.end(ending(countersign.EndClientLeft, "client left"), nil) // before the back hears it and closes
+				x.end(ending(countersign.EndClientLeft, "client left"), nil) // before the back closes
 			}
 			_ = x.flush()
 			return err
@@ -104,7 +104,7 @@ func (x *session) devicePublish(f frame) error {
 		}
 	}
 	if topic == refusedTopic {
-		x.srv.count.denied.Add(1) // it was told of when the alias was set
+		x.srv.count.denied.Add(1) // it was reported when the alias was set
 		return x.refusePublish(p)
 	}
 	retain := f.flags()&flagRetain != 0
@@ -320,7 +320,7 @@ func put[K comparable, V any](m *map[K]V, k K, v V) {
 	(*m)[k] = v
 }
 
-// take removes k and tells whether it was there.
+// take removes k and reports whether it was there.
 func take[K comparable, V any](m map[K]V, k K) bool {
 	_, ok := m[k]
 	delete(m, k)
