@@ -151,7 +151,8 @@ func (r *remote) ask() connect {
 		}
 		return p.id == propSessionExpiry && r.ephemeral
 	})
-	if c.aliasMax > 0 && c.maxPacket == 0 { // what sendSmaller calls too large must teach no alias
+	// With a Maximum Packet Size a message that is dropped might be the one that sets an alias.
+	if c.aliasMax > 0 && c.maxPacket == 0 {
 		c.props = appendU16Prop(c.props, propTopicAliasMax, c.aliasMax)
 	}
 	if c.maxPacket > 0 {
