@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/countersign-iot/countersign/api"
@@ -81,4 +82,51 @@ func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
 		c.Listeners.Hook = "127.0.0.1:0"
 		c.Hooks = []config.Hook{h}
 	}})
+}
+
+// TestARestartEndsSessionsOfAStoppedSecret: the node stops before it could reach the broker,
+// and goes on when it is back.
+func TestARestartEndsSessionsOfAStoppedSecret(t *testing.T) {
+	broker := &brokerLog{}
+	var up atomic.Bool
+	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !up.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		broker.ServeHTTP(w, r)
+	}))
+	t.Cleanup(door.Close)
+	h := config.Hook{
+		Name: "b", Kind: "generic", Secret: secretFile(t, []byte("a-secret-of-20-characters")), Kick: config.HookKick{URL: door.URL + "/kick"},
+	}
+	dir := shortDir(t)
+	start := func() *countersigntest.Server {
+		return countersigntest.Start(t, countersigntest.Options{Configure: func(c *config.Config) {
+			c.Dir = dir
+			c.Listeners.Hook = "127.0.0.1:0"
+			c.Hooks = []config.Hook{h}
+		}})
+	}
+	s := start()
+	if _, err := s.Admin.PutFleet(t.Context(), "default", api.PutFleet{Rules: &api.Rules{Access: &api.Access{Kinds: []string{"secret"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admin.CreateDevice(t.Context(), api.NewDevice{ID: "pump-1"}); err != nil {
+		t.Fatal(err)
+	}
+	secret, err := s.Admin.CreateSecret(t.Context(), "pump-1", api.NewSecret{Slot: "primary"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !askBroker(t, s, "connect", map[string]any{"client_id": "pump-1/a", "username": "pump-1", "password": secret.Text}) {
+		t.Fatal("a good secret is refused")
+	}
+	if _, err := s.Admin.StopSecret(t.Context(), "pump-1", secret.ID, api.Act{}); err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	up.Store(true)
+	start()
+	soon(t, "the broker was not told to end the session", func() bool { return broker.told("pump-1/a") })
 }
