@@ -209,7 +209,7 @@ func (w *webSocket) close(last []byte) error {
 	return err
 }
 
-// closeStatus is for a browser, whose page sees no MQTT packet of 3.1.1 for it, how
+// closeStatus is how a browser, whose page sees no MQTT packet of 3.1.1 for it, learns how
 // the session ended (RFC 6455, 7.4.1).
 func closeStatus(c countersign.EndCode) websocket.StatusCode {
 	if c == countersign.EndShutdown {
