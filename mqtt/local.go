@@ -22,6 +22,10 @@ type local struct {
 
 	mu       sync.Mutex
 	lastDown string // the last topic that was found good
+
+	aliasing    sync.Mutex
+	aliasesDown map[string]uint16 // of topics that the client was sent, the first ones; never more than it takes
+	namesDown   int               // octets of the topics in it
 }
 
 func newLocal(x *session) *local {
@@ -217,17 +221,39 @@ func (l *local) abandon() {
 
 // Deliver writes a PUBLISH for the client's version into its output.
 func (l *local) Deliver(d broker.Delivery) broker.Outcome {
-	if !l.Receives(d.Topic) {
+	switch {
+	case !l.Receives(d.Topic):
 		return broker.Dropped
+	case l.connect.aliasMax == 0: // as before MQTT 5
+		return l.encode(d, d.Topic, 0)
 	}
-	var extra [16]byte
+	l.aliasing.Lock() // the client has to read what sets an alias before what uses it
+	defer l.aliasing.Unlock()
+	if alias, ok := l.aliasesDown[d.Topic]; ok {
+		return l.encode(d, "", alias)
+	}
+	alias := uint16(len(l.aliasesDown)) + 1 //nolint:gosec // at most maxAliases
+	if alias > l.connect.aliasMax || l.namesDown+len(d.Topic) > maxAliasOctets {
+		return l.encode(d, d.Topic, 0)
+	}
+	o := l.encode(d, d.Topic, alias)
+	if o == broker.Sent {
+		put(&l.aliasesDown, d.Topic, alias)
+		l.namesDown += len(d.Topic)
+	}
+	return o
+}
+
+// encode writes a PUBLISH with this topic name and alias, which may be 0.
+func (l *local) encode(d broker.Delivery, name string, alias uint16) broker.Outcome {
+	var extra [20]byte
 	props, more := d.Props, extra[:0]
-	size := 2 + len(d.Topic) + len(d.Payload)
+	size := 2 + len(name) + len(d.Payload)
 	if d.QoS > 0 {
 		size += 2
 	}
 	if l.connect.level == 5 {
-		more = l.ownProps(more, d)
+		more = l.ownProps(more, d, alias)
 		n := len(props) + len(more)
 		if limit := int(l.connect.maxPacket); limit > 0 {
 			if total := size + varintSize(n) + n; 1+varintSize(total)+total > limit {
@@ -244,7 +270,7 @@ func (l *local) Deliver(d broker.Delivery) broker.Outcome {
 	}
 	var start, middle [8]byte
 	s := appendVarint(append(start[:0], head(d)), size)
-	s = binary.BigEndian.AppendUint16(s, uint16(len(d.Topic))) //nolint:gosec // was read from 16 bits
+	s = binary.BigEndian.AppendUint16(s, uint16(len(name))) //nolint:gosec // was read from 16 bits
 	m := middle[:0]
 	if d.QoS > 0 {
 		m = binary.BigEndian.AppendUint16(m, d.ID)
@@ -252,7 +278,7 @@ func (l *local) Deliver(d broker.Delivery) broker.Outcome {
 	if l.connect.level == 5 {
 		m = appendVarint(m, len(props)+len(more))
 	}
-	return l.offer(d, s, []byte(d.Topic), m, props, more, d.Payload)
+	return l.offer(d, s, []byte(name), m, props, more, d.Payload)
 }
 
 // offer puts the parts of a PUBLISH into the output if there is room.
@@ -284,8 +310,12 @@ func head(d broker.Delivery) byte {
 }
 
 // ownProps appends the properties that are this receiver's: what is left of the
-// message's life, rounded up, and the identifiers of its subscriptions.
-func (l *local) ownProps(b []byte, d broker.Delivery) []byte {
+// message's life, rounded up, the identifiers of its subscriptions, and the alias of its
+// topic, if it has one.
+func (l *local) ownProps(b []byte, d broker.Delivery, alias uint16) []byte {
+	if alias > 0 {
+		b = appendU16Prop(b, propTopicAlias, alias)
+	}
 	if !d.Expires.IsZero() {
 		left := max(0, (d.Expires.Sub(l.now())+time.Second-1)/time.Second)
 		b = appendU32Prop(b, propMessageExpiry, uint32(left)) //nolint:gosec // was read from four octets

@@ -2,7 +2,9 @@ package mqtt_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -107,5 +109,44 @@ func TestAWillLivesFromItsPublication(t *testing.T) {
 	_ = d.raw.Close()
 	if m := hears.next(); !bytes.Contains(m.props, []byte{0x02, 0, 0, 0, 100}) {
 		t.Errorf("the will came with % x, want its life of 100 s", m.props)
+	}
+}
+
+// TestTheServerAssignsAliases has many publish at once to a client that takes two
+// aliases: each message's topic is known from what came before it.
+func TestTheServerAssignsAliases(t *testing.T) {
+	_, v5 := everything(t, engine{})
+	hears, _, _ := v5.open(opening{suffix: ":h", props: [][]byte{{0x22, 0, 2}}})
+	hears.sub(2, "c/#")
+	const publishers, each = 4, 60
+	var all sync.WaitGroup
+	for n := range publishers {
+		d := v5.plain(fmt.Sprint(":p", n))
+		all.Go(func() {
+			for i := range each {
+				topic := fmt.Sprint("c/", (n+i)%3)
+				d.put(byte(i%3), false, topic, topic)
+			}
+		})
+	}
+	known := map[byte]string{}
+	short := 0
+	for range publishers * each {
+		m := hears.next()
+		_, rest, has := bytes.Cut(m.props, []byte{0x23, 0})
+		switch {
+		case m.topic == "" && has:
+			m.topic = known[rest[0]]
+			short++
+		case has:
+			known[rest[0]] = m.topic
+		}
+		if m.topic != m.payload {
+			t.Fatalf("got a message of %q with the topic %q", m.payload, m.topic)
+		}
+	}
+	all.Wait()
+	if len(known) != 2 || short < publishers*each/2 {
+		t.Errorf("got %d aliases and %d messages without a topic name, want 2 and most", len(known), short)
 	}
 }
