@@ -236,7 +236,7 @@ func (j *journal) commit(groups [][]op) {
 		}
 	}
 	err := j.transact(ops)
-	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 {
+	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 && !j.b.displaced.Load() {
 		// One that the database cannot take is to hurt no other.
 		for i, g := range groups {
 			if j.commit([][]op{g}); j.keepOrder(groups[i+1:]) {
@@ -304,6 +304,9 @@ func (j *journal) later(ops []op) {
 }
 
 func (j *journal) transact(ops []op) error {
+	if j.b.displaced.Load() {
+		return j.b.errDisplaced()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 	defer cancel()
 	j.batchID++

@@ -22,6 +22,8 @@ type Broker struct {
 	sessions map[string]*session // by client identifier
 	accounts map[string]*account // by device
 	closed   bool
+	// displaced: another process has taken over the rows of the node.
+	displaced atomic.Bool
 
 	// connecting has one connection at a time of those client identifiers that share a
 	// lock: taking over waits for the record.
@@ -133,7 +135,8 @@ func (b *Broker) newSessionID() int64 {
 // that has it still, which is Lost. A session that is to be kept is on record when
 // Connect returns. The caller sends CONNACK, then calls Start.
 //
-// The error has the code Unavailable when the record does not take the session.
+// The error has the code Unavailable when the record does not take the session, and
+// Conflict when another process has taken over the rows of the node.
 func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Conn, present bool, err error) {
 	lock := &b.connecting[maphash.String(b.seed, h.ClientID)%uint64(len(b.connecting))]
 	lock.Lock()
@@ -144,6 +147,9 @@ func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Con
 	b.mu.Unlock()
 	if closed {
 		return nil, false, countersign.Errorf(countersign.Unavailable, "the message broker is closing")
+	}
+	if h.Expiry > 0 && b.displaced.Load() {
+		return nil, false, b.errDisplaced()
 	}
 	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept, done: h.Done}
 	h.Expiry = min(h.Expiry, b.o.Limits.Expiry)

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -94,10 +93,13 @@ func (b *Broker) claim(ctx context.Context, tx *store.Tx, number int64) error {
 	if !b.o.DB.Postgres() {
 		return nil
 	}
+	if b.displaced.Load() {
+		return b.errDisplaced()
+	}
 	n, err := tx.Exec(ctx, `UPDATE mqtt_node SET batch = $1 WHERE node = $2 AND started = $3`, number, b.o.Node, b.started)
 	if err == nil && n == 0 {
-		err = countersign.Errorf(countersign.Conflict, "another process has taken over the MQTT sessions of node %q", b.o.Node).
-			WithNext("give each node a name of its own in the setting engine.node")
+		b.displace()
+		return b.errDisplaced()
 	}
 	tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND started = $2 AND batch = $3`, b.o.Node, b.started, number)
 	return err

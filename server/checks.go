@@ -24,7 +24,26 @@ const (
 
 // checks are what this node finds of itself: what only it can know.
 func (s *Server) checks(ctx context.Context) []api.Check {
-	return []api.Check{s.checkReserve(), s.checkRootKey(), s.checkState(ctx), s.compareClocks(ctx)}
+	checks := []api.Check{s.checkReserve(), s.checkRootKey(), s.checkState(ctx), s.compareClocks(ctx)}
+	if s.broker != nil {
+		checks = append(checks, s.checkMessages(ctx))
+	}
+	return checks
+}
+
+// checkMessages reports whether the kept MQTT sessions under this node's name are still
+// this process's: a data folder that was copied as a whole has the name of another node.
+func (s *Server) checkMessages(ctx context.Context) api.Check {
+	c := api.Check{Name: "messages", Level: api.LevelOK, Message: "the MQTT sessions of this node are its own"}
+	err := s.broker.Owned(ctx)
+	switch e, ok := errors.AsType[*countersign.Error](err); {
+	case err == nil:
+	case ok && e.Code == countersign.Conflict:
+		c.Level, c.Message, c.Fix = api.LevelFail, e.Message+": devices with a kept session are refused here", e.Next
+	default:
+		c.Level, c.Message, c.Fix = api.LevelFail, "the record of the MQTT sessions cannot be read", "look in the server's log"
+	}
+	return c
 }
 
 func (s *Server) checkReserve() api.Check {
