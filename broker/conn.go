@@ -355,6 +355,17 @@ func (s *session) changed(o *op, err error) {
 	}
 }
 
+// Filters returns the filters of the session's subscriptions.
+func (c *Conn) Filters() []string {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	filters := make([]string, len(c.s.subs))
+	for i, sub := range c.s.subs {
+		filters[i] = sub.Filter
+	}
+	return filters
+}
+
 // subscription returns the subscription of a filter, nil if there is none. The caller
 // holds the lock.
 func (s *session) subscription(filter string) *subscription {

@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/broker"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/topics"
 )
 
 // local is a session in the broker core of this process, and the core's Client. The core
@@ -18,6 +19,7 @@ import (
 type local struct {
 	*session
 	conn    *broker.Conn // nil until open
+	present bool         // the session was there before
 	inboxes []string     // filters of subscriptions to the own inbox; owned by the reader
 
 	mu       sync.Mutex
@@ -46,12 +48,29 @@ func (l *local) open(ctx context.Context) (*connack, error) {
 	if err != nil {
 		return nil, l.backFailed(ctx, err)
 	}
-	l.conn = conn
+	l.conn, l.present = conn, present
+	if present {
+		l.dropInboxes(ctx)
+	}
 	a := &connack{present: present}
 	if c.level == 5 {
 		a.props = l.connackProps()
 	}
 	return a, nil
+}
+
+// dropInboxes ends the subscriptions to the inboxes of former connections, which close
+// could not end: the server was killed, or the record did not take it. They would count
+// for the device for as long as its session is kept. What fails here is tried again by
+// the next connection.
+func (l *local) dropInboxes(ctx context.Context) {
+	former := slices.DeleteFunc(l.conn.Filters(), func(filter string) bool {
+		inner, _, _ := topics.Shared(filter)
+		return !isInbox(inner)
+	})
+	if len(former) > 0 {
+		l.conn.Unsubscribe(ctx, former)
+	}
 }
 
 // connackProps returns the properties of CONNACK (MQTT 5, 3.2.2.3).
@@ -213,10 +232,18 @@ func (l *local) close(ctx context.Context) {
 	l.conn.Close(will, expiry)
 }
 
+// abandon keeps a session that was there before. A new one, of which the client does not
+// know, is dropped: where the device was revoked meanwhile, the core has forgotten it
+// already, and a session that is kept from now on would be the next life's.
 func (l *local) abandon() {
-	if l.conn != nil {
-		l.conn.Close(false, nil)
+	if l.conn == nil {
+		return
 	}
+	var expiry *time.Duration
+	if !l.present {
+		expiry = new(time.Duration)
+	}
+	l.conn.Close(false, expiry)
 }
 
 // Deliver writes a PUBLISH for the client's version into its output.
