@@ -136,8 +136,8 @@ func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) err
 		b.queued.Add(n)
 		b.queuedOctets.Add(octets)
 		return nil
-	}, `SELECT q.session, max(q.seq), count(*), CAST(sum(q.octets) AS BIGINT) FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session
-		WHERE s.node = $1 GROUP BY q.session`, b.o.Node)
+	}, `SELECT q.session, max(q.seq), count(*), CAST(sum(octet_length(q.topic) + octet_length(q.props) + octet_length(q.payload) + $2) AS BIGINT)
+		FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1 GROUP BY q.session`, b.o.Node, messageCost)
 }
 
 func (b *Broker) restoreInbound(ctx context.Context, byID map[int64]*session) error {
