@@ -392,6 +392,26 @@ func (b *Broker) Forget(device string) {
 	}
 }
 
+// DropWills drops the wills of a device that wait for their delay: a device whose
+// sessions were cut publishes nothing, and is not announced as lost. Its sessions stay.
+func (b *Broker) DropWills(device string) {
+	b.mu.Lock()
+	a := b.accounts[device]
+	b.mu.Unlock()
+	if a == nil {
+		return
+	}
+	sessions, _ := a.stored()
+	for _, s := range sessions {
+		s.mu.Lock()
+		if s.will != nil && !s.dead {
+			s.will = nil
+			b.journal.add(op{kind: opSession, s: s, row: s.row()})
+		}
+		s.mu.Unlock()
+	}
+}
+
 // row is what the record has of the session. The caller holds the lock.
 func (s *session) row() *sessionRow {
 	r := &sessionRow{expiry: int64(s.expiry / time.Second), left: s.left.Load(), sent: int64(s.sent)} //nolint:gosec // a count

@@ -106,6 +106,8 @@ func TestWills(t *testing.T) {
 		"restart":               {hello(time.Minute, time.Hour), lost, false, nil, -time.Minute, true},
 		"restart, after it":     {hello(time.Minute, time.Hour), lost, true, func(c *clocked) { c.passes(time.Minute) }, -time.Second, true},
 		"restart, session over": {hello(time.Hour, time.Minute), lost, false, nil, -time.Minute, true},
+		"suspended":             {hello(time.Minute, time.Hour), func(c *clocked, s *client) { s.conn.Close(true, nil); c.b.DropWills("s") }, false, nil, time.Hour, false},
+		"suspended, restart":    {hello(time.Minute, time.Hour), func(c *clocked, s *client) { s.conn.Close(true, nil); c.b.DropWills("s") }, false, nil, -time.Hour, false},
 		"purged":                {hello(time.Minute, time.Hour), func(c *clocked, s *client) { s.conn.Close(true, nil); c.b.Forget("s") }, false, nil, time.Hour, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,8 +18,12 @@ func (s *Server) heard(e countersign.Event) {
 	if k.Authorities {
 		go s.reload()
 	}
-	if k.Purges && s.broker != nil { // the record has dropped it with the event
+	switch {
+	case s.broker == nil:
+	case k.Purges: // the record has dropped it with the event
 		s.broker.Forget(e.Device)
+	case k.Ends == countersign.EndsDevice && e.Type != countersign.SessionEnded: // it may come again at once
+		s.broker.DropWills(e.Device)
 	}
 }
 
