@@ -31,10 +31,15 @@ type merged struct {
 	qos         byte
 	asPublished bool
 	ids         []uint32
+	shared      *subscription // nil: it is none
 }
 
 func (sub *subscription) merged() merged {
-	return merged{s: sub.s, qos: sub.QoS, asPublished: sub.AsPublished, ids: sub.ids()}
+	one := merged{s: sub.s, qos: sub.QoS, asPublished: sub.AsPublished, ids: sub.ids()}
+	if sub.group != nil {
+		one.shared = sub
+	}
+	return one
 }
 
 func (sub *subscription) ids() []uint32 {
@@ -57,7 +62,7 @@ func (b *Broker) route(m *Message, from *session, p *publication, f *flusher) {
 		for _, sub := range h.subs {
 			if !sub.NoLocal || sub.s != from {
 				one := sub.merged()
-				sub.s.offer(m, &one, p, f)
+				b.offer(m, &one, p, f)
 			}
 		}
 	} else {
@@ -92,7 +97,21 @@ func (b *Broker) routeMerged(m *Message, from *session, h *hits, p *publication,
 		}
 	}
 	for i := range all {
-		all[i].s.offer(m, &all[i], p, f)
+		b.offer(m, &all[i], p, f)
+	}
+}
+
+// offer offers a message to a session, and that of a shared subscription to the other
+// members if it is not for this one: a client that may not receive it any more is not to
+// take the turns of those that may.
+func (b *Broker) offer(m *Message, to *merged, p *publication, f *flusher) {
+	if to.s.offer(m, to, p, f) || to.shared == nil {
+		return
+	}
+	for _, sub := range b.tree.members(to.shared) {
+		if one := sub.merged(); sub != to.shared && one.s.offer(m, &one, p, f) {
+			return
+		}
 	}
 }
 

@@ -87,35 +87,38 @@ type session struct {
 	timer  *time.Timer
 }
 
-// offer delivers a message to the session or queues it. p collects what waits for a commit.
-func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) {
+// offer delivers a message to the session or queues it, and reports false if it is not for
+// the session: its client may not receive it, or there is none and it is not kept. p
+// collects what waits for a commit.
+func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) (ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	qos := min(m.QoS, sub.qos)
 	if s.dead || s.conn == nil && (qos == 0 || !s.kept) || s.conn != nil && !s.conn.client.Receives(m.Topic) {
-		return
+		return false
 	}
 	retain := m.Retain && sub.asPublished
 	if qos == 0 {
 		if s.conn.started && s.conn.client.Deliver(Delivery{Message: m, Retain: retain, SubIDs: sub.ids}) == Sent {
 			f.touch(s.conn)
 		}
-		return
+		return true
 	}
 	if !s.b.queue(s.a, m.cost()) {
 		s.b.dropped.Add(1)
 		p.full = append(p.full, s.a)
-		return
+		return true
 	}
 	e := &entry{m: m, ids: sub.ids, qos: qos, retain: retain, drains: s.drains}
 	s.count(1, m.cost())
 	if s.kept { // the journal numbers it
 		p.ops = append(p.ops, op{kind: opInsert, s: s, e: e, p: p})
-		return
+		return true
 	}
 	e.seq = s.number()
 	s.push(e)
 	s.pump(f)
+	return true
 }
 
 // number returns the place of the next message in the queue. For a kept session it is

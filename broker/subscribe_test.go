@@ -107,3 +107,35 @@ func TestASharedSubscriptionGetsNothingRetained(t *testing.T) {
 	s.subscribe(filter("x", 0)) // not shared
 	s.receives("live", "retained")
 }
+
+// A member of a shared subscription that may not receive a message any more, because its
+// policy has changed, takes no turn: the others have all messages.
+func TestASharedMessageIsForAMemberThatMayReceiveIt(t *testing.T) {
+	for _, qos := range []byte{0, 1} {
+		t.Run(fmt.Sprint("QoS ", qos), func(t *testing.T) {
+			b, _ := onSQLite(t, broker.Limits{})
+			deaf := connectAs(t, b, kept("deaf"), &client{forbid: "x"})
+			deaf.subscribe(filter("$share/g/+", qos))
+			other := connect(t, b, kept("other"))
+			other.subscribe(filter("$share/g/+", qos))
+			p := connect(t, b, clean("p"))
+			var want []string
+			for i := range 6 {
+				p.publish("x", fmt.Sprint(i), qos, uint16(i+1))
+				want = append(want, fmt.Sprint(i))
+			}
+			other.receives(want...)
+			other.until("the acknowledgments", func() bool { return queued(t, b) == 0 })
+			other.conn.Close(false, nil)
+			p.publish("x", "away", qos, 7)
+			again := connect(t, b, kept("other"))
+			if want = nil; qos > 0 {
+				want = []string{"away"}
+			}
+			again.receives(want...)
+			if len(deaf.got) > 0 {
+				t.Errorf("the member that may not receive got %q", deaf.texts())
+			}
+		})
+	}
+}

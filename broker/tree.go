@@ -211,5 +211,21 @@ func (g *group) choose() *subscription {
 	return g.members[first%n]
 }
 
+// members returns the members of the group of a shared subscription, those with a
+// connection first.
+func (t *tree) members(sub *subscription) []*subscription {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var first, last []*subscription
+	for _, m := range sub.group.members {
+		if m.s.live.Load() {
+			first = append(first, m)
+		} else {
+			last = append(last, m)
+		}
+	}
+	return append(first, last...)
+}
+
 // levels counts the levels of a topic or filter.
 func levels(topic string) int { return strings.Count(topic, "/") + 1 }
