@@ -164,11 +164,25 @@ func (s *session) pump(f *flusher) {
 	if c == nil || !c.started {
 		return
 	}
+	for grown := true; grown; grown = s.pumpAsked(f) {
+		if !s.pumpQueue(c, f) {
+			return
+		}
+	}
+	if s.more && !s.load && s.next == len(s.queue) && s.next < s.limit {
+		s.load = true
+		s.b.background.Go(func() { s.b.fill(s, c) })
+	}
+}
+
+// pumpQueue sends what the client takes now of the queue in memory, and reports false if
+// something has to wait for room.
+func (s *session) pumpQueue(c *Conn, f *flusher) bool {
 	now := s.b.o.Now()
 	for s.next < s.limit && s.next < len(s.queue) {
 		e := s.queue[s.next]
 		if e.seq-s.queue[0].seq >= maxPacketID { // its identifier may be in use
-			return
+			return false
 		}
 		if e.state == released || e.state == received {
 			if e.state == released {
@@ -186,7 +200,7 @@ func (s *session) pump(f *flusher) {
 		d := Delivery{Message: e.m, QoS: e.qos, Retain: e.retain, Dup: e.seq <= s.sent, ID: e.id(), SubIDs: e.ids}
 		switch c.client.Deliver(d) {
 		case Full:
-			return
+			return false
 		case Dropped:
 			s.remove(s.next)
 			continue
@@ -196,14 +210,7 @@ func (s *session) pump(f *flusher) {
 		s.sent = max(s.sent, e.seq)
 		s.next++
 	}
-	if s.pumpAsked(f) {
-		s.pump(f)
-		return
-	}
-	if s.more && !s.load && s.next == len(s.queue) && s.next < s.limit {
-		s.load = true
-		s.b.background.Go(func() { s.b.fill(s, c) })
-	}
+	return true
 }
 
 // pumpAsked sends the retained messages that wait, those of QoS 1 and 2 through the

@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -137,5 +138,41 @@ func TestASharedMessageIsForAMemberThatMayReceiveIt(t *testing.T) {
 				t.Errorf("the member that may not receive got %q", deaf.texts())
 			}
 		})
+	}
+}
+
+// shallow takes no message, and notes how deep in calls it is offered one.
+type shallow struct {
+	client
+	depth, n int
+}
+
+func (c *shallow) Deliver(broker.Delivery) broker.Outcome {
+	c.depth, c.n = max(c.depth, runtime.Callers(0, make([]uintptr, 1000))), c.n+1
+	return broker.Dropped
+}
+
+// However many retained messages a client asks for that are too large for it, the stack
+// does not grow with them.
+func TestRetainedMessagesThatAreDroppedCostNoStack(t *testing.T) {
+	b, _ := onSQLite(t, broker.Limits{Retained: 1000})
+	const messages = 500
+	for i := range messages {
+		if err := b.Publish(t.Context(), &broker.Message{Topic: fmt.Sprint("r/", i), Payload: []byte("r"), QoS: 1, Retain: true, Device: "p"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &shallow{}
+	h := clean("s")
+	h.ReceiveMax = 1
+	conn, _, err := b.Connect(t.Context(), h, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Start()
+	conn.Subscribe(t.Context(), []broker.Subscription{filter("r/#", 1)})
+	conn.Retained()
+	if c.n != messages || c.depth > 100 {
+		t.Errorf("got %d of %d messages, at most %d calls deep", c.n, messages, c.depth)
 	}
 }

@@ -41,7 +41,13 @@ func TestASuspensionDropsTheWillThatWaits(t *testing.T) {
 			will := "devices/" + name + "/up/will"
 			packet := bytes.Join([][]byte{
 				{0x10, byte(16 + 2 + len(name) + 6 + 2 + len(will) + 2 + 4), 0, 4, 'M', 'Q', 'T', 'T', 5, 0x06, 0, 60, 5, 0x11, 0, 0, 0, 60},
-				{0, byte(len(name))}, []byte(name), {5, 0x18, 0, 0, 0, 5}, {0, byte(len(will))}, []byte(will), {0, 4}, []byte("gone"),
+				{0, byte(len(name))},
+				[]byte(name),
+				{5, 0x18, 0, 0, 0, 5},
+				{0, byte(len(will))},
+				[]byte(will),
+				{0, 4},
+				[]byte("gone"),
 			}, nil)
 			if _, err := conn.Write(packet); err != nil {
 				t.Fatal(err)
