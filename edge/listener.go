@@ -239,14 +239,17 @@ func (c *Conn) hangUp() { _ = c.raw.Close() }
 // SetWriteDeadline reaches the socket itself; it waits for no writer.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
 
-// TakesNow reports whether a write of n octets will not wait for the peer. Where that is
-// not known it returns false.
-func (c *Conn) TakesNow(n int) bool {
+// Room returns how many octets may be written now without waiting for the peer. Where
+// that is not known it is 0. It is a system call.
+func (c *Conn) Room() int {
 	if c.raw.sys == nil {
-		return false
+		return 0
 	}
 	waiting, ok := unsent(c.raw.sys)
-	return ok && waiting+n <= sendBuffer/2
+	if !ok {
+		return 0
+	}
+	return max(sendBuffer/2-waiting, 0)
 }
 
 // Stats counts what the gate saw.

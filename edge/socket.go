@@ -23,7 +23,7 @@ type socket struct {
 
 	offer   *tls.ClientHelloInfo // until the handshake is over, as config
 	config  *tls.Config
-	sys     syscall.RawConn // for TakesNow; nil: not known
+	sys     syscall.RawConn // for Room; nil: not known
 	greeted bool            // the handshake is over; only its goroutine, then the reader
 	read    int             // octets before that
 	chain   atomic.Int64    // octets of the chain that are counted in, see keepChain

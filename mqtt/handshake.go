@@ -56,7 +56,7 @@ type stream interface {
 
 func (s *Server) newSession(c *edge.Conn, via stream) *session {
 	x := &session{srv: s, conn: c, in: frameReader{src: via, max: maxConnect}, now: s.Now}
-	x.down = outbox{dst: via, ended: x.ended, now: s.Now, stall: s.Limits.Stall, takesNow: c.TakesNow}
+	x.down = outbox{dst: via, ended: x.ended, now: s.Now, stall: s.Limits.Stall, room: c.Room}
 	return x
 }
 

@@ -17,6 +17,8 @@ const (
 	// writePiece is what is written at once, so that a slow link that carries a large
 	// message shows that it moves.
 	writePiece = 16 << 10
+	// recordCost is what TLS and WebSocket add to a piece, generously.
+	recordCost = 64
 )
 
 // What a writer gets once this side has ended the session, and when the peer has
@@ -49,8 +51,8 @@ type outbox struct {
 	// for what offer did not add.
 	failed  func(error)
 	emptied func()
-	// takesNow reports whether a write will not wait for the peer; nil: it may.
-	takesNow func(n int) bool
+	// room returns how many octets the peer's socket takes without a wait; nil: not known.
+	room func() int
 
 	mu      sync.Mutex
 	moved   sync.Cond // its lock is mu: something was written, or err was set
@@ -59,6 +61,7 @@ type outbox struct {
 	n       int                       // (*pooled)[:n] waits to be written
 	queue   []chunk                   // full buffers and large frames, before pooled
 	waiting int                       // octets in queue, and in the one that is being written
+	free    int                       // octets that the socket takes at least
 	writing bool                      // the goroutine is at work
 	sealed  bool                      // the last frame was added
 	missed  bool                      // offer found no room since emptied was called
@@ -193,7 +196,21 @@ func (o *outbox) flush() error {
 
 // direct reports whether the caller may write n octets by itself.
 func (o *outbox) direct(n int) bool {
-	return o.limit == 0 || !o.writing && len(o.queue) == 0 && o.takesNow != nil && o.takesNow(n)
+	if o.limit == 0 {
+		return true
+	}
+	if o.writing || len(o.queue) > 0 || o.room == nil {
+		return false
+	}
+	n += (n/writePiece + 1) * recordCost
+	if o.free < n { // the socket is asked when what it had room for is used up
+		o.free = o.room()
+	}
+	if o.free < n {
+		return false
+	}
+	o.free -= n
+	return true
 }
 
 // passLocked makes room in the buffer.
@@ -222,7 +239,7 @@ func (o *outbox) pushLocked(c chunk) {
 
 func (o *outbox) startLocked() {
 	if !o.writing {
-		o.writing = true
+		o.writing, o.free = true, 0
 		go o.drain()
 	}
 }
