@@ -154,16 +154,7 @@ func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) 
 	case opPurge:
 		err = erase(ctx, tx, o.a.device, b.o.Node)
 	case opSession:
-		r := o.row
-		if r == nil {
-			o.s.mu.Lock()
-			r = o.s.row()
-			o.s.mu.Unlock()
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET expiry = excluded.expiry,
-			left_at = excluded.left_at, sent = excluded.sent, will = excluded.will, will_at = excluded.will_at`,
-			o.s.id, b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
+		err = b.recordSession(ctx, tx, o)
 	case opSubscribe:
 		_, err = tx.Exec(ctx, `INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (session, n) DO UPDATE SET options = excluded.options, sub_id = excluded.sub_id`,
@@ -177,6 +168,22 @@ func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) 
 	case opComplete:
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_inbound WHERE session = $1 AND packet = $2`, o.s.id, int64(o.id))
 	}
+	return err
+}
+
+// recordSession records a new session, or what has changed of one. A change brings no row
+// back that was erased meanwhile.
+func (b *Broker) recordSession(ctx context.Context, tx *store.Tx, o op) (err error) {
+	if r := o.row; r != nil {
+		_, err = tx.Exec(ctx, `UPDATE mqtt_session SET expiry = $1, left_at = $2, sent = $3, will = $4, will_at = $5 WHERE id = $6`,
+			r.expiry, r.left, r.sent, r.will, r.willAt, o.s.id)
+		return err
+	}
+	o.s.mu.Lock()
+	r := o.s.row()
+	o.s.mu.Unlock()
+	_, err = tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, o.s.id, b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
 	return err
 }
 

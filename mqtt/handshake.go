@@ -93,10 +93,21 @@ func (s *Server) greet(ctx context.Context, x *session) (serve func()) {
 	}
 	return func() {
 		defer x.in.release()
-		defer x.live.Remove()
-		defer release()
 		x.run(ctx)
+		release()
+		x.live.Remove()
+		if x.cleanLeave && x.web == nil && !x.ended() {
+			x.awaitEnd()
+		}
 	}
+}
+
+// awaitEnd waits a moment until a client that left has closed its side. A socket that is
+// closed with octets unread, such as the client's close_notify, is reset, and some
+// clients report that as a failure.
+func (x *session) awaitEnd() {
+	_ = x.conn.SetReadDeadline(x.now().Add(leaveTimeout))
+	_, _ = io.CopyN(io.Discard, x.conn, lingerBytes)
 }
 
 // readConnect reads CONNECT and goes through an authentication of several steps. Where it

@@ -91,7 +91,10 @@ const (
 	engineTimeout = 10 * time.Second
 	// lingerTimeout and lingerBytes bound the wait for a refused peer to read why.
 	lingerTimeout = time.Second
-	lingerBytes   = 64 << 10
+	// leaveTimeout bounds the wait for a client that left to close its side. Clients do
+	// it right behind DISCONNECT.
+	leaveTimeout = 250 * time.Millisecond
+	lingerBytes  = 64 << 10
 	// deniedEvery bounds how often one session's denied acts are reported.
 	deniedEvery = time.Second
 	// maxTold bounds the topics of one session that are reported when they are allowed for
