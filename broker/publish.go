@@ -320,7 +320,7 @@ func (b *Broker) Listen(ctx context.Context, filter string, receive func(*Messag
 		return countersign.Errorf(countersign.Unavailable, "the subscription was refused with reason code %#x", code)
 	}
 	c.Start()
-	b.background.Go(func() {
+	go func() { // Close does not wait for it: a receiver may hold it up
 		defer c.Close(false, nil)
 		for {
 			select {
@@ -332,7 +332,7 @@ func (b *Broker) Listen(ctx context.Context, filter string, receive func(*Messag
 				return
 			}
 		}
-	})
+	}()
 	return nil
 }
 

@@ -205,7 +205,12 @@ func (d *demo) prepare(ctx context.Context, n int) error {
 	for range n {
 		d.devices = append(d.devices, &demoDevice{broker: d.broker})
 	}
-	return d.server.Subscribe(ctx, "devices/+/up/#", func(_ string, payload []byte) { d.uplink <- string(payload) })
+	return d.server.Subscribe(ctx, "devices/+/up/#", func(_ string, payload []byte) {
+		select {
+		case d.uplink <- string(payload):
+		case <-ctx.Done(): // it is not waited for any more
+		}
+	})
 }
 
 // run does one step and notes how it went.
