@@ -40,7 +40,7 @@ func FuzzTree(f *testing.F) {
 	f.Add("$share/g/a\n$share/g/a\n-$share/g/a\n$share/h/a\na", "a")
 	f.Fuzz(func(t *testing.T, script, topic string) {
 		if !topics.ValidName(topic) || levels(topic) > maxLevels {
-			t.Skip()
+			return
 		}
 		var tr tree
 		live := map[string]*subscription{}
@@ -158,7 +158,7 @@ func FuzzRestore(f *testing.F) {
 			return nil
 		})
 		if err != nil {
-			t.Skip(err)
+			return // the database takes no such rows
 		}
 		b, err := Open(t.Context(), Options{DB: db, Node: "one", Log: slog.New(slog.DiscardHandler), Now: time.Now})
 		if err == nil {
