@@ -110,7 +110,7 @@ type Gatekeeper interface {
 	// Judged tells of an act within a session, and whether its permissions allowed
 	// it. Callers bound how often they tell.
 	Judged(s Session, a Act)
-	// Exceeded tells of a session that wanted, or had, more than limit of a budget. The
+	// Exceeded reports a session that wanted, or had, more than limit of a budget. The
 	// gateway has refused it or has slowed it down already. It may be called often.
 	Exceeded(s Session, budget string, limit int64)
 }

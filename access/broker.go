@@ -63,7 +63,7 @@ func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names 
 	return nil
 }
 
-// Recall returns what was kept of a session, or NotFound. A name that was not kept stands for
+// Recall returns what was kept of a session, or NotFound. A name that was not kept is read as
 // the user's session whose client the broker did not name when it connected.
 func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersign.BrokerName) (countersign.Session, error) {
 	s := countersign.Session{Gateway: gateway, ClientID: n.Client}
@@ -109,7 +109,7 @@ func (b *BrokerSessions) Resting(ctx context.Context, credential string, found f
 }
 
 // End forgets a session that its broker reports as closed. A broker may leave out the
-// user, which then stands for any. One that has just been recorded stays: it is the
+// user, which then counts for any. One that has just been recorded stays: it is the
 // successor under the same name of the session that ended.
 func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.BrokerName) error {
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -124,7 +124,7 @@ func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.
 }
 
 // DropBrokerSessions forgets the sessions of a device that loses its identity, in the
-// transaction that takes it away: in its next life they are nobody's.
+// transaction that takes it away: in its next life they belong to no device.
 func DropBrokerSessions(ctx context.Context, tx *store.Tx, device string) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE device = $1`, device); err != nil {
 		return fmt.Errorf("forget the sessions of %s at brokers: %w", device, err)

@@ -49,7 +49,7 @@ type guest struct {
 	from  netip.Prefix
 }
 
-// take gives a guest a place and reports whether there was one, for the fleet and for
+// take reserves a place for a guest and reports whether there was one, for the fleet and for
 // its address. An address that a broker does not tell has no share of its own.
 func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool {
 	g.mu.Lock()

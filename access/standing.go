@@ -129,7 +129,7 @@ func readRecord(ctx context.Context, rd store.Reader, where string, args ...any)
 	return scanRecord(rd.QueryRow(ctx, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE `+where, args...))
 }
 
-// shown reads the record of the certificate that a client presented, whoever issued it. It
+// shown reads the record of the certificate that a client presented, of any issuer. It
 // is, octet for octet, the one on record. That makes a check of the issuer's signature
 // needless: it was verified before the certificate was recorded.
 func (d *Desk) shown(ctx context.Context, cert *x509.Certificate) (record, error) {

@@ -58,7 +58,7 @@ type Hold struct {
 // Dropped reports whether an operator has dropped it.
 func (h *Hold) Dropped() bool { return !h.DroppedAt.IsZero() }
 
-// Why is what a device that is held back is told.
+// Why is the reason in the answer to a device that is held back.
 func (h *Hold) Why() string {
 	return "an emergency hold of this node is on the device: its " + string(h.Act) + " is yet to be recorded"
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/hook"
 )
 
-// brokerLog is a broker that says which clients it was told to disconnect.
+// brokerLog is a broker that records which clients it was called to disconnect.
 type brokerLog struct {
 	mu      sync.Mutex
 	clients []string

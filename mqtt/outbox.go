@@ -76,7 +76,7 @@ type chunk struct {
 	pooled *[]byte // where b is, if it is from the pool
 }
 
-// recycle gives the buffer back.
+// recycle returns the buffer to the pool.
 func (c chunk) recycle() {
 	if c.pooled != nil {
 		buffers.Put(c.pooled)

@@ -23,7 +23,7 @@ import (
 type Relay struct {
 	Addr string      // host:port
 	TLS  *tls.Config // nil: plain TCP, for a broker on the same machine
-	// ClientID and Username are what the broker sees. {client} stands for the
+	// ClientID and Username are what the broker sees. {client} is replaced by the
 	// Client Identifier, with a slash behind the device id so that no device can take
 	// the name of another; {device} for the device id, {fleet} for the fleet.
 	// Empty: {client}, and no user name.

@@ -47,7 +47,7 @@ func (r *remote) finishDown(err error) {
 	switch {
 	case errors.Is(err, errEngineLeft):
 		// named where it was seen
-	case errors.Is(err, errUnread), errors.Is(err, io.EOF) && r.full(): // a broker gives up such a session too
+	case errors.Is(err, errUnread), errors.Is(err, io.EOF) && r.full(): // a broker ends such a session too
 		r.overBudget(countersign.BudgetUnread, r.budget.Unread, QuotaExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		r.endOn(errEngine)

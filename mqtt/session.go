@@ -65,7 +65,7 @@ type session struct {
 	unreadSince atomic.Int64 // messages are dropped since then because the device does not read, Unix nanoseconds; 0: none
 
 	mu         sync.Mutex
-	told       []uint64 // hashes of the acts that were reported as allowed
+	reported   []uint64 // hashes of the acts that were reported as allowed
 	deniedAt   time.Time
 	suppressed int
 }
@@ -326,13 +326,13 @@ func (x *session) judged(action, topic string, allowed bool) {
 func (x *session) firstTime(action, topic string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(x.told) == maxTold {
+	if len(x.reported) == maxTold {
 		return false
 	}
 	h := maphash.Comparable(x.srv.seed, [2]string{action, topic})
-	if slices.Contains(x.told, h) {
+	if slices.Contains(x.reported, h) {
 		return false
 	}
-	x.told = append(x.told, h)
+	x.reported = append(x.reported, h)
 	return true
 }

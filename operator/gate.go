@@ -18,7 +18,7 @@ const (
 	// of them are written: a script with an old token must not fill the log.
 	refusalWindow = 10 * time.Second
 	refusalBurst  = 5
-	// maxRefusals bounds the refusals that are told apart. One that was quiet for a window
+	// maxRefusals bounds the refusals that are counted apart. One that was quiet for a window
 	// makes room; beyond, new ones are counted together.
 	maxRefusals = 4096
 )

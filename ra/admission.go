@@ -89,7 +89,7 @@ func (a *appraisal) onlyDevice(certs []countersign.Certificate) error {
 }
 
 // sameAgain finds the certificate of a request that was granted before: same
-// evidence, same device, same key. The answer was lost on the way; the grant stands.
+// evidence, same device, same key. The answer was lost on the way; the grant remains.
 func (r *request) sameAgain(certs []countersign.Certificate, a *appraisal, now time.Time) *countersign.Certificate {
 	for i := range certs {
 		c := &certs[i]

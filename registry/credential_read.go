@@ -113,7 +113,7 @@ func readCredentials(ctx context.Context, rd store.Reader, ids []string, into ma
 // Fingerprints are what evidence finds the credential by; second may be empty.
 func (c *Credential) Fingerprints() (first, second string) { return c.lookup, c.second }
 
-// Sealed gives the sealed symmetric keys of a credential; see keystore.Sealer.
+// Sealed returns the sealed symmetric keys of a credential; see keystore.Sealer.
 func (c *Credential) Sealed() []byte { return c.sealed }
 
 // CredentialFilter chooses credentials for a list.

@@ -11,7 +11,7 @@ import (
 )
 
 // Known is a set of RSA moduli that each new one is compared with. It keeps them in
-// batches with their products, so that one division tells whether a new modulus has
+// batches with their products, so that one division shows whether a new modulus has
 // a factor in common with any of 2,048. The zero value is empty.
 //
 // With 2048 bits each, 50,000 moduli take 26 MB. Comparing one new modulus with all
@@ -156,7 +156,7 @@ func (k *Known) compare(ctx context.Context, next *batch, numbers []int) (shared
 }
 
 // isCommon reports whether a greatest common divisor is one. That of a modulus with a
-// product that it divides is the modulus, and 0 stands for the same.
+// product that it divides is the modulus, and 0 means the same.
 func isCommon(g *big.Int) bool { return g.Cmp(big.NewInt(1)) != 0 }
 
 // partners appends the pairs of a new modulus with what is kept.

@@ -40,7 +40,7 @@ func (a *app) listening(e api.Endpoints) {
 	}
 }
 
-// notify tells systemd how the service is, where it asked to be told (sd_notify(3)).
+// notify reports the state of the service to systemd, where it asked for that (sd_notify(3)).
 func (a *app) notify(state string) {
 	path := a.getenv("NOTIFY_SOCKET")
 	if path == "" {
