@@ -36,10 +36,10 @@ const (
 	nouns         = " . "
 	wire          = " cms pkcs10 api query topics "
 	tools         = " attest config keystore policy store weakkey "
-	appraisal     = " attest "                                                                         // holds each key of its evidence against weakkey
-	keepers       = " keycheck watermark hold event registry ca access lockout operator detect audit " // in their order
-	decisions     = " ra rotation respond "
-	deviceDoors   = " est scep cmp acme status mqtt tunnel hook awsiot dps "
+	appraisal     = " attest "                                                                                  // holds each key of its evidence against weakkey
+	keepers       = " keycheck watermark hold event registry ca lockout policies access operator detect audit " // in their order
+	decisions     = " ra provision rotation respond "
+	deviceDoors   = " est enroll scep cmp acme status mqtt tunnel hook awsiot dps "
 	operatorDoors = " rest console "
 )
 
@@ -55,10 +55,10 @@ var rings = slices.Concat([]ring{
 	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
 }, keeperRings(), []ring{
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
-	{name: "decisions on ra", packages: words("rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
+	{name: "decisions on ra", packages: words("provision rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
 	{name: "edge", packages: words("edge"), own: words(nouns, wire), libs: words("golang.org/x"), deny: words("database/sql")},
 	{
-		name: "device doors", packages: words("est scep cmp acme status awsiot dps"),
+		name: "device doors", packages: words("est enroll scep cmp acme status awsiot dps"),
 		own: words(nouns, wire), libs: words("golang.org/x"), deny: words("database/sql"),
 	},
 	{ // it speaks to brokers in their own protocols, as a client
@@ -83,14 +83,15 @@ var rings = slices.Concat([]ring{
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
-		name: "hosts", packages: words("cmd/countersign bench"),
-		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent"),
+		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo test/bench bench"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent cmd/countersign/command cmd/countersign/demo"),
 	},
 	{
 		name: "the whole's test kit", packages: words("countersigntest"),
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent store/storetest"),
 	},
 	{name: "a bad device", packages: words("countersigntest/baddevice"), libs: words("std")}, // it knows the wire and nothing else
+	{name: "the tests' kit", packages: words("test/kit"), own: words(nouns), libs: words("std")},
 	{name: "tests", packages: words("test/gotest test/interop"), own: words("countersigntest")},
 })
 
@@ -117,7 +118,7 @@ var onlyIn = map[string][]string{
 	"github.com/eclipse/paho.mqtt.golang": {"hook"},
 	"github.com/zmap":                     {"ca"},
 	"github.com/danielgtaylor/huma":       {"rest"},
-	"github.com/spf13/cobra":              {"cmd/countersign", "cmd/countersign-agent"},
+	"github.com/spf13/cobra":              {"cmd/countersign", "cmd/countersign/command", "cmd/countersign-agent"},
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/pires/go-proxyproto":      {"tunnel"},
 }

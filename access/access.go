@@ -1,6 +1,6 @@
 // Package access answers the one question at the door: may this connection come
 // in, as whom, and to do what? Every gateway, broker and proxy gets the same
-// answer from [Desk.Decide]. Its [Ledger] counts failures and blocks the addresses
+// answer from [Decider.Decide]. Its [Ledger] counts failures and blocks the addresses
 // that guess.
 //
 // A decision changes nothing on record; what it sets in motion (a first use, a
@@ -25,8 +25,8 @@ import (
 // clockSkew is how far the start of what is shown may be ahead of our clock.
 const clockSkew = countersign.ClockSkew
 
-// Desk decides connections.
-type Desk struct {
+// Decider decides connections.
+type Decider struct {
 	DB  *store.DB
 	Now func() time.Time
 	// CA knows the manufacturers' authorities and their lists; nil: no manufacturer's
@@ -89,7 +89,7 @@ type Decision struct {
 
 // Decide judges a connection by what is on record now: first who it is, then what
 // it may do. Unknown means no.
-func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) Decide(ctx context.Context, c countersign.Connection) Decision {
 	dec := d.identify(ctx, c)
 	if dec.Code == "" && strings.Contains(dec.Device, "/") && strings.HasPrefix(c.Gateway, brokers) {
 		dec.Code, dec.Reason = d.checkStranger(ctx, c.ClientID)
@@ -112,7 +112,7 @@ func (d *Desk) Decide(ctx context.Context, c countersign.Connection) Decision {
 // setBudget has the verdict carry what the rules of its fleet, as they are on record now,
 // say of each client. Where rules were read for the decision it does already; for an
 // operator's application, whose token no fleet accepts or refuses, none were.
-func (d *Desk) setBudget(ctx context.Context, dec *Decision) error {
+func (d *Decider) setBudget(ctx context.Context, dec *Decision) error {
 	if dec.Budget == (countersign.Budget{}) {
 		read, err := d.readRules(ctx, dec.Fleet)
 		if err != nil {
@@ -134,7 +134,7 @@ func isOperator(device string) bool { return strings.HasPrefix(device, "operator
 
 // identify finds out who stands at the door. A certificate goes before all else:
 // the user name beside it is what the client says of itself, never a login.
-func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) identify(ctx context.Context, c countersign.Connection) Decision {
 	switch {
 	case len(c.Peer) > 0:
 		return d.withExchange(ctx, c, d.byCertificate(ctx, c))
@@ -154,7 +154,7 @@ func (d *Desk) identify(ctx context.Context, c countersign.Connection) Decision 
 	return d.bySecret(ctx, c)
 }
 
-func (d *Desk) byCertificate(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) byCertificate(ctx context.Context, c countersign.Connection) Decision {
 	leaf := c.Peer[0]
 	rec, err := d.shown(ctx, leaf)
 	switch {
@@ -222,7 +222,7 @@ func ago(d time.Duration) string {
 // checkClient is checkClientID on record: ids may hold colons, so "a:b" is also what
 // the device "a:b" comes as, and a is not to pass for it in a policy or at a broker
 // where all clients share one name space.
-func (d *Desk) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
+func (d *Decider) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
 	code, reason := checkClientID(client, device)
 	if code != "" || client == "" || client == device || !countersign.IsDeviceID(client) {
 		return code, reason
@@ -244,7 +244,7 @@ const brokers = "hook:"
 // checkStranger refuses a guest or an operator's application the client identifiers of
 // devices, as checkClientID has them. At brokers of others all clients share one name
 // space, so it would throw the device out there, and get what was kept for it.
-func (d *Desk) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
+func (d *Decider) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
 	client, _, _ = strings.Cut(client, "/")
 	var marks []string
 	var ids []any

@@ -105,8 +105,8 @@ func (f facts) record(t *testing.T, db *store.DB, cert *x509.Certificate) {
 	}
 }
 
-func desk(db *store.DB) *access.Desk {
-	return &access.Desk{DB: db, Now: func() time.Time { return start }}
+func desk(db *store.DB) *access.Decider {
+	return &access.Decider{DB: db, Now: func() time.Time { return start }}
 }
 
 func connect(cert *x509.Certificate) countersign.Connection {

@@ -41,7 +41,7 @@ func TestAVerdictCarriesTheBudgetOfItsFleet(t *testing.T) {
 			{"a broker's word", countersign.Connection{Gateway: "hook", Username: "pump-1", Vouched: "emqx"}},
 			{"nothing", countersign.Connection{Username: "pumps"}},
 		} {
-			desk := &access.Desk{DB: db, Now: w.desk.Now, Tokens: w.tokens}
+			desk := &access.Decider{DB: db, Now: w.desk.Now, Tokens: w.tokens}
 			for sessions, text := range map[int]string{200: "200", 201: "201"} {
 				rules(text)
 				got := desk.Decide(t.Context(), tt.c)

@@ -40,7 +40,7 @@ func ParseSCRAM(message string) (user, binding string, first, final error) {
 }
 
 // Waiting is how many checks of passwords are under way or wait.
-func (d *Desk) Waiting() int {
+func (d *Decider) Waiting() int {
 	d.hasher.mu.Lock()
 	defer d.hasher.mu.Unlock()
 	return d.hasher.waiting

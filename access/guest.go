@@ -92,7 +92,7 @@ func (p *party) leave(name string) {
 }
 
 // Opened tells of a session, of which only those of guests matter here.
-func (d *Desk) Opened(s countersign.Session) {
+func (d *Decider) Opened(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return
 	}
@@ -107,7 +107,7 @@ func (d *Desk) Opened(s countersign.Session) {
 }
 
 // Closed tells of the end of a session.
-func (d *Desk) Closed(s countersign.Session) {
+func (d *Decider) Closed(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return
 	}
@@ -124,7 +124,7 @@ func (d *Desk) Closed(s countersign.Session) {
 
 // asGuest admits a client that shows nothing to a fleet that takes guests. The user
 // name says which; the client id is what the guest says of itself.
-func (d *Desk) asGuest(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) asGuest(ctx context.Context, c countersign.Connection) Decision {
 	none := refuse(countersign.Unauthenticated, "neither a client certificate nor a secret was shown")
 	fleet := cmp.Or(c.Username, countersign.DefaultFleet)
 	if countersign.CheckName(fleet) != nil {

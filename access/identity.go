@@ -43,7 +43,7 @@ var errNobody = errors.New("there is no such device")
 
 // holder reads the device and its secrets in one query: the newest first, of those
 // that were stopped only what keepStopped leaves.
-func (d *Desk) holder(ctx context.Context, device string) (*holder, error) {
+func (d *Decider) holder(ctx context.Context, device string) (*holder, error) {
 	if !countersign.IsDeviceID(device) {
 		return nil, errNobody
 	}
@@ -121,7 +121,7 @@ type proof struct {
 }
 
 // decide holds a device that has proved itself against its record.
-func (d *Desk) decide(ctx context.Context, c countersign.Connection, h *holder, p proof) Decision {
+func (d *Decider) decide(ctx context.Context, c countersign.Connection, h *holder, p proof) Decision {
 	dec := Decision{Known: true, Kind: p.kind, Tags: h.tags, Verdict: countersign.Verdict{
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
 	}}
@@ -143,7 +143,7 @@ func (d *Desk) decide(ctx context.Context, c countersign.Connection, h *holder, 
 }
 
 // wrong refuses a secret. It says the same whether there is such a device or not.
-func (d *Desk) wrong(c countersign.Connection, kind countersign.AccessKind, claims string, h *holder) Decision {
+func (d *Decider) wrong(c countersign.Connection, kind countersign.AccessKind, claims string, h *holder) Decision {
 	dec := refuse(countersign.BadCredential, "the user name or the secret is wrong")
 	dec.Kind, dec.Claims = kind, claims
 	if h != nil {
@@ -157,7 +157,7 @@ func (d *Desk) wrong(c countersign.Connection, kind countersign.AccessKind, clai
 
 // tried tells one wrong secret from others and nothing else of it: 32 bits under a
 // key of ours fit too many secrets to find it out.
-func (d *Desk) tried(secret []byte) string {
+func (d *Decider) tried(secret []byte) string {
 	if d.Sealer == nil {
 		return ""
 	}
@@ -169,7 +169,7 @@ func (d *Desk) tried(secret []byte) string {
 }
 
 // keyed is a hash that nobody makes without the server's key.
-func (d *Desk) keyed(purpose string, parts ...[]byte) ([]byte, error) {
+func (d *Decider) keyed(purpose string, parts ...[]byte) ([]byte, error) {
 	key, err := d.Sealer.Derive(purpose)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't derive the key of %s: %w", purpose, err)
@@ -191,7 +191,7 @@ func unreadable() Decision {
 // byBroker takes the word of a broker or proxy that has authenticated the device
 // by itself, and looks at the device and at what its session rests on: what it came in by
 // where that is known, else any certificate that a broker may have verified.
-func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) byBroker(ctx context.Context, c countersign.Connection) Decision {
 	h, err := d.holder(ctx, c.Username)
 	switch {
 	case errors.Is(err, errNobody):
@@ -226,7 +226,7 @@ func (d *Desk) byBroker(ctx context.Context, c countersign.Connection) Decision 
 // withExchange holds an exchange that a client with a certificate went through all
 // the same against the certificate: who fails in it, or in another's name, is not
 // who the certificate says.
-func (d *Desk) withExchange(ctx context.Context, c countersign.Connection, dec Decision) Decision {
+func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, dec Decision) Decision {
 	if c.Exchange == nil || dec.Code != "" {
 		return dec
 	}
@@ -241,7 +241,7 @@ func (d *Desk) withExchange(ctx context.Context, c countersign.Connection, dec D
 }
 
 // tokenOf asks for the token, and notes which wrong one it was.
-func (d *Desk) tokenOf(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) tokenOf(ctx context.Context, c countersign.Connection) Decision {
 	dec := d.byToken(ctx, c)
 	dec.Kind = countersign.AccessToken
 	if dec.Code == countersign.BadCredential {

@@ -43,7 +43,7 @@ func (r *rules) budgetOf(fleet string) countersign.Budget {
 
 // BudgetOf returns what one device of a fleet may use, as the last decision about the
 // fleet has read it; before the first, the defaults.
-func (d *Desk) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
+func (d *Decider) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
 
 // of reads the rules of a fleet. The caller changes nothing of them.
 func (r *rules) of(fleet, text string) (readRules, error) {
@@ -67,7 +67,7 @@ func (r *rules) of(fleet, text string) (readRules, error) {
 }
 
 // readRules reads the rules of a fleet from its record; sql.ErrNoRows: there is none.
-func (d *Desk) readRules(ctx context.Context, fleet string) (readRules, error) {
+func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error) {
 	var text string
 	if err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text); err != nil {
 		return readRules{}, fmt.Errorf("couldn't read the rules of fleet %s: %w", fleet, err)

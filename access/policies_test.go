@@ -264,7 +264,7 @@ func TestDecideAsksThePolicyOfTheFleet(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		p, _ := house(t, db)
 		cert := onRecord(t, db)
-		desk := &access.Desk{DB: db, Now: p.Now, Policies: p}
+		desk := &access.Decider{DB: db, Now: p.Now, Policies: p}
 		fleet := fleetOf(t, db)
 		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: draft("cn/${cert.subject.cn}", "c/${client.id}")})
 		got := desk.Decide(t.Context(), connect(cert))

@@ -111,7 +111,7 @@ func (p *Policies) ForgetAll() {
 }
 
 // permit says what the identified client may do.
-func (d *Desk) permit(ctx context.Context, c countersign.Connection, dec *Decision) {
+func (d *Decider) permit(ctx context.Context, c countersign.Connection, dec *Decision) {
 	in := InForce{Policy: policy.Builtin()}
 	if d.Policies != nil {
 		var err error

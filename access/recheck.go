@@ -35,7 +35,7 @@ const recheckChunk = 1000
 // batches, so that it may be asked about all sessions of a node. After an error nothing is
 // known of any of them. Whether a manufacturer has revoked a certificate may not be known,
 // because its list is out of date: that keeps a device out, and ends no session.
-func (d *Desk) Recheck(ctx context.Context, sessions []countersign.Session) ([]Lost, error) {
+func (d *Decider) Recheck(ctx context.Context, sessions []countersign.Session) ([]Lost, error) {
 	var lost []Lost
 	fleets := map[string][]countersign.Session{}
 	for chunk := range slices.Chunk(sessions, recheckChunk) {
@@ -78,7 +78,7 @@ func (d *Desk) Recheck(ctx context.Context, sessions []countersign.Session) ([]L
 // now, as Recheck would; empty if it is. In a transaction that has locked the device it
 // stays so until the end of that. first: the device is registered and may become active
 // by the credential.
-func (d *Desk) Refusal(ctx context.Context, rd store.Reader, s countersign.Session) (code countersign.Code, reason string, first bool, err error) {
+func (d *Decider) Refusal(ctx context.Context, rd store.Reader, s countersign.Session) (code countersign.Code, reason string, first bool, err error) {
 	all, err := d.standings(ctx, rd, []countersign.Session{s})
 	if err != nil {
 		return "", "", false, err
@@ -89,7 +89,7 @@ func (d *Desk) Refusal(ctx context.Context, rd store.Reader, s countersign.Sessi
 }
 
 // Good returns those of the certificates of a device that are good for a use now.
-func (d *Desk) Good(ctx context.Context, rd store.Reader, refs []countersign.CertRef, use Use) (map[countersign.CertRef]bool, error) {
+func (d *Decider) Good(ctx context.Context, rd store.Reader, refs []countersign.CertRef, use Use) (map[countersign.CertRef]bool, error) {
 	all := &standings{desk: d, rd: rd, certs: map[countersign.CertRef]record{}}
 	if err := all.readCertificates(ctx, serialsOf(refs)); err != nil {
 		return nil, fmt.Errorf("couldn't read the record of certificates: %w", err)
@@ -114,7 +114,7 @@ func (d *Desk) Good(ctx context.Context, rd store.Reader, refs []countersign.Cer
 // standings are what is on record of the devices, certificates and credentials of some
 // sessions.
 type standings struct {
-	desk  *Desk
+	desk  *Decider
 	rd    store.Reader
 	first bool // a registered device may be on its way to be active
 
@@ -128,7 +128,7 @@ type standings struct {
 	keys    map[string]registry.Credential
 }
 
-func (d *Desk) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
+func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
 	a := &standings{
 		desk: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
 		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]held{}, tokens: map[string]Token{},

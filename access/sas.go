@@ -48,7 +48,7 @@ func azureUser(name string) (host, device string) {
 // bySAS identifies a device by a token that it made with its symmetric key for
 // <host>/devices/<id>. The host is that of the user name, if it names one: several
 // services may know the device's key, and a token is for one of them.
-func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) bySAS(ctx context.Context, c countersign.Connection) Decision {
 	host, device := azureUser(c.Username)
 	token, err := attest.ParseSAS(string(c.Password))
 	if d.Keys == nil {
@@ -89,7 +89,7 @@ func (d *Desk) bySAS(ctx context.Context, c countersign.Connection) Decision {
 
 // sasOfNobody refuses the token of a device that is not on record. Its key may be,
 // since keys are registered before devices: then it is no guess.
-func (d *Desk) sasOfNobody(ctx context.Context, c countersign.Connection, token *attest.SAS, device string) Decision {
+func (d *Decider) sasOfNobody(ctx context.Context, c countersign.Connection, token *attest.SAS, device string) Decision {
 	dec := d.wrong(c, countersign.AccessSAS, device, nil)
 	if d.FormerKeys == nil || !countersign.IsDeviceID(device) {
 		return dec
@@ -117,7 +117,7 @@ type signedSAS struct {
 }
 
 // trySAS holds a device to the record by the first of the keys that made the token.
-func (d *Desk) trySAS(ctx context.Context, c countersign.Connection, h *holder, token signedSAS, keys []SymmetricKey) (dec Decision, found bool) {
+func (d *Decider) trySAS(ctx context.Context, c countersign.Connection, h *holder, token signedSAS, keys []SymmetricKey) (dec Decision, found bool) {
 	for _, k := range keys {
 		code, reason := d.verifySAS(token.SAS, k, token.resource, h.device)
 		if code == countersign.BadCredential {
@@ -138,7 +138,7 @@ func (d *Desk) trySAS(ctx context.Context, c countersign.Connection, h *holder, 
 	return dec, false
 }
 
-func (d *Desk) verifySAS(token *attest.SAS, k SymmetricKey, resource, device string) (countersign.Code, string) {
+func (d *Decider) verifySAS(token *attest.SAS, k SymmetricKey, resource, device string) (countersign.Code, string) {
 	var err error
 	if k.Group {
 		_, err = token.VerifyGroup(resource, device, k.Keys, d.Now())
@@ -151,7 +151,7 @@ func (d *Desk) verifySAS(token *attest.SAS, k SymmetricKey, resource, device str
 	return countersign.CodeOf(err), countersign.Public(err).Message
 }
 
-func (d *Desk) decideSAS(ctx context.Context, c countersign.Connection, h *holder, k SymmetricKey, until time.Time) Decision {
+func (d *Decider) decideSAS(ctx context.Context, c countersign.Connection, h *holder, k SymmetricKey, until time.Time) Decision {
 	if !k.Until.IsZero() && k.Until.Before(until) {
 		until = k.Until
 	}

@@ -40,7 +40,7 @@ const (
 
 // scramExchange is the server's side of one exchange.
 type scramExchange struct {
-	desk   *Desk
+	desk   *Decider
 	conn   countersign.Connection // as it began; without its secrets
 	step   int
 	first  clientFirst
@@ -53,7 +53,7 @@ type scramExchange struct {
 }
 
 // Exchange begins an authentication of several steps. There is SCRAM-SHA-256.
-func (d *Desk) Exchange(_ context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
+func (d *Decider) Exchange(_ context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
 	if method != scramMethod || d.Sealer == nil {
 		return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method).WithNext("use " + scramMethod)
 	}
@@ -138,7 +138,7 @@ type scramKeys struct{ stored, server []byte }
 
 // scramCandidate gives the keys of a device's i-th secret, and its id; empty if
 // it has none that can be used so.
-func (d *Desk) scramCandidate(h *holder, i int) (scramKeys, string) {
+func (d *Decider) scramCandidate(h *holder, i int) (scramKeys, string) {
 	if h == nil || i >= len(h.secrets) || h.secrets[i].scram == nil {
 		return scramKeys{}, ""
 	}
@@ -179,7 +179,7 @@ func makeSCRAMKeys(secret string, salt []byte, iterations int) (scramKeys, error
 
 // scramKeysOf are the keys of a secret, as they are sealed. All secrets of a device
 // have one salt, so that a client need not say which of them it has.
-func (d *Desk) scramKeysOf(device, secret string) ([]byte, error) {
+func (d *Decider) scramKeysOf(device, secret string) ([]byte, error) {
 	salt, err := d.scramSaltOf(device)
 	if err != nil {
 		return nil, err
@@ -188,7 +188,7 @@ func (d *Desk) scramKeysOf(device, secret string) ([]byte, error) {
 	return append(append([]byte{scramVersion}, k.stored...), k.server...), err
 }
 
-func (d *Desk) scramSaltOf(name string) ([]byte, error) {
+func (d *Decider) scramSaltOf(name string) ([]byte, error) {
 	sum, err := d.keyed("scram salts", []byte(name))
 	if err != nil {
 		return nil, err
@@ -215,7 +215,7 @@ func OpensSecrets(ctx context.Context, r store.Reader, s *keystore.Sealer) (open
 func scramContext(id string) string { return "scram\x00" + id }
 
 // byExchange asks what became of an exchange of ours on this connection.
-func (d *Desk) byExchange(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) byExchange(ctx context.Context, c countersign.Connection) Decision {
 	x, ok := c.Exchange.(*scramExchange)
 	if !ok || x.desk != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
 		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")

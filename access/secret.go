@@ -11,7 +11,7 @@ import (
 )
 
 // bySecret identifies a device by its id as the user name and a secret as the password.
-func (d *Desk) bySecret(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) bySecret(ctx context.Context, c countersign.Connection) Decision {
 	h, err := d.holder(ctx, c.Username)
 	switch {
 	case errors.Is(err, errNobody):
@@ -36,7 +36,7 @@ func (d *Desk) bySecret(ctx context.Context, c countersign.Connection) Decision 
 
 // decideSecret holds a device that showed one of its secrets against its record. A
 // secret that was good once is no guess.
-func (d *Desk) decideSecret(ctx context.Context, c countersign.Connection, h *holder, s *held) Decision {
+func (d *Decider) decideSecret(ctx context.Context, c countersign.Connection, h *holder, s *held) Decision {
 	kind := s.kind
 	if c.Exchange != nil {
 		kind = countersign.AccessSCRAM
@@ -58,7 +58,7 @@ func (s *held) ended(now time.Time) bool { return !s.expires.IsZero() && now.Aft
 // made is compared by its keyed hash, in microseconds; only what is not made by us and
 // may be a password that somebody chose is worth a run of argon2id. Either way a
 // wrong one takes the time of a check.
-func (d *Desk) match(ctx context.Context, c countersign.Connection, h *holder) (*held, error) {
+func (d *Decider) match(ctx context.Context, c countersign.Connection, h *holder) (*held, error) {
 	if s, err := d.matchMade(c.Password, h); s != nil || err != nil {
 		return s, err
 	}
@@ -120,7 +120,7 @@ func (h *holder) passwords(now time.Time) []*held {
 }
 
 // matchMade compares with every secret that we made, whichever it may be.
-func (d *Desk) matchMade(secret []byte, h *holder) (*held, error) {
+func (d *Decider) matchMade(secret []byte, h *holder) (*held, error) {
 	sum, err := d.secretHash(h.device, secret)
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func (d *Desk) matchMade(secret []byte, h *holder) (*held, error) {
 	return found, nil
 }
 
-func (d *Desk) secretHash(device string, secret []byte) ([]byte, error) {
+func (d *Decider) secretHash(device string, secret []byte) ([]byte, error) {
 	return d.keyed("connection secrets", []byte(device), secret)
 }
 

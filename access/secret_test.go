@@ -25,7 +25,7 @@ import (
 
 // door is a desk that takes every kind, with two active devices in the fleet pumps.
 type door struct {
-	*access.Desk
+	*access.Decider
 	clock *clock
 	keys  map[string]access.SymmetricKey
 }
@@ -39,7 +39,7 @@ func newDoor(t *testing.T, db *store.DB) *door {
 		t.Fatal(err)
 	}
 	d := &door{clock: &clock{now: start}, keys: map[string]access.SymmetricKey{}}
-	d.Desk = &access.Desk{DB: db, Now: d.clock.Now, Sealer: sealer, Keys: func(_ context.Context, _, device string, _ netip.Addr) ([]access.SymmetricKey, error) {
+	d.Decider = &access.Decider{DB: db, Now: d.clock.Now, Sealer: sealer, Keys: func(_ context.Context, _, device string, _ netip.Addr) ([]access.SymmetricKey, error) {
 		if k, ok := d.keys[device]; ok {
 			return []access.SymmetricKey{k}, nil
 		}

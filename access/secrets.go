@@ -103,7 +103,7 @@ type NewSecret struct {
 
 // PrepareSecret makes a secret. It takes the time of a hash, so it is done before the
 // transaction that records it.
-func (d *Desk) PrepareSecret(ctx context.Context, o SecretOrder) (NewSecret, error) {
+func (d *Decider) PrepareSecret(ctx context.Context, o SecretOrder) (NewSecret, error) {
 	n := NewSecret{order: o, Secret: Secret{
 		Device: o.Device, Slot: o.Slot, Kind: countersign.AccessSecret, State: secretActive, CreatedBy: o.By, CreatedAt: d.Now().UTC().Truncate(time.Microsecond),
 	}}
@@ -153,14 +153,14 @@ func (o *SecretOrder) check(slot attest.KeySlot) error {
 	return nil
 }
 
-func (d *Desk) hashGiven(ctx context.Context, n *NewSecret) error {
+func (d *Decider) hashGiven(ctx context.Context, n *NewSecret) error {
 	n.Kind = countersign.AccessPassword
 	var failed error
 	err := d.hasher.run(ctx, d.Now, regular{device: n.Device}, func() { n.verifier, failed = argonRecord(n.order.Given) })
 	return errors.Join(err, failed)
 }
 
-func (d *Desk) draw(n *NewSecret) (err error) {
+func (d *Decider) draw(n *NewSecret) (err error) {
 	raw := make([]byte, secretOctets)
 	if _, err := rand.Read(raw); err != nil {
 		return fmt.Errorf("couldn't draw a secret: %w", err)
@@ -179,7 +179,7 @@ func (d *Desk) draw(n *NewSecret) (err error) {
 }
 
 // SaveSecret records a secret, with the device locked, and gives those that it stops.
-func (d *Desk) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopped []Secret, err error) {
+func (d *Decider) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopped []Secret, err error) {
 	now := d.Now()
 	all, err := d.Secrets(ctx, tx, n.Device)
 	if err != nil {
@@ -217,7 +217,7 @@ func (d *Desk) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopp
 }
 
 // forgetSecrets keeps the newest of a device's stopped secrets.
-func (d *Desk) forgetSecrets(ctx context.Context, tx *store.Tx, device string) error {
+func (d *Decider) forgetSecrets(ctx context.Context, tx *store.Tx, device string) error {
 	_, err := tx.Exec(ctx, `DELETE FROM device_secret WHERE device = $1 AND state = $2 AND id NOT IN (
 		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_pos DESC, created_at DESC, id LIMIT $3)`, device, secretStopped, keepStopped)
 	if err != nil {
@@ -226,7 +226,7 @@ func (d *Desk) forgetSecrets(ctx context.Context, tx *store.Tx, device string) e
 	return nil
 }
 
-func (d *Desk) endSecret(ctx context.Context, tx *store.Tx, s *Secret, at time.Time) error {
+func (d *Decider) endSecret(ctx context.Context, tx *store.Tx, s *Secret, at time.Time) error {
 	if s.ExpiresAt.IsZero() || at.Before(s.ExpiresAt) {
 		s.ExpiresAt = at
 	}
@@ -236,7 +236,7 @@ func (d *Desk) endSecret(ctx context.Context, tx *store.Tx, s *Secret, at time.T
 	return nil
 }
 
-func (d *Desk) stopSecret(ctx context.Context, tx *store.Tx, s *Secret, why string) error {
+func (d *Decider) stopSecret(ctx context.Context, tx *store.Tx, s *Secret, why string) error {
 	n, err := tx.Exec(ctx, `UPDATE device_secret SET state = $2, reason = $3 WHERE id = $1 AND state = $4`, s.ID, secretStopped, why, secretActive)
 	if err != nil {
 		return fmt.Errorf("couldn't stop secret %s: %w", s.ID, err)
@@ -249,7 +249,7 @@ func (d *Desk) stopSecret(ctx context.Context, tx *store.Tx, s *Secret, why stri
 }
 
 // StopSecret ends one secret of a device for good.
-func (d *Desk) StopSecret(ctx context.Context, tx *store.Tx, device, id, why string) (Secret, error) {
+func (d *Decider) StopSecret(ctx context.Context, tx *store.Tx, device, id, why string) (Secret, error) {
 	s, err := scanSecret(tx.QueryRow(ctx, `SELECT `+secretColumns+` FROM device_secret WHERE id = $1 AND device = $2`, id, device))
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, countersign.Errorf(countersign.NotFound, "device %.140q has no secret %.40q", device, id).
@@ -263,7 +263,7 @@ func (d *Desk) StopSecret(ctx context.Context, tx *store.Tx, device, id, why str
 }
 
 // StopSecrets ends all secrets of a device, and gives those that it stopped.
-func (d *Desk) StopSecrets(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
+func (d *Decider) StopSecrets(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
 	all, err := d.Secrets(ctx, tx, device)
 	if err != nil {
 		return nil, err
@@ -278,17 +278,17 @@ func (d *Desk) StopSecrets(ctx context.Context, tx *store.Tx, device, why string
 }
 
 // OverdueSecrets are active ones whose time is over, at most limit.
-func (d *Desk) OverdueSecrets(ctx context.Context, limit int) ([]Secret, error) {
+func (d *Decider) OverdueSecrets(ctx context.Context, limit int) ([]Secret, error) {
 	return d.querySecrets(ctx, d.DB, `WHERE state = 'active' AND expires_at > 0 AND expires_at <= $1 ORDER BY id LIMIT $2`, store.Micros(d.Now()), limit)
 }
 
 // Secrets lists the secrets of a device, the newest first, and those stopped last.
-func (d *Desk) Secrets(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
+func (d *Decider) Secrets(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
 	return d.querySecrets(ctx, rd, `WHERE device = $1 ORDER BY created_pos DESC, created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
 }
 
 // MayChange refuses a device that changes its own secret too often.
-func (d *Desk) MayChange(ctx context.Context, tx *store.Tx, device string) error {
+func (d *Decider) MayChange(ctx context.Context, tx *store.Tx, device string) error {
 	all, err := d.Secrets(ctx, tx, device)
 	if err != nil {
 		return err
@@ -304,7 +304,7 @@ func (d *Desk) MayChange(ctx context.Context, tx *store.Tx, device string) error
 }
 
 // UsedSecrets records when secrets were last used, by their ids.
-func (d *Desk) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string]time.Time) error {
+func (d *Decider) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string]time.Time) error {
 	for _, id := range slices.Sorted(maps.Keys(used)) { // in order, for two nodes that do it at once
 		if _, err := tx.Exec(ctx, `UPDATE device_secret SET used_at = $2 WHERE id = $1 AND used_at < $2`, id, store.Micros(used[id])); err != nil {
 			return fmt.Errorf("couldn't record the use of secret %s: %w", id, err)
@@ -316,7 +316,7 @@ func (d *Desk) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string]ti
 //nolint:gosec // names of columns
 const secretColumns = `id, device, slot, kind, scram IS NOT NULL, state, reason, created_by, created_at, expires_at, used_at`
 
-func (d *Desk) querySecrets(ctx context.Context, rd store.Reader, rest string, args ...any) (list []Secret, err error) {
+func (d *Decider) querySecrets(ctx context.Context, rd store.Reader, rest string, args ...any) (list []Secret, err error) {
 	rows, err := rd.Query(ctx, `SELECT `+secretColumns+` FROM device_secret `+rest, args...)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't read secrets: %w", err)

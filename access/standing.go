@@ -69,7 +69,7 @@ func (s *Standing) Err() error {
 // authority and no CA of its path has revoked it. All that acts on a certificate asks
 // here or, for many at once, Recheck. presented are certificates that the client sent,
 // the device's own first; they may be nil. An error says that the record cannot be read.
-func (d *Desk) Standing(ctx context.Context, rd store.Reader, ref countersign.CertRef, use Use, presented []*x509.Certificate) (Standing, error) {
+func (d *Decider) Standing(ctx context.Context, rd store.Reader, ref countersign.CertRef, use Use, presented []*x509.Certificate) (Standing, error) {
 	rec, err := readRecord(ctx, rd, `c.serial = $1 AND c.issuer = $2`, string(ref.Serial), ref.Issuer)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Standing{Cert: ref, Code: countersign.CertUnknown, Reason: "the certificate is not on record"}, nil
@@ -132,7 +132,7 @@ func readRecord(ctx context.Context, rd store.Reader, where string, args ...any)
 // shown reads the record of the certificate that a client presented, of any issuer. It
 // is, octet for octet, the one on record. That makes a check of the issuer's signature
 // needless: it was verified before the certificate was recorded.
-func (d *Desk) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
+func (d *Decider) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
 	sum := sha256.Sum256(cert.Raw)
 	return readRecord(ctx, d.DB, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
 }
@@ -148,7 +148,7 @@ func (r *record) tagsOf() (tags map[string]string, err error) {
 // judge holds a certificate against the record, in the order in which the reasons matter
 // to the one who reads them: the device, the certificate, its authority, the fleet, the
 // manufacturer.
-func (d *Desk) judge(ctx context.Context, rd store.Reader, r *record, use Use, presented []*x509.Certificate) (s Standing, err error) {
+func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use, presented []*x509.Certificate) (s Standing, err error) {
 	s = Standing{Cert: r.ref, Device: r.device, Fleet: r.fleet}
 	rules, err := d.rules.of(r.fleet, r.rules)
 	if err != nil {
@@ -211,7 +211,7 @@ func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, rea
 }
 
 // factoryPath are the options by which manufacturers' paths are validated.
-func (d *Desk) factoryPath() attest.PathOptions {
+func (d *Decider) factoryPath() attest.PathOptions {
 	return attest.PathOptions{Now: d.Now(), AllowNoEKU: true}
 }
 
@@ -219,7 +219,7 @@ func (d *Desk) factoryPath() attest.PathOptions {
 // path on record was valid once, so only its validity in time and its revocation are
 // looked at. Where it does not hold, another one may, by CAs that the client presents: then
 // that is noted.
-func (d *Desk) checkPath(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate, s *Standing) error {
+func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate, s *Standing) error {
 	if d.CA == nil {
 		s.Code, s.Reason = countersign.Unavailable, "manufacturers' certificates cannot be checked here"
 		return nil
@@ -257,7 +257,7 @@ func (d *Desk) checkPath(ctx context.Context, rd store.Reader, r *record, presen
 }
 
 // pathOf returns the path on record, the certificate first.
-func (d *Desk) pathOf(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate) ([]*x509.Certificate, error) {
+func (d *Decider) pathOf(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate) ([]*x509.Certificate, error) {
 	var path []*x509.Certificate
 	if len(presented) > 0 { // it is the one on record
 		path = append(path, presented[0])

@@ -11,7 +11,7 @@ import (
 
 // byToken identifies whoever shows an access token as the password. The user name
 // beside it means nothing: the token names its subject.
-func (d *Desk) byToken(ctx context.Context, c countersign.Connection) Decision {
+func (d *Decider) byToken(ctx context.Context, c countersign.Connection) Decision {
 	if d.Tokens == nil {
 		return refuse(countersign.BadCredential, "access tokens are not accepted here")
 	}
@@ -33,7 +33,7 @@ func (d *Desk) byToken(ctx context.Context, c countersign.Connection) Decision {
 }
 
 // operatorScope leaves of an operator's token the devices that are active now.
-func (d *Desk) operatorScope(ctx context.Context, k Token, dec *Decision) {
+func (d *Decider) operatorScope(ctx context.Context, k Token, dec *Decision) {
 	for _, id := range k.Devices {
 		var state countersign.DeviceState
 		var fleet string
@@ -54,7 +54,7 @@ func (d *Desk) operatorScope(ctx context.Context, k Token, dec *Decision) {
 
 // deviceToken holds a device's own token, and what it was given for, against the
 // record as it is now.
-func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
+func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
 	h, err := d.holder(ctx, k.Subject)
 	switch {
 	case errors.Is(err, errNobody):
@@ -74,7 +74,7 @@ func (d *Desk) deviceToken(ctx context.Context, c countersign.Connection, k Toke
 
 // sourceRefusal says why what a device's token was given for is good no more: a
 // token must not outlive it.
-func (d *Desk) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
+func (d *Decider) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
 	s := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: source, Remote: c.Remote}
 	all, err := d.standings(ctx, d.DB, []countersign.Session{s})
 	if err != nil {

@@ -19,7 +19,7 @@ type tokenWorld struct {
 	db     *store.DB
 	now    time.Time
 	tokens *access.Tokens
-	desk   *access.Desk
+	desk   *access.Decider
 }
 
 func newTokenWorld(t *testing.T, db *store.DB) *tokenWorld {
@@ -28,7 +28,7 @@ func newTokenWorld(t *testing.T, db *store.DB) *tokenWorld {
 	w := &tokenWorld{db: db, now: start}
 	clock := func() time.Time { return w.now }
 	w.tokens = &access.Tokens{DB: db, Now: clock, Key: []byte(strings.Repeat("k", 32))}
-	w.desk = &access.Desk{DB: db, Now: clock, Tokens: w.tokens}
+	w.desk = &access.Decider{DB: db, Now: clock, Tokens: w.tokens}
 	w.exec(t, `DELETE FROM access_token`)
 	w.exec(t, `UPDATE fleet SET rules = '{"access":{"kinds":["certificate","token"]}}', updated_at = updated_at + 1`)
 	w.exec(t, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)

@@ -30,8 +30,8 @@ const unknown countersign.Actor = "unknown"
 // tokens with the same ledger as the doors for devices, and records what it refuses
 // as operator.refused. Set the fields.
 type Gate struct {
-	Desk   *Desk
-	Ledger *access.Ledger
+	Accounts *Accounts
+	Ledger   *access.Ledger
 	// Later appends an event soon; see event.Log.
 	Later func(countersign.Event)
 	Now   func() time.Time
@@ -60,10 +60,10 @@ type repeats struct {
 	written, silent int
 }
 
-// Authenticate returns the token with this secret, as Desk.Authenticate does.
+// Authenticate returns the token with this secret, as Accounts.Authenticate does.
 func (g *Gate) Authenticate(ctx context.Context, secret string, a Ask) (t Token, err error) {
 	err = g.Prove(ctx, a, func() error {
-		t, err = g.Desk.Authenticate(ctx, secret)
+		t, err = g.Accounts.Authenticate(ctx, secret)
 		return err
 	})
 	return t, err

@@ -27,7 +27,7 @@ func newGate(db *store.DB) *gated {
 	g := &gated{desk: newDesk(db)}
 	now := func() time.Time { return g.desk.now }
 	g.Gate = &operator.Gate{
-		Desk: g.desk.Desk, Ledger: &access.Ledger{DB: db, Now: now}, Now: now,
+		Accounts: g.desk.Accounts, Ledger: &access.Ledger{DB: db, Now: now}, Now: now,
 		Later: func(e countersign.Event) {
 			g.mu.Lock()
 			defer g.mu.Unlock()

@@ -56,8 +56,8 @@ type Token struct {
 	Revoked   bool
 }
 
-// Desk keeps the operator tokens.
-type Desk struct {
+// Accounts keeps the operator tokens.
+type Accounts struct {
 	DB  *store.DB
 	Now func() time.Time
 	Log *slog.Logger // nil discards
@@ -67,7 +67,7 @@ var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddin
 
 // Create records a new token within tx. The secret is in no other answer and in
 // no record: only its SHA-256 is kept, which is enough for 256 random bits.
-func (d *Desk) Create(ctx context.Context, tx *store.Tx, name string, role Role, ttl time.Duration) (t Token, secret string, err error) {
+func (d *Accounts) Create(ctx context.Context, tx *store.Tx, name string, role Role, ttl time.Duration) (t Token, secret string, err error) {
 	if err := countersign.CheckName(name); err != nil {
 		return Token{}, "", err
 	}
@@ -107,7 +107,7 @@ var errStopped = errors.New("the operator token was revoked")
 
 // Authenticate finds the token with this secret. It refuses with BadCredential a
 // secret that is wrong or revoked, with CredentialExpire one that was good once.
-func (d *Desk) Authenticate(ctx context.Context, secret string) (Token, error) {
+func (d *Accounts) Authenticate(ctx context.Context, secret string) (Token, error) {
 	if secret == "" {
 		return Token{}, countersign.Errorf(countersign.Unauthenticated, "no operator token was shown").
 			WithNext("send one as Authorization: Bearer")
@@ -140,7 +140,7 @@ func (d *Desk) Authenticate(ctx context.Context, secret string) (Token, error) {
 }
 
 // markUsed keeps an operator out for no failure: on a full disk they are needed most.
-func (d *Desk) markUsed(ctx context.Context, id string, now time.Time) {
+func (d *Accounts) markUsed(ctx context.Context, id string, now time.Time) {
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE operator_token SET used_at = $1 WHERE id = $2 AND used_at < $1`, store.Micros(now), id)
 		return err
@@ -151,7 +151,7 @@ func (d *Desk) markUsed(ctx context.Context, id string, now time.Time) {
 }
 
 // Revoke ends a token at once. Again is no error.
-func (d *Desk) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
+func (d *Accounts) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
 	t, err := scan(tx.QueryRow(ctx, `UPDATE operator_token SET revoked = TRUE WHERE id = $1 RETURNING `+columns, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Token{}, countersign.Errorf(countersign.NotFound, "there is no operator token %.40q", id).
@@ -164,7 +164,7 @@ func (d *Desk) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, erro
 }
 
 // Revoked says within tx whether there is a token with this id that was revoked.
-func (d *Desk) Revoked(ctx context.Context, tx *store.Tx, id string) (revoked bool, err error) {
+func (d *Accounts) Revoked(ctx context.Context, tx *store.Tx, id string) (revoked bool, err error) {
 	err = tx.QueryRow(ctx, `SELECT revoked FROM operator_token WHERE id = $1`, id).Scan(&revoked)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return false, fmt.Errorf("couldn't read operator token: %w", store.Wrap(err))
@@ -174,7 +174,7 @@ func (d *Desk) Revoked(ctx context.Context, tx *store.Tx, id string) (revoked bo
 
 // List reads tokens by id, those after the id after; next is empty on the last
 // page.
-func (d *Desk) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
+func (d *Accounts) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
 	limit = min(max(limit, 1), maxLimit)
 	rows, err := d.DB.Query(ctx, `SELECT `+columns+` FROM operator_token WHERE id > $1 ORDER BY id LIMIT $2`, after, limit+1)
 	if err != nil {

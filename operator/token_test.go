@@ -14,15 +14,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// desk is a Desk on db whose clock the test moves.
+// desk is the accounts on db whose clock the test moves.
 type desk struct {
-	*operator.Desk
+	*operator.Accounts
 	now time.Time
 }
 
 func newDesk(db *store.DB) *desk {
 	d := &desk{now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)}
-	d.Desk = &operator.Desk{DB: db, Now: func() time.Time { return d.now }}
+	d.Accounts = &operator.Accounts{DB: db, Now: func() time.Time { return d.now }}
 	return d
 }
 

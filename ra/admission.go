@@ -21,7 +21,7 @@ type standing struct {
 
 // admission says whether evidence may give the device a first certificate. It
 // completes an enrollment; it never takes over a device that is active.
-func (d *Desk) admission(ctx context.Context, rd store.Reader, r *request, a *appraisal) (standing, error) {
+func (d *Authority) admission(ctx context.Context, rd store.Reader, r *request, a *appraisal) (standing, error) {
 	var s standing
 	var err error
 	s.device, err = d.Registry.Device(ctx, rd, r.device)

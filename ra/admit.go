@@ -19,7 +19,7 @@ const decideTime = 5 * time.Second
 
 // Admit decides a connection and records what the decision sets in motion: the
 // first use of a certificate, or a fork. Every refusal is an event.
-func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
+func (d *Authority) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
 	deciding, cancel := context.WithTimeout(ctx, decideTime)
 	defer cancel()
 	var dec access.Decision
@@ -67,7 +67,7 @@ func (d *Desk) Admit(ctx context.Context, c countersign.Connection) countersign.
 // mayKnock refuses an address that is blocked for guessing, before any work. A
 // certificate and the word of a broker are no guesses, and who shows a secret that
 // cannot be guessed may prove it; see blocked.
-func (d *Desk) mayKnock(c countersign.Connection) error {
+func (d *Authority) mayKnock(c countersign.Connection) error {
 	switch {
 	case len(c.Peer) > 0 || c.Vouched != "":
 		return nil
@@ -78,7 +78,7 @@ func (d *Desk) mayKnock(c countersign.Connection) error {
 }
 
 // guessedAt counts a wrong secret, of whatever kind.
-func (d *Desk) guessedAt(ctx context.Context, c countersign.Connection, dec *access.Decision) {
+func (d *Authority) guessedAt(ctx context.Context, c countersign.Connection, dec *access.Decision) {
 	if dec.Code != countersign.BadCredential {
 		return
 	}
@@ -90,7 +90,7 @@ func (d *Desk) guessedAt(ctx context.Context, c countersign.Connection, dec *acc
 }
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
-func (d *Desk) Exchange(ctx context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
+func (d *Authority) Exchange(ctx context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
 	if err := d.Ledger.Try(c.Remote.Addr()); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (d *Desk) Exchange(ctx context.Context, c countersign.Connection, method st
 }
 
 // blocked says whether the address may not come in at all.
-func (d *Desk) blocked(c countersign.Connection, dec *access.Decision) error {
+func (d *Authority) blocked(c countersign.Connection, dec *access.Decision) error {
 	if dec.Known {
 		return d.Ledger.CheckProven(c.Remote.Addr())
 	}
@@ -107,7 +107,7 @@ func (d *Desk) blocked(c countersign.Connection, dec *access.Decision) error {
 
 // meet introduces a device with a factory certificate and decides anew. The
 // refusal of one that no fleet knows stays as it was.
-func (d *Desk) meet(ctx context.Context, c countersign.Connection, dec access.Decision) access.Decision {
+func (d *Authority) meet(ctx context.Context, c countersign.Connection, dec access.Decision) access.Decision {
 	ctx, cancel := context.WithTimeout(ctx, introduceTime)
 	defer cancel()
 	err := d.introduce(ctx, c)
@@ -128,7 +128,7 @@ func (d *Desk) meet(ctx context.Context, c countersign.Connection, dec access.De
 
 // firstSecret makes a registered device that came by a secret an active one, durably,
 // before the connection is let in.
-func (d *Desk) firstSecret(ctx context.Context, c countersign.Connection, dec *access.Decision) error {
+func (d *Authority) firstSecret(ctx context.Context, c countersign.Connection, dec *access.Decision) error {
 	var refused *countersign.Error
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		refused = nil
@@ -165,7 +165,7 @@ func (d *Desk) firstSecret(ctx context.Context, c countersign.Connection, dec *a
 
 // newPath records the CAs by which a manufacturer's certificate is valid now, so that it
 // can be judged without its device.
-func (d *Desk) newPath(ctx context.Context, dec *access.Decision) error {
+func (d *Authority) newPath(ctx context.Context, dec *access.Decision) error {
 	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		return d.CA.SetPath(ctx, tx, dec.Cert, dec.Path)
 	})
@@ -178,7 +178,7 @@ func sessionOf(v *countersign.Verdict, c countersign.Connection) countersign.Ses
 
 // firstUse makes a pending certificate the device's active one, durably, before
 // the connection is let in.
-func (d *Desk) firstUse(ctx context.Context, dec *access.Decision) error {
+func (d *Authority) firstUse(ctx context.Context, dec *access.Decision) error {
 	var refused *countersign.Error
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		refused = nil
@@ -215,7 +215,7 @@ func (d *Desk) firstUse(ctx context.Context, dec *access.Decision) error {
 
 // forkShown acts on a certificate that its device had given up before using it.
 // What was issued before the device last lost its identity means nothing any more.
-func (d *Desk) forkShown(ctx context.Context, dec *access.Decision) error {
+func (d *Authority) forkShown(ctx context.Context, dec *access.Decision) error {
 	const why = "a certificate connected that its device had replaced before using it"
 	var forked bool
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -252,7 +252,7 @@ func find(certs []countersign.Certificate, ref countersign.CertRef) *countersign
 }
 
 // Opened records the start of a session.
-func (d *Desk) Opened(s countersign.Session) {
+func (d *Authority) Opened(s countersign.Session) {
 	d.Access.Opened(s)
 	if !strings.Contains(s.Device, "/") { // a guest is no device
 		d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: written(s.Remote)})
@@ -269,7 +269,7 @@ func (d *Desk) Opened(s countersign.Session) {
 }
 
 // Closed records its end.
-func (d *Desk) Closed(s countersign.Session, end countersign.Ending) {
+func (d *Authority) Closed(s countersign.Session, end countersign.Ending) {
 	d.Access.Closed(s)
 	if !d.pairs.closed(s) {
 		return
@@ -282,7 +282,7 @@ func (d *Desk) Closed(s countersign.Session, end countersign.Ending) {
 
 // Judged records an act that the session's permissions refused, and has the sample
 // take down any.
-func (d *Desk) Judged(s countersign.Session, a countersign.Act) {
+func (d *Authority) Judged(s countersign.Session, a countersign.Act) {
 	if d.Sample != nil {
 		d.Sample.Act(s, a)
 	}
@@ -311,7 +311,7 @@ func written(a netip.AddrPort) string {
 	return a.String()
 }
 
-func (d *Desk) connectRefused(c countersign.Connection, dec *access.Decision) {
+func (d *Authority) connectRefused(c countersign.Connection, dec *access.Decision) {
 	e := countersign.Event{
 		Type: countersign.ConnectRefused, Actor: countersign.ActorOf(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
 		Remote: written(c.Remote), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,

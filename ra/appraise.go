@@ -44,7 +44,7 @@ func (a *appraisal) bound(device string) bool { return a.device == device }
 
 // appraise says what the evidence of a first enrollment proves. Where two kinds
 // are shown, HTTP's and TLS's, both must hold and name the same device.
-func (d *Desk) appraise(ctx context.Context, r *request) (*appraisal, error) {
+func (d *Authority) appraise(ctx context.Context, r *request) (*appraisal, error) {
 	ev := &r.Evidence
 	switch {
 	case ev.Voucher != nil:
@@ -66,7 +66,7 @@ func (d *Desk) appraise(ctx context.Context, r *request) (*appraisal, error) {
 
 // withPeer holds a client certificate that came with a token against it. One that
 // says nothing here, such as a self-signed one, is no objection.
-func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*appraisal, error) {
+func (d *Authority) withPeer(ctx context.Context, r *request, a *appraisal) (*appraisal, error) {
 	by := r.by
 	p, err := d.appraisePeer(ctx, r, a.fleet)
 	r.by = by
@@ -86,7 +86,7 @@ func (d *Desk) withPeer(ctx context.Context, r *request, a *appraisal) (*apprais
 	return a, nil
 }
 
-func (d *Desk) appraiseVoucher(r *request) (*appraisal, error) {
+func (d *Authority) appraiseVoucher(r *request) (*appraisal, error) {
 	v := r.Evidence.Voucher
 	r.by = v.Actor
 	return &appraisal{
@@ -96,7 +96,7 @@ func (d *Desk) appraiseVoucher(r *request) (*appraisal, error) {
 }
 
 // appraiseSecret tells the secrets apart by their form.
-func (d *Desk) appraiseSecret(ctx context.Context, r *request) (*appraisal, error) {
+func (d *Authority) appraiseSecret(ctx context.Context, r *request) (*appraisal, error) {
 	if strings.HasPrefix(r.Evidence.Token, "SharedAccessSignature ") {
 		return d.appraiseSAS(ctx, r)
 	}
@@ -107,7 +107,7 @@ func (d *Desk) appraiseSecret(ctx context.Context, r *request) (*appraisal, erro
 	return d.byCredential(r, c), nil
 }
 
-func (d *Desk) byCredential(r *request, c registry.Credential) *appraisal {
+func (d *Authority) byCredential(r *request, c registry.Credential) *appraisal {
 	r.by = countersign.Actor(c.Evidence())
 	return &appraisal{
 		method: c.Kind, evidence: c.Evidence(), fleet: c.Fleet, device: c.Device, leave: true, made: c.CreatedPos, credential: &c,
@@ -134,7 +134,7 @@ func OpensKeys(ctx context.Context, r *registry.Registry, s *keystore.Sealer) (o
 	return err == nil, true, nil
 }
 
-func (d *Desk) keysOf(c *registry.Credential) (attest.SymmetricKeys, error) {
+func (d *Authority) keysOf(c *registry.Credential) (attest.SymmetricKeys, error) {
 	lookup, _ := c.Fingerprints()
 	plain, err := d.Sealer.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
 	if err != nil {
@@ -150,7 +150,7 @@ func (d *Desk) keysOf(c *registry.Credential) (attest.SymmetricKeys, error) {
 // appraiseSAS checks a SAS token for <fleet>/registrations/<device>: by the device's
 // own key if it has one, else by its fleet's group keys. BadCredential is left to a
 // token that no key on record made: see signedElsewhere.
-func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) {
+func (d *Authority) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) {
 	sas, err := attest.ParseSAS(r.Evidence.Token)
 	if err != nil {
 		return nil, err
@@ -169,7 +169,7 @@ func (d *Desk) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) 
 	return nil, err
 }
 
-func (d *Desk) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+func (d *Authority) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return d.appraiseGroup(ctx, r, sas, fleet, device)
@@ -200,7 +200,7 @@ func (d *Desk) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fle
 // keyLookup finds the key of a device. Azure compares ids without regard to case.
 func keyLookup(fleet, device string) string { return fleet + "/" + countersign.FoldDeviceID(device) }
 
-func (d *Desk) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
 	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
 	if err != nil {
 		return nil, err
@@ -243,7 +243,7 @@ func groupLookup(fleet, label string) string { return fleet + "/" + label }
 
 // appraisePeer judges a client certificate: a claim, a registered self-signed one,
 // or a manufacturer's.
-func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*appraisal, error) {
+func (d *Authority) appraisePeer(ctx context.Context, r *request, fleet string) (*appraisal, error) {
 	leaf := r.Evidence.Peer[0]
 	print := attest.ThumbprintOf(leaf)
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodClaim, print.String())
@@ -275,7 +275,7 @@ func (d *Desk) appraisePeer(ctx context.Context, r *request, fleet string) (*app
 }
 
 // registered gives the thumbprints of a credential.
-func (d *Desk) registered(c *registry.Credential) attest.Thumbprints {
+func (d *Authority) registered(c *registry.Credential) attest.Thumbprints {
 	t := attest.Thumbprints{WeakKeys: d.CA.WeakKeys}
 	first, second := c.Fingerprints()
 	t.Primary, _ = attest.ParseThumbprint(first) // it was checked when it was registered
@@ -287,7 +287,7 @@ func (d *Desk) registered(c *registry.Credential) attest.Thumbprints {
 
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
 // outside of them is in wrong hands: it stops, and somebody is told.
-func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
+func (d *Authority) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
 	a := d.byCredential(r, c)
 	err := d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), cmp.Or(c.Device, r.csr.Subject.CommonName)}, func(now time.Time) error {
 		if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
@@ -310,7 +310,7 @@ func (d *Desk) appraiseClaim(ctx context.Context, r *request, c registry.Credent
 	return a, nil
 }
 
-func (d *Desk) stopClaim(ctx context.Context, r *request, c registry.Credential, why string) error {
+func (d *Authority) stopClaim(ctx context.Context, r *request, c registry.Credential, why string) error {
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if _, err := d.Registry.Stop(ctx, tx, c.ID, why); err != nil {
 			return err
@@ -327,7 +327,7 @@ func (d *Desk) stopClaim(ctx context.Context, r *request, c registry.Credential,
 
 // appraiseIDevID validates a manufacturer's certificate (802.1AR) by the
 // authorities of the fleet that the request is for.
-func (d *Desk) appraiseIDevID(ctx context.Context, r *request, name string) (*appraisal, error) {
+func (d *Authority) appraiseIDevID(ctx context.Context, r *request, name string) (*appraisal, error) {
 	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(name, countersign.DefaultFleet))
 	if err != nil {
 		return nil, err
@@ -366,7 +366,7 @@ func (d *Desk) appraiseIDevID(ctx context.Context, r *request, name string) (*ap
 }
 
 // appraiseTPM takes what the TPM proved in the door's exchange, see tpm.go.
-func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) {
+func (d *Authority) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) {
 	proof := r.Evidence.TPM
 	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
 	if err != nil {
@@ -398,7 +398,7 @@ func (d *Desk) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) 
 }
 
 // finding tells a person of something that is no refusal of its own.
-func (d *Desk) finding(r *request, t countersign.EventType, c *registry.Credential, why string) {
+func (d *Authority) finding(r *request, t countersign.EventType, c *registry.Credential, why string) {
 	if r.dry {
 		return
 	}
@@ -434,7 +434,7 @@ func (r *request) bind(a *appraisal) error {
 
 // usable says whether the evidence can be used now from where it comes, or could when
 // a request that waits for approval showed it.
-func (d *Desk) usable(ctx context.Context, rd store.Reader, r *request, a *appraisal) error {
+func (d *Authority) usable(ctx context.Context, rd store.Reader, r *request, a *appraisal) error {
 	for _, c := range a.credentials() {
 		err := d.inTime(ctx, rd, r, waitingOn{a.evidence, r.device}, func(now time.Time) error { return c.Usable(now, r.Remote.Addr()) })
 		if err != nil {
@@ -446,7 +446,7 @@ func (d *Desk) usable(ctx context.Context, rd store.Reader, r *request, a *appra
 
 // atRate counts a use against the rate of what is shared. It is asked once for a
 // request; what an operator has approved was counted when it came.
-func (d *Desk) atRate(r *request, c *consideration) error {
+func (d *Authority) atRate(r *request, c *consideration) error {
 	if r.dry || c.waiting != "" {
 		return nil
 	}

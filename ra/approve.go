@@ -18,7 +18,7 @@ const pollAfter = time.Minute
 
 // approval gives the id of the approval that the request has; empty if it has not
 // asked for one yet. While it waits or once it was rejected that is the answer.
-func (d *Desk) approval(ctx context.Context, r *request, c *consideration) (string, error) {
+func (d *Authority) approval(ctx context.Context, r *request, c *consideration) (string, error) {
 	w, err := d.Registry.WaitingOf(ctx, d.DB, r.device, r.waitsAs(), c.evidence)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return "", nil
@@ -45,7 +45,7 @@ type waitingOn struct{ evidence, device string }
 // inTime checks that evidence is good now or, where its time is over, that it was when
 // the same request began to wait for approval: then it was appraised, and people take
 // longer to decide than a token is good.
-func (d *Desk) inTime(ctx context.Context, rd store.Reader, r *request, on waitingOn, check func(now time.Time) error) error {
+func (d *Authority) inTime(ctx context.Context, rd store.Reader, r *request, on waitingOn, check func(now time.Time) error) error {
 	over := check(d.Now())
 	if code := countersign.CodeOf(over); code != countersign.CredentialExpire && code != countersign.CertExpired {
 		return over
@@ -83,7 +83,7 @@ func errPending(device string) error {
 // asks the device to come back. A device that nobody registered stays unknown until
 // it is approved: else asking would register it for the methods that want that.
 // No error: the request has its certificate already, c.again.
-func (d *Desk) await(ctx context.Context, r *request, c *consideration) error {
+func (d *Authority) await(ctx context.Context, r *request, c *consideration) error {
 	w := registry.Waiting{
 		Device: r.device, Fleet: r.fleet, Method: c.method, Evidence: c.evidence, KeyHash: r.waitsAs(), Facts: c.facts, Remote: r.Remote.String(), Via: r.Door,
 	}

@@ -21,7 +21,7 @@ const (
 // stays on the CRL until it expires (RFC 5280, 3.3). The certificates on record are
 // counted, so the bound holds over a restart and on all nodes; in the transaction that
 // records the next one, with the device locked, it is exact.
-func (d *Desk) withinRenewals(ctx context.Context, rd store.Reader, r *request, b countersign.Budget) error {
+func (d *Authority) withinRenewals(ctx context.Context, rd store.Reader, r *request, b countersign.Budget) error {
 	most, now := b.WithDefaults().Renewals, d.Now()
 	at, over, err := d.CA.IssuedWithin(ctx, rd, r.device, now.Add(-renewalWindow), most)
 	if err != nil || !over {
@@ -35,7 +35,7 @@ func (d *Desk) withinRenewals(ctx context.Context, rd store.Reader, r *request, 
 
 // anotherFirst holds a device that asks for another first certificate, since it lost the
 // key of an unused one, to the bound of its renewals.
-func (d *Desk) anotherFirst(ctx context.Context, rd store.Reader, r *request, c *consideration) error {
+func (d *Authority) anotherFirst(ctx context.Context, rd store.Reader, r *request, c *consideration) error {
 	if !c.known || c.standing.device.State != countersign.DeviceActive {
 		return nil
 	}
@@ -43,14 +43,14 @@ func (d *Desk) anotherFirst(ctx context.Context, rd store.Reader, r *request, c 
 }
 
 // exceeded records that a device wanted more renewals than its budget has.
-func (d *Desk) exceeded(r *request, e countersign.Event) {
+func (d *Authority) exceeded(r *request, e countersign.Event) {
 	e.Type, e.Code = countersign.BudgetExceeded, countersign.OverBudget
 	e.Data = map[string]string{"budget": "renewals", "limit": strconv.Itoa(r.most)}
 	d.later(e, r.device)
 }
 
 // Exceeded records that a session used more than its budget, or wanted to.
-func (d *Desk) Exceeded(s countersign.Session, budget string, limit int64) {
+func (d *Authority) Exceeded(s countersign.Session, budget string, limit int64) {
 	e := sessionEvent(countersign.BudgetExceeded, s)
 	e.Code, e.Reason = countersign.OverBudget, "the device uses more than its budget of "+budget
 	e.Data = map[string]string{"budget": budget, "limit": strconv.FormatInt(limit, 10)}

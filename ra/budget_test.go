@@ -27,8 +27,8 @@ func (w *world) budget(t *testing.T, fleet string, b countersign.Budget) {
 }
 
 // another is a second node over the same record, or the same one after a restart.
-func (w *world) another() *ra.Desk {
-	return &ra.Desk{
+func (w *world) another() *ra.Authority {
+	return &ra.Authority{
 		DB: w.DB, CA: w.CA, Registry: w.Registry, Access: w.Access, Ledger: &access.Ledger{Now: w.Now}, Events: w.Events, Now: w.Now, Log: w.Log,
 		Sealer: w.Sealer, Secret: w.Secret,
 	}
@@ -45,14 +45,14 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 			Authorities: []string{"maker"}, Budget: countersign.Budget{Renewals: most},
 			Recovery: &countersign.Recovery{MaxAge: countersign.Span(1000 * time.Hour), MaxTimes: 1000},
 		})
-		for name, start := range map[string]func(id string) func(*ra.Desk) error{
-			"renewal, key given up": func(id string) func(*ra.Desk) error {
+		for name, start := range map[string]func(id string) func(*ra.Authority) error{
+			"renewal, key given up": func(id string) func(*ra.Authority) error {
 				old := w.active(t, id)
-				return func(d *ra.Desk) error { return asks(d.Reenroll, renewal(t, old, newKey(t))) }
+				return func(d *ra.Authority) error { return asks(d.Reenroll, renewal(t, old, newKey(t))) }
 			},
-			"renewal, used": func(id string) func(*ra.Desk) error {
+			"renewal, used": func(id string) func(*ra.Authority) error {
 				cert := w.active(t, id)
-				return func(d *ra.Desk) error {
+				return func(d *ra.Authority) error {
 					g, err := d.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
 					if err == nil {
 						cert = leaf(t, g)
@@ -60,26 +60,26 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 					return err
 				}
 			},
-			"recovery": func(id string) func(*ra.Desk) error {
+			"recovery": func(id string) func(*ra.Authority) error {
 				old := w.active(t, id)
 				w.clock.advance(ca.DefaultValidity + time.Hour)
-				return func(d *ra.Desk) error {
-					return asks(ra.Recovery{Desk: d}.Reenroll, renewal(t, old, newKey(t)))
+				return func(d *ra.Authority) error {
+					return asks(ra.Recovery{RA: d}.Reenroll, renewal(t, old, newKey(t)))
 				}
 			},
-			"factory certificate that never connects": func(id string) func(*ra.Desk) error {
+			"factory certificate that never connects": func(id string) func(*ra.Authority) error {
 				ev := peer(m.device(t, id, w.Now()))
-				return func(d *ra.Desk) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
+				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
 			},
-			"token for the device": func(id string) func(*ra.Desk) error {
+			"token for the device": func(id string) func(*ra.Authority) error {
 				ev := countersign.Evidence{Token: w.token(t, registry.Credential{Device: id, UsesMax: 1000})}
-				return func(d *ra.Desk) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
+				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
 				id := "dev-" + strings.ReplaceAll(strings.ReplaceAll(name, ",", ""), " ", "-")
 				try := start(id)
-				node, n := []*ra.Desk{w.Desk, w.another()}, 0
+				node, n := []*ra.Authority{w.Authority, w.another()}, 0
 				var err error
 				for ; n < 3*most; n++ {
 					w.clock.advance(time.Second)
@@ -104,7 +104,7 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 				}
 				w.clock.advance(wait + time.Second)
 				if name != "renewal, used" {
-					if err := try(w.Desk); err != nil {
+					if err := try(w.Authority); err != nil {
 						t.Errorf("after Retry-After: %v", err)
 					}
 				}
@@ -123,7 +123,7 @@ func TestRenewalsAtOnceAreBoundedExactly(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.budget(t, "default", countersign.Budget{Renewals: 4})
 		ev := countersign.Evidence{Token: w.token(t, registry.Credential{Device: "pump-1", UsesMax: 1000})}
-		nodes := []*ra.Desk{w.Desk, w.another()}
+		nodes := []*ra.Authority{w.Authority, w.another()}
 		var running sync.WaitGroup
 		var won atomic.Int32
 		for n := range 16 {

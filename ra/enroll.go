@@ -41,7 +41,7 @@ type request struct {
 
 // received notes where the log stood when the request arrived. Its beginning is
 // rounded as the times on record are.
-func (d *Desk) received(ctx context.Context, req countersign.EnrollRequest) *request {
+func (d *Authority) received(ctx context.Context, req countersign.EnrollRequest) *request {
 	now := d.Now()
 	if req.Began.IsZero() {
 		req.Began = now
@@ -64,7 +64,7 @@ func errOvertaken() error {
 }
 
 // Enroll grants a first certificate on the evidence.
-func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
+func (d *Authority) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(ctx, req)
 	g, err := d.enroll(ctx, r)
 	d.observe(Outcome{"enroll", r.method, r.Door, countersign.CodeOf(err)})
@@ -75,7 +75,7 @@ func (d *Desk) Enroll(ctx context.Context, req countersign.EnrollRequest) (*coun
 	return g, nil
 }
 
-func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, error) {
+func (d *Authority) enroll(ctx context.Context, r *request) (*countersign.Grant, error) {
 	c, err := d.consider(ctx, r)
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func (d *Desk) enroll(ctx context.Context, r *request) (*countersign.Grant, erro
 }
 
 // record decides again with the device locked, and writes a first certificate.
-func (d *Desk) record(ctx context.Context, r *request, c *consideration, issued *ca.Issued) error {
+func (d *Authority) record(ctx context.Context, r *request, c *consideration, issued *ca.Issued) error {
 	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
 			return err
@@ -145,7 +145,7 @@ type consideration struct {
 }
 
 // consider takes a first enrollment as far as the decision, and changes nothing.
-func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error) {
+func (d *Authority) consider(ctx context.Context, r *request) (*consideration, error) {
 	if err := d.mayGuess(r); err != nil {
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (d *Desk) consider(ctx context.Context, r *request) (*consideration, error)
 
 // mayBegin refuses first contact under an id that no new device can have. Ids are
 // one name space over all fleets, and a device on record keeps the id it has.
-func (d *Desk) mayBegin(ctx context.Context, r *request, c *consideration) error {
+func (d *Authority) mayBegin(ctx context.Context, r *request, c *consideration) error {
 	if c.known {
 		return nil
 	}
@@ -221,7 +221,7 @@ func serverKeys(r *request, p *ca.Profile) error {
 }
 
 // lockFor makes the transaction the only one that works on the device and the key.
-func (d *Desk) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
+func (d *Authority) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
 	if err := registry.LockDevice(ctx, tx, r.device); err != nil {
 		return err
 	}
@@ -230,7 +230,7 @@ func (d *Desk) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
 
 // keyIsFree refuses a public key that serves another device: whoever has the one
 // key is both. Both devices' pages tell of it.
-func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error {
+func (d *Authority) keyIsFree(ctx context.Context, rd store.Reader, r *request) error {
 	other, taken, err := d.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
 	if err != nil || !taken {
 		return err
@@ -248,7 +248,7 @@ func (d *Desk) keyIsFree(ctx context.Context, rd store.Reader, r *request) error
 // request is a claim, unless the device showed its certificate; the other is a fact where
 // the key itself signed that name, or TLS proved it: a request without a name, or of
 // another session, could be a copy.
-func (d *Desk) keyReused(r *request, other string) {
+func (d *Authority) keyReused(r *request, other string) {
 	signed := len(r.CSR) == 0 || r.Bound || r.csr.Subject.CommonName == r.device
 	for dev, proven := range map[string]bool{r.device: !r.cert.IsZero(), other: signed} {
 		e := r.event(countersign.FindingKeyReuse, "one public key was shown for "+r.device+" and "+other)
@@ -264,7 +264,7 @@ func (d *Desk) keyReused(r *request, other string) {
 
 // parse reads the request and checks what needs no record: form, key, and the
 // proof that the device holds it (RFC 2986, 4.2).
-func (d *Desk) parse(r *request) error {
+func (d *Authority) parse(r *request) error {
 	csr, err := pkcs10.Parse(r.CSR)
 	if err != nil {
 		return err
@@ -287,7 +287,7 @@ func (d *Desk) parse(r *request) error {
 }
 
 // issue plans and signs. It runs outside of the transaction, on the caller's core.
-func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
+func (d *Authority) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 	plan, err := d.CA.Plan(ctx, o)
 	if err != nil {
 		return nil, err
@@ -296,7 +296,7 @@ func (d *Desk) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
 }
 
 // admit writes a first certificate with all that goes with it.
-func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
+func (d *Authority) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
 	if err := d.spend(ctx, tx, r, c); err != nil {
 		return err
 	}
@@ -325,7 +325,7 @@ func (d *Desk) admit(ctx context.Context, tx *store.Tx, r *request, c *considera
 
 // spend uses the credentials of the evidence once. A device that lost the key of a
 // certificate which it never used has spent its own on that.
-func (d *Desk) spend(ctx context.Context, tx *store.Tx, r *request, c *consideration) error {
+func (d *Authority) spend(ctx context.Context, tx *store.Tx, r *request, c *consideration) error {
 	for _, used := range c.credentials() {
 		do := d.Registry.Spend
 		if c.same && used.Evidence() == c.evidence {
@@ -344,7 +344,7 @@ func (d *Desk) spend(ctx context.Context, tx *store.Tx, r *request, c *considera
 }
 
 // settle makes the device active: a new one is created, a known one completed.
-func (d *Desk) settle(ctx context.Context, tx *store.Tx, r *request, c *consideration) ([]countersign.Event, error) {
+func (d *Authority) settle(ctx context.Context, tx *store.Tx, r *request, c *consideration) ([]countersign.Event, error) {
 	if c.known {
 		if c.standing.device.State == countersign.DeviceActive {
 			return nil, nil
@@ -359,7 +359,7 @@ func (d *Desk) settle(ctx context.Context, tx *store.Tx, r *request, c *consider
 }
 
 // replace revokes certificates that their device asks to have another for.
-func (d *Desk) replace(ctx context.Context, tx *store.Tx, r *request, unused []countersign.Certificate) ([]countersign.Event, error) {
+func (d *Authority) replace(ctx context.Context, tx *store.Tx, r *request, unused []countersign.Certificate) ([]countersign.Event, error) {
 	var events []countersign.Event
 	for i := range unused {
 		if err := d.CA.Replace(ctx, tx, &unused[i]); err != nil {
@@ -400,7 +400,7 @@ func (r *request) event(t countersign.EventType, why string) countersign.Event {
 }
 
 // refused writes down why, slows the guesser, and gives the error that the door may show.
-func (d *Desk) refused(ctx context.Context, r *request, err error) error {
+func (d *Authority) refused(ctx context.Context, r *request, err error) error {
 	err = r.unblocked(err)
 	code := countersign.CodeOf(err)
 	if code == countersign.Internal || code == countersign.Unavailable {

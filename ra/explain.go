@@ -24,7 +24,7 @@ type Explanation struct {
 
 // ExplainTo is Explain for an operator, whose wrong tokens count as those at a door do:
 // the answer says which token is good.
-func (d *Desk) ExplainTo(ctx context.Context, req countersign.EnrollRequest, by By, from netip.AddrPort) (Explanation, error) {
+func (d *Authority) ExplainTo(ctx context.Context, req countersign.EnrollRequest, by By, from netip.AddrPort) (Explanation, error) {
 	if err := d.Ledger.Check(from.Addr()); err != nil {
 		return Explanation{}, err
 	}
@@ -39,7 +39,7 @@ func (d *Desk) ExplainTo(ctx context.Context, req countersign.EnrollRequest, by 
 // Explain takes a first enrollment as far as the decision and issues nothing. A
 // webhook is not asked; TLS proof of a client certificate's key is the caller's
 // word here, so the answer is for operators only.
-func (d *Desk) Explain(ctx context.Context, req countersign.EnrollRequest) (Explanation, error) {
+func (d *Authority) Explain(ctx context.Context, req countersign.EnrollRequest) (Explanation, error) {
 	r := d.received(ctx, req)
 	r.dry = true
 	c, err := d.consider(ctx, r)

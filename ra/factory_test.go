@@ -18,7 +18,7 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{})
 		office := w.office()
-		office.Operators, office.Tokens = &operator.Desk{DB: w.DB, Now: w.Now}, &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
+		office.Operators, office.Tokens = &operator.Accounts{DB: w.DB, Now: w.Now}, &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
 		made, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "line", Role: operator.Factory}, 48*time.Hour, boss)
 		if err != nil {
 			t.Fatal(err)

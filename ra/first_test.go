@@ -167,7 +167,7 @@ func TestRecoveryThatWaitedTooLongIsServed(t *testing.T) {
 	old := w.active(t, "pump-1")
 	w.clock.advance(ca.DefaultValidity + 23*time.Hour)
 	req, late := renewal(t, old, newKey(t)), renewal(t, old, newKey(t))
-	recovery := ra.Recovery{Desk: w.Desk}
+	recovery := ra.Recovery{RA: w.Authority}
 	wantCode(t, asks(recovery.Reenroll, req), countersign.Pending)
 	w.clock.advance(24 * time.Hour)
 	queue, _, err := w.Registry.Queue(t.Context(), registry.Awaits, "", 100)

@@ -18,7 +18,7 @@ const maxFormer = 64
 // formerKeys lists the symmetric keys that a device may honestly have although they
 // are not the ones for fleet: those of the device that were stopped, or that are of
 // another fleet, and such group keys.
-func (d *Desk) formerKeys(ctx context.Context, device string) ([]registry.Credential, error) {
+func (d *Authority) formerKeys(ctx context.Context, device string) ([]registry.Credential, error) {
 	own, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodKey, Device: device, Limit: maxFormer})
 	if err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func (d *Desk) formerKeys(ctx context.Context, device string) ([]registry.Creden
 // signedElsewhere returns why a SAS token that no key for fleet made is no guess: a
 // key that is or was on record made it. It returns nil where none did. An error of
 // the database counts as none: the token is refused either way.
-func (d *Desk) signedElsewhere(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) error {
+func (d *Authority) signedElsewhere(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) error {
 	list, err := d.formerKeys(ctx, device)
 	if err != nil {
 		return err
@@ -72,8 +72,8 @@ func keyName(c *registry.Credential) string {
 
 // FormerKeys finds the keys that a device may have made a token with although
 // ConnectKeys has them not, each with what is wrong with it. It is
-// access.Desk.FormerKeys.
-func (d *Desk) FormerKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
+// access.Decider.FormerKeys.
+func (d *Authority) FormerKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
 	list, err := d.formerKeys(ctx, device)
 	if err != nil {
 		return nil, err

@@ -7,7 +7,7 @@ import (
 )
 
 // grant puts together what the device gets.
-func (d *Desk) grant(c *countersign.Certificate, again bool) (*countersign.Grant, error) {
+func (d *Authority) grant(c *countersign.Certificate, again bool) (*countersign.Grant, error) {
 	chain, err := d.CA.Chain(c.Issuer)
 	if err != nil {
 		return nil, err

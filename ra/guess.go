@@ -12,7 +12,7 @@ import (
 // guessing may show what cannot be guessed, which all evidence of an enrollment is,
 // and is refused for the block unless it proves something: see refused. What is asked
 // of an operator's voucher is asked of the operator instead.
-func (d *Desk) mayGuess(r *request) error {
+func (d *Authority) mayGuess(r *request) error {
 	if r.Evidence.Voucher != nil || r.dry {
 		return nil
 	}
@@ -32,7 +32,7 @@ func (r *request) unblocked(err error) error {
 // guessed counts a wrong secret, slows the answer, and tells a person where a
 // credential or a device's name draws many. Only secrets count: what is signed
 // cannot be guessed, and a device with a stale certificate is no attacker.
-func (d *Desk) guessed(ctx context.Context, r *request, code countersign.Code) {
+func (d *Authority) guessed(ctx context.Context, r *request, code countersign.Code) {
 	if code != countersign.BadCredential || r.dry {
 		return
 	}
@@ -41,7 +41,7 @@ func (d *Desk) guessed(ctx context.Context, r *request, code countersign.Code) {
 }
 
 // wrong counts a wrong secret at any door; e is the finding, should it come to one.
-func (d *Desk) wrong(ctx context.Context, f access.Failure, e countersign.Event) {
+func (d *Authority) wrong(ctx context.Context, f access.Failure, e countersign.Event) {
 	o := d.Ledger.Count(ctx, f)
 	if o.ByDevice || o.ByCredential {
 		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"

@@ -24,7 +24,7 @@ const (
 // could not record the act, this node holds the device back by itself until it can:
 // this is the one exception to recording before acting. The answer is still an error,
 // because the act is not on record, and says what is in force, and where.
-func (d *Desk) holdBack(ctx context.Context, act Act, h hold.Hold, err error) error {
+func (d *Authority) holdBack(ctx context.Context, act Act, h hold.Hold, err error) error {
 	if act.hold != nil || d.Holds == nil || countersign.CodeOf(err) != countersign.Unavailable || countersign.CheckDeviceID(act.Device) != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (d *Desk) holdBack(ctx context.Context, act Act, h hold.Hold, err error) er
 
 // refuseHeld refuses a connection of a device that this node holds back, or one that is
 // for such a device.
-func (d *Desk) refuseHeld(dec *access.Decision) {
+func (d *Authority) refuseHeld(dec *access.Decision) {
 	for _, id := range append([]string{dec.Device}, dec.Scope...) {
 		if h, ok := d.Holds.Of(id); ok && dec.Allow {
 			dec.Allow, dec.FirstUse, dec.Code, dec.Reason = false, false, countersign.DeviceOnHold, h.Why()
@@ -61,7 +61,7 @@ func (d *Desk) refuseHeld(dec *access.Decision) {
 	}
 }
 
-func (d *Desk) holdEvent(t countersign.EventType, h *hold.Hold) countersign.Event {
+func (d *Authority) holdEvent(t countersign.EventType, h *hold.Hold) countersign.Event {
 	e := countersign.Event{
 		Type: t, Actor: h.Actor, Device: h.Device, Via: h.Via, Reason: h.Note,
 		Data: map[string]string{"hold": h.ID, "act": string(h.Act), "node": d.Events.Node},
@@ -74,7 +74,7 @@ func (d *Desk) holdEvent(t countersign.EventType, h *hold.Hold) countersign.Even
 
 // append records the events of an act. The hold that the act ends is recorded with them.
 // Where the act was in force already, its event is not recorded again.
-func (d *Desk) append(ctx context.Context, tx *store.Tx, act Act, out *countersign.Revocation, events []countersign.Event) error {
+func (d *Authority) append(ctx context.Context, tx *store.Tx, act Act, out *countersign.Revocation, events []countersign.Event) error {
 	if act.hold == nil {
 		return d.Events.AppendAct(ctx, tx, out, events...)
 	}
@@ -88,7 +88,7 @@ func (d *Desk) append(ctx context.Context, tx *store.Tx, act Act, out *countersi
 }
 
 // recordHolds tries to record each emergency hold of this node.
-func (d *Desk) recordHolds(ctx context.Context) {
+func (d *Authority) recordHolds(ctx context.Context) {
 	if d.Holds == nil {
 		return
 	}
@@ -102,7 +102,7 @@ func (d *Desk) recordHolds(ctx context.Context) {
 }
 
 // RetryHold records the act of an emergency hold, once, or that the hold was dropped.
-func (d *Desk) RetryHold(ctx context.Context, h hold.Hold) error {
+func (d *Authority) RetryHold(ctx context.Context, h hold.Hold) error {
 	ctx, cancel := context.WithTimeout(ctx, holdWait)
 	defer cancel()
 	err := d.recordHold(ctx, h)
@@ -115,7 +115,7 @@ func (d *Desk) RetryHold(ctx context.Context, h hold.Hold) error {
 	return nil
 }
 
-func (d *Desk) recordHold(ctx context.Context, h hold.Hold) error {
+func (d *Authority) recordHold(ctx context.Context, h hold.Hold) error {
 	known, err := d.holdKnown(ctx, &h)
 	if err != nil || known {
 		return err
@@ -146,7 +146,7 @@ func (d *Desk) recordHold(ctx context.Context, h hold.Hold) error {
 
 // endHold records a hold that ends without its act. That it was placed is not recorded as
 // an event of its own, which would cut the device's sessions on every node.
-func (d *Desk) endHold(ctx context.Context, h *hold.Hold, dropped countersign.Event) error {
+func (d *Authority) endHold(ctx context.Context, h *hold.Hold, dropped countersign.Event) error {
 	dropped.Data["placed_at"] = h.At.UTC().Format(time.RFC3339)
 	return d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		return d.Events.Append(ctx, tx, dropped)
@@ -155,7 +155,7 @@ func (d *Desk) endHold(ctx context.Context, h *hold.Hold, dropped countersign.Ev
 
 // holdKnown reports whether the end of a hold is on record: an earlier attempt may have
 // succeeded without an answer.
-func (d *Desk) holdKnown(ctx context.Context, h *hold.Hold) (bool, error) {
+func (d *Authority) holdKnown(ctx context.Context, h *hold.Hold) (bool, error) {
 	list, _, err := d.Events.List(ctx, event.Filter{Device: h.Device, Newest: true, Limit: holdEvents})
 	for _, e := range list {
 		if (e.Type == countersign.HoldRecorded || e.Type == countersign.HoldDropped) && e.Data["hold"] == h.ID {
@@ -166,7 +166,7 @@ func (d *Desk) holdKnown(ctx context.Context, h *hold.Hold) (bool, error) {
 }
 
 // DropHold ends an emergency hold of this node without recording its act.
-func (d *Desk) DropHold(id string, by By) (hold.Hold, error) {
+func (d *Authority) DropHold(id string, by By) (hold.Hold, error) {
 	h, err := d.Holds.Drop(id, by.Actor, by.Via)
 	if err == nil {
 		e := d.holdEvent(countersign.HoldDropped, &h)

@@ -86,7 +86,7 @@ func (k *keyring) took(tx *store.Tx, c *countersign.Certificate, pub crypto.Publ
 
 // compareKeys compares the keys on record soon after the start and now and then, and
 // new ones as they come, until ctx ends.
-func (d *Desk) compareKeys(ctx context.Context) {
+func (d *Authority) compareKeys(ctx context.Context) {
 	d.keys.init()
 	next := time.NewTimer(hygieneStart)
 	defer next.Stop()
@@ -113,7 +113,7 @@ func (d *Desk) compareKeys(ctx context.Context) {
 }
 
 // compareArrived compares the new keys that wait.
-func (d *Desk) compareArrived(ctx context.Context, first arrival) (int, error) {
+func (d *Authority) compareArrived(ctx context.Context, first arrival) (int, error) {
 	list := []arrival{first}
 	for len(list) < maxArrived {
 		select {
@@ -132,7 +132,7 @@ func (d *Desk) compareArrived(ctx context.Context, first arrival) (int, error) {
 // SharedFactors compares the RSA keys on record that were not compared before, with
 // each other and with those that were, and raises an alert on both devices of a pair
 // that shares a prime. It returns the number of pairs that are new.
-func (d *Desk) SharedFactors(ctx context.Context) (int, error) {
+func (d *Authority) SharedFactors(ctx context.Context) (int, error) {
 	d.keys.init()
 	d.keys.mu.Lock()
 	defer d.keys.mu.Unlock()
@@ -154,7 +154,7 @@ func (d *Desk) SharedFactors(ctx context.Context) (int, error) {
 }
 
 // compare adds keys to the ring and raises what it finds. d.keys.mu is held.
-func (d *Desk) compare(ctx context.Context, list []arrival) (int, error) {
+func (d *Authority) compare(ctx context.Context, list []arrival) (int, error) {
 	k := &d.keys
 	var fresh []arrival
 	var moduli []*big.Int
@@ -196,7 +196,7 @@ func (d *Desk) compare(ctx context.Context, list []arrival) (int, error) {
 
 // raiseShared records the finding on both devices, unless a process before this one or
 // another node did.
-func (d *Desk) raiseShared(ctx context.Context, a, b keyHolder) error {
+func (d *Authority) raiseShared(ctx context.Context, a, b keyHolder) error {
 	why := "the RSA keys of " + a.device + " and " + b.device + " share a prime: both are broken"
 	var events []countersign.Event
 	for _, h := range []keyHolder{a, b} {
@@ -221,7 +221,7 @@ func (d *Desk) raiseShared(ctx context.Context, a, b keyHolder) error {
 
 // SharedKeys compares what is on record as SharedFactors does, and returns the pairs of
 // certificates whose keys share a prime, of those that may still be used.
-func (d *Desk) SharedKeys(ctx context.Context) (pairs [][2]countersign.Certificate, err error) {
+func (d *Authority) SharedKeys(ctx context.Context) (pairs [][2]countersign.Certificate, err error) {
 	if _, err := d.SharedFactors(ctx); err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ import (
 // certificate of a manufacturer, where a fleet lets such a certificate connect
 // (just-in-time registration). It reports whether the device is known from now on;
 // an error is why it is not, CertUnknown if no fleet has an opinion.
-func (d *Desk) introduce(ctx context.Context, conn countersign.Connection) error {
+func (d *Authority) introduce(ctx context.Context, conn countersign.Connection) error {
 	fleets, err := d.Registry.Fleets(ctx)
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func (d *Desk) introduce(ctx context.Context, conn countersign.Connection) error
 	return refusal
 }
 
-func (d *Desk) introduceTo(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) error {
+func (d *Authority) introduceTo(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) error {
 	r, err := d.introduction(ctx, conn, f.Name)
 	if err != nil {
 		return err
@@ -96,7 +96,7 @@ func (r *request) onRecord(c *consideration) bool {
 }
 
 // introduction puts a connection into the form that appraisal and rules know.
-func (d *Desk) introduction(ctx context.Context, conn countersign.Connection, fleet string) (*request, error) {
+func (d *Authority) introduction(ctx context.Context, conn countersign.Connection, fleet string) (*request, error) {
 	leaf := conn.Peer[0]
 	r := d.received(ctx, countersign.EnrollRequest{
 		Evidence: countersign.Evidence{Peer: conn.Peer}, Fleet: fleet, Door: conn.Gateway, Remote: conn.Remote,
@@ -111,7 +111,7 @@ func (d *Desk) introduction(ctx context.Context, conn countersign.Connection, fl
 }
 
 // welcome writes what goes with a factory certificate that connects.
-func (d *Desk) welcome(ctx context.Context, tx *store.Tx, r *request, c *consideration, cert *countersign.Certificate) error {
+func (d *Authority) welcome(ctx context.Context, tx *store.Tx, r *request, c *consideration, cert *countersign.Certificate) error {
 	if c.waiting != "" {
 		if err := d.Registry.Finish(ctx, tx, c.waiting); err != nil {
 			return err

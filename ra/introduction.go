@@ -47,7 +47,7 @@ type Introduction struct {
 // IntroduceMe introduces the device at the door to another of its fleet. It refuses
 // with what Admit refuses, with NotFound a peer that there is not or that is of
 // another fleet, and with Conflict one that has no identity now.
-func (d *Desk) IntroduceMe(ctx context.Context, c countersign.Connection, i Introduction) (api.SignedIntroduction, error) {
+func (d *Authority) IntroduceMe(ctx context.Context, c countersign.Connection, i Introduction) (api.SignedIntroduction, error) {
 	v := d.Admit(ctx, c)
 	if !v.Allow {
 		return api.SignedIntroduction{}, &countersign.Error{Code: v.Code, Message: v.Reason}
@@ -60,11 +60,11 @@ func (d *Desk) IntroduceMe(ctx context.Context, c countersign.Connection, i Intr
 }
 
 // IntroduceBoth is for operators: the devices may be of two fleets.
-func (d *Desk) IntroduceBoth(ctx context.Context, i Introduction, by By) (api.SignedIntroduction, error) {
+func (d *Authority) IntroduceBoth(ctx context.Context, i Introduction, by By) (api.SignedIntroduction, error) {
 	return d.makeIntroduction(ctx, i, by, false)
 }
 
-func (d *Desk) makeIntroduction(ctx context.Context, i Introduction, by By, oneFleet bool) (out api.SignedIntroduction, err error) {
+func (d *Authority) makeIntroduction(ctx context.Context, i Introduction, by By, oneFleet bool) (out api.SignedIntroduction, err error) {
 	bad := func(format string, args ...any) (api.SignedIntroduction, error) {
 		return out, countersign.Errorf(countersign.BadRequest, format, args...)
 	}
@@ -107,7 +107,7 @@ func (d *Desk) makeIntroduction(ctx context.Context, i Introduction, by By, oneF
 }
 
 // party is a device with the keys that it can show now.
-func (d *Desk) party(ctx context.Context, id string) (api.Party, error) {
+func (d *Authority) party(ctx context.Context, id string) (api.Party, error) {
 	dev, err := d.Registry.Device(ctx, d.DB, id)
 	if err != nil {
 		return api.Party{}, err
@@ -144,7 +144,7 @@ type introducer struct {
 	until  time.Time
 }
 
-func (n *introducer) sign(ctx context.Context, d *Desk, i api.Introduction) (string, error) {
+func (n *introducer) sign(ctx context.Context, d *Authority, i api.Introduction) (string, error) {
 	s, err := n.ready(ctx, d, i.ExpiresAt)
 	if err != nil {
 		return "", err
@@ -161,7 +161,7 @@ func (n *introducer) sign(ctx context.Context, d *Desk, i api.Introduction) (str
 }
 
 // ready gives a signer whose certificate outlives the introduction.
-func (n *introducer) ready(ctx context.Context, d *Desk, until time.Time) (jose.Signer, error) {
+func (n *introducer) ready(ctx context.Context, d *Authority, until time.Time) (jose.Signer, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.signer != nil && until.Before(n.until) && d.Now().Add(ca.ServerValidity/3).Before(n.until) {

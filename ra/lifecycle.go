@@ -28,7 +28,7 @@ type Act struct {
 
 // Revoke takes certificates away for good. A device that loses all of them is
 // registered again and may enroll anew with a token made for it.
-func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
+func (d *Authority) Revoke(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
 	switch req.Reason {
 	case countersign.CertificateHold:
 		return nil, countersign.Errorf(countersign.BadRequest, "certificateHold is no revocation").WithNext("use: countersign device suspend")
@@ -44,12 +44,12 @@ func (d *Desk) Revoke(ctx context.Context, req countersign.RevokeRequest) (*coun
 }
 
 // Retire ends a device's life; its id is not used again.
-func (d *Desk) Retire(ctx context.Context, act Act) (*countersign.Revocation, error) {
+func (d *Authority) Retire(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	out, err := d.withdraw(ctx, act, countersign.DeviceRetired, countersign.CessationOfOperation)
 	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Retire, Reason: countersign.CessationOfOperation}, err)
 }
 
-func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
+func (d *Authority) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
 	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		var events []countersign.Event
 		out.Reason = reason
@@ -100,7 +100,7 @@ func (d *Desk) withdraw(ctx context.Context, act Act, to countersign.DeviceState
 // revokeFor revokes a certificate for the reason of out, or raises the one for which it is
 // revoked already, and adds it to out. done is false where the record stays as it is: one that has expired
 // keeps its reason, because no list shows it any more.
-func (d *Desk) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
+func (d *Authority) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
 	reason := out.Reason
 	before, raise := c.Reason, c.State == countersign.CertRevoked
 	switch {
@@ -124,7 +124,7 @@ func (d *Desk) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *counters
 	return e, true, nil
 }
 
-func (d *Desk) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
+func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
 	cert, err := d.CA.Certificate(ctx, d.DB, req.Cert)
 	if err != nil {
 		return nil, err
@@ -185,12 +185,12 @@ func note(e *countersign.Event, name, value string) {
 }
 
 // Suspend puts a device and its certificates on hold.
-func (d *Desk) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
+func (d *Authority) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	out, err := d.suspend(ctx, act)
 	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Suspend, Reason: countersign.CertificateHold}, err)
 }
 
-func (d *Desk) suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
+func (d *Authority) suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		since := dev.UpdatedAt
 		there := dev.State == countersign.DeviceSuspended
@@ -219,7 +219,7 @@ func (d *Desk) suspend(ctx context.Context, act Act) (*countersign.Revocation, e
 }
 
 // Reactivate brings a suspended device back with the certificates it had.
-func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation, error) {
+func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revocation, error) {
 	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
 		if dev.State != countersign.DeviceSuspended {
 			return countersign.Errorf(countersign.Conflict, "device %s is %s, not suspended", dev.ID, dev.State)
@@ -256,7 +256,7 @@ func (d *Desk) Reactivate(ctx context.Context, act Act) (*countersign.Revocation
 
 // connectsBySecret says whether a device without a certificate has what it needs to
 // connect: a secret, or a symmetric key that it has used.
-func (d *Desk) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry.Entry) (bool, error) {
+func (d *Authority) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry.Entry) (bool, error) {
 	secrets, err := d.Access.Secrets(ctx, tx, dev.ID)
 	if err != nil {
 		return false, err
@@ -272,7 +272,7 @@ func (d *Desk) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry
 
 // change does one act on a device in one transaction, with the device locked, and
 // waits a little for the lists that show it.
-func (d *Desk) change(ctx context.Context, device string, do func(context.Context, *store.Tx, *registry.Entry, []countersign.Certificate, *countersign.Revocation) error) (*countersign.Revocation, error) {
+func (d *Authority) change(ctx context.Context, device string, do func(context.Context, *store.Tx, *registry.Entry, []countersign.Certificate, *countersign.Revocation) error) (*countersign.Revocation, error) {
 	var out *countersign.Revocation
 	var shown []countersign.CertRef // what the lists have to show
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -296,7 +296,7 @@ func (d *Desk) change(ctx context.Context, device string, do func(context.Contex
 	return out, nil
 }
 
-func (d *Desk) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entry, []countersign.Certificate, error) {
+func (d *Authority) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entry, []countersign.Certificate, error) {
 	if err := registry.LockDevice(ctx, tx, id); err != nil {
 		return registry.Entry{}, nil, err
 	}
@@ -334,7 +334,7 @@ func notRecorded(err error) error {
 }
 
 // awaitCRL waits a little for the lists that show what was done to certificates.
-func (d *Desk) awaitCRL(ctx context.Context, out *countersign.Revocation, shown []countersign.CertRef) {
+func (d *Authority) awaitCRL(ctx context.Context, out *countersign.Revocation, shown []countersign.CertRef) {
 	if d.CRLs == nil || len(shown) == 0 {
 		return
 	}

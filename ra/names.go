@@ -44,7 +44,7 @@ func deviceOf(uri string, fleet *countersign.Fleet) (id string, ours bool) {
 
 // sameSubject refuses a renewal for another identity (RFC 7030, 4.2.2). Its common name is
 // the device's id, that of a certificate of the device, or empty.
-func (d *Desk) sameSubject(ctx context.Context, r *request, fleet *countersign.Fleet) error {
+func (d *Authority) sameSubject(ctx context.Context, r *request, fleet *countersign.Fleet) error {
 	own, err := d.ownName(ctx, r)
 	if err != nil {
 		return err
@@ -59,7 +59,7 @@ func (d *Desk) sameSubject(ctx context.Context, r *request, fleet *countersign.F
 // ownName reports whether the common name of a renewal is the device's own. The one in a
 // manufacturer's certificate need not be the device's id, and a device that was introduced
 // with it may go on using it.
-func (d *Desk) ownName(ctx context.Context, r *request) (bool, error) {
+func (d *Authority) ownName(ctx context.Context, r *request) (bool, error) {
 	cn := r.csr.Subject.CommonName
 	if cn == "" || cn == r.device || cn == r.Evidence.Peer[0].Subject.CommonName {
 		return true, nil

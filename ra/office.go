@@ -27,7 +27,7 @@ type Office struct {
 	DB        *store.DB
 	CA        *ca.CA
 	Registry  *registry.Registry
-	Operators *operator.Desk
+	Operators *operator.Accounts
 	Events    *event.Log
 	Sealer    *keystore.Sealer
 	Tokens    *access.Tokens

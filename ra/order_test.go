@@ -195,9 +195,9 @@ func (w *world) neighbor(t *testing.T, ahead time.Duration) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
-	n.Desk = &ra.Desk{
+	n.Authority = &ra.Authority{
 		DB: w.DB, CA: authority, Registry: &registry.Registry{DB: w.DB, Now: n.clock.Now},
-		Access: &access.Desk{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &access.Ledger{Now: n.clock.Now},
+		Access: &access.Decider{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &access.Ledger{Now: n.clock.Now},
 		Events: events, Now: n.clock.Now, Log: log, Sealer: w.Sealer, Secret: w.Secret,
 	}
 	return n

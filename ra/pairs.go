@@ -85,7 +85,7 @@ func (p *pairs) sweep(now time.Time) {
 
 // pairOpened writes the opening of a session behind, unless its device connects without
 // pause.
-func (d *Desk) pairOpened(e countersign.Event, s countersign.Session) {
+func (d *Authority) pairOpened(e countersign.Event, s countersign.Session) {
 	budget := d.Access.BudgetOf(s.Fleet).Events
 	write, before, over := d.pairs.opened(s, max(budget/2, 1), d.Now())
 	if write {
@@ -100,7 +100,7 @@ func (d *Desk) pairOpened(e countersign.Event, s countersign.Session) {
 }
 
 // overEvents records that a device caused more lines of the log than its budget allows.
-func (d *Desk) overEvents(e countersign.Event, budget int) {
+func (d *Authority) overEvents(e countersign.Event, budget int) {
 	d.Events.Later(countersign.Event{
 		Type: countersign.BudgetExceeded, Actor: e.Actor, Device: e.Device, Fleet: e.Fleet, Remote: e.Remote, Via: e.Via,
 		Code: countersign.OverBudget, Reason: "the device causes more lines of the log than its budget allows",

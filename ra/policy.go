@@ -31,7 +31,7 @@ type policy struct {
 }
 
 // permit asks both; each must say yes.
-func (p *policy) permit(ctx context.Context, d *Desk, r *request, c *consideration) error {
+func (p *policy) permit(ctx context.Context, d *Authority, r *request, c *consideration) error {
 	if text := c.fleet.Rules.Expression; text != "" {
 		ok, err := p.evaluate(ctx, text, variables(r, c, d.Now()))
 		if err != nil { // fail closed, with the reason
@@ -48,7 +48,7 @@ func (p *policy) permit(ctx context.Context, d *Desk, r *request, c *considerati
 }
 
 // CheckRules compiles and type-checks what the rules say without running it.
-func (d *Desk) CheckRules(u countersign.Rules) error {
+func (d *Authority) CheckRules(u countersign.Rules) error {
 	if u.Expression != "" {
 		if _, err := d.policy.compile(u.Expression); err != nil {
 			return err

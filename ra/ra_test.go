@@ -53,7 +53,7 @@ func (c *clock) set(t time.Time) {
 
 // world is a desk with all that stands behind it, on a real database.
 type world struct {
-	*ra.Desk
+	*ra.Authority
 	clock *clock
 
 	mu    sync.Mutex
@@ -110,8 +110,8 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
-	w.Desk = &ra.Desk{
-		DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
+	w.Authority = &ra.Authority{
+		DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
 		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}

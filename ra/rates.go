@@ -19,7 +19,7 @@ var unworn = []countersign.Code{
 
 // wornOut answers one who is known and shows the same in vain over and over with the
 // time to come back. It is no guess and blocks no address, yet its work has a bound.
-func (d *Desk) wornOut(r *request, err error) error {
+func (d *Authority) wornOut(r *request, err error) error {
 	if r.dry || r.actor() == nobody || r.Evidence.Voucher != nil || slices.Contains(unworn, countersign.CodeOf(err)) {
 		return err
 	}

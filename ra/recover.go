@@ -12,7 +12,7 @@ import (
 
 // Recovery is the Enroller of the recovery door: it renews, expired certificates
 // too, and can do nothing else.
-type Recovery struct{ Desk *Desk }
+type Recovery struct{ RA *Authority }
 
 var _ countersign.Enroller = Recovery{}
 
@@ -24,7 +24,7 @@ func (Recovery) Enroll(context.Context, countersign.EnrollRequest) (*countersign
 // Reenroll renews with a certificate that may have expired.
 func (v Recovery) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	req.Recovery = true
-	return v.Desk.Reenroll(ctx, req)
+	return v.RA.Reenroll(ctx, req)
 }
 
 // Revoke is refused.
@@ -35,7 +35,7 @@ func (Recovery) Revoke(context.Context, countersign.RevokeRequest) (*countersign
 // recoveries counts how often a device was recovered since it last lost its identity. A
 // certificate that it gave up unused for another one does not count, nor does the one that
 // this request gives up.
-func (d *Desk) recoveries(ctx context.Context, rd store.Reader, j *judgment) (int, error) {
+func (d *Authority) recoveries(ctx context.Context, rd store.Reader, j *judgment) (int, error) {
 	n, err := d.CA.Recoveries(ctx, rd, j.device.ID, j.device.RevokedPos)
 	if j.replace != nil && j.replace.Method == string(countersign.MethodRecovery) {
 		n--
@@ -45,7 +45,7 @@ func (d *Desk) recoveries(ctx context.Context, rd store.Reader, j *judgment) (in
 
 // recoverableStill counts again with the device locked, because another request of the
 // device may have recovered it meanwhile.
-func (d *Desk) recoverableStill(ctx context.Context, tx *store.Tx, r *request, j *judgment) error {
+func (d *Authority) recoverableStill(ctx context.Context, tx *store.Tx, r *request, j *judgment) error {
 	if r.maxRecoveries == 0 {
 		return nil
 	}
@@ -64,7 +64,7 @@ func errRecovered(device string, times int) error {
 // recoverable holds the renewal of an expired certificate against the fleet's
 // bounds. Revocation, suspension and forks were judged before: expiry is all that
 // this door forgives.
-func (d *Desk) recoverable(ctx context.Context, r *request, fleet *countersign.Fleet, j *judgment, o *ca.Order) error {
+func (d *Authority) recoverable(ctx context.Context, r *request, fleet *countersign.Fleet, j *judgment, o *ca.Order) error {
 	age := d.Now().Sub(j.shown.NotAfter)
 	if age <= 0 || j.outcome == grantOld {
 		return nil

@@ -17,7 +17,7 @@ const day = 24 * time.Hour
 
 func TestRecoveryIsBounded(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		door := ra.Recovery{Desk: w.Desk}
+		door := ra.Recovery{RA: w.Authority}
 		rule := countersign.Recovery{MaxAge: countersign.Span(30 * day), MaxTimes: 1, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
 		cert := w.active(t, "pump-1")
 		key := newKey(t)
@@ -62,7 +62,7 @@ func TestRecoveryIsBounded(t *testing.T) {
 func TestRecoveryForgivesExpiryOnly(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(30 * day), MaxTimes: 9}})
-		door := ra.Recovery{Desk: w.Desk}
+		door := ra.Recovery{RA: w.Authority}
 		held, revoked, forked := w.active(t, "held"), w.active(t, "revoked"), w.active(t, "forked")
 		if _, err := w.Suspend(t.Context(), ra.Act{Device: "held", Actor: boss.Actor}); err != nil {
 			t.Fatal(err)
@@ -94,7 +94,7 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{
 			MaxAge: countersign.Span(30 * day), MaxTimes: 9, ApproveAfter: countersign.Span(7 * day),
 		}})
-		door := ra.Recovery{Desk: w.Desk}
+		door := ra.Recovery{RA: w.Authority}
 		cert, key := w.active(t, "pump-1"), newKey(t)
 		w.clock.set(cert.NotAfter.Add(7*day + time.Second))
 		_, err := door.Reenroll(t.Context(), renewal(t, cert, key))
@@ -119,7 +119,7 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(300 * day), MaxTimes: 1}})
-		door := ra.Recovery{Desk: w.Desk}
+		door := ra.Recovery{RA: w.Authority}
 		cert := w.active(t, "pump-1")
 		w.clock.set(cert.NotAfter.Add(time.Second))
 		var g *countersign.Grant
@@ -161,7 +161,7 @@ func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
 func TestRecoveriesAreCountedAcrossAClockThatIsSetBack(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(300 * day), MaxTimes: 1}})
-		door := ra.Recovery{Desk: w.Desk}
+		door := ra.Recovery{RA: w.Authority}
 		w.active(t, "pump-1")
 		right := w.clock.Now()
 		w.clock.advance(3 * 365 * day)

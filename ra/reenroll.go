@@ -13,7 +13,7 @@ import (
 )
 
 // Reenroll grants the next certificate to the holder of a current one.
-func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
+func (d *Authority) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(ctx, req)
 	g, err := d.reenroll(ctx, r)
 	act := "renew"
@@ -27,7 +27,7 @@ func (d *Desk) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*co
 	return g, nil
 }
 
-func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, error) {
+func (d *Authority) reenroll(ctx context.Context, r *request) (*countersign.Grant, error) {
 	if len(r.Evidence.Peer) == 0 {
 		return nil, countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
 			WithNext("renew over mutual TLS with the device's current certificate")
@@ -95,7 +95,7 @@ func (d *Desk) reenroll(ctx context.Context, r *request) (*countersign.Grant, er
 }
 
 // shown finds the certificate that the device showed on record.
-func (d *Desk) shown(ctx context.Context, r *request) (countersign.Certificate, error) {
+func (d *Authority) shown(ctx context.Context, r *request) (countersign.Certificate, error) {
 	cert, err := d.CA.Shown(ctx, d.DB, r.Evidence.Peer[0])
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 		return cert, err
@@ -132,7 +132,7 @@ type judgment struct {
 }
 
 // judge reads the device's record and decides a renewal by it.
-func (d *Desk) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
+func (d *Authority) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
 	var j judgment
 	var err error
 	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
@@ -219,7 +219,7 @@ func (j *judgment) decide(now time.Time, r *request) error {
 }
 
 // renew decides again with the device locked and writes the outcome.
-func (d *Desk) renew(ctx context.Context, r *request, shown countersign.CertRef, issued *ca.Issued) (*countersign.Grant, error) {
+func (d *Authority) renew(ctx context.Context, r *request, shown countersign.CertRef, issued *ca.Issued) (*countersign.Grant, error) {
 	var j judgment
 	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := d.lockFor(ctx, tx, r); err != nil {
@@ -262,7 +262,7 @@ func (d *Desk) renew(ctx context.Context, r *request, shown countersign.CertRef,
 }
 
 // succeed records the next certificate of a device.
-func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgment, issued *ca.Issued) error {
+func (d *Authority) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgment, issued *ca.Issued) error {
 	var events []countersign.Event
 	if j.shown.State == countersign.CertPending { // to renew with it is to use it
 		more, err := d.activate(ctx, tx, r.overlap, j.certs, j.shown)
@@ -296,7 +296,7 @@ func (d *Desk) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgmen
 
 // activate records the first use of a certificate: it is active from now, and the
 // one that was active is superseded and accepted for the overlap.
-func (d *Desk) activate(ctx context.Context, tx *store.Tx, overlap time.Duration, certs []countersign.Certificate, c *countersign.Certificate) ([]countersign.Event, error) {
+func (d *Authority) activate(ctx context.Context, tx *store.Tx, overlap time.Duration, certs []countersign.Certificate, c *countersign.Certificate) ([]countersign.Event, error) {
 	if err := d.CA.Activate(ctx, tx, c); err != nil {
 		return nil, err
 	}
@@ -327,7 +327,7 @@ func (d *Desk) activate(ctx context.Context, tx *store.Tx, overlap time.Duration
 // alerted. The others are revoked: reactivation must bring back the certificate of one
 // holder, not those of both. A holder that shows one of them afterwards is refused and
 // reported, as a fork if it renews.
-func (d *Desk) fork(ctx context.Context, tx *store.Tx, j *judgment, finding countersign.Event) error {
+func (d *Authority) fork(ctx context.Context, tx *store.Tx, j *judgment, finding countersign.Event) error {
 	kept := newestUsed(j.certs)
 	finding.Actor, finding.Data = countersign.System, map[string]string{}
 	var certs []countersign.Event

@@ -55,7 +55,7 @@ func renewalDoors(t *testing.T, w *world) map[string]func(t *testing.T, shown *x
 	return map[string]func(*testing.T, *x509.Certificate, []byte) (*x509.Certificate, string){
 		"EST": func(t *testing.T, shown *x509.Certificate, csr []byte) (*x509.Certificate, string) {
 			t.Helper()
-			code, text := answer(t, &est.Server{Enroller: w.Desk, Log: w.Log}, "/.well-known/est/simplereenroll", "application/pkcs10", shown, base64.StdEncoding.EncodeToString(csr))
+			code, text := answer(t, &est.Server{Enroller: w.Authority, Log: w.Log}, "/.well-known/est/simplereenroll", "application/pkcs10", shown, base64.StdEncoding.EncodeToString(csr))
 			if code != http.StatusOK {
 				return nil, string(text)
 			}
@@ -71,7 +71,7 @@ func renewalDoors(t *testing.T, w *world) map[string]func(t *testing.T, shown *x
 		},
 		"REST": func(t *testing.T, shown *x509.Certificate, csr []byte) (*x509.Certificate, string) {
 			t.Helper()
-			code, text := answer(t, &rest.Enroll{Enroller: w.Desk, Desk: w.Desk, Now: w.Now, Log: w.Log}, "/api/v1/renew", "application/pkcs10", shown, string(csr))
+			code, text := answer(t, &rest.Enroll{Enroller: w.Authority, RA: w.Authority, Now: w.Now, Log: w.Log}, "/api/v1/renew", "application/pkcs10", shown, string(csr))
 			if code != http.StatusOK {
 				return nil, string(text)
 			}

@@ -16,13 +16,13 @@ import (
 
 // CreateSecret gives a device a secret to connect with, and the secret itself where
 // it was drawn here: it is kept nowhere.
-func (d *Desk) CreateSecret(ctx context.Context, o access.SecretOrder, by By) (access.Secret, []byte, error) {
+func (d *Authority) CreateSecret(ctx context.Context, o access.SecretOrder, by By) (access.Secret, []byte, error) {
 	o.By = by.Actor
 	return d.makeSecret(ctx, o, by, nil)
 }
 
 // makeSecret records a secret, if the device may have it.
-func (d *Desk) makeSecret(ctx context.Context, o access.SecretOrder, by By, may func(context.Context, *store.Tx, *registry.Entry) error) (access.Secret, []byte, error) {
+func (d *Authority) makeSecret(ctx context.Context, o access.SecretOrder, by By, may func(context.Context, *store.Tx, *registry.Entry) error) (access.Secret, []byte, error) {
 	n, err := d.Access.PrepareSecret(ctx, o)
 	if err != nil {
 		return n.Secret, nil, err
@@ -53,7 +53,7 @@ func (d *Desk) makeSecret(ctx context.Context, o access.SecretOrder, by By, may 
 	return n.Secret, n.Text, nil
 }
 
-func (d *Desk) lockDevice(ctx context.Context, tx *store.Tx, id string) (registry.Entry, error) {
+func (d *Authority) lockDevice(ctx context.Context, tx *store.Tx, id string) (registry.Entry, error) {
 	if err := registry.LockDevice(ctx, tx, id); err != nil {
 		return registry.Entry{}, err
 	}
@@ -66,7 +66,7 @@ func (d *Desk) lockDevice(ctx context.Context, tx *store.Tx, id string) (registr
 
 // StopSecret ends one secret of a device for good, with the sessions that rest on it.
 // One that is stopped already is no error: its sessions are cut again.
-func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
+func (d *Authority) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
 	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		done = countersign.Revocation{Device: device, At: d.Now()}
 		if err := registry.LockDevice(ctx, tx, device); err != nil {
@@ -98,7 +98,7 @@ func (d *Desk) StopSecret(ctx context.Context, device, id, why string, by By) (s
 }
 
 // Secrets lists the secrets of a device, the newest first.
-func (d *Desk) Secrets(ctx context.Context, device string) ([]access.Secret, error) {
+func (d *Authority) Secrets(ctx context.Context, device string) ([]access.Secret, error) {
 	if _, err := d.Registry.Device(ctx, d.DB, device); err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (d *Desk) Secrets(ctx context.Context, device string) ([]access.Secret, err
 
 // ChangeSecret lets a device rotate its own secret: the one that it shows in c, or
 // with its certificate the primary one. It passes the same door as a connection.
-func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binary bool) (access.Secret, []byte, error) {
+func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, binary bool) (access.Secret, []byte, error) {
 	v := d.Admit(ctx, c)
 	id, bySecret := strings.CutPrefix(v.Credential, "secret:")
 	switch {
@@ -147,7 +147,7 @@ func (d *Desk) ChangeSecret(ctx context.Context, c countersign.Connection, binar
 }
 
 // stopSecrets ends all secrets of a device that loses its identity.
-func (d *Desk) stopSecrets(ctx context.Context, tx *store.Tx, dev *registry.Entry, by By, why string) ([]countersign.Event, error) {
+func (d *Authority) stopSecrets(ctx context.Context, tx *store.Tx, dev *registry.Entry, by By, why string) ([]countersign.Event, error) {
 	if err := access.DropBrokerSessions(ctx, tx, dev.ID); err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.E
 
 // secretsStopped ends the access tokens that were issued for secrets and returns the
 // events, which end the sessions that rest on either.
-func (d *Desk) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, by By) ([]countersign.Event, error) {
+func (d *Authority) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, by By) ([]countersign.Event, error) {
 	events := secretEvents(countersign.SecretStopped, list, dev, by)
 	for i := range list {
 		tokens, err := d.endGiven(ctx, tx, list[i].Credential(), by)
@@ -186,7 +186,7 @@ func (d *Desk) secretsStopped(ctx context.Context, tx *store.Tx, list []access.S
 
 // SweepSecrets stops the secrets whose time is over and cuts the sessions that
 // rest on them, and gives their number. Access looks at the time itself.
-func (d *Desk) SweepSecrets(ctx context.Context) (int, error) {
+func (d *Authority) SweepSecrets(ctx context.Context) (int, error) {
 	total := 0
 	for {
 		due, err := d.Access.OverdueSecrets(ctx, sweepBatch)
@@ -227,7 +227,7 @@ func (u *secretUses) add(s countersign.Session) {
 	u.by[id] = s.Since
 }
 
-func (d *Desk) flushUses(ctx context.Context) {
+func (d *Authority) flushUses(ctx context.Context) {
 	d.uses.mu.Lock()
 	used := d.uses.by
 	d.uses.by = nil
@@ -250,7 +250,7 @@ func (d *Desk) flushUses(ctx context.Context) {
 
 // ConnectKeys finds the keys that a device may make SAS tokens with: its own where it
 // has one, else those of its fleet's groups. It is access.FindKeys.
-func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
+func (d *Authority) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
 	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
 	if err == nil && c.State == registry.CredentialActive && c.Device == device { // the lookup ignores case
 		return d.connectKey(nil, &c, from)
@@ -275,7 +275,7 @@ func (d *Desk) ConnectKeys(ctx context.Context, fleet, device string, from netip
 
 // connectKey adds the keys of a credential that may be used now. How often it may
 // enroll is no matter here.
-func (d *Desk) connectKey(list []access.SymmetricKey, c *registry.Credential, from netip.Addr) ([]access.SymmetricKey, error) {
+func (d *Authority) connectKey(list []access.SymmetricKey, c *registry.Credential, from netip.Addr) ([]access.SymmetricKey, error) {
 	if err := c.Usable(d.Now(), from); err != nil && countersign.CodeOf(err) != countersign.CredentialSpent {
 		return list, nil //nolint:nilerr // one that is stopped, over or for another network opens nothing
 	}

@@ -220,7 +220,7 @@ func (t *thin) counts() iter.Seq[*repeats] {
 }
 
 // later writes an event behind, unless enough of its kind were written; see thin.add.
-func (d *Desk) later(e countersign.Event, device string) {
+func (d *Authority) later(e countersign.Event, device string) {
 	budget := d.Access.BudgetOf(e.Fleet).Events
 	write, over := d.thin.add(&e, device, max(budget/windows, 1), d.Now())
 	if write {
@@ -232,7 +232,7 @@ func (d *Desk) later(e countersign.Event, device string) {
 }
 
 // flushThin writes the numbers of what was left out.
-func (d *Desk) flushThin(all bool) {
+func (d *Authority) flushThin(all bool) {
 	for _, e := range d.thin.late(d.Now(), all) {
 		d.Events.Later(e)
 	}

@@ -72,7 +72,7 @@ func tokenEvent(t countersign.EventType, k access.Token, by By) countersign.Even
 // DeviceToken gives the device at the door an access token of its own, for a way
 // in where it cannot show its certificate: a WebSocket through somebody's proxy. It
 // refuses with what Admit refuses.
-func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (k access.Token, text string, err error) {
+func (d *Authority) DeviceToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (k access.Token, text string, err error) {
 	v := d.Admit(ctx, c)
 	switch {
 	case !v.Allow:
@@ -99,7 +99,7 @@ func (d *Desk) DeviceToken(ctx context.Context, c countersign.Connection, ttl ti
 
 // stillHolds locks the device that was let in, and refuses if what it came in with
 // is not good any more: what is given out for it now would not end with it.
-func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, s countersign.Session) error {
+func (d *Authority) stillHolds(ctx context.Context, tx *store.Tx, s countersign.Session) error {
 	if err := registry.LockDevice(ctx, tx, s.Device); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (d *Desk) stillHolds(ctx context.Context, tx *store.Tx, s countersign.Sessi
 
 // endGiven ends the access tokens that a device was given for what ends now, with
 // the sessions that rest on them. The device is locked.
-func (d *Desk) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
+func (d *Authority) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
 	return endTokens(ctx, tx, d.Access.Tokens, source, by)
 }
 

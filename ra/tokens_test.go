@@ -154,7 +154,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 
 		office := w.office()
 		office.Tokens = w.Access.Tokens
-		office.Operators = &operator.Desk{DB: w.DB, Now: w.clock.Now}
+		office.Operators = &operator.Accounts{DB: w.DB, Now: w.clock.Now}
 		op, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "alice", Role: operator.Admin}, time.Hour, boss)
 		if err != nil {
 			t.Fatal(err)

@@ -44,7 +44,7 @@ type Challenge struct {
 
 // ChallengeTPM takes a TPM's endorsement and attestation keys and makes a
 // challenge that only that chip can answer.
-func (d *Desk) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
+func (d *Authority) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
 	r := d.received(ctx, countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
 	err := d.mayGuess(r)
 	var c *Challenge
@@ -57,7 +57,7 @@ func (d *Desk) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvid
 	return c, nil
 }
 
-func (d *Desk) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence) (*Challenge, error) {
+func (d *Authority) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence) (*Challenge, error) {
 	o, err := d.tpmOptions(ctx, fleet, ev)
 	if err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (d *Desk) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvid
 }
 
 // tpmOptions are whom the fleet trusts to vouch for a chip.
-func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEvidence) (attest.TPMOptions, error) {
+func (d *Authority) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEvidence) (attest.TPMOptions, error) {
 	f, err := d.Registry.Fleet(ctx, d.DB, fleet)
 	if err != nil {
 		return attest.TPMOptions{}, err
@@ -104,7 +104,7 @@ func (d *Desk) tpmOptions(ctx context.Context, fleet string, ev attest.TPMEviden
 }
 
 // EnrollTPM takes the answer to a challenge and enrolls the device.
-func (d *Desk) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
+func (d *Authority) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(ctx, req)
 	if err := d.mayGuess(r); err != nil {
 		return nil, d.refused(ctx, r, err)
@@ -117,7 +117,7 @@ func (d *Desk) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvide
 	return d.Enroll(ctx, req)
 }
 
-func (d *Desk) proveTPM(ctx context.Context, session string, ev attest.TPMEvidence, csr []byte) (*countersign.TPMProof, string, error) {
+func (d *Authority) proveTPM(ctx context.Context, session string, ev attest.TPMEvidence, csr []byte) (*countersign.TPMProof, string, error) {
 	stale := countersign.Errorf(countersign.CredentialExpire, "the TPM session is unknown or over").WithNext("ask for a new challenge")
 	sealed, err := base64.RawURLEncoding.DecodeString(session)
 	if err != nil || len(sealed) > maxTPMSession {

@@ -56,7 +56,7 @@ type hookRequest struct {
 
 // ask asks the fleet's webhook. Anything but an explicit yes is a no. A status of 4xx is
 // an answer; what opens the breaker is a hook that cannot be reached, is late, or fails.
-func (h *hooks) ask(ctx context.Context, d *Desk, r *request, c *consideration) error {
+func (h *hooks) ask(ctx context.Context, d *Authority, r *request, c *consideration) error {
 	hook, now := c.fleet.Rules.Webhook, d.Now()
 	if !h.closed(c.fleet.Name+" "+hook.URL, now) {
 		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s has failed %d times in a row", c.fleet.Name, breakAfter).
@@ -198,7 +198,7 @@ func (h *hooks) http() *http.Client {
 }
 
 // checkWebhook says whether a webhook can be asked: https, or http on loopback.
-func (d *Desk) checkWebhook(w *countersign.Webhook) error {
+func (d *Authority) checkWebhook(w *countersign.Webhook) error {
 	u, err := url.Parse(w.URL)
 	loopback := err == nil && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !loopback) {

@@ -24,7 +24,7 @@ type By struct {
 }
 
 // change does one thing to an alert that is not closed, with its line and event.
-func (d *Desk) change(ctx context.Context, id, act string, by By, do func(a *Alert) (text string, err error)) (a Alert, err error) {
+func (d *Responder) change(ctx context.Context, id, act string, by By, do func(a *Alert) (text string, err error)) (a Alert, err error) {
 	err = d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err
@@ -53,7 +53,7 @@ func (d *Desk) change(ctx context.Context, id, act string, by By, do func(a *Ale
 
 // Acknowledge says that a person is at the alert. It is told again only if it gets
 // worse.
-func (d *Desk) Acknowledge(ctx context.Context, id string, by By) (Alert, error) {
+func (d *Responder) Acknowledge(ctx context.Context, id string, by By) (Alert, error) {
 	return d.change(ctx, id, "acknowledge", by, func(a *Alert) (string, error) {
 		a.State, a.SnoozedUntil = Acknowledged, time.Time{}
 		return by.Note, nil
@@ -61,7 +61,7 @@ func (d *Desk) Acknowledge(ctx context.Context, id string, by By) (Alert, error)
 }
 
 // Assign gives the alert to an operator, by name; empty: to nobody.
-func (d *Desk) Assign(ctx context.Context, id, to string, by By) (Alert, error) {
+func (d *Responder) Assign(ctx context.Context, id, to string, by By) (Alert, error) {
 	if len(to) > maxAssignee {
 		return Alert{}, countersign.Errorf(countersign.BadRequest, "the name is longer than %d octets", maxAssignee)
 	}
@@ -86,7 +86,7 @@ func join(text, note string) string {
 }
 
 // Comment adds a note, to a closed alert too.
-func (d *Desk) Comment(ctx context.Context, id string, by By) (Alert, error) {
+func (d *Responder) Comment(ctx context.Context, id string, by By) (Alert, error) {
 	if by.Note == "" {
 		return Alert{}, countersign.Errorf(countersign.BadRequest, "the comment is empty").WithNext("say something")
 	}
@@ -95,7 +95,7 @@ func (d *Desk) Comment(ctx context.Context, id string, by By) (Alert, error) {
 
 // Snooze silences the alert for a time: it goes on to count, and neither tells nor
 // acts. It opens by itself when the time is over.
-func (d *Desk) Snooze(ctx context.Context, id string, length time.Duration, by By) (Alert, error) {
+func (d *Responder) Snooze(ctx context.Context, id string, length time.Duration, by By) (Alert, error) {
 	if length < minSnooze || length > maxSnooze {
 		return Alert{}, countersign.Errorf(countersign.BadRequest, "a snooze of %s is not between %s and %s", length, minSnooze, maxSnooze)
 	}
@@ -106,7 +106,7 @@ func (d *Desk) Snooze(ctx context.Context, id string, length time.Duration, by B
 }
 
 // Close ends the alert. A later finding of the same kind opens a new one.
-func (d *Desk) Close(ctx context.Context, id string, how Resolution, by By) (Alert, error) {
+func (d *Responder) Close(ctx context.Context, id string, how Resolution, by By) (Alert, error) {
 	if how != Resolved && how != NotAnIssue {
 		return Alert{}, countersign.Errorf(countersign.BadRequest, "%.40q is neither %s nor %s", how, Resolved, NotAnIssue)
 	}
@@ -117,7 +117,7 @@ func (d *Desk) Close(ctx context.Context, id string, how Resolution, by By) (Ale
 }
 
 // subject is the device of an alert.
-func (d *Desk) subject(ctx context.Context, id string) (Alert, error) {
+func (d *Responder) subject(ctx context.Context, id string) (Alert, error) {
 	a, err := get(ctx, d.RA.DB, id)
 	if err == nil && a.Device == "" {
 		err = countersign.Errorf(countersign.Conflict, "alert %s names no device", id).WithNext("see what can be done: countersign alert show " + id)
@@ -131,7 +131,7 @@ func (a *Alert) act(by By) ra.Act {
 }
 
 // Suspend puts the device of an alert on hold.
-func (d *Desk) Suspend(ctx context.Context, id string, by By) (Alert, *countersign.Revocation, error) {
+func (d *Responder) Suspend(ctx context.Context, id string, by By) (Alert, *countersign.Revocation, error) {
 	a, err := d.subject(ctx, id)
 	if err != nil {
 		return a, nil, err
@@ -144,7 +144,7 @@ func (d *Desk) Suspend(ctx context.Context, id string, by By) (Alert, *countersi
 }
 
 // Reactivate brings the device of an alert back.
-func (d *Desk) Reactivate(ctx context.Context, id string, by By) (Alert, *countersign.Revocation, error) {
+func (d *Responder) Reactivate(ctx context.Context, id string, by By) (Alert, *countersign.Revocation, error) {
 	a, err := d.subject(ctx, id)
 	if err != nil {
 		return a, nil, err
@@ -157,7 +157,7 @@ func (d *Desk) Reactivate(ctx context.Context, id string, by By) (Alert, *counte
 }
 
 // Revoke takes the certificates of an alert's device away for good.
-func (d *Desk) Revoke(ctx context.Context, id string, reason countersign.ReasonCode, by By) (Alert, *countersign.Revocation, error) {
+func (d *Responder) Revoke(ctx context.Context, id string, reason countersign.ReasonCode, by By) (Alert, *countersign.Revocation, error) {
 	a, err := d.subject(ctx, id)
 	if err != nil {
 		return a, nil, err
@@ -171,7 +171,7 @@ func (d *Desk) Revoke(ctx context.Context, id string, reason countersign.ReasonC
 }
 
 // Block refuses the address of an alert for a time, as an operator's block does.
-func (d *Desk) Block(ctx context.Context, id string, length time.Duration, by By) (Alert, access.Block, error) {
+func (d *Responder) Block(ctx context.Context, id string, length time.Duration, by By) (Alert, access.Block, error) {
 	a, err := get(ctx, d.RA.DB, id)
 	if err != nil {
 		return a, access.Block{}, err
@@ -190,7 +190,7 @@ func (d *Desk) Block(ctx context.Context, id string, length time.Duration, by By
 
 // acted puts an operator's act on the alert. The act itself is done and on record:
 // a failure here is logged and takes nothing back.
-func (d *Desk) acted(ctx context.Context, a Alert, act countersign.Mitigation, by By, text string) Alert {
+func (d *Responder) acted(ctx context.Context, a Alert, act countersign.Mitigation, by By, text string) Alert {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	err := d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

@@ -155,7 +155,7 @@ func get(ctx context.Context, r store.Reader, id string) (Alert, error) {
 
 // Alert reads one alert: NotFound if there is none. What is still to be done about
 // it ends its timeline.
-func (d *Desk) Alert(ctx context.Context, id string) (Alert, error) {
+func (d *Responder) Alert(ctx context.Context, id string) (Alert, error) {
 	a, err := get(ctx, d.RA.DB, id)
 	if err != nil {
 		return a, err
@@ -178,7 +178,7 @@ type Filter struct {
 
 // Alerts lists alerts, those that opened last first; next is the After of the
 // following page, empty at the end.
-func (d *Desk) Alerts(ctx context.Context, f Filter) (list []Alert, next string, err error) {
+func (d *Responder) Alerts(ctx context.Context, f Filter) (list []Alert, next string, err error) {
 	var where []string
 	var args []any
 	add := func(cond string, v ...any) {
@@ -255,13 +255,13 @@ type gauge struct {
 
 // OpenAlerts is the number of alerts that are not closed, by severity, as of some
 // seconds ago.
-func (d *Desk) OpenAlerts(s countersign.Severity) int64 {
+func (d *Responder) OpenAlerts(s countersign.Severity) int64 {
 	d.open.mu.Lock()
 	defer d.open.mu.Unlock()
 	return d.open.by[s]
 }
 
-func (d *Desk) countOpen(ctx context.Context) (err error) {
+func (d *Responder) countOpen(ctx context.Context) (err error) {
 	rows, err := d.RA.DB.Query(ctx, `SELECT severity, COUNT(*) FROM alert WHERE state <> 'closed' GROUP BY severity`)
 	if err != nil {
 		return fmt.Errorf("count alerts: %w", err)

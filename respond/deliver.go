@@ -27,7 +27,7 @@ type parcel struct {
 }
 
 // deliver sends the notice that is due first; more: there may be another.
-func (d *Desk) deliver(ctx context.Context, c *channel) (more bool, err error) {
+func (d *Responder) deliver(ctx context.Context, c *channel) (more bool, err error) {
 	p, err := d.claimNotice(ctx, c)
 	if err != nil || p == nil {
 		return false, err
@@ -43,7 +43,7 @@ func (d *Desk) deliver(ctx context.Context, c *channel) (more bool, err error) {
 }
 
 // claimNotice takes the notice of a channel that is due first. A digest stops to gather.
-func (d *Desk) claimNotice(ctx context.Context, c *channel) (p *parcel, err error) {
+func (d *Responder) claimNotice(ctx context.Context, c *channel) (p *parcel, err error) {
 	err = d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		p = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
@@ -89,7 +89,7 @@ func (d *Desk) claimNotice(ctx context.Context, c *channel) (p *parcel, err erro
 }
 
 // send makes one attempt.
-func (d *Desk) send(ctx context.Context, c *channel, n api.Notice) error {
+func (d *Responder) send(ctx context.Context, c *channel, n api.Notice) error {
 	ctx, cancel := context.WithTimeout(ctx, sendTime)
 	defer cancel()
 	switch c.Kind {
@@ -104,7 +104,7 @@ func (d *Desk) send(ctx context.Context, c *channel, n api.Notice) error {
 }
 
 // delivered records how an attempt ended.
-func (d *Desk) delivered(ctx context.Context, c *channel, p *parcel, failure error) error {
+func (d *Responder) delivered(ctx context.Context, c *channel, p *parcel, failure error) error {
 	// Not ctx: what was sent must not be sent again because the server is being stopped.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
@@ -149,7 +149,7 @@ func (d *Desk) delivered(ctx context.Context, c *channel, p *parcel, failure err
 	return nil
 }
 
-func (d *Desk) tellTimeline(ctx context.Context, tx *store.Tx, c *channel, alert string, failure error) error {
+func (d *Responder) tellTimeline(ctx context.Context, tx *store.Tx, c *channel, alert string, failure error) error {
 	a, err := get(ctx, tx, alert)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return nil // it was closed long ago
@@ -198,7 +198,7 @@ func (c *channel) event(kind countersign.EventType, failure error) countersign.E
 }
 
 // ChannelList tells how each channel stands, in the order of the configuration.
-func (d *Desk) ChannelList(ctx context.Context) ([]api.Channel, error) {
+func (d *Responder) ChannelList(ctx context.Context) ([]api.Channel, error) {
 	d.init()
 	list := make([]api.Channel, 0, len(d.channels))
 	for _, c := range d.channels {
@@ -216,7 +216,7 @@ func (d *Desk) ChannelList(ctx context.Context) ([]api.Channel, error) {
 
 // TestChannel sends a notice by a channel now and tells how that went. NotFound if
 // there is no such channel.
-func (d *Desk) TestChannel(ctx context.Context, name string, by ra.By) (api.ChannelTest, error) {
+func (d *Responder) TestChannel(ctx context.Context, name string, by ra.By) (api.ChannelTest, error) {
 	d.init()
 	for _, c := range d.channels {
 		if c.Name != name {

@@ -27,7 +27,7 @@ type standing struct {
 }
 
 // Actions tells what can be done about an alert and what would happen now.
-func (d *Desk) Actions(ctx context.Context, id string) ([]api.AlertAction, error) {
+func (d *Responder) Actions(ctx context.Context, id string) ([]api.AlertAction, error) {
 	s, err := d.look(ctx, id)
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func (d *Desk) Actions(ctx context.Context, id string) ([]api.AlertAction, error
 	return []api.AlertAction{s.suspend(), s.reactivate(), s.revoke(), s.block(d.now())}, nil
 }
 
-func (d *Desk) look(ctx context.Context, id string) (s standing, err error) {
+func (d *Responder) look(ctx context.Context, id string) (s standing, err error) {
 	if s.alert, err = get(ctx, d.RA.DB, id); err != nil {
 		return s, err
 	}

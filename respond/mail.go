@@ -21,7 +21,7 @@ import (
 
 // sendMail hands the notice to the mail server (RFC 5321), over TLS from the start
 // or from STARTTLS on (RFC 3207). Where the server does not offer it, nothing is sent.
-func (d *Desk) sendMail(ctx context.Context, c config.Channel, n api.Notice) (err error) {
+func (d *Responder) sendMail(ctx context.Context, c config.Channel, n api.Notice) (err error) {
 	host, _, err := net.SplitHostPort(c.Addr)
 	if err != nil {
 		return err

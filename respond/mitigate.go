@@ -89,7 +89,7 @@ func (t *taking) queue(ctx context.Context, a *Alert, m countersign.Mitigation, 
 }
 
 // queued tells what is still to be done about an alert.
-func (d *Desk) queued(ctx context.Context, alert string) (list []Line, err error) {
+func (d *Responder) queued(ctx context.Context, alert string) (list []Line, err error) {
 	rows, err := d.RA.DB.Query(ctx, `SELECT act, made_at FROM mitigation WHERE alert = $1 AND state IN ('waiting', 'running') ORDER BY made_at`, alert)
 	if err != nil {
 		return nil, fmt.Errorf("read mitigations: %w", err)
@@ -108,7 +108,7 @@ func (d *Desk) queued(ctx context.Context, alert string) (list []Line, err error
 }
 
 // mitigate carries out the mitigation that is due first; more: there may be another.
-func (d *Desk) mitigate(ctx context.Context) (more bool, err error) {
+func (d *Responder) mitigate(ctx context.Context) (more bool, err error) {
 	j, err := d.claim(ctx)
 	if err != nil || j == nil {
 		return false, err
@@ -138,7 +138,7 @@ func passing(err error) bool {
 
 // claim takes the mitigation that is due first. From here on it was begun: whoever
 // takes it after a crash looks whether it was done.
-func (d *Desk) claim(ctx context.Context) (j *job, err error) {
+func (d *Responder) claim(ctx context.Context) (j *job, err error) {
 	err = d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		j = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
@@ -186,7 +186,7 @@ func (d *Desk) claim(ctx context.Context) (j *job, err error) {
 }
 
 // overLimit says why the server is not to do this by itself now; empty: it may.
-func (d *Desk) overLimit(ctx context.Context, tx *store.Tx, j *job, now time.Time) (string, error) {
+func (d *Responder) overLimit(ctx context.Context, tx *store.Tx, j *job, now time.Time) (string, error) {
 	since := store.Micros(now.Add(-limitWindow))
 	var n int
 	if j.act == countersign.MitigateBlock {
@@ -215,7 +215,7 @@ type result struct {
 	idle   bool // there was nothing to do: it counts against no limit
 }
 
-func (d *Desk) carryOut(ctx context.Context, j *job) (result, error) {
+func (d *Responder) carryOut(ctx context.Context, j *job) (result, error) {
 	if j.attempts > 1 {
 		if done, err := d.wasDone(ctx, j); err != nil || done {
 			return result{text: "done; the server was interrupted before it could say so"}, err
@@ -240,7 +240,7 @@ func (j *job) note() string { return "alert " + j.alert + ": " + j.finding.Summa
 
 // wasDone looks in the log whether an earlier attempt, cut short, had its effect:
 // meanwhile an operator may have undone it.
-func (d *Desk) wasDone(ctx context.Context, j *job) (bool, error) {
+func (d *Responder) wasDone(ctx context.Context, j *job) (bool, error) {
 	of, ok := map[countersign.Mitigation]countersign.EventType{
 		countersign.MitigateSuspend: countersign.DeviceSuspendedEv, countersign.MitigateRevoke: countersign.DeviceRevoked,
 	}[j.act]
@@ -260,7 +260,7 @@ func (d *Desk) wasDone(ctx context.Context, j *job) (bool, error) {
 	return false, nil
 }
 
-func (d *Desk) device(ctx context.Context, j *job) (countersign.Device, error) {
+func (d *Responder) device(ctx context.Context, j *job) (countersign.Device, error) {
 	if j.finding.Device == "" {
 		return countersign.Device{}, countersign.Errorf(countersign.BadRequest, "the finding names no device")
 	}
@@ -268,7 +268,7 @@ func (d *Desk) device(ctx context.Context, j *job) (countersign.Device, error) {
 	return e.Device, err
 }
 
-func (d *Desk) suspend(ctx context.Context, j *job) (result, error) {
+func (d *Responder) suspend(ctx context.Context, j *job) (result, error) {
 	dev, err := d.device(ctx, j)
 	if err != nil {
 		return result{}, err
@@ -283,7 +283,7 @@ func (d *Desk) suspend(ctx context.Context, j *job) (result, error) {
 	return result{text: told(r, "on hold") + "; undo: countersign device reactivate " + dev.ID}, nil
 }
 
-func (d *Desk) revoke(ctx context.Context, j *job) (result, error) {
+func (d *Responder) revoke(ctx context.Context, j *job) (result, error) {
 	dev, err := d.device(ctx, j)
 	if err != nil {
 		return result{}, err
@@ -312,7 +312,7 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-func (d *Desk) block(ctx context.Context, j *job) (result, error) {
+func (d *Responder) block(ctx context.Context, j *job) (result, error) {
 	network, err := networkOf(j.finding.Remote)
 	if err != nil {
 		return result{}, err
@@ -345,7 +345,7 @@ func networkOf(remote string) (netip.Prefix, error) {
 }
 
 // settle records how a mitigation ended, or when it is tried again.
-func (d *Desk) settle(ctx context.Context, j *job, r result) error {
+func (d *Responder) settle(ctx context.Context, j *job, r result) error {
 	// Not ctx: what was done is recorded although the server is being stopped.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()

@@ -48,7 +48,7 @@ func (c *clock) advance(d time.Duration) {
 
 // world is a desk with all that stands behind it, on a real database.
 type world struct {
-	*respond.Desk
+	*respond.Responder
 	clock    *clock
 	mu       sync.Mutex
 	sessions []countersign.Session
@@ -100,9 +100,9 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	}
 	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test", Cut: w.cut}
 	start(t, events.Run)
-	w.Desk = &respond.Desk{
-		RA: &ra.Desk{
-			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: w.clock.Now},
+	w.Responder = &respond.Responder{
+		RA: &ra.Authority{
+			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now},
 			Ledger: &access.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
 		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",

@@ -31,13 +31,13 @@ var mitigations = []countersign.Mitigation{
 }
 
 // Catalog lists the rules by name.
-func (d *Desk) Catalog() []Rule {
+func (d *Responder) Catalog() []Rule {
 	d.init()
 	return slices.SortedFunc(maps.Values(d.catalog), func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // Rule gives what the catalog says; the zero Rule with its name where it says nothing.
-func (d *Desk) Rule(name string) Rule {
+func (d *Responder) Rule(name string) Rule {
 	d.init()
 	if r, ok := d.catalog[name]; ok {
 		return r
@@ -47,7 +47,7 @@ func (d *Desk) Rule(name string) Rule {
 
 // CheckRules refuses with BadRequest a fleet's responses that this server does not
 // know: a slip in a name would silently change nothing.
-func (d *Desk) CheckRules(u countersign.Rules) error {
+func (d *Responder) CheckRules(u countersign.Rules) error {
 	d.init()
 	for name, acts := range u.Respond {
 		if _, known := d.catalog[name]; !known && name != anyRule {
@@ -71,7 +71,7 @@ func (d *Desk) CheckRules(u countersign.Rules) error {
 // Revocation cannot be undone, so no default and no "*" brings it. A default that
 // only notes is for the rule's usual severity: a finding that is worse, and not of
 // little weight, opens an alert.
-func (d *Desk) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
+func (d *Responder) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
 	unproven := f.Claimed || d.Rule(f.Rule).Unproven
 	if named, ok := respond[f.Rule]; ok {
 		// Whatever the fleet wants: else a stranger could have any device of it held.

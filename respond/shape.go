@@ -9,7 +9,7 @@ import (
 
 // Shape is the alert as the API shows it; whole: with evidence, timeline and what
 // the catalog says of its rule.
-func (d *Desk) Shape(a *Alert, whole bool) api.Alert {
+func (d *Responder) Shape(a *Alert, whole bool) api.Alert {
 	out := api.Alert{
 		ID: a.ID, Rule: a.Rule, Severity: string(a.Severity), State: string(a.State), Subject: a.Subject, Device: a.Device, Fleet: a.Fleet,
 		Remote: a.Remote, Summary: a.Summary, Count: a.Count, Assignee: a.Assignee, Resolution: string(a.Resolution),

@@ -32,7 +32,7 @@ const (
 )
 
 // sendSyslog sends the notice over TLS, framed by its length (RFC 5425, 4.3).
-func (d *Desk) sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error) {
+func (d *Responder) sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error) {
 	conn, err := dial(ctx, c, c.TLS == config.TLSOn)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (d *Desk) sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (
 }
 
 // syslogMessage writes a message (RFC 5424, 6).
-func (d *Desk) syslogMessage(n api.Notice) string {
+func (d *Responder) syslogMessage(n api.Notice) string {
 	severity := 5 // notice
 	pairs := [][2]string{{"kind", n.Kind}, {"id", n.ID}}
 	if a := n.Alert; a != nil {

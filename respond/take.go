@@ -24,7 +24,7 @@ const (
 
 // taking is one call of Take.
 type taking struct {
-	*Desk
+	*Responder
 	tx     *store.Tx
 	now    time.Time
 	fleets map[string]map[string][]countersign.Mitigation // what fleets say, by name
@@ -35,7 +35,7 @@ type taking struct {
 // Take records findings in the caller's transaction: for each an event, and where
 // the fleet or the rule wants more, an alert with what is to be done about it. That
 // is done after the commit, by Run.
-func (d *Desk) Take(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error {
+func (d *Responder) Take(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error {
 	if len(findings) == 0 {
 		return nil
 	}
@@ -52,13 +52,13 @@ func (d *Desk) Take(ctx context.Context, tx *store.Tx, findings []countersign.Fi
 }
 
 // begin takes the lock and has the workers woken after the commit.
-func (d *Desk) begin(ctx context.Context, tx *store.Tx) (*taking, error) {
+func (d *Responder) begin(ctx context.Context, tx *store.Tx) (*taking, error) {
 	d.init()
 	if err := tx.Lock(ctx, lock); err != nil {
 		return nil, err
 	}
 	t := &taking{
-		Desk: d, tx: tx, now: d.now(), live: -1,
+		Responder: d, tx: tx, now: d.now(), live: -1,
 		fleets: map[string]map[string][]countersign.Mitigation{}, sent: map[*channel]int{},
 	}
 	tx.AfterCommit(func() {
@@ -267,7 +267,7 @@ func (a *Alert) event(kind countersign.EventType, by countersign.Actor, why stri
 
 // wakeSnoozed opens the alerts whose snooze is over. Those that went on meanwhile
 // are told again.
-func (d *Desk) wakeSnoozed(ctx context.Context, now time.Time) error {
+func (d *Responder) wakeSnoozed(ctx context.Context, now time.Time) error {
 	ids, err := d.ids(ctx, `SELECT id FROM alert WHERE state = 'snoozed' AND snoozed <= $1 LIMIT 500`, store.Micros(now))
 	if err != nil {
 		return err
@@ -303,7 +303,7 @@ func (d *Desk) wakeSnoozed(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-func (d *Desk) ids(ctx context.Context, query string, args ...any) (ids []string, err error) {
+func (d *Responder) ids(ctx context.Context, query string, args ...any) (ids []string, err error) {
 	rows, err := d.RA.DB.Query(ctx, query, args...)
 	if err != nil {
 		return nil, err

@@ -31,7 +31,7 @@ const (
 
 // sendWebhook posts the notice. Any 2xx is a yes. Redirects are not followed: what
 // the operator named gets it, and nothing that this could be made to point to.
-func (d *Desk) sendWebhook(ctx context.Context, c config.Channel, n api.Notice) error {
+func (d *Responder) sendWebhook(ctx context.Context, c config.Channel, n api.Notice) error {
 	endpoint, err := c.Endpoint()
 	if err != nil {
 		return err

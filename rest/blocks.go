@@ -19,7 +19,7 @@ func (s *Server) routeBlocks(a huma.API) {
 }
 
 func (s *Server) listBlocks(ctx context.Context, in *api.Paging) (api.Page[api.Block], error) {
-	list, next, err := s.Desk.Ledger.Blocks(ctx, in.After, limitOf(*in))
+	list, next, err := s.RA.Ledger.Blocks(ctx, in.After, limitOf(*in))
 	return page(list, next, shapeBlock), err
 }
 
@@ -29,7 +29,7 @@ func (s *Server) createBlock(ctx context.Context, in *struct{ Body api.NewBlock 
 		return api.Block{}, err
 	}
 	by := s.by(ctx)
-	b, err := s.Desk.Ledger.Block(ctx, access.Block{
+	b, err := s.RA.Ledger.Block(ctx, access.Block{
 		Prefix: network, Reason: in.Body.Reason, Until: s.Now().Add(time.Duration(in.Body.TTLSeconds) * time.Second),
 	}, by.Actor, by.Via)
 	return shapeBlock(b), err
@@ -44,7 +44,7 @@ func (s *Server) removeBlock(ctx context.Context, in *struct {
 		return api.Block{}, err
 	}
 	by := s.by(ctx)
-	b, err := s.Desk.Ledger.Unblock(ctx, network, by.Actor, by.Via)
+	b, err := s.RA.Ledger.Unblock(ctx, network, by.Actor, by.Via)
 	return shapeBlock(b), err
 }
 

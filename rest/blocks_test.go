@@ -13,7 +13,7 @@ func TestBlocksAreSeenMadeAndLifted(t *testing.T) {
 	h := newHouse(t)
 	c := h.local(t)
 	for range 10 {
-		h.Desk.Ledger.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr("198.51.100.1"), Door: "est", Code: countersign.BadCredential})
+		h.RA.Ledger.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr("198.51.100.1"), Door: "est", Code: countersign.BadCredential})
 	}
 	var made api.Block
 	c.must("POST", "/blocks", `{"network":"2001:db8::7/48","reason":"odd","ttl_seconds":3600}`, &made)

@@ -104,17 +104,17 @@ func (s *Server) act(ctx context.Context, in *actOn) ra.Act {
 }
 
 func (s *Server) suspend(ctx context.Context, in *actOn) (api.Cut, error) {
-	r, err := s.Desk.Suspend(ctx, s.act(ctx, in))
+	r, err := s.RA.Suspend(ctx, s.act(ctx, in))
 	return s.cut(ctx, r, countersign.CertificateHold), err
 }
 
 func (s *Server) retire(ctx context.Context, in *actOn) (api.Cut, error) {
-	r, err := s.Desk.Retire(ctx, s.act(ctx, in))
+	r, err := s.RA.Retire(ctx, s.act(ctx, in))
 	return s.cut(ctx, r, countersign.CessationOfOperation), err
 }
 
 func (s *Server) reactivate(ctx context.Context, in *actOn) (api.Device, error) {
-	if _, err := s.Desk.Reactivate(ctx, s.act(ctx, in)); err != nil {
+	if _, err := s.RA.Reactivate(ctx, s.act(ctx, in)); err != nil {
 		return api.Device{}, err
 	}
 	return s.getDevice(ctx, &in.DeviceID)
@@ -136,7 +136,7 @@ func (s *Server) revokeThis(ctx context.Context, req countersign.RevokeRequest, 
 	}
 	by := s.by(ctx)
 	req.Reason, req.Note, req.Actor, req.Via = reason, body.Note, by.Actor, by.Via
-	r, err := s.Desk.Revoke(ctx, req)
+	r, err := s.RA.Revoke(ctx, req)
 	if err == nil {
 		reason = r.Reason
 	}

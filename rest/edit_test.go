@@ -141,7 +141,7 @@ func TestAMovedDeviceTakesItsTokenAlong(t *testing.T) {
 	var tok api.IssuedToken
 	c.must("POST", "/tokens", `{"device":"pump-1"}`, &tok)
 	c.must("PATCH", "/devices/pump-1", `{"fleet":"line-2"}`, nil)
-	g, err := h.Desk.Enroll(t.Context(), countersign.EnrollRequest{
+	g, err := h.RA.Enroll(t.Context(), countersign.EnrollRequest{
 		CSR: newCSR(t, "pump-1"), Evidence: countersign.Evidence{Token: tok.Secret}, Door: "rest", Remote: netip.MustParseAddrPort("127.0.0.1:1"),
 	})
 	if err != nil || g.Fleet != "line-2" {
@@ -249,7 +249,7 @@ func ruleLines(rules map[string]any) (list []string) {
 // TestDoctorSeesThatTheLogWasShortened removes the end of the log.
 func TestDoctorSeesThatTheLogWasShortened(t *testing.T) {
 	h := newHouse(t)
-	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Sessions}
+	h.Alerts = &respond.Responder{RA: h.RA, Sessions: h.Sessions}
 	c := h.local(t)
 	level := func() string {
 		var d api.Doctor

@@ -49,7 +49,7 @@ const (
 // approve. Its listener must ask for client certificates without verifying them.
 type Enroll struct {
 	Enroller countersign.Enroller
-	Desk     *ra.Desk // nil: only what the Enroller does
+	RA       *ra.Authority // nil: only what the Enroller does
 	Now      func() time.Time
 	Log      *slog.Logger
 }
@@ -79,15 +79,15 @@ func (e *Enroll) serve(w http.ResponseWriter, r *http.Request) error {
 		do = e.enroll
 	case path == "/renew":
 		do = e.renew
-	case path == "/enroll/tpm" && e.Desk != nil:
+	case path == "/enroll/tpm" && e.RA != nil:
 		do = e.challenge
-	case path == "/enroll/tpm/answer" && e.Desk != nil:
+	case path == "/enroll/tpm/answer" && e.RA != nil:
 		do = e.answer
-	case path == "/introductions" && e.Desk != nil:
+	case path == "/introductions" && e.RA != nil:
 		do = e.introduce
-	case path == "/access-tokens" && e.Desk != nil:
+	case path == "/access-tokens" && e.RA != nil:
 		do = e.accessToken
-	case path == "/secret" && e.Desk != nil:
+	case path == "/secret" && e.RA != nil:
 		do = e.change
 	default:
 		return countersign.Errorf(countersign.NotFound, "there is no %.200s here", r.URL.Path).

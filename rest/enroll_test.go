@@ -35,7 +35,7 @@ import (
 // enrollServer serves the device door over TLS that asks for certificates.
 func enrollServer(t *testing.T, h *house) *httptest.Server {
 	t.Helper()
-	s := httptest.NewUnstartedServer(&rest.Enroll{Enroller: h.Desk, Desk: h.Desk, Now: h.Now, Log: h.Log})
+	s := httptest.NewUnstartedServer(&rest.Enroll{Enroller: h.RA, RA: h.RA, Now: h.Now, Log: h.Log})
 	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
 	s.StartTLS()
 	t.Cleanup(s.Close)
@@ -345,7 +345,7 @@ func TestNobodyIsAGuestOverREST(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	door := &rest.Enroll{Enroller: h.Desk, Desk: h.Desk, Now: h.Now, Log: h.Log}
+	door := &rest.Enroll{Enroller: h.RA, RA: h.RA, Now: h.Now, Log: h.Log}
 	for path, body := range map[string]string{"/access-tokens": "", "/introductions": `{"peer": "pump-2", "purpose": "x"}`, "/secret": ""} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "https://h"+api.Base+path, strings.NewReader(body))
 		w := httptest.NewRecorder()

@@ -84,7 +84,7 @@ func (s *Server) explain(ctx context.Context, in *struct{ Body api.Explain }) (a
 		}
 		req.Remote = netip.AddrPortFrom(addr, 0)
 	}
-	e, err := s.Desk.ExplainTo(ctx, req, s.by(ctx), s.from(ctx))
+	e, err := s.RA.ExplainTo(ctx, req, s.by(ctx), s.from(ctx))
 	return shapeExplanation(e), err
 }
 

@@ -200,7 +200,7 @@ func askOf(r *http.Request) operator.Ask {
 func (x *Exchange) check(ctx context.Context, token, kind string) (person, error) {
 	switch {
 	case kind == typeAccessToken:
-		t, err := x.Gate.Desk.Authenticate(ctx, token)
+		t, err := x.Gate.Accounts.Authenticate(ctx, token)
 		return person{name: t.Name, source: ra.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
 	case kind == typeIDToken && x.OIDC != nil:
 		p, err := x.OIDC.Verify(ctx, token)

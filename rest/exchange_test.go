@@ -130,7 +130,7 @@ func TestExchangeBlocksWhoGuesses(t *testing.T) {
 		if i < 9 {
 			continue
 		}
-		if err := h.Desk.Ledger.Check(netip.MustParseAddr("192.0.2.7")); countersign.CodeOf(err) != countersign.RateLimited {
+		if err := h.RA.Ledger.Check(netip.MustParseAddr("192.0.2.7")); countersign.CodeOf(err) != countersign.RateLimited {
 			t.Fatalf("after %d wrong tokens: got %v, want the address blocked", i+1, err)
 		}
 	}

@@ -263,7 +263,7 @@ func (f *factoryRun) enroll(ctx context.Context, in api.FactoryRequest) (*counte
 				WithNext("put that device id into the common name of the request")
 		}
 	}
-	return f.Desk.Enroll(ctx, countersign.EnrollRequest{
+	return f.RA.Enroll(ctx, countersign.EnrollRequest{
 		CSR: csr, Fleet: f.Fleet, Door: "factory", Remote: f.remote,
 		Evidence: countersign.Evidence{Voucher: &countersign.Voucher{Actor: f.by, Item: in.Item, Profile: f.Profile}},
 	})

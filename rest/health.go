@@ -118,14 +118,14 @@ func (s *Server) checkLog(ctx context.Context) api.Check {
 
 func (s *Server) checkHolds() api.Check {
 	c := api.Check{Name: "holds", Level: api.LevelOK, Message: "each act is on record"}
-	if s.Desk.Holds == nil {
+	if s.RA.Holds == nil {
 		return c
 	}
-	if n := s.Desk.Holds.Len(); n > 0 {
+	if n := s.RA.Holds.Len(); n > 0 {
 		c.Level, c.Message = api.LevelFail, fmt.Sprintf("%d emergency holds are in force on this node alone: their acts could not be recorded", n)
 		c.Fix = "bring the database back: they are retried every second. Until then ask each other node for the same acts"
 	}
-	if err := s.Desk.Holds.Volatile(); err != nil {
+	if err := s.RA.Holds.Volatile(); err != nil {
 		c.Level, c.Message = api.LevelFail, c.Message+"; a restart forgets them, because they could not be saved"
 		c.Fix = "make room on the disk of the data folder"
 	}

@@ -23,27 +23,27 @@ type holdID struct {
 
 func (s *Server) listHolds(_ context.Context, in *api.Paging) (api.Page[api.Hold], error) {
 	items := []api.Hold{}
-	for _, h := range s.Desk.Holds.List() {
+	for _, h := range s.RA.Holds.List() {
 		items = append(items, shapeHold(h))
 	}
 	return pageOf(items, *in, func(h api.Hold) string { return h.ID }), nil
 }
 
 func (s *Server) retryHold(ctx context.Context, in *holdID) (api.Hold, error) {
-	for _, h := range s.Desk.Holds.List() {
+	for _, h := range s.RA.Holds.List() {
 		if h.ID != in.ID {
 			continue
 		}
 		out := shapeHold(h)
 		out.State = "recorded"
-		return out, s.Desk.RetryHold(ctx, h)
+		return out, s.RA.RetryHold(ctx, h)
 	}
 	return api.Hold{}, countersign.Errorf(countersign.NotFound, "this node has no emergency hold %.40q", in.ID).
 		WithNext("list the holds of this node; each node has its own, and one that was recorded is gone")
 }
 
 func (s *Server) dropHold(ctx context.Context, in *holdID) (api.Hold, error) {
-	h, err := s.Desk.DropHold(in.ID, s.by(ctx))
+	h, err := s.RA.DropHold(in.ID, s.by(ctx))
 	return shapeHold(h), err
 }
 

@@ -17,5 +17,5 @@ func (s *Server) introduce(ctx context.Context, in *struct{ Body api.NewIntroduc
 	if in.Body.Device == "" {
 		return api.SignedIntroduction{}, countersign.Errorf(countersign.BadRequest, "an operator names both devices").WithNext("add device")
 	}
-	return s.Desk.IntroduceBoth(ctx, introductionOf(in.Body), s.by(ctx))
+	return s.RA.IntroduceBoth(ctx, introductionOf(in.Body), s.by(ctx))
 }

@@ -29,7 +29,7 @@ type OfFleet struct {
 	Fleet string `path:"fleet" maxLength:"63"`
 }
 
-func (s *Server) policies() *access.Policies { return s.Desk.Access.Policies }
+func (s *Server) policies() *access.Policies { return s.RA.Access.Policies }
 
 func (s *Server) getPolicy(ctx context.Context, in *OfFleet) (api.Policy, error) {
 	v, err := s.policies().Present(ctx, in.Fleet)

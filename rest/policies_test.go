@@ -13,7 +13,7 @@ import (
 func policyHouse(t *testing.T) (*house, *client) {
 	t.Helper()
 	h := newHouse(t)
-	h.Desk.Access.Policies = &access.Policies{DB: h.db, Now: h.Now, Append: h.Events.Append}
+	h.RA.Access.Policies = &access.Policies{DB: h.db, Now: h.Now, Append: h.Events.Append}
 	return h, h.local(t)
 }
 

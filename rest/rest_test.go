@@ -63,7 +63,7 @@ func newHouse(t *testing.T) *house {
 	h := &house{db: db}
 	reg := &registry.Registry{DB: db, Now: now}
 	events := &event.Log{DB: db, Now: now, Log: log, Node: "test", Cut: func(countersign.Cut) int { return 2 }}
-	operators := &operator.Desk{DB: db, Now: now, Log: log}
+	operators := &operator.Accounts{DB: db, Now: now, Log: log}
 	err = db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		if err := authority.RecordFounding(ctx, tx, f); err != nil {
 			return err
@@ -85,8 +85,8 @@ func newHouse(t *testing.T) *house {
 	}
 	h.Server = &rest.Server{
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
-		Desk: &ra.Desk{
-			DB: db, CA: authority, Registry: reg, Access: &access.Desk{DB: db, CA: authority, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
+		RA: &ra.Authority{
+			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
 			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
 		Office: &ra.Office{
@@ -95,8 +95,8 @@ func newHouse(t *testing.T) *house {
 		},
 		Sessions: func() []countersign.Session { return h.sessions },
 	}
-	h.Gate = &operator.Gate{Desk: operators, Ledger: h.Desk.Ledger, Later: events.Later, Now: now}
-	h.Alerts = &respond.Desk{RA: h.Desk, Sessions: h.Sessions}
+	h.Gate = &operator.Gate{Accounts: operators, Ledger: h.RA.Ledger, Later: events.Later, Now: now}
+	h.Alerts = &respond.Responder{RA: h.RA, Sessions: h.Sessions}
 	return h
 }
 
@@ -183,7 +183,7 @@ func (h *house) enroll(t *testing.T, id string) *countersign.Grant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := h.Desk.Enroll(t.Context(), countersign.EnrollRequest{
+	g, err := h.RA.Enroll(t.Context(), countersign.EnrollRequest{
 		CSR: newCSR(t, id), Evidence: countersign.Evidence{Token: secret}, Door: "test", Remote: netip.MustParseAddrPort("127.0.0.1:1"),
 	})
 	if err != nil {

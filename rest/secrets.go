@@ -27,7 +27,7 @@ func (s *Server) listSecrets(ctx context.Context, in *struct {
 	api.Paging
 },
 ) (api.Page[api.Secret], error) {
-	list, err := s.Desk.Secrets(ctx, in.ID)
+	list, err := s.RA.Secrets(ctx, in.ID)
 	return page(list, "", shapeSecret), err
 }
 
@@ -61,7 +61,7 @@ func (s *Server) rotateSecret(ctx context.Context, in *struct {
 }
 
 func (s *Server) makeSecret(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
-	made, text, err := s.Desk.CreateSecret(ctx, o, s.by(ctx))
+	made, text, err := s.RA.CreateSecret(ctx, o, s.by(ctx))
 	return issuedSecret(made, text, o.Binary), err
 }
 
@@ -75,7 +75,7 @@ func (s *Server) stopSecret(ctx context.Context, in *struct {
 	if in.Body != nil {
 		why = in.Body.Note
 	}
-	made, done, err := s.Desk.StopSecret(ctx, in.ID, in.Secret, why, s.by(ctx))
+	made, done, err := s.RA.StopSecret(ctx, in.ID, in.Secret, why, s.by(ctx))
 	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions, Already: done.Already}, err
 }
 
@@ -123,7 +123,7 @@ func (e *Enroll) change(w http.ResponseWriter, r *http.Request) error {
 	if err := shows(c); err != nil {
 		return err
 	}
-	made, text, err := e.Desk.ChangeSecret(r.Context(), c, in.Binary)
+	made, text, err := e.RA.ChangeSecret(r.Context(), c, in.Binary)
 	if err != nil {
 		return err
 	}

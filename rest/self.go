@@ -43,7 +43,7 @@ func (e *Enroll) introduce(w http.ResponseWriter, r *http.Request) error {
 	if err := shows(c); err != nil {
 		return err
 	}
-	out, err := e.Desk.IntroduceMe(r.Context(), c, introductionOf(in))
+	out, err := e.RA.IntroduceMe(r.Context(), c, introductionOf(in))
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (e *Enroll) accessToken(w http.ResponseWriter, r *http.Request) error {
 	if err := shows(c); err != nil {
 		return err
 	}
-	k, text, err := e.Desk.DeviceToken(r.Context(), c, ttlOf(in.TTLSeconds))
+	k, text, err := e.RA.DeviceToken(r.Context(), c, ttlOf(in.TTLSeconds))
 	if err != nil {
 		return err
 	}

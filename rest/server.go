@@ -44,13 +44,13 @@ type Server struct {
 	CA        *ca.CA
 	Registry  *registry.Registry
 	Events    *event.Log
-	Desk      *ra.Desk
+	RA        *ra.Authority
 	Office    *ra.Office
-	Operators *operator.Desk
+	Operators *operator.Accounts
 	// Gate decides who may ask for what; nil where Local.
 	Gate *operator.Gate
 	// Alerts is where findings become alerts.
-	Alerts *respond.Desk
+	Alerts *respond.Responder
 	// Auditor looks through the records.
 	Auditor *audit.Auditor
 	// Sessions lists the live sessions of this node.

@@ -25,7 +25,7 @@ func (e *Enroll) challenge(w http.ResponseWriter, r *http.Request) error {
 	if err := decodeStrictly(body, &in, `send {"ek_public": "...", "ek_certificate": "...", "ak_public": "..."} with base64 of what the TPM gives`); err != nil {
 		return err
 	}
-	c, err := e.Desk.ChallengeTPM(r.Context(), in.Fleet, evidenceOf(in), remoteOf(r))
+	c, err := e.RA.ChallengeTPM(r.Context(), in.Fleet, evidenceOf(in), remoteOf(r))
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (e *Enroll) answer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	grant, err := e.Desk.EnrollTPM(r.Context(), in.Session, ev, countersign.EnrollRequest{
+	grant, err := e.RA.EnrollTPM(r.Context(), in.Session, ev, countersign.EnrollRequest{
 		CSR: csr, Fleet: in.Fleet, Door: "rest", Remote: remoteOf(r), Began: began,
 	})
 	if err != nil {

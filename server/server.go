@@ -76,13 +76,13 @@ type Server struct {
 	reserve   chan store.Reserve // of the database, when its use changes
 	events    *event.Log
 	registry  *registry.Registry
-	operators *operator.Desk
+	operators *operator.Accounts
 	gate      *operator.Gate
 	ledger    *access.Ledger
 	tokens    *access.Tokens
-	desk      *ra.Desk
+	desk      *ra.Authority
 	crls      *ra.Publisher
-	alerts    *respond.Desk
+	alerts    *respond.Responder
 	watch     *detect.Watch
 	auditor   *audit.Auditor
 	identity  *identity
@@ -196,7 +196,7 @@ func (s *Server) openKeepers(ctx context.Context) error {
 	s.identity = &identity{now: s.opts.Now}
 	s.identity.names.Store(&s.cfg.Names)
 	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: s.reservedNames()}
-	s.operators = &operator.Desk{DB: s.db, Now: s.opts.Now, Log: s.log}
+	s.operators = &operator.Accounts{DB: s.db, Now: s.opts.Now, Log: s.log}
 	var passphrase func() ([]byte, error)
 	if s.cfg.RootPassphrase != "" {
 		passphrase = func() ([]byte, error) {
@@ -241,7 +241,7 @@ func (s *Server) voidSerials(ctx context.Context, all bool) error {
 
 func (s *Server) openLedger(ctx context.Context) error {
 	s.ledger = &access.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
-	s.gate = &operator.Gate{Desk: s.operators, Ledger: s.ledger, Later: s.events.Later, Now: s.opts.Now}
+	s.gate = &operator.Gate{Accounts: s.operators, Ledger: s.ledger, Later: s.events.Later, Now: s.opts.Now}
 	return s.ledger.Load(ctx)
 }
 
@@ -255,8 +255,8 @@ func (s *Server) openDesk(context.Context) error {
 		return err
 	}
 	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
-	s.desk = &ra.Desk{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Desk{DB: s.db, CA: s.ca, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
+	s.desk = &ra.Authority{
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Decider{DB: s.db, CA: s.ca, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
 		Sealer: s.sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
@@ -297,7 +297,7 @@ func (s *Server) openDoors(context.Context) error {
 	s.metrics.registry.MustRegister(refused{s.guard})
 	s.metrics.watchSpace(s.db.Reserve)
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
-	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{Desk: s.desk}, nil), s.identity.tlsConfig())
+	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.desk}, nil), s.identity.tlsConfig())
 	s.serveStatus()
 	office := &ra.Office{
 		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
@@ -311,7 +311,7 @@ func (s *Server) openDoors(context.Context) error {
 	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
-			CA: s.ca, Registry: s.registry, Events: s.events, Desk: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
+			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
 			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Checks: s.checks, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
@@ -331,7 +331,7 @@ func (s *Server) openDoors(context.Context) error {
 
 // enrollment is the handler of a listener where devices get certificates; desk is
 // nil where they can do nothing else.
-func (s *Server) enrollment(by countersign.Enroller, desk *ra.Desk) http.Handler {
+func (s *Server) enrollment(by countersign.Enroller, desk *ra.Authority) http.Handler {
 	mux := http.NewServeMux()
 	anchors := &trust{s.ca, s.registry}
 	door := &est.Server{
@@ -342,7 +342,7 @@ func (s *Server) enrollment(by countersign.Enroller, desk *ra.Desk) http.Handler
 		mux.Handle(prefix+"/.well-known/est", door)
 		mux.Handle(prefix+"/.well-known/est/", door)
 	}
-	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, Desk: desk, Log: s.log, Now: s.opts.Now})
+	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, RA: desk, Log: s.log, Now: s.opts.Now})
 	return evenPaths(mux)
 }
 

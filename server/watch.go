@@ -13,7 +13,7 @@ import (
 
 // openWatch sets up what finds abuse and what follows on it.
 func (s *Server) openWatch(context.Context) error {
-	s.alerts = &respond.Desk{
+	s.alerts = &respond.Responder{
 		RA: s.desk, Sessions: s.index.Sessions, Rules: findingRules, Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)

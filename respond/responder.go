@@ -1,4 +1,4 @@
-// Package respond turns findings into consequences. A [Desk] groups what the
+// Package respond turns findings into consequences. A [Responder] groups what the
 // detectors and audit checks found into alerts, does what the fleet wants done
 // about them, tells the channels of the configuration, and serves the people who
 // work on the alerts. It finds nothing by itself, and changes a device's standing
@@ -17,9 +17,9 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Desk takes findings. Set the fields, then Run.
-type Desk struct {
-	RA *ra.Desk // acts on devices; its database, keepers, clock and log serve here too
+// Responder takes findings. Set the fields, then Run.
+type Responder struct {
+	RA *ra.Authority // acts on devices; its database, keepers, clock and log serve here too
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
 	// Rules is the catalog of detectors and audit checks. nil: none is known.
@@ -61,7 +61,7 @@ const (
 	keepClosed = 400 * 24 * time.Hour
 )
 
-func (d *Desk) init() {
+func (d *Responder) init() {
 	d.once.Do(func() {
 		d.due = make(chan struct{}, 1)
 		d.catalog = map[string]Rule{}
@@ -76,16 +76,16 @@ func (d *Desk) init() {
 	})
 }
 
-func (d *Desk) now() time.Time { return store.Time(store.Micros(d.RA.Now())) }
+func (d *Responder) now() time.Time { return store.Time(store.Micros(d.RA.Now())) }
 
-func (d *Desk) observe(o Outcome) {
+func (d *Responder) observe(o Outcome) {
 	if d.Observe != nil {
 		d.Observe(o)
 	}
 }
 
 // wake has the workers look at once instead of at their next turn.
-func (d *Desk) wake() {
+func (d *Responder) wake() {
 	poke(d.due)
 	for _, c := range d.channels {
 		poke(c.due)
@@ -104,7 +104,7 @@ func newID() string { return rand.Text()[:13] } // 65 bits
 
 // Run does what was queued and tells the channels, until ctx ends. What is not done
 // by then is on record, for the next process.
-func (d *Desk) Run(ctx context.Context) error {
+func (d *Responder) Run(ctx context.Context) error {
 	d.init()
 	if err := d.adopt(ctx); err != nil && ctx.Err() == nil {
 		d.RA.Log.ErrorContext(ctx, "mitigations not taken over", "error", err, "retry_in", turn) // their turn ends
@@ -133,7 +133,7 @@ func (d *Desk) Run(ctx context.Context) error {
 }
 
 // loop does one piece of work after the other while there is any, then waits.
-func (d *Desk) loop(ctx context.Context, due <-chan struct{}, work func(context.Context) (more bool, err error)) {
+func (d *Responder) loop(ctx context.Context, due <-chan struct{}, work func(context.Context) (more bool, err error)) {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -154,7 +154,7 @@ func (d *Desk) loop(ctx context.Context, due <-chan struct{}, work func(context.
 
 // adopt makes due again what a process that ended had begun. With PostgreSQL
 // another node may be at it: there the end of its turn tells.
-func (d *Desk) adopt(ctx context.Context) error {
+func (d *Responder) adopt(ctx context.Context) error {
 	if d.RA.DB.Postgres() {
 		return nil
 	}
@@ -165,7 +165,7 @@ func (d *Desk) adopt(ctx context.Context) error {
 }
 
 // tend wakes snoozed alerts, forgets what is old and counts what is open.
-func (d *Desk) tend(ctx context.Context) error {
+func (d *Responder) tend(ctx context.Context) error {
 	now := d.now()
 	if err := d.wakeSnoozed(ctx, now); err != nil {
 		return err

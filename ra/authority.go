@@ -1,5 +1,5 @@
 // Package ra is the registration authority: every enrollment, whatever the
-// protocol, and every change of a device's standing is decided here. A [Desk]
+// protocol, and every change of a device's standing is decided here. A [Authority]
 // takes evidence in, decides, and gives a certificate out; certificate, device
 // state, spent evidence and event are written in one transaction before it
 // answers. Doors call it; it knows no protocol.
@@ -21,12 +21,12 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Desk decides. Set the fields, then Run.
-type Desk struct {
+// Authority decides. Set the fields, then Run.
+type Authority struct {
 	DB       *store.DB
 	CA       *ca.CA
 	Registry *registry.Registry
-	Access   *access.Desk
+	Access   *access.Decider
 	Ledger   *access.Ledger
 	Sample   *access.Sample // of what was decided, for the replay of policies; nil: none
 	Events   *event.Log
@@ -57,8 +57,8 @@ type Desk struct {
 }
 
 var (
-	_ countersign.Enroller   = (*Desk)(nil)
-	_ countersign.Gatekeeper = (*Desk)(nil)
+	_ countersign.Enroller   = (*Authority)(nil)
+	_ countersign.Gatekeeper = (*Authority)(nil)
 )
 
 const (
@@ -73,7 +73,7 @@ const (
 )
 
 // Run writes sightings behind and ends overlaps, until ctx ends.
-func (d *Desk) Run(ctx context.Context) error {
+func (d *Authority) Run(ctx context.Context) error {
 	flush := time.NewTicker(seenEvery)
 	defer flush.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -106,7 +106,7 @@ func (d *Desk) Run(ctx context.Context) error {
 }
 
 // Sweep revokes superseded certificates whose overlap has ended, and gives their number.
-func (d *Desk) Sweep(ctx context.Context) (int, error) {
+func (d *Authority) Sweep(ctx context.Context) (int, error) {
 	total := 0
 	for {
 		due, err := d.CA.Overdue(ctx, d.DB, sweepBatch)
@@ -127,7 +127,7 @@ func (d *Desk) Sweep(ctx context.Context) (int, error) {
 	}
 }
 
-func (d *Desk) endOverlap(ctx context.Context, cert countersign.Certificate) error {
+func (d *Authority) endOverlap(ctx context.Context, cert countersign.Certificate) error {
 	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
@@ -156,7 +156,7 @@ type Outcome struct {
 	Code   countersign.Code
 }
 
-func (d *Desk) observe(o Outcome) {
+func (d *Authority) observe(o Outcome) {
 	if d.Observe != nil {
 		d.Observe(o)
 	}
@@ -191,7 +191,7 @@ func (s *sightings) take() []registry.Sighting {
 // seenBatch bounds one transaction of sightings.
 const seenBatch = 500
 
-func (d *Desk) flushSeen(ctx context.Context) {
+func (d *Authority) flushSeen(ctx context.Context) {
 	list := d.seen.take()
 	for len(list) > 0 {
 		n := min(len(list), seenBatch)
