@@ -56,4 +56,4 @@ demo: ## Watch the whole life of 25 devices in half a minute
 	go run ./cmd/countersign demo
 
 bench: ## Measure speed beside the limits of this machine (BENCHFLAGS)
-	go run ./bench $(BENCHFLAGS)
+	go run ./test/bench $(BENCHFLAGS)

@@ -83,7 +83,7 @@ var rings = slices.Concat([]ring{
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
-		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo test/bench bench"),
+		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo test/bench"),
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent cmd/countersign/command cmd/countersign/demo"),
 	},
 	{
