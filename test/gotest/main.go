@@ -1,11 +1,12 @@
 // Command gotest runs "go test" with the arguments it is given, prints what go
-// test prints, and names at the end each test that was skipped and why: a green
-// run should not hide what it did not look at. With COUNTERSIGN_REQUIRE_PEERS=1
-// a skip is a failure. The exit status is otherwise that of go test.
+// test prints, and names at the end the slowest tests, and each test that was
+// skipped and why: a green run should not hide what it did not look at. With
+// COUNTERSIGN_REQUIRE_PEERS=1 a skip is a failure. The exit status is otherwise that of go test.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,9 +73,24 @@ type event struct {
 	Package string
 	Test    string
 	Output  string
+	Elapsed float64 // seconds, of a test or a package that ended
 }
 
 type skip struct{ pkg, test, reason string }
+
+// timed is a test that passed or failed, and the seconds that it took. Tests that
+// run in parallel share the cores, and their times with them.
+type timed struct {
+	pkg, test string
+	seconds   float64
+}
+
+// slowest is how many tests the summary names, and slow the seconds below which a
+// test is not worth a line.
+const (
+	slowest = 25
+	slow    = 2
+)
 
 // report turns the events back into the text of a plain go test: all output of
 // what failed, one line for each package that passed.
@@ -82,6 +98,7 @@ type report struct {
 	out    io.Writer
 	lines  map[string][]string // output so far, by package and test
 	skips  []skip
+	timed  []timed
 	passed int
 	failed int
 }
@@ -123,6 +140,9 @@ func (r *report) add(e event) {
 	if e.Test == "" {
 		r.endPackage(e, lines)
 		return
+	}
+	if e.Elapsed >= slow && !strings.Contains(e.Test, "/") { // a test counts with its subtests
+		r.timed = append(r.timed, timed{path.Base(e.Package), e.Test, e.Elapsed})
 	}
 	switch e.Action {
 	case "pass":
@@ -175,6 +195,13 @@ func reason(lines []string) string {
 }
 
 func (r *report) summarize() {
+	slices.SortFunc(r.timed, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
+	for i, t := range r.timed[:min(slowest, len(r.timed))] {
+		if i == 0 {
+			fmt.Fprintf(r.out, "\nslowest tests, in seconds:\n")
+		}
+		fmt.Fprintf(r.out, "%7.1f %s %s\n", t.seconds, t.pkg, t.test)
+	}
 	fmt.Fprintf(r.out, "\n%d passed, %d failed, %d skipped\n", r.passed, r.failed, len(r.skips))
 	for _, s := range r.skips {
 		fmt.Fprintf(r.out, "  skipped %s %s: %s\n", s.pkg, s.test, s.reason)

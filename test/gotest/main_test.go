@@ -67,3 +67,23 @@ func TestRunReportsOutcome(t *testing.T) {
 		})
 	}
 }
+
+// TestSummaryNamesTheSlowest feeds what two packages reported: subtests count with
+// their test, and what is quick has no line.
+func TestSummaryNamesTheSlowest(t *testing.T) {
+	var out bytes.Buffer
+	r := newReport(&out)
+	stream := `{"Action":"pass","Package":"x/ra","Test":"TestA/sub","Elapsed":3.5}
+{"Action":"pass","Package":"x/ra","Test":"TestA","Elapsed":3.5}
+{"Action":"pass","Package":"x/mqtt","Test":"TestB","Elapsed":12}
+{"Action":"pass","Package":"x/mqtt","Test":"TestC","Elapsed":0.5}
+`
+	if err := r.read(strings.NewReader(stream)); err != nil {
+		t.Fatal(err)
+	}
+	r.summarize()
+	const want = "\nslowest tests, in seconds:\n   12.0 mqtt TestB\n    3.5 ra TestA\n\n4 passed, 0 failed, 0 skipped\n"
+	if got := out.String(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
