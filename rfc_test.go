@@ -109,18 +109,26 @@ func TestCitedRFCsAreListed(t *testing.T) {
 }
 
 // TestImplementedRFCsAreCited wants each row that claims something to be borne
-// out by a comment in the code at the place that the row names.
+// out by a comment in the code at the place that the row names, and a row that
+// claims nothing not to be contradicted by one.
 func TestImplementedRFCsAreCited(t *testing.T) {
 	citedIn := map[int][]string{} // folders
+	byPrograms := map[int]string{}
 	for _, f := range goFiles(t) {
 		for _, n := range citations(t, f.path) {
 			citedIn[n] = append(citedIn[n], f.dir)
+			if !isTest(f.path) && !isTestKit(f.dir) {
+				byPrograms[n] = f.path
+			}
 		}
 	}
 	for _, r := range readRFCs(t) {
 		built := r.status == "Yes" || r.status == "Partial"
 		if built && len(r.where) == 0 {
 			t.Errorf("docs/rfc.txt: RFC %d is %s, and no folder is named", r.number, r.status)
+		}
+		if file, cited := byPrograms[r.number]; cited && !built {
+			t.Errorf("docs/rfc.txt: RFC %d is %s, and %s cites it", r.number, r.status, file)
 		}
 		for _, dir := range r.where {
 			if built && !slices.Contains(citedIn[r.number], dir) {

@@ -149,7 +149,7 @@ func ParseSymmetricKey(s string) ([]byte, error) {
 	return key, nil
 }
 
-// DeriveKey gives the key of one device of a group: HMAC-SHA256 of its
+// DeriveKey returns the key of one device of a group: HMAC-SHA256 (RFC 2104) of its
 // registration id under the group key. The device is given base64 of it and
 // never sees the group key. The id counts as it is written.
 func DeriveKey(groupKey []byte, registrationID string) []byte {

@@ -16,7 +16,7 @@ func TLSConfig(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error))
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: certificate,
 		ClientAuth:     tls.RequestClientCert,
-		CipherSuites: []uint16{ // TLS 1.2 only; those of 1.3 are all AEAD
+		CipherSuites: []uint16{ // of TLS 1.2 (RFC 5246) only; those of 1.3 are all AEAD
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
