@@ -1,7 +1,6 @@
 // Package access answers the one question at the door: may this connection come
 // in, as whom, and to do what? Every gateway, broker and proxy gets the same
-// answer from [Decider.Decide]. Its [Ledger] counts failures and blocks the addresses
-// that guess.
+// answer from [Decider.Decide].
 //
 // A decision changes nothing on record; what it sets in motion (a first use, a
 // fork) is package ra's.

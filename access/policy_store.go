@@ -17,6 +17,8 @@ const (
 	// maxVersions bounds the versions that are kept of one fleet's policy, 32 MB at
 	// the most: the oldest go first.
 	maxVersions = 500
+	// maxPage bounds a page of versions.
+	maxPage = 1000
 	// maxNote bounds what is said of a version.
 	maxNote = 400
 )

@@ -33,6 +33,12 @@ const (
 	sampleBatch = 256
 	// maxDecisions bounds the rows that are kept of a fleet; the oldest go first.
 	maxDecisions = 10_000
+	// flushEvery is what a crash may lose of the sample.
+	flushEvery = 2 * time.Second
+	// sweepEvery is how often the record and memory are held to their bounds.
+	sweepEvery = time.Minute
+	// writeTime bounds the last transaction when the server stops.
+	writeTime = 5 * time.Second
 	// maxSampledTopic bounds a topic on record. Longer ones are left out.
 	maxSampledTopic = 1024
 )

@@ -21,16 +21,17 @@ import (
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // door is a desk that takes every kind, with two active devices in the fleet pumps.
 type door struct {
 	*access.Decider
-	clock *clock
+	clock *kit.Clock
 	keys  map[string]access.SymmetricKey
 }
 
-func (d *door) turn(by time.Duration) { d.clock.turn(by) }
+func (d *door) turn(by time.Duration) { d.clock.Advance(by) }
 
 func newDoor(t *testing.T, db *store.DB) *door {
 	t.Helper()
@@ -38,7 +39,7 @@ func newDoor(t *testing.T, db *store.DB) *door {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &door{clock: &clock{now: start}, keys: map[string]access.SymmetricKey{}}
+	d := &door{clock: kit.NewClock(start), keys: map[string]access.SymmetricKey{}}
 	d.Decider = &access.Decider{DB: db, Now: d.clock.Now, Sealer: sealer, Keys: func(_ context.Context, _, device string, _ netip.Addr) ([]access.SymmetricKey, error) {
 		if k, ok := d.keys[device]; ok {
 			return []access.SymmetricKey{k}, nil

@@ -46,6 +46,8 @@ const (
 	// keepStopped is how many of a device's stopped secrets are remembered, so that
 	// whoever shows one is told so.
 	keepStopped = 4
+	// maxReason bounds an operator's words on why a secret was stopped.
+	maxReason = 200
 	// changePause is how soon a device may change its own secret again.
 	changePause = time.Minute
 

@@ -31,6 +31,8 @@ const (
 	MaxScope = 100
 	// maxLiveTokens bounds those of one source that are good at once.
 	maxLiveTokens = 100
+	// maxTokenPage bounds a page of tokens.
+	maxTokenPage = 1000
 	// maxTokenText bounds what is parsed at all; ours are under 1 KiB.
 	maxTokenText = 4 << 10
 	// tokenIssuer and tokenAudience keep our tokens apart from everybody else's.
@@ -268,7 +270,7 @@ func scanTokens(rows *sql.Rows) (list []Token, err error) {
 // List reads the tokens that are good now by id, those after the id after; next is
 // empty on the last page.
 func (t *Tokens) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
-	limit = min(max(limit, 1), maxPage)
+	limit = min(max(limit, 1), maxTokenPage)
 	rows, err := t.DB.Query(ctx, `SELECT `+tokenColumns+` FROM access_token WHERE id > $1 AND expires_at > $2 AND revoked_at = 0 ORDER BY id LIMIT $3`,
 		after, store.Micros(t.Now()), limit+1)
 	if err != nil {

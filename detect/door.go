@@ -6,23 +6,23 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // door follows refusals.
 type door struct {
 	m         *machine
 	gone      [3]byDevice // by the rules of connectRules
-	strangers access.Table[netip.Prefix, burst]
-	wrong     access.Table[string, wrongs]
-	sprays    access.Table[string, burst]
-	probes    access.Table[netip.Prefix, burst]
-	skews     access.Table[string, burst]
+	strangers lockout.Table[netip.Prefix, burst]
+	wrong     lockout.Table[string, wrongs]
+	sprays    lockout.Table[string, burst]
+	probes    lockout.Table[netip.Prefix, burst]
+	skews     lockout.Table[string, burst]
 }
 
 type byDevice struct {
 	rule *Rule
-	told access.Table[string, burst]
+	told lockout.Table[string, burst]
 }
 
 // wrongs counts twice: the first wrong secret is a finding, many are a worse one.
@@ -38,13 +38,13 @@ func (d *door) init(m *machine) {
 	d.m = m
 	for i, name := range []string{ConnectAfterRevocation, ConnectAfterSuspension, ConnectAfterExpiry} {
 		d.gone[i].rule = m.rules[name]
-		d.gone[i].told = access.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[name])}
+		d.gone[i].told = lockout.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[name])}
 	}
-	d.strangers = access.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[UnknownIssuer])}
-	d.wrong = access.Table[string, wrongs]{Max: maxDevices, TTL: lasts(m.rules[WrongSecret])}
-	d.sprays = access.Table[string, burst]{Max: maxSources, TTL: lasts(m.rules[SecretSpraying])}
-	d.probes = access.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[DeviceProbing])}
-	d.skews = access.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[ClockSkew])}
+	d.strangers = lockout.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[UnknownIssuer])}
+	d.wrong = lockout.Table[string, wrongs]{Max: maxDevices, TTL: lasts(m.rules[WrongSecret])}
+	d.sprays = lockout.Table[string, burst]{Max: maxSources, TTL: lasts(m.rules[SecretSpraying])}
+	d.probes = lockout.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[DeviceProbing])}
+	d.skews = lockout.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[ClockSkew])}
 }
 
 // lasts is how long a rule must remember.

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // maxFleets bounds the fleets that rules remember; an operator makes each by hand.
@@ -18,7 +18,7 @@ const maxFleets = 10_000
 type enrollments struct {
 	m    *machine
 	rule *Rule
-	by   access.Table[string, night]
+	by   lockout.Table[string, night]
 }
 
 // night is a series of unusual enrollments in one fleet.
@@ -30,7 +30,7 @@ type night struct {
 
 func (n *enrollments) init(m *machine) {
 	n.m, n.rule = m, m.rules[UnusualEnrollment]
-	n.by = access.Table[string, night]{Max: maxFleets, TTL: lasts(n.rule)}
+	n.by = lockout.Table[string, night]{Max: maxFleets, TTL: lasts(n.rule)}
 }
 
 func (n *enrollments) issued(e *countersign.Event) {
@@ -90,7 +90,7 @@ func within(from, to, hour int) bool {
 type topicBursts struct {
 	m    *machine
 	rule *Rule
-	by   access.Table[string, denials]
+	by   lockout.Table[string, denials]
 }
 
 type denials struct {
@@ -103,7 +103,7 @@ const maxTopics = 5
 
 func (t *topicBursts) init(m *machine) {
 	t.m, t.rule = m, m.rules[DeniedTopics]
-	t.by = access.Table[string, denials]{Max: maxDevices, TTL: lasts(t.rule)}
+	t.by = lockout.Table[string, denials]{Max: maxDevices, TTL: lasts(t.rule)}
 }
 
 func (t *topicBursts) denied(e *countersign.Event) {

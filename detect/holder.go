@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 const (
@@ -47,7 +47,7 @@ type holders struct {
 	m         *machine
 	rule      *Rule
 	alternate Rule // the same, for parties that take turns
-	by        access.Table[string, holder]
+	by        lockout.Table[string, holder]
 	due       dueHeap
 }
 
@@ -117,7 +117,7 @@ func (h *holders) init(m *machine) {
 	h.m, h.rule = m, m.rules[SharedCertificate]
 	h.alternate = *h.rule
 	h.alternate.Window, h.alternate.Threshold = partyWindow, minReturns
-	h.by = access.Table[string, holder]{Max: maxDevices, TTL: memory}
+	h.by = lockout.Table[string, holder]{Max: maxDevices, TTL: memory}
 }
 
 func (h *holders) opened(e *countersign.Event) {

@@ -4,7 +4,7 @@ import (
 	"strconv"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // maxLimits bounds the subjects that limits remembers, by each of its rules.
@@ -13,8 +13,8 @@ const maxLimits = maxSources
 // limits follows who meets a limit: identities their budget, operators their rights.
 type limits struct {
 	m       *machine
-	budgets access.Table[budgetKey, burst]
-	refused access.Table[string, refusals]
+	budgets lockout.Table[budgetKey, burst]
+	refused lockout.Table[string, refusals]
 }
 
 type budgetKey struct{ subject, budget string }
@@ -30,8 +30,8 @@ const maxRoutes = 5
 
 func (l *limits) init(m *machine) {
 	l.m = m
-	l.budgets = access.Table[budgetKey, burst]{Max: maxLimits, TTL: lasts(m.rules[BudgetExceeded])}
-	l.refused = access.Table[string, refusals]{Max: maxLimits, TTL: lasts(m.rules[OperatorRefused])}
+	l.budgets = lockout.Table[budgetKey, burst]{Max: maxLimits, TTL: lasts(m.rules[BudgetExceeded])}
+	l.refused = lockout.Table[string, refusals]{Max: maxLimits, TTL: lasts(m.rules[OperatorRefused])}
 }
 
 // eventsBudget is the budget whose end means that the log holds less of a device

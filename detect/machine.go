@@ -10,7 +10,7 @@ import (
 	"unique"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 const (
@@ -211,7 +211,7 @@ const (
 // masses groups what befalls many devices at once. Findings of high and critical
 // severity are never grouped: something is to be done about each.
 type masses struct {
-	by access.Table[[2]string, mass]
+	by lockout.Table[[2]string, mass]
 }
 
 type mass struct {
@@ -220,7 +220,7 @@ type mass struct {
 	next  int // the count at which the fleet's finding is told again
 }
 
-func (s *masses) init() { s.by = access.Table[[2]string, mass]{Max: maxMasses, TTL: massWindow} }
+func (s *masses) init() { s.by = lockout.Table[[2]string, mass]{Max: maxMasses, TTL: massWindow} }
 
 func (s *masses) pass(f *found) bool {
 	if f.Severity.Rank() >= countersign.SeverityHigh.Rank() || strings.HasPrefix(f.Subject, "fleet:") {

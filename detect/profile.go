@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 const (
@@ -33,9 +33,9 @@ type profiles struct {
 	m     *machine
 	rule  *Rule
 	seed  maphash.Seed
-	by    access.Table[string, profile]
-	fleet access.Table[face, carriers]
-	ways  access.Table[way, time.Time] // when a device first went there
+	by    lockout.Table[string, profile]
+	fleet lockout.Table[face, carriers]
+	ways  lockout.Table[way, time.Time] // when a device first went there
 }
 
 // way is from one network to another.
@@ -65,9 +65,9 @@ type carriers struct{ devices []string }
 
 func (p *profiles) init(m *machine) {
 	p.m, p.rule, p.seed = m, m.rules[IdentityChange], maphash.MakeSeed()
-	p.by = access.Table[string, profile]{Max: maxDevices, TTL: max(memory, lasts(p.rule))}
-	p.fleet = access.Table[face, carriers]{Max: maxCommon, TTL: memory}
-	p.ways = access.Table[way, time.Time]{Max: maxSources, TTL: memory}
+	p.by = lockout.Table[string, profile]{Max: maxDevices, TTL: max(memory, lasts(p.rule))}
+	p.fleet = lockout.Table[face, carriers]{Max: maxCommon, TTL: memory}
+	p.ways = lockout.Table[way, time.Time]{Max: maxSources, TTL: memory}
 }
 
 func (p *profiles) forget(device string) { p.by.Drop(device) }
@@ -173,7 +173,7 @@ func latest[T comparable](list []T, v T, most int) []T {
 type crowds struct {
 	m    *machine
 	rule *Rule
-	by   access.Table[netip.Prefix, crowd]
+	by   lockout.Table[netip.Prefix, crowd]
 
 	began time.Time // of the first session seen
 }
@@ -190,7 +190,7 @@ type crowd struct {
 
 func (c *crowds) init(m *machine) {
 	c.m, c.rule = m, m.rules[NewAddressCrowd]
-	c.by = access.Table[netip.Prefix, crowd]{Max: maxSources, TTL: max(memory, lasts(c.rule))}
+	c.by = lockout.Table[netip.Prefix, crowd]{Max: maxSources, TTL: max(memory, lasts(c.rule))}
 }
 
 // opened counts where the devices come from that gather at a new address. A site

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // takenOverWithin is how long after a session was taken over its successor may
@@ -21,7 +21,7 @@ const maxClients = countersign.DefaultSessions
 type clients struct {
 	m    *machine
 	rule *Rule
-	by   access.Table[string, []client] // by device, the client id that was used last at the end
+	by   lockout.Table[string, []client] // by device, the client id that was used last at the end
 }
 
 type client struct {
@@ -41,7 +41,7 @@ type sighted struct {
 
 func (c *clients) init(m *machine) {
 	c.m, c.rule = m, m.rules[ClientIDConflict]
-	c.by = access.Table[string, []client]{Max: maxDevices, TTL: lasts(c.rule)}
+	c.by = lockout.Table[string, []client]{Max: maxDevices, TTL: lasts(c.rule)}
 }
 
 func (c *clients) opened(e *countersign.Event) {

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 const (
@@ -31,13 +31,13 @@ const unknown countersign.Actor = "unknown"
 // as operator.refused. Set the fields.
 type Gate struct {
 	Accounts *Accounts
-	Ledger   *access.Ledger
+	Ledger   *lockout.Ledger
 	// Later appends an event soon; see event.Log.
 	Later func(countersign.Event)
 	Now   func() time.Time
 
 	mu       sync.Mutex
-	refused  access.Table[refusal, repeats]
+	refused  lockout.Table[refusal, repeats]
 	overflow map[countersign.Code]*repeats // of what refused had no room for
 }
 
@@ -72,7 +72,7 @@ func (g *Gate) Authenticate(ctx context.Context, secret string, a Ask) (t Token,
 // Prove has check look at what was shown, and counts it if it is wrong: then the
 // answer is slowed, and the address is blocked after some. What is right passes a
 // block that the ledger made by itself, since it was not guessed, as often as
-// [access.Ledger.Try] allows: to find out costs a read of the database, or a
+// [lockout.Ledger.Try] allows: to find out costs a read of the database, or a
 // signature's check. A block by an operator refuses all.
 func (g *Gate) Prove(ctx context.Context, a Ask, check func() error) error {
 	addr := a.Remote.Addr()
@@ -91,7 +91,7 @@ func (g *Gate) Prove(ctx context.Context, a Ask, check func() error) error {
 	if blocked := g.Ledger.Check(addr); blocked != nil {
 		return blocked
 	}
-	o := g.Ledger.Count(ctx, access.Failure{Addr: addr, Credential: "operator", Door: a.Via, Code: code})
+	o := g.Ledger.Count(ctx, lockout.Failure{Addr: addr, Credential: "operator", Door: a.Via, Code: code})
 	if o.ByCredential {
 		g.Later(countersign.Event{
 			Type: countersign.FindingGuessing, Actor: unknown, Remote: written(a.Remote), Via: a.Via, Code: code,

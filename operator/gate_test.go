@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -27,7 +27,7 @@ func newGate(db *store.DB) *gated {
 	g := &gated{desk: newDesk(db)}
 	now := func() time.Time { return g.desk.now }
 	g.Gate = &operator.Gate{
-		Accounts: g.desk.Accounts, Ledger: &access.Ledger{DB: db, Now: now}, Now: now,
+		Accounts: g.desk.Accounts, Ledger: &lockout.Ledger{DB: db, Now: now}, Now: now,
 		Later: func(e countersign.Event) {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -84,7 +84,7 @@ func TestGateBlocksWhoTriesTokens(t *testing.T) {
 		if tok, err := g.Authenticate(t.Context(), secret, askFrom("192.0.2.8:1")); err != nil || tok.Name != "ana" {
 			t.Errorf("a right token from elsewhere: got %+v, %v", tok, err)
 		}
-		_, err := g.Ledger.Block(t.Context(), access.Block{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Reason: "no", Until: g.desk.now.Add(time.Hour)}, "operator:bo", "cli")
+		_, err := g.Ledger.Block(t.Context(), lockout.Block{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Reason: "no", Until: g.desk.now.Add(time.Hour)}, "operator:bo", "cli")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -82,7 +83,7 @@ func (d *Authority) guessedAt(ctx context.Context, c countersign.Connection, dec
 	if dec.Code != countersign.BadCredential {
 		return
 	}
-	f := access.Failure{Addr: c.Remote.Addr(), Device: cmp.Or(dec.Device, dec.Claims), Door: c.Gateway, Code: dec.Code}
+	f := lockout.Failure{Addr: c.Remote.Addr(), Device: cmp.Or(dec.Device, dec.Claims), Door: c.Gateway, Code: dec.Code}
 	if dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
 		f.Credential = "tried-" + dec.Tried
 	}

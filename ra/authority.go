@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -27,7 +28,7 @@ type Authority struct {
 	CA       *ca.CA
 	Registry *registry.Registry
 	Access   *access.Decider
-	Ledger   *access.Ledger
+	Ledger   *lockout.Ledger
 	Sample   *access.Sample // of what was decided, for the replay of policies; nil: none
 	Events   *event.Log
 	CRLs     *Publisher
@@ -48,8 +49,8 @@ type Authority struct {
 	uses     secretUses
 	thin     thin
 	pairs    pairs
-	rates    access.Rates[string] // of credentials
-	refusals access.Rates[string] // of those who are known
+	rates    lockout.Rates[string] // of credentials
+	refusals lockout.Rates[string] // of those who are known
 	policy   policy
 
 	introducer introducer

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -29,7 +29,7 @@ func (w *world) budget(t *testing.T, fleet string, b countersign.Budget) {
 // another is a second node over the same record, or the same one after a restart.
 func (w *world) another() *ra.Authority {
 	return &ra.Authority{
-		DB: w.DB, CA: w.CA, Registry: w.Registry, Access: w.Access, Ledger: &access.Ledger{Now: w.Now}, Events: w.Events, Now: w.Now, Log: w.Log,
+		DB: w.DB, CA: w.CA, Registry: w.Registry, Access: w.Access, Ledger: &lockout.Ledger{Now: w.Now}, Events: w.Events, Now: w.Now, Log: w.Log,
 		Sealer: w.Sealer, Secret: w.Secret,
 	}
 }

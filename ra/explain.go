@@ -5,7 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // Explanation tells what would become of a request, and why.
@@ -30,7 +30,7 @@ func (d *Authority) ExplainTo(ctx context.Context, req countersign.EnrollRequest
 	}
 	e, err := d.Explain(ctx, req)
 	if err == nil && e.Code == countersign.BadCredential {
-		f := access.Failure{Addr: from.Addr(), Credential: string(by.Actor), Door: req.Door, Code: e.Code}
+		f := lockout.Failure{Addr: from.Addr(), Credential: string(by.Actor), Door: req.Door, Code: e.Code}
 		d.wrong(ctx, f, countersign.Event{Actor: by.Actor, Remote: written(from), Via: by.Via})
 	}
 	return e, err

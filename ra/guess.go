@@ -5,7 +5,7 @@ import (
 	"strconv"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 // mayGuess refuses an address that an operator blocked. One that is blocked for
@@ -36,12 +36,12 @@ func (d *Authority) guessed(ctx context.Context, r *request, code countersign.Co
 	if code != countersign.BadCredential || r.dry {
 		return
 	}
-	f := access.Failure{Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code}
+	f := lockout.Failure{Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code}
 	d.wrong(ctx, f, r.event(countersign.FindingGuessing, ""))
 }
 
 // wrong counts a wrong secret at any door; e is the finding, should it come to one.
-func (d *Authority) wrong(ctx context.Context, f access.Failure, e countersign.Event) {
+func (d *Authority) wrong(ctx context.Context, f lockout.Failure, e countersign.Event) {
 	o := d.Ledger.Count(ctx, f)
 	if o.ByDevice || o.ByCredential {
 		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"

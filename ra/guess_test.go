@@ -20,6 +20,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 )
@@ -311,7 +312,7 @@ func TestHonestFaultsBlockNobody(t *testing.T) {
 func TestGuessesBlockTheirAddressAndNoNeighbor(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		s := newSite(t, w)
-		w.Ledger = &access.Ledger{DB: w.DB, Now: w.Now, Append: w.Events.Append}
+		w.Ledger = &lockout.Ledger{DB: w.DB, Now: w.Now, Append: w.Events.Append}
 		var running sync.WaitGroup
 		i := 0
 		for name, try := range s.guesses() {
@@ -330,7 +331,7 @@ func TestGuessesBlockTheirAddressAndNoNeighbor(t *testing.T) {
 		}
 		from := netip.MustParseAddrPort("10.2.1.1:1")
 		s.neighbors(from)
-		if _, err := w.Ledger.Block(t.Context(), access.Block{Prefix: netip.MustParsePrefix("10.2.1.0/24"), Until: w.Now().Add(time.Hour)}, boss.Actor, "test"); err != nil {
+		if _, err := w.Ledger.Block(t.Context(), lockout.Block{Prefix: netip.MustParsePrefix("10.2.1.0/24"), Until: w.Now().Add(time.Hour)}, boss.Actor, "test"); err != nil {
 			t.Fatal(err)
 		}
 		req := enrollment(t, newKey(t), "neighbor-9", w.token(t, registry.Credential{}))

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -80,7 +80,7 @@ func TestNoDoorMakesAnIDThatBreaksSomething(t *testing.T) {
 		w.enroll(t, "Pump-1")
 		w.change(t, "default", func(f *countersign.Fleet) { f.TrustDomain = "example.org" })
 		for name, create := range doors {
-			w.Ledger = &access.Ledger{Now: w.clock.Now} // one door's refusals are not another's
+			w.Ledger = &lockout.Ledger{Now: w.clock.Now} // one door's refusals are not another's
 			devices, credentials := w.count(t, "device"), w.count(t, "credential")
 			for id, want := range map[string]countersign.Code{
 				".": countersign.BadRequest, "..": countersign.BadRequest, "-x": countersign.BadRequest, "a/b": countersign.BadRequest,

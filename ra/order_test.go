@@ -13,6 +13,7 @@ import (
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -197,7 +198,7 @@ func (w *world) neighbor(t *testing.T, ahead time.Duration) *world {
 	t.Cleanup(func() { stop(); running.Wait() })
 	n.Authority = &ra.Authority{
 		DB: w.DB, CA: authority, Registry: &registry.Registry{DB: w.DB, Now: n.clock.Now},
-		Access: &access.Decider{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &access.Ledger{Now: n.clock.Now},
+		Access: &access.Decider{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &lockout.Ledger{Now: n.clock.Now},
 		Events: events, Now: n.clock.Now, Log: log, Sealer: w.Sealer, Secret: w.Secret,
 	}
 	return n

@@ -21,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -111,7 +112,7 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
 	w.Authority = &ra.Authority{
-		DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &access.Ledger{Now: w.clock.Now},
+		DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &lockout.Ledger{Now: w.clock.Now},
 		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 const (
@@ -43,9 +43,9 @@ type thinKey struct {
 // nothing is left out without trace.
 type thin struct {
 	mu       sync.Mutex
-	by       access.Table[thinKey, repeats]
-	overflow map[string]*repeats           // by reason, of what by had no room for
-	totals   access.Table[string, repeats] // by who; "" for strangers
+	by       lockout.Table[thinKey, repeats]
+	overflow map[string]*repeats            // by reason, of what by had no room for
+	totals   lockout.Table[string, repeats] // by who; "" for strangers
 }
 
 // repeats is one kind of line.

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -171,16 +171,16 @@ func (d *Responder) Revoke(ctx context.Context, id string, reason countersign.Re
 }
 
 // Block refuses the address of an alert for a time, as an operator's block does.
-func (d *Responder) Block(ctx context.Context, id string, length time.Duration, by By) (Alert, access.Block, error) {
+func (d *Responder) Block(ctx context.Context, id string, length time.Duration, by By) (Alert, lockout.Block, error) {
 	a, err := get(ctx, d.RA.DB, id)
 	if err != nil {
-		return a, access.Block{}, err
+		return a, lockout.Block{}, err
 	}
 	network, err := a.network()
 	if err != nil {
-		return a, access.Block{}, err
+		return a, lockout.Block{}, err
 	}
-	b, err := d.RA.Ledger.Block(ctx, access.Block{Prefix: network, Reason: join("alert "+id, by.Note), Until: d.RA.Now().Add(length)}, by.Actor, by.Via)
+	b, err := d.RA.Ledger.Block(ctx, lockout.Block{Prefix: network, Reason: join("alert "+id, by.Note), Until: d.RA.Now().Add(length)}, by.Actor, by.Via)
 	if err != nil {
 		return a, b, err
 	}

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -318,7 +318,7 @@ func (d *Responder) block(ctx context.Context, j *job) (result, error) {
 		return result{}, err
 	}
 	reason := j.note()
-	b, made, err := d.RA.Ledger.Refuse(ctx, access.Block{Prefix: network, Reason: reason, Until: d.RA.Now().Add(blockFor)}, via)
+	b, made, err := d.RA.Ledger.Refuse(ctx, lockout.Block{Prefix: network, Reason: reason, Until: d.RA.Now().Add(blockFor)}, via)
 	if err != nil {
 		return result{}, err
 	}

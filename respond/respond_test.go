@@ -19,6 +19,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
@@ -103,7 +104,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	w.Responder = &respond.Responder{
 		RA: &ra.Authority{
 			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now},
-			Ledger: &access.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
+			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
 		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",
 	}

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/danielgtaylor/huma/v2"
 )
 
@@ -29,7 +29,7 @@ func (s *Server) createBlock(ctx context.Context, in *struct{ Body api.NewBlock 
 		return api.Block{}, err
 	}
 	by := s.by(ctx)
-	b, err := s.RA.Ledger.Block(ctx, access.Block{
+	b, err := s.RA.Ledger.Block(ctx, lockout.Block{
 		Prefix: network, Reason: in.Body.Reason, Until: s.Now().Add(time.Duration(in.Body.TTLSeconds) * time.Second),
 	}, by.Actor, by.Via)
 	return shapeBlock(b), err
@@ -48,7 +48,7 @@ func (s *Server) removeBlock(ctx context.Context, in *struct {
 	return shapeBlock(b), err
 }
 
-func shapeBlock(b access.Block) api.Block {
+func shapeBlock(b lockout.Block) api.Block {
 	return api.Block{
 		Network: b.Prefix.String(), Manual: b.Manual, Reason: b.Reason, Failures: b.Failures, Strikes: b.Strikes,
 		Since: utc(b.Since), Until: utc(b.Until),

@@ -5,15 +5,15 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/lockout"
 )
 
 func TestBlocksAreSeenMadeAndLifted(t *testing.T) {
 	h := newHouse(t)
 	c := h.local(t)
 	for range 10 {
-		h.RA.Ledger.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr("198.51.100.1"), Door: "est", Code: countersign.BadCredential})
+		h.RA.Ledger.Count(t.Context(), lockout.Failure{Addr: netip.MustParseAddr("198.51.100.1"), Door: "est", Code: countersign.BadCredential})
 	}
 	var made api.Block
 	c.must("POST", "/blocks", `{"network":"2001:db8::7/48","reason":"odd","ttl_seconds":3600}`, &made)

@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
@@ -86,7 +87,7 @@ func newHouse(t *testing.T) *house {
 	h.Server = &rest.Server{
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
 		RA: &ra.Authority{
-			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: now}, Ledger: &access.Ledger{DB: db, Now: now, Append: events.Append},
+			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: now}, Ledger: &lockout.Ledger{DB: db, Now: now, Append: events.Append},
 			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
 		Office: &ra.Office{

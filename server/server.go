@@ -32,6 +32,7 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/mqtt"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/ra"
@@ -78,7 +79,7 @@ type Server struct {
 	registry  *registry.Registry
 	operators *operator.Accounts
 	gate      *operator.Gate
-	ledger    *access.Ledger
+	ledger    *lockout.Ledger
 	tokens    *access.Tokens
 	desk      *ra.Authority
 	crls      *ra.Publisher
@@ -240,7 +241,7 @@ func (s *Server) voidSerials(ctx context.Context, all bool) error {
 }
 
 func (s *Server) openLedger(ctx context.Context) error {
-	s.ledger = &access.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
+	s.ledger = &lockout.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
 	s.gate = &operator.Gate{Accounts: s.operators, Ledger: s.ledger, Later: s.events.Later, Now: s.opts.Now}
 	return s.ledger.Load(ctx)
 }

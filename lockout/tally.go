@@ -1,7 +1,9 @@
-package access
+package lockout
 
 import (
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // tallies counts failures by name within a window. It is bounded: noise costs
@@ -30,7 +32,7 @@ const worthWriting = 2
 // live says whether the tally still counts at now. One that began in the future
 // was made by a clock that was wrong.
 func (t *tally) live(now time.Time, window time.Duration) bool {
-	return now.Sub(t.since) <= window && !t.since.After(now.Add(clockSkew))
+	return now.Sub(t.since) <= window && !t.since.After(now.Add(countersign.ClockSkew))
 }
 
 // count adds a failure and gives the number within the window.

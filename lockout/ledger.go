@@ -1,4 +1,8 @@
-package access
+// Package lockout counts wrong credentials, slows the answers to those who show them,
+// and blocks their addresses for a time. Its [Ledger] refuses addresses, never devices:
+// what it must not be is a way to lock a device out. [Rates] and [Table] are the bounded
+// memories that it and other keepers count in.
+package lockout
 
 import (
 	"context"

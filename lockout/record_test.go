@@ -1,4 +1,4 @@
-package access_test
+package lockout_test
 
 import (
 	"context"
@@ -14,15 +14,16 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // book is a Ledger on a database, as one process has it.
 type book struct {
-	*access.Ledger
-	*clock
+	*lockout.Ledger
+	clock  *kit.Clock
 	mu     sync.Mutex
 	events []countersign.Event // those that were committed
 	broken error               // what writing an event answers
@@ -30,10 +31,10 @@ type book struct {
 
 func (b *book) Now() time.Time { return b.clock.Now() }
 
-func open(t *testing.T, db *store.DB, c *clock) *book {
+func open(t *testing.T, db *store.DB, c *kit.Clock) *book {
 	t.Helper()
 	b := &book{clock: c}
-	b.Ledger = &access.Ledger{DB: db, Now: c.Now, Append: func(_ context.Context, tx *store.Tx, events ...countersign.Event) error {
+	b.Ledger = &lockout.Ledger{DB: db, Now: c.Now, Append: func(_ context.Context, tx *store.Tx, events ...countersign.Event) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.broken != nil {
@@ -48,9 +49,9 @@ func open(t *testing.T, db *store.DB, c *clock) *book {
 	return b
 }
 
-func (b *book) list(t *testing.T) []access.Block {
+func (b *book) list(t *testing.T) []lockout.Block {
 	t.Helper()
-	var all []access.Block
+	var all []lockout.Block
 	for after := ""; ; {
 		page, next, err := b.Blocks(t.Context(), after, 2)
 		if err != nil {
@@ -63,9 +64,9 @@ func (b *book) list(t *testing.T) []access.Block {
 	}
 }
 
-func (b *book) block(t *testing.T, network string, ttl time.Duration) (access.Block, error) {
+func (b *book) block(t *testing.T, network string, ttl time.Duration) (lockout.Block, error) {
 	t.Helper()
-	return b.Block(t.Context(), access.Block{Prefix: netip.MustParsePrefix(network), Until: b.clock.Now().Add(ttl), Reason: "odd"}, "operator:ana", "cli")
+	return b.Block(t.Context(), lockout.Block{Prefix: netip.MustParsePrefix(network), Until: b.clock.Now().Add(ttl), Reason: "odd"}, "operator:ana", "cli")
 }
 
 func rowsOf(t *testing.T, db *store.DB, table string) (n int) {
@@ -78,11 +79,11 @@ func rowsOf(t *testing.T, db *store.DB, table string) (n int) {
 
 func TestRestartKeepsTheBooks(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		c := &clock{now: start}
+		c := kit.NewClock(start)
 		first := open(t, db, c)
-		o := first.Count(t.Context(), access.Failure{})
+		o := first.Count(t.Context(), lockout.Failure{})
 		for range 10 {
-			o = first.Count(t.Context(), access.Failure{
+			o = first.Count(t.Context(), lockout.Failure{
 				Addr: netip.MustParseAddr("2001:db8::1"), Device: "pump-7", Credential: "tok1", Door: "est", Code: countersign.BadCredential,
 			})
 		}
@@ -105,7 +106,7 @@ func TestRestartKeepsTheBooks(t *testing.T) {
 		if o := failures(t, second.Ledger, "192.0.2.1", 1); !o.Blocked {
 			t.Errorf("after a restart: got %+v, want the tenth failure to block", o)
 		}
-		o = second.Count(t.Context(), access.Failure{Addr: addr(1), Device: "pump-7", Credential: "tok1"})
+		o = second.Count(t.Context(), lockout.Failure{Addr: addr(1), Device: "pump-7", Credential: "tok1"})
 		if o.DeviceFailures != 11 || o.CredentialFailures != 11 {
 			t.Errorf("after a restart: got %+v, want the eleventh failure in the names", o)
 		}
@@ -113,9 +114,9 @@ func TestRestartKeepsTheBooks(t *testing.T) {
 		if err := second.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		c.turn(10 * time.Minute)
+		c.Advance(10 * time.Minute)
 		third := open(t, db, c)
-		o = third.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr("192.0.2.1"), Device: "pump-7", Credential: "tok1"})
+		o = third.Count(t.Context(), lockout.Failure{Addr: netip.MustParseAddr("192.0.2.1"), Device: "pump-7", Credential: "tok1"})
 		if o.DeviceFailures != 1 || o.CredentialFailures != 12 || o.Failures != 1 {
 			t.Errorf("got %+v, want the device's count ended by its success and the address's by its block", o)
 		}
@@ -127,15 +128,15 @@ func TestRestartKeepsTheBooks(t *testing.T) {
 
 func TestBlockIsOnRecordWithItsEvent(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		b := open(t, db, &clock{now: start})
+		b := open(t, db, kit.NewClock(start))
 		for range 10 {
-			b.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr("192.0.2.1"), Device: "pump-7", Door: "est", Code: countersign.BadCredential})
+			b.Count(t.Context(), lockout.Failure{Addr: netip.MustParseAddr("192.0.2.1"), Device: "pump-7", Door: "est", Code: countersign.BadCredential})
 		}
-		want := []access.Block{{
+		want := []lockout.Block{{
 			Prefix: netip.MustParsePrefix("192.0.2.1/32"), Reason: "10 wrong credentials within 10m0s", Failures: 10, Strikes: 1,
 			Since: start, Until: start.Add(10 * time.Minute),
 		}}
-		opts := cmp.Options{cmpopts.IgnoreUnexported(access.Block{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+		opts := cmp.Options{cmpopts.IgnoreUnexported(lockout.Block{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
 		if diff := cmp.Diff(want, b.list(t), opts); diff != "" {
 			t.Errorf("Blocks (-want +got):\n%s", diff)
 		}
@@ -152,7 +153,7 @@ func TestBlockIsOnRecordWithItsEvent(t *testing.T) {
 
 func TestOperatorBlocksAndUnblocks(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		c := &clock{now: start}
+		c := kit.NewClock(start)
 		b := open(t, db, c)
 		made, err := b.block(t, "192.0.2.77/24", time.Hour)
 		if err != nil || made.Prefix != netip.MustParsePrefix("192.0.2.0/24") || !made.Manual {
@@ -205,7 +206,7 @@ func TestOperatorBlocksAndUnblocks(t *testing.T) {
 }
 
 func TestBlockRefusesWhatIsOutOfBounds(t *testing.T) {
-	b := open(t, storetest.Open(t), &clock{now: start})
+	b := open(t, storetest.Open(t), kit.NewClock(start))
 	b.Allow = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	for _, tt := range []struct {
 		network string
@@ -225,10 +226,10 @@ func TestBlockRefusesWhatIsOutOfBounds(t *testing.T) {
 			t.Errorf("%s for %v: got %v, want %s", tt.network, tt.ttl, err, tt.want)
 		}
 	}
-	if _, err := b.Block(t.Context(), access.Block{Until: start.Add(time.Hour)}, "operator:ana", "cli"); countersign.CodeOf(err) != countersign.BadRequest {
+	if _, err := b.Block(t.Context(), lockout.Block{Until: start.Add(time.Hour)}, "operator:ana", "cli"); countersign.CodeOf(err) != countersign.BadRequest {
 		t.Errorf("no network: got %v", err)
 	}
-	long := access.Block{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Until: start.Add(time.Hour), Reason: strings.Repeat("x", 201)}
+	long := lockout.Block{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Until: start.Add(time.Hour), Reason: strings.Repeat("x", 201)}
 	if _, err := b.Block(t.Context(), long, "operator:ana", "cli"); countersign.CodeOf(err) != countersign.BadRequest {
 		t.Errorf("a long reason: got %v", err)
 	}
@@ -239,7 +240,7 @@ func TestBlockRefusesWhatIsOutOfBounds(t *testing.T) {
 
 func TestEventAndBlockAreOne(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		c := &clock{now: start}
+		c := kit.NewClock(start)
 		b := open(t, db, c)
 		b.broken = errors.New("no room")
 		if _, err := b.block(t, "192.0.2.0/24", time.Hour); err == nil {
@@ -265,11 +266,11 @@ func TestEventAndBlockAreOne(t *testing.T) {
 
 func TestClientThatHangsUpIsBlocked(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		b := open(t, db, &clock{now: start})
+		b := open(t, db, kit.NewClock(start))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		for range 10 {
-			b.Count(ctx, access.Failure{Addr: addr(7)})
+			b.Count(ctx, lockout.Failure{Addr: addr(7)})
 		}
 		if len(b.list(t)) != 1 {
 			t.Error("the block is not on record")
@@ -280,8 +281,8 @@ func TestClientThatHangsUpIsBlocked(t *testing.T) {
 // TestNodesShareBlocks has two ledgers on one PostgreSQL.
 func TestNodesShareBlocks(t *testing.T) {
 	db := storetest.OpenURL(t, storetest.PostgresURL(t))
-	c := &clock{now: start}
-	one, two := open(t, db, c), open(t, db, &clock{now: start.Add(30 * time.Second)}) // no two clocks agree
+	c := kit.NewClock(start)
+	one, two := open(t, db, c), open(t, db, kit.NewClock(start.Add(30*time.Second))) // no two clocks agree
 	poll := func(b *book) {
 		t.Helper()
 		if err := b.Poll(t.Context()); err != nil {
@@ -316,7 +317,7 @@ func TestNodesShareBlocks(t *testing.T) {
 	}
 	poll(one)
 	poll(two)
-	c.turn(time.Minute)
+	c.Advance(time.Minute)
 	if !blocked(t, one.Ledger, "198.51.100.1") || !blocked(t, two.Ledger, "198.51.100.1") {
 		t.Error("want it blocked on both")
 	}
@@ -324,7 +325,7 @@ func TestNodesShareBlocks(t *testing.T) {
 
 func TestOperatorsBlockOutlivesTheLedgersOwn(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		c := &clock{now: start}
+		c := kit.NewClock(start)
 		one, two := open(t, db, c), open(t, db, c)
 		if _, err := one.block(t, "192.0.2.1/32", time.Hour); err != nil {
 			t.Fatal(err)
@@ -342,17 +343,17 @@ func TestOperatorsBlockOutlivesTheLedgersOwn(t *testing.T) {
 // TestRecordIsBounded floods the record and sweeps.
 func TestRecordIsBounded(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		c := &clock{now: start}
+		c := kit.NewClock(start)
 		b := open(t, db, c)
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			const many = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1) `
 			if _, err := tx.Exec(ctx, many+`INSERT INTO failure_count (kind, name, failures, began_at)
-				SELECT 'device', 'd' || i, 2, CAST($2 AS BIGINT) + i FROM n`, access.MaxTallies+500, store.Micros(start)); err != nil {
+				SELECT 'device', 'd' || i, 2, CAST($2 AS BIGINT) + i FROM n`, lockout.MaxTallies+500, store.Micros(start)); err != nil {
 				return err
 			}
 			_, err := tx.Exec(ctx, many+`INSERT INTO address_block (prefix, manual, reason, failures, strikes, began_at, ends_at, changed_at)
 				SELECT (i / 65536) || '.' || (i / 256 % 256) || '.' || (i % 256) || '.1/32', FALSE, '', 10, 1, CAST($2 AS BIGINT), CAST($2 AS BIGINT) + 1000000 + i, CAST($2 AS BIGINT) FROM n`,
-				access.MaxBlocks+500, store.Micros(start))
+				lockout.MaxBlocks+500, store.Micros(start))
 			return err
 		})
 		if err != nil {
@@ -364,17 +365,17 @@ func TestRecordIsBounded(t *testing.T) {
 		if err := b.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if n := rowsOf(t, db, "failure_count"); n != access.MaxTallies+1 {
-			t.Errorf("got %d counts on record, want %d", n, access.MaxTallies+1)
+		if n := rowsOf(t, db, "failure_count"); n != lockout.MaxTallies+1 {
+			t.Errorf("got %d counts on record, want %d", n, lockout.MaxTallies+1)
 		}
-		if n := rowsOf(t, db, "address_block"); n != access.MaxBlocks+2 {
-			t.Errorf("got %d blocks on record, want %d and the operator's", n, access.MaxBlocks+1)
+		if n := rowsOf(t, db, "address_block"); n != lockout.MaxBlocks+2 {
+			t.Errorf("got %d blocks on record, want %d and the operator's", n, lockout.MaxBlocks+1)
 		}
 		again := open(t, db, c)
-		if blocks, tallies := again.Held(); blocks != access.MaxBlocks || tallies != access.MaxTallies || !blocked(t, again.Ledger, "203.0.113.1") {
-			t.Errorf("loaded %d blocks and %d counts, want %d and %d, and the operator's", blocks, tallies, access.MaxBlocks, access.MaxTallies)
+		if blocks, tallies := again.Held(); blocks != lockout.MaxBlocks || tallies != lockout.MaxTallies || !blocked(t, again.Ledger, "203.0.113.1") {
+			t.Errorf("loaded %d blocks and %d counts, want %d and %d, and the operator's", blocks, tallies, lockout.MaxBlocks, lockout.MaxTallies)
 		}
-		c.turn(8 * 24 * time.Hour)
+		c.Advance(8 * 24 * time.Hour)
 		if err := again.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +388,7 @@ func TestRecordIsBounded(t *testing.T) {
 // TestRunWritesWhatIsLeft stops a ledger that never had time for its rounds.
 func TestRunWritesWhatIsLeft(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		b := open(t, db, &clock{now: start})
+		b := open(t, db, kit.NewClock(start))
 		for i := range 1200 {
 			failures(t, b.Ledger, fmt.Sprintf("10.0.%d.%d", i/256, i%256), 2)
 		}
@@ -409,7 +410,7 @@ func TestDatabaseAwayIsNoWayIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := open(t, db, &clock{now: start})
+	b := open(t, db, kit.NewClock(start))
 	failures(t, b.Ledger, "192.0.2.1", 10)
 	if err := db.Close(); err != nil {
 		t.Fatal(err)

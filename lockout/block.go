@@ -1,4 +1,4 @@
-package access
+package lockout
 
 import (
 	"context"
@@ -54,7 +54,7 @@ type Block struct {
 // block from the future was made by a clock that was wrong, and must not last until
 // the future comes.
 func (b *Block) live(now time.Time) bool {
-	return now.Before(b.Until) && b.Since.Before(b.Until) && !b.Since.After(now.Add(clockSkew))
+	return now.Before(b.Until) && b.Since.Before(b.Until) && !b.Since.After(now.Add(countersign.ClockSkew))
 }
 
 // blocklist holds the blocks, and those that ended for as long as they make the

@@ -1,4 +1,4 @@
-package access_test
+package lockout_test
 
 import (
 	"context"
@@ -12,46 +12,31 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// clock is turned by the test.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
+var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) turn(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-// ledger gives one in memory with a clock that the test turns.
-func ledger() (*access.Ledger, *clock) {
-	c := &clock{now: start}
-	return &access.Ledger{Now: c.Now}, c
+// ledger returns one in memory with a clock that the test moves.
+func ledger() (*lockout.Ledger, *kit.Clock) {
+	c := kit.NewClock(start)
+	return &lockout.Ledger{Now: c.Now}, c
 }
 
 // failures lets an address fail n times and gives the last outcome.
-func failures(t *testing.T, l *access.Ledger, addr string, n int) (o access.Outcome) {
+func failures(t *testing.T, l *lockout.Ledger, addr string, n int) (o lockout.Outcome) {
 	t.Helper()
 	for range n {
-		o = l.Count(t.Context(), access.Failure{Addr: netip.MustParseAddr(addr), Door: "est", Code: countersign.BadCredential})
+		o = l.Count(t.Context(), lockout.Failure{Addr: netip.MustParseAddr(addr), Door: "est", Code: countersign.BadCredential})
 	}
 	return o
 }
 
 // blocked says whether an address is refused, and checks how.
-func blocked(t *testing.T, l *access.Ledger, addr string) bool {
+func blocked(t *testing.T, l *lockout.Ledger, addr string) bool {
 	t.Helper()
 	err := l.Check(netip.MustParseAddr(addr))
 	if err == nil {
@@ -86,11 +71,11 @@ func TestCountGoesBySource(t *testing.T) {
 			t.Errorf("%s: got %d, want %d", tt.addr, got, tt.want)
 		}
 	}
-	c.turn(10 * time.Minute)
+	c.Advance(10 * time.Minute)
 	if got := failures(t, l, "192.0.2.1", 1).Failures; got != 5 {
 		t.Errorf("at the end of the window: got %d, want 5", got)
 	}
-	c.turn(time.Microsecond)
+	c.Advance(time.Microsecond)
 	if got := failures(t, l, "192.0.2.1", 1).Failures; got != 1 {
 		t.Errorf("after the window: got %d, want 1", got)
 	}
@@ -99,7 +84,7 @@ func TestCountGoesBySource(t *testing.T) {
 func TestNoAddressIsNeverBlocked(t *testing.T) {
 	l, _ := ledger()
 	for range 100 {
-		if o := l.Count(t.Context(), access.Failure{}); o.Blocked || o.Delay != 0 {
+		if o := l.Count(t.Context(), lockout.Failure{}); o.Blocked || o.Delay != 0 {
 			t.Fatalf("got %+v", o)
 		}
 	}
@@ -128,11 +113,11 @@ func TestBlockComesAtTheThresholdAndEnds(t *testing.T) {
 		if o := failures(t, l, tt.fails, 1000); o.Blocked || !o.Until.Equal(start.Add(10*time.Minute)) {
 			t.Errorf("%s: failures under way prolong the block: %+v", tt.fails, o)
 		}
-		c.turn(10*time.Minute - time.Microsecond)
+		c.Advance(10*time.Minute - time.Microsecond)
 		if !blocked(t, l, tt.fails) {
 			t.Errorf("%s: free before its end", tt.fails)
 		}
-		c.turn(time.Microsecond)
+		c.Advance(time.Microsecond)
 		if blocked(t, l, tt.fails) {
 			t.Errorf("%s: blocked after its end", tt.fails)
 		}
@@ -150,7 +135,7 @@ func TestBlocksGrowAndAlwaysEnd(t *testing.T) {
 			t.Fatalf("ten failures did not block: %+v", o)
 		}
 		lengths = append(lengths, o.Until.Sub(c.Now()))
-		c.turn(o.Until.Sub(c.Now()))
+		c.Advance(o.Until.Sub(c.Now()))
 		if blocked(t, l, guesser) {
 			t.Fatal("the block did not end")
 		}
@@ -162,7 +147,7 @@ func TestBlocksGrowAndAlwaysEnd(t *testing.T) {
 		}
 		want = min(2*want, 24*time.Hour)
 	}
-	c.turn(7 * 24 * time.Hour)
+	c.Advance(7 * 24 * time.Hour)
 	if o := failures(t, l, guesser, 10); o.Until.Sub(c.Now()) != 10*time.Minute {
 		t.Errorf("a week after the last block: got %v, want ten minutes again", o.Until.Sub(c.Now()))
 	}
@@ -171,10 +156,10 @@ func TestBlocksGrowAndAlwaysEnd(t *testing.T) {
 // TestBlockFromTheFutureDoesNotHold: it was made by a clock that was wrong.
 func TestBlockFromTheFutureDoesNotHold(t *testing.T) {
 	l, c := ledger()
-	c.turn(100 * 365 * 24 * time.Hour)
+	c.Advance(100 * 365 * 24 * time.Hour)
 	failures(t, l, "192.0.2.1", 10)
 	failures(t, l, "192.0.2.2", 9)
-	c.turn(-100 * 365 * 24 * time.Hour)
+	c.Advance(-100 * 365 * 24 * time.Hour)
 	if blocked(t, l, "192.0.2.1") {
 		t.Error("blocked by a block of the next century")
 	}
@@ -201,7 +186,7 @@ func TestAttackerCannotLockADeviceOut(t *testing.T) {
 	l, _ := ledger()
 	found := 0
 	for i := range 10_000 {
-		o := l.Count(t.Context(), access.Failure{Addr: addr(i), Device: "pump-7", Credential: "tok1", Door: "est", Code: countersign.BadCredential})
+		o := l.Count(t.Context(), lockout.Failure{Addr: addr(i), Device: "pump-7", Credential: "tok1", Door: "est", Code: countersign.BadCredential})
 		if o.Blocked || !o.Until.IsZero() {
 			t.Fatalf("failure %d: a first failure of an address made a block", i)
 		}
@@ -222,7 +207,7 @@ func TestAttackerCannotLockADeviceOut(t *testing.T) {
 		t.Error("the device's own address is refused")
 	}
 	l.Succeed("pump-7")
-	o := l.Count(t.Context(), access.Failure{Addr: addr(1 << 20), Device: "pump-7"})
+	o := l.Count(t.Context(), lockout.Failure{Addr: addr(1 << 20), Device: "pump-7"})
 	if o.DeviceFailures != 1 {
 		t.Errorf("after the device came in: got %d failures in its name, want 1", o.DeviceFailures)
 	}
@@ -253,7 +238,7 @@ func TestSuccessTakesNothingOffTheAddress(t *testing.T) {
 func TestImpossibleNamesAreNotCounted(t *testing.T) {
 	l, _ := ledger()
 	for _, name := range []string{"", "a b", "\x00", string(make([]byte, 200))} {
-		o := l.Count(t.Context(), access.Failure{Addr: addr(1), Device: name, Credential: name})
+		o := l.Count(t.Context(), lockout.Failure{Addr: addr(1), Device: name, Credential: name})
 		if o.DeviceFailures != 0 || o.CredentialFailures != 0 {
 			t.Errorf("%q: got %+v", name, o)
 		}
@@ -277,9 +262,9 @@ func TestLedgerIsBounded(t *testing.T) {
 	failures(t, l, "2001:db8::1", 9)
 	for i := range 1_000_000 {
 		if i%1000 == 0 {
-			c.turn(time.Millisecond)
+			c.Advance(time.Millisecond)
 		}
-		f := access.Failure{Addr: addr(i + 1<<24)}
+		f := lockout.Failure{Addr: addr(i + 1<<24)}
 		if i%5 == 0 { // three times as many as there is room for
 			f.Device, f.Credential = addr(i).String(), addr(i).String()
 		}
@@ -293,7 +278,7 @@ func TestLedgerIsBounded(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if _, n := l.Held(); n > 3*access.MaxTallies {
+	if _, n := l.Held(); n > 3*lockout.MaxTallies {
 		t.Errorf("holds %d tallies", n)
 	}
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 {
@@ -306,18 +291,18 @@ func TestLedgerIsBounded(t *testing.T) {
 // holds, and some earlier one gives way.
 func TestBlocksAreBounded(t *testing.T) {
 	l, c := ledger()
-	for i := range access.MaxBlocks + 1000 {
-		c.turn(time.Microsecond)
+	for i := range lockout.MaxBlocks + 1000 {
+		c.Advance(time.Microsecond)
 		a := addr(i + 1<<24)
 		for range 10 {
-			l.Count(t.Context(), access.Failure{Addr: a})
+			l.Count(t.Context(), lockout.Failure{Addr: a})
 		}
 		if l.Check(a) == nil {
 			t.Fatalf("address %d: not blocked", i)
 		}
 	}
-	if n, _ := l.Held(); n != access.MaxBlocks {
-		t.Errorf("holds %d blocks, want %d", n, access.MaxBlocks)
+	if n, _ := l.Held(); n != lockout.MaxBlocks {
+		t.Errorf("holds %d blocks, want %d", n, lockout.MaxBlocks)
 	}
 }
 
@@ -329,7 +314,7 @@ func TestCountFromManyAtOnce(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				o := l.Count(t.Context(), access.Failure{Addr: addr(1), Device: "pump-7"})
+				o := l.Count(t.Context(), lockout.Failure{Addr: addr(1), Device: "pump-7"})
 				_ = l.Check(addr(2))
 				if o.Blocked {
 					mu.Lock()
@@ -343,7 +328,7 @@ func TestCountFromManyAtOnce(t *testing.T) {
 	if made != 1 {
 		t.Errorf("got %d blocks, want 1", made)
 	}
-	if got := l.Count(t.Context(), access.Failure{Addr: addr(3), Device: "pump-7"}).DeviceFailures; got != 8001 {
+	if got := l.Count(t.Context(), lockout.Failure{Addr: addr(3), Device: "pump-7"}).DeviceFailures; got != 8001 {
 		t.Errorf("got %d failures in the device's name, want 8001", got)
 	}
 }
@@ -368,7 +353,7 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		l.Hold(ctx, access.Outcome{Delay: time.Hour})
+		l.Hold(ctx, lockout.Outcome{Delay: time.Hour})
 		if got := time.Since(began); got != time.Second {
 			t.Errorf("got %v, want the context's second", got)
 		}
@@ -379,7 +364,7 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 func TestHoldHoldsBoundedNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, _ := ledger()
-		slow := access.Outcome{Delay: 5 * time.Second}
+		slow := lockout.Outcome{Delay: 5 * time.Second}
 		var wg sync.WaitGroup
 		for range 512 {
 			wg.Go(func() { l.Hold(t.Context(), slow) })
@@ -403,7 +388,7 @@ func TestHoldHoldsBoundedNumber(t *testing.T) {
 func BenchmarkCheck(b *testing.B) {
 	l, _ := ledger()
 	for i := range 100_000 {
-		l.Count(b.Context(), access.Failure{Addr: addr(i / 10)})
+		l.Count(b.Context(), lockout.Failure{Addr: addr(i / 10)})
 	}
 	free := netip.MustParseAddr("203.0.113.1")
 	for b.Loop() {
@@ -415,9 +400,9 @@ func BenchmarkCheck(b *testing.B) {
 
 func TestBlockWantsAReasonThatIsText(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		l := &access.Ledger{DB: db, Now: func() time.Time { return start }}
+		l := &lockout.Ledger{DB: db, Now: func() time.Time { return start }}
 		for _, reason := range []string{"a\x00b", "\xff", strings.Repeat("x", 201)} {
-			b := access.Block{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Reason: reason, Until: start.Add(time.Hour)}
+			b := lockout.Block{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Reason: reason, Until: start.Add(time.Hour)}
 			if _, err := l.Block(t.Context(), b, "operator:test", "cli"); countersign.CodeOf(err) != countersign.BadRequest {
 				t.Errorf("reason %.10q: got %v, want bad_request", reason, err)
 			}
