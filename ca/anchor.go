@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
@@ -78,25 +77,23 @@ func (c *CA) Anchors(ctx context.Context, rd store.Reader, ids []string) (anchor
 
 // versionsOf reads the versions of the active ones of registered authorities.
 func versionsOf(ctx context.Context, rd store.Reader, ids []string) (versions map[string]int64, err error) {
-	places, args := make([]string, len(ids)), make([]any, len(ids))
-	for i, id := range ids {
-		places[i], args[i] = fmt.Sprintf("$%d", i+1), id
+	type versioned struct {
+		id      string
+		version int64
 	}
-	rows, err := rd.Query(ctx, `SELECT id, version FROM authority WHERE kind = 'registered' AND state = 'active' AND id IN (`+strings.Join(places, ", ")+`)`, args...)
+	var q store.Query
+	list, err := store.List(ctx, rd, func(row store.Row) (v versioned, err error) {
+		err = row.Scan(&v.id, &v.version)
+		return v, err
+	}, `SELECT id, version FROM authority WHERE kind = 'registered' AND state = 'active' AND id IN `+store.In(&q, ids), q.Args...)
 	if err != nil {
 		return nil, fmt.Errorf("read the versions of authorities: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
 	versions = map[string]int64{}
-	for rows.Next() {
-		var id string
-		var version int64
-		if err := rows.Scan(&id, &version); err != nil {
-			return nil, fmt.Errorf("read the versions of authorities: %w", store.Wrap(err))
-		}
-		versions[id] = version
+	for _, v := range list {
+		versions[v.id] = v.version
 	}
-	return versions, store.Wrap(rows.Err())
+	return versions, nil
 }
 
 // Anchor returns the trust anchor of a registered authority at a version that the caller
@@ -132,7 +129,7 @@ func (c *CA) anchorAt(id string, version int64) *attest.Anchor {
 
 const authorityColumns = `id, kind, parent, certificate, key_uri, state, created_at, version`
 
-func scanAuthority(row interface{ Scan(dest ...any) error }, extra ...any) (*authority, error) {
+func scanAuthority(row store.Row, extra ...any) (*authority, error) {
 	a := &authority{}
 	var der []byte
 	var created int64

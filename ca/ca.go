@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -111,19 +110,11 @@ func (c *CA) Reload(ctx context.Context) error {
 }
 
 func (c *CA) readAuthorities(ctx context.Context) (list []*authority, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT `+authorityColumns+` FROM authority`)
+	list, err = store.List(ctx, c.DB, func(row store.Row) (*authority, error) { return scanAuthority(row) }, `SELECT `+authorityColumns+` FROM authority`)
 	if err != nil {
 		return nil, fmt.Errorf("list authorities: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		a, err := scanAuthority(rows)
-		if err != nil {
-			return nil, fmt.Errorf("list authorities: %w", err)
-		}
-		list = append(list, a)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // Authorities lists the authorities by id; roots first.

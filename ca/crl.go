@@ -123,55 +123,56 @@ func (c *CA) crlValidity(a *authority) time.Duration {
 // was set back and has an older one.
 func (c *CA) Due(ctx context.Context) (due []countersign.CRL, err error) {
 	before := c.published.all()
-	rows, err := c.DB.Query(ctx, `SELECT issuer, shard, published,
+	type listed struct {
+		countersign.CRL
+		aged int
+	}
+	list, err := store.List(ctx, c.DB, func(row store.Row) (l listed, err error) {
+		err = row.Scan(&l.Issuer, &l.Shard, &l.Number, &l.aged)
+		return l, err
+	}, `SELECT issuer, shard, published,
 		CASE WHEN published = 0 OR this_update + $2 + (next_update - this_update - $2) / 2 <= $1 THEN 1 ELSE 0 END FROM crl`,
 		store.Micros(c.Now()), statusBackdate.Microseconds())
 	if err != nil {
 		return nil, fmt.Errorf("list due CRLs: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var l countersign.CRL
-		aged := 0
-		if err := rows.Scan(&l.Issuer, &l.Shard, &l.Number, &aged); err != nil {
-			return nil, fmt.Errorf("list due CRLs: %w", store.Wrap(err))
-		}
-		if last := before[listName{l.Issuer, l.Shard}]; aged == 1 || last.setBack || l.Number < last.number {
-			due = append(due, l)
+	for _, l := range list {
+		if last := before[listName{l.Issuer, l.Shard}]; l.aged == 1 || last.setBack || l.Number < last.number {
+			due = append(due, l.CRL)
 		}
 	}
-	return due, store.Wrap(rows.Err())
+	return due, nil
 }
 
 // crlEntries encodes the revokedCertificates. An entry stays until one CRL after
 // the certificate has expired (RFC 5280, 3.3).
 func (c *CA) crlEntries(ctx context.Context, l *countersign.CRL) (der []byte, n int, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT serial, reason, revoked_at FROM certificate
-		WHERE issuer = $1 AND shard = $2 AND state IN ('revoked', 'held') AND not_after >= $3`,
-		l.Issuer, l.Shard, store.Micros(l.ThisUpdate.Add(-l.NextUpdate.Sub(l.ThisUpdate))))
-	if err != nil {
-		return nil, 0, fmt.Errorf("read revoked certificates: %w", err)
+	type entry struct {
+		serial string
+		reason int
+		at     int64
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	var serial string
-	var reason int
-	var at int64
 	var bin []byte
-	for rows.Next() {
-		if err := rows.Scan(&serial, &reason, &at); err != nil {
-			return nil, 0, fmt.Errorf("read revoked certificates: %w", store.Wrap(err))
+	for e, err := range store.Rows(ctx, c.DB, func(row store.Row) (e entry, err error) {
+		err = row.Scan(&e.serial, &e.reason, &e.at)
+		return e, err
+	}, `SELECT serial, reason, revoked_at FROM certificate
+		WHERE issuer = $1 AND shard = $2 AND state IN ('revoked', 'held') AND not_after >= $3`,
+		l.Issuer, l.Shard, store.Micros(l.ThisUpdate.Add(-l.NextUpdate.Sub(l.ThisUpdate)))) {
+		if err != nil {
+			return nil, 0, fmt.Errorf("read revoked certificates: %w", err)
 		}
-		bin, err = hex.AppendDecode(bin[:0], []byte(serial))
+		bin, err = hex.AppendDecode(bin[:0], []byte(e.serial))
 		if err == nil && (len(bin) == 0 || len(bin) > serialOctets) {
 			err = fmt.Errorf("it has %d octets, not 1 to %d", len(bin), serialOctets)
 		}
 		if err != nil {
-			return nil, 0, fmt.Errorf("serial %q on record: %w", serial, err)
+			return nil, 0, fmt.Errorf("serial %q on record: %w", e.serial, err)
 		}
-		der = appendEntry(der, bin, shownRevocation(store.Time(at), l.ThisUpdate), countersign.ReasonCode(reason))
+		der = appendEntry(der, bin, shownRevocation(store.Time(e.at), l.ThisUpdate), countersign.ReasonCode(e.reason))
 		n++
 	}
-	return der, n, store.Wrap(rows.Err())
+	return der, n, nil
 }
 
 // appendEntry appends one entry of revokedCertificates (RFC 5280, 5.1.2.6) by hand:

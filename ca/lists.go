@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -180,15 +179,9 @@ func issuersBelow(ctx context.Context, rd store.Reader, id string, lists []*atte
 	for _, l := range lists {
 		names[l.IssuerName()] = true
 	}
-	rows, err := rd.Query(ctx, `SELECT der FROM issuer_certificate ORDER BY fingerprint LIMIT $1`, maxIssuersTried)
-	if err != nil {
-		return nil, fmt.Errorf("read the CAs below authority %s: %w", id, err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var der []byte
-		if err := rows.Scan(&der); err != nil {
-			return nil, fmt.Errorf("read the CAs below authority %s: %w", id, store.Wrap(err))
+	for der, err := range store.Rows(ctx, rd, store.Scan[[]byte], `SELECT der FROM issuer_certificate ORDER BY fingerprint LIMIT $1`, maxIssuersTried) {
+		if err != nil {
+			return nil, fmt.Errorf("read the CAs below authority %s: %w", id, err)
 		}
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
@@ -198,5 +191,5 @@ func issuersBelow(ctx context.Context, rd store.Reader, id string, lists []*atte
 			found = append(found, cert)
 		}
 	}
-	return found, store.Wrap(rows.Err())
+	return found, nil
 }

@@ -2,32 +2,28 @@ package ca
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
 // ListNumbers returns the highest number that was given out for each CRL, by
 // issuer/shard.
 func (c *CA) ListNumbers(ctx context.Context) (numbers map[string]int64, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT issuer, shard, number FROM crl`)
-	if err != nil {
-		return nil, fmt.Errorf("read the numbers of CRLs: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
 	numbers = map[string]int64{}
-	for rows.Next() {
-		var issuer string
-		var shard, number int64
-		if err := rows.Scan(&issuer, &shard, &number); err != nil {
-			return nil, fmt.Errorf("read the numbers of CRLs: %w", store.Wrap(err))
+	for l, err := range store.Rows(ctx, c.DB, func(row store.Row) (l countersign.CRL, err error) {
+		err = row.Scan(&l.Issuer, &l.Shard, &l.Number)
+		return l, err
+	}, `SELECT issuer, shard, number FROM crl`) {
+		if err != nil {
+			return nil, fmt.Errorf("read the numbers of CRLs: %w", err)
 		}
-		numbers[issuer+"/"+strconv.FormatInt(shard, 10)] = number
+		numbers[l.Issuer+"/"+strconv.Itoa(l.Shard)] = l.Number
 	}
-	return numbers, store.Wrap(rows.Err())
+	return numbers, nil
 }
 
 // numberMargin is how far numbers are raised above the highest that is known: some may

@@ -175,15 +175,9 @@ func (c *CA) Profile(ctx context.Context, r store.Reader, name string) (Profile,
 
 // Profiles lists all profiles by name. They are few: an operator writes each by hand.
 func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT spec FROM profile ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("list profiles: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var spec string
-		if err := rows.Scan(&spec); err != nil {
-			return nil, fmt.Errorf("list profiles: %w", store.Wrap(err))
+	for spec, err := range store.Rows(ctx, c.DB, store.Scan[string], `SELECT spec FROM profile ORDER BY name`) {
+		if err != nil {
+			return nil, fmt.Errorf("list profiles: %w", err)
 		}
 		var p Profile
 		if err := json.Unmarshal([]byte(spec), &p); err != nil {
@@ -191,5 +185,5 @@ func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
 		}
 		list = append(list, p)
 	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }

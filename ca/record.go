@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -134,7 +133,7 @@ func moveError(cert *countersign.Certificate, to string) error {
 const certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, predecessor_issuer, evidence, method,
 	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, issued_pos, used_pos`
 
-func scanCert(row interface{ Scan(dest ...any) error }, extra ...any) (c countersign.Certificate, err error) {
+func scanCert(row store.Row, extra ...any) (c countersign.Certificate, err error) {
 	var from, to, issued, used, accept, revoked int64
 	dest := []any{
 		&c.Serial, &c.Issuer, &c.Device, &c.Fleet, &c.Profile, &c.State, &c.HeldFrom, &c.Reason, &c.Replaced, &c.Predecessor.Serial, &c.Predecessor.Issuer,
@@ -193,21 +192,19 @@ func (c *CA) BySerial(ctx context.Context, r store.Reader, serial countersign.Se
 
 // certificates reads rows with their DER.
 func certificates(ctx context.Context, r store.Reader, rest string, args ...any) (list []countersign.Certificate, err error) {
-	rows, err := r.Query(ctx, `SELECT `+certColumns+`, der FROM certificate `+rest, args...)
+	list, err = store.List(ctx, r, scanWhole, `SELECT `+certColumns+`, der FROM certificate `+rest, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var der []byte
-		cert, err := scanCert(rows, &der)
-		if err != nil {
-			return nil, fmt.Errorf("read certificates: %w", err)
-		}
-		cert.DER = der
-		list = append(list, cert)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
+}
+
+// scanWhole reads certColumns and the DER behind them.
+func scanWhole(row store.Row) (countersign.Certificate, error) {
+	var der []byte
+	cert, err := scanCert(row, &der)
+	cert.DER = der
+	return cert, err
 }
 
 // maxDeviceCerts bounds how many certificates of one device are looked at to
@@ -251,43 +248,27 @@ func (c *CA) Recoveries(ctx context.Context, r store.Reader, device string, from
 
 // Overdue reads superseded certificates whose overlap has ended, at most limit.
 func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []countersign.Certificate, err error) {
-	rows, err := r.Query(ctx, `SELECT `+certColumns+` FROM certificate WHERE state = 'superseded' AND accept_until < $1 ORDER BY accept_until LIMIT $2`,
-		store.Micros(c.Now()), limit)
+	list, err = store.List(ctx, r, func(row store.Row) (countersign.Certificate, error) { return scanCert(row) },
+		`SELECT `+certColumns+` FROM certificate WHERE state = 'superseded' AND accept_until < $1 ORDER BY accept_until LIMIT $2`, store.Micros(c.Now()), limit)
 	if err != nil {
 		return nil, fmt.Errorf("read overdue certificates: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		cert, err := scanCert(rows)
-		if err != nil {
-			return nil, fmt.Errorf("read overdue certificates: %w", err)
-		}
-		list = append(list, cert)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // EachKey gives the newest certificates of devices that are not revoked or
 // expired, with their DER, until visit fails; at most limit.
 func (c *CA) EachKey(ctx context.Context, limit int, visit func(countersign.Certificate) error) (err error) {
-	rows, err := c.DB.Query(ctx, `SELECT `+certColumns+`, der FROM certificate
-		WHERE device <> '' AND state <> 'revoked' AND not_after > $1 ORDER BY not_after DESC, serial LIMIT $2`, store.Micros(c.Now()), limit)
-	if err != nil {
-		return fmt.Errorf("read certificates: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var der []byte
-		cert, err := scanCert(rows, &der)
+	for cert, err := range store.Rows(ctx, c.DB, scanWhole, `SELECT `+certColumns+`, der FROM certificate
+		WHERE device <> '' AND state <> 'revoked' AND not_after > $1 ORDER BY not_after DESC, serial LIMIT $2`, store.Micros(c.Now()), limit) {
 		if err != nil {
 			return fmt.Errorf("read certificates: %w", err)
 		}
-		cert.DER = der
 		if err := visit(cert); err != nil {
 			return err
 		}
 	}
-	return store.Wrap(rows.Err())
+	return nil
 }
 
 // Filter chooses certificates for a list.
@@ -296,51 +277,23 @@ type Filter struct {
 	State         countersign.CertState
 	ExpiresBefore time.Time
 	After         countersign.CertRef // keyset: the last of the page before
-	Limit         int                 // at most maxPage; 0 is that
+	Limit         int                 // at most store.MaxPage; 0 is that
 }
-
-// maxPage bounds a page of a list: a thousand rows are under 1 MB.
-const maxPage = 1000
 
 // Certificates lists certificates by serial and issuer, without DER; next is the After
 // of the following page, zero at the end.
 func (c *CA) Certificates(ctx context.Context, f Filter) (list []countersign.Certificate, next countersign.CertRef, err error) {
-	where := []string{"(serial, issuer) > ($1, $2)"}
-	args := []any{string(f.After.Serial), f.After.Issuer}
-	add := func(cond string, v any) {
-		args = append(args, v)
-		where = append(where, fmt.Sprintf(cond, len(args)))
-	}
-	if f.Device != "" {
-		add("device = $%d", f.Device)
-	}
-	if f.State != "" {
-		add("state = $%d", string(f.State))
-	}
-	if !f.ExpiresBefore.IsZero() {
-		add("not_after < $%d", store.Micros(f.ExpiresBefore))
-	}
-	if f.Limit < 1 || f.Limit > maxPage {
-		f.Limit = maxPage
-	}
-	args = append(args, f.Limit+1)
-	// The text is built from constants above; values go in as arguments.
-	q := fmt.Sprintf(`SELECT %s FROM certificate WHERE %s ORDER BY serial, issuer LIMIT $%d`, certColumns, strings.Join(where, " AND "), len(args))
-	rows, err := c.DB.Query(ctx, q, args...)
+	var q store.Query
+	q.And("(serial, issuer) > (?, ?)", string(f.After.Serial), f.After.Issuer)
+	q.If(f.Device != "", "device = ?", f.Device)
+	q.If(f.State != "", "state = ?", string(f.State))
+	q.If(!f.ExpiresBefore.IsZero(), "not_after < ?", store.Micros(f.ExpiresBefore))
+	limit := store.PageSize(f.Limit)
+	list, err = store.List(ctx, c.DB, func(row store.Row) (countersign.Certificate, error) { return scanCert(row) },
+		`SELECT `+certColumns+` FROM certificate`+q.Where()+` ORDER BY serial, issuer LIMIT `+q.Arg(limit+1), q.Args...)
 	if err != nil {
 		return nil, next, fmt.Errorf("list certificates: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		cert, err := scanCert(rows)
-		if err != nil {
-			return nil, next, fmt.Errorf("list certificates: %w", err)
-		}
-		list = append(list, cert)
-	}
-	if len(list) > f.Limit {
-		list = list[:f.Limit]
-		next = list[f.Limit-1].Ref()
-	}
-	return list, next, store.Wrap(rows.Err())
+	list, next = store.Page(list, limit, (*countersign.Certificate).Ref)
+	return list, next, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -209,20 +208,15 @@ func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
 const maxBlocks = 64
 
 func (c *CA) openBlocks(ctx context.Context, cutoff time.Time, after string) (list []block, err error) {
-	rows, err := c.DB.Query(ctx, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 AND id > $2 ORDER BY id LIMIT $3`,
+	list, err = store.List(ctx, c.DB, func(row store.Row) (b block, err error) {
+		err = row.Scan(&b.id, &b.left)
+		return b, err
+	}, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 AND id > $2 ORDER BY id LIMIT $3`,
 		store.Micros(cutoff), after, maxBlocks)
 	if err != nil {
 		return nil, fmt.Errorf("list open serial blocks: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var b block
-		if err := rows.Scan(&b.id, &b.left); err != nil {
-			return nil, fmt.Errorf("list open serial blocks: %w", store.Wrap(err))
-		}
-		list = append(list, b)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 func (c *CA) void(ctx context.Context, b block) (int, error) {

@@ -59,19 +59,14 @@ func Of(s *keystore.Sealer) ([]Value, error) {
 // List returns the check values on record; none for a database that is older than they
 // are.
 func List(ctx context.Context, r store.Reader) (list []Value, err error) {
-	rows, err := r.Query(ctx, `SELECT name, kind, value FROM key_check ORDER BY name`)
+	list, err = store.List(ctx, r, func(row store.Row) (v Value, err error) {
+		err = row.Scan(&v.Name, &v.Kind, &v.Value)
+		return v, err
+	}, `SELECT name, kind, value FROM key_check ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("read the check values of keys: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var v Value
-		if err := rows.Scan(&v.Name, &v.Kind, &v.Value); err != nil {
-			return nil, fmt.Errorf("read the check values of keys: %w", store.Wrap(err))
-		}
-		list = append(list, v)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // Compare compares what this node has with what is on record, and returns ErrOther or

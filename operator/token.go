@@ -37,13 +37,9 @@ const (
 	maxTTL = 365 * 24 * time.Hour
 )
 
-const (
-	// usedEvery bounds the writes that a busy token causes: its last use is known
-	// to the minute.
-	usedEvery = time.Minute
-	// maxLimit bounds a page of tokens.
-	maxLimit = 1000
-)
+// usedEvery bounds the writes that a busy token causes: its last use is known to the
+// minute.
+const usedEvery = time.Minute
 
 // Token is an operator token without its secret.
 type Token struct {
@@ -175,32 +171,19 @@ func (d *Accounts) Revoked(ctx context.Context, tx *store.Tx, id string) (revoke
 // List reads tokens by id, those after the id after; next is empty on the last
 // page.
 func (d *Accounts) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
-	limit = min(max(limit, 1), maxLimit)
-	rows, err := d.DB.Query(ctx, `SELECT `+columns+` FROM operator_token WHERE id > $1 ORDER BY id LIMIT $2`, after, limit+1)
+	limit = store.PageSize(limit)
+	list, err = store.List(ctx, d.DB, func(row store.Row) (Token, error) { return scan(row) },
+		`SELECT `+columns+` FROM operator_token WHERE id > $1 ORDER BY id LIMIT $2`, after, limit+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("couldn't list operator tokens: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		t, err := scan(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("couldn't list operator tokens: %w", store.Wrap(err))
-		}
-		list = append(list, t)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, "", fmt.Errorf("couldn't list operator tokens: %w", store.Wrap(err))
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
+	list, next = store.Page(list, limit, func(t *Token) string { return t.ID })
 	return list, next, nil
 }
 
 const columns = `id, name, role, created_at, expires_at, used_at, revoked`
 
-func scan(row interface{ Scan(dest ...any) error }, extra ...any) (t Token, err error) {
+func scan(row store.Row, extra ...any) (t Token, err error) {
 	var created, expires, used int64
 	dest := []any{&t.ID, &t.Name, &t.Role, &created, &expires, &used, &t.Revoked}
 	if err := row.Scan(append(dest, extra...)...); err != nil {

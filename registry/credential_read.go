@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
@@ -17,7 +16,7 @@ import (
 const credentialColumns = `id, kind, lookup, second, sealed, fleet, device, label, not_before, expires_at, uses_max, uses, per_minute, networks, devices,
 	state, reason, created_by, created_at, created_pos`
 
-func scanCredential(row interface{ Scan(dest ...any) error }) (c Credential, err error) {
+func scanCredential(row store.Row) (c Credential, err error) {
 	var from, to, created int64
 	var networks, devices string
 	err = row.Scan(&c.ID, &c.Kind, &c.lookup, &c.second, &c.sealed, &c.Fleet, &c.Device, &c.Label, &from, &to, &c.UsesMax, &c.Uses,
@@ -83,31 +82,15 @@ const atOnce = 200
 func CredentialsByID(ctx context.Context, rd store.Reader, ids []string) (map[string]Credential, error) {
 	found := map[string]Credential{}
 	for some := range slices.Chunk(ids, atOnce) {
-		if err := readCredentials(ctx, rd, some, found); err != nil {
-			return nil, fmt.Errorf("read credentials: %w", err)
+		var q store.Query
+		for c, err := range store.Rows(ctx, rd, scanCredential, `SELECT `+credentialColumns+` FROM credential WHERE id IN `+store.In(&q, some), q.Args...) {
+			if err != nil {
+				return nil, fmt.Errorf("read credentials: %w", err)
+			}
+			found[c.ID] = c
 		}
 	}
 	return found, nil
-}
-
-func readCredentials(ctx context.Context, rd store.Reader, ids []string, into map[string]Credential) (err error) {
-	places, args := make([]string, len(ids)), make([]any, len(ids))
-	for i, id := range ids {
-		places[i], args[i] = fmt.Sprintf("$%d", i+1), id
-	}
-	rows, err := rd.Query(ctx, `SELECT `+credentialColumns+` FROM credential WHERE id IN (`+strings.Join(places, ", ")+`)`, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		c, err := scanCredential(rows)
-		if err != nil {
-			return err
-		}
-		into[c.ID] = c
-	}
-	return store.Wrap(rows.Err())
 }
 
 // Fingerprints are what evidence finds the credential by; second may be empty.
@@ -128,41 +111,17 @@ type CredentialFilter struct {
 // Credentials lists credentials, newest first; next is the After of the following
 // page, empty at the end.
 func (r *Registry) Credentials(ctx context.Context, f CredentialFilter) (list []Credential, next string, err error) {
-	f.Limit = pageOf(f.Limit)
-	where, args := []string{"1 = 1"}, []any{}
-	add := func(cond string, v any) {
-		args = append(args, v)
-		where = append(where, fmt.Sprintf(cond, len(args)))
-	}
-	if f.Kind != "" {
-		add("kind = $%d", string(f.Kind))
-	}
-	if f.Fleet != "" {
-		add("fleet = $%d", f.Fleet)
-	}
-	if f.Device != "" {
-		add("device = $%d", f.Device)
-	}
-	if f.After != "" {
-		add("(created_at, id) < (SELECT created_at, id FROM credential WHERE id = $%d)", f.After)
-	}
-	args = append(args, f.Limit+1)
-	q := fmt.Sprintf(`SELECT %s FROM credential WHERE %s ORDER BY created_at DESC, id DESC LIMIT $%d`, credentialColumns, strings.Join(where, " AND "), len(args))
-	rows, err := r.DB.Query(ctx, q, args...)
+	var q store.Query
+	q.If(f.Kind != "", "kind = ?", string(f.Kind))
+	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
+	q.If(f.Device != "", "device = ?", f.Device)
+	q.If(f.After != "", "(created_at, id) < (SELECT created_at, id FROM credential WHERE id = ?)", f.After)
+	limit := store.PageSize(f.Limit)
+	list, err = store.List(ctx, r.DB, scanCredential, `SELECT `+credentialColumns+` FROM credential`+q.Where()+
+		` ORDER BY created_at DESC, id DESC LIMIT `+q.Arg(limit+1), q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list credentials: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		c, err := scanCredential(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("list credentials: %w", err)
-		}
-		list = append(list, c)
-	}
-	if len(list) > f.Limit {
-		list = list[:f.Limit]
-		next = list[f.Limit-1].ID
-	}
-	return list, next, store.Wrap(rows.Err())
+	list, next = store.Page(list, limit, func(c *Credential) string { return c.ID })
+	return list, next, nil
 }

@@ -34,7 +34,7 @@ var methods = []countersign.Method{
 
 const fleetColumns = `name, issuer, profile, methods, overlap, trust_domain, rules, created_at, updated_at`
 
-func scanFleet(row interface{ Scan(dest ...any) error }) (f countersign.Fleet, err error) {
+func scanFleet(row store.Row) (f countersign.Fleet, err error) {
 	var m, rules string
 	var overlap, created, updated int64
 	if err := row.Scan(&f.Name, &f.Issuer, &f.Profile, &m, &overlap, &f.TrustDomain, &rules, &created, &updated); err != nil {
@@ -60,19 +60,11 @@ func (r *Registry) Fleet(ctx context.Context, rd store.Reader, name string) (cou
 
 // Fleets lists all fleets by name. They are few: an operator makes each by hand.
 func (r *Registry) Fleets(ctx context.Context) (list []countersign.Fleet, err error) {
-	rows, err := r.DB.Query(ctx, `SELECT `+fleetColumns+` FROM fleet ORDER BY name`)
+	list, err = store.List(ctx, r.DB, scanFleet, `SELECT `+fleetColumns+` FROM fleet ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("list fleets: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		f, err := scanFleet(rows)
-		if err != nil {
-			return nil, fmt.Errorf("list fleets: %w", err)
-		}
-		list = append(list, f)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // SaveFleet creates or changes a fleet. Its issuer and profile must exist.

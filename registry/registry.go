@@ -26,8 +26,6 @@ const (
 	maxTag  = 256
 	// maxText bounds owner and reason.
 	maxText = 512
-	// maxPage bounds a page of a list: a thousand rows are a few MB at the worst.
-	maxPage = 1000
 )
 
 // Registry reads and writes devices, fleets, credentials and waiting enrollments.
@@ -66,7 +64,7 @@ func (e *Entry) Newer(made countersign.Position) bool { return made >= e.Revoked
 
 const deviceColumns = `id, fleet, state, reason, owner, purpose, tags, revoked_at, created_at, updated_at, last_seen, last_addr, revoked_pos, seen_pos`
 
-func scanDevice(row interface{ Scan(dest ...any) error }) (e Entry, err error) {
+func scanDevice(row store.Row) (e Entry, err error) {
 	var tags string
 	var revoked, created, updated, seen int64
 	err = row.Scan(&e.ID, &e.Fleet, &e.State, &e.Reason, &e.Owner, &e.Purpose, &tags, &revoked, &created, &updated, &seen, &e.LastAddr, &e.RevokedPos, &e.SeenPos)
@@ -258,52 +256,24 @@ type Filter struct {
 	State  countersign.DeviceState
 	Prefix string // of the id, for completion
 	After  string // keyset: the last id of the page before
-	Limit  int    // at most maxPage; 0 is that
-}
-
-func pageOf(limit int) int {
-	if limit < 1 || limit > maxPage {
-		return maxPage
-	}
-	return limit
+	Limit  int    // at most store.MaxPage; 0 is that
 }
 
 // Devices lists devices by id; next is the After of the following page, empty at the end.
 func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.Device, next string, err error) {
-	where := []string{"id > $1"}
-	args := []any{f.After}
-	add := func(cond string, v any) {
-		args = append(args, v)
-		where = append(where, fmt.Sprintf(cond, len(args)))
-	}
-	if f.Fleet != "" {
-		add("fleet = $%d", f.Fleet)
-	}
-	if f.State != "" {
-		add("state = $%d", string(f.State))
-	}
-	if f.Prefix != "" {
-		add("id >= $%d", f.Prefix)
-		add("id < $%d", f.Prefix+"\x7f") // ids are ASCII below 0x7f
-	}
-	f.Limit = pageOf(f.Limit)
-	args = append(args, f.Limit+1)
-	q := fmt.Sprintf(`SELECT %s FROM device WHERE %s ORDER BY id LIMIT $%d`, deviceColumns, strings.Join(where, " AND "), len(args))
-	rows, err := r.DB.Query(ctx, q, args...)
+	var q store.Query
+	q.And("id > ?", f.After)
+	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
+	q.If(f.State != "", "state = ?", string(f.State))
+	q.If(f.Prefix != "", "id >= ? AND id < ?", f.Prefix, f.Prefix+"\x7f") // ids are ASCII below 0x7f
+	limit := store.PageSize(f.Limit)
+	list, err = store.List(ctx, r.DB, func(row store.Row) (countersign.Device, error) {
+		e, err := scanDevice(row)
+		return e.Device, err
+	}, `SELECT `+deviceColumns+` FROM device`+q.Where()+` ORDER BY id LIMIT `+q.Arg(limit+1), q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list devices: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		e, err := scanDevice(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("list devices: %w", err)
-		}
-		list = append(list, e.Device)
-	}
-	if len(list) > f.Limit {
-		list = list[:f.Limit]
-		next = list[f.Limit-1].ID
-	}
-	return list, next, store.Wrap(rows.Err())
+	list, next = store.Page(list, limit, func(d *countersign.Device) string { return d.ID })
+	return list, next, nil
 }

@@ -54,7 +54,7 @@ const ApprovedFor = 25 * time.Hour
 
 const waitingColumns = `id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at`
 
-func scanWaiting(row interface{ Scan(dest ...any) error }) (w Waiting, err error) {
+func scanWaiting(row store.Row) (w Waiting, err error) {
 	var facts string
 	var created, expires, decided int64
 	err = row.Scan(&w.ID, &w.State, &w.Device, &w.Fleet, &w.Method, &w.Evidence, &w.KeyHash, &facts, &w.Remote, &w.Via, &w.DecidedBy, &w.Note,
@@ -170,29 +170,16 @@ func (r *Registry) Finish(ctx context.Context, tx *store.Tx, id string) error {
 // Queue lists requests in a state, oldest first; next is the After of the
 // following page, empty at the end. An empty state is all.
 func (r *Registry) Queue(ctx context.Context, state WaitingState, after string, limit int) (list []Waiting, next string, err error) {
-	limit = pageOf(limit)
-	q := `SELECT ` + waitingColumns + ` FROM waiting_enrollment WHERE ($1 = '' OR state = $1) AND (state <> 'waiting' OR expires_at > $2)`
-	args := []any{string(state), store.Micros(r.Now())}
-	if after != "" {
-		args = append(args, after)
-		q += ` AND (created_at, id) > (SELECT created_at, id FROM waiting_enrollment WHERE id = $3)`
-	}
-	args = append(args, limit+1)
-	rows, err := r.DB.Query(ctx, fmt.Sprintf(`%s ORDER BY created_at, id LIMIT $%d`, q, len(args)), args...)
+	limit = store.PageSize(limit)
+	var q store.Query
+	q.And("(state <> 'waiting' OR expires_at > ?)", store.Micros(r.Now()))
+	q.If(state != "", "state = ?", string(state))
+	q.If(after != "", "(created_at, id) > (SELECT created_at, id FROM waiting_enrollment WHERE id = ?)", after)
+	list, err = store.List(ctx, r.DB, scanWaiting, `SELECT `+waitingColumns+` FROM waiting_enrollment`+q.Where()+
+		` ORDER BY created_at, id LIMIT `+q.Arg(limit+1), q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		w, err := scanWaiting(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
-		}
-		list = append(list, w)
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
-	return list, next, store.Wrap(rows.Err())
+	list, next = store.Page(list, limit, func(w *Waiting) string { return w.ID })
+	return list, next, nil
 }

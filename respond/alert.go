@@ -107,7 +107,7 @@ func clip(s string) string {
 const columns = `id, rule, subject, severity, state, device, fleet, remote, summary, evidence, count, assignee, timeline, resolution,
 	snoozed, first_seen, last_seen, changed_at`
 
-func scan(row interface{ Scan(dest ...any) error }) (a Alert, err error) {
+func scan(row store.Row) (a Alert, err error) {
 	var evidence, timeline string
 	var snoozed, first, last, changed int64
 	err = row.Scan(&a.ID, &a.Rule, &a.Subject, &a.Severity, &a.State, &a.Device, &a.Fleet, &a.Remote, &a.Summary, &evidence, &a.Count,

@@ -210,21 +210,16 @@ func (n Node) Due(now time.Time) bool { return now.Sub(n.Seen).Abs() >= announce
 
 // Nodes returns the nodes that keep a watermark of this database, those seen last first.
 func Nodes(ctx context.Context, r store.Reader) (nodes []Node, err error) {
-	rows, err := r.Query(ctx, `SELECT node, since FROM watermark ORDER BY since DESC, node LIMIT $1`, maxNodes)
+	nodes, err = store.List(ctx, r, func(row store.Row) (n Node, err error) {
+		var seen int64
+		err = row.Scan(&n.Name, &seen)
+		n.Seen = store.Time(seen)
+		return n, err
+	}, `SELECT node, since FROM watermark ORDER BY since DESC, node LIMIT $1`, maxNodes)
 	if err != nil {
 		return nil, fmt.Errorf("list the nodes with a watermark: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var n Node
-		var seen int64
-		if err := rows.Scan(&n.Name, &seen); err != nil {
-			return nil, fmt.Errorf("list the nodes with a watermark: %w", store.Wrap(err))
-		}
-		n.Seen = store.Time(seen)
-		nodes = append(nodes, n)
-	}
-	return nodes, store.Wrap(rows.Err())
+	return nodes, nil
 }
 
 // Announce records that a node keeps a watermark, and forgets nodes that were not seen
