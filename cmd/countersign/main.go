@@ -7,18 +7,17 @@ package main
 import (
 	"os"
 	"time"
+
+	"github.com/countersign-iot/countersign/cmd/countersign/command"
 )
 
-func main() { os.Exit(run()) }
-
-// run is main without the exit.
-func run() int {
-	a := &app{
-		in:     os.Stdin,
-		out:    os.Stdout,
-		errOut: os.Stderr,
-		getenv: os.Getenv,
-		now:    time.Now, //nolint:forbidigo // the program's own clock starts here
+func main() {
+	env := command.Env{
+		In:     os.Stdin,
+		Out:    os.Stdout,
+		Err:    os.Stderr,
+		Getenv: os.Getenv,
+		Now:    time.Now, //nolint:forbidigo // the program's own clock starts here
 	}
-	return a.run(os.Args[1:])
+	os.Exit(env.Run(os.Args[1:]))
 }

@@ -1,0 +1,413 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+func alertCommand(env *Env) *cobra.Command {
+	return group("alert", "What was found and wants a person", []string{"alerts"},
+		alertList(env), alertShow(env), alertAck(env), alertAssign(env), alertComment(env), alertSnooze(env), alertClose(env), alertAct(env),
+		alertRules(env), alertChannels(env), alertTest(env))
+}
+
+func alertID(v api.Alert) string { return v.ID }
+
+func alertIDs(env *Env) completer {
+	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Alert, error] {
+		return c.Alerts(ctx, api.AlertFilter{State: "live"})
+	}, alertID)
+}
+
+func alertList(env *Env) *cobra.Command {
+	var f api.AlertFilter
+	var limit int
+	var all bool
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List alerts that are not closed", Args: exactly(),
+		Example: `  countersign alert list --severity high
+  countersign alert list --all --device pump-7`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.State == "" && !all {
+				f.State = "live"
+			}
+			return list(env, env.paged(limit).Alerts(cmd.Context(), f), limit, view[api.Alert]{name: alertID, cols: []col[api.Alert]{
+				{"ALERT", alertID},
+				{"SEVERITY", func(v api.Alert) string { return v.Severity }},
+				{"STATE", func(v api.Alert) string { return v.State }},
+				{"RULE", func(v api.Alert) string { return v.Rule }},
+				{"SUBJECT", func(v api.Alert) string { return v.Subject }},
+				{"COUNT", func(v api.Alert) string { return fmt.Sprint(v.Count) }},
+				{"LAST", func(v api.Alert) string { return env.ago(v.LastSeen) }},
+				{"WHO", func(v api.Alert) string { return v.Assignee }},
+				{"SUMMARY", func(v api.Alert) string { return v.Summary }},
+			}})
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "closed ones too")
+	c.Flags().StringVar(&f.State, "state", "", "only this state: open, acknowledged, snoozed, closed")
+	c.Flags().StringVar(&f.Severity, "severity", "", "only this severity: info, low, medium, high, critical")
+	c.Flags().StringVar(&f.Rule, "rule", "", "only this rule")
+	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
+	c.Flags().StringVar(&f.Device, "device", "", "only this device")
+	complete(c, "state", "open", "acknowledged", "snoozed", "closed")
+	complete(c, "severity", severityNames()...)
+	completeWith(c, "fleet", fleetNames(env))
+	completeWith(c, "device", deviceIDs(env))
+	completeWith(c, "rule", alertRuleNames(env))
+	limitFlag(c, &limit)
+	return c
+}
+
+func alertRuleNames(env *Env) completer {
+	return live(env, (*sdk.Admin).AlertRules, func(r api.AlertRule) string { return r.Name })
+}
+
+func alertShow(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Aliases: []string{"get"}, Short: "Show an alert: its evidence, what was done, and what each act would do now",
+		Args: exactly("ID"), ValidArgsFunction: first(alertIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v, err := env.admin().Alert(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if env.output != formatTable {
+				return show(env, *v, view[api.Alert]{name: alertID})
+			}
+			acts, err := env.admin().AlertActions(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return tellAlert(env, v, acts.Items)
+		},
+	}
+}
+
+// tellAlert prints an alert for a person.
+func tellAlert(env *Env, v *api.Alert, acts []api.AlertAction) error {
+	err := show(env, *v, view[api.Alert]{cols: []col[api.Alert]{
+		{"ALERT", alertID},
+		{"SUMMARY", func(v api.Alert) string { return v.Summary }},
+		{"RULE", func(v api.Alert) string { return v.Rule }},
+		{"SEVERITY", func(v api.Alert) string { return v.Severity }},
+		{"STATE", alertState},
+		{"SUBJECT", func(v api.Alert) string { return v.Subject }},
+		{"FLEET", func(v api.Alert) string { return v.Fleet }},
+		{"FROM", func(v api.Alert) string { return v.Remote }},
+		{"FINDINGS", func(v api.Alert) string { return fmt.Sprintf("%d, the last %s", v.Count, env.ago(v.LastSeen)) }},
+		{"ASSIGNEE", func(v api.Alert) string { return v.Assignee }},
+		{"WHY IT MATTERS", func(v api.Alert) string { return v.Why }},
+		{"WHAT TO DO", func(v api.Alert) string { return v.Do }},
+	}})
+	if err != nil {
+		return err
+	}
+	p := env.stdout()
+	p.linef("\nevidence")
+	for _, f := range v.Evidence {
+		p.linef("  %s  %s", f.At.Format(time.RFC3339), printable(f.Summary))
+		if len(f.Evidence) > 0 {
+			p.linef("    %s", printable(tagText(f.Evidence)))
+		}
+	}
+	p.linef("\ntimeline")
+	for _, l := range v.Timeline {
+		p.linef("  %s  %s %s %s: %s", l.At.Format(time.RFC3339), printable(l.Actor), printable(l.Act), l.Outcome, printable(l.Text))
+	}
+	p.linef("\nwhat can be done now: countersign alert act %s ACT", v.ID)
+	for _, x := range acts {
+		mark := p.green("yes")
+		if !x.Possible {
+			mark = p.yellow("no ")
+		}
+		p.linef("  %s  %-11s %s", mark, x.Name, printable(x.Effect))
+		if x.Undo != "" {
+			p.linef("       undone by %s", printable(x.Undo))
+		}
+	}
+	return nil
+}
+
+func alertState(v api.Alert) string {
+	switch {
+	case v.Resolution != "":
+		return v.State + ", " + v.Resolution
+	case !v.SnoozedUntil.IsZero():
+		return v.State + " until " + v.SnoozedUntil.Format(time.RFC3339)
+	}
+	return v.State
+}
+
+// alertVerb is a command that does one thing to an alert.
+func alertVerb(env *Env, use, short string, do func(ctx context.Context, id string) (*api.Alert, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " ID", Short: short, Args: exactly("ID"), ValidArgsFunction: first(alertIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v, err := do(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			env.stderr().done("alert %s is %s", v.ID, alertState(*v))
+			return acted(env, *v, v.ID)
+		},
+	}
+}
+
+func noteFlag(c *cobra.Command, note *string) {
+	c.Flags().StringVar(note, "note", "", "what you want to say, in your words")
+}
+
+func alertAck(env *Env) *cobra.Command {
+	var note string
+	c := alertVerb(env, "ack", "Say that you are at it: it is told again only if it gets worse", func(ctx context.Context, id string) (*api.Alert, error) {
+		return env.admin().AcknowledgeAlert(ctx, id, api.AlertNote{Note: note})
+	})
+	c.Aliases = []string{"acknowledge"}
+	noteFlag(c, &note)
+	return c
+}
+
+func alertAssign(env *Env) *cobra.Command {
+	var to api.AlertAssign
+	c := alertVerb(env, "assign", "Give an alert to an operator", func(ctx context.Context, id string) (*api.Alert, error) {
+		return env.admin().AssignAlert(ctx, id, to)
+	})
+	c.Example = "  countersign alert assign 4XK7Q2M3ZPT5A --to ana"
+	c.Flags().StringVar(&to.To, "to", "", "name of the operator; empty: nobody")
+	noteFlag(c, &to.Note)
+	return c
+}
+
+func alertComment(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "comment ID TEXT", Short: "Say something about an alert", Args: exactly("ID", "TEXT"), ValidArgsFunction: first(alertIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v, err := env.admin().CommentAlert(cmd.Context(), args[0], api.AlertNote{Note: args[1]})
+			if err != nil {
+				return err
+			}
+			env.stderr().done("said")
+			return acted(env, *v, v.ID)
+		},
+	}
+}
+
+func alertSnooze(env *Env) *cobra.Command {
+	var note string
+	var length time.Duration
+	c := alertVerb(env, "snooze", "Silence an alert for a time: it goes on to count, and neither tells nor acts", func(ctx context.Context, id string) (*api.Alert, error) {
+		return env.admin().SnoozeAlert(ctx, id, api.AlertSnooze{Seconds: int64(length / time.Second), Note: note})
+	})
+	c.Example = "  countersign alert snooze 4XK7Q2M3ZPT5A --for 24h --note 'the line is being rebuilt'"
+	durationFlag(c.Flags(), &length, "for", 8*time.Hour, "for how long, 1m to 2160h")
+	noteFlag(c, &note)
+	return c
+}
+
+func alertClose(env *Env) *cobra.Command {
+	var end api.AlertClose
+	var falseAlarm bool
+	c := alertVerb(env, "close", "End an alert; a later finding opens a new one", func(ctx context.Context, id string) (*api.Alert, error) {
+		if end.Note == "" {
+			return nil, usagef("--reason is missing: say why")
+		}
+		end.Resolution = "resolved"
+		if falseAlarm {
+			end.Resolution = "not_an_issue"
+		}
+		return env.admin().CloseAlert(ctx, id, end)
+	})
+	c.Use += " --reason TEXT"
+	c.Example = `  countersign alert close 4XK7Q2M3ZPT5A --reason 'unit replaced'
+  countersign alert close 4XK7Q2M3ZPT5A --reason 'new mobile operator' --not-an-issue`
+	c.Flags().StringVar(&end.Note, "reason", "", "why, in your words")
+	c.Flags().BoolVar(&falseAlarm, "not-an-issue", false, "it was a false alarm")
+	return c
+}
+
+// alertActs are what can be done about an alert.
+var alertActs = []string{"suspend", "reactivate", "revoke", "block"}
+
+func alertAct(env *Env) *cobra.Command {
+	var note, reason string
+	var ttl time.Duration
+	var yes bool
+	c := &cobra.Command{
+		Use: "act ID ACT", Short: "Suspend, reactivate or revoke the device of an alert, or block its address",
+		Long: `Suspend, reactivate or revoke the device of an alert, or block its address. What would
+happen now is said first and asked for.`,
+		Example: `  countersign alert act 4XK7Q2M3ZPT5A suspend
+  countersign alert act 4XK7Q2M3ZPT5A reactivate --yes
+  countersign alert act 4XK7Q2M3ZPT5A revoke --reason keyCompromise
+  countersign alert act 4XK7Q2M3ZPT5A block --ttl 24h`,
+		Args: exactly("ID", "ACT"),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return alertActs, cobra.ShellCompDirectiveNoFileComp
+			}
+			return first(alertIDs(env))(cmd, args, prefix)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, act := args[0], args[1]
+			if err := oneOf("ACT", act, alertActs...); err != nil {
+				return err
+			}
+			if act == "revoke" && reason == "" {
+				return usagef("--reason is missing: one of %s", strings.Join(reasons, ", "))
+			}
+			if err := askAct(cmd.Context(), env, id, act, yes); err != nil {
+				return err
+			}
+			done, err := doAct(cmd.Context(), env, id, act, api.Revoke{Reason: reason, Note: note}, ttl)
+			if err != nil {
+				return err
+			}
+			tellAct(env, done, act)
+			return acted(env, *done, id)
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "of a revocation: "+strings.Join(reasons, ", "))
+	durationFlag(c.Flags(), &ttl, "ttl", time.Hour, "of a block: for how long")
+	complete(c, "reason", reasons...)
+	noteFlag(c, &note)
+	yesFlag(c, &yes)
+	return c
+}
+
+// askAct says what an act would do now and asks for it.
+func askAct(ctx context.Context, env *Env, id, act string, yes bool) error {
+	acts, err := env.admin().AlertActions(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, x := range acts.Items {
+		if x.Name == act && x.Possible {
+			return env.confirm(yes, fmt.Sprintf("%s: %s. Do it?", act, x.Effect))
+		}
+	}
+	return nil // the server says why not
+}
+
+func doAct(ctx context.Context, env *Env, id, act string, r api.Revoke, ttl time.Duration) (*api.AlertActed, error) {
+	switch act {
+	case "suspend":
+		return env.admin().SuspendAlert(ctx, id, api.AlertNote{Note: r.Note})
+	case "reactivate":
+		return env.admin().ReactivateAlert(ctx, id, api.AlertNote{Note: r.Note})
+	case "revoke":
+		return env.admin().RevokeAlert(ctx, id, r)
+	}
+	return env.admin().BlockAlert(ctx, id, api.AlertBlock{TTLSeconds: int64(ttl / time.Second), Note: r.Note})
+}
+
+func tellAct(env *Env, done *api.AlertActed, act string) {
+	p := env.stderr()
+	switch act {
+	case "suspend":
+		p.done("device %s suspended", done.Alert.Device)
+		tellCut(env, done.Cut, "held")
+		p.linef("  undo: countersign alert act %s reactivate", done.Alert.ID)
+	case "reactivate":
+		p.done("device %s is back with what it had", done.Alert.Device)
+	case "revoke":
+		tellCut(env, done.Cut, "revoked")
+		p.linef("  undo: none. To let the device back: countersign enroll token --device %s", done.Alert.Device)
+	case "block":
+		p.done("%s is blocked until %s", done.Block.Network, done.Block.Until.Format(time.RFC3339))
+		p.linef("  undo: countersign block remove %s", done.Block.Network)
+	}
+	p.next("countersign alert close %s --reason TEXT", done.Alert.ID)
+}
+
+func alertRules(env *Env) *cobra.Command {
+	var limit int
+	name := func(r api.AlertRule) string { return r.Name }
+	c := &cobra.Command{
+		Use: "rules", Short: "List what can be found, why it matters and what to do", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).AlertRules(cmd.Context()), limit, view[api.AlertRule]{name: name, cols: []col[api.AlertRule]{
+				{"RULE", name},
+				{"SEVERITY", func(r api.AlertRule) string { return r.Severity }},
+				{"BY DEFAULT", func(r api.AlertRule) string { return strings.Join(r.Default, ",") }},
+				{"SEES", func(r api.AlertRule) string { return r.Title }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func alertChannels(env *Env) *cobra.Command {
+	var limit int
+	name := func(v api.Channel) string { return v.Name }
+	c := &cobra.Command{
+		Use: "channels", Short: "List the channels by which alerts are told", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).Channels(cmd.Context()), limit, view[api.Channel]{name: name, cols: []col[api.Channel]{
+				{"CHANNEL", name},
+				{"KIND", func(v api.Channel) string { return v.Kind }},
+				{"FROM SEVERITY", func(v api.Channel) string { return v.Severity }},
+				{"FLEETS", func(v api.Channel) string { return strings.Join(v.Fleets, ",") }},
+				{"WAITING", func(v api.Channel) string { return fmt.Sprint(v.Waiting) }},
+				{"DELIVERED", func(v api.Channel) string { return env.ago(v.Delivered) }},
+				{"ERROR", func(v api.Channel) string { return v.Error }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func channelNames(env *Env) completer {
+	return live(env, (*sdk.Admin).Channels, func(c api.Channel) string { return c.Name })
+}
+
+func alertTest(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "test CHANNEL", Short: "Send a test by a channel now", Args: exactly("CHANNEL"), ValidArgsFunction: first(channelNames(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := env.admin().TestChannel(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if t.Delivered {
+				env.stderr().done("%s took the test in %d ms", t.Channel, t.Millis)
+				return acted(env, *t, t.Channel)
+			}
+			env.stderr().linef("%s", printable(t.Channel+" did not take the test: "+t.Error))
+			if err := acted(env, *t, t.Channel); err != nil {
+				return err
+			}
+			return failed(exitFailed)
+		},
+	}
+}
+
+// respondFlag reads rule=act,act as fleet set takes it.
+func respondFlag(values []string) (map[string][]string, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	out := map[string][]string{}
+	for _, v := range values {
+		rule, acts, ok := strings.Cut(v, "=")
+		if !ok || rule == "" {
+			return nil, usagef("--respond %q is not of the form rule=alert,suspend", v)
+		}
+		out[rule] = []string{}
+		for act := range strings.SplitSeq(acts, ",") {
+			if act = strings.TrimSpace(act); act != "" {
+				out[rule] = append(out[rule], act)
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,151 @@
+package command
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+func certCommand(env *Env) *cobra.Command {
+	return group("cert", "Certificates that were issued", []string{"certs", "certificate", "certificates"},
+		certList(env), certGet(env), certRevoke(env), certInspect(env))
+}
+
+func certView(env *Env, whole bool) view[api.Certificate] {
+	serial := func(c api.Certificate) string { return c.Serial }
+	v := view[api.Certificate]{name: serial, cols: []col[api.Certificate]{
+		{"SERIAL", serial},
+		{"DEVICE", func(c api.Certificate) string { return holder(c) }},
+		{"STATE", func(c api.Certificate) string { return c.State }},
+		{"ISSUER", func(c api.Certificate) string { return c.Issuer }},
+		{"ISSUED", func(c api.Certificate) string { return env.ago(c.IssuedAt) }},
+		{"EXPIRES", func(c api.Certificate) string { return env.until(c.NotAfter) }},
+		{"REASON", func(c api.Certificate) string { return c.Reason }},
+	}}
+	if whole {
+		v.cols = append(v.cols,
+			col[api.Certificate]{"FLEET", func(c api.Certificate) string { return c.Fleet }},
+			col[api.Certificate]{"PROFILE", func(c api.Certificate) string { return c.Profile }},
+			col[api.Certificate]{"METHOD", func(c api.Certificate) string { return c.Method }},
+			col[api.Certificate]{"PREDECESSOR", func(c api.Certificate) string { return c.Predecessor }},
+			col[api.Certificate]{"USED", func(c api.Certificate) string { return env.ago(c.UsedAt) }},
+			col[api.Certificate]{"SHA-256", func(c api.Certificate) string { return colons(c.Fingerprint) }},
+		)
+	}
+	return v
+}
+
+// holder is the device, or what the authority's own certificate is for.
+func holder(c api.Certificate) string {
+	if c.Device == "" {
+		return "(" + c.Profile + ")"
+	}
+	return c.Device
+}
+
+func certList(env *Env) *cobra.Command {
+	var f api.CertificateFilter
+	var within time.Duration
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List certificates",
+		Example: "  countersign cert list --state active --expires-within 168h",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if within != 0 {
+				f.ExpiresBefore = env.Now().Add(within)
+			}
+			return list(env, env.paged(limit).Certificates(cmd.Context(), f), limit, certView(env, false))
+		},
+	}
+	c.Flags().StringVar(&f.Device, "device", "", "only this device")
+	c.Flags().StringVar(&f.State, "state", "", "only this state: pending, active, superseded, held, revoked")
+	durationFlag(c.Flags(), &within, "expires-within", 0, "only those that expire within this time")
+	complete(c, "state", "pending", "active", "superseded", "held", "revoked")
+	completeWith(c, "device", deviceIDs(env))
+	limitFlag(c, &limit)
+	return c
+}
+
+// certNames is the help on how a certificate is named.
+const certNames = "SERIAL is the serial number in hex; where certificates of several issuers have it, write ISSUER/SERIAL."
+
+func certGet(env *Env) *cobra.Command {
+	var asPEM bool
+	c := &cobra.Command{
+		Use: "get SERIAL", Short: "Show one certificate's record", Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(serials(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := certName(args[0])
+			if err != nil {
+				return err
+			}
+			cert, err := env.admin().Certificate(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			if asPEM {
+				_, err := fmt.Fprint(env.Out, cert.PEM)
+				return err
+			}
+			return show(env, *cert, certView(env, true))
+		},
+	}
+	c.Flags().BoolVar(&asPEM, "pem", false, "print the certificate itself")
+	return c
+}
+
+func certRevoke(env *Env) *cobra.Command {
+	var r api.Revoke
+	var yes bool
+	c := &cobra.Command{
+		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
+		Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(serials(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := certName(args[0])
+			if err != nil {
+				return err
+			}
+			if r.Reason == "" {
+				return usagef("--reason is missing")
+			}
+			if err := env.confirm(yes, fmt.Sprintf("Revoke certificate %s? This cannot be undone.", shortName(name))); err != nil {
+				return err
+			}
+			cut, err := env.admin().RevokeCertificate(cmd.Context(), name, r)
+			if err != nil {
+				return err
+			}
+			if cut.Already {
+				env.stderr().done("certificate %s %s", shortName(name), was(cut.Already, "revoked for "+cut.Reason, cut.At))
+			}
+			tellCut(env, cut, "revoked")
+			env.stderr().linef("  undo: none")
+			return acted(env, *cut, name)
+		},
+	}
+	revokeFlags(c, &r, &yes)
+	return c
+}
+
+// certName reads how people name a certificate: by its serial number or, where several
+// issuers gave that one, by ISSUER/SERIAL.
+func certName(arg string) (string, error) {
+	if strings.Contains(arg, "/") {
+		ref, err := countersign.ParseCertRef(arg)
+		return ref.String(), err
+	}
+	serial, err := countersign.ParseSerial(arg)
+	return string(serial), err
+}
+
+// shortName is short for a name as certName returns it.
+func shortName(name string) string {
+	i := strings.LastIndexByte(name, '/')
+	return name[:i+1] + short(name[i+1:])
+}
+
+func ratio(n, of int) string { return fmt.Sprintf("%d/%d", n, of) }

@@ -1,0 +1,197 @@
+package command
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+
+	"github.com/countersign-iot/countersign/api"
+)
+
+// maxRow bounds one JSON line of a list of devices, with what else a factory
+// keeps there.
+const maxRow = 64 << 10
+
+// bulkTokens makes a token for each device that a file lists and prints them in
+// the file's form and order. It holds one request's devices at a time.
+func bulkTokens(ctx context.Context, env *Env, b api.Bounds, from string) error {
+	in, err := open(env, from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	ids, out, err := bulkForm(env, bufio.NewReader(in))
+	if err != nil {
+		return err
+	}
+	made := 0
+	ask := func(batch []string) error {
+		got, err := env.admin().CreateTokens(ctx, api.NewTokens{Bounds: b, IDs: batch})
+		if err != nil {
+			return err
+		}
+		made += len(got.Tokens)
+		return out(got.Tokens)
+	}
+	err = batches(ids, api.MaxBulk, ask)
+	switch {
+	case err == nil:
+		env.stderr().done("%d tokens, each good once; they are not shown again", made)
+		return nil
+	case made == 0:
+		return err
+	}
+	env.explain(fmt.Errorf("stopped after %d tokens, which are good: %w", made, err))
+	return failed(exitPartly)
+}
+
+// batches hands on what seq gives, size at a time.
+func batches(seq iter.Seq2[string, error], size int, do func([]string) error) error {
+	batch := make([]string, 0, size)
+	for id, err := range seq {
+		if err != nil {
+			return err
+		}
+		if batch = append(batch, id); len(batch) == size {
+			if err := do(batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	return do(batch)
+}
+
+// bulkForm tells JSON lines from CSV by the first sign, and gives how to read
+// and how to write it.
+func bulkForm(env *Env, in *bufio.Reader) (ids iter.Seq2[string, error], out func([]api.DeviceToken) error, err error) {
+	first, err := in.Peek(1)
+	if errors.Is(err, io.EOF) {
+		return nil, nil, usagef("--from: the file is empty")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if first[0] == '{' {
+		enc := json.NewEncoder(env.Out)
+		return jsonIDs(in), func(tokens []api.DeviceToken) error {
+			for _, t := range tokens {
+				if err := enc.Encode(t); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil
+	}
+	ids, err = csvIDs(in)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := csv.NewWriter(env.Out)
+	head := []string{"id", "token"}
+	return ids, func(tokens []api.DeviceToken) error {
+		if head != nil {
+			_ = w.Write(head) // Flush and Error tell
+			head = nil
+		}
+		for _, t := range tokens {
+			_ = w.Write([]string{t.ID, t.Token})
+		}
+		w.Flush()
+		return w.Error()
+	}, nil
+}
+
+func csvIDs(in io.Reader) (iter.Seq2[string, error], error) {
+	r := csv.NewReader(in)
+	r.ReuseRecord = true
+	head, err := r.Read()
+	if err != nil {
+		return nil, usagef("--from: the CSV cannot be read: %v", err)
+	}
+	column := slices.Index(head, "id")
+	if column < 0 {
+		return nil, usagef("--from: the first line of the CSV names no column id")
+	}
+	return func(yield func(string, error) bool) {
+		for {
+			row, err := r.Read()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield("", usagef("--from: the CSV cannot be read: %v", err))
+				return
+			}
+			if !yield(row[column], nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+func jsonIDs(in io.Reader) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		lines := bufio.NewScanner(in)
+		lines.Buffer(make([]byte, 0, 4<<10), maxRow)
+		for n := 1; lines.Scan(); n++ {
+			if len(lines.Bytes()) == 0 {
+				continue
+			}
+			var row struct{ ID string }
+			if err := json.Unmarshal(lines.Bytes(), &row); err != nil || row.ID == "" {
+				yield("", usagef("--from: line %d is no JSON object with an id", n))
+				return
+			}
+			if !yield(row.ID, nil) {
+				return
+			}
+		}
+		if err := lines.Err(); err != nil {
+			yield("", fmt.Errorf("couldn't read the devices: %w", err))
+		}
+	}
+}
+
+// open opens a file that a flag names; - is standard input.
+func open(env *Env, name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(env.In), nil
+	}
+	f, err := os.Open(name) //nolint:gosec // the operator's own file
+	if err != nil {
+		return nil, &usageError{err.Error()}
+	}
+	return f, nil
+}
+
+// maxFile bounds a file that goes into a request: the largest is a
+// manufacturer's revocation list.
+const maxFile = 8 << 20
+
+// readInput reads a file that a flag names; - is standard input.
+func (env *Env) readInput(name string) ([]byte, error) {
+	f, err := open(env, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read %s: %w", name, err)
+	}
+	if len(b) > maxFile {
+		return nil, usagef("%s is larger than %d bytes", name, maxFile)
+	}
+	return b, nil
+}

@@ -1,0 +1,154 @@
+package command
+
+import (
+	"encoding/base64"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/attest"
+	"github.com/spf13/cobra"
+)
+
+func enrollKey(env *Env) *cobra.Command {
+	var n api.NewKey
+	var keys string
+	c := &cobra.Command{
+		Use: "key --device ID", Short: "Register the symmetric key of one device; it is shown this once",
+		Example: `  countersign enroll key --device pump-7 -o name > key.txt
+  countersign enroll key --device pump-7 --keys given.txt`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if n.Device == "" {
+				return usagef("--device is missing")
+			}
+			if n.Primary, n.Secondary, err = givenKeys(env, keys); err != nil {
+				return err
+			}
+			made, err := env.admin().CreateKey(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			return showKey(env, made, "device "+made.Device)
+		},
+	}
+	c.Flags().StringVar(&n.Device, "device", "", "the device")
+	completeWith(c, "device", deviceIDs(env))
+	keyFlags(env, c, &n.Fleet, &keys)
+	c.Flags().StringVar(&n.Label, "label", "", "your name for it")
+	return c
+}
+
+func enrollGroup(env *Env) *cobra.Command {
+	var n api.NewGroupKey
+	var keys string
+	c := &cobra.Command{
+		Use: "group --label NAME", Short: "Register a key from which those of many devices are derived; it is shown this once",
+		Example: "  countersign enroll group --label line-3 --fleet pumps -o name > group.key",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if n.Label == "" {
+				return usagef("--label is missing")
+			}
+			if n.Primary, n.Secondary, err = givenKeys(env, keys); err != nil {
+				return err
+			}
+			made, err := env.admin().CreateGroupKey(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			if env.output == formatTable {
+				env.stderr().next("keep it in the factory: countersign enroll derive --key FILE ID")
+			}
+			return showKey(env, made, "group "+made.Label)
+		},
+	}
+	c.Flags().StringVar(&n.Label, "label", "", "name of the group")
+	keyFlags(env, c, &n.Fleet, &keys)
+	return c
+}
+
+func keyFlags(env *Env, c *cobra.Command, fleet, keys *string) {
+	c.Flags().StringVar(fleet, "fleet", "", "fleet that it lets in to (default the device's, else \"default\")")
+	c.Flags().StringVar(keys, "keys", "", "file with a key in base64, and a second one on the next line; - is standard input (default both are drawn)")
+	completeWith(c, "fleet", fleetNames(env))
+}
+
+// givenKeys reads one or two keys, each on a line of its own.
+func givenKeys(env *Env, file string) (primary, secondary string, err error) {
+	if file == "" {
+		return "", "", nil
+	}
+	text, err := env.readInput(file)
+	if err != nil {
+		return "", "", err
+	}
+	switch f := strings.Fields(string(text)); len(f) {
+	case 1:
+		return f[0], "", nil
+	case 2:
+		return f[0], f[1], nil
+	}
+	return "", "", usagef("%s does not hold one or two keys, each on a line", file)
+}
+
+func showKey(env *Env, made *api.IssuedKey, whose string) error {
+	if env.output == formatTable {
+		env.stderr().done("keys of %s in fleet %s, as %s; they are not shown again", whose, made.Fleet, made.ID)
+	}
+	return show(env, *made, view[api.IssuedKey]{
+		name: func(k api.IssuedKey) string { return k.Primary },
+		cols: []col[api.IssuedKey]{
+			{"PRIMARY", func(k api.IssuedKey) string { return k.Primary }},
+			{"SECONDARY", func(k api.IssuedKey) string { return k.Secondary }},
+		},
+	})
+}
+
+// derived is the key of one device of a group.
+type derived struct {
+	Device string `json:"device"`
+	Key    string `json:"key"`
+}
+
+func enrollDerive(env *Env) *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use: "derive --key FILE ID...", Short: "Derive the keys of devices from their group's key; needs no server",
+		Example: "  countersign enroll derive --key group.key pump-7 -o name",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, ids []string) error {
+			switch {
+			case file == "":
+				return usagef("--key is missing")
+			case len(ids) == 0:
+				return usagef("ID is missing")
+			}
+			text, err := env.readInput(file)
+			if err != nil {
+				return err
+			}
+			group, err := attest.ParseSymmetricKey(strings.TrimSpace(string(text)))
+			if err != nil {
+				return err
+			}
+			for _, id := range ids {
+				if err := countersign.CheckDeviceID(id); err != nil {
+					return err
+				}
+			}
+			return list(env, func(yield func(derived, error) bool) {
+				for _, id := range ids {
+					if !yield(derived{id, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id))}, nil) {
+						return
+					}
+				}
+			}, 0, view[derived]{name: func(d derived) string { return d.Key }, cols: []col[derived]{
+				{"DEVICE", func(d derived) string { return d.Device }},
+				{"KEY", func(d derived) string { return d.Key }},
+			}})
+		},
+	}
+	c.Flags().StringVar(&file, "key", "", "file with the group's key in base64; - is standard input")
+	return c
+}

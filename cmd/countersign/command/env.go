@@ -1,0 +1,179 @@
+// Package command is the command line of countersign. A command is a function of an
+// Env, which holds what all commands share; the server that they talk to is found by it.
+package command
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/rest"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+// defaultTimeout of one request: the slowest, the verification of a long log
+// apart, is a revocation that waits for its list.
+const defaultTimeout = 30 * time.Second
+
+// Env is what the commands of one run share: the streams, the environment, the clock
+// and the flags that every command has.
+type Env struct {
+	In     io.Reader
+	Out    io.Writer                // data
+	Err    io.Writer                // all else
+	Getenv func(name string) string // os.Getenv
+	Now    func() time.Time
+
+	dir     string
+	output  string
+	wide    bool // tables with whole cells, whatever the terminal's width
+	color   string
+	noInput bool
+	timeout time.Duration
+
+	started bool // a command began its work: what fails from here on is not usage
+}
+
+// Run parses args, runs the command and returns the exit code. It is called once.
+func (env *Env) Run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := rootCommand(env)
+	root.SetArgs(args)
+	root.SetIn(env.In)
+	root.SetOut(env.Out)
+	root.SetErr(env.Err)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !env.started {
+		err = &usageError{err.Error()}
+	}
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil {
+		return exitInterrupted
+	}
+	env.explain(err)
+	return exitCode(err)
+}
+
+func rootCommand(env *Env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "countersign",
+		Short: "Give every device an identity, and take it away at once",
+		Example: `  countersign dev                                  start everything on this machine
+  countersign enroll token -o name                 a token for one device
+  countersign device list
+  countersign device revoke pump-7 --reason keyCompromise`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: env.begin,
+		RunE:              showHelp,
+		Args:              noSuchCommand,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&env.dir, "dir", "", "data folder of the server (default $COUNTERSIGN_DIR, else .countersign)")
+	f.StringVarP(&env.output, "output", "o", formatTable, "table, wide, json, yaml or name")
+	f.StringVar(&env.color, "color", "auto", "auto, always or never")
+	f.BoolVar(&env.noInput, "no-input", false, "never ask, fail instead")
+	durationFlag(f, &env.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
+	complete(root, "output", formats...)
+	complete(root, "color", "auto", "always", "never")
+
+	root.Version = rest.Version().Version
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetHelpCommand(helpCommand(root))
+	root.AddCommand(
+		devCommand(env), demoCommand(env), simulateCommand(env), serverCommand(env),
+		deviceCommand(env), enrollCommand(env), sessionCommand(env), certCommand(env), caCommand(env),
+		fleetCommand(env), profileCommand(env), policyCommand(env), blockCommand(env), holdCommand(env), alertCommand(env), accessTokenCommand(env), auditCommand(env), operatorCommand(env),
+		doctorCommand(env), versionCommand(env),
+		environmentTopic(), exitCodesTopic(),
+	)
+	return root
+}
+
+// begin checks what all commands share.
+func (env *Env) begin(*cobra.Command, []string) error {
+	if err := oneOf("--output", env.output, formats...); err != nil {
+		return err
+	}
+	if err := oneOf("--color", env.color, "auto", "always", "never"); err != nil {
+		return err
+	}
+	if env.timeout <= 0 {
+		return usagef("--timeout %s is not more than 0", env.timeout)
+	}
+	if env.output == formatWide {
+		env.output, env.wide = formatTable, true
+	}
+	env.started = true
+	return nil
+}
+
+// dataDir is the data folder: the flag, else the environment, else the default.
+func (env *Env) dataDir() string {
+	return cmp.Or(env.dir, env.Getenv("COUNTERSIGN_DIR"), config.DefaultDir)
+}
+
+// admin is the client of the server that runs on the data folder.
+func (env *Env) admin() *sdk.Admin {
+	c := sdk.Local(filepath.Join(env.dataDir(), config.SocketName))
+	c.HTTP.Timeout = env.timeout
+	return c
+}
+
+// group makes a noun of its verbs.
+func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// helpCommand is cobra's, which answers an unknown topic with success.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [command]", Short: "Help about any command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("there is no command or topic %q", strings.Join(args, " "))
+			}
+			return cmd.Help()
+		},
+	}
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
+// noSuchCommand words the mistake of a word where a command is due.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2 // letters that are wrong
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
+	}
+	return usagef("there is no command %q in %q", args[0], cmd.CommandPath())
+}
+
+// exactly is cobra.ExactArgs with the names of what is missing.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usagef("%s is missing: %s", names[len(args)], cmd.UseLine())
+		}
+		if len(args) > len(names) {
+			return usagef("%q is too much: %s", args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}

@@ -1,0 +1,188 @@
+package command
+
+import (
+	"context"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const (
+	// maxLast bounds --last, whose events are turned around in memory.
+	maxLast = 100_000
+	// completeWait keeps the tab key quick where the server is not.
+	completeWait = 2 * time.Second
+	// completeMost is more than anyone reads of what the tab key offers.
+	completeMost = 200
+)
+
+func limitFlag(c *cobra.Command, limit *int) {
+	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
+}
+
+func lastFlag(c *cobra.Command, last *int) {
+	c.Flags().IntVar(last, "last", 0, "only the newest; 0 is all")
+}
+
+// paged is the client for a list of which limit are wanted.
+func (env *Env) paged(limit int) *sdk.Admin {
+	c := env.admin()
+	c.PageSize = max(limit, 0)
+	return c
+}
+
+// orderFor reads from the end of the log when only its newest lines are wanted.
+func orderFor(last int) string {
+	if last > 0 {
+		return "desc"
+	}
+	return ""
+}
+
+// newest turns the last lines of a list that is read from its end into the order
+// in which they happened.
+func newest[T any](seq iter.Seq2[T, error], last int) iter.Seq2[T, error] {
+	if last <= 0 {
+		return seq
+	}
+	return func(yield func(T, error) bool) {
+		var items []T
+		for item, err := range seq {
+			if err != nil {
+				yield(item, err)
+				return
+			}
+			if items = append(items, item); len(items) == min(last, maxLast) {
+				break
+			}
+		}
+		for _, item := range slices.Backward(items) {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+// since reads a time as people give it: a length back from now, or RFC 3339.
+func (env *Env) since(flag, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := countersign.ParseSpan(s); err == nil {
+		return env.Now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, usagef("%s %q is neither a length such as 2h or 7d nor a time such as 2026-01-31T12:00:00Z", flag, s)
+	}
+	return t, nil
+}
+
+// durationFlag adds a flag whose value may be written in days and weeks too.
+func durationFlag(f *pflag.FlagSet, into *time.Duration, name string, value time.Duration, usage string) {
+	*into = value
+	f.Var((*durationValue)(into), name, usage)
+}
+
+// durationValue is the value of such a flag.
+type durationValue time.Duration
+
+// String serves pflag.Value; it writes whole days and hours without zeros behind them.
+func (d *durationValue) String() string {
+	switch v := time.Duration(*d); {
+	case v == 0:
+		return "0" // which help leaves out
+	case v%time.Hour == 0:
+		return strconv.FormatInt(int64(v/time.Hour), 10) + "h"
+	case v%time.Minute == 0 && v < time.Hour:
+		return strconv.FormatInt(int64(v/time.Minute), 10) + "m"
+	default:
+		return v.String()
+	}
+}
+
+// Set serves pflag.Value.
+func (d *durationValue) Set(s string) error {
+	v, err := countersign.ParseSpan(s)
+	*d = durationValue(v)
+	return err
+}
+
+// Type serves pflag.Value: the word that help shows for the value.
+func (d *durationValue) Type() string { return "duration" }
+
+type completer = func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective)
+
+// complete offers fixed words for a flag.
+func complete(c *cobra.Command, flag string, words ...string) {
+	completeWith(c, flag, func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func completeWith(c *cobra.Command, flag string, f completer) {
+	if err := c.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err) // a flag that is not there
+	}
+}
+
+// first completes the first argument only.
+func first(f completer) completer {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return f(cmd, args, prefix)
+	}
+}
+
+// live offers names that the server knows now.
+func live[T any](env *Env, seq func(*sdk.Admin, context.Context) iter.Seq2[T, error], name func(T) string) completer {
+	return func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completeWait)
+		defer cancel()
+		var words []cobra.Completion
+		for item, err := range seq(env.admin(), ctx) {
+			if err != nil || len(words) == completeMost {
+				break
+			}
+			if n := name(item); strings.HasPrefix(n, prefix) {
+				words = append(words, n)
+			}
+		}
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func deviceIDs(env *Env) completer {
+	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Device, error] {
+		return c.Devices(ctx, api.DeviceFilter{})
+	}, func(d api.Device) string { return d.ID })
+}
+
+func serials(env *Env) completer {
+	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Certificate, error] {
+		return c.Certificates(ctx, api.CertificateFilter{})
+	}, func(c api.Certificate) string { return c.Serial })
+}
+
+func fleetNames(env *Env) completer {
+	return live(env, (*sdk.Admin).Fleets, func(f api.Fleet) string { return f.Name })
+}
+
+func profileNames(env *Env) completer {
+	return live(env, (*sdk.Admin).Profiles, func(p api.Profile) string { return p.Name })
+}
+
+func authorityIDs(env *Env) completer {
+	return live(env, (*sdk.Admin).Authorities, func(c api.Authority) string { return c.ID })
+}

@@ -1,0 +1,249 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+)
+
+func fleetCommand(env *Env) *cobra.Command {
+	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, fleetList(env), fleetGet(env), fleetSet(env), fleetRule(env))
+}
+
+func fleetView() view[api.Fleet] {
+	name := func(f api.Fleet) string { return f.Name }
+	return view[api.Fleet]{name: name, cols: []col[api.Fleet]{
+		{"FLEET", name},
+		{"ISSUER", func(f api.Fleet) string { return f.Issuer }},
+		{"PROFILE", func(f api.Fleet) string { return f.Profile }},
+		{"METHODS", func(f api.Fleet) string { return strings.Join(f.Methods, ",") }},
+		{"OVERLAP", func(f api.Fleet) string { return span(time.Duration(f.OverlapSeconds) * time.Second) }},
+		{"TRUST DOMAIN", func(f api.Fleet) string { return f.TrustDomain }},
+	}}
+}
+
+// ruledView is fleetView with the rules, each on a line of its own.
+func ruledView(f *api.Fleet) (view[api.Fleet], error) {
+	v := fleetView()
+	if f.Rules == nil {
+		return v, nil
+	}
+	b, err := json.Marshal(f.Rules)
+	if err != nil {
+		return v, err
+	}
+	var rules map[string]json.RawMessage
+	if err := json.Unmarshal(b, &rules); err != nil {
+		return v, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(rules)) {
+		v.cols = append(v.cols, col[api.Fleet]{"RULE " + name, func(api.Fleet) string { return strings.Trim(string(rules[name]), `"`) }})
+	}
+	return v, nil
+}
+
+// rulesFrom reads rules in YAML, which JSON is too. A rule that is not known is an error.
+func rulesFrom(env *Env, file string) (*api.Rules, error) {
+	text, err := env.readInput(file)
+	if err != nil {
+		return nil, err
+	}
+	b, err := yaml.YAMLToJSON(text)
+	if err != nil {
+		return nil, usagef("--rules: %s cannot be read: %v", file, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	var r api.Rules
+	if err := dec.Decode(&r); err != nil {
+		return nil, usagef("--rules: %s cannot be read: %v", file, err)
+	}
+	return &r, nil
+}
+
+func fleetList(env *Env) *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List fleets", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).Fleets(cmd.Context()), limit, fleetView())
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func fleetGet(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "get NAME", Short: "Show one fleet", Args: exactly("NAME"), ValidArgsFunction: first(fleetNames(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := env.admin().Fleet(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			p, err := env.admin().Policy(cmd.Context(), f.Name)
+			if err != nil {
+				return err
+			}
+			v, err := ruledView(f)
+			if err != nil {
+				return err
+			}
+			v.cols = append(v.cols, col[api.Fleet]{"POLICY", func(api.Fleet) string { return policyVersion(p.Version) }})
+			return show(env, *f, v)
+		},
+	}
+}
+
+func fleetSet(env *Env) *cobra.Command {
+	var issuer, profile, domain, rules string
+	var respond []string
+	var methods, kinds []string
+	var guests, yes bool
+	var overlap time.Duration
+	c := &cobra.Command{
+		Use: "set NAME", Short: "Create or change a fleet; what no flag names stays as it is",
+		Example: `  countersign fleet set pumps --overlap 72h
+  countersign fleet set pumps --method token --method idevid --rules rules.yaml
+  countersign fleet set pumps --access certificate,secret
+  countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
+		Args: exactly("NAME"), ValidArgsFunction: first(fleetNames(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var p api.PutFleet
+			seconds := int64(overlap / time.Second)
+			for flag, set := range map[string]func(){
+				"issuer":       func() { p.Issuer = &issuer },
+				"profile":      func() { p.Profile = &profile },
+				"trust-domain": func() { p.TrustDomain = &domain },
+				"method":       func() { p.Methods = &methods },
+				"overlap":      func() { p.OverlapSeconds = &seconds },
+				"access":       func() { p.AccessKinds = &kinds },
+				"guests":       func() { p.Guests = &guests },
+			} {
+				if cmd.Flags().Changed(flag) {
+					set()
+				}
+			}
+			if rules != "" {
+				var err error
+				if p.Rules, err = rulesFrom(env, rules); err != nil {
+					return err
+				}
+			}
+			var err error
+			if p.Respond, err = respondFlag(respond); err != nil {
+				return err
+			}
+			if err := confirmRules(cmd.Context(), env, args[0], p.Rules, yes); err != nil {
+				return err
+			}
+			f, err := env.admin().PutFleet(cmd.Context(), args[0], p)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("fleet %s saved", f.Name)
+			env.stderr().next("%s", enrollStep(f.Name, f.Methods))
+			return acted(env, *f, f.Name)
+		},
+	}
+	c.Flags().StringVar(&issuer, "issuer", "", "id of the authority that issues to it")
+	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
+	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")
+	c.Flags().StringVar(&rules, "rules", "", "file with all rules of the fleet, YAML or JSON; - is standard input. Rules that it leaves out end; see fleet rule set")
+	yesFlag(c, &yes)
+	c.Flags().StringArrayVar(&respond, "respond", nil, "rule=acts: what follows on a finding, as note, alert, suspend, revoke, block, webhook, mail, syslog; nothing after = ends it; may be repeated")
+	durationFlag(c.Flags(), &overlap, "overlap", 0, "how long a superseded certificate is still accepted")
+	c.Flags().StringVar(&domain, "trust-domain", "", "SPIFFE trust domain; empty names devices by URN")
+	c.Flags().StringSliceVar(&kinds, "access", nil, "what devices may connect with: certificate, secret, scram, password, sas or token; may be repeated")
+	c.Flags().BoolVar(&guests, "guests", false, "let clients connect that show nothing, as guests")
+	complete(c, "access", "certificate", "secret", "scram", "password", "sas", "token")
+	complete(c, "method", "token", "claim", "idevid", "thumbprint", "key", "group", "tpm")
+	completeWith(c, "issuer", authorityIDs(env))
+	completeWith(c, "profile", profileNames(env))
+	return c
+}
+
+// confirmRules shows how new rules differ from those of a fleet that there is, and asks
+// where rules would end: a file holds all of them.
+func confirmRules(ctx context.Context, env *Env, fleet string, rules *api.Rules, yes bool) error {
+	if rules == nil {
+		return nil
+	}
+	now, err := fleetRules(ctx, env, fleet)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	to, err := rulesetOf(rules)
+	if err != nil {
+		return err
+	}
+	patch, err := json.Marshal(now.patchTo(to))
+	if err != nil {
+		return err
+	}
+	tried, err := env.admin().PatchRules(ctx, fleet, patch, true)
+	switch {
+	case err == nil:
+		if to, err = rulesetOf(tried.Rules); err != nil { // as the server writes them
+			return err
+		}
+	case countersign.CodeOf(err) != countersign.BadRequest: // else they may fit with what is set beside them
+		return err
+	}
+	d := now.diff(to)
+	d.show(env.stderr())
+	if len(d.dropped) == 0 {
+		return nil
+	}
+	return env.confirm(yes, fmt.Sprintf("The file has no %s: end these rules of fleet %s?", strings.Join(d.dropped, ", "), fleet))
+}
+
+func profileCommand(env *Env) *cobra.Command {
+	var limit int
+	name := func(p api.Profile) string { return p.Name }
+	v := view[api.Profile]{name: name, cols: []col[api.Profile]{
+		{"PROFILE", name},
+		{"VALIDITY", validity},
+		{"USAGE", func(p api.Profile) string { return strings.Join(append(p.ExtKeyUsage, p.KeyUsage...), ",") }},
+		{"KEYS", func(p api.Profile) string { return strings.Join(p.Keys, ",") }},
+		{"DESCRIPTION", func(p api.Profile) string { return p.Description }},
+	}}
+	l := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List profiles", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).Profiles(cmd.Context()), limit, v)
+		},
+	}
+	limitFlag(l, &limit)
+	get := &cobra.Command{
+		Use: "get NAME", Short: "Show one profile", Args: exactly("NAME"), ValidArgsFunction: first(profileNames(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := env.admin().Profile(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return show(env, *p, v)
+		},
+	}
+	return group("profile", "Certificate profiles: what a certificate may contain", []string{"profiles"}, l, get)
+}
+
+func validity(p api.Profile) string {
+	if p.NoExpiry {
+		return "no expiry"
+	}
+	return span(time.Duration(p.ValiditySeconds) * time.Second)
+}

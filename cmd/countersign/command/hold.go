@@ -1,0 +1,76 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+func holdCommand(env *Env) *cobra.Command {
+	return group("hold", "Devices that this node refuses although the database could not record it", []string{"holds"},
+		holdList(env), holdRetry(env), holdDrop(env))
+}
+
+func holdID(h api.Hold) string { return h.ID }
+
+func holdList(env *Env) *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the emergency holds of this node", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).Holds(cmd.Context()), limit, view[api.Hold]{name: holdID, cols: []col[api.Hold]{
+				{"ID", holdID},
+				{"DEVICE", func(h api.Hold) string { return h.Device }},
+				{"ACT", func(h api.Hold) string { return h.Act }},
+				{"STATE", func(h api.Hold) string { return h.State }},
+				{"SINCE", func(h api.Hold) string { return env.ago(h.At) }},
+				{"BY", func(h api.Hold) string { return h.By }},
+				{"LAST ERROR", func(h api.Hold) string { return h.Error }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func holdRetry(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "retry ID", Short: "Record the act of an emergency hold now", Args: exactly("ID"), ValidArgsFunction: first(holdIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := env.admin().RetryHold(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			env.stderr().done("the %s of %s is on record", h.Act, h.Device)
+			return acted(env, *h, h.ID)
+		},
+	}
+}
+
+func holdDrop(env *Env) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "drop ID", Short: "End an emergency hold without recording its act", Args: exactly("ID"), ValidArgsFunction: first(holdIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := env.confirm(yes, fmt.Sprintf("Drop hold %s? Its device may come back, and nothing was taken away from it.", args[0])); err != nil {
+				return err
+			}
+			h, err := env.admin().DropHold(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			env.stderr().done("the hold on %s is dropped: its %s is not recorded", h.Device, h.Act)
+			return acted(env, *h, h.ID)
+		},
+	}
+	yesFlag(c, &yes)
+	return c
+}
+
+func holdIDs(env *Env) completer {
+	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Hold, error] { return c.Holds(ctx) }, holdID)
+}

@@ -1,0 +1,247 @@
+package command
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/spf13/cobra"
+)
+
+const (
+	// maxInspect bounds the file: a long chain is under 100 KiB.
+	maxInspect = 1 << 20
+	// maxInspectCerts bounds what one file prints.
+	maxInspectCerts = 100
+)
+
+// inspected is a certificate as inspect shows it.
+type inspected struct {
+	Subject      string    `json:"subject"`
+	Issuer       string    `json:"issuer"`
+	Serial       string    `json:"serial"`
+	NotBefore    time.Time `json:"not_before"`
+	NotAfter     time.Time `json:"not_after"`
+	Key          string    `json:"key"`
+	Signature    string    `json:"signature"`
+	CA           bool      `json:"ca"`
+	Names        []string  `json:"names,omitempty"`
+	KeyUsage     []string  `json:"key_usage,omitempty"`
+	ExtKeyUsage  []string  `json:"ext_key_usage,omitempty"`
+	SubjectKeyID string    `json:"subject_key_id,omitempty"`
+	IssuerKeyID  string    `json:"authority_key_id,omitempty"`
+	CRL          []string  `json:"crl,omitempty"`
+	OCSP         []string  `json:"ocsp,omitempty"`
+	IssuerURL    []string  `json:"issuer_url,omitempty"`
+	Fingerprint  string    `json:"fingerprint"`
+	KeyHash      string    `json:"key_hash"`
+}
+
+func certInspect(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect FILE", Short: "Explain the certificates in a PEM or DER file; - is standard input", Args: exactly("FILE"),
+		Example: "  countersign cert inspect device.pem",
+		RunE: func(_ *cobra.Command, args []string) error {
+			b, err := readFile(env, args[0])
+			if err != nil {
+				return err
+			}
+			certs, err := parseCertificates(b)
+			if err != nil {
+				return fmt.Errorf("couldn't read %s: %w", args[0], err)
+			}
+			return inspect(env, certs)
+		},
+	}
+}
+
+func inspect(env *Env, certs []*x509.Certificate) error {
+	v := inspectView(env)
+	if env.output != formatTable {
+		return list(env, func(yield func(inspected, error) bool) {
+			for _, c := range certs {
+				if !yield(inspectOne(c), nil) {
+					return
+				}
+			}
+		}, 0, v)
+	}
+	for i, c := range certs {
+		if i > 0 {
+			env.stdout().linef("")
+		}
+		if err := show(env, inspectOne(c), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inspectView(env *Env) view[inspected] {
+	when := func(t time.Time) string {
+		if t.Year() == 9999 { // RFC 5280, 4.1.2.5
+			return "none (no well-defined expiration)"
+		}
+		word := "in " + span(t.Sub(env.Now()))
+		if t.Before(env.Now()) {
+			word = env.ago(t)
+		}
+		return t.UTC().Format(time.RFC3339) + " (" + word + ")"
+	}
+	lines := func(s []string) string { return strings.Join(s, ", ") }
+	return view[inspected]{
+		name: func(c inspected) string { return c.Serial },
+		cols: []col[inspected]{
+			{"SUBJECT", func(c inspected) string { return c.Subject }},
+			{"ISSUER", func(c inspected) string { return c.Issuer }},
+			{"SERIAL", func(c inspected) string { return colons(c.Serial) }},
+			{"NOT BEFORE", func(c inspected) string { return when(c.NotBefore) }},
+			{"NOT AFTER", func(c inspected) string { return when(c.NotAfter) }},
+			{"NAMES", func(c inspected) string { return lines(c.Names) }},
+			{"KEY", func(c inspected) string { return c.Key }},
+			{"SIGNATURE", func(c inspected) string { return c.Signature }},
+			{"CA", func(c inspected) string { return map[bool]string{true: "yes", false: "no"}[c.CA] }},
+			{"KEY USAGE", func(c inspected) string { return lines(c.KeyUsage) }},
+			{"EXT KEY USAGE", func(c inspected) string { return lines(c.ExtKeyUsage) }},
+			{"SUBJECT KEY ID", func(c inspected) string { return colons(c.SubjectKeyID) }},
+			{"AUTHORITY KEY ID", func(c inspected) string { return colons(c.IssuerKeyID) }},
+			{"CRL", func(c inspected) string { return lines(c.CRL) }},
+			{"OCSP", func(c inspected) string { return lines(c.OCSP) }},
+			{"ISSUER URL", func(c inspected) string { return lines(c.IssuerURL) }},
+			{"SHA-256", func(c inspected) string { return colons(c.Fingerprint) }},
+			{"KEY SHA-256", func(c inspected) string { return colons(c.KeyHash) }},
+		},
+	}
+}
+
+// readFile reads the file at path, or standard input, up to maxInspect.
+func readFile(env *Env, path string) ([]byte, error) {
+	r := env.In
+	if path != "-" {
+		f, err := os.Open(path) //nolint:gosec // the path is the caller's own
+		if err != nil {
+			return nil, fmt.Errorf("couldn't read: %w", err)
+		}
+		defer f.Close()
+		r = f
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxInspect+1))
+	if err != nil {
+		return nil, fmt.Errorf("couldn't read: %w", err)
+	}
+	if len(b) > maxInspect {
+		return nil, fmt.Errorf("couldn't read %s: more than %d bytes", path, maxInspect)
+	}
+	return b, nil
+}
+
+// parseCertificates reads all certificates of a PEM text, or one DER certificate.
+func parseCertificates(b []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	rest := b
+	for {
+		block, more := pem.Decode(rest)
+		if block == nil {
+			break
+		}
+		rest = more
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if certs = append(certs, c); len(certs) > maxInspectCerts {
+			return nil, fmt.Errorf("more than %d certificates", maxInspectCerts)
+		}
+	}
+	if len(certs) > 0 {
+		return certs, nil
+	}
+	c, err := x509.ParseCertificate(b)
+	if err != nil && isRequest(b) {
+		return nil, errors.New("it holds a certification request, not a certificate: see countersign enroll explain --csr")
+	}
+	if err != nil {
+		return nil, errors.New("it holds no certificate, neither PEM nor DER")
+	}
+	return []*x509.Certificate{c}, nil
+}
+
+func inspectOne(c *x509.Certificate) inspected {
+	whole, key := sha256.Sum256(c.Raw), sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	i := inspected{
+		Subject:      c.Subject.String(),
+		Issuer:       c.Issuer.String(),
+		Serial:       string(countersign.SerialOf(c.SerialNumber)),
+		NotBefore:    c.NotBefore.UTC(),
+		NotAfter:     c.NotAfter.UTC(),
+		Key:          keyText(c),
+		Signature:    c.SignatureAlgorithm.String(),
+		CA:           c.IsCA,
+		KeyUsage:     keyUsages(c.KeyUsage),
+		SubjectKeyID: hex.EncodeToString(c.SubjectKeyId),
+		IssuerKeyID:  hex.EncodeToString(c.AuthorityKeyId),
+		CRL:          c.CRLDistributionPoints,
+		OCSP:         c.OCSPServer,
+		IssuerURL:    c.IssuingCertificateURL,
+		Fingerprint:  hex.EncodeToString(whole[:]),
+		KeyHash:      hex.EncodeToString(key[:]),
+	}
+	for _, u := range c.URIs {
+		i.Names = append(i.Names, "URI:"+u.String())
+	}
+	for _, n := range c.DNSNames {
+		i.Names = append(i.Names, "DNS:"+n)
+	}
+	for _, ip := range c.IPAddresses {
+		i.Names = append(i.Names, "IP:"+ip.String())
+	}
+	for _, m := range c.EmailAddresses {
+		i.Names = append(i.Names, "email:"+m)
+	}
+	for _, u := range c.ExtKeyUsage {
+		i.ExtKeyUsage = append(i.ExtKeyUsage, u.String())
+	}
+	for _, oid := range c.UnknownExtKeyUsage {
+		i.ExtKeyUsage = append(i.ExtKeyUsage, oid.String())
+	}
+	return i
+}
+
+func keyText(c *x509.Certificate) string {
+	switch k := c.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		return "ECDSA " + k.Params().Name
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", k.N.BitLen())
+	case ed25519.PublicKey:
+		return "Ed25519"
+	}
+	return c.PublicKeyAlgorithm.String()
+}
+
+// keyUsages names the bits (RFC 5280, 4.2.1.3).
+func keyUsages(u x509.KeyUsage) (names []string) {
+	for bit, name := range []string{
+		"digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment", "keyAgreement",
+		"keyCertSign", "cRLSign", "encipherOnly", "decipherOnly",
+	} {
+		if u&(1<<bit) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}

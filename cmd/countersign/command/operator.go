@@ -1,0 +1,95 @@
+package command
+
+import (
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/spf13/cobra"
+)
+
+var roles = []string{"viewer", "auditor", "factory", "approver", "operator", "admin"}
+
+func operatorCommand(env *Env) *cobra.Command {
+	return group("operator", "Operators that come in over the network", []string{"operators"},
+		operatorToken(env), operatorTokens(env), operatorRevoke(env))
+}
+
+func operatorToken(env *Env) *cobra.Command {
+	var t api.NewOperatorToken
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use: "token NAME --role ROLE", Short: "Make an operator token for the API; it is shown this once",
+		Example: "  countersign operator token grafana --role viewer --ttl 720h -o name > token.txt",
+		Args:    exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("--role", t.Role, roles...); err != nil {
+				return err
+			}
+			t.Name, t.TTLSeconds = args[0], int64(ttl/time.Second)
+			made, err := env.admin().CreateOperatorToken(cmd.Context(), t)
+			if err != nil {
+				return err
+			}
+			if env.output == formatTable {
+				env.stderr().done("token for %s as %s, good for %s; it is not shown again", made.Name, made.Role, span(ttl))
+				env.stdout().linef("%s", made.Secret)
+				return nil
+			}
+			return show(env, *made, view[api.IssuedOperatorToken]{name: func(t api.IssuedOperatorToken) string { return t.Secret }})
+		},
+	}
+	c.Flags().StringVar(&t.Role, "role", "", "viewer, auditor, factory, approver, operator or admin")
+	durationFlag(c.Flags(), &ttl, "ttl", 24*time.Hour, "how long it is good")
+	complete(c, "role", roles...)
+	return c
+}
+
+func operatorTokens(env *Env) *cobra.Command {
+	var limit int
+	id := func(t api.OperatorToken) string { return t.ID }
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List operator tokens, without their secrets", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.paged(limit).OperatorTokens(cmd.Context()), limit, view[api.OperatorToken]{name: id, cols: []col[api.OperatorToken]{
+				{"ID", id},
+				{"NAME", func(t api.OperatorToken) string { return t.Name }},
+				{"ROLE", func(t api.OperatorToken) string { return t.Role }},
+				{"STATE", func(t api.OperatorToken) string { return tokenState(env, t) }},
+				{"EXPIRES", func(t api.OperatorToken) string { return env.until(t.ExpiresAt) }},
+				{"USED", func(t api.OperatorToken) string { return env.ago(t.UsedAt) }},
+			}})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func tokenState(env *Env, t api.OperatorToken) string {
+	switch {
+	case t.Revoked:
+		return "revoked"
+	case !env.Now().Before(t.ExpiresAt):
+		return "expired"
+	}
+	return "active"
+}
+
+func operatorRevoke(env *Env) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "revoke ID", Short: "End an operator token at once", Args: exactly("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := env.confirm(yes, "Revoke operator token "+args[0]+"? This cannot be undone."); err != nil {
+				return err
+			}
+			t, err := env.admin().RevokeOperatorToken(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			env.stderr().done("operator token of %s revoked", t.Name)
+			return acted(env, *t, t.ID)
+		},
+	}
+	yesFlag(c, &yes)
+	return c
+}

@@ -1,0 +1,270 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/policy"
+	"github.com/spf13/cobra"
+)
+
+// readPolicy reads a file, and tells all that is wrong with it.
+func readPolicy(env *Env, file string) ([]byte, *policy.Policy, error) {
+	source, err := env.readInput(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := policy.Parse(source)
+	if pe, ok := errors.AsType[*policy.ParseError](err); ok {
+		for _, problem := range pe.Problems {
+			tellPlace(env, file, source, spot{problem.Line, problem.Column, "error", problem.Message})
+		}
+		return nil, nil, failed(exitFailed)
+	}
+	return source, p, err
+}
+
+// spot is something to say about a place in a file.
+type spot struct {
+	line, column  int
+	kind, message string
+}
+
+// tellPlace says it, and shows the line.
+func tellPlace(env *Env, file string, source []byte, at spot) {
+	p := env.stderr()
+	kind := p.yellow(at.kind)
+	if at.kind == "error" || at.kind == "failed" {
+		kind = p.red(at.kind)
+	}
+	if at.line == 0 {
+		p.linef("%s: %s: %s", printable(file), kind, printable(at.message))
+		return
+	}
+	p.linef("%s:%d:%d: %s: %s", printable(file), at.line, max(at.column, 1), kind, printable(at.message))
+	lines := strings.Split(string(source), "\n")
+	if at.line > len(lines) {
+		return
+	}
+	p.linef("%6d | %s", at.line, printable(strings.ReplaceAll(lines[at.line-1], "\t", " ")))
+	if at.column > 0 {
+		p.linef("       | %s^", strings.Repeat(" ", at.column-1))
+	}
+}
+
+func warningText(code string, line int, message string) string {
+	if line == 0 {
+		return fmt.Sprintf("%s: %s", code, message)
+	}
+	return fmt.Sprintf("line %d: %s: %s", line, code, message)
+}
+
+func policyCheck(env *Env) *cobra.Command {
+	var strict bool
+	c := &cobra.Command{
+		Use: "check FILE", Short: "Read a policy, tell what is unwise in it, and run its tests; needs no server",
+		Example: `  countersign policy check pumps.yaml
+  countersign policy check pumps.yaml --strict     in a pipeline: warnings fail too`,
+		Args: exactly("FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			source, p, err := readPolicy(env, args[0])
+			if err != nil {
+				return err
+			}
+			warnings, failures := p.Lint(), p.RunTests()
+			if env.output == formatJSON || env.output == formatYAML {
+				if err := show(env, checkOf(warnings, failures), view[api.PolicyCheck]{}); err != nil {
+					return err
+				}
+			} else {
+				for _, w := range warnings {
+					tellPlace(env, args[0], source, spot{w.Line, w.Column, "warning", w.Code + ": " + w.Message})
+				}
+			}
+			if len(failures) > 0 {
+				return tellFailures(env, args[0], source, failures)
+			}
+			env.stderr().done("%s: %s, %s that hold, %s", args[0], count(len(p.Statements), "statement"), count(len(p.Tests), "test"), count(len(warnings), "warning"))
+			if strict && slices.ContainsFunc(warnings, func(w policy.Warning) bool { return w.Check != "" }) {
+				return failed(exitFailed)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&strict, "strict", false, "fail on warnings that the audit would find too")
+	return c
+}
+
+func checkOf(warnings []policy.Warning, failures []policy.Failure) api.PolicyCheck {
+	out := api.PolicyCheck{OK: len(failures) == 0}
+	for _, w := range warnings {
+		out.Warnings = append(out.Warnings, api.PolicyWarning{
+			Code: w.Code, Check: w.Check, Severity: string(w.Severity), Statement: w.Statement, Line: w.Line, Column: w.Column, Message: w.Message,
+		})
+	}
+	for _, f := range failures {
+		out.Failures = append(out.Failures, api.PolicyFailure{Test: f.Test, Line: f.Line, Act: f.Act, Want: string(f.Want), Decision: decisionOf(f.Decision)})
+	}
+	return out
+}
+
+func decisionOf(d policy.Decision) api.PolicyDecision { return api.PolicyDecision(d) }
+
+func policyTest(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "test FILE", Short: "Run the tests that stand in a policy; needs no server", Args: exactly("FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			source, p, err := readPolicy(env, args[0])
+			if err != nil {
+				return err
+			}
+			if failures := p.RunTests(); len(failures) > 0 {
+				return tellFailures(env, args[0], source, failures)
+			}
+			acts := 0
+			for _, t := range p.Tests {
+				acts += len(t.Allow) + len(t.Deny)
+			}
+			env.stderr().done("%s: %s of %s hold", args[0], count(acts, "act"), count(len(p.Tests), "test"))
+			return nil
+		},
+	}
+}
+
+// tellFailures shows the act of each test that does not hold, and what decided.
+func tellFailures(env *Env, file string, source []byte, failures []policy.Failure) error {
+	for _, f := range failures {
+		want := "allowed"
+		if f.Want == policy.Deny {
+			want = "denied"
+		}
+		tellPlace(env, file, source, spot{f.Line, 0, "failed", fmt.Sprintf("%s: %q is to be %s, but %s", f.Test, f.Act, want, f.Decision.Why)})
+	}
+	verb := "do"
+	if len(failures) == 1 {
+		verb = "does"
+	}
+	env.stderr().linef("%s %s not hold.", count(len(failures), "act"), verb)
+	return failed(exitFailed)
+}
+
+func policyExplain(env *Env) *cobra.Command {
+	var file, as string
+	var q api.PolicyQuestion
+	c := &cobra.Command{
+		Use: "explain DEVICE ACTION [TOPIC]", Short: "Say what a client may do, and which statement decides",
+		Long: `Say what a client may do, and which statement decides. ACTION is connect,
+publish, subscribe, receive or retain; TOPIC is a topic, a filter for subscribe, or
+a client identifier for connect.
+
+DEVICE is one on record, with its tags as they are now. With --file and --as no
+server is asked: --as says who DEVICE is, as in the tests of a policy.`,
+		Example: `  countersign policy explain pump-7 publish devices/pump-7/up/t
+  countersign policy explain pump-7 subscribe 'devices/+/down/#' --file draft.yaml
+  countersign policy explain p1 publish site/north/t --file draft.yaml --as 'fleet: pumps, tags: {site: north}'
+  countersign policy explain --app alice --scope pump-7 --fleet pumps publish devices/pump-7/down/restart`,
+		Args:              explainArgs(&q),
+		ValidArgsFunction: first(deviceIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if q.App == "" && q.Guest == "" {
+				q.Device, args = args[0], args[1:]
+			}
+			q.Action = args[0]
+			if len(args) > 1 {
+				q.Topic = args[1]
+			}
+			answer, err := explainPolicy(env, cmd, q, file, as)
+			if err != nil {
+				return err
+			}
+			return tellDecision(env, answer)
+		},
+	}
+	c.Flags().StringVar(&file, "file", "", "ask this policy instead of the one in force")
+	c.Flags().StringVar(&as, "as", "", "who the device is, in YAML without braces: fleet, tags, cn, client; needs --file")
+	c.Flags().StringVar(&q.Guest, "guest", "", "ask for a guest instead of a device")
+	c.Flags().StringVar(&q.App, "app", "", "ask for the browser of this operator instead of a device")
+	c.Flags().StringSliceVar(&q.Scope, "scope", nil, "devices that the app's session is for")
+	c.Flags().StringVar(&q.Fleet, "fleet", "", "fleet of a guest or an app")
+	c.Flags().StringVar(&q.ClientID, "client-id", "", "client identifier; absent: the client's own name")
+	completeWith(c, "fleet", fleetNames(env))
+	return c
+}
+
+func explainArgs(q *api.PolicyQuestion) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		names := []string{"DEVICE", "ACTION"}
+		if q.App != "" || q.Guest != "" {
+			names = names[1:]
+		}
+		if len(args) == len(names)+1 {
+			return nil
+		}
+		if err := exactly(names...)(cmd, args); err != nil {
+			return err
+		}
+		if args[len(args)-1] != string(policy.Connect) {
+			return usagef("TOPIC is missing: %s", cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+func explainPolicy(env *Env, cmd *cobra.Command, q api.PolicyQuestion, file, as string) (*api.PolicyAnswer, error) {
+	if file == "" {
+		if as != "" {
+			return nil, usagef("--as needs --file: the server knows who its devices are")
+		}
+		return env.admin().ExplainPolicy(cmd.Context(), q)
+	}
+	source, p, err := readPolicy(env, file)
+	if err != nil {
+		return nil, err
+	}
+	if !cmd.Flags().Changed("as") {
+		q.Source = string(source)
+		return env.admin().ExplainPolicy(cmd.Context(), q)
+	}
+	s, err := policy.ParseSubject(subjectText(q, as))
+	if err != nil {
+		return nil, usagef("--as: %v", err)
+	}
+	return &api.PolicyAnswer{Fleet: s.Fleet, Version: -1, Decision: decisionOf(p.Explain(s, policy.Action(q.Action), q.Topic))}, nil
+}
+
+// subjectText writes who asks as a test does.
+func subjectText(q api.PolicyQuestion, as string) string {
+	parts := []string{}
+	for key, v := range map[string]string{"device": q.Device, "guest": q.Guest, "app": q.App, "fleet": q.Fleet, "client": q.ClientID} {
+		if v != "" {
+			parts = append(parts, fmt.Sprintf("%s: %q", key, v))
+		}
+	}
+	if len(q.Scope) > 0 {
+		parts = append(parts, fmt.Sprintf("scope: [%s]", strings.Join(q.Scope, ", ")))
+	}
+	if as != "" {
+		parts = append(parts, as)
+	}
+	return "{" + strings.Join(parts, ", ") + "}"
+}
+
+func tellDecision(env *Env, answer *api.PolicyAnswer) error {
+	d := answer.Decision
+	return show(env, *answer, view[api.PolicyAnswer]{name: func(api.PolicyAnswer) string { return verdict(d.Allowed) }, cols: []col[api.PolicyAnswer]{
+		{"DECISION", func(api.PolicyAnswer) string { return verdict(d.Allowed) }},
+		{"WHY", func(api.PolicyAnswer) string { return d.Why }},
+		{"STATEMENT", func(api.PolicyAnswer) string { return d.Statement }},
+		{"PATTERN", func(api.PolicyAnswer) string { return d.Pattern }},
+		{"HERE", func(api.PolicyAnswer) string {
+			if d.As == d.Pattern {
+				return ""
+			}
+			return d.As
+		}},
+		{"POLICY", func(p api.PolicyAnswer) string { return strings.TrimSpace(p.Fleet + " " + policyVersion(p.Version)) }},
+	}})
+}
