@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
-	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -115,38 +113,6 @@ func (d *Authority) byCredential(r *request, c registry.Credential) *appraisal {
 	}
 }
 
-// sealedKeys is the plain form of what a symmetric credential seals.
-type sealedKeys struct{ Primary, Secondary []byte }
-
-func sealContext(kind countersign.Method, fleet, lookup string) string {
-	return string(kind) + "\x00" + fleet + "\x00" + lookup
-}
-
-// OpensKeys reports whether a sealing key opens the symmetric keys of a credential;
-// found is false where there is no such credential.
-func OpensKeys(ctx context.Context, r *registry.Registry, s *keystore.Sealer) (opens, found bool, err error) {
-	c, found, err := r.AnySealed(ctx)
-	if err != nil || !found {
-		return false, false, err
-	}
-	lookup, _ := c.Fingerprints()
-	_, err = s.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
-	return err == nil, true, nil
-}
-
-func (d *Authority) keysOf(c *registry.Credential) (attest.SymmetricKeys, error) {
-	lookup, _ := c.Fingerprints()
-	plain, err := d.Sealer.Open(c.Sealed(), sealContext(c.Kind, c.Fleet, lookup))
-	if err != nil {
-		return attest.SymmetricKeys{}, fmt.Errorf("open the keys of %s: %w", c.ID, err)
-	}
-	var k sealedKeys
-	if err := json.Unmarshal(plain, &k); err != nil {
-		return attest.SymmetricKeys{}, fmt.Errorf("read the keys of %s: %w", c.ID, err)
-	}
-	return attest.SymmetricKeys{Primary: k.Primary, Secondary: k.Secondary}, nil
-}
-
 // appraiseSAS checks a SAS token for <fleet>/registrations/<device>: by the device's
 // own key if it has one, else by its fleet's group keys. BadCredential is left to a
 // token that no key on record made: see signedElsewhere.
@@ -170,14 +136,14 @@ func (d *Authority) appraiseSAS(ctx context.Context, r *request) (*appraisal, er
 }
 
 func (d *Authority) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
-	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
+	c, err := d.Registry.DeviceKey(ctx, d.DB, fleet, device)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return d.appraiseGroup(ctx, r, sas, fleet, device)
 	}
 	if err != nil {
 		return nil, err
 	}
-	keys, err := d.keysOf(&c)
+	keys, err := c.OpenKeys(d.Sealer)
 	if err != nil {
 		return nil, err
 	}
@@ -197,9 +163,6 @@ func (d *Authority) appraiseKey(ctx context.Context, r *request, sas *attest.SAS
 	return a, nil
 }
 
-// keyLookup finds the key of a device. Azure compares ids without regard to case.
-func keyLookup(fleet, device string) string { return fleet + "/" + countersign.FoldDeviceID(device) }
-
 func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
 	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
 	if err != nil {
@@ -210,7 +173,7 @@ func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.S
 		if c.State != registry.CredentialActive {
 			continue
 		}
-		keys, err := d.keysOf(c)
+		keys, err := c.OpenKeys(d.Sealer)
 		if err != nil {
 			return nil, err
 		}
@@ -238,8 +201,6 @@ func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.S
 	return nil, countersign.Errorf(countersign.BadCredential, "no key is registered for %.140q in fleet %.80q that made the SAS token", device, fleet).
 		WithNext("register the device's key, or a group key for the fleet")
 }
-
-func groupLookup(fleet, label string) string { return fleet + "/" + label }
 
 // appraisePeer judges a client certificate: a claim, a registered self-signed one,
 // or a manufacturer's.

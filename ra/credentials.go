@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -87,17 +86,15 @@ func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k Symmetr
 	if err != nil {
 		return c, k, err
 	}
-	lookup := keyLookup(fleet, c.Device)
 	if c.Kind == countersign.MethodGroup {
 		if c.Label == "" || c.Device != "" {
 			return c, k, countersign.Errorf(countersign.BadRequest, "a group key has a label and no device")
 		}
-		lookup = groupLookup(fleet, c.Label)
 	} else if c.Kind = countersign.MethodKey; c.Device == "" {
 		return c, k, countersign.Errorf(countersign.BadRequest, "a key is for one device: name it").WithNext("for many devices make a group key")
 	}
 	c.Fleet = fleet
-	var plain sealedKeys
+	var plain attest.SymmetricKeys
 	for _, slot := range []struct {
 		text *string
 		into *[]byte
@@ -115,11 +112,11 @@ func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k Symmetr
 		}
 		*slot.into = b
 	}
-	text, err := json.Marshal(plain)
+	lookup, err := registry.SealKeys(o.Sealer, &c, plain)
 	if err != nil {
-		return c, k, fmt.Errorf("encode keys: %w", err)
+		return c, k, err
 	}
-	made, err := o.create(ctx, c, registry.Lookup{First: lookup, Sealed: o.Sealer.Seal(text, sealContext(c.Kind, fleet, lookup))}, by)
+	made, err := o.create(ctx, c, lookup, by)
 	return made, k, err
 }
 

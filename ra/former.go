@@ -37,7 +37,7 @@ func (d *Authority) signedElsewhere(ctx context.Context, r *request, sas *attest
 	}
 	for i := range list {
 		c := &list[i]
-		keys, err := d.keysOf(c)
+		keys, err := c.OpenKeys(d.Sealer)
 		if err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func (d *Authority) FormerKeys(ctx context.Context, fleet, device string, from n
 	out := make([]access.SymmetricKey, 0, len(list))
 	for i := range list {
 		c := &list[i]
-		keys, err := d.keysOf(c)
+		keys, err := c.OpenKeys(d.Sealer)
 		if err != nil {
 			return nil, err
 		}

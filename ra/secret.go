@@ -251,7 +251,7 @@ func (d *Authority) flushUses(ctx context.Context) {
 // ConnectKeys finds the keys that a device may make SAS tokens with: its own where it
 // has one, else those of its fleet's groups. It is access.FindKeys.
 func (d *Authority) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
-	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodKey, keyLookup(fleet, device))
+	c, err := d.Registry.DeviceKey(ctx, d.DB, fleet, device)
 	if err == nil && c.State == registry.CredentialActive && c.Device == device { // the lookup ignores case
 		return d.connectKey(nil, &c, from)
 	}
@@ -279,7 +279,7 @@ func (d *Authority) connectKey(list []access.SymmetricKey, c *registry.Credentia
 	if err := c.Usable(d.Now(), from); err != nil && countersign.CodeOf(err) != countersign.CredentialSpent {
 		return list, nil //nolint:nilerr // one that is stopped, over or for another network opens nothing
 	}
-	keys, err := d.keysOf(c)
+	keys, err := c.OpenKeys(d.Sealer)
 	if err != nil {
 		return nil, err
 	}

@@ -63,18 +63,6 @@ func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (
 	return c, nil
 }
 
-// AnySealed returns one credential with sealed keys; false where there is none.
-func (r *Registry) AnySealed(ctx context.Context) (c Credential, found bool, err error) {
-	c, err = scanCredential(r.DB.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential WHERE sealed IS NOT NULL LIMIT 1`))
-	if errors.Is(err, sql.ErrNoRows) {
-		return c, false, nil
-	}
-	if err != nil {
-		return c, false, fmt.Errorf("look for a sealed credential: %w", err)
-	}
-	return c, true, nil
-}
-
 // atOnce is how many credentials are read by one query.
 const atOnce = 200
 
@@ -95,9 +83,6 @@ func CredentialsByID(ctx context.Context, rd store.Reader, ids []string) (map[st
 
 // Fingerprints are what evidence finds the credential by; second may be empty.
 func (c *Credential) Fingerprints() (first, second string) { return c.lookup, c.second }
-
-// Sealed returns the sealed symmetric keys of a credential; see keystore.Sealer.
-func (c *Credential) Sealed() []byte { return c.sealed }
 
 // CredentialFilter chooses credentials for a list.
 type CredentialFilter struct {

@@ -15,7 +15,6 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/keycheck"
 	"github.com/countersign-iot/countersign/keystore"
-	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/watermark"
 )
@@ -161,7 +160,7 @@ func (s *Server) sealerFits(ctx context.Context, sealer *keystore.Sealer) (fault
 	}
 	for _, opens := range []func() (bool, bool, error){
 		func() (bool, bool, error) { return access.OpensSecrets(ctx, s.db, sealer) },
-		func() (bool, bool, error) { return ra.OpensKeys(ctx, s.registry, sealer) },
+		func() (bool, bool, error) { return s.registry.OpensKeys(ctx, sealer) },
 	} {
 		ok, found, err := opens()
 		if err != nil {
