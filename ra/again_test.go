@@ -7,6 +7,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 )
@@ -60,12 +61,12 @@ func TestAnActIsRepeated(t *testing.T) {
 			}
 		}, func(c countersign.Cut) bool { return c.Credential != "" }},
 		{"stop a key", countersign.CredentialStopped, func(t *testing.T, w *world) act {
-			c, _, err := w.office().CreateKey(t.Context(), registry.Credential{Fleet: "default", Device: "pump-1"}, ra.SymmetricKeys{}, boss)
+			c, _, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Fleet: "default", Device: "pump-1"}, provision.SymmetricKeys{}, boss)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return func() (countersign.Revocation, error) {
-				_, done, err := w.office().StopCredential(t.Context(), c.ID, "lost", boss)
+				_, done, err := w.provisioner().StopCredential(t.Context(), c.ID, "lost", boss)
 				return done, err
 			}
 		}, func(c countersign.Cut) bool { return c.Credential != "" }},

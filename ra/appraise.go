@@ -437,3 +437,13 @@ func within(r *request, a *appraisal, fleet *countersign.Fleet, known bool) erro
 	}
 	return r.namesAnother(fleet)
 }
+
+// mayPick refuses a voucher's profile that the fleet does not name: one with serverAuth
+// or without an end is for nobody who may only bring devices in.
+func mayPick(a *appraisal, f *countersign.Fleet) error {
+	if a.profile == "" || a.profile == f.Profile || slices.Contains(f.Rules.FactoryProfiles, a.profile) {
+		return nil
+	}
+	return countersign.Errorf(countersign.NotAllowed, "fleet %s does not let a factory pick profile %.80q", f.Name, a.profile).
+		WithNext("name it in factory_profiles of the fleet's rules")
+}

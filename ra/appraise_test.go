@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 )
@@ -39,7 +40,7 @@ var everyMethod = []countersign.Method{
 // rules opens a fleet to every method under these rules.
 func (w *world) rules(t *testing.T, fleet string, u countersign.Rules) {
 	t.Helper()
-	_, err := w.office().SaveFleet(t.Context(), fleet, func(f *countersign.Fleet) { f.Methods, f.Rules = everyMethod, u }, boss)
+	_, err := w.provisioner().SaveFleet(t.Context(), fleet, func(f *countersign.Fleet) { f.Methods, f.Rules = everyMethod, u }, boss)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,13 +55,13 @@ func shows(t tb, key *ecdsa.PrivateKey, cn string, ev countersign.Evidence) coun
 }
 
 // claim makes a claim certificate within bounds.
-func (w *world) claim(t *testing.T, bounds registry.Credential) (*x509.Certificate, ra.Claim) {
+func (w *world) claim(t *testing.T, bounds registry.Credential) (*x509.Certificate, provision.Claim) {
 	t.Helper()
 	if bounds.UsesMax == 0 {
 		bounds.UsesMax = 100
 	}
 	bounds.ExpiresAt = w.Now().Add(24 * time.Hour)
-	c, err := w.office().CreateClaim(t.Context(), bounds, nil, false, boss)
+	c, err := w.provisioner().CreateClaim(t.Context(), bounds, nil, false, boss)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,12 +124,12 @@ type way struct {
 func ways(t *testing.T, w *world) []way {
 	t.Helper()
 	m := newMaker(t, w.Now())
-	if _, err := w.office().RegisterAuthority(t.Context(), ca.Registration{ID: "maker", Certificate: m.cert.Raw, Override: true}, boss); err != nil {
+	if _, err := w.provisioner().RegisterAuthority(t.Context(), ca.Registration{ID: "maker", Certificate: m.cert.Raw, Override: true}, boss); err != nil {
 		t.Fatal(err)
 	}
 	w.rules(t, "default", countersign.Rules{Authorities: []string{"maker"}})
 	w.rules(t, "other", countersign.Rules{})
-	_, group, err := w.office().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodGroup, Label: "line"}, ra.SymmetricKeys{}, boss)
+	_, group, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodGroup, Label: "line"}, provision.SymmetricKeys{}, boss)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +151,7 @@ func ways(t *testing.T, w *world) []way {
 		}},
 		{method: countersign.MethodThumbprint, bound: true, newer: true, make: func(t *testing.T, w *world, device string) countersign.Evidence {
 			c := selfSigned(t, w.Now().Add(-time.Hour), w.Now().Add(time.Hour))
-			if _, err := w.office().CreateThumbprint(t.Context(), registry.Credential{Device: device, Fleet: "default"}, thumb(c), "", boss); err != nil {
+			if _, err := w.provisioner().CreateThumbprint(t.Context(), registry.Credential{Device: device, Fleet: "default"}, thumb(c), "", boss); err != nil {
 				t.Fatal(err)
 			}
 			return peer(c)
@@ -162,12 +163,12 @@ func ways(t *testing.T, w *world) []way {
 			}
 			for _, old := range list {
 				if old.State == registry.CredentialActive {
-					if _, _, err := w.office().StopCredential(t.Context(), old.ID, "rotated", boss); err != nil {
+					if _, _, err := w.provisioner().StopCredential(t.Context(), old.ID, "rotated", boss); err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
-			_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Device: device}, ra.SymmetricKeys{}, boss)
+			_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: device}, provision.SymmetricKeys{}, boss)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,7 +185,7 @@ func ways(t *testing.T, w *world) []way {
 			ek := rand.Text()
 			sum := sha256.Sum256([]byte(ek))
 			hash := hex.EncodeToString(sum[:])
-			if _, err := w.office().CreateTPM(t.Context(), registry.Credential{Device: device}, nil, hash, boss); err != nil {
+			if _, err := w.provisioner().CreateTPM(t.Context(), registry.Credential{Device: device}, nil, hash, boss); err != nil {
 				t.Fatal(err)
 			}
 			return countersign.Evidence{TPM: &countersign.TPMProof{EKHash: hash}}
@@ -318,7 +319,7 @@ func TestEveryWayInOnceAtOnce(t *testing.T) {
 func TestSingleUseCredentialAtOnceIsSpentOnce(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{})
-		temporary, err := w.office().CreateClaim(t.Context(), registry.Credential{}, nil, true, boss)
+		temporary, err := w.provisioner().CreateClaim(t.Context(), registry.Credential{}, nil, true, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -467,7 +468,7 @@ func TestClaimsOwnKeyIsNoDevicesKey(t *testing.T) {
 func TestGroupKeyItselfIsRefusedAndReported(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{})
-		_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodGroup, Label: "line"}, ra.SymmetricKeys{}, boss)
+		_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodGroup, Label: "line"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -493,7 +494,7 @@ func TestGroupKeyItselfIsRefusedAndReported(t *testing.T) {
 func TestSASTokenThatIsWrong(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{})
-		_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Device: "Pump-1"}, ra.SymmetricKeys{}, boss)
+		_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: "Pump-1"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -540,7 +541,7 @@ func TestThumbprintPrimaryAndSecondary(t *testing.T) {
 			if second != nil {
 				b = thumb(second)
 			}
-			_, err := w.office().CreateThumbprint(t.Context(), registry.Credential{Device: device}, thumb(first), b, boss)
+			_, err := w.provisioner().CreateThumbprint(t.Context(), registry.Credential{Device: device}, thumb(first), b, boss)
 			return err
 		}
 		if err := register("pump-1", one, two); err != nil {

@@ -42,7 +42,7 @@ func TestApprovalIsForOneKey(t *testing.T) {
 		if asked.Device != "pump-1" || asked.Facts["credential"] == "" || asked.Remote != remote.String() {
 			t.Errorf("the operator sees %+v", asked)
 		}
-		if _, err := w.office().Approve(t.Context(), asked.ID, "seen it", boss); err != nil {
+		if _, err := w.provisioner().Approve(t.Context(), asked.ID, "seen it", boss); err != nil {
 			t.Fatal(err)
 		}
 		w.clock.advance(time.Minute)
@@ -77,7 +77,7 @@ func TestAskingRegistersNothing(t *testing.T) {
 		wantCode(t, err, countersign.Pending)
 		_, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
 		wantCode(t, err, countersign.NotAllowed)
-		if _, err := w.office().Reject(t.Context(), w.waiting(t).ID, "no", boss); err != nil {
+		if _, err := w.provisioner().Reject(t.Context(), w.waiting(t).ID, "no", boss); err != nil {
 			t.Fatal(err)
 		}
 		_, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
@@ -90,7 +90,7 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 		u := approving(countersign.MethodToken)
 		u.ApprovalTTL = countersign.Span(time.Hour)
 		w.rules(t, "default", u)
-		if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: "pump-1"}, boss); err != nil {
+		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "pump-1"}, boss); err != nil {
 			t.Fatal(err)
 		}
 		req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
@@ -100,7 +100,7 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 			t.Errorf("got device %s, want pending", s)
 		}
 		asked := w.waiting(t)
-		if _, err := w.office().Reject(t.Context(), asked.ID, "not ours", boss); err != nil {
+		if _, err := w.provisioner().Reject(t.Context(), asked.ID, "not ours", boss); err != nil {
 			t.Fatal(err)
 		}
 		_, err = w.Enroll(t.Context(), req)
@@ -111,14 +111,14 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 		if s := w.device(t, "pump-1").State; s != countersign.DeviceRegistered {
 			t.Errorf("got device %s, want registered", s)
 		}
-		_, err = w.office().Approve(t.Context(), asked.ID, "", boss)
+		_, err = w.provisioner().Approve(t.Context(), asked.ID, "", boss)
 		wantCode(t, err, countersign.Conflict)
 		w.clock.advance(time.Hour + time.Second)
 		_, err = w.Enroll(t.Context(), req)
 		wantCode(t, err, countersign.Pending)
 		second := w.waiting(t)
 		w.clock.advance(time.Hour + time.Second)
-		_, err = w.office().Approve(t.Context(), second.ID, "", boss)
+		_, err = w.provisioner().Approve(t.Context(), second.ID, "", boss)
 		wantCode(t, err, countersign.Conflict)
 	})
 }
@@ -147,7 +147,7 @@ func TestApprovalAtOnceIsGivenAndUsedOnce(t *testing.T) {
 			wantCode(t, err, countersign.Pending)
 		}
 		id := w.waiting(t).ID
-		won, errs := together(func() error { _, err := w.office().Approve(ctx, id, "", boss); return err })
+		won, errs := together(func() error { _, err := w.provisioner().Approve(ctx, id, "", boss); return err })
 		if won != 1 {
 			t.Errorf("%d approved, want 1", won)
 		}
@@ -205,7 +205,7 @@ func TestTokenBesideAStoppedClaimIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantCode(t, both(2), countersign.CredentialSpent)
-		if _, _, err := w.office().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
+		if _, _, err := w.provisioner().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
 			t.Fatal(err)
 		}
 		wantCode(t, both(3), countersign.CredentialExpire)

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
 )
 
@@ -16,26 +16,26 @@ import (
 func TestWhatIsMadeForADeviceIsOfItsFleet(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "other", countersign.Rules{})
-		office := w.office()
+		provisioner := w.provisioner()
 		for name, create := range map[string]func(c registry.Credential) (registry.Credential, error){
 			"token": func(c registry.Credential) (registry.Credential, error) {
 				c.UsesMax = 1
-				made, _, err := office.CreateToken(t.Context(), c, time.Hour, boss)
+				made, _, err := provisioner.CreateToken(t.Context(), c, time.Hour, boss)
 				return made, err
 			},
 			"key": func(c registry.Credential) (registry.Credential, error) {
-				made, _, err := office.CreateKey(t.Context(), c, ra.SymmetricKeys{}, boss)
+				made, _, err := provisioner.CreateKey(t.Context(), c, provision.SymmetricKeys{}, boss)
 				return made, err
 			},
 			"thumbprint": func(c registry.Credential) (registry.Credential, error) {
-				return office.CreateThumbprint(t.Context(), c, thumb(selfSigned(t, w.Now(), w.Now().Add(time.Hour))), "", boss)
+				return provisioner.CreateThumbprint(t.Context(), c, thumb(selfSigned(t, w.Now(), w.Now().Add(time.Hour))), "", boss)
 			},
 			"TPM": func(c registry.Credential) (registry.Credential, error) {
-				return office.CreateTPM(t.Context(), c, nil, fmt.Sprintf("%064x", len(c.Device)), boss)
+				return provisioner.CreateTPM(t.Context(), c, nil, fmt.Sprintf("%064x", len(c.Device)), boss)
 			},
 		} {
 			id := "pump-" + name
-			if _, err := office.CreateDevice(t.Context(), countersign.Device{ID: id, Fleet: "other"}, boss); err != nil {
+			if _, err := provisioner.CreateDevice(t.Context(), countersign.Device{ID: id, Fleet: "other"}, boss); err != nil {
 				t.Fatal(err)
 			}
 			if made, err := create(registry.Credential{Device: id}); err != nil || made.Fleet != "other" {

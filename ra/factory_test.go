@@ -8,6 +8,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 )
@@ -17,9 +18,9 @@ import (
 func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{})
-		office := w.office()
-		office.Operators, office.Tokens = &operator.Accounts{DB: w.DB, Now: w.Now}, &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
-		made, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "line", Role: operator.Factory}, 48*time.Hour, boss)
+		provisioner := w.provisioner()
+		provisioner.Operators, provisioner.Tokens = &operator.Accounts{DB: w.DB, Now: w.Now}, &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
+		made, _, err := provisioner.CreateOperatorToken(t.Context(), operator.Token{Name: "line", Role: operator.Factory}, 48*time.Hour, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,24 +28,24 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 		n := 0
 		doors := map[string]func(id string) error{
 			"token": func(id string) error {
-				_, _, err := office.CreateToken(t.Context(), registry.Credential{Device: id, UsesMax: 1}, time.Hour, line)
+				_, _, err := provisioner.CreateToken(t.Context(), registry.Credential{Device: id, UsesMax: 1}, time.Hour, line)
 				return err
 			},
 			"tokens in bulk": func(id string) error {
-				_, err := office.CreateTokens(t.Context(), registry.Credential{UsesMax: 1}, []string{id}, time.Hour, line)
+				_, err := provisioner.CreateTokens(t.Context(), registry.Credential{UsesMax: 1}, []string{id}, time.Hour, line)
 				return err
 			},
 			"key": func(id string) error {
-				_, _, err := office.CreateKey(t.Context(), registry.Credential{Device: id}, ra.SymmetricKeys{}, line)
+				_, _, err := provisioner.CreateKey(t.Context(), registry.Credential{Device: id}, provision.SymmetricKeys{}, line)
 				return err
 			},
 			"thumbprint": func(id string) error {
-				_, err := office.CreateThumbprint(t.Context(), registry.Credential{Device: id}, thumb(selfSigned(t, w.Now(), w.Now().Add(time.Hour))), "", line)
+				_, err := provisioner.CreateThumbprint(t.Context(), registry.Credential{Device: id}, thumb(selfSigned(t, w.Now(), w.Now().Add(time.Hour))), "", line)
 				return err
 			},
 			"TPM": func(id string) error {
 				n++
-				_, err := office.CreateTPM(t.Context(), registry.Credential{Device: id}, nil, fmt.Sprintf("%064x", n), line)
+				_, err := provisioner.CreateTPM(t.Context(), registry.Credential{Device: id}, nil, fmt.Sprintf("%064x", n), line)
 				return err
 			},
 			"certificate": func(id string) error {
@@ -57,7 +58,7 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 		}{
 			"unknown": {func(string) {}, true},
 			"registered": {func(id string) {
-				if _, err := office.CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
+				if _, err := provisioner.CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
 					t.Fatal(err)
 				}
 			}, true},
@@ -95,23 +96,23 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 		for what, order := range map[string]struct {
 			uses int
 			ttl  time.Duration
-		}{"uses": {ra.FactoryUses + 1, time.Hour}, "ttl": {1, ra.FactoryTTL + time.Hour}} {
-			_, _, err := office.CreateToken(t.Context(), registry.Credential{UsesMax: order.uses}, order.ttl, line)
+		}{"uses": {provision.FactoryUses + 1, time.Hour}, "ttl": {1, provision.FactoryTTL + time.Hour}} {
+			_, _, err := provisioner.CreateToken(t.Context(), registry.Credential{UsesMax: order.uses}, order.ttl, line)
 			wantCode(t, err, countersign.NotAllowed)
-			_, err = office.CreateClaim(t.Context(), registry.Credential{UsesMax: order.uses, ExpiresAt: w.Now().Add(order.ttl)}, nil, false, line)
+			_, err = provisioner.CreateClaim(t.Context(), registry.Credential{UsesMax: order.uses, ExpiresAt: w.Now().Add(order.ttl)}, nil, false, line)
 			if countersign.CodeOf(err) != countersign.NotAllowed {
 				t.Errorf("a claim, %s: got %v", what, err)
 			}
 		}
-		token, secret, err := office.CreateToken(t.Context(), registry.Credential{UsesMax: 100}, 7*24*time.Hour, line)
+		token, secret, err := provisioner.CreateToken(t.Context(), registry.Credential{UsesMax: 100}, 7*24*time.Hour, line)
 		if err != nil || !token.ExpiresAt.Equal(made.ExpiresAt) {
 			t.Fatalf("got a token until %s, %v, want the end of the operator token %s", token.ExpiresAt, err, made.ExpiresAt)
 		}
-		if _, err := office.RevokeOperatorToken(t.Context(), made.ID, boss); err != nil {
+		if _, err := provisioner.RevokeOperatorToken(t.Context(), made.ID, boss); err != nil {
 			t.Fatal(err)
 		}
 		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "late-1", secret)), countersign.CredentialExpire)
-		_, _, err = office.CreateToken(t.Context(), registry.Credential{UsesMax: 1}, time.Hour, line)
+		_, _, err = provisioner.CreateToken(t.Context(), registry.Credential{UsesMax: 1}, time.Hour, line)
 		wantCode(t, err, countersign.CredentialExpire)
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -61,10 +62,10 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 		start := w.Now()
 		brief, _ := w.claim(t, registry.Credential{})
 		own := selfSigned(t, start.Add(-time.Hour), start.Add(time.Hour))
-		if _, err := w.office().CreateThumbprint(t.Context(), registry.Credential{Device: "by-thumbprint"}, thumb(own), "", boss); err != nil {
+		if _, err := w.provisioner().CreateThumbprint(t.Context(), registry.Credential{Device: "by-thumbprint"}, thumb(own), "", boss); err != nil {
 			t.Fatal(err)
 		}
-		_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Device: "by-key"}, ra.SymmetricKeys{}, boss)
+		_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: "by-key"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +97,7 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 			}
 		}
 		for _, q := range queue {
-			if _, err := w.office().Approve(t.Context(), q.ID, "", boss); err != nil {
+			if _, err := w.provisioner().Approve(t.Context(), q.ID, "", boss); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,7 +107,7 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 		}
 		for _, c := range list {
 			if c.Label == "stop" {
-				if _, _, err := w.office().StopCredential(t.Context(), c.ID, "lost", boss); err != nil {
+				if _, _, err := w.provisioner().StopCredential(t.Context(), c.ID, "lost", boss); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -146,7 +147,7 @@ func TestAnApprovalLeavesTheDeviceTimeToComeBack(t *testing.T) {
 		if err != nil || len(queue) != 1 {
 			t.Fatal(queue, err)
 		}
-		approved, err := w.office().Approve(t.Context(), queue[0].ID, "", boss)
+		approved, err := w.provisioner().Approve(t.Context(), queue[0].ID, "", boss)
 		if err != nil || !approved.ExpiresAt.Equal(w.Now().Add(registry.ApprovedFor)) {
 			t.Fatalf("Approve: got an end at %s, %v, want %s from now", approved.ExpiresAt, err, registry.ApprovedFor)
 		}
@@ -174,7 +175,7 @@ func TestRecoveryThatWaitedTooLongIsServed(t *testing.T) {
 	if err != nil || len(queue) != 1 {
 		t.Fatal(queue, err)
 	}
-	if _, err := w.office().Approve(t.Context(), queue[0].ID, "", boss); err != nil {
+	if _, err := w.provisioner().Approve(t.Context(), queue[0].ID, "", boss); err != nil {
 		t.Fatal(err)
 	}
 	wantCode(t, asks(recovery.Reenroll, late), countersign.CertExpired)
@@ -225,7 +226,7 @@ func TestATPMIsInOneDevice(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{})
 		chip := func(b byte) countersign.Evidence {
 			hash := fmt.Sprintf("%064x", b)
-			if _, err := w.office().CreateTPM(t.Context(), registry.Credential{}, nil, hash, boss); err != nil {
+			if _, err := w.provisioner().CreateTPM(t.Context(), registry.Credential{}, nil, hash, boss); err != nil {
 				t.Fatal(err)
 			}
 			return countersign.Evidence{TPM: &countersign.TPMProof{EKHash: hash}}
@@ -281,7 +282,7 @@ func TestMappedNetworksOfOldDatabasesMatch(t *testing.T) {
 		if c, err := w.Registry.Credential(t.Context(), w.DB, made.ID); err != nil || c.State != registry.CredentialActive || c.Networks[0].String() != "192.0.2.0/24" {
 			t.Errorf("got a claim %s for %v, %v, want an active one for 192.0.2.0/24", c.State, c.Networks, err)
 		}
-		saved, err := w.office().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+		saved, err := w.provisioner().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
 			f.Rules.Networks = []netip.Prefix{netip.MustParsePrefix("::ffff:10.9.8.7/104")}
 		}, boss)
 		if err != nil || saved.Rules.Networks[0].String() != "10.0.0.0/8" {
@@ -298,7 +299,7 @@ func TestAnIDOfAnotherFleetIsTaken(t *testing.T) {
 		w.registers(t, ca.Registration{ID: "maker", Certificate: m.cert.Raw})
 		w.rules(t, "default", countersign.Rules{})
 		w.rules(t, "other", countersign.Rules{Authorities: []string{"maker"}, Connect: true})
-		if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: "pump-1", Fleet: "default"}, boss); err != nil {
+		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "pump-1", Fleet: "default"}, boss); err != nil {
 			t.Fatal(err)
 		}
 		cert := m.device(t, "pump-1", w.Now())

@@ -21,7 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
 )
 
@@ -50,17 +50,17 @@ func newSite(t *testing.T, w *world) *site {
 
 func (s *site) group(fleet, label string) []byte {
 	s.t.Helper()
-	_, k, err := s.world.office().CreateKey(s.t.Context(), registry.Credential{Kind: countersign.MethodGroup, Fleet: fleet, Label: label}, ra.SymmetricKeys{}, boss)
+	_, k, err := s.world.provisioner().CreateKey(s.t.Context(), registry.Credential{Kind: countersign.MethodGroup, Fleet: fleet, Label: label}, provision.SymmetricKeys{}, boss)
 	return s.symmetric(k, err)
 }
 
 func (s *site) key(device string) []byte {
 	s.t.Helper()
-	_, k, err := s.world.office().CreateKey(s.t.Context(), registry.Credential{Device: device}, ra.SymmetricKeys{}, boss)
+	_, k, err := s.world.provisioner().CreateKey(s.t.Context(), registry.Credential{Device: device}, provision.SymmetricKeys{}, boss)
 	return s.symmetric(k, err)
 }
 
-func (s *site) symmetric(k ra.SymmetricKeys, err error) []byte {
+func (s *site) symmetric(k provision.SymmetricKeys, err error) []byte {
 	s.t.Helper()
 	if err != nil {
 		s.t.Fatal(err)
@@ -81,7 +81,7 @@ func (s *site) stop(kind countersign.Method, name string) {
 	}
 	for _, c := range list {
 		if c.State == registry.CredentialActive && (c.Device == name || c.Label == name) {
-			if _, _, err := s.world.office().StopCredential(s.t.Context(), c.ID, "test", boss); err != nil {
+			if _, _, err := s.world.provisioner().StopCredential(s.t.Context(), c.ID, "test", boss); err != nil {
 				s.t.Fatal(err)
 			}
 		}
@@ -187,7 +187,7 @@ func addKeyFaults(s *site, faults map[string]attempt) {
 	elsewhere, gone := s.group("other", "elsewhere"), s.group("default", "gone")
 	s.stop(countersign.MethodGroup, "gone")
 	for _, id := range []string{"own", "rotated", "stopped", "member"} {
-		if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
+		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -246,7 +246,7 @@ func addClaimFaults(s *site, faults map[string]attempt) {
 func (s *site) guesses() map[string]attempt {
 	s.key("victim")
 	for _, id := range []string{"victim"} {
-		if _, err := s.world.office().CreateDevice(s.t.Context(), countersign.Device{ID: id}, boss); err != nil {
+		if _, err := s.world.provisioner().CreateDevice(s.t.Context(), countersign.Device{ID: id}, boss); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -360,7 +360,7 @@ func (s *site) neighbors(from netip.AddrPort) {
 			t.Errorf("a neighbor of a guesser, by %s: %v", name, err)
 		}
 	}
-	dev, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: "neighbor"}, boss)
+	dev, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "neighbor"}, boss)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func (m *maker) below(t *testing.T, now time.Time, change func(*x509.Certificate
 func (w *world) registers(t *testing.T, g ca.Registration) {
 	t.Helper()
 	g.Override = true
-	if _, err := w.office().RegisterAuthority(t.Context(), g, boss); err != nil {
+	if _, err := w.provisioner().RegisterAuthority(t.Context(), g, boss); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -96,7 +96,7 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{Authorities: []string{"strict"}})
 		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil))))
 		wantCode(t, err, countersign.Unavailable)
-		if err := w.office().SetCRLs(t.Context(), "strict", ca.Lists{CRLs: [][]byte{strict.crl(t, now)}}, "", boss); err != nil {
+		if err := w.provisioner().SetCRLs(t.Context(), "strict", ca.Lists{CRLs: [][]byte{strict.crl(t, now)}}, "", boss); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil)))); err != nil {

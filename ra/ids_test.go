@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/lockout"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -19,28 +20,28 @@ func idDoors(t *testing.T, w *world) map[string]func(id string) error {
 	t.Helper()
 	doors := map[string]func(id string) error{
 		"device": func(id string) error {
-			_, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: id}, boss)
+			_, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: id}, boss)
 			return err
 		},
 		"token": func(id string) error {
-			_, _, err := w.office().CreateToken(t.Context(), registry.Credential{Device: id, UsesMax: 1}, time.Hour, boss)
+			_, _, err := w.provisioner().CreateToken(t.Context(), registry.Credential{Device: id, UsesMax: 1}, time.Hour, boss)
 			return err
 		},
 		"tokens in bulk": func(id string) error {
-			_, err := w.office().CreateTokens(t.Context(), registry.Credential{UsesMax: 1}, []string{id}, time.Hour, boss)
+			_, err := w.provisioner().CreateTokens(t.Context(), registry.Credential{UsesMax: 1}, []string{id}, time.Hour, boss)
 			return err
 		},
 		"key": func(id string) error {
-			_, _, err := w.office().CreateKey(t.Context(), registry.Credential{Device: id}, ra.SymmetricKeys{}, boss)
+			_, _, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: id}, provision.SymmetricKeys{}, boss)
 			return err
 		},
 		"thumbprint": func(id string) error {
 			c := selfSigned(t, w.Now().Add(-time.Hour), w.Now().Add(time.Hour))
-			_, err := w.office().CreateThumbprint(t.Context(), registry.Credential{Device: id}, thumb(c), "", boss)
+			_, err := w.provisioner().CreateThumbprint(t.Context(), registry.Credential{Device: id}, thumb(c), "", boss)
 			return err
 		},
 		"TPM": func(id string) error {
-			_, err := w.office().CreateTPM(t.Context(), registry.Credential{Device: id}, nil, fmt.Sprintf("%064x", len(id)), boss)
+			_, err := w.provisioner().CreateTPM(t.Context(), registry.Credential{Device: id}, nil, fmt.Sprintf("%064x", len(id)), boss)
 			return err
 		},
 		"shared token": func(id string) error {
@@ -143,14 +144,14 @@ func TestOldIDsStayWithinReach(t *testing.T) {
 func TestAKeyOpensOneLetterCaseOnly(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{Access: countersign.Access{Kinds: []countersign.AccessKind{countersign.AccessSAS}}})
-		if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: "pump-x"}, boss); err != nil {
+		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "pump-x"}, boss); err != nil {
 			t.Fatal(err)
 		}
 		w.exec(t, `UPDATE device SET id = 'pump-1', folded = NULL WHERE id = 'pump-x'`)
-		if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: "Pump-1"}, boss); err != nil {
+		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "Pump-1"}, boss); err != nil {
 			t.Fatal(err)
 		}
-		_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Device: "Pump-1"}, ra.SymmetricKeys{}, boss)
+		_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: "Pump-1"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +168,7 @@ func TestAKeyOpensOneLetterCaseOnly(t *testing.T) {
 // change edits a fleet.
 func (w *world) change(t *testing.T, fleet string, edit func(*countersign.Fleet)) {
 	t.Helper()
-	if _, err := w.office().SaveFleet(t.Context(), fleet, edit, boss); err != nil {
+	if _, err := w.provisioner().SaveFleet(t.Context(), fleet, edit, boss); err != nil {
 		t.Fatal(err)
 	}
 }

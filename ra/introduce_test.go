@@ -13,6 +13,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -84,21 +85,21 @@ func (m *maker) crl(t *testing.T, now time.Time, revoked ...*x509.Certificate) [
 	return der
 }
 
-func (w *world) office() *ra.Office {
-	return &ra.Office{DB: w.DB, CA: w.CA, Registry: w.Registry, Events: w.Events, Sealer: w.Sealer, Rules: w.CheckRules}
+func (w *world) provisioner() *provision.Provisioner {
+	return &provision.Provisioner{DB: w.DB, CA: w.CA, Registry: w.Registry, Events: w.Events, Sealer: w.Sealer, Rules: w.CheckRules}
 }
 
 func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		w := newWorld(t, db)
 		m := newMaker(t, w.Now())
-		office, by := w.office(), ra.By{Actor: "operator:o"}
-		if _, err := office.RegisterAuthority(t.Context(), ca.Registration{ID: "maker", Certificate: m.cert.Raw, Override: true}, by); err != nil {
+		provisioner, by := w.provisioner(), ra.By{Actor: "operator:o"}
+		if _, err := provisioner.RegisterAuthority(t.Context(), ca.Registration{ID: "maker", Certificate: m.cert.Raw, Override: true}, by); err != nil {
 			t.Fatal(err)
 		}
 		rules := func(change func(*countersign.Rules)) {
 			t.Helper()
-			_, err := office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+			_, err := provisioner.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
 				f.Methods = []countersign.Method{countersign.MethodToken, countersign.MethodIDevID}
 				f.Rules.Authorities = []string{"maker"}
 				change(&f.Rules)
@@ -130,7 +131,7 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 		if v := admit(stranger, "pump-2"); v.Allow || v.Code == "" {
 			t.Errorf("Admit of another maker's device: got %+v", v)
 		}
-		if err := office.SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), pump)}}, "", by); err != nil {
+		if err := provisioner.SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), pump)}}, "", by); err != nil {
 			t.Fatal(err)
 		}
 		if v := admit(pump, "pump-1"); v.Allow || v.Code != countersign.CertIsRevoked {
@@ -148,7 +149,7 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 		if err != nil || len(waiting) != 1 {
 			t.Fatalf("Queue: got %v, %v", waiting, err)
 		}
-		if _, err := office.Approve(t.Context(), waiting[0].ID, "", by); err != nil {
+		if _, err := provisioner.Approve(t.Context(), waiting[0].ID, "", by); err != nil {
 			t.Fatal(err)
 		}
 		if v := admit(third, "pump-3"); !v.Allow {
@@ -160,14 +161,14 @@ func TestFactoryCertificateConnectsWhereTheFleetSaysSo(t *testing.T) {
 func TestAnotherMakersDeviceOfTheSameNameReplacesNothing(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		w := newWorld(t, db)
-		office, by := w.office(), ra.By{Actor: "operator:o"}
+		provisioner, by := w.provisioner(), ra.By{Actor: "operator:o"}
 		makers := map[string]*maker{"one": newMaker(t, w.Now()), "two": newMaker(t, w.Now())}
 		for id, m := range makers {
-			if _, err := office.RegisterAuthority(t.Context(), ca.Registration{ID: id, Certificate: m.cert.Raw, Override: true}, by); err != nil {
+			if _, err := provisioner.RegisterAuthority(t.Context(), ca.Registration{ID: id, Certificate: m.cert.Raw, Override: true}, by); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, err := office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+		_, err := provisioner.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
 			f.Methods = []countersign.Method{countersign.MethodIDevID}
 			f.Rules.Authorities = []string{"one", "two"}
 		}, by)
@@ -221,7 +222,7 @@ func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
 			KeyUsage: line.cert.KeyUsage, SubjectKeyId: line.cert.SubjectKeyId,
 		}
 		fresh := m.sign(t, again, &line.key.PublicKey)
-		if err := w.office().SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), line.cert)}}, "", boss); err != nil {
+		if err := w.provisioner().SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), line.cert)}}, "", boss); err != nil {
 			t.Fatal(err)
 		}
 		if v := w.Admit(t.Context(), tokenBearer(token)); v.Code != countersign.CertIsRevoked {

@@ -98,7 +98,7 @@ func (d *Authority) makeIntroduction(ctx context.Context, i Introduction, by By,
 	if out.Signed, err = d.introducer.sign(ctx, d, out.Introduction); err != nil {
 		return out, err
 	}
-	e := by.event(countersign.IntroductionIssued)
+	e := by.Event(countersign.IntroductionIssued)
 	e.Device, e.Fleet = i.Device, out.Parties[0].Fleet
 	e.Data = map[string]string{
 		"introduction": out.ID, "peer": i.Peer, "purpose": i.Purpose, "expires_at": out.ExpiresAt.Format(time.RFC3339),

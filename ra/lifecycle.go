@@ -91,7 +91,7 @@ func (d *Authority) withdraw(ctx context.Context, act Act, to countersign.Device
 					since = certs[0].RevokedAt
 				}
 			}
-			again(out, &e, since)
+			Again(out, &e, since)
 		}
 		return d.append(ctx, tx, act, out, append([]countersign.Event{e}, events...))
 	})
@@ -152,7 +152,7 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 			e = act.certEvent(countersign.CertRevokedEv, &c)
 			note(&e, "reason", c.Reason.String())
 			out.Reason, out.Certificates = c.Reason, []countersign.CertRef{c.Ref()}
-			again(out, &e, c.RevokedAt)
+			Again(out, &e, c.RevokedAt)
 			return d.Events.AppendAct(ctx, tx, out, e)
 		}
 		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
@@ -162,26 +162,10 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, tokens...)...)
 	})
 	if err != nil {
-		return nil, notRecorded(err)
+		return nil, NotRecorded(err)
 	}
 	d.awaitCRL(ctx, out, out.Certificates)
 	return out, nil
-}
-
-// again notes that an act was in force already, since a time. Its event is recorded
-// all the same, so that sessions are cut again on every node: the answer to the first
-// time may have been lost, and what was to follow it.
-func again(out *countersign.Revocation, e *countersign.Event, since time.Time) {
-	out.Already, out.At = true, since
-	note(e, "again", "true")
-}
-
-// note adds to what an event carries.
-func note(e *countersign.Event, name, value string) {
-	if e.Data == nil {
-		e.Data = map[string]string{}
-	}
-	e.Data[name] = value
 }
 
 // Suspend puts a device and its certificates on hold.
@@ -212,7 +196,7 @@ func (d *Authority) suspend(ctx context.Context, act Act) (*countersign.Revocati
 			events = append(events, act.certEvent(countersign.CertHeldEv, c))
 		}
 		if there && len(events) == 1 {
-			again(out, &events[0], since)
+			Again(out, &events[0], since)
 		}
 		return d.append(ctx, tx, act, out, events)
 	})
@@ -290,7 +274,7 @@ func (d *Authority) change(ctx context.Context, device string, do func(context.C
 		return err
 	})
 	if err != nil {
-		return nil, notRecorded(err)
+		return nil, NotRecorded(err)
 	}
 	d.awaitCRL(ctx, out, shown)
 	return out, nil
@@ -320,17 +304,6 @@ func (a Act) certEvent(t countersign.EventType, c *countersign.Certificate) coun
 	e := certEvent(t, c, a.Actor, a.Note)
 	e.Via = a.Via
 	return e
-}
-
-// notRecorded says of an act that could not be written that nothing happened: an
-// operator must not believe a device gone that is not. Where the database lost the
-// connection in the commit it cannot be said; then its own words stand.
-func notRecorded(err error) error {
-	if countersign.CodeOf(err) != countersign.Unavailable || store.Unconfirmed(err) {
-		return err
-	}
-	return countersign.Errorf(countersign.Unavailable, "this was not recorded and is not in force: the database cannot be written now").
-		WithNext("look at the disk and the database, then do it again").WithRetry(crlWait).WithCause(err)
 }
 
 // awaitCRL waits a little for the lists that show what was done to certificates.

@@ -14,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -97,7 +98,7 @@ func clockSecret(t *testing.T, w *world, id string) {
 // keyOf registers a symmetric key of a device.
 func (w *world) keyOf(t *testing.T, id string) []byte {
 	t.Helper()
-	_, keys, err := w.office().CreateKey(t.Context(), registry.Credential{Device: id}, ra.SymmetricKeys{}, boss)
+	_, keys, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: id}, provision.SymmetricKeys{}, boss)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
@@ -77,7 +77,7 @@ func TestRulesThatMeanNothingAreNotSaved(t *testing.T) {
 		{Approval: []countersign.Method{"x"}},
 		{Registered: []countersign.Method{countersign.MethodCertificate}},
 	} {
-		_, err := w.office().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules = u }, boss)
+		_, err := w.provisioner().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules = u }, boss)
 		if countersign.CodeOf(err) != countersign.BadRequest {
 			t.Errorf("%+v: got %v, want bad_request", u, err)
 		}
@@ -261,7 +261,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		w.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		w.rules(t, "default", countersign.Rules{})
 		token := w.token(t, registry.Credential{})
-		_, k, err := w.office().CreateKey(t.Context(), registry.Credential{Device: "pump-1"}, ra.SymmetricKeys{}, boss)
+		_, k, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: "pump-1"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}

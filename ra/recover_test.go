@@ -103,7 +103,7 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 		if asked.Method != countersign.MethodRecovery || asked.Facts["expired"] == "" {
 			t.Errorf("the operator sees %+v", asked)
 		}
-		if _, err := w.office().Approve(t.Context(), asked.ID, "", boss); err != nil {
+		if _, err := w.provisioner().Approve(t.Context(), asked.ID, "", boss); err != nil {
 			t.Fatal(err)
 		}
 		_, err = door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))

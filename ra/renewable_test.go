@@ -232,7 +232,7 @@ func introducedRenews(t *testing.T, w *world, doors map[string]func(*testing.T, 
 // as renewals are.
 func TestNamesOfOthersAreRefusedAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		f, err := w.office().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.TrustDomain = "example.net" }, boss)
+		f, err := w.provisioner().SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.TrustDomain = "example.net" }, boss)
 		if err != nil {
 			t.Fatal(err)
 		}

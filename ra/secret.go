@@ -48,7 +48,7 @@ func (d *Authority) makeSecret(ctx context.Context, o access.SecretOrder, by By,
 		return d.Events.Append(ctx, tx, append(events, secretEvents(countersign.SecretCreated, []access.Secret{n.Secret}, &dev, by)...)...)
 	})
 	if err != nil {
-		return n.Secret, nil, notRecorded(err)
+		return n.Secret, nil, NotRecorded(err)
 	}
 	return n.Secret, n.Text, nil
 }
@@ -79,7 +79,7 @@ func (d *Authority) StopSecret(ctx context.Context, device, id, why string, by B
 		s, err = d.Access.StopSecret(ctx, tx, device, id, why)
 		if countersign.CodeOf(err) == countersign.Conflict && !s.Active() && by.Actor != countersign.System {
 			events := secretEvents(countersign.SecretStopped, []access.Secret{s}, &dev, by)
-			again(&done, &events[0], done.At)
+			Again(&done, &events[0], done.At)
 			return d.Events.AppendAct(ctx, tx, &done, events...)
 		}
 		if err != nil {
@@ -92,7 +92,7 @@ func (d *Authority) StopSecret(ctx context.Context, device, id, why string, by B
 		return d.Events.AppendAct(ctx, tx, &done, events...)
 	})
 	if err != nil {
-		err = notRecorded(err)
+		err = NotRecorded(err)
 	}
 	return s, done, err
 }
@@ -159,7 +159,7 @@ func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.E
 	events := make([]countersign.Event, 0, len(list))
 	for i := range list {
 		s := &list[i]
-		e := by.event(t)
+		e := by.Event(t)
 		e.Device, e.Fleet, e.Reason = dev.ID, dev.Fleet, s.Reason
 		e.Data = map[string]string{"secret": s.ID, "slot": string(s.Slot), "kind": string(s.Kind)}
 		if !s.ExpiresAt.IsZero() {

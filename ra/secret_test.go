@@ -20,6 +20,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -37,7 +38,7 @@ func (w *world) opens(t *testing.T) {
 
 func (w *world) registered(t *testing.T, id string) {
 	t.Helper()
-	if _, err := w.office().CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
+	if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: id}, boss); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -126,7 +127,7 @@ func TestBruteForceEndsInABlock(t *testing.T) {
 		w.registered(t, "pump-1")
 		first, made := w.secret(t, access.SecretOrder{Device: "pump-1"})
 		_, chosen := w.secret(t, access.SecretOrder{Device: "pump-1", Slot: attest.Secondary, Given: []byte("correct horse")})
-		_, keys, err := w.office().CreateKey(t.Context(), registry.Credential{Device: "pump-1"}, ra.SymmetricKeys{}, boss)
+		_, keys, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Device: "pump-1"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}

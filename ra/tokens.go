@@ -12,52 +12,12 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// OperatorSource is the source of access tokens that were given out for an
-// operator token.
-func OperatorSource(id string) string { return operatorSource + id }
-
-const operatorSource = "operator_token:"
-
 // certificateSource is the source of those that a device got with its certificate.
 func certificateSource(ref countersign.CertRef) string { return "certificate:" + ref.String() }
 
-// CreateAccessToken gives out an access token; see access.Tokens. It refuses with
-// BadCredential where the operator token that it is for was revoked meanwhile.
-func (o *Office) CreateAccessToken(ctx context.Context, k access.Token, ttl time.Duration, by By) (made access.Token, text string, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		// Else one that is given out while its source is revoked would be missed there.
-		if err := tx.Lock(ctx, k.Source); err != nil {
-			return err
-		}
-		if id, ok := strings.CutPrefix(k.Source, operatorSource); ok {
-			switch revoked, err := o.Operators.Revoked(ctx, tx, id); {
-			case err != nil:
-				return err
-			case revoked:
-				return countersign.Errorf(countersign.BadCredential, "the operator token was revoked").WithNext("ask an admin for a new one")
-			}
-		}
-		if made, text, err = o.Tokens.Issue(ctx, tx, k, ttl); err != nil {
-			return err
-		}
-		return o.Events.Append(ctx, tx, tokenEvent(countersign.AccessTokenIssued, made, by))
-	})
-	return made, text, err
-}
-
-// RevokeAccessToken ends an access token at once, with the sessions that rest on it.
-func (o *Office) RevokeAccessToken(ctx context.Context, id string, by By) (k access.Token, err error) {
-	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		if k, err = o.Tokens.Revoke(ctx, tx, id); err != nil {
-			return err
-		}
-		return o.Events.Append(ctx, tx, tokenEvent(countersign.AccessTokenRevoked, k, by))
-	})
-	return k, err
-}
-
-func tokenEvent(t countersign.EventType, k access.Token, by By) countersign.Event {
-	e := by.event(t)
+// TokenEvent returns an event about an access token.
+func TokenEvent(t countersign.EventType, k access.Token, by By) countersign.Event {
+	e := by.Event(t)
 	e.Fleet = k.Fleet
 	e.Data = map[string]string{
 		"token": k.ID, "subject": k.Subject, "source": k.Source, "devices": strings.Join(k.Devices, " "),
@@ -92,7 +52,7 @@ func (d *Authority) DeviceToken(ctx context.Context, c countersign.Connection, t
 		if k, text, err = d.Access.Tokens.Issue(ctx, tx, order, ttl); err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, tokenEvent(countersign.AccessTokenIssued, k, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}))
+		return d.Events.Append(ctx, tx, TokenEvent(countersign.AccessTokenIssued, k, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}))
 	})
 	return k, text, err
 }
@@ -118,18 +78,18 @@ func (d *Authority) stillHolds(ctx context.Context, tx *store.Tx, s countersign.
 // endGiven ends the access tokens that a device was given for what ends now, with
 // the sessions that rest on them. The device is locked.
 func (d *Authority) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
-	return endTokens(ctx, tx, d.Access.Tokens, source, by)
+	return EndTokens(ctx, tx, d.Access.Tokens, source, by)
 }
 
-// endTokens ends the access tokens of a source; nil tokens: there are none.
-func endTokens(ctx context.Context, tx *store.Tx, tokens *access.Tokens, source string, by By) ([]countersign.Event, error) {
+// EndTokens ends the access tokens of a source; nil tokens: there are none.
+func EndTokens(ctx context.Context, tx *store.Tx, tokens *access.Tokens, source string, by By) ([]countersign.Event, error) {
 	if tokens == nil {
 		return nil, nil
 	}
 	given, err := tokens.RevokeSource(ctx, tx, source)
 	events := make([]countersign.Event, 0, len(given))
 	for _, k := range given {
-		events = append(events, tokenEvent(countersign.AccessTokenRevoked, k, by))
+		events = append(events, TokenEvent(countersign.AccessTokenRevoked, k, by))
 	}
 	return events, err
 }

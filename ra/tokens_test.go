@@ -12,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -90,7 +91,7 @@ func TestTokenEndsWithWhatItWasGivenFor(t *testing.T) {
 func TestFormerLifeOpensNothing(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.gives(t)
-		_, keys, err := w.office().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodKey, Device: "pump-1"}, ra.SymmetricKeys{}, boss)
+		_, keys, err := w.provisioner().CreateKey(t.Context(), registry.Credential{Kind: countersign.MethodKey, Device: "pump-1"}, provision.SymmetricKeys{}, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,21 +153,21 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 		wantCode(t, err, countersign.CertIsRevoked)
 		w.Observe = nil
 
-		office := w.office()
-		office.Tokens = w.Access.Tokens
-		office.Operators = &operator.Accounts{DB: w.DB, Now: w.clock.Now}
-		op, _, err := office.CreateOperatorToken(t.Context(), operator.Token{Name: "alice", Role: operator.Admin}, time.Hour, boss)
+		provisioner := w.provisioner()
+		provisioner.Tokens = w.Access.Tokens
+		provisioner.Operators = &operator.Accounts{DB: w.DB, Now: w.clock.Now}
+		op, _, err := provisioner.CreateOperatorToken(t.Context(), operator.Token{Name: "alice", Role: operator.Admin}, time.Hour, boss)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := access.Token{Subject: "operator/alice", Source: ra.OperatorSource(op.ID), Devices: []string{"pump-2"}}
-		if _, _, err := office.CreateAccessToken(t.Context(), want, time.Hour, boss); err != nil {
+		want := access.Token{Subject: "operator/alice", Source: provision.OperatorSource(op.ID), Devices: []string{"pump-2"}}
+		if _, _, err := provisioner.CreateAccessToken(t.Context(), want, time.Hour, boss); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := office.RevokeOperatorToken(t.Context(), op.ID, boss); err != nil {
+		if _, err := provisioner.RevokeOperatorToken(t.Context(), op.ID, boss); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = office.CreateAccessToken(t.Context(), want, time.Hour, boss)
+		_, _, err = provisioner.CreateAccessToken(t.Context(), want, time.Hour, boss)
 		wantCode(t, err, countersign.BadCredential)
 	})
 }
@@ -178,7 +179,7 @@ func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
 		cert := w.active(t, "pump-1")
 		w.active(t, "valve-1")
 		w.registered(t, "valve-2")
-		if _, err := w.office().SaveFleet(t.Context(), "valves", func(*countersign.Fleet) {}, boss); err != nil {
+		if _, err := w.provisioner().SaveFleet(t.Context(), "valves", func(*countersign.Fleet) {}, boss); err != nil {
 			t.Fatal(err)
 		}
 		write(t, w.DB, func(ctx context.Context, tx *store.Tx) error {
@@ -202,9 +203,9 @@ func TestOperatorsSessionIsTheOperators(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.gives(t)
 		w.use(t, w.active(t, "pump-1"))
-		office := w.office()
-		office.Tokens = w.Access.Tokens
-		_, text, err := office.CreateAccessToken(t.Context(), access.Token{Subject: "operator/local:ana", Source: "local:ana", Devices: []string{"pump-1"}}, time.Hour, boss)
+		provisioner := w.provisioner()
+		provisioner.Tokens = w.Access.Tokens
+		_, text, err := provisioner.CreateAccessToken(t.Context(), access.Token{Subject: "operator/local:ana", Source: "local:ana", Devices: []string{"pump-1"}}, time.Hour, boss)
 		if err != nil {
 			t.Fatal(err)
 		}

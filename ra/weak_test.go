@@ -182,7 +182,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 		Subject: pkix.Name{CommonName: "weak CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte("weak"),
 	}
 	register := func(cert *x509.Certificate, intermediates ...[]byte) error {
-		_, err := w.office().RegisterAuthority(t.Context(), ca.Registration{ID: "weak", Certificate: cert.Raw, Intermediates: intermediates, Override: true}, boss)
+		_, err := w.provisioner().RegisterAuthority(t.Context(), ca.Registration{ID: "weak", Certificate: cert.Raw, Intermediates: intermediates, Override: true}, boss)
 		return err
 	}
 	for name, door := range map[string]func(pub crypto.PublicKey) error{
@@ -194,7 +194,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 			return err
 		},
 		"claim": func(pub crypto.PublicKey) error {
-			_, err := w.office().CreateClaim(t.Context(), registry.Credential{UsesMax: 1, ExpiresAt: w.Now().Add(time.Hour)}, request(t, pub, "claim"), false, boss)
+			_, err := w.provisioner().CreateClaim(t.Context(), registry.Credential{UsesMax: 1, ExpiresAt: w.Now().Add(time.Hour)}, request(t, pub, "claim"), false, boss)
 			return err
 		},
 		"factory certificate": func(pub crypto.PublicKey) error {
@@ -243,12 +243,12 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := w.office().CreateThumbprint(t.Context(), registry.Credential{Device: "pump-5"}, thumb(cert), "", boss)
+			c, err := w.provisioner().CreateThumbprint(t.Context(), registry.Credential{Device: "pump-5"}, thumb(cert), "", boss)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer func() {
-				if _, _, err := w.office().StopCredential(t.Context(), c.ID, "tried", boss); err != nil {
+				if _, _, err := w.provisioner().StopCredential(t.Context(), c.ID, "tried", boss); err != nil {
 					t.Fatal(err)
 				}
 			}()
@@ -259,7 +259,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = w.office().CreateTPM(t.Context(), registry.Credential{Device: "pump-6"}, area, "", boss)
+			_, err = w.provisioner().CreateTPM(t.Context(), registry.Credential{Device: "pump-6"}, area, "", boss)
 			return err
 		},
 		"endorsement key": func(pub crypto.PublicKey) error {

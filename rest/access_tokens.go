@@ -8,7 +8,7 @@ import (
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/operator"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/danielgtaylor/huma/v2"
 )
 
@@ -20,17 +20,17 @@ func (s *Server) routeAccessTokens(a huma.API) {
 }
 
 func (s *Server) listAccessTokens(ctx context.Context, in *api.Paging) (api.Page[api.AccessToken], error) {
-	list, next, err := s.Office.Tokens.List(ctx, in.After, limitOf(*in))
+	list, next, err := s.Provisioner.Tokens.List(ctx, in.After, limitOf(*in))
 	return page(list, next, shapeAccessToken), err
 }
 
 func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.NewAccessToken }) (api.IssuedAccessToken, error) {
 	c, _ := ctx.Value(callerKey).(caller)
 	k := access.Token{
-		Subject: operatorSubject(c.name), Source: ra.OperatorSource(cmp.Or(c.token, c.name)),
+		Subject: operatorSubject(c.name), Source: provision.OperatorSource(cmp.Or(c.token, c.name)),
 		Devices: in.Body.Devices, Until: c.until, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
 	}
-	made, text, err := s.Office.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
+	made, text, err := s.Provisioner.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
 	return api.IssuedAccessToken{AccessToken: shapeAccessToken(made), Token: text}, err
 }
 
@@ -38,7 +38,7 @@ func (s *Server) revokeAccessToken(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"64"`
 },
 ) (api.AccessToken, error) {
-	k, err := s.Office.RevokeAccessToken(ctx, in.ID, s.by(ctx))
+	k, err := s.Provisioner.RevokeAccessToken(ctx, in.ID, s.by(ctx))
 	return shapeAccessToken(k), err
 }
 

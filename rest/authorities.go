@@ -14,7 +14,7 @@ import (
 const maxCABody = 8 << 20
 
 func (s *Server) registrationCode(ctx context.Context, _ *struct{}) (api.RegistrationCode, error) {
-	code, until, err := s.Office.RegistrationCode(ctx, s.by(ctx))
+	code, until, err := s.Provisioner.RegistrationCode(ctx, s.by(ctx))
 	return api.RegistrationCode{Code: code, ExpiresAt: utc(until)}, err
 }
 
@@ -43,7 +43,7 @@ func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.New
 		}
 		g.Intermediates = append(g.Intermediates, more...)
 	}
-	a, err := s.Office.RegisterAuthority(ctx, g, s.by(ctx))
+	a, err := s.Provisioner.RegisterAuthority(ctx, g, s.by(ctx))
 	if err != nil {
 		return api.Authority{}, err
 	}
@@ -67,7 +67,7 @@ func (s *Server) putCRLs(ctx context.Context, in *struct {
 		}
 		l.Intermediates = append(l.Intermediates, more...)
 	}
-	if err := s.Office.SetCRLs(ctx, in.ID, l, in.Body.Reason, s.by(ctx)); err != nil {
+	if err := s.Provisioner.SetCRLs(ctx, in.ID, l, in.Body.Reason, s.by(ctx)); err != nil {
 		return api.Authority{}, err
 	}
 	a, err := s.CA.Authority(in.ID)

@@ -8,7 +8,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/pkcs10"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -72,7 +72,7 @@ func (s *Server) stopCredential(ctx context.Context, in *struct {
 	if in.Body != nil {
 		why = in.Body.Note
 	}
-	c, done, err := s.Office.StopCredential(ctx, in.ID, why, s.by(ctx))
+	c, done, err := s.Provisioner.StopCredential(ctx, in.ID, why, s.by(ctx))
 	return api.StoppedCredential{Credential: shapeCredential(c), Sessions: done.Sessions, Already: done.Already}, err
 }
 
@@ -103,7 +103,7 @@ func (s *Server) createToken(ctx context.Context, in *struct{ Body api.NewToken 
 		return api.IssuedToken{}, countersign.Errorf(countersign.BadRequest, "a token is bound to one device, or to several").WithNext("give device or devices")
 	}
 	c.Device, c.Devices = b.Device, b.Devices
-	made, secret, err := s.Office.CreateToken(ctx, c, ttl, s.by(ctx))
+	made, secret, err := s.Provisioner.CreateToken(ctx, c, ttl, s.by(ctx))
 	return api.IssuedToken{Credential: shapeCredential(made), Secret: secret}, err
 }
 
@@ -112,7 +112,7 @@ func (s *Server) createTokens(ctx context.Context, in *struct{ Body api.NewToken
 	if err != nil {
 		return api.IssuedTokens{}, err
 	}
-	secrets, err := s.Office.CreateTokens(ctx, c, in.Body.IDs, ttl, s.by(ctx))
+	secrets, err := s.Provisioner.CreateTokens(ctx, c, in.Body.IDs, ttl, s.by(ctx))
 	if err != nil {
 		return api.IssuedTokens{}, err
 	}
@@ -140,24 +140,24 @@ func (s *Server) createClaim(ctx context.Context, in *struct{ Body api.NewClaim 
 			return api.IssuedClaim{}, err
 		}
 	}
-	made, err := s.Office.CreateClaim(ctx, c, csr, in.Body.Temporary, s.by(ctx))
+	made, err := s.Provisioner.CreateClaim(ctx, c, csr, in.Body.Temporary, s.by(ctx))
 	return api.IssuedClaim{Credential: shapeCredential(made.Credential), Chain: made.Chain, Key: made.Key}, err
 }
 
 func (s *Server) createKey(ctx context.Context, in *struct{ Body api.NewKey }) (api.IssuedKey, error) {
 	b := in.Body
 	c := registry.Credential{Kind: countersign.MethodKey, Device: b.Device, Fleet: b.Fleet, Label: b.Label}
-	return s.key(ctx, c, ra.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
+	return s.key(ctx, c, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
 }
 
 func (s *Server) createGroupKey(ctx context.Context, in *struct{ Body api.NewGroupKey }) (api.IssuedKey, error) {
 	b := in.Body
 	c := registry.Credential{Kind: countersign.MethodGroup, Fleet: b.Fleet, Label: b.Label}
-	return s.key(ctx, c, ra.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
+	return s.key(ctx, c, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
 }
 
-func (s *Server) key(ctx context.Context, c registry.Credential, k ra.SymmetricKeys) (api.IssuedKey, error) {
-	made, k, err := s.Office.CreateKey(ctx, c, k, s.by(ctx))
+func (s *Server) key(ctx context.Context, c registry.Credential, k provision.SymmetricKeys) (api.IssuedKey, error) {
+	made, k, err := s.Provisioner.CreateKey(ctx, c, k, s.by(ctx))
 	if err != nil {
 		return api.IssuedKey{}, err
 	}
@@ -166,7 +166,7 @@ func (s *Server) key(ctx context.Context, c registry.Credential, k ra.SymmetricK
 
 func (s *Server) createThumbprint(ctx context.Context, in *struct{ Body api.NewThumbprint }) (api.Credential, error) {
 	b := in.Body
-	c, err := s.Office.CreateThumbprint(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.Primary, b.Secondary, s.by(ctx))
+	c, err := s.Provisioner.CreateThumbprint(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.Primary, b.Secondary, s.by(ctx))
 	return shapeCredential(c), err
 }
 
@@ -175,7 +175,7 @@ func (s *Server) createTPM(ctx context.Context, in *struct{ Body api.NewTPM }) (
 	if len(b.EKPublic) > 0 && b.EKHash != "" {
 		return api.Credential{}, countersign.Errorf(countersign.BadRequest, "an endorsement key and a hash were given").WithNext("give one of them")
 	}
-	c, err := s.Office.CreateTPM(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.EKPublic, b.EKHash, s.by(ctx))
+	c, err := s.Provisioner.CreateTPM(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.EKPublic, b.EKHash, s.by(ctx))
 	return shapeCredential(c), err
 }
 

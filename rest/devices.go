@@ -48,7 +48,7 @@ func (s *Server) listDevices(ctx context.Context, in *struct {
 }
 
 func (s *Server) createDevice(ctx context.Context, in *struct{ Body api.NewDevice }) (api.Device, error) {
-	d, err := s.Office.CreateDevice(ctx, countersign.Device{
+	d, err := s.Provisioner.CreateDevice(ctx, countersign.Device{
 		ID: in.Body.ID, Fleet: in.Body.Fleet, Owner: in.Body.Owner, Purpose: in.Body.Purpose, Tags: in.Body.Tags,
 	}, s.by(ctx))
 	return shapeDevice(d), err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
@@ -42,7 +43,7 @@ func (s *Server) editDevice(ctx context.Context, in *struct {
 		return api.EditedDevice{}, countersign.Errorf(countersign.BadRequest, "fleet and tags cannot be null").
 			WithNext("leave them out, or name each tag that is to go with null")
 	}
-	d, changed, done, err := s.Office.EditDevice(ctx, in.ID, c, s.by(ctx))
+	d, changed, done, err := s.Provisioner.EditDevice(ctx, in.ID, c, s.by(ctx))
 	return api.EditedDevice{Device: shapeDevice(d), Changed: changed, Sessions: done.Sessions}, err
 }
 
@@ -66,7 +67,7 @@ func (s *Server) disconnectSession(ctx context.Context, in *struct {
 }
 
 func (s *Server) disconnect(ctx context.Context, a ra.Act, session string) (api.Disconnected, error) {
-	done, err := s.Office.Disconnect(ctx, a, session)
+	done, err := s.Provisioner.Disconnect(ctx, a, session)
 	if err != nil {
 		return api.Disconnected{}, err
 	}
@@ -84,12 +85,12 @@ func (s *Server) patchRules(ctx context.Context, in *struct {
 		return api.Fleet{}, countersign.Errorf(countersign.BadRequest, "the body is not a JSON object").
 			WithNext("send the rules that change, null for those that end")
 	}
-	order := ra.FleetOrder{Name: in.Name, Known: true, Dry: in.DryRun, Change: func(f *countersign.Fleet) error {
+	order := provision.FleetOrder{Name: in.Name, Known: true, Dry: in.DryRun, Change: func(f *countersign.Fleet) error {
 		rules, err := mergeRules(f.Rules, change)
 		f.Rules = rules
 		return err
 	}}
-	f, err := s.Office.ChangeFleet(ctx, order, s.by(ctx))
+	f, err := s.Provisioner.ChangeFleet(ctx, order, s.by(ctx))
 	return shapeFleet(f), err
 }
 

@@ -45,7 +45,7 @@ func enrollServer(t *testing.T, h *house) *httptest.Server {
 func TestDeviceEnrollsAndRenewsInPEM(t *testing.T) {
 	h := newHouse(t)
 	s := enrollServer(t, h)
-	_, secret, err := h.Office.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
+	_, secret, err := h.Provisioner.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func pemBlock(kind string, der []byte) string {
 // fleet that takes guests: none of its places is spent on that.
 func TestNobodyIsAGuestOverREST(t *testing.T) {
 	h := newHouse(t)
-	_, err := h.Office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules.Access.Guests = true }, ra.By{Actor: "operator:boss"})
+	_, err := h.Provisioner.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) { f.Rules.Access.Guests = true }, ra.By{Actor: "operator:boss"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,12 +41,12 @@ func (s *Server) listEnrollments(ctx context.Context, in *struct {
 }
 
 func (s *Server) approve(ctx context.Context, in *decideOn) (api.Waiting, error) {
-	w, err := s.Office.Approve(ctx, in.ID, in.note(), s.by(ctx))
+	w, err := s.Provisioner.Approve(ctx, in.ID, in.note(), s.by(ctx))
 	return shapeWaiting(w), err
 }
 
 func (s *Server) reject(ctx context.Context, in *decideOn) (api.Waiting, error) {
-	w, err := s.Office.Reject(ctx, in.ID, in.note(), s.by(ctx))
+	w, err := s.Provisioner.Reject(ctx, in.ID, in.note(), s.by(ctx))
 	return shapeWaiting(w), err
 }
 

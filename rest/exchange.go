@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 )
 
@@ -39,9 +40,9 @@ const maxExchangeBody = 32 << 10
 //
 // Errors are those of RFC 6749, 5.2. Browsers may ask from the Origins.
 type Exchange struct {
-	Office *ra.Office
-	Gate   *operator.Gate
-	OIDC   *operator.OIDC // nil: there is no provider
+	Provisioner *provision.Provisioner
+	Gate        *operator.Gate
+	OIDC        *operator.OIDC // nil: there is no provider
 	// Origins whose pages may ask: host or scheme://host, with * for any text; the
 	// listener's own always may.
 	Origins []string
@@ -154,7 +155,7 @@ func (x *Exchange) exchange(ctx context.Context, r *http.Request) (*exchanged, e
 	if err := x.checkFleets(ctx, p, order.Devices); err != nil {
 		return nil, err
 	}
-	k, text, err := x.Office.CreateAccessToken(ctx, order, ttl, ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
+	k, text, err := x.Provisioner.CreateAccessToken(ctx, order, ttl, ra.By{Actor: countersign.OperatorActor(p.name), Via: "exchange"})
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +171,7 @@ func (x *Exchange) checkFleets(ctx context.Context, p person, devices []string) 
 		return nil
 	}
 	for _, id := range devices {
-		d, err := x.Office.Registry.Device(ctx, x.Office.DB, id)
+		d, err := x.Provisioner.Registry.Device(ctx, x.Provisioner.DB, id)
 		if err != nil {
 			return err
 		}
@@ -201,7 +202,7 @@ func (x *Exchange) check(ctx context.Context, token, kind string) (person, error
 	switch {
 	case kind == typeAccessToken:
 		t, err := x.Gate.Accounts.Authenticate(ctx, token)
-		return person{name: t.Name, source: ra.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
+		return person{name: t.Name, source: provision.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
 	case kind == typeIDToken && x.OIDC != nil:
 		p, err := x.OIDC.Verify(ctx, token)
 		// No operator token has a colon in its name: a person who may choose his own takes nobody's.

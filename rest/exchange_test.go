@@ -61,7 +61,7 @@ func exchangeForm(token string, more ...string) url.Values {
 func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 	h := newHouse(t)
 	x := &rest.Exchange{
-		Office: h.Office, Gate: h.Gate, Origins: []string{"https://*.example.com"}, Now: h.Now, Log: slog.New(slog.DiscardHandler),
+		Provisioner: h.Provisioner, Gate: h.Gate, Origins: []string{"https://*.example.com"}, Now: h.Now, Log: slog.New(slog.DiscardHandler),
 	}
 	tokens := map[operator.Role]string{}
 	err := h.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
@@ -84,7 +84,7 @@ func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 	if head.Get("Access-Control-Allow-Origin") != "https://app.example.com" || head.Get("Cache-Control") != "no-store" {
 		t.Errorf("header %v", head)
 	}
-	k, err := h.Office.Tokens.Verify(t.Context(), got.Token)
+	k, err := h.Provisioner.Tokens.Verify(t.Context(), got.Token)
 	if err != nil || k.Subject != "operator/operator" || k.ReadOnly {
 		t.Errorf("the token says %+v, %v", k, err)
 	}
@@ -119,7 +119,7 @@ func TestExchangeGivesAnAccessTokenForAnOperatorToken(t *testing.T) {
 
 func TestExchangeBlocksWhoGuesses(t *testing.T) {
 	h := newHouse(t)
-	x := &rest.Exchange{Office: h.Office, Gate: h.Gate, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
+	x := &rest.Exchange{Provisioner: h.Provisioner, Gate: h.Gate, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // nobody waits for slow answers here
 	for i := range 12 {

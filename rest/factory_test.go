@@ -19,6 +19,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/store"
@@ -126,10 +127,13 @@ func TestFactoryMakesNothingForAnActiveDevice(t *testing.T) {
 	h, a := plant(t)
 	h.enroll(t, "pump-1")
 	ctx := t.Context()
-	many := api.Bounds{Uses: ra.FactoryUses + 1, TTLSeconds: 3600}
+	many := api.Bounds{Uses: provision.FactoryUses + 1, TTLSeconds: 3600}
 	for route, ask := range map[string]func(device string) error{
-		"POST /tokens":       func(device string) error { _, err := a.CreateToken(ctx, api.NewToken{Device: device}); return err },
-		"POST /tokens, uses": func(string) error { _, err := a.CreateToken(ctx, api.NewToken{Uses: ra.FactoryUses + 1}); return err },
+		"POST /tokens": func(device string) error { _, err := a.CreateToken(ctx, api.NewToken{Device: device}); return err },
+		"POST /tokens, uses": func(string) error {
+			_, err := a.CreateToken(ctx, api.NewToken{Uses: provision.FactoryUses + 1})
+			return err
+		},
 		"POST /tokens/bulk": func(device string) error {
 			_, err := a.CreateTokens(ctx, api.NewTokens{IDs: []string{device}})
 			return err
@@ -161,7 +165,7 @@ func TestFactoryMakesNothingForAnActiveDevice(t *testing.T) {
 // network alone. A factory is elsewhere, whichever of its two routes it takes.
 func TestFactoryServesFleetsWithNetworks(t *testing.T) {
 	h, a := plant(t)
-	_, err := h.Office.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
+	_, err := h.Provisioner.SaveFleet(t.Context(), "default", func(f *countersign.Fleet) {
 		f.Rules.Networks = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	}, ra.By{Actor: countersign.System})
 	if err != nil {

@@ -37,7 +37,7 @@ func operatorDoors() []operatorDoor {
 			return h.Protect(operator.Read, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 		}, bearer(http.MethodGet, "/metrics"), "GET /metrics"},
 		{"exchange", func(h *house) http.Handler {
-			return &rest.Exchange{Office: h.Office, Gate: h.Gate, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
+			return &rest.Exchange{Provisioner: h.Provisioner, Gate: h.Gate, Now: h.Now, Log: slog.New(slog.DiscardHandler)}
 		}, func(token string) *http.Request {
 			r := httptest.NewRequest(http.MethodPost, "/token", strings.NewReader(exchangeForm(token).Encode()))
 			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")

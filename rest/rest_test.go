@@ -26,6 +26,7 @@ import (
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
@@ -90,7 +91,7 @@ func newHouse(t *testing.T) *house {
 			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: now}, Ledger: &lockout.Ledger{DB: db, Now: now, Append: events.Append},
 			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
-		Office: &ra.Office{
+		Provisioner: &provision.Provisioner{
 			DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer,
 			Tokens: &access.Tokens{DB: db, Now: now, Key: make([]byte, 32)},
 		},
@@ -180,7 +181,7 @@ func newCSR(t *testing.T, id string) []byte {
 
 func (h *house) enroll(t *testing.T, id string) *countersign.Grant {
 	t.Helper()
-	_, secret, err := h.Office.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
+	_, secret, err := h.Provisioner.CreateToken(t.Context(), registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour, ra.By{Actor: countersign.System})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +359,7 @@ func TestNetworkNeedsTokenWithRole(t *testing.T) {
 	h := newHouse(t)
 	tokens := map[operator.Role]string{}
 	for _, r := range operator.Roles() {
-		_, secret, err := h.Office.CreateOperatorToken(t.Context(), operator.Token{Name: string(r), Role: r}, time.Hour, ra.By{})
+		_, secret, err := h.Provisioner.CreateOperatorToken(t.Context(), operator.Token{Name: string(r), Role: r}, time.Hour, ra.By{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -403,7 +404,7 @@ func TestNetworkNeedsTokenWithRole(t *testing.T) {
 
 func TestOtherSitesCannotAct(t *testing.T) {
 	h := newHouse(t)
-	_, secret, err := h.Office.CreateOperatorToken(t.Context(), operator.Token{Name: "ana", Role: operator.Admin}, time.Hour, ra.By{})
+	_, secret, err := h.Provisioner.CreateOperatorToken(t.Context(), operator.Token{Name: "ana", Role: operator.Admin}, time.Hour, ra.By{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
@@ -41,12 +42,12 @@ const (
 
 // Server answers operators. Set the fields, then take the Handler.
 type Server struct {
-	CA        *ca.CA
-	Registry  *registry.Registry
-	Events    *event.Log
-	RA        *ra.Authority
-	Office    *ra.Office
-	Operators *operator.Accounts
+	CA          *ca.CA
+	Registry    *registry.Registry
+	Events      *event.Log
+	RA          *ra.Authority
+	Provisioner *provision.Provisioner
+	Operators   *operator.Accounts
 	// Gate decides who may ask for what; nil where Local.
 	Gate *operator.Gate
 	// Alerts is where findings become alerts.

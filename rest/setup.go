@@ -52,7 +52,7 @@ func (s *Server) putFleet(ctx context.Context, in *struct {
 		}
 		rules = &r
 	}
-	f, err := s.Office.SaveFleet(ctx, in.Name, func(f *countersign.Fleet) {
+	f, err := s.Provisioner.SaveFleet(ctx, in.Name, func(f *countersign.Fleet) {
 		set(&f.Issuer, b.Issuer)
 		set(&f.Profile, b.Profile)
 		if b.Methods != nil {
@@ -109,7 +109,7 @@ func (s *Server) putProfile(ctx context.Context, in *struct {
 		return api.Profile{}, countersign.Errorf(countersign.BadRequest, "the path names %q, the body %.80q", in.Name, in.Body.Name).
 			WithNext("write the same name in both")
 	}
-	if err := s.Office.SaveProfile(ctx, profileOf(in.Body), s.by(ctx)); err != nil {
+	if err := s.Provisioner.SaveProfile(ctx, profileOf(in.Body), s.by(ctx)); err != nil {
 		return api.Profile{}, err
 	}
 	return s.getProfile(ctx, &in.Named)
@@ -122,7 +122,7 @@ func (s *Server) listOperatorTokens(ctx context.Context, in *api.Paging) (api.Pa
 
 func (s *Server) createOperatorToken(ctx context.Context, in *struct{ Body api.NewOperatorToken }) (api.IssuedOperatorToken, error) {
 	t := operator.Token{Name: in.Body.Name, Role: operator.Role(in.Body.Role)}
-	made, secret, err := s.Office.CreateOperatorToken(ctx, t, time.Duration(in.Body.TTLSeconds)*time.Second, s.by(ctx))
+	made, secret, err := s.Provisioner.CreateOperatorToken(ctx, t, time.Duration(in.Body.TTLSeconds)*time.Second, s.by(ctx))
 	return api.IssuedOperatorToken{OperatorToken: shapeOperatorToken(made), Secret: secret}, err
 }
 
@@ -130,6 +130,6 @@ func (s *Server) revokeOperatorToken(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"64"`
 },
 ) (api.OperatorToken, error) {
-	t, err := s.Office.RevokeOperatorToken(ctx, in.ID, s.by(ctx))
+	t, err := s.Provisioner.RevokeOperatorToken(ctx, in.ID, s.by(ctx))
 	return shapeOperatorToken(t), err
 }

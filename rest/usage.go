@@ -30,7 +30,7 @@ func (s *Server) listUsage(ctx context.Context, in *struct {
 		}
 		f.After = countersign.UsagePlace{Octets: n, Device: device}
 	}
-	list, err := s.Office.Usage(ctx, f)
+	list, err := s.Provisioner.Usage(ctx, f)
 	next := ""
 	if err == nil && len(list) == f.Limit {
 		list = list[:f.Limit-1]
@@ -47,7 +47,7 @@ func (s *Server) purge(ctx context.Context, in *struct {
 ) (api.Purged, error) {
 	a := s.act(ctx, &actOn{DeviceID: in.DeviceID, Body: &api.Act{Note: in.Body.Note}})
 	what := countersign.Stored{Retained: in.Body.Retained, Queued: in.Body.Queued, Sessions: in.Body.Sessions}
-	p, err := s.Office.Purge(ctx, a, what)
+	p, err := s.Provisioner.Purge(ctx, a, what)
 	return api.Purged{
 		Device: in.ID, Retained: p.Retained, RetainedOctets: p.RetainedOctets, Queued: p.Queued, QueuedOctets: p.QueuedOctets, Sessions: p.Sessions,
 	}, err

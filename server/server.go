@@ -35,6 +35,7 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/mqtt"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
@@ -300,19 +301,19 @@ func (s *Server) openDoors(context.Context) error {
 	s.serveHTTP("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.desk}, nil), s.identity.tlsConfig())
 	s.serveStatus()
-	office := &ra.Office{
+	provisioner := &provision.Provisioner{
 		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
 	}
-	if err := s.openSignIn(office); err != nil {
+	if err := s.openSignIn(provisioner); err != nil {
 		return err
 	}
 	if s.broker != nil {
-		office.Messages = s.broker
+		provisioner.Messages = s.broker
 		s.metrics.watchBroker(s.broker)
 	}
 	operators := func(local bool) http.Handler {
 		doors := &rest.Server{
-			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.desk, Operators: s.operators, Gate: s.gate, Office: office,
+			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.desk, Operators: s.operators, Gate: s.gate, Provisioner: provisioner,
 			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Checks: s.checks, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()

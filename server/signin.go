@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/operator"
-	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/rest"
 )
 
@@ -18,12 +18,12 @@ import (
 const providerTimeout = 10 * time.Second
 
 // openSignIn puts the exchange of tokens beside MQTT over WebSocket.
-func (s *Server) openSignIn(office *ra.Office) error {
+func (s *Server) openSignIn(provisioner *provision.Provisioner) error {
 	if s.gateway == nil {
 		return nil
 	}
 	x := &rest.Exchange{
-		Office: office, Gate: s.gate, Origins: s.cfg.WebSocket.Origins, Now: s.opts.Now, Log: s.log,
+		Provisioner: provisioner, Gate: s.gate, Origins: s.cfg.WebSocket.Origins, Now: s.opts.Now, Log: s.log,
 	}
 	if o := s.cfg.OIDC; o.Issuer != "" {
 		client, err := providerClient(o.Roots)

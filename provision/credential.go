@@ -1,4 +1,4 @@
-package ra
+package provision
 
 import (
 	"cmp"
@@ -10,15 +10,14 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -27,23 +26,23 @@ import (
 const TemporaryClaim = 5 * time.Minute
 
 // create records a credential and its event.
-func (o *Office) create(ctx context.Context, c registry.Credential, l registry.Lookup, by By) (made registry.Credential, err error) {
+func (p *Provisioner) create(ctx context.Context, c registry.Credential, l registry.Lookup, by ra.By) (made registry.Credential, err error) {
 	c.CreatedBy = by.Actor
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		want := c
-		if err := o.fitDevice(ctx, tx, &want, by); err != nil {
+		if err := p.fitDevice(ctx, tx, &want, by); err != nil {
 			return err
 		}
-		if made, err = o.Registry.CreateCredential(ctx, tx, want, l); err != nil {
+		if made, err = p.Registry.CreateCredential(ctx, tx, want, l); err != nil {
 			return err
 		}
-		return o.Events.Append(ctx, tx, by.credential(countersign.CredentialCreated, &made))
+		return p.Events.Append(ctx, tx, credentialEvent(by, countersign.CredentialCreated, &made))
 	})
 	return made, err
 }
 
-func (b By) credential(t countersign.EventType, c *registry.Credential) countersign.Event {
-	e := b.event(t)
+func credentialEvent(by ra.By, t countersign.EventType, c *registry.Credential) countersign.Event {
+	e := by.Event(t)
 	e.Device, e.Fleet, e.Reason = c.Device, c.Fleet, c.Reason
 	e.Data = map[string]string{"credential": c.ID, "kind": string(c.Kind), "label": c.Label}
 	return e
@@ -51,26 +50,26 @@ func (b By) credential(t countersign.EventType, c *registry.Credential) counters
 
 // StopCredential ends a credential at once, with the sessions and the access tokens
 // that rest on it. One that is stopped already is no error: its sessions are cut again.
-func (o *Office) StopCredential(ctx context.Context, id, why string, by By) (c registry.Credential, done countersign.Revocation, err error) {
-	err = o.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		done = countersign.Revocation{At: o.Registry.Now()}
-		c, err = o.Registry.Stop(ctx, tx, id, why)
-		e := by.credential(countersign.CredentialStopped, &c)
+func (p *Provisioner) StopCredential(ctx context.Context, id, why string, by ra.By) (c registry.Credential, done countersign.Revocation, err error) {
+	err = p.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+		done = countersign.Revocation{At: p.Registry.Now()}
+		c, err = p.Registry.Stop(ctx, tx, id, why)
+		e := credentialEvent(by, countersign.CredentialStopped, &c)
 		switch {
 		case countersign.CodeOf(err) == countersign.Conflict && c.State == registry.CredentialStopped:
-			again(&done, &e, done.At)
-			return o.Events.AppendAct(ctx, tx, &done, e)
+			ra.Again(&done, &e, done.At)
+			return p.Events.AppendAct(ctx, tx, &done, e)
 		case err != nil:
 			return err
 		}
-		given, err := endTokens(ctx, tx, o.Tokens, c.Evidence(), by)
+		given, err := ra.EndTokens(ctx, tx, p.Tokens, c.Evidence(), by)
 		if err != nil {
 			return err
 		}
-		return o.Events.AppendAct(ctx, tx, &done, append([]countersign.Event{e}, given...)...)
+		return p.Events.AppendAct(ctx, tx, &done, append([]countersign.Event{e}, given...)...)
 	})
 	if err != nil {
-		err = notRecorded(err)
+		err = ra.NotRecorded(err)
 	}
 	return c, done, err
 }
@@ -81,8 +80,8 @@ type SymmetricKeys struct{ Primary, Secondary string }
 
 // CreateKey registers the symmetric key of one device (kind key) or of a group
 // (kind group), which is named by the credential's label.
-func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k SymmetricKeys, by By) (registry.Credential, SymmetricKeys, error) {
-	fleet, err := o.fleetFor(ctx, &c)
+func (p *Provisioner) CreateKey(ctx context.Context, c registry.Credential, k SymmetricKeys, by ra.By) (registry.Credential, SymmetricKeys, error) {
+	fleet, err := p.fleetFor(ctx, &c)
 	if err != nil {
 		return c, k, err
 	}
@@ -112,21 +111,21 @@ func (o *Office) CreateKey(ctx context.Context, c registry.Credential, k Symmetr
 		}
 		*slot.into = b
 	}
-	lookup, err := registry.SealKeys(o.Sealer, &c, plain)
+	lookup, err := registry.SealKeys(p.Sealer, &c, plain)
 	if err != nil {
 		return c, k, err
 	}
-	made, err := o.create(ctx, c, lookup, by)
+	made, err := p.create(ctx, c, lookup, by)
 	return made, k, err
 }
 
 // fleetFor returns the fleet of a credential: the one named, else that of the device if
 // it is on record, else the default.
-func (o *Office) fleetFor(ctx context.Context, c *registry.Credential) (string, error) {
+func (p *Provisioner) fleetFor(ctx context.Context, c *registry.Credential) (string, error) {
 	if c.Fleet != "" || c.Device == "" {
 		return cmp.Or(c.Fleet, countersign.DefaultFleet), nil
 	}
-	d, err := o.Registry.Device(ctx, o.DB, c.Device)
+	d, err := p.Registry.Device(ctx, p.DB, c.Device)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return countersign.DefaultFleet, nil
 	}
@@ -134,15 +133,15 @@ func (o *Office) fleetFor(ctx context.Context, c *registry.Credential) (string, 
 }
 
 // CreateThumbprint registers a device's self-signed certificate, and a second one.
-func (o *Office) CreateThumbprint(ctx context.Context, c registry.Credential, primary, secondary string, by By) (registry.Credential, error) {
+func (p *Provisioner) CreateThumbprint(ctx context.Context, c registry.Credential, primary, secondary string, by ra.By) (registry.Credential, error) {
 	if c.Device == "" {
 		return c, countersign.Errorf(countersign.BadRequest, "a thumbprint is for one device: name it")
 	}
-	p, err := attest.ParseThumbprint(primary)
+	first, err := attest.ParseThumbprint(primary)
 	if err != nil {
 		return c, err
 	}
-	l := registry.Lookup{First: p.String()}
+	l := registry.Lookup{First: first.String()}
 	if secondary != "" {
 		s, err := attest.ParseThumbprint(secondary)
 		if err != nil {
@@ -151,14 +150,14 @@ func (o *Office) CreateThumbprint(ctx context.Context, c registry.Credential, pr
 		l.Second = s.String()
 	}
 	c.Kind = countersign.MethodThumbprint
-	return o.create(ctx, c, l, by)
+	return p.create(ctx, c, l, by)
 }
 
 // CreateTPM registers the endorsement key of a TPM: its public area as the TPM
 // gives it, or the SHA-256 of that in hex.
-func (o *Office) CreateTPM(ctx context.Context, c registry.Credential, ekPublic []byte, ekHash string, by By) (registry.Credential, error) {
+func (p *Provisioner) CreateTPM(ctx context.Context, c registry.Credential, ekPublic []byte, ekHash string, by ra.By) (registry.Credential, error) {
 	if len(ekPublic) > 0 {
-		h, err := attest.EKHash(ekPublic, o.CA.WeakKeys)
+		h, err := attest.EKHash(ekPublic, p.CA.WeakKeys)
 		if err != nil {
 			return c, err
 		}
@@ -168,7 +167,7 @@ func (o *Office) CreateTPM(ctx context.Context, c registry.Credential, ekPublic 
 		return c, countersign.Errorf(countersign.BadRequest, "the endorsement key is neither its public area nor a SHA-256 in hex").WithNext("take: tpm2_createek -u ek.pub; sha256sum ek.pub")
 	}
 	c.Kind = countersign.MethodTPM
-	return o.create(ctx, c, registry.Lookup{First: ekHash}, by)
+	return p.create(ctx, c, registry.Lookup{First: ekHash}, by)
 }
 
 // Claim is a claim certificate with its chain, PEM, and its key where the server
@@ -182,15 +181,15 @@ type Claim struct {
 // CreateClaim issues a claim certificate within the bounds of c. Temporary is the
 // trusted user's: one use, five minutes. csr is PKCS #10; empty: the server makes
 // the key and shows it once.
-func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []byte, temporary bool, by By) (Claim, error) {
-	now := o.CA.Now()
+func (p *Provisioner) CreateClaim(ctx context.Context, c registry.Credential, csr []byte, temporary bool, by ra.By) (Claim, error) {
+	now := p.CA.Now()
 	if temporary {
 		c.UsesMax, c.ExpiresAt = 1, now.Add(TemporaryClaim)
 	}
 	if c.UsesMax < 1 || !c.ExpiresAt.After(now) || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
 		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: whoever holds it can enroll")
 	}
-	end, err := by.Factory.ends(now, c.ExpiresAt)
+	end, err := endOf(by.Factory, now, c.ExpiresAt)
 	if err != nil {
 		return Claim{}, err
 	}
@@ -198,23 +197,23 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	if c.Fleet == "" {
 		c.Fleet = countersign.DefaultFleet
 	}
-	fleet, err := o.Registry.Fleet(ctx, o.DB, c.Fleet)
+	fleet, err := p.Registry.Fleet(ctx, p.DB, c.Fleet)
 	if err != nil {
 		return Claim{}, err
 	}
-	pub, key, err := o.claimKey(csr)
+	pub, key, err := p.claimKey(csr)
 	if err != nil {
 		return Claim{}, err
 	}
-	issued, err := o.CA.IssueClaim(ctx, fleet.Issuer, c.Label, c.ExpiresAt, pub)
+	issued, err := p.CA.IssueClaim(ctx, fleet.Issuer, c.Label, c.ExpiresAt, pub)
 	if err != nil {
 		return Claim{}, err
 	}
-	made, err := o.create(ctx, c, registry.Lookup{First: issued.Fingerprint}, by)
+	made, err := p.create(ctx, c, registry.Lookup{First: issued.Fingerprint}, by)
 	if err != nil {
 		return Claim{}, err
 	}
-	chain, err := o.CA.Chain(fleet.Issuer)
+	chain, err := p.CA.Chain(fleet.Issuer)
 	if err != nil {
 		return Claim{}, err
 	}
@@ -225,7 +224,7 @@ func (o *Office) CreateClaim(ctx context.Context, c registry.Credential, csr []b
 	return out, nil
 }
 
-func (o *Office) claimKey(csr []byte) (pub any, key string, err error) {
+func (p *Provisioner) claimKey(csr []byte) (pub any, key string, err error) {
 	if len(csr) == 0 {
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -244,78 +243,11 @@ func (o *Office) claimKey(csr []byte) (pub any, key string, err error) {
 	if _, err := req.Key(); err != nil {
 		return nil, "", err
 	}
-	if _, err := o.CA.AcceptKey(req.PublicKey); err != nil {
+	if _, err := p.CA.AcceptKey(req.PublicKey); err != nil {
 		return nil, "", err
 	}
 	if err := req.CheckSignature(); err != nil {
 		return nil, "", err
 	}
 	return req.PublicKey, "", nil
-}
-
-// RegistrationCode draws a code for the proof of possession of an external CA.
-func (o *Office) RegistrationCode(ctx context.Context, by By) (code string, until time.Time, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		code, until, err = o.CA.NewRegistrationCode(ctx, tx, by.Actor)
-		return err
-	})
-	return code, until, err
-}
-
-// RegisterAuthority brings an external CA in.
-func (o *Office) RegisterAuthority(ctx context.Context, g ca.Registration, by By) (a countersign.Authority, err error) {
-	err = o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if a, err = o.CA.Register(ctx, tx, g); err != nil {
-			return err
-		}
-		e := by.event(countersign.AuthorityRegistered)
-		e.Cert = countersign.CertRef{Issuer: a.ID}
-		e.Data = map[string]string{"subject": a.Subject, "proof": "possession"}
-		if g.Override {
-			e.Reason, e.Data["proof"] = "without proof of possession: "+g.Reason, "none"
-		}
-		return o.Events.Append(ctx, tx, e)
-	})
-	if err != nil {
-		return a, err
-	}
-	return a, o.CA.Reload(ctx)
-}
-
-// SetCRLs brings the revocation lists of a registered authority up to date; see ca.SetCRLs.
-// why is the operator's reason for an override. Where nothing changed there is no event.
-func (o *Office) SetCRLs(ctx context.Context, id string, l ca.Lists, why string, by By) error {
-	for try := 1; ; try++ {
-		err := o.followCRLs(ctx, id, l, why, by)
-		if errors.Is(err, ca.ErrListsMoved) && try < maxListTries {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		return o.CA.Reload(ctx)
-	}
-}
-
-// maxListTries bounds how often lists are planned anew because others changed the same
-// authority meanwhile: each time one of those got through.
-const maxListTries = 10
-
-func (o *Office) followCRLs(ctx context.Context, id string, l ca.Lists, why string, by By) error {
-	plan, err := o.CA.PlanCRLs(ctx, id, l)
-	if err != nil || !plan.Changed {
-		return err
-	}
-	return o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := o.CA.SetCRLs(ctx, tx, plan); err != nil {
-			return err
-		}
-		e := by.event(countersign.AuthorityUpdated)
-		e.Cert = countersign.CertRef{Issuer: id}
-		e.Data = map[string]string{"lists": strconv.Itoa(len(l.CRLs))}
-		if l.Override {
-			e.Reason, e.Data["override"] = "all lists replaced: "+why, "true"
-		}
-		return o.Events.Append(ctx, tx, e)
-	})
 }

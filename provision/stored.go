@@ -1,4 +1,4 @@
-package ra
+package provision
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -15,11 +16,11 @@ const purgeRecord = 5 * time.Second
 
 // Usage lists what devices use of the message store, in the order of
 // [countersign.CompareUsage].
-func (o *Office) Usage(ctx context.Context, f countersign.UsageFilter) ([]countersign.Usage, error) {
-	if o.Messages == nil {
+func (p *Provisioner) Usage(ctx context.Context, f countersign.UsageFilter) ([]countersign.Usage, error) {
+	if p.Messages == nil {
 		return nil, errNoMessages()
 	}
-	return o.Messages.Usage(ctx, f)
+	return p.Messages.Usage(ctx, f)
 }
 
 // Purge drops what is stored for a device: messages that it retained, messages that
@@ -30,31 +31,31 @@ func (o *Office) Usage(ctx context.Context, f countersign.UsageFilter) ([]counte
 // The purge comes before its event, which has the counts, so that a store that is full
 // can be purged while the database is slow; an unknown device is refused before that.
 // Where it cannot be recorded, the error says so and the result has what was dropped.
-func (o *Office) Purge(ctx context.Context, a Act, what countersign.Stored) (done countersign.Purged, err error) {
-	if o.Messages == nil {
+func (p *Provisioner) Purge(ctx context.Context, a ra.Act, what countersign.Stored) (done countersign.Purged, err error) {
+	if p.Messages == nil {
 		return done, errNoMessages()
 	}
 	if what.All || what.String() == "" {
 		return done, countersign.Errorf(countersign.BadRequest, "the request does not say what to purge").
 			WithNext("name retained, queued or sessions")
 	}
-	fleet, err := o.fleetOfStored(ctx, a.Device)
+	fleet, err := p.fleetOfStored(ctx, a.Device)
 	if err != nil {
 		return done, err
 	}
-	done, failed := o.Messages.Purge(ctx, a.Device, what)
+	done, failed := p.Messages.Purge(ctx, a.Device, what)
 	if failed != nil && done == (countersign.Purged{}) {
 		return done, failed
 	}
 	e := countersign.Event{Type: countersign.DevicePurged, Actor: a.Actor, Via: a.Via, Reason: a.Note, Device: a.Device, Fleet: fleet}
 	e.Data = map[string]string{
-		"what": what.String(), "node": o.Events.Node, "sessions": strconv.Itoa(done.Sessions),
+		"what": what.String(), "node": p.Events.Node, "sessions": strconv.Itoa(done.Sessions),
 		"retained": strconv.Itoa(done.Retained), "retained_octets": strconv.FormatInt(done.RetainedOctets, 10),
 		"queued": strconv.Itoa(done.Queued), "queued_octets": strconv.FormatInt(done.QueuedOctets, 10),
 	}
 	record, cancel := context.WithTimeout(context.WithoutCancel(ctx), purgeRecord)
 	defer cancel()
-	err = o.DB.Write(record, func(ctx context.Context, tx *store.Tx) error { return o.Events.Append(ctx, tx, e) })
+	err = p.DB.Write(record, func(ctx context.Context, tx *store.Tx) error { return p.Events.Append(ctx, tx, e) })
 	if err != nil {
 		return done, countersign.Errorf(countersign.Unavailable, "what was stored for %s is dropped, but that could not be recorded", a.Device).
 			WithNext("repeat the purge when the database can be written again").WithCause(err)
@@ -64,12 +65,12 @@ func (o *Office) Purge(ctx context.Context, a Act, what countersign.Stored) (don
 
 // fleetOfStored returns the fleet of a device, or none for another name under which
 // something is stored.
-func (o *Office) fleetOfStored(ctx context.Context, name string) (string, error) {
-	d, err := o.Registry.Device(ctx, o.DB, name)
+func (p *Provisioner) fleetOfStored(ctx context.Context, name string) (string, error) {
+	d, err := p.Registry.Device(ctx, p.DB, name)
 	if countersign.CodeOf(err) != countersign.NotFound {
 		return d.Fleet, err
 	}
-	if list, failed := o.Messages.Usage(ctx, countersign.UsageFilter{Device: name, Limit: 1}); failed != nil || len(list) == 0 {
+	if list, failed := p.Messages.Usage(ctx, countersign.UsageFilter{Device: name, Limit: 1}); failed != nil || len(list) == 0 {
 		return "", err
 	}
 	return "", nil

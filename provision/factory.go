@@ -1,11 +1,11 @@
-package ra
+package provision
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -18,16 +18,9 @@ const (
 	FactoryTTL = 7 * 24 * time.Hour
 )
 
-// Factory is an operator token of role factory that acts. What it makes is for new
-// devices only; see ADR 19.
-type Factory struct {
-	Token string    // its id
-	Until time.Time // its end
-}
-
 // fitFactory holds a credential that the role factory makes to its bounds. device is
 // the one that it is for as it is on record; nil: there is none yet.
-func (o *Office) fitFactory(ctx context.Context, tx *store.Tx, t *registry.Credential, device *registry.Entry, f *Factory) error {
+func (p *Provisioner) fitFactory(ctx context.Context, tx *store.Tx, t *registry.Credential, device *registry.Entry, f *ra.Factory) error {
 	if device != nil && (device.State != countersign.DeviceRegistered && device.State != countersign.DevicePending || !device.RevokedAt.IsZero()) {
 		what := string(device.State)
 		if !device.RevokedAt.IsZero() {
@@ -44,7 +37,7 @@ func (o *Office) fitFactory(ctx context.Context, tx *store.Tx, t *registry.Crede
 	if err := tx.Lock(ctx, source); err != nil {
 		return err
 	}
-	revoked, err := o.Operators.Revoked(ctx, tx, f.Token)
+	revoked, err := p.Operators.Revoked(ctx, tx, f.Token)
 	if err == nil && revoked {
 		err = countersign.Errorf(countersign.CredentialExpire, "the operator token was revoked").WithNext("ask an admin for a new one")
 	}
@@ -52,8 +45,8 @@ func (o *Office) fitFactory(ctx context.Context, tx *store.Tx, t *registry.Crede
 	return err
 }
 
-// ends bounds the end of a token or claim by that of the operator token that makes it.
-func (f *Factory) ends(start, end time.Time) (time.Time, error) {
+// endOf bounds the end of a token or claim by that of the operator token that makes it.
+func endOf(f *ra.Factory, start, end time.Time) (time.Time, error) {
 	if f == nil {
 		return end, nil
 	}
@@ -64,14 +57,4 @@ func (f *Factory) ends(start, end time.Time) (time.Time, error) {
 		end = f.Until
 	}
 	return end, nil
-}
-
-// mayPick refuses a voucher's profile that the fleet does not name: one with serverAuth
-// or without an end is for nobody who may only bring devices in.
-func mayPick(a *appraisal, f *countersign.Fleet) error {
-	if a.profile == "" || a.profile == f.Profile || slices.Contains(f.Rules.FactoryProfiles, a.profile) {
-		return nil
-	}
-	return countersign.Errorf(countersign.NotAllowed, "fleet %s does not let a factory pick profile %.80q", f.Name, a.profile).
-		WithNext("name it in factory_profiles of the fleet's rules")
 }
