@@ -9,6 +9,11 @@ type NewAccessToken struct {
 	TTLSeconds int64    `json:"ttl_seconds,omitempty" minimum:"60" maximum:"3600" doc:"Default 900."`
 }
 
+// NewDeviceAccessToken asks for the AccessToken of the device that asks.
+type NewDeviceAccessToken struct {
+	TTLSeconds int64 `json:"ttl_seconds,omitempty" minimum:"60" maximum:"3600" doc:"Default 900."`
+}
+
 // AccessToken lets a web application connect to the MQTT listeners for a short time.
 type AccessToken struct {
 	ID        string    `json:"id"`

@@ -1,6 +1,11 @@
 package api
 
-import "time"
+import (
+	"encoding/pem"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
 
 // CertRef names one certificate.
 type CertRef struct {
@@ -86,4 +91,21 @@ type Grant struct {
 	Chain    string    `json:"chain" doc:"PEM, the device's certificate first, the root left out."`
 	RenewAt  time.Time `json:"renew_at" doc:"Start of the window in which to renew."`
 	NotAfter time.Time `json:"not_after"`
+}
+
+// GrantOf returns the JSON form of a grant. The root is left out of the chain: it is
+// trusted beforehand or not at all.
+func GrantOf(g *countersign.Grant) Grant {
+	chain := PEM(g.Leaf)
+	for _, der := range g.Chain[:max(0, len(g.Chain)-1)] {
+		chain += PEM(der)
+	}
+	return Grant{
+		Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: chain, RenewAt: g.RenewAt.UTC(), NotAfter: g.NotAfter.UTC(),
+	}
+}
+
+// PEM returns a certificate in PEM.
+func PEM(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

@@ -1,5 +1,6 @@
-// Package api holds the JSON shapes of the REST API, shared by package rest, which
-// serves them, and package sdk, which reads them. It has no behavior. Names are
+// Package api holds the JSON shapes of the REST API, shared by packages rest and
+// enroll, which serve them, and package sdk, which reads them. Beside the shapes it has
+// the one table from error codes to HTTP, and what both doors make of a grant. Names are
 // snake_case, times RFC 3339 in UTC, durations whole seconds unless the name says
 // otherwise. A field may be added; one that is here keeps its name and meaning.
 package api
@@ -28,33 +29,6 @@ type Paging struct {
 	Limit int    `query:"limit" minimum:"0" maximum:"1000" doc:"Most items on the page; 0 or absent means 100."`
 	After string `query:"after" maxLength:"512" doc:"The next of the page before."`
 }
-
-// Problem is an error (RFC 9457) with what a program branches on and what a
-// person does next.
-type Problem struct {
-	Type       string         `json:"type" doc:"about:blank: the code tells the kind"`
-	Title      string         `json:"title" doc:"The meaning of the status."`
-	Status     int            `json:"status" doc:"The HTTP status."`
-	Detail     string         `json:"detail" doc:"What was refused and why, one sentence."`
-	Code       string         `json:"code" doc:"Machine-readable reason, such as not_found."`
-	Next       string         `json:"next,omitempty" doc:"What to do about it."`
-	RequestID  string         `json:"request_id,omitempty" doc:"Stands in the server's log beside the cause."`
-	RetryAfter int64          `json:"retry_after,omitempty" doc:"Seconds to wait before another try."`
-	Errors     []FieldProblem `json:"errors,omitempty" doc:"Each part of the request that is wrong."`
-}
-
-// FieldProblem says what is wrong with one part of a request. It never repeats
-// the value, which may be a secret.
-type FieldProblem struct {
-	Location string `json:"location" doc:"Path of the part: body.fleet."`
-	Message  string `json:"message"`
-}
-
-// ProblemType is the media type of a Problem.
-const ProblemType = "application/problem+json"
-
-// RequestIDHeader carries the id that the server gave a request.
-const RequestIDHeader = "X-Request-Id"
 
 // Endpoints is where a running server is reached. The server writes it to
 // endpoints.json in its data folder once all its listeners accept. A listener

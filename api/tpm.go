@@ -1,6 +1,12 @@
 package api
 
-import "time"
+import (
+	"encoding/hex"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
 
 // TPMIdentity is what a device with a TPM 2.0 says of itself: base64 of what the
 // chip gives (TCG TPM 2.0 Library, Part 2).
@@ -34,4 +40,21 @@ type TPMAnswer struct {
 	QuoteSignature   []byte            `json:"quote_signature,omitempty"`
 	PCRs             map[string]string `json:"pcrs,omitempty" doc:"SHA-256 bank: hex value by register number."`
 	CSR              string            `json:"csr" doc:"PKCS #10 in PEM."`
+}
+
+// maxPCRs is how many registers a TPM 2.0 for the PC has.
+const maxPCRs = 24
+
+// Registers returns the values of PCRs by the number of the register.
+func (a *TPMAnswer) Registers() (map[int][]byte, error) {
+	out := make(map[int][]byte, len(a.PCRs))
+	for number, text := range a.PCRs {
+		n, err := strconv.Atoi(number)
+		value, bad := hex.DecodeString(text)
+		if err != nil || bad != nil || n < 0 || n >= maxPCRs {
+			return nil, countersign.Errorf(countersign.BadRequest, "pcrs is not hex values by register number").WithNext(`send {"0": "hex SHA-256", ...}`)
+		}
+		out[n] = value
+	}
+	return out, nil
 }

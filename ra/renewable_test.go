@@ -21,8 +21,8 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/cms"
+	"github.com/countersign-iot/countersign/enroll"
 	"github.com/countersign-iot/countersign/est"
-	"github.com/countersign-iot/countersign/rest"
 )
 
 // renewalDoors are the doors at which a device renews. Each asks for a certificate with a
@@ -71,7 +71,7 @@ func renewalDoors(t *testing.T, w *world) map[string]func(t *testing.T, shown *x
 		},
 		"REST": func(t *testing.T, shown *x509.Certificate, csr []byte) (*x509.Certificate, string) {
 			t.Helper()
-			code, text := answer(t, &rest.Enroll{Enroller: w.Authority, RA: w.Authority, Now: w.Now, Log: w.Log}, "/api/v1/renew", "application/pkcs10", shown, string(csr))
+			code, text := answer(t, &enroll.Server{Enroller: w.Authority, Now: w.Now, Log: w.Log}, "/api/v1/renew", "application/pkcs10", shown, string(csr))
 			if code != http.StatusOK {
 				return nil, string(text)
 			}

@@ -30,8 +30,9 @@ func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.New
 		Subject: operatorSubject(c.name), Source: provision.OperatorSource(cmp.Or(c.token, c.name)),
 		Devices: in.Body.Devices, Until: c.until, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
 	}
-	made, text, err := s.Provisioner.CreateAccessToken(ctx, k, ttlOf(in.Body.TTLSeconds), s.by(ctx))
-	return api.IssuedAccessToken{AccessToken: shapeAccessToken(made), Token: text}, err
+	ttl := cmp.Or(time.Duration(in.Body.TTLSeconds)*time.Second, access.DefaultTokenTTL)
+	made, text, err := s.Provisioner.CreateAccessToken(ctx, k, ttl, s.by(ctx))
+	return IssuedAccessToken(made, text), err
 }
 
 func (s *Server) revokeAccessToken(ctx context.Context, in *struct {
@@ -45,13 +46,14 @@ func (s *Server) revokeAccessToken(ctx context.Context, in *struct {
 // operatorSubject is an operator as the subject of a token and of its sessions.
 func operatorSubject(name string) string { return "operator/" + name }
 
-func ttlOf(seconds int64) time.Duration {
-	return cmp.Or(time.Duration(seconds)*time.Second, access.DefaultTokenTTL)
+// IssuedAccessToken is the answer that shows the text of a new token.
+func IssuedAccessToken(k access.Token, text string) api.IssuedAccessToken {
+	return api.IssuedAccessToken{AccessToken: shapeAccessToken(k), Token: text}
 }
 
 func shapeAccessToken(k access.Token) api.AccessToken {
 	return api.AccessToken{
 		ID: k.ID, Subject: k.Subject, Fleet: k.Fleet, Devices: append([]string{}, k.Devices...), ReadOnly: k.ReadOnly,
-		IssuedAt: utc(k.IssuedAt), ExpiresAt: utc(k.ExpiresAt), RevokedAt: utc(k.RevokedAt),
+		IssuedAt: k.IssuedAt.UTC(), ExpiresAt: k.ExpiresAt.UTC(), RevokedAt: k.RevokedAt.UTC(),
 	}
 }

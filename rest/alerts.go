@@ -181,7 +181,7 @@ func (s *Server) checkChannels(ctx context.Context) []api.Check {
 	}
 	list, err := s.Alerts.ChannelList(ctx)
 	if err != nil {
-		logProblem(ctx, s.Log, problemOf(ctx, err), err)
+		s.problem(ctx, err)
 		return nil // the check of the database says so
 	}
 	checks := make([]api.Check, 0, len(list))

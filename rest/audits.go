@@ -109,7 +109,7 @@ func shapeAuditCheck(c audit.Check) api.AuditCheck {
 func shapeAudit(r audit.Run) api.AuditRun {
 	out := api.AuditRun{
 		ID: r.ID, State: string(r.State), Reason: r.Reason, Scheduled: r.Scheduled, StartedBy: string(r.StartedBy), Node: r.Node,
-		StartedAt: utc(r.StartedAt), EndedAt: utc(r.EndedAt), Severity: string(r.Severity()), Checks: []api.AuditResult{},
+		StartedAt: r.StartedAt.UTC(), EndedAt: r.EndedAt.UTC(), Severity: string(r.Severity()), Checks: []api.AuditResult{},
 	}
 	for _, c := range r.Checks {
 		if c.Status != audit.Waiting && c.Status != audit.CheckRunning {
@@ -128,13 +128,13 @@ func shapeAudit(r audit.Run) api.AuditRun {
 func shapeAuditFinding(f audit.Finding) api.AuditFinding {
 	return api.AuditFinding{
 		ID: f.ID, Run: f.Run, Check: f.Check, Reason: f.Reason, Severity: string(f.Severity), Subject: f.Subject, Device: f.Device, Fleet: f.Fleet,
-		Issuer: f.Cert.Issuer, Serial: string(f.Cert.Serial), Summary: f.Summary, Evidence: f.Evidence, Suppressed: f.Suppressed, At: utc(f.At),
+		Issuer: f.Cert.Issuer, Serial: string(f.Cert.Serial), Summary: f.Summary, Evidence: f.Evidence, Suppressed: f.Suppressed, At: f.At.UTC(),
 	}
 }
 
 func shapeSuppression(s audit.Suppression) api.AuditSuppression {
 	return api.AuditSuppression{
-		ID: s.ID, Check: s.Check, Subject: s.Subject, Reason: s.Reason, CreatedBy: string(s.CreatedBy), CreatedAt: utc(s.CreatedAt), EndsAt: utc(s.EndsAt),
+		ID: s.ID, Check: s.Check, Subject: s.Subject, Reason: s.Reason, CreatedBy: string(s.CreatedBy), CreatedAt: s.CreatedAt.UTC(), EndsAt: s.EndsAt.UTC(),
 	}
 }
 
@@ -142,7 +142,7 @@ func shapeAuditTrend(t audit.Trend) api.AuditTrend {
 	out := api.AuditTrend{Check: t.Check, Points: []api.AuditTrendPoint{}}
 	for _, p := range t.Points {
 		out.Points = append(out.Points, api.AuditTrendPoint{
-			Run: p.Run, At: utc(p.At), Status: string(p.Status), NonCompliant: p.NonCompliant, Suppressed: p.Suppressed,
+			Run: p.Run, At: p.At.UTC(), Status: string(p.Status), NonCompliant: p.NonCompliant, Suppressed: p.Suppressed,
 		})
 	}
 	return out

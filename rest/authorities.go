@@ -15,7 +15,7 @@ const maxCABody = 8 << 20
 
 func (s *Server) registrationCode(ctx context.Context, _ *struct{}) (api.RegistrationCode, error) {
 	code, until, err := s.Provisioner.RegistrationCode(ctx, s.by(ctx))
-	return api.RegistrationCode{Code: code, ExpiresAt: utc(until)}, err
+	return api.RegistrationCode{Code: code, ExpiresAt: until.UTC()}, err
 }
 
 func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.NewAuthority }) (api.Authority, error) {

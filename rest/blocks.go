@@ -51,6 +51,6 @@ func (s *Server) removeBlock(ctx context.Context, in *struct {
 func shapeBlock(b lockout.Block) api.Block {
 	return api.Block{
 		Network: b.Prefix.String(), Manual: b.Manual, Reason: b.Reason, Failures: b.Failures, Strikes: b.Strikes,
-		Since: utc(b.Since), Until: utc(b.Until),
+		Since: b.Since.UTC(), Until: b.Until.UTC(),
 	}
 }

@@ -182,8 +182,8 @@ func (s *Server) createTPM(ctx context.Context, in *struct{ Body api.NewTPM }) (
 func shapeCredential(c registry.Credential) api.Credential {
 	out := api.Credential{
 		ID: c.ID, Kind: string(c.Kind), Fleet: c.Fleet, Device: c.Device, Label: c.Label, State: string(c.State), Reason: c.Reason,
-		Uses: c.UsesMax, Used: c.Uses, PerMinute: c.PerMinute, Devices: c.Devices, NotBefore: utc(c.NotBefore), ExpiresAt: utc(c.ExpiresAt),
-		CreatedAt: utc(c.CreatedAt), CreatedBy: string(c.CreatedBy),
+		Uses: c.UsesMax, Used: c.Uses, PerMinute: c.PerMinute, Devices: c.Devices, NotBefore: c.NotBefore.UTC(), ExpiresAt: c.ExpiresAt.UTC(),
+		CreatedAt: c.CreatedAt.UTC(), CreatedBy: string(c.CreatedBy),
 	}
 	for _, p := range c.Networks {
 		out.Networks = append(out.Networks, p.String())

@@ -1,14 +1,17 @@
 package rest_test
 
 import (
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
-	"net/http"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestBulkTokensAreAllOrNone(t *testing.T) {
@@ -40,12 +43,15 @@ func TestSharedTokenKeepsItsBounds(t *testing.T) {
 	op := h.local(t)
 	var token api.IssuedToken
 	op.must("POST", "/tokens", `{"uses":5,"devices":["pump-01..pump-20"],"networks":["127.0.0.1/32"],"per_minute":60,"label":"line"}`, &token)
-	s := enrollServer(t, h)
-	for id, want := range map[string]int{"pump-07": http.StatusOK, "pump-21": http.StatusForbidden} {
-		var answer map[string]any
-		ask := api.EnrollRequest{CSR: pemRequest(t, id), Token: token.Secret}
-		if res := post(t, s, "/enroll", ask, &answer); res.StatusCode != want {
-			t.Errorf("%s: got %s %v, want %d", id, res.Status, answer, want)
+	enroll := func(id string) countersign.Code {
+		_, err := h.RA.Enroll(t.Context(), countersign.EnrollRequest{
+			CSR: newCSR(t, id), Evidence: countersign.Evidence{Token: token.Secret}, Door: "test", Remote: netip.MustParseAddrPort("127.0.0.1:1"),
+		})
+		return countersign.CodeOf(err)
+	}
+	for id, want := range map[string]countersign.Code{"pump-07": "", "pump-21": countersign.NotAllowed} {
+		if got := enroll(id); got != want {
+			t.Errorf("%s: got %q, want %q", id, got, want)
 		}
 	}
 	var x api.Explanation
@@ -54,9 +60,8 @@ func TestSharedTokenKeepsItsBounds(t *testing.T) {
 		t.Errorf("explain from another network: got %+v, want refuse", x)
 	}
 	op.must("POST", "/credentials/"+token.ID+"/stop", `{"note":"leaked"}`, nil)
-	var p api.Problem
-	if post(t, s, "/enroll", api.EnrollRequest{CSR: pemRequest(t, "pump-09"), Token: token.Secret}, &p); p.Code != string(countersign.CredentialExpire) {
-		t.Errorf("a stopped token: got %+v, want credential_expired: it was good once", p)
+	if got := enroll("pump-09"); got != countersign.CredentialExpire {
+		t.Errorf("a stopped token: got %q, want credential_expired: it was good once", got)
 	}
 	var c api.Credential
 	op.must("GET", "/credentials/"+token.ID, "", &c)
@@ -69,6 +74,12 @@ func pemRequest(t *testing.T, id string) string {
 	t.Helper()
 	return pemBlock("CERTIFICATE REQUEST", newCSR(t, id))
 }
+
+func pemBlock(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+func mustJSON(v any) string { return string(kit.Must(json.Marshal(v))) }
 
 func TestClaimIsShownOnce(t *testing.T) {
 	h := newHouse(t)

@@ -149,7 +149,7 @@ func (s *Server) cut(ctx context.Context, r *countersign.Revocation, reason coun
 		return api.Cut{}
 	}
 	out := api.Cut{
-		Device: r.Device, Reason: reason.String(), Certificates: []api.CertRef{}, At: utc(r.At),
+		Device: r.Device, Reason: reason.String(), Certificates: []api.CertRef{}, At: r.At.UTC(),
 		Already: r.Already, Raised: r.Raised, Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
 	}
 	told := map[string]bool{}

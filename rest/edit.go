@@ -71,7 +71,7 @@ func (s *Server) disconnect(ctx context.Context, a ra.Act, session string) (api.
 	if err != nil {
 		return api.Disconnected{}, err
 	}
-	return api.Disconnected{Device: done.Device, Session: session, At: utc(done.At), Sessions: done.Sessions, CutMicros: done.CutIn.Microseconds()}, nil
+	return api.Disconnected{Device: done.Device, Session: session, At: done.At.UTC(), Sessions: done.Sessions, CutMicros: done.CutIn.Microseconds()}, nil
 }
 
 func (s *Server) patchRules(ctx context.Context, in *struct {

@@ -99,7 +99,7 @@ func shapeWaiting(w registry.Waiting) api.Waiting {
 	return api.Waiting{
 		ID: w.ID, State: string(w.State), Device: w.Device, Fleet: w.Fleet, Method: string(w.Method), Evidence: w.Evidence, KeyHash: w.KeyHash,
 		Facts: w.Facts, Remote: w.Remote, Via: w.Via, DecidedBy: string(w.DecidedBy), Note: w.Note,
-		CreatedAt: utc(w.CreatedAt), ExpiresAt: utc(w.ExpiresAt), DecidedAt: utc(w.DecidedAt),
+		CreatedAt: w.CreatedAt.UTC(), ExpiresAt: w.ExpiresAt.UTC(), DecidedAt: w.DecidedAt.UTC(),
 	}
 }
 

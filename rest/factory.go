@@ -52,11 +52,11 @@ func (s *Server) routeFactory(a huma.API) {
 	}
 	line := spec{method: http.MethodPost, path: strings.TrimPrefix(factoryLine, http.MethodPost+" ")}
 	huma.Register(a, huma.Operation{
-		OperationID: line.operationID(), Method: line.method, Path: api.Base + line.path, Tags: []string{tag},
+		OperationID: operationID(line.method, line.path), Method: line.method, Path: api.Base + line.path, Tags: []string{tag},
 		Summary: "Issue certificates of many new devices: one request a line, one result a line in the same order, a report last",
 		Responses: map[string]*huma.Response{
 			"200":     {Description: "OK", Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryLine](), true, ""))},
-			"default": problemResponse(a),
+			"default": problemResponse(a.OpenAPI().Components.Schemas),
 		},
 	}, s.factoryMany)
 	// Described afterwards: huma reads the whole of a body that it knows of.
@@ -270,8 +270,8 @@ func (f *factoryRun) enroll(ctx context.Context, in api.FactoryRequest) (*counte
 }
 
 func granted(out api.FactoryResult, g *countersign.Grant) api.FactoryResult {
-	out.Device, out.Serial, out.NotAfter, out.Again = g.Device, string(g.Serial), utc(g.NotAfter), g.Again
-	out.Certificate = chainText(g)
+	shown := api.GrantOf(g)
+	out.Device, out.Serial, out.NotAfter, out.Again, out.Certificate = shown.Device, shown.Serial, shown.NotAfter, g.Again, shown.Chain
 	return out
 }
 

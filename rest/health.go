@@ -85,7 +85,7 @@ func (s *Server) checkDatabase(ctx context.Context) api.Check {
 	}
 	began := s.Now()
 	if _, err := s.Registry.Fleets(ctx); err != nil {
-		logProblem(ctx, s.Log, problemOf(ctx, err), err)
+		s.problem(ctx, err)
 		return api.Check{Name: c.Name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c.Message = fmt.Sprintf("answers in %s", s.Now().Sub(began).Round(time.Microsecond))
@@ -108,7 +108,7 @@ func (s *Server) checkLog(ctx context.Context) api.Check {
 	problem, err := s.Events.CheckEnd(ctx)
 	switch {
 	case err != nil:
-		logProblem(ctx, s.Log, problemOf(ctx, err), err)
+		s.problem(ctx, err)
 		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read", "look in the server's log"
 	case problem != "":
 		c.Level, c.Message, c.Fix = api.LevelFail, problem, "keep a copy of the database, then compare it with a backup"
@@ -154,7 +154,7 @@ func (s *Server) checkCRL(ctx context.Context, issuer string) api.Check {
 		return api.Check{Name: name, Level: api.LevelWarn, Message: "none is published yet", Fix: "wait a minute; then look in the server's log"}
 	}
 	if err != nil {
-		logProblem(ctx, s.Log, problemOf(ctx, err), err)
+		s.problem(ctx, err)
 		return api.Check{Name: name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c := api.Check{

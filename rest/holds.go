@@ -49,7 +49,7 @@ func (s *Server) dropHold(ctx context.Context, in *holdID) (api.Hold, error) {
 
 func shapeHold(h hold.Hold) api.Hold {
 	out := api.Hold{
-		ID: h.ID, Device: h.Device, Act: string(h.Act), By: string(h.Actor), Note: h.Note, At: utc(h.At), State: "held", Tries: h.Tries, Error: h.Error,
+		ID: h.ID, Device: h.Device, Act: string(h.Act), By: string(h.Actor), Note: h.Note, At: h.At.UTC(), State: "held", Tries: h.Tries, Error: h.Error,
 	}
 	if h.Dropped() {
 		out.State = "dropped"

@@ -2,11 +2,13 @@ package rest
 
 import (
 	"context"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ra"
 )
 
 func (s *Server) routeIntroductions(a huma.API) {
@@ -17,5 +19,10 @@ func (s *Server) introduce(ctx context.Context, in *struct{ Body api.NewIntroduc
 	if in.Body.Device == "" {
 		return api.SignedIntroduction{}, countersign.Errorf(countersign.BadRequest, "an operator names both devices").WithNext("add device")
 	}
-	return s.RA.IntroduceBoth(ctx, introductionOf(in.Body), s.by(ctx))
+	return s.RA.IntroduceBoth(ctx, Introduction(in.Body), s.by(ctx))
+}
+
+// Introduction reads the request for an introduction.
+func Introduction(in api.NewIntroduction) ra.Introduction {
+	return ra.Introduction{Device: in.Device, Peer: in.Peer, Purpose: in.Purpose, TTL: time.Duration(in.TTLSeconds) * time.Second}
 }

@@ -89,11 +89,11 @@ func (s *Server) replayPolicy(ctx context.Context, in *struct {
 		return api.PolicyReplay{}, err
 	}
 	out := api.PolicyReplay{
-		Acts: r.Acts, Since: utc(r.Since), NowDenied: r.NowDenied, NowAllowed: r.NowAllowed, Sessions: r.Sessions, Changes: []api.ReplayedAct{},
+		Acts: r.Acts, Since: r.Since.UTC(), NowDenied: r.NowDenied, NowAllowed: r.NowAllowed, Sessions: r.Sessions, Changes: []api.ReplayedAct{},
 	}
 	for _, c := range r.Changes {
 		out.Changes = append(out.Changes, api.ReplayedAct{
-			Device: c.Device, ClientID: c.ClientID, Action: c.Action, Topic: c.Topic, Was: c.Was, At: utc(c.At), Times: c.Times,
+			Device: c.Device, ClientID: c.ClientID, Action: c.Action, Topic: c.Topic, Was: c.Was, At: c.At.UTC(), Times: c.Times,
 			Decision: shapeDecision(c.Decision),
 		})
 	}
@@ -148,7 +148,7 @@ func (s *Server) applied(ctx context.Context, fleet string, apply func() (access
 }
 
 func shapePolicy(v access.PolicyVersion) api.Policy {
-	return api.Policy{Fleet: v.Fleet, Version: v.Version, Note: v.Note, By: string(v.By), AppliedAt: utc(v.At)}
+	return api.Policy{Fleet: v.Fleet, Version: v.Version, Note: v.Note, By: string(v.By), AppliedAt: v.At.UTC()}
 }
 
 // readablePolicy is shapePolicy with the document.

@@ -2,11 +2,6 @@ package rest_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,6 +28,7 @@ import (
 	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // house is everything behind the door, real, without the listeners.
@@ -168,15 +164,7 @@ func (c *client) must(method, path, body string, out any) {
 
 func newCSR(t *testing.T, id string) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	return kit.CSR(t, kit.Key(t), id)
 }
 
 func (h *house) enroll(t *testing.T, id string) *countersign.Grant {

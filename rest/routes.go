@@ -142,12 +142,6 @@ func routeOf(op *huma.Operation) string {
 	return op.Method + " " + strings.TrimPrefix(op.Path, api.Base)
 }
 
-// operationID names an operation for those who generate clients:
-// post-devices-id-revoke.
-func (r spec) operationID() string {
-	return strings.ToLower(r.method) + strings.NewReplacer("/", "-", "{", "", "}", "").Replace(r.path)
-}
-
 // route registers one route.
 func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Context, in *In) (Out, error)) {
 	status := http.StatusOK
@@ -155,7 +149,7 @@ func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Contex
 		status = http.StatusCreated
 	}
 	op := huma.Operation{
-		OperationID:     r.operationID(),
+		OperationID:     operationID(r.method, r.path),
 		Method:          r.method,
 		Path:            api.Base + r.path,
 		Summary:         r.summary,
@@ -163,7 +157,7 @@ func route[In, Out any](s *Server, a huma.API, r spec, h func(ctx context.Contex
 		DefaultStatus:   status,
 		MaxBodyBytes:    maxBody,
 		BodyReadTimeout: bodyTimeout,
-		Responses:       map[string]*huma.Response{"default": problemResponse(a)},
+		Responses:       map[string]*huma.Response{"default": problemResponse(a.OpenAPI().Components.Schemas)},
 	}
 	if acts[routeOf(&op)] == operator.Anyone {
 		op.Security = []map[string][]string{{}}
@@ -216,9 +210,4 @@ func patch(path, tag, summary string) spec {
 
 func remove(path, tag, summary string) spec {
 	return spec{method: http.MethodDelete, path: path, tag: tag, summary: summary}
-}
-
-func problemResponse(a huma.API) *huma.Response {
-	schema := a.OpenAPI().Components.Schemas.Schema(typeOf[api.Problem](), true, "Problem")
-	return &huma.Response{Description: "Problem", Content: map[string]*huma.MediaType{api.ProblemType: {Schema: schema}}}
 }

@@ -2,7 +2,6 @@ package rest
 
 import (
 	"context"
-	"net/http"
 	"time"
 
 	"github.com/countersign-iot/countersign/access"
@@ -62,7 +61,7 @@ func (s *Server) rotateSecret(ctx context.Context, in *struct {
 
 func (s *Server) makeSecret(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
 	made, text, err := s.RA.CreateSecret(ctx, o, s.by(ctx))
-	return issuedSecret(made, text, o.Binary), err
+	return IssuedSecret(made, text, o.Binary), err
 }
 
 func (s *Server) stopSecret(ctx context.Context, in *struct {
@@ -88,11 +87,12 @@ func secretOrder(device string, n api.NewSecret) access.SecretOrder {
 func shapeSecret(s access.Secret) api.Secret {
 	return api.Secret{
 		ID: s.ID, Device: s.Device, Slot: string(s.Slot), Kind: string(s.Kind), SCRAM: s.SCRAM, State: s.State, Reason: s.Reason,
-		CreatedBy: string(s.CreatedBy), CreatedAt: utc(s.CreatedAt), ExpiresAt: utc(s.ExpiresAt), UsedAt: utc(s.UsedAt),
+		CreatedBy: string(s.CreatedBy), CreatedAt: s.CreatedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(), UsedAt: s.UsedAt.UTC(),
 	}
 }
 
-func issuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
+// IssuedSecret is the answer that shows a new secret.
+func IssuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
 	out := api.IssuedSecret{Secret: shapeSecret(s)}
 	if binary {
 		out.Octets = text
@@ -100,33 +100,4 @@ func issuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
 		out.Text = string(text)
 	}
 	return out
-}
-
-// change answers a device that changes its secret: POST /api/v1/secret with the
-// present one as HTTP Basic (the user name is the device's id), or over TLS with its
-// certificate. The body is api.ChangeSecret or empty, the answer api.IssuedSecret.
-func (e *Enroll) change(w http.ResponseWriter, r *http.Request) error {
-	body, err := readAll(w, r)
-	if err != nil {
-		return err
-	}
-	var in api.ChangeSecret
-	if len(body) > 0 {
-		if err := decodeStrictly(body, &in, `send {"binary": false}, or nothing`); err != nil {
-			return err
-		}
-	}
-	c := connection(r)
-	if name, password, ok := r.BasicAuth(); ok {
-		c.Username, c.Password = name, []byte(password)
-	}
-	if err := shows(c); err != nil {
-		return err
-	}
-	made, text, err := e.RA.ChangeSecret(r.Context(), c, in.Binary)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, issuedSecret(made, text, in.Binary)) // a device that is gone still has its present one
-	return nil
 }

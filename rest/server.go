@@ -6,10 +6,9 @@ package rest
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -86,20 +85,11 @@ func (s *Server) Handler() http.Handler {
 
 // describe registers all routes and gives what OpenAPI says of them.
 func (s *Server) describe(mux *http.ServeMux) huma.API {
-	components := &huma.Components{
-		Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
-		SecuritySchemes: map[string]*huma.SecurityScheme{
-			"token": {Type: "http", Scheme: "bearer", Description: "operator token: countersign operator token"},
-		},
-	}
+	doc := newDocument("Identity authority for fleets of devices. The listener where devices enroll serves its own document at the same path.",
+		map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "operator token"}})
+	doc.Security = []map[string][]string{{"token": {}}}
 	a := humago.New(mux, huma.Config{
-		OpenAPI: &huma.OpenAPI{
-			OpenAPI:    "3.1.0",
-			Info:       &huma.Info{Title: "Countersign", Version: "1", Description: "Identity authority for fleets of devices."},
-			Servers:    []*huma.Server{{URL: "/"}},
-			Components: components,
-			Security:   []map[string][]string{{"token": {}}},
-		},
+		OpenAPI:                      doc,
 		OpenAPIPath:                  api.Base + "/openapi",
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
 		DefaultFormat:                "application/json",
@@ -127,7 +117,7 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 	s.routeServer(a)
 	allowNull(a.OpenAPI())
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // ours is Problem
-		delete(components.Schemas.Map(), name)
+		delete(doc.Components.Schemas.Map(), name)
 	}
 	return a
 }
@@ -209,7 +199,7 @@ func (s *Server) identify(ctx context.Context, from, authorization string, act o
 	}
 	remote, _ := netip.ParseAddrPort(from) // none: not counted
 	ask := operator.Ask{Remote: remote, Via: viaAPI, Route: route}
-	t, err := s.Gate.Authenticate(ctx, bearer(authorization), ask)
+	t, err := s.Gate.Authenticate(ctx, api.Bearer(authorization), ask)
 	if err == nil {
 		err = s.Gate.Allow(t.Name, t.Role, act, ask)
 	}
@@ -234,21 +224,11 @@ func LocalName(from string) string {
 	return "local"
 }
 
-// bearer is the token of an Authorization header (RFC 6750, 2.1); empty if it is
-// of another scheme.
-func bearer(header string) string {
-	scheme, token, _ := strings.Cut(header, " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return ""
-	}
-	return strings.TrimSpace(token)
-}
-
 // guard gives each request an id and keeps a panic from ending the connection
 // without an answer.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := newRequestID()
+		id := rand.Text()
 		w.Header().Set(api.RequestIDHeader, id)
 		w.Header().Set("Cache-Control", "no-store") // answers hold secrets, and age at once
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -259,7 +239,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			}
 		}()
 		if err := checkText(r); err != nil {
-			writePlain(w, s.problem(r.Context(), err))
+			s.problem(r.Context(), err).Write(w)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -270,7 +250,7 @@ func (s *Server) answerPanic(w http.ResponseWriter, r *http.Request, v any) {
 	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 		panic(v)
 	}
-	writePlain(w, s.problem(r.Context(), fmt.Errorf("panic: %v", v)))
+	s.problem(r.Context(), fmt.Errorf("panic: %v", v)).Write(w)
 }
 
 // notFound answers what no route does, with 405 where another method would do.
@@ -288,16 +268,8 @@ func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
 			WithNext("see "+api.Base+"/openapi.json"))
 		if len(allowed) > 0 {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			p.wrongMethod()
+			p.WrongMethod()
 		}
-		writePlain(w, p)
+		p.Write(w)
 	}
-}
-
-// writePlain writes a problem where huma is not at hand.
-func writePlain(w http.ResponseWriter, p *problem) {
-	maps.Copy(w.Header(), p.GetHeaders())
-	w.Header().Set("Content-Type", api.ProblemType)
-	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p.Problem) // nobody to tell when the caller is gone
 }

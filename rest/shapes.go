@@ -3,7 +3,6 @@ package rest
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/pem"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -12,22 +11,10 @@ import (
 	"github.com/countersign-iot/countersign/operator"
 )
 
-// utc is t in UTC; the zero time stays one.
-func utc(t time.Time) time.Time {
-	if t.IsZero() {
-		return time.Time{}
-	}
-	return t.UTC()
-}
-
-func pemText(der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
 func shapeDevice(d countersign.Device) api.Device {
 	return api.Device{
 		ID: d.ID, Fleet: d.Fleet, State: string(d.State), Reason: d.Reason, Owner: d.Owner, Purpose: d.Purpose, Tags: d.Tags,
-		CreatedAt: utc(d.CreatedAt), UpdatedAt: utc(d.UpdatedAt), LastSeen: utc(d.LastSeen), LastAddr: d.LastAddr,
+		CreatedAt: d.CreatedAt.UTC(), UpdatedAt: d.UpdatedAt.UTC(), LastSeen: d.LastSeen.UTC(), LastAddr: d.LastAddr,
 	}
 }
 
@@ -36,14 +23,14 @@ func shapeCertificate(c *countersign.Certificate, now time.Time) api.Certificate
 	out := api.Certificate{
 		Issuer: c.Issuer, Serial: string(c.Serial), Device: c.Device, Fleet: c.Fleet, Profile: c.Profile,
 		State: c.StateAt(now), Predecessor: string(c.Predecessor.Serial), PredecessorIssuer: c.Predecessor.Issuer, Method: c.Method, KeyHash: c.KeyHash, Fingerprint: c.Fingerprint,
-		NotBefore: utc(c.NotBefore), NotAfter: utc(c.NotAfter), IssuedAt: utc(c.IssuedAt), UsedAt: utc(c.UsedAt),
-		AcceptUntil: utc(c.AcceptUntil), RevokedAt: utc(c.RevokedAt),
+		NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), IssuedAt: c.IssuedAt.UTC(), UsedAt: c.UsedAt.UTC(),
+		AcceptUntil: c.AcceptUntil.UTC(), RevokedAt: c.RevokedAt.UTC(),
 	}
 	if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
 		out.Reason = c.Reason.String()
 	}
 	if len(c.DER) > 0 {
-		out.PEM = pemText(c.DER)
+		out.PEM = api.PEM(c.DER)
 	}
 	return out
 }
@@ -53,21 +40,21 @@ func shapeAuthority(a countersign.Authority) api.Authority {
 	return api.Authority{
 		ID: a.ID, Kind: string(a.Kind), Parent: a.Parent, Subject: a.Subject, State: a.State, KeyURI: a.KeyURI,
 		Serial: string(countersign.SerialOf(a.Certificate.SerialNumber)), Fingerprint: hex.EncodeToString(sum[:]),
-		NotBefore: utc(a.Certificate.NotBefore), NotAfter: utc(a.Certificate.NotAfter), CreatedAt: utc(a.CreatedAt),
-		PEM: pemText(a.Certificate.Raw),
+		NotBefore: a.Certificate.NotBefore.UTC(), NotAfter: a.Certificate.NotAfter.UTC(), CreatedAt: a.CreatedAt.UTC(),
+		PEM: api.PEM(a.Certificate.Raw),
 	}
 }
 
 func shapeSession(s countersign.Session) api.Session {
 	return api.Session{
 		ID: s.ID, Device: s.Device, Fleet: s.Fleet, Issuer: s.Cert.Issuer, Serial: string(s.Cert.Serial), Gateway: s.Gateway,
-		Protocol: s.Protocol, ClientID: s.ClientID, Remote: s.Remote.String(), Since: utc(s.Since), NotAfter: utc(s.NotAfter),
+		Protocol: s.Protocol, ClientID: s.ClientID, Remote: s.Remote.String(), Since: s.Since.UTC(), NotAfter: s.NotAfter.UTC(),
 	}
 }
 
 func shapeEvent(e countersign.Event) api.Event {
 	return api.Event{
-		Seq: e.Seq, At: utc(e.At), Type: string(e.Type), Severity: string(e.Type.Kind().Level), Actor: string(e.Actor),
+		Seq: e.Seq, At: e.At.UTC(), Type: string(e.Type), Severity: string(e.Type.Kind().Level), Actor: string(e.Actor),
 		Device: e.Device, Fleet: e.Fleet, Issuer: e.Cert.Issuer, Serial: string(e.Cert.Serial),
 		Remote: e.Remote, Via: e.Via, Code: string(e.Code), Reason: e.Reason, Data: e.Data, Hash: hex.EncodeToString(e.Hash),
 	}
@@ -80,7 +67,7 @@ func shapeFleet(f countersign.Fleet) api.Fleet {
 	}
 	return api.Fleet{
 		Name: f.Name, Issuer: f.Issuer, Profile: f.Profile, Methods: methods, OverlapSeconds: int64(f.Overlap / time.Second),
-		TrustDomain: f.TrustDomain, Rules: shapeRules(f.Rules), CreatedAt: utc(f.CreatedAt), UpdatedAt: utc(f.UpdatedAt),
+		TrustDomain: f.TrustDomain, Rules: shapeRules(f.Rules), CreatedAt: f.CreatedAt.UTC(), UpdatedAt: f.UpdatedAt.UTC(),
 	}
 }
 
@@ -105,7 +92,7 @@ func durationOf(s int64) ca.Duration { return ca.Duration(time.Duration(s) * tim
 
 func shapeOperatorToken(t operator.Token) api.OperatorToken {
 	return api.OperatorToken{
-		ID: t.ID, Name: t.Name, Role: string(t.Role), CreatedAt: utc(t.CreatedAt), ExpiresAt: utc(t.ExpiresAt),
-		UsedAt: utc(t.UsedAt), Revoked: t.Revoked,
+		ID: t.ID, Name: t.Name, Role: string(t.Role), CreatedAt: t.CreatedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(),
+		UsedAt: t.UsedAt.UTC(), Revoked: t.Revoked,
 	}
 }

@@ -22,12 +22,14 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/edge"
+	"github.com/countersign-iot/countersign/enroll"
 	"github.com/countersign-iot/countersign/est"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hold"
@@ -321,12 +323,12 @@ func (s *Server) openDoors(context.Context) error {
 		mux.Handle("GET /metrics", doors.Protect(operator.Read, s.metrics.handler()))
 		return mux
 	}
-	api := s.identity.tlsConfig()
-	api.ClientAuth = 0 // a browser that is asked for a certificate shows a dialog
+	apiTLS := s.identity.tlsConfig()
+	apiTLS.ClientAuth = 0 // a browser that is asked for a certificate shows a dialog
 	if s.cfg.Listeners.PlainAPI() {
-		api = nil
+		apiTLS = nil
 	}
-	s.serveHTTP("api", s.listeners.api, operators(false), api)
+	s.serveHTTP("api", s.listeners.api, operators(false), apiTLS)
 	s.serveHTTP("socket", peerNamed(s.listeners.socket), operators(true), nil)
 	return nil
 }
@@ -344,7 +346,12 @@ func (s *Server) enrollment(by countersign.Enroller, desk *ra.Authority) http.Ha
 		mux.Handle(prefix+"/.well-known/est", door)
 		mux.Handle(prefix+"/.well-known/est/", door)
 	}
-	mux.Handle("/api/v1/", &rest.Enroll{Enroller: by, RA: desk, Log: s.log, Now: s.opts.Now})
+	devices := &enroll.Server{Enroller: by, Log: s.log, Now: s.opts.Now}
+	if desk != nil {
+		devices.Devices = &deviceAnswers{desk}
+	}
+	devices.OpenAPI = rest.DescribeDevices(devices.Routes())
+	mux.Handle(api.Base+"/", devices)
 	return evenPaths(mux)
 }
 
