@@ -2,8 +2,6 @@ package detect
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -96,32 +94,6 @@ func cursors(ctx context.Context, r store.Reader) (seq, due int64, err error) {
 	}
 	due, err = event.Cursor(ctx, r, dueName)
 	return seq, due, err
-}
-
-// read gives the sealed events after one, at most limit. Sealing gives sequences in
-// the order of commits, so none appears later below one that was read.
-func (w *Watch) read(ctx context.Context, after int64, limit int) (list []countersign.Event, err error) {
-	rows, err := w.DB.Query(ctx, `SELECT seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data
-		FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't read the log: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var e countersign.Event
-		var at int64
-		var data string
-		err := rows.Scan(&e.Seq, &at, &e.Type, &e.Actor, &e.Device, &e.Fleet, &e.Cert.Issuer, &e.Cert.Serial, &e.Remote, &e.Via, &e.Code, &e.Reason, &data)
-		if err != nil {
-			return nil, fmt.Errorf("couldn't read the log: %w", store.Wrap(err))
-		}
-		e.At = store.Time(at)
-		if data != "" && json.Unmarshal([]byte(data), &e.Data) != nil {
-			e.Data = nil // somebody changed it: the audit of the log finds that
-		}
-		list = append(list, e)
-	}
-	return list, store.Wrap(rows.Err())
 }
 
 // learnUsual reads what is usual in the fleets that the events enroll devices in.

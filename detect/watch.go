@@ -2,13 +2,11 @@ package detect
 
 import (
 	"context"
-	"database/sql"
-	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -106,7 +104,7 @@ func (w *Watch) start(ctx context.Context) error {
 	}
 	w.machine = newMachine(func(fleet string) countersign.Usual { return w.usuals[fleet] })
 	for w.at = from; w.at < cursor; {
-		events, err := w.read(ctx, w.at, batch)
+		events, err := event.Sealed(ctx, w.DB, w.at, batch)
 		if err != nil {
 			return err
 		}
@@ -131,14 +129,14 @@ func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	if cursor == 0 {
 		return 0, nil
 	}
-	last, err := w.timeOf(ctx, cursor)
+	last, err := event.TimeAt(ctx, w.DB, cursor)
 	if err != nil {
 		return 0, err
 	}
 	low, high := max(0, cursor-maxReplay), cursor
 	for low < high {
 		mid := low + (high-low)/2
-		at, err := w.timeOf(ctx, mid+1)
+		at, err := event.TimeAt(ctx, w.DB, mid+1)
 		if err != nil {
 			return 0, err
 		}
@@ -151,21 +149,10 @@ func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	return low, nil
 }
 
-// timeOf is when an event happened, or the one before it where it is missing: the
-// detectors see what is left of a log that somebody cut.
-func (w *Watch) timeOf(ctx context.Context, seq int64) (time.Time, error) {
-	var at int64
-	err := w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq <= $1 ORDER BY seq DESC LIMIT 1`, seq).Scan(&at)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return time.Time{}, fmt.Errorf("couldn't read the time of event %d: %w", seq, err)
-	}
-	return store.Time(at), nil
-}
-
 // catchUp takes in what has been sealed, and that time has passed.
 func (w *Watch) catchUp(ctx context.Context) error {
 	for ctx.Err() == nil {
-		events, err := w.read(ctx, w.at, batch)
+		events, err := event.Sealed(ctx, w.DB, w.at, batch)
 		if err != nil {
 			return err
 		}

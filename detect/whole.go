@@ -3,12 +3,11 @@ package detect
 import (
 	"bytes"
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -24,7 +23,7 @@ type mark struct {
 func (w *Watch) setMark(ctx context.Context, cursor int64) (err error) {
 	w.mark = mark{seq: cursor, told: w.mark.told}
 	if cursor > 0 {
-		w.mark.hash, _, err = w.hashOf(ctx, cursor)
+		w.mark.hash, err = event.HashAt(ctx, w.DB, cursor)
 	}
 	return err
 }
@@ -45,9 +44,9 @@ func (w *Watch) moved(ctx context.Context, events []countersign.Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	w.mark.seq = events[len(events)-1].Seq
-	w.mark.hash, _, err = w.hashOf(ctx, w.mark.seq)
-	return err
+	last := &events[len(events)-1]
+	w.mark.seq, w.mark.hash = last.Seq, last.Hash
+	return nil
 }
 
 // missing returns what the log lacks between the event that was read last and those
@@ -55,11 +54,11 @@ func (w *Watch) moved(ctx context.Context, events []countersign.Event) error {
 func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string, error) {
 	last := w.mark.seq
 	if last > 0 {
-		hash, there, err := w.hashOf(ctx, last)
+		hash, err := event.HashAt(ctx, w.DB, last)
 		switch {
 		case err != nil:
 			return "", err
-		case !there:
+		case hash == nil:
 			return fmt.Sprintf("event %d, which has been read, is no longer in the log: its end was removed", last), nil
 		case !bytes.Equal(hash, w.mark.hash):
 			return fmt.Sprintf("event %d, which has been read, is another one now: the log was written anew", last), nil
@@ -72,17 +71,6 @@ func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string
 		last = events[i].Seq
 	}
 	return "", nil
-}
-
-func (w *Watch) hashOf(ctx context.Context, seq int64) (hash []byte, there bool, err error) {
-	err = w.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, fmt.Errorf("couldn't read event %d: %w", seq, store.Wrap(err))
-	}
-	return hash, true, nil
 }
 
 // reportShort hands over that the log was shortened. It is no finding of the machine:

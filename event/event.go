@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,22 +20,8 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-const (
-	// laterQueue bounds the events of Later that wait for the disk: what a flood of
-	// refusals can hold in memory, about 2 MB.
-	laterQueue = 4096
-	// laterBatch is the most of them in one transaction.
-	laterBatch = 256
-	// laterPause lets them gather, so that a busy gateway costs a commit per batch
-	// and not one per connection.
-	laterPause = 50 * time.Millisecond
-	// laterRetry is the pause before a batch is tried again, and laterTries how often it
-	// is: long enough for store to know that the database is lost.
-	laterRetry = 200 * time.Millisecond
-	laterTries = 10
-	// maxText bounds each free text of an event: a peer chooses some of them.
-	maxText = 512
-)
+// maxText bounds each free text of an event: a peer chooses some of them.
+const maxText = 512
 
 // Log is the event log. Set the fields, Subscribe, then Run.
 type Log struct {
@@ -62,8 +47,7 @@ type Log struct {
 	self        string // distinguishes this process's notices from those of others
 	subscribers []func(countersign.Event)
 	recorded    []func(countersign.Event)
-	later       chan waiting
-	suppressed  atomic.Int64 // events that Later had no room for
+	later       later
 	sealed      chan struct{}
 	up          atomic.Bool  // other nodes' notices reach us, and nothing is in doubt
 	position    atomic.Int64 // id of the newest event that is known to be durable
@@ -71,16 +55,10 @@ type Log struct {
 	once        sync.Once
 }
 
-// waiting is an event that Later took or, with done, the mark of a Flush.
-type waiting struct {
-	event countersign.Event
-	done  chan struct{}
-}
-
 func (l *Log) init() {
 	l.once.Do(func() {
 		l.self = rand.Text()
-		l.later = make(chan waiting, laterQueue)
+		l.later = later{log: l, queue: make(chan waiting, laterQueue)}
 		l.sealed = make(chan struct{}, 1)
 		l.missed.changed = make(chan struct{}, 1)
 	})
@@ -217,45 +195,12 @@ func (l *Log) tell(e countersign.Event) {
 	}
 }
 
-// Later appends an event soon, without making the caller wait for the disk. It is
-// for what a gateway saw: nothing was acknowledged on its strength. When the
-// queue is full the event is counted and the count is logged in its place.
-func (l *Log) Later(e countersign.Event) {
-	l.init()
-	if e.At.IsZero() {
-		e.At = l.Now()
-	}
-	select {
-	case l.later <- waiting{event: e}:
-	default:
-		l.suppressed.Add(1)
-	}
-}
-
-// Flush waits until every event given to Later so far is written, or counted as
-// lost where the database refused it. Run must be running.
-func (l *Log) Flush(ctx context.Context) error {
-	l.init()
-	done := make(chan struct{})
-	select {
-	case l.later <- waiting{done: done}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // Run writes what Later took, seals the log and listens to other nodes, until ctx ends.
 // What Later took by then is still written.
 func (l *Log) Run(ctx context.Context) error {
 	l.init()
 	var wg sync.WaitGroup
-	wg.Go(func() { l.writeLater(ctx) })
+	wg.Go(func() { l.later.run(ctx) })
 	wg.Go(func() { l.seal(ctx) })
 	wg.Go(func() { l.follow(ctx) })
 	if l.DB.Postgres() {
@@ -263,146 +208,6 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 	wg.Wait()
 	return nil
-}
-
-func (l *Log) writeLater(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			l.drain(ctx)
-			return
-		case w := <-l.later:
-			if w.done == nil { // nobody waits for this one
-				select {
-				case <-ctx.Done():
-				case <-time.After(laterPause):
-				}
-			}
-			l.awaitDatabase(ctx)
-			l.writeBatch(ctx, l.gather(w))
-		}
-	}
-}
-
-// awaitDatabase waits while the database is lost. What Later is given meanwhile waits in
-// its queue, and is counted once that is full.
-func (l *Log) awaitDatabase(ctx context.Context) {
-	for {
-		if _, lost := l.DB.Lost(); !lost {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(laterRetry):
-		}
-	}
-}
-
-// drain writes what is left when the server stops, the count of what was lost too.
-func (l *Log) drain(ctx context.Context) {
-	for {
-		select {
-		case w := <-l.later:
-			l.writeBatch(ctx, l.gather(w))
-		default:
-			l.writeBatch(ctx, nil)
-			return
-		}
-	}
-}
-
-// drainTime bounds how long a batch may wait for the disk.
-const drainTime = 5 * time.Second
-
-func (l *Log) gather(first waiting) []waiting {
-	batch := []waiting{first}
-	for len(batch) < laterBatch {
-		select {
-		case w := <-l.later:
-			batch = append(batch, w)
-		default:
-			return batch
-		}
-	}
-	return batch
-}
-
-func (l *Log) writeBatch(running context.Context, batch []waiting) {
-	var events []countersign.Event
-	for _, w := range batch {
-		if w.done != nil {
-			defer close(w.done)
-			continue
-		}
-		events = append(events, w.event)
-	}
-	taken := int64(len(events))
-	lost := l.suppressed.Swap(0)
-	if lost > 0 {
-		events = append(events, countersign.Event{
-			Type: countersign.EventsSuppressed, Actor: countersign.System, At: l.Now(),
-			Reason: "more happened at the gateways than could be written", Data: map[string]string{"count": strconv.FormatInt(lost, 10)},
-		})
-	}
-	if len(events) == 0 {
-		return
-	}
-	// Not running: what was taken is written although the server is being stopped.
-	ctx := context.WithoutCancel(running)
-	err := l.write(ctx, events)
-	for range laterTries - 1 { // a database that is lost is known to be a moment later
-		if !absent(err) || running.Err() != nil || !l.DB.Postgres() || store.Unconfirmed(err) {
-			break
-		}
-		select {
-		case <-running.Done():
-		case <-time.After(laterRetry):
-		}
-		l.awaitDatabase(running)
-		err = l.write(ctx, events)
-	}
-	switch {
-	case err == nil:
-	case absent(err):
-		l.suppressed.Add(lost + taken)
-		l.Log.ErrorContext(ctx, "events not written", "count", taken, "error", err)
-	default:
-		l.writeSingly(ctx, events, lost)
-	}
-}
-
-// absent reports whether a write failed because the database could not serve it. Else it
-// refused what was written.
-func absent(err error) bool { return countersign.CodeOf(err) == countersign.Unavailable }
-
-// writeSingly writes each event of a batch that the database refused in a transaction of
-// its own, so that one that it never accepts takes no others with it. What is refused
-// again is counted; its contents stay out of the server's log, and the error, which may
-// quote them, too.
-func (l *Log) writeSingly(ctx context.Context, events []countersign.Event, lost int64) {
-	gone := false // the others would wait for the database one by one
-	for i := range events {
-		if !gone {
-			err := l.write(ctx, events[i:i+1])
-			if err == nil {
-				continue
-			}
-			gone = absent(err)
-			l.Log.ErrorContext(ctx, "event not written", "type", string(events[i].Type), "database_absent", gone)
-		}
-		if events[i].Type == countersign.EventsSuppressed {
-			l.suppressed.Add(lost)
-		} else {
-			l.suppressed.Add(1)
-		}
-	}
-}
-
-func (l *Log) write(ctx context.Context, events []countersign.Event) error {
-	ctx, cancel := context.WithTimeout(ctx, drainTime)
-	defer cancel()
-	return l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, events...) })
 }
 
 // clean bounds the texts of an event. It leaves the caller's map alone: the caller

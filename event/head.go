@@ -30,11 +30,15 @@ func (l *Log) Head(ctx context.Context) (seq int64, hash []byte, err error) {
 	return h.seq, h.hash, err
 }
 
-// HashAt returns the hash of the event with a sequence; nil if the log does not hold it.
-func (l *Log) HashAt(ctx context.Context, seq int64) (hash []byte, err error) {
-	err = l.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
+// HashAt returns the hash of the event with a sequence, which is empty where it was
+// removed from the row; nil if the log does not hold the event.
+func HashAt(ctx context.Context, r store.Reader, seq int64) (hash []byte, err error) {
+	err = r.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("read event %d: %w", seq, store.Wrap(err))
+	}
+	if err == nil && hash == nil {
+		hash = []byte{}
 	}
 	return hash, nil
 }

@@ -3,11 +3,11 @@ package event
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // CaughtUp bounds how long after the database is reachable again a node acts on what
@@ -224,11 +224,10 @@ func (l *Log) readMissed(ctx context.Context) error {
 
 // eachUnsealed calls do with each urgent event that is not sealed yet.
 func (l *Log) eachUnsealed(ctx context.Context, do func(*row) (again bool)) error {
-	types, args := urgentTypes()
-	query := fmt.Sprintf(`SELECT %s FROM event WHERE seq IS NULL AND type IN (%s) AND id > $%d ORDER BY id LIMIT %d`,
-		columns, types, len(args)+1, missedPage)
 	for after := int64(0); ; {
-		page, err := l.read(ctx, l.DB, query, append(args, after)...)
+		var q store.Query
+		q.And("seq IS NULL AND id > ?", after)
+		page, err := urgent(ctx, l.DB, &q, "id")
 		if err != nil {
 			return err
 		}
@@ -254,12 +253,11 @@ func (l *Log) eachSealed(ctx context.Context, do func(*row) (again bool)) error 
 		l.Doubt("the log ends before an event that was in it")
 		return nil
 	}
-	types, args := urgentTypes()
-	query := fmt.Sprintf(`SELECT %s FROM event WHERE seq > $%d AND seq <= $%d AND type IN (%s) ORDER BY seq LIMIT %d`,
-		columns, len(args)+1, len(args)+2, types, missedPage)
 	reached := last.seq
 	for after := m.seq; ; {
-		page, err := l.read(ctx, l.DB, query, append(args, after, last.seq)...)
+		var q store.Query
+		q.And("seq > ? AND seq <= ?", after, last.seq)
+		page, err := urgent(ctx, l.DB, &q, "seq")
 		if err != nil {
 			return err
 		}
@@ -275,15 +273,15 @@ func (l *Log) eachSealed(ctx context.Context, do func(*row) (again bool)) error 
 	}
 }
 
-// urgentTypes are the types of which other nodes must know at once, as parameters of
-// a query.
-func urgentTypes() (places string, args []any) {
-	var list []string
+// urgent returns the first missedPage events of a condition, in the order of a column,
+// that other nodes must know of at once.
+func urgent(ctx context.Context, r store.Reader, q *store.Query, order string) ([]row, error) {
+	var types []countersign.EventType
 	for t, k := range countersign.Kinds() {
 		if k.Urgent {
-			args = append(args, string(t))
-			list = append(list, fmt.Sprintf("$%d", len(args)))
+			types = append(types, t)
 		}
 	}
-	return strings.Join(list, ", "), args
+	q.And("type IN " + store.In(q, types))
+	return read(ctx, r, `SELECT `+columns+` FROM event`+q.Where()+` ORDER BY `+order+` LIMIT `+q.Arg(missedPage), q.Args...)
 }

@@ -64,8 +64,8 @@ func (l *Log) seal(ctx context.Context) {
 // the new end of the log beside it, and returns how many there were. One sealer
 // works at a time over all nodes.
 func (l *Log) Seal(ctx context.Context) (n int, err error) {
-	pending, err := l.unsealed(ctx, l.DB)
-	if err != nil || !pending {
+	oldest, err := OldestUnsealed(ctx, l.DB)
+	if err != nil || oldest.IsZero() {
 		return 0, err
 	}
 	err = l.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
@@ -76,7 +76,7 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 		if err != nil {
 			return err
 		}
-		batch, err := l.read(ctx, tx, `SELECT `+columns+` FROM event WHERE seq IS NULL ORDER BY id LIMIT $1`, sealBatch)
+		batch, err := read(ctx, tx, `SELECT `+columns+` FROM event WHERE seq IS NULL ORDER BY id LIMIT $1`, sealBatch)
 		if err != nil {
 			return err
 		}
@@ -99,16 +99,15 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-func (l *Log) unsealed(ctx context.Context, r store.Reader) (bool, error) {
-	var one int
-	err := r.QueryRow(ctx, `SELECT 1 FROM event WHERE seq IS NULL LIMIT 1`).Scan(&one)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+// OldestUnsealed returns when the oldest event that waits for its seal happened; the
+// zero time if none waits.
+func OldestUnsealed(ctx context.Context, r store.Reader) (time.Time, error) {
+	var at int64
+	err := r.QueryRow(ctx, `SELECT at FROM event WHERE seq IS NULL ORDER BY id LIMIT 1`).Scan(&at)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, fmt.Errorf("look for unsealed events: %w", store.Wrap(err))
 	}
-	if err != nil {
-		return false, fmt.Errorf("look for unsealed events: %w", err)
-	}
-	return true, nil
+	return store.Time(at), nil
 }
 
 // chain is the hash of an event over the hash before it: SHA-256 of the previous
@@ -155,7 +154,7 @@ func (l *Log) Verify(ctx context.Context) (Report, error) {
 	}
 	after := int64(math.MinInt64) // a line before the first is found too
 	for {
-		batch, err := l.read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, sealBatch)
+		batch, err := read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, sealBatch)
 		if err != nil {
 			return rep, err
 		}

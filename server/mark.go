@@ -12,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/watermark"
 )
@@ -65,7 +66,7 @@ func (s *Server) dbState(ctx context.Context) (st watermark.State, err error) {
 
 // loss compares what was seen with the database.
 func (s *Server) loss(ctx context.Context, seen, now watermark.State) (*watermark.Loss, error) {
-	hash, err := s.events.HashAt(ctx, seen.Seq)
+	hash, err := event.HashAt(ctx, s.db, seen.Seq)
 	if err != nil {
 		return nil, err
 	}
