@@ -69,6 +69,10 @@ type Book struct {
 	now  func() time.Time
 	file file
 
+	// attempt is held while the end of a hold is being recorded, so that a hold is not
+	// dropped, or recorded by a second caller, in the middle of it.
+	attempt sync.Mutex
+
 	mu       sync.Mutex
 	holds    []Hold         // in the order in which they were placed
 	inForce  map[string]int // how many are, by device
@@ -164,13 +168,18 @@ func (b *Book) Volatile() error {
 }
 
 // Drop takes a hold out of force: the act is not retried any more. That it was dropped
-// is yet to be recorded, see Settle. NotFound if there is none, or it is dropped already.
+// is yet to be recorded, see Record. It waits for an attempt to record the act that has
+// begun. NotFound if there is no such hold, because that attempt succeeded or otherwise,
+// or it is dropped already.
 func (b *Book) Drop(id string, actor countersign.Actor, via string) (Hold, error) {
+	b.attempt.Lock()
+	defer b.attempt.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.holds, func(h Hold) bool { return h.ID == id && !h.Dropped() })
 	if i < 0 {
-		return Hold{}, countersign.Errorf(countersign.NotFound, "this node has no emergency hold %.40q", id).WithNext("list the holds of this node; each node has its own")
+		return Hold{}, countersign.Errorf(countersign.NotFound, "this node has no emergency hold %.40q", id).
+			WithNext("list the holds of this node; each node has its own, and one whose act was recorded is no longer listed")
 	}
 	b.holds[i].DroppedBy, b.holds[i].DroppedVia, b.holds[i].DroppedAt = actor, via, b.now().UTC().Truncate(time.Microsecond)
 	b.count()
@@ -178,25 +187,33 @@ func (b *Book) Drop(id string, actor countersign.Actor, via string) (Hold, error
 	return b.holds[i], nil
 }
 
-// Settle forgets a hold whose act, or whose drop, is on record.
-func (b *Book) Settle(id string) {
+// Record calls record with a hold as it is now, one call at a time. If that returns nil,
+// the hold's act, or its drop, is on record and the hold is forgotten; otherwise the
+// attempt is noted. A hold that is not there any more is on record: nil.
+func (b *Book) Record(id string, record func(Hold) error) error {
+	b.attempt.Lock()
+	defer b.attempt.Unlock()
+	list := b.List()
+	i := slices.IndexFunc(list, func(h Hold) bool { return h.ID == id })
+	if i < 0 {
+		return nil
+	}
+	err := record(list[i])
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.holds = slices.DeleteFunc(b.holds, func(h Hold) bool { return h.ID == id })
-	b.count()
-	_ = b.save() // Volatile has it; a hold that comes back after a restart is recorded once all the same
-}
-
-// Failed notes an attempt to record a hold that failed.
-func (b *Book) Failed(id string, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if err == nil {
+		b.holds = slices.DeleteFunc(b.holds, func(h Hold) bool { return h.ID == id })
+		b.count()
+		_ = b.save() // Volatile has it; a hold that comes back after a restart is recorded once all the same
+		return nil
+	}
 	for i := range b.holds {
 		if h := &b.holds[i]; h.ID == id {
 			h.Tries++
 			h.Error = countersign.Public(err).Message
 		}
 	}
+	return err
 }
 
 // Save writes the file again where that failed before.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,10 +62,62 @@ func TestHoldsSurviveARestart(t *testing.T) {
 			t.Errorf("%q: got %v, want it not refused", device, err)
 		}
 	}
-	b.Settle(first.ID)
-	b.Settle(second.ID)
+	for _, h := range list {
+		if err := b.Record(h.ID, func(hold.Hold) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if b = open(t, path); len(b.List()) != 0 {
 		t.Errorf("settled holds came back: %+v", b.List())
+	}
+}
+
+// TestDropWaitsForAnAttemptToRecord drops a hold while its act is being recorded. Where
+// that succeeds, the operator must not be answered that the hold was dropped; where it fails, the
+// next attempt must record the drop and not the act. Two attempts never run at once.
+func TestDropWaitsForAnAttemptToRecord(t *testing.T) {
+	for name, outcome := range map[string]error{"recorded": nil, "failed": errors.New("no database")} {
+		t.Run(name, func(t *testing.T) {
+			b := open(t, filepath.Join(t.TempDir(), "holds.json"))
+			h := place(t, b, hold.Hold{Act: hold.Suspend, Device: "pump-1"})
+			var running atomic.Int32
+			begun, release := make(chan struct{}, 2), make(chan struct{})
+			for range 2 {
+				go func() {
+					_ = b.Record(h.ID, func(hold.Hold) error {
+						if running.Add(1) > 1 {
+							t.Error("two attempts at once")
+						}
+						defer running.Add(-1)
+						begun <- struct{}{}
+						<-release
+						return outcome
+					})
+				}()
+			}
+			<-begun
+			dropped := make(chan error, 1)
+			go func() {
+				_, err := b.Drop(h.ID, countersign.OperatorActor("ann"), "cli")
+				dropped <- err
+			}()
+			select {
+			case err := <-dropped:
+				t.Fatalf("dropped in the middle of an attempt: %v", err)
+			case <-time.After(20 * time.Millisecond):
+			}
+			close(release)
+			if err := <-dropped; outcome == nil && countersign.CodeOf(err) != countersign.NotFound || outcome != nil && err != nil {
+				t.Errorf("drop after an attempt that ended with %v: got %v", outcome, err)
+			}
+			if outcome == nil {
+				return
+			}
+			var last hold.Hold
+			if err := b.Record(h.ID, func(now hold.Hold) error { last = now; return nil }); err != nil || !last.Dropped() {
+				t.Errorf("the next attempt: got %+v, %v, want the dropped hold", last, err)
+			}
+		})
 	}
 }
 

@@ -97,22 +97,21 @@ func (d *Authority) recordHolds(ctx context.Context) {
 		if _, lost := d.DB.Lost(); lost || ctx.Err() != nil {
 			return
 		}
-		_ = d.RetryHold(ctx, h) // the hold has it
+		_ = d.RetryHold(ctx, h.ID) // the hold has it
 	}
 }
 
 // RetryHold records the act of an emergency hold, once, or that the hold was dropped.
-func (d *Authority) RetryHold(ctx context.Context, h hold.Hold) error {
-	ctx, cancel := context.WithTimeout(ctx, holdWait)
-	defer cancel()
-	err := d.recordHold(ctx, h)
-	if err != nil {
-		d.Holds.Failed(h.ID, err)
-		return err
-	}
-	d.Holds.Settle(h.ID)
-	d.Log.InfoContext(ctx, "emergency hold recorded", "device", h.Device, "hold", h.ID)
-	return nil
+func (d *Authority) RetryHold(ctx context.Context, id string) error {
+	return d.Holds.Record(id, func(h hold.Hold) error {
+		ctx, cancel := context.WithTimeout(ctx, holdWait)
+		defer cancel()
+		if err := d.recordHold(ctx, h); err != nil {
+			return err
+		}
+		d.Log.InfoContext(ctx, "emergency hold recorded", "device", h.Device, "hold", h.ID)
+		return nil
+	})
 }
 
 func (d *Authority) recordHold(ctx context.Context, h hold.Hold) error {

@@ -1,6 +1,7 @@
 package ra_test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,7 +20,8 @@ func TestDatabaseThatCannotWriteHoldsTheDeviceBack(t *testing.T) {
 	proxy := storetest.NewProxy(t, storetest.PostgresURL(t))
 	w := newWorld(t, storetest.OpenURL(t, proxy.URL()))
 	var err error
-	if w.Holds, err = hold.Open(filepath.Join(t.TempDir(), "holds.json"), w.clock.Now); err != nil {
+	path := filepath.Join(t.TempDir(), "holds.json")
+	if w.Holds, err = hold.Open(path, w.clock.Now); err != nil {
 		t.Fatal(err)
 	}
 	cert := w.active(t, "pump-1")
@@ -39,15 +41,26 @@ func TestDatabaseThatCannotWriteHoldsTheDeviceBack(t *testing.T) {
 	wantCode(t, err, countersign.DeviceOnHold)
 
 	held := w.Holds.List()
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	proxy.Heal()
-	if err := w.RetryHold(t.Context(), held[0]); err != nil {
+	if err := w.RetryHold(t.Context(), held[0].ID); err != nil {
 		t.Fatal(err)
 	}
 	if w.device(t, "pump-1").State != countersign.DeviceSuspended || len(w.Holds.List()) != 0 {
 		t.Error("with room again: the act is not recorded, or still held")
 	}
-	if err := w.RetryHold(t.Context(), held[0]); err != nil {
-		t.Errorf("again: %v", err)
+	// A node that was killed before it forgot the hold has it again.
+	if err := os.WriteFile(path, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.Holds, err = hold.Open(path, w.clock.Now); err != nil || len(w.Holds.List()) != 1 {
+		t.Fatalf("the holds of before: %v, %v", w.Holds.List(), err)
+	}
+	if err := w.RetryHold(t.Context(), held[0].ID); err != nil || len(w.Holds.List()) != 0 {
+		t.Errorf("again: %v, and holds %v", err, w.Holds.List())
 	}
 	for _, kind := range []countersign.EventType{countersign.HoldPlaced, countersign.DeviceSuspendedEv, countersign.HoldRecorded} {
 		if n := len(w.events(t, event.Filter{Type: kind})); n != 1 {

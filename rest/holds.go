@@ -36,7 +36,7 @@ func (s *Server) retryHold(ctx context.Context, in *holdID) (api.Hold, error) {
 		}
 		out := shapeHold(h)
 		out.State = "recorded"
-		return out, s.RA.RetryHold(ctx, h)
+		return out, s.RA.RetryHold(ctx, h.ID)
 	}
 	return api.Hold{}, countersign.Errorf(countersign.NotFound, "this node has no emergency hold %.40q", in.ID).
 		WithNext("list the holds of this node; each node has its own, and one that was recorded is gone")
