@@ -319,22 +319,14 @@ func (d *Decider) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string
 const secretColumns = `id, device, slot, kind, scram IS NOT NULL, state, reason, created_by, created_at, expires_at, used_at`
 
 func (d *Decider) querySecrets(ctx context.Context, rd store.Reader, rest string, args ...any) (list []Secret, err error) {
-	rows, err := rd.Query(ctx, `SELECT `+secretColumns+` FROM device_secret `+rest, args...)
+	list, err = store.List(ctx, rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret `+rest, args...)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't read secrets: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		s, err := scanSecret(rows)
-		if err != nil {
-			return nil, fmt.Errorf("couldn't read secrets: %w", err)
-		}
-		list = append(list, s)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
-func scanSecret(row interface{ Scan(dest ...any) error }) (s Secret, err error) {
+func scanSecret(row store.Row) (s Secret, err error) {
 	var created, expires, used int64
 	err = row.Scan(&s.ID, &s.Device, &s.Slot, &s.Kind, &s.SCRAM, &s.State, &s.Reason, &s.CreatedBy, &created, &expires, &used)
 	s.CreatedAt, s.ExpiresAt, s.UsedAt = store.Time(created), store.Time(expires), store.Time(used)

@@ -81,6 +81,17 @@ func CredentialsByID(ctx context.Context, rd store.Reader, ids []string) (map[st
 	return found, nil
 }
 
+// Holders returns those of the devices that have an active credential made for them.
+func Holders(ctx context.Context, rd store.Reader, devices []string) ([]string, error) {
+	var q store.Query
+	list, err := store.List(ctx, rd, store.Scan[string],
+		`SELECT DISTINCT device FROM credential WHERE state = 'active' AND device IN `+store.In(&q, devices), q.Args...)
+	if err != nil {
+		return nil, fmt.Errorf("read which devices have credentials: %w", err)
+	}
+	return list, nil
+}
+
 // Fingerprints are what evidence finds the credential by; second may be empty.
 func (c *Credential) Fingerprints() (first, second string) { return c.lookup, c.second }
 

@@ -90,6 +90,19 @@ func (r *Registry) Device(ctx context.Context, rd store.Reader, id string) (Entr
 	return e, nil
 }
 
+// DevicesByID reads those of the devices that are on record; at most store.MaxPage ids.
+func DevicesByID(ctx context.Context, rd store.Reader, ids []string) (map[string]countersign.Device, error) {
+	found := map[string]countersign.Device{}
+	var q store.Query
+	for e, err := range store.Rows(ctx, rd, scanDevice, `SELECT `+deviceColumns+` FROM device WHERE id IN `+store.In(&q, ids), q.Args...) {
+		if err != nil {
+			return nil, fmt.Errorf("read devices: %w", err)
+		}
+		found[e.ID] = e.Device
+	}
+	return found, nil
+}
+
 // LockDevice makes the transaction the only one that works on the device.
 func LockDevice(ctx context.Context, tx *store.Tx, id string) error {
 	return tx.Lock(ctx, "device:"+id)
