@@ -7,6 +7,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"database/sql"
@@ -18,6 +19,8 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/policies"
+	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -42,8 +45,8 @@ type Decider struct {
 	// Tokens checks access tokens; nil: none are accepted.
 	Tokens *Tokens
 
-	// Policies say what a client may do; nil: the built-in policy for every fleet.
-	Policies *Policies
+	// Policies decide what a client may do; nil: the built-in policy for every fleet.
+	Policies *policies.Store
 
 	rules   rules
 	issuers issuers
@@ -73,10 +76,8 @@ type Decision struct {
 	// Ended is since when a certificate on record is good no more; zero where that is
 	// not what it was refused for.
 	Ended time.Time
-	// Tags of the device, and the common name of its certificate: what a policy may
-	// speak of.
-	Tags map[string]string
-	CN   string
+	// Subject is the client as the policy of the fleet sees it.
+	Subject policy.Subject
 	// Judged: the policy of the fleet was asked, since all else was in order.
 	Judged bool
 	// ReadOnly: it may do nothing but listen, whatever the policy says.
@@ -106,6 +107,29 @@ func (d *Decider) Decide(ctx context.Context, c countersign.Connection) Decision
 		dec.Permissions.Publish, dec.Permissions.Retain = countersign.Filters{}, countersign.Filters{}
 	}
 	return dec
+}
+
+// permit grants the identified client what the policy of its fleet permits.
+func (d *Decider) permit(ctx context.Context, c countersign.Connection, dec *Decision) {
+	in := policies.InForce{Policy: policy.Builtin()}
+	if d.Policies != nil {
+		var err error
+		if in, err = d.Policies.Of(ctx, dec.Fleet); err != nil {
+			dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "the policy of the fleet cannot be read now"
+			return
+		}
+	}
+	dec.Judged = true
+	as := &dec.Subject
+	as.Kind, as.Device, as.Fleet, as.Scope = policy.KindOf(dec.Device), dec.Device, dec.Fleet, dec.Scope
+	as.ClientID = cmp.Or(c.ClientID, policies.OwnClientID(dec.Device))
+	perms, connect, why := in.Policy.Permissions(*as)
+	if !connect {
+		dec.Allow, dec.Code = false, countersign.NotAllowed
+		dec.Reason = fmt.Sprintf("the %s of fleet %s: %s", in, dec.Fleet, why)
+		return
+	}
+	dec.Permissions = perms
 }
 
 // setBudget has the verdict carry what the rules of its fleet, as they are on record now,
@@ -162,12 +186,12 @@ func (d *Decider) byCertificate(ctx context.Context, c countersign.Connection) D
 	case err != nil:
 		return refuse(countersign.Unavailable, "the record of the certificate cannot be read now")
 	}
-	dec := Decision{Known: true, Replaced: rec.replaced, CN: leaf.Subject.CommonName, Verdict: countersign.Verdict{
+	dec := Decision{Known: true, Replaced: rec.replaced, Verdict: countersign.Verdict{
 		Device: rec.device, Fleet: rec.fleet, NotAfter: rec.notAfter,
 		Cert: rec.ref,
 	}}
-	dec.Kind = countersign.AccessCertificate
-	if dec.Tags, err = rec.tagsOf(); err != nil {
+	dec.Kind, dec.Subject.CN = countersign.AccessCertificate, leaf.Subject.CommonName
+	if dec.Subject.Tags, err = rec.tagsOf(); err != nil {
 		dec.Code, dec.Reason = countersign.Unavailable, "the record of the device cannot be read now"
 		return dec
 	}
@@ -218,13 +242,15 @@ func ago(d time.Duration) string {
 	return fmt.Sprintf("%d d", int(d.Hours()/24))
 }
 
-// checkClient is checkClientID on record: ids may hold colons, so "a:b" is also what
-// the device "a:b" comes as, and a is not to pass for it in a policy or at a broker
-// where all clients share one name space.
+// checkClient binds the MQTT Client Identifier to the device, by its form and on record:
+// ids may hold colons, so "a:b" is also what the device "a:b" connects as, and a must not
+// pass for it in a policy or at a broker where all clients share one name space.
 func (d *Decider) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
-	code, reason := checkClientID(client, device)
-	if code != "" || client == "" || client == device || !countersign.IsDeviceID(client) {
-		return code, reason
+	if !policies.MayUseClientID(device, client) {
+		return countersign.SubjectMismatch, policies.NotItsClientID(device, client)
+	}
+	if client == "" || client == device || !countersign.IsDeviceID(client) {
+		return "", ""
 	}
 	var other int
 	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id = $1`, client).Scan(&other)
@@ -241,7 +267,7 @@ func (d *Decider) checkClient(ctx context.Context, client, device string) (count
 const brokers = "hook:"
 
 // checkStranger refuses a guest or an operator's application the client identifiers of
-// devices, as checkClientID has them. At brokers of others all clients share one name
+// devices, as [policies.MayUseClientID] has them. At brokers of others all clients share one name
 // space, so it would throw the device out there, and get what was kept for it.
 func (d *Decider) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
 	client, _, _ = strings.Cut(client, "/")
@@ -265,16 +291,4 @@ func (d *Decider) checkStranger(ctx context.Context, client string) (countersign
 		return countersign.SubjectMismatch, "the client id is a device's"
 	}
 	return "", ""
-}
-
-// checkClientID binds the MQTT Client Identifier to the device: the id itself, or
-// the id, a slash or colon, and more; empty lets the gateway choose. Ids may hold
-// colons too, so a gateway that shares one name space among devices must
-// keep "a:b" of device a apart from device "a:b".
-func checkClientID(client, device string) (countersign.Code, string) {
-	rest, ok := strings.CutPrefix(client, device)
-	if client == "" || ok && (rest == "" || rest[0] == '/' || rest[0] == ':') {
-		return "", ""
-	}
-	return countersign.SubjectMismatch, fmt.Sprintf("client id %.80q is neither the device id %q nor starts with it and a slash or colon", client, device)
 }

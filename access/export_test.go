@@ -1,11 +1,5 @@
 package access
 
-const (
-	MaxDecisions = maxDecisions
-	ThinFor      = thinFor
-	MaxPerClient = maxPerClient
-)
-
 // SCRAM checks a client's proof for a secret, and gives the server's signature.
 func SCRAM(secret string, salt, auth, proof []byte, iterations int) (right bool, signature []byte, err error) {
 	k, err := makeSCRAMKeys(secret, salt, iterations)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -122,7 +123,7 @@ type proof struct {
 
 // decide holds a device that has proved itself against its record.
 func (d *Decider) decide(ctx context.Context, c countersign.Connection, h *holder, p proof) Decision {
-	dec := Decision{Known: true, Kind: p.kind, Tags: h.tags, Verdict: countersign.Verdict{
+	dec := Decision{Known: true, Kind: p.kind, Subject: policy.Subject{Tags: h.tags}, Verdict: countersign.Verdict{
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
 	}}
 	dec.Code, dec.Reason, dec.FirstUse = h.refusal(p)

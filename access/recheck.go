@@ -2,7 +2,6 @@ package access
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"maps"
 	"slices"
@@ -224,68 +223,61 @@ func serialsOf(refs []countersign.CertRef) []countersign.Serial {
 }
 
 func (a *standings) readFleets(ctx context.Context, names []string) error {
-	return inBatches(ctx, a.rd, `SELECT name, rules FROM fleet WHERE name IN (`, names, func(rows *sql.Rows) error {
-		var name, rules string
-		err := rows.Scan(&name, &rules)
-		a.fleets[name] = rules
-		return err
-	})
+	type fleet struct{ name, rules string }
+	scan := func(row store.Row) (f fleet, err error) {
+		err = row.Scan(&f.name, &f.rules)
+		return f, err
+	}
+	return eachIn(ctx, a.rd, scan, `SELECT name, rules FROM fleet WHERE name IN`, names, func(f fleet) { a.fleets[f.name] = f.rules })
 }
 
 func (a *standings) readDevices(ctx context.Context, ids []string) error {
-	return inBatches(ctx, a.rd, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		var h holder
-		err := rows.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
-		a.devices[h.device] = h
-		return err
-	})
+	scan := func(row store.Row) (h holder, err error) {
+		err = row.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
+		return h, err
+	}
+	return eachIn(ctx, a.rd, scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids, func(h holder) { a.devices[h.device] = h })
 }
 
 func (a *standings) readCertificates(ctx context.Context, serials []countersign.Serial) error {
-	return inBatches(ctx, a.rd, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN (`, serials, func(rows *sql.Rows) error {
-		r, err := scanRecord(rows)
-		a.certs[r.ref] = r
-		return err
-	})
+	return eachIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials, func(r record) { a.certs[r.ref] = r })
 }
 
 // readOwn reads the certificates of devices that a broker vouches for: it may have verified
 // any of them.
 func (a *standings) readOwn(ctx context.Context, ids []string) error {
-	err := inBatches(ctx, a.rd, `SELECT DISTINCT device FROM certificate WHERE device IN (`, ids, func(rows *sql.Rows) error {
-		var id string
-		err := rows.Scan(&id)
-		a.certain[id] = true
-		return err
-	})
+	err := eachIn(ctx, a.rd, store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids, func(id string) { a.certain[id] = true })
 	if err != nil {
 		return err
 	}
-	return inBatches(ctx, a.rd, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN (`, ids, func(rows *sql.Rows) error {
-		r, err := scanRecord(rows)
-		a.own[r.device] = append(a.own[r.device], r)
-		return err
-	})
+	return eachIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids,
+		func(r record) { a.own[r.device] = append(a.own[r.device], r) })
 }
 
 func (a *standings) readSecrets(ctx context.Context, ids []string) error {
-	return inBatches(ctx, a.rd, `SELECT id, kind, state, created_pos, expires_at FROM device_secret WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		var s held
+	scan := func(row store.Row) (s held, err error) {
 		var state string
 		var expires int64
-		err := rows.Scan(&s.id, &s.kind, &state, &s.made, &expires)
+		err = row.Scan(&s.id, &s.kind, &state, &s.made, &expires)
 		s.stopped, s.expires = state != secretActive, store.Time(expires)
-		a.secrets[s.id] = s
-		return err
-	})
+		return s, err
+	}
+	return eachIn(ctx, a.rd, scan, `SELECT id, kind, state, created_pos, expires_at FROM device_secret WHERE id IN`, ids, func(s held) { a.secrets[s.id] = s })
 }
 
 func (a *standings) readTokens(ctx context.Context, ids []string) error {
-	return inBatches(ctx, a.rd, `SELECT `+tokenColumns+` FROM access_token WHERE id IN (`, ids, func(rows *sql.Rows) error {
-		k, err := scanToken(rows)
-		a.tokens[k.ID] = k
-		return err
-	})
+	return eachIn(ctx, a.rd, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, ids, func(k Token) { a.tokens[k.ID] = k })
+}
+
+// eachIn calls add with each row of a query that ends in IN.
+func eachIn[T any, V ~string](ctx context.Context, rd store.Reader, scan func(store.Row) (T, error), q string, values []V, add func(T)) error {
+	for v, err := range store.RowsIn(ctx, rd, scan, q, values) {
+		if err != nil {
+			return err
+		}
+		add(v)
+	}
+	return nil
 }
 
 // refusal reports why a session rests on nothing that is good now; empty if it does.

@@ -117,7 +117,7 @@ func login(device string, secret []byte) countersign.Connection {
 func (d *door) wantIn(t *testing.T, what string, c countersign.Connection, kind countersign.AccessKind, credential string) access.Decision {
 	t.Helper()
 	got := d.Decide(t.Context(), c)
-	if !got.Allow || got.Device != "pump-1" || got.Fleet != "pumps" || !got.Known || got.Kind != kind || got.Credential != credential || got.Tags["site"] != "north" {
+	if !got.Allow || got.Device != "pump-1" || got.Fleet != "pumps" || !got.Known || got.Kind != kind || got.Credential != credential || got.Subject.Tags["site"] != "north" {
 		t.Errorf("%s: got %+v, want in as pump-1 by %s %s", what, got, kind, credential)
 	}
 	return got

@@ -115,7 +115,7 @@ const (
 		JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END`
 )
 
-func scanRecord(row interface{ Scan(dest ...any) error }) (r record, err error) {
+func scanRecord(row store.Row) (r record, err error) {
 	var from, to, accept, revoked int64
 	err = row.Scan(&r.ref.Issuer, &r.ref.Serial, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked, &r.issued,
 		&r.path, &r.der, &r.fleet, &r.deviceState, &r.deviceReason, &r.deviceRevoked, &r.tags, &r.rules,

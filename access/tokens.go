@@ -206,14 +206,15 @@ func expiredToken() error {
 //nolint:gosec // names of columns
 const tokenColumns = `id, subject, source, fleet, devices, read_only, issued_at, expires_at, revoked_at, issued_pos`
 
-func scanToken(row interface{ Scan(dest ...any) error }) (k Token, err error) {
+func scanToken(row store.Row) (k Token, err error) {
 	var devices string
 	var issued, expires, revoked int64
 	if err := row.Scan(&k.ID, &k.Subject, &k.Source, &k.Fleet, &devices, &k.ReadOnly, &issued, &expires, &revoked, &k.IssuedPos); err != nil {
 		return k, store.Wrap(err)
 	}
 	k.IssuedAt, k.ExpiresAt, k.RevokedAt = store.Time(issued), store.Time(expires), store.Time(revoked)
-	return k, json.Unmarshal([]byte(devices), &k.Devices)
+	err = json.Unmarshal([]byte(devices), &k.Devices)
+	return k, err
 }
 
 // Get reads one token: NotFound if there is none.

@@ -40,8 +40,8 @@ func (d *Authority) Admit(ctx context.Context, c countersign.Connection) counter
 		defer cancel()
 	}
 	d.refuseHeld(&dec)
-	if d.Sample != nil {
-		d.Sample.Connect(c, &dec)
+	if d.Sample != nil && dec.Judged {
+		d.Sample.Connect(dec.Subject, dec.Allow)
 	}
 	switch {
 	case dec.Replaced:

@@ -18,6 +18,7 @@ import (
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/lockout"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -29,7 +30,7 @@ type Authority struct {
 	Registry *registry.Registry
 	Access   *access.Decider
 	Ledger   *lockout.Ledger
-	Sample   *access.Sample // of what was decided, for the replay of policies; nil: none
+	Sample   *policies.Sample // of what was decided, for the replay of policies; nil: none
 	Events   *event.Log
 	CRLs     *Publisher
 	Now      func() time.Time

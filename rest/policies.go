@@ -3,8 +3,8 @@ package rest
 import (
 	"context"
 
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/danielgtaylor/huma/v2"
 )
 
@@ -29,7 +29,7 @@ type OfFleet struct {
 	Fleet string `path:"fleet" maxLength:"63"`
 }
 
-func (s *Server) policies() *access.Policies { return s.RA.Access.Policies }
+func (s *Server) policies() *policies.Store { return s.RA.Access.Policies }
 
 func (s *Server) getPolicy(ctx context.Context, in *OfFleet) (api.Policy, error) {
 	v, err := s.policies().Present(ctx, in.Fleet)
@@ -61,7 +61,7 @@ func (s *Server) listPolicies(ctx context.Context, in *struct {
 }
 
 func (s *Server) checkPolicy(_ context.Context, in *struct{ Body api.PolicySource }) (api.PolicyCheck, error) {
-	r := access.CheckPolicy(in.Body.Source)
+	r := policies.Check(in.Body.Source)
 	out := api.PolicyCheck{OK: len(r.Problems)+len(r.Failures) == 0, Warnings: shapeWarnings(r.Warnings)}
 	for _, p := range r.Problems {
 		out.Problems = append(out.Problems, api.PolicyProblem{Line: p.Line, Column: p.Column, Message: p.Message})
@@ -75,7 +75,7 @@ func (s *Server) checkPolicy(_ context.Context, in *struct{ Body api.PolicySourc
 }
 
 func (s *Server) explainPolicy(ctx context.Context, in *struct{ Body api.PolicyQuestion }) (api.PolicyAnswer, error) {
-	a, err := s.policies().Explain(ctx, access.PolicyQuestion(in.Body))
+	a, err := s.policies().Explain(ctx, policies.Question(in.Body))
 	return api.PolicyAnswer{Fleet: a.Fleet, Version: a.Version, Decision: shapeDecision(a.Decision)}, err
 }
 
@@ -109,8 +109,8 @@ func (s *Server) applyPolicy(ctx context.Context, in *struct {
 },
 ) (api.AppliedPolicy, error) {
 	by := s.by(ctx)
-	return s.applied(ctx, in.Fleet, func() (access.PolicyVersion, bool, error) {
-		return s.policies().Apply(ctx, access.PolicyDraft{
+	return s.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
+		return s.policies().Apply(ctx, policies.Draft{
 			Fleet: in.Fleet, Source: in.Body.Source, Note: in.Body.Note, Expect: in.Body.Expect,
 		}, by.Actor, by.Via)
 	})
@@ -122,15 +122,15 @@ func (s *Server) rollbackPolicy(ctx context.Context, in *struct {
 },
 ) (api.AppliedPolicy, error) {
 	by := s.by(ctx)
-	return s.applied(ctx, in.Fleet, func() (access.PolicyVersion, bool, error) {
-		return s.policies().Rollback(ctx, access.PolicyDraft{Fleet: in.Fleet, Note: in.Body.Note, Expect: in.Body.Expect}, in.Body.To, by.Actor, by.Via)
+	return s.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
+		return s.policies().Rollback(ctx, policies.Draft{Fleet: in.Fleet, Note: in.Body.Note, Expect: in.Body.Expect}, in.Body.To, by.Actor, by.Via)
 	})
 }
 
 // applied tells what an application led to. The sessions are listed before it: some
 // are cut before the answer is made.
-func (s *Server) applied(ctx context.Context, fleet string, apply func() (access.PolicyVersion, bool, error)) (api.AppliedPolicy, error) {
-	before := access.OfFleet(s.Sessions(), fleet)
+func (s *Server) applied(ctx context.Context, fleet string, apply func() (policies.Version, bool, error)) (api.AppliedPolicy, error) {
+	before := policies.OfFleet(s.Sessions(), fleet)
 	v, changed, err := apply()
 	if err != nil {
 		return api.AppliedPolicy{}, err
@@ -147,18 +147,18 @@ func (s *Server) applied(ctx context.Context, fleet string, apply func() (access
 	return out, nil
 }
 
-func shapePolicy(v access.PolicyVersion) api.Policy {
+func shapePolicy(v policies.Version) api.Policy {
 	return api.Policy{Fleet: v.Fleet, Version: v.Version, Note: v.Note, By: string(v.By), AppliedAt: v.At.UTC()}
 }
 
 // readablePolicy is shapePolicy with the document.
-func readablePolicy(v access.PolicyVersion) api.Policy {
+func readablePolicy(v policies.Version) api.Policy {
 	p := shapePolicy(v)
-	p.Source, p.Warnings = v.Source, shapeWarnings(access.CheckPolicy(v.Source).Warnings)
+	p.Source, p.Warnings = v.Source, shapeWarnings(policies.Check(v.Source).Warnings)
 	return p
 }
 
-func shapeWarnings(list []access.PolicyWarning) (out []api.PolicyWarning) {
+func shapeWarnings(list []policies.Warning) (out []api.PolicyWarning) {
 	for _, w := range list {
 		out = append(out, api.PolicyWarning{
 			Code: w.Code, Check: w.Check, Severity: string(w.Severity), Statement: w.Statement, Line: w.Line, Column: w.Column, Message: w.Message,
@@ -167,6 +167,6 @@ func shapeWarnings(list []access.PolicyWarning) (out []api.PolicyWarning) {
 	return out
 }
 
-func shapeDecision(d access.PolicyDecision) api.PolicyDecision {
+func shapeDecision(d policies.Decision) api.PolicyDecision {
 	return api.PolicyDecision{Allowed: d.Allowed, Statement: d.Statement, Line: d.Line, Pattern: d.Pattern, As: d.As, Why: d.Why}
 }

@@ -6,14 +6,14 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/policies"
 )
 
 func policyHouse(t *testing.T) (*house, *client) {
 	t.Helper()
 	h := newHouse(t)
-	h.RA.Access.Policies = &access.Policies{DB: h.db, Now: h.Now, Append: h.Events.Append}
+	h.RA.Access.Policies = &policies.Store{DB: h.db, Now: h.Now, Events: h.Events}
 	return h, h.local(t)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/policies"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 // rechecks are what changed, of which the sessions are yet to be compared with the record.
 // They are as many as there are fleets and authorities at the most.
 type rechecks struct {
-	sample *access.Sample
+	sample *policies.Sample
 	pace   *rate.Limiter
 
 	mu   sync.Mutex
@@ -52,8 +53,8 @@ func (w scope) of(sessions []countersign.Session) []countersign.Session {
 
 // openPolicies sets up what says what a session may do, and hears of its changes.
 func (s *Server) openPolicies(context.Context) error {
-	s.desk.Access.Policies = &access.Policies{DB: s.db, Now: s.opts.Now, Append: s.events.Append, Live: s.events.Live}
-	s.desk.Sample = &access.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
+	s.desk.Access.Policies = &policies.Store{DB: s.db, Now: s.opts.Now, Events: s.events}
+	s.desk.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
 	s.rechecks = rechecks{
 		sample: s.desk.Sample, pace: rate.NewLimiter(recheckRate, recheckRate),
 		due: map[scope]bool{}, wake: make(chan struct{}, 1),

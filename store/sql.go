@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -46,6 +47,24 @@ func Rows[T any](ctx context.Context, r Reader, scan func(Row) (T, error), q str
 		}
 		if err := rows.Err(); err != nil {
 			yield(none, Wrap(err))
+		}
+	}
+}
+
+// maxIn bounds the values in one list of IN, so that queries have few different texts.
+const maxIn = 200
+
+// RowsIn is Rows for a query that ends in IN, over any number of values, some at a time.
+func RowsIn[T any, V ~string](ctx context.Context, r Reader, scan func(Row) (T, error), q string, values []V) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for part := range slices.Chunk(values, maxIn) {
+			var in Query
+			places := In(&in, part)
+			for v, err := range Rows(ctx, r, scan, q+" "+places, in.Args...) {
+				if !yield(v, err) || err != nil {
+					return
+				}
+			}
 		}
 	}
 }

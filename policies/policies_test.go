@@ -1,11 +1,14 @@
-package access_test
+package policies_test
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"strings"
 	"sync"
 	"testing"
@@ -14,10 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // drafts are policies by what a device may publish to.
@@ -26,48 +31,65 @@ func draft(topics ...string) string {
 		"  - {id: own, effect: allow, actions: [publish], topics: ['" + strings.Join(topics, "', '") + "']}\n"
 }
 
-// onRecord puts device pump-1 with a tag and its certificate into the database.
-func onRecord(t *testing.T, db *store.DB) *x509.Certificate {
+// fleet is the one fleet of these tests.
+const fleet = "pumps"
+
+// ref is the certificate of device pump-1.
+var ref = countersign.CertRef{Issuer: "issuing", Serial: "a1"}
+
+var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+
+// newStore records device pump-1 with a tag and a certificate, and returns the policies of
+// its fleet with the events that are recorded.
+func newStore(t *testing.T, db *store.DB) (*policies.Store, *[]countersign.Event) {
 	t.Helper()
-	cert := certificate(t, 1)
-	good().record(t, db, cert)
-	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE device SET tags = $1`, `{"site":"north"}`)
-		_, err2 := tx.Exec(ctx, `UPDATE certificate SET der = $1`, cert.Raw)
-		return errors.Join(err, err2)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(0xa1), Subject: pkix.Name{CommonName: "pump-1"}}
+	key := kit.Key(t)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		for _, q := range []struct {
+			text string
+			args []any
+		}{
+			{`INSERT INTO authority (id, kind, parent, certificate, key_uri, state, created_at) VALUES ('issuing', 'issuing', '', $1, '', 'active', 0)`, []any{[]byte{}}},
+			{`INSERT INTO profile (name, spec, created_at, updated_at) VALUES ('device', '{}', 0, 0)`, nil},
+			{`INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at) VALUES ('pumps', 'issuing', 'device', '[]', 0, '', 0, 0)`, nil},
+			{`INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+				VALUES ('pump-1', 'pumps', 'active', '', '', '{"site":"north"}', 0, 0, 0, 0, '')`, nil},
+			{`INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence, method,
+				key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
+				VALUES ('a1', 'issuing', 'pump-1', 'pumps', 'device', 'active', '', 0, FALSE, '', '', '', '', '', 0, 0, 0, 0, 0, 0, 0, $1)`, []any{der}},
+		} {
+			if _, err := tx.Exec(ctx, q.text, q.args...); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return cert
-}
-
-// house is a database with device pump-1, and the policies of its fleet.
-func house(t *testing.T, db *store.DB) (*access.Policies, *[]countersign.Event) {
-	t.Helper()
-	onRecord(t, db)
+	p := nodeOn(db)
 	var mu sync.Mutex
 	var events []countersign.Event
-	return &access.Policies{DB: db, Now: func() time.Time { return start }, Append: func(_ context.Context, tx *store.Tx, list ...countersign.Event) error {
-		tx.AfterCommit(func() {
-			mu.Lock()
-			defer mu.Unlock()
-			events = append(events, list...)
-		})
-		return nil
-	}}, &events
+	p.Events.SubscribeRecorded(func(e countersign.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		events = append(events, e)
+	})
+	return p, &events
 }
 
-func fleetOf(t *testing.T, db *store.DB) string {
-	t.Helper()
-	var name string
-	if err := db.QueryRow(t.Context(), `SELECT fleet FROM device WHERE id = 'pump-1'`).Scan(&name); err != nil {
-		t.Fatal(err)
-	}
-	return name
+// nodeOn is the policies as one process has them.
+func nodeOn(db *store.DB) *policies.Store {
+	now := func() time.Time { return start }
+	return &policies.Store{DB: db, Now: now, Events: &event.Log{DB: db, Now: now, Log: slog.New(slog.DiscardHandler)}}
 }
 
-func apply(t *testing.T, p *access.Policies, d access.PolicyDraft) access.PolicyVersion {
+func apply(t *testing.T, p *policies.Store, d policies.Draft) policies.Version {
 	t.Helper()
 	v, changed, err := p.Apply(t.Context(), d, "operator:ann", "rest")
 	if err != nil || !changed {
@@ -76,8 +98,8 @@ func apply(t *testing.T, p *access.Policies, d access.PolicyDraft) access.Policy
 	return v
 }
 
-// may tells whether pump-1 may publish to a topic by the policy in force.
-func may(t *testing.T, p *access.Policies, fleet, topic string) bool {
+// may reports whether pump-1 may publish to a topic by the policy in force.
+func may(t *testing.T, p *policies.Store, topic string) bool {
 	t.Helper()
 	in, err := p.Of(t.Context(), fleet)
 	if err != nil {
@@ -88,40 +110,39 @@ func may(t *testing.T, p *access.Policies, fleet, topic string) bool {
 
 func TestVersionsFollowEachOther(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, events := house(t, db)
-		fleet := fleetOf(t, db)
+		p, events := newStore(t, db)
 		if v, err := p.Present(t.Context(), fleet); err != nil || v.Version != 0 || v.Source != string(policy.Starter()) {
 			t.Fatalf("Present before any: got version %d, %v, want the built-in one", v.Version, err)
 		}
-		if !may(t, p, fleet, "devices/pump-1/up/t") {
+		if !may(t, p, "devices/pump-1/up/t") {
 			t.Error("built-in policy: got no right to report")
 		}
 		one, two := draft("a"), draft("b")
-		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: one, Note: "first"})
-		if !may(t, p, fleet, "a") || may(t, p, fleet, "devices/pump-1/up/t") {
+		apply(t, p, policies.Draft{Fleet: fleet, Source: one, Note: "first"})
+		if !may(t, p, "a") || may(t, p, "devices/pump-1/up/t") {
 			t.Error("after version 1: got the policy before it")
 		}
-		if v, changed, err := p.Apply(t.Context(), access.PolicyDraft{Fleet: fleet, Source: one}, "operator:ann", "rest"); err != nil || changed || v.Version != 1 {
+		if v, changed, err := p.Apply(t.Context(), policies.Draft{Fleet: fleet, Source: one}, "operator:ann", "rest"); err != nil || changed || v.Version != 1 {
 			t.Errorf("the same again: got version %d, changed %v, %v, want 1 as it is", v.Version, changed, err)
 		}
 		expect := int64(0)
-		_, _, err := p.Apply(t.Context(), access.PolicyDraft{Fleet: fleet, Source: two, Expect: &expect}, "operator:bob", "rest")
+		_, _, err := p.Apply(t.Context(), policies.Draft{Fleet: fleet, Source: two, Expect: &expect}, "operator:bob", "rest")
 		if countersign.CodeOf(err) != countersign.Conflict || !strings.Contains(err.Error(), "operator:ann") {
 			t.Errorf("expecting version 0: got %v, want a conflict that names ann", err)
 		}
 		expect = 1
-		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: two, Expect: &expect})
-		back, changed, err := p.Rollback(t.Context(), access.PolicyDraft{Fleet: fleet}, 1, "operator:ann", "cli")
+		apply(t, p, policies.Draft{Fleet: fleet, Source: two, Expect: &expect})
+		back, changed, err := p.Rollback(t.Context(), policies.Draft{Fleet: fleet}, 1, "operator:ann", "cli")
 		if err != nil || !changed || back.Version != 3 || back.Source != one || back.Note != "back to version 1" {
 			t.Errorf("Rollback to 1: got %+v, %v, want version 3 with its source", back, err)
 		}
-		if _, _, err := p.Rollback(t.Context(), access.PolicyDraft{Fleet: fleet}, 9, "operator:ann", "cli"); countersign.CodeOf(err) != countersign.NotFound {
+		if _, _, err := p.Rollback(t.Context(), policies.Draft{Fleet: fleet}, 9, "operator:ann", "cli"); countersign.CodeOf(err) != countersign.NotFound {
 			t.Errorf("Rollback to 9: got %v, want not found", err)
 		}
-		if _, _, err := p.Rollback(t.Context(), access.PolicyDraft{Fleet: fleet}, 0, "operator:ann", "cli"); err != nil {
+		if _, _, err := p.Rollback(t.Context(), policies.Draft{Fleet: fleet}, 0, "operator:ann", "cli"); err != nil {
 			t.Errorf("Rollback to the built-in policy: %v", err)
 		}
-		if !may(t, p, fleet, "devices/pump-1/up/t") {
+		if !may(t, p, "devices/pump-1/up/t") {
 			t.Error("back at the built-in policy: got no right to report")
 		}
 		page, next, err := p.Versions(t.Context(), fleet, "", 3)
@@ -140,17 +161,16 @@ func TestVersionsFollowEachOther(t *testing.T) {
 
 func TestApplyRefusesWhatIsWrong(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		fleet := fleetOf(t, db)
+		p, _ := newStore(t, db)
 		failing := draft("a") + "tests:\n  - {name: t, as: {device: x}, deny: [publish a]}\n"
 		for name, c := range map[string]struct {
-			draft access.PolicyDraft
+			draft policies.Draft
 			want  countersign.Code
 		}{
-			"malformed":    {access.PolicyDraft{Fleet: fleet, Source: "statements: 1"}, countersign.BadRequest},
-			"failing test": {access.PolicyDraft{Fleet: fleet, Source: failing}, countersign.BadRequest},
-			"no fleet":     {access.PolicyDraft{Fleet: "nowhere", Source: draft("a")}, countersign.NotFound},
-			"long note":    {access.PolicyDraft{Fleet: fleet, Source: draft("a"), Note: strings.Repeat("x", 401)}, countersign.BadRequest},
+			"malformed":    {policies.Draft{Fleet: fleet, Source: "statements: 1"}, countersign.BadRequest},
+			"failing test": {policies.Draft{Fleet: fleet, Source: failing}, countersign.BadRequest},
+			"no fleet":     {policies.Draft{Fleet: "nowhere", Source: draft("a")}, countersign.NotFound},
+			"long note":    {policies.Draft{Fleet: fleet, Source: draft("a"), Note: strings.Repeat("x", 401)}, countersign.BadRequest},
 		} {
 			if _, _, err := p.Apply(t.Context(), c.draft, "operator:ann", "rest"); countersign.CodeOf(err) != c.want {
 				t.Errorf("%s: got %v, want %s", name, err, c.want)
@@ -164,15 +184,14 @@ func TestApplyRefusesWhatIsWrong(t *testing.T) {
 
 func TestTwoAppliesAtOnceDoNotOverwrite(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		fleet := fleetOf(t, db)
+		p, _ := newStore(t, db)
 		const writers = 8
 		errs := make([]error, writers)
 		var wg sync.WaitGroup
 		for i := range writers {
 			wg.Go(func() {
 				expect := int64(0)
-				_, _, errs[i] = p.Apply(t.Context(), access.PolicyDraft{Fleet: fleet, Source: draft(fmt.Sprintf("t%d", i)), Expect: &expect}, "operator:ann", "rest")
+				_, _, errs[i] = p.Apply(t.Context(), policies.Draft{Fleet: fleet, Source: draft(fmt.Sprintf("t%d", i)), Expect: &expect}, "operator:ann", "rest")
 			})
 		}
 		wg.Wait()
@@ -192,7 +211,7 @@ func TestTwoAppliesAtOnceDoNotOverwrite(t *testing.T) {
 		}
 		for i := range writers { // without an expectation all go through, one after the other
 			wg.Go(func() {
-				_, _, errs[i] = p.Apply(t.Context(), access.PolicyDraft{Fleet: fleet, Source: draft(fmt.Sprintf("u%d", i))}, "operator:ann", "rest")
+				_, _, errs[i] = p.Apply(t.Context(), policies.Draft{Fleet: fleet, Source: draft(fmt.Sprintf("u%d", i))}, "operator:ann", "rest")
 			})
 		}
 		wg.Wait()
@@ -204,33 +223,25 @@ func TestTwoAppliesAtOnceDoNotOverwrite(t *testing.T) {
 
 func TestPolicyInForceIsNeverStale(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		here, _ := house(t, db)
-		fleet := fleetOf(t, db)
-		live := true
-		there := &access.Policies{DB: db, Now: here.Now, Live: func() bool { return live }}
-		if may(t, there, fleet, "a") {
+		here, _ := newStore(t, db)
+		there := nodeOn(db) // with PostgreSQL nothing runs that receives the notices of others
+		if may(t, there, "a") {
 			t.Fatal("before any: got a right to a")
 		}
-		apply(t, here, access.PolicyDraft{Fleet: fleet, Source: draft("a")})
-		if may(t, there, fleet, "a") {
-			t.Error("on a node that was not told yet: got the new policy, so nothing is kept at hand")
+		apply(t, here, policies.Draft{Fleet: fleet, Source: draft("a")})
+		if got := may(t, there, "a"); got != db.Postgres() {
+			t.Errorf("without a notice: got the new policy %v, want it read from the record only if notices may be missed: %v", got, db.Postgres())
 		}
-		live = false // its notices are down
-		if !may(t, there, fleet, "a") {
-			t.Error("on a node that hears nothing: got what it remembers, want what is on record")
-		}
-		there.Forget(fleet) // what it missed is told before it is live again
-		live = true
-		if !may(t, there, fleet, "a") {
-			t.Error("on a node that was told: got the old policy")
+		there.Forget(fleet)
+		if !may(t, there, "a") {
+			t.Error("after the notice: got the old policy")
 		}
 	})
 }
 
 func TestReaderUnderWayDoesNotKeepTheOldPolicy(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		fleet := fleetOf(t, db)
+		p, _ := newStore(t, db)
 		stop := make(chan struct{})
 		var readers sync.WaitGroup
 		defer readers.Wait()
@@ -252,7 +263,7 @@ func TestReaderUnderWayDoesNotKeepTheOldPolicy(t *testing.T) {
 			})
 		}
 		for i := range 100 {
-			v := apply(t, p, access.PolicyDraft{Fleet: fleet, Source: draft(fmt.Sprintf("t%d", i))})
+			v := apply(t, p, policies.Draft{Fleet: fleet, Source: draft(fmt.Sprintf("t%d", i))})
 			if in, err := p.Of(t.Context(), fleet); err != nil || in.Version != v.Version {
 				t.Fatalf("after version %d: got %d, %v", v.Version, in.Version, err)
 			}
@@ -260,38 +271,16 @@ func TestReaderUnderWayDoesNotKeepTheOldPolicy(t *testing.T) {
 	})
 }
 
-func TestDecideAsksThePolicyOfTheFleet(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		cert := onRecord(t, db)
-		desk := &access.Decider{DB: db, Now: p.Now, Policies: p}
-		fleet := fleetOf(t, db)
-		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: draft("cn/${cert.subject.cn}", "c/${client.id}")})
-		got := desk.Decide(t.Context(), connect(cert))
-		want := []string{"cn/pump-1", "c/pump-1"}
-		if d := cmp.Diff(want, got.Permissions.Publish.Allow); !got.Allow || !got.Judged || d != "" {
-			t.Errorf("Decide: got %+v (-want +got):\n%s", got.Verdict, d)
-		}
-		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: "statements:\n  - {id: none, effect: deny, actions: [connect]}\n"})
-		got = desk.Decide(t.Context(), connect(cert))
-		if got.Allow || got.Code != countersign.NotAllowed || !strings.Contains(got.Reason, "policy (version 2) of fleet "+fleet) || !strings.Contains(got.Reason, "statement none (line 2)") {
-			t.Errorf("Decide: got %v, %s, %q, want a refusal that names version and statement", got.Allow, got.Code, got.Reason)
-		}
-	})
-}
-
 func TestLosersAreThoseWhoHaveMore(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		cert := onRecord(t, db)
-		fleet := fleetOf(t, db)
+		p, _ := newStore(t, db)
 		session := func(device, client string, topics ...string) countersign.Session {
 			return countersign.Session{
 				Device: device, Fleet: fleet, ClientID: client, Permissions: countersign.Permissions{Publish: countersign.Filters{Allow: topics}},
 			}
 		}
 		shown := session("pump-1", "pump-1", "cn/pump-1")
-		shown.Cert = countersign.CertRef{Issuer: "issuing", Serial: countersign.SerialOf(cert.SerialNumber)}
+		shown.Cert = ref
 		for _, c := range []struct {
 			name, source string
 			session      countersign.Session
@@ -322,19 +311,17 @@ func TestLosersAreThoseWhoHaveMore(t *testing.T) {
 	})
 }
 
-func sampler(db *store.DB, now *time.Time) *access.Sample {
-	return &access.Sample{DB: db, Now: func() time.Time { return *now }, Log: slog.New(slog.DiscardHandler)}
+func sampler(db *store.DB, now *time.Time) *policies.Sample {
+	return &policies.Sample{DB: db, Now: func() time.Time { return *now }, Log: slog.New(slog.DiscardHandler)}
 }
 
 func TestReplayComparesWithWhatWasDecided(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		cert := onRecord(t, db)
-		fleet := fleetOf(t, db)
+		p, _ := newStore(t, db)
 		now := start
 		s := sampler(db, &now)
 		device := countersign.Session{Device: "pump-1", Fleet: fleet, ClientID: "pump-1"}
-		device.Cert = countersign.CertRef{Issuer: "issuing", Serial: countersign.SerialOf(cert.SerialNumber)}
+		device.Cert = ref
 		app := countersign.Session{Device: "operator/ann", Fleet: fleet, ClientID: "web", Scope: []string{"pump-1", "pump-2"}}
 		act := func(in countersign.Session, action, topic string, allowed bool) {
 			s.Act(in, countersign.Act{Action: action, Topic: topic, Allowed: allowed})
@@ -347,9 +334,8 @@ func TestReplayComparesWithWhatWasDecided(t *testing.T) {
 		act(device, "publish", "kept", true)
 		act(device, "publish", "\xff", true) // no database would take it
 		act(app, "publish", "to/pump-2", false)
-		s.Connect(connect(cert), &access.Decision{Judged: true, Verdict: countersign.Verdict{Allow: true, Device: "pump-1", Fleet: fleet}})
-		s.Connect(connect(cert), &access.Decision{Verdict: countersign.Verdict{Device: "pump-9", Fleet: fleet}}) // the policy was not asked
-		now = now.Add(access.ThinFor)
+		s.Connect(policy.Subject{Device: "pump-1", Fleet: fleet, ClientID: "pump-1"}, true)
+		now = now.Add(policies.ThinFor)
 		act(device, "publish", "old", true)
 		if err := s.Flush(t.Context()); err != nil {
 			t.Fatal(err)
@@ -382,8 +368,7 @@ func TestReplayComparesWithWhatWasDecided(t *testing.T) {
 
 func TestSampleIsBounded(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		house(t, db)
-		fleet := fleetOf(t, db)
+		newStore(t, db)
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			_, err := tx.Exec(ctx, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10300)
 				INSERT INTO policy_decision (fleet, device, client_id, cn, scope, action, topic, allowed, at)
@@ -404,24 +389,23 @@ func TestSampleIsBounded(t *testing.T) {
 		if err := db.QueryRow(t.Context(), `SELECT count(*), MIN(at), MAX(at) FROM policy_decision`).Scan(&n, &oldest, &last); err != nil {
 			t.Fatal(err)
 		}
-		if n != access.MaxDecisions || oldest != 302 || last != store.Micros(start) {
-			t.Errorf("after a sweep: got %d rows from %d to %d, want the newest %d", n, oldest, last, access.MaxDecisions)
+		if n != policies.MaxDecisions || oldest != 302 || last != store.Micros(start) {
+			t.Errorf("after a sweep: got %d rows from %d to %d, want the newest %d", n, oldest, last, policies.MaxDecisions)
 		}
 	})
 }
 
 func TestNobodyPushesOthersOutOfTheSample(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		house(t, db)
-		fleet := fleetOf(t, db)
+		newStore(t, db)
 		now := start
 		s := sampler(db, &now)
-		for i := range 3 * access.MaxPerClient {
+		for i := range 3 * policies.MaxPerClient {
 			s.Act(countersign.Session{Device: "pump-1", Fleet: fleet}, countersign.Act{Action: "publish", Topic: fmt.Sprintf("t%d", i)})
 			s.Act(countersign.Session{Device: fmt.Sprintf("guest/%d", i), Fleet: fleet}, countersign.Act{Action: "publish", Topic: fmt.Sprintf("t%d", i)})
 		}
 		s.Act(countersign.Session{Device: "pump-2", Fleet: fleet}, countersign.Act{Action: "publish", Topic: "t"})
-		now = now.Add(access.ThinFor)
+		now = now.Add(policies.ThinFor)
 		s.Act(countersign.Session{Device: "pump-1", Fleet: fleet}, countersign.Act{Action: "publish", Topic: "later"})
 		if err := s.Flush(t.Context()); err != nil {
 			t.Fatal(err)
@@ -430,36 +414,35 @@ func TestNobodyPushesOthersOutOfTheSample(t *testing.T) {
 		if err := db.QueryRow(t.Context(), `SELECT count(*) FROM policy_decision`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
-		if want := 2*access.MaxPerClient + 2; n != want {
-			t.Errorf("rows: got %d, want %d: %d of pump-1 and of guests, and two more", n, want, access.MaxPerClient)
+		if want := 2*policies.MaxPerClient + 2; n != want {
+			t.Errorf("rows: got %d, want %d: %d of pump-1 and of guests, and two more", n, want, policies.MaxPerClient)
 		}
 	})
 }
 
 func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
-		p, _ := house(t, db)
-		fleet := fleetOf(t, db)
-		apply(t, p, access.PolicyDraft{Fleet: fleet, Source: draft("${device.tags.site}/x")})
+		p, _ := newStore(t, db)
+		apply(t, p, policies.Draft{Fleet: fleet, Source: draft("${device.tags.site}/x")})
 		for _, c := range []struct {
-			q    access.PolicyQuestion
+			q    policies.Question
 			want bool
 		}{
-			{access.PolicyQuestion{Device: "pump-1", Action: "publish", Topic: "north/x"}, true},
-			{access.PolicyQuestion{Device: "pump-1", Action: "publish", Topic: "south/x"}, false},
-			{access.PolicyQuestion{Device: "pump-1", Action: "connect"}, true},
-			{access.PolicyQuestion{Device: "pump-1", Action: "connect", Topic: "pump-1:a"}, true},
-			{access.PolicyQuestion{Device: "pump-1", Action: "connect", Topic: "pump-2"}, false},
-			{access.PolicyQuestion{Device: "pump-1", ClientID: "pump-2", Action: "publish", Topic: "north/x"}, false},
-			{access.PolicyQuestion{Guest: "x", Fleet: fleet, Action: "connect"}, false},
-			{access.PolicyQuestion{App: "ann", Scope: []string{"pump-1"}, Fleet: fleet, Action: "publish", Topic: "devices/pump-1/down/x", Source: string(policy.Starter())}, true},
+			{policies.Question{Device: "pump-1", Action: "publish", Topic: "north/x"}, true},
+			{policies.Question{Device: "pump-1", Action: "publish", Topic: "south/x"}, false},
+			{policies.Question{Device: "pump-1", Action: "connect"}, true},
+			{policies.Question{Device: "pump-1", Action: "connect", Topic: "pump-1:a"}, true},
+			{policies.Question{Device: "pump-1", Action: "connect", Topic: "pump-2"}, false},
+			{policies.Question{Device: "pump-1", ClientID: "pump-2", Action: "publish", Topic: "north/x"}, false},
+			{policies.Question{Guest: "x", Fleet: fleet, Action: "connect"}, false},
+			{policies.Question{App: "ann", Scope: []string{"pump-1"}, Fleet: fleet, Action: "publish", Topic: "devices/pump-1/down/x", Source: string(policy.Starter())}, true},
 		} {
 			a, err := p.Explain(t.Context(), c.q)
 			if err != nil || a.Decision.Allowed != c.want || a.Decision.Why == "" {
 				t.Errorf("Explain(%+v): got %+v, %v, want %v", c.q, a, err, c.want)
 			}
 		}
-		for name, q := range map[string]access.PolicyQuestion{
+		for name, q := range map[string]policies.Question{
 			"nobody": {Action: "connect"}, "two": {Device: "pump-1", Guest: "x", Action: "connect"},
 			"another fleet": {Device: "pump-1", Fleet: "other", Action: "connect"}, "a broken draft": {Device: "pump-1", Action: "connect", Source: "x"},
 		} {
@@ -467,7 +450,7 @@ func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 				t.Errorf("%s: got %v, want a bad request", name, err)
 			}
 		}
-		if _, err := p.Explain(t.Context(), access.PolicyQuestion{Device: "nobody", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
+		if _, err := p.Explain(t.Context(), policies.Question{Device: "nobody", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
 			t.Errorf("no such device: got %v, want not found", err)
 		}
 	})

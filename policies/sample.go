@@ -1,4 +1,4 @@
-package access
+package policies
 
 import (
 	"context"
@@ -20,8 +20,8 @@ const (
 	// thinFor is how long the same act of a device is not written again: a device
 	// that reports each second is one row in ten minutes.
 	thinFor = 10 * time.Minute
-	// maxThinned bounds the acts that are told apart, about 4 MB. When it is full they
-	// are all forgotten, and each may be written once more.
+	// maxThinned bounds the acts that are told apart, about 4 MB. When it is full, all
+	// are forgotten, and each may be written once more.
 	maxThinned = 100_000
 	// maxPerClient bounds the acts of one device in that time, and those of all guests
 	// of a fleet together: nobody is to push the acts of others out of the sample.
@@ -60,7 +60,7 @@ type Sample struct {
 	left    atomic.Int64    // rows that there was no room for
 }
 
-// spent is how many acts of a client were taken down, and since when.
+// spent is how many acts of a client were added, and since when.
 type spent struct {
 	acts  int
 	since time.Time
@@ -76,7 +76,7 @@ type sampled struct {
 	at                        time.Time
 }
 
-// Act takes down what a session did or was refused.
+// Act adds what a session did or was refused.
 func (s *Sample) Act(in countersign.Session, a countersign.Act) {
 	action := a.Action
 	if action == "will" { // its last publication
@@ -88,15 +88,11 @@ func (s *Sample) Act(in countersign.Session, a countersign.Act) {
 	})
 }
 
-// Connect takes down what a policy said at the door.
-func (s *Sample) Connect(c countersign.Connection, dec *Decision) {
-	if !dec.Judged {
-		return // it was not asked
-	}
-	client := clientOr(c.ClientID, dec.Device)
+// Connect adds what a policy decided about a connection.
+func (s *Sample) Connect(as policy.Subject, allowed bool) {
 	s.add(sampled{
-		fleet: dec.Fleet, device: dec.Device, client: client, cn: dec.CN, scope: strings.Join(dec.Scope, " "),
-		action: string(policy.Connect), topic: client, allowed: dec.Allow,
+		fleet: as.Fleet, device: as.Device, client: as.ClientID, cn: as.CN, scope: strings.Join(as.Scope, " "),
+		action: string(policy.Connect), topic: as.ClientID, allowed: allowed,
 	})
 }
 
@@ -131,11 +127,11 @@ func (s *Sample) add(row sampled) {
 	s.waiting = append(s.waiting, row)
 }
 
-// plain says whether both databases take the text.
+// plain reports whether both databases accept the text.
 func plain(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// keys tell whose row it is, and what makes two rows the same. Guests are each
-// other's likes: each has a new name.
+// keys returns what makes two rows of the same client, and of the same act. Guests count
+// as one client: each has a new name.
 func (r *sampled) keys(seed maphash.Seed) (client, act uint64) {
 	device := r.device
 	if policy.KindOf(device) == policy.Guests {
@@ -158,7 +154,7 @@ func (r *sampled) keys(seed maphash.Seed) (client, act uint64) {
 	return client, h.Sum64()
 }
 
-// Run writes the sample behind until ctx ends.
+// Run writes the sample, some time behind, until ctx ends.
 func (s *Sample) Run(ctx context.Context) error {
 	flush, sweep := time.NewTicker(flushEvery), time.NewTicker(sweepEvery)
 	defer flush.Stop()
@@ -216,7 +212,7 @@ func (s *Sample) write(ctx context.Context, rows []sampled) error {
 			certs = append(certs, r.cert)
 		}
 	}
-	named, err := (&Policies{DB: s.DB}).facts(ctx, nil, certs)
+	named, err := readFacts(ctx, s.DB, nil, certs)
 	if err != nil {
 		return err
 	}
@@ -236,8 +232,8 @@ func (s *Sample) write(ctx context.Context, rows []sampled) error {
 	})
 }
 
-// Sweep forgets what is thinned no more, and holds the rows of each fleet to their
-// bound.
+// Sweep forgets acts that may be written again, and holds the rows of each fleet to
+// their bound.
 func (s *Sample) Sweep(ctx context.Context) error {
 	now := s.Now()
 	s.mu.Lock()

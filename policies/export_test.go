@@ -1,0 +1,7 @@
+package policies
+
+const (
+	MaxDecisions = maxDecisions
+	ThinFor      = thinFor
+	MaxPerClient = maxPerClient
+)
