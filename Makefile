@@ -7,9 +7,11 @@ SHELL := /bin/bash
 PKG ?= ./...
 FUZZTIME ?= 10s
 BENCHFLAGS ?=
+# Tests wait for clocks, databases and foreign programs more than they compute.
+JOBS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help build test race cover lint vuln check fuzz demo bench
+.PHONY: help build test race cover lint vuln check fuzz demo bench latest notes
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +20,7 @@ build: ## Build the programs into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
 test: ## Run all tests; name what was skipped (COUNTERSIGN_REQUIRE_PEERS=1 refuses skips)
-	go run ./test/gotest -timeout 15m $(PKG)
+	go run ./test/gotest -p $(JOBS) -timeout 15m $(PKG)
 
 race: ## Run all tests under the race detector (needs a C compiler)
 	go run ./test/gotest -timeout 30m -race $(PKG)
@@ -57,3 +59,13 @@ demo: ## Watch the whole life of 25 devices in half a minute
 
 bench: ## Measure speed beside the limits of this machine (BENCHFLAGS)
 	go run ./test/bench $(BENCHFLAGS)
+
+latest: ## Try all tests with each dependency at its latest version, in a copy
+	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	git ls-files -z | xargs -0 cp -a --parents -t "$$copy"; cd "$$copy"; \
+	go get -u -t ./...; go mod tidy; \
+	git --no-pager diff --no-index "$(CURDIR)/go.mod" go.mod || true; \
+	$(MAKE) test
+
+notes: ## Print the newest section of the CHANGELOG, as the notes of a release
+	@awk '/^## / { if (seen++) exit } seen' CHANGELOG.md
