@@ -42,8 +42,7 @@ const (
 	Internal         Code = "internal"
 )
 
-// Error is a refusal or failure that somebody will branch on or read: one code,
-// one sentence, one next step.
+// Error is a refusal or failure: one code, one sentence, one next step.
 type Error struct {
 	Code       Code
 	Message    string        // what was refused and why; never a secret
@@ -69,8 +68,16 @@ func (e *Error) WithRetry(d time.Duration) *Error { e.RetryAfter = d; return e }
 
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Detail returns the text of err with those of its causes, for the log.
+func Detail(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok && e.Err != nil {
+		return err.Error() + ": " + Detail(e.Err)
+	}
+	return err.Error()
+}
 
 // CodeOf is the code of err: Internal for an error that carries none, empty for nil.
 func CodeOf(err error) Code {

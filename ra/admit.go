@@ -54,7 +54,7 @@ func (d *Authority) Admit(ctx context.Context, c countersign.Connection) counter
 		err = d.newPath(deciding, &dec)
 	}
 	if err != nil {
-		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", causeOf(err))
+		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", countersign.Detail(err))
 		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "what the connection sets in motion cannot be recorded now"
 	}
 	d.observe(Outcome{"connect", countersign.Method(dec.Kind), c.Gateway, dec.Code})
@@ -118,7 +118,7 @@ func (d *Authority) meet(ctx context.Context, c countersign.Connection, dec acce
 	case countersign.CertUnknown:
 		return dec
 	case countersign.Internal:
-		d.Log.ErrorContext(ctx, "device not introduced", "error", causeOf(err))
+		d.Log.ErrorContext(ctx, "device not introduced", "error", countersign.Detail(err))
 		fallthrough
 	default:
 		p := countersign.Public(err)

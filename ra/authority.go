@@ -32,7 +32,7 @@ type Authority struct {
 	Ledger   *lockout.Ledger
 	Sample   *policies.Sample // of what was decided, for the replay of policies; nil: none
 	Events   *event.Log
-	CRLs     *Publisher
+	CRLs     *ca.Publisher
 	Now      func() time.Time
 	Log      *slog.Logger
 	// Sealer opens the symmetric keys of devices and seals what goes out to be

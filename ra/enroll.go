@@ -404,7 +404,7 @@ func (d *Authority) refused(ctx context.Context, r *request, err error) error {
 	err = r.unblocked(err)
 	code := countersign.CodeOf(err)
 	if code == countersign.Internal || code == countersign.Unavailable {
-		d.Log.ErrorContext(ctx, "enrollment failed", "door", r.Door, "device", r.device, "error", causeOf(err))
+		d.Log.ErrorContext(ctx, "enrollment failed", "door", r.Door, "device", r.device, "error", countersign.Detail(err))
 	}
 	if errors.Is(err, context.Canceled) {
 		return err
@@ -420,13 +420,4 @@ func (d *Authority) refused(ctx context.Context, r *request, err error) error {
 		d.guessed(ctx, r, code)
 	}
 	return d.wornOut(r, err)
-}
-
-// causeOf tells an error with what lies behind it, for the log: the text of an
-// *Error leaves its cause out.
-func causeOf(err error) string {
-	if e, ok := errors.AsType[*countersign.Error](err); ok && e.Err != nil {
-		return err.Error() + ": " + causeOf(e.Err)
-	}
-	return err.Error()
 }

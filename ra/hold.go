@@ -35,7 +35,7 @@ func (d *Authority) holdBack(ctx context.Context, act Act, h hold.Hold, err erro
 			WithNext("bring the database back, then do it again").WithRetry(crlWait).WithCause(err)
 	}
 	sessions := d.Events.Announce(d.holdEvent(countersign.HoldPlaced, &in))
-	d.Log.ErrorContext(ctx, "act not recorded: emergency hold", "device", in.Device, "act", string(in.Act), "hold", in.ID, "sessions", sessions, "error", causeOf(err))
+	d.Log.ErrorContext(ctx, "act not recorded: emergency hold", "device", in.Device, "act", string(in.Act), "hold", in.ID, "sessions", sessions, "error", countersign.Detail(err))
 	what := "this was not recorded: the database cannot be written now"
 	if store.Unconfirmed(err) {
 		what = "the database did not confirm this; it may or may not be recorded"

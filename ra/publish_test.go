@@ -4,23 +4,17 @@ import (
 	"context"
 	"crypto/x509"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/keystore"
-	"github.com/countersign-iot/countersign/ra"
-	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 // publish runs a publisher for the world, told of changes as the server tells it.
 func (w *world) publish(t *testing.T) (stop func()) {
 	t.Helper()
-	p := &ra.Publisher{CA: w.CA, Events: w.Events, Log: slog.New(slog.DiscardHandler)}
+	p := ca.NewPublisher(w.CA, w.Events, slog.New(slog.DiscardHandler))
 	w.Events.Subscribe(func(e countersign.Event) {
 		switch e.Type {
 		case countersign.CertRevokedEv, countersign.CertHeldEv, countersign.CertReplaced, countersign.CertReleased:
@@ -79,102 +73,4 @@ func TestRevokeAnswersWithTheListThatShowsIt(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestPublisherMakesOneListForManyChanges(t *testing.T) {
-	w := newWorld(t, storetest.Open(t))
-	defer w.publish(t)()
-	w.CRLs.Changed(ca.IssuingID)
-	first := w.CRLs.Wait(t.Context(), ca.IssuingID)
-	const changes = 1000
-	for range changes {
-		w.CRLs.Changed(ca.IssuingID)
-	}
-	last := w.CRLs.Wait(t.Context(), ca.IssuingID)
-	if last <= first || last > first+changes/10 {
-		t.Errorf("got list %d after %d and %d changes, want a few more", last, first, changes)
-	}
-	if again := w.CRLs.Wait(t.Context(), ca.IssuingID); again < last {
-		t.Errorf("Wait without a change: got %d, want %d at once", again, last)
-	}
-	events := w.events(t, event.Filter{Type: countersign.CRLPublished})
-	if len(events) == 0 || events[0].Data["number"] == "" {
-		t.Errorf("got %+v, want each publication on record", events)
-	}
-}
-
-func TestPublisherWaitEndsWithItsContext(t *testing.T) {
-	w := newWorld(t, storetest.Open(t))
-	p := &ra.Publisher{CA: w.CA, Events: w.Events, Log: slog.New(slog.DiscardHandler)} // nobody runs it
-	p.Changed(ca.IssuingID)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if n := p.Wait(ctx, ca.IssuingID); n != 0 {
-		t.Errorf("got list %d that nobody made", n)
-	}
-}
-
-func TestPublisherPublishesWhatIsDueAtTheStart(t *testing.T) {
-	w := newWorld(t, storetest.Open(t))
-	defer w.publish(t)()
-	deadline := time.Now().Add(10 * time.Second)
-	for _, issuer := range []string{ca.RootID, ca.IssuingID} {
-		for {
-			if _, err := w.CA.CRL(t.Context(), issuer, 0); err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: no CRL", issuer)
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-	}
-}
-
-// TestPublisherTriesAgainAndLetsOthersPass takes the key of one authority away:
-// its list fails, that of the other does not wait for it, and comes with the key.
-func TestPublisherTriesAgainAndLetsOthersPass(t *testing.T) {
-	db := storetest.Open(t)
-	w := newWorld(t, db)
-	dir := t.TempDir()
-	keys := &keystore.Store{Dir: dir}
-	without, err := ca.Open(t.Context(), ca.Options{DB: db, Keys: keys, Now: w.clock.Now, Log: w.Log, StatusURL: "http://status.example.net"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	have := w.CA.Keys.Dir
-	copyKey := func(name string) {
-		t.Helper()
-		text, err := os.ReadFile(filepath.Join(have, "keys", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "keys", name), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	copyKey("issuing.pem")
-	w.CA = without
-	defer w.publish(t)()
-	w.CRLs.Changed(ca.RootID)
-	time.Sleep(100 * time.Millisecond) // it fails meanwhile
-	w.CRLs.Changed(ca.IssuingID)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if n := w.CRLs.Wait(ctx, ca.IssuingID); n == 0 {
-		t.Error("the issuing authority's list waits for the root's")
-	}
-	var tried int
-	if err := db.QueryRow(t.Context(), `SELECT number FROM crl WHERE issuer = $1`, ca.RootID).Scan(&tried); err != nil || tried > 2 {
-		t.Errorf("the root's list was tried %d times at once, %v, want a rest after each failure", tried, err)
-	}
-	copyKey("root.pem")
-	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if n := w.CRLs.Wait(ctx, ca.RootID); n == 0 {
-		t.Error("the root's list was not tried again")
-	}
 }

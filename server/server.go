@@ -85,7 +85,7 @@ type Server struct {
 	ledger    *lockout.Ledger
 	tokens    *access.Tokens
 	desk      *ra.Authority
-	crls      *ra.Publisher
+	crls      *ca.Publisher
 	alerts    *respond.Responder
 	watch     *detect.Watch
 	auditor   *audit.Auditor
@@ -250,7 +250,7 @@ func (s *Server) openLedger(ctx context.Context) error {
 }
 
 func (s *Server) openDesk(context.Context) error {
-	s.crls = &ra.Publisher{CA: s.ca, Events: s.events, Log: s.log}
+	s.crls = ca.NewPublisher(s.ca, s.events, s.log)
 	s.index = edge.NewIndex(s.opts.Now)
 	s.events.Cut = s.index.Cut
 	s.openGuard()

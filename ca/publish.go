@@ -1,4 +1,4 @@
-package ra
+package ca
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 )
 
@@ -22,16 +21,16 @@ const (
 	retryAfter = 5 * time.Second
 )
 
-// Publisher makes a new CRL soon after each change, one for many changes where
-// they come fast, and before the old one expires.
+// Publisher publishes a new CRL soon after each change, one for many changes where
+// they come fast, and before the old one expires. Make it with NewPublisher.
 type Publisher struct {
-	CA     *ca.CA
-	Events *event.Log
-	Log    *slog.Logger
+	ca     *CA
+	events *event.Log
+	log    *slog.Logger
+	wake   chan struct{}
 
 	mu    sync.Mutex
 	lists map[string]*listState // by issuer
-	kick  chan struct{}
 }
 
 // listState counts the changes asked for and shown, of one issuer's list.
@@ -42,42 +41,58 @@ type listState struct {
 	changed      chan struct{} // closed and replaced at each publication
 }
 
-func (p *Publisher) init() {
-	if p.lists == nil {
-		p.lists = map[string]*listState{}
-		p.kick = make(chan struct{}, 1)
+// NewPublisher returns a publisher of the lists of c. It publishes nothing before Run.
+func NewPublisher(c *CA, events *event.Log, log *slog.Logger) *Publisher {
+	return &Publisher{ca: c, events: events, log: log, wake: make(chan struct{}, 1), lists: map[string]*listState{}}
+}
+
+// Run publishes until ctx ends. It begins with a list of each issuing authority: a
+// process that was killed may have recorded a revocation that no list shows. The keys
+// of roots stay out of daily work.
+func (p *Publisher) Run(ctx context.Context) error {
+	tick := time.NewTicker(dueEvery)
+	defer tick.Stop()
+	for _, a := range p.ca.Authorities() {
+		if a.Kind == countersign.IssuingAuthority {
+			p.Changed(a.ID)
+		}
+	}
+	p.AskDue(ctx)
+	for {
+		p.publishAsked(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.AskDue(ctx)
+		case <-p.wake:
+		}
 	}
 }
 
-func (p *Publisher) state(issuer string) *listState {
-	p.init()
-	s := p.lists[issuer]
-	if s == nil {
-		s = &listState{changed: make(chan struct{})}
-		p.lists[issuer] = s
+// AskDue asks for the lists that are due now; Run does so every minute.
+func (p *Publisher) AskDue(ctx context.Context) {
+	due, err := p.ca.Due(ctx)
+	if err != nil && ctx.Err() == nil {
+		p.log.ErrorContext(ctx, "due crls not listed", "error", err)
 	}
-	return s
+	for _, l := range due {
+		p.Changed(l.Issuer)
+	}
 }
 
 // Changed asks for a new list of the issuer.
 func (p *Publisher) Changed(issuer string) {
-	if a, err := p.CA.Authority(issuer); err != nil || a.KeyURI == "" {
+	if a, err := p.ca.Authority(issuer); err != nil || a.KeyURI == "" {
 		return // a registered authority publishes its own
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state(issuer).asked++
-	p.wake()
+	p.rouse()
 }
 
-func (p *Publisher) wake() {
-	select {
-	case p.kick <- struct{}{}:
-	default:
-	}
-}
-
-// Wait waits until a list shows all that was Changed by now, and gives its
+// Wait waits until a list shows all that was Changed by now, and returns its
 // number; 0 if ctx ends first.
 func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
 	p.mu.Lock()
@@ -97,48 +112,6 @@ func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
 	return s.number
 }
 
-// Run publishes until ctx ends. It begins with a list of every issuing authority:
-// a process that was killed may have recorded a revocation and not yet shown it.
-func (p *Publisher) Run(ctx context.Context) error {
-	p.mu.Lock()
-	p.init()
-	p.mu.Unlock()
-	tick := time.NewTicker(dueEvery)
-	defer tick.Stop()
-	p.askAll()
-	p.AskDue(ctx)
-	for {
-		p.publishAsked(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			p.AskDue(ctx)
-		case <-p.kick:
-		}
-	}
-}
-
-// askAll asks for all lists but those of roots, whose keys stay out of daily work.
-func (p *Publisher) askAll() {
-	for _, a := range p.CA.Authorities() {
-		if a.Kind == countersign.IssuingAuthority {
-			p.Changed(a.ID)
-		}
-	}
-}
-
-// AskDue asks for the lists that are due now; Run does so every minute.
-func (p *Publisher) AskDue(ctx context.Context) {
-	due, err := p.CA.Due(ctx)
-	if err != nil && ctx.Err() == nil {
-		p.Log.ErrorContext(ctx, "due crls not listed", "error", err)
-	}
-	for _, l := range due {
-		p.Changed(l.Issuer)
-	}
-}
-
 func (p *Publisher) publishAsked(ctx context.Context) {
 	for {
 		issuer, asked := p.next()
@@ -146,20 +119,20 @@ func (p *Publisher) publishAsked(ctx context.Context) {
 			return
 		}
 		begin := time.Now() //nolint:forbidigo // measures work, not the world's time
-		list, err := p.CA.Publish(ctx, issuer, 0)
+		list, err := p.ca.Publish(ctx, issuer, 0)
 		rest := restFactor * time.Since(begin)
 		switch {
 		case err == nil:
 			p.published(issuer, asked, list)
 		case ctx.Err() == nil:
-			p.Log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", causeOf(err))
+			p.log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", countersign.Detail(err))
 			rest = retryAfter
 		}
 		p.rest(issuer, rest)
 	}
 }
 
-// next gives a list that is asked for and not resting.
+// next returns a list that is asked for and not resting.
 func (p *Publisher) next() (string, uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,7 +144,23 @@ func (p *Publisher) next() (string, uint64) {
 	return "", 0
 }
 
-// rest lets one issuer's list be for a while; those of others go on.
+func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL) {
+	p.mu.Lock()
+	s := p.state(issuer)
+	s.shown, s.number = asked, list.Number
+	close(s.changed)
+	s.changed = make(chan struct{})
+	p.mu.Unlock()
+	p.events.Later(countersign.Event{
+		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: issuer},
+		Data: map[string]string{
+			"number": strconv.FormatInt(list.Number, 10), "entries": strconv.Itoa(list.Entries),
+			"next_update": list.NextUpdate.UTC().Format(time.RFC3339),
+		},
+	})
+}
+
+// rest leaves one issuer's list alone for a while; those of others go on.
 func (p *Publisher) rest(issuer string, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -181,22 +170,24 @@ func (p *Publisher) rest(issuer string, d time.Duration) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		s.resting = false
-		p.wake()
+		p.rouse()
 	})
 }
 
-func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL) {
-	p.mu.Lock()
-	s := p.state(issuer)
-	s.shown, s.number = asked, list.Number
-	close(s.changed)
-	s.changed = make(chan struct{})
-	p.mu.Unlock()
-	p.Events.Later(countersign.Event{
-		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: issuer},
-		Data: map[string]string{
-			"number": strconv.FormatInt(list.Number, 10), "entries": strconv.Itoa(list.Entries),
-			"next_update": list.NextUpdate.UTC().Format(time.RFC3339),
-		},
-	})
+// state returns the state of one issuer's list. p.mu is held.
+func (p *Publisher) state(issuer string) *listState {
+	s := p.lists[issuer]
+	if s == nil {
+		s = &listState{changed: make(chan struct{})}
+		p.lists[issuer] = s
+	}
+	return s
+}
+
+// rouse has Run look for lists that are asked for.
+func (p *Publisher) rouse() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
 }

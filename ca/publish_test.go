@@ -1,0 +1,135 @@
+package ca_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
+)
+
+// newLog returns the event log of a house.
+func (h *house) newLog() *event.Log {
+	return &event.Log{DB: h.db, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), Node: "test"}
+}
+
+// publisher runs a publisher of the lists of c until the test ends, and its log.
+func (h *house) publisher(t *testing.T, c *ca.CA) (*ca.Publisher, *event.Log) {
+	t.Helper()
+	events := h.newLog()
+	p := ca.NewPublisher(c, events, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var running sync.WaitGroup
+	for _, run := range []func(context.Context) error{p.Run, events.Run} {
+		running.Go(func() {
+			if err := run(ctx); err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return p, events
+}
+
+func TestPublisherMakesOneListForManyChanges(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	p, log := h.publisher(t, h.CA)
+	p.Changed(ca.IssuingID)
+	first := p.Wait(t.Context(), ca.IssuingID)
+	const changes = 1000
+	for range changes {
+		p.Changed(ca.IssuingID)
+	}
+	last := p.Wait(t.Context(), ca.IssuingID)
+	if last <= first || last > first+changes/10 {
+		t.Errorf("got list %d after %d and %d changes, want a few more", last, first, changes)
+	}
+	if again := p.Wait(t.Context(), ca.IssuingID); again < last {
+		t.Errorf("Wait without a change: got %d, want %d at once", again, last)
+	}
+	if err := log.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	events, _, err := log.List(t.Context(), event.Filter{Type: countersign.CRLPublished})
+	if err != nil || len(events) == 0 || events[0].Data["number"] == "" {
+		t.Errorf("got %+v, %v, want each publication on record", events, err)
+	}
+}
+
+func TestPublisherWaitEndsWithItsContext(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	p := ca.NewPublisher(h.CA, h.newLog(), slog.New(slog.DiscardHandler)) // which does not run
+	p.Changed(ca.IssuingID)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if n := p.Wait(ctx, ca.IssuingID); n != 0 {
+		t.Errorf("got list %d, which was not published", n)
+	}
+}
+
+func TestPublisherPublishesWhatIsDueAtTheStart(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	h.publisher(t, h.CA)
+	for _, issuer := range []string{ca.RootID, ca.IssuingID} {
+		kit.Eventually(t, "a CRL of "+issuer, func() bool {
+			_, err := h.CRL(t.Context(), issuer, 0)
+			return err == nil
+		})
+	}
+}
+
+// TestPublisherTriesAgainAndLetsOthersPass takes the key of one authority away:
+// its list fails, that of the other does not wait for it, and comes with the key.
+func TestPublisherTriesAgainAndLetsOthersPass(t *testing.T) {
+	db := storetest.Open(t)
+	h := found(t, db)
+	dir := t.TempDir()
+	keys := &keystore.Store{Dir: dir}
+	without, err := ca.Open(t.Context(), ca.Options{DB: db, Keys: keys, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), StatusURL: "http://status.example.net"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := h.keys
+	copyKey := func(name string) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(have, "keys", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "keys", name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyKey("issuing.pem")
+	p, _ := h.publisher(t, without)
+	p.Changed(ca.RootID)
+	time.Sleep(100 * time.Millisecond) // it fails meanwhile
+	p.Changed(ca.IssuingID)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if n := p.Wait(ctx, ca.IssuingID); n == 0 {
+		t.Error("the issuing authority's list waits for the root's")
+	}
+	var tried int
+	if err := db.QueryRow(t.Context(), `SELECT number FROM crl WHERE issuer = $1`, ca.RootID).Scan(&tried); err != nil || tried > 2 {
+		t.Errorf("the root's list was tried %d times at once, %v, want a rest after each failure", tried, err)
+	}
+	copyKey("root.pem")
+	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if n := p.Wait(ctx, ca.RootID); n == 0 {
+		t.Error("the root's list was not tried again")
+	}
+}
