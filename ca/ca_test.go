@@ -3,9 +3,6 @@ package ca_test
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -16,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,40 +21,22 @@ import (
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
-
-// clock is a clock that the test turns.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) turn(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
 
 // house is an authority with its database, keys and clock.
 type house struct {
 	*ca.CA
 	db    *store.DB
-	clock *clock
+	clock *kit.Clock
 	keys  string
 }
 
 // failer is what a test and a property have in common.
 type failer interface {
-	Helper()
-	Fatalf(format string, args ...any)
+	kit.TB
 	Context() context.Context
 }
 
@@ -77,7 +55,7 @@ func (h *house) process(t failer) *ca.CA {
 
 func found(t *testing.T, db *store.DB) *house {
 	t.Helper()
-	h := &house{db: db, clock: &clock{now: start}, keys: t.TempDir()}
+	h := &house{db: db, clock: kit.NewClock(start), keys: t.TempDir()}
 	h.CA = h.process(t)
 	f, err := h.Found(t.Context(), ca.Plan{Name: "Example"})
 	if err != nil {
@@ -97,16 +75,6 @@ func (h *house) write(t failer, fn func(ctx context.Context, tx *store.Tx) error
 	}
 }
 
-func newKey(t failer) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatalf("GenerateKey: %v", err)
-	}
-	return key
-}
-
-// order asks for a certificate of a built-in profile.
 func (h *house) order(t failer, profile, device string) ca.Order {
 	t.Helper()
 	p, err := h.Profile(t.Context(), h.db, profile)
@@ -114,7 +82,7 @@ func (h *house) order(t failer, profile, device string) ca.Order {
 		t.Fatalf("Profile: %v", err)
 	}
 	return ca.Order{
-		Profile: p, Device: device, PublicKey: &newKey(t).PublicKey, Method: countersign.MethodToken,
+		Profile: p, Device: device, PublicKey: &kit.Key(t).PublicKey, Method: countersign.MethodToken,
 		Fleet: countersign.Fleet{Name: "default", Issuer: ca.IssuingID},
 	}
 }
@@ -157,13 +125,6 @@ func (h *house) certificateOf(t failer, authority string) *x509.Certificate {
 		t.Fatalf("Authority: %v", err)
 	}
 	return a.Certificate
-}
-
-func wantCode(t failer, err error, want countersign.Code) {
-	t.Helper()
-	if got := countersign.CodeOf(err); got != want {
-		t.Fatalf("got error %v (code %q), want code %q", err, got, want)
-	}
 }
 
 // openssl runs the program on behalf of a test: it is a peer whose word counts.
@@ -240,7 +201,7 @@ func TestFoundMakesRootAndIssuing(t *testing.T) {
 }
 
 func TestFoundUsesKeysOfInterruptedFounding(t *testing.T) {
-	h := &house{db: storetest.Open(t), clock: &clock{now: start}, keys: t.TempDir()}
+	h := &house{db: storetest.Open(t), clock: kit.NewClock(start), keys: t.TempDir()}
 	h.CA = h.process(t)
 	if _, err := h.Found(t.Context(), ca.Plan{Name: "Example"}); err != nil { // and the process dies
 		t.Fatal(err)
@@ -265,7 +226,7 @@ func TestFoundUsesKeysOfInterruptedFounding(t *testing.T) {
 }
 
 func TestRootKeyWantsItsPassphrase(t *testing.T) {
-	h := &house{db: storetest.Open(t), clock: &clock{now: start}, keys: t.TempDir()}
+	h := &house{db: storetest.Open(t), clock: kit.NewClock(start), keys: t.TempDir()}
 	open := func(passphrase string) *ca.CA {
 		c, err := ca.Open(t.Context(), ca.Options{
 			DB: h.db, Keys: &keystore.Store{Dir: h.keys}, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler),
@@ -301,7 +262,7 @@ func TestRootKeyWantsItsPassphrase(t *testing.T) {
 // TestKeyMustBeTheAuthoritys puts another key in the place of the issuing one.
 func TestKeyMustBeTheAuthoritys(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	der, err := x509.MarshalPKCS8PrivateKey(crypto.Signer(newKey(t)))
+	der, err := x509.MarshalPKCS8PrivateKey(crypto.Signer(kit.Key(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +277,7 @@ func TestKeyMustBeTheAuthoritys(t *testing.T) {
 
 func TestOpenSSLVerifiesEachProfile(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	key := newKey(t)
+	key := kit.Key(t)
 	server, _, err := h.IssueServer(t.Context(), ca.IssuingID, []string{"ca.example.net", "127.0.0.1", "::1"}, &key.PublicKey)
 	if err != nil {
 		t.Fatal(err)

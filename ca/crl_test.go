@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // put writes a certificate row as it is, for what no issuing would bring about.
@@ -77,13 +78,13 @@ func TestListsAndAnswersAreDatedBack(t *testing.T) {
 	for name, sinceRevocation := range map[string]time.Duration{"at once": 0, "soon": 2 * time.Minute, "later": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			h := found(t, storetest.Open(t))
-			h.clock.turn(24 * time.Hour)
+			h.clock.Advance(24 * time.Hour)
 			cert := h.issue(t, ca.ProfileDevice, "pump-1")
 			h.write(t, func(ctx context.Context, tx *store.Tx) error {
 				return h.Revoke(ctx, tx, &cert, countersign.KeyCompromise)
 			})
 			revoked := h.clock.Now()
-			h.clock.turn(sinceRevocation)
+			h.clock.Advance(sinceRevocation)
 			now, issuing := h.clock.Now(), h.certificateOf(t, ca.IssuingID)
 			shown := revoked
 			if this := now.Add(-backdate); shown.After(this) {
@@ -112,7 +113,7 @@ func TestListsAndAnswersAreDatedBack(t *testing.T) {
 // TestNothingIsDatedBackBeyondItsSigner: right after the founding.
 func TestNothingIsDatedBackBeyondItsSigner(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	h.clock.turn(-time.Minute)
+	h.clock.Advance(-time.Minute)
 	cert := h.issue(t, ca.ProfileDevice, "pump-1")
 	_, list := h.publish(t)
 	res := h.ask(t, &cert)
@@ -182,7 +183,7 @@ func TestCRLHoldsExactlyTheWithdrawn(t *testing.T) {
 // go through our own encoder.
 func TestCRLEncoding(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	h.clock.turn(28 * 366 * 24 * time.Hour) // after the last of the revocations
+	h.clock.Advance(28 * 366 * 24 * time.Hour) // after the last of the revocations
 	now := h.clock.Now()
 	var entries []x509.RevocationListEntry
 	for i, s := range []string{"01", "7f", "80", "ff", "0100", "8000", strings.Repeat("7f", 20), "80" + strings.Repeat("00", 18)} {
@@ -202,7 +203,7 @@ func TestCRLEncoding(t *testing.T) {
 		return index(a) - index(b)
 	})
 	issuing := h.certificateOf(t, ca.IssuingID)
-	signer := newKey(t)
+	signer := kit.Key(t)
 	twin := *issuing
 	twin.PublicKey = &signer.PublicKey
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
@@ -224,7 +225,7 @@ func TestCRLEncoding(t *testing.T) {
 // RFC 5280, 4.1.2.5 on both sides of the turn.
 func TestTimesFrom2050AreGeneralized(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	h.clock.turn(time.Date(2049, 12, 31, 12, 0, 0, 0, time.UTC).Sub(start))
+	h.clock.Advance(time.Date(2049, 12, 31, 12, 0, 0, 0, time.UTC).Sub(start))
 	l, _ := h.publish(t)
 	for _, want := range []string{"\x17\x0d491231115500Z", "\x18\x0f20500101120000Z"} {
 		if !strings.Contains(string(l.DER), want) {
@@ -295,7 +296,7 @@ func TestCRLNumbersGrow(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		h := found(t, db)
 		_, err := h.CRL(t.Context(), ca.IssuingID, 0)
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 		const processes, each = 4, 10
 		var mu sync.Mutex
 		numbers := map[int64]bool{}
@@ -356,11 +357,11 @@ func TestCRLIsDueAtHalfItsLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.clock.turn(12*time.Hour - time.Second)
+	h.clock.Advance(12*time.Hour - time.Second)
 	if got := due(); len(got) != 0 {
 		t.Errorf("before half of a day: got %v, want none", got)
 	}
-	h.clock.turn(time.Second)
+	h.clock.Advance(time.Second)
 	if got := due(); !slices.Equal(got, []string{ca.IssuingID}) {
 		t.Errorf("at half of a day: got %v, want issuing", got)
 	}
@@ -369,7 +370,7 @@ func TestCRLIsDueAtHalfItsLife(t *testing.T) {
 // BenchmarkPublish signs a list of 100,000 entries; BenchmarkCreateRevocationList is
 // what crypto/x509 takes for the encoding alone.
 func BenchmarkPublish(b *testing.B) {
-	h := &house{db: storetest.Open(b), clock: &clock{now: start}, keys: b.TempDir()}
+	h := &house{db: storetest.Open(b), clock: kit.NewClock(start), keys: b.TempDir()}
 	h.CA = h.process(b)
 	f, err := h.Found(b.Context(), ca.Plan{Name: "Example"})
 	if err != nil {

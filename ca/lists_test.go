@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // lister is a CA that is not ours and publishes lists.
@@ -25,7 +26,7 @@ type lister struct {
 
 func newLister(t *testing.T, name string, above *lister) *lister {
 	t.Helper()
-	l := &lister{key: newKey(t)}
+	l := &lister{key: kit.Key(t)}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: start.Add(-time.Hour), NotAfter: start.Add(9999 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte(name),
@@ -173,5 +174,5 @@ func TestRegisterRefusesAListOfAnotherCA(t *testing.T) {
 		_, err := h.Register(ctx, tx, ca.Registration{ID: "maker", Certificate: maker.cert.Raw, CRLs: [][]byte{stranger.list(t, 1, 0)}, Override: true})
 		return err
 	})
-	wantCode(t, err, countersign.BadRequest)
+	kit.WantCode(t, err, countersign.BadRequest)
 }

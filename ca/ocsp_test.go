@@ -30,6 +30,7 @@ import (
 	"github.com/countersign-iot/countersign/status"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // query is a request about a certificate as it comes over the wire.
@@ -92,13 +93,13 @@ func TestOCSPTellsWhatIsOnRecord(t *testing.T) {
 		}
 		want(&cert, ocsp.Good, 0, time.Time{})
 		want(&unrecorded, ocsp.Unknown, 0, time.Time{})
-		h.clock.turn(time.Minute)
+		h.clock.Advance(time.Minute)
 		h.write(t, func(ctx context.Context, tx *store.Tx) error { return h.Hold(ctx, tx, &cert) })
 		want(&cert, ocsp.Revoked, ocsp.CertificateHold, h.clock.Now())
-		h.clock.turn(time.Minute)
+		h.clock.Advance(time.Minute)
 		h.write(t, func(ctx context.Context, tx *store.Tx) error { return h.Release(ctx, tx, &cert) })
 		want(&cert, ocsp.Good, 0, time.Time{})
-		h.clock.turn(time.Minute)
+		h.clock.Advance(time.Minute)
 		h.write(t, func(ctx context.Context, tx *store.Tx) error {
 			return h.Revoke(ctx, tx, &cert, countersign.KeyCompromise)
 		})
@@ -109,7 +110,7 @@ func TestOCSPTellsWhatIsOnRecord(t *testing.T) {
 		})
 		want(&plain, ocsp.Revoked, ocsp.Unspecified, h.clock.Now())
 		since := h.clock.Now()
-		h.clock.turn(time.Minute)
+		h.clock.Advance(time.Minute)
 		h.write(t, func(ctx context.Context, tx *store.Tx) error {
 			return h.RaiseReason(ctx, tx, &plain, countersign.KeyCompromise)
 		})
@@ -176,11 +177,11 @@ func TestOCSPSpeaksForIssuingAuthoritiesOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, ask(foreign), countersign.CertUnknown)
-	wantCode(t, ask(unhashed), countersign.CertUnknown)
-	wantCode(t, ask(q.CertIDs[0], foreign), countersign.CertUnknown)
-	wantCode(t, ask(root.CertIDs...), countersign.CertUnknown) // the root key rests
-	wantCode(t, ask(), countersign.BadRequest)
+	kit.WantCode(t, ask(foreign), countersign.CertUnknown)
+	kit.WantCode(t, ask(unhashed), countersign.CertUnknown)
+	kit.WantCode(t, ask(q.CertIDs[0], foreign), countersign.CertUnknown)
+	kit.WantCode(t, ask(root.CertIDs...), countersign.CertUnknown) // the root key rests
+	kit.WantCode(t, ask(), countersign.BadRequest)
 	if err := ask(q.CertIDs...); err != nil {
 		t.Errorf("ours: %v", err)
 	}
@@ -216,11 +217,11 @@ func TestResponderIsRenewedAtTwoThirds(t *testing.T) {
 	cert := h.issue(t, ca.ProfileIDevID, "pump-1")
 	first := h.ask(t, &cert).Certificate
 	life := first.NotAfter.Sub(first.NotBefore)
-	h.clock.turn(life*2/3 - 16*time.Minute)
+	h.clock.Advance(life*2/3 - 16*time.Minute)
 	if got := h.ask(t, &cert).Certificate; !got.Equal(first) {
 		t.Error("renewed before two thirds of its life")
 	}
-	h.clock.turn(12 * time.Minute)
+	h.clock.Advance(12 * time.Minute)
 	second := h.ask(t, &cert).Certificate
 	if second.Equal(first) {
 		t.Error("not renewed after two thirds of its life")
@@ -230,11 +231,11 @@ func TestResponderIsRenewedAtTwoThirds(t *testing.T) {
 		_, err := tx.Exec(ctx, `ALTER TABLE serial_block RENAME TO away`)
 		return err
 	})
-	h.clock.turn(life*2/3 + time.Minute)
+	h.clock.Advance(life*2/3 + time.Minute)
 	if got := h.ask(t, &cert).Certificate; !got.Equal(second) {
 		t.Error("renewed although nothing could be recorded")
 	}
-	h.clock.turn(life)
+	h.clock.Advance(life)
 	if _, err := h.OCSP(t.Context(), h.query(t, &cert, crypto.SHA1)); err == nil {
 		t.Error("an expired responder signed")
 	}
@@ -245,13 +246,13 @@ func TestResponderOutlivesNoAuthority(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	cert := h.issue(t, ca.ProfileIDevID, "pump-1")
 	end := h.certificateOf(t, ca.IssuingID).NotAfter
-	h.clock.turn(end.Sub(start) - 24*time.Hour)
+	h.clock.Advance(end.Sub(start) - 24*time.Hour)
 	for range 23 {
 		got := h.ask(t, &cert).Certificate
 		if got.NotAfter.After(end) || h.clock.Now().After(got.NotAfter) {
 			t.Fatalf("at %v: the responder is good until %v, the authority until %v", h.clock.Now(), got.NotAfter, end)
 		}
-		h.clock.turn(time.Hour)
+		h.clock.Advance(time.Hour)
 	}
 }
 
@@ -375,7 +376,7 @@ func TestAskingForTheRevokedPushesOutNoOther(t *testing.T) {
 	if grown := heap() - before; grown > 12<<20 {
 		t.Errorf("%d answers took %d KiB, want at most 12 MiB", revoked, grown>>10)
 	}
-	h.clock.turn(time.Minute)
+	h.clock.Advance(time.Minute)
 	if again, err := h.OCSP(t.Context(), q); err != nil || !bytes.Equal(again.DER, first.DER) {
 		t.Errorf("the answer about another certificate was signed anew (%v)", err)
 	}
@@ -386,11 +387,11 @@ func TestOCSPAnswerIsKeptAndRefreshed(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	cert := h.issue(t, ca.ProfileDevice, "pump-1")
 	first := h.ask(t, &cert)
-	h.clock.turn(9 * time.Minute)
+	h.clock.Advance(9 * time.Minute)
 	if got := h.ask(t, &cert); !got.ProducedAt.Equal(first.ProducedAt) {
 		t.Error("a fresh answer was signed anew")
 	}
-	h.clock.turn(2 * time.Minute)
+	h.clock.Advance(2 * time.Minute)
 	if got := h.ask(t, &cert); !got.ProducedAt.Equal(h.clock.Now().Add(-backdate)) {
 		t.Error("an old answer was given again")
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestDeviceCertificateSaysWhatItShould(t *testing.T) {
@@ -122,13 +123,13 @@ func TestIDevIDNeverExpires(t *testing.T) {
 func TestValidityKeepsWithinTheIssuers(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	end := h.certificateOf(t, ca.IssuingID).NotAfter
-	h.clock.turn(end.Sub(start) - 24*time.Hour)
+	h.clock.Advance(end.Sub(start) - 24*time.Hour)
 	if cert := parse(t, h.sign(t, h.order(t, ca.ProfileDevice, "pump-1")).DER); !cert.NotAfter.Equal(end) {
 		t.Errorf("NotAfter: got %v, want the issuer's %v", cert.NotAfter, end)
 	}
-	h.clock.turn(24*time.Hour - time.Minute)
+	h.clock.Advance(24*time.Hour - time.Minute)
 	_, err := h.Plan(t.Context(), h.order(t, ca.ProfileDevice, "pump-1"))
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 }
 
 func TestPlanIsSignedOnce(t *testing.T) {
@@ -176,7 +177,7 @@ func TestPlanRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
 		}
 	}
-	if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, nil, &newKey(t).PublicKey); err == nil {
+	if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, nil, &kit.Key(t).PublicKey); err == nil {
 		t.Error("a server certificate that names nobody was issued")
 	}
 }
@@ -220,7 +221,7 @@ func TestCheckKey(t *testing.T) {
 		{"RSA even modulus", even, ""},
 		{"none", nil, ""},
 		{"no curve", &ecdsa.PublicKey{}, ""},
-		{"a private key", newKey(t), ""},
+		{"a private key", kit.Key(t), ""},
 		{"not a key", "P-256", ""},
 	} {
 		got, err := ca.CheckKey(tt.key)
@@ -234,7 +235,7 @@ func TestCheckKey(t *testing.T) {
 // that this package signs. There is nothing to explain: none fails.
 func TestCertificatesPassLint(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	key := newKey(t)
+	key := kit.Key(t)
 	server, _, err := h.IssueServer(t.Context(), ca.IssuingID, []string{"ca.example.net", "localhost", "127.0.0.1", "::1"}, &key.PublicKey)
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +264,7 @@ func TestCertificatesPassLint(t *testing.T) {
 
 // TestLintFindsBadCertificate shows that the lints can fail.
 func TestLintFindsBadCertificate(t *testing.T) {
-	key := newKey(t)
+	key := kit.Key(t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: start, NotAfter: start.Add(time.Hour),
 		KeyUsage: x509.KeyUsageCertSign, // and yet no CA

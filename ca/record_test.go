@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func hexOf(b []byte) string { return hex.EncodeToString(b) }
@@ -101,7 +102,7 @@ func TestCertificateLife(t *testing.T) {
 			n++
 			cert := h.issue(t, ca.ProfileDevice, fmt.Sprintf("device-%d", n))
 			for range rapid.IntRange(1, 12).Draw(t, "acts") {
-				h.clock.turn(time.Duration(rapid.IntRange(1, 1000).Draw(t, "minutes")) * time.Minute)
+				h.clock.Advance(time.Duration(rapid.IntRange(1, 1000).Draw(t, "minutes")) * time.Minute)
 				name := rapid.SampledFrom(names).Draw(t, "act")
 				allowed := slices.Contains(acts[name].from, cert.State)
 				want, before := cert, cert
@@ -144,7 +145,7 @@ func TestMoveRefusesStaleView(t *testing.T) {
 			return h.Revoke(ctx, tx, &cert, countersign.KeyCompromise)
 		})
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Activate(ctx, tx, &stale) })
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		if stale.State != countersign.CertPending {
 			t.Errorf("a refused move changed the caller's view to %s", stale.State)
 		}
@@ -178,7 +179,7 @@ func TestOverlapEndsWithTheCertificate(t *testing.T) {
 	if list, err := h.Overdue(t.Context(), h.db, 10); err != nil || len(list) != 0 {
 		t.Errorf("Overdue within the overlap: got %v, %v", list, err)
 	}
-	h.clock.turn(cert.NotAfter.Sub(start) + time.Second)
+	h.clock.Advance(cert.NotAfter.Sub(start) + time.Second)
 	if list, err := h.Overdue(t.Context(), h.db, 10); err != nil || len(list) != 1 || list[0].Serial != cert.Serial {
 		t.Errorf("Overdue after it: got %v, %v, want the certificate", list, err)
 	}

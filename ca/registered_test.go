@@ -14,12 +14,13 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // foreign makes a CA that is not ours; the zero parent signs itself.
 func foreign(t *testing.T, now time.Time, change func(*x509.Certificate)) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Foreign"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(9999 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
@@ -39,7 +40,7 @@ func over(t *testing.T, code string, by *x509.Certificate, key *ecdsa.PrivateKey
 	t.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: code}, NotBefore: by.NotBefore, NotAfter: by.NotAfter,
-	}, by, &newKey(t).PublicKey, key)
+	}, by, &kit.Key(t).PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,18 +66,18 @@ func TestRegisterWantsProofOfPossession(t *testing.T) {
 			})
 		}
 		first := code()
-		wantCode(t, register("maker", cert.Raw, nil), countersign.Unauthenticated)
-		wantCode(t, register("maker", cert.Raw, []byte("x")), countersign.BadRequest)
-		wantCode(t, register("maker", cert.Raw, over(t, "countersign-made-up", cert, key)), countersign.BadCredential)
-		wantCode(t, register("maker", cert.Raw, over(t, "", cert, key)), countersign.BadCredential)
-		wantCode(t, register("maker", cert.Raw, over(t, first, stranger, strangerKey)), countersign.BadSignature)
-		wantCode(t, register("Bad Name", cert.Raw, over(t, first, cert, key)), countersign.BadRequest)
+		kit.WantCode(t, register("maker", cert.Raw, nil), countersign.Unauthenticated)
+		kit.WantCode(t, register("maker", cert.Raw, []byte("x")), countersign.BadRequest)
+		kit.WantCode(t, register("maker", cert.Raw, over(t, "countersign-made-up", cert, key)), countersign.BadCredential)
+		kit.WantCode(t, register("maker", cert.Raw, over(t, "", cert, key)), countersign.BadCredential)
+		kit.WantCode(t, register("maker", cert.Raw, over(t, first, stranger, strangerKey)), countersign.BadSignature)
+		kit.WantCode(t, register("Bad Name", cert.Raw, over(t, first, cert, key)), countersign.BadRequest)
 		if err := register("maker", cert.Raw, over(t, first, cert, key)); err != nil {
 			t.Fatalf("the right code: %v", err)
 		}
-		wantCode(t, register("again", cert.Raw, over(t, first, cert, key)), countersign.BadCredential) // used
+		kit.WantCode(t, register("again", cert.Raw, over(t, first, cert, key)), countersign.BadCredential) // used
 		second := code()
-		wantCode(t, register("maker", cert.Raw, over(t, second, cert, key)), countersign.Conflict)
+		kit.WantCode(t, register("maker", cert.Raw, over(t, second, cert, key)), countersign.Conflict)
 		if err := register("another", cert.Raw, over(t, second, cert, key)); err != nil {
 			t.Errorf("a refused registration cost the code: %v", err)
 		}
@@ -90,15 +91,15 @@ func TestRegisterWantsProofOfPossession(t *testing.T) {
 			if err := <-errs; err == nil {
 				won++
 			} else {
-				wantCode(t, err, countersign.BadCredential)
+				kit.WantCode(t, err, countersign.BadCredential)
 			}
 		}
 		if won != 1 {
 			t.Errorf("one code registered %d authorities", won)
 		}
 		late := over(t, code(), cert, key)
-		h.clock.turn(8 * 24 * time.Hour)
-		wantCode(t, register("late", cert.Raw, late), countersign.BadCredential)
+		h.clock.Advance(8 * 24 * time.Hour)
+		kit.WantCode(t, register("late", cert.Raw, late), countersign.BadCredential)
 	})
 }
 

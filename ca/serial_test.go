@@ -14,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // blockSize is how many serials one block holds.
@@ -149,21 +150,21 @@ func TestSerialsOfDeadProcessAreVoided(t *testing.T) {
 		}
 		// A certificate over a voided serial never gets on record, so it is never given out.
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, lost) })
-		wantCode(t, err, countersign.Unavailable)
+		kit.WantCode(t, err, countersign.Unavailable)
 		_, err = h.Certificate(t.Context(), db, lost.Ref())
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 	})
 }
 
 func TestVoidSerialsLeavesLivingProcessesAlone(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	issued := h.sign(t, h.order(t, ca.ProfileDevice, "pump-1"))
-	h.clock.turn(50 * time.Minute)
+	h.clock.Advance(50 * time.Minute)
 	if n, err := h.process(t).VoidSerials(t.Context(), false); err != nil || n != 0 {
 		t.Errorf("VoidSerials of a block in use: got %d, %v, want 0", n, err)
 	}
 	h.write(t, func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, issued) })
-	h.clock.turn(20 * time.Minute)
+	h.clock.Advance(20 * time.Minute)
 	if n, err := h.process(t).VoidSerials(t.Context(), false); err != nil || n != blockSize-3 {
 		t.Errorf("VoidSerials past the block's life: got %d, %v, want %d", n, err, blockSize-3)
 	}
@@ -173,11 +174,11 @@ func TestVoidSerialsLeavesLivingProcessesAlone(t *testing.T) {
 func TestNobodyDrawsFromBlockNearItsEnd(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	first := h.recorded(t, "open")
-	h.clock.turn(44 * time.Minute)
+	h.clock.Advance(44 * time.Minute)
 	if s := h.issue(t, ca.ProfileDevice, "pump-1").Serial; !first[s] {
 		t.Errorf("serial %s is not of the first block, which is still good", s)
 	}
-	h.clock.turn(2 * time.Minute)
+	h.clock.Advance(2 * time.Minute)
 	if s := h.issue(t, ca.ProfileDevice, "pump-2").Serial; first[s] {
 		t.Errorf("serial %s was drawn from a block that ends in 14 minutes", s)
 	}
@@ -239,7 +240,7 @@ func TestSerialsAreVoidedOnce(t *testing.T) {
 func TestNodesWithOtherClocksVoidNoLivingBlock(t *testing.T) {
 	db := storetest.OpenURL(t, storetest.PostgresURL(t))
 	h := found(t, db)
-	h.clock.turn(time.Since(h.clock.Now())) // near the clock of the database, which the test cannot turn
+	h.clock.Advance(time.Since(h.clock.Now())) // near the clock of the database, which the test cannot turn
 	h.issue(t, ca.ProfileDevice, "pump-1")
 	for _, ahead := range []time.Duration{2 * time.Hour, -2 * time.Hour} {
 		o := h.Options
@@ -273,7 +274,7 @@ func TestANodeVoidsNoBlockThatItDrawsFrom(t *testing.T) {
 			t.Errorf("VoidSerials: got %d serials voided, %v, want none", n, err)
 		}
 		h.issue(t, ca.ProfileDevice, "pump-2")
-		h.clock.turn(2 * time.Hour) // more than a block is used for
+		h.clock.Advance(2 * time.Hour) // more than a block is used for
 		if n, err := h.VoidSerials(t.Context(), false); err != nil || n == 0 {
 			t.Errorf("VoidSerials later: got %d serials voided, %v, want those that were left", n, err)
 		}
@@ -291,7 +292,7 @@ func TestServiceCertificateSurvivesAClosedBlock(t *testing.T) {
 				_, err := tx.Exec(ctx, `UPDATE serial_block SET state = 'void'`)
 				return err
 			})
-			if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, []string{"gw.example.net"}, &newKey(t).PublicKey); err != nil {
+			if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, []string{"gw.example.net"}, &kit.Key(t).PublicKey); err != nil {
 				t.Errorf("IssueServer with a block that was closed: %v", err)
 			}
 		}

@@ -13,23 +13,24 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // reenrolled gives a device whose identity was revoked a new one.
 func (w *world) reenrolled(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{Device: id})))
+	g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, w.token(t, registry.Credential{Device: id})))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	return leaf(t, g)
 }
 
 func TestFirstUseActivatesAndSupersedes(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		next := w.renew(t, old, newKey(t))
+		next := w.renew(t, old, kit.Key(t))
 		w.use(t, old) // in use until the new one is
 		if c := w.record(t, next); c.State != countersign.CertPending {
 			t.Fatalf("got %s before its use, want pending", c.State)
@@ -52,7 +53,7 @@ func TestFirstUseActivatesAndSupersedes(t *testing.T) {
 func TestOverlapEndsOnTimeBeforeTheSweep(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		next := w.renew(t, old, newKey(t))
+		next := w.renew(t, old, kit.Key(t))
 		w.use(t, next)
 		v := w.connect(t, old)
 		end := w.record(t, old).AcceptUntil
@@ -63,7 +64,7 @@ func TestOverlapEndsOnTimeBeforeTheSweep(t *testing.T) {
 		if n, err := w.Sweep(t.Context()); err != nil || n != 0 {
 			t.Errorf("Sweep in the overlap: got %d, %v, want 0", n, err)
 		}
-		w.clock.set(end.Add(time.Microsecond))
+		w.clock.Set(end.Add(time.Microsecond))
 		if v := w.connect(t, old); v.Allow || v.Code != countersign.CertIsRevoked {
 			t.Errorf("after the overlap: got %+v, want certificate_revoked", v)
 		}
@@ -156,13 +157,13 @@ func TestActsCutOnceAfterTheCommit(t *testing.T) {
 func TestReactivateBringsBackWhatWas(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		active := w.renew(t, old, newKey(t))
+		active := w.renew(t, old, kit.Key(t))
 		w.use(t, active)
-		pending := w.renew(t, active, newKey(t))
+		pending := w.renew(t, active, kit.Key(t))
 		if _, err := w.Suspend(t.Context(), ra.Act{Device: "pump-1", Note: "looks odd"}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		for _, cert := range []*x509.Certificate{old, active, pending} {
 			if v := w.connect(t, cert); v.Allow || v.Code != countersign.DeviceOnHold {
 				t.Errorf("suspended: got %+v, want %s", v, countersign.DeviceOnHold)
@@ -181,7 +182,7 @@ func TestReactivateBringsBackWhatWas(t *testing.T) {
 		w.use(t, old)
 		w.use(t, pending)
 		_, err := w.Reactivate(t.Context(), ra.Act{Device: "pump-1"})
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 	})
 }
 
@@ -190,15 +191,15 @@ func TestRevokeRefusesReasonsThatAreNone(t *testing.T) {
 	w.active(t, "pump-1")
 	for _, reason := range []countersign.ReasonCode{countersign.CertificateHold, countersign.RemoveFromCRL, countersign.CACompromise} {
 		_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: reason})
-		wantCode(t, err, countersign.BadRequest)
+		kit.WantCode(t, err, countersign.BadRequest)
 	}
 	_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-2"})
-	wantCode(t, err, countersign.NotFound)
+	kit.WantCode(t, err, countersign.NotFound)
 	_, err = w.Revoke(t.Context(), countersign.RevokeRequest{Cert: countersign.CertRef{Serial: "4711"}})
-	wantCode(t, err, countersign.NotFound)
+	kit.WantCode(t, err, countersign.NotFound)
 	w.registered(t, "pump-3")
 	_, err = w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-3"})
-	wantCode(t, err, countersign.Conflict) // it never had anything
+	kit.WantCode(t, err, countersign.Conflict) // it never had anything
 }
 
 func TestConnectRefusalsAreThinned(t *testing.T) {
@@ -217,7 +218,7 @@ func TestConnectRefusalsAreThinned(t *testing.T) {
 	if got := knock(100); len(got) != 5 {
 		t.Errorf("got %d events of 100 refusals at once, want 5", len(got))
 	}
-	w.clock.advance(10 * time.Second)
+	w.clock.Advance(10 * time.Second)
 	got := knock(1)
 	if len(got) != 6 || got[5].Data["more_before"] != "95" {
 		t.Errorf("got %d events, the last of %v, want a sixth that counts 95 before it", len(got), got[len(got)-1].Data)
@@ -252,7 +253,7 @@ func TestSessionsAreNotedAndDevicesSeen(t *testing.T) {
 		}
 		w.Opened(s)
 		w.Judged(s, countersign.Act{Action: "publish", Topic: "devices/pump-2/up/x"})
-		w.clock.advance(time.Minute)
+		w.clock.Advance(time.Minute)
 		w.Closed(s, countersign.Ending{Code: countersign.EndClientLeft, Reason: "client left"})
 		stop()
 		if err := <-ended; err != nil {

@@ -81,7 +81,7 @@ func TestAnActIsRepeated(t *testing.T) {
 				}
 				w.takeCuts()
 				state := w.count(t, "certificate WHERE state IN ('revoked', 'held')")
-				w.clock.advance(time.Minute)
+				w.clock.Advance(time.Minute)
 				second, err := do()
 				if err != nil || !second.Already || len(second.Certificates) > 1 {
 					t.Errorf("second: got %+v, %v, want that it is in force already", second, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestAWebhookThatRefusesIsNotDown has it refuse more devices than it may fail for.
@@ -23,10 +24,10 @@ func TestAWebhookThatRefusesIsNotDown(t *testing.T) {
 	defer hook.Close()
 	w.rules(t, "default", countersign.Rules{Webhook: &countersign.Webhook{URL: hook.URL, Secret: "env:X"}})
 	for n := range 12 {
-		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), fmt.Sprint("stranger-", n), w.token(t, registry.Credential{}))), countersign.NotAllowed)
+		kit.WantCode(t, asks(w.Enroll, enrollment(t, kit.Key(t), fmt.Sprint("stranger-", n), w.token(t, registry.Credential{}))), countersign.NotAllowed)
 	}
 	status = http.StatusOK
-	if err := asks(w.Enroll, enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))); err != nil {
+	if err := asks(w.Enroll, enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))); err != nil {
 		t.Errorf("a device that the webhook knows: %v", err)
 	}
 }
@@ -34,11 +35,11 @@ func TestAWebhookThatRefusesIsNotDown(t *testing.T) {
 // TestAReusedKeyAccusesNobodyInAStrangersWords enrolls with one key under other names.
 func TestAReusedKeyAccusesNobodyInAStrangersWords(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
-	key, leaked := newKey(t), w.token(t, registry.Credential{UsesMax: 10})
+	key, leaked := kit.Key(t), w.token(t, registry.Credential{UsesMax: 10})
 	if err := asks(w.Enroll, enrollment(t, key, "thief", leaked)); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, asks(w.Enroll, enrollment(t, key, "pump-1", leaked)), countersign.KeyReused)
+	kit.WantCode(t, asks(w.Enroll, enrollment(t, key, "pump-1", leaked)), countersign.KeyReused)
 	for id, claimed := range map[string]bool{"pump-1": true, "thief": false} {
 		list := w.events(t, event.Filter{Type: countersign.FindingKeyReuse, Device: id})
 		if len(list) != 1 || (list[0].Data["claimed"] != "") != claimed {

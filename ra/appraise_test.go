@@ -27,6 +27,7 @@ import (
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 var boss = ra.By{Actor: "operator:boss", Via: "test"}
@@ -47,7 +48,7 @@ func (w *world) rules(t *testing.T, fleet string, u countersign.Rules) {
 }
 
 // shows makes a request on other evidence than a token.
-func shows(t tb, key *ecdsa.PrivateKey, cn string, ev countersign.Evidence) countersign.EnrollRequest {
+func shows(t kit.TB, key *ecdsa.PrivateKey, cn string, ev countersign.Evidence) countersign.EnrollRequest {
 	t.Helper()
 	r := enrollment(t, key, cn, "")
 	r.Evidence = ev
@@ -93,7 +94,7 @@ func sas(key []byte, fleet, device string, expires time.Time) countersign.Eviden
 // selfSigned makes a certificate that only its thumbprint vouches for.
 func selfSigned(t *testing.T, from, to time.Time) *x509.Certificate {
 	t.Helper()
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "self"}, NotBefore: from, NotAfter: to}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
@@ -203,7 +204,7 @@ func TestEveryWayIn(t *testing.T) {
 }
 
 func walk(t *testing.T, w *world, way way) {
-	id, key := "dev-"+string(way.method), newKey(t)
+	id, key := "dev-"+string(way.method), kit.Key(t)
 	ev := way.make(t, w, id)
 	first, err := w.Enroll(t.Context(), shows(t, key, id, ev))
 	if err != nil {
@@ -212,14 +213,14 @@ func walk(t *testing.T, w *world, way way) {
 	if c := w.record(t, leaf(t, first)); c.Method != string(way.method) || !strings.HasPrefix(c.Evidence, string(way.method)+":") {
 		t.Errorf("got method %s, evidence %s on record", c.Method, c.Evidence)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	again, err := w.Enroll(t.Context(), shows(t, key, id, ev))
 	if err != nil || !again.Again || again.Serial != first.Serial {
 		t.Fatalf("retry: got %+v, %v, want the same certificate", again, err)
 	}
 	w.use(t, leaf(t, first))
 	for _, ev := range []countersign.Evidence{ev, way.make(t, w, id)} {
-		_, err = w.Enroll(t.Context(), shows(t, newKey(t), id, ev))
+		_, err = w.Enroll(t.Context(), shows(t, kit.Key(t), id, ev))
 		if c := countersign.CodeOf(err); c != countersign.DeviceIsActive && c != countersign.CredentialSpent && c != countersign.CredentialExpire {
 			t.Errorf("active device, another key: got %v", err)
 		}
@@ -229,7 +230,7 @@ func walk(t *testing.T, w *world, way way) {
 	}
 	w.standings(t, way, id, ev)
 	_, err = w.Enroll(t.Context(), func() countersign.EnrollRequest {
-		r := shows(t, newKey(t), "else-"+id, way.make(t, w, "else-"+id))
+		r := shows(t, kit.Key(t), "else-"+id, way.make(t, w, "else-"+id))
 		r.Fleet = "other"
 		return r
 	}())
@@ -239,8 +240,8 @@ func walk(t *testing.T, w *world, way way) {
 		}
 	}
 	if way.bound {
-		_, err = w.Enroll(t.Context(), shows(t, newKey(t), "thief-"+id, way.make(t, w, "victim-"+id)))
-		wantCode(t, err, countersign.SubjectMismatch)
+		_, err = w.Enroll(t.Context(), shows(t, kit.Key(t), "thief-"+id, way.make(t, w, "victim-"+id)))
+		kit.WantCode(t, err, countersign.SubjectMismatch)
 	}
 }
 
@@ -248,19 +249,19 @@ func walk(t *testing.T, w *world, way way) {
 func (w *world) standings(t *testing.T, way way, id string, old countersign.Evidence) {
 	t.Helper()
 	try := func(ev countersign.Evidence) error {
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), id, ev))
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), id, ev))
 		return err
 	}
 	if _, err := w.Suspend(t.Context(), ra.Act{Device: id, Note: "test", Actor: boss.Actor}); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, try(way.make(t, w, id)), countersign.DeviceOnHold)
+	kit.WantCode(t, try(way.make(t, w, id)), countersign.DeviceOnHold)
 	before := way.make(t, w, id)
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: id, Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	for _, ev := range []countersign.Evidence{old, before} {
 		if c := countersign.CodeOf(try(ev)); c != countersign.NotAllowed && c != countersign.CredentialSpent && c != countersign.CredentialExpire {
 			t.Errorf("revoked device, evidence from before: got %q", c)
@@ -271,13 +272,13 @@ func (w *world) standings(t *testing.T, way way, id string, old countersign.Evid
 	case way.newer && err != nil:
 		t.Errorf("revoked device, leave given since: %v", err)
 	case !way.newer:
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.NotAllowed)
 	}
 	if _, err := w.Retire(t.Context(), ra.Act{Device: id, Note: "test", Actor: boss.Actor}); err != nil {
 		t.Fatal(err)
 	}
 	if way.method == countersign.MethodFactory || way.method == countersign.MethodClaim || way.method == countersign.MethodIDevID || way.method == countersign.MethodGroup {
-		wantCode(t, try(way.make(t, w, id)), countersign.DeviceGone)
+		kit.WantCode(t, try(way.make(t, w, id)), countersign.DeviceGone)
 	}
 }
 
@@ -291,7 +292,7 @@ func TestEveryWayInOnceAtOnce(t *testing.T) {
 				var won, lost sync.Map
 				var running sync.WaitGroup
 				for range 6 {
-					req := shows(t, newKey(t), id, ev)
+					req := shows(t, kit.Key(t), id, ev)
 					running.Go(func() {
 						g, err := w.Enroll(context.WithoutCancel(t.Context()), req)
 						if err == nil {
@@ -328,7 +329,7 @@ func TestSingleUseCredentialAtOnceIsSpentOnce(t *testing.T) {
 		} {
 			errs := make(chan error, 8)
 			for i := range cap(errs) {
-				req := shows(t, newKey(t), fmt.Sprintf("%s-%d", name, i), ev)
+				req := shows(t, kit.Key(t), fmt.Sprintf("%s-%d", name, i), ev)
 				go func() {
 					_, err := w.Enroll(context.WithoutCancel(t.Context()), req)
 					errs <- err
@@ -339,7 +340,7 @@ func TestSingleUseCredentialAtOnceIsSpentOnce(t *testing.T) {
 				if err := <-errs; err == nil {
 					won++
 				} else {
-					wantCode(t, err, countersign.CredentialSpent)
+					kit.WantCode(t, err, countersign.CredentialSpent)
 				}
 			}
 			if won != 1 {
@@ -372,7 +373,7 @@ func TestCredentialBounds(t *testing.T) {
 			{"pattern in", "valve-9", "192.0.2.1", registry.Credential{Devices: []string{"x", "valve-?"}}, ""},
 			{"pattern out", "valve-99", "192.0.2.1", registry.Credential{Devices: []string{"x", "valve-?"}}, countersign.NotAllowed},
 		} {
-			req := enrollment(t, newKey(t), tt.device, w.token(t, tt.bounds))
+			req := enrollment(t, kit.Key(t), tt.device, w.token(t, tt.bounds))
 			req.Remote = at(tt.from)
 			if _, err := w.Enroll(t.Context(), req); countersign.CodeOf(err) != tt.want {
 				t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
@@ -385,7 +386,7 @@ func TestRateCountsEachUseOnce(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		secret := w.token(t, registry.Credential{UsesMax: 10, PerMinute: 3})
 		for i := range 3 {
-			req := enrollment(t, newKey(t), fmt.Sprint("pump-", i), secret)
+			req := enrollment(t, kit.Key(t), fmt.Sprint("pump-", i), secret)
 			for range 5 { // to ask what would be is no use
 				if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "issue" {
 					t.Fatalf("Explain: got %+v, %v", e, err)
@@ -395,10 +396,10 @@ func TestRateCountsEachUseOnce(t *testing.T) {
 				t.Fatalf("use %d: %v", i, err)
 			}
 		}
-		last := enrollment(t, newKey(t), "pump-3", secret)
+		last := enrollment(t, kit.Key(t), "pump-3", secret)
 		_, err := w.Enroll(t.Context(), last)
-		wantCode(t, err, countersign.RateLimited)
-		w.clock.advance(20 * time.Second)
+		kit.WantCode(t, err, countersign.RateLimited)
+		w.clock.Advance(20 * time.Second)
 		if _, err := w.Enroll(t.Context(), last); err != nil {
 			t.Errorf("a third of a minute later: %v", err)
 		}
@@ -410,9 +411,9 @@ func TestClaimOutsideItsBoundsStops(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{})
 		for _, far := range []bool{false, true} {
 			cert, made := w.claim(t, registry.Credential{Devices: []string{"pump-*"}, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
-			req := shows(t, newKey(t), "valve-1", peer(cert))
+			req := shows(t, kit.Key(t), "valve-1", peer(cert))
 			if far {
-				req = shows(t, newKey(t), "pump-1", peer(cert))
+				req = shows(t, kit.Key(t), "pump-1", peer(cert))
 				req.Remote = netip.MustParseAddrPort("198.51.100.1:1")
 			}
 			if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || e.Code != countersign.NotAllowed {
@@ -433,8 +434,8 @@ func TestClaimOutsideItsBoundsStops(t *testing.T) {
 					t.Errorf("got %q, want not_allowed, or credential_expired once it is stopped", c)
 				}
 			}
-			_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", peer(cert)))
-			wantCode(t, err, countersign.CredentialExpire)
+			_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", peer(cert)))
+			kit.WantCode(t, err, countersign.CredentialExpire)
 			found := 0
 			for _, e := range w.events(t, event.Filter{Type: countersign.FindingClaim}) {
 				if e.Data["credential"] == made.ID {
@@ -461,7 +462,7 @@ func TestClaimsOwnKeyIsNoDevicesKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = w.Enroll(t.Context(), shows(t, key.(*ecdsa.PrivateKey), "pump-1", peer(cert)))
-		wantCode(t, err, countersign.KeyReused)
+		kit.WantCode(t, err, countersign.KeyReused)
 	})
 }
 
@@ -476,7 +477,7 @@ func TestGroupKeyItselfIsRefusedAndReported(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req := shows(t, newKey(t), "pump-1", sas(key, "default", "pump-1", w.Now().Add(time.Hour)))
+		req := shows(t, kit.Key(t), "pump-1", sas(key, "default", "pump-1", w.Now().Add(time.Hour)))
 		if _, err := w.Explain(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
@@ -484,7 +485,7 @@ func TestGroupKeyItselfIsRefusedAndReported(t *testing.T) {
 			t.Errorf("got %d findings of a dry run", n)
 		}
 		_, err = w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.NotAllowed)
 		if n := len(w.events(t, event.Filter{Type: countersign.FindingGroupKey})); n != 1 {
 			t.Errorf("got %d findings, want 1", n)
 		}
@@ -519,13 +520,13 @@ func TestSASTokenThatIsWrong(t *testing.T) {
 			{"oversized", countersign.Evidence{Token: good.Token + strings.Repeat("x", 1<<16)}, cn, countersign.TooLarge},
 			{"no scheme", countersign.Evidence{Token: strings.TrimPrefix(good.Token, "SharedAccessSignature ")}, cn, countersign.BadCredential},
 		} {
-			req := shows(t, newKey(t), tt.cn, tt.ev)
+			req := shows(t, kit.Key(t), tt.cn, tt.ev)
 			req.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 1}), 1) // a guesser waits longer each time
 			if _, err := w.Enroll(t.Context(), req); countersign.CodeOf(err) != tt.want {
 				t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 			}
 		}
-		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), cn, good)); err != nil {
+		if _, err := w.Enroll(t.Context(), shows(t, kit.Key(t), cn, good)); err != nil {
 			t.Errorf("the right one: %v", err)
 		}
 	})
@@ -548,11 +549,11 @@ func TestThumbprintPrimaryAndSecondary(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, c := range []*x509.Certificate{one, two} {
-			wantCode(t, register("pump-2", c, nil), countersign.Conflict)
-			wantCode(t, register("pump-2", selfSigned(t, now, now.Add(time.Hour)), c), countersign.Conflict)
+			kit.WantCode(t, register("pump-2", c, nil), countersign.Conflict)
+			kit.WantCode(t, register("pump-2", selfSigned(t, now, now.Add(time.Hour)), c), countersign.Conflict)
 		}
 		for slot, c := range map[string]*x509.Certificate{"primary": one, "secondary": two} {
-			e, err := w.Explain(t.Context(), shows(t, newKey(t), "pump-1", peer(c)))
+			e, err := w.Explain(t.Context(), shows(t, kit.Key(t), "pump-1", peer(c)))
 			if err != nil || e.Decision != "issue" || e.Facts["certificate"] != slot {
 				t.Errorf("%s: got %+v, %v", slot, e, err)
 			}
@@ -561,11 +562,11 @@ func TestThumbprintPrimaryAndSecondary(t *testing.T) {
 		if err := register("pump-3", stale, early); err != nil {
 			t.Fatal(err)
 		}
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-3", peer(stale)))
-		wantCode(t, err, countersign.CertExpired)
-		_, err = w.Enroll(t.Context(), shows(t, newKey(t), "pump-3", peer(early)))
-		wantCode(t, err, countersign.CertNotYetValid)
-		_, err = w.Enroll(t.Context(), shows(t, newKey(t), "pump-4", peer(selfSigned(t, now, now.Add(time.Hour)))))
-		wantCode(t, err, countersign.CertUnknown)
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-3", peer(stale)))
+		kit.WantCode(t, err, countersign.CertExpired)
+		_, err = w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-3", peer(early)))
+		kit.WantCode(t, err, countersign.CertNotYetValid)
+		_, err = w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-4", peer(selfSigned(t, now, now.Add(time.Hour)))))
+		kit.WantCode(t, err, countersign.CertUnknown)
 	})
 }

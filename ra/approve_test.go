@@ -9,6 +9,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // waiting gives the one request that waits.
@@ -26,11 +27,11 @@ func approving(m ...countersign.Method) countersign.Rules { return countersign.R
 func TestApprovalIsForOneKey(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", approving(countersign.MethodToken))
-		key, secret := newKey(t), w.token(t, registry.Credential{UsesMax: 1, PerMinute: 1})
+		key, secret := kit.Key(t), w.token(t, registry.Credential{UsesMax: 1, PerMinute: 1})
 		req := enrollment(t, key, "pump-1", secret)
 		for range 3 { // a poll is no use of the token's rate
 			_, err := w.Enroll(t.Context(), req)
-			wantCode(t, err, countersign.Pending)
+			kit.WantCode(t, err, countersign.Pending)
 		}
 		if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "wait" {
 			t.Errorf("Explain: got %+v, %v, want wait", e, err)
@@ -45,10 +46,10 @@ func TestApprovalIsForOneKey(t *testing.T) {
 		if _, err := w.provisioner().Approve(t.Context(), asked.ID, "seen it", boss); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Minute)
-		_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret))
-		wantCode(t, err, countersign.Pending)
-		w.clock.advance(time.Minute)
+		w.clock.Advance(time.Minute)
+		_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret))
+		kit.WantCode(t, err, countersign.Pending)
+		w.clock.Advance(time.Minute)
 		g, err := w.Enroll(t.Context(), req)
 		if err != nil || g.Device != "pump-1" {
 			t.Fatalf("after approval: %v", err)
@@ -73,15 +74,15 @@ func TestAskingRegistersNothing(t *testing.T) {
 		u.Registered = []countersign.Method{countersign.MethodToken}
 		w.rules(t, "default", u)
 		claim, _ := w.claim(t, registry.Credential{})
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", peer(claim)))
-		wantCode(t, err, countersign.Pending)
-		_, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
-		wantCode(t, err, countersign.NotAllowed)
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", peer(claim)))
+		kit.WantCode(t, err, countersign.Pending)
+		_, err = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{})))
+		kit.WantCode(t, err, countersign.NotAllowed)
 		if _, err := w.provisioner().Reject(t.Context(), w.waiting(t).ID, "no", boss); err != nil {
 			t.Fatal(err)
 		}
-		_, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
-		wantCode(t, err, countersign.NotAllowed)
+		_, err = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{})))
+		kit.WantCode(t, err, countersign.NotAllowed)
 	})
 }
 
@@ -93,9 +94,9 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 		if _, err := w.provisioner().CreateDevice(t.Context(), countersign.Device{ID: "pump-1"}, boss); err != nil {
 			t.Fatal(err)
 		}
-		req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
+		req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))
 		_, err := w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.Pending)
+		kit.WantCode(t, err, countersign.Pending)
 		if s := w.device(t, "pump-1").State; s != countersign.DevicePending {
 			t.Errorf("got device %s, want pending", s)
 		}
@@ -104,7 +105,7 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.NotAllowed)
 		if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || e.Code != countersign.NotAllowed {
 			t.Errorf("Explain: got %+v, %v, want refuse", e, err)
 		}
@@ -112,21 +113,21 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 			t.Errorf("got device %s, want registered", s)
 		}
 		_, err = w.provisioner().Approve(t.Context(), asked.ID, "", boss)
-		wantCode(t, err, countersign.Conflict)
-		w.clock.advance(time.Hour + time.Second)
+		kit.WantCode(t, err, countersign.Conflict)
+		w.clock.Advance(time.Hour + time.Second)
 		_, err = w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.Pending)
+		kit.WantCode(t, err, countersign.Pending)
 		second := w.waiting(t)
-		w.clock.advance(time.Hour + time.Second)
+		w.clock.Advance(time.Hour + time.Second)
 		_, err = w.provisioner().Approve(t.Context(), second.ID, "", boss)
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 	})
 }
 
 func TestApprovalAtOnceIsGivenAndUsedOnce(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", approving(countersign.MethodToken))
-		req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{UsesMax: 5}))
+		req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{UsesMax: 5}))
 		ctx := context.WithoutCancel(t.Context())
 		together := func(act func() error) (won int, errs []error) {
 			done := make(chan error, 5)
@@ -144,7 +145,7 @@ func TestApprovalAtOnceIsGivenAndUsedOnce(t *testing.T) {
 		}
 		_, errs := together(func() error { _, err := w.Enroll(ctx, req); return err })
 		for _, err := range errs {
-			wantCode(t, err, countersign.Pending)
+			kit.WantCode(t, err, countersign.Pending)
 		}
 		id := w.waiting(t).ID
 		won, errs := together(func() error { _, err := w.provisioner().Approve(ctx, id, "", boss); return err })
@@ -152,7 +153,7 @@ func TestApprovalAtOnceIsGivenAndUsedOnce(t *testing.T) {
 			t.Errorf("%d approved, want 1", won)
 		}
 		for _, err := range errs {
-			wantCode(t, err, countersign.Conflict)
+			kit.WantCode(t, err, countersign.Conflict)
 		}
 		if won, errs = together(func() error { _, err := w.Enroll(ctx, req); return err }); won != 5 {
 			t.Errorf("%d of 5 got the certificate: %v", won, errs)
@@ -176,16 +177,16 @@ func TestReadmissionAfterRevocationNeedsALeaveOfItsOwn(t *testing.T) {
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: cert.Subject.CommonName, Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		ev := idevid.make(t, w, "pump-1")
 		ev.Token = w.token(t, registry.Credential{}) // newer, but for no device
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", ev))
-		wantCode(t, err, countersign.NotAllowed)
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", ev))
+		kit.WantCode(t, err, countersign.NotAllowed)
 		ev.Token = w.token(t, registry.Credential{Device: "pump-2"})
-		_, err = w.Enroll(t.Context(), shows(t, newKey(t), "pump-2", ev))
-		wantCode(t, err, countersign.SubjectMismatch)
+		_, err = w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-2", ev))
+		kit.WantCode(t, err, countersign.SubjectMismatch)
 		ev.Token = w.token(t, registry.Credential{Device: "pump-1"})
-		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", ev)); err != nil {
+		if _, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", ev)); err != nil {
 			t.Errorf("both for pump-1, newer: %v", err)
 		}
 	})
@@ -198,16 +199,16 @@ func TestTokenBesideAStoppedClaimIsRefused(t *testing.T) {
 		both := func(i int) error {
 			ev := peer(cert)
 			ev.Token = w.token(t, registry.Credential{})
-			_, err := w.Enroll(t.Context(), shows(t, newKey(t), fmt.Sprint("pump-", i), ev))
+			_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), fmt.Sprint("pump-", i), ev))
 			return err
 		}
 		if err := both(1); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, both(2), countersign.CredentialSpent)
+		kit.WantCode(t, both(2), countersign.CredentialSpent)
 		if _, _, err := w.provisioner().StopCredential(t.Context(), made.ID, "lost", boss); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, both(3), countersign.CredentialExpire)
+		kit.WantCode(t, both(3), countersign.CredentialExpire)
 	})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // budget gives the devices of a fleet another budget.
@@ -48,12 +49,12 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 		for name, start := range map[string]func(id string) func(*ra.Authority) error{
 			"renewal, key given up": func(id string) func(*ra.Authority) error {
 				old := w.active(t, id)
-				return func(d *ra.Authority) error { return asks(d.Reenroll, renewal(t, old, newKey(t))) }
+				return func(d *ra.Authority) error { return asks(d.Reenroll, renewal(t, old, kit.Key(t))) }
 			},
 			"renewal, used": func(id string) func(*ra.Authority) error {
 				cert := w.active(t, id)
 				return func(d *ra.Authority) error {
-					g, err := d.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+					g, err := d.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
 					if err == nil {
 						cert = leaf(t, g)
 					}
@@ -62,18 +63,18 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 			},
 			"recovery": func(id string) func(*ra.Authority) error {
 				old := w.active(t, id)
-				w.clock.advance(ca.DefaultValidity + time.Hour)
+				w.clock.Advance(ca.DefaultValidity + time.Hour)
 				return func(d *ra.Authority) error {
-					return asks(ra.Recovery{RA: d}.Reenroll, renewal(t, old, newKey(t)))
+					return asks(ra.Recovery{RA: d}.Reenroll, renewal(t, old, kit.Key(t)))
 				}
 			},
 			"factory certificate that never connects": func(id string) func(*ra.Authority) error {
 				ev := peer(m.device(t, id, w.Now()))
-				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
+				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, kit.Key(t), id, ev)) }
 			},
 			"token for the device": func(id string) func(*ra.Authority) error {
 				ev := countersign.Evidence{Token: w.token(t, registry.Credential{Device: id, UsesMax: 1000})}
-				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, newKey(t), id, ev)) }
+				return func(d *ra.Authority) error { return asks(d.Enroll, shows(t, kit.Key(t), id, ev)) }
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -82,12 +83,12 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 				node, n := []*ra.Authority{w.Authority, w.another()}, 0
 				var err error
 				for ; n < 3*most; n++ {
-					w.clock.advance(time.Second)
+					w.clock.Advance(time.Second)
 					if err = try(node[n%2]); err != nil {
 						break
 					}
 				}
-				wantCode(t, err, countersign.OverBudget)
+				kit.WantCode(t, err, countersign.OverBudget)
 				if got := w.count(t, `certificate WHERE device = $1 AND issued_at > $2`, id, w.Now().Add(-time.Hour).UnixMicro()); got != most {
 					t.Errorf("got %d certificates within the hour, want %d", got, most)
 				}
@@ -102,7 +103,7 @@ func TestRenewalsOfADeviceAreBounded(t *testing.T) {
 				if len(list) == 0 || list[0].Data["budget"] != "renewals" || list[0].Data["limit"] != fmt.Sprint(most) {
 					t.Errorf("got events %+v, want budget.exceeded with budget and limit", list)
 				}
-				w.clock.advance(wait + time.Second)
+				w.clock.Advance(wait + time.Second)
 				if name != "renewal, used" {
 					if err := try(w.Authority); err != nil {
 						t.Errorf("after Retry-After: %v", err)
@@ -127,7 +128,7 @@ func TestRenewalsAtOnceAreBoundedExactly(t *testing.T) {
 		var running sync.WaitGroup
 		var won atomic.Int32
 		for n := range 16 {
-			req := shows(t, newKey(t), "pump-1", ev)
+			req := shows(t, kit.Key(t), "pump-1", ev)
 			req.Began = w.Now().Add(time.Duration(n+1) * time.Minute) // none was overtaken
 			running.Go(func() {
 				if _, err := nodes[n%2].Enroll(context.WithoutCancel(t.Context()), req); err == nil {
@@ -148,10 +149,10 @@ func TestRefusalsOfOneIdentityAreBounded(t *testing.T) {
 	const tries = 3000
 	each(t, func(t *testing.T, w *world) {
 		spent := w.token(t, registry.Credential{})
-		if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", spent)); err != nil {
+		if _, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", spent)); err != nil {
 			t.Fatal(err)
 		}
-		key, revoked := newKey(t), w.active(t, "pump-2")
+		key, revoked := kit.Key(t), w.active(t, "pump-2")
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-2", Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +185,7 @@ func TestRefusalsOfOneIdentityAreBounded(t *testing.T) {
 					limited++
 				}
 			}
-			w.clock.advance(time.Minute)
+			w.clock.Advance(time.Minute)
 			w.flush(t)
 			list := w.events(t, event.Filter{})
 			written, counted := 0, 0
@@ -228,7 +229,7 @@ func TestLinesOfOneIdentityAreBoundedOverAllAddresses(t *testing.T) {
 				Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1),
 			}, countersign.Act{Action: "publish", Topic: "x"})
 		}
-		w.clock.advance(10 * time.Second)
+		w.clock.Advance(10 * time.Second)
 		w.flush(t)
 	}
 	written, counted := 0, 0

@@ -9,6 +9,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestWhatIsMadeForADeviceIsOfItsFleet leaves the fleet out where a device is named, at
@@ -53,15 +54,15 @@ func TestWhatIsMadeForADeviceIsOfItsFleet(t *testing.T) {
 func TestAnExpiredDeviceLearnsOfTheRecoveryListener(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		cert := w.active(t, "pump-1")
-		w.clock.set(cert.NotAfter.Add(time.Hour))
+		w.clock.Set(cert.NotAfter.Add(time.Hour))
 		for _, recovers := range []bool{true, false} {
 			rules := countersign.Rules{}
 			if recovers {
 				rules.Recovery = &countersign.Recovery{MaxAge: countersign.Span(24 * time.Hour), MaxTimes: 1}
 			}
 			w.rules(t, "default", rules)
-			_, err := w.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-			wantCode(t, err, countersign.CertExpired)
+			_, err := w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+			kit.WantCode(t, err, countersign.CertExpired)
 			if next := countersign.Public(err).Next; strings.Contains(next, "recovery listener") != recovers || next == "" {
 				t.Errorf("a fleet that recovers devices (%t) says: %q", recovers, next)
 			}

@@ -19,11 +19,12 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestEnrollGrantsACertificateOnRecord(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
+		g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{})))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +74,7 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		forged := csr(t, newKey(t), "pump-1")
+		forged := kit.CSR(t, kit.Key(t), "pump-1")
 		forged[len(forged)-5] ^= 1
 		unbound := w.token(t, registry.Credential{UsesMax: 100})
 		bound := w.token(t, registry.Credential{UsesMax: 100, Device: "pump-9"})
@@ -85,20 +86,20 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 			{"garbage", unbound, "", []byte("not a request"), countersign.BadRequest},
 			{"empty", unbound, "", nil, countersign.BadRequest},
 			{"oversize", unbound, "", make([]byte, countersign.MaxCSR+1), countersign.TooLarge},
-			{"short RSA", unbound, "", csr(t, weak, "pump-1"), countersign.WeakKey},
-			{"odd curve", unbound, "", csr(t, curve, "pump-1"), countersign.WeakKey},
+			{"short RSA", unbound, "", kit.CSR(t, weak, "pump-1"), countersign.WeakKey},
+			{"odd curve", unbound, "", kit.CSR(t, curve, "pump-1"), countersign.WeakKey},
 			{"foreign signature", unbound, "", forged, countersign.BadSignature},
-			{"no token", "", "", csr(t, newKey(t), "pump-1"), countersign.Unauthenticated},
-			{"wrong fleet", unbound, "other", csr(t, newKey(t), "pump-1"), countersign.NotAllowed},
-			{"no name", unbound, "", csr(t, newKey(t), ""), countersign.BadRequest},
-			{"bad name", unbound, "", csr(t, newKey(t), "pump 1"), countersign.BadRequest},
-			{"another device's token", bound, "", csr(t, newKey(t), "pump-1"), countersign.SubjectMismatch},
+			{"no token", "", "", kit.CSR(t, kit.Key(t), "pump-1"), countersign.Unauthenticated},
+			{"wrong fleet", unbound, "other", kit.CSR(t, kit.Key(t), "pump-1"), countersign.NotAllowed},
+			{"no name", unbound, "", kit.CSR(t, kit.Key(t), ""), countersign.BadRequest},
+			{"bad name", unbound, "", kit.CSR(t, kit.Key(t), "pump 1"), countersign.BadRequest},
+			{"another device's token", bound, "", kit.CSR(t, kit.Key(t), "pump-1"), countersign.SubjectMismatch},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				_, err := w.Enroll(t.Context(), countersign.EnrollRequest{
 					CSR: tt.csr, Fleet: tt.fleet, Evidence: countersign.Evidence{Token: tt.token}, Door: "test", Remote: remote,
 				})
-				wantCode(t, err, tt.want)
+				kit.WantCode(t, err, tt.want)
 				refused := w.events(t, event.Filter{Type: countersign.EnrollRefused, Newest: true})
 				if len(refused) == 0 || refused[0].Code != tt.want || refused[0].Reason != countersign.Public(err).Message || refused[0].Remote != remote.String() {
 					t.Errorf("got events %+v, want the refusal with its reason first", refused)
@@ -113,7 +114,7 @@ func TestEnrollRefusesWhatTheRequestLacks(t *testing.T) {
 
 func TestEnrollTakesTheNameFromABoundToken(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "", w.token(t, registry.Credential{Device: "pump-2"})))
+	g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "", w.token(t, registry.Credential{Device: "pump-2"})))
 	if err != nil || g.Device != "pump-2" || leaf(t, g).Subject.CommonName != "pump-2" {
 		t.Fatalf("got %v, want a certificate of pump-2", err)
 	}
@@ -128,13 +129,13 @@ func TestEnrollOfAClosedFleetIsRefused(t *testing.T) {
 	}
 	fleet.Methods = nil
 	write(t, w.DB, func(ctx context.Context, tx *store.Tx) error { return w.Registry.SaveFleet(ctx, tx, fleet) })
-	_, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret))
-	wantCode(t, err, countersign.NotAllowed)
+	_, err = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret))
+	kit.WantCode(t, err, countersign.NotAllowed)
 }
 
 func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		key := newKey(t)
+		key := kit.Key(t)
 		var secret string
 		write(t, w.DB, func(ctx context.Context, tx *store.Tx) (err error) {
 			_, secret, err = w.Registry.CreateToken(ctx, tx, registry.Credential{Fleet: "default", UsesMax: 1}, time.Hour)
@@ -144,7 +145,7 @@ func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Hour + time.Second) // the grant outlives the token
+		w.clock.Advance(time.Hour + time.Second) // the grant outlives the token
 		again, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
 		if err != nil {
 			t.Fatal(err)
@@ -161,16 +162,16 @@ func TestEnrollAgainGivesTheSameCertificate(t *testing.T) {
 func TestEnrollWithASpentOrExpiredTokenIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		spent, stale := w.token(t, registry.Credential{}), w.token(t, registry.Credential{})
-		if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", spent)); err != nil {
+		if _, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", spent)); err != nil {
 			t.Fatal(err)
 		}
 		for _, id := range []string{"pump-1", "pump-2"} {
-			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, spent))
-			wantCode(t, err, countersign.CredentialSpent)
+			_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, spent))
+			kit.WantCode(t, err, countersign.CredentialSpent)
 		}
-		w.clock.advance(ttl + time.Second)
-		_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-2", stale))
-		wantCode(t, err, countersign.CredentialExpire)
+		w.clock.Advance(ttl + time.Second)
+		_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-2", stale))
+		kit.WantCode(t, err, countersign.CredentialExpire)
 	})
 }
 
@@ -180,28 +181,28 @@ func TestEnrollNeverTakesADeviceOver(t *testing.T) {
 		cert := w.enroll(t, "pump-1")
 		try := func(tok registry.Credential) error {
 			t.Helper()
-			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, tok)))
-			w.clock.advance(time.Second)
+			_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, tok)))
+			w.clock.Advance(time.Second)
 			return err
 		}
-		wantCode(t, try(unbound), countersign.DeviceIsActive) // although never used
+		kit.WantCode(t, try(unbound), countersign.DeviceIsActive) // although never used
 		w.use(t, cert)
-		wantCode(t, try(bound), countersign.DeviceIsActive)
-		w.renew(t, cert, newKey(t)) // pending beside the used one
-		wantCode(t, try(bound), countersign.DeviceIsActive)
+		kit.WantCode(t, try(bound), countersign.DeviceIsActive)
+		w.renew(t, cert, kit.Key(t)) // pending beside the used one
+		kit.WantCode(t, try(bound), countersign.DeviceIsActive)
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, cert), Actor: "operator:o"}); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, try(bound), countersign.DeviceIsActive) // the pending one is the device's, not the token's
-		wantCode(t, try(registry.Credential{Fleet: "other", Device: "pump-1"}), countersign.NotAllowed)
+		kit.WantCode(t, try(bound), countersign.DeviceIsActive) // the pending one is the device's, not the token's
+		kit.WantCode(t, try(registry.Credential{Fleet: "other", Device: "pump-1"}), countersign.NotAllowed)
 		if _, err := w.Suspend(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, try(bound), countersign.DeviceOnHold)
+		kit.WantCode(t, try(bound), countersign.DeviceOnHold)
 		if _, err := w.Retire(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, try(bound), countersign.DeviceGone)
+		kit.WantCode(t, try(bound), countersign.DeviceGone)
 	})
 }
 
@@ -212,16 +213,16 @@ func TestEnrollOfARevokedDeviceNeedsANewTokenOfItsOwn(t *testing.T) {
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.KeyCompromise}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		for _, secret := range []string{before, w.token(t, registry.Credential{})} {
-			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret))
-			wantCode(t, err, countersign.NotAllowed)
+			_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret))
+			kit.WantCode(t, err, countersign.NotAllowed)
 		}
-		g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{Device: "pump-1"})))
+		g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{Device: "pump-1"})))
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		w.use(t, leaf(t, g))
 		if v := w.connect(t, cert); v.Allow {
 			t.Error("the revoked certificate is let in again")
@@ -232,23 +233,23 @@ func TestEnrollOfARevokedDeviceNeedsANewTokenOfItsOwn(t *testing.T) {
 func TestEnrollWithABoundTokenCompletesAnUnusedEnrollment(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		secret := w.token(t, registry.Credential{Device: "pump-1", UsesMax: 9})
-		first := enrollment(t, newKey(t), "pump-1", secret)
+		first := enrollment(t, kit.Key(t), "pump-1", secret)
 		first.Began = w.clock.Now()
 		lost, err := w.Enroll(t.Context(), first)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
-		second, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret))
+		w.clock.Advance(time.Second)
+		second, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if c := w.record(t, leaf(t, lost)); !c.Replaced || c.State != countersign.CertRevoked {
 			t.Errorf("got the first %s, replaced %v, want it replaced", c.State, c.Replaced)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		_, err = w.Enroll(t.Context(), first) // arrives once more, late
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		w.use(t, leaf(t, second))
 	})
 }
@@ -265,7 +266,7 @@ func TestEnrollOnceOfTwoWithOneToken(t *testing.T) {
 				if round%2 == 0 {
 					id = fmt.Sprintf("other-%d-%d", round, i)
 				}
-				req := enrollment(t, newKey(t), id, secret)
+				req := enrollment(t, kit.Key(t), id, secret)
 				wg.Go(func() { grants[i], _ = w.Enroll(t.Context(), req) })
 			}
 			wg.Wait()
@@ -292,7 +293,7 @@ func TestEnrollOfOneRequestAtOnceGivesOneCertificate(t *testing.T) {
 			if tok.Device == "" {
 				id = "unbound"
 			}
-			req := enrollment(t, newKey(t), id, w.token(t, tok))
+			req := enrollment(t, kit.Key(t), id, w.token(t, tok))
 			var wg sync.WaitGroup
 			grants := make([]*countersign.Grant, 8)
 			for i := range grants {
@@ -322,8 +323,8 @@ func TestWrongTokenIsCountedAndAnsweredSlowly(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	begin := time.Now()
 	for range 2 {
-		_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", countersign.TokenPrefix+"guess"))
-		wantCode(t, err, countersign.BadCredential)
+		_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", countersign.TokenPrefix+"guess"))
+		kit.WantCode(t, err, countersign.BadCredential)
 	}
 	if took := time.Since(begin); took < 500*time.Millisecond {
 		t.Errorf("two wrong tokens were answered after %v, want them delayed", took)
@@ -341,7 +342,7 @@ func TestTokenSecretIsNowhereInTheDatabase(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		good, bad := w.token(t, registry.Credential{UsesMax: 3}), countersign.TokenPrefix+"never-made"
 		for _, secret := range []string{good, good, bad} {
-			_, _ = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret)) // granted, refused, refused
+			_, _ = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret)) // granted, refused, refused
 		}
 		if n := len(w.events(t, event.Filter{})); n < 4 {
 			t.Fatalf("got %d events, want those of a grant and two refusals", n)

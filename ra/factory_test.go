@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestTheRoleFactoryActsForNewDevicesOnly tries each thing that the role may make on a
@@ -49,7 +50,7 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 				return err
 			},
 			"certificate": func(id string) error {
-				return asks(w.Enroll, shows(t, newKey(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: line.Actor, Item: fmt.Sprint(id, n)}}))
+				return asks(w.Enroll, shows(t, kit.Key(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: line.Actor, Item: fmt.Sprint(id, n)}}))
 			},
 		}
 		states := map[string]struct {
@@ -98,7 +99,7 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 			ttl  time.Duration
 		}{"uses": {provision.FactoryUses + 1, time.Hour}, "ttl": {1, provision.FactoryTTL + time.Hour}} {
 			_, _, err := provisioner.CreateToken(t.Context(), registry.Credential{UsesMax: order.uses}, order.ttl, line)
-			wantCode(t, err, countersign.NotAllowed)
+			kit.WantCode(t, err, countersign.NotAllowed)
 			_, err = provisioner.CreateClaim(t.Context(), registry.Credential{UsesMax: order.uses, ExpiresAt: w.Now().Add(order.ttl)}, nil, false, line)
 			if countersign.CodeOf(err) != countersign.NotAllowed {
 				t.Errorf("a claim, %s: got %v", what, err)
@@ -111,9 +112,9 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 		if _, err := provisioner.RevokeOperatorToken(t.Context(), made.ID, boss); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "late-1", secret)), countersign.CredentialExpire)
+		kit.WantCode(t, asks(w.Enroll, enrollment(t, kit.Key(t), "late-1", secret)), countersign.CredentialExpire)
 		_, _, err = provisioner.CreateToken(t.Context(), registry.Credential{UsesMax: 1}, time.Hour, line)
-		wantCode(t, err, countersign.CredentialExpire)
+		kit.WantCode(t, err, countersign.CredentialExpire)
 	})
 }
 
@@ -121,13 +122,13 @@ func TestTheRoleFactoryActsForNewDevicesOnly(t *testing.T) {
 func TestAFactoryPicksOnlyProfilesThatTheFleetNames(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		vouch := func(id, profile string) error {
-			return asks(w.Enroll, shows(t, newKey(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: "operator:line", Item: id, Profile: profile}}))
+			return asks(w.Enroll, shows(t, kit.Key(t), id, countersign.Evidence{Voucher: &countersign.Voucher{Actor: "operator:line", Item: id, Profile: profile}}))
 		}
 		w.rules(t, "default", countersign.Rules{})
 		if err := vouch("pump-1", "device"); err != nil {
 			t.Errorf("the fleet's own profile: %v", err)
 		}
-		wantCode(t, vouch("pump-2", "idevid"), countersign.NotAllowed)
+		kit.WantCode(t, vouch("pump-2", "idevid"), countersign.NotAllowed)
 		w.rules(t, "default", countersign.Rules{FactoryProfiles: []string{"idevid"}})
 		if err := vouch("pump-2", "idevid"); err != nil {
 			t.Errorf("a profile that the fleet names: %v", err)

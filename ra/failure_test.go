@@ -12,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // full fills the database until it takes no more, and gives what makes room again.
@@ -24,7 +25,7 @@ func full(t *testing.T, db *store.DB) (free func()) {
 			return err
 		})
 		if err != nil {
-			wantCode(t, err, countersign.Unavailable)
+			kit.WantCode(t, err, countersign.Unavailable)
 			if len(filler) < 16 { // not a row fits any more
 				break
 			}
@@ -48,21 +49,21 @@ func TestFullDiskRecordsNothingAndSaysSo(t *testing.T) {
 	t.Cleanup(func() { _ = db.Close() })
 	w := newWorld(t, db)
 	old := w.active(t, "pump-0") // draws a block of serials too
-	if _, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-9", w.token(t, registry.Credential{}))); err != nil {
+	if _, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-9", w.token(t, registry.Credential{}))); err != nil {
 		t.Fatal(err)
 	}
 	secret := w.token(t, registry.Credential{})
 	certs, events := w.count(t, "certificate"), w.count(t, "event")
 	free := full(t, db)
 
-	req := enrollment(t, newKey(t), "pump-1", secret)
+	req := enrollment(t, kit.Key(t), "pump-1", secret)
 	_, err = w.Enroll(t.Context(), req)
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	if countersign.Public(err).RetryAfter == 0 {
 		t.Error("got no time to come back at")
 	}
-	_, err = w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
-	wantCode(t, err, countersign.Unavailable)
+	_, err = w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
+	kit.WantCode(t, err, countersign.Unavailable)
 	if n := w.count(t, "certificate") + w.count(t, "device WHERE id = 'pump-1'"); n != certs {
 		t.Errorf("got %d certificates and devices, want %d: something was half written", n, certs)
 	}
@@ -97,7 +98,7 @@ func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
 		})
 		endConnections()
 	}
-	req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
+	req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))
 	readOnly("on")
 	var err error
 	for range 50 { // until no connection of before is left
@@ -109,9 +110,9 @@ func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
 		}
 		endConnections()
 	}
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	_, err = w.Enroll(t.Context(), req)
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	if countersign.Public(err).RetryAfter == 0 {
 		t.Error("got no time to come back at")
 	}
@@ -123,7 +124,7 @@ func TestPostgresThatCannotWriteIsUnavailable(t *testing.T) {
 		if _, err = w.Enroll(t.Context(), req); err == nil {
 			break
 		}
-		wantCode(t, err, countersign.Unavailable)
+		kit.WantCode(t, err, countersign.Unavailable)
 		endConnections()
 	}
 	if err != nil {
@@ -146,13 +147,13 @@ func TestClosedDatabaseIsUnavailable(t *testing.T) {
 	}
 	for name, act := range map[string]func(context.Context, ra.Act) (*countersign.Revocation, error){"Suspend": w.Suspend, "Reactivate": w.Reactivate, "Retire": w.Retire} {
 		_, err := act(t.Context(), ra.Act{Device: "pump-1"})
-		wantCode(t, err, countersign.Unavailable)
+		kit.WantCode(t, err, countersign.Unavailable)
 		if msg := countersign.Public(err).Message; !strings.Contains(msg, "not recorded") {
 			t.Errorf("%s: got message %q, want it to say that nothing was recorded", name, msg)
 		}
 	}
 	_, err = w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1"})
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	if msg := countersign.Public(err).Message; !strings.Contains(msg, "not recorded") {
 		t.Errorf("Revoke: got message %q", msg)
 	}
@@ -166,7 +167,7 @@ func TestActThatIsNotRecordedSaysSo(t *testing.T) {
 	t.Cleanup(func() { _ = db.Close() })
 	w := newWorld(t, db)
 	cert := w.active(t, "pump-1")
-	pending := w.renew(t, cert, newKey(t))
+	pending := w.renew(t, cert, kit.Key(t))
 	free := full(t, db)
 	for range 1000 { // until the pages that are there are full too
 		if _, err = w.Suspend(t.Context(), ra.Act{Device: "pump-1"}); err != nil {
@@ -177,7 +178,7 @@ func TestActThatIsNotRecordedSaysSo(t *testing.T) {
 			break
 		}
 	}
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	if p := countersign.Public(err); p.RetryAfter == 0 || p.Next == "" || p.Message != "this was not recorded and is not in force: the database cannot be written now" {
 		t.Errorf("got %+v, want it to say that nothing is in force", p)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestFirstConnectionsAtOnceAllGetIn has factory devices connect for the first time at
@@ -81,17 +82,17 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 		}
 		requests := map[string]countersign.EnrollRequest{}
 		for id, ev := range ways {
-			requests[id] = shows(t, newKey(t), id, ev)
-			wantCode(t, asks(w.Enroll, requests[id]), countersign.Pending)
+			requests[id] = shows(t, kit.Key(t), id, ev)
+			kit.WantCode(t, asks(w.Enroll, requests[id]), countersign.Pending)
 		}
-		w.clock.advance(48 * time.Hour) // the claim's certificate is good for a day
+		w.clock.Advance(48 * time.Hour) // the claim's certificate is good for a day
 		queue, _, err := w.Registry.Queue(t.Context(), registry.Awaits, "", 100)
 		if err != nil || len(queue) != len(ways) {
 			t.Fatalf("got %d requests that wait, %v, want %d", len(queue), err, len(ways))
 		}
 		for id, req := range requests {
-			wantCode(t, asks(w.Enroll, req), countersign.Pending)
-			other := shows(t, newKey(t), id, ways[id]) // another key is another request
+			kit.WantCode(t, asks(w.Enroll, req), countersign.Pending)
+			other := shows(t, kit.Key(t), id, ways[id]) // another key is another request
 			if c := countersign.CodeOf(asks(w.Enroll, other)); c != countersign.CredentialExpire && c != countersign.CertExpired {
 				t.Errorf("%s, another key after the end: got %q", id, c)
 			}
@@ -116,7 +117,7 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 			err := asks(w.Enroll, req)
 			switch {
 			case id == "by-stopped":
-				wantCode(t, err, countersign.CredentialExpire) // an operator ended it
+				kit.WantCode(t, err, countersign.CredentialExpire) // an operator ended it
 			case err != nil:
 				t.Errorf("%s, approved: %v", id, err)
 			}
@@ -129,20 +130,20 @@ func TestAnApprovedRequestOutlivesItsEvidence(t *testing.T) {
 func TestDroppedApprovalDoesNotReviveEvidence(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	w.rules(t, "default", countersign.Rules{Approval: everyMethod})
-	req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
-	wantCode(t, asks(w.Enroll, req), countersign.Pending)
+	req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))
+	kit.WantCode(t, asks(w.Enroll, req), countersign.Pending)
 	w.exec(t, `UPDATE credential SET expires_at = $1 WHERE kind = 'token'`, w.Now().Add(time.Hour).UnixMicro())
-	w.clock.advance(2 * time.Hour)
+	w.clock.Advance(2 * time.Hour)
 	w.rules(t, "default", countersign.Rules{})
-	wantCode(t, asks(w.Enroll, req), countersign.CredentialExpire)
+	kit.WantCode(t, asks(w.Enroll, req), countersign.CredentialExpire)
 }
 
 func TestAnApprovalLeavesTheDeviceTimeToComeBack(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.rules(t, "default", countersign.Rules{Approval: everyMethod, ApprovalTTL: countersign.Span(time.Hour)})
-		req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
-		wantCode(t, asks(w.Enroll, req), countersign.Pending)
-		w.clock.advance(59 * time.Minute)
+		req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))
+		kit.WantCode(t, asks(w.Enroll, req), countersign.Pending)
+		w.clock.Advance(59 * time.Minute)
 		queue, _, err := w.Registry.Queue(t.Context(), registry.Awaits, "", 100)
 		if err != nil || len(queue) != 1 {
 			t.Fatal(queue, err)
@@ -151,7 +152,7 @@ func TestAnApprovalLeavesTheDeviceTimeToComeBack(t *testing.T) {
 		if err != nil || !approved.ExpiresAt.Equal(w.Now().Add(registry.ApprovedFor)) {
 			t.Fatalf("Approve: got an end at %s, %v, want %s from now", approved.ExpiresAt, err, registry.ApprovedFor)
 		}
-		w.clock.advance(registry.ApprovedFor - time.Minute)
+		w.clock.Advance(registry.ApprovedFor - time.Minute)
 		if err := asks(w.Enroll, req); err != nil {
 			t.Errorf("a day after the approval: %v", err)
 		}
@@ -166,11 +167,11 @@ func TestRecoveryThatWaitedTooLongIsServed(t *testing.T) {
 		MaxAge: countersign.Span(24 * time.Hour), MaxTimes: 1, ApproveAfter: countersign.Span(time.Hour),
 	}})
 	old := w.active(t, "pump-1")
-	w.clock.advance(ca.DefaultValidity + 23*time.Hour)
-	req, late := renewal(t, old, newKey(t)), renewal(t, old, newKey(t))
+	w.clock.Advance(ca.DefaultValidity + 23*time.Hour)
+	req, late := renewal(t, old, kit.Key(t)), renewal(t, old, kit.Key(t))
 	recovery := ra.Recovery{RA: w.Authority}
-	wantCode(t, asks(recovery.Reenroll, req), countersign.Pending)
-	w.clock.advance(24 * time.Hour)
+	kit.WantCode(t, asks(recovery.Reenroll, req), countersign.Pending)
+	w.clock.Advance(24 * time.Hour)
 	queue, _, err := w.Registry.Queue(t.Context(), registry.Awaits, "", 100)
 	if err != nil || len(queue) != 1 {
 		t.Fatal(queue, err)
@@ -178,7 +179,7 @@ func TestRecoveryThatWaitedTooLongIsServed(t *testing.T) {
 	if _, err := w.provisioner().Approve(t.Context(), queue[0].ID, "", boss); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, asks(recovery.Reenroll, late), countersign.CertExpired)
+	kit.WantCode(t, asks(recovery.Reenroll, late), countersign.CertExpired)
 	if err := asks(recovery.Reenroll, req); err != nil {
 		t.Errorf("approved: %v", err)
 	}
@@ -191,9 +192,9 @@ func TestABoundTokenServesADeviceThatLostItsKey(t *testing.T) {
 		secret := w.token(t, registry.Credential{Device: "pump-1"})
 		var g *countersign.Grant
 		for n := range 4 {
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			var err error
-			if g, err = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", secret)); err != nil {
+			if g, err = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", secret)); err != nil {
 				t.Fatalf("key %d: %v", n, err)
 			}
 		}
@@ -201,22 +202,22 @@ func TestABoundTokenServesADeviceThatLostItsKey(t *testing.T) {
 			t.Errorf("got %d certificates pending, want 1", n)
 		}
 		w.use(t, leaf(t, g))
-		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "pump-1", secret)), countersign.CredentialSpent)
+		kit.WantCode(t, asks(w.Enroll, enrollment(t, kit.Key(t), "pump-1", secret)), countersign.CredentialSpent)
 
 		stopped := w.token(t, registry.Credential{Device: "pump-2", Label: "stop"})
-		if err := asks(w.Enroll, enrollment(t, newKey(t), "pump-2", stopped)); err != nil {
+		if err := asks(w.Enroll, enrollment(t, kit.Key(t), "pump-2", stopped)); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		w.exec(t, `UPDATE credential SET state = 'stopped' WHERE label = 'stop'`)
-		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "pump-2", stopped)), countersign.CredentialExpire)
+		kit.WantCode(t, asks(w.Enroll, enrollment(t, kit.Key(t), "pump-2", stopped)), countersign.CredentialExpire)
 
 		shared := w.token(t, registry.Credential{}) // for any one device: its use is spent
-		if err := asks(w.Enroll, enrollment(t, newKey(t), "pump-3", shared)); err != nil {
+		if err := asks(w.Enroll, enrollment(t, kit.Key(t), "pump-3", shared)); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
-		wantCode(t, asks(w.Enroll, enrollment(t, newKey(t), "pump-3", shared)), countersign.CredentialSpent)
+		w.clock.Advance(time.Second)
+		kit.WantCode(t, asks(w.Enroll, enrollment(t, kit.Key(t), "pump-3", shared)), countersign.CredentialSpent)
 	})
 }
 
@@ -232,30 +233,30 @@ func TestATPMIsInOneDevice(t *testing.T) {
 			return countersign.Evidence{TPM: &countersign.TPMProof{EKHash: hash}}
 		}
 		ev := chip(1)
-		g, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", ev))
+		g, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", ev))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c := countersign.CodeOf(asks(w.Enroll, shows(t, newKey(t), "pump-2", ev))); c != countersign.SubjectMismatch && c != countersign.NotAllowed {
+		if c := countersign.CodeOf(asks(w.Enroll, shows(t, kit.Key(t), "pump-2", ev))); c != countersign.SubjectMismatch && c != countersign.NotAllowed {
 			t.Errorf("another id by the same chip: got %q", c)
 		}
 		w.use(t, leaf(t, g))
 
 		old := chip(2) // as a database of before has it: used, and bound to nothing
-		if err := asks(w.Enroll, shows(t, newKey(t), "pump-3", old)); err != nil {
+		if err := asks(w.Enroll, shows(t, kit.Key(t), "pump-3", old)); err != nil {
 			t.Fatal(err)
 		}
 		w.exec(t, `UPDATE credential SET device = '' WHERE kind = 'tpm' AND device = 'pump-3'`)
-		wantCode(t, asks(w.Enroll, shows(t, newKey(t), "pump-4", old)), countersign.NotAllowed)
-		w.clock.advance(time.Second)
-		if err := asks(w.Enroll, shows(t, newKey(t), "pump-3", old)); err != nil && countersign.CodeOf(err) != countersign.DeviceIsActive {
+		kit.WantCode(t, asks(w.Enroll, shows(t, kit.Key(t), "pump-4", old)), countersign.NotAllowed)
+		w.clock.Advance(time.Second)
+		if err := asks(w.Enroll, shows(t, kit.Key(t), "pump-3", old)); err != nil && countersign.CodeOf(err) != countersign.DeviceIsActive {
 			t.Errorf("the device of the chip: %v", err)
 		}
 
 		race := chip(3)
 		var running sync.WaitGroup
 		for n := range 8 {
-			req := shows(t, newKey(t), fmt.Sprint("race-", n), race)
+			req := shows(t, kit.Key(t), fmt.Sprint("race-", n), race)
 			running.Go(func() { _ = asks(w.Enroll, req) })
 		}
 		running.Wait()
@@ -275,7 +276,7 @@ func TestMappedNetworksOfOldDatabasesMatch(t *testing.T) {
 		w.exec(t, `UPDATE credential SET networks = $1`, mapped)
 		w.exec(t, `UPDATE fleet SET rules = '{"networks":`+mapped+`}'`)
 		for id, ev := range map[string]countersign.Evidence{"by-claim": peer(cert), "by-token": {Token: secret}} {
-			if err := asks(w.Enroll, shows(t, newKey(t), id, ev)); err != nil {
+			if err := asks(w.Enroll, shows(t, kit.Key(t), id, ev)); err != nil {
 				t.Errorf("%s: %v", id, err)
 			}
 		}
@@ -303,13 +304,13 @@ func TestAnIDOfAnotherFleetIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		cert := m.device(t, "pump-1", w.Now())
-		req := shows(t, newKey(t), "pump-1", peer(cert))
+		req := shows(t, kit.Key(t), "pump-1", peer(cert))
 		req.Fleet = "other"
-		wantCode(t, asks(w.Enroll, req), countersign.NotAllowed)
+		kit.WantCode(t, asks(w.Enroll, req), countersign.NotAllowed)
 		if v := w.Admit(t.Context(), countersign.Connection{Gateway: "test", Remote: remote, Peer: peerOf(cert)}); v.Allow || v.Code != countersign.NotAllowed {
 			t.Errorf("Admit: got %v, %s", v.Allow, v.Code)
 		}
-		token := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{Fleet: "other"}))
-		wantCode(t, asks(w.Enroll, token), countersign.NotAllowed)
+		token := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{Fleet: "other"}))
+		kit.WantCode(t, asks(w.Enroll, token), countersign.NotAllowed)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestReactivationAfterAForkBringsBackOneHolder goes through the forks: who holds which
@@ -18,17 +19,17 @@ func TestReactivationAfterAForkBringsBackOneHolder(t *testing.T) {
 	for name, fork := range map[string]holders{
 		"a copy renews after the device did": func(t *testing.T, w *world) (*x509.Certificate, map[string]*x509.Certificate) {
 			old := w.active(t, "pump-1")
-			used := w.renew(t, old, newKey(t))
+			used := w.renew(t, old, kit.Key(t))
 			w.use(t, used)
-			pending := w.renew(t, used, newKey(t))
-			_, err := w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
-			wantCode(t, err, countersign.ForkDetected)
+			pending := w.renew(t, used, kit.Key(t))
+			_, err := w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
+			kit.WantCode(t, err, countersign.ForkDetected)
 			return used, map[string]*x509.Certificate{"superseded": old, "pending": pending}
 		},
 		"a copy renews before the device did": func(t *testing.T, w *world) (*x509.Certificate, map[string]*x509.Certificate) {
 			used := w.active(t, "pump-1")
-			given := w.renew(t, used, newKey(t))
-			instead := w.renew(t, used, newKey(t))
+			given := w.renew(t, used, kit.Key(t))
+			instead := w.renew(t, used, kit.Key(t))
 			if v := w.connect(t, given); v.Allow || v.Code != countersign.ForkDetected {
 				t.Fatalf("the replaced certificate: got %+v, want a fork", v)
 			}
@@ -38,7 +39,7 @@ func TestReactivationAfterAForkBringsBackOneHolder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, w *world) {
 				used, others := fork(t, w)
-				w.clock.advance(time.Second)
+				w.clock.Advance(time.Second)
 				out, err := w.Reactivate(t.Context(), ra.Act{Device: "pump-1", Actor: boss.Actor})
 				if err != nil {
 					t.Fatal(err)
@@ -62,12 +63,12 @@ func TestReactivationAfterAForkBringsBackOneHolder(t *testing.T) {
 					}
 				}
 				before := len(w.events(t, event.Filter{Device: "pump-1", Type: countersign.FindingFork}))
-				_, err = w.Reenroll(t.Context(), renewal(t, others["pending"], newKey(t)))
-				wantCode(t, err, countersign.CertIsRevoked) // it was never used, and so proves no second holder
+				_, err = w.Reenroll(t.Context(), renewal(t, others["pending"], kit.Key(t)))
+				kit.WantCode(t, err, countersign.CertIsRevoked) // it was never used, and so proves no second holder
 				for _, state := range []string{"superseded", "replaced"} {
 					if cert := others[state]; cert != nil {
-						_, err := w.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-						wantCode(t, err, countersign.ForkDetected)
+						_, err := w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+						kit.WantCode(t, err, countersign.ForkDetected)
 					}
 				}
 				if after := len(w.events(t, event.Filter{Device: "pump-1", Type: countersign.FindingFork})); after != before+1 {

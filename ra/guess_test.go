@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // site is an address with devices behind it, good and bad.
@@ -94,7 +95,7 @@ type attempt func(from netip.AddrPort, id string) error
 func (s *site) enrolls(make func(id string) (countersign.Evidence, string)) attempt {
 	return func(from netip.AddrPort, id string) error {
 		ev, cn := make(id)
-		req := shows(s.t, newKey(s.t), cn, ev)
+		req := shows(s.t, kit.Key(s.t), cn, ev)
 		req.Remote = from
 		_, err := s.Enroll(context.WithoutCancel(s.t.Context()), req)
 		return err
@@ -133,7 +134,7 @@ func (s *site) honestFaults() map[string]attempt {
 				Subject: pkix.Name{CommonName: id}, NotBefore: w.Now().Add(-time.Hour), NotAfter: s.hour(), KeyUsage: x509.KeyUsageDigitalSignature, SubjectKeyId: []byte(id),
 			}
 			change(c)
-			return peer(s.maker.sign(t, c, &newKey(t).PublicKey)), id
+			return peer(s.maker.sign(t, c, &kit.Key(t).PublicKey)), id
 		})
 	}
 	faults := map[string]attempt{
@@ -293,7 +294,7 @@ func TestHonestFaultsBlockNobody(t *testing.T) {
 			if err := w.Ledger.Check(from.Addr()); err != nil {
 				t.Errorf("%s: its address is blocked: %v", name, err)
 			}
-			good := enrollment(t, newKey(t), fmt.Sprint("good-", i), w.token(t, registry.Credential{}))
+			good := enrollment(t, kit.Key(t), fmt.Sprint("good-", i), w.token(t, registry.Credential{}))
 			good.Remote = from
 			if _, err := w.Enroll(t.Context(), good); err != nil {
 				t.Errorf("%s: a neighbor with a good token: %v", name, err)
@@ -334,10 +335,10 @@ func TestGuessesBlockTheirAddressAndNoNeighbor(t *testing.T) {
 		if _, err := w.Ledger.Block(t.Context(), lockout.Block{Prefix: netip.MustParsePrefix("10.2.1.0/24"), Until: w.Now().Add(time.Hour)}, boss.Actor, "test"); err != nil {
 			t.Fatal(err)
 		}
-		req := enrollment(t, newKey(t), "neighbor-9", w.token(t, registry.Credential{}))
+		req := enrollment(t, kit.Key(t), "neighbor-9", w.token(t, registry.Credential{}))
 		req.Remote = from
 		_, err := w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.RateLimited) // an operator's block is for all
+		kit.WantCode(t, err, countersign.RateLimited) // an operator's block is for all
 	})
 }
 
@@ -372,7 +373,7 @@ func (s *site) neighbors(from netip.AddrPort) {
 	if err := secret(from, dev.ID); err != nil {
 		t.Errorf("a neighbor of a guesser, by a secret: %v", err)
 	}
-	wantCode(t, s.enrolls(func(id string) (countersign.Evidence, string) {
+	kit.WantCode(t, s.enrolls(func(id string) (countersign.Evidence, string) {
 		return countersign.Evidence{Token: countersign.TokenPrefix + strings.Repeat("B", 43)}, id
 	})(from, "guesser"), countersign.RateLimited)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestDatabaseThatCannotWriteHoldsTheDeviceBack suspends a device while the database
@@ -27,7 +28,7 @@ func TestDatabaseThatCannotWriteHoldsTheDeviceBack(t *testing.T) {
 	cert := w.active(t, "pump-1")
 	proxy.RefuseWrites()
 	_, err = w.Suspend(t.Context(), ra.Act{Device: "pump-1", Actor: boss.Actor, Note: "seen twice"})
-	wantCode(t, err, countersign.Unavailable)
+	kit.WantCode(t, err, countersign.Unavailable)
 	if !strings.Contains(err.Error(), "not recorded") || !strings.Contains(err.Error(), "other nodes do not know") {
 		t.Errorf("got %v, want that it is not recorded, and not in force on other nodes", err)
 	}
@@ -37,8 +38,8 @@ func TestDatabaseThatCannotWriteHoldsTheDeviceBack(t *testing.T) {
 	if v := w.connect(t, cert); v.Allow || v.Code != countersign.DeviceOnHold {
 		t.Errorf("connect: got %+v, want it held back", v)
 	}
-	_, err = w.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-	wantCode(t, err, countersign.DeviceOnHold)
+	_, err = w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+	kit.WantCode(t, err, countersign.DeviceOnHold)
 
 	held := w.Holds.List()
 	before, err := os.ReadFile(path)

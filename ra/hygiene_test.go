@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
@@ -142,6 +143,6 @@ func TestEnrollRefusesAListedWeakKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = w.Enroll(t.Context(), enrollment(t, key, "pump-1", secret))
-		wantCode(t, err, countersign.WeakKey)
+		kit.WantCode(t, err, countersign.WeakKey)
 	})
 }

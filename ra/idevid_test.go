@@ -10,12 +10,13 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // below makes a CA that m signed; change may alter it.
 func (m *maker) below(t *testing.T, now time.Time, change func(*x509.Certificate)) *maker {
 	t.Helper()
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "Maker Line"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(10 * 365 * 24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{9, 9},
@@ -59,7 +60,7 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 			if change != nil {
 				change(tmpl)
 			}
-			return m.sign(t, tmpl, &newKey(t).PublicKey)
+			return m.sign(t, tmpl, &kit.Key(t).PublicKey)
 		}
 		forged := *leafOf(m, nil)
 		forged.Signature = append([]byte{}, forged.Signature...)
@@ -86,7 +87,7 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 				c.Subject = pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: []int{2, 5, 4, 3}, Value: "pump-1"}, {Type: []int{2, 5, 4, 3}, Value: "pump-2"}}}
 			})}, countersign.Misconfigured},
 		} {
-			_, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(tt.chain...)))
+			_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "", peer(tt.chain...)))
 			if code := countersign.CodeOf(err); code != tt.want && (tt.name != "another CA" || code != countersign.CertUnknown) {
 				t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 			}
@@ -94,12 +95,12 @@ func TestFactoryCertificateThatIsWrong(t *testing.T) {
 		}
 		w.registers(t, ca.Registration{ID: "strict", Certificate: strict.cert.Raw, RequireCRL: true})
 		w.rules(t, "default", countersign.Rules{Authorities: []string{"strict"}})
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil))))
-		wantCode(t, err, countersign.Unavailable)
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "", peer(leafOf(strict, nil))))
+		kit.WantCode(t, err, countersign.Unavailable)
 		if err := w.provisioner().SetCRLs(t.Context(), "strict", ca.Lists{CRLs: [][]byte{strict.crl(t, now)}}, "", boss); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), "", peer(leafOf(strict, nil)))); err != nil {
+		if _, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "", peer(leafOf(strict, nil)))); err != nil {
 			t.Errorf("with its list: %v", err)
 		}
 	})
@@ -114,9 +115,9 @@ func TestTokenBesideACertificateIsJudgedByItsFleet(t *testing.T) {
 		w.rules(t, "other", countersign.Rules{Authorities: []string{"maker"}})
 		ev := peer(m.device(t, "pump-1", w.Now()))
 		ev.Token = w.token(t, registry.Credential{Fleet: "other"})
-		_, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-2", ev))
-		wantCode(t, err, countersign.SubjectMismatch)
-		if _, err := w.Enroll(t.Context(), shows(t, newKey(t), "pump-1", ev)); err != nil {
+		_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-2", ev))
+		kit.WantCode(t, err, countersign.SubjectMismatch)
+		if _, err := w.Enroll(t.Context(), shows(t, kit.Key(t), "pump-1", ev)); err != nil {
 			t.Errorf("the same device: %v", err)
 		}
 	})
@@ -124,21 +125,21 @@ func TestTokenBesideACertificateIsJudgedByItsFleet(t *testing.T) {
 
 func TestKeyServesOneDevice(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		key := newKey(t)
+		key := kit.Key(t)
 		if _, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", w.token(t, registry.Credential{}))); err != nil {
 			t.Fatal(err)
 		}
 		_, err := w.Enroll(t.Context(), enrollment(t, key, "pump-2", w.token(t, registry.Credential{})))
-		wantCode(t, err, countersign.KeyReused)
+		kit.WantCode(t, err, countersign.KeyReused)
 		other := w.active(t, "pump-3")
 		_, err = w.Reenroll(t.Context(), renewal(t, other, key))
-		wantCode(t, err, countersign.KeyReused)
+		kit.WantCode(t, err, countersign.KeyReused)
 		for device, want := range map[string]int{"pump-1": 2, "pump-2": 1, "pump-3": 1} {
 			if n := len(w.events(t, event.Filter{Type: countersign.FindingKeyReuse, Device: device})); n != want {
 				t.Errorf("%s: got %d findings, want %d", device, n, want)
 			}
 		}
-		shared, errs := newKey(t), make(chan error, 4)
+		shared, errs := kit.Key(t), make(chan error, 4)
 		for i := range cap(errs) {
 			req := enrollment(t, shared, "twin-"+string(rune('a'+i)), w.token(t, registry.Credential{}))
 			go func() { _, err := w.Enroll(t.Context(), req); errs <- err }()
@@ -148,7 +149,7 @@ func TestKeyServesOneDevice(t *testing.T) {
 			if err := <-errs; err == nil {
 				won++
 			} else {
-				wantCode(t, err, countersign.KeyReused)
+				kit.WantCode(t, err, countersign.KeyReused)
 			}
 		}
 		if won != 1 {

@@ -13,6 +13,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // idDoors are all the ways in which a device id comes into being.
@@ -45,7 +46,7 @@ func idDoors(t *testing.T, w *world) map[string]func(id string) error {
 			return err
 		},
 		"shared token": func(id string) error {
-			_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{})))
+			_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, w.token(t, registry.Credential{})))
 			return err
 		},
 	}
@@ -53,7 +54,7 @@ func idDoors(t *testing.T, w *world) map[string]func(id string) error {
 		switch way.method {
 		case countersign.MethodFactory, countersign.MethodClaim, countersign.MethodIDevID, countersign.MethodGroup: // they need no registration
 			doors[string(way.method)] = func(id string) error {
-				_, err := w.Enroll(t.Context(), shows(t, newKey(t), id, way.make(t, w, id)))
+				_, err := w.Enroll(t.Context(), shows(t, kit.Key(t), id, way.make(t, w, id)))
 				return err
 			}
 		}
@@ -127,8 +128,8 @@ func TestOldIDsStayWithinReach(t *testing.T) {
 			if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: id, Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
 				t.Errorf("revoke %q: %v", id, err)
 			}
-			w.clock.advance(time.Second)
-			g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{Device: id})))
+			w.clock.Advance(time.Second)
+			g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, w.token(t, registry.Credential{Device: id})))
 			if err != nil || g.Device != id {
 				t.Errorf("a token that lets %q back: got %v", id, err)
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // maker is a manufacturer's CA.
@@ -68,7 +69,7 @@ func (m *maker) device(t *testing.T, id string, now time.Time) *x509.Certificate
 	return m.sign(t, &x509.Certificate{
 		Subject: pkix.Name{CommonName: id}, NotBefore: now.Add(-time.Hour), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
 		KeyUsage: x509.KeyUsageDigitalSignature, SubjectKeyId: []byte(id),
-	}, &newKey(t).PublicKey)
+	}, &kit.Key(t).PublicKey)
 }
 
 func (m *maker) crl(t *testing.T, now time.Time, revoked ...*x509.Certificate) []byte {
@@ -176,20 +177,20 @@ func TestAnotherMakersDeviceOfTheSameNameReplacesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		enroll := func(c *x509.Certificate) error {
-			req := enrollment(t, newKey(t), "pump-1", "")
+			req := enrollment(t, kit.Key(t), "pump-1", "")
 			req.Evidence.Peer = []*x509.Certificate{c}
 			_, err := w.Enroll(t.Context(), req)
 			return err
 		}
 		first := makers["one"].device(t, "pump-1", w.Now())
 		for range 2 { // it lost its key before it used the certificate, and asks again
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			if err := enroll(first); err != nil {
 				t.Fatalf("Enroll of the first maker's device: %v", err)
 			}
 		}
-		w.clock.advance(time.Second)
-		wantCode(t, enroll(makers["two"].device(t, "pump-1", w.Now())), countersign.DeviceIsActive)
+		w.clock.Advance(time.Second)
+		kit.WantCode(t, enroll(makers["two"].device(t, "pump-1", w.Now())), countersign.DeviceIsActive)
 	})
 }
 
@@ -207,7 +208,7 @@ func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
 		})
 		pump := line.device(t, "pump-1", w.Now())
 		shows := func(chain ...*x509.Certificate) countersign.Connection {
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			return countersign.Connection{Gateway: "mqtt", Remote: remote, ClientID: "pump-1", Peer: chain}
 		}
 		if v := w.Admit(t.Context(), shows(pump, line.cert)); !v.Allow {

@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // numbered makes a factory certificate with serial number 1.
@@ -19,7 +20,7 @@ func (m *maker) numbered(t *testing.T, id string, now time.Time) *x509.Certifica
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: id}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, SubjectKeyId: []byte(id),
-	}, m.cert, &newKey(t).PublicKey, m.key)
+	}, m.cert, &kit.Key(t).PublicKey, m.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +48,7 @@ func TestSerialNumbersAreUniqueForTheirIssuer(t *testing.T) {
 			"pump-b": {lineB.numbered(t, "pump-b", now), lineB.cert},
 		}
 		admit := func(device string) countersign.Verdict {
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			return w.Admit(t.Context(), countersign.Connection{Gateway: "mqtt", Remote: remote, ClientID: device, Peer: chains[device]})
 		}
 		refs := map[string]countersign.CertRef{}
@@ -87,6 +88,6 @@ func TestSerialNumbersAreUniqueForTheirIssuer(t *testing.T) {
 			t.Errorf("a serial number that its issuer gave twice: got %+v, want conflict", v)
 		}
 		// A renewal keeps its predecessor apart from namesakes.
-		w.renew(t, chains["pump-b"][0], newKey(t))
+		w.renew(t, chains["pump-b"][0], kit.Key(t))
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // back is how far a clock is set back, or ahead of that of another node.
@@ -30,17 +31,17 @@ func (w *world) revoked(t *testing.T, id string) {
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: id, Reason: countersign.KeyCompromise}); err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(-back)
+	w.clock.Advance(-back)
 }
 
 // readmitted enrolls a device with a new token of its own.
 func (w *world) readmitted(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{Device: id})))
+	g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, w.token(t, registry.Credential{Device: id})))
 	if err != nil {
 		t.Fatalf("readmit: %v", err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	return leaf(t, g)
 }
 
@@ -58,7 +59,7 @@ func TestAClockSetBackChangesNoOrder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, w *world) {
 				w.gives(t)
-				w.clock.advance(24 * time.Hour) // the authority is older than the step
+				w.clock.Advance(24 * time.Hour) // the authority is older than the step
 				try(t, w, "pump-1")
 			})
 		})
@@ -69,16 +70,16 @@ func clockToken(t *testing.T, w *world, id string) {
 	before := w.token(t, registry.Credential{Device: id, UsesMax: 9})
 	old := w.active(t, id)
 	w.revoked(t, id)
-	_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, before))
-	wantCode(t, err, countersign.NotAllowed)
+	_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, before))
+	kit.WantCode(t, err, countersign.NotAllowed)
 	cert := w.readmitted(t, id)
 	w.use(t, cert)
-	w.use(t, w.renew(t, cert, newKey(t)))
+	w.use(t, w.renew(t, cert, kit.Key(t)))
 	if v := w.connect(t, old); v.Allow {
 		t.Error("the revoked certificate is let in")
 	}
-	_, err = w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
-	wantCode(t, err, countersign.CertIsRevoked)
+	_, err = w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
+	kit.WantCode(t, err, countersign.CertIsRevoked)
 	if dev := w.device(t, id); dev.State != countersign.DeviceActive {
 		t.Errorf("got device %s after its former certificate was shown, want active", dev.State)
 	}
@@ -174,17 +175,17 @@ func clockReactivated(t *testing.T, w *world, id string) {
 
 func clockFork(t *testing.T, w *world, id string) {
 	old := w.active(t, id)
-	w.clock.advance(2 * back) // the certificate is older than the step
-	w.use(t, w.renew(t, old, newKey(t)))
-	w.clock.advance(-back)
-	_, err := w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
+	w.clock.Advance(2 * back) // the certificate is older than the step
+	w.use(t, w.renew(t, old, kit.Key(t)))
+	w.clock.Advance(-back)
+	_, err := w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
 	w.wantFork(t, countersign.CodeOf(err), id)
 }
 
 // neighbor is another node on the same database, whose clock is ahead of w's.
 func (w *world) neighbor(t *testing.T, ahead time.Duration) *world {
 	t.Helper()
-	n := &world{clock: &clock{now: w.clock.Now().Add(ahead)}}
+	n := &world{clock: kit.NewClock(w.clock.Now().Add(ahead))}
 	log := slog.New(slog.DiscardHandler)
 	authority, err := ca.Open(t.Context(), ca.Options{
 		DB: w.DB, Keys: w.CA.Keys, Now: n.clock.Now, Log: log, StatusURL: "http://status.example.net",
@@ -226,21 +227,21 @@ func TestNodesWithOtherClocksAgreeOnTheOrder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db := storetest.OpenURL(t, storetest.PostgresURL(t))
 			w := newWorld(t, db)
-			w.clock.advance(24 * time.Hour)
+			w.clock.Advance(24 * time.Hour)
 			old, other := w.active(t, "pump-1"), w.active(t, "pump-2")
-			w.clock.advance(2 * back) // the certificates are valid by both clocks
+			w.clock.Advance(2 * back) // the certificates are valid by both clocks
 			n := w.neighbor(t, ahead)
 
-			n.use(t, n.renew(t, old, newKey(t)))
+			n.use(t, n.renew(t, old, kit.Key(t)))
 			err := conclusive(t, func() error {
-				_, err := w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
+				_, err := w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
 				return err
 			})
 			w.wantFork(t, countersign.CodeOf(err), "pump-1")
 
-			n.renew(t, other, newKey(t)) // and loses the key before using it
+			n.renew(t, other, kit.Key(t)) // and loses the key before using it
 			err = conclusive(t, func() error {
-				_, err := w.Reenroll(t.Context(), renewal(t, other, newKey(t)))
+				_, err := w.Reenroll(t.Context(), renewal(t, other, kit.Key(t)))
 				return err
 			})
 			if err != nil {
@@ -253,8 +254,8 @@ func TestNodesWithOtherClocksAgreeOnTheOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, node := range []*world{w, n} {
-				_, err = node.Enroll(t.Context(), enrollment(t, newKey(t), "pump-3", before))
-				wantCode(t, err, countersign.NotAllowed)
+				_, err = node.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-3", before))
+				kit.WantCode(t, err, countersign.NotAllowed)
 			}
 			w.use(t, w.readmitted(t, "pump-3"))
 		})
@@ -274,9 +275,9 @@ func TestAClosedSerialBlockCostsNoRequest(t *testing.T) {
 		closeBlocks()
 		cert := w.active(t, "pump-1")
 		closeBlocks()
-		w.use(t, w.renew(t, cert, newKey(t)))
+		w.use(t, w.renew(t, cert, kit.Key(t)))
 		closeBlocks()
-		if _, _, err := w.CA.IssueIntroducer(t.Context(), ca.IssuingID, newKey(t).Public()); err != nil {
+		if _, _, err := w.CA.IssueIntroducer(t.Context(), ca.IssuingID, kit.Key(t).Public()); err != nil {
 			t.Error(err)
 		}
 	})

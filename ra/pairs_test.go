@@ -28,7 +28,7 @@ func TestADeviceThatReconnectsWithoutPauseFillsNoLog(t *testing.T) {
 				w.Closed(s, countersign.Ending{Code: countersign.EndClientLeft})
 			}
 		}
-		w.clock.advance(2 * time.Minute)
+		w.clock.Advance(2 * time.Minute)
 		last := session("loop", 1000)
 		w.Opened(last)
 		if err := w.Events.Flush(t.Context()); err != nil {

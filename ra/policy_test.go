@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestExpressionDecides(t *testing.T) {
@@ -44,7 +45,7 @@ func TestExpressionDecides(t *testing.T) {
 		{`[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, a*b*c*d > 0))))`, countersign.NotAllowed}, // over the cost
 	} {
 		w.rules(t, "default", countersign.Rules{Expression: tt.text})
-		_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), fmt.Sprint("pump-", i), w.token(t, registry.Credential{})))
+		_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), fmt.Sprint("pump-", i), w.token(t, registry.Credential{})))
 		if countersign.CodeOf(err) != tt.want {
 			t.Errorf("%.60s: got %v, want %q", tt.text, err, tt.want)
 		}
@@ -164,7 +165,7 @@ func TestWebhookMustSayYes(t *testing.T) {
 	} {
 		w.rules(t, "default", h.rules())
 		h.set(tt.answer)
-		_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), fmt.Sprint("pump-", i), w.token(t, registry.Credential{})))
+		_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), fmt.Sprint("pump-", i), w.token(t, registry.Credential{})))
 		if countersign.CodeOf(err) != tt.want {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
@@ -176,8 +177,8 @@ func TestWebhookThatHangsIsANo(t *testing.T) {
 	w.rules(t, "default", h.rules())
 	h.set(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	begin := time.Now()
-	_, err := w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{})))
-	wantCode(t, err, countersign.Unavailable)
+	_, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{})))
+	kit.WantCode(t, err, countersign.Unavailable)
 	if took := time.Since(begin); took < 4*time.Second || took > 8*time.Second {
 		t.Errorf("it took %v, want five seconds", took)
 	}
@@ -187,7 +188,7 @@ func TestWebhookBreakerOpensAndCloses(t *testing.T) {
 	w, h := newWorld(t, storetest.Open(t)), newHook(t)
 	w.rules(t, "default", h.rules())
 	h.set(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(500) })
-	req := enrollment(t, newKey(t), "pump-1", w.token(t, registry.Credential{}))
+	req := enrollment(t, kit.Key(t), "pump-1", w.token(t, registry.Credential{}))
 	for range 5 {
 		gone, cancel := context.WithCancel(t.Context())
 		h.set(func(http.ResponseWriter, *http.Request) { cancel() })
@@ -197,20 +198,20 @@ func TestWebhookBreakerOpensAndCloses(t *testing.T) {
 	before := h.asked.Load()
 	for range 8 {
 		_, err := w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.Unavailable)
+		kit.WantCode(t, err, countersign.Unavailable)
 	}
 	if n := h.asked.Load() - before; n != 5 {
 		t.Errorf("a hook that fails was asked %d times, want 5", n)
 	}
-	w.clock.advance(31 * time.Second)
+	w.clock.Advance(31 * time.Second)
 	for range 3 {
 		_, err := w.Enroll(t.Context(), req)
-		wantCode(t, err, countersign.Unavailable)
+		kit.WantCode(t, err, countersign.Unavailable)
 	}
 	if n := h.asked.Load() - before; n != 6 {
 		t.Errorf("half a minute later it was asked %d times in all, want 6", n)
 	}
-	w.clock.advance(31 * time.Second)
+	w.clock.Advance(31 * time.Second)
 	h.set(says(`{"allowProvisioning":true}`))
 	if _, err := w.Enroll(t.Context(), req); err != nil {
 		t.Errorf("once it works again: %v", err)
@@ -233,8 +234,8 @@ func TestExplainChangesNothing(t *testing.T) {
 		for _, way := range all {
 			id := "ask-" + string(way.method)
 			for _, req := range []countersign.EnrollRequest{
-				shows(t, newKey(t), id, way.make(t, w, id)), shows(t, newKey(t), "bad name", way.make(t, w, id+"-2")),
-				shows(t, newKey(t), id+"-3", countersign.Evidence{}),
+				shows(t, kit.Key(t), id, way.make(t, w, id)), shows(t, kit.Key(t), "bad name", way.make(t, w, id+"-2")),
+				shows(t, kit.Key(t), id+"-3", countersign.Evidence{}),
 			} {
 				before := state()
 				e, err := w.Explain(t.Context(), req)
@@ -268,7 +269,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		_, claim := w.claim(t, registry.Credential{})
 		signed := sas([]byte(k.Primary), "default", "pump-1", w.Now().Add(time.Hour)).Token
 		for _, secret := range []string{token, token, token + "x", signed} {
-			_, _ = w.Enroll(t.Context(), enrollment(t, newKey(t), "pump-9", secret))
+			_, _ = w.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-9", secret))
 		}
 		w.events(t, event.Filter{})
 		text := log.String()

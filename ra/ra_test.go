@@ -3,15 +3,10 @@ package ra_test
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -26,36 +21,13 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
-
-// clock is a world's time: it stands still until a test moves it.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-func (c *clock) set(t time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = t
-}
 
 // world is a desk with all that stands behind it, on a real database.
 type world struct {
 	*ra.Authority
-	clock *clock
+	clock *kit.Clock
 
 	mu    sync.Mutex
 	cuts  []countersign.Cut
@@ -78,7 +50,7 @@ var remote = netip.MustParseAddrPort("192.0.2.7:4711")
 func newWorld(t *testing.T, db *store.DB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	w := &world{clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}}
+	w := &world{clock: kit.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))}
 	keys := &keystore.Store{Dir: t.TempDir()}
 	sealer, err := keys.MakeSealer("file:seal.key")
 	if err != nil {
@@ -175,49 +147,19 @@ func (w *world) token(t *testing.T, tok registry.Credential) string {
 	return secret
 }
 
-// tb is what testing.T and rapid.T have in common.
-type tb interface {
-	Helper()
-	Fatal(args ...any)
-	Fatalf(format string, args ...any)
-}
-
-func newKey(t tb) *ecdsa.PrivateKey {
+func enrollment(t kit.TB, key crypto.Signer, cn, secret string) countersign.EnrollRequest {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
+	return countersign.EnrollRequest{CSR: kit.CSR(t, key, cn), Evidence: countersign.Evidence{Token: secret}, Door: "test", Remote: remote}
 }
 
-// csr asks for a certificate of key in the name of a device; change may alter it.
-func csr(t tb, key crypto.Signer, cn string, change ...func(*x509.CertificateRequest)) []byte {
-	t.Helper()
-	tmpl := &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}
-	for _, fn := range change {
-		fn(tmpl)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, tmpl, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
-func enrollment(t tb, key crypto.Signer, cn, secret string) countersign.EnrollRequest {
-	t.Helper()
-	return countersign.EnrollRequest{CSR: csr(t, key, cn), Evidence: countersign.Evidence{Token: secret}, Door: "test", Remote: remote}
-}
-
-func renewal(t tb, shown *x509.Certificate, key crypto.Signer) countersign.EnrollRequest {
+func renewal(t kit.TB, shown *x509.Certificate, key crypto.Signer) countersign.EnrollRequest {
 	t.Helper()
 	return countersign.EnrollRequest{
-		CSR: csr(t, key, shown.Subject.CommonName), Evidence: countersign.Evidence{Peer: []*x509.Certificate{shown}}, Door: "test", Remote: remote,
+		CSR: kit.CSR(t, key, shown.Subject.CommonName), Evidence: countersign.Evidence{Peer: []*x509.Certificate{shown}}, Door: "test", Remote: remote,
 	}
 }
 
-func leaf(t tb, g *countersign.Grant) *x509.Certificate {
+func leaf(t kit.TB, g *countersign.Grant) *x509.Certificate {
 	t.Helper()
 	cert, err := x509.ParseCertificate(g.Leaf)
 	if err != nil {
@@ -230,11 +172,11 @@ func leaf(t tb, g *countersign.Grant) *x509.Certificate {
 // any two acts of one device.
 func (w *world) enroll(t *testing.T, id string) *x509.Certificate {
 	t.Helper()
-	g, err := w.Enroll(t.Context(), enrollment(t, newKey(t), id, w.token(t, registry.Credential{})))
+	g, err := w.Enroll(t.Context(), enrollment(t, kit.Key(t), id, w.token(t, registry.Credential{})))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	return leaf(t, g)
 }
 
@@ -245,12 +187,12 @@ func (w *world) renew(t *testing.T, shown *x509.Certificate, key crypto.Signer) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	return leaf(t, g)
 }
 
 func (w *world) connect(t interface{ Context() context.Context }, cert *x509.Certificate) countersign.Verdict {
-	defer w.clock.advance(time.Second)
+	defer w.clock.Advance(time.Second)
 	return w.Admit(t.Context(), countersign.Connection{Gateway: "test", Remote: remote, Protocol: "MQTT 5", Peer: []*x509.Certificate{cert}})
 }
 
@@ -317,16 +259,4 @@ func (w *world) count(t *testing.T, from string, args ...any) int {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// wantCode wants a refusal with its reason and, where somebody can do something
-// about it, the next step.
-func wantCode(t *testing.T, err error, want countersign.Code) {
-	t.Helper()
-	if got := countersign.CodeOf(err); got != want {
-		t.Fatalf("got %q (%v), want %q", got, err, want)
-	}
-	if p := countersign.Public(err); p.Message == "" || strings.Contains(p.Message, countersign.TokenPrefix) {
-		t.Errorf("%s: got message %q, want one without the secret", want, p.Message)
-	}
 }

@@ -45,7 +45,7 @@ func TestAGraverReasonIsRecorded(t *testing.T) {
 					since := w.record(t, cert).RevokedAt
 					ask := func(r countersign.ReasonCode) countersign.Revocation {
 						t.Helper()
-						w.clock.advance(time.Minute)
+						w.clock.Advance(time.Minute)
 						w.takeCuts()
 						req := countersign.RevokeRequest{Cert: ref, Reason: r}
 						if next == "device" {

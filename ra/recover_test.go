@@ -11,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const day = 24 * time.Hour
@@ -20,26 +21,26 @@ func TestRecoveryIsBounded(t *testing.T) {
 		door := ra.Recovery{RA: w.Authority}
 		rule := countersign.Recovery{MaxAge: countersign.Span(30 * day), MaxTimes: 1, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
 		cert := w.active(t, "pump-1")
-		key := newKey(t)
+		key := kit.Key(t)
 		ask := func(from string) error {
 			r := renewal(t, cert, key)
 			r.Remote = netip.MustParseAddrPort(from)
 			_, err := door.Reenroll(t.Context(), r)
 			return err
 		}
-		w.clock.set(cert.NotAfter.Add(time.Second))
-		wantCode(t, ask("192.0.2.1:1"), countersign.CertExpired) // no rule
+		w.clock.Set(cert.NotAfter.Add(time.Second))
+		kit.WantCode(t, ask("192.0.2.1:1"), countersign.CertExpired) // no rule
 		w.rules(t, "default", countersign.Rules{Recovery: &rule})
 		_, err := w.Reenroll(t.Context(), renewal(t, cert, key)) // the ordinary door
-		wantCode(t, err, countersign.CertExpired)
-		_, err = door.Enroll(t.Context(), enrollment(t, newKey(t), "pump-2", w.token(t, registry.Credential{})))
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.CertExpired)
+		_, err = door.Enroll(t.Context(), enrollment(t, kit.Key(t), "pump-2", w.token(t, registry.Credential{})))
+		kit.WantCode(t, err, countersign.NotAllowed)
 		_, err = door.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1"})
-		wantCode(t, err, countersign.NotAllowed)
-		wantCode(t, ask("198.51.100.1:1"), countersign.NotAllowed)
-		w.clock.set(cert.NotAfter.Add(30*day + time.Second))
-		wantCode(t, ask("192.0.2.1:1"), countersign.CertExpired)
-		w.clock.set(cert.NotAfter.Add(30 * day))
+		kit.WantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, ask("198.51.100.1:1"), countersign.NotAllowed)
+		w.clock.Set(cert.NotAfter.Add(30*day + time.Second))
+		kit.WantCode(t, ask("192.0.2.1:1"), countersign.CertExpired)
+		w.clock.Set(cert.NotAfter.Add(30 * day))
 		g, err := door.Reenroll(t.Context(), renewal(t, cert, key))
 		if err != nil {
 			t.Fatalf("in time: %v", err)
@@ -47,15 +48,15 @@ func TestRecoveryIsBounded(t *testing.T) {
 		if c := w.record(t, leaf(t, g)); c.Method != string(countersign.MethodRecovery) {
 			t.Errorf("got method %s on record, want recovery", c.Method)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		again, err := door.Reenroll(t.Context(), renewal(t, cert, key))
 		if err != nil || again.Serial != g.Serial {
 			t.Errorf("retry: got %v, want the same certificate", err)
 		}
-		cert, key = leaf(t, g), newKey(t)
+		cert, key = leaf(t, g), kit.Key(t)
 		w.use(t, cert)
-		w.clock.set(cert.NotAfter.Add(time.Second))
-		wantCode(t, ask("192.0.2.1:1"), countersign.NotAllowed) // a second time
+		w.clock.Set(cert.NotAfter.Add(time.Second))
+		kit.WantCode(t, ask("192.0.2.1:1"), countersign.NotAllowed) // a second time
 	})
 }
 
@@ -70,22 +71,22 @@ func TestRecoveryForgivesExpiryOnly(t *testing.T) {
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "revoked", Reason: countersign.KeyCompromise, Actor: boss.Actor}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.set(forked.NotAfter.Add(time.Minute))
-		_, err := door.Reenroll(t.Context(), renewal(t, held, newKey(t)))
-		wantCode(t, err, countersign.DeviceOnHold)
-		_, err = door.Reenroll(t.Context(), renewal(t, revoked, newKey(t)))
-		wantCode(t, err, countersign.CertIsRevoked)
-		g, err := door.Reenroll(t.Context(), renewal(t, forked, newKey(t)))
+		w.clock.Set(forked.NotAfter.Add(time.Minute))
+		_, err := door.Reenroll(t.Context(), renewal(t, held, kit.Key(t)))
+		kit.WantCode(t, err, countersign.DeviceOnHold)
+		_, err = door.Reenroll(t.Context(), renewal(t, revoked, kit.Key(t)))
+		kit.WantCode(t, err, countersign.CertIsRevoked)
+		g, err := door.Reenroll(t.Context(), renewal(t, forked, kit.Key(t)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		w.use(t, leaf(t, g))
-		_, err = door.Reenroll(t.Context(), renewal(t, forked, newKey(t))) // a second holder of the old key
-		wantCode(t, err, countersign.ForkDetected)
-		w.clock.advance(time.Second)
-		_, err = door.Reenroll(t.Context(), renewal(t, leaf(t, g), newKey(t)))
-		wantCode(t, err, countersign.DeviceOnHold)
+		_, err = door.Reenroll(t.Context(), renewal(t, forked, kit.Key(t))) // a second holder of the old key
+		kit.WantCode(t, err, countersign.ForkDetected)
+		w.clock.Advance(time.Second)
+		_, err = door.Reenroll(t.Context(), renewal(t, leaf(t, g), kit.Key(t)))
+		kit.WantCode(t, err, countersign.DeviceOnHold)
 	})
 }
 
@@ -95,10 +96,10 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 			MaxAge: countersign.Span(30 * day), MaxTimes: 9, ApproveAfter: countersign.Span(7 * day),
 		}})
 		door := ra.Recovery{RA: w.Authority}
-		cert, key := w.active(t, "pump-1"), newKey(t)
-		w.clock.set(cert.NotAfter.Add(7*day + time.Second))
+		cert, key := w.active(t, "pump-1"), kit.Key(t)
+		w.clock.Set(cert.NotAfter.Add(7*day + time.Second))
 		_, err := door.Reenroll(t.Context(), renewal(t, cert, key))
-		wantCode(t, err, countersign.Pending)
+		kit.WantCode(t, err, countersign.Pending)
 		asked := w.waiting(t)
 		if asked.Method != countersign.MethodRecovery || asked.Facts["expired"] == "" {
 			t.Errorf("the operator sees %+v", asked)
@@ -106,8 +107,8 @@ func TestOldRecoveryWaitsForAnOperator(t *testing.T) {
 		if _, err := w.provisioner().Approve(t.Context(), asked.ID, "", boss); err != nil {
 			t.Fatal(err)
 		}
-		_, err = door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-		wantCode(t, err, countersign.Pending)
+		_, err = door.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+		kit.WantCode(t, err, countersign.Pending)
 		if _, err := door.Reenroll(t.Context(), renewal(t, cert, key)); err != nil {
 			t.Errorf("after approval: %v", err)
 		}
@@ -121,20 +122,20 @@ func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
 		w.rules(t, "default", countersign.Rules{Recovery: &countersign.Recovery{MaxAge: countersign.Span(300 * day), MaxTimes: 1}})
 		door := ra.Recovery{RA: w.Authority}
 		cert := w.active(t, "pump-1")
-		w.clock.set(cert.NotAfter.Add(time.Second))
+		w.clock.Set(cert.NotAfter.Add(time.Second))
 		var g *countersign.Grant
 		for range 3 { // it loses its key, and asks again
 			var err error
-			if g, err = door.Reenroll(t.Context(), renewal(t, cert, newKey(t))); err != nil {
+			if g, err = door.Reenroll(t.Context(), renewal(t, cert, kit.Key(t))); err != nil {
 				t.Fatalf("recover: %v", err)
 			}
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 		}
 		recovered := leaf(t, g)
 		w.use(t, recovered)
-		cert = w.renew(t, recovered, newKey(t))
+		cert = w.renew(t, recovered, kit.Key(t))
 		w.use(t, cert)
-		w.clock.advance(overlap + time.Second)
+		w.clock.Advance(overlap + time.Second)
 		if _, err := w.Sweep(t.Context()); err != nil { // revokes the one that was recovered
 			t.Fatal(err)
 		}
@@ -150,9 +151,9 @@ func TestRecoveriesAreCountedHoweverManyCertificates(t *testing.T) {
 			}
 			return nil
 		})
-		w.clock.set(cert.NotAfter.Add(time.Second))
-		_, err := door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-		wantCode(t, err, countersign.NotAllowed)
+		w.clock.Set(cert.NotAfter.Add(time.Second))
+		_, err := door.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+		kit.WantCode(t, err, countersign.NotAllowed)
 	})
 }
 
@@ -164,12 +165,12 @@ func TestRecoveriesAreCountedAcrossAClockThatIsSetBack(t *testing.T) {
 		door := ra.Recovery{RA: w.Authority}
 		w.active(t, "pump-1")
 		right := w.clock.Now()
-		w.clock.advance(3 * 365 * day)
+		w.clock.Advance(3 * 365 * day)
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.Superseded}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.set(right.Add(time.Minute))
-		key := newKey(t)
+		w.clock.Set(right.Add(time.Minute))
+		key := kit.Key(t)
 		g, err := w.Enroll(t.Context(), enrollment(t, key, "pump-1", w.token(t, registry.Credential{Device: "pump-1"})))
 		if err != nil {
 			t.Fatal(err)
@@ -177,8 +178,8 @@ func TestRecoveriesAreCountedAcrossAClockThatIsSetBack(t *testing.T) {
 		cert := leaf(t, g)
 		w.use(t, cert)
 		for i, want := range []countersign.Code{"", countersign.NotAllowed} {
-			w.clock.set(cert.NotAfter.Add(time.Second))
-			g, err := door.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+			w.clock.Set(cert.NotAfter.Add(time.Second))
+			g, err := door.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
 			if countersign.CodeOf(err) != want {
 				t.Fatalf("recovery %d: got %v, want %q", i+1, err, want)
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // wantFork wants a refusal as a fork, the device on hold and a person told.
@@ -35,13 +36,13 @@ func (w *world) wantFork(t *testing.T, code countersign.Code, id string) {
 func TestReenrollNeedsACertificateOfOurs(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	cert := w.active(t, "pump-1")
-	req := renewal(t, cert, newKey(t))
+	req := renewal(t, cert, kit.Key(t))
 	req.Evidence.Peer = nil
 	_, err := w.Reenroll(t.Context(), req)
-	wantCode(t, err, countersign.Unauthenticated)
+	kit.WantCode(t, err, countersign.Unauthenticated)
 
 	for name, serial := range map[string]*big.Int{"unknown": big.NewInt(4711), "forged with our serial": cert.SerialNumber} {
-		key := newKey(t)
+		key := kit.Key(t)
 		tmpl := &x509.Certificate{
 			SerialNumber: serial, Subject: pkix.Name{CommonName: "pump-1"}, URIs: cert.URIs, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
 		}
@@ -54,7 +55,7 @@ func TestReenrollNeedsACertificateOfOurs(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = w.Reenroll(t.Context(), renewal(t, forged, key))
-		wantCode(t, err, countersign.CertUnknown)
+		kit.WantCode(t, err, countersign.CertUnknown)
 		if v := w.connect(t, forged); v.Allow || v.Code != countersign.CertUnknown {
 			t.Errorf("%s: connect: got %+v, want certificate_unknown", name, v)
 		}
@@ -67,8 +68,8 @@ func TestReenrollNeedsACertificateOfOurs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.Reenroll(t.Context(), renewal(t, authority, newKey(t))) // on record, but no device's
-	wantCode(t, err, countersign.CertUnknown)
+	_, err = w.Reenroll(t.Context(), renewal(t, authority, kit.Key(t))) // on record, but no device's
+	kit.WantCode(t, err, countersign.CertUnknown)
 	if w.device(t, "pump-1").State != countersign.DeviceActive {
 		t.Error("strangers got the device suspended")
 	}
@@ -76,15 +77,15 @@ func TestReenrollNeedsACertificateOfOurs(t *testing.T) {
 
 func TestReenrollAtAnotherFleetIsRefused(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
-	req := renewal(t, w.active(t, "pump-1"), newKey(t))
+	req := renewal(t, w.active(t, "pump-1"), kit.Key(t))
 	req.Fleet = "other"
 	_, err := w.Reenroll(t.Context(), req)
-	wantCode(t, err, countersign.NotAllowed)
+	kit.WantCode(t, err, countersign.NotAllowed)
 }
 
 func TestReenrollAgainWithTheSameKeyGivesTheSameCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		old, key := w.active(t, "pump-1"), newKey(t)
+		old, key := w.active(t, "pump-1"), kit.Key(t)
 		next := w.renew(t, old, key)
 		again := func(when string) {
 			t.Helper()
@@ -95,12 +96,12 @@ func TestReenrollAgainWithTheSameKeyGivesTheSameCertificate(t *testing.T) {
 			if want := countersign.SerialOf(next.SerialNumber); !g.Again || g.Serial != want {
 				t.Errorf("%s: got certificate %s, again %v, want %s again", when, g.Serial, g.Again, want)
 			}
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 		}
 		again("pending")
 		w.use(t, next)
 		again("used")
-		w.clock.advance(overlap)
+		w.clock.Advance(overlap)
 		if _, err := w.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +112,7 @@ func TestReenrollAgainWithTheSameKeyGivesTheSameCertificate(t *testing.T) {
 func TestReenrollWithAnotherKeyReplacesTheUnusedCertificate(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		lost, next := w.renew(t, old, newKey(t)), w.renew(t, old, newKey(t))
+		lost, next := w.renew(t, old, kit.Key(t)), w.renew(t, old, kit.Key(t))
 		if c := w.record(t, lost); !c.Replaced || c.State != countersign.CertRevoked || c.Reason != countersign.Superseded {
 			t.Errorf("got %s (%s), replaced %v, want revoked as replaced", c.State, c.Reason, c.Replaced)
 		}
@@ -126,14 +127,14 @@ func TestReenrollWithAnotherKeyReplacesTheUnusedCertificate(t *testing.T) {
 func TestReplacedCertificateThatShowsUpIsAFork(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		stolen := w.renew(t, old, newKey(t))
-		w.renew(t, old, newKey(t))
-		_, err := w.Reenroll(t.Context(), renewal(t, stolen, newKey(t)))
+		stolen := w.renew(t, old, kit.Key(t))
+		w.renew(t, old, kit.Key(t))
+		_, err := w.Reenroll(t.Context(), renewal(t, stolen, kit.Key(t)))
 		w.wantFork(t, countersign.CodeOf(err), "pump-1")
 
 		old = w.active(t, "pump-2")
-		stolen = w.renew(t, old, newKey(t))
-		next := w.renew(t, old, newKey(t))
+		stolen = w.renew(t, old, kit.Key(t))
+		next := w.renew(t, old, kit.Key(t))
 		w.takeCuts()
 		v := w.connect(t, stolen)
 		w.wantFork(t, v.Code, "pump-2")
@@ -151,19 +152,19 @@ func TestReplacedCertificateThatShowsUpIsAFork(t *testing.T) {
 func TestReplacedCertificateOfAFormerLifeIsNoFork(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	old := w.active(t, "pump-1")
-	stolen := w.renew(t, old, newKey(t))
-	w.renew(t, old, newKey(t))
+	stolen := w.renew(t, old, kit.Key(t))
+	w.renew(t, old, kit.Key(t))
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.Superseded}); err != nil {
 		t.Fatal(err)
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	fresh := w.reenrolled(t, "pump-1")
 	if v := w.connect(t, stolen); v.Allow || v.Code != countersign.CertIsRevoked {
 		t.Errorf("connect: got %+v, want certificate_revoked", v)
 	}
 	for _, cert := range []*x509.Certificate{stolen, old} {
-		_, err := w.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
-		wantCode(t, err, countersign.CertIsRevoked)
+		_, err := w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
+		kit.WantCode(t, err, countersign.CertIsRevoked)
 	}
 	w.use(t, fresh)
 }
@@ -171,21 +172,21 @@ func TestReplacedCertificateOfAFormerLifeIsNoFork(t *testing.T) {
 func TestReenrollWithAnotherKeyAfterUseIsAFork(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		w.use(t, w.renew(t, old, newKey(t)))
+		w.use(t, w.renew(t, old, kit.Key(t)))
 		w.takeCuts()
-		_, err := w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
+		_, err := w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
 		w.wantFork(t, countersign.CodeOf(err), "pump-1")
 		if cuts := w.takeCuts(); len(cuts) != 1 || cuts[0].Device != "pump-1" {
 			t.Errorf("got cuts %+v, want one of the device", cuts)
 		}
 
 		old = w.active(t, "pump-2") // and also when the old one has been swept away
-		w.use(t, w.renew(t, old, newKey(t)))
-		w.clock.advance(overlap)
+		w.use(t, w.renew(t, old, kit.Key(t)))
+		w.clock.Advance(overlap)
 		if n, err := w.Sweep(t.Context()); err != nil || n != 1 {
 			t.Fatalf("Sweep: got %d, %v, want 1", n, err)
 		}
-		_, err = w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
+		_, err = w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
 		w.wantFork(t, countersign.CodeOf(err), "pump-2")
 	})
 }
@@ -193,8 +194,8 @@ func TestReenrollWithAnotherKeyAfterUseIsAFork(t *testing.T) {
 func TestReenrollWithAPendingCertificateIsItsFirstUse(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		first := w.active(t, "pump-1")
-		second := w.renew(t, first, newKey(t))
-		third := w.renew(t, second, newKey(t))
+		second := w.renew(t, first, kit.Key(t))
+		third := w.renew(t, second, kit.Key(t))
 		for cert, want := range map[*x509.Certificate]countersign.CertState{
 			first: countersign.CertSuperseded, second: countersign.CertActive, third: countersign.CertPending,
 		} {
@@ -202,7 +203,7 @@ func TestReenrollWithAPendingCertificateIsItsFirstUse(t *testing.T) {
 				t.Errorf("got %s, want %s", c.State, want)
 			}
 		}
-		_, err := w.Reenroll(t.Context(), renewal(t, first, newKey(t)))
+		_, err := w.Reenroll(t.Context(), renewal(t, first, kit.Key(t)))
 		w.wantFork(t, countersign.CodeOf(err), "pump-1")
 	})
 }
@@ -210,21 +211,21 @@ func TestReenrollWithAPendingCertificateIsItsFirstUse(t *testing.T) {
 func TestOvertakenRequestUndoesNothing(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		old := w.active(t, "pump-1")
-		delayed := renewal(t, old, newKey(t))
+		delayed := renewal(t, old, kit.Key(t))
 		delayed.Began = w.clock.Now()
-		w.clock.advance(time.Second)
-		next := w.renew(t, old, newKey(t))
+		w.clock.Advance(time.Second)
+		next := w.renew(t, old, kit.Key(t))
 		for _, when := range []string{"pending", "used", "superseded", "revoked"} {
 			_, err := w.Reenroll(t.Context(), delayed)
-			wantCode(t, err, countersign.Conflict)
+			kit.WantCode(t, err, countersign.Conflict)
 			switch when {
 			case "pending", "used":
 				w.use(t, next)
 				if when == "used" {
-					w.use(t, w.renew(t, next, newKey(t)))
+					w.use(t, w.renew(t, next, kit.Key(t)))
 				}
 			case "superseded":
-				w.clock.advance(overlap)
+				w.clock.Advance(overlap)
 				if _, err := w.Sweep(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -240,34 +241,34 @@ func TestReenrollFollowsTheStandingOfDeviceAndCertificate(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	try := func(cert *x509.Certificate) error {
 		t.Helper()
-		_, err := w.Reenroll(t.Context(), renewal(t, cert, newKey(t)))
+		_, err := w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t)))
 		return err
 	}
 	expired, held, gone, lost, one := w.active(t, "expired"), w.active(t, "held"), w.active(t, "gone"), w.active(t, "lost"), w.active(t, "one")
 	if _, err := w.Suspend(t.Context(), ra.Act{Device: "held"}); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, try(held), countersign.DeviceOnHold)
+	kit.WantCode(t, try(held), countersign.DeviceOnHold)
 	if _, err := w.Retire(t.Context(), ra.Act{Device: "gone"}); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, try(gone), countersign.DeviceGone)
+	kit.WantCode(t, try(gone), countersign.DeviceGone)
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "lost", Reason: countersign.KeyCompromise}); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, try(lost), countersign.CertIsRevoked)
+	kit.WantCode(t, try(lost), countersign.CertIsRevoked)
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, one)}); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, try(one), countersign.CertIsRevoked)
-	w.clock.advance(31 * 24 * time.Hour)
-	wantCode(t, try(expired), countersign.CertExpired)
+	kit.WantCode(t, try(one), countersign.CertIsRevoked)
+	w.clock.Advance(31 * 24 * time.Hour)
+	kit.WantCode(t, try(expired), countersign.CertExpired)
 }
 
 func TestSuccessorThatAnOperatorRevokedDoesNotCount(t *testing.T) {
 	w := newWorld(t, storetest.Open(t))
 	old := w.active(t, "pump-1")
-	next := w.renew(t, old, newKey(t))
+	next := w.renew(t, old, kit.Key(t))
 	revoke := func(cert *x509.Certificate) {
 		t.Helper()
 		_, err := w.Revoke(t.Context(), countersign.RevokeRequest{Cert: w.ref(t, cert), Reason: countersign.KeyCompromise})
@@ -276,11 +277,11 @@ func TestSuccessorThatAnOperatorRevokedDoesNotCount(t *testing.T) {
 		}
 	}
 	revoke(next)
-	next = w.renew(t, old, newKey(t))
+	next = w.renew(t, old, kit.Key(t))
 	w.use(t, next)
 	revoke(next)
-	_, err := w.Reenroll(t.Context(), renewal(t, old, newKey(t)))
-	wantCode(t, err, countersign.CertIsRevoked) // superseded, and no fork
+	_, err := w.Reenroll(t.Context(), renewal(t, old, kit.Key(t)))
+	kit.WantCode(t, err, countersign.CertIsRevoked) // superseded, and no fork
 	if dev := w.device(t, "pump-1"); dev.State != countersign.DeviceActive {
 		t.Errorf("got device %s, want active", dev.State)
 	}
@@ -294,7 +295,7 @@ func TestDeviceThatNeverKeepsItsKeyIsServed(t *testing.T) {
 	old := w.active(t, "pump-1")
 	var next *x509.Certificate
 	for range 300 {
-		next = w.renew(t, old, newKey(t))
+		next = w.renew(t, old, kit.Key(t))
 	}
 	w.use(t, next)
 	if c := w.record(t, old); c.State != countersign.CertSuperseded {
@@ -309,15 +310,15 @@ func TestGoodCertificatesOfADeviceAreBounded(t *testing.T) {
 	var err error
 	for n := 1; err == nil; n++ {
 		var g *countersign.Grant
-		if g, err = w.Reenroll(t.Context(), renewal(t, cert, newKey(t))); err == nil {
+		if g, err = w.Reenroll(t.Context(), renewal(t, cert, kit.Key(t))); err == nil {
 			cert = leaf(t, g)
 		}
 		if n > 256 {
 			t.Fatal("a device may have any number of certificates that are good")
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 	}
-	wantCode(t, err, countersign.RateLimited)
+	kit.WantCode(t, err, countersign.RateLimited)
 	if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1"}); err != nil {
 		t.Fatal(err)
 	}

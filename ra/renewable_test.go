@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/cms"
 	"github.com/countersign-iot/countersign/enroll"
 	"github.com/countersign-iot/countersign/est"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // renewalDoors are the doors at which a device renews. Each asks for a certificate with a
@@ -85,7 +86,7 @@ func handshake(t *testing.T) tls.ConnectionState {
 	t.Helper()
 	here, there := net.Pipe()
 	defer func() { _, _ = here.Close(), there.Close() }()
-	key := newKey(t)
+	key := kit.Key(t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +142,7 @@ func repeats(first *x509.CertificateRequest, current *x509.Certificate, id strin
 
 func signedBy(t *testing.T, tmpl *x509.CertificateRequest) []byte {
 	t.Helper()
-	return csr(t, newKey(t), "", func(r *x509.CertificateRequest) { *r = *tmpl })
+	return kit.CSR(t, kit.Key(t), "", func(r *x509.CertificateRequest) { *r = *tmpl })
 }
 
 // TestWhatEnrolledRenews takes devices through every way in with every form of request,
@@ -183,7 +184,7 @@ func (w *world) renewsEverywhere(t *testing.T, doors map[string]func(*testing.T,
 	t.Helper()
 	for door, renew := range doors {
 		for form := range repeats(r.first, r.current, r.id) {
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			next, refusal := renew(t, r.current, signedBy(t, repeats(r.first, r.current, r.id)[form]))
 			if refusal != "" {
 				t.Fatalf("%s, %s: refused: %s", door, form, refusal)
@@ -217,7 +218,7 @@ func introducedRenews(t *testing.T, w *world, doors map[string]func(*testing.T, 
 			KeyUsage: x509.KeyUsageDigitalSignature, SubjectKeyId: []byte(id),
 			DNSNames: []string{"sensor.acme.example"}, EmailAddresses: []string{"service@acme.example"}, IPAddresses: []net.IP{net.IPv4(192, 0, 2, 9)},
 			URIs: []*url.URL{parseURL(t, "https://acme.example/"+id)},
-		}, &newKey(t).PublicKey)
+		}, &kit.Key(t).PublicKey)
 		w.use(t, factory)
 		first := repeats(nil, factory, id)["the names of the certificate"]
 		next, refusal := doors[door](t, factory, signedBy(t, first))
@@ -244,7 +245,7 @@ func TestNamesOfOthersAreRefusedAtOnce(t *testing.T) {
 					Evidence: way.make(t, w, id), Door: "test", Remote: remote,
 				}
 				_, err := w.Enroll(t.Context(), req)
-				wantCode(t, err, countersign.SubjectMismatch)
+				kit.WantCode(t, err, countersign.SubjectMismatch)
 			}
 		}
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestRotationTellsDevicesFromClones plays devices and clones against the rule of
@@ -45,7 +46,7 @@ func TestRotationTellsDevicesFromClones(t *testing.T) {
 			w := newWorld(t, tt.open(t))
 			start, runs := w.clock.Now(), 0
 			play := func(rt *rapid.T, cloned bool) {
-				w.clock.set(start) // each run is short, all together outlive the authority
+				w.clock.Set(start) // each run is short, all together outlive the authority
 				runs++
 				newPlay(t, rt, w, fmt.Sprintf("d%d", runs)).run(cloned)
 			}
@@ -125,7 +126,7 @@ func (p *play) run(cloned bool) {
 		actions["clone connects"] = func(*rapid.T) { p.cloneConnects() }
 	}
 	p.Repeat(actions)
-	p.w.clock.advance(time.Second)
+	p.w.clock.Advance(time.Second)
 	if cloned {
 		p.showdown()
 	} else {
@@ -162,7 +163,7 @@ func (p *play) ask() {
 		return // it has one to use
 	}
 	if p.dev.key == nil {
-		p.dev.key = newKey(p)
+		p.dev.key = kit.Key(p)
 	}
 	var g *countersign.Grant
 	var err error
@@ -267,7 +268,7 @@ func (p *play) arrive() {
 }
 
 func (p *play) pass() {
-	p.w.clock.advance(rapid.SampledFrom([]time.Duration{
+	p.w.clock.Advance(rapid.SampledFrom([]time.Duration{
 		time.Microsecond, time.Second, time.Second, time.Hour, overlap / 2, overlap + time.Second, 10 * 24 * time.Hour,
 	}).Draw(p.T, "time"))
 }
@@ -303,7 +304,7 @@ func (p *play) quiet() {
 			return
 		}
 		if p.dev.key == nil {
-			p.dev.key = newKey(p)
+			p.dev.key = kit.Key(p)
 		}
 		g, err := p.request()()
 		if err != nil {
@@ -311,7 +312,7 @@ func (p *play) quiet() {
 		}
 		p.received(g)
 	}
-	p.w.clock.advance(time.Second)
+	p.w.clock.Advance(time.Second)
 	if p.w.clock.Now().After(p.dev.next.NotAfter) {
 		return
 	}
@@ -340,7 +341,7 @@ func (p *play) cloneAsks() {
 
 func (p *play) cloneAsksFrom(cert *x509.Certificate) {
 	p.clone.acted = true
-	g, err := p.w.Reenroll(p.t.Context(), renewal(p, cert, newKey(p)))
+	g, err := p.w.Reenroll(p.t.Context(), renewal(p, cert, kit.Key(p)))
 	if err == nil {
 		p.clone.got = append(p.clone.got, leaf(p, g))
 	}
@@ -369,7 +370,7 @@ func (p *play) showdown() {
 	}
 	for _, finish := range sides {
 		finish()
-		p.w.clock.advance(time.Second)
+		p.w.clock.Advance(time.Second)
 	}
 	if p.dev.shown && p.clone.shown {
 		p.wantStopped()
@@ -389,14 +390,14 @@ func (p *play) deviceFinishes() {
 	for range 2 { // what it held when it was copied, then one of its own
 		if p.dev.next == nil {
 			if p.dev.key == nil {
-				p.dev.key = newKey(p)
+				p.dev.key = kit.Key(p)
 			}
 			g, err := p.request()()
 			if err != nil {
 				return
 			}
 			p.received(g)
-			p.w.clock.advance(time.Second)
+			p.w.clock.Advance(time.Second)
 		}
 		p.dev.shown = p.dev.next == p.dev.own
 		p.admit(p.dev.next)
@@ -405,7 +406,7 @@ func (p *play) deviceFinishes() {
 		if p.dev.shown {
 			return
 		}
-		p.w.clock.advance(time.Second)
+		p.w.clock.Advance(time.Second)
 	}
 }
 
@@ -415,7 +416,7 @@ func (p *play) cloneFinishes() {
 	}
 	if len(p.clone.got) == 0 {
 		p.cloneAsksFrom(p.clone.copied[len(p.clone.copied)-1])
-		p.w.clock.advance(time.Second)
+		p.w.clock.Advance(time.Second)
 	}
 	if n := len(p.clone.got); n > 0 {
 		p.clone.acted, p.clone.shown = true, true

@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 var everyKind = []countersign.AccessKind{
@@ -278,7 +279,7 @@ func TestSecretsFollowTheDevicesLife(t *testing.T) {
 		s, text := w.secret(t, access.SecretOrder{Device: "pump-1"})
 		try := func(what string, text []byte, want countersign.Code) {
 			t.Helper()
-			w.clock.advance(time.Second)
+			w.clock.Advance(time.Second)
 			if v := w.Admit(t.Context(), by("pump-1", text, "192.0.2.1")); v.Code != want || v.Allow != (want == "") {
 				t.Errorf("%s: got %q (%s), want %q", what, v.Code, v.Reason, want)
 			}
@@ -337,7 +338,7 @@ func TestStoppedSecretCutsItsSessions(t *testing.T) {
 			t.Errorf("cuts at the second time: got %+v", cuts)
 		}
 		_, _, err = w.StopSecret(t.Context(), "pump-2", s.ID, "", boss)
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 
 		// The end of an overlap cuts what rests on the old one.
 		first, _ := w.secret(t, access.SecretOrder{Device: "pump-1"})
@@ -345,7 +346,7 @@ func TestStoppedSecretCutsItsSessions(t *testing.T) {
 		if n, err := w.SweepSecrets(t.Context()); n != 0 || err != nil {
 			t.Errorf("within the overlap: got %d, %v", n, err)
 		}
-		w.clock.advance(time.Hour)
+		w.clock.Advance(time.Hour)
 		if n, err := w.SweepSecrets(t.Context()); n != 1 || err != nil {
 			t.Errorf("after the overlap: got %d, %v", n, err)
 		}
@@ -370,8 +371,8 @@ func TestDeviceChangesItsOwnSecret(t *testing.T) {
 			}
 		}
 		_, _, err = w.ChangeSecret(t.Context(), by("pump-1", next, "192.0.2.1"), false)
-		wantCode(t, err, countersign.RateLimited)
-		w.clock.advance(25 * time.Hour)
+		kit.WantCode(t, err, countersign.RateLimited)
+		w.clock.Advance(25 * time.Hour)
 		if v := w.Admit(t.Context(), by("pump-1", old, "192.0.2.1")); v.Allow {
 			t.Error("the old one is good after the overlap")
 		}
@@ -384,13 +385,13 @@ func TestDeviceChangesItsOwnSecret(t *testing.T) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		w.Observe = func(ra.Outcome) { hangUp() }
 		_, _, err = w.ChangeSecret(ctx, by("pump-1", []byte("wrong, for sure"), "192.0.2.1"), false)
-		wantCode(t, err, countersign.BadCredential)
+		kit.WantCode(t, err, countersign.BadCredential)
 		w.Observe = nil
 
 		w.rules(t, "default", countersign.Rules{}) // certificates alone: a secret would open nothing
-		w.clock.advance(time.Hour)
+		w.clock.Advance(time.Hour)
 		_, _, err = w.ChangeSecret(t.Context(), c, false)
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.NotAllowed)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // storm is many doing everything to a few devices at once.
@@ -43,7 +44,7 @@ func TestStormKeepsTheInvariants(t *testing.T) {
 			wg.Go(func() {
 				for range acts {
 					s.act(fmt.Sprintf("pump-%d", rand.IntN(len(s.tokens))))
-					w.clock.advance(time.Millisecond)
+					w.clock.Advance(time.Millisecond)
 				}
 			})
 		}
@@ -98,7 +99,7 @@ func (s *storm) enrolls(id string) error {
 			return err
 		}
 	}
-	g, err := s.Enroll(s.t.Context(), enrollment(s.t, newKey(s.t), id, secret))
+	g, err := s.Enroll(s.t.Context(), enrollment(s.t, kit.Key(s.t), id, secret))
 	s.keep(g)
 	return err
 }
@@ -132,7 +133,7 @@ func (s *storm) renews(id string) error {
 	if cert == nil {
 		return nil
 	}
-	g, err := s.Reenroll(s.t.Context(), renewal(s.t, cert, newKey(s.t)))
+	g, err := s.Reenroll(s.t.Context(), renewal(s.t, cert, kit.Key(s.t)))
 	if err == nil && revoked {
 		s.t.Errorf("certificate %x renewed after its revocation was answered", cert.SerialNumber)
 	}

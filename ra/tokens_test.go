@@ -16,6 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // gives lets devices and operators have access tokens.
@@ -99,7 +100,7 @@ func TestFormerLifeOpensNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		cert := w.active(t, "pump-1")
 		sas := by("pump-1", hubToken(key, "pump-1", w.clock.Now().Add(time.Hour)), "192.0.2.1")
 		if v := w.Admit(t.Context(), sas); !v.Allow {
@@ -109,7 +110,7 @@ func TestFormerLifeOpensNothing(t *testing.T) {
 		if _, err := w.Revoke(t.Context(), countersign.RevokeRequest{Device: "pump-1", Reason: countersign.KeyCompromise}); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		w.use(t, w.reenrolled(t, "pump-1"))
 		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
 			t.Error("a token of the former life is let in")
@@ -140,7 +141,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 			}
 		}
 		_, _, err := w.ChangeSecret(t.Context(), by("pump-1", secret, "192.0.2.1"), false)
-		wantCode(t, err, countersign.CredentialExpire)
+		kit.WantCode(t, err, countersign.CredentialExpire)
 		w.Observe = func(o ra.Outcome) {
 			if o.Act != "connect" {
 				return
@@ -150,7 +151,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 			}
 		}
 		_, _, err = w.DeviceToken(t.Context(), withCertificate(cert), time.Hour)
-		wantCode(t, err, countersign.CertIsRevoked)
+		kit.WantCode(t, err, countersign.CertIsRevoked)
 		w.Observe = nil
 
 		provisioner := w.provisioner()
@@ -168,7 +169,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err = provisioner.CreateAccessToken(t.Context(), want, time.Hour, boss)
-		wantCode(t, err, countersign.BadCredential)
+		kit.WantCode(t, err, countersign.BadCredential)
 	})
 }
 
@@ -187,7 +188,7 @@ func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
 			return err
 		})
 		_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: "valve-1", Purpose: "\x1b[2Jmodbus"})
-		wantCode(t, err, countersign.BadRequest)
+		kit.WantCode(t, err, countersign.BadRequest)
 		for _, peer := range []string{"valve-1", "valve-2", "valve-3"} {
 			_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: peer, Purpose: "modbus"})
 			if want := "there is no device \"" + peer + "\" in fleet default"; err == nil || countersign.Public(err).Message != want {

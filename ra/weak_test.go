@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
@@ -199,7 +200,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 		},
 		"factory certificate": func(pub crypto.PublicKey) error {
 			leaf := below(pub, x509.Certificate{Subject: pkix.Name{CommonName: "pump-2"}, KeyUsage: x509.KeyUsageDigitalSignature})
-			return enroll(csr(t, newKey(t), "pump-2"), peer(leaf))
+			return enroll(kit.CSR(t, kit.Key(t), "pump-2"), peer(leaf))
 		},
 		"factory certificate, first connection": func(pub crypto.PublicKey) error {
 			leaf := below(pub, x509.Certificate{Subject: pkix.Name{CommonName: "pump-3"}, KeyUsage: x509.KeyUsageDigitalSignature})
@@ -217,12 +218,12 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 			parent.PublicKey = nil
 			other.cert = &parent // signs with a key of its own: the path would fail later
 			leaf := other.device(t, "pump-4", w.Now())
-			return enroll(csr(t, newKey(t), "pump-4"), peer(leaf, mid))
+			return enroll(kit.CSR(t, kit.Key(t), "pump-4"), peer(leaf, mid))
 		},
 		"registered authority": func(pub crypto.PublicKey) error {
 			root := authority
 			root.NotBefore, root.NotAfter, root.SerialNumber = w.Now().Add(-time.Hour), w.Now().Add(time.Hour), big.NewInt(9)
-			der, err := x509.CreateCertificate(rand.Reader, &root, &root, pub, newKey(t))
+			der, err := x509.CreateCertificate(rand.Reader, &root, &root, pub, kit.Key(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -235,7 +236,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 		"intermediate that is registered": func(pub crypto.PublicKey) error { return register(m.cert, below(pub, authority).Raw) },
 		"self-signed certificate": func(pub crypto.PublicKey) error {
 			tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "self"}, NotBefore: w.Now().Add(-time.Hour), NotAfter: w.Now().Add(time.Hour)}
-			der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, pub, newKey(t))
+			der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, pub, kit.Key(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -252,7 +253,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 					t.Fatal(err)
 				}
 			}()
-			return enroll(csr(t, newKey(t), "pump-5"), peer(cert))
+			return enroll(kit.CSR(t, kit.Key(t), "pump-5"), peer(cert))
 		},
 		"endorsement key that is registered": func(pub crypto.PublicKey) error {
 			area, err := attest.EKArea(pub)

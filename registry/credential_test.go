@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // token makes one that is good for an hour.
@@ -131,12 +132,12 @@ func TestTokenEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantCode(t, h.spend(t, token), countersign.CredentialSpent)
+	kit.WantCode(t, h.spend(t, token), countersign.CredentialSpent)
 	token, err := h.TokenBySecret(t.Context(), h.DB, secret)
 	if err != nil || token.Uses != 2 {
 		t.Fatalf("got %d uses, %v, want 2", token.Uses, err)
 	}
-	wantCode(t, token.Usable(start, netip.Addr{}), countersign.CredentialSpent)
+	kit.WantCode(t, token.Usable(start, netip.Addr{}), countersign.CredentialSpent)
 }
 
 // TestLastUseIsWonOnce races for the last use of a token.
@@ -176,7 +177,7 @@ func TestSpendIsUndoneWithItsTransaction(t *testing.T) {
 			}
 			return countersign.Errorf(countersign.NotAllowed, "refused after all")
 		})
-		wantCode(t, err, countersign.NotAllowed)
+		kit.WantCode(t, err, countersign.NotAllowed)
 		if err := h.spend(t, token); err != nil {
 			t.Errorf("the use is gone: %v", err)
 		}
@@ -234,7 +235,7 @@ func TestStoppedCredentialMayBeFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = create()
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		stop := func() error {
 			return db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 				_, err := h.Stop(ctx, tx, first.ID, "leaked")
@@ -250,13 +251,13 @@ func TestStoppedCredentialMayBeFollowed(t *testing.T) {
 			if err := <-errs; err == nil {
 				won++
 			} else {
-				wantCode(t, err, countersign.Conflict)
+				kit.WantCode(t, err, countersign.Conflict)
 			}
 		}
 		if won != 1 {
 			t.Errorf("%d stopped it, want 1", won)
 		}
-		wantCode(t, h.spend(t, first), countersign.CredentialSpent)
+		kit.WantCode(t, h.spend(t, first), countersign.CredentialSpent)
 		found, err := h.Find(t.Context(), db, countersign.MethodKey, "default/pump-1")
 		if err != nil || found.State != registry.CredentialStopped || found.Reason != "leaked" {
 			t.Errorf("Find: got %+v, %v, want the stopped one", found, err)

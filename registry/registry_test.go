@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
@@ -29,8 +30,7 @@ type house struct {
 
 // failer is what a test and a property have in common.
 type failer interface {
-	Helper()
-	Fatalf(format string, args ...any)
+	kit.TB
 	Context() context.Context
 }
 
@@ -86,13 +86,6 @@ func (h *house) device(t failer, id string) registry.Entry {
 		t.Fatalf("Device: %v", err)
 	}
 	return e
-}
-
-func wantCode(t failer, err error, want countersign.Code) {
-	t.Helper()
-	if got := countersign.CodeOf(err); got != want {
-		t.Fatalf("got error %v (code %q), want code %q", err, got, want)
-	}
 }
 
 func registered(id string) countersign.Device {
@@ -169,7 +162,7 @@ func TestMoveRefusesStaleView(t *testing.T) {
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			return h.Move(ctx, tx, &stale, countersign.DeviceActive, "")
 		})
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 	})
 }
 
@@ -213,9 +206,9 @@ func TestCreateIsBounded(t *testing.T) {
 			}
 		}
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Create(ctx, tx, registered("full")) })
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		_, err = h.Device(t.Context(), db, "nobody")
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 	})
 }
 
@@ -388,7 +381,7 @@ func TestSaveFleet(t *testing.T) {
 			t.Errorf("Fleets: got %v, %v", list, err)
 		}
 		_, err = h.Fleet(t.Context(), db, "nobody")
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 		for name, change := range map[string]func(*countersign.Fleet){
 			"name":               func(f *countersign.Fleet) { f.Name = "No Name" },
 			"unknown issuer":     func(f *countersign.Fleet) { f.Issuer = "nobody" },

@@ -9,6 +9,7 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestWaitingIsBoundedByWhatStillWaits fills the queue of one credential and wants
@@ -30,7 +31,7 @@ func TestWaitingIsBoundedByWhatStillWaits(t *testing.T) {
 			}
 			return nil
 		})
-		wantCode(t, await("claim:1"), countersign.RateLimited)
+		kit.WantCode(t, await("claim:1"), countersign.RateLimited)
 		if err := await("claim:2"); err != nil {
 			t.Errorf("another credential: %v", err)
 		}
