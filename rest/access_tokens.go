@@ -5,42 +5,40 @@ import (
 	"context"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/provision"
-	"github.com/danielgtaylor/huma/v2"
+	"github.com/countersign-iot/countersign/ra"
 )
 
-func (s *Server) routeAccessTokens(a huma.API) {
-	const tag = "Access tokens"
-	route(s, a, get("/access-tokens", tag, "List the access tokens that are good now"), s.listAccessTokens)
-	route(s, a, add("/access-tokens", tag, "Make a token with which a web application connects to the devices named"), s.createAccessToken)
-	route(s, a, act("/access-tokens/{id}/revoke", tag, "End a token and its sessions at once"), s.revokeAccessToken)
+// accessTokens serves access tokens and introductions.
+type accessTokens struct {
+	ra          *ra.Authority
+	provisioner *provision.Provisioner
 }
 
-func (s *Server) listAccessTokens(ctx context.Context, in *api.Paging) (api.Page[api.AccessToken], error) {
-	list, next, err := s.Provisioner.Tokens.List(ctx, in.After, limitOf(*in))
-	return page(list, next, shapeAccessToken), err
+func (a *accessTokens) list(ctx context.Context, in *api.Paging) (api.Page[api.AccessToken], error) {
+	return asPage(shapeAccessToken)(a.provisioner.Tokens.List(ctx, in.After, limitOf(*in)))
 }
 
-func (s *Server) createAccessToken(ctx context.Context, in *struct{ Body api.NewAccessToken }) (api.IssuedAccessToken, error) {
-	c, _ := ctx.Value(callerKey).(caller)
+func (a *accessTokens) create(ctx context.Context, in *body[api.NewAccessToken]) (api.IssuedAccessToken, error) {
+	c := callerOf(ctx)
 	k := access.Token{
 		Subject: operatorSubject(c.name), Source: provision.OperatorSource(cmp.Or(c.token, c.name)),
 		Devices: in.Body.Devices, Until: c.until, ReadOnly: in.Body.ReadOnly || !c.role.May(operator.Control),
 	}
 	ttl := cmp.Or(time.Duration(in.Body.TTLSeconds)*time.Second, access.DefaultTokenTTL)
-	made, text, err := s.Provisioner.CreateAccessToken(ctx, k, ttl, s.by(ctx))
+	made, text, err := a.provisioner.CreateAccessToken(ctx, k, ttl, byOf(ctx))
 	return IssuedAccessToken(made, text), err
 }
 
-func (s *Server) revokeAccessToken(ctx context.Context, in *struct {
+func (a *accessTokens) revoke(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"64"`
 },
 ) (api.AccessToken, error) {
-	k, err := s.Provisioner.RevokeAccessToken(ctx, in.ID, s.by(ctx))
-	return shapeAccessToken(k), err
+	return as(shapeAccessToken)(a.provisioner.RevokeAccessToken(ctx, in.ID, byOf(ctx)))
 }
 
 // operatorSubject is an operator as the subject of a token and of its sessions.
@@ -56,4 +54,16 @@ func shapeAccessToken(k access.Token) api.AccessToken {
 		ID: k.ID, Subject: k.Subject, Fleet: k.Fleet, Devices: append([]string{}, k.Devices...), ReadOnly: k.ReadOnly,
 		IssuedAt: k.IssuedAt.UTC(), ExpiresAt: k.ExpiresAt.UTC(), RevokedAt: k.RevokedAt.UTC(),
 	}
+}
+
+func (a *accessTokens) introduce(ctx context.Context, in *body[api.NewIntroduction]) (api.SignedIntroduction, error) {
+	if in.Body.Device == "" {
+		return api.SignedIntroduction{}, countersign.Errorf(countersign.BadRequest, "an operator names both devices").WithNext("add device")
+	}
+	return a.ra.IntroduceBoth(ctx, Introduction(in.Body), byOf(ctx))
+}
+
+// Introduction reads the request for an introduction.
+func Introduction(in api.NewIntroduction) ra.Introduction {
+	return ra.Introduction{Device: in.Device, Peer: in.Peer, Purpose: in.Purpose, TTL: time.Duration(in.TTLSeconds) * time.Second}
 }

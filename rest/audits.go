@@ -6,54 +6,38 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/audit"
-	"github.com/danielgtaylor/huma/v2"
 )
-
-func (s *Server) routeAudits(a huma.API) {
-	const tag = "Audit"
-	route(s, a, get("/audit/checks", tag, "List the audit checks"), s.listAuditChecks)
-	route(s, a, get("/audit/runs", tag, "List audits, newest first"), s.listAudits)
-	route(s, a, add("/audit/runs", tag, "Start an audit"), s.startAudit)
-	route(s, a, get("/audit/runs/{id}", tag, "Get an audit and how far it is"), s.getAudit)
-	route(s, a, act("/audit/runs/{id}/cancel", tag, "End an audit early"), s.cancelAudit)
-	route(s, a, get("/audit/runs/{id}/findings", tag, "List what an audit found"), s.listAuditFindings)
-	route(s, a, get("/audit/trend", tag, "Compare the last audits, by check"), s.auditTrend)
-	route(s, a, get("/audit/suppressions", tag, "List what is left alone on purpose"), s.listSuppressions)
-	route(s, a, add("/audit/suppressions", tag, "Leave findings alone for a time"), s.createSuppression)
-	route(s, a, remove("/audit/suppressions/{id}", tag, "End a suppression at once"), s.removeSuppression)
-}
 
 // AuditID is the path of one audit.
 type AuditID struct {
 	ID string `path:"id" maxLength:"64" doc:"The id of an audit, or latest."`
 }
 
-func (s *Server) listAuditChecks(_ context.Context, in *api.Paging) (api.Page[api.AuditCheck], error) {
-	return pageOf(page(audit.Checks(), "", shapeAuditCheck).Items, *in, func(c api.AuditCheck) string { return c.Name }), nil
+// audits serves the checks, their runs and findings, and what is left alone.
+type audits struct{ auditor *audit.Auditor }
+
+func (a *audits) checks(_ context.Context, in *api.Paging) (api.Page[api.AuditCheck], error) {
+	return cutPage(each(audit.Checks(), shapeAuditCheck), *in, func(c api.AuditCheck) string { return c.Name }), nil
 }
 
-func (s *Server) listAudits(ctx context.Context, in *api.Paging) (api.Page[api.AuditRun], error) {
-	list, next, err := s.Auditor.Runs(ctx, in.After, limitOf(*in))
-	return page(list, next, shapeAudit), err
+func (a *audits) list(ctx context.Context, in *api.Paging) (api.Page[api.AuditRun], error) {
+	return asPage(shapeAudit)(a.auditor.Runs(ctx, in.After, limitOf(*in)))
 }
 
-func (s *Server) startAudit(ctx context.Context, in *struct{ Body api.NewAudit }) (api.AuditRun, error) {
-	by := s.by(ctx)
-	run, err := s.Auditor.Start(ctx, audit.Request{By: by.Actor, Via: by.Via, Checks: in.Body.Checks})
-	return shapeAudit(run), err
+func (a *audits) start(ctx context.Context, in *body[api.NewAudit]) (api.AuditRun, error) {
+	by := byOf(ctx)
+	return as(shapeAudit)(a.auditor.Start(ctx, audit.Request{By: by.Actor, Via: by.Via, Checks: in.Body.Checks}))
 }
 
-func (s *Server) getAudit(ctx context.Context, in *AuditID) (api.AuditRun, error) {
-	run, err := s.Auditor.Get(ctx, in.ID)
-	return shapeAudit(run), err
+func (a *audits) get(ctx context.Context, in *AuditID) (api.AuditRun, error) {
+	return as(shapeAudit)(a.auditor.Get(ctx, in.ID))
 }
 
-func (s *Server) cancelAudit(ctx context.Context, in *AuditID) (api.AuditRun, error) {
-	run, err := s.Auditor.Cancel(ctx, in.ID)
-	return shapeAudit(run), err
+func (a *audits) cancel(ctx context.Context, in *AuditID) (api.AuditRun, error) {
+	return as(shapeAudit)(a.auditor.Cancel(ctx, in.ID))
 }
 
-func (s *Server) listAuditFindings(ctx context.Context, in *struct {
+func (a *audits) findings(ctx context.Context, in *struct {
 	AuditID
 	api.AuditFindingFilter
 	api.Paging
@@ -65,38 +49,34 @@ func (s *Server) listAuditFindings(ctx context.Context, in *struct {
 	if in.MinSeverity != "" {
 		f.Severities = countersign.Severities()[countersign.Severity(in.MinSeverity).Rank():]
 	}
-	list, next, err := s.Auditor.Findings(ctx, f)
-	return page(list, next, shapeAuditFinding), err
+	return asPage(shapeAuditFinding)(a.auditor.Findings(ctx, f))
 }
 
-func (s *Server) auditTrend(ctx context.Context, in *struct {
+func (a *audits) trend(ctx context.Context, in *struct {
 	Runs int `query:"runs" minimum:"0" maximum:"90" doc:"How many audits; 0 or absent means all that are kept."`
 },
 ) (api.Page[api.AuditTrend], error) {
-	list, err := s.Auditor.Trend(ctx, in.Runs)
-	return page(list, "", shapeAuditTrend), err
+	list, err := a.auditor.Trend(ctx, in.Runs)
+	return api.Page[api.AuditTrend]{Items: each(list, shapeAuditTrend)}, err
 }
 
-func (s *Server) listSuppressions(ctx context.Context, in *api.Paging) (api.Page[api.AuditSuppression], error) {
-	list, next, err := s.Auditor.Suppressions(ctx, in.After, limitOf(*in))
-	return page(list, next, shapeSuppression), err
+func (a *audits) suppressions(ctx context.Context, in *api.Paging) (api.Page[api.AuditSuppression], error) {
+	return asPage(shapeSuppression)(a.auditor.Suppressions(ctx, in.After, limitOf(*in)))
 }
 
-func (s *Server) createSuppression(ctx context.Context, in *struct{ Body api.NewAuditSuppression }) (api.AuditSuppression, error) {
-	by := s.by(ctx)
-	made, err := s.Auditor.Suppress(ctx, audit.Suppression{
+func (a *audits) suppress(ctx context.Context, in *body[api.NewAuditSuppression]) (api.AuditSuppression, error) {
+	by := byOf(ctx)
+	return as(shapeSuppression)(a.auditor.Suppress(ctx, audit.Suppression{
 		Check: in.Body.Check, Subject: in.Body.Subject, Reason: in.Body.Reason, EndsAt: in.Body.EndsAt, CreatedBy: by.Actor,
-	}, by.Via)
-	return shapeSuppression(made), err
+	}, by.Via))
 }
 
-func (s *Server) removeSuppression(ctx context.Context, in *struct {
+func (a *audits) unsuppress(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"64"`
 },
 ) (api.AuditSuppression, error) {
-	by := s.by(ctx)
-	gone, err := s.Auditor.Unsuppress(ctx, in.ID, by.Actor, by.Via)
-	return shapeSuppression(gone), err
+	by := byOf(ctx)
+	return as(shapeSuppression)(a.auditor.Unsuppress(ctx, in.ID, by.Actor, by.Via))
 }
 
 func shapeAuditCheck(c audit.Check) api.AuditCheck {

@@ -7,18 +7,44 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/provision"
 )
 
 // maxCABody bounds what an external authority brings: a manufacturer's revocation
 // list of 100,000 entries is 4 MiB, and base64 makes it 5.
 const maxCABody = 8 << 20
 
-func (s *Server) registrationCode(ctx context.Context, _ *struct{}) (api.RegistrationCode, error) {
-	code, until, err := s.Provisioner.RegistrationCode(ctx, s.by(ctx))
+// authorities serves our authorities, and those of manufacturers that are registered.
+type authorities struct {
+	ca          *ca.CA
+	provisioner *provision.Provisioner
+}
+
+func (a *authorities) list(_ context.Context, in *api.Paging) (api.Page[api.Authority], error) {
+	return cutPage(each(a.ca.Authorities(), shapeAuthority), *in, authorityKey), nil
+}
+
+// authorityKey puts roots before what hangs on them.
+func authorityKey(a api.Authority) string {
+	if a.Parent == "" {
+		return "0/" + a.ID
+	}
+	return "1/" + a.ID
+}
+
+func (a *authorities) get(_ context.Context, in *struct {
+	ID string `path:"id" maxLength:"63"`
+},
+) (api.Authority, error) {
+	return as(shapeAuthority)(a.ca.Authority(in.ID))
+}
+
+func (a *authorities) code(ctx context.Context, _ *struct{}) (api.RegistrationCode, error) {
+	code, until, err := a.provisioner.RegistrationCode(ctx, byOf(ctx))
 	return api.RegistrationCode{Code: code, ExpiresAt: until.UTC()}, err
 }
 
-func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.NewAuthority }) (api.Authority, error) {
+func (a *authorities) register(ctx context.Context, in *body[api.NewAuthority]) (api.Authority, error) {
 	b := in.Body
 	g := ca.Registration{ID: b.ID, CRLs: derLists(b.CRLs), RequireCRL: b.RequireCRL, Legacy: b.Legacy, Override: b.Override, Reason: b.Reason}
 	switch {
@@ -43,14 +69,10 @@ func (s *Server) registerAuthority(ctx context.Context, in *struct{ Body api.New
 		}
 		g.Intermediates = append(g.Intermediates, more...)
 	}
-	a, err := s.Provisioner.RegisterAuthority(ctx, g, s.by(ctx))
-	if err != nil {
-		return api.Authority{}, err
-	}
-	return shapeAuthority(a), nil
+	return as(shapeAuthority)(a.provisioner.RegisterAuthority(ctx, g, byOf(ctx)))
 }
 
-func (s *Server) putCRLs(ctx context.Context, in *struct {
+func (a *authorities) putCRLs(ctx context.Context, in *struct {
 	ID   string `path:"id" maxLength:"63"`
 	Body api.PutCRLs
 },
@@ -67,14 +89,10 @@ func (s *Server) putCRLs(ctx context.Context, in *struct {
 		}
 		l.Intermediates = append(l.Intermediates, more...)
 	}
-	if err := s.Provisioner.SetCRLs(ctx, in.ID, l, in.Body.Reason, s.by(ctx)); err != nil {
+	if err := a.provisioner.SetCRLs(ctx, in.ID, l, in.Body.Reason, byOf(ctx)); err != nil {
 		return api.Authority{}, err
 	}
-	a, err := s.CA.Authority(in.ID)
-	if err != nil {
-		return api.Authority{}, err
-	}
-	return shapeAuthority(a), nil
+	return as(shapeAuthority)(a.ca.Authority(in.ID))
 }
 
 // derLists takes lists in DER or PEM. One that is neither is found out by its reader.

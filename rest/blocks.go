@@ -8,34 +8,30 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/lockout"
-	"github.com/danielgtaylor/huma/v2"
 )
 
-func (s *Server) routeBlocks(a huma.API) {
-	const tag = "Blocks"
-	route(s, a, get("/blocks", tag, "List the addresses that are blocked, by network"), s.listBlocks)
-	route(s, a, add("/blocks", tag, "Block an address or a network"), s.createBlock)
-	route(s, a, remove("/blocks/{network}", tag, "End a block at once"), s.removeBlock)
+// blocks serves the addresses that are blocked.
+type blocks struct {
+	ledger *lockout.Ledger
+	now    func() time.Time
 }
 
-func (s *Server) listBlocks(ctx context.Context, in *api.Paging) (api.Page[api.Block], error) {
-	list, next, err := s.RA.Ledger.Blocks(ctx, in.After, limitOf(*in))
-	return page(list, next, shapeBlock), err
+func (b *blocks) list(ctx context.Context, in *api.Paging) (api.Page[api.Block], error) {
+	return asPage(shapeBlock)(b.ledger.Blocks(ctx, in.After, limitOf(*in)))
 }
 
-func (s *Server) createBlock(ctx context.Context, in *struct{ Body api.NewBlock }) (api.Block, error) {
+func (b *blocks) create(ctx context.Context, in *body[api.NewBlock]) (api.Block, error) {
 	network, err := countersign.ParseNetwork(in.Body.Network)
 	if err != nil {
 		return api.Block{}, err
 	}
-	by := s.by(ctx)
-	b, err := s.RA.Ledger.Block(ctx, lockout.Block{
-		Prefix: network, Reason: in.Body.Reason, Until: s.Now().Add(time.Duration(in.Body.TTLSeconds) * time.Second),
-	}, by.Actor, by.Via)
-	return shapeBlock(b), err
+	by := byOf(ctx)
+	return as(shapeBlock)(b.ledger.Block(ctx, lockout.Block{
+		Prefix: network, Reason: in.Body.Reason, Until: b.now().Add(time.Duration(in.Body.TTLSeconds) * time.Second),
+	}, by.Actor, by.Via))
 }
 
-func (s *Server) removeBlock(ctx context.Context, in *struct {
+func (b *blocks) remove(ctx context.Context, in *struct {
 	Network string `path:"network" maxLength:"64" doc:"The network with _ for its slash, which proxies would take for a part of the path; or an address."`
 },
 ) (api.Block, error) {
@@ -43,9 +39,8 @@ func (s *Server) removeBlock(ctx context.Context, in *struct {
 	if err != nil {
 		return api.Block{}, err
 	}
-	by := s.by(ctx)
-	b, err := s.RA.Ledger.Unblock(ctx, network, by.Actor, by.Via)
-	return shapeBlock(b), err
+	by := byOf(ctx)
+	return as(shapeBlock)(b.ledger.Unblock(ctx, network, by.Actor, by.Via))
 }
 
 func shapeBlock(b lockout.Block) api.Block {

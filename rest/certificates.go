@@ -5,11 +5,12 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/danielgtaylor/huma/v2"
+	"github.com/countersign-iot/countersign/ra"
 )
 
 // Serial names a certificate in a path and a query.
@@ -18,38 +19,33 @@ type Serial struct {
 	Issuer string `query:"issuer" maxLength:"80" doc:"Issuer of the certificate. It is needed where several issuers gave one serial number."`
 }
 
-func (s *Server) routeCertificates(a huma.API) {
-	const tag = "Certificates"
-	route(s, a, get("/certificates", tag, "List certificates by serial"), s.listCertificates)
-	route(s, a, get("/certificates/{serial}", tag, "Get a certificate"), s.getCertificate)
-	route(s, a, act("/certificates/{serial}/revoke", tag, "Take one certificate away, for good, and cut the sessions that rest on it"), s.revokeCertificate)
-	route(s, a, get("/authorities", tag, "List authorities"), s.listAuthorities)
-	route(s, a, get("/authorities/{id}", tag, "Get an authority"), s.getAuthority)
-	route(s, a, add("/authorities/code", tag, "Draw a code that an external CA signs over to be registered"), s.registrationCode)
-	route(s, a, add("/authorities", tag, "Register the CA of a manufacturer").upTo(maxCABody), s.registerAuthority)
-	route(s, a, put("/authorities/{id}/crls", tag, "Replace the revocation lists of a registered authority").upTo(maxCABody), s.putCRLs)
+// certificates serves issued certificates.
+type certificates struct {
+	ca  *ca.CA
+	ra  *ra.Authority
+	now func() time.Time
 }
 
-func (s *Server) listCertificates(ctx context.Context, in *struct {
+func (c *certificates) list(ctx context.Context, in *struct {
 	api.CertificateFilter
 	api.Paging
 },
 ) (api.Page[api.Certificate], error) {
-	list, next, err := s.CA.Certificates(ctx, ca.Filter{
+	list, next, err := c.ca.Certificates(ctx, ca.Filter{
 		Device: in.Device, State: countersign.CertState(in.State), ExpiresBefore: in.ExpiresBefore,
 		After: certificateAfter(in.After), Limit: limitOf(in.Paging),
 	})
-	now, cursor := s.Now(), ""
+	now, cursor := c.now(), ""
 	if !next.IsZero() {
 		cursor = next.String()
 	}
-	return page(list, cursor, func(c countersign.Certificate) api.Certificate {
-		c.DER = nil
-		return shapeCertificate(&c, now)
-	}), err
+	return api.Page[api.Certificate]{Items: each(list, func(one countersign.Certificate) api.Certificate {
+		one.DER = nil
+		return shapeCertificate(&one, now)
+	}), Next: cursor}, err
 }
 
-// certificateAfter reads a cursor: what listCertificates gave as next, or the serial of
+// certificateAfter reads a cursor: the next of a page, or the serial of
 // the last certificate of a page.
 func certificateAfter(text string) countersign.CertRef {
 	ref, err := countersign.ParseCertRef(text)
@@ -62,22 +58,22 @@ func certificateAfter(text string) countersign.CertRef {
 // afterAllIssuers sorts behind the name of every issuer.
 const afterAllIssuers = "~"
 
-func (s *Server) getCertificate(ctx context.Context, in *Serial) (api.Certificate, error) {
-	c, err := s.certificate(ctx, in)
-	return shapeCertificate(&c, s.Now()), err
+func (c *certificates) get(ctx context.Context, in *Serial) (api.Certificate, error) {
+	found, err := c.find(ctx, in)
+	return shapeCertificate(&found, c.now()), err
 }
 
-// certificate finds the certificate that a request names: NotFound if there is none, and
+// find returns the certificate that a request names: NotFound if there is none, and
 // Conflict, with the candidates, where several issuers gave the serial number.
-func (s *Server) certificate(ctx context.Context, in *Serial) (countersign.Certificate, error) {
+func (c *certificates) find(ctx context.Context, in *Serial) (countersign.Certificate, error) {
 	serial, err := countersign.ParseSerial(in.Text)
 	if err != nil {
 		return countersign.Certificate{}, err
 	}
 	if in.Issuer != "" {
-		return s.CA.Certificate(ctx, s.CA.DB, countersign.CertRef{Issuer: in.Issuer, Serial: serial})
+		return c.ca.Certificate(ctx, c.ca.DB, countersign.CertRef{Issuer: in.Issuer, Serial: serial})
 	}
-	list, err := s.CA.BySerial(ctx, s.CA.DB, serial)
+	list, err := c.ca.BySerial(ctx, c.ca.DB, serial)
 	if err != nil {
 		return countersign.Certificate{}, err
 	}
@@ -92,38 +88,52 @@ func (s *Server) certificate(ctx context.Context, in *Serial) (countersign.Certi
 		WithNext("name the issuer too: " + list[0].Ref().String())
 }
 
-func (s *Server) revokeCertificate(ctx context.Context, in *struct {
+func (c *certificates) revoke(ctx context.Context, in *struct {
 	Serial
 	Body api.Revoke
 },
 ) (api.Cut, error) {
-	c, err := s.certificate(ctx, &in.Serial)
+	found, err := c.find(ctx, &in.Serial)
 	if err != nil {
 		return api.Cut{}, err
 	}
-	return s.revokeThis(ctx, countersign.RevokeRequest{Cert: c.Ref()}, in.Body)
+	return revoke(ctx, c.ra, countersign.RevokeRequest{Cert: found.Ref()}, in.Body)
 }
 
-func (s *Server) listAuthorities(_ context.Context, in *api.Paging) (api.Page[api.Authority], error) {
-	list := page(s.CA.Authorities(), "", shapeAuthority)
-	return pageOf(list.Items, *in, authorityKey), nil
-}
-
-// authorityKey puts roots before what hangs on them.
-func authorityKey(a api.Authority) string {
-	if a.Parent == "" {
-		return "0/" + a.ID
-	}
-	return "1/" + a.ID
-}
-
-func (s *Server) getAuthority(_ context.Context, in *struct {
-	ID string `path:"id" maxLength:"63"`
-},
-) (api.Authority, error) {
-	a, err := s.CA.Authority(in.ID)
+// revoke revokes what req names, for the reason in body.
+func revoke(ctx context.Context, a *ra.Authority, req countersign.RevokeRequest, body api.Revoke) (api.Cut, error) {
+	reason, err := countersign.ParseReasonCode(body.Reason)
 	if err != nil {
-		return api.Authority{}, err
+		return api.Cut{}, err
 	}
-	return shapeAuthority(a), nil
+	by := byOf(ctx)
+	req.Reason, req.Note, req.Actor, req.Via = reason, body.Note, by.Actor, by.Via
+	r, err := a.Revoke(ctx, req)
+	if err == nil {
+		reason = r.Reason
+	}
+	return cutOf(ctx, a.CA, r, reason), err
+}
+
+// cutOf shapes what an act took away; r is nil where it failed.
+func cutOf(ctx context.Context, c *ca.CA, r *countersign.Revocation, reason countersign.ReasonCode) api.Cut {
+	if r == nil {
+		return api.Cut{}
+	}
+	out := api.Cut{
+		Device: r.Device, Reason: reason.String(), Certificates: []api.CertRef{}, At: r.At.UTC(),
+		Already: r.Already, Raised: r.Raised, Sessions: r.Sessions, CutMicros: r.CutIn.Microseconds(),
+	}
+	seen := map[string]bool{}
+	for _, ref := range r.Certificates {
+		out.Certificates = append(out.Certificates, api.CertRef{Issuer: ref.Issuer, Serial: string(ref.Serial)})
+		if r.CRLNumber == 0 || seen[ref.Issuer] {
+			continue
+		}
+		seen[ref.Issuer] = true
+		if l, err := c.CRLRecord(ctx, ref.Issuer, 0); err == nil { // the act is done: a list that cannot be read is no failure of it
+			out.CRLs = append(out.CRLs, api.CRLRef{Issuer: l.Issuer, Shard: l.Shard, Number: l.Number})
+		}
+	}
+	return out
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/provision"
 	"github.com/countersign-iot/countersign/registry"
-	"github.com/danielgtaylor/huma/v2"
 )
 
 const (
@@ -27,53 +26,40 @@ type CredentialID struct {
 	ID string `path:"id" maxLength:"64"`
 }
 
-func (s *Server) routeCredentials(a huma.API) {
-	const tag = "Credentials"
-	route(s, a, get("/credentials", tag, "List what earns a first certificate, newest first, without secrets"), s.listCredentials)
-	route(s, a, get("/credentials/{id}", tag, "Get a credential without its secret"), s.getCredential)
-	route(s, a, act("/credentials/{id}/stop", tag, "End a credential at once"), s.stopCredential)
-	route(s, a, get("/tokens", tag, "List enrollment tokens, newest first"), s.listTokens)
-	route(s, a, add("/tokens", tag, "Make an enrollment token; only this answer holds its secret").upTo(maxListBody), s.createToken)
-	route(s, a, add("/tokens/bulk", tag, "Make a token for each of many devices; all or none").upTo(maxBulkBody), s.createTokens)
-	route(s, a, add("/claims", tag, "Issue a claim certificate; only this answer holds its key").upTo(maxListBody), s.createClaim)
-	route(s, a, add("/keys", tag, "Register the symmetric key of a device; only this answer holds it"), s.createKey)
-	route(s, a, add("/group-keys", tag, "Register a key from which those of many devices are derived"), s.createGroupKey)
-	route(s, a, add("/thumbprints", tag, "Register a device's self-signed certificate"), s.createThumbprint)
-	route(s, a, add("/tpms", tag, "Register the endorsement key of a TPM"), s.createTPM)
+// noteOn is an act on a credential, or on an enrollment that waits, with a note.
+type noteOn struct {
+	CredentialID
+	Body *api.Act `required:"false"`
 }
 
-func (s *Server) listCredentials(ctx context.Context, in *struct {
+// credentials serves what earns a first certificate.
+type credentials struct {
+	registry    *registry.Registry
+	provisioner *provision.Provisioner
+	now         func() time.Time
+}
+
+func (c *credentials) list(ctx context.Context, in *struct {
 	api.CredentialFilter
 	api.Paging
 },
 ) (api.Page[api.Credential], error) {
-	list, next, err := s.Registry.Credentials(ctx, registry.CredentialFilter{
+	return asPage(shapeCredential)(c.registry.Credentials(ctx, registry.CredentialFilter{
 		Kind: countersign.Method(in.Kind), Fleet: in.Fleet, Device: in.Device, After: in.After, Limit: limitOf(in.Paging),
-	})
-	return page(list, next, shapeCredential), err
+	}))
 }
 
-func (s *Server) listTokens(ctx context.Context, in *api.Paging) (api.Page[api.Credential], error) {
-	list, next, err := s.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodToken, After: in.After, Limit: limitOf(*in)})
-	return page(list, next, shapeCredential), err
+func (c *credentials) tokens(ctx context.Context, in *api.Paging) (api.Page[api.Credential], error) {
+	return asPage(shapeCredential)(c.registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodToken, After: in.After, Limit: limitOf(*in)}))
 }
 
-func (s *Server) getCredential(ctx context.Context, in *CredentialID) (api.Credential, error) {
-	c, err := s.Registry.Credential(ctx, s.Registry.DB, in.ID)
-	return shapeCredential(c), err
+func (c *credentials) get(ctx context.Context, in *CredentialID) (api.Credential, error) {
+	return as(shapeCredential)(c.registry.Credential(ctx, c.registry.DB, in.ID))
 }
 
-func (s *Server) stopCredential(ctx context.Context, in *struct {
-	CredentialID
-	Body *api.Act `required:"false"`
-},
-) (api.StoppedCredential, error) {
-	why := ""
-	if in.Body != nil {
-		why = in.Body.Note
-	}
-	c, done, err := s.Provisioner.StopCredential(ctx, in.ID, why, s.by(ctx))
-	return api.StoppedCredential{Credential: shapeCredential(c), Sessions: done.Sessions, Already: done.Already}, err
+func (c *credentials) stop(ctx context.Context, in *noteOn) (api.StoppedCredential, error) {
+	stopped, done, err := c.provisioner.StopCredential(ctx, in.ID, value(in.Body).Note, byOf(ctx))
+	return api.StoppedCredential{Credential: shapeCredential(stopped), Sessions: done.Sessions, Already: done.Already}, err
 }
 
 // bounded reads the bounds of a credential that is to be made.
@@ -91,9 +77,9 @@ func bounded(b api.Bounds) (registry.Credential, time.Duration, error) {
 	return c, cmp.Or(time.Duration(b.TTLSeconds)*time.Second, defaultTTL), nil
 }
 
-func (s *Server) createToken(ctx context.Context, in *struct{ Body api.NewToken }) (api.IssuedToken, error) {
+func (c *credentials) createToken(ctx context.Context, in *body[api.NewToken]) (api.IssuedToken, error) {
 	b := in.Body
-	c, ttl, err := bounded(api.Bounds{
+	cred, ttl, err := bounded(api.Bounds{
 		Fleet: b.Fleet, Label: b.Label, Uses: b.Uses, TTLSeconds: b.TTLSeconds, NotBefore: b.NotBefore, PerMinute: b.PerMinute, Networks: b.Networks,
 	})
 	if err != nil {
@@ -102,17 +88,17 @@ func (s *Server) createToken(ctx context.Context, in *struct{ Body api.NewToken 
 	if b.Device != "" && len(b.Devices) > 0 {
 		return api.IssuedToken{}, countersign.Errorf(countersign.BadRequest, "a token is bound to one device, or to several").WithNext("give device or devices")
 	}
-	c.Device, c.Devices = b.Device, b.Devices
-	made, secret, err := s.Provisioner.CreateToken(ctx, c, ttl, s.by(ctx))
+	cred.Device, cred.Devices = b.Device, b.Devices
+	made, secret, err := c.provisioner.CreateToken(ctx, cred, ttl, byOf(ctx))
 	return api.IssuedToken{Credential: shapeCredential(made), Secret: secret}, err
 }
 
-func (s *Server) createTokens(ctx context.Context, in *struct{ Body api.NewTokens }) (api.IssuedTokens, error) {
-	c, ttl, err := bounded(in.Body.Bounds)
+func (c *credentials) createTokens(ctx context.Context, in *body[api.NewTokens]) (api.IssuedTokens, error) {
+	cred, ttl, err := bounded(in.Body.Bounds)
 	if err != nil {
 		return api.IssuedTokens{}, err
 	}
-	secrets, err := s.Provisioner.CreateTokens(ctx, c, in.Body.IDs, ttl, s.by(ctx))
+	secrets, err := c.provisioner.CreateTokens(ctx, cred, in.Body.IDs, ttl, byOf(ctx))
 	if err != nil {
 		return api.IssuedTokens{}, err
 	}
@@ -123,60 +109,58 @@ func (s *Server) createTokens(ctx context.Context, in *struct{ Body api.NewToken
 	return out, nil
 }
 
-func (s *Server) createClaim(ctx context.Context, in *struct{ Body api.NewClaim }) (api.IssuedClaim, error) {
-	c, ttl, err := bounded(in.Body.Bounds)
+func (c *credentials) createClaim(ctx context.Context, in *body[api.NewClaim]) (api.IssuedClaim, error) {
+	cred, ttl, err := bounded(in.Body.Bounds)
 	if err != nil {
 		return api.IssuedClaim{}, err
 	}
-	c.Devices = in.Body.Devices
-	start := s.Now()
-	if c.NotBefore.After(start) {
-		start = c.NotBefore
+	cred.Devices = in.Body.Devices
+	start := c.now()
+	if cred.NotBefore.After(start) {
+		start = cred.NotBefore
 	}
-	c.ExpiresAt = start.Add(ttl)
+	cred.ExpiresAt = start.Add(ttl)
 	var csr []byte
 	if in.Body.CSR != "" {
 		if csr, err = pkcs10.Decode([]byte(in.Body.CSR)); err != nil {
 			return api.IssuedClaim{}, err
 		}
 	}
-	made, err := s.Provisioner.CreateClaim(ctx, c, csr, in.Body.Temporary, s.by(ctx))
+	made, err := c.provisioner.CreateClaim(ctx, cred, csr, in.Body.Temporary, byOf(ctx))
 	return api.IssuedClaim{Credential: shapeCredential(made.Credential), Chain: made.Chain, Key: made.Key}, err
 }
 
-func (s *Server) createKey(ctx context.Context, in *struct{ Body api.NewKey }) (api.IssuedKey, error) {
+func (c *credentials) createKey(ctx context.Context, in *body[api.NewKey]) (api.IssuedKey, error) {
 	b := in.Body
-	c := registry.Credential{Kind: countersign.MethodKey, Device: b.Device, Fleet: b.Fleet, Label: b.Label}
-	return s.key(ctx, c, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
+	cred := registry.Credential{Kind: countersign.MethodKey, Device: b.Device, Fleet: b.Fleet, Label: b.Label}
+	return c.key(ctx, cred, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
 }
 
-func (s *Server) createGroupKey(ctx context.Context, in *struct{ Body api.NewGroupKey }) (api.IssuedKey, error) {
+func (c *credentials) createGroupKey(ctx context.Context, in *body[api.NewGroupKey]) (api.IssuedKey, error) {
 	b := in.Body
-	c := registry.Credential{Kind: countersign.MethodGroup, Fleet: b.Fleet, Label: b.Label}
-	return s.key(ctx, c, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
+	cred := registry.Credential{Kind: countersign.MethodGroup, Fleet: b.Fleet, Label: b.Label}
+	return c.key(ctx, cred, provision.SymmetricKeys{Primary: b.Primary, Secondary: b.Secondary})
 }
 
-func (s *Server) key(ctx context.Context, c registry.Credential, k provision.SymmetricKeys) (api.IssuedKey, error) {
-	made, k, err := s.Provisioner.CreateKey(ctx, c, k, s.by(ctx))
+func (c *credentials) key(ctx context.Context, cred registry.Credential, k provision.SymmetricKeys) (api.IssuedKey, error) {
+	made, k, err := c.provisioner.CreateKey(ctx, cred, k, byOf(ctx))
 	if err != nil {
 		return api.IssuedKey{}, err
 	}
 	return api.IssuedKey{Credential: shapeCredential(made), Primary: k.Primary, Secondary: k.Secondary}, nil
 }
 
-func (s *Server) createThumbprint(ctx context.Context, in *struct{ Body api.NewThumbprint }) (api.Credential, error) {
+func (c *credentials) createThumbprint(ctx context.Context, in *body[api.NewThumbprint]) (api.Credential, error) {
 	b := in.Body
-	c, err := s.Provisioner.CreateThumbprint(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.Primary, b.Secondary, s.by(ctx))
-	return shapeCredential(c), err
+	return as(shapeCredential)(c.provisioner.CreateThumbprint(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.Primary, b.Secondary, byOf(ctx)))
 }
 
-func (s *Server) createTPM(ctx context.Context, in *struct{ Body api.NewTPM }) (api.Credential, error) {
+func (c *credentials) createTPM(ctx context.Context, in *body[api.NewTPM]) (api.Credential, error) {
 	b := in.Body
 	if len(b.EKPublic) > 0 && b.EKHash != "" {
 		return api.Credential{}, countersign.Errorf(countersign.BadRequest, "an endorsement key and a hash were given").WithNext("give one of them")
 	}
-	c, err := s.Provisioner.CreateTPM(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.EKPublic, b.EKHash, s.by(ctx))
-	return shapeCredential(c), err
+	return as(shapeCredential)(c.provisioner.CreateTPM(ctx, registry.Credential{Device: b.Device, Fleet: b.Fleet, Label: b.Label}, b.EKPublic, b.EKHash, byOf(ctx)))
 }
 
 func shapeCredential(c registry.Credential) api.Credential {

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 
 	"github.com/countersign-iot/countersign"
@@ -27,17 +28,17 @@ func (p *problem) ContentType(string) string { return api.ProblemType }
 // GetHeaders returns what HTTP wants beside the status.
 func (p *problem) GetHeaders() http.Header { return p.Header() }
 
-// problemOf words err for the client. The cause stays here.
+// logged returns what the client reads of err, and logs err with its cause.
+func logged(ctx context.Context, log *slog.Logger, err error) *problem {
+	p := problemOf(ctx, err)
+	p.LogTo(ctx, log, err)
+	return p
+}
+
+// problemOf returns what the client reads of err. The cause stays here.
 func problemOf(ctx context.Context, err error) *problem {
 	id, _ := ctx.Value(requestKey).(string)
 	return &problem{api.ProblemOf(id, err)}
-}
-
-// problem words err and logs it, with its cause.
-func (s *Server) problem(ctx context.Context, err error) *problem {
-	p := problemOf(ctx, err)
-	p.LogTo(ctx, s.Log, err)
-	return p
 }
 
 // problemInstead rewrites what huma says of a request that does not fit its

@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"strings"
 	"time"
@@ -16,12 +18,17 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
 
 const (
+	// maxFactoryBody is one line.
+	maxFactoryBody = api.MaxFactoryLine
 	// factoryWindow is how many items are under way at once: enough to keep all
 	// cores and the database's group commit busy, and with lines of at most
 	// api.MaxFactoryLine a bound on memory.
@@ -31,8 +38,6 @@ const (
 	// lineTimeout is how long a factory may pause between two lines, and how long
 	// it may take to read one.
 	lineTimeout = time.Minute
-	// runTimeout bounds one run: 100,000 items at a slow 10 a second, and a pause.
-	runTimeout = 4 * time.Hour
 	// maxItem bounds an idempotency key, which stays in the certificate's record.
 	maxItem = 128
 )
@@ -43,34 +48,34 @@ type FactoryPath struct {
 	Profile string `query:"profile" maxLength:"63" doc:"Certificate profile; default the fleet's."`
 }
 
-func (s *Server) routeFactory(a huma.API) {
-	const tag = "Factory"
-	route(s, a, act("/factory/{fleet}/certificate", tag, "Issue the certificate of a new device, on the operator's word").upTo(api.MaxFactoryLine), s.factoryOne)
-
-	body := func(t huma.Schema) map[string]*huma.MediaType {
-		return map[string]*huma.MediaType{api.FactoryType: {Schema: &t}}
-	}
-	line := spec{method: http.MethodPost, path: strings.TrimPrefix(factoryLine, http.MethodPost+" ")}
-	huma.Register(a, huma.Operation{
-		OperationID: operationID(line.method, line.path), Method: line.method, Path: api.Base + line.path, Tags: []string{tag},
-		Summary: "Issue certificates of many new devices: one request a line, one result a line in the same order, a report last",
-		Responses: map[string]*huma.Response{
-			"200":     {Description: "OK", Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryLine](), true, ""))},
-			"default": problemResponse(a.OpenAPI().Components.Schemas),
-		},
-	}, s.factoryMany)
-	// Described afterwards: huma reads the whole of a body that it knows of.
-	a.OpenAPI().Paths[api.Base+line.path].Post.RequestBody = &huma.RequestBody{
-		Required: true, Content: body(*a.OpenAPI().Components.Schemas.Schema(typeOf[api.FactoryRequest](), true, "")),
-	}
+// factory serves factories, which ask for the certificates of new devices.
+type factory struct {
+	ra       *ra.Authority
+	registry *registry.Registry
+	ca       *ca.CA
+	now      func() time.Time
+	log      *slog.Logger
 }
 
-func (s *Server) factoryOne(ctx context.Context, in *struct {
+// stream registers a route whose request and answer are lines of JSON.
+func (f *factory) stream(a huma.API, op huma.Operation, _ *slog.Logger) {
+	body := func(t reflect.Type) map[string]*huma.MediaType {
+		schema := *a.OpenAPI().Components.Schemas.Schema(t, true, "")
+		return map[string]*huma.MediaType{api.FactoryType: {Schema: &schema}}
+	}
+	op.Responses["200"] = &huma.Response{Description: "OK", Content: body(reflect.TypeFor[api.FactoryLine]())}
+	op.MaxBodyBytes, op.BodyReadTimeout = 0, 0 // patient has its own limits
+	huma.Register(a, op, f.many)
+	// Described afterwards: huma reads the whole of a body that it knows of.
+	a.OpenAPI().Paths[op.Path].Post.RequestBody = &huma.RequestBody{Required: true, Content: body(reflect.TypeFor[api.FactoryRequest]())}
+}
+
+func (f *factory) one(ctx context.Context, in *struct {
 	FactoryPath
 	Body api.FactoryRequest
 },
 ) (api.FactoryResult, error) {
-	run := &factoryRun{Server: s, FactoryPath: in.FactoryPath, by: s.by(ctx).Actor, remote: s.from(ctx)}
+	run := &factoryRun{factory: f, FactoryPath: in.FactoryPath, by: byOf(ctx).Actor, remote: callerOf(ctx).from}
 	out := api.FactoryResult{Item: in.Body.Item}
 	g, err := run.enroll(ctx, in.Body)
 	if err != nil {
@@ -81,7 +86,7 @@ func (s *Server) factoryOne(ctx context.Context, in *struct {
 
 // factoryRun is one factory's request with what all its items share.
 type factoryRun struct {
-	*Server
+	*factory
 	FactoryPath
 	by     countersign.Actor
 	remote netip.AddrPort
@@ -91,18 +96,18 @@ type factoryRun struct {
 	report  api.FactoryReport
 }
 
-func (s *Server) factoryMany(ctx context.Context, in *FactoryPath) (*huma.StreamResponse, error) {
-	if _, err := s.Registry.Fleet(ctx, s.Registry.DB, in.Fleet); err != nil {
-		return nil, s.problem(ctx, err)
+func (f *factory) many(ctx context.Context, in *FactoryPath) (*huma.StreamResponse, error) {
+	if _, err := f.registry.Fleet(ctx, f.registry.DB, in.Fleet); err != nil {
+		return nil, logged(ctx, f.log, err)
 	}
 	if in.Profile != "" {
-		if _, err := s.CA.Profile(ctx, s.CA.DB, in.Profile); err != nil {
-			return nil, s.problem(ctx, err)
+		if _, err := f.ca.Profile(ctx, f.ca.DB, in.Profile); err != nil {
+			return nil, logged(ctx, f.log, err)
 		}
 	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		r, w := humago.Unwrap(hctx)
-		run := &factoryRun{Server: s, FactoryPath: *in, by: s.by(ctx).Actor, control: http.NewResponseController(w), out: bufio.NewWriter(w)}
+		run := &factoryRun{factory: f, FactoryPath: *in, by: byOf(ctx).Actor, control: http.NewResponseController(w), out: bufio.NewWriter(w)}
 		run.remote, _ = netip.ParseAddrPort(r.RemoteAddr) // a Unix socket has none
 		w.Header().Set("Content-Type", api.FactoryType)
 		if r.ProtoMajor == 1 { // net/http cannot reuse a full-duplex connection whose request was not read to its end
@@ -112,7 +117,7 @@ func (s *Server) factoryMany(ctx context.Context, in *FactoryPath) (*huma.Stream
 	}}, nil
 }
 
-// job is one line on its way. done has room for its result, so that a worker
+// job is one line under way. done has room for its result, so that a worker
 // never waits for the writer.
 type job struct {
 	line []byte
@@ -122,7 +127,7 @@ type job struct {
 // serve reads lines, works on factoryWindow of them at once, and writes results
 // in the order of the lines. Reading stops while the window is full.
 func (f *factoryRun) serve(ctx context.Context, in io.Reader) {
-	began := f.Now()
+	began := f.now()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	_ = f.control.EnableFullDuplex() // HTTP/2 has it anyway; without it answers come once all is read
@@ -142,17 +147,17 @@ func (f *factoryRun) serve(ctx context.Context, in io.Reader) {
 	}()
 	for j := range order {
 		if err := f.write(<-j.done, len(order) == 0); err != nil {
-			stop() // nobody reads; what is under way ends on record and is given again when asked
+			stop() // no client reads; what is under way ends on record and is returned again when asked
 			break
 		}
 	}
 	for range order { // the reader ends by itself
 	}
 	f.report.Error = factoryError(broken)
-	f.report.TookMillis = f.Now().Sub(began).Milliseconds()
+	f.report.TookMillis = f.now().Sub(began).Milliseconds()
 	_ = f.encode(struct {
 		Report api.FactoryReport `json:"report"`
-	}{f.report}) // nobody to tell when the caller is gone
+	}{f.report}) // a client that is gone needs no answer
 	_ = f.flush()
 }
 
@@ -170,7 +175,7 @@ func (f *factoryRun) read(ctx context.Context, in io.Reader, work, order chan<- 
 			select {
 			case to <- j:
 			case <-ctx.Done():
-				if to == work { // it is in the order already, where somebody waits for it
+				if to == work { // it is in the order already, where its result is waited for
 					j.done <- api.FactoryResult{Error: factoryError(ctx.Err())}
 				}
 				return ctx.Err()
@@ -180,19 +185,19 @@ func (f *factoryRun) read(ctx context.Context, in io.Reader, work, order chan<- 
 	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
 		return countersign.Errorf(countersign.TooLarge, "a line is longer than %d bytes", api.MaxFactoryLine).WithNext("write one request per line")
 	} else if err != nil {
-		return countersign.Errorf(countersign.BadRequest, "the request broke off").WithNext("send it again: what was granted is given again").WithCause(err)
+		return countersign.Errorf(countersign.BadRequest, "the request broke off").WithNext("send it again: what was granted is returned again").WithCause(err)
 	}
 	return nil
 }
 
-// patient gives each read its own time limit instead of one for the whole request.
+// patient has for each read its own time limit instead of one for the whole request.
 type patient struct {
 	io.Reader
 	run *factoryRun
 }
 
 func (p *patient) Read(b []byte) (int, error) {
-	_ = p.run.control.SetReadDeadline(p.run.Now().Add(lineTimeout)) // a server that knows no deadlines has its own
+	_ = p.run.control.SetReadDeadline(p.run.now().Add(lineTimeout)) // a server that knows no deadlines has its own
 	return p.Reader.Read(b)
 }
 
@@ -213,7 +218,7 @@ func (f *factoryRun) write(r api.FactoryResult, idle bool) error {
 }
 
 func (f *factoryRun) encode(v any) error {
-	_ = f.control.SetWriteDeadline(f.Now().Add(lineTimeout)) // a server that knows no deadlines has its own
+	_ = f.control.SetWriteDeadline(f.now().Add(lineTimeout)) // a server that knows no deadlines has its own
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -263,7 +268,7 @@ func (f *factoryRun) enroll(ctx context.Context, in api.FactoryRequest) (*counte
 				WithNext("put that device id into the common name of the request")
 		}
 	}
-	return f.RA.Enroll(ctx, countersign.EnrollRequest{
+	return f.ra.Enroll(ctx, countersign.EnrollRequest{
 		CSR: csr, Fleet: f.Fleet, Door: "factory", Remote: f.remote,
 		Evidence: countersign.Evidence{Voucher: &countersign.Voucher{Actor: f.by, Item: in.Item, Profile: f.Profile}},
 	})
@@ -275,7 +280,7 @@ func granted(out api.FactoryResult, g *countersign.Grant) api.FactoryResult {
 	return out
 }
 
-// factoryError is err as a line may tell it; nil for nil.
+// factoryError returns err for a line of the answer; nil for nil.
 func factoryError(err error) *api.FactoryError {
 	if err == nil {
 		return nil

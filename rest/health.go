@@ -3,6 +3,7 @@ package rest
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -10,40 +11,48 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/danielgtaylor/huma/v2"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/respond"
 )
 
 const (
-	// pulseFor is how long a finding of health is good: strangers may ask, and
+	// pulseFor is how long a finding of health is good: anyone may ask, and
 	// each finding costs some reads.
 	pulseFor = time.Second
-	// expiryWarn is how long before its end an authority wants a successor.
+	// expiryWarn is how long before its end an authority needs a successor.
 	expiryWarn = 90 * 24 * time.Hour
 )
 
-// pulse keeps the last finding of health.
-type pulse struct {
+// doctor serves the checks of the server itself, its health and its version.
+type doctor struct {
+	registry *registry.Registry
+	events   *event.Log
+	ra       *ra.Authority
+	ca       *ca.CA
+	alerts   *respond.Responder
+	more     func(context.Context) []api.Check // what the server finds beyond the records
+	offline  time.Duration
+	now      func() time.Time
+	log      *slog.Logger
+	started  time.Time
+
 	mu   sync.Mutex
-	at   time.Time
+	at   time.Time // of the last finding of health
 	last api.Health
 }
 
-func (s *Server) routeServer(a huma.API) {
-	const tag = "Server"
-	route(s, a, get("/health", tag, "Say whether the server does its work"), s.health)
-	route(s, a, get("/version", tag, "Say what runs"), s.version)
-	route(s, a, get("/doctor", tag, "Have the server check itself"), s.doctor)
-}
-
-func (s *Server) health(ctx context.Context, _ *struct{}) (api.Health, error) {
-	s.pulse.mu.Lock()
-	defer s.pulse.mu.Unlock()
-	now := s.Now()
-	if age := now.Sub(s.pulse.at); age >= 0 && age < pulseFor {
-		return s.pulse.last, nil
+func (d *doctor) health(ctx context.Context, _ *struct{}) (api.Health, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	if age := now.Sub(d.at); age >= 0 && age < pulseFor {
+		return d.last, nil
 	}
 	h := api.Health{Status: api.HealthOK}
-	for _, c := range s.checks(ctx) {
+	for _, c := range d.checks(ctx) {
 		switch {
 		case c.Level == api.LevelFail:
 			h.Status = api.HealthFailing
@@ -51,64 +60,61 @@ func (s *Server) health(ctx context.Context, _ *struct{}) (api.Health, error) {
 			h.Status = api.HealthDegraded
 		}
 	}
-	s.pulse.at, s.pulse.last = now, h
+	d.at, d.last = now, h
 	return h, nil
 }
 
-func (s *Server) doctor(ctx context.Context, _ *struct{}) (api.Doctor, error) {
-	return api.Doctor{Checks: s.checks(ctx)}, nil
+func (d *doctor) report(ctx context.Context, _ *struct{}) (api.Doctor, error) {
+	return api.Doctor{Checks: d.checks(ctx)}, nil
 }
 
-func (s *Server) checks(ctx context.Context) []api.Check {
-	checks := append([]api.Check{s.checkDatabase(ctx), s.checkEvents(), s.checkLog(ctx), s.checkHolds()}, s.checkChannels(ctx)...)
-	for _, a := range s.CA.Authorities() {
+func (d *doctor) checks(ctx context.Context) []api.Check {
+	checks := append([]api.Check{d.checkDatabase(ctx), d.checkEvents(), d.checkLog(ctx), d.checkHolds()}, d.checkChannels(ctx)...)
+	for _, a := range d.ca.Authorities() {
 		if a.State != "active" || a.Kind == countersign.RegisteredAuthority {
 			continue
 		}
-		checks = append(checks, s.checkAuthority(a), s.checkCRL(ctx, a.ID))
+		checks = append(checks, d.checkAuthority(a), d.checkCRL(ctx, a.ID))
 	}
-	if s.Checks != nil {
-		checks = append(checks, s.Checks(ctx)...)
-	}
-	return checks
+	return append(checks, d.more(ctx)...)
 }
 
-func (s *Server) checkDatabase(ctx context.Context) api.Check {
+func (d *doctor) checkDatabase(ctx context.Context) api.Check {
 	c := api.Check{Name: "database", Level: api.LevelOK, Message: "answers"}
-	if since, lost := s.Registry.DB.Lost(); lost {
+	if since, lost := d.registry.DB.Lost(); lost {
 		return api.Check{
 			Name: c.Name, Level: api.LevelFail,
 			Message: fmt.Sprintf("cannot be reached since %s: new connections are refused, and live sessions end at %s",
-				since.UTC().Format(time.RFC3339), since.Add(s.Offline).UTC().Format(time.RFC3339)),
+				since.UTC().Format(time.RFC3339), since.Add(d.offline).UTC().Format(time.RFC3339)),
 			Fix: "look at the PostgreSQL server and at the network between it and this node",
 		}
 	}
-	began := s.Now()
-	if _, err := s.Registry.Fleets(ctx); err != nil {
-		s.problem(ctx, err)
+	began := d.now()
+	if _, err := d.registry.Fleets(ctx); err != nil {
+		logged(ctx, d.log, err)
 		return api.Check{Name: c.Name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
-	c.Message = fmt.Sprintf("answers in %s", s.Now().Sub(began).Round(time.Microsecond))
+	c.Message = fmt.Sprintf("answers in %s", d.now().Sub(began).Round(time.Microsecond))
 	return c
 }
 
-func (s *Server) checkEvents() api.Check {
-	if s.Events.Live() {
-		return api.Check{Name: "notices", Level: api.LevelOK, Message: "this node hears of acts on the others at once"}
+func (d *doctor) checkEvents() api.Check {
+	if d.events.Live() {
+		return api.Check{Name: "notices", Level: api.LevelOK, Message: "this node learns of acts on the others at once"}
 	}
 	return api.Check{
-		Name: "notices", Level: api.LevelWarn, Message: "this node does not hear of acts on the others: each decision reads the database",
+		Name: "notices", Level: api.LevelWarn, Message: "this node does not learn of acts on the others at once: each decision reads the database",
 		Fix: "look whether PostgreSQL lets this node LISTEN",
 	}
 }
 
 // checkLog looks whether the end of the log is where the sealer left it.
-func (s *Server) checkLog(ctx context.Context) api.Check {
+func (d *doctor) checkLog(ctx context.Context) api.Check {
 	c := api.Check{Name: "log", Level: api.LevelOK, Message: "its end is where it was sealed"}
-	problem, err := s.Events.CheckEnd(ctx)
+	problem, err := d.events.CheckEnd(ctx)
 	switch {
 	case err != nil:
-		s.problem(ctx, err)
+		logged(ctx, d.log, err)
 		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read", "look in the server's log"
 	case problem != "":
 		c.Level, c.Message, c.Fix = api.LevelFail, problem, "keep a copy of the database, then compare it with a backup"
@@ -116,24 +122,48 @@ func (s *Server) checkLog(ctx context.Context) api.Check {
 	return c
 }
 
-func (s *Server) checkHolds() api.Check {
+func (d *doctor) checkHolds() api.Check {
 	c := api.Check{Name: "holds", Level: api.LevelOK, Message: "each act is on record"}
-	if s.RA.Holds == nil {
+	if d.ra.Holds == nil {
 		return c
 	}
-	if n := s.RA.Holds.Len(); n > 0 {
+	if n := d.ra.Holds.Len(); n > 0 {
 		c.Level, c.Message = api.LevelFail, fmt.Sprintf("%d emergency holds are in force on this node alone: their acts could not be recorded", n)
 		c.Fix = "bring the database back: they are retried every second. Until then ask each other node for the same acts"
 	}
-	if err := s.RA.Holds.Volatile(); err != nil {
+	if err := d.ra.Holds.Volatile(); err != nil {
 		c.Level, c.Message = api.LevelFail, c.Message+"; a restart forgets them, because they could not be saved"
 		c.Fix = "make room on the disk of the data folder"
 	}
 	return c
 }
 
-func (s *Server) checkAuthority(a countersign.Authority) api.Check {
-	left := a.Certificate.NotAfter.Sub(s.Now())
+// checkChannels returns a check for each channel that notifies.
+func (d *doctor) checkChannels(ctx context.Context) []api.Check {
+	if d.alerts == nil {
+		return nil
+	}
+	list, err := d.alerts.ChannelList(ctx)
+	if err != nil {
+		logged(ctx, d.log, err)
+		return nil // the check of the database says so
+	}
+	checks := make([]api.Check, 0, len(list))
+	for _, c := range list {
+		check := api.Check{Name: "channel " + c.Name, Level: api.LevelOK, Message: "delivers what it is sent"}
+		switch {
+		case c.Failing:
+			check.Level, check.Message, check.Fix = api.LevelWarn, "does not deliver: "+c.Error, "repair what it names, then send a test by the channel"
+		case c.Delivered.IsZero():
+			check.Message = "has not been used since the server started"
+		}
+		checks = append(checks, check)
+	}
+	return checks
+}
+
+func (d *doctor) checkAuthority(a countersign.Authority) api.Check {
+	left := a.Certificate.NotAfter.Sub(d.now())
 	c := api.Check{
 		Name: "authority " + a.ID, Level: api.LevelOK,
 		Message: fmt.Sprintf("its certificate is good until %s", a.Certificate.NotAfter.UTC().Format(time.DateOnly)),
@@ -147,33 +177,33 @@ func (s *Server) checkAuthority(a countersign.Authority) api.Check {
 	return c
 }
 
-func (s *Server) checkCRL(ctx context.Context, issuer string) api.Check {
+func (d *doctor) checkCRL(ctx context.Context, issuer string) api.Check {
 	name := "crl " + issuer
-	l, err := s.CA.CRLRecord(ctx, issuer, 0)
+	l, err := d.ca.CRLRecord(ctx, issuer, 0)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return api.Check{Name: name, Level: api.LevelWarn, Message: "none is published yet", Fix: "wait a minute; then look in the server's log"}
 	}
 	if err != nil {
-		s.problem(ctx, err)
+		logged(ctx, d.log, err)
 		return api.Check{Name: name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c := api.Check{
 		Name: name, Level: api.LevelOK,
 		Message: fmt.Sprintf("#%d with %d entries, next by %s", l.Number, l.Entries, l.NextUpdate.UTC().Format(time.RFC3339)),
 	}
-	if s.Now().After(l.NextUpdate) {
+	if d.now().After(l.NextUpdate) {
 		c.Level, c.Fix = api.LevelFail, "checkers refuse a stale list: look in the server's log why it is not published"
 	}
 	return c
 }
 
-func (s *Server) version(context.Context, *struct{}) (api.Version, error) {
+func (d *doctor) version(context.Context, *struct{}) (api.Version, error) {
 	v := Version()
-	v.StartedAt = s.started.UTC()
+	v.StartedAt = d.started.UTC()
 	return v, nil
 }
 
-// Version says what this program was built from.
+// Version returns what this program was built from.
 func Version() api.Version {
 	v := api.Version{Version: "devel", Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()

@@ -6,45 +6,35 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/hold"
-	"github.com/danielgtaylor/huma/v2"
+	"github.com/countersign-iot/countersign/ra"
 )
-
-func (s *Server) routeHolds(a huma.API) {
-	const tag = "Holds"
-	route(s, a, get("/holds", tag, "List the emergency holds of this node"), s.listHolds)
-	route(s, a, act("/holds/{id}/retry", tag, "Record the act of an emergency hold now"), s.retryHold)
-	route(s, a, act("/holds/{id}/drop", tag, "End an emergency hold without recording its act"), s.dropHold)
-}
 
 // holdID names a hold in a path.
 type holdID struct {
 	ID string `path:"id" maxLength:"40" doc:"Id of the hold."`
 }
 
-func (s *Server) listHolds(_ context.Context, in *api.Paging) (api.Page[api.Hold], error) {
-	items := []api.Hold{}
-	for _, h := range s.RA.Holds.List() {
-		items = append(items, shapeHold(h))
-	}
-	return pageOf(items, *in, func(h api.Hold) string { return h.ID }), nil
+// holds serves the emergency holds of this node.
+type holds struct{ ra *ra.Authority }
+
+func (h *holds) list(_ context.Context, in *api.Paging) (api.Page[api.Hold], error) {
+	return cutPage(each(h.ra.Holds.List(), shapeHold), *in, func(h api.Hold) string { return h.ID }), nil
 }
 
-func (s *Server) retryHold(ctx context.Context, in *holdID) (api.Hold, error) {
-	for _, h := range s.RA.Holds.List() {
-		if h.ID != in.ID {
-			continue
+func (h *holds) retry(ctx context.Context, in *holdID) (api.Hold, error) {
+	for _, one := range h.ra.Holds.List() {
+		if one.ID == in.ID {
+			out := shapeHold(one)
+			out.State = "recorded"
+			return out, h.ra.RetryHold(ctx, one.ID)
 		}
-		out := shapeHold(h)
-		out.State = "recorded"
-		return out, s.RA.RetryHold(ctx, h.ID)
 	}
 	return api.Hold{}, countersign.Errorf(countersign.NotFound, "this node has no emergency hold %.40q", in.ID).
 		WithNext("list the holds of this node; each node has its own, and one that was recorded is gone")
 }
 
-func (s *Server) dropHold(ctx context.Context, in *holdID) (api.Hold, error) {
-	h, err := s.RA.DropHold(in.ID, s.by(ctx))
-	return shapeHold(h), err
+func (h *holds) drop(ctx context.Context, in *holdID) (api.Hold, error) {
+	return as(shapeHold)(h.ra.DropHold(in.ID, byOf(ctx)))
 }
 
 func shapeHold(h hold.Hold) api.Hold {

@@ -2,65 +2,62 @@ package rest
 
 import (
 	"context"
+	"log/slog"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/policies"
-	"github.com/danielgtaylor/huma/v2"
 )
 
 // maxPolicyBody is room for the largest document as a JSON string, where a line
 // feed takes two octets and a control character six.
 const maxPolicyBody = 256 << 10
 
-func (s *Server) routePolicies(a huma.API) {
-	const tag = "Policies"
-	route(s, a, get("/policies/{fleet}", tag, "Get the policy in force"), s.getPolicy)
-	route(s, a, get("/policies/{fleet}/versions", tag, "List the versions, newest first"), s.listPolicies)
-	route(s, a, get("/policies/{fleet}/versions/{version}", tag, "Get a version; 0 is the built-in policy"), s.getPolicyVersion)
-	route(s, a, act("/policies/check", tag, "Check a draft and run its tests").upTo(maxPolicyBody), s.checkPolicy)
-	route(s, a, act("/policies/explain", tag, "Say what a client may do, and what decides").upTo(maxPolicyBody), s.explainPolicy)
-	route(s, a, act("/policies/{fleet}/replay", tag, "Try a draft on what was decided of late").upTo(maxPolicyBody), s.replayPolicy)
-	route(s, a, act("/policies/{fleet}/apply", tag, "Put a draft in force and cut the sessions that lose by it").upTo(maxPolicyBody), s.applyPolicy)
-	route(s, a, act("/policies/{fleet}/rollback", tag, "Put an older version in force"), s.rollbackPolicy)
-}
-
 // OfFleet is a path parameter.
 type OfFleet struct {
 	Fleet string `path:"fleet" maxLength:"63"`
 }
 
-func (s *Server) policies() *policies.Store { return s.RA.Access.Policies }
-
-func (s *Server) getPolicy(ctx context.Context, in *OfFleet) (api.Policy, error) {
-	v, err := s.policies().Present(ctx, in.Fleet)
-	return readablePolicy(v), err
+// onFleet is an act on the policy of a fleet.
+type onFleet[B any] struct {
+	OfFleet
+	Body B
 }
 
-func (s *Server) getPolicyVersion(ctx context.Context, in *struct {
+// policyVersions serves the policies of fleets with their versions.
+type policyVersions struct {
+	policies *policies.Store
+	live     func() []countersign.Session
+	log      *slog.Logger
+}
+
+func (p *policyVersions) get(ctx context.Context, in *OfFleet) (api.Policy, error) {
+	return as(readablePolicy)(p.policies.Present(ctx, in.Fleet))
+}
+
+func (p *policyVersions) version(ctx context.Context, in *struct {
 	OfFleet
 	Version int64 `path:"version" minimum:"0"`
 },
 ) (api.Policy, error) {
-	if _, err := s.policies().Present(ctx, in.Fleet); err != nil { // there is such a fleet
+	if _, err := p.policies.Present(ctx, in.Fleet); err != nil { // there is such a fleet
 		return api.Policy{}, err
 	}
-	v, err := s.policies().Version(ctx, in.Fleet, in.Version)
-	return readablePolicy(v), err
+	return as(readablePolicy)(p.policies.Version(ctx, in.Fleet, in.Version))
 }
 
-func (s *Server) listPolicies(ctx context.Context, in *struct {
+func (p *policyVersions) list(ctx context.Context, in *struct {
 	OfFleet
 	api.Paging
 },
 ) (api.Page[api.Policy], error) {
-	if _, err := s.policies().Present(ctx, in.Fleet); err != nil {
+	if _, err := p.policies.Present(ctx, in.Fleet); err != nil {
 		return api.Page[api.Policy]{}, err
 	}
-	list, next, err := s.policies().Versions(ctx, in.Fleet, in.After, limitOf(in.Paging))
-	return page(list, next, shapePolicy), err
+	return asPage(shapePolicy)(p.policies.Versions(ctx, in.Fleet, in.After, limitOf(in.Paging)))
 }
 
-func (s *Server) checkPolicy(_ context.Context, in *struct{ Body api.PolicySource }) (api.PolicyCheck, error) {
+func (p *policyVersions) check(_ context.Context, in *body[api.PolicySource]) (api.PolicyCheck, error) {
 	r := policies.Check(in.Body.Source)
 	out := api.PolicyCheck{OK: len(r.Problems)+len(r.Failures) == 0, Warnings: shapeWarnings(r.Warnings)}
 	for _, p := range r.Problems {
@@ -74,17 +71,13 @@ func (s *Server) checkPolicy(_ context.Context, in *struct{ Body api.PolicySourc
 	return out, nil
 }
 
-func (s *Server) explainPolicy(ctx context.Context, in *struct{ Body api.PolicyQuestion }) (api.PolicyAnswer, error) {
-	a, err := s.policies().Explain(ctx, policies.Question(in.Body))
+func (p *policyVersions) explain(ctx context.Context, in *body[api.PolicyQuestion]) (api.PolicyAnswer, error) {
+	a, err := p.policies.Explain(ctx, policies.Question(in.Body))
 	return api.PolicyAnswer{Fleet: a.Fleet, Version: a.Version, Decision: shapeDecision(a.Decision)}, err
 }
 
-func (s *Server) replayPolicy(ctx context.Context, in *struct {
-	OfFleet
-	Body api.PolicySource
-},
-) (api.PolicyReplay, error) {
-	r, err := s.policies().Try(ctx, in.Fleet, in.Body.Source, s.Sessions())
+func (p *policyVersions) replay(ctx context.Context, in *onFleet[api.PolicySource]) (api.PolicyReplay, error) {
+	r, err := p.policies.Try(ctx, in.Fleet, in.Body.Source, p.live())
 	if err != nil {
 		return api.PolicyReplay{}, err
 	}
@@ -103,34 +96,26 @@ func (s *Server) replayPolicy(ctx context.Context, in *struct {
 	return out, nil
 }
 
-func (s *Server) applyPolicy(ctx context.Context, in *struct {
-	OfFleet
-	Body api.ApplyPolicy
-},
-) (api.AppliedPolicy, error) {
-	by := s.by(ctx)
-	return s.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
-		return s.policies().Apply(ctx, policies.Draft{
+func (p *policyVersions) apply(ctx context.Context, in *onFleet[api.ApplyPolicy]) (api.AppliedPolicy, error) {
+	by := byOf(ctx)
+	return p.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
+		return p.policies.Apply(ctx, policies.Draft{
 			Fleet: in.Fleet, Source: in.Body.Source, Note: in.Body.Note, Expect: in.Body.Expect,
 		}, by.Actor, by.Via)
 	})
 }
 
-func (s *Server) rollbackPolicy(ctx context.Context, in *struct {
-	OfFleet
-	Body api.RollbackPolicy
-},
-) (api.AppliedPolicy, error) {
-	by := s.by(ctx)
-	return s.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
-		return s.policies().Rollback(ctx, policies.Draft{Fleet: in.Fleet, Note: in.Body.Note, Expect: in.Body.Expect}, in.Body.To, by.Actor, by.Via)
+func (p *policyVersions) rollback(ctx context.Context, in *onFleet[api.RollbackPolicy]) (api.AppliedPolicy, error) {
+	by := byOf(ctx)
+	return p.applied(ctx, in.Fleet, func() (policies.Version, bool, error) {
+		return p.policies.Rollback(ctx, policies.Draft{Fleet: in.Fleet, Note: in.Body.Note, Expect: in.Body.Expect}, in.Body.To, by.Actor, by.Via)
 	})
 }
 
-// applied tells what an application led to. The sessions are listed before it: some
+// applied returns what an application led to. The sessions are listed before it: some
 // are cut before the answer is made.
-func (s *Server) applied(ctx context.Context, fleet string, apply func() (policies.Version, bool, error)) (api.AppliedPolicy, error) {
-	before := policies.OfFleet(s.Sessions(), fleet)
+func (p *policyVersions) applied(ctx context.Context, fleet string, apply func() (policies.Version, bool, error)) (api.AppliedPolicy, error) {
+	before := policies.OfFleet(p.live(), fleet)
 	v, changed, err := apply()
 	if err != nil {
 		return api.AppliedPolicy{}, err
@@ -139,9 +124,9 @@ func (s *Server) applied(ctx context.Context, fleet string, apply func() (polici
 	if !changed {
 		return out, nil
 	}
-	lost, err := s.policies().CountLosers(ctx, v.Source, before)
-	if err != nil { // it is applied all the same, and the sessions are cut by whoever heard of it
-		s.Log.ErrorContext(ctx, "sessions that lose by a policy not counted", "fleet", fleet, "error", err)
+	lost, err := p.policies.CountLosers(ctx, v.Source, before)
+	if err != nil { // it is applied all the same, and the sessions are cut by the subscribers of its event
+		p.log.ErrorContext(ctx, "sessions that lose by a policy not counted", "fleet", fleet, "error", err)
 	}
 	out.Sessions = lost
 	return out, nil

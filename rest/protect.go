@@ -12,7 +12,7 @@ func (s *Server) Protect(act operator.Act, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, err := s.identify(r.Context(), r.RemoteAddr, r.Header.Get("Authorization"), act, r.Method+" "+r.URL.Path)
 		if err != nil {
-			s.problem(r.Context(), err).Write(w)
+			logged(r.Context(), s.Log, err).Write(w)
 			return
 		}
 		h.ServeHTTP(w, r)

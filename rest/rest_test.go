@@ -91,7 +91,7 @@ func newHouse(t *testing.T) *house {
 			DB: db, CA: authority, Registry: reg, Operators: operators, Events: events, Sealer: sealer,
 			Tokens: &access.Tokens{DB: db, Now: now, Key: make([]byte, 32)},
 		},
-		Sessions: func() []countersign.Session { return h.sessions },
+		Sessions: func() []countersign.Session { return h.sessions }, Checks: func(context.Context) []api.Check { return nil },
 	}
 	h.Gate = &operator.Gate{Accounts: operators, Ledger: h.RA.Ledger, Later: events.Later, Now: now}
 	h.Alerts = &respond.Responder{RA: h.RA, Sessions: h.Sessions}

@@ -10,12 +10,31 @@ import (
 	"testing"
 	"time"
 
-	"github.com/countersign-iot/countersign/api"
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/ra"
 )
 
-func TestEveryRouteHasARight(t *testing.T) {
-	s := &Server{Now: time.Now}
+// bare is a server with routes that nothing answers.
+func bare() *Server {
+	return &Server{Now: time.Now, Log: slog.New(slog.DiscardHandler), Local: true, RA: &ra.Authority{Access: &access.Decider{}}}
+}
+
+// TestRoutesAreDescribedAndHaveARight compares the table of routes, which is what is
+// served, with the document, in both directions.
+func TestRoutesAreDescribedAndHaveARight(t *testing.T) {
+	s := bare()
+	acts := map[string]operator.Act{}
+	for _, g := range s.routes() {
+		for _, r := range g.routes {
+			if acts[r.name] = r.act; r.summary == "" {
+				t.Errorf("%s has no summary", r.name)
+			}
+		}
+	}
 	described, ids := map[string]bool{}, map[string]bool{}
 	for path, item := range s.describe(http.NewServeMux()).OpenAPI().Paths {
 		for method, op := range map[string]*huma.Operation{
@@ -36,25 +55,27 @@ func TestEveryRouteHasARight(t *testing.T) {
 				}
 			}
 			if acts[name] == "" {
-				t.Errorf("%s is not in acts: it is closed to all", name)
+				t.Errorf("%s has no right in the table: it is closed to all", name)
 			}
 		}
 	}
 	for name := range acts {
 		if !described[name] {
-			t.Errorf("acts has %s, which is no route", name)
+			t.Errorf("the table has %s, which is not described", name)
 		}
 	}
 }
 
 // TestEveryRouteNamesItsMethods asks each path by each method that it has not.
 func TestEveryRouteNamesItsMethods(t *testing.T) {
-	s := &Server{Now: time.Now, Log: slog.New(slog.DiscardHandler), Local: true}
+	s := bare()
 	h := s.Handler()
 	methods := map[string][]string{}
-	for name := range acts {
-		method, path, _ := strings.Cut(name, " ")
-		methods[path] = append(methods[path], method)
+	for _, g := range s.routes() {
+		for _, r := range g.routes {
+			method, path, _ := strings.Cut(r.name, " ")
+			methods[path] = append(methods[path], method)
+		}
 	}
 	for path, has := range methods {
 		path = strings.NewReplacer("{", "", "}", "").Replace(path)
@@ -79,7 +100,7 @@ func takes(op *huma.Operation, param string) bool {
 }
 
 func TestOpenAPIDescribesProblems(t *testing.T) {
-	s := &Server{Now: time.Now}
+	s := bare()
 	doc := s.describe(http.NewServeMux()).OpenAPI()
 	if doc.OpenAPI != "3.1.0" {
 		t.Errorf("OpenAPI: got %s, want 3.1.0", doc.OpenAPI)
@@ -97,7 +118,7 @@ func TestOpenAPIDescribesProblems(t *testing.T) {
 
 // TestOptionalFieldsMayBeNull wants the schema to say what the decoder does.
 func TestOptionalFieldsMayBeNull(t *testing.T) {
-	s := &Server{Now: time.Now}
+	s := bare()
 	doc := s.describe(http.NewServeMux()).OpenAPI()
 	text, err := json.Marshal(doc)
 	if err != nil {

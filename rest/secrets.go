@@ -6,75 +6,59 @@ import (
 
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/danielgtaylor/huma/v2"
+	"github.com/countersign-iot/countersign/ra"
 )
 
 // maxSecretBody bounds a request with a secret of 65,535 octets in base64.
 const maxSecretBody = 96 << 10
 
-func (s *Server) routeSecrets(a huma.API) {
-	const tag = "Secrets"
-	route(s, a, get("/devices/{id}/secrets", tag, "List the secrets that a device connects with"), s.listSecrets)
-	route(s, a, add("/devices/{id}/secrets", tag, "Give a device a secret to connect with").upTo(maxSecretBody), s.createSecret)
-	route(s, a, add("/devices/{id}/secrets/rotate", tag, "Give a device the successor of its secret").upTo(maxSecretBody), s.rotateSecret)
-	route(s, a, act("/devices/{id}/secrets/{secret}/stop", tag, "End a secret for good and cut its sessions"), s.stopSecret)
-}
+// secrets serves the secrets that devices connect with.
+type secrets struct{ ra *ra.Authority }
 
-// listSecrets gives all of them: a device has few.
-func (s *Server) listSecrets(ctx context.Context, in *struct {
+// list returns all of them: a device has few.
+func (s *secrets) list(ctx context.Context, in *struct {
 	DeviceID
 	api.Paging
 },
 ) (api.Page[api.Secret], error) {
-	list, err := s.RA.Secrets(ctx, in.ID)
-	return page(list, "", shapeSecret), err
+	list, err := s.ra.Secrets(ctx, in.ID)
+	return api.Page[api.Secret]{Items: each(list, shapeSecret)}, err
 }
 
-func (s *Server) createSecret(ctx context.Context, in *struct {
+func (s *secrets) create(ctx context.Context, in *struct {
 	DeviceID
 	Body *api.NewSecret `required:"false"`
 },
 ) (api.IssuedSecret, error) {
-	var n api.NewSecret
-	if in.Body != nil {
-		n = *in.Body
-	}
-	return s.makeSecret(ctx, secretOrder(in.ID, n))
+	return s.issue(ctx, secretOrder(in.ID, value(in.Body)))
 }
 
-func (s *Server) rotateSecret(ctx context.Context, in *struct {
+func (s *secrets) rotate(ctx context.Context, in *struct {
 	DeviceID
 	Body *api.RotateSecret `required:"false"`
 },
 ) (api.IssuedSecret, error) {
-	var n api.RotateSecret
-	if in.Body != nil {
-		n = *in.Body
-	}
+	n := value(in.Body)
 	o := secretOrder(in.ID, n.NewSecret)
 	o.Rotate, o.Overlap = true, access.DefaultSecretOverlap
 	if n.OverlapSeconds != nil {
 		o.Overlap = time.Duration(*n.OverlapSeconds) * time.Second
 	}
-	return s.makeSecret(ctx, o)
+	return s.issue(ctx, o)
 }
 
-func (s *Server) makeSecret(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
-	made, text, err := s.RA.CreateSecret(ctx, o, s.by(ctx))
+func (s *secrets) issue(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
+	made, text, err := s.ra.CreateSecret(ctx, o, byOf(ctx))
 	return IssuedSecret(made, text, o.Binary), err
 }
 
-func (s *Server) stopSecret(ctx context.Context, in *struct {
+func (s *secrets) stop(ctx context.Context, in *struct {
 	DeviceID
 	Secret string   `path:"secret" maxLength:"64" doc:"Id of the secret."`
 	Body   *api.Act `required:"false"`
 },
 ) (api.StoppedSecret, error) {
-	why := ""
-	if in.Body != nil {
-		why = in.Body.Note
-	}
-	made, done, err := s.RA.StopSecret(ctx, in.ID, in.Secret, why, s.by(ctx))
+	made, done, err := s.ra.StopSecret(ctx, in.ID, in.Secret, value(in.Body).Note, byOf(ctx))
 	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions, Already: done.Already}, err
 }
 

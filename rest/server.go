@@ -1,7 +1,7 @@
 // Package rest is the operators' JSON API, described by OpenAPI 3.1 at
-// /api/v1/openapi.json, and the REST form of enrollment for devices. Handlers
-// decode, ask a keeper or the desk, and encode; they decide nothing. Who may call
-// what stands in one table, acts; how errors look in another, in errors.go.
+// /api/v1/openapi.json. One table in routes.go has each route with the right that its
+// caller needs; its handler decodes, asks a keeper, and encodes. Handlers decide
+// nothing. How errors look is in package api.
 package rest
 
 import (
@@ -28,17 +28,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
 
-const (
-	// maxBody of a request: the largest is a device with 64 tags of 512 octets.
-	maxBody = 64 << 10
-	// bodyTimeout is how long a request may take to arrive.
-	bodyTimeout = 10 * time.Second
-	// requestTimeout bounds the work of one request.
-	requestTimeout = 30 * time.Second
-	// verifyTimeout bounds the walk over the whole log, at some 100,000 events a second.
-	verifyTimeout = 110 * time.Second
-)
-
 // Server answers operators. Set the fields, then take the Handler.
 type Server struct {
 	CA          *ca.CA
@@ -47,31 +36,29 @@ type Server struct {
 	RA          *ra.Authority
 	Provisioner *provision.Provisioner
 	Operators   *operator.Accounts
-	// Gate decides who may ask for what; nil where Local.
+	// Gate decides who may ask for what; it is not asked where Local.
 	Gate *operator.Gate
 	// Alerts is where findings become alerts.
 	Alerts *respond.Responder
 	// Auditor looks through the records.
 	Auditor *audit.Auditor
-	// Sessions lists the live sessions of this node.
+	// Sessions lists the live sessions of this node. It is a function because the index
+	// of them is in package edge, which an operators' door may not import.
 	Sessions func() []countersign.Session
-	// Checks are what the server finds of itself beyond the records. nil: nothing.
+	// Checks are what the server finds of itself beyond the records. It is a function
+	// because only package server knows keys, clocks and disks.
 	Checks func(context.Context) []api.Check
-	// Local is for the Unix socket: whoever may open it is an admin, named by LocalName.
-	// Otherwise each request needs an operator token.
+	// Local is for the Unix socket: a client that may open it is an admin, named by
+	// LocalName. Otherwise each request needs an operator token.
 	Local bool
 	// Offline is how long live sessions go on without the database, for what is shown.
 	Offline time.Duration
 	Now     func() time.Time
 	Log     *slog.Logger
-
-	started time.Time
-	pulse   pulse
 }
 
-// Handler makes the handler. It serves everything under /api/v1.
+// Handler returns the handler of everything under /api/v1.
 func (s *Server) Handler() http.Handler {
-	s.started = s.Now()
 	mux := http.NewServeMux()
 	s.describe(mux)
 	mux.HandleFunc("/", s.notFound(mux))
@@ -83,7 +70,7 @@ func (s *Server) Handler() http.Handler {
 	return s.guard(h)
 }
 
-// describe registers all routes and gives what OpenAPI says of them.
+// describe registers all routes, and with them what OpenAPI says of them.
 func (s *Server) describe(mux *http.ServeMux) huma.API {
 	doc := newDocument("Identity authority for fleets of devices. The listener where devices enroll serves its own document at the same path.",
 		map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "operator token"}})
@@ -97,24 +84,11 @@ func (s *Server) describe(mux *http.ServeMux) huma.API {
 		Transformers:                 []huma.Transformer{problemInstead},
 	})
 	a.UseMiddleware(s.admit(a))
-	s.routeDevices(a)
-	s.routeEdits(a)
-	s.routeUsage(a)
-	s.routeSecrets(a)
-	s.routeBlocks(a)
-	s.routeHolds(a)
-	s.routeAlerts(a)
-	s.routeAccessTokens(a)
-	s.routeIntroductions(a)
-	s.routeCertificates(a)
-	s.routeLog(a)
-	s.routeAudits(a)
-	s.routeSetup(a)
-	s.routePolicies(a)
-	s.routeCredentials(a)
-	s.routeEnrollments(a)
-	s.routeFactory(a)
-	s.routeServer(a)
+	for _, g := range s.routes() {
+		for i := range g.routes {
+			registerRoute(a, g.tag, &g.routes[i], s.Log)
+		}
+	}
 	allowNull(a.OpenAPI())
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // ours is Problem
 		delete(doc.Components.Schemas.Map(), name)
@@ -140,22 +114,19 @@ type caller struct {
 	token string    // id of its operator token; empty at the socket
 	until time.Time // end of that; zero at the socket
 	from  netip.AddrPort
+	via   string // the door of its acts in the log
 }
 
-// from is the address of the caller; zero at the socket.
-func (s *Server) from(ctx context.Context) netip.AddrPort {
+// callerOf returns the caller of the request with ctx.
+func callerOf(ctx context.Context) caller {
 	c, _ := ctx.Value(callerKey).(caller)
-	return c.from
+	return c
 }
 
-// by is the caller as an actor in the log.
-func (s *Server) by(ctx context.Context) ra.By {
-	c, _ := ctx.Value(callerKey).(caller)
-	via := viaAPI
-	if s.Local {
-		via = "cli"
-	}
-	by := ra.By{Actor: countersign.OperatorActor(c.name), Via: via}
+// byOf returns the caller as an actor in the log.
+func byOf(ctx context.Context) ra.By {
+	c := callerOf(ctx)
+	by := ra.By{Actor: countersign.OperatorActor(c.name), Via: c.via}
 	if c.role == operator.Factory {
 		by.Factory = &ra.Factory{Token: c.token, Until: c.until}
 	}
@@ -166,24 +137,16 @@ func (s *Server) by(ctx context.Context) ra.By {
 // that the route has.
 func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		route := routeOf(ctx.Operation())
-		act, listed := acts[route]
-		c, err := s.identify(ctx.Context(), ctx.RemoteAddr(), ctx.Header("Authorization"), act, route)
-		if err == nil && !listed {
+		r := ctx.Operation().Metadata[routeKey].(*route)
+		c, err := s.identify(ctx.Context(), ctx.RemoteAddr(), ctx.Header("Authorization"), r.act, r.name)
+		if err == nil && r.act == "" {
 			err = countersign.Errorf(countersign.NotAllowed, "no role may do this")
 		}
 		if err != nil {
-			writeProblem(a, ctx, s.problem(ctx.Context(), err))
+			writeProblem(a, ctx, logged(ctx.Context(), s.Log, err))
 			return
 		}
-		limit := requestTimeout
-		switch route {
-		case verifyLog:
-			limit = verifyTimeout
-		case factoryLine:
-			limit = runTimeout
-		}
-		timed, cancel := context.WithTimeout(ctx.Context(), limit)
+		timed, cancel := context.WithTimeout(ctx.Context(), r.handle.limit)
 		defer cancel()
 		next(huma.WithContext(ctx, context.WithValue(timed, callerKey, c)))
 	}
@@ -192,10 +155,10 @@ func (s *Server) admit(a huma.API) func(huma.Context, func(huma.Context)) {
 // identify returns who sent a request, if that operator may do the act.
 func (s *Server) identify(ctx context.Context, from, authorization string, act operator.Act, route string) (caller, error) {
 	if s.Local {
-		return caller{name: LocalName(from), role: operator.Admin}, nil
+		return caller{name: LocalName(from), role: operator.Admin, via: "cli"}, nil
 	}
 	if act == operator.Anyone {
-		return caller{name: "anyone"}, nil
+		return caller{name: "anyone", via: viaAPI}, nil
 	}
 	remote, _ := netip.ParseAddrPort(from) // none: not counted
 	ask := operator.Ask{Remote: remote, Via: viaAPI, Route: route}
@@ -206,10 +169,10 @@ func (s *Server) identify(ctx context.Context, from, authorization string, act o
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{t.Name, t.Role, t.ID, t.ExpiresAt, remote}, nil
+	return caller{t.Name, t.Role, t.ID, t.ExpiresAt, remote, viaAPI}, nil
 }
 
-// localPrefix begins the address and the name of whoever acts through the socket.
+// localPrefix begins the address and the name of a client of the socket.
 const localPrefix = "local:"
 
 // LocalAddr is the remote address of a connection to the socket by a Unix user.
@@ -239,7 +202,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			}
 		}()
 		if err := checkText(r); err != nil {
-			s.problem(r.Context(), err).Write(w)
+			logged(r.Context(), s.Log, err).Write(w)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -250,7 +213,7 @@ func (s *Server) answerPanic(w http.ResponseWriter, r *http.Request, v any) {
 	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 		panic(v)
 	}
-	s.problem(r.Context(), fmt.Errorf("panic: %v", v)).Write(w)
+	logged(r.Context(), s.Log, fmt.Errorf("panic: %v", v)).Write(w)
 }
 
 // notFound answers what no route does, with 405 where another method would do.
@@ -264,7 +227,7 @@ func (s *Server) notFound(mux *http.ServeMux) http.HandlerFunc {
 				allowed = append(allowed, m)
 			}
 		}
-		p := s.problem(r.Context(), countersign.Errorf(countersign.NotFound, "there is no %s %.200s", r.Method, r.URL.Path).
+		p := logged(r.Context(), s.Log, countersign.Errorf(countersign.NotFound, "there is no %s %.200s", r.Method, r.URL.Path).
 			WithNext("see "+api.Base+"/openapi.json"))
 		if len(allowed) > 0 {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
