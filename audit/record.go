@@ -208,7 +208,7 @@ func (a *Auditor) Get(ctx context.Context, id string) (Run, error) {
 }
 
 func noRun(id string) error {
-	return countersign.Errorf(countersign.NotFound, "there is no audit %.80q", id).WithNext("list them with: countersign audit runs")
+	return countersign.Errorf(countersign.NotFound, "there is no audit %.80q", id).WithNext("list them with: countersign audit list")
 }
 
 // resolve gives the id that a word for a run stands for.

@@ -165,7 +165,7 @@ func recordedRules() []Rule {
 			Name: ClaimMisuse, Title: "A claim was used outside of its bounds", Severity: countersign.SeverityHigh, Threshold: 1, Default: toAlert(),
 			Sees:           "A claim certificate is used from another network, at another time or more often than was allowed. It is stopped.",
 			Why:            "A claim is on many devices, so it gets out some day. Its bounds are the protection.",
-			Do:             "See which devices enrolled with it (countersign audit list), then make a new claim for those to come.",
+			Do:             "See which devices enrolled with it (countersign log list), then make a new claim for those to come.",
 			FalsePositives: "A production run that was longer, or elsewhere, than planned.",
 		},
 		{

@@ -37,7 +37,7 @@ func serverRules() []Rule {
 			Threshold: 1, Again: 24 * time.Hour, Default: toAlert(),
 			Sees:           "The log ends before an event that was sealed, or that a detector has read. It is looked for at each start and while the log is read. What is written afterwards is numbered behind what was removed, so no event is passed over.",
 			Why:            "An intruder who can write to the database removes what would show the break-in.",
-			Do:             "Keep a copy of the database, compare it with a backup, and look at who can reach it. See what audit verify says.",
+			Do:             "Keep a copy of the database, compare it with a backup, and look at who can reach it. See what log verify says.",
 			FalsePositives: "None while the database is one piece: a restored backup is short of both, the events and the record of their end.",
 		},
 		{

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 )
 
 func accessTokenCommand(env *Env) *cobra.Command {
@@ -44,22 +45,14 @@ func accessTokenCreate(env *Env) *cobra.Command {
 }
 
 func accessTokenList(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the access tokens that are good now", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).AccessTokens(cmd.Context()), limit, view[api.AccessToken]{name: accessTokenID, cols: []col[api.AccessToken]{
-				{"ID", accessTokenID},
-				{"SUBJECT", func(t api.AccessToken) string { return t.Subject }},
-				{"FLEET", func(t api.AccessToken) string { return t.Fleet }},
-				{"DEVICES", func(t api.AccessToken) string { return strings.Join(t.Devices, " ") }},
-				{"MAY", accessTokenRight},
-				{"EXPIRES", func(t api.AccessToken) string { return env.until(t.ExpiresAt) }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, (*sdk.Admin).AccessTokens, view[api.AccessToken]{name: accessTokenID, cols: []col[api.AccessToken]{
+		{"ID", accessTokenID},
+		{"SUBJECT", func(t api.AccessToken) string { return t.Subject }},
+		{"FLEET", func(t api.AccessToken) string { return t.Fleet }},
+		{"DEVICES", func(t api.AccessToken) string { return strings.Join(t.Devices, " ") }},
+		{"MAY", accessTokenRight},
+		{"EXPIRES", func(t api.AccessToken) string { return env.until(t.ExpiresAt) }},
+	}})
 }
 
 func accessTokenRight(t api.AccessToken) string {
@@ -70,17 +63,10 @@ func accessTokenRight(t api.AccessToken) string {
 }
 
 func accessTokenRevoke(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "revoke ID", Short: "End an access token and its sessions at once", Args: exactly("ID"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			t, err := env.admin().RevokeAccessToken(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("access token of %s revoked, its sessions are cut", t.Subject)
-			return acted(env, *t, t.ID)
-		},
-	}
+	return actCommand(env, &cobra.Command{Use: "revoke ID", Short: "End an access token and its sessions at once"}, nil, (*sdk.Admin).RevokeAccessToken, func(p printer, t *api.AccessToken) string {
+		p.done("access token of %s revoked, its sessions are cut", t.Subject)
+		return t.ID
+	})
 }
 
 func deviceIntroduce(env *Env) *cobra.Command {
@@ -88,9 +74,9 @@ func deviceIntroduce(env *Env) *cobra.Command {
 	var ttl time.Duration
 	c := &cobra.Command{
 		Use: "introduce DEVICE PEER --for PURPOSE", Short: "Sign an introduction of two devices to each other",
-		Long:    "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
-		Example: "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
-		Args:    exactly("DEVICE", "PEER"), ValidArgsFunction: deviceIDs(env),
+		Long:              "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
+		Example:           "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
+		ValidArgsFunction: deviceIDs(env),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			i.Device, i.Peer, i.TTLSeconds = args[0], args[1], int64(ttl/time.Second)
 			made, err := env.admin().Introduce(cmd.Context(), i)

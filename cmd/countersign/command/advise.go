@@ -182,7 +182,6 @@ func enrollAdvise(env *Env) *cobra.Command {
 many they are. It names one way in, why, what it gives up, what else to think of, and the commands. It asks no server.`,
 		Example: `  countersign enroll advise
   countersign enroll advise --answers hardware=tpm,factory=no,who=owner,network=direct,count=1000`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var n answers
 			var err error

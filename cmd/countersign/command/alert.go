@@ -31,7 +31,7 @@ func alertList(env *Env) *cobra.Command {
 	var limit int
 	var all bool
 	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List alerts that are not closed", Args: exactly(),
+		Use: "list", Aliases: []string{"ls"}, Short: "List alerts that are not closed",
 		Example: `  countersign alert list --severity high
   countersign alert list --all --device pump-7`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,7 +73,7 @@ func alertRuleNames(env *Env) completer {
 func alertShow(env *Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Aliases: []string{"get"}, Short: "Show an alert: its evidence, what was done, and what each act would do now",
-		Args: exactly("ID"), ValidArgsFunction: first(alertIDs(env)),
+		ValidArgsFunction: first(alertIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := env.admin().Alert(cmd.Context(), args[0])
 			if err != nil {
@@ -149,7 +149,7 @@ func alertState(v api.Alert) string {
 // alertVerb is a command that does one thing to an alert.
 func alertVerb(env *Env, use, short string, do func(ctx context.Context, id string) (*api.Alert, error)) *cobra.Command {
 	return &cobra.Command{
-		Use: use + " ID", Short: short, Args: exactly("ID"), ValidArgsFunction: first(alertIDs(env)),
+		Use: use + " ID", Short: short, ValidArgsFunction: first(alertIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := do(cmd.Context(), args[0])
 			if err != nil {
@@ -188,7 +188,7 @@ func alertAssign(env *Env) *cobra.Command {
 
 func alertComment(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "comment ID TEXT", Short: "Say something about an alert", Args: exactly("ID", "TEXT"), ValidArgsFunction: first(alertIDs(env)),
+		Use: "comment ID TEXT", Short: "Say something about an alert", ValidArgsFunction: first(alertIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := env.admin().CommentAlert(cmd.Context(), args[0], api.AlertNote{Note: args[1]})
 			if err != nil {
@@ -248,7 +248,6 @@ happen now is said first and asked for.`,
   countersign alert act 4XK7Q2M3ZPT5A reactivate --yes
   countersign alert act 4XK7Q2M3ZPT5A revoke --reason keyCompromise
   countersign alert act 4XK7Q2M3ZPT5A block --ttl 24h`,
-		Args: exactly("ID", "ACT"),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) == 1 {
 				return alertActs, cobra.ShellCompDirectiveNoFileComp
@@ -328,42 +327,26 @@ func tellAct(env *Env, done *api.AlertActed, act string) {
 }
 
 func alertRules(env *Env) *cobra.Command {
-	var limit int
 	name := func(r api.AlertRule) string { return r.Name }
-	c := &cobra.Command{
-		Use: "rules", Short: "List what can be found, why it matters and what to do", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).AlertRules(cmd.Context()), limit, view[api.AlertRule]{name: name, cols: []col[api.AlertRule]{
-				{"RULE", name},
-				{"SEVERITY", func(r api.AlertRule) string { return r.Severity }},
-				{"BY DEFAULT", func(r api.AlertRule) string { return strings.Join(r.Default, ",") }},
-				{"SEES", func(r api.AlertRule) string { return r.Title }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, (*sdk.Admin).AlertRules, view[api.AlertRule]{name: name, cols: []col[api.AlertRule]{
+		{"RULE", name},
+		{"SEVERITY", func(r api.AlertRule) string { return r.Severity }},
+		{"BY DEFAULT", func(r api.AlertRule) string { return strings.Join(r.Default, ",") }},
+		{"SEES", func(r api.AlertRule) string { return r.Title }},
+	}})
 }
 
 func alertChannels(env *Env) *cobra.Command {
-	var limit int
 	name := func(v api.Channel) string { return v.Name }
-	c := &cobra.Command{
-		Use: "channels", Short: "List the channels by which alerts are told", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Channels(cmd.Context()), limit, view[api.Channel]{name: name, cols: []col[api.Channel]{
-				{"CHANNEL", name},
-				{"KIND", func(v api.Channel) string { return v.Kind }},
-				{"FROM SEVERITY", func(v api.Channel) string { return v.Severity }},
-				{"FLEETS", func(v api.Channel) string { return strings.Join(v.Fleets, ",") }},
-				{"WAITING", func(v api.Channel) string { return fmt.Sprint(v.Waiting) }},
-				{"DELIVERED", func(v api.Channel) string { return env.ago(v.Delivered) }},
-				{"ERROR", func(v api.Channel) string { return v.Error }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, (*sdk.Admin).Channels, view[api.Channel]{name: name, cols: []col[api.Channel]{
+		{"CHANNEL", name},
+		{"KIND", func(v api.Channel) string { return v.Kind }},
+		{"FROM SEVERITY", func(v api.Channel) string { return v.Severity }},
+		{"FLEETS", func(v api.Channel) string { return strings.Join(v.Fleets, ",") }},
+		{"WAITING", func(v api.Channel) string { return fmt.Sprint(v.Waiting) }},
+		{"DELIVERED", func(v api.Channel) string { return env.ago(v.Delivered) }},
+		{"ERROR", func(v api.Channel) string { return v.Error }},
+	}})
 }
 
 func channelNames(env *Env) completer {
@@ -372,7 +355,7 @@ func channelNames(env *Env) completer {
 
 func alertTest(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "test CHANNEL", Short: "Send a test by a channel now", Args: exactly("CHANNEL"), ValidArgsFunction: first(channelNames(env)),
+		Use: "test CHANNEL", Short: "Send a test by a channel now", ValidArgsFunction: first(channelNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := env.admin().TestChannel(cmd.Context(), args[0])
 			if err != nil {

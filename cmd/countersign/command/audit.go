@@ -1,102 +1,449 @@
 package command
 
 import (
+	"cmp"
+	"context"
 	"fmt"
+	"iter"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
+const (
+	// auditPoll is how often --wait asks how far the audit is.
+	auditPoll = 500 * time.Millisecond
+	// auditTell is how often it says so where nothing has ended meanwhile.
+	auditTell = 10 * time.Second
+	// trendShown is how many audits fit on a screen beside a check's name.
+	trendShown = 14
+)
+
+// severityNames lists the severities from the least, for flags.
+func severityNames() (names []string) {
+	for _, s := range countersign.Severities() {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+// worstFirst compares two severities, the worse one first.
+func worstFirst(a, b string) int {
+	return cmp.Compare(countersign.Severity(b).Rank(), countersign.Severity(a).Rank())
+}
+
+// The states of audits and checks that commands branch on.
+const (
+	auditRunning = "IN_PROGRESS"
+	auditDone    = "COMPLETED"
+	auditBad     = "COMPLETED_NON_COMPLIANT"
+	auditFailed  = "FAILED"
+)
+
 func auditCommand(env *Env) *cobra.Command {
-	c := group("audit", "The log of everything that happened, and audits of the records", []string{"event", "events"}, auditList(env), auditVerify(env))
-	c.AddCommand(auditChecks(env)...)
-	return c
+	audits, runs := auditList(env, "list"), auditList(env, "runs")
+	runs.Hidden = true // its former name
+	return group("audit", "Audits of the records, check by check", nil,
+		auditRun(env), audits, auditShow(env), auditFindings(env), auditCatalog(env), auditTrend(env), auditCancel(env),
+		auditSuppress(env), auditSuppressions(env), auditUnsuppress(env), runs, formerLog(env, audits))
 }
 
-// eventView tells what happened; all of them also say to whom.
-func eventView(env *Env, device bool) view[api.Event] {
-	v := view[api.Event]{
-		name: func(e api.Event) string { return fmt.Sprint(e.Seq) },
-		cols: []col[api.Event]{
-			{"TIME", func(e api.Event) string { return env.clock(e.At) }},
-			{"EVENT", func(e api.Event) string { return e.Type }},
-		},
-	}
-	if device {
-		v.cols = append(v.cols, col[api.Event]{"DEVICE", func(e api.Event) string { return e.Device }})
-	}
-	v.cols = append(v.cols,
-		col[api.Event]{"BY", func(e api.Event) string { return e.Actor }},
-		col[api.Event]{"VIA", func(e api.Event) string { return e.Via }},
-		col[api.Event]{"FROM", func(e api.Event) string { return e.Remote }},
-		col[api.Event]{"WHY", func(e api.Event) string { return strings.TrimSpace(e.Code + " " + e.Reason) }},
-	)
-	return v
-}
-
-// clock writes a time of today without its date.
-func (env *Env) clock(t time.Time) string {
-	t, now := t.Local(), env.Now().Local()
-	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
-		return t.Format("15:04:05")
-	}
-	return t.Format("2006-01-02 15:04:05")
-}
-
-func auditList(env *Env) *cobra.Command {
-	var f api.EventFilter
-	var from string
-	var limit, last int
+func auditRun(env *Env) *cobra.Command {
+	var n api.NewAudit
+	var wait bool
+	var failOn string
 	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List events, oldest first",
-		Example: `  countersign audit list --last 20
-  countersign audit list --type connection.refused --since 1h`,
-		Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if limit > 0 && last > 0 {
-				return usagef("--limit and --last do not go together")
-			}
-			if f.Since, err = env.since("--since", from); err != nil {
-				return err
-			}
-			seq := env.paged(limit+last).Events(cmd.Context(), f, api.Order{Order: orderFor(last)})
-			return list(env, newest(seq, last), limit+last, eventView(env, true))
-		},
-	}
-	c.Flags().StringVar(&f.Device, "device", "", "only this device")
-	c.Flags().StringVar(&f.Type, "type", "", "only this type, such as connection.refused")
-	c.Flags().StringVar(&from, "since", "", "only from this time on: 2h, 7d or RFC 3339")
-	completeWith(c, "device", deviceIDs(env))
-	limitFlag(c, &limit)
-	lastFlag(c, &last)
-	return c
-}
+		Use: "run", Short: "Look through all records for what is wrong",
+		Long: `Look through all records for what is wrong: certificates about to end, revoked
+ones in use, weak keys, credentials without bounds, a log that is not sealed.
 
-func auditVerify(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "verify", Short: "Check the hash chain of the whole log", Args: exactly(),
+The audit goes on when this command ends; --wait stays to its end and shows what
+is not as it should be. With --fail-on the exit code is 1 if something of that
+severity, or worse, was found and is not suppressed, or if a check failed.`,
+		Example: `  countersign audit run --wait
+  countersign audit run --fail-on high -o json
+  countersign audit run --check CRL_STALE_CHECK --wait`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin := env.admin()
-			if !cmd.Flags().Changed("timeout") {
-				admin.HTTP.Timeout = 0 // as long as the log is
+			if failOn != "" {
+				if err := oneOf("--fail-on", failOn, severityNames()...); err != nil {
+					return err
+				}
 			}
-			r, err := admin.VerifyLog(cmd.Context())
+			run, err := env.admin().StartAudit(cmd.Context(), n)
 			if err != nil {
 				return err
 			}
-			if err := acted(env, *r, r.Head); err != nil {
+			if !wait && failOn == "" {
+				env.stderr().done("audit %s runs %d checks", run.ID, len(run.Checks))
+				env.stderr().next("countersign audit show %s", run.ID)
+				return acted(env, *run, run.ID)
+			}
+			if run, err = awaitAudit(cmd.Context(), env, run); err != nil {
 				return err
 			}
-			if r.Intact {
-				env.stderr().done("%d events, intact, head %.16s", r.Events, r.Head)
-				return nil
+			if err := showAudit(env, run, false); err != nil {
+				return err
 			}
-			p := env.stderr()
-			p.linef("%s event %d does not fit: %s", p.red("Broken:"), r.BadSeq, printable(r.Reason))
-			p.linef("Next: keep a copy of the data folder, then compare with a backup")
-			return failed(exitFailed)
+			return judgeAudit(run, failOn)
 		},
 	}
+	c.Flags().StringSliceVar(&n.Checks, "check", nil, "only this check; may be given several times")
+	c.Flags().BoolVar(&wait, "wait", false, "stay until the audit has ended")
+	c.Flags().StringVar(&failOn, "fail-on", "", "with --wait: fail on findings of this severity or worse")
+	complete(c, "fail-on", severityNames()...)
+	completeWith(c, "check", auditCheckNames(env))
+	return c
+}
+
+// awaitAudit stays until the audit has ended and tells how far it is.
+func awaitAudit(ctx context.Context, env *Env, run *api.AuditRun) (*api.AuditRun, error) {
+	p := env.stderr()
+	told, toldAt := -1, env.Now()
+	for run.State == auditRunning {
+		if run.Done != told || env.Now().Sub(toldAt) >= auditTell {
+			told, toldAt = run.Done, env.Now()
+			p.linef("%d of %d checks, %d rows", run.Done, len(run.Checks), run.Looked)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(auditPoll):
+		}
+		next, err := env.admin().Audit(ctx, run.ID)
+		if err != nil {
+			return nil, err
+		}
+		run = next
+	}
+	return run, nil
+}
+
+// judgeAudit is the exit code of an audit that has ended.
+func judgeAudit(run *api.AuditRun, failOn string) error {
+	if run.State != auditDone || failOn != "" && countersign.Severity(run.Severity).Rank() >= countersign.Severity(failOn).Rank() {
+		return failed(exitFailed)
+	}
+	return nil
+}
+
+// showAudit shows an audit with those checks that are not as they should be, or all.
+func showAudit(env *Env, run *api.AuditRun, all bool) error {
+	if env.output != formatTable {
+		return show(env, *run, view[api.AuditRun]{name: auditRunID})
+	}
+	var rows []api.AuditResult
+	for _, c := range run.Checks {
+		if all || c.Status == auditBad || c.Status == auditFailed || c.Suppressed > 0 {
+			rows = append(rows, c)
+		}
+	}
+	slices.SortStableFunc(rows, func(x, y api.AuditResult) int {
+		return worstFirst(x.Severity, y.Severity)
+	})
+	if len(rows) > 0 {
+		if err := list(env, itemsOf(rows), 0, auditResultView()); err != nil {
+			return err
+		}
+	}
+	summarize(env, run)
+	return nil
+}
+
+func summarize(env *Env, run *api.AuditRun) {
+	p := env.stderr()
+	var suppressed int64
+	for _, c := range run.Checks {
+		suppressed += c.Suppressed
+	}
+	left := ""
+	if suppressed > 0 {
+		left = fmt.Sprintf(", %d suppressed", suppressed)
+	}
+	switch {
+	case run.State == auditRunning:
+		p.linef("audit %s runs: %d of %d checks, %d rows", run.ID, run.Done, len(run.Checks), run.Looked)
+		return
+	case run.State != auditDone:
+		p.linef("%s audit %s: %s, %s", p.red("Not done:"), run.ID, strings.ToLower(run.State), printable(run.Reason))
+	case run.Findings == 0:
+		p.done("audit %s: %d checks, %d rows, nothing found%s", run.ID, len(run.Checks), run.Looked, left)
+	default:
+		p.linef("%s audit %s: %d findings, the worst %s%s", p.yellow("Found:"), run.ID, run.Findings, run.Severity, left)
+	}
+	if run.Findings > 0 {
+		p.next("countersign audit findings %s", run.ID)
+	}
+}
+
+// itemsOf walks a list that is at hand.
+func itemsOf[T any](items []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+func auditResultView() view[api.AuditResult] {
+	count := func(n int64) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	return view[api.AuditResult]{
+		name: func(c api.AuditResult) string { return c.Name },
+		cols: []col[api.AuditResult]{
+			{"CHECK", func(c api.AuditResult) string { return c.Name }},
+			{"STATUS", func(c api.AuditResult) string { return auditWord(c.Status) }},
+			{"WORST", func(c api.AuditResult) string { return c.Severity }},
+			{"FOUND", func(c api.AuditResult) string { return count(c.NonCompliant) }},
+			{"SUPPRESSED", func(c api.AuditResult) string { return count(c.Suppressed) }},
+			{"ROWS", func(c api.AuditResult) string { return strconv.FormatInt(c.Looked, 10) }},
+			{"", func(c api.AuditResult) string { return c.Error }},
+		},
+	}
+}
+
+// auditWord is a status as people say it; the words of AWS are in JSON.
+func auditWord(status string) string {
+	words := map[string]string{
+		"WAITING_FOR_DATA_COLLECTION": "waiting", auditRunning: "running", "COMPLETED_COMPLIANT": "ok", auditBad: "not ok", auditFailed: "failed", "CANCELED": "canceled",
+		auditDone: "done",
+	}
+	return cmp.Or(words[status], status)
+}
+
+func auditRunID(r api.AuditRun) string { return r.ID }
+
+func auditList(env *Env, use string) *cobra.Command {
+	return listCommand(env, &cobra.Command{Use: use, Short: "List audits, newest first"}, (*sdk.Admin).Audits, view[api.AuditRun]{name: auditRunID, cols: []col[api.AuditRun]{
+		{"AUDIT", auditRunID},
+		{"STARTED", func(r api.AuditRun) string { return env.ago(r.StartedAt) }},
+		{"BY", auditStarter},
+		{"STATE", func(r api.AuditRun) string { return auditWord(r.State) }},
+		{"CHECKS", func(r api.AuditRun) string { return fmt.Sprintf("%d/%d", r.Done, len(r.Checks)) }},
+		{"FOUND", func(r api.AuditRun) string { return strconv.FormatInt(r.Findings, 10) }},
+		{"WORST", func(r api.AuditRun) string { return r.Severity }},
+		{"WHY", func(r api.AuditRun) string { return r.Reason }},
+	}})
+}
+
+func auditStarter(r api.AuditRun) string {
+	if r.Scheduled {
+		return "schedule"
+	}
+	return r.StartedBy
+}
+
+// auditArg is the audit that a command is about; the newest without one.
+func auditArg(args []string) string {
+	if len(args) == 0 {
+		return sdk.LatestAudit
+	}
+	return args[0]
+}
+
+func auditShow(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "show [AUDIT]", Short: "Show an audit, check by check; the newest without an id", Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: first(auditIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			run, err := env.admin().Audit(cmd.Context(), auditArg(args))
+			if err != nil {
+				return err
+			}
+			return showAudit(env, run, true)
+		},
+	}
+}
+
+func auditFindings(env *Env) *cobra.Command {
+	var f api.AuditFindingFilter
+	var limit int
+	var suppressed bool
+	c := &cobra.Command{
+		Use: "findings [AUDIT]", Short: "List what an audit found; the newest without an id",
+		Example: `  countersign audit findings --min-severity high
+  countersign audit findings --check DEVICE_CERTIFICATE_EXPIRING_CHECK --fleet line-1 -o json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: first(auditIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if suppressed {
+				f.Suppressed = "yes"
+			}
+			if f.MinSeverity != "" {
+				if err := oneOf("--min-severity", f.MinSeverity, severityNames()...); err != nil {
+					return err
+				}
+			}
+			return list(env, env.paged(limit).AuditFindings(cmd.Context(), auditArg(args), f), limit, view[api.AuditFinding]{
+				name: func(f api.AuditFinding) string { return f.ID },
+				cols: []col[api.AuditFinding]{
+					{"SEVERITY", func(f api.AuditFinding) string { return f.Severity }},
+					{"CHECK", func(f api.AuditFinding) string { return f.Check }},
+					{"SUBJECT", func(f api.AuditFinding) string { return f.Subject }},
+					{"FLEET", func(f api.AuditFinding) string { return f.Fleet }},
+					{"SUPPRESSED", func(f api.AuditFinding) string { return f.Suppressed }},
+					{"WHAT", func(f api.AuditFinding) string { return f.Summary }},
+				},
+			})
+		},
+	}
+	c.Flags().StringVar(&f.Check, "check", "", "only of this check")
+	c.Flags().StringVar(&f.MinSeverity, "min-severity", "", "only of this severity or worse")
+	c.Flags().StringVar(&f.Fleet, "fleet", "", "only of this fleet")
+	c.Flags().StringVar(&f.Device, "device", "", "only about this device")
+	c.Flags().BoolVar(&suppressed, "suppressed", false, "those that are suppressed too")
+	complete(c, "min-severity", severityNames()...)
+	completeWith(c, "check", auditCheckNames(env))
+	completeWith(c, "fleet", fleetNames(env))
+	completeWith(c, "device", deviceIDs(env))
+	limitFlag(c, &limit)
+	return c
+}
+
+func auditCheckName(c api.AuditCheck) string { return c.Name }
+
+func auditCatalog(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "checks", Short: "List the checks; -o json tells why each matters and what to do",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.admin().AuditChecks(cmd.Context()), 0, view[api.AuditCheck]{name: auditCheckName, cols: []col[api.AuditCheck]{
+				{"CHECK", auditCheckName},
+				{"SEVERITY", func(c api.AuditCheck) string { return c.Severity }},
+				{"AWS", func(c api.AuditCheck) string { return map[bool]string{true: "yes"}[c.Defender] }},
+				{"OWASP", func(c api.AuditCheck) string { return strings.Join(c.Risks, " ") }},
+				{"SETTING", func(c api.AuditCheck) string { return c.Setting }},
+				{"WHAT", func(c api.AuditCheck) string { return c.Title }},
+			}})
+		},
+	}
+}
+
+func auditTrend(env *Env) *cobra.Command {
+	runs := trendShown
+	c := &cobra.Command{
+		Use: "trend", Short: "Show how the findings of each check changed over the last audits",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if runs < 1 || runs > 90 {
+				return usagef("--runs %d is not between 1 and 90", runs)
+			}
+			page, err := env.admin().AuditTrend(cmd.Context(), runs)
+			if err != nil {
+				return err
+			}
+			last := func(t api.AuditTrend) int64 { return t.Points[len(t.Points)-1].NonCompliant }
+			return list(env, itemsOf(page.Items), 0, view[api.AuditTrend]{name: func(t api.AuditTrend) string { return t.Check }, cols: []col[api.AuditTrend]{
+				{"CHECK", func(t api.AuditTrend) string { return t.Check }},
+				{"NOW", func(t api.AuditTrend) string { return strconv.FormatInt(last(t), 10) }},
+				{"CHANGE", func(t api.AuditTrend) string {
+					if d := last(t) - t.Points[0].NonCompliant; d != 0 {
+						return fmt.Sprintf("%+d", d)
+					}
+					return ""
+				}},
+				{"OLDEST TO NEWEST", func(t api.AuditTrend) string {
+					var b []string
+					for _, p := range t.Points {
+						b = append(b, strconv.FormatInt(p.NonCompliant, 10))
+					}
+					return strings.Join(b, " ")
+				}},
+			}})
+		},
+	}
+	c.Flags().IntVar(&runs, "runs", trendShown, "how many audits, 1 to 90")
+	return c
+}
+
+func auditCancel(env *Env) *cobra.Command {
+	return actCommand(env, &cobra.Command{Use: "cancel AUDIT", Short: "End an audit early"}, auditIDs(env), (*sdk.Admin).CancelAudit, func(p printer, run *api.AuditRun) string {
+		p.done("audit %s ends; what its finished checks found stays", run.ID)
+		return run.ID
+	})
+}
+
+func auditSuppress(env *Env) *cobra.Command {
+	var n api.NewAuditSuppression
+	var until string
+	c := &cobra.Command{
+		Use: "suppress CHECK SUBJECT", Short: "Leave findings of a check alone for a time",
+		Long: `Leave findings of a check alone for a time. They are still found, counted apart
+and shown; they raise no alert and fail no --fail-on. SUBJECT is that of the
+findings, or fleet:NAME for all of a fleet; * stands for any text.`,
+		Example: `  countersign audit suppress DEVICE_NEVER_CONNECTED_CHECK 'device:spare-*' --until 90d --reason 'spares on the shelf'
+  countersign audit suppress DEVICE_ORPHANED_CHECK fleet:lab --until 2027-01-01T00:00:00Z --reason 'the lab has no owners'`,
+		ValidArgsFunction: first(auditCheckNames(env)),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if n.Reason == "" || until == "" {
+				return usagef("--reason and --until are needed: nothing is left alone without a reason, or for ever")
+			}
+			if n.EndsAt, err = env.ahead("--until", until); err != nil {
+				return err
+			}
+			n.Check, n.Subject = args[0], args[1]
+			s, err := env.admin().Suppress(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("%s leaves %s alone until %s", s.Check, s.Subject, s.EndsAt.Local().Format("2006-01-02 15:04"))
+			env.stderr().linef("  undo: countersign audit unsuppress %s", s.ID)
+			return acted(env, *s, s.ID)
+		},
+	}
+	c.Flags().StringVar(&n.Reason, "reason", "", "why, in your words")
+	c.Flags().StringVar(&until, "until", "", "for how long: 30d, 12h, or a time in RFC 3339; at most 366d")
+	return c
+}
+
+// ahead reads a time to come as people give it: a length from now, or RFC 3339.
+func (env *Env) ahead(flag, s string) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	t, err := env.since(flag, s)
+	now := env.Now()
+	return now.Add(now.Sub(t)), err
+}
+
+func suppressionID(s api.AuditSuppression) string { return s.ID }
+
+func auditSuppressions(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "suppressions", Short: "List what is left alone, and what was until lately",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return list(env, env.admin().AuditSuppressions(cmd.Context()), 0, view[api.AuditSuppression]{name: suppressionID, cols: []col[api.AuditSuppression]{
+				{"ID", suppressionID},
+				{"CHECK", func(s api.AuditSuppression) string { return s.Check }},
+				{"SUBJECT", func(s api.AuditSuppression) string { return s.Subject }},
+				{"BY", func(s api.AuditSuppression) string { return s.CreatedBy }},
+				{"ENDS IN", func(s api.AuditSuppression) string { return env.until(s.EndsAt) }},
+				{"REASON", func(s api.AuditSuppression) string { return s.Reason }},
+			}})
+		},
+	}
+}
+
+func auditUnsuppress(env *Env) *cobra.Command {
+	return actCommand(env, &cobra.Command{Use: "unsuppress ID", Short: "End a suppression at once"}, live(env, (*sdk.Admin).AuditSuppressions, suppressionID), (*sdk.Admin).Unsuppress, func(p printer, s *api.AuditSuppression) string {
+		p.done("%s looks at %s again", s.Check, s.Subject)
+		return s.ID
+	})
+}
+
+func auditCheckNames(env *Env) completer {
+	return live(env, (*sdk.Admin).AuditChecks, auditCheckName)
+}
+
+func auditIDs(env *Env) completer {
+	return live(env, (*sdk.Admin).Audits, auditRunID)
 }

@@ -17,21 +17,13 @@ func blockCommand(env *Env) *cobra.Command {
 func blockNetwork(b api.Block) string { return b.Network }
 
 func blockList(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the addresses that are blocked", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Blocks(cmd.Context()), limit, view[api.Block]{name: blockNetwork, cols: []col[api.Block]{
-				{"NETWORK", blockNetwork},
-				{"BY", blockMaker},
-				{"SINCE", func(b api.Block) string { return env.ago(b.Since) }},
-				{"ENDS IN", func(b api.Block) string { return env.until(b.Until) }},
-				{"REASON", func(b api.Block) string { return b.Reason }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the addresses that are blocked"}, (*sdk.Admin).Blocks, view[api.Block]{name: blockNetwork, cols: []col[api.Block]{
+		{"NETWORK", blockNetwork},
+		{"BY", blockMaker},
+		{"SINCE", func(b api.Block) string { return env.ago(b.Since) }},
+		{"ENDS IN", func(b api.Block) string { return env.until(b.Until) }},
+		{"REASON", func(b api.Block) string { return b.Reason }},
+	}})
 }
 
 func blockMaker(b api.Block) string {
@@ -48,7 +40,6 @@ func blockAdd(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "add NETWORK", Short: "Refuse an address or a network, devices with good certificates too",
 		Example: "  countersign block add 203.0.113.0/24 --ttl 24h --reason 'scans us'",
-		Args:    exactly("NETWORK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			network, err := countersign.ParseNetwork(args[0])
 			if err != nil {
@@ -74,18 +65,10 @@ func blockAdd(env *Env) *cobra.Command {
 }
 
 func blockRemove(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "remove NETWORK", Aliases: []string{"rm"}, Short: "End a block at once", Args: exactly("NETWORK"),
-		ValidArgsFunction: first(blockNetworks(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := env.admin().Unblock(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("%s may come in again", b.Network)
-			return acted(env, *b, b.Network)
-		},
-	}
+	return actCommand(env, &cobra.Command{Use: "remove NETWORK", Aliases: []string{"rm"}, Short: "End a block at once"}, blockNetworks(env), (*sdk.Admin).Unblock, func(p printer, b *api.Block) string {
+		p.done("%s may come in again", b.Network)
+		return b.Network
+	})
 }
 
 func blockNetworks(env *Env) completer {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -33,28 +34,11 @@ func caView(env *Env, whole bool) view[api.Authority] {
 }
 
 func caList(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List authorities", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Authorities(cmd.Context()), limit, caView(env, false))
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List authorities"}, (*sdk.Admin).Authorities, caView(env, false))
 }
 
 func caGet(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "get ID", Short: "Show one authority", Args: exactly("ID"), ValidArgsFunction: first(authorityIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := env.admin().Authority(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return show(env, *c, caView(env, true))
-		},
-	}
+	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one authority"}, authorityIDs(env), (*sdk.Admin).Authority, caView(env, true))
 }
 
 func caExport(env *Env) *cobra.Command {

@@ -7,7 +7,7 @@ import (
 
 func caRegisterCode(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "register-code", Short: "Draw a code that a manufacturer's CA signs over to be registered", Args: exactly(),
+		Use: "register-code", Short: "Draw a code that a manufacturer's CA signs over to be registered",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			code, err := env.admin().RegistrationCode(cmd.Context())
 			if err != nil {
@@ -32,7 +32,6 @@ func caRegister(env *Env) *cobra.Command {
 		Use: "register ID --cert FILE", Short: "Register the CA of a manufacturer",
 		Example: `  countersign ca register acme --cert acme.pem --verification proof.pem --crl acme.crl
   countersign ca register acme --cert acme.pem --override --reason 'offline root, checked by phone'`,
-		Args: exactly("ID"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
 			case cert == "":
@@ -90,7 +89,7 @@ others stay. Sessions and connections of devices whose certificate is on a list,
 a CA above it, end at once.`,
 		Example: `  countersign ca crl-set acme --crl acme.crl --crl acme-line-2.crl
   countersign ca crl-set acme --crl acme.crl --override --reason 'the CA was restored and counts from 1 again'`,
-		Args: exactly("ID"), ValidArgsFunction: first(authorityIDs(env)),
+		ValidArgsFunction: first(authorityIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
 			case len(lists) == 0 && !p.Override:

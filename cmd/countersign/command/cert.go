@@ -54,7 +54,6 @@ func certList(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List certificates",
 		Example: "  countersign cert list --state active --expires-within 168h",
-		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if within != 0 {
 				f.ExpiresBefore = env.Now().Add(within)
@@ -77,7 +76,7 @@ const certNames = "SERIAL is the serial number in hex; where certificates of sev
 func certGet(env *Env) *cobra.Command {
 	var asPEM bool
 	c := &cobra.Command{
-		Use: "get SERIAL", Short: "Show one certificate's record", Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(serials(env)),
+		Use: "get SERIAL", Short: "Show one certificate's record", Long: certNames, ValidArgsFunction: first(serials(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := certName(args[0])
 			if err != nil {
@@ -103,7 +102,7 @@ func certRevoke(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
-		Long: certNames, Args: exactly("SERIAL"), ValidArgsFunction: first(serials(env)),
+		Long: certNames, ValidArgsFunction: first(serials(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := certName(args[0])
 			if err != nil {

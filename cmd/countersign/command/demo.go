@@ -20,7 +20,6 @@ func demoCommand(env *Env) *cobra.Command {
 		Long: `demo starts a server on a temporary folder, gives devices their identities, and shows
 what happens to them: each step is checked, and the exit code is 1 if one did not do what it says.`,
 		Example: "  countersign demo\n  countersign demo --methods all\n  countersign demo --models\n  countersign demo --devices 100 --json",
-		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Devices < demo.MinDevices || o.Devices > demo.MaxDevices {
 				return usagef("--devices %d is not between %d and %d", o.Devices, demo.MinDevices, demo.MaxDevices)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -44,38 +45,22 @@ func tagText(tags map[string]string) string {
 
 func deviceList(env *Env) *cobra.Command {
 	var f api.DeviceFilter
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List devices", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Devices(cmd.Context(), f), limit, deviceView(env))
-		},
-	}
+	c := listCommand(env, &cobra.Command{Use: "list", Short: "List devices"}, filtered((*sdk.Admin).Devices, &f), deviceView(env))
 	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
 	c.Flags().StringVar(&f.State, "state", "", "only this state: registered, pending, active, suspended, retired")
 	complete(c, "state", "registered", "pending", "active", "suspended", "retired")
 	completeWith(c, "fleet", fleetNames(env))
-	limitFlag(c, &limit)
 	return c
 }
 
 func deviceGet(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "get ID", Short: "Show one device", Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			d, err := env.admin().Device(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return show(env, *d, deviceView(env))
-		},
-	}
+	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one device"}, deviceIDs(env), (*sdk.Admin).Device, deviceView(env))
 }
 
 func deviceCreate(env *Env) *cobra.Command {
 	var d api.NewDevice
 	c := &cobra.Command{
-		Use: "create ID", Short: "Register a device before it enrolls", Args: exactly("ID"),
+		Use: "create ID", Short: "Register a device before it enrolls",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d.ID = args[0]
 			made, err := env.admin().CreateDevice(cmd.Context(), d)
@@ -100,8 +85,8 @@ func deviceSuspend(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "suspend ID --reason TEXT", Short: "Put a device on hold: its sessions end, its certificates are held",
-		Example: "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
-		Args:    exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		Example:           "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if why == "" {
 				return usagef("--reason is missing: say why")
@@ -129,7 +114,7 @@ func deviceReactivate(env *Env) *cobra.Command {
 	var why string
 	var yes bool // it does not ask, but scripts give the same flag to all commands of a device's life
 	c := &cobra.Command{
-		Use: "reactivate ID", Short: "End a suspension", Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		Use: "reactivate ID", Short: "End a suspension", ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := env.admin().Reactivate(cmd.Context(), args[0], api.Act{Note: why})
 			if err != nil {
@@ -150,8 +135,8 @@ func deviceRevoke(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "revoke ID --reason REASON", Short: "Take all certificates of a device away, for good, and end its sessions",
-		Example: "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
-		Args:    exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		Example:           "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r.Reason == "" {
 				return usagef("--reason is missing: one of %s", strings.Join(reasons, ", "))
@@ -180,7 +165,7 @@ func deviceRetire(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "retire ID", Short: "End a device's life: revoke, and keep its id from being used again",
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := env.confirm(yes, fmt.Sprintf("Retire %s? Its certificates are revoked. This cannot be undone.", args[0])); err != nil {
 				return err
@@ -257,7 +242,7 @@ func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Mi
 func deviceEvents(env *Env) *cobra.Command {
 	var last int
 	c := &cobra.Command{
-		Use: "events ID", Short: "Tell a device's whole story, oldest first", Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		Use: "events ID", Short: "Tell a device's whole story, oldest first", ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			seq := env.paged(last).DeviceEvents(cmd.Context(), args[0], api.Order{Order: orderFor(last)})
 			return list(env, newest(seq, last), last, eventView(env, false))
@@ -265,8 +250,4 @@ func deviceEvents(env *Env) *cobra.Command {
 	}
 	lastFlag(c, &last)
 	return c
-}
-
-func yesFlag(c *cobra.Command, yes *bool) {
-	c.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
 }

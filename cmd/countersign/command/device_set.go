@@ -17,7 +17,7 @@ func deviceSet(env *Env) *cobra.Command {
 		Use: "set ID", Short: "Change owner, purpose, tags or fleet of a device; what no flag names stays as it is",
 		Example: `  countersign device set pump-7 --owner line-2@example.net --tag site=north --untag trial
   countersign device set pump-7 --fleet pumps-2`,
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var e api.EditDevice
 			for flag, set := range map[string]func(){

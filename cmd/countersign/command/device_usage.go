@@ -50,7 +50,7 @@ func devicePurge(env *Env) *cobra.Command {
 keep it out, suspend it.`,
 		Example: `  countersign device usage
   countersign device purge pump-7 --retained --reason 'filled the store'`,
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !p.Retained && !p.Queued && !p.Sessions {
 				p.Retained, p.Queued, p.Sessions = true, true, true

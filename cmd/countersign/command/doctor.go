@@ -31,7 +31,7 @@ const (
 
 func doctorCommand(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "doctor", Short: "Look for what is wrong, and say how to mend it", Args: exactly(),
+		Use: "doctor", Short: "Look for what is wrong, and say how to mend it",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d := api.Doctor{Checks: examine(cmd.Context(), env)}
 			if err := tellChecks(env, d); err != nil {

@@ -21,8 +21,13 @@ func encodeJSON(v any, prefix string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("couldn't encode: %w", err)
 	}
+	return escaped(b), nil
+}
+
+// escaped escapes what could drive a terminal in a text of JSON.
+func escaped(b []byte) []byte {
 	if !bytes.ContainsFunc(b, unsafeRune) {
-		return b, nil
+		return b
 	}
 	var out bytes.Buffer
 	for _, r := range string(b) {
@@ -34,7 +39,17 @@ func encodeJSON(v any, prefix string) ([]byte, error) {
 			fmt.Fprintf(&out, `\u%04x`, unit)
 		}
 	}
-	return out.Bytes(), nil
+	return out.Bytes()
+}
+
+// writeJSONLine writes v as JSON on one line.
+func writeJSONLine(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("couldn't encode: %w", err)
+	}
+	_, err = w.Write(append(escaped(b), '\n'))
+	return err
 }
 
 func unsafeRune(r rune) bool { return r >= 0x7f && !unicode.IsPrint(r) }

@@ -74,7 +74,6 @@ func enrollToken(env *Env) *cobra.Command {
   countersign enroll token --device pump-7
   countersign enroll token --uses 500 --devices pump-0001..pump-0500 --network 10.1.0.0/16 --per-minute 10
   countersign enroll token --from devices.csv --ttl 720h > tokens.csv`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			bounds, err := b.read(env.Now())
 			if err != nil {
@@ -155,39 +154,24 @@ func usedOf(c api.Credential) string {
 
 func enrollList(env *Env) *cobra.Command {
 	var f api.CredentialFilter
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List what lets devices in, newest first, without secrets", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Credentials(cmd.Context(), f), limit, credentialView(env))
-		},
-	}
+	c := listCommand(env, &cobra.Command{Use: "list", Short: "List what lets devices in, newest first, without secrets"}, filtered((*sdk.Admin).Credentials, &f), credentialView(env))
 	c.Flags().StringVar(&f.Kind, "kind", "", "only this kind: token, claim, key, group, thumbprint, tpm")
 	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
 	c.Flags().StringVar(&f.Device, "device", "", "only what is bound to this device")
 	complete(c, "kind", "token", "claim", "key", "group", "thumbprint", "tpm")
 	completeWith(c, "fleet", fleetNames(env))
 	completeWith(c, "device", deviceIDs(env))
-	limitFlag(c, &limit)
 	return c
 }
 
 func enrollTokens(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "tokens", Short: "List enrollment tokens, without their secrets", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Tokens(cmd.Context()), limit, credentialView(env))
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "tokens", Short: "List enrollment tokens, without their secrets"}, (*sdk.Admin).Tokens, credentialView(env))
 }
 
 func enrollStop(env *Env) *cobra.Command {
 	var act api.Act
 	c := &cobra.Command{
-		Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays", Args: exactly("ID"), ValidArgsFunction: first(credentialIDs(env)),
+		Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays", ValidArgsFunction: first(credentialIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if act.Note == "" {
 				return usagef("--reason is missing")

@@ -25,7 +25,6 @@ func enrollClaim(env *Env) *cobra.Command {
 		Use: "claim", Short: "Issue a claim certificate, which many devices share until each has its own",
 		Example: `  countersign enroll claim --label batch-3 --uses 500 --ttl 720h --devices pump-0001..pump-0500 --network 10.1.0.0/16 --out claim
   countersign enroll claim --temporary -o json`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			bounds, err := b.read(env.Now())
 			if err != nil {

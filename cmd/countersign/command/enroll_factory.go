@@ -28,7 +28,6 @@ line and stays the same in another run, id is optional, csr is PEM or base64. Th
 output has a line for each, in the same order. After a failure run it again with
 the same input: what was granted is given again.`,
 		Example: "  countersign enroll factory --fleet pumps --profile idevid --in requests.jsonl --out certificates.jsonl",
-		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			r, err := open(env, in)
 			if err != nil {

@@ -17,7 +17,6 @@ func enrollKey(env *Env) *cobra.Command {
 		Use: "key --device ID", Short: "Register the symmetric key of one device; it is shown this once",
 		Example: `  countersign enroll key --device pump-7 -o name > key.txt
   countersign enroll key --device pump-7 --keys given.txt`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if n.Device == "" {
 				return usagef("--device is missing")
@@ -45,7 +44,6 @@ func enrollGroup(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "group --label NAME", Short: "Register a key from which those of many devices are derived; it is shown this once",
 		Example: "  countersign enroll group --label line-3 --fleet pumps -o name > group.key",
-		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if n.Label == "" {
 				return usagef("--label is missing")

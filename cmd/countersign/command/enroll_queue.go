@@ -14,27 +14,20 @@ import (
 
 func enrollPending(env *Env) *cobra.Command {
 	f := api.WaitingFilter{}
-	var limit int
 	id := func(w api.Waiting) string { return w.ID }
-	c := &cobra.Command{
-		Use: "pending", Short: "List enrollments that wait for an operator, oldest first", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Enrollments(cmd.Context(), f), limit, view[api.Waiting]{name: id, cols: []col[api.Waiting]{
-				{"REQUEST", id},
-				{"STATE", func(w api.Waiting) string { return w.State }},
-				{"DEVICE", func(w api.Waiting) string { return w.Device }},
-				{"FLEET", func(w api.Waiting) string { return w.Fleet }},
-				{"METHOD", func(w api.Waiting) string { return w.Method }},
-				{"SINCE", func(w api.Waiting) string { return env.ago(w.CreatedAt) }},
-				{"EXPIRES", func(w api.Waiting) string { return env.until(w.ExpiresAt) }},
-				{"FROM", func(w api.Waiting) string { return w.Remote }},
-				{"FACTS", func(w api.Waiting) string { return pairs(w.Facts) }},
-			}})
-		},
-	}
+	c := listCommand(env, &cobra.Command{Use: "pending", Short: "List enrollments that wait for an operator, oldest first"}, filtered((*sdk.Admin).Enrollments, &f), view[api.Waiting]{name: id, cols: []col[api.Waiting]{
+		{"REQUEST", id},
+		{"STATE", func(w api.Waiting) string { return w.State }},
+		{"DEVICE", func(w api.Waiting) string { return w.Device }},
+		{"FLEET", func(w api.Waiting) string { return w.Fleet }},
+		{"METHOD", func(w api.Waiting) string { return w.Method }},
+		{"SINCE", func(w api.Waiting) string { return env.ago(w.CreatedAt) }},
+		{"EXPIRES", func(w api.Waiting) string { return env.until(w.ExpiresAt) }},
+		{"FROM", func(w api.Waiting) string { return w.Remote }},
+		{"FACTS", func(w api.Waiting) string { return pairs(w.Facts) }},
+	}})
 	c.Flags().StringVar(&f.State, "state", "waiting", "waiting, approved, rejected or done; empty is all")
 	complete(c, "state", "waiting", "approved", "rejected", "done")
-	limitFlag(c, &limit)
 	return c
 }
 
@@ -60,7 +53,7 @@ func enrollReject(env *Env) *cobra.Command {
 func decide(env *Env, verb, short string, do func(*sdk.Admin, context.Context, string, api.Act) (*api.Waiting, error)) *cobra.Command {
 	var act api.Act
 	c := &cobra.Command{
-		Use: verb + " ID", Short: short, Args: exactly("ID"), ValidArgsFunction: first(waitingIDs(env)),
+		Use: verb + " ID", Short: short, ValidArgsFunction: first(waitingIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			w, err := do(env.admin(), cmd.Context(), args[0], act)
 			if err != nil {
@@ -87,7 +80,6 @@ func enrollExplain(env *Env) *cobra.Command {
 		Use: "explain --csr FILE", Short: "Tell what would become of an enrollment, and why; nothing is issued",
 		Example: `  countersign enroll explain --csr device.csr --token-file token.txt
   countersign enroll explain --csr device.csr --cert idevid.pem --fleet pumps --from 10.1.2.3`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if csr == "" {
 				return usagef("--csr is missing")

@@ -16,7 +16,6 @@ func enrollThumbprint(env *Env) *cobra.Command {
 		Use: "thumbprint --device ID", Short: "Register a device's self-signed certificate, and a second one",
 		Example: `  countersign enroll thumbprint --device pump-7 --cert self.pem
   countersign enroll thumbprint --device pump-7 --sha256 4f1a... --secondary 77b2...`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if n.Device == "" {
 				return usagef("--device is missing")
@@ -81,7 +80,6 @@ func enrollTPM(env *Env) *cobra.Command {
 		Use: "tpm", Short: "Register the endorsement key of a TPM 2.0 that has no manufacturer's certificate",
 		Example: `  countersign enroll tpm --device pump-7 --ek ek.pub
   countersign enroll tpm --sha256 $(sha256sum ek.pub | cut -d' ' -f1)`,
-		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if (ek == "") == (n.EKHash == "") {
 				return usagef("give --ek or --sha256")

@@ -93,10 +93,11 @@ func rootCommand(env *Env) *cobra.Command {
 	root.AddCommand(
 		devCommand(env), demoCommand(env), simulateCommand(env), serverCommand(env),
 		deviceCommand(env), enrollCommand(env), sessionCommand(env), certCommand(env), caCommand(env),
-		fleetCommand(env), profileCommand(env), policyCommand(env), blockCommand(env), holdCommand(env), alertCommand(env), accessTokenCommand(env), auditCommand(env), operatorCommand(env),
+		fleetCommand(env), profileCommand(env), policyCommand(env), blockCommand(env), holdCommand(env), alertCommand(env), accessTokenCommand(env), logCommand(env), auditCommand(env), operatorCommand(env),
 		doctorCommand(env), versionCommand(env),
 		environmentTopic(), exitCodesTopic(),
 	)
+	checkArguments(root)
 	return root
 }
 
@@ -130,13 +131,6 @@ func (env *Env) admin() *sdk.Admin {
 	return c
 }
 
-// group makes a noun of its verbs.
-func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
-	c.AddCommand(verbs...)
-	return c
-}
-
 // helpCommand is cobra's, which answers an unknown topic with success.
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
@@ -158,22 +152,11 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	cmd.SuggestionsMinimumDistance = 2 // letters that are wrong
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
+	for wrong := range 2 { // letters; the nearest command first
+		cmd.SuggestionsMinimumDistance = wrong + 1
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
+		}
 	}
 	return usagef("there is no command %q in %q", args[0], cmd.CommandPath())
-}
-
-// exactly is cobra.ExactArgs with the names of what is missing.
-func exactly(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < len(names) {
-			return usagef("%s is missing: %s", names[len(args)], cmd.UseLine())
-		}
-		if len(args) > len(names) {
-			return usagef("%q is too much: %s", args[len(names)], cmd.UseLine())
-		}
-		return nil
-	}
 }

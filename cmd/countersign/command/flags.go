@@ -24,10 +24,6 @@ const (
 	completeMost = 200
 )
 
-func limitFlag(c *cobra.Command, limit *int) {
-	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
-}
-
 func lastFlag(c *cobra.Command, last *int) {
 	c.Flags().IntVar(last, "last", 0, "only the newest; 0 is all")
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
@@ -72,20 +73,12 @@ func rulesFrom(env *Env, file string) (*api.Rules, error) {
 }
 
 func fleetList(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List fleets", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Fleets(cmd.Context()), limit, fleetView())
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List fleets"}, (*sdk.Admin).Fleets, fleetView())
 }
 
 func fleetGet(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "get NAME", Short: "Show one fleet", Args: exactly("NAME"), ValidArgsFunction: first(fleetNames(env)),
+		Use: "get NAME", Short: "Show one fleet", ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := env.admin().Fleet(cmd.Context(), args[0])
 			if err != nil {
@@ -117,7 +110,7 @@ func fleetSet(env *Env) *cobra.Command {
   countersign fleet set pumps --method token --method idevid --rules rules.yaml
   countersign fleet set pumps --access certificate,secret
   countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
-		Args: exactly("NAME"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var p api.PutFleet
 			seconds := int64(overlap / time.Second)
@@ -222,14 +215,14 @@ func profileCommand(env *Env) *cobra.Command {
 		{"DESCRIPTION", func(p api.Profile) string { return p.Description }},
 	}}
 	l := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List profiles", Args: exactly(),
+		Use: "list", Aliases: []string{"ls"}, Short: "List profiles",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return list(env, env.paged(limit).Profiles(cmd.Context()), limit, v)
 		},
 	}
 	limitFlag(l, &limit)
 	get := &cobra.Command{
-		Use: "get NAME", Short: "Show one profile", Args: exactly("NAME"), ValidArgsFunction: first(profileNames(env)),
+		Use: "get NAME", Short: "Show one profile", ValidArgsFunction: first(profileNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := env.admin().Profile(cmd.Context(), args[0])
 			if err != nil {

@@ -37,7 +37,7 @@ type ruleLine struct {
 
 func ruleList(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "list FLEET", Aliases: []string{"ls"}, Short: "List the rules that are set", Args: exactly("FLEET"), ValidArgsFunction: first(fleetNames(env)),
+		Use: "list FLEET", Aliases: []string{"ls"}, Short: "List the rules that are set", ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rules, err := fleetRules(cmd.Context(), env, args[0])
 			if err != nil {
@@ -58,7 +58,7 @@ func ruleList(env *Env) *cobra.Command {
 
 func ruleGet(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "get FLEET RULE", Short: "Show one rule", Args: exactly("FLEET", "RULE"), ValidArgsFunction: ruleArgs(env),
+		Use: "get FLEET RULE", Short: "Show one rule", ValidArgsFunction: ruleArgs(env),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := ruleType(args[1]); err != nil {
 				return err
@@ -106,7 +106,7 @@ func ruleSet(env *Env) *cobra.Command {
   countersign fleet rule set pumps recovery '{max_age: 720h, max_times: 3}'
   countersign fleet rule set pumps recovery.max_times 5 --dry-run
   countersign fleet rule set pumps respond.shared_certificate alert,suspend`,
-		Args: exactly("FLEET", "RULE", "VALUE"), ValidArgsFunction: ruleArgs(env),
+		ValidArgsFunction: ruleArgs(env),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := ruleValue(args[1], args[2])
 			if err != nil {
@@ -124,7 +124,7 @@ func ruleSet(env *Env) *cobra.Command {
 func ruleUnset(env *Env) *cobra.Command {
 	var dry bool
 	c := &cobra.Command{
-		Use: "unset FLEET RULE", Short: "End one rule; its default counts again", Args: exactly("FLEET", "RULE"), ValidArgsFunction: ruleArgs(env),
+		Use: "unset FLEET RULE", Short: "End one rule; its default counts again", ValidArgsFunction: ruleArgs(env),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := ruleType(args[1]); err != nil {
 				return err
@@ -144,7 +144,7 @@ func ruleUnset(env *Env) *cobra.Command {
 func ruleEdit(env *Env) *cobra.Command {
 	var dry, yes bool
 	c := &cobra.Command{
-		Use: "edit FLEET", Short: "Change the rules in your editor (VISUAL, else EDITOR)", Args: exactly("FLEET"), ValidArgsFunction: first(fleetNames(env)),
+		Use: "edit FLEET", Short: "Change the rules in your editor (VISUAL, else EDITOR)", ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeRules(cmd.Context(), env, ruleChange{fleet: args[0], dry: dry, yes: yes, to: func(now ruleset) (ruleset, error) {
 				return editRules(cmd.Context(), env, args[0], now)

@@ -18,43 +18,28 @@ func holdCommand(env *Env) *cobra.Command {
 func holdID(h api.Hold) string { return h.ID }
 
 func holdList(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the emergency holds of this node", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Holds(cmd.Context()), limit, view[api.Hold]{name: holdID, cols: []col[api.Hold]{
-				{"ID", holdID},
-				{"DEVICE", func(h api.Hold) string { return h.Device }},
-				{"ACT", func(h api.Hold) string { return h.Act }},
-				{"STATE", func(h api.Hold) string { return h.State }},
-				{"SINCE", func(h api.Hold) string { return env.ago(h.At) }},
-				{"BY", func(h api.Hold) string { return h.By }},
-				{"LAST ERROR", func(h api.Hold) string { return h.Error }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the emergency holds of this node"}, (*sdk.Admin).Holds, view[api.Hold]{name: holdID, cols: []col[api.Hold]{
+		{"ID", holdID},
+		{"DEVICE", func(h api.Hold) string { return h.Device }},
+		{"ACT", func(h api.Hold) string { return h.Act }},
+		{"STATE", func(h api.Hold) string { return h.State }},
+		{"SINCE", func(h api.Hold) string { return env.ago(h.At) }},
+		{"BY", func(h api.Hold) string { return h.By }},
+		{"LAST ERROR", func(h api.Hold) string { return h.Error }},
+	}})
 }
 
 func holdRetry(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "retry ID", Short: "Record the act of an emergency hold now", Args: exactly("ID"), ValidArgsFunction: first(holdIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			h, err := env.admin().RetryHold(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("the %s of %s is on record", h.Act, h.Device)
-			return acted(env, *h, h.ID)
-		},
-	}
+	return actCommand(env, &cobra.Command{Use: "retry ID", Short: "Record the act of an emergency hold now"}, holdIDs(env), (*sdk.Admin).RetryHold, func(p printer, h *api.Hold) string {
+		p.done("the %s of %s is on record", h.Act, h.Device)
+		return h.ID
+	})
 }
 
 func holdDrop(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
-		Use: "drop ID", Short: "End an emergency hold without recording its act", Args: exactly("ID"), ValidArgsFunction: first(holdIDs(env)),
+		Use: "drop ID", Short: "End an emergency hold without recording its act", ValidArgsFunction: first(holdIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := env.confirm(yes, fmt.Sprintf("Drop hold %s? Its device may come back, and nothing was taken away from it.", args[0])); err != nil {
 				return err

@@ -50,7 +50,7 @@ type inspected struct {
 
 func certInspect(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "inspect FILE", Short: "Explain the certificates in a PEM or DER file; - is standard input", Args: exactly("FILE"),
+		Use: "inspect FILE", Short: "Explain the certificates in a PEM or DER file; - is standard input",
 		Example: "  countersign cert inspect device.pem",
 		RunE: func(_ *cobra.Command, args []string) error {
 			b, err := readFile(env, args[0])

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -20,7 +21,6 @@ func operatorToken(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "token NAME --role ROLE", Short: "Make an operator token for the API; it is shown this once",
 		Example: "  countersign operator token grafana --role viewer --ttl 720h -o name > token.txt",
-		Args:    exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("--role", t.Role, roles...); err != nil {
 				return err
@@ -45,23 +45,15 @@ func operatorToken(env *Env) *cobra.Command {
 }
 
 func operatorTokens(env *Env) *cobra.Command {
-	var limit int
 	id := func(t api.OperatorToken) string { return t.ID }
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List operator tokens, without their secrets", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).OperatorTokens(cmd.Context()), limit, view[api.OperatorToken]{name: id, cols: []col[api.OperatorToken]{
-				{"ID", id},
-				{"NAME", func(t api.OperatorToken) string { return t.Name }},
-				{"ROLE", func(t api.OperatorToken) string { return t.Role }},
-				{"STATE", func(t api.OperatorToken) string { return tokenState(env, t) }},
-				{"EXPIRES", func(t api.OperatorToken) string { return env.until(t.ExpiresAt) }},
-				{"USED", func(t api.OperatorToken) string { return env.ago(t.UsedAt) }},
-			}})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List operator tokens, without their secrets"}, (*sdk.Admin).OperatorTokens, view[api.OperatorToken]{name: id, cols: []col[api.OperatorToken]{
+		{"ID", id},
+		{"NAME", func(t api.OperatorToken) string { return t.Name }},
+		{"ROLE", func(t api.OperatorToken) string { return t.Role }},
+		{"STATE", func(t api.OperatorToken) string { return tokenState(env, t) }},
+		{"EXPIRES", func(t api.OperatorToken) string { return env.until(t.ExpiresAt) }},
+		{"USED", func(t api.OperatorToken) string { return env.ago(t.UsedAt) }},
+	}})
 }
 
 func tokenState(env *Env, t api.OperatorToken) string {
@@ -77,7 +69,7 @@ func tokenState(env *Env, t api.OperatorToken) string {
 func operatorRevoke(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
-		Use: "revoke ID", Short: "End an operator token at once", Args: exactly("ID"),
+		Use: "revoke ID", Short: "End an operator token at once",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := env.confirm(yes, "Revoke operator token "+args[0]+"? This cannot be undone."); err != nil {
 				return err

@@ -136,15 +136,6 @@ func show[T any](env *Env, item T, v view[T]) error {
 	return writeTable(p, rows)
 }
 
-// acted prints the object that an act answered where a format was asked for; in
-// a table the line with the check mark has said it all.
-func acted[T any](env *Env, item T, name string) error {
-	if env.output == formatTable {
-		return nil
-	}
-	return show(env, item, view[T]{name: func(T) string { return name }})
-}
-
 func heads[T any](cols []col[T]) []string {
 	row := make([]string, len(cols))
 	for i, c := range cols {

@@ -24,7 +24,7 @@ func policyCommand(env *Env) *cobra.Command {
 
 func policyInit(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "init", Short: "Print a policy to begin with: the built-in one, with comments", Args: exactly(),
+		Use: "init", Short: "Print a policy to begin with: the built-in one, with comments",
 		RunE: func(*cobra.Command, []string) error {
 			_, err := env.Out.Write(policy.Starter())
 			return err
@@ -63,7 +63,7 @@ func policyGet(env *Env) *cobra.Command {
 		Use: "get FLEET", Short: "Print the policy in force, or an older version",
 		Example: `  countersign policy get pumps > pumps.yaml
   countersign policy get pumps --version 3`,
-		Args: exactly("FLEET"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := policyAt(env, cmd, args[0], version)
 			if err != nil {
@@ -93,7 +93,7 @@ func policyHistory(env *Env) *cobra.Command {
 	var limit int
 	c := &cobra.Command{
 		Use: "history FLEET", Short: "List the versions of a fleet's policy, newest first",
-		Args: exactly("FLEET"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return list(env, env.paged(limit).PolicyVersions(cmd.Context(), args[0]), limit, policyView(env))
 		},
@@ -114,7 +114,7 @@ second on each node, and come back under the new policy; others stay as they are
 until they connect again.`,
 		Example: `  countersign policy apply pumps pumps.yaml --note 'valves listen to alarms'
   countersign policy apply pumps pumps.yaml --expect 4     only if version 4 is in force`,
-		Args: exactly("FLEET", "FILE"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			source, read, err := readPolicy(env, args[1])
 			if err != nil {
@@ -181,7 +181,7 @@ func policyRollback(env *Env) *cobra.Command {
 		Use: "rollback FLEET", Short: "Put an older version in force, as a new one",
 		Example: `  countersign policy rollback pumps --to 3
   countersign policy rollback pumps --to 0     the built-in policy`,
-		Args: exactly("FLEET"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			old, err := env.admin().PolicyVersion(cmd.Context(), args[0], p.To)
 			if err != nil {
@@ -218,7 +218,7 @@ func policyReplay(env *Env) *cobra.Command {
 	var limit int
 	c := &cobra.Command{
 		Use: "replay FLEET FILE", Short: "Try a policy on what devices did of late; nothing changes",
-		Args: exactly("FLEET", "FILE"), ValidArgsFunction: first(fleetNames(env)),
+		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			source, _, err := readPolicy(env, args[1])
 			if err != nil {

@@ -68,7 +68,6 @@ func policyCheck(env *Env) *cobra.Command {
 		Use: "check FILE", Short: "Read a policy, tell what is unwise in it, and run its tests; needs no server",
 		Example: `  countersign policy check pumps.yaml
   countersign policy check pumps.yaml --strict     in a pipeline: warnings fail too`,
-		Args: exactly("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			source, p, err := readPolicy(env, args[0])
 			if err != nil {
@@ -115,7 +114,7 @@ func decisionOf(d policy.Decision) api.PolicyDecision { return api.PolicyDecisio
 
 func policyTest(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "test FILE", Short: "Run the tests that stand in a policy; needs no server", Args: exactly("FILE"),
+		Use: "test FILE", Short: "Run the tests that stand in a policy; needs no server",
 		RunE: func(_ *cobra.Command, args []string) error {
 			source, p, err := readPolicy(env, args[0])
 			if err != nil {

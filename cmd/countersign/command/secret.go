@@ -63,7 +63,7 @@ func secretCreate(env *Env) *cobra.Command {
 		Use: "create ID", Short: "Make a secret for a device; it is shown this once",
 		Example: `  countersign device secret create pump-7 -o name > secret.txt
   countersign device secret create pump-7 --binary secret.bin`,
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := secretOrder(env, &s)
 			if err != nil {
@@ -86,7 +86,7 @@ func secretSet(env *Env) *cobra.Command {
 		Use: "set ID", Short: "Give a device a password that is brought along, from a file or standard input",
 		Example: `  countersign device secret set pump-7 < password.txt
   countersign device secret set pump-7 --file secret.bin --raw`,
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := secretOrder(env, &s)
 			if err != nil {
@@ -112,7 +112,7 @@ func secretRotate(env *Env) *cobra.Command {
 		Use: "rotate ID", Short: "Give a device the successor of its secret; the present one stays good for the overlap",
 		Example: `  countersign device secret rotate pump-7 --overlap 72h -o name > secret.txt
   countersign device secret rotate pump-7 --overlap 0s --file password.txt`,
-		Args: exactly("ID"), ValidArgsFunction: first(deviceIDs(env)),
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := secretOrder(env, &s)
 			if err != nil {
@@ -164,7 +164,7 @@ func showSecret(env *Env, made *api.IssuedSecret, file string) error {
 
 func secretList(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "list ID", Aliases: []string{"ls"}, Short: "List the secrets of a device, without the secrets themselves", Args: exactly("ID"),
+		Use: "list ID", Aliases: []string{"ls"}, Short: "List the secrets of a device, without the secrets themselves",
 		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return list(env, env.admin().Secrets(cmd.Context(), args[0]), 0, view[api.Secret]{
@@ -197,8 +197,8 @@ func secretStop(env *Env) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "stop ID SECRET", Short: "End a secret for good and the sessions that rest on it",
-		Example: "  countersign device secret stop pump-7 1f2e3d4c5b6a7988 --reason 'in a repository' --yes",
-		Args:    exactly("ID", "SECRET"), ValidArgsFunction: first(deviceIDs(env)),
+		Example:           "  countersign device secret stop pump-7 1f2e3d4c5b6a7988 --reason 'in a repository' --yes",
+		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := env.confirm(yes, fmt.Sprintf("Stop secret %s of %s? Its sessions end now. This cannot be undone.", args[1], args[0])); err != nil {
 				return err

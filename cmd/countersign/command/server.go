@@ -30,7 +30,7 @@ const devPorts = "fixed"
 func devCommand(env *Env) *cobra.Command {
 	var ports string
 	c := &cobra.Command{
-		Use: "dev", Short: "Run everything on this machine, for trying out", Args: exactly(),
+		Use: "dev", Short: "Run everything on this machine, for trying out",
 		Long: `Run the whole server on loopback with its data in --dir: a root and an issuing
 authority, a fleet named default that accepts tokens, and all doors. Ports are
 8443 (enroll), 8883 (MQTT), 8080 (API) and 8090 (CRL, OCSP); with --ports 0 free
@@ -55,7 +55,7 @@ folder tells them, once all of them accept.`,
 func serverCommand(env *Env) *cobra.Command {
 	var file string
 	run := &cobra.Command{
-		Use: "run", Short: "Run the server", Args: exactly(),
+		Use: "run", Short: "Run the server",
 		Long: `Run the server on a database that server init founded, with the keys of that
 database. What is missing or does not fit is refused with what to do about it;
 nothing is ever made anew by a start.`,
@@ -68,7 +68,7 @@ nothing is ever made anew by a start.`,
 		},
 	}
 	check := &cobra.Command{
-		Use: "check", Short: "Tell all that is wrong with the configuration", Args: exactly(),
+		Use: "check", Short: "Tell all that is wrong with the configuration",
 		RunE: func(*cobra.Command, []string) error {
 			cfg, err := loadConfig(env, file)
 			if err != nil {

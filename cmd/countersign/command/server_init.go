@@ -17,7 +17,7 @@ import (
 func initCommand(env *Env, file *string) *cobra.Command {
 	plan := ca.Plan{}
 	c := &cobra.Command{
-		Use: "init", Short: "Found a server: make its keys, its database and the first authorities, and stop", Args: exactly(),
+		Use: "init", Short: "Found a server: make its keys, its database and the first authorities, and stop",
 		Long: `Make what a server begins with: the data folder, the database's tables, the keys of
 a root and an issuing authority, their certificates, the sealing key, and a fleet
 named default that accepts tokens. It is done once; on a database that has

@@ -15,7 +15,7 @@ import (
 func acceptRestoredCommand(env *Env, file *string) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
-		Use: "accept-restored", Short: "Accept a database that is older than the last state that this node saw", Args: exactly(),
+		Use: "accept-restored", Short: "Accept a database that is older than the last state that this node saw",
 		Long: `A start refuses a database that is older than the last state that this node saw: it
 was restored from a backup, and what was recorded since then is lost, revocations too.
 Where there is no newer state this command accepts the loss. It raises the numbers of
@@ -45,7 +45,7 @@ on each node that refuses, while the node is stopped.`,
 func replaceSealingKeyCommand(env *Env, file *string) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
-		Use: "replace-sealing-key", Short: "Make a new sealing key where the old one is lost for good", Args: exactly(),
+		Use: "replace-sealing-key", Short: "Make a new sealing key where the old one is lost for good",
 		Long: `The sealing key, keys/seal.key, encrypts the symmetric keys and SCRAM secrets of devices
 in the database and authenticates access tokens. A start refuses to go on without it.
 Where neither another node nor a backup has it any more, this command makes a new one:

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -13,27 +14,20 @@ func sessionCommand(env *Env) *cobra.Command {
 
 func sessionList(env *Env) *cobra.Command {
 	var f api.SessionFilter
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List live connections", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Sessions(cmd.Context(), f), limit, view[api.Session]{
-				name: func(s api.Session) string { return s.ID },
-				cols: []col[api.Session]{
-					{"DEVICE", func(s api.Session) string { return s.Device }},
-					{"SINCE", func(s api.Session) string { return span(env.Now().Sub(s.Since)) }},
-					{"FROM", func(s api.Session) string { return s.Remote }},
-					{"PROTO", func(s api.Session) string { return s.Protocol }},
-					{"CLIENT", func(s api.Session) string { return s.ClientID }},
-					{"CERT", func(s api.Session) string { return s.Serial }},
-					{"EXPIRES", func(s api.Session) string { return env.until(s.NotAfter) }},
-				},
-			})
+	c := listCommand(env, &cobra.Command{Use: "list", Short: "List live connections"}, filtered((*sdk.Admin).Sessions, &f), view[api.Session]{
+		name: func(s api.Session) string { return s.ID },
+		cols: []col[api.Session]{
+			{"DEVICE", func(s api.Session) string { return s.Device }},
+			{"SINCE", func(s api.Session) string { return span(env.Now().Sub(s.Since)) }},
+			{"FROM", func(s api.Session) string { return s.Remote }},
+			{"PROTO", func(s api.Session) string { return s.Protocol }},
+			{"CLIENT", func(s api.Session) string { return s.ClientID }},
+			{"CERT", func(s api.Session) string { return s.Serial }},
+			{"EXPIRES", func(s api.Session) string { return env.until(s.NotAfter) }},
 		},
-	}
+	})
 	c.Flags().StringVar(&f.Device, "device", "", "only this device")
 	completeWith(c, "device", deviceIDs(env))
-	limitFlag(c, &limit)
 	return c
 }
 

@@ -37,7 +37,6 @@ the server are sent: play on a server that is for trying.
 
 Stories: ` + strings.Join(simulate.StoryNames(), ", ") + `. twin and offline need more than six minutes.`,
 		Example: "  countersign simulate\n  countersign simulate --devices 200 --duration 12m\n  countersign simulate --stories steady,clone --seed 7 -o json",
-		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.Endpoints, err = endpoints(env); err != nil {

@@ -8,7 +8,7 @@ import (
 
 func versionCommand(env *Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Say what this program is", Args: exactly(),
+		Use: "version", Short: "Say what this program is",
 		RunE: func(*cobra.Command, []string) error {
 			version := func(v api.Version) string { return v.Version }
 			return show(env, rest.Version(), view[api.Version]{name: version, cols: []col[api.Version]{

@@ -1,0 +1,148 @@
+package command
+
+import (
+	"context"
+	"iter"
+	"strings"
+
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/spf13/cobra"
+)
+
+// This file holds the commands that many nouns have. Each is made from a command that
+// has its words already: Use, Short, Long, Example.
+
+// group makes a noun of its verbs.
+func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// listCommand lists objects of one kind, page by page.
+func listCommand[T any](env *Env, c *cobra.Command, seq func(*sdk.Admin, context.Context) iter.Seq2[T, error], v view[T]) *cobra.Command {
+	var limit int
+	if c.Name() == "list" {
+		c.Aliases = append(c.Aliases, "ls")
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		return list(env, seq(env.paged(limit), cmd.Context()), limit, v)
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+// filtered is a list with the filter that flags fill in.
+func filtered[F, T any](seq func(*sdk.Admin, context.Context, F) iter.Seq2[T, error], f *F) func(*sdk.Admin, context.Context) iter.Seq2[T, error] {
+	return func(admin *sdk.Admin, ctx context.Context) iter.Seq2[T, error] { return seq(admin, ctx, *f) }
+}
+
+// getCommand shows the object that its one argument names.
+func getCommand[T any](env *Env, c *cobra.Command, names completer, get func(*sdk.Admin, context.Context, string) (*T, error), v view[T]) *cobra.Command {
+	c.ValidArgsFunction = first(names)
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		item, err := get(env.admin(), cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return show(env, *item, v)
+	}
+	return c
+}
+
+// actCommand does something to the object that its one argument names. say writes what
+// was done and returns the name of the object.
+func actCommand[T any](env *Env, c *cobra.Command, names completer, act func(*sdk.Admin, context.Context, string) (*T, error), say func(printer, *T) string) *cobra.Command {
+	if names != nil {
+		c.ValidArgsFunction = first(names)
+	}
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		item, err := act(env.admin(), cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return acted(env, *item, say(env.stderr(), item))
+	}
+	return c
+}
+
+// acted prints the object that an act answered where a format was asked for; in
+// a table the line with the check mark has said it all.
+func acted[T any](env *Env, item T, name string) error {
+	if env.output == formatTable {
+		return nil
+	}
+	return show(env, item, view[T]{name: func(T) string { return name }})
+}
+
+// asking makes c ask before it acts, unless --yes is set.
+func asking(env *Env, c *cobra.Command, question func(args []string) string) *cobra.Command {
+	var yes bool
+	yesFlag(c, &yes)
+	act := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := env.confirm(yes, question(args)); err != nil {
+			return err
+		}
+		return act(cmd, args)
+	}
+	return c
+}
+
+// needing makes c refuse to run without a flag; hint follows "--flag is missing".
+func needing(c *cobra.Command, flag, hint string) *cobra.Command {
+	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flag(flag).Value.String() == "" {
+			return usagef("--%s is missing%s", flag, hint)
+		}
+		return nil
+	}
+	return c
+}
+
+func limitFlag(c *cobra.Command, limit *int) {
+	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
+}
+
+func yesFlag(c *cobra.Command, yes *bool) {
+	c.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
+}
+
+func reasonFlag(c *cobra.Command, why *string) {
+	c.Flags().StringVar(why, "reason", "", "why, in your words")
+}
+
+// checkArguments gives each command without a check of its arguments the one that its
+// line of use describes.
+func checkArguments(c *cobra.Command) {
+	if c.Args == nil && c.RunE != nil {
+		c.Args = exactly(arguments(c.Use)...)
+	}
+	for _, sub := range c.Commands() {
+		checkArguments(sub)
+	}
+}
+
+// arguments returns the names of the arguments that a line of use requires.
+func arguments(use string) (names []string) {
+	for _, w := range strings.Fields(use)[1:] {
+		if strings.ContainsAny(w[:1], "-[|") {
+			break
+		}
+		names = append(names, w)
+	}
+	return names
+}
+
+// exactly is cobra.ExactArgs with the names of what is missing.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usagef("%s is missing: %s", names[len(args)], cmd.UseLine())
+		}
+		if len(args) > len(names) {
+			return usagef("%q is too much: %s", args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}
