@@ -24,6 +24,7 @@ type Proxy struct {
 	conns    map[*proxied]struct{}
 	gate     chan struct{} // closed: pass; open: hang
 	refuse   bool
+	silent   bool // new connections are silent
 	noListen bool
 	noWrites bool
 	delay    time.Duration
@@ -85,6 +86,18 @@ func (p *Proxy) Hang() {
 	}
 }
 
+// Silence passes nothing on over the connections that there are, and over those that
+// are opened until Heal, and closes none of them, as a machine that is gone. Heal lets
+// new connections pass; those stay silent for good.
+func (p *Proxy) Silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = true
+	for c := range p.conns {
+		c.silent = true
+	}
+}
+
 // CutNotices closes the connections that listen for notices, and each one that asks
 // for them from now on. All others work.
 func (p *Proxy) CutNotices() {
@@ -113,7 +126,7 @@ func (p *Proxy) Delay(d time.Duration) {
 func (p *Proxy) Heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refuse, p.noListen, p.noWrites, p.delay, p.commits = false, false, false, 0, nil
+	p.refuse, p.silent, p.noListen, p.noWrites, p.delay, p.commits = false, false, false, false, 0, nil
 	select {
 	case <-p.gate:
 	default:
@@ -160,7 +173,10 @@ func (p *Proxy) serve() {
 type proxied struct {
 	proxy          *Proxy
 	client, server net.Conn
+	once           sync.Once
 
+	ended   chan struct{} // closed with the connection
+	silent  bool          // for good
 	listens bool
 	sent    []byte       // since BEGIN
 	losing  *commitFault // the server's next ReadyForQuery is lost
@@ -169,6 +185,7 @@ type proxied struct {
 func (c *proxied) close() {
 	_ = c.client.Close()
 	_ = c.server.Close()
+	c.once.Do(func() { close(c.ended) })
 }
 
 func (p *Proxy) pass(client net.Conn) {
@@ -185,10 +202,13 @@ func (p *Proxy) pass(client net.Conn) {
 		_ = client.Close()
 		return
 	}
-	c := &proxied{proxy: p, client: client, server: server}
+	c := &proxied{proxy: p, client: client, server: server, ended: make(chan struct{})}
 	p.mu.Lock()
 	if p.refuse {
 		c.close()
+	}
+	if p.silent {
+		c.silent = true
 	}
 	p.conns[c] = struct{}{}
 	p.mu.Unlock()
@@ -272,11 +292,14 @@ func (c *proxied) down() {
 	}
 }
 
-// wait waits while the proxy hangs.
+// wait waits while the proxy hangs, and until its end where the connection is silent.
 func (c *proxied) wait() {
 	c.proxy.mu.Lock()
-	gate := c.proxy.gate
+	gate, silent := c.proxy.gate, c.silent
 	c.proxy.mu.Unlock()
+	if silent {
+		<-c.ended
+	}
 	<-gate
 }
 
