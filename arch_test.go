@@ -191,7 +191,7 @@ func under(p string, prefixes []string) bool {
 	})
 }
 
-// ownDir gives the folder of an import of this module.
+// ownDir returns the folder of an import of this module.
 func ownDir(p string) (dir string, own bool) {
 	if p == module {
 		return ".", true

@@ -17,7 +17,7 @@ const ClockSkew = time.Minute
 // octets, two digits each, no sign octet (RFC 5280, 4.1.2.2).
 type Serial string
 
-// SerialOf gives the serial of n, which must be positive.
+// SerialOf returns the serial of n, which must be positive.
 func SerialOf(n *big.Int) Serial { return Serial(hex.EncodeToString(n.Bytes())) }
 
 // ParseSerial reads a serial as people write it: hex in either case, with or
@@ -34,7 +34,7 @@ func ParseSerial(s string) (Serial, error) {
 	return SerialOf(new(big.Int).SetBytes(b)), nil
 }
 
-// Int gives the number; nil if s is not hex.
+// Int returns the number; nil if s is not hex.
 func (s Serial) Int() *big.Int {
 	n, ok := new(big.Int).SetString(string(s), 16)
 	if !ok {

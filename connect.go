@@ -103,11 +103,11 @@ type Gatekeeper interface {
 	// Exchange begins an authentication of several steps by the method's name. It
 	// refuses with BadRequest a method that there is not.
 	Exchange(ctx context.Context, c Connection, method string) (Exchange, error)
-	// Opened tells of an admitted session, once it carries traffic.
+	// Opened reports an admitted session, once it carries traffic.
 	Opened(s Session)
-	// Closed tells of its end.
+	// Closed reports its end.
 	Closed(s Session, end Ending)
-	// Judged tells of an act within a session, and whether its permissions allowed
+	// Judged reports an act within a session, and whether its permissions allowed
 	// it. Callers bound how often they tell.
 	Judged(s Session, a Act)
 	// Exceeded reports a session that wanted, or had, more than limit of a budget. The

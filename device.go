@@ -106,7 +106,7 @@ func CheckDevice(fleet Fleet, id string) error {
 // or a service that ignores case, would take for one. Ids are ASCII.
 func FoldDeviceID(id string) string { return strings.ToLower(id) }
 
-// CheckName says whether s can name a fleet, a profile or an authority: a DNS
+// CheckName reports whether s can name a fleet, a profile or an authority: a DNS
 // label (RFC 1035, 2.3.1), since such names stand in URLs and URNs.
 func CheckName(s string) error {
 	if !name.MatchString(s) {

@@ -7,7 +7,7 @@ import (
 )
 
 // ParseNetwork reads a network as people write it, 203.0.113.0/24 or one address,
-// and gives it in its one form: without the bits of a host, IPv4 as IPv4. It
+// and returns it in its one form: without the bits of a host, IPv4 as IPv4. It
 // refuses with BadRequest.
 func ParseNetwork(s string) (netip.Prefix, error) {
 	bad := Errorf(BadRequest, "%.60q is no network", s).WithNext("write an address, or a network such as 203.0.113.0/24")

@@ -52,7 +52,7 @@ func readRFCs(t *testing.T) []rfc {
 
 var citation = regexp.MustCompile(`\bRFC ([0-9]{3,5})\b`)
 
-// citations gives, for each RFC that the text of this file names, its number.
+// citations returns, for each RFC that the text of this file names, its number.
 func citations(t *testing.T, name string) []int {
 	t.Helper()
 	text, err := os.ReadFile(name)

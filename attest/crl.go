@@ -157,7 +157,7 @@ func (l *CRL) readEntries() error {
 	return nil
 }
 
-// find gives the entry for a serial of an issuer.
+// find returns the entry for a serial of an issuer.
 func (l *CRL) find(issuer []byte, serial *big.Int) (entry, bool) {
 	i, _ := slices.BinarySearchFunc(l.entries, serial, func(e entry, s *big.Int) int { return e.serial.Cmp(s) })
 	for ; i < len(l.entries) && l.entries[i].serial.Cmp(serial) == 0; i++ {

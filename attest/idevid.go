@@ -44,7 +44,7 @@ type IDRule struct {
 	Suffix string
 }
 
-// Check says whether the rule can be applied at all. Errors have code BadRequest.
+// Check reports whether the rule can be applied at all. Errors have code BadRequest.
 func (r IDRule) Check() error {
 	switch r.Field {
 	case IDCommonName, IDSerialNumber, IDDNSName, IDURI, IDEmail, IDHWSerial, IDHWModule, IDKeyHash:
@@ -118,7 +118,7 @@ func (r IDRule) values(c *x509.Certificate) ([]string, error) {
 	return values, nil
 }
 
-// subjectValues gives all values of an attribute. crypto/x509's CommonName is the
+// subjectValues returns all values of an attribute. crypto/x509's CommonName is the
 // last of several, which would let a CA's customer add one of his own.
 func subjectValues(c *x509.Certificate, oid asn1.ObjectIdentifier) []string {
 	var values []string

@@ -45,7 +45,7 @@ var (
 	}
 )
 
-// checkEndEntity says whether a certificate can stand for a device at all.
+// checkEndEntity reports whether a certificate can stand for a device at all.
 func checkEndEntity(c *x509.Certificate, o PathOptions) error {
 	critical, names := extension(c, oidSubjectAltName)
 	switch {
@@ -68,7 +68,7 @@ func checkEndEntity(c *x509.Certificate, o PathOptions) error {
 	return nil
 }
 
-// checkCertificate says whether the i-th certificate of the path may stand there.
+// checkCertificate reports whether the i-th certificate of the path may stand there.
 func (v *validator) checkCertificate(c *x509.Certificate, i int, path []*x509.Certificate) error {
 	if err := checkTime(c, v.o.Now); err != nil {
 		return err
@@ -122,7 +122,7 @@ const nextLegacy = "if the manufacturer has no better chain, register its CA wit
 
 func (v *validator) legacy() bool { return v.o.AllowLegacy || v.anchor.Legacy }
 
-// checkCA says whether c may have issued the one before it, with these CAs between it and the end entity.
+// checkCA reports whether c may have issued the one before it, with these CAs between it and the end entity.
 func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAnchor bool) error {
 	critical, _ := extension(c, oidBasicConstraints)
 	switch {
@@ -202,7 +202,7 @@ func acceptedKey(pub crypto.PublicKey) bool {
 	return false
 }
 
-// extension gives an extension of c; value is nil only if there is none.
+// extension returns an extension of c; value is nil only if there is none.
 func extension(c *x509.Certificate, oid asn1.ObjectIdentifier) (critical bool, value []byte) {
 	for _, e := range c.Extensions {
 		if e.Id.Equal(oid) {

@@ -53,7 +53,7 @@ func emptyName(raw []byte) bool {
 // selfIssued is what RFC 5280, 3.2 calls a certificate whose issuer and subject are one name.
 func selfIssued(c *x509.Certificate) bool { return sameName(c.RawIssuer, c.RawSubject) }
 
-// canonicalName gives one string for each RDN of a name, equal for equal RDNs.
+// canonicalName returns one string for each RDN of a name, equal for equal RDNs.
 func canonicalName(raw []byte) (rdns []string, ok bool) {
 	input := cryptobyte.String(raw)
 	var name cryptobyte.String
@@ -227,7 +227,7 @@ func readConstraints(c *x509.Certificate) (constraints, error) {
 	return n, nil
 }
 
-// checkConstraint says whether a constraint has a form that can be decided.
+// checkConstraint reports whether a constraint has a form that can be decided.
 func checkConstraint(c *x509.Certificate, base generalName) error {
 	switch base.tag {
 	case tagEmail:

@@ -32,7 +32,7 @@ var pkitsDiffers = map[string]string{
 	"4.7.5 Invalid keyUsage Not Critical cRLSign False Test5": "hangs on a list, and Go's copy of the suite has none",
 }
 
-// pkitsPolicy gives a policy of the suite by its name.
+// pkitsPolicy returns a policy of the suite by its name.
 func pkitsPolicy(t *testing.T, name string) x509.OID {
 	t.Helper()
 	dotted := "2.5.29.32.0" // anyPolicy

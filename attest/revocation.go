@@ -27,7 +27,7 @@ type distPoint struct {
 	issuers [][]byte // raw directory names of cRLIssuer; empty: the certificate's issuer
 }
 
-// canonical gives one string for equal names.
+// canonical returns one string for equal names.
 func (n generalName) canonical() string {
 	if n.tag == tagDirectory {
 		if rdns, ok := canonicalName(n.value); ok {
@@ -39,7 +39,7 @@ func (n generalName) canonical() string {
 
 func canonicalDirectory(rdns []string) string { return "dn:" + strings.Join(rdns, ",") }
 
-// directoryIn gives the first directoryName of a GeneralNames.
+// directoryIn returns the first directoryName of a GeneralNames.
 func directoryIn(der []byte) ([]byte, bool) {
 	input := cryptobyte.String(der)
 	var list cryptobyte.String
@@ -189,7 +189,7 @@ func (p distPoint) by(l *CRL) bool {
 	return slices.ContainsFunc(p.issuers, func(name []byte) bool { return sameName(name, l.list.RawIssuer) })
 }
 
-// reasonsFor gives the reasons for which the list speaks of c; none if c is out
+// reasonsFor returns the reasons for which the list speaks of c; none if c is out
 // of its scope (RFC 5280, 6.3.3 (b) and (d)).
 func (l *CRL) reasonsFor(c *x509.Certificate, points []distPoint) int {
 	if l.scope.onlyAttr || l.scope.onlyUser && c.IsCA || l.scope.onlyCA && !c.IsCA {

@@ -21,7 +21,7 @@ var (
 
 const unknown = countersign.Unavailable
 
-// listed gives both CAs a list and returns mid's, to be bent.
+// listed makes a list for both CAs and returns mid's, to be changed.
 func listed(w *world) *list {
 	l := newList(w.mid, 10)
 	w.lists, w.require = []*list{newList(w.root, 1), l}, true

@@ -158,7 +158,7 @@ func DeriveKey(groupKey []byte, registrationID string) []byte {
 	return h.Sum(nil)
 }
 
-// Derive gives the keys of one device of a group whose keys are k.
+// Derive returns the keys of one device of a group whose keys are k.
 func (k SymmetricKeys) Derive(registrationID string) SymmetricKeys {
 	var d SymmetricKeys
 	if len(k.Primary) > 0 {
@@ -170,7 +170,7 @@ func (k SymmetricKeys) Derive(registrationID string) SymmetricKeys {
 	return d
 }
 
-// Verify says whether the token was made with one of the keys for the resource,
+// Verify reports whether the token was made with one of the keys for the resource,
 // such as "0ne00/registrations/pump-7", and is in time, and which key it was.
 // Resources compare without regard to ASCII case, as Azure's do. Errors have code
 // BadCredential where none of the keys made it; CredentialExpire, Misconfigured for

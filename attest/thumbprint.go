@@ -21,7 +21,7 @@ type Thumbprint [sha256.Size]byte
 // "SHA256 Fingerprint=" before them.
 const maxThumbprint = 128
 
-// ThumbprintOf gives the thumbprint of a certificate.
+// ThumbprintOf returns the thumbprint of a certificate.
 func ThumbprintOf(cert *x509.Certificate) Thumbprint { return sha256.Sum256(cert.Raw) }
 
 // ParseThumbprint reads a thumbprint as people have it: 64 hex digits in either
@@ -90,7 +90,7 @@ type Thumbprints struct {
 	WeakKeys *weakkey.Blocklist
 }
 
-// Verify says whether the device may enroll with this self-signed certificate,
+// Verify reports whether the device may enroll with this self-signed certificate,
 // whose key TLS has proved, and which of the two it is. It takes no certificate
 // that a CA signed: a thumbprint would outlive that CA's revocation. Errors have
 // code CertUnknown, Misconfigured, WeakKey, CertExpired or CertNotYetValid.

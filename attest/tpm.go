@@ -150,7 +150,7 @@ func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o
 	return result, nil
 }
 
-// answered says whether the secret is the one that only this chip, and in it
+// answered reports whether the secret is the one that only this chip, and in it
 // only this AK, could have recovered.
 func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
 	if len(e.Nonce) == 0 || len(e.AKName) == 0 {

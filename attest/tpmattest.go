@@ -25,7 +25,7 @@ const maxPCR = 23
 // restricted key signs a digest of foreign data that begins so.
 var tpmGenerated = binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMGeneratedValue))
 
-// CheckPCRs says whether these can be reference values: PCRs 0 to 23 with
+// CheckPCRs reports whether these can be reference values: PCRs 0 to 23 with
 // SHA-256 digests. Errors have code BadRequest.
 func CheckPCRs(values map[int][]byte) error {
 	for _, i := range slices.Sorted(maps.Keys(values)) {
@@ -56,7 +56,7 @@ func (k *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error {
 	return nil
 }
 
-// certified gives the name of the key that a statement is about. CertifyCreation
+// certified returns the name of the key that a statement is about. CertifyCreation
 // says no less than Certify: the TPM made that key, and the name fixes that it
 // can't leave. tpm2_certify takes no nonce; tpm2_certifycreation does.
 func certified(a *tpm2.TPMSAttest) (name []byte, ok bool) {

@@ -116,7 +116,7 @@ func weakTPM(what, why string) *countersign.Error {
 		WithNext("use RSA from 2048 to 4096 bits, or P-256, P-384 or P-521, with SHA-256 or stronger")
 }
 
-// tpmHash gives the hash of an algorithm that may name keys and sign. SHA-1 may not.
+// tpmHash returns the hash of an algorithm that may name keys and sign. SHA-1 may not.
 func tpmHash(alg tpm2.TPMIAlgHash) (crypto.Hash, error) {
 	switch alg {
 	case tpm2.TPMAlgSHA256, tpm2.TPMAlgSHA384, tpm2.TPMAlgSHA512:
@@ -236,7 +236,7 @@ func parseEK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	return k, nil
 }
 
-// EKArea gives the TPM2B_PUBLIC of the endorsement key with this public key, for
+// EKArea returns the TPM2B_PUBLIC of the endorsement key with this public key, for
 // devices that send no more than that or a certificate: of a default template,
 // the rest is known. Errors have code WeakKey.
 func EKArea(pub crypto.PublicKey) ([]byte, error) {

@@ -31,7 +31,7 @@ var (
 	tagExplicit1 = cbasn1.Tag(1).ContextSpecific().Constructed()
 )
 
-// EncodeCertsOnly gives the DER of a certs-only message that carries certs, each
+// EncodeCertsOnly returns the DER of a certs-only message that carries certs, each
 // the DER of one certificate. The order is kept: strict DER would sort the set,
 // but receivers read it as a path, and RFC 5652 asks for BER only.
 func EncodeCertsOnly(certs ...[]byte) ([]byte, error) {
@@ -78,7 +78,7 @@ func isOneSequence(der []byte) bool {
 
 var errMalformed = errors.New("couldn't parse message: not a certs-only SignedData in DER")
 
-// ParseCertsOnly gives the certificates of a certs-only message, each as DER, in
+// ParseCertsOnly returns the certificates of a certs-only message, each as DER, in
 // the order of the message. The slices share memory with der. CRLs in the
 // message are skipped, and so are signers: nothing here is trusted for being
 // signed. It refuses messages over [MaxSize] or with no certificate.

@@ -148,7 +148,7 @@ func FuzzParseCertsOnly(f *testing.F) {
 	})
 }
 
-// peer gives the path of openssl, or skips unless peers are required.
+// peer returns the path of openssl, or skips unless peers are required.
 func peer(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("openssl")

@@ -54,7 +54,7 @@ type Recipient struct {
 	Secret, SecretID []byte
 }
 
-// Encrypt gives the DER of an EnvelopedData (RFC 5652, 6) for one recipient, with
+// Encrypt returns the DER of an EnvelopedData (RFC 5652, 6) for one recipient, with
 // content encrypted by AES-256 in CBC mode. That hides content and does not
 // protect it from change: sign what goes in. content is that of contentType
 // in DER, for id-data the octets themselves.
@@ -100,7 +100,7 @@ func Encrypt(contentType asn1.ObjectIdentifier, content []byte, to Recipient) ([
 	return der, nil
 }
 
-// wrap gives the RecipientInfo that carries key, and the version of an
+// wrap returns the RecipientInfo that carries key, and the version of an
 // EnvelopedData around it (RFC 5652, 6.1).
 func (r Recipient) wrap(key []byte) (version int64, info []byte, err error) {
 	if r.Certificate == nil {
@@ -236,7 +236,7 @@ func sizeOf(id asn1.ObjectIdentifier, table map[int]asn1.ObjectIdentifier) (int,
 	return 0, false
 }
 
-// unwrap gives the content-encryption key from one RecipientInfo, errNoRecipient
+// unwrap returns the content-encryption key from one RecipientInfo, errNoRecipient
 // if it is another's.
 func (r Recipient) unwrap(tag cbasn1.Tag, info cryptobyte.String) ([]byte, error) {
 	switch {

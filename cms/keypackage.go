@@ -31,7 +31,7 @@ func SealKey(pkcs8 []byte, to Recipient, signer crypto.Signer, certs ...*x509.Ce
 	return Encrypt(oidSignedData, signed, to)
 }
 
-// OpenKey gives the one private key of what [SealKey] made, and who signed it.
+// OpenKey returns the one private key of what [SealKey] made, and who signed it.
 func OpenKey(der []byte, as Recipient) (pkcs8 []byte, signer *x509.Certificate, err error) {
 	contentType, signed, err := Decrypt(der, as)
 	if err != nil {

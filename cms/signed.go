@@ -66,7 +66,7 @@ func (s suite) sign(key crypto.Signer, attrs []byte) ([]byte, error) {
 	return key.Sign(rand.Reader, h.Sum(nil), s.digest)
 }
 
-// Sign gives the DER of a SignedData (RFC 5652, 5) over content, signed once, with
+// Sign returns the DER of a SignedData (RFC 5652, 5) over content, signed once, with
 // certs: the signer's certificate first, then its path. It is not wrapped in a
 // ContentInfo, as inside of an EnvelopedData.
 func Sign(contentType asn1.ObjectIdentifier, content []byte, key crypto.Signer, certs ...*x509.Certificate) ([]byte, error) {
@@ -120,7 +120,7 @@ func Sign(contentType asn1.ObjectIdentifier, content []byte, key crypto.Signer, 
 	return der, nil
 }
 
-// signedAttrs gives the content of the set of signed attributes. DER sorts it,
+// signedAttrs returns the content of the set of signed attributes. DER sorts it,
 // and the shorter of these two comes first.
 func signedAttrs(contentType asn1.ObjectIdentifier, digest []byte) []byte {
 	attr := func(id asn1.ObjectIdentifier, value func(*cryptobyte.Builder)) []byte {

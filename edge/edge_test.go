@@ -83,7 +83,7 @@ func dial(t *testing.T, addr string) net.Conn {
 	return c
 }
 
-// closedWithin tells whether the other side closes c before the time is over.
+// closedWithin reports whether the other side closes c before the time is over.
 func closedWithin(c net.Conn, d time.Duration) bool {
 	_ = c.SetReadDeadline(time.Now().Add(d))
 	_, err := io.Copy(io.Discard, c)

@@ -21,7 +21,7 @@ import (
 // account of who was turned away. Set the fields, then Run.
 type Guard struct {
 	Now func() time.Time
-	// Suspect tells of an address that failed so often that its guesses are refused.
+	// Suspect reports an address that failed so often that its guesses are refused.
 	// It may still be the NAT of devices that hold a key, so it is not shut out; its
 	// tries are cut to a few. Nil: none is.
 	Suspect func(netip.Addr) bool
@@ -157,7 +157,7 @@ func (g *Guard) init() {
 	})
 }
 
-// ask tells whether an address may try once more, and whether it is known. spend
+// ask reports whether an address may try once more, and whether it is known. spend
 // takes the try at once, for listeners that learn nothing of what became of it.
 func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Reason) {
 	from, ok := countersign.SourceOf(addr)
@@ -216,7 +216,7 @@ func (g *Guard) failed(from netip.Prefix) {
 	}
 }
 
-// watch says whether strangers flood the node.
+// watch reports whether strangers flood the node.
 func (g *Guard) watch(now time.Time) {
 	g.strangers.forgive(allowance{floodAfter, floodForgiven}, now)
 	switch {
@@ -336,7 +336,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 }
 
-// tell tells of the addresses that were turned away most often, and sums up the
+// tell reports the addresses that were turned away most often, and sums up the
 // rest of each listener.
 func (g *Guard) tell() {
 	g.mu.Lock()

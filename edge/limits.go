@@ -57,5 +57,5 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// over tells whether n more than the limit allows.
+// over reports whether n more than the limit allows.
 func over(n, limit int) bool { return limit >= 0 && n >= limit }

@@ -44,7 +44,7 @@ func newCensus(l Limits) *census {
 	return &census{limits: l.withDefaults(), addresses: map[netip.Prefix]*address{}}
 }
 
-// numbered gives each number an address of its own.
+// numbered returns a different address for each number.
 func numbered(i int) netip.Prefix {
 	return addressOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 }

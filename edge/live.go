@@ -28,7 +28,7 @@ type Live struct {
 	prev     *Live
 }
 
-// Farewell writes the protocol's last words to the peer and tells whether it wrote
+// Farewell writes the protocol's last words to the peer and reports whether it wrote
 // any. It runs at most once, while the write deadline is at most farewellBound away.
 type Farewell func(countersign.Ending) bool
 

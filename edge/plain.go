@@ -32,7 +32,7 @@ func (g *Guard) Listen(name string, ln net.Listener, limits Limits) *Listener {
 	return &Listener{Listener: ln, name: name, guard: g, census: census{limits: limits, addresses: map[netip.Prefix]*address{}}}
 }
 
-// Accept gives the next connection that may stay. The others are reset.
+// Accept returns the next connection that may stay. The others are reset.
 func (l *Listener) Accept() (net.Conn, error) {
 	s, err := l.accept()
 	if err != nil {

@@ -200,7 +200,7 @@ var retryRandom = [32]byte{
 	0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 }
 
-// isRetry tells whether b is a record with a HelloRetryRequest: 5 octets of record,
+// isRetry reports whether b is a record with a HelloRetryRequest: 5 octets of record,
 // 4 of handshake header, 2 of version, the Random (RFC 8446, 5.1 and 4.1.3).
 func isRetry(b []byte) bool {
 	const at = 5 + 4 + 2

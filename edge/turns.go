@@ -59,7 +59,7 @@ type waiter struct {
 	place   *list.Element // nil once it waits no more
 }
 
-// enter gives a turn at once, or a waiter to wait with. Both nil and false: too
+// enter returns a turn at once, or a waiter to wait with. Both nil and false: too
 // many wait already.
 func (t *turns) enter(from netip.Prefix, known bool) (w *waiter, now bool) {
 	t.mu.Lock()

@@ -218,7 +218,7 @@ func TestAClosedSocketWaitsForNoTurn(t *testing.T) {
 	}
 }
 
-// connected gives both ends of a TCP connection.
+// connected returns both ends of a TCP connection.
 func connected(t *testing.T) (ours, theirs net.Conn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

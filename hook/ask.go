@@ -235,7 +235,7 @@ func (s *Server) session(h *Hook, k key, v countersign.Verdict) countersign.Sess
 	}
 }
 
-// opened tells of a session that the broker says has begun.
+// opened reports a session that the broker says has begun.
 func (s *Server) opened(h *Hook, client, user string) {
 	k := key{h.Name, client, user}
 	e, ok := s.cache.get(k)

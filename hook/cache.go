@@ -54,7 +54,7 @@ func (c *cache) mark() uint64 {
 	return c.dropped + uint64(len(c.recent))
 }
 
-// cutSince tells whether the device may have been cut after mark.
+// cutSince reports whether the device may have been cut after mark.
 func (c *cache) cutSince(mark uint64, device string) bool {
 	return mark < c.dropped || slices.Contains(c.recent[mark-c.dropped:], device)
 }
@@ -114,7 +114,7 @@ func (c *cache) drop(k key, e *entry) {
 	c.byDevice[device] = keys
 }
 
-// get gives what is known of a session.
+// get returns what is known of a session.
 func (c *cache) get(k key) (entry, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,7 +187,7 @@ func (c *cache) cutCredential(credential string) map[string][]key {
 	return found
 }
 
-// known tells whether anything is known of the device's sessions at the hook.
+// known reports whether anything is known of the device's sessions at the hook.
 func (c *cache) known(hook, device string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,7 +249,7 @@ func (c *cache) open(k key, s countersign.Session) bool {
 	return true
 }
 
-// expired gives the sessions, by device, that should have ended by now, and marks
+// expired returns the sessions, by device, that should have ended by now, and marks
 // them.
 func (c *cache) expired(now time.Time) map[string][]key {
 	c.mu.Lock()

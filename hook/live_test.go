@@ -257,7 +257,7 @@ func (d *device) revoked(t *testing.T, s *countersigntest.Server, id string) tim
 	}
 }
 
-// withSecret gives an enrolled device a secret to connect with.
+// withSecret returns an enrolled device a secret to connect with.
 func withSecret(t *testing.T, s *countersigntest.Server, id string) string {
 	t.Helper()
 	kinds := []string{string(countersign.AccessCertificate), string(countersign.AccessSecret)}

@@ -43,7 +43,7 @@ func may(p countersign.Permissions, action, topic string, retain bool) bool {
 	return false
 }
 
-// ofDevice tells whether a client id is the device's, as a gateway of ours would
+// ofDevice reports whether a client id is the device's, as a gateway of ours would
 // see it: the id itself, or the id, a slash or colon, and more.
 func ofDevice(client, device string) bool {
 	rest, ok := strings.CutPrefix(client, device)

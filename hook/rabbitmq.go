@@ -73,7 +73,7 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 	return rabbitDeny()
 }
 
-// vhost tells whether devices may use it.
+// vhost reports whether devices may use it.
 func (h *Hook) vhost(name string) bool {
 	if len(h.VHosts) == 0 {
 		return name == "/"

@@ -71,7 +71,7 @@ const gatewayPrefix = "hook:"
 
 func (h *Hook) gateway() string { return gatewayPrefix + h.Name }
 
-// byUser tells whether the broker, once it has let a client in, knows it by the user
+// byUser reports whether the broker, once it has let a client in, knows it by the user
 // name that the client gave. A token or a guest's silence proves another name
 // than that, so it must be no device's.
 func (h *Hook) byUser() bool { return h != nil && (h.Kind == RabbitMQ || h.Kind == VerneMQ) }

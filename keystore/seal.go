@@ -66,7 +66,7 @@ func (s *Store) OpenSealer(uri string) (*Sealer, error) {
 	return &Sealer{aead, key}, err
 }
 
-// Derive gives a key of 32 octets for a purpose, the same on each node that has the
+// Derive returns a key of 32 octets for a purpose, the same on each node that has the
 // sealing key (HKDF, RFC 5869).
 func (s *Sealer) Derive(purpose string) ([]byte, error) {
 	return hkdf.Key(sha256.New, s.key, nil, "countersign "+purpose, sha256.Size)

@@ -183,7 +183,7 @@ func TestParseReadsOpenSSLRequest(t *testing.T) {
 	}
 }
 
-// peer gives the path of a program, or skips unless peers are required.
+// peer returns the path of a program, or skips unless peers are required.
 func peer(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)

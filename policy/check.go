@@ -206,7 +206,7 @@ func missing(list, other []string, mark string) []string {
 	return lines
 }
 
-// byID gives each statement in lines, one for each thing that it says.
+// byID returns each statement in lines, one for each thing that it says.
 func (p *Policy) byID() map[string][]string {
 	all := map[string][]string{}
 	for _, s := range p.Statements {

@@ -118,7 +118,7 @@ func (p *Policy) Permissions(s Subject) (perms countersign.Permissions, connect 
 	return perms, true, ""
 }
 
-// Loses tells whether a session that had the permissions was would lose something
+// Loses reports whether a session that had the permissions was would lose something
 // by having now instead. When in doubt it does.
 func Loses(was, now countersign.Permissions) bool {
 	for _, action := range topical {

@@ -153,7 +153,7 @@ func judged(action Action, topic string) (inner, why string) {
 	return inner, ""
 }
 
-// SpeaksOf says whether a variable whose name begins so stands anywhere in the
+// SpeaksOf reports whether a variable whose name begins so stands anywhere in the
 // policy: if not, a decision does not turn on it.
 func (p *Policy) SpeaksOf(prefix string) bool {
 	return slices.ContainsFunc(p.Statements, func(s Statement) bool {

@@ -108,7 +108,7 @@ func (l *linter) odd(code string, s *Statement, p *Pattern, format string, args 
 	l.add(Warning{code, Misconfiguration, countersign.SeverityMedium, s.ID, p.Line, p.Column, fmt.Sprintf(format, args...)})
 }
 
-// bound says whether the filter is another one for each client of the kind.
+// bound reports whether the filter is another one for each client of the kind.
 func (p *Pattern) bound(kind Kind) bool {
 	return slices.ContainsFunc(p.vars, func(v variable) bool {
 		switch kind {
@@ -201,7 +201,7 @@ func (l *linter) purpose(s *Statement, p *Pattern, kind Kind) {
 	}
 }
 
-// allows says whether some statement allows the action on a topic that the pattern
+// allows reports whether some statement allows the action on a topic that the pattern
 // can mean.
 func (l *linter) allows(kind Kind, a Action, p *Pattern) bool {
 	return slices.ContainsFunc(l.p.about(kind, Allow, a), func(s *Statement) bool {

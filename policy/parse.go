@@ -199,7 +199,7 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// items gives the entries of a list with at most limit of them.
+// items returns the entries of a list with at most limit of them.
 func (r *reader) items(n ast.Node, what string, limit int) []ast.Node {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {

@@ -67,7 +67,7 @@ func (v variable) value(s *Subject, device string) (string, bool) {
 	return text, fits(text)
 }
 
-// fits tells whether a value may stand in a filter or a pattern: never one that
+// fits reports whether a value may stand in a filter or a pattern: never one that
 // would mean more there than itself, or nothing.
 func fits(value string) bool {
 	return value != "" && len(value) <= maxValue && !strings.ContainsAny(value, "+#/$*?\x00") && utf8.ValidString(value)
@@ -140,7 +140,7 @@ func (p *Pattern) widest() string {
 	return strings.Join(levels, "/")
 }
 
-// each says whether the pattern is one for each device of an app's scope.
+// each reports whether the pattern is one for each device of an app's scope.
 func (p *Pattern) each() bool {
 	return slices.ContainsFunc(p.vars, func(v variable) bool { return v.name == "device" })
 }

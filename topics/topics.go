@@ -51,7 +51,7 @@ func Shared(f string) (inner string, shared, ok bool) {
 	return inner, true, found && name != "" && !strings.ContainsAny(name, "+#") && inner != ""
 }
 
-// Covers tells whether every topic that matches sub also matches filter. A topic
+// Covers reports whether every topic that matches sub also matches filter. A topic
 // name is the filter of itself. Topics that start with $ are covered by a filter
 // that starts with the same level only (MQTT 5, 4.7.2).
 func Covers(filter, sub string) bool {
@@ -81,7 +81,7 @@ func Covers(filter, sub string) bool {
 	}
 }
 
-// Overlap tells whether there is a topic that matches both filters.
+// Overlap reports whether there is a topic that matches both filters.
 func Overlap(a, b string) bool {
 	if a == "" || b == "" {
 		return false
@@ -111,7 +111,7 @@ func Overlap(a, b string) bool {
 	}
 }
 
-// Allowed tells whether sub, a topic name or filter, is covered by one of allow
+// Allowed reports whether sub, a topic name or filter, is covered by one of allow
 // and touches none of deny: to subscribe to something that is partly denied is
 // denied.
 func Allowed(allow, deny []string, sub string) bool {

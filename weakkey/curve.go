@@ -37,7 +37,7 @@ func checkECDSA(k *ecdsa.PublicKey) string {
 	return ""
 }
 
-// smallPoints gives, for each curve, the abscissas of the points of the smallest private keys.
+// smallPoints returns, for each curve, the abscissas of the points of the smallest private keys.
 var smallPoints = sync.OnceValue(func() map[string][][]byte {
 	points := map[string][][]byte{}
 	for name, c := range map[string]struct {

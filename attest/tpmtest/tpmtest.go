@@ -135,7 +135,7 @@ func readCertificate(t testing.TB, name string) *x509.Certificate {
 	return c
 }
 
-// Open gives a way to send commands. swtpm serves one client at a time: each
+// Open returns a way to send commands. swtpm serves one client at a time: each
 // command is a connection of its own, so several may be open.
 func (m *TPM) Open(t testing.TB) transport.TPMCloser {
 	t.Helper()
@@ -147,7 +147,7 @@ func (m *TPM) Open(t testing.TB) transport.TPMCloser {
 	return tpm
 }
 
-// Dial gives a raw command channel, which keeps others out until it is closed.
+// Dial returns a raw command channel, which keeps others out until it is closed.
 func (m *TPM) Dial(t testing.TB) net.Conn {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "unix", m.socket)
