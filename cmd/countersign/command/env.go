@@ -50,7 +50,7 @@ func (env *Env) Run(args []string) int {
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
 	root.SetErr(env.Err)
-	err := root.ExecuteContext(ctx)
+	failed, err := root.ExecuteContextC(ctx)
 	if err != nil && !env.started {
 		err = &usageError{err.Error()}
 	}
@@ -61,6 +61,9 @@ func (env *Env) Run(args []string) int {
 		return exitInterrupted
 	}
 	env.explain(err)
+	if next := hintOf(err, failed); next != "" {
+		env.stderr().linef("Run: %s", oneLine(next))
+	}
 	return exitCode(err)
 }
 

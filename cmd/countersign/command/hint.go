@@ -1,0 +1,118 @@
+package command
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/spf13/cobra"
+)
+
+// hint is the command that an operator runs next after an error of a code. The server
+// words its errors for all of its clients; which command helps is known here.
+type hint struct {
+	code countersign.Code
+	// of is the beginning of the command that failed, without the program's name; empty
+	// matches every command. The first hint that matches counts.
+	of string
+	// run is the next command. In it {1} is the first argument of the command that failed
+	// and {device} its flag --device, or else its first argument.
+	run string
+}
+
+var hints = []hint{
+	{countersign.NotFound, "device secret", "device secret list {1}"},
+	{countersign.NotFound, "device", "device list"},
+	{countersign.NotFound, "session", "session list"},
+	{countersign.NotFound, "enroll approve", "enroll pending"},
+	{countersign.NotFound, "enroll reject", "enroll pending"},
+	{countersign.NotFound, "enroll stop", "enroll list"},
+	{countersign.NotFound, "enroll", "fleet list"},
+	{countersign.NotFound, "cert", "cert list"},
+	{countersign.NotFound, "ca", "ca list"},
+	{countersign.NotFound, "fleet rule", "fleet rule list {1}"},
+	{countersign.NotFound, "fleet", "fleet list"},
+	{countersign.NotFound, "policy explain", "device list"},
+	{countersign.NotFound, "policy", "fleet list"},
+	{countersign.NotFound, "profile", "profile list"},
+	{countersign.NotFound, "block", "block list"},
+	{countersign.NotFound, "hold", "hold list"},
+	{countersign.NotFound, "alert test", "alert channels"},
+	{countersign.NotFound, "alert", "alert list"},
+	{countersign.NotFound, "access-token create", "device list"},
+	{countersign.NotFound, "access-token", "access-token list"},
+	{countersign.NotFound, "audit suppress", "audit checks"},
+	{countersign.NotFound, "audit unsuppress", "audit suppressions"},
+	{countersign.NotFound, "audit run", "audit checks"},
+	{countersign.NotFound, "audit", "audit list"},
+	{countersign.NotFound, "operator", "operator list"},
+	{countersign.CertUnknown, "", "cert list"},
+	{countersign.Conflict, "device", "device get {1}"},
+	{countersign.Conflict, "enroll approve", "enroll pending --state ''"},
+	{countersign.Conflict, "enroll reject", "enroll pending --state ''"},
+	{countersign.Conflict, "enroll", "enroll list"},
+	{countersign.Conflict, "cert", "cert get {1}"},
+	{countersign.Conflict, "ca", "ca list"},
+	{countersign.Conflict, "fleet", "fleet get {1}"},
+	{countersign.Conflict, "policy", "policy history {1}"},
+	{countersign.Conflict, "hold", "hold list"},
+	{countersign.Conflict, "alert", "alert show {1}"},
+	{countersign.Conflict, "audit", "audit list"},
+	{countersign.DeviceIsActive, "", "device get {device}"},
+	{countersign.DeviceOnHold, "", "device reactivate {device}"},
+	{countersign.DeviceGone, "", "device events {device}"},
+	{countersign.CertIsRevoked, "", "cert get {1}"},
+	{countersign.CertIsHeld, "", "cert get {1}"},
+	{countersign.CertExpired, "", "cert list --expires-within 0s"},
+	{countersign.KeyReused, "", "log list --type finding.key_reused"},
+	{countersign.ForkDetected, "", "device events {device}"},
+	{countersign.Pending, "", "enroll pending"},
+	{countersign.RateLimited, "", "block list"},
+	{countersign.OverBudget, "", "device usage {device}"},
+	{countersign.CredentialSpent, "", "enroll list"},
+	{countersign.CredentialExpire, "", "enroll list"},
+	{countersign.Unavailable, "", "doctor"},
+	{countersign.Misconfigured, "", "doctor"},
+	{countersign.Internal, "", "doctor"},
+}
+
+// hintOf returns the command that helps after err, which failed returned; empty if none
+// is known, or if the error names one itself.
+func hintOf(err error, failed *cobra.Command) string {
+	e := countersign.Public(err)
+	if strings.Contains(e.Next, "countersign ") || !answered(err) {
+		return ""
+	}
+	path, args := strings.TrimPrefix(failed.CommandPath(), "countersign "), failed.Flags().Args()
+	for _, h := range hints {
+		if h.code != e.Code || h.of != "" && h.of != path && !strings.HasPrefix(path, h.of+" ") {
+			continue
+		}
+		first, device := "", ""
+		if len(args) > 0 {
+			first, device = args[0], args[0]
+		}
+		if f := failed.Flag("device"); f != nil && f.Changed {
+			device = f.Value.String()
+		}
+		if strings.Contains(h.run, "{1}") && first == "" || strings.Contains(h.run, "{device}") && device == "" {
+			return ""
+		}
+		return "countersign " + strings.NewReplacer("{1}", shellWord(first), "{device}", shellWord(device)).Replace(h.run)
+	}
+	return ""
+}
+
+// answered reports whether err is a refusal by the server or by one of its packages.
+func answered(err error) bool {
+	_, ok := errors.AsType[*countersign.Error](err)
+	return ok
+}
+
+// shellWord writes an argument as a shell reads it.
+func shellWord(s string) string {
+	if plain.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
