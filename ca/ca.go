@@ -54,6 +54,8 @@ type CA struct {
 	shared  sharedLists
 	// published are the newest lists that this process knows of.
 	published publishedLists
+	// newKeys are those of certificates that were recorded, for PrimeCheck.
+	newKeys chan deviceKey
 
 	reading     sync.Mutex // held while a registered authority is read again
 	mu          sync.RWMutex
@@ -81,7 +83,7 @@ func Open(ctx context.Context, o Options) (*CA, error) {
 	if o.Cacheable == nil {
 		o.Cacheable = func() bool { return true }
 	}
-	c := &CA{Options: o, authorities: map[string]*authority{}}
+	c := &CA{Options: o, authorities: map[string]*authority{}, newKeys: make(chan deviceKey, maxArrived)}
 	c.serials = serials{db: o.DB, now: o.Now}
 	return c, c.Reload(ctx)
 }

@@ -55,6 +55,7 @@ func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Cert
 		return rec, countersign.Errorf(countersign.Conflict, "another certificate of issuer %s with serial %s is on record", rec.Issuer, rec.Serial).
 			WithNext("enroll the device instead, and ask the manufacturer for certificates with serial numbers that are unique (RFC 5280, 4.1.2.2)")
 	}
+	c.keyRecorded(tx, &rec, path[0].PublicKey)
 	return rec, nil
 }
 

@@ -52,6 +52,7 @@ type Planned struct {
 type Issued struct {
 	countersign.Certificate
 	block string
+	pub   crypto.PublicKey
 }
 
 // Plan draws a recorded serial and prepares a device certificate.
@@ -183,7 +184,7 @@ func (c *CA) Sign(p *Planned) (*Issued, error) {
 	if rec.KeyHash, err = KeyHash(p.pub); err != nil {
 		return nil, err
 	}
-	return &Issued{Certificate: rec, block: p.block}, nil
+	return &Issued{Certificate: rec, block: p.block, pub: p.pub}, nil
 }
 
 // recordOf completes rec with what stands in cert.
@@ -215,6 +216,7 @@ func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 		return countersign.Errorf(countersign.Unavailable, "the serial block of certificate %s was closed meanwhile", i.Serial).
 			WithNext("try again").WithRetry(time.Second).WithCause(ErrBlockClosed)
 	}
+	c.keyRecorded(tx, &i.Certificate, i.pub)
 	return nil
 }
 

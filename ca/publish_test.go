@@ -17,26 +17,32 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// newLog returns the event log of a house.
-func (h *house) newLog() *event.Log {
-	return &event.Log{DB: h.db, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), Node: "test"}
+// newLog returns the event log of a house, which runs until the test ends.
+func (h *house) newLog(t *testing.T) *event.Log {
+	t.Helper()
+	log := &event.Log{DB: h.db, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), Node: "test"}
+	running(t, log.Run)
+	return log
+}
+
+// running runs something until the test ends.
+func running(t *testing.T, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		if err := run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); ended.Wait() })
 }
 
 // publisher runs a publisher of the lists of c until the test ends, and its log.
 func (h *house) publisher(t *testing.T, c *ca.CA) (*ca.Publisher, *event.Log) {
 	t.Helper()
-	events := h.newLog()
+	events := h.newLog(t)
 	p := ca.NewPublisher(c, events, slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var running sync.WaitGroup
-	for _, run := range []func(context.Context) error{p.Run, events.Run} {
-		running.Go(func() {
-			if err := run(ctx); err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		})
-	}
-	t.Cleanup(func() { cancel(); running.Wait() })
+	running(t, p.Run)
 	return p, events
 }
 
@@ -67,7 +73,7 @@ func TestPublisherMakesOneListForManyChanges(t *testing.T) {
 
 func TestPublisherWaitEndsWithItsContext(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	p := ca.NewPublisher(h.CA, h.newLog(), slog.New(slog.DiscardHandler)) // which does not run
+	p := ca.NewPublisher(h.CA, h.newLog(t), slog.New(slog.DiscardHandler)) // which does not run
 	p.Changed(ca.IssuingID)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()

@@ -55,7 +55,6 @@ type Authority struct {
 	policy   policy
 
 	introducer introducer
-	keys       keyring
 }
 
 var (
@@ -80,9 +79,6 @@ func (d *Authority) Run(ctx context.Context) error {
 	defer flush.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	beside.Go(func() { d.compareKeys(ctx) }) // takes minutes of one core for a large RSA fleet
 	for {
 		select {
 		case <-ctx.Done():

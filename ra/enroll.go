@@ -316,7 +316,6 @@ func (d *Authority) admit(ctx context.Context, tx *store.Tx, r *request, c *cons
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
-	d.keys.took(tx, &issued.Certificate, r.csr.PublicKey)
 	e := r.event(countersign.CertIssued, "first certificate")
 	e.Cert = issued.Ref()
 	e.Data = issuedData(&issued.Certificate)

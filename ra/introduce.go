@@ -117,7 +117,6 @@ func (d *Authority) welcome(ctx context.Context, tx *store.Tx, r *request, c *co
 			return err
 		}
 	}
-	d.keys.took(tx, cert, r.csr.PublicKey)
 	events, err := d.settle(ctx, tx, r, c)
 	if err != nil {
 		return err

@@ -286,7 +286,6 @@ func (d *Authority) succeed(ctx context.Context, tx *store.Tx, r *request, j *ju
 	if err := d.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
-	d.keys.took(tx, &issued.Certificate, r.csr.PublicKey)
 	e := r.event(countersign.CertIssued, "renewal")
 	e.Cert = issued.Ref()
 	e.Data = issuedData(&issued.Certificate)

@@ -15,7 +15,7 @@ import (
 func (s *Server) openAuditor(context.Context) error {
 	s.auditor = &audit.Auditor{
 		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node, Events: s.events, Verify: s.events.Verify,
-		Sessions: s.index.Sessions, WeakKeys: s.ca.WeakKeys, SharedKeys: s.desk.SharedKeys, Handle: s.alerts.Take,
+		Sessions: s.index.Sessions, WeakKeys: s.ca.WeakKeys, SharedKeys: s.primes.Pairs, Handle: s.alerts.Take,
 	}
 	s.metrics.registry.MustRegister(audited{s.auditor})
 	return nil

@@ -86,6 +86,7 @@ type Server struct {
 	tokens    *access.Tokens
 	desk      *ra.Authority
 	crls      *ca.Publisher
+	primes    *ca.PrimeCheck
 	alerts    *respond.Responder
 	watch     *detect.Watch
 	auditor   *audit.Auditor
@@ -251,6 +252,7 @@ func (s *Server) openLedger(ctx context.Context) error {
 
 func (s *Server) openDesk(context.Context) error {
 	s.crls = ca.NewPublisher(s.ca, s.events, s.log)
+	s.primes = ca.NewPrimeCheck(s.ca, s.events, s.log)
 	s.index = edge.NewIndex(s.opts.Now)
 	s.events.Cut = s.index.Cut
 	s.openGuard()
@@ -361,7 +363,7 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	for _, run := range []func(context.Context) error{s.events.Run, s.keepMark, s.watchReserve, s.awaitIdentity, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.runHooks, s.runPolicies} {
+	for _, run := range []func(context.Context) error{s.events.Run, s.keepMark, s.watchReserve, s.awaitIdentity, s.ledger.Run, s.guard.Run, s.desk.Run, s.crls.Run, s.primes.Run, s.alerts.Run, s.watch.Run, s.auditor.Run, s.tend, s.watchDatabase, s.runHooks, s.runPolicies} {
 		background.Go(func() error { return run(work) })
 	}
 	doors, failed := errgroup.WithContext(ctx)
