@@ -18,9 +18,11 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -31,27 +33,32 @@ const clockSkew = countersign.ClockSkew
 type Decider struct {
 	DB  *store.DB
 	Now func() time.Time
-	// CA knows the manufacturers' authorities and their lists; nil: no manufacturer's
-	// certificate is good here.
-	CA *ca.CA
-	// Sealer opens symmetric keys and the SCRAM keys of secrets, and gives the key of
-	// their keyed hashes. Nil: no device comes in by a secret.
-	Sealer *keystore.Sealer
-	// Keys finds the symmetric keys of devices; nil: no SAS tokens are accepted.
-	Keys FindKeys
-	// FormerKeys finds those that were good once or are not for this fleet, so that
-	// what they made is not taken for a guess; nil: none.
-	FormerKeys FindKeys
-	// Tokens checks access tokens; nil: none are accepted.
-	Tokens *Tokens
-
-	// Policies decide what a client may do; nil: the built-in policy for every fleet.
+	// CA knows the manufacturers' authorities and their lists.
+	CA       *ca.CA
+	Registry *registry.Registry
+	Secrets  *Secrets
+	Tokens   *Tokens
 	Policies *policies.Store
 
 	rules   rules
 	issuers issuers
-	hasher  hasher
 	guests  guests
+}
+
+// New returns a Decider for the database and the clock of the log. The key of access
+// tokens is derived from the sealing key, so that all nodes share it.
+func New(events *event.Log, authority *ca.CA, reg *registry.Registry, sealer *keystore.Sealer) (*Decider, error) {
+	db, now := events.DB, events.Now
+	key, err := sealer.Derive("access tokens")
+	if err != nil {
+		return nil, fmt.Errorf("couldn't derive the key of access tokens: %w", err)
+	}
+	return &Decider{
+		DB: db, Now: now, CA: authority, Registry: reg,
+		Secrets:  &Secrets{DB: db, Now: now, Sealer: sealer},
+		Tokens:   &Tokens{DB: db, Now: now, Key: key},
+		Policies: &policies.Store{DB: db, Now: now, Events: events},
+	}, nil
 }
 
 // Decision is a verdict with what it rests on.
@@ -111,13 +118,10 @@ func (d *Decider) Decide(ctx context.Context, c countersign.Connection) Decision
 
 // permit grants the identified client what the policy of its fleet permits.
 func (d *Decider) permit(ctx context.Context, c countersign.Connection, dec *Decision) {
-	in := policies.InForce{Policy: policy.Builtin()}
-	if d.Policies != nil {
-		var err error
-		if in, err = d.Policies.Of(ctx, dec.Fleet); err != nil {
-			dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "the policy of the fleet cannot be read now"
-			return
-		}
+	in, err := d.Policies.Of(ctx, dec.Fleet)
+	if err != nil {
+		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "the policy of the fleet cannot be read now"
+		return
 	}
 	dec.Judged = true
 	as := &dec.Subject
@@ -166,11 +170,9 @@ func (d *Decider) identify(ctx context.Context, c countersign.Connection) Decisi
 	case c.Vouched != "":
 		return d.byBroker(ctx, c)
 	case looksLikeToken(c.Password):
-		return d.tokenOf(ctx, c)
+		return d.byToken(ctx, c)
 	case len(c.Password) == 0:
 		return d.asGuest(ctx, c)
-	case d.Sealer == nil:
-		return refuse(countersign.Unauthenticated, "no client certificate was shown, and secrets are not accepted here")
 	case looksLikeSAS(c.Password):
 		return d.bySAS(ctx, c)
 	}

@@ -2,13 +2,12 @@ package access_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"log/slog"
 	"math/big"
 	"strings"
 	"testing"
@@ -19,9 +18,13 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
@@ -29,20 +32,9 @@ var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 // certificate makes a certificate with a serial; each call another key.
 func certificate(t *testing.T, serial int64) *x509.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := kit.Key(t)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "pump-1"}, NotBefore: start, NotAfter: start.Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
+	return kit.Must(x509.ParseCertificate(kit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key))))
 }
 
 // facts are what is on record about one device and its certificate.
@@ -105,8 +97,29 @@ func (f facts) record(t *testing.T, db *store.DB, cert *x509.Certificate) {
 	}
 }
 
-func desk(db *store.DB) *access.Decider {
-	return &access.Decider{DB: db, Now: func() time.Time { return start }}
+// decider is a Decider as a server has it, whose database holds no authority's key.
+func decider(t *testing.T, db *store.DB, now func() time.Time) *access.Decider {
+	t.Helper()
+	sealer := kit.Must((&keystore.Store{Dir: t.TempDir()}).MakeSealer("file:seal.key"))
+	events := &event.Log{DB: db, Now: now, Log: slog.New(slog.DiscardHandler)}
+	return kit.Must(access.New(events, nil, &registry.Registry{DB: db, Now: now}, sealer))
+}
+
+func desk(t *testing.T, db *store.DB) *access.Decider {
+	t.Helper()
+	return decider(t, db, func() time.Time { return start })
+}
+
+// exec runs one statement.
+func exec(t *testing.T, db *store.DB, q string, args ...any) {
+	t.Helper()
+	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, q, args...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func connect(cert *x509.Certificate) countersign.Connection {
@@ -185,7 +198,7 @@ func TestDecide(t *testing.T) {
 				tt.change(&f)
 			}
 			f.record(t, db, cert)
-			got := desk(db).Decide(t.Context(), connect(cert))
+			got := desk(t, db).Decide(t.Context(), connect(cert))
 			if got.Code != tt.code || got.Allow != (tt.code == "") || !strings.Contains(got.Reason, tt.reason) || got.Allow && got.Reason != "" {
 				t.Errorf("%s: got allow %v, %q, %q; want %q, %q", tt.name, got.Allow, got.Code, got.Reason, tt.code, tt.reason)
 			}
@@ -221,25 +234,25 @@ func TestDecideKnowsCertificateToTheBit(t *testing.T) {
 		ignore := cmpopts.IgnoreFields(countersign.Verdict{}, "Reason")
 		for name, cert := range map[string]*x509.Certificate{"same serial, other key": forged, "unknown serial": unknown} {
 			// Nothing of the record shows: what the stranger claims is not known.
-			if d := cmp.Diff(stranger, desk(db).Decide(t.Context(), connect(cert)), ignore); d != "" {
+			if d := cmp.Diff(stranger, desk(t, db).Decide(t.Context(), connect(cert)), ignore); d != "" {
 				t.Errorf("%s (-want +got):\n%s", name, d)
 			}
 		}
 		// Only the leaf counts; the chain is the peer's to choose.
 		c := connect(ours)
 		c.Peer = append(c.Peer, unknown)
-		if got := desk(db).Decide(t.Context(), c); !got.Allow {
+		if got := desk(t, db).Decide(t.Context(), c); !got.Allow {
 			t.Errorf("with more in the chain: %+v", got)
 		}
 		c.Peer = []*x509.Certificate{unknown, ours}
-		if got := desk(db).Decide(t.Context(), c); got.Allow {
+		if got := desk(t, db).Decide(t.Context(), c); got.Allow {
 			t.Error("let in on a certificate whose key nobody proved")
 		}
 	})
 }
 
 func TestDecideWantsCertificate(t *testing.T) {
-	got := desk(storetest.Open(t)).Decide(t.Context(), countersign.Connection{ClientID: "pump-1", Username: "pump-1", Password: []byte("x")})
+	got := desk(t, storetest.Open(t)).Decide(t.Context(), countersign.Connection{ClientID: "pump-1", Username: "pump-1"})
 	if got.Allow || got.Code != countersign.Unauthenticated || got.Known {
 		t.Errorf("got %+v, want unauthenticated", got)
 	}
@@ -250,14 +263,8 @@ func TestOwnCertificatesAreNoDevices(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
 	good().record(t, db, cert)
-	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE certificate SET device = '', profile = 'server'`)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := desk(db).Decide(t.Context(), connect(cert)); got.Allow || got.Code != countersign.CertUnknown {
+	exec(t, db, `UPDATE certificate SET device = '', profile = 'server'`)
+	if got := desk(t, db).Decide(t.Context(), connect(cert)); got.Allow || got.Code != countersign.CertUnknown {
 		t.Errorf("got %+v, want certificate_unknown", got)
 	}
 }
@@ -266,14 +273,8 @@ func TestClientIDIsTheDevices(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
 	good().record(t, db, cert)
-	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
+	exec(t, db, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
 			VALUES ('pump-1:b', 'pumps', 'registered', '', '', '', 0, 0, 0, 0, '')`)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, tt := range []struct {
 		id    string
 		allow bool
@@ -299,7 +300,7 @@ func TestClientIDIsTheDevices(t *testing.T) {
 	} {
 		c := connect(cert)
 		c.ClientID = tt.id
-		got := desk(db).Decide(t.Context(), c)
+		got := desk(t, db).Decide(t.Context(), c)
 		if got.Allow != tt.allow || !tt.allow && got.Code != countersign.SubjectMismatch {
 			t.Errorf("client id %q: got %v, %q, want %v", tt.id, got.Allow, got.Code, tt.allow)
 		}
@@ -313,17 +314,11 @@ func TestUnreadableRecordIsNo(t *testing.T) {
 		good().record(t, db, cert)
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
-		if got := desk(db).Decide(ended, connect(cert)); got.Allow || got.Code != countersign.Unavailable || got.Known {
+		if got := desk(t, db).Decide(ended, connect(cert)); got.Allow || got.Code != countersign.Unavailable || got.Known {
 			t.Errorf("out of time: got %+v, want unavailable", got)
 		}
-		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-			_, err := tx.Exec(ctx, `ALTER TABLE certificate RENAME TO away`)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := desk(db).Decide(t.Context(), connect(cert))
+		exec(t, db, `ALTER TABLE certificate RENAME TO away`)
+		got := desk(t, db).Decide(t.Context(), connect(cert))
 		if got.Allow || got.Code != countersign.Unavailable || got.Known || strings.Contains(got.Reason, "away") || strings.Contains(got.Reason, "table") {
 			t.Errorf("table gone: got %+v, want unavailable and no inner words", got)
 		}

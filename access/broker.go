@@ -11,6 +11,44 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
+// vouchedCredential begins the credential of a session that a broker vouches for.
+const vouchedCredential = "vouched:"
+
+// byBroker accepts that a broker or proxy has authenticated the device by itself, and
+// judges the device and what its session rests on: the credential that it connected with
+// if that is known, else any certificate that a broker may have verified.
+func (d *Decider) byBroker(ctx context.Context, c countersign.Connection) Decision {
+	h, err := d.holder(ctx, c.Username)
+	if err != nil {
+		return unreadable()
+	}
+	if !h.known() {
+		dec := refuse(countersign.NotAllowed, "the broker's device is not on record")
+		dec.Claims = c.Username
+		return dec
+	}
+	p := proof{credential: vouchedCredential + c.Vouched, vouched: true}
+	rests := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: p.credential, Remote: c.Remote}
+	if c.Rests != nil {
+		rests = *c.Rests
+		p.credential, p.until = rests.Credential, rests.NotAfter
+	}
+	dec := d.decide(ctx, c, h, p)
+	dec.Cert = rests.Cert
+	if dec.Code != "" {
+		return dec
+	}
+	code, reason, first, err := d.Refusal(ctx, d.DB, rests)
+	switch {
+	case err != nil:
+		return unreadable()
+	case first: // registered: it has no identity with us yet, and a broker cannot give it one
+		code, reason = countersign.NotAllowed, "the device is registered"
+	}
+	dec.FirstUse, dec.Code, dec.Reason = false, code, reason
+	return dec
+}
+
 const (
 	// maxBrokerSessions bounds what is kept for one device at one broker, the latest, so
 	// that a device which connects without end fills no table. A session beyond it must

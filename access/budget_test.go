@@ -41,7 +41,8 @@ func TestAVerdictCarriesTheBudgetOfItsFleet(t *testing.T) {
 			{"a broker's word", countersign.Connection{Gateway: "hook", Username: "pump-1", Vouched: "emqx"}},
 			{"nothing", countersign.Connection{Username: "pumps"}},
 		} {
-			desk := &access.Decider{DB: db, Now: w.desk.Now, Tokens: w.tokens}
+			desk := decider(t, db, w.desk.Now)
+			desk.Tokens = w.tokens
 			for sessions, text := range map[int]string{200: "200", 201: "201"} {
 				rules(text)
 				got := desk.Decide(t.Context(), tt.c)

@@ -15,9 +15,9 @@ func ParseSCRAM(message string) (user, binding string, first, final error) {
 
 // Waiting is how many checks of passwords are under way or wait.
 func (d *Decider) Waiting() int {
-	d.hasher.mu.Lock()
-	defer d.hasher.mu.Unlock()
-	return d.hasher.waiting
+	d.Secrets.hasher.mu.Lock()
+	defer d.Secrets.hasher.mu.Unlock()
+	return d.Secrets.hasher.waiting
 }
 
 const (

@@ -199,14 +199,12 @@ func (h *hasher) act(ctx context.Context) {
 }
 
 // argonRecord hashes a password into a record in PHC string form.
-func argonRecord(password []byte) ([]byte, error) {
+func argonRecord(password []byte) []byte {
 	salt := make([]byte, argonSalt)
-	if _, err := rand.Read(salt); err != nil {
-		return nil, fmt.Errorf("couldn't draw a salt: %w", err)
-	}
+	_, _ = rand.Read(salt) // never fails
 	sum := argon2.IDKey(password, salt, argonTime, argonMemory, argonThreads, argonHash)
 	b64 := base64.RawStdEncoding.EncodeToString
-	return fmt.Appendf(nil, "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemory, argonTime, argonThreads, b64(salt), b64(sum)), nil
+	return fmt.Appendf(nil, "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemory, argonTime, argonThreads, b64(salt), b64(sum))
 }
 
 // argonParams are what a record in PHC string form holds.

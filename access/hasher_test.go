@@ -18,7 +18,7 @@ import (
 func TestFloodOfPasswordsIsBounded(t *testing.T) {
 	db := storetest.Open(t)
 	d := newDoor(t, db)
-	d.Now = time.Now
+	d.Now, d.Secrets.Now = time.Now, time.Now
 	chosen, s := d.secret(t, access.SecretOrder{Device: "pump-1", Given: []byte("correct horse")})
 	made, _ := d.secret(t, access.SecretOrder{Device: "pump-2"})
 	d.wantIn(t, "before", login("pump-1", chosen), countersign.AccessPassword, "secret:"+s.ID)
@@ -69,7 +69,7 @@ func TestFloodOfPasswordsIsBounded(t *testing.T) {
 
 func TestOneAddressHasFewPlaces(t *testing.T) {
 	d := newDoor(t, storetest.Open(t))
-	d.Now = time.Now
+	d.Now, d.Secrets.Now = time.Now, time.Now
 	d.secret(t, access.SecretOrder{Device: "pump-1", Given: []byte("correct horse")})
 	var wg sync.WaitGroup
 	var mu sync.Mutex

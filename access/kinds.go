@@ -85,7 +85,7 @@ func Accepts(a countersign.Access, kind countersign.AccessKind) bool {
 
 // kindsOf are the kinds of credential that a session may have come in by; nil: none
 // that a fleet chooses.
-func kindsOf(s countersign.Session, made map[string]held) []countersign.AccessKind {
+func kindsOf(s countersign.Session, made map[string]Secret) []countersign.AccessKind {
 	kind, id, _ := strings.Cut(s.Credential, ":")
 	switch {
 	case policy.KindOf(s.Device) != policy.Devices || kind == "vouched":
@@ -96,7 +96,7 @@ func kindsOf(s countersign.Session, made map[string]held) []countersign.AccessKi
 		return []countersign.AccessKind{countersign.AccessToken}
 	case kind != "secret":
 		return []countersign.AccessKind{countersign.AccessSAS}
-	case made[id].kind == countersign.AccessPassword:
+	case made[id].Kind == countersign.AccessPassword:
 		return []countersign.AccessKind{countersign.AccessPassword}
 	}
 	return []countersign.AccessKind{countersign.AccessSecret, countersign.AccessSCRAM}

@@ -1,16 +1,12 @@
 package access_test
 
 import (
-	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
-	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -20,12 +16,10 @@ func TestDecideAsksThePolicyOfTheFleet(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		cert := certificate(t, 1)
 		good().record(t, db, cert)
-		now := func() time.Time { return start }
-		p := &policies.Store{DB: db, Now: now, Events: &event.Log{DB: db, Now: now, Log: slog.New(slog.DiscardHandler)}}
-		desk := &access.Decider{DB: db, Now: now, Policies: p}
+		desk := desk(t, db)
 		apply := func(source string) {
 			t.Helper()
-			if _, _, err := p.Apply(t.Context(), policies.Draft{Fleet: "pumps", Source: source}, "operator:ann", "rest"); err != nil {
+			if _, _, err := desk.Policies.Apply(t.Context(), policies.Draft{Fleet: "pumps", Source: source}, "operator:ann", "rest"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/policy"
@@ -53,9 +52,6 @@ func (d *Decider) Recheck(ctx context.Context, sessions []countersign.Session) (
 				lost = append(lost, Lost{Session: s, Code: code, Reason: reason})
 			}
 		}
-	}
-	if d.Policies == nil {
-		return lost, nil
 	}
 	for _, fleet := range slices.Sorted(maps.Keys(fleets)) {
 		in, err := d.Policies.Of(ctx, fleet)
@@ -122,7 +118,7 @@ type standings struct {
 	certs   map[countersign.CertRef]record
 	own     map[string][]record // of devices that a broker vouches for: those not revoked
 	certain map[string]bool     // devices that certificates were issued to
-	secrets map[string]held
+	secrets map[string]Secret
 	tokens  map[string]Token
 	keys    map[string]registry.Credential
 }
@@ -130,7 +126,7 @@ type standings struct {
 func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
 	a := &standings{
 		desk: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
-		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]held{}, tokens: map[string]Token{},
+		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]Secret{}, tokens: map[string]Token{},
 	}
 	n := newNames()
 	for i := range sessions {
@@ -194,9 +190,6 @@ func (n *names) session(s *countersign.Session) {
 	n.credential(s.Credential)
 }
 
-// vouchedCredential begins the credential of a session that a broker vouches for.
-const vouchedCredential = "vouched:"
-
 // credential adds what a session, or an access token, names as kind:id.
 func (n *names) credential(credential string) {
 	switch kind, id, _ := strings.Cut(credential, ":"); kind {
@@ -255,14 +248,7 @@ func (a *standings) readOwn(ctx context.Context, ids []string) error {
 }
 
 func (a *standings) readSecrets(ctx context.Context, ids []string) error {
-	scan := func(row store.Row) (s held, err error) {
-		var state string
-		var expires int64
-		err = row.Scan(&s.id, &s.kind, &state, &s.made, &expires)
-		s.stopped, s.expires = state != secretActive, store.Time(expires)
-		return s, err
-	}
-	return eachIn(ctx, a.rd, scan, `SELECT id, kind, state, created_pos, expires_at FROM device_secret WHERE id IN`, ids, func(s held) { a.secrets[s.id] = s })
+	return eachIn(ctx, a.rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, ids, func(s Secret) { a.secrets[s.ID] = s })
 }
 
 func (a *standings) readTokens(ctx context.Context, ids []string) error {
@@ -357,13 +343,16 @@ func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Sessio
 		return 0, code, reason, err
 	case "secret":
 		secret, ok := a.secrets[id]
-		good, made = ok && !secret.stopped && !secret.ended(a.desk.Now()), secret.made
+		good, made = ok && secret.Active() && !secret.Ended(a.desk.Now()), secret.made
 	case "token":
 		return a.tokenRefusal(ctx, s, id)
 	case string(countersign.MethodKey), string(countersign.MethodGroup):
 		key, ok := a.keys[id]
-		usable := ok && keyUsable(&key, s, a.desk.Now())
-		good, made = usable, key.CreatedPos
+		if !s.Remote.IsValid() { // a broker that asks again does not send it; it was checked when the device connected
+			key.Networks = nil
+		}
+		good = ok && keyUsable(&key, a.desk.Now(), s.Remote.Addr()) && key.Fleet == s.Fleet && key.Covers(s.Device)
+		made = key.CreatedPos
 	}
 	if !good {
 		return made, countersign.CredentialExpire, "the credential that the session rests on is no longer in force", nil
@@ -388,17 +377,6 @@ func (a *standings) vouchedRefusal(ctx context.Context, device string) (counters
 		}
 	}
 	return code, reason, nil
-}
-
-// keyUsable reports whether a device may connect with a symmetric key now. How often it may
-// enroll does not matter here.
-func keyUsable(key *registry.Credential, s *countersign.Session, now time.Time) bool {
-	k := *key
-	if !s.Remote.IsValid() { // a broker that asks again does not say; it was checked when the device connected
-		k.Networks = nil
-	}
-	err := k.Usable(now, s.Remote.Addr())
-	return (err == nil || countersign.CodeOf(err) == countersign.CredentialSpent) && key.Fleet == s.Fleet && key.Covers(s.Device)
 }
 
 // tokenRefusal looks at an access token, and at what a device was given it for.

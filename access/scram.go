@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,24 +41,24 @@ const (
 
 // scramExchange is the server's side of one exchange.
 type scramExchange struct {
-	desk   *Decider
-	conn   countersign.Connection // as it began; without its secrets
-	step   int
-	first  clientFirst
-	asked  string // server-first-message
-	nonce  string
-	device string // whose proof was right; empty: nobody's yet
-	secret string // id of the secret that it was made with
-	tried  bool   // a proof was compared: only then can it have been a guess
-	fault  string // why it ended before that
+	decider *Decider
+	conn    countersign.Connection // as it began; without its secrets
+	step    int
+	first   clientFirst
+	asked   string // server-first-message
+	nonce   string
+	device  string // whose proof was right; empty: nobody's yet
+	secret  string // id of the secret that it was made with
+	tried   bool   // a proof was compared: only then can it have been a guess
+	fault   string // why it ended before that
 }
 
 // Exchange begins an authentication of several steps. There is SCRAM-SHA-256.
 func (d *Decider) Exchange(_ context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
-	if method != scramMethod || d.Sealer == nil {
+	if method != scramMethod {
 		return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method).WithNext("use " + scramMethod)
 	}
-	return &scramExchange{desk: d, conn: countersign.Connection{Remote: c.Remote, Username: c.Username}}, nil
+	return &scramExchange{decider: d, conn: countersign.Connection{Remote: c.Remote, Username: c.Username}}, nil
 }
 
 // Next implements [countersign.Exchange].
@@ -97,7 +98,7 @@ func (x *scramExchange) begin(message string) ([]byte, error) {
 	if x.conn.Username != "" && x.conn.Username != f.user {
 		return nil, errSCRAM("it is for another name than the user name of the connection")
 	}
-	salt, err := x.desk.scramSaltOf(f.user)
+	salt, err := x.decider.Secrets.scramSaltOf(f.user)
 	if err != nil {
 		return nil, err
 	}
@@ -115,14 +116,14 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 		return nil, errSCRAM("the channel binding or the nonce is another")
 	}
 	auth := []byte(x.first.bare + "," + x.asked + "," + f.withoutProof)
-	h, err := x.desk.holder(ctx, x.first.user)
-	if err != nil && !errors.Is(err, errNobody) {
+	h, err := x.decider.holder(ctx, x.first.user)
+	if err != nil {
 		return nil, countersign.Errorf(countersign.Unavailable, "the record of the device cannot be read now").WithCause(err)
 	}
 	x.tried = true
 	var server []byte
 	for i := range maxSecrets + keepStopped { // always as many, whoever it is
-		keys, id := x.desk.scramCandidate(h, i)
+		keys, id := x.decider.Secrets.scramCandidate(h, i)
 		if id != "" && keys.proves(auth, f.proof) {
 			x.device, x.secret, server = h.device, id, mac(keys.server, auth)
 		}
@@ -133,21 +134,61 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 	return []byte("v=" + base64.StdEncoding.EncodeToString(server)), nil
 }
 
+// byExchange identifies a device by the exchange that it went through on this connection.
+func (d *Decider) byExchange(ctx context.Context, c countersign.Connection) Decision {
+	x, ok := c.Exchange.(*scramExchange)
+	if !ok || x.decider != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
+		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")
+	}
+	if !x.tried {
+		dec := refuse(countersign.BadRequest, cmp.Or(x.fault, "the SCRAM exchange was not finished"))
+		dec.Kind, dec.Claims = countersign.AccessSCRAM, x.first.user
+		return dec
+	}
+	h, err := d.holder(ctx, x.first.user)
+	if err != nil {
+		return unreadable()
+	}
+	for i := range h.secrets {
+		if s := &h.secrets[i]; x.secret != "" && s.ID == x.secret && h.device == x.device {
+			return d.decideSecret(ctx, c, h, s)
+		}
+	}
+	return d.wrong(c, countersign.AccessSCRAM, x.first.user, h)
+}
+
+// withExchange compares an exchange that a client with a certificate went through all the
+// same with the certificate: a client that fails in it, or that did it in another name, is
+// not the one that the certificate is for.
+func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, dec Decision) Decision {
+	if c.Exchange == nil || dec.Code != "" {
+		return dec
+	}
+	x := d.byExchange(ctx, c)
+	if x.Code == "" && x.Device != dec.Device {
+		x.Code, x.Reason = countersign.SubjectMismatch, "the certificate and the SCRAM exchange are for different devices"
+	}
+	if x.Code == "" {
+		return dec
+	}
+	return x
+}
+
 // scramKeys are what a server keeps of a secret (RFC 5802, 3).
 type scramKeys struct{ stored, server []byte }
 
 // scramCandidate gives the keys of a device's i-th secret, and its id; empty if
 // it has none that can be used so.
-func (d *Decider) scramCandidate(h *holder, i int) (scramKeys, string) {
-	if h == nil || i >= len(h.secrets) || h.secrets[i].scram == nil {
+func (k *Secrets) scramCandidate(h *holder, i int) (scramKeys, string) {
+	if i >= len(h.secrets) || h.secrets[i].scram == nil {
 		return scramKeys{}, ""
 	}
 	s := &h.secrets[i]
-	text, err := d.Sealer.Open(s.scram, scramContext(s.id))
+	text, err := k.Sealer.Open(s.scram, scramContext(s.ID))
 	if err != nil || len(text) != 1+2*sha256.Size || text[0] != scramVersion {
 		return scramKeys{}, ""
 	}
-	return scramKeys{text[1 : 1+sha256.Size], text[1+sha256.Size:]}, s.id
+	return scramKeys{text[1 : 1+sha256.Size], text[1+sha256.Size:]}, s.ID
 }
 
 // proves checks a client's proof (RFC 5802, 3): the client's key is what the proof
@@ -179,17 +220,17 @@ func makeSCRAMKeys(secret string, salt []byte, iterations int) (scramKeys, error
 
 // scramKeysOf are the keys of a secret, as they are sealed. All secrets of a device
 // have one salt, so that a client need not say which of them it has.
-func (d *Decider) scramKeysOf(device, secret string) ([]byte, error) {
-	salt, err := d.scramSaltOf(device)
+func (k *Secrets) scramKeysOf(device, secret string) ([]byte, error) {
+	salt, err := k.scramSaltOf(device)
 	if err != nil {
 		return nil, err
 	}
-	k, err := makeSCRAMKeys(secret, salt, scramIterations)
-	return append(append([]byte{scramVersion}, k.stored...), k.server...), err
+	keys, err := makeSCRAMKeys(secret, salt, scramIterations)
+	return slices.Concat([]byte{scramVersion}, keys.stored, keys.server), err
 }
 
-func (d *Decider) scramSaltOf(name string) ([]byte, error) {
-	sum, err := d.keyed("scram salts", []byte(name))
+func (k *Secrets) scramSaltOf(name string) ([]byte, error) {
+	sum, err := k.keyed("scram salts", []byte(name))
 	if err != nil {
 		return nil, err
 	}
@@ -213,32 +254,6 @@ func OpensSecrets(ctx context.Context, r store.Reader, s *keystore.Sealer) (open
 }
 
 func scramContext(id string) string { return "scram\x00" + id }
-
-// byExchange asks what became of an exchange of ours on this connection.
-func (d *Decider) byExchange(ctx context.Context, c countersign.Connection) Decision {
-	x, ok := c.Exchange.(*scramExchange)
-	if !ok || x.desk != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
-		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")
-	}
-	if !x.tried {
-		dec := refuse(countersign.BadRequest, cmp.Or(x.fault, "the SCRAM exchange was not finished"))
-		dec.Kind, dec.Claims = countersign.AccessSCRAM, x.first.user
-		return dec
-	}
-	h, err := d.holder(ctx, x.first.user)
-	switch {
-	case errors.Is(err, errNobody):
-		return d.wrong(c, countersign.AccessSCRAM, x.first.user, nil)
-	case err != nil:
-		return unreadable()
-	}
-	for i := range h.secrets {
-		if s := &h.secrets[i]; x.secret != "" && s.id == x.secret && h.device == x.device {
-			return d.decideSecret(ctx, c, h, s)
-		}
-	}
-	return d.wrong(c, countersign.AccessSCRAM, x.first.user, h)
-}
 
 // clientFirst is a client-first-message (RFC 5802, 7).
 type clientFirst struct {

@@ -18,7 +18,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/attest"
-	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
@@ -28,24 +28,14 @@ import (
 type door struct {
 	*access.Decider
 	clock *kit.Clock
-	keys  map[string]access.SymmetricKey
 }
 
 func (d *door) turn(by time.Duration) { d.clock.Advance(by) }
 
 func newDoor(t *testing.T, db *store.DB) *door {
 	t.Helper()
-	sealer, err := (&keystore.Store{Dir: t.TempDir()}).MakeSealer("file:seal.key")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &door{clock: kit.NewClock(start), keys: map[string]access.SymmetricKey{}}
-	d.Decider = &access.Decider{DB: db, Now: d.clock.Now, Sealer: sealer, Keys: func(_ context.Context, _, device string, _ netip.Addr) ([]access.SymmetricKey, error) {
-		if k, ok := d.keys[device]; ok {
-			return []access.SymmetricKey{k}, nil
-		}
-		return nil, nil
-	}}
+	clock := kit.NewClock(start)
+	d := &door{clock: clock, Decider: decider(t, db, clock.Now)}
 	d.exec(t, `INSERT INTO authority (id, kind, parent, certificate, key_uri, state, created_at) VALUES ('issuing', 'issuing', '', $1, '', 'active', 0)`, []byte{})
 	d.exec(t, `INSERT INTO profile (name, spec, created_at, updated_at) VALUES ('device', '{}', 0, 0)`)
 	d.exec(t, `INSERT INTO fleet (name, issuer, profile, methods, overlap, trust_domain, created_at, updated_at) VALUES ('pumps', 'issuing', 'device', '[]', 0, '', 0, 0)`)
@@ -59,15 +49,23 @@ func newDoor(t *testing.T, db *store.DB) *door {
 	return d
 }
 
-func (d *door) exec(t *testing.T, q string, args ...any) {
+func (d *door) exec(t *testing.T, q string, args ...any) { t.Helper(); exec(t, d.DB, q, args...) }
+
+// key registers symmetric keys, of a device or without one of a group, and returns what
+// the credential is called in verdicts.
+func (d *door) key(t *testing.T, c registry.Credential, k attest.SymmetricKeys) (name string) {
 	t.Helper()
+	c.Fleet, c.CreatedBy = "pumps", "operator:test"
+	lookup := kit.Must(registry.SealKeys(d.Secrets.Sealer, &c, k))
 	err := d.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, q, args...)
+		made, err := d.Registry.CreateCredential(ctx, tx, c, lookup)
+		name = made.Evidence()
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return name
 }
 
 // accept sets what the fleet takes.
@@ -80,7 +78,7 @@ func (d *door) accept(t *testing.T, a countersign.Access) {
 	d.exec(t, `UPDATE fleet SET rules = $1 WHERE name = 'pumps'`, string(b))
 }
 
-// secret makes one and gives what the device sends, and its id.
+// secret makes one and returns what the device sends, and its id.
 func (d *door) secret(t *testing.T, o access.SecretOrder) ([]byte, access.Secret) {
 	t.Helper()
 	text, s, err := d.trySecret(t, o)
@@ -93,12 +91,12 @@ func (d *door) secret(t *testing.T, o access.SecretOrder) ([]byte, access.Secret
 func (d *door) trySecret(t *testing.T, o access.SecretOrder) ([]byte, access.Secret, error) {
 	t.Helper()
 	o.By = "operator:test"
-	n, err := d.PrepareSecret(t.Context(), o)
+	n, err := d.Secrets.Prepare(t.Context(), o)
 	if err != nil {
 		return nil, n.Secret, err
 	}
 	err = d.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := d.SaveSecret(ctx, tx, n)
+		_, err := d.Secrets.Save(ctx, tx, n)
 		return err
 	})
 	if o.Given != nil {
@@ -246,7 +244,7 @@ func TestRotationOverlaps(t *testing.T) {
 		if got := d.Decide(t.Context(), login("pump-1", second)); !got.Allow {
 			t.Errorf("the other slot's: got %+v", got)
 		}
-		due, err := d.OverdueSecrets(t.Context(), 10)
+		due, err := d.Secrets.Overdue(t.Context(), 10)
 		if err != nil || len(due) != 1 || due[0].ID != s1.ID {
 			t.Errorf("overdue: got %v, %v", due, err)
 		}
@@ -263,7 +261,7 @@ func TestSecretsAreBounded(t *testing.T) {
 		d.secret(t, access.SecretOrder{Device: "pump-1", Slot: slot, Rotate: true, Overlap: 24 * time.Hour})
 		d.turn(time.Minute)
 	}
-	all, err := d.Secrets(t.Context(), d.DB, "pump-1")
+	all, err := d.Secrets.Of(t.Context(), d.DB, "pump-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +291,7 @@ func TestStandingOfTheDeviceCounts(t *testing.T) {
 		d.wantOut(t, "registered again after a revocation", login("pump-1", text), countersign.NotAllowed)
 		d.exec(t, `UPDATE device SET state = 'active'`)
 		err := d.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-			_, err := d.StopSecret(ctx, tx, "pump-1", s.ID, "in a repository")
+			_, err := d.Secrets.Stop(ctx, tx, "pump-1", s.ID, "in a repository")
 			return err
 		})
 		if err != nil {
@@ -311,7 +309,7 @@ func TestFleetsChooseKinds(t *testing.T) {
 		made, _ := d.secret(t, access.SecretOrder{Device: "pump-1"})
 		chosen, _ := d.secret(t, access.SecretOrder{Device: "pump-1", Slot: attest.Secondary, Given: []byte("correct horse")})
 		key := bytes.Repeat([]byte{7}, 32)
-		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: key}}
+		d.key(t, registry.Credential{Kind: countersign.MethodKey, Device: "pump-1"}, attest.SymmetricKeys{Primary: key})
 		scram := login("pump-1", nil)
 		scram.Exchange = d.scram(t, string(made))
 		for kind, c := range map[countersign.AccessKind]countersign.Connection{
@@ -336,16 +334,10 @@ func TestFleetsMayRefuseCertificates(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
 	good().record(t, db, cert)
-	d := desk(db)
+	d := desk(t, db)
 	set := func(rules string) {
 		t.Helper()
-		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-			_, err := tx.Exec(ctx, `UPDATE fleet SET rules = $1`, rules)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		exec(t, db, `UPDATE fleet SET rules = $1`, rules)
 	}
 	for _, tt := range []struct {
 		rules string
@@ -399,8 +391,8 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDoor(t, db)
 		key, group := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{9}, 32)
-		d.keys["pump-1"] = access.SymmetricKey{Credential: "key:k1", Keys: attest.SymmetricKeys{Primary: bytes.Repeat([]byte{8}, 32), Secondary: key}}
-		d.keys["pump-2"] = access.SymmetricKey{Credential: "group:g1", Group: true, Keys: attest.SymmetricKeys{Primary: group}}
+		own := d.key(t, registry.Credential{Kind: countersign.MethodKey, Device: "pump-1"}, attest.SymmetricKeys{Primary: bytes.Repeat([]byte{8}, 32), Secondary: key})
+		shared := d.key(t, registry.Credential{Kind: countersign.MethodGroup, Label: "g1"}, attest.SymmetricKeys{Primary: group})
 		soon := start.Add(time.Hour)
 		as := func(user string, token []byte) countersign.Connection {
 			c := login("pump-1", token)
@@ -410,7 +402,7 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 		for name, user := range map[string]string{
 			"the id": "pump-1", "as the SDKs do": "hub.example.net/pump-1/?api-version=2021-04-12&DeviceClientType=x", "without the version": "hub.example.net/pump-1",
 		} {
-			in := d.wantIn(t, name, as(user, sasToken(key, "hub.example.net/devices/pump-1", soon)), countersign.AccessSAS, "key:k1")
+			in := d.wantIn(t, name, as(user, sasToken(key, "hub.example.net/devices/pump-1", soon)), countersign.AccessSAS, own)
 			if want := soon.Add(attest.SASSkew); !in.NotAfter.Equal(want) {
 				t.Errorf("%s: the session ends at %v, want %v", name, in.NotAfter, want)
 			}
@@ -420,7 +412,7 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 			token []byte
 			code  countersign.Code
 		}{
-			"another key":               {"pump-1", sasToken(group, "hub/devices/pump-1", soon), countersign.BadCredential},
+			"another key":               {"pump-1", sasToken(bytes.Repeat([]byte{5}, 32), "hub/devices/pump-1", soon), countersign.BadCredential},
 			"another device's resource": {"pump-1", sasToken(key, "hub/devices/pump-2", soon), countersign.SubjectMismatch},
 			"made to enroll":            {"pump-1", sasToken(key, "pumps/registrations/pump-1", soon), countersign.SubjectMismatch},
 			"for another host":          {"hub/pump-1/?api-version=1", sasToken(key, "other/devices/pump-1", soon), countersign.SubjectMismatch},
@@ -433,7 +425,7 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 			d.wantOut(t, name, as(tt.user, tt.token), tt.code)
 		}
 		c := login("pump-2", sasToken(attest.DeriveKey(group, "pump-2"), "hub/devices/pump-2", soon))
-		if got := d.Decide(t.Context(), c); !got.Allow || got.Credential != "group:g1" || got.Device != "pump-2" {
+		if got := d.Decide(t.Context(), c); !got.Allow || got.Credential != shared || got.Device != "pump-2" {
 			t.Errorf("a key derived from the group's: got %+v", got)
 		}
 	})

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -16,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -29,7 +31,7 @@ const (
 
 	// MaxSecret is the longest that a CONNECT carries (MQTT 5, 3.1.3.6).
 	MaxSecret = 65535
-	// minPassword is the shortest that somebody may bring along: NIST SP 800-63B, 3.1.1.2.
+	// minPassword is the shortest that may be brought along: NIST SP 800-63B, 3.1.1.2.
 	minPassword = 8
 
 	// DefaultSecretOverlap is how long a secret that was rotated is still good.
@@ -43,8 +45,8 @@ const (
 	// maxSecrets bounds what a device may have: in each of two slots the present one,
 	// and the one that it has been rotated from.
 	maxSecrets = 4
-	// keepStopped is how many of a device's stopped secrets are remembered, so that
-	// whoever shows one is told so.
+	// keepStopped is how many of a device's stopped secrets are remembered, so that a
+	// device that shows one learns the reason.
 	keepStopped = 4
 	// maxReason bounds an operator's words on why a secret was stopped.
 	maxReason = 200
@@ -57,6 +59,16 @@ const (
 
 // Slot is one of the two places that a device has for secrets.
 type Slot = attest.KeySlot
+
+// Secrets makes, keeps and compares the secrets of devices.
+type Secrets struct {
+	DB  *store.DB
+	Now func() time.Time
+	// Sealer seals the SCRAM keys of secrets, and derives the keys of their hashes.
+	Sealer *keystore.Sealer
+
+	hasher hasher
+}
 
 // Secret is what a device proves itself with when it connects, without the secret.
 type Secret struct {
@@ -71,13 +83,20 @@ type Secret struct {
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero: never
 	UsedAt    time.Time // last accepted connection; zero if never
+
+	verifier []byte // keyed hash, or argon2id in PHC form
+	scram    []byte // sealed keys
+	made     countersign.Position
 }
 
 // Credential is its name in verdicts and cuts.
 func (s *Secret) Credential() string { return "secret:" + s.ID }
 
-// Active says that it was not stopped; its time may be over.
+// Active reports whether it was not stopped; its time may be over.
 func (s *Secret) Active() bool { return s.State == secretActive }
+
+// Ended reports whether its time is over.
+func (s *Secret) Ended(now time.Time) bool { return !s.ExpiresAt.IsZero() && now.After(s.ExpiresAt) }
 
 // SecretOrder is a secret to be made.
 type SecretOrder struct {
@@ -98,38 +117,31 @@ type NewSecret struct {
 	Secret
 	Text []byte // the secret itself, which is kept nowhere; nil if it was brought along
 
-	order    SecretOrder
-	verifier []byte
-	scram    []byte
+	order SecretOrder
 }
 
-// PrepareSecret makes a secret. It takes the time of a hash, so it is done before the
+// Prepare makes a secret. It takes the time of a hash, so it is done before the
 // transaction that records it.
-func (d *Decider) PrepareSecret(ctx context.Context, o SecretOrder) (NewSecret, error) {
+func (k *Secrets) Prepare(ctx context.Context, o SecretOrder) (NewSecret, error) {
 	n := NewSecret{order: o, Secret: Secret{
-		Device: o.Device, Slot: o.Slot, Kind: countersign.AccessSecret, State: secretActive, CreatedBy: o.By, CreatedAt: d.Now().UTC().Truncate(time.Microsecond),
+		Device: o.Device, Slot: cmp.Or(o.Slot, attest.Primary), Kind: countersign.AccessSecret, State: secretActive,
+		CreatedBy: o.By, CreatedAt: k.Now().UTC().Truncate(time.Microsecond),
 	}}
-	if n.Slot == "" {
-		n.Slot = attest.Primary
-	}
-	if d.Sealer == nil {
-		return n, countersign.Errorf(countersign.Unavailable, "this server keeps no secrets")
-	}
 	if err := o.check(n.Slot); err != nil {
 		return n, err
 	}
 	if o.TTL > 0 {
 		n.ExpiresAt = n.CreatedAt.Add(o.TTL)
 	}
-	var raw [8]byte
-	if _, err := rand.Read(raw[:]); err != nil {
-		return n, fmt.Errorf("couldn't draw an id: %w", err)
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	n.ID = hex.EncodeToString(id[:])
+	if o.Given == nil {
+		return n, k.draw(&n)
 	}
-	n.ID = hex.EncodeToString(raw[:])
-	if o.Given != nil {
-		return n, d.hashGiven(ctx, &n)
-	}
-	return n, d.draw(&n)
+	n.Kind = countersign.AccessPassword
+	err := k.hasher.run(ctx, k.Now, regular{device: n.Device}, func() { n.verifier = argonRecord(o.Given) })
+	return n, err
 }
 
 func (o *SecretOrder) check(slot attest.KeySlot) error {
@@ -155,58 +167,42 @@ func (o *SecretOrder) check(slot attest.KeySlot) error {
 	return nil
 }
 
-func (d *Decider) hashGiven(ctx context.Context, n *NewSecret) error {
-	n.Kind = countersign.AccessPassword
-	var failed error
-	err := d.hasher.run(ctx, d.Now, regular{device: n.Device}, func() { n.verifier, failed = argonRecord(n.order.Given) })
-	return errors.Join(err, failed)
-}
-
-func (d *Decider) draw(n *NewSecret) (err error) {
-	raw := make([]byte, secretOctets)
-	if _, err := rand.Read(raw); err != nil {
-		return fmt.Errorf("couldn't draw a secret: %w", err)
-	}
-	n.Text = raw
+func (k *Secrets) draw(n *NewSecret) (err error) {
+	n.Text = make([]byte, secretOctets)
+	_, _ = rand.Read(n.Text) // never fails
 	if !n.order.Binary {
-		n.Text = []byte(SecretPrefix + base64.RawURLEncoding.EncodeToString(raw))
-		keys, err := d.scramKeysOf(n.Device, string(n.Text))
+		n.Text = []byte(SecretPrefix + base64.RawURLEncoding.EncodeToString(n.Text))
+		keys, err := k.scramKeysOf(n.Device, string(n.Text))
 		if err != nil {
 			return err
 		}
-		n.scram, n.SCRAM = d.Sealer.Seal(keys, scramContext(n.ID)), true
+		n.scram, n.SCRAM = k.Sealer.Seal(keys, scramContext(n.ID)), true
 	}
-	n.verifier, err = d.secretHash(n.Device, n.Text)
+	n.verifier, err = k.hash(n.Device, n.Text)
 	return err
 }
 
-// SaveSecret records a secret, with the device locked, and gives those that it stops.
-func (d *Decider) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (stopped []Secret, err error) {
-	now := d.Now()
-	all, err := d.Secrets(ctx, tx, n.Device)
+// Save records a secret, with the device locked, and returns those that it stops.
+func (k *Secrets) Save(ctx context.Context, tx *store.Tx, n NewSecret) (stopped []Secret, err error) {
+	now := k.Now()
+	all, err := k.Of(ctx, tx, n.Device)
 	if err != nil {
 		return nil, err
 	}
-	inSlot := slices.DeleteFunc(all, func(s Secret) bool { return s.State != secretActive || s.Slot != n.Slot })
+	inSlot := slices.DeleteFunc(all, func(s Secret) bool { return !s.Active() || s.Slot != n.Slot })
 	for i := range inSlot { // the newest first: that is the present one
 		s := &inSlot[i]
-		over := !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt)
-		switch {
-		case i > 0 || over:
-			err = d.stopSecret(ctx, tx, s, "rotated")
+		switch over := !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt); {
+		case i > 0 || over || n.order.Rotate && n.order.Overlap == 0:
+			err = s.stop(ctx, tx, "rotated")
+			stopped = append(stopped, *s)
 		case !n.order.Rotate:
-			return nil, countersign.Errorf(countersign.Conflict, "device %s has a secret in slot %s", n.Device, n.Slot).
-				WithNext("rotate it: countersign device secret rotate " + n.Device)
-		case n.order.Overlap == 0:
-			err = d.stopSecret(ctx, tx, s, "rotated")
+			err = countersign.Errorf(countersign.Conflict, "device %s has a secret in slot %s", n.Device, n.Slot).WithNext("rotate it")
 		default:
-			err = d.endSecret(ctx, tx, s, now.Add(n.order.Overlap))
+			err = s.end(ctx, tx, now.Add(n.order.Overlap))
 		}
 		if err != nil {
 			return nil, err
-		}
-		if s.State == secretStopped {
-			stopped = append(stopped, *s)
 		}
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO device_secret (id, device, slot, kind, verifier, scram, state, reason, created_by, created_at, expires_at, used_at, created_pos)
@@ -215,30 +211,44 @@ func (d *Decider) SaveSecret(ctx context.Context, tx *store.Tx, n NewSecret) (st
 	if err != nil {
 		return nil, fmt.Errorf("couldn't record a secret: %w", err)
 	}
-	return stopped, d.forgetSecrets(ctx, tx, n.Device)
-}
-
-// forgetSecrets keeps the newest of a device's stopped secrets.
-func (d *Decider) forgetSecrets(ctx context.Context, tx *store.Tx, device string) error {
-	_, err := tx.Exec(ctx, `DELETE FROM device_secret WHERE device = $1 AND state = $2 AND id NOT IN (
-		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_pos DESC, created_at DESC, id LIMIT $3)`, device, secretStopped, keepStopped)
+	// Of those that were stopped the newest are kept.
+	_, err = tx.Exec(ctx, `DELETE FROM device_secret WHERE device = $1 AND state = $2 AND id NOT IN (
+		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_pos DESC, created_at DESC, id LIMIT $3)`, n.Device, secretStopped, keepStopped)
 	if err != nil {
-		return fmt.Errorf("couldn't clear old secrets: %w", err)
+		return nil, fmt.Errorf("couldn't clear old secrets: %w", err)
 	}
-	return nil
+	return stopped, nil
 }
 
-func (d *Decider) endSecret(ctx context.Context, tx *store.Tx, s *Secret, at time.Time) error {
-	if s.ExpiresAt.IsZero() || at.Before(s.ExpiresAt) {
-		s.ExpiresAt = at
+// Stop ends one secret of a device for good.
+func (k *Secrets) Stop(ctx context.Context, tx *store.Tx, device, id, why string) (Secret, error) {
+	s, err := scanSecret(tx.QueryRow(ctx, `SELECT `+secretColumns+` FROM device_secret s WHERE id = $1 AND device = $2`, id, device))
+	if errors.Is(err, sql.ErrNoRows) {
+		return s, countersign.Errorf(countersign.NotFound, "device %.140q has no secret %.40q", device, id).WithNext("list the secrets of the device")
 	}
-	if _, err := tx.Exec(ctx, `UPDATE device_secret SET expires_at = $2 WHERE id = $1`, s.ID, store.Micros(s.ExpiresAt)); err != nil {
-		return fmt.Errorf("couldn't end secret %s: %w", s.ID, err)
+	if err != nil {
+		return s, fmt.Errorf("couldn't read secret %s: %w", id, err)
 	}
-	return nil
+	why = strings.ToValidUTF8(strings.ReplaceAll(why[:min(len(why), maxReason)], "\x00", ""), "")
+	return s, s.stop(ctx, tx, why)
 }
 
-func (d *Decider) stopSecret(ctx context.Context, tx *store.Tx, s *Secret, why string) error {
+// StopAll ends all secrets of a device, and returns those that it stopped.
+func (k *Secrets) StopAll(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
+	all, err := k.Of(ctx, tx, device)
+	if err != nil {
+		return nil, err
+	}
+	active := slices.DeleteFunc(all, func(s Secret) bool { return !s.Active() })
+	for i := range active {
+		if err := active[i].stop(ctx, tx, why); err != nil {
+			return nil, err
+		}
+	}
+	return active, nil
+}
+
+func (s *Secret) stop(ctx context.Context, tx *store.Tx, why string) error {
 	n, err := tx.Exec(ctx, `UPDATE device_secret SET state = $2, reason = $3 WHERE id = $1 AND state = $4`, s.ID, secretStopped, why, secretActive)
 	if err != nil {
 		return fmt.Errorf("couldn't stop secret %s: %w", s.ID, err)
@@ -250,63 +260,35 @@ func (d *Decider) stopSecret(ctx context.Context, tx *store.Tx, s *Secret, why s
 	return nil
 }
 
-// StopSecret ends one secret of a device for good.
-func (d *Decider) StopSecret(ctx context.Context, tx *store.Tx, device, id, why string) (Secret, error) {
-	s, err := scanSecret(tx.QueryRow(ctx, `SELECT `+secretColumns+` FROM device_secret WHERE id = $1 AND device = $2`, id, device))
-	if errors.Is(err, sql.ErrNoRows) {
-		return s, countersign.Errorf(countersign.NotFound, "device %.140q has no secret %.40q", device, id).
-			WithNext("list them with: countersign device secret list " + device)
+// end lets a secret end at a time, unless it ends before.
+func (s *Secret) end(ctx context.Context, tx *store.Tx, at time.Time) error {
+	if s.ExpiresAt.IsZero() || at.Before(s.ExpiresAt) {
+		s.ExpiresAt = at
 	}
-	if err != nil {
-		return s, fmt.Errorf("couldn't read secret %s: %w", id, err)
+	if _, err := tx.Exec(ctx, `UPDATE device_secret SET expires_at = $2 WHERE id = $1`, s.ID, store.Micros(s.ExpiresAt)); err != nil {
+		return fmt.Errorf("couldn't end secret %s: %w", s.ID, err)
 	}
-	why = strings.ToValidUTF8(strings.ReplaceAll(why[:min(len(why), maxReason)], "\x00", ""), "")
-	return s, d.stopSecret(ctx, tx, &s, why)
-}
-
-// StopSecrets ends all secrets of a device, and gives those that it stopped.
-func (d *Decider) StopSecrets(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
-	all, err := d.Secrets(ctx, tx, device)
-	if err != nil {
-		return nil, err
-	}
-	active := slices.DeleteFunc(all, func(s Secret) bool { return s.State != secretActive })
-	for i := range active {
-		if err := d.stopSecret(ctx, tx, &active[i], why); err != nil {
-			return nil, err
-		}
-	}
-	return active, nil
-}
-
-// OverdueSecrets are active ones whose time is over, at most limit.
-func (d *Decider) OverdueSecrets(ctx context.Context, limit int) ([]Secret, error) {
-	return d.querySecrets(ctx, d.DB, `WHERE state = 'active' AND expires_at > 0 AND expires_at <= $1 ORDER BY id LIMIT $2`, store.Micros(d.Now()), limit)
-}
-
-// Secrets lists the secrets of a device, the newest first, and those stopped last.
-func (d *Decider) Secrets(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
-	return d.querySecrets(ctx, rd, `WHERE device = $1 ORDER BY created_pos DESC, created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
+	return nil
 }
 
 // MayChange refuses a device that changes its own secret too often.
-func (d *Decider) MayChange(ctx context.Context, tx *store.Tx, device string) error {
-	all, err := d.Secrets(ctx, tx, device)
+func (k *Secrets) MayChange(ctx context.Context, tx *store.Tx, device string) error {
+	all, err := k.Of(ctx, tx, device)
 	if err != nil {
 		return err
 	}
 	for i := range all {
 		next := all[i].CreatedAt.Add(changePause)
-		if all[i].CreatedBy == countersign.DeviceActor(device) && d.Now().Before(next) {
+		if all[i].CreatedBy == countersign.DeviceActor(device) && k.Now().Before(next) {
 			return countersign.Errorf(countersign.RateLimited, "the device changed its secret less than %v ago", changePause).
-				WithNext("try again later").WithRetry(next.Sub(d.Now()))
+				WithNext("try again later").WithRetry(next.Sub(k.Now()))
 		}
 	}
 	return nil
 }
 
-// UsedSecrets records when secrets were last used, by their ids.
-func (d *Decider) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string]time.Time) error {
+// Used records when secrets were last used, by their ids.
+func (k *Secrets) Used(ctx context.Context, tx *store.Tx, used map[string]time.Time) error {
 	for _, id := range slices.Sorted(maps.Keys(used)) { // in order, for two nodes that do it at once
 		if _, err := tx.Exec(ctx, `UPDATE device_secret SET used_at = $2 WHERE id = $1 AND used_at < $2`, id, store.Micros(used[id])); err != nil {
 			return fmt.Errorf("couldn't record the use of secret %s: %w", id, err)
@@ -315,23 +297,66 @@ func (d *Decider) UsedSecrets(ctx context.Context, tx *store.Tx, used map[string
 	return nil
 }
 
-//nolint:gosec // names of columns
-const secretColumns = `id, device, slot, kind, scram IS NOT NULL, state, reason, created_by, created_at, expires_at, used_at`
+// Of lists the secrets of a device, the newest first, and those stopped last.
+func (k *Secrets) Of(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
+	return listSecrets(ctx, rd, `WHERE device = $1 ORDER BY created_pos DESC, created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
+}
 
-func (d *Decider) querySecrets(ctx context.Context, rd store.Reader, rest string, args ...any) (list []Secret, err error) {
-	list, err = store.List(ctx, rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret `+rest, args...)
+// Overdue lists active secrets whose time is over, at most limit.
+func (k *Secrets) Overdue(ctx context.Context, limit int) ([]Secret, error) {
+	return listSecrets(ctx, k.DB, `WHERE state = 'active' AND expires_at > 0 AND expires_at <= $1 ORDER BY id LIMIT $2`, store.Micros(k.Now()), limit)
+}
+
+// ActiveSecrets lists the secrets of all devices that are not stopped, by id: those
+// after the id after; next is empty on the last page.
+func ActiveSecrets(ctx context.Context, rd store.Reader, after string) (list []Secret, next string, err error) {
+	list, err = listSecrets(ctx, rd, `WHERE id > $1 AND state = 'active' ORDER BY id LIMIT $2`, after, store.MaxPage+1)
+	list, next = store.Page(list, store.MaxPage, func(s *Secret) string { return s.ID })
+	return list, next, err
+}
+
+// SecretByID reads one secret, of whichever device; false if there is none.
+func SecretByID(ctx context.Context, rd store.Reader, id string) (Secret, bool, error) {
+	list, err := listSecrets(ctx, rd, `WHERE id = $1`, id)
+	if len(list) == 0 {
+		return Secret{}, false, err
+	}
+	return list[0], true, nil
+}
+
+// Holders returns those of the devices that have an active secret.
+func Holders(ctx context.Context, rd store.Reader, devices []string) ([]string, error) {
+	var q store.Query
+	list, err := store.List(ctx, rd, store.Scan[string],
+		`SELECT DISTINCT device FROM device_secret WHERE state = 'active' AND device IN `+store.In(&q, devices), q.Args...)
+	if err != nil {
+		return nil, fmt.Errorf("read which devices have secrets: %w", err)
+	}
+	return list, nil
+}
+
+func listSecrets(ctx context.Context, rd store.Reader, rest string, args ...any) ([]Secret, error) {
+	list, err := store.List(ctx, rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret s `+rest, args...)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't read secrets: %w", err)
 	}
 	return list, nil
 }
 
+// secretColumns are those of device_secret s; in an outer join they may be null.
+const secretColumns = `COALESCE(s.id, ''), COALESCE(s.device, ''), COALESCE(s.slot, ''), COALESCE(s.kind, ''), s.verifier, s.scram, COALESCE(s.state, ''),
+	COALESCE(s.reason, ''), COALESCE(s.created_by, ''), COALESCE(s.created_at, 0), COALESCE(s.expires_at, 0), COALESCE(s.used_at, 0), COALESCE(s.created_pos, 0)`
+
 func scanSecret(row store.Row) (s Secret, err error) {
+	err = s.scan(row)
+	return s, store.Wrap(err)
+}
+
+// scan reads secretColumns, and others before them.
+func (s *Secret) scan(row store.Row, before ...any) error {
 	var created, expires, used int64
-	err = row.Scan(&s.ID, &s.Device, &s.Slot, &s.Kind, &s.SCRAM, &s.State, &s.Reason, &s.CreatedBy, &created, &expires, &used)
-	s.CreatedAt, s.ExpiresAt, s.UsedAt = store.Time(created), store.Time(expires), store.Time(used)
-	if err != nil {
-		err = store.Wrap(err)
-	}
-	return s, err
+	err := row.Scan(append(before, &s.ID, &s.Device, &s.Slot, &s.Kind, &s.verifier, &s.scram, &s.State,
+		&s.Reason, &s.CreatedBy, &created, &expires, &used, &s.made)...)
+	s.CreatedAt, s.ExpiresAt, s.UsedAt, s.SCRAM = store.Time(created), store.Time(expires), store.Time(used), s.scram != nil
+	return err
 }

@@ -220,10 +220,6 @@ func (d *Decider) factoryPath() attest.PathOptions {
 // looked at. Where it does not hold, another one may, by CAs that the client presents: then
 // that is noted.
 func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate, s *Standing) error {
-	if d.CA == nil {
-		s.Code, s.Reason = countersign.Unavailable, "manufacturers' certificates cannot be checked here"
-		return nil
-	}
 	anchor, err := d.CA.Anchor(ctx, rd, r.authority.id, r.authority.version)
 	if err != nil {
 		return err

@@ -9,26 +9,27 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// byToken identifies whoever shows an access token as the password. The user name
-// beside it means nothing: the token names its subject.
-func (d *Decider) byToken(ctx context.Context, c countersign.Connection) Decision {
-	if d.Tokens == nil {
-		return refuse(countersign.BadCredential, "access tokens are not accepted here")
-	}
+// byToken identifies a client by an access token as the password. The user name beside it
+// means nothing: the token names its subject.
+func (d *Decider) byToken(ctx context.Context, c countersign.Connection) (dec Decision) {
 	k, err := d.Tokens.Verify(ctx, string(c.Password))
-	switch code := countersign.CodeOf(err); {
-	case code == countersign.Internal:
-		return refuse(countersign.Unavailable, "the record of the access token cannot be read now")
+	switch {
+	case countersign.CodeOf(err) == countersign.Internal:
+		dec = refuse(countersign.Unavailable, "the record of the access token cannot be read now")
 	case err != nil:
-		return refuse(code, countersign.Public(err).Message)
+		dec = refuse(countersign.CodeOf(err), countersign.Public(err).Message)
+	case !strings.Contains(k.Subject, "/"):
+		dec = d.deviceToken(ctx, c, k)
+	default:
+		dec = Decision{Known: true, ReadOnly: k.ReadOnly, Verdict: countersign.Verdict{
+			Device: k.Subject, Fleet: k.Fleet, Credential: k.Credential(), NotAfter: k.ExpiresAt, Ephemeral: true,
+		}}
+		d.operatorScope(ctx, k, &dec)
 	}
-	if !strings.Contains(k.Subject, "/") {
-		return d.deviceToken(ctx, c, k)
+	if dec.Code == countersign.BadCredential {
+		dec.Tried = d.Secrets.tried(c.Password)
 	}
-	dec := Decision{Known: true, ReadOnly: k.ReadOnly, Verdict: countersign.Verdict{
-		Device: k.Subject, Fleet: k.Fleet, Credential: k.Credential(), NotAfter: k.ExpiresAt, Ephemeral: true,
-	}}
-	d.operatorScope(ctx, k, &dec)
+	dec.Kind = countersign.AccessToken
 	return dec
 }
 
@@ -52,18 +53,18 @@ func (d *Decider) operatorScope(ctx context.Context, k Token, dec *Decision) {
 	}
 }
 
-// deviceToken holds a device's own token, and what it was given for, against the
-// record as it is now.
+// deviceToken compares a device's own token, and what it was given for, with the record
+// as it is now.
 func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
 	h, err := d.holder(ctx, k.Subject)
-	switch {
-	case errors.Is(err, errNobody):
-		return refuse(countersign.NotAllowed, "there is no such device")
-	case err != nil:
+	if err != nil {
 		return unreadable()
 	}
+	if !h.known() {
+		return refuse(countersign.NotAllowed, "there is no such device")
+	}
 	dec := d.decide(ctx, c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), made: k.IssuedPos, until: k.ExpiresAt})
-	if dec.FirstUse { // registered: who is given a token has come in, and has lost his identity since
+	if dec.FirstUse { // registered: it had an identity when it was given the token, and has lost it since
 		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
 	}
 	if dec.Code == "" {
@@ -72,7 +73,7 @@ func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k T
 	return dec
 }
 
-// sourceRefusal says why what a device's token was given for is good no more: a
+// sourceRefusal reports why what a device's token was given for is good no more: a
 // token must not outlive it.
 func (d *Decider) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
 	s := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: source, Remote: c.Remote}

@@ -14,7 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// tokenWorld is device pump-1, active in fleet pumps, and whoever gives out tokens.
+// tokenWorld is device pump-1, active in fleet pumps, with access tokens.
 type tokenWorld struct {
 	db     *store.DB
 	now    time.Time
@@ -27,8 +27,8 @@ func newTokenWorld(t *testing.T, db *store.DB) *tokenWorld {
 	good().record(t, db, certificate(t, 0xa1))
 	w := &tokenWorld{db: db, now: start}
 	clock := func() time.Time { return w.now }
-	w.tokens = &access.Tokens{DB: db, Now: clock, Key: []byte(strings.Repeat("k", 32))}
-	w.desk = &access.Decider{DB: db, Now: clock, Tokens: w.tokens}
+	w.desk = decider(t, db, clock)
+	w.tokens = w.desk.Tokens
 	w.exec(t, `DELETE FROM access_token`)
 	w.exec(t, `UPDATE fleet SET rules = '{"access":{"kinds":["certificate","token"]}}', updated_at = updated_at + 1`)
 	w.exec(t, `INSERT INTO device (id, fleet, state, reason, owner, tags, revoked_at, created_at, updated_at, last_seen, last_addr)
@@ -37,16 +37,7 @@ func newTokenWorld(t *testing.T, db *store.DB) *tokenWorld {
 	return w
 }
 
-func (w *tokenWorld) exec(t *testing.T, query string) {
-	t.Helper()
-	err := w.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, query)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+func (w *tokenWorld) exec(t *testing.T, query string) { t.Helper(); exec(t, w.db, query) }
 
 func (w *tokenWorld) issue(t *testing.T, k access.Token, ttl time.Duration) (made access.Token, text string, err error) {
 	t.Helper()

@@ -241,7 +241,7 @@ func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revoc
 // connectsBySecret says whether a device without a certificate has what it needs to
 // connect: a secret, or a symmetric key that it has used.
 func (d *Authority) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry.Entry) (bool, error) {
-	secrets, err := d.Access.Secrets(ctx, tx, dev.ID)
+	secrets, err := d.Access.Secrets.Of(ctx, tx, dev.ID)
 	if err != nil {
 		return false, err
 	}

@@ -198,9 +198,9 @@ func (w *world) neighbor(t *testing.T, ahead time.Duration) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
+	reg := &registry.Registry{DB: w.DB, Now: n.clock.Now}
 	n.Authority = &ra.Authority{
-		DB: w.DB, CA: authority, Registry: &registry.Registry{DB: w.DB, Now: n.clock.Now},
-		Access: &access.Decider{DB: w.DB, CA: w.CA, Now: n.clock.Now, Sealer: w.Sealer}, Ledger: &lockout.Ledger{Now: n.clock.Now},
+		DB: w.DB, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, w.Sealer)), Ledger: &lockout.Ledger{Now: n.clock.Now},
 		Events: events, Now: n.clock.Now, Log: log, Sealer: w.Sealer, Secret: w.Secret,
 	}
 	return n

@@ -84,11 +84,10 @@ func newWorld(t *testing.T, db *store.DB) *world {
 	running.Go(func() { _ = events.Run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
 	w.Authority = &ra.Authority{
-		DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now, Sealer: sealer}, Ledger: &lockout.Ledger{Now: w.clock.Now},
+		DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)), Ledger: &lockout.Ledger{Now: w.clock.Now},
 		Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		Secret: func(string) ([]byte, error) { return []byte(hookSecret), nil },
 	}
-	w.Access.Keys, w.Access.FormerKeys = w.ConnectKeys, w.FormerKeys
 	return w
 }
 

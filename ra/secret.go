@@ -2,7 +2,6 @@ package ra
 
 import (
 	"context"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -23,7 +22,7 @@ func (d *Authority) CreateSecret(ctx context.Context, o access.SecretOrder, by B
 
 // makeSecret records a secret, if the device may have it.
 func (d *Authority) makeSecret(ctx context.Context, o access.SecretOrder, by By, may func(context.Context, *store.Tx, *registry.Entry) error) (access.Secret, []byte, error) {
-	n, err := d.Access.PrepareSecret(ctx, o)
+	n, err := d.Access.Secrets.Prepare(ctx, o)
 	if err != nil {
 		return n.Secret, nil, err
 	}
@@ -37,7 +36,7 @@ func (d *Authority) makeSecret(ctx context.Context, o access.SecretOrder, by By,
 				return err
 			}
 		}
-		stopped, err := d.Access.SaveSecret(ctx, tx, n)
+		stopped, err := d.Access.Secrets.Save(ctx, tx, n)
 		if err != nil {
 			return err
 		}
@@ -76,7 +75,7 @@ func (d *Authority) StopSecret(ctx context.Context, device, id, why string, by B
 		if err != nil {
 			return err
 		}
-		s, err = d.Access.StopSecret(ctx, tx, device, id, why)
+		s, err = d.Access.Secrets.Stop(ctx, tx, device, id, why)
 		if countersign.CodeOf(err) == countersign.Conflict && !s.Active() && by.Actor != countersign.System {
 			events := secretEvents(countersign.SecretStopped, []access.Secret{s}, &dev, by)
 			Again(&done, &events[0], done.At)
@@ -102,7 +101,7 @@ func (d *Authority) Secrets(ctx context.Context, device string) ([]access.Secret
 	if _, err := d.Registry.Device(ctx, d.DB, device); err != nil {
 		return nil, err
 	}
-	return d.Access.Secrets(ctx, d.DB, device)
+	return d.Access.Secrets.Of(ctx, d.DB, device)
 }
 
 // ChangeSecret lets a device rotate its own secret: the one that it shows in c, or
@@ -121,7 +120,7 @@ func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, 
 		Device: v.Device, Slot: attest.Primary, Binary: binary, Rotate: true, Overlap: access.DefaultSecretOverlap, By: by.Actor,
 	}
 	if bySecret {
-		all, err := d.Access.Secrets(ctx, d.DB, v.Device)
+		all, err := d.Access.Secrets.Of(ctx, d.DB, v.Device)
 		if err != nil {
 			return access.Secret{}, nil, err
 		}
@@ -142,7 +141,7 @@ func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, 
 		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
 			return countersign.Errorf(countersign.NotAllowed, "fleet %s does not accept a secret", fleet.Name)
 		}
-		return d.Access.MayChange(ctx, tx, dev.ID)
+		return d.Access.Secrets.MayChange(ctx, tx, dev.ID)
 	})
 }
 
@@ -151,7 +150,7 @@ func (d *Authority) stopSecrets(ctx context.Context, tx *store.Tx, dev *registry
 	if err := access.DropBrokerSessions(ctx, tx, dev.ID); err != nil {
 		return nil, err
 	}
-	stopped, err := d.Access.StopSecrets(ctx, tx, dev.ID, why)
+	stopped, err := d.Access.Secrets.StopAll(ctx, tx, dev.ID, why)
 	return secretEvents(countersign.SecretStopped, stopped, dev, by), err
 }
 
@@ -189,7 +188,7 @@ func (d *Authority) secretsStopped(ctx context.Context, tx *store.Tx, list []acc
 func (d *Authority) SweepSecrets(ctx context.Context) (int, error) {
 	total := 0
 	for {
-		due, err := d.Access.OverdueSecrets(ctx, sweepBatch)
+		due, err := d.Access.Secrets.Overdue(ctx, sweepBatch)
 		if err != nil {
 			return total, err
 		}
@@ -241,47 +240,9 @@ func (d *Authority) flushUses(ctx context.Context) {
 			batch[id] = at
 			delete(used, id)
 		}
-		err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Access.UsedSecrets(ctx, tx, batch) })
+		err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Access.Secrets.Used(ctx, tx, batch) })
 		if err != nil && ctx.Err() == nil {
 			d.Log.ErrorContext(ctx, "uses of secrets not written", "count", len(batch), "error", err)
 		}
 	}
-}
-
-// ConnectKeys finds the keys that a device may make SAS tokens with: its own where it
-// has one, else those of its fleet's groups. It is access.FindKeys.
-func (d *Authority) ConnectKeys(ctx context.Context, fleet, device string, from netip.Addr) ([]access.SymmetricKey, error) {
-	c, err := d.Registry.DeviceKey(ctx, d.DB, fleet, device)
-	if err == nil && c.State == registry.CredentialActive && c.Device == device { // the lookup ignores case
-		return d.connectKey(nil, &c, from)
-	}
-	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
-		return nil, err
-	}
-	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
-	if err != nil {
-		return nil, err
-	}
-	var keys []access.SymmetricKey
-	for i := range groups {
-		if g := &groups[i]; g.Covers(device) {
-			if keys, err = d.connectKey(keys, g, from); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return keys, nil
-}
-
-// connectKey adds the keys of a credential that may be used now. How often it may
-// enroll is no matter here.
-func (d *Authority) connectKey(list []access.SymmetricKey, c *registry.Credential, from netip.Addr) ([]access.SymmetricKey, error) {
-	if err := c.Usable(d.Now(), from); err != nil && countersign.CodeOf(err) != countersign.CredentialSpent {
-		return list, nil //nolint:nilerr // one that is stopped, over or for another network opens nothing
-	}
-	keys, err := c.OpenKeys(d.Sealer)
-	if err != nil {
-		return nil, err
-	}
-	return append(list, symmetricKey(c, keys)), nil
 }

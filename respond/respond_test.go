@@ -25,6 +25,7 @@ import (
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // patience is how long a test waits for what comes by itself.
@@ -103,7 +104,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	start(t, events.Run)
 	w.Responder = &respond.Responder{
 		RA: &ra.Authority{
-			DB: db, CA: authority, Registry: reg, Access: &access.Decider{DB: db, CA: authority, Now: w.clock.Now},
+			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)),
 			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
 		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",

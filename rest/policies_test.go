@@ -7,13 +7,11 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/policies"
 )
 
 func policyHouse(t *testing.T) (*house, *client) {
 	t.Helper()
 	h := newHouse(t)
-	h.RA.Access.Policies = &policies.Store{DB: h.db, Now: h.Now, Events: h.Events}
 	return h, h.local(t)
 }
 

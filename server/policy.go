@@ -53,7 +53,6 @@ func (w scope) of(sessions []countersign.Session) []countersign.Session {
 
 // openPolicies sets up what says what a session may do, and hears of its changes.
 func (s *Server) openPolicies(context.Context) error {
-	s.desk.Access.Policies = &policies.Store{DB: s.db, Now: s.opts.Now, Events: s.events}
 	s.desk.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
 	s.rechecks = rechecks{
 		sample: s.desk.Sample, pace: rate.NewLimiter(recheckRate, recheckRate),

@@ -83,7 +83,6 @@ type Server struct {
 	operators *operator.Accounts
 	gate      *operator.Gate
 	ledger    *lockout.Ledger
-	tokens    *access.Tokens
 	desk      *ra.Authority
 	crls      *ca.Publisher
 	primes    *ca.PrimeCheck
@@ -256,20 +255,18 @@ func (s *Server) openDesk(context.Context) error {
 	s.index = edge.NewIndex(s.opts.Now)
 	s.events.Cut = s.index.Cut
 	s.openGuard()
-	tokenKey, err := s.sealer.Derive("access tokens")
+	decider, err := access.New(s.events, s.ca, s.registry, s.sealer)
 	if err != nil {
 		return err
 	}
-	s.tokens = &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey}
 	s.desk = &ra.Authority{
-		DB: s.db, CA: s.ca, Registry: s.registry, Access: &access.Decider{DB: s.db, CA: s.ca, Now: s.opts.Now, Sealer: s.sealer, Tokens: s.tokens}, Ledger: s.ledger,
+		DB: s.db, CA: s.ca, Registry: s.registry, Access: decider, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
 		Sealer: s.sealer, Secret: func(ref string) ([]byte, error) {
 			v, err := config.Secret(ref).Resolve()
 			return []byte(v), err
 		},
 	}
-	s.desk.Access.Keys, s.desk.Access.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
 	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
 		return err
 	}
@@ -306,7 +303,7 @@ func (s *Server) openDoors(context.Context) error {
 	s.serveHTTP("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.desk}, nil), s.identity.tlsConfig())
 	s.serveStatus()
 	provisioner := &provision.Provisioner{
-		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.tokens, Rules: s.checkRules,
+		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.operators, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.desk.Access.Tokens, Rules: s.checkRules,
 	}
 	if err := s.openSignIn(provisioner); err != nil {
 		return err
@@ -471,7 +468,7 @@ func (s *Server) tend(ctx context.Context) error {
 		if err := (&access.BrokerSessions{DB: s.db, Now: s.opts.Now}).Prune(ctx); err != nil {
 			s.log.ErrorContext(ctx, "could not forget old sessions at brokers", "error", err)
 		}
-		if err := s.tokens.Prune(ctx); err != nil {
+		if err := s.desk.Access.Tokens.Prune(ctx); err != nil {
 			s.log.ErrorContext(ctx, "old access tokens not forgotten", "error", err)
 		}
 	}
