@@ -80,12 +80,12 @@ var rings = slices.Concat([]ring{
 		own: words(nouns, wire, tools, keepers, decisions, "edge broker", deviceDoors, operatorDoors),
 	},
 	{name: "sdk", packages: words("sdk"), own: words(nouns, wire, "est acme cmp keystore")},
-	{name: "simulate", packages: words("simulate"), own: words(nouns, wire, "sdk")},
+	{name: "simulate", packages: words("simulate simulate/device"), own: words(nouns, wire, "sdk simulate/device")},
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
 		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo test/bench"),
-		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate agent cmd/countersign/command cmd/countersign/demo"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate simulate/device agent cmd/countersign/command cmd/countersign/demo"),
 	},
 	{
 		name: "the whole's test kit", packages: words("countersigntest"),

@@ -25,6 +25,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // Prefix marks the fleets and devices of simulations. Nothing else is touched.
@@ -146,14 +147,14 @@ type run struct {
 	Options
 	id     string // of this run, in the names of its devices
 	net    int    // second octet of its addresses
-	broker broker
+	broker device.Broker
 	tokens map[string]string // by fleet
 	hit    string            // the fleet of those that are attacked
 	away   string            // the fleet of the story offline
 	random *rand.Rand
 	began  time.Time
 
-	devices []*device // the honest ones
+	devices []*player // the honest ones
 	herd    *HerdReport
 
 	messages, reconnects, renewals, refused atomic.Int64
@@ -223,7 +224,7 @@ func newRun(o Options) (*run, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
 	}
-	b, err := newBroker(o.Endpoints.MQTT)
+	b, err := brokerOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -287,7 +288,7 @@ func (r *run) plays(name string) bool { return slices.Contains(r.Stories, name) 
 
 // enrollAll gives the honest devices their identities. Ten live behind one address.
 func (r *run) enrollAll(ctx context.Context) error {
-	r.devices = make([]*device, r.Devices)
+	r.devices = make([]*player, r.Devices)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	for i := range r.devices {
@@ -300,20 +301,20 @@ func (r *run) enrollAll(ctx context.Context) error {
 		return err
 	}
 	for _, d := range r.devices {
-		r.honest[d.Device()], r.honest[d.from] = true, true
+		r.honest[d.Device()], r.honest[d.From] = true, true
 	}
 	return nil
 }
 
 // enroll makes one device and gives it a certificate.
-func (r *run) enroll(ctx context.Context, fleet, name, from string) (*device, error) {
+func (r *run) enroll(ctx context.Context, fleet, name, from string) (*player, error) {
 	id := Prefix + r.id + "-" + name
 	identity, err := sdk.Enroll(ctx, sdk.Enrollment{Server: r.Endpoints.Enroll, Roots: r.Roots, Fleet: fleet, Device: id, Token: r.tokens[fleet]})
 	if err != nil {
 		return nil, err
 	}
 	r.note(id)
-	return &device{Identity: identity, run: r, from: from}, nil
+	return &player{Client: device.Client{Identity: identity, Broker: r.broker, From: from}, run: r}, nil
 }
 
 func (r *run) note(id string) {

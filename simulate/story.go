@@ -13,6 +13,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 const (
@@ -61,8 +62,8 @@ func StoryNames() []string {
 }
 
 // victims enrolls the cast of a story.
-func (r *run) victims(ctx context.Context, fleet, name string, part int) ([]*device, error) {
-	list := make([]*device, cast)
+func (r *run) victims(ctx context.Context, fleet, name string, part int) ([]*player, error) {
+	list := make([]*player, cast)
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range list {
 		g.Go(func() (err error) {
@@ -74,7 +75,7 @@ func (r *run) victims(ctx context.Context, fleet, name string, part int) ([]*dev
 }
 
 // each does the same with every device of a cast, at the same time.
-func each(ctx context.Context, list []*device, do func(ctx context.Context, i int, d *device) error) error {
+func each(ctx context.Context, list []*player, do func(ctx context.Context, i int, d *player) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, d := range list {
 		g.Go(func() error { return do(ctx, i, d) })
@@ -95,17 +96,17 @@ func playHerd(ctx context.Context, r *run, _ *tale) error {
 	begin := r.Now()
 	fallen := 0
 	for _, d := range r.devices {
-		s := d.current()
+		s := d.Session()
 		if s == nil {
 			continue
 		}
 		fallen++
-		s.lose()
+		s.Lose()
 		all.Go(func() {
-			for d.current() == s && wait(ctx, 5*time.Millisecond) {
+			for d.Session() == s && wait(ctx, 5*time.Millisecond) {
 				continue
 			}
-			if d.current() != s {
+			if d.Session() != s {
 				mu.Lock()
 				back = append(back, r.Now().Sub(begin))
 				mu.Unlock()
@@ -122,10 +123,10 @@ func playHerd(ctx context.Context, r *run, _ *tale) error {
 }
 
 // thief is a copy of the device's key somewhere else, in another program.
-func (r *run) thief(d *device, clientID string, i int) login {
+func (r *run) thief(d *player, clientID string, i int) device.Login {
 	config := d.TLSConfig()
 	config.MaxVersion = tls.VersionTLS12
-	return login{from: r.abroad(1 + i), tls: config, clientID: clientID}
+	return device.Login{From: r.abroad(1 + i), TLS: config, ClientID: clientID}
 }
 
 // playClone has owner and thief throw each other out, as their clients reconnect.
@@ -135,25 +136,25 @@ func playClone(ctx context.Context, r *run, t *tale) error {
 		return err
 	}
 	seen := t.expects(r, "client_id_conflict", list)
-	return each(ctx, list, func(ctx context.Context, i int, d *device) error {
-		owner, err := d.connect(ctx)
+	return each(ctx, list, func(ctx context.Context, i int, d *player) error {
+		owner, err := d.Connect(ctx)
 		if err != nil {
 			return err
 		}
 		seen.begin(d.Device(), r.Now())
 		for range fights {
-			other, err := r.open(ctx, r.thief(d, d.Device(), i))
+			other, err := r.broker.Open(ctx, r.thief(d, d.Device(), i))
 			if err != nil {
 				return err
 			}
 			wait(ctx, 300*time.Millisecond)
-			if owner, err = d.connect(ctx); err != nil {
+			if owner, err = d.Connect(ctx); err != nil {
 				return err
 			}
-			other.lose()
+			other.Lose()
 			wait(ctx, 300*time.Millisecond)
 		}
-		owner.leave()
+		owner.Leave()
 		return nil
 	})
 }
@@ -165,18 +166,18 @@ func playTwin(ctx context.Context, r *run, t *tale) error {
 		return err
 	}
 	seen := t.expects(r, "shared_certificate", list)
-	return each(ctx, list, func(ctx context.Context, i int, d *device) error {
-		owner, err := d.connect(ctx)
+	return each(ctx, list, func(ctx context.Context, i int, d *player) error {
+		owner, err := d.Connect(ctx)
 		if err != nil {
 			return err
 		}
-		defer owner.leave()
+		defer owner.Leave()
 		seen.begin(d.Device(), r.Now())
-		other, err := r.open(ctx, r.thief(d, d.Device()+":shadow", i))
+		other, err := r.broker.Open(ctx, r.thief(d, d.Device()+":shadow", i))
 		if err != nil {
 			return err
 		}
-		defer other.leave()
+		defer other.Leave()
 		wait(ctx, sideBySide)
 		return ctx.Err()
 	})
@@ -190,13 +191,13 @@ func playFork(ctx context.Context, r *run, t *tale) error {
 		return err
 	}
 	seen := t.expects(r, "renewal_fork", list)
-	return each(ctx, list, func(ctx context.Context, _ int, d *device) error {
+	return each(ctx, list, func(ctx context.Context, _ int, d *player) error {
 		for range 2 { // with the first certificate, then with the next
-			s, err := d.connect(ctx)
+			s, err := d.Connect(ctx)
 			if err != nil {
 				return err
 			}
-			s.leave()
+			s.Leave()
 			if d.stolen != nil {
 				break
 			}
@@ -224,13 +225,13 @@ func playBruteForce(ctx context.Context, r *run, t *tale) error {
 	addresses := t.expects(r, "address_blocked", nil)
 	t.Attacked = len(list)
 	var mu sync.Mutex
-	return each(ctx, list, func(ctx context.Context, i int, d *device) error {
+	return each(ctx, list, func(ctx context.Context, i int, d *player) error {
 		issued, err := r.Admin.CreateSecret(ctx, d.Device(), api.NewSecret{})
 		if err != nil {
 			return err
 		}
-		own := login{from: d.from, clientID: d.Device(), username: d.Device(), password: []byte(issued.Text)}
-		s, err := r.open(ctx, own)
+		own := device.Login{From: d.From, ClientID: d.Device(), Username: d.Device(), Password: []byte(issued.Text)}
+		s, err := r.broker.Open(ctx, own)
 		if err != nil {
 			return err
 		}
@@ -240,15 +241,15 @@ func playBruteForce(ctx context.Context, r *run, t *tale) error {
 		if err := r.guess(ctx, d.Device(), enemy); err != nil {
 			return err
 		}
-		if err := s.publish(ctx, d.Device()); err != nil {
+		if err := s.Publish(ctx, d.Topic("up/sim"), reading); err != nil {
 			return fmt.Errorf("the attacked device lost its session: %w", err)
 		}
-		s.leave()
-		again, err := r.open(ctx, own)
+		s.Leave()
+		again, err := r.broker.Open(ctx, own)
 		if err != nil {
 			return fmt.Errorf("the attacked device was locked out: %w", err)
 		}
-		again.leave()
+		again.Leave()
 		mu.Lock()
 		t.Unharmed++
 		mu.Unlock()
@@ -258,13 +259,13 @@ func playBruteForce(ctx context.Context, r *run, t *tale) error {
 
 // guess tries wrong secrets in a device's name, several at once: the server slows
 // each answer.
-func (r *run) guess(ctx context.Context, device, from string) error {
+func (r *run) guess(ctx context.Context, id, from string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for n := range guesses {
 		g.Go(func() error {
-			s, err := r.open(ctx, login{from: from, clientID: device, username: device, password: fmt.Appendf(nil, "winter-%d", n)})
+			s, err := r.broker.Open(ctx, device.Login{From: from, ClientID: id, Username: id, Password: fmt.Appendf(nil, "winter-%d", n)})
 			if err == nil {
-				s.leave()
+				s.Leave()
 				return errors.New("a guess was right")
 			}
 			return ctx.Err()
@@ -289,9 +290,9 @@ func playSpraying(ctx context.Context, r *run, t *tale) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for i, name := range names {
 		g.Go(func() error {
-			s, err := r.open(gctx, login{from: r.abroad(120 + i), clientID: name, username: name, password: []byte("Password-" + r.id)})
+			s, err := r.broker.Open(gctx, device.Login{From: r.abroad(120 + i), ClientID: name, Username: name, Password: []byte("Password-" + r.id)})
 			if err == nil {
-				s.leave()
+				s.Leave()
 				return errors.New("the sprayed secret was right")
 			}
 			return gctx.Err()
@@ -301,11 +302,11 @@ func playSpraying(ctx context.Context, r *run, t *tale) error {
 		return err
 	}
 	for _, d := range list {
-		s, err := d.connect(ctx)
+		s, err := d.Connect(ctx)
 		if err != nil {
 			return fmt.Errorf("a sprayed device was locked out: %w", err)
 		}
-		s.leave()
+		s.Leave()
 		t.Unharmed++
 	}
 	return nil
@@ -325,15 +326,15 @@ func playClockFault(ctx context.Context, r *run, t *tale) error {
 		if err != nil {
 			return err
 		}
-		own := login{from: r.address(106, 1+i), clientID: id, username: id, password: sasToken(key, id, r.Now().Add(time.Hour))}
-		if _, err := r.enroll(ctx, r.hit, fmt.Sprintf("%s-%d", t.Name, i), own.from); err != nil {
+		own := device.Login{From: r.address(106, 1+i), ClientID: id, Username: id, Password: sasToken(key, id, r.Now().Add(time.Hour))}
+		if _, err := r.enroll(ctx, r.hit, fmt.Sprintf("%s-%d", t.Name, i), own.From); err != nil {
 			return err
 		}
 		seen.begin(id, r.Now())
 		for range tokens {
-			own.password = sasToken(key, id, r.Now().Add(-24*time.Hour))
-			if s, err := r.open(ctx, own); err == nil {
-				s.leave()
+			own.Password = sasToken(key, id, r.Now().Add(-24*time.Hour))
+			if s, err := r.broker.Open(ctx, own); err == nil {
+				s.Leave()
 				return errors.New("an expired token let a device in")
 			}
 		}
@@ -351,18 +352,18 @@ func playOffline(ctx context.Context, r *run, t *tale) error {
 	seen := t.expects(r, "connect_after_expiry", list)
 	t.Attacked = len(list) // by time
 	var mu sync.Mutex
-	return each(ctx, list, func(ctx context.Context, _ int, d *device) error {
-		s, err := d.connect(ctx)
+	return each(ctx, list, func(ctx context.Context, _ int, d *player) error {
+		s, err := d.Connect(ctx)
 		if err != nil {
 			return err
 		}
-		s.leave()
+		s.Leave()
 		if !wait(ctx, d.Certificate().NotAfter.Sub(r.Now())+2*time.Second) {
 			return ctx.Err()
 		}
 		seen.begin(d.Device(), r.Now())
-		if s, err := d.connect(ctx); err == nil {
-			s.leave()
+		if s, err := d.Connect(ctx); err == nil {
+			s.Leave()
 			return errors.New("an expired certificate let a device in")
 		}
 		if d.Identity, err = d.recovering(); err != nil {
@@ -371,10 +372,10 @@ func playOffline(ctx context.Context, r *run, t *tale) error {
 		if err := d.Renew(ctx); err != nil {
 			return fmt.Errorf("recover %s: %w", d.Device(), err)
 		}
-		if s, err = d.connect(ctx); err != nil {
+		if s, err = d.Connect(ctx); err != nil {
 			return err
 		}
-		s.leave()
+		s.Leave()
 		mu.Lock()
 		t.Unharmed++
 		mu.Unlock()

@@ -31,7 +31,7 @@ type expectation struct {
 
 // expects has a story wait for a rule about the devices of its cast; began says of
 // each when the attack began.
-func (t *tale) expects(r *run, rule string, list []*device) *expectation {
+func (t *tale) expects(r *run, rule string, list []*player) *expectation {
 	e := &expectation{rule: rule, began: map[string]time.Time{}, took: map[string]time.Duration{}}
 	for _, d := range list {
 		e.began[d.Device()] = r.Now()
@@ -181,7 +181,7 @@ func (r *run) report(ctx context.Context) (*Report, error) {
 }
 
 // recovering is the same identity at the recovery listener.
-func (d *device) recovering() (*sdk.Identity, error) {
+func (d *player) recovering() (*sdk.Identity, error) {
 	var path []*x509.Certificate
 	for _, der := range d.Path() {
 		c, err := x509.ParseCertificate(der)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
+	"github.com/countersign-iot/countersign/simulate/device"
 	"github.com/countersign-iot/countersign/status"
 )
 
@@ -74,8 +74,8 @@ type demo struct {
 	server   *server.Server
 	admin    *sdk.Admin
 	roots    *x509.CertPool
-	broker   string
-	devices  []*device
+	broker   device.Broker
+	devices  []*device.Client
 	revoked  *x509.Certificate
 	issuing  *x509.Certificate
 	uplink   chan string
@@ -126,11 +126,11 @@ func Run(ctx context.Context, o Options) (results []Result, err error) {
 // play does the steps, one after the other.
 func (d *demo) play(ctx context.Context, o Options) {
 	steps := d.steps()
-	if o.Methods {
-		steps = append(steps, d.methodSteps()...)
-	}
 	if o.Models {
 		steps = append(steps, d.modelSteps()...)
+	}
+	if o.Methods { // last: one of them moves the server's clock
+		steps = append(steps, d.methodSteps()...)
 	}
 	for i, s := range append(steps, step{"event log, verified", d.log}) {
 		if ok := d.run(ctx, s); !ok && i == 0 { // without devices nothing after this can work
@@ -138,7 +138,7 @@ func (d *demo) play(ctx context.Context, o Options) {
 		}
 	}
 	for _, dev := range d.devices {
-		dev.leave()
+		dev.Leave()
 	}
 }
 
@@ -165,18 +165,16 @@ func (d *demo) prepare(ctx context.Context, n int) error {
 	}
 	d.roots = x509.NewCertPool()
 	d.roots.AppendCertsFromPEM(pem)
-	u, err := url.Parse(ends.MQTT)
-	if err != nil {
-		return fmt.Errorf("read the MQTT address: %w", err)
+	if d.broker, err = device.At(ends.MQTT, d.roots); err != nil {
+		return err
 	}
-	d.broker = u.Host
 	for _, a := range d.server.Authorities() {
 		if a.Parent != "" {
 			d.issuing = a.Certificate
 		}
 	}
 	for range n {
-		d.devices = append(d.devices, &device{broker: d.broker})
+		d.devices = append(d.devices, &device.Client{Broker: d.broker})
 	}
 	return d.server.Subscribe(ctx, "devices/+/up/#", func(_ string, payload []byte) {
 		select {
@@ -205,7 +203,7 @@ func (d *demo) run(ctx context.Context, s step) bool {
 }
 
 // each acts on some devices at once.
-func (d *demo) each(ctx context.Context, devices []*device, do func(context.Context, int, *device) error) error {
+func (d *demo) each(ctx context.Context, devices []*device.Client, do func(context.Context, int, *device.Client) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	for i, dev := range devices {
@@ -220,7 +218,7 @@ func (d *demo) enroll(ctx context.Context) (string, error) {
 		return "", err
 	}
 	begin := d.now()
-	err = d.each(ctx, d.devices, func(ctx context.Context, i int, dev *device) error {
+	err = d.each(ctx, d.devices, func(ctx context.Context, i int, dev *device.Client) error {
 		id, err := sdk.Enroll(ctx, sdk.Enrollment{
 			Server: d.server.Endpoints().Enroll, Roots: d.roots, Device: fmt.Sprintf("greenhouse-%d", i+1), Token: token.Secret,
 		})
@@ -234,7 +232,7 @@ func (d *demo) enroll(ctx context.Context) (string, error) {
 }
 
 func (d *demo) connect(ctx context.Context) (string, error) {
-	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device) error { return dev.connect(ctx) })
+	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error { return connect(ctx, dev) })
 	if err != nil {
 		return "", err
 	}
@@ -245,14 +243,14 @@ func (d *demo) connect(ctx context.Context) (string, error) {
 }
 
 func (d *demo) talk(ctx context.Context) (string, error) {
-	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device) error {
-		if err := dev.publish(ctx, "from "+dev.Device()); err != nil {
+	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error {
+		if err := dev.Session().Publish(ctx, dev.Topic("up/hello"), "from "+dev.Device()); err != nil {
 			return err
 		}
-		if err := d.server.Publish(ctx, "devices/"+dev.Device()+"/down/hello", []byte("to "+dev.Device())); err != nil {
+		if err := d.server.Publish(ctx, dev.Topic("down/hello"), []byte("to "+dev.Device())); err != nil {
 			return err
 		}
-		text, err := dev.receive(ctx)
+		text, err := dev.Session().Receive(ctx)
 		if err != nil || text != "to "+dev.Device() {
 			return fmt.Errorf("%s received %q: %w", dev.Device(), text, err)
 		}
@@ -278,13 +276,13 @@ func (d *demo) talk(ctx context.Context) (string, error) {
 
 func (d *demo) renew(ctx context.Context) (string, error) {
 	third := d.devices[:len(d.devices)/3]
-	err := d.each(ctx, third, func(ctx context.Context, _ int, dev *device) error {
+	err := d.each(ctx, third, func(ctx context.Context, _ int, dev *device.Client) error {
 		old := fmt.Sprintf("%x", dev.Certificate().SerialNumber)
 		if err := dev.Renew(ctx); err != nil {
 			return err
 		}
-		dev.leave()
-		if err := dev.connect(ctx); err != nil { // the first use: the old one is superseded from now
+		dev.Leave()
+		if err := connect(ctx, dev); err != nil { // the first use: the old one is superseded from now
 			return err
 		}
 		cert, err := d.admin.Certificate(ctx, old)
@@ -307,7 +305,7 @@ func (d *demo) suspend(ctx context.Context) (string, error) {
 	if _, err := d.admin.Suspend(ctx, dev.Device(), api.Act{Note: "demo"}); err != nil {
 		return "", err
 	}
-	if _, err := dev.end(ctx); err != nil {
+	if _, err := dev.Session().End(ctx); err != nil {
 		return "", err
 	}
 	no, err := d.refusedConnect(ctx, dev)
@@ -317,16 +315,25 @@ func (d *demo) suspend(ctx context.Context) (string, error) {
 	if _, err := d.admin.Reactivate(ctx, dev.Device(), api.Act{Note: "demo"}); err != nil {
 		return "", err
 	}
-	if err := dev.connect(ctx); err != nil {
+	if err := connect(ctx, dev); err != nil {
 		return "", fmt.Errorf("connect after reactivation: %w", err)
 	}
-	return fmt.Sprintf("%s cut off, reconnect refused (%s), back with the same certificate", dev.Device(), no.reason), nil
+	return fmt.Sprintf("%s cut off, reconnect refused (%s), back with the same certificate", dev.Device(), no.Reason), nil
+}
+
+// connect opens a session and subscribes to what is sent to the device.
+func connect(ctx context.Context, dev *device.Client) error {
+	s, err := dev.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Subscribe(ctx, dev.Topic("down/#"))
 }
 
 // refusedConnect expects the server to refuse the device and gives how.
-func (d *demo) refusedConnect(ctx context.Context, dev *device) (*refusal, error) {
-	err := dev.connect(ctx)
-	var no *refusal
+func (d *demo) refusedConnect(ctx context.Context, dev *device.Client) (*device.Refusal, error) {
+	err := connect(ctx, dev)
+	var no *device.Refusal
 	if !errors.As(err, &no) {
 		return nil, fmt.Errorf("the reconnect of %s was not refused: %w", dev.Device(), err)
 	}
@@ -340,25 +347,25 @@ func (d *demo) revoke(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	end, err := dev.end(ctx)
+	end, err := dev.Session().End(ctx)
 	if err != nil {
 		return "", err
 	}
-	if end.code != 0x98 {
-		return "", fmt.Errorf("%s was dropped with reason code 0x%02x (%s), want 0x98", dev.Device(), end.code, end.reason)
+	if end.Code != 0x98 {
+		return "", fmt.Errorf("%s was dropped with reason code 0x%02x (%s), want 0x98", dev.Device(), end.Code, end.Reason)
 	}
 	no, err := d.refusedConnect(ctx, dev)
 	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%s: %d session closed %.1f ms after the record; DISCONNECT 0x98 (%s); reconnect refused 0x%02x: %s",
-		dev.Device(), cut.Sessions, float64(cut.CutMicros)/1000, end.reason, no.code, no.reason), nil
+		dev.Device(), cut.Sessions, float64(cut.CutMicros)/1000, end.Reason, no.Code, no.Reason), nil
 }
 
 func (d *demo) clone(ctx context.Context) (string, error) {
 	dev := d.devices[len(d.devices)-3]
-	dev.leave()
-	thief := &device{Identity: dev.Copy(), broker: d.broker}
+	dev.Leave()
+	thief := &device.Client{Identity: dev.Copy(), Broker: d.broker}
 	if err := dev.Renew(ctx); err != nil {
 		return "", fmt.Errorf("the device's renewal: %w", err)
 	}
@@ -366,13 +373,13 @@ func (d *demo) clone(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the clone's renewal, which nothing gives away yet: %w", err)
 	}
 	var wg sync.WaitGroup
-	for _, holder := range []*device{dev, thief} {
-		wg.Go(func() { _ = holder.connect(ctx) }) // one may get in first; none may stay
+	for _, holder := range []*device.Client{dev, thief} {
+		wg.Go(func() { _ = connect(ctx, holder) }) // one may get in first; none may stay
 	}
 	wg.Wait()
-	for _, holder := range []*device{dev, thief} {
-		if holder.session() != nil {
-			if _, err := holder.end(ctx); err != nil {
+	for _, holder := range []*device.Client{dev, thief} {
+		if holder.Session() != nil {
+			if _, err := holder.Session().End(ctx); err != nil {
 				return "", fmt.Errorf("a holder of the cloned identity stays connected: %w", err)
 			}
 		}

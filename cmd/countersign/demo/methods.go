@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -18,7 +17,6 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -27,6 +25,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/est"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 const (
@@ -78,12 +77,13 @@ func (d *demo) methodSteps() []step {
 
 // admitted checks an identity by using it.
 func (d *demo) admitted(ctx context.Context, id *sdk.Identity) error {
-	dev := &device{Identity: id, broker: d.broker}
-	if err := dev.connect(ctx); err != nil {
+	dev := &device.Client{Identity: id, Broker: d.broker}
+	s, err := dev.Connect(ctx)
+	if err != nil {
 		return fmt.Errorf("%s cannot connect: %w", id.Device(), err)
 	}
-	defer dev.leave()
-	if err := dev.publish(ctx, "from "+id.Device()); err != nil {
+	defer s.Leave()
+	if err := s.Publish(ctx, dev.Topic("up/hello"), "from "+id.Device()); err != nil {
 		return fmt.Errorf("%s cannot publish: %w", id.Device(), err)
 	}
 	return nil
@@ -322,13 +322,9 @@ func (d *demo) byGroup(ctx context.Context) (*sdk.Identity, string, error) {
 	return id, "a SAS token by a key derived on the line; the group key itself was refused", err
 }
 
-// sas signs as Azure's device SDKs do.
-func (d *demo) sas(device string, key []byte) string {
-	resource := methodsFleet + "/registrations/" + device
-	until := fmt.Sprint(d.now().Add(time.Hour).Unix())
-	h := hmac.New(sha256.New, key)
-	_, _ = fmt.Fprintf(h, "%s\n%s", resource, until) // a hash takes all that it is given
-	return "SharedAccessSignature sr=" + resource + "&sig=" + url.QueryEscape(base64.StdEncoding.EncodeToString(h.Sum(nil))) + "&se=" + until
+// sas is the password of an enrollment by a symmetric key.
+func (d *demo) sas(id string, key []byte) string {
+	return device.SAS(methodsFleet+"/registrations/"+id, key, d.now().Add(time.Hour))
 }
 
 func (d *demo) byApproval(ctx context.Context) (*sdk.Identity, string, error) {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,11 +17,11 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
-	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 const (
@@ -61,28 +60,12 @@ func modelsConfig(c *config.Config) error {
 
 // login connects without a certificate, from an address of this machine.
 func (d *demo) login(ctx context.Context, from, user, password string) error {
-	dialer := tls.Dialer{
-		NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}},
-		Config:    &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: d.roots},
-	}
-	conn, err := dialer.DialContext(ctx, "tcp", d.broker)
+	s, err := d.broker.Open(ctx, device.Login{From: from, ClientID: user, Username: user, Password: []byte(password)})
 	if err != nil {
-		return fmt.Errorf("dial: %w", err)
+		return err
 	}
-	client := paho.NewClient(paho.ClientConfig{Conn: packets.NewThreadSafeConn(conn), PacketTimeout: stepTime})
-	ack, err := client.Connect(ctx, &paho.Connect{
-		ClientID: user, KeepAlive: 60, CleanStart: true, Username: user, UsernameFlag: true, Password: []byte(password), PasswordFlag: true,
-	})
-	if err != nil {
-		_ = conn.Close()
-		if ack != nil && ack.ReasonCode >= 0x80 {
-			return &refusal{code: ack.ReasonCode, reason: ack.Properties.ReasonString}
-		}
-		return fmt.Errorf("connect: %w", err)
-	}
-	defer func() { _ = client.Disconnect(&paho.Disconnect{}) }()
-	_, err = client.Publish(ctx, &paho.Publish{QoS: 1, Topic: "devices/" + user + "/up/hello", Payload: []byte("from " + user)})
-	return err
+	defer s.Leave()
+	return s.Publish(ctx, "devices/"+user+"/up/hello", "from "+user)
 }
 
 func (d *demo) oneWay(ctx context.Context) (string, error) {
@@ -247,11 +230,11 @@ func (d *demo) centralized(ctx context.Context) (string, error) {
 func (d *demo) guess(ctx context.Context) (string, error) {
 	for n := 1; n <= maxGuesses; n++ {
 		err := d.login(ctx, guessFrom, "meter-1", fmt.Sprintf("guess-%d", n))
-		r, refused := errors.AsType[*refusal](err)
+		r, refused := errors.AsType[*device.Refusal](err)
 		switch {
 		case err == nil:
 			return "", errors.New("a guess was taken for the secret")
-		case refused && r.code == packets.ConnackConnectionRateExceeded, !refused && n > 1: // turned away before CONNECT
+		case refused && r.Code == packets.ConnackConnectionRateExceeded, !refused && n > 1: // turned away before CONNECT
 			if err := d.login(ctx, "127.0.0.1", "meter-1", d.secret); err != nil {
 				return "", fmt.Errorf("the device itself: %w", err)
 			}
