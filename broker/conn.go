@@ -69,7 +69,7 @@ func (c *Conn) Wake() {
 
 // Flush writes what the client's publishes left in the output of their receivers. The
 // reader calls it before it waits for the client, and once more at its end.
-func (c *Conn) Flush() { c.out.flush() }
+func (c *Conn) Flush() { c.out.flushShared() }
 
 // Publish routes a message of the client. With QoS 1 and 2 the client is acknowledged
 // through [Client.Acknowledge] in the order of the calls: at once, or once what the

@@ -50,10 +50,10 @@ func (x *session) slowDown(f frame) error {
 	}
 	now := x.now()
 	l := x.account.limiter
-	wait := l.ReserveN(now, min(cost, l.Burst())).DelayFrom(now)
-	if wait <= 0 {
+	if cost = min(cost, l.Burst()); l.AllowN(now, cost) {
 		return nil
 	}
+	wait := l.ReserveN(now, cost).DelayFrom(now)
 	x.srv.count.slowed.Add(1)
 	if now.Sub(x.heldLast) > heldPause {
 		x.heldSince = now

@@ -256,6 +256,28 @@ func TestKeepAliveIsEnforced(t *testing.T) {
 	}
 }
 
+// TestKeepAliveCountsFromTheLastPacket has a device send half a packet before and half
+// behind the time at which its silence since CONNECT would have ended it.
+func TestKeepAliveCountsFromTheLastPacket(t *testing.T) {
+	g := start(t, engine{})
+	d := g.dial(t, "dev")
+	d.send(connectPacket(5, "dev", 2, 1, nil))
+	d.recv()
+	time.Sleep(time.Second)
+	d.send([]byte{0xC0, 0})
+	d.expect("PINGRESP", []byte{0xD0, 0})
+	time.Sleep(300 * time.Millisecond)
+	d.send([]byte{0xC0})
+	time.Sleep(400 * time.Millisecond)
+	began := time.Now()
+	d.send([]byte{0})
+	d.expect("PINGRESP in two halves", []byte{0xD0, 0})
+	d.gone("silence", 0x8D)
+	if silent := time.Since(began); silent < 1400*time.Millisecond {
+		t.Errorf("closed after %v, want one and a half keep alives of 1 s", silent)
+	}
+}
+
 func TestCloseTellsTheDevices(t *testing.T) {
 	g := start(t, engine{})
 	d := g.join(t, "dev", 5)

@@ -17,6 +17,8 @@ const (
 	// writePiece is what is written at once, so that a slow link that carries a large
 	// message shows that it moves.
 	writePiece = 16 << 10
+	// stallSlack is the part of DefaultStall that a peer may have beyond it.
+	stallSlack = 4
 	// recordCost is what TLS and WebSocket add to a piece, generously.
 	recordCost = 64
 )
@@ -54,20 +56,21 @@ type outbox struct {
 	// room returns how many octets the peer's socket takes without a wait; nil: not known.
 	room func() int
 
-	mu      sync.Mutex
-	moved   sync.Cond // its lock is mu: something was written, or err was set
-	limit   int
-	pooled  *[]byte                   // nil while empty
-	n       int                       // (*pooled)[:n] waits to be written
-	queue   []chunk                   // full buffers and large frames, before pooled
-	waiting int                       // octets in queue, and in the one that is being written
-	free    int                       // octets that the socket takes at least
-	writing bool                      // the goroutine is at work
-	sealed  bool                      // the last frame was added
-	missed  bool                      // offer found no room since emptied was called
-	wrote   bool                      // something went out
-	err     error                     // the first failure; nothing is written after it
-	closeBy atomic.Pointer[time.Time] // when all writing ends, see finish
+	mu       sync.Mutex
+	moved    sync.Cond // its lock is mu: something was written, or err was set
+	limit    int
+	pooled   *[]byte                   // nil while empty
+	n        int                       // (*pooled)[:n] waits to be written
+	queue    []chunk                   // full buffers and large frames, before pooled
+	waiting  int                       // octets in queue, and in the one that is being written
+	free     int                       // octets that the socket takes at least
+	deadline time.Time                 // of writes; owned by who writes
+	writing  bool                      // the goroutine is at work
+	sealed   bool                      // the last frame was added
+	missed   bool                      // offer found no room since emptied was called
+	wrote    bool                      // something went out
+	err      error                     // the first failure; nothing is written after it
+	closeBy  atomic.Pointer[time.Time] // when all writing ends, see finish
 }
 
 // chunk is whole frames that wait.
@@ -289,9 +292,11 @@ func (o *outbox) write(b []byte) error {
 		// The order matters to a cut: see edge.Live.
 		limit := o.now().Add(o.stall)
 		if by := o.closeBy.Load(); by != nil && by.Before(limit) {
-			limit = *by
+			_ = o.dst.SetWriteDeadline(*by)
+		} else if o.deadline.Before(limit) { // it is moved as rarely as that allows
+			o.deadline = limit.Add(o.stall / stallSlack)
+			_ = o.dst.SetWriteDeadline(o.deadline)
 		}
-		_ = o.dst.SetWriteDeadline(limit)
 		if o.ended() {
 			return errEnded
 		}

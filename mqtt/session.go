@@ -48,6 +48,8 @@ type session struct {
 
 	// Owned by the reader.
 	keepAlive   time.Duration // how long the device may be silent; 0: for ever
+	silentAt    time.Time     // when it was silent for too long; zero: never
+	waits       bool          // a read deadline is set, at silentAt or before
 	aliasesUp   map[uint16]string
 	aliasOctets int       // of the topics in it
 	aliasMax    uint16    // highest alias the device may use

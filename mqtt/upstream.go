@@ -2,9 +2,10 @@ package mqtt
 
 import (
 	"context"
+	"errors"
+	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/countersign-iot/countersign/topics"
 
@@ -19,16 +20,11 @@ func (x *session) runUp(ctx context.Context) error {
 			if err := x.flush(); err != nil {
 				return err
 			}
-			var limit time.Time
 			if x.keepAlive > 0 {
-				limit = x.now().Add(x.keepAlive)
-			}
-			_ = x.conn.SetReadDeadline(limit)
-			if x.done.Load() { // end came before a deadline that this one may have undone, see stop
-				return nil
+				x.silentAt = x.now().Add(x.keepAlive)
 			}
 		}
-		f, err := x.in.next()
+		f, err := x.await()
 		if err != nil {
 			return err
 		}
@@ -48,6 +44,27 @@ func (x *session) runUp(ctx context.Context) error {
 			_ = x.flush()
 			return err
 		}
+	}
+}
+
+// await reads the next packet. Moving the read deadline for each packet costs more than
+// one deadline that passes before the device was silent for too long, and is moved then.
+// Over WebSocket none passes before its time, because the library does not read on
+// behind it.
+func (x *session) await() (frame, error) {
+	for {
+		if !x.waits || x.web != nil {
+			_ = x.conn.SetReadDeadline(x.silentAt)
+			x.waits = true
+		}
+		if x.done.Load() { // end came before a deadline that this one may have undone, see stop
+			return frame{}, errEnded
+		}
+		f, err := x.in.next()
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !x.now().Before(x.silentAt) {
+			return f, err
+		}
+		x.waits = false
 	}
 }
 
