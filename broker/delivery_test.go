@@ -274,7 +274,7 @@ func TestReceiveMaximumOverPages(t *testing.T) {
 					}
 				}
 			}
-			s.until("an empty queue", func() bool { return queued(t, b) == 0 && count(t, db, "mqtt_queue") == 0 })
+			s.until("an empty queue", func() bool { return queued(t, b) == 0 && messages(t, db) == 0 })
 		}
 	}
 }

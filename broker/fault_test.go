@@ -51,7 +51,7 @@ func TestAnUnansweredCommitIsFoundOut(t *testing.T) {
 						t.Errorf("got the answer %q", p.acks[0])
 					}
 					want := map[bool]int{true: 1}[recorded]
-					if got := count(t, db, "mqtt_queue"); got != want {
+					if got := messages(t, db); got != want {
 						t.Errorf("messages on record: got %d, want %d", got, want)
 					}
 					if got := usage(t, b, "s").Queued; got != want {
@@ -68,7 +68,7 @@ func TestAnUnansweredCommitIsFoundOut(t *testing.T) {
 						want = 1
 					}
 					s.until("the messages", func() bool { return len(s.got) == want })
-					if got := count(t, db, "mqtt_queue"); got != want {
+					if got := messages(t, db); got != want {
 						t.Errorf("messages on record at the end: got %d, want %d", got, want)
 					}
 				})
@@ -129,7 +129,7 @@ func TestAHangingDatabaseHoldsUpWhatItConcerns(t *testing.T) {
 			}
 		}
 	}
-	s.until("an empty queue", func() bool { return queued(t, b) == 0 && count(t, db, "mqtt_queue") == 0 })
+	s.until("an empty queue", func() bool { return queued(t, b) == 0 && messages(t, db) == 0 })
 }
 
 // While the database is away publishers are refused, and what was acknowledged by
@@ -163,7 +163,7 @@ func TestWhatIsLazyIsWrittenWhenTheDatabaseIsBack(t *testing.T) {
 	for _, d := range s.got {
 		s.conn.Acknowledge(broker.Pubcomp, d.ID, broker.Success)
 	}
-	s.until("an empty queue", func() bool { return queued(t, b) == 0 && count(t, db, "mqtt_queue") == 0 })
+	s.until("an empty queue", func() bool { return queued(t, b) == 0 && messages(t, db) == 0 })
 	p.until("PUBCOMP", func() bool { return p.acks[len(p.acks)-1] == "7 2 0x0" })
 	p = connect(t, b, kept("p"))
 	p.publish("x", "new", 2, 2)
@@ -210,7 +210,7 @@ func TestAFullDatabaseRefusesWhatFillsIt(t *testing.T) {
 	p.answered("4 1000 0x0")
 	s = connect(t, b, kept("s"))
 	s.until("what was stored", func() bool { return len(s.got) == stored })
-	s.until("an empty queue", func() bool { return queued(t, b) == 0 && count(t, db, "mqtt_queue") == 0 })
+	s.until("an empty queue", func() bool { return queued(t, b) == 0 && messages(t, db) == 0 })
 	s.conn.Close(false, nil)
 	p.acks = nil
 	p.publish("kept", large, 1, 2000)

@@ -143,8 +143,9 @@ func FuzzRestore(f *testing.F) {
 					[]any{client, expiry, left, sent, will, willAt},
 				},
 				{`INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES (1, $1, $2, $3, $4)`, []any{seq, filter, options, subID}},
-				{`INSERT INTO mqtt_queue (session, seq, qos, retain, released, expires, topic, props, payload, sub_ids, octets)
-					VALUES (1, $1, $2, $3, $4, $5, $6, $7, $7, $8, $9)`, []any{seq, options % 3, options, options, willAt, filter, some(will), some(will), 200}},
+				{`INSERT INTO mqtt_queue (session, seq, upto, n, qos, retain, expires, topic, props, payload, sub_ids, more, octets)
+					VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $9, 200)`, []any{seq, seq + sent, sent, options % 3, options, willAt, filter, some(will), some(will)}},
+				{`INSERT INTO mqtt_mark (session, seq, upto, gone) VALUES (1, $1, $2, $3)`, []any{seq, seq + sent, options & 1}},
 				{`INSERT INTO mqtt_inbound (session, packet) VALUES (1, $1)`, []any{packet}},
 				{
 					`INSERT INTO mqtt_retained (node, hash, topic, device, qos, expires, props, payload) VALUES ('one', $1, $2, 'd', $3, $4, $5, $5)`,

@@ -43,8 +43,9 @@ const (
 	opComplete                      // QoS 2: its PUBREL
 	opInsert                        // a message for a session
 	opRelease                       // QoS 2: PUBREC for it
-	opDelete                        // its end
-	opTrim                          // its end, with all before it
+	opGone                          // its end
+	opDelete                        // the end of all of a page
+	opTrim                          // the end of all up to a place
 	opDrain                         // the end of those that wait behind what is in flight
 	opWipe                          // the end of a session
 	opExpire                        // of a retained message, if it is still that one
@@ -53,7 +54,7 @@ const (
 // lazy reports that no client waits for changes of the kind. They are tried again
 // until they are on record.
 func (k opKind) lazy() bool {
-	return k == opDelete || k == opTrim || k == opWipe || k == opExpire || k == opPurge
+	return k == opGone || k == opDelete || k == opTrim || k == opWipe || k == opExpire || k == opPurge
 }
 
 // op is one change of the record, and who is to know when it is made.
@@ -67,8 +68,9 @@ type op struct {
 	sub  *subscription
 	old  bool // the session had the filter of sub already
 	row  *sessionRow
-	from uint64 // opDrain: behind this place in the queue
+	from uint64 // a place in the queue; opDrain: behind it
 	to   uint64 // up to this one
+	part bool   // opTrim: others of the page are left
 	p    *publication
 	done func(err error, f *flusher)
 }
@@ -228,13 +230,7 @@ func (j *journal) commit(groups [][]op) {
 	if len(groups) > 1 {
 		ops = slices.Concat(groups...)
 	}
-	for i := range ops {
-		if o := &ops[i]; o.kind == opInsert && o.e.seq == 0 {
-			o.s.mu.Lock()
-			o.e.seq = o.s.number()
-			o.s.mu.Unlock()
-		}
-	}
+	prepare(ops)
 	err := j.transact(ops)
 	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 && !j.b.displaced.Load() {
 		// One that the database cannot take is to hurt no other.
@@ -356,7 +352,9 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 	switch o.kind {
 	case opInsert:
 		if err == nil {
-			o.s.committed(o.e, f)
+			if pg := o.e.page; pg.first == o.e.seq { // those behind it come with it
+				o.s.committed(pg, f)
+			}
 		} else {
 			o.s.lost(o.e)
 		}

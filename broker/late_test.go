@@ -135,7 +135,7 @@ func TestAPurgeSparesWhatIsInFlight(t *testing.T) {
 	if done, err := b.Purge(t.Context(), "s", countersign.Stored{Queued: true}); err != nil || done.Queued != 2 {
 		t.Fatalf("purge: got %+v, %v, want two messages dropped", done, err)
 	}
-	if got := count(t, db, "mqtt_queue"); got != 2 {
+	if got := messages(t, db); got != 2 {
 		t.Errorf("messages on record: got %d, want 2", got)
 	}
 	s = connect(t, b, h)

@@ -52,13 +52,13 @@ func TestAMessageCommittedWhileAPageIsReadIsNotSkipped(t *testing.T) {
 		s.mu.Lock()
 		after, until := s.loaded, s.stored
 		s.mu.Unlock()
-		page, whole, err := b.page(t.Context(), s, after)
-		if err != nil || len(page) != before || !whole {
-			t.Fatalf("%s: got %d messages, whole %t, error %v", name, len(page), whole, err)
+		pages, whole, err := b.readQueue(t.Context(), s, after)
+		if err != nil || len(pages) != before || !whole {
+			t.Fatalf("%s: got %d pages, whole %t, error %v", name, len(pages), whole, err)
 		}
 		publish(before)
 		c.Start()
-		s.filled(c, page, whole, after, until)
+		s.filled(c, pages, whole, after, until)
 		deadline := time.Now().Add(10 * time.Second)
 		for n := 0; n != before+1; {
 			s.mu.Lock()

@@ -74,7 +74,7 @@ func total(t testing.TB, b *broker.Broker) countersign.Usage {
 func rows(t *testing.T, db *store.DB) (n int) {
 	t.Helper()
 	err := db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM mqtt_session) + (SELECT count(*) FROM mqtt_subscription) +
-		(SELECT count(*) FROM mqtt_queue) + (SELECT count(*) FROM mqtt_inbound) + (SELECT count(*) FROM mqtt_retained)`).Scan(&n)
+		(SELECT count(*) FROM mqtt_queue) + (SELECT count(*) FROM mqtt_mark) + (SELECT count(*) FROM mqtt_inbound) + (SELECT count(*) FROM mqtt_retained)`).Scan(&n)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,25 +119,61 @@ func (b *Broker) restoreSubscriptions(ctx context.Context, byID map[int64]*sessi
 	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1`, b.o.Node)
 }
 
+// restoreQueues reads how long the queues are. Of the messages it reads those pages of
+// which a part has ended.
 func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) error {
-	return b.each(ctx, func(rows *sql.Rows) error {
-		var id, last, n, octets int64
+	count := func(id int64, last uint64, n, octets int) {
+		if s := byID[id]; s != nil {
+			s.seq = max(s.seq, last)
+			s.stored, s.more = s.seq, true
+			s.count(n, octets)
+			s.a.queued += n
+			s.a.waiting += octets
+			b.queued.Add(int64(n))
+			b.queuedOctets.Add(int64(octets))
+		}
+	}
+	err := b.each(ctx, func(rows *sql.Rows) error {
+		var id, last int64
+		var n, octets int
 		if err := rows.Scan(&id, &last, &n, &octets); err != nil {
 			return err
 		}
-		s := byID[id]
-		if s == nil {
+		count(id, uint64(last), n, octets) //nolint:gosec // a count
+		return nil
+	}, `SELECT q.session, max(q.upto), CAST(sum(q.n) AS BIGINT), CAST(sum(q.octets) AS BIGINT)
+		FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1 GROUP BY q.session`, b.o.Node)
+	if err != nil {
+		return err
+	}
+	marks := map[int64][]mark{}
+	err = b.each(ctx, func(rows *sql.Rows) error {
+		id, k, err := scanMark(rows)
+		if s := byID[id]; s != nil {
+			marks[id] = append(marks[id], k)
+			s.passed, s.marked = true, max(s.marked, k.upto)
+			s.seq = max(s.seq, k.upto) // what has a place up to it would be taken for ended
+		}
+		return err
+	}, `SELECT `+markColumns+` FROM mqtt_mark k JOIN mqtt_session s ON s.id = k.session WHERE s.node = $1`, b.o.Node)
+	if err != nil {
+		return err
+	}
+	return b.each(ctx, func(rows *sql.Rows) error {
+		id, pg, err := scanPage(rows)
+		if errors.Is(err, errPage) {
+			b.o.Log.Warn("queue not counted", "session", id, "error", err)
 			return nil
 		}
-		s.seq, s.stored, s.more = uint64(last), uint64(last), true //nolint:gosec // a count
-		s.count(int(n), int(octets))
-		s.a.queued += int(n)
-		s.a.waiting += int(octets)
-		b.queued.Add(n)
-		b.queuedOctets.Add(octets)
+		if err != nil {
+			return err
+		}
+		for _, e := range pg.apply(marks[id]) {
+			count(id, 0, -1, -e.m.cost())
+		}
 		return nil
-	}, `SELECT q.session, max(q.seq), count(*), CAST(sum(octet_length(q.topic) + octet_length(q.props) + octet_length(q.payload) + $2) AS BIGINT)
-		FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1 GROUP BY q.session`, b.o.Node, messageCost)
+	}, `SELECT `+pageColumns+` FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1
+		AND EXISTS (SELECT 1 FROM mqtt_mark k WHERE k.session = q.session AND k.gone = 1 AND k.seq <= q.upto AND k.upto >= q.seq)`, b.o.Node)
 }
 
 func (b *Broker) restoreInbound(ctx context.Context, byID map[int64]*session) error {
@@ -186,19 +222,19 @@ func (b *Broker) fill(s *session, c *Conn) {
 	s.mu.Lock()
 	after, until := s.loaded, s.stored
 	s.mu.Unlock()
-	page, whole, err := b.page(ctx, s, after)
+	pages, whole, err := b.readQueue(ctx, s, after)
 	if err != nil {
 		b.o.Log.Warn("queue not read", "client", s.client, "error", err)
 		c.client.Lost(Unspecified, "the queue could not be read")
 		return
 	}
-	s.filled(c, page, whole, after, until)
+	s.filled(c, pages, whole, after, until)
 	c.client.Flush()
 }
 
-// filled takes a page of the queue, what is behind after, that was read for the
+// filled takes pages of the queue, what is behind after, that were read for the
 // connection c. whole: there was no more then. until is what was on record before.
-func (s *session) filled(c *Conn, page []*entry, whole bool, after, until uint64) {
+func (s *session) filled(c *Conn, pages []*page, whole bool, after, until uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != c || s.dead {
@@ -206,43 +242,26 @@ func (s *session) filled(c *Conn, page []*entry, whole bool, after, until uint64
 	}
 	s.load = false
 	if s.loaded != after { // the queue was purged meanwhile
-		page = nil
+		pages = nil
 	}
-	for _, e := range page {
-		s.loaded = e.seq
-		s.push(e)
+	for _, pg := range pages {
+		s.loaded = pg.last
+		own := pg
+		if n := len(s.queue); n > 0 && s.queue[n-1].page.first == pg.first { // some of it are in flight
+			own = s.queue[n-1].page
+		}
+		for _, e := range pg.entries {
+			e.page = own
+			s.push(e)
+		}
+		if own.held == 0 { // all of it have ended
+			s.b.journal.add(op{kind: opDelete, s: s, from: pg.first, to: pg.last})
+		}
+		pg.entries = nil
 	}
 	if whole { // what is not there up to until is gone; what came since has to be read
 		s.loaded = max(s.loaded, until)
 	}
 	s.more = !whole || s.stored > s.loaded
 	s.pump(nil)
-}
-
-// page reads up to pageSize messages behind after, about pageOctets of them. whole
-// reports that there are no more.
-func (b *Broker) page(ctx context.Context, s *session, after uint64) (page []*entry, whole bool, err error) {
-	octets, n := 0, 0
-	err = b.each(ctx, func(rows *sql.Rows) error {
-		n++
-		if octets > pageOctets {
-			return nil
-		}
-		m := &Message{}
-		e := &entry{m: m}
-		var pubrec, retain, expires int64
-		var ids []byte
-		if err := rows.Scan(&e.seq, &e.qos, &retain, &pubrec, &expires, &m.Topic, &m.Props, &m.Payload, &ids); err != nil {
-			return err
-		}
-		m.QoS, m.Expires, e.retain, e.ids = e.qos, expiresTime(expires), retain == 1, decodeIDs(ids)
-		if pubrec == 1 {
-			e.state = released
-		}
-		octets += m.cost()
-		page = append(page, e)
-		return nil
-	}, `SELECT seq, qos, retain, released, expires, topic, props, payload, sub_ids FROM mqtt_queue
-		WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3`, s.id, int64(after), pageSize) //nolint:gosec // a count
-	return page, n < pageSize && n == len(page), err
 }

@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
@@ -43,12 +41,6 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 	if err := b.claim(ctx, tx, number); err != nil {
 		return err
 	}
-	var inserts []op
-	for _, o := range ops {
-		if o.kind == opInsert && !o.s.over() {
-			inserts = append(inserts, o)
-		}
-	}
 	for _, o := range ops {
 		if o.kind <= opComplete {
 			if err := b.recordOne(ctx, tx, o); err != nil {
@@ -56,8 +48,12 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 			}
 		}
 	}
-	if err := insertQueue(ctx, tx, inserts); err != nil {
-		return err
+	for _, o := range ops {
+		if o.kind == opInsert && o.e.page.first == o.e.seq && !o.s.over() {
+			if err := insertPage(ctx, tx, o.s.id, o.e.page); err != nil {
+				return err
+			}
+		}
 	}
 	for _, o := range ops {
 		if o.kind > opInsert {
@@ -67,23 +63,6 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 		}
 	}
 	return trimQueues(ctx, tx, ops)
-}
-
-// trimQueues removes the messages that were acknowledged in their turn: each session's
-// with one statement.
-func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
-	last := map[int64]uint64{}
-	for _, o := range ops {
-		if o.kind == opTrim {
-			last[o.s.id] = max(last[o.s.id], o.e.seq)
-		}
-	}
-	for id, seq := range last {
-		if _, err := tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq <= $2`, id, int64(seq)); err != nil { //nolint:gosec // a count
-			return err
-		}
-	}
-	return nil
 }
 
 // claim notes the number of the transaction, so that one whose COMMIT was not answered
@@ -204,18 +183,23 @@ func (b *Broker) recordRetained(ctx context.Context, tx *store.Tx, m *Message) e
 func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) {
 	switch o.kind {
 	case opRelease:
-		_, err = tx.Exec(ctx, `UPDATE mqtt_queue SET released = 1 WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+		err = markOne(ctx, tx, o.s, mark{seq: o.e.seq, upto: o.e.seq})
+	case opGone:
+		err = markOne(ctx, tx, o.s, mark{seq: o.from, upto: o.to, gone: true})
 	case opDelete:
-		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq = $2`, o.s.id, int64(o.e.seq)) //nolint:gosec // a count
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq = $2`, o.s.id, int64(o.from)) //nolint:gosec // a count
+		if err == nil && o.s.marked >= o.from {
+			_, err = tx.Exec(ctx, `DELETE FROM mqtt_mark WHERE session = $1 AND seq >= $2 AND seq <= $3`, o.s.id, int64(o.from), int64(o.to)) //nolint:gosec // counts
+		}
 	case opDrain:
-		_, err = tx.Exec(ctx, `DELETE FROM mqtt_queue WHERE session = $1 AND seq > $2 AND seq <= $3`, o.s.id, int64(o.from), int64(o.to)) //nolint:gosec // counts
+		err = drainQueue(ctx, tx, o)
 	case opExpire:
 		hash := sha256.Sum256([]byte(o.m.Topic))
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2 AND expires = $3`, b.o.Node, hash[:], expiresMicros(o.m))
 	case opWipe:
 		for _, q := range []string{
 			`DELETE FROM mqtt_session WHERE id = $1`, `DELETE FROM mqtt_subscription WHERE session = $1`,
-			`DELETE FROM mqtt_queue WHERE session = $1`, `DELETE FROM mqtt_inbound WHERE session = $1`,
+			`DELETE FROM mqtt_queue WHERE session = $1`, `DELETE FROM mqtt_mark WHERE session = $1`, `DELETE FROM mqtt_inbound WHERE session = $1`,
 		} {
 			if _, err = tx.Exec(ctx, q, o.s.id); err != nil {
 				return err
@@ -224,59 +208,6 @@ func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) 
 	}
 	return err
 }
-
-// insertQueue records messages for sessions, many with one statement.
-func insertQueue(ctx context.Context, tx *store.Tx, ops []op) error {
-	for len(ops) > 0 {
-		n := 1
-		for _, size := range insertSizes {
-			if size <= len(ops) {
-				n = size
-				break
-			}
-		}
-		args := make([]any, 0, n*queueColumns)
-		for _, o := range ops[:n] {
-			m := o.e.m
-			args = append(args, o.s.id, int64(o.e.seq), int64(o.e.qos), number(o.e.retain), 0, expiresMicros(m), //nolint:gosec // a count
-				m.Topic, some(m.Props), some(m.Payload), encodeIDs(o.e.ids), int64(m.cost()))
-		}
-		if _, err := tx.Exec(ctx, insertStatements[n], args...); err != nil {
-			return err
-		}
-		ops = ops[n:]
-	}
-	return nil
-}
-
-const queueColumns = 11
-
-// insertSizes are the numbers of rows that one INSERT takes: few, since each is a
-// statement that is kept prepared.
-// SQLite's driver looks the name of each parameter up from the first one on, so that
-// larger ones cost more than they save.
-var insertSizes = []int{4, 1}
-
-var insertStatements = func() map[int]string {
-	all := map[int]string{}
-	for _, size := range insertSizes {
-		var rows strings.Builder
-		for i := range size {
-			for k := range queueColumns {
-				sep := ", "
-				if k == 0 {
-					sep = "), ("
-				}
-				if i+k > 0 {
-					rows.WriteString(sep)
-				}
-				rows.WriteString("$" + strconv.Itoa(i*queueColumns+k+1))
-			}
-		}
-		all[size] = "INSERT INTO mqtt_queue (session, seq, qos, retain, released, expires, topic, props, payload, sub_ids, octets) VALUES (" + rows.String() + ")"
-	}
-	return all
-}()
 
 func number(b bool) int64 {
 	if b {
@@ -350,6 +281,7 @@ func erase(ctx context.Context, tx *store.Tx, device, node string) error {
 	for _, q := range []string{
 		`DELETE FROM mqtt_subscription WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
 		`DELETE FROM mqtt_queue WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
+		`DELETE FROM mqtt_mark WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
 		`DELETE FROM mqtt_inbound WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
 		`DELETE FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2)`,
 		`DELETE FROM mqtt_retained WHERE device = $1 AND ($2 = '' OR node = $2)`,

@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// pageSize is how many queued messages are read from the database at once.
-	pageSize = 64
-	// pageOctets is about how much of a queue is in memory; one message may be larger.
-	pageOctets = 256 << 10
+	// fillMessages is about how many queued messages are read from the database at once.
+	fillMessages = 256
+	// fillOctets is about how much of a queue is in memory; one message may be larger.
+	fillOctets = 256 << 10
 	// maxInbound bounds the QoS 2 messages of a client that wait for its PUBREL.
 	maxInbound = 1024
 )
@@ -32,7 +32,8 @@ type entry struct {
 	qos    byte
 	retain bool
 	state  byte
-	drains int // of the session before it was offered
+	drains int   // of the session before it was offered
+	page   *page // where it is on record
 }
 
 // id is the packet identifier: it follows from the place in the queue, so that it is the
@@ -81,6 +82,14 @@ type session struct {
 	load   bool   // they are being read
 	ask    []asked
 	drains int // how often what waited was dropped
+	// What is acknowledged up to trimTo is to be taken off the record, which holds others
+	// of the last page if trimPart.
+	trimTo   uint64
+	trimPart bool
+	trimming bool // the journal has a change for it
+	// Owned by the journal: what mqtt_mark has.
+	passed bool   // a mark of a page that was acknowledged in part
+	marked uint64 // other marks, up to this place
 
 	will   *Will // after its connection
 	willAt time.Time
@@ -137,24 +146,82 @@ func (s *session) count(n, octets int) {
 func (s *session) push(e *entry) {
 	s.queue = append(s.queue, e)
 	s.held += e.m.cost()
+	if e.page != nil {
+		e.page.held++
+	}
 }
 
-// committed takes a message that is on record now. It is called in the order of seq.
-func (s *session) committed(e *entry, f *flusher) {
+// dropBehind takes what is behind the first n out of the queue in memory.
+func (s *session) dropBehind(n int) {
+	for _, e := range s.queue[n:] {
+		s.held -= e.m.cost()
+		if e.page != nil {
+			e.page.held--
+		}
+	}
+	s.queue = slices.Clone(s.queue[:n])
+}
+
+// committed takes a page that is on record now. It is called in the order of their places.
+func (s *session) committed(pg *page, f *flusher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stored = max(s.stored, e.seq)
-	switch {
-	case s.dead || e.seq <= s.loaded: // read meanwhile
-	case e.drains != s.drains:
-		s.b.journal.add(op{kind: opDelete, s: s, e: e})
-	case s.conn == nil || s.more || len(s.queue) >= s.limit+pageSize || s.held > pageOctets:
-		s.more = true
-	default:
-		s.loaded = e.seq
-		s.push(e)
+	s.stored = max(s.stored, pg.last)
+	if s.dead {
+		return
+	}
+	grown := false
+	for _, e := range pg.entries {
+		switch {
+		case e.seq <= s.loaded: // read meanwhile
+		case e.drains != s.drains:
+			if !s.more {
+				s.loaded = e.seq
+			}
+			s.b.journal.add(s.gone(pg, e))
+		case s.conn == nil || s.more || len(s.queue) >= s.limit+fillMessages || s.held > fillOctets:
+			s.more = true
+		default:
+			s.loaded = e.seq
+			s.push(e)
+			grown = true
+		}
+	}
+	pg.entries = nil
+	if grown {
 		s.pump(f)
 	}
+}
+
+// gone is the change of the record for a message of a page that has ended out of turn.
+func (s *session) gone(pg *page, e *entry) op {
+	if pg.held == 0 && pg.last <= s.loaded { // as all others of its page
+		return op{kind: opDelete, s: s, from: pg.first, to: pg.last}
+	}
+	return op{kind: opGone, s: s, from: e.seq, to: e.seq}
+}
+
+// trim notes that a message and all before it have ended. The journal asks how far that
+// is when it writes: one change may be for many acknowledgments.
+func (s *session) trim(e *entry) {
+	if s.trimPart = e.page.held > 0 || e.page.last > s.loaded; s.trimPart {
+		s.trimTo = e.seq
+	} else {
+		s.trimTo = e.page.last
+	}
+	if !s.trimming {
+		s.trimming = true
+		s.b.journal.add(op{kind: opTrim, s: s})
+	}
+}
+
+// takeTrim returns up to which place all messages have ended. part: others of the page
+// of the last one are left.
+func (s *session) takeTrim() (to uint64, part bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trimming = false
+	return s.trimTo, s.trimPart
 }
 
 // pump sends what the client takes now. f collects the connections that it sent to; nil: the caller
@@ -274,9 +341,8 @@ func (s *session) enqueue(e *entry) {
 // remove takes the entry at i out of the queue, and off the record.
 func (s *session) remove(i int) {
 	e := s.queue[i]
-	cost, end := e.m.cost(), opDelete
+	cost := e.m.cost()
 	if i == 0 {
-		end = opTrim
 		s.queue[0] = nil
 		s.queue = s.queue[1:]
 	} else {
@@ -291,8 +357,15 @@ func (s *session) remove(i int) {
 	s.held -= cost
 	s.count(-1, -cost)
 	s.b.unqueue(s.a, 1, cost)
-	if s.kept {
-		s.b.journal.add(op{kind: end, s: s, e: e})
+	switch {
+	case !s.kept:
+		return
+	case i == 0:
+		e.page.held--
+		s.trim(e)
+	default:
+		e.page.held--
+		s.b.journal.add(s.gone(e.page, e))
 	}
 }
 
@@ -370,13 +443,10 @@ func (s *session) suspend() {
 		return
 	}
 	n := s.flying()
-	for _, e := range s.queue[n:] {
-		s.held -= e.m.cost()
-	}
 	if n < len(s.queue) {
 		s.more = true
 		s.loaded = s.queue[n].seq - 1
 	}
-	s.queue = slices.Clone(s.queue[:n])
+	s.dropBehind(n)
 	s.next = 0
 }

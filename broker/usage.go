@@ -137,11 +137,8 @@ func (s *session) drain(done *countersign.Purged) []op {
 	if n == 0 || s.dead {
 		return nil
 	}
-	for _, e := range s.queue[flying:] {
-		s.held -= e.m.cost()
-	}
 	s.drains++ // what is on its way to the record is dropped there
-	s.queue = slices.Clone(s.queue[:flying])
+	s.dropBehind(flying)
 	s.count(-n, -octets)
 	s.b.unqueue(s.a, n, octets)
 	done.Queued += n
@@ -150,5 +147,9 @@ func (s *session) drain(done *countersign.Purged) []op {
 		return nil
 	}
 	s.loaded, s.more = max(s.loaded, s.stored), false
-	return []op{{kind: opDrain, s: s, from: from, to: s.stored}}
+	o := op{kind: opDrain, s: s, from: from, to: s.stored}
+	if flying > 0 {
+		o.e = s.queue[flying-1] // its page stays
+	}
+	return []op{o}
 }

@@ -130,3 +130,22 @@ func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
 		}
 	})
 }
+
+// TestUpgradeKeepsQueuedMessages asserts that a message which waited is a page of its own,
+// and that PUBREL stays due for one whose PUBREC had come.
+func TestUpgradeKeepsQueuedMessages(t *testing.T) {
+	eachUpgraded(t, "0018", []string{
+		`INSERT INTO mqtt_queue (session, seq, qos, retain, released, expires, topic, props, payload, sub_ids, octets)
+			VALUES (1, 7, 1, 0, 0, 0, 't', '', 'a', '', 130), (1, 8, 2, 0, 1, 0, 't', '', 'b', '', 130)`,
+	}, func(t *testing.T, db *store.DB) {
+		for _, c := range []struct{ query, want string }{
+			{`SELECT count(*) || '' FROM mqtt_queue WHERE upto = seq AND n = 1 AND octets = 130 AND more IS NULL`, "2"},
+			{`SELECT seq || ' ' || upto || ' ' || gone FROM mqtt_mark WHERE session = 1`, "8 8 0"},
+		} {
+			var got string
+			if err := db.QueryRow(t.Context(), c.query).Scan(&got); err != nil || got != c.want {
+				t.Errorf("%s: got %q, %v, want %q", c.query, got, err, c.want)
+			}
+		}
+	})
+}

@@ -133,7 +133,7 @@ func leaveAll(t *testing.T, k *talk) *wire {
 func stored(t *testing.T, database string) (list []string) {
 	t.Helper()
 	db := storetest.OpenURL(t, database)
-	for _, table := range []string{"mqtt_session", "mqtt_subscription", "mqtt_queue", "mqtt_inbound", "mqtt_retained"} {
+	for _, table := range []string{"mqtt_session", "mqtt_subscription", "mqtt_queue", "mqtt_mark", "mqtt_inbound", "mqtt_retained"} {
 		var n int
 		if err := db.QueryRow(t.Context(), "SELECT count(*) FROM "+table).Scan(&n); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,191 @@
+package broker
+
+import (
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
+)
+
+// onePage has messages of one QoS recorded for a session in one transaction.
+func onePage(t *testing.T, b *Broker, qos byte, texts ...string) {
+	t.Helper()
+	p, f := &publication{done: make(chan error, 1)}, &flusher{}
+	for _, text := range texts {
+		b.route(&Message{Topic: "x", Payload: []byte(text), QoS: qos, Device: "p"}, nil, p, f)
+	}
+	p.left = len(p.ops)
+	b.journal.add(p.ops...)
+	if err := <-p.done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reopen(t *testing.T, db *store.DB) *Broker {
+	t.Helper()
+	b, err := Open(t.Context(), Options{DB: db, Node: "one", Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func join(t *testing.T, b *Broker, receiveMax uint16) (*Conn, *silent) {
+	t.Helper()
+	client := &silent{}
+	c, _, err := b.Connect(t.Context(), Hello{ClientID: "s", Device: "s", Expiry: time.Hour, Kept: 1, ReceiveMax: receiveMax}, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, client
+}
+
+func (c *silent) receives(t *testing.T, s *session, want ...string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		s.mu.Lock()
+		got := strings.Join(c.got, " ")
+		s.mu.Unlock()
+		if got == strings.Join(want, " ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// end acknowledges the messages of these places to their end.
+func end(c *Conn, qos byte, places ...uint16) {
+	for _, n := range places {
+		if qos == 1 {
+			c.Acknowledge(Puback, n+1, Success)
+			continue
+		}
+		c.Acknowledge(Pubrec, n+1, Success)
+		waitFor(func() bool { return c.s.state(n) == released })
+		c.Acknowledge(Pubcomp, n+1, Success)
+	}
+}
+
+func (s *session) state(n uint16) byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queue[s.find(n+1)].state
+}
+
+func waitFor(ok func() bool) {
+	for end := time.Now().Add(10 * time.Second); !ok() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestAMessageOfAPageEndsByItself has some messages of a page acknowledged, in their turn
+// and out of it. After a restart the others are left, and counted.
+func TestAMessageOfAPageEndsByItself(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		for _, ended := range [][]uint16{{1}, {1, 2}, {3}, {1, 3}, {3, 1, 2}, {5}, {4, 5}, {2, 3, 4, 5}, {1, 2, 3, 4, 5}, {5, 4, 3, 2, 1}} {
+			t.Run(fmt.Sprint("QoS ", qos, " ", ended), func(t *testing.T) {
+				db := storetest.Open(t)
+				b := reopen(t, db)
+				c, client := join(t, b, 0)
+				c.Subscribe(t.Context(), []Subscription{{Filter: "x", QoS: 2}})
+				c.Start()
+				onePage(t, b, qos, "1", "2", "3", "4", "5")
+				client.receives(t, c.s, "1", "2", "3", "4", "5")
+				end(c, qos, ended...)
+				if err := b.Close(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				var rows, marks int
+				if err := db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM mqtt_queue), (SELECT count(*) FROM mqtt_mark)`).Scan(&rows, &marks); err != nil {
+					t.Fatal(err)
+				}
+				if len(ended) == 5 && rows+marks > 0 {
+					t.Errorf("got %d rows and %d marks of a page whose messages have all ended, want none", rows, marks)
+				}
+				b = reopen(t, db)
+				defer func() { _ = b.Close(t.Context()) }()
+				if sum, _ := b.TotalUsage(t.Context()); sum.Queued != 5-len(ended) || sum.QueuedOctets != int64(5-len(ended))*(2+messageCost) {
+					t.Errorf("after a restart: got %+v, want %d messages that wait", sum, 5-len(ended))
+				}
+				var left []string
+				for n := uint16(1); n <= 5; n++ {
+					if !slices.Contains(ended, n) {
+						left = append(left, fmt.Sprint(n))
+					}
+				}
+				c, client = join(t, b, 0)
+				c.Start()
+				onePage(t, b, 1, "6") // its place is behind all that ended
+				client.receives(t, c.s, append(left, "6")...)
+			})
+		}
+	}
+}
+
+// TestAPageIsReadOnBehindWhatIsInFlight has a client go with a part of a page in flight,
+// acknowledge that when it is back, and receive the rest.
+func TestAPageIsReadOnBehindWhatIsInFlight(t *testing.T) {
+	db := storetest.Open(t)
+	b := reopen(t, db)
+	defer func() { _ = b.Close(t.Context()) }()
+	c, client := join(t, b, 2)
+	c.Subscribe(t.Context(), []Subscription{{Filter: "x", QoS: 1}})
+	c.Start()
+	onePage(t, b, 1, "1", "2", "3", "4", "5")
+	client.receives(t, c.s, "1", "2")
+	c.Close(false, nil)
+	c, client = join(t, b, 2)
+	c.Start()
+	client.receives(t, c.s, "1", "2")
+	end(c, 1, 1, 2)
+	client.receives(t, c.s, "1", "2", "3", "4")
+	end(c, 1, 3, 4)
+	client.receives(t, c.s, "1", "2", "3", "4", "5")
+	end(c, 1, 5)
+	rows := -1
+	waitFor(func() bool {
+		err := db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM mqtt_queue) + (SELECT count(*) FROM mqtt_mark)`).Scan(&rows)
+		return err != nil || rows == 0
+	})
+	if rows != 0 {
+		t.Errorf("rows on record: got %d, want none", rows)
+	}
+}
+
+// FuzzPage reads the entries behind the first of a page: what is read is written the
+// same again, and what is no page is refused.
+func FuzzPage(f *testing.F) {
+	first := &entry{m: &Message{Topic: "a/b", Props: []byte{1}, QoS: 1}, seq: 7, qos: 1}
+	second := &entry{m: &Message{Topic: "a/b", Props: []byte{1}, Payload: []byte("p"), QoS: 2, Expires: time.UnixMicro(5)}, seq: 8, qos: 2, retain: true, ids: []uint32{3, 4}}
+	third := &entry{m: &Message{Topic: "c", Props: []byte{}, Payload: []byte{}, QoS: 1}, seq: 300, qos: 1}
+	f.Add(third.encode(second.encode(nil, first), second))
+	f.Add([]byte{1, 1, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := decodeMore(first, b)
+		if err != nil {
+			return
+		}
+		var again []byte
+		for i, e := range list {
+			before := first
+			if i > 0 {
+				before = list[i-1]
+			}
+			again = e.encode(again, before)
+		}
+		twice, err := decodeMore(first, again)
+		if err != nil || !reflect.DeepEqual(list, twice) {
+			t.Errorf("got %v, %v after another turn, want %v", twice, err, list)
+		}
+	})
+}
