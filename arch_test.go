@@ -20,8 +20,8 @@ const module = "github.com/countersign-iot/countersign"
 const maxRootLines = 1680
 
 // A ring is a set of packages with the same rights: the folders of this module
-// that they may import, and the libraries. "." is the root, "std" stands for
-// nothing but the standard library.
+// that they may import, and the libraries. "." is the root, "std" means
+// the standard library alone.
 type ring struct {
 	name     string
 	packages []string
@@ -199,7 +199,7 @@ func ownDir(p string) (dir string, own bool) {
 	return strings.CutPrefix(p, module+"/")
 }
 
-// breach says which rule of r, the ring of a non-test file in dir, forbids the
+// breach returns the rule of r, the ring of a non-test file in dir, that forbids the
 // import; empty if none does.
 func (r ring) breach(dir, imported string) string {
 	if under(imported, r.deny) {
@@ -360,8 +360,8 @@ func TestRootStaysShort(t *testing.T) {
 	}
 }
 
-// TestMigrationsAreNumberedOneByOne finds two branches that took one number, which no
-// database would open, where everybody looks first.
+// TestMigrationsAreNumberedOneByOne finds two branches that took the same number: no
+// database would open with both.
 func TestMigrationsAreNumberedOneByOne(t *testing.T) {
 	entries, err := os.ReadDir("store/migrations")
 	if err != nil || len(entries) == 0 {

@@ -1,13 +1,13 @@
 package countersign
 
-// Budget is what one device may use at most, so that one bad device never takes
-// what the others need. A zero field is the default, which an honest device does
+// Budget bounds what one device may use, so that one bad device never takes what
+// the others need. A zero field means the default, which an honest device does
 // not reach; docs/security.md lists what else an identity may cost.
 type Budget struct {
 	Sessions  int   `json:"sessions,omitempty"`  // live at once on one node
 	Publishes int   `json:"publishes,omitempty"` // PUBLISH packets a second, all its sessions on one node together
 	Renewals  int   `json:"renewals,omitempty"`  // certificates an hour, renewals and replacements
-	Events    int   `json:"events,omitempty"`    // lines of the log a minute that it causes by itself
+	Events    int   `json:"events,omitempty"`    // events a minute that it causes by itself
 	Unread    int64 `json:"unread,omitempty"`    // octets that wait for one session whose client does not read
 }
 
@@ -15,9 +15,9 @@ type Budget struct {
 const (
 	DefaultSessions  = 16      // a device with a few programs, and their dead sockets
 	DefaultPublishes = 500     // a busy gateway's; a sensor sends one in seconds
-	DefaultRenewals  = 20      // a device in a boot loop that gives up each key
-	DefaultEvents    = 60      // a reconnect each two seconds
-	DefaultUnread    = 1 << 20 // several of the largest messages that are usual
+	DefaultRenewals  = 20      // a device in a boot loop that makes a new key each time
+	DefaultEvents    = 60      // a reconnect every two seconds
+	DefaultUnread    = 1 << 20 // several messages of the largest usual size
 )
 
 // WithDefaults fills in the defaults.
@@ -36,8 +36,8 @@ func (b Budget) WithDefaults() Budget {
 	return b
 }
 
-// What a budget is of, as events name it. Beyond the fields of Budget, a gateway
-// bounds what it keeps for a device.
+// The names of budgets in events. Beside the fields of Budget, a gateway bounds what
+// it stores for a device.
 const (
 	BudgetSessions      = "sessions"
 	BudgetPublishes     = "publishes"

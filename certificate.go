@@ -71,10 +71,10 @@ func (r CertRef) Authority() string {
 	return id
 }
 
-// IsZero reports whether r names nothing.
+// IsZero reports whether r names no certificate.
 func (r CertRef) IsZero() bool { return r == CertRef{} }
 
-// CertState is where a certificate stands. Package ca holds the table of moves.
+// CertState is the state of a certificate. Package ca has the table of transitions.
 // Expiry is not stored: it follows from NotAfter.
 type CertState string
 
@@ -83,7 +83,7 @@ const (
 	CertPending    CertState = "pending"    // issued, not yet used to connect
 	CertActive     CertState = "active"     // in use
 	CertSuperseded CertState = "superseded" // a newer one is in use; accepted until AcceptUntil
-	CertHeld       CertState = "held"       // certificateHold; can come back
+	CertHeld       CertState = "held"       // certificateHold; can be released
 	CertRevoked    CertState = "revoked"    // for good
 )
 
@@ -118,7 +118,7 @@ type Certificate struct {
 // Ref names the certificate.
 func (c *Certificate) Ref() CertRef { return CertRef{c.Issuer, c.Serial} }
 
-// StateAt is the state as a person wants to read it: expired wins over all but revoked.
+// StateAt returns the state as shown to people: expired takes precedence over all but revoked.
 func (c *Certificate) StateAt(now time.Time) string {
 	if c.State != CertRevoked && now.After(c.NotAfter) {
 		return "expired"
@@ -151,9 +151,9 @@ var reasonNames = map[ReasonCode]string{
 }
 
 // Graver reports whether r is recorded over old, the reason for which a certificate was
-// revoked before (RFC 5280, 5.3.1). Only keyCompromise is: it alone says that what the
-// key signed or opened before the revocation cannot be trusted. The others differ in the
-// history that they tell, and the first one stands.
+// revoked before (RFC 5280, 5.3.1). Only keyCompromise is: it alone means that what the
+// key signed or decrypted before the revocation cannot be trusted. Between the others the
+// first one recorded is kept.
 func (r ReasonCode) Graver(old ReasonCode) bool { return r == KeyCompromise && old != KeyCompromise }
 
 func (r ReasonCode) String() string {
@@ -174,7 +174,7 @@ func ParseReasonCode(s string) (ReasonCode, error) {
 		WithNext("use one of keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn, unspecified")
 }
 
-// CertStatus is the answer of OCSP (RFC 6960, 2.2).
+// CertStatus is the status of a certificate in OCSP (RFC 6960, 2.2).
 type CertStatus int
 
 // The answers.
@@ -201,12 +201,12 @@ type Authority struct {
 	Parent      string // authority id; empty for a root
 	Subject     string // RFC 4514 string
 	Certificate *x509.Certificate
-	KeyURI      string // where the key lives; empty for a registered authority
+	KeyURI      string // where the key is kept; empty for a registered authority
 	State       string // active, retired
 	CreatedAt   time.Time
 }
 
-// AuthorityKind says what an authority is for.
+// AuthorityKind is the purpose of an authority.
 type AuthorityKind string
 
 // The kinds of authority.

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// DeviceState is where a device stands in its life. Package registry holds the
-// table of allowed moves.
+// DeviceState is the state of a device in its life cycle. Package registry has the
+// table of allowed transitions.
 type DeviceState string
 
 // The states of a device.
@@ -15,7 +15,7 @@ const (
 	DeviceRegistered DeviceState = "registered" // known, holds no certificate yet
 	DevicePending    DeviceState = "pending"    // asked for a certificate, awaits approval
 	DeviceActive     DeviceState = "active"     // holds an identity
-	DeviceSuspended  DeviceState = "suspended"  // identity on hold, can come back
+	DeviceSuspended  DeviceState = "suspended"  // identity on hold, can be resumed
 	DeviceRetired    DeviceState = "retired"    // end of life, for good
 )
 
@@ -24,8 +24,8 @@ type Device struct {
 	ID        string
 	Fleet     string
 	State     DeviceState
-	Reason    string // why the state is what it is; empty where the state says it all
-	Owner     string // person or team that answers for it; may be empty
+	Reason    string // why it is in this state; empty where the state needs no reason
+	Owner     string // person or team that is responsible for it; may be empty
 	Purpose   string // what it is for; may be empty
 	Tags      map[string]string
 	CreatedAt time.Time
@@ -35,7 +35,7 @@ type Device struct {
 }
 
 // Fleet is the group a device belongs to. It names the authority that issues to
-// the group, the profile of the certificates and the rules they live by.
+// the group, the profile of the certificates and the rules that apply to them.
 type Fleet struct {
 	Name        string
 	Issuer      string        // authority id
@@ -48,8 +48,8 @@ type Fleet struct {
 	UpdatedAt   time.Time
 }
 
-// DefaultOverlap is how long a device may keep using the certificate that a new
-// one superseded: a day lets both halves of a cautious swap finish.
+// DefaultOverlap is how long a device may still use the certificate that a new one
+// superseded: a day is enough for a device that tries the new one before it deletes the old.
 const DefaultOverlap = 24 * time.Hour
 
 // DefaultFleet is the fleet of a device that names none.
@@ -84,8 +84,8 @@ func CheckDeviceID(id string) error {
 }
 
 // IsDeviceID reports whether id has the form that every device id has, also those
-// that were given before CheckDeviceID refused them. It is for looking devices up,
-// since such a device must stay within reach of those who revoke it.
+// that were registered before CheckDeviceID refused them. It is for looking devices up,
+// since it must stay possible to revoke such a device.
 func IsDeviceID(id string) bool { return deviceID.MatchString(id) }
 
 // CheckDevice reports whether id can name a new device of the fleet: CheckDeviceID,
@@ -107,7 +107,7 @@ func CheckDevice(fleet Fleet, id string) error {
 func FoldDeviceID(id string) string { return strings.ToLower(id) }
 
 // CheckName reports whether s can name a fleet, a profile or an authority: a DNS
-// label (RFC 1035, 2.3.1), since such names stand in URLs and URNs.
+// label (RFC 1035, 2.3.1), since such names are used in URLs and URNs.
 func CheckName(s string) error {
 	if !name.MatchString(s) {
 		return Errorf(BadRequest, "name %.80q is not 1 to 63 of a-z 0-9 and inner hyphens", s).
@@ -116,7 +116,7 @@ func CheckName(s string) error {
 	return nil
 }
 
-// DeviceURI is the URI that names a device in its certificate (RFC 5280,
+// DeviceURI returns the URI that names a device in its certificate (RFC 5280,
 // 4.2.1.6): a SPIFFE id where the fleet has a trust domain, else our URN.
 func DeviceURI(fleet Fleet, id string) string {
 	if fleet.TrustDomain != "" {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Method is a way to a certificate: the kind of evidence that earns it.
+// Method is a method of enrollment: the kind of evidence that entitles to a certificate.
 type Method string
 
 // The methods. docs/enrollment.md compares them.
@@ -28,8 +28,8 @@ const (
 // RSA-4096 key, attestation and forty names is under 16 KiB.
 const MaxCSR = 64 << 10
 
-// Evidence is what a device shows to earn a certificate (RFC 9334). It is data:
-// a door fills in what the wire carried and judges none of it.
+// Evidence is what a device presents to get a certificate (RFC 9334). It is data:
+// a door fills in what the request carried and judges none of it.
 type Evidence struct {
 	Token   string              // enrollment token or SAS token; empty if none was shown
 	Peer    []*x509.Certificate // TLS client chain as presented, leaf first; TLS proved possession of its key
@@ -43,13 +43,13 @@ type TPMProof struct {
 	RegistrationID string            // of the endorsement key: unpadded lower-case base32 of its SHA-256
 	EKHash         string            // hex SHA-256 of the endorsement key's public area
 	EKVerified     bool              // its certificate chains to a manufacturer that the operator trusts
-	Facts          map[string]string // for events and the operator's eyes
+	Facts          map[string]string // for events and operators
 }
 
-// Voucher is an operator's word for one device.
+// Voucher is an operator's approval of one device.
 type Voucher struct {
 	Actor   Actor
-	Item    string // idempotency key; the same one gets the same certificate again
+	Item    string // idempotency key; the same key returns the same certificate again
 	Profile string // empty: the fleet's
 }
 
@@ -62,11 +62,11 @@ type EnrollRequest struct {
 	// Empty: CSR is the device's.
 	Asked    []byte
 	Evidence Evidence
-	Fleet    string // as the door's path names it; empty: what the evidence says, else default
+	Fleet    string // as the door's path names it; empty: the evidence's, else default
 	Door     string // est, rest, …
 	Remote   netip.AddrPort
-	// Bound says that the request names the TLS session that it came over, so that
-	// nobody signed it for another (RFC 7030, 3.5). It holds if the signature does.
+	// Bound: the request names the TLS session that it came over, so it was signed for
+	// no other (RFC 7030, 3.5). Only true if the signature is valid.
 	Bound bool
 	// Began is when the door began to read the request. A request that was
 	// overtaken by a later one of the same device is refused by it. Zero: now.
@@ -75,7 +75,7 @@ type EnrollRequest struct {
 	Recovery bool
 }
 
-// Grant is an issued certificate with what its holder needs beside it.
+// Grant is an issued certificate with what its holder needs to use it.
 type Grant struct {
 	Device string
 	Fleet  string
@@ -88,7 +88,7 @@ type Grant struct {
 	NotAfter time.Time
 }
 
-// RevokeRequest takes a certificate or a device's identity away.
+// RevokeRequest asks for the revocation of a certificate or of a device's identity.
 type RevokeRequest struct {
 	Device string  // all of the device's certificates, or
 	Cert   CertRef // this one
@@ -99,7 +99,7 @@ type RevokeRequest struct {
 	Alert  string // id of the alert that it is about; empty: none
 }
 
-// Revocation is what a revocation, a suspension or a retirement did.
+// Revocation is the result of a revocation, a suspension or a retirement.
 type Revocation struct {
 	Device       string
 	Certificates []CertRef
@@ -109,20 +109,20 @@ type Revocation struct {
 	Raised       bool          // a certificate was revoked before, for a reason that is less grave
 	Sessions     int           // live sessions cut on this node
 	CutIn        time.Duration // from the durable record to the last socket closed
-	// CRLNumber is the list that shows it; 0 while that is still being made.
+	// CRLNumber is the number of the CRL that lists it; 0 while that CRL is being made.
 	CRLNumber int64
 }
 
-// Enroller is the one way in. Every enrollment door calls it; package ra
-// implements it. Errors are *Error with a Code that doors map to their wire.
+// Enroller grants and revokes certificates. Every enrollment door calls it; package
+// ra implements it. Errors are *Error with a Code that doors map to their protocol.
 type Enroller interface {
 	// Enroll grants a first certificate on the evidence.
 	Enroll(ctx context.Context, req EnrollRequest) (*Grant, error)
 	// Reenroll grants the next certificate to the holder of a current one,
 	// Evidence.Peer. The request must be for the same subject; the key may change.
 	Reenroll(ctx context.Context, req EnrollRequest) (*Grant, error)
-	// Revoke takes certificates away. It returns after the record is durable
-	// and this node's sessions are cut.
+	// Revoke revokes certificates. It returns after the record is durable and
+	// this node's sessions are cut.
 	Revoke(ctx context.Context, req RevokeRequest) (*Revocation, error)
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 // Code is the machine-readable reason of a refusal. Each door maps codes to its
-// wire in errors.go, nowhere else.
+// protocol in errors.go, nowhere else.
 type Code string
 
 // The codes.
@@ -33,12 +33,12 @@ const (
 	KeyReused        Code = "key_reused"    // the public key serves another device
 	ForkDetected     Code = "fork_detected" // two holders of one identity
 	NotFound         Code = "not_found"
-	Conflict         Code = "conflict"        // the thing is not in a state that allows the act
-	RateLimited      Code = "rate_limited"    // come back after RetryAfter
-	OverBudget       Code = "budget_exceeded" // the device has, or did, more than its budget allows
+	Conflict         Code = "conflict"        // the object is not in a state that allows the act
+	RateLimited      Code = "rate_limited"    // try again after RetryAfter
+	OverBudget       Code = "budget_exceeded" // the device has or uses more than its budget allows
 	Pending          Code = "pending"         // the request awaits approval; ask again after RetryAfter
 	Unavailable      Code = "unavailable"     // the authority cannot record now; nothing was done
-	Misconfigured    Code = "misconfigured"   // evidence that is in order, which the fleet or its settings cannot use; no guess
+	Misconfigured    Code = "misconfigured"   // valid evidence that the fleet or its settings cannot use; not counted as a guess
 	Internal         Code = "internal"
 )
 
@@ -51,19 +51,19 @@ type Error struct {
 	Err        error         // cause, for the log only
 }
 
-// Errorf makes an Error. The message is for strangers too: put no cause into it
-// that they should not read, use WithCause.
+// Errorf returns an Error. Unauthenticated clients read the message too: it must not
+// contain a cause that they should not read; use WithCause for that.
 func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// WithCause keeps err for the log.
+// WithCause adds err as the cause, for the log.
 func (e *Error) WithCause(err error) *Error { e.Err = err; return e }
 
 // WithNext adds the next step.
 func (e *Error) WithNext(next string) *Error { e.Next = next; return e }
 
-// WithRetry adds when to come back.
+// WithRetry adds after what time to try again.
 func (e *Error) WithRetry(d time.Duration) *Error { e.RetryAfter = d; return e }
 
 func (e *Error) Error() string { return e.Message }
@@ -79,7 +79,7 @@ func Detail(err error) string {
 	return err.Error()
 }
 
-// CodeOf is the code of err: Internal for an error that carries none, empty for nil.
+// CodeOf returns the code of err: Internal for an error that carries none, empty for nil.
 func CodeOf(err error) Code {
 	if err == nil {
 		return ""
@@ -90,8 +90,8 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
-// Public is what a stranger may read of err: an *Error as it stands without its
-// cause, anything else a plain internal failure.
+// Public returns what an unauthenticated client may read of err: an *Error without its
+// cause, anything else as a plain internal failure.
 func Public(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return &Error{Code: e.Code, Message: e.Message, Next: e.Next, RetryAfter: e.RetryAfter}

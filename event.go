@@ -26,10 +26,10 @@ func ActorOf(device string) Actor {
 // OperatorActor is a person or a token that administers.
 func OperatorActor(name string) Actor { return Actor("operator:" + name) }
 
-// EventType names what happened: noun.verb.
+// EventType names an event: noun.verb.
 type EventType string
 
-// The events. docs/events.md tells what each means and carries.
+// The events. docs/events.md describes what each means and carries.
 const (
 	DeviceCreated        EventType = "device.created"
 	DeviceActivated      EventType = "device.activated" // by its first connection with a secret
@@ -90,24 +90,24 @@ const (
 	AuditCompleted       EventType = "audit.completed"
 	AuditSuppressed      EventType = "audit.suppressed"
 	AuditUnsuppressed    EventType = "audit.unsuppressed"
-	SessionKicked        EventType = "session.kicked" // at a broker that is not ours
-	SessionEnded         EventType = "session.ended"  // by an operator; the device may come back
+	SessionKicked        EventType = "session.kicked" // at an external broker
+	SessionEnded         EventType = "session.ended"  // by an operator; the device may reconnect
 	ConnectionsRefused   EventType = "connections.turned_away"
 	DeviceChanged        EventType = "device.changed" // owner, tags, fleet or purpose
 	BudgetExceeded       EventType = "budget.exceeded"
 	DevicePurged         EventType = "device.purged"    // an operator dropped what was stored for it
 	OperatorRefused      EventType = "operator.refused" // a wrong token, or an act that the role does not allow
 	HoldPlaced           EventType = "hold.placed"      // an emergency hold of one node, while the database cannot be written
-	HoldRecorded         EventType = "hold.recorded"    // what it stood for is on record now
+	HoldRecorded         EventType = "hold.recorded"    // its revocation is in the database now
 	HoldDropped          EventType = "hold.dropped"     // it ended without that
 	DatabaseLost         EventType = "database.lost"
 	DatabaseBack         EventType = "database.back"
 	DatabaseRestored     EventType = "database.restored"    // an operator accepted a database that is older than what was seen
-	DatabaseSetBack      EventType = "database.set_back"    // a node saw the database go back while it ran
-	WatermarkMissing     EventType = "watermark.missing"    // nothing shows whether the database is as new as it was
-	ReserveUsed          EventType = "reserve.used"         // the disk is full: revocations live on the reserve
-	ReserveRefilled      EventType = "reserve.refilled"     // it has space again
-	SealingKeyReplaced   EventType = "sealing_key.replaced" // what was sealed with the old one is lost
+	DatabaseSetBack      EventType = "database.set_back"    // a running node found the database older than before
+	WatermarkMissing     EventType = "watermark.missing"    // whether the database is as new as it was cannot be known
+	ReserveUsed          EventType = "reserve.used"         // the disk is full: revocations use the reserve
+	ReserveRefilled      EventType = "reserve.refilled"     // the disk has space again
+	SealingKeyReplaced   EventType = "sealing_key.replaced" // what was sealed with the old one cannot be read
 	ServerReloaded       EventType = "server.reloaded"      // its configuration was read again
 )
 
@@ -116,7 +116,7 @@ const (
 // nodes differ and can be set back.
 type Position int64
 
-// Event is one line of the log: who, what, when, from where, why.
+// Event is one entry of the log: who, what, when, from where, why.
 type Event struct {
 	Seq    int64 // dense, in sealed order; 0 until sealed
 	At     time.Time

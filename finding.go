@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Severity says how much a finding matters.
+// Severity is how much a finding matters.
 type Severity string
 
 // The severities.
@@ -17,16 +17,16 @@ const (
 	SeverityCritical Severity = "critical"
 )
 
-// Severities lists the severities from the least to the worst.
+// Severities lists the severities from the lowest to the highest.
 func Severities() []Severity {
 	return []Severity{SeverityInfo, SeverityLow, SeverityMedium, SeverityHigh, SeverityCritical}
 }
 
-// Rank returns the place of s in Severities, so that ranks compare as severities do;
-// -1 for the empty severity and for a word that is none.
+// Rank returns the index of s in Severities, so that ranks compare as severities do;
+// -1 for the empty severity and for an unknown one.
 func (s Severity) Rank() int { return slices.Index(Severities(), s) }
 
-// Finding is what a detector or an audit check saw.
+// Finding is what a detector or an audit check found.
 type Finding struct {
 	Rule     string // which one: shared_certificate, DEVICE_CERTIFICATE_AGE_CHECK
 	Severity Severity
@@ -35,26 +35,26 @@ type Finding struct {
 	// device:<id>, address:<network>, fleet:<name>, authority:<id>, server.
 	Subject string
 	Device  string // empty where none is known
-	// Claimed: Device is a name that a client gave without proof to be it. No device is
-	// ever held for what a stranger says in its name.
+	// Claimed: Device is an id that a client presented without proof. No device is ever
+	// suspended for what an unauthenticated client does in its name.
 	Claimed  bool
 	Fleet    string
 	Cert     CertRef
 	Remote   string            // the address that it came from; empty if none
 	Summary  string            // one sentence for a person
-	Evidence map[string]string // what it rests on
+	Evidence map[string]string // the facts that it is based on
 	Events   []int64           // sequence numbers of the events that led to it, the last ones
 }
 
-// Mitigation is what is done about a finding.
+// Mitigation is the response to a finding.
 type Mitigation string
 
 // The mitigations.
 const (
-	MitigateNote    Mitigation = "note"    // keep the finding, bother nobody
+	MitigateNote    Mitigation = "note"    // record the finding only
 	MitigateAlert   Mitigation = "alert"   // open an alert
-	MitigateSuspend Mitigation = "suspend" // hold the device; undone by one act
-	MitigateRevoke  Mitigation = "revoke"  // take its certificates away, for good
+	MitigateSuspend Mitigation = "suspend" // suspend the device; one command undoes it
+	MitigateRevoke  Mitigation = "revoke"  // revoke its certificates, for good
 	MitigateBlock   Mitigation = "block"   // refuse the address
 	MitigateWebhook Mitigation = "webhook"
 	MitigateMail    Mitigation = "mail"

@@ -2,10 +2,10 @@ package countersign
 
 import "maps"
 
-// Kind is what the house knows of one type of event. All that acts on events
-// reads it from the one table below: the log (which other nodes must be told at
-// once), the index of sessions and the brokers of others (what it ends), metrics
-// and the API (how severe it is). A type without a row fails a test.
+// Kind describes one type of event. All that acts on events reads it from the one
+// table below: the log (whether other nodes must be notified at once), the index of
+// sessions and external brokers (which sessions it ends), metrics and the API (how
+// severe it is). A type without a row fails a test.
 type Kind struct {
 	Level   Level
 	Ends    Ends    // the live sessions that end with it, on every node
@@ -13,17 +13,17 @@ type Kind struct {
 	// Urgent events are sent to the other nodes in their own transaction; the others
 	// are read there when the log is sealed. What ends or rechecks sessions is urgent.
 	Urgent bool
-	// Restores: the device has back what an earlier event took away.
+	// Restores: the device regains what an earlier event took from it.
 	Restores bool
-	// Status: CRL and OCSP say something else of Event.Cert from now on.
+	// Status: the status of Event.Cert in CRL and OCSP changes with it.
 	Status bool
-	// Authorities: what a node remembers of the authorities is to be read again.
+	// Authorities: nodes must read their copy of the authorities again.
 	Authorities bool
-	// Purges: nothing that is stored for the device may reach it any more.
+	// Purges: what is stored for the device must not be delivered to it any more.
 	Purges bool
 }
 
-// Level is how much an event matters.
+// Level is the severity of an event.
 type Level string
 
 // The levels. An alert is for a person.
@@ -40,8 +40,8 @@ type Ends int
 const (
 	EndsNothing     Ends = iota
 	EndsDevice           // all sessions of Event.Device, and those with it in their scope; with Data["session"] that one
-	EndsCertificate      // those that rest on Event.Cert
-	EndsCredential       // those that rest on Event.Credential
+	EndsCertificate      // those that depend on Event.Cert
+	EndsCredential       // those that depend on Event.Credential
 )
 
 // Recheck names the sessions that have to be compared with the record.
@@ -152,7 +152,7 @@ var kinds = map[EventType]Kind{
 	ServerReloaded:     info,
 }
 
-// Kind is the type's row; a type that is not in the table is information that ends nothing.
+// Kind returns the type's row; a type that is not in the table is information that ends nothing.
 func (t EventType) Kind() Kind {
 	if k, ok := kinds[t]; ok {
 		return k
@@ -160,11 +160,11 @@ func (t EventType) Kind() Kind {
 	return info
 }
 
-// Kinds is a copy of the table, for tests and documentation.
+// Kinds returns a copy of the table, for tests and documentation.
 func Kinds() map[EventType]Kind { return maps.Clone(kinds) }
 
-// Credential is what the event is about beside a certificate, as Verdict.Credential
-// has it; empty if nothing.
+// Credential returns the credential that the event is about, in the form of
+// Verdict.Credential; empty if there is none.
 func (e *Event) Credential() string {
 	switch e.Type {
 	case SecretStopped, SecretCreated:
@@ -177,7 +177,7 @@ func (e *Event) Credential() string {
 	return ""
 }
 
-// Cut names the sessions that the event ends; false if it ends none.
+// Cut returns the sessions that the event ends; false if it ends none.
 func (e *Event) Cut() (Cut, bool) {
 	c := Cut{Code: e.Type, Reason: e.ending()}
 	switch e.Type.Kind().Ends {
@@ -193,7 +193,7 @@ func (e *Event) Cut() (Cut, bool) {
 	return c, c.Device != "" || !c.Cert.IsZero() || c.Credential != "" || c.Session != ""
 }
 
-// Cuts are the cuts that the events of one act ask for, each session named once: an
+// Cuts returns the cuts that the events of one act require, each session named once: an
 // event that ends all sessions of a device covers those about its certificates and
 // credentials.
 func Cuts(events []Event) []Cut {
@@ -216,7 +216,7 @@ func Cuts(events []Event) []Cut {
 	return cuts
 }
 
-// ending is the sentence that the peer of a session reads at its end.
+// ending returns the sentence that the peer of a session is sent at its end.
 func (e *Event) ending() string {
 	switch e.Type {
 	case DeviceRevoked:

@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// judges are the packages that act on what happened, without those that judge reason
-// codes of revocations, which are codes. They act on codes and data; what
-// an event, an ending or an error says is for people, and its wording may change.
+// judges are the packages that act on what happened, except those that read reason
+// codes of revocations, which are codes. They must act on codes and data; the text of
+// an event, an ending or an error is for people, and its wording may change.
 var judges = []string{"detect", "audit", "respond", "edge", "hook", "event", "access"}
 
-// texts are the fields that hold such words.
+// texts are the fields that hold such text.
 var texts = []string{"Reason", "Message", "Summary"}
 
 // comparers are the functions of package strings that would compare them.

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// Span is a time.Duration that texts may write in days and weeks: 36h, 7d, 1w2d.
+// Span is a time.Duration whose text form may use days and weeks: 36h, 7d, 1w2d.
 type Span time.Duration
 
 // The units that ParseSpan accepts beside those of time.ParseDuration. A day is 24
-// hours and a week is 7 days, whatever a calendar says of a day with a clock change.
+// hours and a week is 7 days, also where a clock change makes a day longer or shorter.
 const (
 	day  = 24 * time.Hour
 	week = 7 * day

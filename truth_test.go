@@ -166,8 +166,8 @@ var (
 // maxADRLines keeps a decision on one page.
 const maxADRLines = 60
 
-// TestDecisionsCarryAStatus wants each record numbered in turn, with its date and
-// status in the third line, and each link between records to lead where it says.
+// TestDecisionsCarryAStatus checks that records are numbered without gaps, have date and
+// status in the third line, and that each link between records leads to the one it names.
 func TestDecisionsCarryAStatus(t *testing.T) {
 	names, err := filepath.Glob("docs/adr/*.md")
 	if err != nil || len(names) == 0 {

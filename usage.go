@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// MessageStore is what gateways keep for devices, as operators see and purge it. A
-// gateway implements it.
+// MessageStore shows operators what gateways store for devices, and lets them purge it.
+// A gateway implements it.
 type MessageStore interface {
 	// Usage returns what the devices use that f names, in the order of CompareUsage.
 	Usage(ctx context.Context, f UsageFilter) ([]Usage, error)
@@ -21,7 +21,7 @@ type MessageStore interface {
 	Purge(ctx context.Context, device string, what Stored) (Purged, error)
 }
 
-// Usage is what one device uses of a gateway and of the store behind it.
+// Usage is how much one device uses of a gateway and of the store behind it.
 type Usage struct {
 	Device         string // as Session.Device has it
 	Sessions       int    // live, on this node
@@ -33,7 +33,7 @@ type Usage struct {
 	QueuedOctets   int64
 }
 
-// Octets is what of the device is stored, in octets.
+// Octets returns the size of what is stored for the device, in octets.
 func (u Usage) Octets() int64 { return u.RetainedOctets + u.QueuedOctets }
 
 // CompareUsage orders by octets, the most first, then by device.

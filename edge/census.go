@@ -9,14 +9,14 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxAddresses bounds the table of addresses that are remembered for their rate
+// maxAddresses bounds the table of addresses that are kept for their accept rate
 // only. At 250 bytes each it stays under 16 MiB.
 const maxAddresses = 65_536
 
-// census counts the connections of a listener, in all and by address. When there
-// are as many strangers as may be, the next one takes the place of the one that has
-// been here longest of the address that has the most: so neither many addresses
-// that dawdle nor one that hurries keeps a single honest device out.
+// census counts the connections of a listener, in total and by address. Connections
+// that are not yet admitted are strangers. When there are as many strangers as are
+// allowed, the next one replaces the oldest one of the address that has the most: so
+// neither many slow addresses nor one fast one keeps a single honest device out.
 type census struct {
 	limits Limits
 
@@ -33,13 +33,13 @@ type address struct {
 	of      int // which ranking: ofKnown, ofStrangers
 	total   int
 	pending list.List     // of *visit: not yet admitted, the oldest first
-	place   *list.Element // in its ranking, with at least one pending
+	place   *list.Element // in its ranking, if at least one is pending
 	ranked  int           // as which number
 	idle    *list.Element // nil while it has connections
 	rate    *rate.Limiter // nil without an accept rate
 }
 
-// visit is one connection in the census.
+// visit is one counted connection.
 type visit struct {
 	from  netip.Prefix
 	known bool
@@ -50,8 +50,8 @@ type visit struct {
 	gone    bool
 }
 
-// enter counts a new connection in. It may have taken the place of another, which
-// the caller aborts. With a reason it may not stay.
+// enter counts a new connection. It may replace another one, which the caller aborts.
+// If enter returns a reason, the connection is refused.
 func (c *census) enter(v *visit, now time.Time) (evicted *visit, why Reason) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,8 +79,8 @@ func (c *census) enter(v *visit, now time.Time) (evicted *visit, why Reason) {
 	return evicted, ""
 }
 
-// address finds the address of a visit, or makes it, and holds the visit against
-// the limits of each one.
+// address finds or adds the address of a visit and checks the visit against the
+// limits per address.
 func (c *census) address(v *visit, now time.Time) (*address, Reason) {
 	a := c.addresses[v.from]
 	if a == nil {
@@ -118,8 +118,8 @@ func rankOf(known bool) int {
 	return ofStrangers
 }
 
-// room picks whom a newcomer from a replaces: strangers before those from known
-// addresses, and only of an address with more than its own.
+// room chooses the visit that a new one from a replaces: strangers before those from
+// known addresses, and only of an address that has more than a.
 func (c *census) room(a *address) *visit {
 	for _, of := range []int{ofStrangers, ofKnown} {
 		most := c.ranks[of].most()
@@ -153,8 +153,8 @@ func (c *census) settle(v *visit) {
 	c.ranks[v.address.of].set(v.address)
 }
 
-// leave counts a connection out; false if it was already. An address without
-// connections is remembered only while its accept rate is not yet at rest.
+// leave removes a connection from the counts; false if it was removed already. An
+// address without connections is kept only until its accept rate is full again.
 func (c *census) leave(v *visit, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,9 +179,9 @@ func (c *census) remove(v *visit) {
 	}
 }
 
-// forget makes room for one address: the one that has been without connections for the
-// longest goes. It reports whether there was one. It looks at no other, so that
-// a flood of addresses makes no connection wait.
+// forget drops the address that has been without connections for the longest. It
+// reports whether there was one. It looks at no other, so that a flood of addresses
+// delays no connection.
 func (c *census) forget() bool {
 	front := c.idle.Front()
 	if front == nil {
@@ -192,7 +192,7 @@ func (c *census) forget() bool {
 	return true
 }
 
-// drop forgets an address without connections.
+// drop removes an address without connections.
 func (c *census) drop(a *address) {
 	c.idle.Remove(a.idle)
 	delete(c.addresses, a.from)
@@ -204,14 +204,14 @@ func (c *census) counts() (total, preAuth int) {
 	return c.total, c.preAuth
 }
 
-// ranking finds the address with the most pending connections without looking at
-// all: addresses move between lists, one for each number.
+// ranking finds the address with the most pending connections without a search:
+// addresses move between lists, one for each number.
 type ranking struct {
 	with    map[int]*list.List // of *address, by how many are pending
 	highest int
 }
 
-// set puts an address where its number says.
+// set moves an address to the list of its number.
 func (r *ranking) set(a *address) {
 	n := a.pending.Len()
 	if a.place != nil {

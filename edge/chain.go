@@ -31,14 +31,14 @@ const (
 	maxChainsPerAddress = maxChains / 4
 )
 
-// errGreeting ends a handshake whose client sends more than one ever needs.
+// errGreeting ends a handshake whose client sends more than any handshake needs.
 var errGreeting = fmt.Errorf("more than %d octets before the end of the handshake", maxGreeting)
 
 // errChain ends a handshake with a chain that is over a bound.
 var errChain = errors.New("the client's certificate chain is over a bound")
 
-// checkChain serves tls.Config.VerifyConnection: it holds the client's chain against
-// MaxChain and MaxChainLength and looks at nothing else.
+// checkChain is for tls.Config.VerifyConnection: it checks the client's chain against
+// MaxChain and MaxChainLength and nothing else.
 func checkChain(state tls.ConnectionState) error {
 	if n := len(state.PeerCertificates); n > MaxChainLength {
 		return fmt.Errorf("%w: %d certificates, more than %d", errChain, n, MaxChainLength)
@@ -65,7 +65,7 @@ type chains struct {
 	by    map[netip.Prefix]int
 }
 
-// take counts a chain in and reports whether there is room for it.
+// take counts a chain and reports whether there is room for it.
 func (c *chains) take(from netip.Prefix, known bool, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,9 +111,9 @@ func (c *Conn) Peer() []*x509.Certificate {
 // HasPeer reports whether the client presented a certificate.
 func (c *Conn) HasPeer() bool { return len(c.ConnectionState().PeerCertificates) > 0 }
 
-// leaner lets go of the parsed chain: ten times the size of its octets, for the life
-// of a session that needs it once. crypto/tls hands out the slice that it keeps. The
-// octets of an authority are kept once for all connections.
+// leaner releases the parsed chain: it has ten times the size of its octets, for the
+// life of a session that needs it once. crypto/tls returns the slice that it keeps. The
+// octets of an authority's certificate are kept once for all connections.
 func (c *Conn) leaner() {
 	kept := c.ConnectionState().PeerCertificates
 	for i, cert := range kept {

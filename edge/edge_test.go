@@ -221,7 +221,7 @@ func TestTLSRequestsButDoesNotRequireACertificate(t *testing.T) {
 	})
 	for want, config := range []*tls.Config{
 		{InsecureSkipVerify: true},
-		{InsecureSkipVerify: true, Certificates: []tls.Certificate{certificate(t, "nobody knows it")}},
+		{InsecureSkipVerify: true, Certificates: []tls.Certificate{certificate(t, "unknown")}},
 	} {
 		c := tls.Client(dial(t, addr), config)
 		if err := c.Handshake(); err != nil {

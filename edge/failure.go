@@ -19,11 +19,11 @@ type Failure string
 
 // The failures.
 const (
-	FailureTimeout Failure = "timeout" // it was not over in time
+	FailureTimeout Failure = "timeout" // it did not complete in time
 	FailureClosed  Failure = "closed"  // the client left
 	FailureNotTLS  Failure = "not_tls" // it sent something else
-	FailureVersion Failure = "version" // it offered no version that is served
-	FailureALPN    Failure = "alpn"    // it offered no protocol that is served
+	FailureVersion Failure = "version" // it offered no supported version
+	FailureALPN    Failure = "alpn"    // it offered no supported protocol
 	FailureCipher  Failure = "cipher"  // no suite, group or signature algorithm in common
 	FailureChain   Failure = "chain"   // its certificates are over a bound, see MaxChain
 	FailureAlert   Failure = "alert"   // it sent an alert: most often it does not trust our certificate
@@ -75,19 +75,19 @@ func (g *Guard) handshakeFailed(ctx context.Context, listener string, s *socket,
 	}
 	f.counts[k]++
 	n, last := f.counts[k], f.logged[k]
-	tell := last.at.IsZero() || now.Sub(last.at) >= failureEvery
-	if tell {
+	report := last.at.IsZero() || now.Sub(last.at) >= failureEvery
+	if report {
 		f.logged[k] = logged{now, n}
 	}
 	f.mu.Unlock()
-	if tell && g.Log != nil {
+	if report && g.Log != nil {
 		g.Log.LogAttrs(ctx, slog.LevelInfo, "handshake failed", slog.String("listener", listener), slog.String("reason", string(k.Failure)),
 			slog.String("remote", remoteOf(s.Conn).String()), slog.String("hello", s.hello), slog.Any("error", err), slog.Uint64("not_logged", n-last.n-1))
 	}
 }
 
 // failureOf returns the kind of a failure. crypto/tls has no error values for most;
-// what the client offered shows why nothing was agreed on.
+// the client's offer shows why there was no agreement.
 func failureOf(s *socket, err error) Failure {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return FailureNotTLS
@@ -115,7 +115,7 @@ func isReset(err error) bool {
 	return ok && (op.Op == "read" || op.Op == "write")
 }
 
-// refusedOffer returns what a ClientHello lacks.
+// refusedOffer returns what is missing in a ClientHello.
 func refusedOffer(hello *tls.ClientHelloInfo, c *tls.Config) Failure {
 	if !slices.ContainsFunc(hello.SupportedVersions, func(v uint16) bool { return v == tls.VersionTLS12 || v == tls.VersionTLS13 }) {
 		return FailureVersion

@@ -24,7 +24,7 @@ func from(addr, local string) (net.Conn, error) {
 	return d.Dial("tcp", addr)
 }
 
-// greet admits whoever says the word and echoes what it says then.
+// greet admits a client that sends a w and echoes what it sends after that.
 func greet(_ context.Context, c *edge.Conn) {
 	word := make([]byte, 1)
 	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))

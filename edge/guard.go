@@ -17,18 +17,18 @@ import (
 )
 
 // Guard is what the listeners of a node share against floods: the turns of TLS
-// handshakes, the memory of which addresses are known and which only fail, and the
-// account of who was turned away. Set the fields, then Run.
+// handshakes, the record of which addresses are known and which only fail, and the
+// counts of connections that were turned away. Set the fields, then call Run.
 type Guard struct {
 	Now func() time.Time
 	// Suspect reports an address that failed so often that its guesses are refused.
 	// It may still be the NAT of devices that hold a key, so it is not shut out; its
 	// tries are cut to a few. Nil: none is.
 	Suspect func(netip.Addr) bool
-	// Tell hears once a minute, for each address, how often it was turned away. Nil:
-	// nobody does.
-	Tell func(TurnedAway)
-	// Log gets a line about handshakes that failed, see failures. nil: no line.
+	// Report is called once a minute, for each address, with how often it was turned
+	// away. Nil: no reports.
+	Report func(TurnedAway)
+	// Log receives a line about failed handshakes, see failures. nil: no lines.
 	Log *slog.Logger
 
 	once     sync.Once
@@ -41,7 +41,7 @@ type Guard struct {
 	order      [2]list.List // of *standing, the latest last: ofKnown, once known; ofStrangers
 	remembered uint64
 	strangers  standing // of all together, as if they were one
-	flooded    bool     // they fail so much that each of them has fewer tries
+	flooded    bool     // so many of them fail that each is allowed fewer
 	turned     map[turnedKey]*turned
 	counts     map[Count]uint64
 }
@@ -56,21 +56,21 @@ const (
 	ReasonAddressConnections Reason = "address_connections" // too many at once from its address
 	ReasonAddressHandshakes  Reason = "address_handshakes"  // too many strangers at once from its address
 	ReasonAddressRate        Reason = "address_rate"        // too many a second from its address
-	ReasonAddressTries       Reason = "address_tries"       // too many from its address came to nothing
-	ReasonSuspect            Reason = "address_suspect"     // the same, of an address that is blocked
+	ReasonAddressTries       Reason = "address_tries"       // too many from its address were never admitted
+	ReasonSuspect            Reason = "address_suspect"     // the same, from a suspect address
 	ReasonEvicted            Reason = "evicted"             // made room: its address had the most strangers
 	ReasonNoTurn             Reason = "no_turn"             // its handshake waited too long
 	ReasonChains             Reason = "chains"              // no room for its certificate chain, see maxChains
 	ReasonRequests           Reason = "requests"            // HTTP: no room for its request; it was answered
 )
 
-// Count names one count of who was turned away.
+// Count identifies one counter of connections that were turned away.
 type Count struct {
 	Listener string
 	Reason   Reason
 }
 
-// TurnedAway says how many connections of an address a listener turned away.
+// TurnedAway is how many connections of an address a listener turned away.
 type TurnedAway struct {
 	Listener  string
 	Address   netip.Prefix // zero: of Addresses more, which had fewer each
@@ -94,24 +94,24 @@ const (
 	// knownFor is how long an address is known after a session was admitted from it:
 	// longer than a night without power.
 	knownFor = 24 * time.Hour
-	// floodAfter connections of strangers, over all addresses, that came to nothing are
-	// a flood, less floodForgiven a second, which cost a tenth of a core. While
-	// it lasts those that are refused count too: it is over when they stop coming.
+	// floodAfter connections of strangers, over all addresses, that were never admitted
+	// are a flood, less floodForgiven a second, which cost a tenth of a core. During a
+	// flood those that are refused count too: it is over when they stop.
 	floodAfter    = 500
 	floodForgiven = 250
-	// maxStandings bounds the addresses that are remembered, at about 300 bytes each.
+	// maxStandings bounds the addresses that are kept, at about 300 bytes each.
 	maxStandings = 65_536
-	// tellEvery is how often who was turned away is told.
-	tellEvery = time.Minute
-	// maxTold bounds the addresses told of by name, each time; the rest are summed up.
-	maxTold = 32
-	// maxTurned bounds the addresses that are counted by name between two times.
+	// reportEvery is how often Report is called.
+	reportEvery = time.Minute
+	// maxReported bounds the addresses in one report; the rest are summed up.
+	maxReported = 32
+	// maxTurned bounds the addresses that are counted separately between two reports.
 	maxTurned = 4096
 )
 
-// standing is what is remembered of an address.
+// standing is the record of an address.
 type standing struct {
-	debt  float64 // connections that came to nothing, less what time has forgiven
+	debt  float64 // connections that were never admitted, less what was forgiven with time
 	at    time.Time
 	known time.Time // until then
 	phase float64   // below 1; see forgive
@@ -121,8 +121,8 @@ type standing struct {
 	place *list.Element
 }
 
-// allowance is how many connections of an address may come to nothing, and how many
-// a second are forgiven.
+// allowance is how many connections of an address may end without an admission, and
+// how many of them are forgiven each second.
 type allowance struct{ burst, perSecond float64 }
 
 // allowanceOf scales with what a strange address has. A known one has five times as
@@ -193,15 +193,16 @@ func (g *Guard) ask(addr netip.Addr, tries int, spend bool) (known bool, why Rea
 	return known, ReasonAddressTries
 }
 
-// forgive lets time pass. Who owes more than his allowance owes that and a little,
-// more or less by address: else all sources of a flood would be let try again at the same moment.
+// forgive reduces the debt by what the time since the last call forgives. A debt over the
+// allowance counts as the allowance and phase, which differs by address: otherwise all
+// sources of a flood could try again at the same moment.
 func (s *standing) forgive(a allowance, now time.Time) {
 	s.debt = max(0, min(s.debt, a.burst+s.phase)-now.Sub(s.at).Seconds()*a.perSecond)
 	s.at = now
 }
 
-// failed notes a connection that came to nothing. What it may owe at most is for
-// ask to say, which knows what its address is.
+// failed counts a connection that ended without an admission. The debt is limited by
+// ask, not here, because the limit depends on what the address is at that time.
 func (g *Guard) failed(from netip.Prefix) {
 	if !from.IsValid() {
 		return
@@ -227,7 +228,7 @@ func (g *Guard) watch(now time.Time) {
 	}
 }
 
-// admitted notes a session. An address that becomes known by it owes nothing.
+// admitted records a session. An address that becomes known by it has no debt.
 func (g *Guard) admitted(from netip.Prefix) {
 	if !from.IsValid() {
 		return
@@ -246,7 +247,7 @@ func (g *Guard) admitted(from netip.Prefix) {
 	}
 }
 
-// remember returns what is remembered of an address, which is the latest now.
+// remember returns the record of an address and makes it the latest.
 func (g *Guard) remember(from netip.Prefix, now time.Time) *standing {
 	s := g.standings[from]
 	if s != nil {
@@ -264,10 +265,9 @@ func (g *Guard) remember(from netip.Prefix, now time.Time) *standing {
 	return s
 }
 
-// forgetOne makes room for one address. Of those that were known once, one goes that is not
-// any more, else a stranger, else a known one: in each order the one that was seen last
-// the longest ago. It looks at no others, so that a flood of addresses makes no
-// connection wait.
+// forgetOne drops one address: one that was known and no longer is, else a stranger, else
+// a known one; of each kind the one that was seen least recently. It looks at no others,
+// so that a flood of addresses delays no connection.
 func (g *Guard) forgetOne(now time.Time) {
 	var oldest *standing
 	for _, of := range []int{ofStrangers, ofKnown} {
@@ -284,12 +284,12 @@ func (g *Guard) forgetOne(now time.Time) {
 	delete(g.standings, oldest.from)
 }
 
-// TurnAway counts what a listener on top of the guard refused by itself.
+// TurnAway counts a connection that a listener on top of the guard refused by itself.
 func (g *Guard) TurnAway(listener string, from netip.Prefix, why Reason) {
 	g.turnAway(listener, from, why)
 }
 
-// turnAway takes down that a connection was turned away.
+// turnAway counts a connection that was turned away.
 func (g *Guard) turnAway(listener string, from netip.Prefix, why Reason) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -310,40 +310,40 @@ func (g *Guard) turnAway(listener string, from netip.Prefix, why Reason) {
 	t.reasons[why]++
 }
 
-// Counts are how many connections were turned away since the start.
+// Counts returns how many connections were turned away since the start.
 func (g *Guard) Counts() map[Count]uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return maps.Clone(g.counts)
 }
 
-// Waiting is how many handshakes wait for their turn.
+// Waiting returns how many handshakes wait for their turn.
 func (g *Guard) Waiting() int { return g.turns.waiting() }
 
-// Run tells who was turned away, once a minute, until ctx ends.
+// Run calls Report once a minute until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
 	g.init()
-	tick := time.NewTicker(tellEvery)
+	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			g.tell()
+			g.report()
 			return nil
 		case <-tick.C:
-			g.tell()
+			g.report()
 		}
 	}
 }
 
-// tell reports the addresses that were turned away most often, and sums up the
+// report reports the addresses that were turned away most often, and the sum of the
 // rest of each listener.
-func (g *Guard) tell() {
+func (g *Guard) report() {
 	g.mu.Lock()
 	seen := g.turned
 	g.turned = map[turnedKey]*turned{}
 	g.mu.Unlock()
-	if g.Tell == nil {
+	if g.Report == nil {
 		return
 	}
 	keys := slices.SortedFunc(maps.Keys(seen), func(a, b turnedKey) int {
@@ -352,10 +352,10 @@ func (g *Guard) tell() {
 	rest := map[string]*TurnedAway{}
 	named := 0
 	for _, k := range keys {
-		t := TurnedAway{Listener: k.listener, Address: k.address, Addresses: 1, Count: seen[k].count, Reasons: seen[k].reasons, For: tellEvery}
-		if k.address.IsValid() && named < maxTold {
+		t := TurnedAway{Listener: k.listener, Address: k.address, Addresses: 1, Count: seen[k].count, Reasons: seen[k].reasons, For: reportEvery}
+		if k.address.IsValid() && named < maxReported {
 			named++
-			g.Tell(t)
+			g.Report(t)
 			continue
 		}
 		sum := rest[k.listener]
@@ -371,6 +371,6 @@ func (g *Guard) tell() {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(rest)) {
-		g.Tell(*rest[name])
+		g.Report(*rest[name])
 	}
 }

@@ -29,21 +29,21 @@ const (
 	extCookie       = 44
 )
 
-// transient are extensions that come and go with the same client: padding depends
+// transient are extensions that the same client sends or omits: padding depends
 // on the length of the name, the others on whether it resumes a session.
 var transient = []uint16{extPadding, extPreSharedKey, extEarlyData, extCookie}
 
-// Fingerprint tells TLS client programs apart by how they greet: the same library
-// with the same settings says the same in each connection, whichever certificate
-// it shows and whether or not it resumes a session. It is no proof of anything,
+// Fingerprint distinguishes TLS client programs by their ClientHello: the same library
+// with the same settings has the same fingerprint in each connection, whichever
+// certificate it presents and whether or not it resumes a session. It proves nothing,
 // since a ClientHello can be imitated.
 //
 // The form is that of JA4: t13d1516h2_8daaf6152771_e5627efa2ab1 has the
 // protocol (t: TLS over TCP), the highest version, d for a server's name or i for none, the
 // numbers of cipher suites and of extensions, the first and last character of the first ALPN
 // name (00: none), a truncated SHA-256 of the sorted cipher suites, and one of the sorted
-// extensions and the signature algorithms in their order. docs/edge.md says where it
-// differs from JA4.
+// extensions and the signature algorithms in their order. docs/edge.md lists the
+// differences from JA4.
 func Fingerprint(hello *tls.ClientHelloInfo) string {
 	var kept [3][maxListed]uint16
 	ciphers := listed(kept[0][:0], hello.CipherSuites, nil)
@@ -83,7 +83,7 @@ func listed(into, values, without []uint16) []uint16 {
 	return into
 }
 
-// grease tells the values that clients throw in to keep servers tolerant: 0x0A0A,
+// grease reports whether v is a value that clients add to keep servers tolerant: 0x0A0A,
 // 0x1A1A, … 0xFAFA (RFC 8701, 2).
 func grease(v uint16) bool { return v&0x0f0f == 0x0a0a && v>>8 == v&0xff }
 
@@ -113,8 +113,8 @@ func twoDigits(into []byte, n int) []byte {
 	return append(into, digits[n/10], digits[n%10])
 }
 
-// alpn is the first and last character of the first name, or of its hex form
-// where those are no letters or digits.
+// alpn returns the first and last character of the first name, or of its hex form
+// where those are not ASCII letters or digits.
 func alpn(names []string) string {
 	if len(names) == 0 || names[0] == "" {
 		return "00"
@@ -131,7 +131,7 @@ func alphanumeric(c byte) bool {
 }
 
 // hashed appends the truncated SHA-256 of the lists as comma-separated hex, joined
-// by an underscore; zeros stand for nothing.
+// by an underscore; zeros if values is empty.
 func hashed(into []byte, values, more []uint16) []byte {
 	if len(values) == 0 {
 		return append(into, bytes.Repeat([]byte{'0'}, 2*digest)...)

@@ -112,13 +112,13 @@ func TestFingerprintIsCheap(t *testing.T) {
 	}
 }
 
-// hellos runs a gate that tells the fingerprint of each connection. roots is a file
+// hellos runs a gate that sends the fingerprint of each connection to prints. roots is a file
 // with its certificate.
-func hellos(t *testing.T) (addr string, heard chan string, roots string) {
+func hellos(t *testing.T) (addr string, prints chan string, roots string) {
 	t.Helper()
-	heard = make(chan string, 16)
+	prints = make(chan string, 16)
 	g, addr := open(t, edge.Limits{}, func(ctx context.Context, c *edge.Conn) {
-		heard <- c.Hello
+		prints <- c.Hello
 		hold(ctx, c)
 	})
 	cert, err := g.TLS.GetCertificate(nil)
@@ -129,13 +129,13 @@ func hellos(t *testing.T) (addr string, heard chan string, roots string) {
 	if err := os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return addr, heard, roots
+	return addr, prints, roots
 }
 
-func next(t *testing.T, heard chan string) string {
+func next(t *testing.T, prints chan string) string {
 	t.Helper()
 	select {
-	case h := <-heard:
+	case h := <-prints:
 		return h
 	case <-time.After(20 * time.Second):
 		t.Fatal("no connection came through")
@@ -144,7 +144,7 @@ func next(t *testing.T, heard chan string) string {
 }
 
 func TestHelloTellsClientProgramsApart(t *testing.T) {
-	addr, heard, roots := hellos(t)
+	addr, prints, roots := hellos(t)
 	seen := map[string]string{}
 	for name, connect := range map[string]func(*testing.T){
 		"go": func(t *testing.T) {
@@ -168,9 +168,9 @@ func TestHelloTellsClientProgramsApart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			connect(t)
-			first := next(t, heard)
+			first := next(t, prints)
 			connect(t)
-			if again := next(t, heard); again != first || len(first) != 36 {
+			if again := next(t, prints); again != first || len(first) != 36 {
 				t.Errorf("Hello: got %q, then %q", first, again)
 			}
 			if other := seen[first]; other != "" {
@@ -207,7 +207,7 @@ func peer(t *testing.T, program string, args ...string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("%s said: %s", program, out.String())
+			t.Logf("%s printed: %s", program, out.String())
 		}
 	})
 }
@@ -216,10 +216,10 @@ func TestHelloSurvivesResumption(t *testing.T) {
 	server := certificate(t, "server")
 	config := edge.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &server, nil })
 	config.SessionTicketsDisabled = false // another listener might; ours does not
-	heard := make(chan string, 2)
+	prints := make(chan string, 2)
 	resumed := make(chan bool, 2)
 	g := &edge.Gate{TLS: config, Log: slog.New(slog.DiscardHandler), Now: time.Now, Handle: serves(func(_ context.Context, c *edge.Conn) {
-		heard <- c.Hello
+		prints <- c.Hello
 		resumed <- c.ConnectionState().DidResume
 		_, _ = io.WriteString(c, "x") // carries the ticket
 	})}
@@ -237,7 +237,7 @@ func TestHelloSurvivesResumption(t *testing.T) {
 		}
 		_, _ = io.ReadAll(c)
 		_ = c.Close()
-		got[i] = next(t, heard)
+		got[i] = next(t, prints)
 	}
 	if <-resumed || !<-resumed {
 		t.Fatal("the second connection did not resume the first")

@@ -8,13 +8,13 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 )
 
-// Index knows every live connection of a node, by device and by credential. One
+// Index holds every live connection of a node, by device and by credential. One
 // index serves all gateways.
 type Index struct {
 	Now func() time.Time // the clock of the sockets' deadlines and of NotAfter
-	// Stale is called with a session that was decided while what it was decided by
-	// changed (see Changed), once it is admitted: it is to be compared with the record
-	// again. It must not block. A function, because the index knows no record. Nil: none.
+	// Stale is called with an admitted session whose basis changed while it was decided
+	// (see Changed): it must be compared with the record again. It must not block. It
+	// is a function because the index has no access to the record. Nil: none.
 	Stale func(countersign.Session)
 
 	mu       sync.Mutex
@@ -36,14 +36,15 @@ type Index struct {
 }
 
 // maxRecentCuts bounds the cuts kept for undecided connections; a decision takes
-// milliseconds. If more fall into one, its connection is refused: unknown means no.
+// milliseconds. If there are more during one decision, its connection is refused,
+// because it may have been among those cut.
 const maxRecentCuts = 16_384
 
 // cutWorkers bounds the goroutines of one cut. A stalled peer holds one for
 // farewellBound, so 10,000 of them take 50 ms.
 const cutWorkers = 1024
 
-// NewIndex makes an empty index.
+// NewIndex returns an empty index.
 func NewIndex(now func() time.Time) *Index {
 	return &Index{
 		Now:      now,
@@ -98,7 +99,7 @@ func (l *Live) admit(s countersign.Session, most int) (stale bool, err *counters
 		}
 	}
 	if n := x.others(s); n >= most {
-		return false, countersign.Errorf(countersign.OverBudget, "the device has %d sessions on this node already, as many as it may", n)
+		return false, countersign.Errorf(countersign.OverBudget, "the device has %d sessions on this node already, the most that it may have", n)
 	}
 	x.unlink(l)
 	l.session, l.admitted = s, true
@@ -122,7 +123,7 @@ func (l *Live) admit(s countersign.Session, most int) (stale bool, err *counters
 	return max(x.allChanged, x.changed[s.Fleet]) > l.known, nil
 }
 
-// others counts the sessions of a device that s would not replace.
+// others returns the number of sessions of a device that s would not replace.
 func (x *Index) others(s countersign.Session) int {
 	n := 0
 	for _, l := range x.byDevice[s.Device] {
@@ -134,9 +135,9 @@ func (x *Index) others(s countersign.Session) int {
 	return n
 }
 
-// Changed notes that what connections are decided by has changed, for fleets or, with
-// none, for all. The sessions that are live are for the caller to compare with the
-// record; those that are being decided are given to Stale once they are admitted.
+// Changed records that the basis of decisions has changed, for fleets or, without
+// any, for all. The caller compares the live sessions with the record; those that are
+// being decided are passed to Stale once they are admitted.
 func (x *Index) Changed(fleets ...string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -167,7 +168,7 @@ func (x *Index) EndEach(reasons map[string]string) int {
 	return n
 }
 
-// Remove takes the connection out of the index. It may be called more than once.
+// Remove removes the connection from the index. It may be called more than once.
 func (l *Live) Remove() {
 	x := l.index
 	x.mu.Lock()
@@ -189,8 +190,8 @@ func (l *Live) Remove() {
 }
 
 // Cut ends all sessions that c names and returns how many they were. First all
-// are marked, so that no further frame of theirs passes, then they are closed side
-// by side. No peer can delay it by more than a few milliseconds. An undecided
+// are marked, so that no further frame of theirs passes, then they are closed in
+// parallel. No peer can delay it by more than a few milliseconds. An undecided
 // connection that c names will be refused.
 func (x *Index) Cut(c countersign.Cut) int {
 	return x.end(x.remember(c), countersign.Ending{Code: countersign.EndCut, Reason: c.Reason})
@@ -207,7 +208,7 @@ func (x *Index) EndAll(e countersign.Ending) int {
 	return x.end(all, e)
 }
 
-// Reschedule has each session end at its NotAfter by the clock as it is now. The clock
+// Reschedule makes each session end at its NotAfter by the clock as it is now. The clock
 // may have been set since the session was admitted.
 func (x *Index) Reschedule() {
 	x.mu.Lock()
@@ -252,14 +253,14 @@ func (x *Index) remember(c countersign.Cut) []*Live {
 	if c.Credential != "" {
 		found = append(found, x.byCred[c.Credential]...)
 	}
-	if c.Session != "" { // a person's act: it may look at all
+	if c.Session != "" { // an operator's command: rare, so a search is acceptable
 		for l := range x.admitted {
 			if l.session.ID == c.Session {
 				found = append(found, l)
 			}
 		}
 	}
-	return found // one found twice is ended once
+	return found // one that is found twice is ended once
 }
 
 func (x *Index) end(all []*Live, e countersign.Ending) int {
@@ -293,15 +294,15 @@ func (x *Index) Sessions() []countersign.Session {
 	return list
 }
 
-// Len is the number of admitted sessions.
+// Len returns the number of admitted sessions.
 func (x *Index) Len() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return len(x.admitted)
 }
 
-// unlink takes l out of the list of the undecided and forgets the cuts that
-// nobody in it needs any more.
+// unlink removes l from the list of the undecided and drops the cuts that no
+// connection in it needs any more.
 func (x *Index) unlink(l *Live) {
 	if l.prev == nil && l.next == nil && x.first != l {
 		return

@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// Limits bound what strangers can take of a listener. Zero means the default,
-// negative means no limit.
+// Limits bound what clients that are not admitted can use of a listener. Zero means
+// the default, negative means no limit.
 type Limits struct {
 	Connections       int           // at once, in all
 	PreAuth           int           // at once, not yet admitted
 	PerAddress        int           // at once, from one address
 	PreAuthPerAddress int           // at once, not yet admitted, from one address
 	AcceptRate        int           // new connections per second from one address
-	Tries             int           // connections of one address that may come to nothing, see DefaultTries
+	Tries             int           // connections of one address that may end without an admission, see DefaultTries
 	Handshake         time.Duration // from accept to the end of the TLS handshake
 }
 
@@ -25,7 +25,7 @@ const (
 	DefaultConnections = 20_000
 	// DefaultPreAuth costs at most about 64 KiB each, 128 MiB in all.
 	DefaultPreAuth = 2048
-	// DefaultPerAddress lets a whole site live behind one NAT address.
+	// DefaultPerAddress allows a whole site behind one NAT address.
 	DefaultPerAddress = 10_000
 	// DefaultPreAuthPerAddress leaves three quarters of PreAuth to others, and brings
 	// 5,000 devices behind one address back within seconds: each is a stranger for
@@ -33,16 +33,16 @@ const (
 	DefaultPreAuthPerAddress = 512
 	// DefaultAcceptRate is about what one core can greet: a handshake costs near 1 ms.
 	DefaultAcceptRate = 1000
-	// DefaultTries is what an address may have of connections that end before they are
-	// admitted, at once; a hundredth of it is forgiven each second. Beyond it a
-	// connection is refused before anything is computed. An address that had a session
+	// DefaultTries is how many connections of an address may end before they are
+	// admitted; a hundredth of it is forgiven each second. Beyond it a connection is
+	// refused before anything is computed. An address that had a session
 	// within 24 hours has 1,000 and 50 a second, one whose guesses are refused 20 and
 	// one a second, or 200 and 10 if it had a session. A connection that is
 	// admitted costs none, so a site that comes back after a power cut is not held up.
 	DefaultTries = 200
 	// DefaultHandshake is three round trips of 6 s, as NB-IoT has them, and half as
-	// much for what is lost. Who drips takes a place of those in PreAuth meanwhile and
-	// no more, and loses it first.
+	// much for what is lost. A client that sends slowly uses one place of PreAuth meanwhile
+	// and no more, and loses it first.
 	DefaultHandshake = 30 * time.Second
 )
 
@@ -57,5 +57,5 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// over reports whether n more than the limit allows.
+// over reports whether n is more than the limit allows.
 func over(n, limit int) bool { return limit >= 0 && n >= limit }

@@ -98,7 +98,7 @@ func TestAFullHouseMakesRoomAtTheGreediestAddress(t *testing.T) {
 	if c.leave(greedy[0], now) || c.admit(greedy[0]) {
 		t.Error("the evicted one was counted again")
 	}
-	c.admit(greedy[1]) // a guest is nobody's to evict
+	c.admit(greedy[1]) // an admitted connection is never evicted
 	c.enter(&visit{from: numbered(4)}, now)
 	if got, _ := c.enter(&visit{from: numbered(5)}, now); got != greedy[2] {
 		t.Error("the oldest stranger of the greedy address stayed")

@@ -16,10 +16,10 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Gate accepts the connections of one gateway, ends TLS and hands over what
-// passed the handshake. The zero Limits are good ones.
+// Gate accepts the connections of one gateway, terminates TLS and passes on those
+// that completed the handshake. The zero Limits are the defaults.
 type Gate struct {
-	Name   string      // of the listener, in the account of who was turned away
+	Name   string      // of the listener, in the counts of connections turned away
 	TLS    *tls.Config // see TLSConfig
 	Guard  *Guard      // shared with the other listeners of the node; nil: one of its own
 	Limits Limits
@@ -31,7 +31,7 @@ type Gate struct {
 	Now    func() time.Time // the clock of the sockets' deadlines
 
 	once   sync.Once
-	config *tls.Config // TLS, and what a guard wants of it
+	config *tls.Config // TLS, with what the guard adds
 	census census
 	count  counters
 
@@ -126,7 +126,7 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// take counts a new socket in and starts its goroutine, or turns it away.
+// take counts a new socket and starts its goroutine, or turns it away.
 func (g *Gate) take(ctx context.Context, raw net.Conn) {
 	remote := remoteOf(raw)
 	from, _ := countersign.SourceOf(remote.Addr())
@@ -206,7 +206,7 @@ func (g *Gate) admit(ctx context.Context, c *Conn) (session func()) {
 	return g.Handle(ctx, c)
 }
 
-// end closes a connection that has been served and counts it out.
+// end closes a connection that has been served and removes it from the counts.
 func (g *Gate) end(c *Conn) {
 	defer g.wg.Done()
 	_ = c.raw.Close() // never tls.Conn.Close: it can wait for a stalled peer
@@ -218,8 +218,8 @@ func (g *Gate) end(c *Conn) {
 	g.mu.Unlock()
 }
 
-// Admitted takes the connection out of the caps for strangers. What it keeps of the
-// client's chain are the octets. The goroutine that serves the connection calls it.
+// Admitted removes the connection from the caps for strangers and keeps only the octets
+// of the client's chain. The goroutine that serves the connection calls it.
 func (c *Conn) Admitted() {
 	if c.admitted.Swap(true) || !c.gate.census.admit(&c.visit) {
 		return
@@ -239,8 +239,8 @@ func (c *Conn) hangUp() { _ = c.raw.Close() }
 // SetWriteDeadline reaches the socket itself; it waits for no writer.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
 
-// Room returns how many octets may be written now without waiting for the peer. Where
-// that is not known it is 0. It is a system call.
+// Room returns how many octets can be written now without waiting for the peer; 0 where
+// that is not known. It makes a system call.
 func (c *Conn) Room() int {
 	if c.raw.sys == nil {
 		return 0
@@ -252,7 +252,7 @@ func (c *Conn) Room() int {
 	return max(sendBuffer/2-waiting, 0)
 }
 
-// Stats counts what the gate saw.
+// Stats returns the counts of the gate.
 func (g *Gate) Stats() Stats {
 	g.init()
 	s := Stats{
@@ -306,7 +306,7 @@ func (g *Gate) isClosed() bool {
 	return g.closed
 }
 
-// hold counts the accept loop among what Close waits for; false once closed.
+// hold makes Close wait for the accept loop too; false once closed.
 func (g *Gate) hold(ln net.Listener) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

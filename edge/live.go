@@ -36,8 +36,8 @@ type Farewell func(countersign.Ending) bool
 // peer that reads takes them in microseconds.
 const farewellBound = 5 * time.Millisecond
 
-// Ended tells why this side ended the connection; false while it lives. Every
-// frame asks this before it goes on.
+// Ended returns why this side ended the connection; false while it is live. It is
+// checked for every frame before the frame is processed.
 func (l *Live) Ended() (countersign.Ending, bool) {
 	if e := l.ended.Load(); e != nil {
 		return *e, true
@@ -48,7 +48,7 @@ func (l *Live) Ended() (countersign.Ending, bool) {
 // Done is closed once this side has ended the connection and its socket is closed.
 func (l *Live) Done() <-chan struct{} { return l.closed }
 
-// Session is the session as admitted.
+// Session returns the session as admitted.
 func (l *Live) Session() countersign.Session {
 	l.index.mu.Lock()
 	defer l.index.mu.Unlock()
@@ -69,7 +69,7 @@ func (l *Live) End(e countersign.Ending) bool {
 
 func (l *Live) mark(e countersign.Ending) bool { return l.ended.CompareAndSwap(nil, &e) }
 
-// close runs once, by whoever marked the end.
+// close runs once, in the call of End that set the mark.
 func (l *Live) close(e countersign.Ending) {
 	var once sync.Once
 	shut := func(how func()) { once.Do(func() { how(); close(l.closed) }) }

@@ -14,8 +14,8 @@ import (
 )
 
 // Listener accepts connections for net/http under the same limits as a gate. It
-// never learns what became of one, so all of them count as strangers and none costs its address
-// a try, unless the address is suspect.
+// does not know what becomes of one, so all of them count as strangers and none counts against
+// the tries of its address, unless the address is suspect.
 type Listener struct {
 	net.Listener
 	name   string
@@ -23,8 +23,8 @@ type Listener struct {
 	census census
 }
 
-// Listen puts a listener under the guard. Of the limits, those of strangers and the
-// accept rate count.
+// Listen wraps a listener with the limits of the guard. Of the limits, those of
+// strangers and the accept rate apply.
 func (g *Guard) Listen(name string, ln net.Listener, limits Limits) *Listener {
 	g.init()
 	limits = limits.withDefaults()
@@ -71,14 +71,14 @@ func (l *Listener) accept() (*socket, error) {
 	}
 }
 
-// TLS ends TLS on what the listener accepts, each handshake in its turn and within
+// TLS terminates TLS on what the listener accepts, each handshake in its turn and within
 // the limit for it. Accept of the result returns a *tls.Conn whose handshake is over.
 func (l *Listener) TLS(c *tls.Config) net.Listener {
 	return &secure{Listener: l, config: listening(c, false), ready: make(chan accepted), done: make(chan struct{}), greeting: map[*socket]struct{}{}}
 }
 
-// secure is a Listener with TLS. The handshakes run beside Accept, so that none
-// holds up another.
+// secure is a Listener with TLS. The handshakes run in goroutines of their own, so that
+// none delays another.
 type secure struct {
 	*Listener
 	config *tls.Config

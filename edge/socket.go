@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// socket is the TCP connection below TLS. It keeps what its ClientHello said, and
-// has the handshake wait for its turn.
+// socket is the TCP connection below TLS. It keeps the contents of its ClientHello, and
+// makes the handshake wait for its turn.
 type socket struct {
 	net.Conn
 	guard *Guard
@@ -26,22 +26,22 @@ type socket struct {
 	sys     syscall.RawConn // for Room; nil: not known
 	greeted bool            // the handshake is over; only its goroutine, then the reader
 	read    int             // octets before that
-	chain   atomic.Int64    // octets of the chain that are counted in, see keepChain
+	chain   atomic.Int64    // octets of the chain that are counted, see keepChain
 
 	turn    atomic.Bool            // it has one
 	waiting atomic.Pointer[waiter] // for one
 	again   bool                   // another ClientHello will come; only the handshake's goroutine
 	closed  atomic.Bool
-	left    func() // counts it out; nil where the owner does
+	left    func() // removes it from the counts; nil where the owner does
 }
 
 // errNoTurn ends a handshake that the node had no time for.
 var errNoTurn = errors.New("no turn for the handshake in time")
 
-// listening makes c note the fingerprint of each ClientHello on a socket of ours and
-// wait for a turn before anything is computed. A certificate chain is held against
+// listening makes c record the fingerprint of each ClientHello on a socket and
+// wait for a turn before anything is computed. A certificate chain is checked against
 // the bounds of checkChain. lenient ignores the ALPN names of a client that offers
-// none of c's, as a server without ALPN does; else RFC 7301, 3.2 has it refused.
+// none of c's, as a server without ALPN does; otherwise it is refused (RFC 7301, 3.2).
 func listening(c *tls.Config, lenient bool) *tls.Config {
 	c = c.Clone()
 	c.VerifyConnection = checkChain
@@ -66,7 +66,7 @@ func listening(c *tls.Config, lenient bool) *tls.Config {
 	return c
 }
 
-// endHandshake ends what holds for the handshake alone.
+// endHandshake releases what only the handshake needs.
 func (s *socket) endHandshake() { s.greeted, s.offer, s.config = true, nil, nil }
 
 // keepChain counts the chain that the client presented and reports whether the
@@ -141,10 +141,10 @@ func (s *socket) Write(b []byte) (int, error) {
 }
 
 // Read waits for another turn after a HelloRetryRequest. Without that a client
-// would have its keys computed out of turn, by offering a group that we do not want.
-// Whoever sends the second ClientHello in pieces gives the turn back between them: it
-// is not held while we wait for him. It reads no more than maxGreeting before the
-// handshake is over.
+// could have its keys computed out of turn, by offering a group that the server does not
+// prefer. A client that sends the second ClientHello in pieces returns the turn between
+// them, so that no turn is held while the server waits. It reads no more than maxGreeting
+// before the handshake is over.
 func (s *socket) Read(b []byte) (int, error) {
 	if s.greeted {
 		return s.Conn.Read(b)

@@ -4,12 +4,12 @@ import "crypto/tls"
 
 // TLSConfig is the server side of a device listener: TLS 1.3 preferred, 1.2 with
 // forward-secret AEAD suites as the floor, hybrid post-quantum key exchange
-// first. certificate is asked in every handshake, so a new server certificate
+// first. certificate is called in every handshake, so a new server certificate
 // takes effect without touching live sessions.
 //
 // The client certificate is requested, not required, and not verified here: TLS
 // proves possession of its key, the Gatekeeper decides on the chain, and the
-// refusal can then say why in the protocol's own words. Session tickets are off,
+// refusal can then be sent with its reason in the application protocol. Session tickets are off,
 // because a resumed session would carry an identity decided earlier.
 func TLSConfig(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
 	return &tls.Config{

@@ -8,19 +8,20 @@ import (
 
 const (
 	// knownFirst is how many turns go to known addresses before one stranger that
-	// waits is let pass: strangers wait longer, and never for ever.
+	// waits is served: strangers wait longer, but not forever.
 	knownFirst = 3
-	// maxWaiting bounds who waits for a turn, over all listeners of the node. Their caps
-	// for strangers come to less; it holds should somebody lift those.
+	// maxWaiting bounds the connections that wait for a turn, over all listeners of the
+	// node. The default caps for strangers add up to less; it applies if those are raised.
 	maxWaiting = 16_384
 )
 
-// turns hands out the right to compute within a TLS handshake. A turn begins when
-// the whole ClientHello is there and ends when the answer to it is written, so
-// nobody holds one while we wait for him, and a few keep the processors busy.
+// turns bounds how many TLS handshakes compute at the same time. A turn begins when
+// the whole ClientHello is received and ends when the answer to it is written, so no
+// turn is held while the server waits for the client, and a few turns keep the
+// processors busy.
 //
-// Who has no turn waits in the line of his address, and the addresses take turns:
-// one with ten thousand connections gets no more of them than one with a single one.
+// A connection without a turn waits in the queue of its address, and the addresses take
+// turns: one with ten thousand connections gets no more turns than one with a single one.
 type turns struct {
 	mu        sync.Mutex
 	limit     int // at once
@@ -51,16 +52,16 @@ type queue struct {
 	place   *list.Element
 }
 
-// waiter is one connection that waits. granted gets one value: whether it may go on.
+// waiter is one connection that waits. granted receives one value: whether it may continue.
 type waiter struct {
 	granted chan bool
 	line    int
 	queue   *queue
-	place   *list.Element // nil once it waits no more
+	place   *list.Element // nil once it no longer waits
 }
 
-// enter returns a turn at once, or a waiter to wait with. Both nil and false: too
-// many wait already.
+// enter returns a turn at once, or a waiter to wait on. With neither, too many wait
+// already.
 func (t *turns) enter(from netip.Prefix, known bool) (w *waiter, now bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -88,7 +89,7 @@ func (t *turns) begin(of int) {
 	}
 }
 
-// leave ends a turn and lets the next ones begin theirs.
+// leave ends a turn and starts the next ones.
 func (t *turns) leave(known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -106,7 +107,7 @@ func (t *turns) leave(known bool) {
 	}
 }
 
-// next takes the one whose turn it is out of its line; nil if none may begin.
+// next removes the next waiter from its line; nil if none may begin.
 func (t *turns) next() *waiter {
 	strangers := t.lines[ofStrangers].n > 0 && t.strangers < t.strange
 	if t.lines[ofKnown].n > 0 && (!strangers || t.passed < knownFirst) {
@@ -151,7 +152,7 @@ func (l *line) add(w *waiter, from netip.Prefix) {
 	l.n++
 }
 
-// next takes the first of the address whose turn it is, and puts the address last.
+// next returns the first waiter of the next address, and puts the address last.
 func (l *line) next() *waiter {
 	q, _ := l.round.Front().Value.(*queue)
 	w, _ := q.waiters.Front().Value.(*waiter)

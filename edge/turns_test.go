@@ -338,7 +338,7 @@ func TestASuspectAddressHasFewTries(t *testing.T) {
 	if got := tries(t, g, a); got != 200 {
 		t.Errorf("tries once a device came in: got %d, want 200", got)
 	}
-	for i := range 300 { // net/http's connections cost a suspect a try each, and nobody else
+	for i := range 300 { // net/http's connections cost a suspect address a try each, and no other
 		if _, why := g.ask(netip.MustParseAddr("192.0.2.2"), DefaultTries, true); why != "" {
 			t.Fatalf("connection %d: %s", i, why)
 		}
@@ -423,37 +423,37 @@ func TestTheGuardRemembersBounded(t *testing.T) {
 
 func TestTurnedAwayIsToldOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var told []TurnedAway
-		g := &Guard{Now: time.Now, Tell: func(t TurnedAway) { told = append(told, t) }}
+		var reports []TurnedAway
+		g := &Guard{Now: time.Now, Report: func(t TurnedAway) { reports = append(reports, t) }}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- g.Run(ctx) }()
 		synctest.Wait()
-		for i := range maxTold + 10 {
+		for i := range maxReported + 10 {
 			for range 100 - i {
 				g.turnAway("mqtt", numbered(i), ReasonAddressTries)
 			}
 		}
 		g.turnAway("mqtt", numbered(0), ReasonEvicted)
-		time.Sleep(tellEvery + time.Second)
+		time.Sleep(reportEvery + time.Second)
 		synctest.Wait()
-		if len(told) != maxTold+1 {
-			t.Fatalf("told: got %d, want %d", len(told), maxTold+1)
+		if len(reports) != maxReported+1 {
+			t.Fatalf("reports: got %d, want %d", len(reports), maxReported+1)
 		}
 		first := TurnedAway{
 			Listener: "mqtt", Address: numbered(0), Addresses: 1, Count: 101, For: time.Minute,
 			Reasons: map[Reason]int{ReasonAddressTries: 100, ReasonEvicted: 1},
 		}
-		if diff := cmp.Diff(first, told[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
-			t.Errorf("the first told (-want +got):\n%s", diff)
+		if diff := cmp.Diff(first, reports[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			t.Errorf("the first report (-want +got):\n%s", diff)
 		}
-		if rest := told[maxTold]; rest.Address.IsValid() || rest.Addresses != 10 || rest.Count != 635 {
+		if rest := reports[maxReported]; rest.Address.IsValid() || rest.Addresses != 10 || rest.Count != 635 {
 			t.Errorf("the rest: got %+v", rest)
 		}
-		time.Sleep(3 * tellEvery)
+		time.Sleep(3 * reportEvery)
 		cancel()
-		if err := <-done; err != nil || len(told) != maxTold+1 {
-			t.Errorf("Run: %v, told %d", err, len(told))
+		if err := <-done; err != nil || len(reports) != maxReported+1 {
+			t.Errorf("Run: %v, %d reports", err, len(reports))
 		}
 		if got := g.Counts()[Count{"mqtt", ReasonEvicted}]; got != 1 {
 			t.Errorf("Counts: got %d, want 1", got)

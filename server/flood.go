@@ -26,7 +26,7 @@ func (s *Server) openGuard() {
 	s.guard = &edge.Guard{
 		Now:     s.opts.Now,
 		Suspect: func(a netip.Addr) bool { return s.ledger.Check(a) != nil },
-		Tell:    func(t edge.TurnedAway) { s.events.Later(turnedAway(t)) },
+		Report:  func(t edge.TurnedAway) { s.events.Later(turnedAway(t)) },
 		Log:     s.log,
 	}
 	s.intake.Guard = s.guard
