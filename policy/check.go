@@ -98,7 +98,11 @@ func (r *reader) test(n ast.Node) Test {
 func (r *reader) acts(n ast.Node, what string) []Act {
 	var list []Act
 	for _, item := range r.items(n, what, maxActs) {
+		faults := len(r.problems)
 		text := r.text(item, "an act")
+		if len(r.problems) > faults {
+			continue
+		}
 		a, problem := ParseAct(text)
 		if problem != "" {
 			r.fault(item, "%.80q is no act: %s", text, problem)
@@ -139,11 +143,13 @@ func (r *reader) subject(n ast.Node) Subject {
 		"tags": func(n ast.Node) {
 			s.Tags = map[string]string{}
 			r.fields(n, "tags", map[string]func(ast.Node){"*": func(n ast.Node) {
-				v, ok := n.(*ast.MappingValueNode)
-				if ok && len(s.Tags) < maxScope {
+				if v, ok := n.(*ast.MappingValueNode); ok {
 					s.Tags[r.text(v.Key, "a tag")] = r.text(v.Value, "the value of a tag")
 				}
 			}})
+			if len(s.Tags) > maxScope {
+				r.fault(n, "tags has more than %d entries", maxScope)
+			}
 		},
 	})
 	if len(names) != 1 && len(r.problems) == 0 {

@@ -327,13 +327,18 @@ func notInID(c rune) bool {
 
 func (r *reader) patterns(n ast.Node, what string, parse func(string) (Pattern, string)) []Pattern {
 	list := []Pattern{}
+	faults := len(r.problems)
 	items := r.items(n, what, maxPatterns)
-	if len(items) == 0 {
+	if len(items) == 0 && len(r.problems) == faults {
 		r.fault(n, "%s is empty: leave it out, or say what you mean", what) // nobody could tell none from any
 	}
 	for _, item := range items {
 		r.filters++
+		faults := len(r.problems)
 		text := r.text(item, "an entry of "+what)
+		if len(r.problems) > faults {
+			continue
+		}
 		p, problem := parse(text)
 		if problem != "" {
 			r.fault(item, "%.80q: %s", text, problem)

@@ -1,8 +1,6 @@
 package policy_test
 
 import (
-	"errors"
-	"slices"
 	"strings"
 	"testing"
 
@@ -65,50 +63,6 @@ func TestBuiltinGrantsWhatADeviceNeeds(t *testing.T) {
 	}
 	if _, connect, _ := policy.Builtin().Permissions(policy.Subject{Kind: policy.Guests, Device: "guest/x", ClientID: "x"}); connect {
 		t.Error("a guest: got in, want refused")
-	}
-}
-
-func TestParseTellsWhere(t *testing.T) {
-	const ok = "statements:\n  - {id: a, effect: allow, actions: [connect]}\n"
-	for _, c := range []struct{ name, source, want string }{
-		{"empty", "", "it is empty"},
-		{"a comment", "# nothing\n", "it is empty"},
-		{"two documents", ok + "---\n" + ok, "more than one document"},
-		{"no statements", "tests: []\n", "there are no statements"},
-		{"a list", "- a\n", "line 1, column 1: a policy is to be a mapping"},
-		{"unknown name", ok + "rules: []\n", `line 3, column 1: a policy has no "rules"`},
-		{"repeated name", "statements:\n  - id: a\n    id: b\n", "line 3, column 5"},
-		{"unknown effect", "statements:\n  - {id: a, effect: permit, actions: [connect]}\n", `effect is not "permit": there are allow, deny`},
-		{"unknown action", "statements:\n  - {id: a, effect: allow, actions: [write], topics: [a]}\n", `line 2, column 38: actions is not "write"`},
-		{"unknown kind", "statements:\n  - {id: a, effect: allow, for: [users], actions: [connect]}\n", `for is not "users"`},
-		{"no id", "statements:\n  - {effect: allow, actions: [connect]}\n", "a statement has no id"},
-		{"same id", ok + "  - {id: a, effect: deny, actions: [connect]}\n", `line 3, column 5: the id "a" is that of the statement in line 2`},
-		{"no topics", "statements:\n  - {id: a, effect: allow, actions: [publish]}\n", "statement a has no topics"},
-		{"topics of connect", "statements:\n  - {id: a, effect: allow, actions: [connect], topics: [a]}\n", "connect alone is about none"},
-		{"clients of publish", "statements:\n  - {id: a, effect: allow, actions: [publish], topics: [a], clients: [a]}\n", "only connect is about"},
-		{"no clients at all", "statements:\n  - {id: a, effect: allow, actions: [connect], clients: []}\n", "clients is empty"},
-		{"unknown variable", "statements:\n  - id: a\n    effect: allow\n    actions: [publish]\n    topics:\n      - a\n      - a/${device.name}\n", "line 7, column 9: \"a/${device.name}\": there is no variable ${device.name}"},
-		{"no tag", "statements:\n  - {id: a, effect: allow, actions: [publish], topics: ['${device.tags.}']}\n", "there is no variable"},
-		{"open variable", "statements:\n  - {id: a, effect: allow, actions: [publish], topics: ['a/${device.id']}\n", "has no }"},
-		{"wildcard in a level", "statements:\n  - {id: a, effect: allow, actions: [publish], topics: ['a/b+']}\n", "+ and # stand for whole levels"},
-		{"wildcard beside a variable", "statements:\n  - {id: a, effect: allow, actions: [publish], topics: ['a/${device.id}#']}\n", "+ and # stand for whole levels"},
-		{"broker's topic", "statements:\n  - {id: a, effect: deny, actions: [publish], topics: ['$SYS/#']}\n", "the broker's own"},
-		{"shared subscription", "statements:\n  - {id: a, effect: deny, actions: [subscribe], topics: ['$share/g/a']}\n", "without $share"},
-		{"a number", "statements:\n  - {id: 1, effect: allow, actions: [connect]}\n", "put quotes around it"},
-		{"an alias", "statements: &a\n  - {id: a, effect: allow, actions: [connect]}\ntests: *a\n", "is to be a list"},
-		{"too long", ok + "#" + strings.Repeat("x", policy.MaxSource), "it has more than"},
-		{"test as nobody", ok + "tests:\n  - {name: a, allow: [connect]}\n", "does not say as whom"},
-		{"test as two", ok + "tests:\n  - {name: a, as: {device: a, app: b}, allow: [connect]}\n", "one device, guest or app"},
-		{"act without topic", ok + "tests:\n  - {name: a, as: {device: a}, allow: [publish]}\n", "a topic is missing"},
-		{"unknown act", ok + "tests:\n  - {name: a, as: {device: a}, allow: [write a/b]}\n", "it begins with none of"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, err := policy.Parse([]byte(c.source))
-			var pe *policy.ParseError
-			if !errors.As(err, &pe) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("Parse: got %v, want an error with %q", err, c.want)
-			}
-		})
 	}
 }
 
@@ -321,40 +275,5 @@ func TestLosesSeesWhatIsTakenAway(t *testing.T) {
 		if got := policy.Loses(c.was, c.now); got != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
 		}
-	}
-}
-
-func TestLintFindsWhatIsUnwise(t *testing.T) {
-	const in = "  - {id: in, effect: allow, actions: [connect]}\n"
-	const tested = "tests:\n  - {name: a, as: {device: a}, allow: [connect]}\n"
-	statement := func(line string) string { return "statements:\n" + in + "  - {id: s, " + line + "}\n" + tested }
-	for _, c := range []struct{ name, source, code, check string }{
-		{"everything", statement("effect: allow, actions: [publish], topics: ['#']"), policy.AllTopics, policy.OverlyPermissive},
-		{"everything, at length", statement("effect: allow, actions: [publish], topics: ['+/+/#']"), policy.AllTopics, policy.OverlyPermissive},
-		{"any device", statement("effect: allow, actions: [publish], topics: ['devices/#']"), policy.PublishUnbound, policy.OverlyPermissive},
-		{"any device of a fleet", statement("effect: allow, actions: [publish], topics: ['${device.fleet}/#']"), policy.PublishUnbound, policy.OverlyPermissive},
-		{"one topic for many", statement("effect: allow, actions: [publish], topics: ['alarms/${device.tags.site}']"), policy.PublishShared, ""},
-		{"hearing others", statement("effect: allow, actions: [receive], topics: ['devices/+/up/#']"), policy.SubscribeUnbound, policy.OverlyPermissive},
-		{"guests", statement("effect: allow, for: [guests], actions: [publish], topics: ['devices/${client.id}/up']"), policy.GuestReach, policy.OverlyPermissive},
-		{"apps", statement("effect: allow, for: [apps], actions: [publish], topics: ['devices/+/down']"), policy.AppUnbound, policy.OverlyPermissive},
-		{"a star", statement("effect: deny, actions: [publish], topics: ['pump*/x']"), policy.WildcardInsideLevel, policy.Misconfiguration},
-		{"a deny of nothing", statement("effect: deny, actions: [publish], topics: ['a/x']"), policy.DenyWithoutEffect, policy.Misconfiguration},
-		{"an unknown value", statement("effect: allow, for: [apps], actions: [publish], topics: ['a/${device.id}']"), policy.VariableWithoutValue, policy.Misconfiguration},
-		{"deaf", statement("effect: allow, actions: [subscribe], topics: ['d/${device.id}']"), policy.SubscribeWithoutReceive, policy.Misconfiguration},
-		{"retained only", statement("effect: allow, actions: [retain], topics: ['d/${device.id}']"), policy.RetainWithoutPublish, policy.Misconfiguration},
-		{"a plus in a client", statement("effect: deny, actions: [connect], clients: ['pump+']"), policy.WildcardInClient, policy.Misconfiguration},
-		{"closed", "statements:\n  - {id: s, effect: allow, actions: [publish], topics: ['d/${device.id}']}\n" + tested, policy.NobodyConnects, policy.Misconfiguration},
-		{"untested", "statements:\n" + in, policy.NoTests, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			got := parse(t, c.source).Lint()
-			i := slices.IndexFunc(got, func(w policy.Warning) bool { return w.Code == c.code })
-			if i < 0 || got[i].Check != c.check || got[i].Message == "" || got[i].Severity == "" {
-				t.Fatalf("Lint: got %+v, want %s of %q", got, c.code, c.check)
-			}
-			if c.code != policy.NobodyConnects && c.code != policy.NoTests && (got[i].Line != 3 || got[i].Statement != "s") {
-				t.Errorf("Lint: got line %d of %q, want 3 of s", got[i].Line, got[i].Statement)
-			}
-		})
 	}
 }

@@ -141,6 +141,104 @@ func TestSubstitutionNeverWidens(t *testing.T) {
 	})
 }
 
+// TestExplainAgreesWithPermissions asks, for each kind of client, about connecting and about topics
+// that are near the filters of the policy: Explain is what the permissions of the session say.
+func TestExplainAgreesWithPermissions(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p, source := drawMixed(t)
+		value := rapid.SampledFrom(hostile)
+		s := policy.Subject{
+			Kind:   rapid.SampledFrom([]policy.Kind{policy.Devices, policy.Guests, policy.Apps}).Draw(t, "kind"),
+			Device: value.Draw(t, "device"), Fleet: value.Draw(t, "fleet"), CN: value.Draw(t, "cn"), ClientID: value.Draw(t, "client"),
+			Tags: map[string]string{"x": value.Draw(t, "tag")}, Scope: rapid.SliceOfN(value, 0, 3).Draw(t, "scope"),
+		}
+		perms, connect, why := p.Permissions(s)
+		c := p.Explain(s, policy.Connect, s.ClientID)
+		if c.Allowed != connect || !connect && c.Why != why {
+			t.Fatalf("connect: Explain says %v (%s), Permissions %v (%s)\n%s", c.Allowed, c.Why, connect, why, source)
+		}
+		if !connect {
+			return
+		}
+		topic := strings.Join(rapid.SliceOfN(rapid.SampledFrom(plainText), 1, 4).Draw(t, "topic"), "/")
+		for _, a := range actions {
+			f := filters(perms, a)
+			want := topics.Allowed(f.Allow, f.Deny, topic)
+			if a == policy.Retain {
+				want = want && topics.Allowed(perms.Publish.Allow, perms.Publish.Deny, topic)
+			}
+			d := p.Explain(s, a, topic)
+			if d.Allowed != want || d.Why == "" {
+				t.Fatalf("%s %s as %+v: Explain says %v (%s), the lists %+v\n%s", a, topic, s, d.Allowed, d.Why, f, source)
+			}
+			if d.Statement != "" && !slices.Contains(statementOf(p, d.Statement).For, s.Kind) {
+				t.Fatalf("%s %s: decided by %s, which is not for %s\n%s", a, topic, d.Statement, s.Kind, source)
+			}
+		}
+		if policy.Loses(perms, perms) {
+			t.Fatalf("%+v loses by keeping what it has", perms)
+		}
+		if now := (countersign.Permissions{}); policy.Loses(perms, now) != (len(perms.Publish.Allow)+len(perms.Retain.Allow)+len(perms.Subscribe.Allow)+len(perms.Receive.Allow) > 0) {
+			t.Fatalf("%+v against nothing: Loses says %v", perms, policy.Loses(perms, now))
+		}
+	})
+}
+
+// drawMixed draws a policy for all kinds of client, with patterns of client identifiers.
+func drawMixed(t *rapid.T) (*policy.Policy, string) {
+	b := strings.Builder{}
+	b.WriteString("statements:\n")
+	pick := func(what string, from ...string) string {
+		return strings.Join(rapid.SliceOfNDistinct(rapid.SampledFrom(from), 1, len(from), rapid.ID).Draw(t, what), ", ")
+	}
+	for i := range rapid.IntRange(1, 6).Draw(t, "statements") {
+		effect := rapid.SampledFrom(effects).Draw(t, "effect")
+		kinds := pick("for", "devices", "guests", "apps")
+		if rapid.Bool().Draw(t, "connect") {
+			fmt.Fprintf(&b, "  - {id: s%d, effect: %s, for: [%s], actions: [connect], clients: ['%s']}\n", i, effect, kinds,
+				rapid.SampledFrom([]string{"*", "a*", "?", "${device.id}", "${client.id}", "${device}*", "x-${device.tags.x}"}).Draw(t, "clients"))
+			continue
+		}
+		filter := drawFilter(t)
+		if rapid.Bool().Draw(t, "of the scope") {
+			filter = "a/${device}/" + filter
+		}
+		fmt.Fprintf(&b, "  - {id: s%d, effect: %s, for: [%s], actions: [%s], topics: ['%s']}\n", i, effect, kinds,
+			pick("actions", "publish", "retain", "subscribe", "receive"), filter)
+	}
+	p, err := policy.Parse([]byte(b.String()))
+	if err != nil {
+		t.Fatalf("Parse: %v\n%s", err, b.String())
+	}
+	return p, b.String()
+}
+
+// TestDiffIsMadeOfWhatDiffers compares two drawn policies both ways.
+func TestDiffIsMadeOfWhatDiffers(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, _ := drawMixed(t)
+		b, _ := drawMixed(t)
+		there, back := policy.Diff(a, b), policy.Diff(b, a)
+		if len(there) != len(back) {
+			t.Fatalf("%d changes there, %d back", len(there), len(back))
+		}
+		opposite := map[string]string{"added": "removed", "removed": "added", "changed": "changed"}
+		sign := strings.NewReplacer("+ ", "- ", "- ", "+ ")
+		for i, c := range there {
+			o := back[i]
+			var lines []string
+			for _, l := range o.Lines {
+				lines = append(lines, sign.Replace(l[:2])+l[2:])
+			}
+			slices.Sort(lines)
+			got := slices.Sorted(slices.Values(c.Lines))
+			if o.ID != c.ID || o.What != opposite[c.What] || !slices.Equal(got, lines) {
+				t.Fatalf("there %+v, back %+v", c, o)
+			}
+		}
+	})
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(policy.Starter())
 	f.Add([]byte(rules))
