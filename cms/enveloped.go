@@ -148,8 +148,8 @@ func decryptCBC(key, iv, encrypted []byte) ([]byte, error) {
 }
 
 var (
-	errEnvelope    = errors.New("couldn't decrypt: not an EnvelopedData in DER")
-	errNoRecipient = errors.New("couldn't decrypt: the message is for somebody else")
+	errEnvelope    = errors.New("not an EnvelopedData in DER")
+	errNoRecipient = errors.New("the message is for another recipient")
 	errAlgorithm   = errors.New("the message uses an algorithm that is not known here")
 )
 
@@ -161,47 +161,52 @@ type envelope struct {
 	iv, content cryptobyte.String
 }
 
-// Decrypt opens an EnvelopedData as one of its recipients and gives the content
+// Decrypt opens an EnvelopedData as one of its recipients and returns the content
 // with its type. Beside what [Encrypt] writes it reads AES with shorter keys and
 // other hashes of the SHA-2 family. The content is as
-// hidden as the key was, and nobody vouches for it.
+// hidden as the key was, and nothing proves who wrote it.
 func Decrypt(der []byte, as Recipient) (contentType asn1.ObjectIdentifier, content []byte, err error) {
 	e, err := parseEnvelope(der)
-	if err != nil {
-		return nil, nil, err
+	if err == nil {
+		content, err = e.open(as)
 	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("couldn't decrypt: %w", err)
+	}
+	return e.contentType, content, nil
+}
+
+// open returns the content for the first of the recipients that is r.
+func (e *envelope) open(r Recipient) ([]byte, error) {
 	size, known := sizeOf(e.cipher, oidAESCBC)
 	if !known {
-		return nil, nil, fmt.Errorf("couldn't decrypt: %w", errAlgorithm)
+		return nil, errAlgorithm
 	}
 	for n := 0; !e.recipients.Empty(); n++ {
 		var info cryptobyte.String
 		var tag cbasn1.Tag
 		if n == maxRecipients || !e.recipients.ReadAnyASN1(&info, &tag) {
-			return nil, nil, errEnvelope
+			return nil, errEnvelope
 		}
-		key, err := as.unwrap(tag, info)
+		key, err := r.unwrap(tag, info)
 		if errors.Is(err, errNoRecipient) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("couldn't decrypt: %w", err)
+			return nil, err
 		}
 		defer clear(key)
 		if len(key) != size {
-			return nil, nil, fmt.Errorf("couldn't decrypt: %w", errUnwrap)
+			return nil, errUnwrap
 		}
-		if content, err = decryptCBC(key, e.iv, e.content); err != nil {
-			return nil, nil, fmt.Errorf("couldn't decrypt: %w", err)
-		}
-		return e.contentType, content, nil
+		return decryptCBC(key, e.iv, e.content)
 	}
-	return nil, nil, errNoRecipient
+	return nil, errNoRecipient
 }
 
 func parseEnvelope(der []byte) (*envelope, error) {
 	if len(der) > MaxSize {
-		return nil, fmt.Errorf("couldn't decrypt: %d octets are over %d", len(der), MaxSize)
+		return nil, fmt.Errorf("%d octets are over %d", len(der), MaxSize)
 	}
 	in := cryptobyte.String(der)
 	var e envelope

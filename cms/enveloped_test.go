@@ -11,14 +11,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
-	"errors"
 	"math/big"
-	"os"
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
@@ -49,7 +45,11 @@ func newSigner(t testing.TB, kind string) crypto.Signer {
 // holder makes a key and a certificate for it.
 func holder(t testing.TB, kind string) Recipient {
 	t.Helper()
-	key := newSigner(t, kind)
+	return holderOf(t, kind, newSigner(t, kind))
+}
+
+func holderOf(t testing.TB, kind string, key crypto.Signer) Recipient {
+	t.Helper()
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(4711), Subject: pkix.Name{CommonName: "holder of " + kind},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), SubjectKeyId: []byte{1, 2, 3, 4},
@@ -232,107 +232,18 @@ func TestWrapKeyKeepsToRFC3394(t *testing.T) {
 	}
 }
 
-// files writes the certificate and the key for openssl.
-func (r Recipient) files(t *testing.T) (cert, key string) {
-	t.Helper()
-	dir := t.TempDir()
-	der, err := x509.MarshalPKCS8PrivateKey(r.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key = dir+"/cert.pem", dir+"/key.pem"
-	for name, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: r.Certificate.Raw}, key: {Type: "PRIVATE KEY", Bytes: der}} {
-		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cert, key
-}
-
-func TestOpenSSLDecryptsAndVerifies(t *testing.T) {
-	openssl := peer(t)
-	pkcs8 := newPKCS8(t)
-	for name, to := range recipients(t) {
-		for _, kind := range []string{"P-256", "P-384", "RSA"} {
-			signer := holder(t, kind)
-			der, err := SealKey(pkcs8, to, signer.Key.(crypto.Signer), signer.Certificate)
-			if err != nil {
-				t.Fatal(err)
-			}
-			argv := []string{openssl, "cms", "-decrypt", "-inform", "DER", "-binary"}
-			if to.Certificate == nil {
-				argv = append(argv, "-secretkey", hex.EncodeToString(to.Secret), "-secretkeyid", hex.EncodeToString(to.SecretID))
-			} else {
-				cert, key := to.files(t)
-				argv = append(argv, "-recip", cert, "-inkey", key)
-			}
-			signed := run(t, der, argv...)
-			var info cryptobyte.Builder
-			info.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1ObjectIdentifier(oidSignedData)
-				b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) { b.AddBytes(signed) })
-			})
-			cert, _ := signer.files(t)
-			out := t.TempDir() + "/package.der"
-			run(t, info.BytesOrPanic(), openssl, "cms", "-verify", "-inform", "DER", "-binary", "-CAfile", cert, "-purpose", "any", "-out", out)
-			got, err := os.ReadFile(out)
-			if err != nil || !bytes.Equal(got, element(cbasn1.SEQUENCE, pkcs8)) {
-				t.Errorf("%s, signed by %s: openssl gave %x, %v, want the package", name, kind, got, err)
-			}
-		}
-	}
-}
-
-func TestDecryptReadsOpenSSL(t *testing.T) {
-	openssl := peer(t)
-	all := recipients(t)
-	for _, tt := range []struct {
-		name, to string
-		options  []string
-	}{
-		{"OAEP", "RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha384", "-aes256"}},
-		{"ECDH", "P-256", []string{"-keyopt", "ecdh_kdf_md:sha256", "-aes256"}},
-		{"ECDH with other sizes", "P-384", []string{"-keyopt", "ecdh_kdf_md:sha512", "-aes128"}},
-		{"by key identifier", "P-521", []string{"-keyopt", "ecdh_kdf_md:sha384", "-keyid", "-aes256"}},
-		{"RSA by key identifier", "RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256", "-keyid", "-aes192"}},
-		{"secret", "secret", []string{"-secretkey", hex.EncodeToString(secret), "-secretkeyid", "ABCD", "-aes256"}},
-	} {
-		to := all[tt.to]
-		argv := []string{openssl, "cms", "-encrypt", "-outform", "DER", "-binary"}
-		if to.Certificate != nil {
-			cert, _ := to.files(t)
-			argv = append(argv, "-recip", cert)
-		}
-		der := run(t, []byte("content"), append(argv, tt.options...)...)
-		contentType, got, err := Decrypt(der, to)
-		if err != nil || string(got) != "content" || !contentType.Equal(oidData) {
-			t.Errorf("%s: got %v %q, %v, want the content", tt.name, contentType, got, err)
-		}
-	}
-}
-
-func TestDecryptRefusesWeakAlgorithms(t *testing.T) {
-	openssl := peer(t)
-	all := recipients(t)
-	for name, tt := range map[string]struct {
-		to      string
-		options []string
-	}{
-		"PKCS #1 v1.5":    {"RSA", []string{"-aes256"}},
-		"OAEP with SHA-1": {"RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-aes256"}},
-		"ECDH with SHA-1": {"P-256", []string{"-aes256"}},
-		"Triple DES":      {"RSA", []string{"-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256", "-des3"}},
-	} {
-		cert, _ := all[tt.to].files(t)
-		der := run(t, []byte("content"), append([]string{openssl, "cms", "-encrypt", "-outform", "DER", "-binary", "-recip", cert}, tt.options...)...)
-		if _, got, err := Decrypt(der, all[tt.to]); !errors.Is(err, errAlgorithm) {
-			t.Errorf("Decrypt of %s: got %q, %v, want %v", name, got, err, errAlgorithm)
-		}
-	}
-}
-
 func FuzzDecrypt(f *testing.F) {
 	all := recipients(f)
+	for kind, curve := range map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()} {
+		// The same key in each run, so that the corpus has messages for it.
+		scalar := make([]byte, (curve.Params().BitSize+7)/8)
+		scalar[len(scalar)-1] = 7
+		key, err := ecdsa.ParseRawPrivateKey(curve, scalar)
+		if err != nil {
+			f.Fatal(err)
+		}
+		all[kind] = holderOf(f, kind, key)
+	}
 	for _, to := range all {
 		der, err := Encrypt(oidData, []byte("content"), to)
 		if err != nil {
