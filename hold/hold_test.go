@@ -1,6 +1,7 @@
 package hold_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -121,15 +122,63 @@ func TestDropWaitsForAnAttemptToRecord(t *testing.T) {
 	}
 }
 
+// TestHoldsAreBounded begins with a file of one hold less than there may be, each with
+// texts of full length: that many are read, one more is placed and survives a restart,
+// and the next is refused. Placing all of them one by one would write the file a thousand times.
 func TestHoldsAreBounded(t *testing.T) {
-	b := open(t, filepath.Join(t.TempDir(), "holds.json"))
 	const most = 1000
-	for i := range most {
-		place(t, b, hold.Hold{Act: hold.Suspend, Device: fmt.Sprintf("pump-%d", i), Note: strings.Repeat("ü", 400)})
+	path := filepath.Join(t.TempDir(), "holds.json")
+	b := open(t, path)
+	first := place(t, b, hold.Hold{
+		Act: hold.Suspend, Device: strings.Repeat("d", countersign.MaxDeviceID), Actor: countersign.OperatorActor(strings.Repeat("a", 64)),
+		Note: strings.Repeat("\x01", 400), Via: strings.Repeat("\x01", 400), // six octets each, in JSON
+	})
+	if len(first.Note) != 300 || len(first.Via) != 300 {
+		t.Errorf("texts of a hold: got %d and %d octets, want them cut to 300", len(first.Note), len(first.Via))
 	}
+	full := func(n int) *hold.Book {
+		t.Helper()
+		holds := make([]hold.Hold, n)
+		for i := range holds {
+			holds[i] = first
+			holds[i].ID, holds[i].Device = fmt.Sprintf("hold-%d", i), fmt.Sprintf("%s%d", first.Device[:120], i)
+		}
+		text, err := json.Marshal(map[string]any{"version": 1, "holds": holds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, err := hold.Open(path, func() time.Time { return start })
+		if n <= most && (err != nil || b.Len() != n) {
+			t.Fatalf("Open of %d holds: got %v", n, err)
+		}
+		if n > most && err == nil {
+			t.Errorf("Open of %d holds: got no error", n)
+		}
+		return b
+	}
+	full(most + 1)
+	b = full(most - 1)
+	last := place(t, b, hold.Hold{Act: hold.Suspend, Device: "the last", Note: first.Note, Via: first.Via})
 	if _, _, _, err := b.Place(hold.Hold{Act: hold.Suspend, Device: "one-more"}); countersign.CodeOf(err) != countersign.Conflict {
 		t.Errorf("one too many: got %v, want Conflict", err)
 	}
+	if again, placed, saved, err := b.Place(hold.Hold{Act: hold.Suspend, Device: "the last"}); placed || saved != nil || err != nil || again.ID != last.ID {
+		t.Errorf("the same act once more: got %v, %v, %v, want the hold that is there", placed, saved, err)
+	}
+	b = open(t, path)
+	if b.Len() != most || b.Refuse("the last") == nil || b.Refuse("one-more") != nil {
+		t.Errorf("after a restart: got %d holds, want %d", b.Len(), most)
+	}
+	if _, _, _, err := b.Place(hold.Hold{Act: hold.Suspend, Device: "one-more"}); countersign.CodeOf(err) != countersign.Conflict {
+		t.Errorf("one too many after a restart: got %v, want Conflict", err)
+	}
+	if err := b.Record(last.ID, func(hold.Hold) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	place(t, b, hold.Hold{Act: hold.Suspend, Device: "one-more"}) // there is room again
 }
 
 // TestHoldThatCannotBeSavedIsInForce lets the file not be written: the hold counts in
