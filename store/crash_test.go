@@ -59,6 +59,7 @@ func writeForever(url string) error {
 }
 
 func TestKilledWriterLosesNothingAcknowledged(t *testing.T) {
+	t.Parallel()
 	const enough = 300 // acknowledged writes before the kill
 	eachURL(t, func(t *testing.T, url string) {
 		cmd := exec.CommandContext(t.Context(), os.Args[0])

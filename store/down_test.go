@@ -24,6 +24,7 @@ import (
 
 // TestOpenNamesTheCause opens databases that cannot be used: the reader must learn why.
 func TestOpenNamesTheCause(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	text := filepath.Join(dir, "text.db")
 	if err := os.WriteFile(text, []byte(strings.Repeat("no database at all\n", 100)), 0o600); err != nil {
@@ -63,6 +64,7 @@ func TestOpenNamesTheCause(t *testing.T) {
 // TestDownBecauseNamesEachCause has what the system says of files and servers that
 // cannot be used: an operator must not be sent to look at something else.
 func TestDownBecauseNamesEachCause(t *testing.T) {
+	t.Parallel()
 	for want, err := range map[string]error{
 		"permission denied":                           &fs.PathError{Op: "open", Path: "x.db", Err: syscall.EACCES},
 		"the connection was refused":                  &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},

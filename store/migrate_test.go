@@ -52,6 +52,7 @@ func mustOpenWith(t *testing.T, url string, files fstest.MapFS) *store.DB {
 }
 
 func TestOpenAppliesWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	eachURL(t, func(t *testing.T, url string) {
 		if err := mustOpenWith(t, url, oneMigration()).Close(); err != nil {
 			t.Fatal(err)
@@ -69,6 +70,7 @@ func TestOpenAppliesWhatIsMissing(t *testing.T) {
 }
 
 func TestOpenRefusesNewerSchema(t *testing.T) {
+	t.Parallel()
 	eachURL(t, func(t *testing.T, url string) {
 		if err := mustOpenWith(t, url, twoMigrations()).Close(); err != nil {
 			t.Fatal(err)
@@ -88,6 +90,7 @@ func TestOpenRefusesNewerSchema(t *testing.T) {
 }
 
 func TestFailedMigrationLeavesNothing(t *testing.T) {
+	t.Parallel()
 	eachURL(t, func(t *testing.T, url string) {
 		files := oneMigration()
 		files["0002_second.sql"] = file(`INSERT INTO counter (name) VALUES ('two'); INSERT INTO nowhere VALUES (1)`)
@@ -102,6 +105,7 @@ func TestFailedMigrationLeavesNothing(t *testing.T) {
 }
 
 func TestOpenRefusesMisnumberedMigrations(t *testing.T) {
+	t.Parallel()
 	for name, files := range map[string]fstest.MapFS{
 		"gap":       {"0001_a.sql": file("SELECT 1"), "0003_b.sql": file("SELECT 1")},
 		"duplicate": {"0001_a.sql": file("SELECT 1"), "0001_b.sql": file("SELECT 1")},
@@ -115,6 +119,7 @@ func TestOpenRefusesMisnumberedMigrations(t *testing.T) {
 }
 
 func TestNodesStartingTogetherMigrateOnce(t *testing.T) {
+	t.Parallel()
 	url := storetest.PostgresURL(t)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -134,6 +139,7 @@ func TestNodesStartingTogetherMigrateOnce(t *testing.T) {
 }
 
 func TestExistingRefusesAnEmptyDatabaseAndLeavesItSo(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "c.db")
 	open := func(url string) error {

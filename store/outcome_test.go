@@ -45,6 +45,7 @@ const onRecord = `SELECT 1 FROM counter WHERE name = $1`
 // TestWriteFindsOutWhatBecameOfItsCommit loses COMMIT or its answer. What Write returns
 // must be what is on record, and what waits for the commit must run when it is.
 func TestWriteFindsOutWhatBecameOfItsCommit(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		fault func(*storetest.Proxy)
@@ -82,6 +83,7 @@ func TestWriteFindsOutWhatBecameOfItsCommit(t *testing.T) {
 // TestWriteTrustsNoTransactionIDAlone has the proof contradict the server: after a
 // crash it may have given the id of a transaction that it lost to another one.
 func TestWriteTrustsNoTransactionIDAlone(t *testing.T) {
+	t.Parallel()
 	db, _, proxy := faulty(t)
 	lost := proxy.LoseCommit("the row")
 	var a attempted

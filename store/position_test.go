@@ -39,6 +39,7 @@ func migrationsUpTo(t *testing.T, last string) fstest.MapFS {
 // TestPositionsKeepTheOrderOfTheTimes: on a database from before positions, a token
 // that was older than its device's revocation remains older, and a newer one newer.
 func TestPositionsKeepTheOrderOfTheTimes(t *testing.T) {
+	t.Parallel()
 	eachURL(t, func(t *testing.T, url string) {
 		db := mustOpenWith(t, url, migrationsUpTo(t, "0009"))
 		exec := func(q string) {

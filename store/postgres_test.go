@@ -40,6 +40,7 @@ func notify(t *testing.T, db *store.DB, payload string, end error) {
 }
 
 func TestListenHearsCommitsOfOtherNodes(t *testing.T) {
+	t.Parallel()
 	url := storetest.PostgresURL(t)
 	listening, writing := storetest.OpenURL(t, url), storetest.OpenURL(t, url)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -83,6 +84,7 @@ func TestListenHearsCommitsOfOtherNodes(t *testing.T) {
 }
 
 func TestNotifyRefusesLongPayload(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		for size, want := range map[int]bool{7999: true, 8000: false} {
 			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
@@ -96,6 +98,7 @@ func TestNotifyRefusesLongPayload(t *testing.T) {
 }
 
 func TestWriteRunsAgainAfterDeadlock(t *testing.T) {
+	t.Parallel()
 	db := storetest.OpenURL(t, storetest.PostgresURL(t))
 	table(t, db)
 	run(t, db, insert, "n", 0)
@@ -128,6 +131,7 @@ func TestWriteRunsAgainAfterDeadlock(t *testing.T) {
 }
 
 func TestUnreachablePostgresIsUnavailable(t *testing.T) {
+	t.Parallel()
 	_, err := store.Open(t.Context(), store.Options{URL: "postgres://nobody@127.0.0.1:1/none?sslmode=disable", Now: time.Now})
 	if countersign.CodeOf(err) != countersign.Unavailable {
 		t.Errorf("Open: got %v, want Unavailable", err)
@@ -135,6 +139,7 @@ func TestUnreachablePostgresIsUnavailable(t *testing.T) {
 }
 
 func TestWriteSurvivesCutConnections(t *testing.T) {
+	t.Parallel()
 	url := storetest.PostgresURL(t)
 	db, other := storetest.OpenURL(t, url), storetest.OpenURL(t, url)
 	table(t, db)

@@ -104,6 +104,7 @@ func emergencies(t *testing.T, db *store.DB, from, want int) int {
 }
 
 func TestEmergencyWritesUseTheReserveOfAFullDisk(t *testing.T) {
+	t.Parallel()
 	const acts = 300
 	dir, told := mounted(t), &uses{}
 	db := openOn(t, dir, told)
@@ -156,6 +157,7 @@ func TestEmergencyWritesUseTheReserveOfAFullDisk(t *testing.T) {
 }
 
 func TestEmergencyWritesMayExceedTheBound(t *testing.T) {
+	t.Parallel()
 	told := &uses{}
 	db, err := store.Open(t.Context(), store.Options{URL: storetest.SQLiteURL(t), Now: time.Now, MaxBytes: 1 << 20, Reserve: reserveSize, OnReserve: told.add})
 	if err != nil {
@@ -184,6 +186,7 @@ func TestEmergencyWritesMayExceedTheBound(t *testing.T) {
 // TestEmergencyAmongOthersIsServed holds that an emergency that waits beside other writes
 // is served although their common commit finds no space.
 func TestEmergencyAmongOthersIsServed(t *testing.T) {
+	t.Parallel()
 	dir := mounted(t)
 	db := openOn(t, dir, &uses{})
 	defer func() { _ = db.Close() }()
@@ -211,6 +214,7 @@ func TestEmergencyAmongOthersIsServed(t *testing.T) {
 }
 
 func TestADiskTooSmallHasNoReserve(t *testing.T) {
+	t.Parallel()
 	dir := mounted(t)
 	if err := os.WriteFile(filepath.Join(dir, "x"), make([]byte, 13<<20), 0o600); err != nil {
 		t.Fatal(err)

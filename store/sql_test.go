@@ -30,6 +30,7 @@ func letters(t *testing.T, db *store.DB, n int) {
 }
 
 func TestListReadsWhatTheQueryChooses(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		letters(t, db, 7)
 		for _, tt := range []struct {
@@ -57,6 +58,7 @@ func TestListReadsWhatTheQueryChooses(t *testing.T) {
 }
 
 func TestPagesReadsEachRowOnce(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		letters(t, db, 7)
 		for limit := 1; limit <= 8; limit++ {
@@ -82,6 +84,7 @@ func TestPagesReadsEachRowOnce(t *testing.T) {
 }
 
 func TestRowsEndWithTheirError(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		letters(t, db, 3)
 		bad := errors.New("no letter")

@@ -38,6 +38,7 @@ func commits(t *testing.T, url string) int {
 }
 
 func TestWaitingWritesShareCommit(t *testing.T) {
+	t.Parallel()
 	const writes = 48
 	url := storetest.SQLiteURL(t)
 	db := storetest.OpenURL(t, url)
@@ -66,6 +67,7 @@ func TestWaitingWritesShareCommit(t *testing.T) {
 }
 
 func TestWriteCanceledWhileWaitingNeverRuns(t *testing.T) {
+	t.Parallel()
 	db := storetest.Open(t)
 	table(t, db)
 	release := hold(t, db)
@@ -91,6 +93,7 @@ func TestWriteCanceledWhileWaitingNeverRuns(t *testing.T) {
 }
 
 func TestCloseRefusesWaitingWrites(t *testing.T) {
+	t.Parallel()
 	db, err := store.Open(t.Context(), store.Options{URL: storetest.SQLiteURL(t), Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +125,7 @@ func TestCloseRefusesWaitingWrites(t *testing.T) {
 }
 
 func TestOpenRefusesSecondUser(t *testing.T) {
+	t.Parallel()
 	url := storetest.SQLiteURL(t)
 	storetest.OpenURL(t, url)
 	_, err := store.Open(t.Context(), store.Options{URL: url, Now: time.Now})
@@ -134,6 +138,7 @@ func TestOpenRefusesSecondUser(t *testing.T) {
 }
 
 func TestOpenMakesPrivateFiles(t *testing.T) {
+	t.Parallel()
 	url := storetest.SQLiteURL(t)
 	table(t, storetest.OpenURL(t, url))
 	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
@@ -147,6 +152,7 @@ func TestOpenMakesPrivateFiles(t *testing.T) {
 }
 
 func TestOpenTakesAnyFileName(t *testing.T) {
+	t.Parallel()
 	url := storetest.SQLiteURL(t) + " 50%?x=1#y"
 	run(t, storetest.OpenURL(t, url), `CREATE TABLE one (n BIGINT)`)
 	if _, err := os.Stat(strings.TrimPrefix(url, "sqlite:")); err != nil {
@@ -155,6 +161,7 @@ func TestOpenTakesAnyFileName(t *testing.T) {
 }
 
 func TestReadsCannotWrite(t *testing.T) {
+	t.Parallel()
 	db := storetest.Open(t)
 	table(t, db)
 	var n int
@@ -164,6 +171,7 @@ func TestReadsCannotWrite(t *testing.T) {
 }
 
 func TestFullDiskIsUnavailableAndRecovers(t *testing.T) {
+	t.Parallel()
 	db, err := store.Open(t.Context(), store.Options{URL: storetest.SQLiteURL(t), Now: time.Now, MaxBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -212,6 +220,7 @@ func TestFullDiskIsUnavailableAndRecovers(t *testing.T) {
 }
 
 func TestManyStatementTextsStayUsable(t *testing.T) {
+	t.Parallel()
 	db := storetest.Open(t)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -228,6 +237,7 @@ func TestManyStatementTextsStayUsable(t *testing.T) {
 }
 
 func TestListenIsUpWithoutOtherNodes(t *testing.T) {
+	t.Parallel()
 	db := storetest.Open(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	err := db.Listen(ctx, func(string) { t.Error("notified without a node") }, func(up bool) {
@@ -242,6 +252,7 @@ func TestListenIsUpWithoutOtherNodes(t *testing.T) {
 }
 
 func TestSettingsKeepWritesDurable(t *testing.T) {
+	t.Parallel()
 	settings := func(db *store.DB, names ...string) []string {
 		var got []string
 		for _, name := range names {

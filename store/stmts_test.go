@@ -7,6 +7,7 @@ import (
 )
 
 func TestPositionalKeepsWhatEachParameterMeans(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ q, want string }{
 		{`SELECT 1`, `SELECT 1`},
 		{`INSERT INTO a (b, c) VALUES ($1, $2), ($3, $4)`, `INSERT INTO a (b, c) VALUES (?, ?), (?, ?)`},

@@ -68,6 +68,7 @@ const (
 )
 
 func TestUpgradeNamesCertificatesByIssuerAndSerial(t *testing.T) {
+	t.Parallel()
 	eachUpgraded(t, "0009", []string{oldAuthorities, oldCertificates, oldTokens}, func(t *testing.T, db *store.DB) {
 		for _, c := range []struct{ query, want string }{
 			{`SELECT predecessor_issuer FROM certificate WHERE serial = '01'`, ""},
@@ -86,6 +87,7 @@ func TestUpgradeNamesCertificatesByIssuerAndSerial(t *testing.T) {
 }
 
 func TestUpgradeRevokesWhatAForkHeldBesideTheOneInUse(t *testing.T) {
+	t.Parallel()
 	fill := []string{
 		oldAuthorities,
 		`INSERT INTO profile (name, spec, created_at, updated_at) VALUES ('device', '{}', 0, 0)`,

@@ -80,6 +80,7 @@ func hold(t *testing.T, db *store.DB) (release func()) {
 }
 
 func TestWriteKeepsWhatItReturnedNilFor(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		run(t, db, insert, "a", 1)
@@ -90,6 +91,7 @@ func TestWriteKeepsWhatItReturnedNilFor(t *testing.T) {
 }
 
 func TestWriteFailureLeavesNothingAndSparesNeighbors(t *testing.T) {
+	t.Parallel()
 	wantErr := errors.New("refused")
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
@@ -131,6 +133,7 @@ func TestWriteFailureLeavesNothingAndSparesNeighbors(t *testing.T) {
 }
 
 func TestFailedStatementEndsTransaction(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		run(t, db, insert, "a", 1)
@@ -160,6 +163,7 @@ func TestFailedStatementEndsTransaction(t *testing.T) {
 }
 
 func TestQueryRowTellsExistsAndNoRows(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		var n int64
@@ -186,6 +190,7 @@ func TestQueryRowTellsExistsAndNoRows(t *testing.T) {
 }
 
 func TestDatabaseRefusesCallsInsideOfWrite(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		err := db.Write(t.Context(), func(ctx context.Context, _ *store.Tx) error {
 			if err := tryRun(ctx, db, `SELECT 1`); err == nil {
@@ -207,6 +212,7 @@ func TestDatabaseRefusesCallsInsideOfWrite(t *testing.T) {
 }
 
 func TestWriteCountsEachCallOnce(t *testing.T) {
+	t.Parallel()
 	const writers, each = 16, 25
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
@@ -245,6 +251,7 @@ func TestWriteCountsEachCallOnce(t *testing.T) {
 }
 
 func TestWriteNeverReportsCancelOfCommitted(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -264,6 +271,7 @@ func TestWriteNeverReportsCancelOfCommitted(t *testing.T) {
 }
 
 func TestWriteCanceledBetweenStatementsKeepsNothing(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -286,6 +294,7 @@ func TestWriteCanceledBetweenStatementsKeepsNothing(t *testing.T) {
 }
 
 func TestAfterCommitRunsInOrderAndOnlyThen(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		var got []string
@@ -309,6 +318,7 @@ func TestAfterCommitRunsInOrderAndOnlyThen(t *testing.T) {
 }
 
 func TestTxRefusesUseAfterWrite(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		table(t, db)
 		var leaked *store.Tx
@@ -325,6 +335,7 @@ func TestTxRefusesUseAfterWrite(t *testing.T) {
 }
 
 func TestQueryOutOfTimeIsUnavailable(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 		defer cancel()
@@ -337,6 +348,7 @@ func TestQueryOutOfTimeIsUnavailable(t *testing.T) {
 }
 
 func TestTimeRoundTrip(t *testing.T) {
+	t.Parallel()
 	at := time.Date(2026, 2, 3, 4, 5, 6, 789000, time.FixedZone("east", 3600))
 	if got := store.Time(store.Micros(at)); !got.Equal(at) || got.Location() != time.UTC {
 		t.Errorf("Time(Micros(%v)): got %v", at, got)
@@ -350,6 +362,7 @@ func TestTimeRoundTrip(t *testing.T) {
 }
 
 func TestOpenRefusesUnknownURL(t *testing.T) {
+	t.Parallel()
 	for _, url := range []string{"", "sqlite:", "mysql://u:secret@h/db", filepath.Join(os.TempDir(), "x.db")} {
 		_, err := store.Open(t.Context(), store.Options{URL: url, Now: time.Now})
 		if countersign.CodeOf(err) != countersign.BadRequest || strings.Contains(err.Error(), "secret") {
