@@ -8,6 +8,7 @@ import (
 )
 
 func TestOneDeviceHoldsFewVerdicts(t *testing.T) {
+	t.Parallel()
 	var c cache
 	put := func(client, device string) {
 		k := key{hook: "h", client: client, user: device}
@@ -28,6 +29,7 @@ func TestOneDeviceHoldsFewVerdicts(t *testing.T) {
 }
 
 func TestCacheSeesEveryCutSinceAMark(t *testing.T) {
+	t.Parallel()
 	var c cache
 	mark := c.mark()
 	all := func(entry) bool { return true }

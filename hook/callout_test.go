@@ -10,6 +10,7 @@ import (
 )
 
 func TestCalloutRefusesWrongSeeds(t *testing.T) {
+	t.Parallel()
 	seed := func(make func() (nkeys.KeyPair, error)) []byte {
 		k, err := make()
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 )
 
+// TestCRLFileIsReplacedAndTold runs alone, because a signal is for the whole process.
 func TestCRLFileIsReplacedAndTold(t *testing.T) {
 	dir := t.TempDir()
 	pid := filepath.Join(dir, "pid")
@@ -73,6 +74,7 @@ func TestCRLFileIsReplacedAndTold(t *testing.T) {
 }
 
 func TestNoSignalToWhatIsNoProcess(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "pid")
 	for _, text := range []string{"", "0", "1", "-1", "-7", "12x", "7 8"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

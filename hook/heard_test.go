@@ -28,6 +28,7 @@ func (d *door) publishes(t *testing.T) bool {
 }
 
 func TestCutEndsWhatASessionMay(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
 		d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 		if !d.comesIn(t) || !d.publishes(t) {
@@ -45,6 +46,7 @@ func TestCutEndsWhatASessionMay(t *testing.T) {
 }
 
 func TestReactivatedSessionIsDecidedAnew(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.comesIn(t)
 	d.happen(countersign.DeviceSuspendedEv, "pump-1")
@@ -58,6 +60,7 @@ func TestReactivatedSessionIsDecidedAnew(t *testing.T) {
 }
 
 func TestChangedPolicyCountsAtOnce(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.comesIn(t)
 	d.guard.perms = func(string) countersign.Permissions { return countersign.Permissions{} }
@@ -71,6 +74,7 @@ func TestChangedPolicyCountsAtOnce(t *testing.T) {
 }
 
 func TestACredentialThatIsTakenAwayCutsItsSessions(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		credential string
 		event      countersign.Event
@@ -98,6 +102,7 @@ func TestACredentialThatIsTakenAwayCutsItsSessions(t *testing.T) {
 }
 
 func TestAFleetThatAcceptsLessCountsAtOnce(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.credential = "secret:s1"
 	less := false
@@ -120,6 +125,7 @@ func TestAFleetThatAcceptsLessCountsAtOnce(t *testing.T) {
 }
 
 func TestVerdictsAreKeptForMinutesOnly(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.notAfter = d.now.Add(time.Hour)
 	d.comesIn(t)
@@ -139,6 +145,7 @@ func TestVerdictsAreKeptForMinutesOnly(t *testing.T) {
 }
 
 func TestCutWhileADecisionIsUnderWayIsSeen(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.deciding = func() { // the guard has said yes and the answer is on its way
 		d.guard.refuse("pump-1", true)
@@ -150,6 +157,7 @@ func TestCutWhileADecisionIsUnderWayIsSeen(t *testing.T) {
 }
 
 func TestAgedSessionKeepsWhatItRestsOn(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.notAfter = d.now.Add(10 * time.Minute)
 	d.comesIn(t)
@@ -165,6 +173,7 @@ func TestAgedSessionKeepsWhatItRestsOn(t *testing.T) {
 }
 
 func TestLostCertificateCutsVouchedSessions(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ, Vouch: true})
 	const topic = "/hooks/r/topic?username=pump-1&vhost=/&name=amq.topic&permission=write&routing_key=devices.pump-1.up.t"
 	may := func() bool { _, _, body := d.ask(http.MethodGet, topic, ""); return body == "allow" }

@@ -132,6 +132,7 @@ func (d *door) happenNow(kind countersign.EventType, device string) {
 }
 
 func TestEMQXIsToldUntilAllIsGone(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	b.sessions = map[string]string{"c1": "pump-1", "pump-1": "other", "c9": "pump-9"}
 	b.late = map[string]string{"c2": "pump-1"} // was just connecting
@@ -156,6 +157,7 @@ func TestEMQXIsToldUntilAllIsGone(t *testing.T) {
 }
 
 func TestLateSessionIsFoundBySweep(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	d, events := kicking(t, hook.EMQX, hook.KickEMQX("emqx", b.api()))
 	d.happenNow(countersign.DeviceSuspendedEv, "pump-1")
@@ -171,6 +173,7 @@ func TestLateSessionIsFoundBySweep(t *testing.T) {
 }
 
 func TestFailingDriverTellsAPersonOnce(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	a := b.api()
 	a.Secret = []byte("wrong")
@@ -194,6 +197,7 @@ func TestFailingDriverTellsAPersonOnce(t *testing.T) {
 }
 
 func TestReactivationStopsAKick(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	b.sessions["c1"] = "pump-1"
 	b.failures = 1 << 30
@@ -204,6 +208,7 @@ func TestReactivationStopsAKick(t *testing.T) {
 }
 
 func TestLostCertificateEndsItsOwnSessionsOnly(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	b.sessions = map[string]string{"c1": "pump-1", "c2": "pump-1"}
 	d, events := kicking(t, hook.EMQX, hook.KickEMQX("emqx", b.api()))
@@ -217,6 +222,7 @@ func TestLostCertificateEndsItsOwnSessionsOnly(t *testing.T) {
 }
 
 func TestVerneMQIsTold(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, func(b *broker, w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
 		if r.URL.Path == "/api/v1/session/disconnect" {
@@ -242,6 +248,7 @@ func TestVerneMQIsTold(t *testing.T) {
 }
 
 func TestWebhookIsTold(t *testing.T) {
+	t.Parallel()
 	var got hook.KickRequest
 	ended := 2
 	b := newBroker(t, func(_ *broker, w http.ResponseWriter, r *http.Request) {
@@ -267,6 +274,7 @@ func TestWebhookIsTold(t *testing.T) {
 }
 
 func TestExpiredSessionIsEnded(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	b.sessions["c1"] = "pump-1"
 	d, events := kicking(t, hook.EMQX, hook.KickEMQX("emqx", b.api()))

@@ -302,8 +302,15 @@ type running struct {
 // the test fails.
 func program(t *testing.T, name string, args ...string) *running {
 	t.Helper()
+	return programIn(t, nil, name, args...)
+}
+
+// programIn is program with variables in the environment, besides those of the test.
+func programIn(t *testing.T, env []string, name string, args ...string) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
 	p := &running{name: name, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.out, &p.out
 	cmd.WaitDelay = patience

@@ -37,6 +37,7 @@ pattern read devices/%u/down/#
 )
 
 func TestMosquittoIsTold(t *testing.T) {
+	t.Parallel()
 	need(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
 	dir, control, port := t.TempDir(), countersigntest.FreePort(t), countersigntest.FreePort(t)
 	if err := os.Chmod(dir, 0o755); err != nil {

@@ -1,11 +1,13 @@
 package hook_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,20 +75,23 @@ func startNATS(t *testing.T) (s *countersigntest.Server, url, mqttURL string, ro
 }
 
 // buildNATS returns a nats-server built from the module that tools/go.mod pins: Debian's
-// is older than the auth callout. It skips the test when the module cannot be fetched
-// or built, unless peers are required.
+// is older than the auth callout. Go keeps it in its cache, so that only the first run
+// links it. It skips the test when the module cannot be fetched or built, unless peers
+// are required.
 func buildNATS(t *testing.T) string {
 	t.Helper()
 	need(t, "go")
-	binary := filepath.Join(t.TempDir(), "nats-server")
-	build := exec.CommandContext(t.Context(), "go", "build", "-modfile=../tools/go.mod", "-o", binary, "github.com/nats-io/nats-server/v2")
-	if out, err := build.CombinedOutput(); err != nil {
+	build := exec.CommandContext(t.Context(), "go", "tool", "-modfile=../tools/go.mod", "-n", "nats-server")
+	var said bytes.Buffer
+	build.Stderr = &said
+	out, err := build.Output()
+	if err != nil {
 		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatalf("nats-server cannot be built, and COUNTERSIGN_REQUIRE_PEERS=1: %v\n%s", err, out)
+			t.Fatalf("nats-server cannot be built, and COUNTERSIGN_REQUIRE_PEERS=1: %v\n%s", err, &said)
 		}
-		t.Skipf("nats-server cannot be built: %v\n%s", err, out)
+		t.Skipf("nats-server cannot be built: %v\n%s", err, &said)
 	}
-	return binary
+	return strings.TrimSpace(string(out))
 }
 
 func keyPair(t *testing.T, k nkeys.KeyPair) (seed []byte, public string) {
@@ -102,6 +107,7 @@ func keyPair(t *testing.T, k nkeys.KeyPair) (seed []byte, public string) {
 }
 
 func TestNATSAsksAndIsTold(t *testing.T) {
+	t.Parallel()
 	s, url, mqttURL, roots := startNATS(t)
 	id := s.Enroll(t, "pump-1")
 	other := s.Enroll(t, "pump-2")

@@ -101,19 +101,22 @@ func (r *rabbit) start(t *testing.T) error {
 		}
 	}
 	// A node of its own: name, ports, folders, epmd.
+	var env []string
 	for name, value := range map[string]string{
 		"HOME": dir, "ERL_EPMD_PORT": strconv.Itoa(epmd), "ERL_EPMD_ADDRESS": "127.0.0.1",
 		"RABBITMQ_NODENAME": "countersign@localhost", "RABBITMQ_DIST_PORT": strconv.Itoa(countersigntest.FreePort(t)),
 		"RABBITMQ_MNESIA_BASE": filepath.Join(dir, "mnesia"), "RABBITMQ_LOG_BASE": filepath.Join(dir, "log"), "RABBITMQ_LOGS": "-",
 		"RABBITMQ_CONFIG_FILE": filepath.Join(dir, "rabbitmq.conf"), "RABBITMQ_ENABLED_PLUGINS_FILE": filepath.Join(dir, "plugins"),
-		"RABBITMQ_CONF_ENV_FILE": "/dev/null", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_CONF_ENV_FILE": "/dev/null",
+		// Schedulers that wait for work in a loop would take the processor from everything else.
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
 	} {
-		t.Setenv(name, value)
+		env = append(env, name+"="+value)
 	}
-	if err := program(t, "epmd", "-address", "127.0.0.1", "-port", strconv.Itoa(epmd)).listens(epmd, patience); err != nil {
+	if err := programIn(t, env, "epmd", "-address", "127.0.0.1", "-port", strconv.Itoa(epmd)).listens(epmd, patience); err != nil {
 		return err
 	}
-	node := program(t, rabbitServer)
+	node := programIn(t, env, rabbitServer)
 	for _, port := range []int{r.management, r.tls, r.plain} {
 		if err := node.listens(port, rabbitStart); err != nil {
 			return err
@@ -123,6 +126,7 @@ func (r *rabbit) start(t *testing.T) error {
 }
 
 func TestRabbitMQAsksAndIsTold(t *testing.T) {
+	t.Parallel()
 	need(t, rabbitServer, "epmd")
 	r := startRabbit(t)
 	s, id, neighborID, roots := r.s, r.id, r.neighborID, r.roots

@@ -43,6 +43,7 @@ func (b *brokerLog) told(client string) bool {
 // so that it is in no node's memory. The broker is told to end it all the same, and
 // none of another secret, not even one whose name differs in letter case only.
 func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
+	t.Parallel()
 	broker := &brokerLog{}
 	door := httptest.NewServer(broker)
 	t.Cleanup(door.Close)
@@ -87,6 +88,7 @@ func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
 // TestARestartEndsSessionsOfAStoppedSecret: the node stops before it could reach the broker,
 // and goes on when it is back.
 func TestARestartEndsSessionsOfAStoppedSecret(t *testing.T) {
+	t.Parallel()
 	broker := &brokerLog{}
 	var up atomic.Bool
 	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -15,6 +15,7 @@ import (
 // TestRestartEndsWhatWasLeft: a server that stops before the broker could be reached
 // goes on when it is back.
 func TestRestartEndsWhatWasLeft(t *testing.T) {
+	t.Parallel()
 	var up atomic.Bool
 	var ended atomic.Int64
 	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

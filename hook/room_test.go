@@ -12,6 +12,7 @@ import (
 // TestAFleetThatIsCutFillsTheQueueOnce: what only looks once more makes room, and a
 // queue that is full is told once.
 func TestAFleetThatIsCutFillsTheQueueOnce(t *testing.T) {
+	t.Parallel()
 	now := time.Unix(1_800_000_000, 0)
 	told := 0
 	k := &Kicker{

@@ -32,6 +32,7 @@ func quoted(t *testing.T, text string) string {
 }
 
 func TestEMQXAuthenticates(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.notAfter = d.now.Add(time.Hour)
 	pem := quoted(t, string(pemOf(certificate(t, "pump-1"))))
@@ -71,6 +72,7 @@ func TestEMQXAuthenticates(t *testing.T) {
 }
 
 func TestEMQXRulesSayNoMoreThanThePermissions(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		perms countersign.Permissions
@@ -104,6 +106,7 @@ func TestEMQXRulesSayNoMoreThanThePermissions(t *testing.T) {
 }
 
 func TestEMQXAuthorizesFromTheVerdict(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.ask(http.MethodPost, "/hooks/emqx/authn", `{"clientid":"c1","username":"pump-1","password":"right"}`)
 	asked := d.guard.count()
@@ -132,6 +135,7 @@ func TestEMQXAuthorizesFromTheVerdict(t *testing.T) {
 }
 
 func TestRabbitMQAnswers(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ, Vouch: true, VHosts: []string{"/", "iot"}})
 	ask := func(path, query string) string {
 		_, _, got := d.ask(http.MethodGet, "/hooks/r/"+path+"?"+query, "")
@@ -177,6 +181,7 @@ func TestRabbitMQAnswers(t *testing.T) {
 // TestATokenGivesNoOtherDevicesName holds what such a broker knows of a client, the user
 // name, against what the client has proved.
 func TestATokenGivesNoOtherDevicesName(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ}, hook.Hook{Name: "v", Kind: hook.VerneMQ}, hook.Hook{Name: "emqx", Kind: hook.EMQX})
 	d.guard.tokens = map[string]string{"token": "pump-2"}
 	const topic = "/hooks/r/topic?username=pump-1&vhost=/&name=amq.topic&permission=write&routing_key=devices.pump-2.up.t"
@@ -199,6 +204,7 @@ func TestATokenGivesNoOtherDevicesName(t *testing.T) {
 }
 
 func TestRabbitMQDotsNeverWiden(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "r", Kind: hook.RabbitMQ, Vouch: true})
 	d.guard.perms = func(string) countersign.Permissions {
 		return countersign.Permissions{Publish: countersign.Filters{Allow: []string{"a/#", "x.y/z"}, Deny: []string{"a/secret.s/#"}}}
@@ -215,6 +221,7 @@ func TestRabbitMQDotsNeverWiden(t *testing.T) {
 }
 
 func TestVerneMQAnswers(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "v", Kind: hook.VerneMQ})
 	for _, c := range []struct{ hook, body, want string }{
 		{"auth_on_register", `{"peer_addr":"192.0.2.7","peer_port":8888,"username":"pump-1","password":"right","mountpoint":"","client_id":"c1","clean_session":false}`, `{"result":"ok"}`},
@@ -253,6 +260,7 @@ func TestVerneMQAnswers(t *testing.T) {
 }
 
 func TestGenericAnswers(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "g", Kind: hook.Generic, Vouch: true})
 	ask := func(path string, q hook.GenericQuestion) hook.GenericAnswer {
 		b, err := json.Marshal(q)
@@ -299,6 +307,7 @@ func TestGenericAnswers(t *testing.T) {
 }
 
 func TestProxiesShowCertificates(t *testing.T) {
+	t.Parallel()
 	d := open(t, hook.Hook{Name: "n", Kind: hook.Nginx}, hook.Hook{Name: "e", Kind: hook.Envoy})
 	text := string(pemOf(certificate(t, "cam-1")))
 	escaped := url.PathEscape(text)
@@ -350,6 +359,7 @@ func thumbprint(c *x509.Certificate) string {
 func pemOf(c *x509.Certificate) []byte { return pemCertificate(c.Raw) }
 
 func TestStrangersAreRefused(t *testing.T) {
+	t.Parallel()
 	const right = `{"clientid":"pump-1","username":"pump-1","password":"right"}`
 	d := open(t,
 		hook.Hook{Name: "s", Kind: hook.EMQX}, hook.Hook{Name: "net", Kind: hook.EMQX, Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},

@@ -57,6 +57,7 @@ func soon(t *testing.T, otherwise string, holds func() bool) {
 // one, after a restart, after a suspension, and after many newer sessions: the one
 // whose secret was stopped must be refused at each, and the other one served.
 func TestBrokerSessionsEndWithWhatTheyRestOn(t *testing.T) {
+	t.Parallel()
 	h := config.Hook{Name: "b", Kind: "generic", Secret: secretFile(t, []byte("a-secret-of-20-characters"))}
 	countersigntest.Each(t, func(t *testing.T, asked, other *countersigntest.Server) {
 		if _, err := asked.Admin.PutFleet(t.Context(), "default", api.PutFleet{Rules: &api.Rules{Access: &api.Access{Kinds: []string{"secret"}}}}); err != nil {
