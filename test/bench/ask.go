@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"slices"
 	"time"
+
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // askCommand makes this program two devices of which one asks and the other answers. In a
@@ -41,7 +43,7 @@ type asked struct {
 }
 
 // ask measures the time from a request to its answer, both commands of QoS 1.
-func (b *bench) ask(ctx context.Context, t target, name string, pair []*device) (sample, error) {
+func (b *bench) ask(ctx context.Context, t target, name string, pair []*enrollee) (sample, error) {
 	roots, err := os.ReadFile(b.endpoints.Roots)
 	if err != nil {
 		return sample{}, err
@@ -109,9 +111,9 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	b := &bench{roots: x509.NewCertPool()}
 	b.roots.AppendCertsFromPEM(a.Roots)
-	var pair [2]*client
+	var pair [2]*device.Wire
 	for i, id := range a.IDs {
-		d := &device{id: id}
+		d := &enrollee{id: id}
 		var err error
 		if d.identity, err = tls.X509KeyPair(a.Chains[i], a.Keys[i]); err != nil {
 			return err
@@ -119,7 +121,7 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 		if pair[i], err = b.join(ctx, a.Addr, d, false); err != nil {
 			return err
 		}
-		if err := pair[i].subscribe("devices/"+id+"/down/#", 1); err != nil {
+		if err := pair[i].Subscribe("devices/"+id+"/down/#", 1); err != nil {
 			return err
 		}
 	}
@@ -129,25 +131,25 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 }
 
 // exchange has the first ask the second, one request after the other.
-func (a *asking) exchange(ctx context.Context, pair [2]*client) ([]asked, error) {
+func (a *asking) exchange(ctx context.Context, pair [2]*device.Wire) ([]asked, error) {
 	broken, got := make(chan error, 2), make(chan uint64, 1)
 	topic := func(i int) string { return "devices/" + a.IDs[i] + "/down/ask" }
 	go func() {
 		id := uint16(0)
-		broken <- pair[1].receive(func(payload []byte) {
+		broken <- pair[1].Receive(func(payload []byte) {
 			id = id%60_000 + 1
-			_, _ = pair[1].Write(publishPacket(topic(0), 1, id, payload)) // the asker waits in vain
+			_, _ = pair[1].Write(device.PublishPacket(topic(0), 1, id, payload)) // the asker waits in vain
 		}, nil)
 	}()
 	go func() {
-		broken <- pair[0].receive(func(payload []byte) { got <- binary.BigEndian.Uint64(payload) }, nil)
+		broken <- pair[0].Receive(func(payload []byte) { got <- binary.BigEndian.Uint64(payload) }, nil)
 	}()
 	var all []asked
 	begin := now()
 	for n := uint64(1); time.Since(begin) < a.For; n++ {
 		t := now()
 		payload := binary.BigEndian.AppendUint64(nil, n)
-		if _, err := pair[0].Write(publishPacket(topic(1), 1, uint16(n%60_000+1), payload)); err != nil {
+		if _, err := pair[0].Write(device.PublishPacket(topic(1), 1, uint16(n%60_000+1), payload)); err != nil {
 			return nil, err
 		}
 		select {

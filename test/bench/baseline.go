@@ -21,6 +21,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // limitsCommand makes this program the servers that are the limits, so that they
@@ -219,7 +221,7 @@ func acceptBare(l net.Listener, config *tls.Config) {
 			if _, err := r.ReadByte(); err != nil {
 				return
 			}
-			if _, err := t.Write(connackAccepted()); err != nil {
+			if _, err := t.Write(device.Accepted()); err != nil {
 				return
 			}
 			_, _ = io.Copy(io.Discard, r) // until the client leaves

@@ -84,12 +84,12 @@ type bench struct {
 	dialer dialer
 
 	loadToken string // of the load fleet
-	load      []*device
+	load      []*enrollee
 
-	made   int       // devices so far
-	fresh  []*device // enrolled and never connected
-	active []*device // connected once
-	all    []*device // all whose certificate is good
+	made   int         // devices so far
+	fresh  []*enrollee // enrolled and never connected
+	active []*enrollee // connected once
+	all    []*enrollee // all whose certificate is good
 
 	mu    sync.Mutex
 	notes []string // what a table cannot show
@@ -134,6 +134,11 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	if o.json != "" {
 		if err := r.save(o.json); err != nil {
 			return err
+		}
+	}
+	if o.stat != "" {
+		if err := saveFile(o.stat, r.benchmarks()); err != nil {
+			return fmt.Errorf("write the result: %w", err)
 		}
 	}
 	return r.print(out)

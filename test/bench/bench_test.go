@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -210,29 +211,32 @@ func TestParseFlagsRefusesNonsense(t *testing.T) {
 	}
 }
 
-func TestConnectPacketIsOneOfMQTT311(t *testing.T) {
-	want := []byte("\x10\x11\x00\x04MQTT\x04\x02\x02\x58\x00\x05dev-1")
-	if got := connectPacket("dev-1"); !bytes.Equal(got, want) {
-		t.Errorf("connectPacket: got %x, want %x", got, want)
+// TestBenchmarksAreReadByBenchstat holds the lines against the format of Go's benchmarks
+// (golang.org/design/14313-benchmark-format).
+func TestBenchmarksAreReadByBenchstat(t *testing.T) {
+	r := &report{Database: "sqlite", Revision: "v1", Machine: machine{CPU: "one"}, series: map[string][]sample{}}
+	for range 2 {
+		r.add([]sample{
+			{name: "connect_first", ops: 100, wall: time.Second, cpu: time.Second / 2, p50: 3 * time.Millisecond, p99: 9 * time.Millisecond},
+			{name: "revoke_answer", ops: 10, alone: true, p50: 5 * time.Millisecond},
+			{name: "memory_under_load", bytes: 4096},
+		})
 	}
-}
-
-func TestPacketsAreThoseOfMQTT311(t *testing.T) {
-	long := bytes.Repeat([]byte("x"), 200)
-	for _, tt := range []struct {
-		name      string
-		got, want []byte
-	}{
-		{"CONNECT of a kept session", keptPacket("dev-1"), []byte("\x10\x11\x00\x04MQTT\x04\x00\x02\x58\x00\x05dev-1")},
-		{"SUBSCRIBE", subscribePacket("a/#", 1), []byte("\x82\x08\x00\x01\x00\x03a/#\x01")},
-		{"PUBLISH at QoS 0", publishPacket("a/b", 0, 9, []byte("hi")), []byte("\x30\x07\x00\x03a/bhi")},
-		{"PUBLISH at QoS 1", publishPacket("a/b", 1, 258, []byte("hi")), []byte("\x32\x09\x00\x03a/b\x01\x02hi")},
-		{"PUBLISH of 207 octets", publishPacket("a/b", 1, 1, long), append([]byte("\x32\xcf\x01\x00\x03a/b\x00\x01"), long...)},
-		{"PUBACK", pubackPacket(258), []byte("\x40\x02\x01\x02")},
-	} {
-		if !bytes.Equal(tt.got, tt.want) {
-			t.Errorf("%s: got %x, want %x", tt.name, tt.got, tt.want)
+	var got []string
+	form := regexp.MustCompile(`^Benchmark[A-Z]\w* [1-9]\d*( \d+ [a-z0-9/-]+)+$`)
+	for line := range strings.Lines(string(r.benchmarks())) {
+		line = strings.TrimSuffix(line, "\n")
+		if key, _, ok := strings.Cut(line, ": "); ok && key == strings.ToLower(key) {
+			continue
 		}
+		if !form.MatchString(line) {
+			t.Errorf("%q is no line of a benchmark", line)
+		}
+		got = append(got, line)
+	}
+	first, answer, memory := "BenchmarkConnectFirst 100 10000000 ns/op 5000000 cpu-ns/op 3000000 p50-ns 9000000 p99-ns", "BenchmarkRevokeAnswer 10 5000000 ns/op 5000000 p50-ns", "BenchmarkMemoryUnderLoad 1 0 ns/op 4096 bytes"
+	if diff := cmp.Diff([]string{first, first, answer, answer, memory, memory}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 

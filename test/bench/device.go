@@ -16,9 +16,9 @@ import (
 	"github.com/countersign-iot/countersign/cms"
 )
 
-// device is a device with what it asks and what it got. Keys and requests are
+// enrollee is a device with what it asks and what it got. Keys and requests are
 // made before a measurement, certificates read after it.
-type device struct {
+type enrollee struct {
 	id       string
 	key      *ecdsa.PrivateKey
 	csr      []byte
@@ -35,14 +35,14 @@ func newCSR(id string, key *ecdsa.PrivateKey) ([]byte, error) {
 }
 
 // newDevices makes n devices with keys and enrollment requests that show token.
-func (b *bench) newDevices(ctx context.Context, n int, token string) ([]*device, error) {
+func (b *bench) newDevices(ctx context.Context, n int, token string) ([]*enrollee, error) {
 	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(":"+token))
 	run := rand.Text()[:6] // a PostgreSQL may know the devices of an earlier run
-	list := make([]*device, n)
+	list := make([]*enrollee, n)
 	first := b.made
 	b.made += n
 	_, _, err := drive(ctx, runtime.GOMAXPROCS(0), n, func(_ context.Context, _, i int) error {
-		d := &device{id: fmt.Sprintf("bench-%s-%06d", run, first+i)}
+		d := &enrollee{id: fmt.Sprintf("bench-%s-%06d", run, first+i)}
 		list[i] = d
 		return d.ask(hostOf(b.endpoints.Enroll), "simpleenroll", basic)
 	})
@@ -50,7 +50,7 @@ func (b *bench) newDevices(ctx context.Context, n int, token string) ([]*device,
 }
 
 // ask prepares a request with a new key (RFC 7030, 4.2).
-func (d *device) ask(host, operation string, headers ...string) (err error) {
+func (d *enrollee) ask(host, operation string, headers ...string) (err error) {
 	if d.key, err = newKey(); err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (d *device) ask(host, operation string, headers ...string) (err error) {
 }
 
 // take reads the certificate from the answer.
-func (d *device) take(path [][]byte) error {
+func (d *enrollee) take(path [][]byte) error {
 	der, err := base64.StdEncoding.DecodeString(string(d.answer)) // skips line breaks
 	if err != nil {
 		return fmt.Errorf("couldn't read the certificate of %s: %w", d.id, err)
@@ -83,7 +83,7 @@ func (d *device) take(path [][]byte) error {
 	return nil
 }
 
-func (b *bench) takeAll(devices []*device) error {
+func (b *bench) takeAll(devices []*enrollee) error {
 	for _, d := range devices {
 		if err := d.take(b.path); err != nil {
 			return err
@@ -93,7 +93,7 @@ func (b *bench) takeAll(devices []*device) error {
 }
 
 // askKept is an operation on a connection that each worker keeps.
-func (b *bench) askKept(devices []*device) func(ctx context.Context, worker, i int) error {
+func (b *bench) askKept(devices []*enrollee) func(ctx context.Context, worker, i int) error {
 	kept := make([]*web, webWorkers) // each owned by its worker
 	return func(ctx context.Context, worker, i int) error {
 		if kept[worker] == nil {
@@ -111,7 +111,7 @@ func (b *bench) askKept(devices []*device) func(ctx context.Context, worker, i i
 
 // askAnew is an operation on a new connection, with the device's certificate if
 // it has one.
-func (b *bench) askAnew(devices []*device) func(ctx context.Context, worker, i int) error {
+func (b *bench) askAnew(devices []*enrollee) func(ctx context.Context, worker, i int) error {
 	return func(ctx context.Context, _, i int) error {
 		d := devices[i]
 		cert := &d.identity
@@ -153,7 +153,7 @@ func (b *bench) enroll(ctx context.Context) ([]sample, error) {
 }
 
 // enrolled gives n devices with certificates that were never used.
-func (b *bench) enrolled(ctx context.Context, n int) ([]*device, error) {
+func (b *bench) enrolled(ctx context.Context, n int) ([]*enrollee, error) {
 	if missing := n - len(b.fresh); missing > 0 {
 		devices, err := b.newDevices(ctx, missing, b.token)
 		if err != nil {
@@ -171,7 +171,7 @@ func (b *bench) enrolled(ctx context.Context, n int) ([]*device, error) {
 }
 
 // connected gives n devices that have connected before, each once.
-func (b *bench) connected(ctx context.Context, n int) ([]*device, error) {
+func (b *bench) connected(ctx context.Context, n int) ([]*enrollee, error) {
 	if missing := n - len(b.active); missing > 0 {
 		devices, err := b.enrolled(ctx, missing)
 		if err != nil {

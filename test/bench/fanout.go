@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 const (
@@ -24,8 +26,8 @@ const (
 
 // crowd is sessions that listen to the same topics, and one that publishes.
 type crowd struct {
-	live []*client
-	from *client
+	live []*device.Wire
+	from *device.Wire
 	got  atomic.Int64
 	id   uint16
 }
@@ -46,24 +48,24 @@ func (b *bench) fanout(ctx context.Context) ([]sample, error) {
 	})
 }
 
-func (b *bench) fanoutOf(ctx context.Context, t target, devices []*device) (samples []sample, err error) {
+func (b *bench) fanoutOf(ctx context.Context, t target, devices []*enrollee) (samples []sample, err error) {
 	pair, rest := devices[:2], devices[2:]
 	c := &crowd{}
 	defer func() { leaveAll(append(c.live, c.from)) }()
 	if c.from, err = b.join(ctx, t.addr, rest[0], false); err != nil {
 		return nil, err
 	}
-	go func() { _ = c.from.receive(nil, nil) }() // until it leaves; a loss shows in the count
+	go func() { _ = c.from.Receive(nil, nil) }() // until it leaves; a loss shows in the count
 	if c.live, err = b.joinAll(ctx, t.addr, rest[1:], false); err != nil {
 		return nil, err
 	}
 	some := max(1, len(c.live)/fanoutSome)
 	_, _, err = drive(ctx, connectWorkers, len(c.live), func(_ context.Context, _, i int) error {
-		err := c.live[i].subscribe(fanoutTopic, 1)
+		err := c.live[i].Subscribe(fanoutTopic, 1)
 		if i < some {
-			err = errors.Join(err, c.live[i].subscribe(someTopic, 1))
+			err = errors.Join(err, c.live[i].Subscribe(someTopic, 1))
 		}
-		go func() { _ = c.live[i].receive(func([]byte) { c.got.Add(1) }, nil) }() // as above
+		go func() { _ = c.live[i].Receive(func([]byte) { c.got.Add(1) }, nil) }() // as above
 		return err
 	})
 	if err != nil {
@@ -124,7 +126,7 @@ func (c *crowd) measure(ctx context.Context, t target, s spray) (sample, error) 
 func (c *crowd) send(ctx context.Context, topic string, qos byte, n int) error {
 	want := c.got.Load() + int64(n)
 	c.id++
-	if _, err := c.from.Write(publishPacket(topic, qos, c.id, make([]byte, payloadSize))); err != nil {
+	if _, err := c.from.Write(device.PublishPacket(topic, qos, c.id, make([]byte, payloadSize))); err != nil {
 		return err
 	}
 	for begin := now(); c.got.Load() < want; {

@@ -43,7 +43,7 @@ func (b *bench) createLoadFleet(ctx context.Context) error {
 }
 
 // loaders returns n devices of the load fleet that have connected before.
-func (b *bench) loaders(ctx context.Context, n int) ([]*device, error) {
+func (b *bench) loaders(ctx context.Context, n int) ([]*enrollee, error) {
 	if missing := n - len(b.load); missing > 0 {
 		devices, err := b.newDevices(ctx, missing, b.loadToken)
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 const (
@@ -55,14 +56,14 @@ func (b *bench) flood(ctx context.Context) (samples []sample, err error) {
 	if _, err := b.admin.Revoke(ctx, stolen.id, api.Revoke{Reason: "keyCompromise"}); err != nil {
 		return nil, err
 	}
-	b.active = slices.DeleteFunc(b.active, func(d *device) bool { return d == stolen })
-	b.all = slices.DeleteFunc(b.all, func(d *device) bool { return d == stolen })
+	b.active = slices.DeleteFunc(b.active, func(d *enrollee) bool { return d == stolen })
+	b.all = slices.DeleteFunc(b.all, func(d *enrollee) bool { return d == stolen })
 
 	h := &honest{}
 	h.live, err = b.hold(ctx, hostOf(b.endpoints.MQTT), devices[:n])
 	defer func() {
 		for _, c := range h.live {
-			leave(c)
+			device.Disconnect(c)
 		}
 	}()
 	if err != nil {
@@ -87,7 +88,7 @@ func (b *bench) flood(ctx context.Context) (samples []sample, err error) {
 }
 
 // phase runs one part and gives its figures.
-func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *device, net byte) ([]sample, error) {
+func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *enrollee, net byte) ([]sample, error) {
 	var enemy *hostile
 	if p.addresses > 0 {
 		chain, key, err := pemOf(stolen)
@@ -160,11 +161,11 @@ func (h *honest) take() (messages, connects []time.Duration) {
 // publish sends a message at QoS 1 now and then, and waits for its PUBACK, which
 // comes from the engine behind the gateway.
 func (h *honest) publish(ctx context.Context, c net.Conn, id string, first time.Duration) {
-	packet, answer := publishPacket("devices/"+id+"/up/t", 1, 7, make([]byte, 32)), pubackPacket(7)
+	packet, answer := device.PublishPacket("devices/"+id+"/up/t", 1, 7, make([]byte, 32)), device.PubackPacket(7)
 	wait := first
 	for pause(ctx, wait) == nil {
 		t := now()
-		if err := errors.Join(c.SetDeadline(t.Add(opTimeout)), exchange(c, packet, answer)); err != nil {
+		if err := errors.Join(c.SetDeadline(t.Add(opTimeout)), device.Exchange(c, packet, answer)); err != nil {
 			h.lost.Add(1)
 			return
 		}
@@ -178,15 +179,15 @@ func (h *honest) publish(ctx context.Context, c net.Conn, id string, first time.
 
 // reconnect has devices connect anew, from the addresses that all devices use. One
 // that is turned away tries again at once; the time is until it is in.
-func (h *honest) reconnect(ctx context.Context, b *bench, devices []*device) {
+func (h *honest) reconnect(ctx context.Context, b *bench, devices []*enrollee) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	idle := make(chan *device, len(devices))
+	idle := make(chan *enrollee, len(devices))
 	for _, d := range devices {
 		idle <- d
 	}
 	for pause(ctx, reconnectEvery) == nil {
-		var d *device
+		var d *enrollee
 		select {
 		case d = <-idle:
 		default: // all are at it: the figures tell
@@ -200,7 +201,7 @@ func (h *honest) reconnect(ctx context.Context, b *bench, devices []*device) {
 				if err != nil {
 					continue
 				}
-				leave(c)
+				device.Disconnect(c)
 				break
 			}
 			took := time.Since(t)

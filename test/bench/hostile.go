@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // hostileCommand makes this program the attacker, so that what it costs is not
@@ -142,7 +144,7 @@ func (a *attacker) connect(i int) {
 	case 2:
 		a.say(t, loginPacket(a.Target, rand.Text()))
 	case 3:
-		a.say(t, connectPacket(a.Target))
+		a.say(t, device.ConnectPacket(a.Target))
 	}
 }
 
@@ -151,7 +153,7 @@ func (a *attacker) say(t *tls.Conn, packet []byte) {
 	if _, err := t.Write(packet); err != nil {
 		return
 	}
-	if _, err := io.ReadFull(t, answer); err == nil && bytes.Equal(answer, connackAccepted()) {
+	if _, err := io.ReadFull(t, answer); err == nil && bytes.Equal(answer, device.Accepted()) {
 		atomic.AddInt64(&a.damage.Admitted, 1)
 	}
 }
@@ -159,7 +161,7 @@ func (a *attacker) say(t *tls.Conn, packet []byte) {
 // loginPacket is a CONNECT with user name and password (MQTT 3.1.1, 3.1). Both,
 // and the client id that is the name, are at most 100 octets.
 func loginPacket(name, password string) []byte {
-	p := connectPacket(name)
+	p := device.ConnectPacket(name)
 	p[9] |= 0xc0
 	for _, s := range []string{name, password} {
 		p = append(p, 0, byte(len(s))) //nolint:gosec // at most 100
@@ -220,7 +222,7 @@ func raiseFiles() error {
 }
 
 // pemOf writes a device's chain and key as the attacker reads them.
-func pemOf(d *device) (chain, key []byte, err error) {
+func pemOf(d *enrollee) (chain, key []byte, err error) {
 	for _, der := range d.identity.Certificate {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}

@@ -35,6 +35,7 @@ type options struct {
 	rounds   int
 	only     []string // subjects; empty: all
 	json     string   // file for the result
+	stat     string   // file for the result as benchstat reads it
 	database string   // URL of a PostgreSQL; empty: SQLite
 }
 
@@ -111,6 +112,7 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	quick := f.Bool("quick", false, "small counts: shows that it works, not how fast")
 	f.IntVar(&o.rounds, "rounds", 0, "rounds (default 3, or 1 with -quick)")
 	f.StringVar(&o.json, "json", "", "write the result to this `file` too")
+	f.StringVar(&o.stat, "benchstat", "", "write every round to this `file` in the format of Go's benchmarks")
 	f.StringVar(&o.database, "database", "", "`URL` of a PostgreSQL to use instead of SQLite; its CPU is not counted")
 	only := f.String("only", "", "comma-separated `names` of what to measure: "+strings.Join(subjectNames(), ","))
 	if err := f.Parse(args); err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // memory measures what idle sessions take, without and with a subscription of QoS 1: of
@@ -32,18 +34,18 @@ func (b *bench) memory(ctx context.Context) ([]sample, error) {
 	live, err := b.hold(ctx, bare.TLS, devices)
 	full, restErr := bare.rested(ctx, b.opts.size.rest)
 	for _, c := range live {
-		leave(c)
+		device.Disconnect(c)
 	}
 	return append(samples, perSession("limit_memory", empty, full, len(devices))), errors.Join(err, restErr, bare.stop())
 }
 
 // held measures a broker with a session for each device, then with a subscription each.
-func (b *bench) held(ctx context.Context, t target, devices []*device) ([]sample, error) {
+func (b *bench) held(ctx context.Context, t target, devices []*enrollee) ([]sample, error) {
 	empty, err := t.process.rested(ctx, b.opts.size.rest)
 	if err != nil {
 		return nil, err
 	}
-	live := make([]*client, len(devices))
+	live := make([]*device.Wire, len(devices))
 	defer func() { leaveAll(live) }()
 	_, _, err = drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) (err error) {
 		live[i], err = b.join(ctx, t.addr, devices[i], false)
@@ -57,7 +59,7 @@ func (b *bench) held(ctx context.Context, t target, devices []*device) ([]sample
 		return nil, err
 	}
 	_, _, err = drive(ctx, connectWorkers, len(devices), func(_ context.Context, _, i int) error {
-		return live[i].subscribe("devices/"+devices[i].id+"/down/#", 1)
+		return live[i].Subscribe("devices/"+devices[i].id+"/down/#", 1)
 	})
 	if err != nil {
 		return nil, err

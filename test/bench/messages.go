@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/countersign-iot/countersign/simulate/device"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -88,13 +89,13 @@ type flowing struct {
 	got     atomic.Int64
 	acked   atomic.Int64
 	broken  chan error // a connection ended; room for all
-	subs    []*client
-	pubs    []*client
+	subs    []*device.Wire
+	pubs    []*device.Wire
 }
 
 // stream runs a flow and reads the broker's CPU around it. With a kept session whose
 // client is away its coming back counts too.
-func (b *bench) stream(ctx context.Context, t target, f flow, devices []*device) (s sample, err error) {
+func (b *bench) stream(ctx context.Context, t target, f flow, devices []*enrollee) (s sample, err error) {
 	r := &flowing{flow: f, credits: make(chan struct{}, credits), broken: make(chan error, 2*len(devices))}
 	receivers, senders := devices[:f.subscribers], devices[keptSessions:]
 	defer func() {
@@ -107,7 +108,7 @@ func (b *bench) stream(ctx context.Context, t target, f flow, devices []*device)
 		return s, err
 	}
 	for i, c := range r.subs {
-		if err := c.subscribe(r.topic(i), f.qos); err != nil {
+		if err := c.Subscribe(r.topic(i), f.qos); err != nil {
 			return s, err
 		}
 	}
@@ -115,7 +116,7 @@ func (b *bench) stream(ctx context.Context, t target, f flow, devices []*device)
 		return s, err
 	}
 	for _, c := range r.pubs {
-		go func() { r.broken <- c.receive(nil, r.onAck) }()
+		go func() { r.broken <- c.Receive(nil, r.onAck) }()
 	}
 	if f.away {
 		leaveAll(r.subs)
@@ -150,8 +151,8 @@ func (r *flowing) topic(subscriber int) string {
 }
 
 // joinAll opens the sessions of devices.
-func (b *bench) joinAll(ctx context.Context, addr string, devices []*device, kept bool) ([]*client, error) {
-	all := make([]*client, len(devices))
+func (b *bench) joinAll(ctx context.Context, addr string, devices []*enrollee, kept bool) ([]*device.Wire, error) {
+	all := make([]*device.Wire, len(devices))
 	_, _, err := drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) (err error) {
 		all[i], err = b.join(ctx, addr, devices[i], kept)
 		return err
@@ -160,7 +161,7 @@ func (b *bench) joinAll(ctx context.Context, addr string, devices []*device, kep
 }
 
 // dropKept ends kept sessions by clean ones.
-func (b *bench) dropKept(ctx context.Context, t target, devices []*device) error {
+func (b *bench) dropKept(ctx context.Context, t target, devices []*enrollee) error {
 	clean, err := b.joinAll(ctx, t.addr, devices, false)
 	leaveAll(clean)
 	return err
@@ -168,7 +169,7 @@ func (b *bench) dropKept(ctx context.Context, t target, devices []*device) error
 
 func (r *flowing) listen() {
 	for _, c := range r.subs {
-		go func() { r.broken <- c.receive(r.onMessage, nil) }()
+		go func() { r.broken <- c.Receive(r.onMessage, nil) }()
 	}
 }
 
@@ -206,7 +207,7 @@ func (r *flowing) publish(ctx context.Context) error {
 					<-r.credits
 					return nil
 				}
-				if _, err := c.Write(publishPacket(r.topic(i%r.subscribers), r.qos, id, payload)); err != nil {
+				if _, err := c.Write(device.PublishPacket(r.topic(i%r.subscribers), r.qos, id, payload)); err != nil {
 					return err
 				}
 			}

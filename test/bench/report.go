@@ -284,7 +284,7 @@ func (r *report) save(path string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o644) //nolint:gosec // the user names the file; it holds no secret
+	return saveFile(path, append(b, '\n'))
 }
 
 func (r *report) print(out io.Writer) error {

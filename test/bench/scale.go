@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/countersign-iot/countersign/simulate/device"
 	"golang.org/x/time/rate"
 )
 
@@ -62,7 +63,7 @@ func (b *bench) scale(ctx context.Context) ([]sample, error) {
 	if c.from, err = b.join(ctx, t.addr, devices[0], false); err != nil {
 		return nil, err
 	}
-	go func() { _ = c.from.receive(nil, nil) }() // until it leaves; a loss shows in the count
+	go func() { _ = c.from.Receive(nil, nil) }() // until it leaves; a loss shows in the count
 	connect, err := c.fill(ctx, b, t, devices[1:])
 	if err != nil {
 		return nil, err
@@ -96,8 +97,8 @@ func (b *bench) fitting(n int) (int, error) {
 }
 
 // fill opens the sessions at the pace and subscribes each. One that fails is counted.
-func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*device) (sample, error) {
-	c.live = make([]*client, len(devices))
+func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*enrollee) (sample, error) {
+	c.live = make([]*device.Wire, len(devices))
 	pace := rate.NewLimiter(scalePace, connectWorkers)
 	s, err := t.process.load(ctx, "scale_connect", connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
 		if err := pace.Wait(ctx); err != nil {
@@ -110,14 +111,14 @@ func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*device
 				filter = fanoutTopic
 			}
 			c.live[i] = one
-			err = one.subscribe(filter, 1)
+			err = one.Subscribe(filter, 1)
 		}
 		if err != nil {
 			c.fail(b, err)
 			return nil
 		}
 		go func() {
-			err := one.receive(func([]byte) {
+			err := one.Receive(func([]byte) {
 				if c.listens(i) {
 					c.got.Add(1)
 				} else {
@@ -146,7 +147,7 @@ func (c *throng) listeners() int { return len(c.live) / 2 }
 
 // command sends a command of QoS 1 to each of n random sessions, one after the other, and
 // measures until the session has it.
-func (c *throng) command(ctx context.Context, t target, devices []*device, n int) (sample, error) {
+func (c *throng) command(ctx context.Context, t target, devices []*enrollee, n int) (sample, error) {
 	var took []time.Duration
 	before, err := t.process.idle(ctx)
 	if err != nil {
@@ -156,7 +157,7 @@ func (c *throng) command(ctx context.Context, t target, devices []*device, n int
 		i := rand.IntN((len(devices)+1)/2) * 2 //nolint:gosec // a sample
 		c.id++
 		begin := now()
-		packet := publishPacket("devices/"+devices[i].id+"/down/do", 1, c.id, make([]byte, payloadSize))
+		packet := device.PublishPacket("devices/"+devices[i].id+"/down/do", 1, c.id, make([]byte, payloadSize))
 		if _, err := c.from.Write(packet); err != nil {
 			return sample{}, err
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // pingEvery is how often the bystander of cuts asks for a sign of life.
@@ -35,12 +36,12 @@ func (b *bench) sessions(ctx context.Context) (samples []sample, err error) {
 	samples, err = b.cut(ctx, devices, live)
 	revoked := devices[:b.opts.size.cuts]
 	b.active = b.active[len(revoked):]
-	b.all = slices.DeleteFunc(b.all, func(d *device) bool { return slices.Contains(revoked, d) })
+	b.all = slices.DeleteFunc(b.all, func(d *enrollee) bool { return slices.Contains(revoked, d) })
 	return samples, err
 }
 
 // hold opens a session for each device. What it returns with an error is open too.
-func (b *bench) hold(ctx context.Context, addr string, devices []*device) ([]net.Conn, error) {
+func (b *bench) hold(ctx context.Context, addr string, devices []*enrollee) ([]net.Conn, error) {
 	live := make([]net.Conn, len(devices))
 	_, _, err := drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
 		c, err := b.connect(ctx, addr, devices[i])
@@ -68,7 +69,7 @@ func (p *process) rested(ctx context.Context, rest time.Duration) (int64, error)
 // Two beginnings count: before the request is sent, which is what an operator
 // waits for, and the server's answer, after which nobody may still rely on the
 // session; an end before the answer counts as 0. Meanwhile the last session pings.
-func (b *bench) cut(ctx context.Context, devices []*device, live []net.Conn) ([]sample, error) {
+func (b *bench) cut(ctx context.Context, devices []*enrollee, live []net.Conn) ([]sample, error) {
 	n := b.opts.size.cuts
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -118,7 +119,7 @@ func pings(ctx context.Context, c net.Conn) []time.Duration {
 		case <-time.After(pingEvery):
 		}
 		t := now()
-		if err := errors.Join(c.SetDeadline(t.Add(opTimeout)), ping(c)); err != nil {
+		if err := errors.Join(c.SetDeadline(t.Add(opTimeout)), device.Ping(c)); err != nil {
 			return append(took, opTimeout) // a broken session shows as the worst there is
 		}
 		took = append(took, time.Since(t))
