@@ -23,7 +23,11 @@ func (s *Server) Endpoints() api.Endpoints {
 		e.WebSocket = u + mqtt.WebSocketPath
 	}
 	e.API = s.url(scheme, s.listeners.api)
-	e.Hook = s.url(s.hookScheme(), s.listeners.hook)
+	hook := "https"
+	if s.cfg.Listeners.PlainHook() {
+		hook = "http"
+	}
+	e.Hook = s.url(hook, s.listeners.hook)
 	for i, l := range s.listeners.tunnels {
 		if e.Tunnels == nil {
 			e.Tunnels = map[string]string{}

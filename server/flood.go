@@ -23,13 +23,13 @@ const (
 
 // openGuard makes what all listeners share against floods.
 func (s *Server) openGuard() {
-	s.guard = &edge.Guard{
+	guard := &edge.Guard{
 		Now:     s.opts.Now,
 		Suspect: func(a netip.Addr) bool { return s.ledger.Check(a) != nil },
 		Report:  func(t edge.TurnedAway) { s.events.Later(turnedAway(t)) },
 		Log:     s.log,
 	}
-	s.intake.Guard = s.guard
+	s.doors = doors{guard: guard, intake: intake{Guard: guard}, connect: s.cfg.Limits.ConnectTimeout, log: s.log}
 }
 
 // turnedAway is the record of what an address was refused in the last minute.

@@ -73,7 +73,7 @@ func (s *Server) refuseOldKeys(mark string) error {
 		return nil
 	}
 	for _, uri := range []string{ca.RootKeyURI, ca.IssuingKeyURI, sealURI} {
-		if s.exists(uri) {
+		if exists(s.keys, uri) {
 			return countersign.Errorf(countersign.Conflict, "%s is there, and the database has no authority: the key belongs to another database", s.keys.Path(uri)).
 				WithNext("restore the database of these keys, or name it in the configuration; to found anew, move the keys away")
 		}

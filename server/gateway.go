@@ -50,7 +50,7 @@ func (s *Server) openGateway(ctx context.Context) error {
 			Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
 			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 		},
-		Guard: s.guard, Origins: s.cfg.WebSocket.Origins,
+		Guard: s.doors.guard, Origins: s.cfg.WebSocket.Origins,
 		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
 		Log:    s.log, Now: s.opts.Now,
 	}

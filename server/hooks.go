@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,14 +18,24 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hook"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
 )
 
 // hooks are the brokers and proxies of others: who answers them, and who tells them
 // whom to disconnect. The zero value is none.
 type hooks struct {
+	events   *event.Log
+	registry *registry.Registry
+	db       *store.DB
+	ca       *ca.CA
+	log      *slog.Logger
+	now      func() time.Time
+
 	server   *hook.Server
 	kicker   *hook.Kicker
 	callouts []*hook.Callout
@@ -40,62 +51,57 @@ const maxLately = 1000
 
 // openHooks makes them. Their secrets are read once.
 func (s *Server) openHooks(context.Context) error {
+	h := &s.hooks
+	h.events, h.registry, h.db, h.ca, h.log, h.now = s.events, s.registry, s.db, s.ca, s.log, s.opts.Now
 	if len(s.cfg.Hooks) == 0 {
 		return nil
 	}
 	m := newHookMetrics(s.metrics.registry)
-	s.hooks.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
-	s.hooks.server = &hook.Server{
-		Gatekeeper: s.desk, Kicker: s.hooks.kicker, Live: s.events.Live, Observe: m.answered,
+	h.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
+	h.server = &hook.Server{
+		Gatekeeper: s.desk, Kicker: h.kicker, Live: s.events.Live, Observe: m.answered,
 		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now},
 		Log:    s.log, Now: s.opts.Now,
 	}
-	m.watch(s.metrics.registry, s.hooks.kicker.Waiting)
+	m.watch(s.metrics.registry, h.kicker.Waiting)
 	for _, c := range s.cfg.Hooks {
-		if err := s.openHook(c); err != nil {
+		if err := h.open(c); err != nil {
 			return fmt.Errorf("open hook %s: %w", c.Name, err)
 		}
 	}
-	s.events.Subscribe(s.hooksHeard)
+	s.events.Subscribe(h.noticed)
 	var tlsConfig *tls.Config
 	if !s.cfg.Listeners.PlainHook() {
 		tlsConfig = s.identity.tlsConfig()
 	}
-	s.serveHTTP("hook", s.listeners.hook, s.hooks.server, tlsConfig)
+	s.doors.serve("hook", s.listeners.hook, h.server, tlsConfig)
 	return nil
 }
 
-func (s *Server) openHook(c config.Hook) error {
+func (h *hooks) open(c config.Hook) error {
 	secret, err := resolve(c.Secret)
 	if err != nil {
 		return err
 	}
-	s.hooks.server.Hooks = append(s.hooks.server.Hooks, hook.Hook{
+	h.server.Hooks = append(h.server.Hooks, hook.Hook{
 		Name: c.Name, Kind: hook.Kind(c.Kind), Secret: secret, Device: c.Device, Networks: c.Allowed(), Vouch: c.Vouch, VHosts: c.VHosts,
 	})
 	if c.CRL.File != "" {
-		s.hooks.crls = append(s.hooks.crls, hook.NewCRLFile(hook.CRLFile{Path: c.CRL.File, PID: c.CRL.PID, Lists: s.allCRLs, Log: s.log}))
+		h.crls = append(h.crls, hook.NewCRLFile(hook.CRLFile{Path: c.CRL.File, PID: c.CRL.PID, Lists: h.allCRLs, Log: h.log}))
 	}
 	if c.Kind == string(hook.NATS) {
-		if err := s.openCallout(c); err != nil {
+		if err := h.openCallout(c); err != nil {
 			return err
 		}
 	}
 	if c.Kick.URL == "" {
 		return nil
 	}
-	d, err := s.driver(c)
+	d, err := h.driver(c)
 	if err == nil {
-		s.hooks.kicker.Drivers = append(s.hooks.kicker.Drivers, d)
+		h.kicker.Drivers = append(h.kicker.Drivers, d)
 	}
 	return err
-}
-
-func (s *Server) hookScheme() string {
-	if s.cfg.Listeners.PlainHook() {
-		return "http"
-	}
-	return "https"
 }
 
 // resolve reads a secret; nil where none is configured.
@@ -107,8 +113,8 @@ func resolve(ref config.Secret) ([]byte, error) {
 	return []byte(v), err
 }
 
-func (s *Server) openCallout(c config.Hook) error {
-	out := &hook.Callout{Server: s.hooks.server, Hook: c.Name, Account: c.NATS.Account, Log: s.log}
+func (h *hooks) openCallout(c config.Hook) error {
+	out := &hook.Callout{Server: h.server, Hook: c.Name, Account: c.NATS.Account, Log: h.log}
 	secret, err := resolve(c.NATS.Secret)
 	if err == nil {
 		out.Seed, err = resolve(c.NATS.Seed)
@@ -122,7 +128,7 @@ func (s *Server) openCallout(c config.Hook) error {
 	if err == nil {
 		err = out.Prepare()
 	}
-	s.hooks.callouts = append(s.hooks.callouts, out)
+	h.callouts = append(h.callouts, out)
 	return err
 }
 
@@ -153,14 +159,14 @@ func brokerTLS(roots string) (*tls.Config, error) {
 }
 
 // driver makes what tells a broker whom to disconnect.
-func (s *Server) driver(c config.Hook) (*hook.Driver, error) {
+func (h *hooks) driver(c config.Hook) (*hook.Driver, error) {
 	secret, err := resolve(c.Kick.Secret)
 	if err != nil {
 		return nil, err
 	}
 	if c.Kind == string(hook.NATS) {
 		server, err := natsServer(c.Kick.URL, c.Kick.User, secret, c.Kick.Roots)
-		return hook.KickNATS(c.Name, server, s.log), err
+		return hook.KickNATS(c.Name, server, h.log), err
 	}
 	tlsConfig, err := brokerTLS(c.Kick.Roots)
 	if err != nil {
@@ -188,9 +194,9 @@ func (s *Server) driver(c config.Hook) (*hook.Driver, error) {
 const maxHookConns = 8
 
 // allCRLs are the lists of all authorities that have one.
-func (s *Server) allCRLs(ctx context.Context) (lists [][]byte, err error) {
-	for _, a := range s.ca.Authorities() {
-		l, err := s.ca.CRL(ctx, a.ID, 0)
+func (h *hooks) allCRLs(ctx context.Context) (lists [][]byte, err error) {
+	for _, a := range h.ca.Authorities() {
+		l, err := h.ca.CRL(ctx, a.ID, 0)
 		if countersign.CodeOf(err) == countersign.NotFound {
 			continue
 		}
@@ -202,67 +208,67 @@ func (s *Server) allCRLs(ctx context.Context) (lists [][]byte, err error) {
 	return lists, nil
 }
 
-func (s *Server) hooksHeard(e countersign.Event) {
-	s.hooks.server.Heard(e)
+func (h *hooks) noticed(e countersign.Event) {
+	h.server.Heard(e)
 	if e.Type == countersign.CRLPublished {
-		for _, f := range s.hooks.crls {
+		for _, f := range h.crls {
 			f.Published()
 		}
 	}
 }
 
-// runHooks works for them until ctx ends.
-func (s *Server) runHooks(ctx context.Context) error {
-	if s.hooks.server == nil {
+// run works for them until ctx ends.
+func (h *hooks) run(ctx context.Context) error {
+	if h.server == nil {
 		return nil
 	}
-	if err := s.hearLately(ctx); err != nil {
-		s.log.ErrorContext(ctx, "what happened lately not read", "error", err)
+	if err := h.catchUp(ctx); err != nil {
+		h.log.ErrorContext(ctx, "what happened lately not read", "error", err)
 	}
 	var all errgroup.Group // without a context: one that fails must not end the others
-	all.Go(func() error { return s.hooks.kicker.Run(ctx, s.hooks.server) })
-	for _, c := range s.hooks.callouts {
+	all.Go(func() error { return h.kicker.Run(ctx, h.server) })
+	for _, c := range h.callouts {
 		all.Go(func() error {
 			err := c.Run(ctx)
 			if err != nil && ctx.Err() == nil {
-				s.log.ErrorContext(ctx, "a hook answers no more", "hook", c.Hook, "error", err)
+				h.log.ErrorContext(ctx, "a hook answers no more", "hook", c.Hook, "error", err)
 			}
 			return err
 		})
 	}
-	for _, f := range s.hooks.crls {
+	for _, f := range h.crls {
 		all.Go(func() error { return f.Run(ctx) })
 	}
 	return all.Wait()
 }
 
-// hearLately hears again of the devices that lost their identity lately and do not
-// have it back, and of the credentials that were stopped.
-func (s *Server) hearLately(ctx context.Context) error {
+// catchUp passes on again the events of the devices that lost their identity lately and
+// do not have it back, and of the credentials that were stopped.
+func (h *hooks) catchUp(ctx context.Context) error {
 	for kind, row := range countersign.Kinds() {
 		if row.Ends != countersign.EndsCredential {
 			continue
 		}
-		list, _, err := s.events.List(ctx, event.Filter{Type: kind, Since: s.opts.Now().Add(-lately), Newest: true, Limit: maxLately})
+		list, _, err := h.events.List(ctx, event.Filter{Type: kind, Since: h.now().Add(-lately), Newest: true, Limit: maxLately})
 		if err != nil {
 			return err
 		}
 		for _, e := range list {
-			s.hooks.server.Heard(e)
+			h.server.Heard(e)
 		}
 	}
 	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
-		list, _, err := s.events.List(ctx, event.Filter{Type: kind, Since: s.opts.Now().Add(-lately), Newest: true, Limit: maxLately})
+		list, _, err := h.events.List(ctx, event.Filter{Type: kind, Since: h.now().Add(-lately), Newest: true, Limit: maxLately})
 		if err != nil {
 			return err
 		}
 		for _, e := range list {
-			device, err := s.registry.Device(ctx, s.db, e.Device)
+			device, err := h.registry.Device(ctx, h.db, e.Device)
 			if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 				return err
 			}
 			if device.State != countersign.DeviceActive {
-				s.hooks.server.Heard(e)
+				h.server.Heard(e)
 			}
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 const (
 	// headerTimeout and readTimeout bound how long a slow client holds a connection
-	// before it has said what it wants. A device on NB-IoT has round trips of up to 6
+	// before its request is there. A device on NB-IoT has round trips of up to 6
 	// s; a request of two segments takes two of them where one is lost. What a slow
 	// client holds meanwhile is bounded by edge's census and by intake.
 	headerTimeout = 30 * time.Second
@@ -47,22 +47,31 @@ type httpDoor struct {
 	listener net.Listener
 }
 
-// serveHTTP adds a door. A nil listener is one that is off; a nil tls is plain HTTP.
-func (s *Server) serveHTTP(name string, l net.Listener, h http.Handler, tlsConfig *tls.Config) {
+// doors are the HTTP listeners with what they share against floods.
+type doors struct {
+	guard   *edge.Guard
+	intake  intake
+	connect time.Duration // bounds a TLS handshake
+	log     *slog.Logger
+	list    []*httpDoor
+}
+
+// serve adds a door. A nil listener is one that is off; a nil tls is plain HTTP.
+func (d *doors) serve(name string, l net.Listener, h http.Handler, tlsConfig *tls.Config) {
 	if l == nil {
 		return
 	}
-	door := s.guard.Listen(name, l, edge.Limits{PreAuth: maxHTTP, PreAuthPerAddress: maxHTTPPerAddress, Handshake: s.cfg.Limits.ConnectTimeout})
+	door := d.guard.Listen(name, l, edge.Limits{PreAuth: maxHTTP, PreAuthPerAddress: maxHTTPPerAddress, Handshake: d.connect})
 	l = door
 	if tlsConfig != nil {
 		tlsConfig.NextProtos = httpProtocols()
 		l = door.TLS(tlsConfig)
 	}
-	s.addHTTP(name, l, s.intake.handler(name, h))
+	d.add(name, l, d.intake.handler(name, h))
 }
 
-func (s *Server) addHTTP(name string, l net.Listener, h http.Handler) {
-	s.http = append(s.http, &httpDoor{listener: l, server: &http.Server{
+func (d *doors) add(name string, l net.Listener, h http.Handler) {
+	d.list = append(d.list, &httpDoor{listener: l, server: &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
@@ -74,7 +83,7 @@ func (s *Server) addHTTP(name string, l net.Listener, h http.Handler) {
 			WriteByteTimeout: readTimeout,
 		},
 		// What net/http logs by itself are handshakes that strangers broke off.
-		ErrorLog: slog.NewLogLogger(s.log.With("listener", name).Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(d.log.With("listener", name).Handler(), slog.LevelDebug),
 	}})
 }
 

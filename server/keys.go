@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
@@ -15,8 +17,8 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/keycheck"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
-	"github.com/countersign-iot/countersign/watermark"
 )
 
 const (
@@ -97,60 +99,71 @@ func (f *keyFaults) err() error {
 		WithNext(strings.Join(next, "; ")).WithCause(cause)
 }
 
-// openKeys opens every key that this node needs, compares it with what the database
+// keyring checks the keys of a node against its database.
+type keyring struct {
+	cfg      config.Config
+	dev      bool // the folder is one for trying out
+	keys     *keystore.Store
+	ca       *ca.CA
+	db       *store.DB
+	registry *registry.Registry
+	log      *slog.Logger
+	now      func() time.Time
+}
+
+// open opens every key that this node needs, compares it with what the database
 // knows of it, and refuses to go on with what is missing or another one. Nothing is
 // ever made in the place of a missing key.
-func (s *Server) openKeys(ctx context.Context) error {
-	faults := &keyFaults{keys: s.keys}
-	s.checkSigners(ctx, faults)
-	sealer, fault := s.keys.OpenSealer(sealURI)
+func (k *keyring) open(ctx context.Context) (*keystore.Sealer, error) {
+	faults := &keyFaults{keys: k.keys}
+	k.checkSigners(ctx, faults)
+	sealer, fault := k.keys.OpenSealer(sealURI)
 	if fault == nil {
-		fits, err := s.sealerFits(ctx, sealer)
+		fits, err := k.fits(ctx, sealer)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		fault = fits
 	}
 	faults.add("sealing key", sealURI, fault)
 	faults.sealer = errors.Is(fault, fs.ErrNotExist) || errors.Is(fault, keycheck.ErrOther)
 	if err := faults.err(); err != nil {
-		return err
+		return nil, err
 	}
-	s.sealer = sealer
-	return s.recordSealer(ctx, sealer)
+	return sealer, k.record(ctx, sealer)
 }
 
 // checkSigners opens the keys of the authorities.
-func (s *Server) checkSigners(ctx context.Context, faults *keyFaults) {
-	for _, a := range s.ca.Authorities() {
+func (k *keyring) checkSigners(ctx context.Context, faults *keyFaults) {
+	for _, a := range k.ca.Authorities() {
 		if a.KeyURI == "" { // registered: its key is not ours
 			continue
 		}
-		err := s.ca.CheckSigner(a.ID)
+		err := k.ca.CheckSigner(a.ID)
 		if a.Kind != countersign.RootAuthority {
 			faults.add("key of the authority "+a.ID, a.KeyURI, err)
 			continue
 		}
-		if s.cfg.OfflineRoot && errors.Is(err, fs.ErrNotExist) {
+		if k.cfg.OfflineRoot && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		faults.add("root key", a.KeyURI, err)
-		wrapped, err := s.keys.Wrapped(a.KeyURI)
+		wrapped, err := k.keys.Wrapped(a.KeyURI)
 		switch {
-		case err != nil || wrapped || s.opts.Dev:
-		case s.cfg.RootPassphrase != "":
-			s.log.WarnContext(ctx, "root key is not encrypted although root_passphrase is set: encrypt it with openssl pkcs8 -topk8", "file", s.keys.Path(a.KeyURI))
+		case err != nil || wrapped || k.dev:
+		case k.cfg.RootPassphrase != "":
+			k.log.WarnContext(ctx, "root key is not encrypted although root_passphrase is set: encrypt it with openssl pkcs8 -topk8", "file", k.keys.Path(a.KeyURI))
 		default:
-			s.log.WarnContext(ctx, "root key is not encrypted: only the mode of its file protects it", "file", s.keys.Path(a.KeyURI))
+			k.log.WarnContext(ctx, "root key is not encrypted: only the mode of its file protects it", "file", k.keys.Path(a.KeyURI))
 		}
 	}
 }
 
-// sealerFits returns why a sealing key is not the one of this database; nil if it is. A
+// fits returns why a sealing key is not the one of this database; nil if it is. A
 // database from before check values were recorded has none: then the key must open
 // what is sealed there.
-func (s *Server) sealerFits(ctx context.Context, sealer *keystore.Sealer) (fault, err error) {
-	recorded, err := keycheck.List(ctx, s.db)
+func (k *keyring) fits(ctx context.Context, sealer *keystore.Sealer) (fault, err error) {
+	recorded, err := keycheck.List(ctx, k.db)
 	if err != nil {
 		return nil, err
 	}
@@ -159,8 +172,8 @@ func (s *Server) sealerFits(ctx context.Context, sealer *keystore.Sealer) (fault
 		return keycheck.Compare(have, recorded), err
 	}
 	for _, opens := range []func() (bool, bool, error){
-		func() (bool, bool, error) { return access.OpensSecrets(ctx, s.db, sealer) },
-		func() (bool, bool, error) { return s.registry.OpensKeys(ctx, sealer) },
+		func() (bool, bool, error) { return access.OpensSecrets(ctx, k.db, sealer) },
+		func() (bool, bool, error) { return k.registry.OpensKeys(ctx, sealer) },
 	} {
 		ok, found, err := opens()
 		if err != nil {
@@ -173,10 +186,10 @@ func (s *Server) sealerFits(ctx context.Context, sealer *keystore.Sealer) (fault
 	return nil, nil
 }
 
-// recordSealer records the check values that are not on record yet. A database that
+// record records the check values that are not on record yet. A database that
 // cannot be written now gets them at the next start.
-func (s *Server) recordSealer(ctx context.Context, sealer *keystore.Sealer) error {
-	recorded, err := keycheck.List(ctx, s.db)
+func (k *keyring) record(ctx context.Context, sealer *keystore.Sealer) error {
+	recorded, err := keycheck.List(ctx, k.db)
 	if err != nil {
 		return err
 	}
@@ -184,70 +197,16 @@ func (s *Server) recordSealer(ctx context.Context, sealer *keystore.Sealer) erro
 	if err != nil || len(recorded) == len(have) {
 		return err
 	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return keycheck.Record(ctx, tx, have, s.opts.Now()) })
+	err = k.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return keycheck.Record(ctx, tx, have, k.now()) })
 	if countersign.CodeOf(err) == countersign.Unavailable {
-		s.log.WarnContext(ctx, "check values of keys not recorded", "error", err)
+		k.log.WarnContext(ctx, "check values of keys not recorded", "error", err)
 		return nil
 	}
 	return err
 }
 
 // exists reports whether a key's file is there.
-func (s *Server) exists(uri string) bool {
-	_, err := os.Stat(s.keys.Path(uri))
+func exists(keys *keystore.Store, uri string) bool {
+	_, err := os.Stat(keys.Path(uri))
 	return err == nil
-}
-
-// ReplaceSealingKey makes a new sealing key for a database whose own one is lost, and
-// returns its file. A key that is there is kept beside it. The server must not run. It
-// returns Conflict where the key fits.
-func ReplaceSealingKey(ctx context.Context, cfg config.Config, opts Options) (path string, err error) {
-	opts.Founding, opts.Dev = nil, false
-	s, err := open(ctx, cfg, opts, func(s *Server) []step {
-		return []step{s.openStore, s.openKeepers, s.found, s.replaceSealer}
-	})
-	if err != nil {
-		return "", err
-	}
-	return s.keys.Path(sealURI), s.Close()
-}
-
-func (s *Server) replaceSealer(ctx context.Context) error {
-	old, err := s.keys.OpenSealer(sealURI)
-	if err == nil {
-		fault, err := s.sealerFits(ctx, old)
-		if err != nil {
-			return err
-		}
-		if fault == nil {
-			return countersign.Errorf(countersign.Conflict, "the sealing key is the one of this database: there is nothing to replace")
-		}
-	}
-	path := s.keys.Path(sealURI)
-	if s.exists(sealURI) {
-		if err := os.Rename(path, path+".replaced-"+s.opts.Now().UTC().Format("20060102T150405Z")); err != nil {
-			return fmt.Errorf("keep the old sealing key: %w", err)
-		}
-	}
-	sealer, err := s.keys.MakeSealer(sealURI)
-	if err != nil {
-		return err
-	}
-	checks, err := keycheck.Of(sealer)
-	if err != nil {
-		return err
-	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := keycheck.Record(ctx, tx, checks, s.opts.Now()); err != nil {
-			return err
-		}
-		return s.events.Append(ctx, tx, countersign.Event{
-			Type: countersign.SealingKeyReplaced, Actor: s.opts.By, Via: "cli", Reason: "the old one was lost: what was sealed with it cannot be opened", Data: map[string]string{"node": s.markNode()},
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("record the new sealing key: %w", err)
-	}
-	// The last state that was seen is authenticated with the old key.
-	return ignoreMissing(os.Rename(s.cfg.Path(watermark.Name), s.cfg.Path(watermark.Name)+".replaced"))
 }

@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/watermark"
 )
@@ -24,81 +28,93 @@ const markEvery = 5 * time.Second
 // ErrRestored means that the database is older than the last state that this node saw.
 var ErrRestored = errors.New("the database is older than what was seen")
 
-// mark is what a node remembers of the database, beside the database.
+// mark keeps what a node remembers of the database, beside the database.
 type mark struct {
+	cfg    config.Config
+	db     *store.DB
+	ca     *ca.CA
+	events *event.Log
+	crls   *ca.Publisher // of a server that runs
+	log    *slog.Logger
+	now    func() time.Time
+
 	key     []byte
 	written watermark.State
 	seen    watermark.Node // this node on record, as far as known
 	note    string         // what was odd about it at the start; empty: nothing
+	// failing is set while the last state cannot be written down.
+	failing atomic.Bool
+	// setBack is what a database lost that was set back while this node ran.
+	setBack atomic.Pointer[string]
 }
 
-// markNode names this node among those that keep a watermark: a process has another
+// node names this node among those that keep a watermark: a process has another
 // name each time.
-func (s *Server) markNode() string {
+func (m *mark) node() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "node"
 	}
-	dir, err := filepath.Abs(s.cfg.Dir)
+	dir, err := filepath.Abs(m.cfg.Dir)
 	if err != nil {
-		dir = s.cfg.Dir
+		dir = m.cfg.Dir
 	}
 	return host + ":" + dir
 }
 
-// dbState reads how far the database has come.
-func (s *Server) dbState(ctx context.Context) (st watermark.State, err error) {
-	for _, a := range s.ca.Authorities() { // roots first
+// state reads how far the database has come.
+func (m *mark) state(ctx context.Context) (st watermark.State, err error) {
+	for _, a := range m.ca.Authorities() { // roots first
 		if a.KeyURI != "" {
 			st.Database = Fingerprint(a.Certificate.Raw)
 			break
 		}
 	}
-	if st.Seq, st.Hash, err = s.events.Head(ctx); err != nil {
+	if st.Seq, st.Hash, err = m.events.Head(ctx); err != nil {
 		return st, err
 	}
-	if st.Lists, err = s.ca.ListNumbers(ctx); err != nil {
+	if st.Lists, err = m.ca.ListNumbers(ctx); err != nil {
 		return st, err
 	}
-	st.At = s.opts.Now()
+	st.At = m.now()
 	return st, nil
 }
 
 // loss compares what was seen with the database.
-func (s *Server) loss(ctx context.Context, seen, now watermark.State) (*watermark.Loss, error) {
-	hash, err := event.HashAt(ctx, s.db, seen.Seq)
+func (m *mark) loss(ctx context.Context, seen, now watermark.State) (*watermark.Loss, error) {
+	hash, err := event.HashAt(ctx, m.db, seen.Seq)
 	if err != nil {
 		return nil, err
 	}
 	return watermark.Compare(seen, now, hash), nil
 }
 
-// openMark refuses a database that is older than the last state that this node saw,
+// open refuses a database that is older than the last state that this node saw,
 // and begins to keep that state.
-func (s *Server) openMark(ctx context.Context) (err error) {
-	if s.mark.key, err = s.sealer.Derive(watermark.Purpose); err != nil {
+func (m *mark) open(ctx context.Context, sealer *keystore.Sealer) (err error) {
+	if m.key, err = sealer.Derive(watermark.Purpose); err != nil {
 		return err
 	}
-	now, err := s.dbState(ctx)
+	now, err := m.state(ctx)
 	if err != nil {
 		return err
 	}
-	seen, err := watermark.Read(s.cfg.Dir, s.mark.key)
+	seen, err := watermark.Read(m.cfg.Dir, m.key)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		if err := s.noMark(ctx); err != nil {
+		if err := m.missing(ctx); err != nil {
 			return err
 		}
 	case err != nil:
-		return countersign.Errorf(countersign.Conflict, "the last state of the database that this node saw, %s, cannot be used: %v", s.cfg.Path(watermark.Name), err).
+		return countersign.Errorf(countersign.Conflict, "the last state of the database that this node saw, %s, cannot be used: %v", m.cfg.Path(watermark.Name), err).
 			WithNext("find out who changed it; to go on without it, move it away")
 	case seen.Database != now.Database:
-		return s.errOtherDatabase()
+		return m.errOtherDatabase()
 	default:
-		l, err := s.loss(ctx, seen, now)
-		if err == nil && l != nil && s.sealAll(ctx) == nil { // what waits for its seal is not lost
-			if now, err = s.dbState(ctx); err == nil {
-				l, err = s.loss(ctx, seen, now)
+		l, err := m.loss(ctx, seen, now)
+		if err == nil && l != nil && sealAll(ctx, m.events) == nil { // what waits for its seal is not lost
+			if now, err = m.state(ctx); err == nil {
+				l, err = m.loss(ctx, seen, now)
 			}
 		}
 		if err != nil {
@@ -110,33 +126,33 @@ func (s *Server) openMark(ctx context.Context) (err error) {
 				WithNext("restore a newer state of the database; if there is none, accept the loss").WithCause(ErrRestored)
 		}
 	}
-	return s.announceMark(ctx, now)
+	return m.announce(ctx, now)
 }
 
-func (s *Server) errOtherDatabase() error {
-	return countersign.Errorf(countersign.Conflict, "this data folder belongs to another database: %s has another root authority", s.cfg.Path(watermark.Name)).
+func (m *mark) errOtherDatabase() error {
+	return countersign.Errorf(countersign.Conflict, "this data folder belongs to another database: %s has another root authority", m.cfg.Path(watermark.Name)).
 		WithNext("name the right data folder and database; if the change is meant, move the file away")
 }
 
-// noMark says so where a node should have a watermark and has none: a folder that was
+// missing notes it where a node should have a watermark and has none: a folder that was
 // restored or moved without it. Nothing can be compared then.
-func (s *Server) noMark(ctx context.Context) error {
-	nodes, err := watermark.Nodes(ctx, s.db)
+func (m *mark) missing(ctx context.Context) error {
+	nodes, err := watermark.Nodes(ctx, m.db)
 	if err != nil {
 		return err
 	}
-	own := slices.ContainsFunc(nodes, s.isThis)
-	if len(nodes) == 0 || !own && s.db.Postgres() { // a new one, or a further node
+	own := slices.ContainsFunc(nodes, m.isThis)
+	if len(nodes) == 0 || !own && m.db.Postgres() { // a new one, or a further node
 		return nil
 	}
-	s.mark.note = "this node kept the last state that it saw, and the file is gone"
+	m.note = "this node kept the last state that it saw, and the file is gone"
 	if !own {
-		s.mark.note = "the database comes from another machine or folder"
+		m.note = "the database comes from another machine or folder"
 	}
-	s.log.WarnContext(ctx, "watermark is missing: nothing shows whether the database is as new as it was", "file", watermark.Name, "why", s.mark.note, "nodes", names(nodes))
-	s.events.Later(countersign.Event{
-		Type: countersign.WatermarkMissing, Actor: countersign.System, Reason: s.mark.note + ": nothing shows whether the database is as new as it was",
-		Data: map[string]string{"node": s.markNode(), "nodes": names(nodes)},
+	m.log.WarnContext(ctx, "watermark is missing: nothing shows whether the database is as new as it was", "file", watermark.Name, "why", m.note, "nodes", names(nodes))
+	m.events.Later(countersign.Event{
+		Type: countersign.WatermarkMissing, Actor: countersign.System, Reason: m.note + ": nothing shows whether the database is as new as it was",
+		Data: map[string]string{"node": m.node(), "nodes": names(nodes)},
 	})
 	return nil
 }
@@ -156,53 +172,53 @@ func names(nodes []watermark.Node) string {
 	return strings.Join(list, ", ")
 }
 
-func (s *Server) isThis(n watermark.Node) bool { return n.Name == s.markNode() }
+func (m *mark) isThis(n watermark.Node) bool { return n.Name == m.node() }
 
-// announceMark writes the watermark and puts on record that there is one. A disk
+// announce writes the watermark and puts on record that there is one. A disk
 // without space keeps the one that is there.
-func (s *Server) announceMark(ctx context.Context, now watermark.State) error {
-	s.writeMark(ctx, now)
-	if s.markFailing.Load() || !s.mark.seen.Due(s.opts.Now()) {
+func (m *mark) announce(ctx context.Context, now watermark.State) error {
+	m.write(ctx, now)
+	if m.failing.Load() || !m.seen.Due(m.now()) {
 		return nil
 	}
-	nodes, err := watermark.Nodes(ctx, s.db)
+	nodes, err := watermark.Nodes(ctx, m.db)
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(nodes, s.isThis); i >= 0 {
-		if s.mark.seen = nodes[i]; !s.mark.seen.Due(s.opts.Now()) {
+	if i := slices.IndexFunc(nodes, m.isThis); i >= 0 {
+		if m.seen = nodes[i]; !m.seen.Due(m.now()) {
 			return nil
 		}
 	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		return watermark.Announce(ctx, tx, s.markNode(), s.opts.Now())
+	err = m.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return watermark.Announce(ctx, tx, m.node(), m.now())
 	})
 	if countersign.CodeOf(err) == countersign.Unavailable {
-		s.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err)
+		m.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err)
 		return nil
 	}
 	if err == nil {
-		s.mark.seen = watermark.Node{Name: s.markNode(), Seen: s.opts.Now()}
+		m.seen = watermark.Node{Name: m.node(), Seen: m.now()}
 	}
 	return err
 }
 
-// writeMark writes a state that is new. It logs a failure once.
-func (s *Server) writeMark(ctx context.Context, now watermark.State) {
-	if now.Equal(s.mark.written) {
+// write writes a state that is new. It logs a failure once.
+func (m *mark) write(ctx context.Context, now watermark.State) {
+	if now.Equal(m.written) {
 		return
 	}
-	err := watermark.Write(s.cfg.Dir, s.mark.key, now)
+	err := watermark.Write(m.cfg.Dir, m.key, now)
 	if err == nil {
-		s.mark.written = now
-	} else if !s.markFailing.Load() {
-		s.log.ErrorContext(ctx, "last state of the database not written down", "file", s.cfg.Path(watermark.Name), "error", err, "retry_in", markEvery)
+		m.written = now
+	} else if !m.failing.Load() {
+		m.log.ErrorContext(ctx, "last state of the database not written down", "file", m.cfg.Path(watermark.Name), "error", err, "retry_in", markEvery)
 	}
-	s.markFailing.Store(err != nil)
+	m.failing.Store(err != nil)
 }
 
-// keepMark writes the watermark at its pace until ctx ends.
-func (s *Server) keepMark(ctx context.Context) error {
+// keep writes the watermark at its pace until ctx ends.
+func (m *mark) keep(ctx context.Context) error {
 	tick := time.NewTicker(markEvery)
 	defer tick.Stop()
 	for {
@@ -210,32 +226,32 @@ func (s *Server) keepMark(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.updateMark(ctx)
+			m.update(ctx)
 		}
 	}
 }
 
-// updateMark writes the present state. While the database cannot be read the old one
+// update writes the present state. While the database cannot be read the old one
 // stays, and so it does where the database was set back under a running node, as by a
 // failover to a standby that was behind: the mark must not follow it, and the next
 // start is refused.
-func (s *Server) updateMark(ctx context.Context) {
-	now, err := s.dbState(ctx)
-	if err == nil && s.mark.written.Seq > 0 {
+func (m *mark) update(ctx context.Context) {
+	now, err := m.state(ctx)
+	if err == nil && m.written.Seq > 0 {
 		var l *watermark.Loss
-		if l, err = s.loss(ctx, s.mark.written, now); l != nil {
-			s.wentBack(ctx, l)
+		if l, err = m.loss(ctx, m.written, now); l != nil {
+			m.wentBack(ctx, l)
 			return
 		}
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			s.log.WarnContext(ctx, "state of the database not read", "error", err, "retry_in", markEvery)
+			m.log.WarnContext(ctx, "state of the database not read", "error", err, "retry_in", markEvery)
 		}
 		return
 	}
-	if err := s.announceMark(ctx, now); err != nil && ctx.Err() == nil {
-		s.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err, "retry_in", markEvery)
+	if err := m.announce(ctx, now); err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "not recorded that this node keeps a watermark", "error", err, "retry_in", markEvery)
 	}
 }
 
@@ -243,94 +259,77 @@ func (s *Server) updateMark(ctx context.Context) {
 // alert, and each CRL is published anew with a number above those that this node saw. A
 // list of before may name certificates that the database takes for good now; the next one
 // does not.
-func (s *Server) wentBack(ctx context.Context, l *watermark.Loss) {
+func (m *mark) wentBack(ctx context.Context, l *watermark.Loss) {
 	text := l.String()
-	if s.setBack.Swap(&text) != nil {
+	if m.setBack.Swap(&text) != nil {
 		return
 	}
-	s.log.ErrorContext(ctx, "the database was set back while this node ran", "lost", text)
+	m.log.ErrorContext(ctx, "the database was set back while this node ran", "lost", text)
 	data := l.Data()
-	data["node"] = s.markNode()
-	s.events.Later(countersign.Event{
+	data["node"] = m.node()
+	m.events.Later(countersign.Event{
 		Type: countersign.DatabaseSetBack, Actor: countersign.System, Reason: "the database was set back while this node ran: " + text, Data: data,
 	})
-	s.ca.KeepNumbersAbove(s.mark.written.Lists)
-	s.crls.AskDue(ctx)
+	m.ca.KeepNumbersAbove(m.written.Lists)
+	m.crls.AskDue(ctx)
 }
 
-// AcceptRestored accepts a database that is older than the last state that this node
-// saw: the numbers of its CRLs are raised above those that were published, the log goes
-// on behind what it lost, and an event says what that is. The server must not run. It
-// returns what is lost, and Conflict where nothing is.
-func AcceptRestored(ctx context.Context, cfg config.Config, opts Options) (lost *watermark.Loss, err error) {
-	opts.Founding, opts.Dev = nil, false
-	s, err := open(ctx, cfg, opts, func(s *Server) []step {
-		return []step{s.openStore, s.openKeepers, s.found, s.openKeys, func(ctx context.Context) (err error) {
-			lost, err = s.acceptRestored(ctx)
-			return err
-		}}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return lost, s.Close()
-}
-
-func (s *Server) acceptRestored(ctx context.Context) (*watermark.Loss, error) {
+// accept accepts a database that is older than the last state that this node saw.
+func (m *mark) accept(ctx context.Context, sealer *keystore.Sealer, by countersign.Actor) (*watermark.Loss, error) {
 	var err error
-	if s.mark.key, err = s.sealer.Derive(watermark.Purpose); err != nil {
+	if m.key, err = sealer.Derive(watermark.Purpose); err != nil {
 		return nil, err
 	}
-	if err := s.sealAll(ctx); err != nil { // what waits for its seal is not lost
+	if err := sealAll(ctx, m.events); err != nil { // what waits for its seal is not lost
 		return nil, err
 	}
-	now, err := s.dbState(ctx)
+	now, err := m.state(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := watermark.Read(s.cfg.Dir, s.mark.key)
+	seen, err := watermark.Read(m.cfg.Dir, m.key)
 	if err != nil {
 		return nil, fmt.Errorf("read the last state that this node saw: %w", err)
 	}
 	if seen.Database != now.Database {
-		return nil, s.errOtherDatabase()
+		return nil, m.errOtherDatabase()
 	}
-	l, err := s.loss(ctx, seen, now)
+	l, err := m.loss(ctx, seen, now)
 	if err != nil {
 		return nil, err
 	}
 	if l == nil {
 		return nil, countersign.Errorf(countersign.Conflict, "the database is not older than the last state that this node saw: there is nothing to accept")
 	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := s.ca.RaiseNumbers(ctx, tx, seen.Lists); err != nil {
+	err = m.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := m.ca.RaiseNumbers(ctx, tx, seen.Lists); err != nil {
 			return err
 		}
 		if l.Events > 0 {
-			if err := s.events.GoOnAfter(ctx, tx, seen.Seq, seen.Hash); err != nil {
+			if err := m.events.GoOnAfter(ctx, tx, seen.Seq, seen.Hash); err != nil {
 				return err
 			}
 		}
-		return s.events.Append(ctx, tx, countersign.Event{
-			Type: countersign.DatabaseRestored, Actor: s.opts.By, Via: "cli", Reason: "an older state of the database was accepted: " + l.String(), Data: l.Data(),
+		return m.events.Append(ctx, tx, countersign.Event{
+			Type: countersign.DatabaseRestored, Actor: by, Via: "cli", Reason: "an older state of the database was accepted: " + l.String(), Data: l.Data(),
 		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("record the restore: %w", err)
 	}
-	if err := s.sealAll(ctx); err != nil { // it is the first behind the gap
+	if err := sealAll(ctx, m.events); err != nil { // it is the first behind the gap
 		return nil, err
 	}
-	if now, err = s.dbState(ctx); err != nil {
+	if now, err = m.state(ctx); err != nil {
 		return nil, err
 	}
-	return l, watermark.Write(s.cfg.Dir, s.mark.key, now)
+	return l, watermark.Write(m.cfg.Dir, m.key, now)
 }
 
 // sealAll seals every event.
-func (s *Server) sealAll(ctx context.Context) error {
+func sealAll(ctx context.Context, l *event.Log) error {
 	for {
-		n, err := s.events.Seal(ctx)
+		n, err := l.Seal(ctx)
 		if err != nil || n == 0 {
 			return err
 		}

@@ -29,7 +29,7 @@ func (s *Server) Reload(ctx context.Context, cfg config.Config) (applied, restar
 			restart = append(restart, name)
 		}
 	}
-	if err := s.loadWeakKeys(cfg.WeakKeys); err != nil {
+	if err := loadWeakKeys(s.ca, cfg.WeakKeys); err != nil {
 		return nil, nil, err
 	}
 	applied = append(applied, "weak_keys")

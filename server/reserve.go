@@ -2,49 +2,59 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// reserveChanged takes the state of the reserve from the database. It must not block:
+// reserves records when the space that only revocations may use is used.
+type reserves struct {
+	db      *store.DB
+	events  *event.Log
+	log     *slog.Logger
+	changes chan store.Reserve
+}
+
+// changed takes the state of the reserve from the database. It must not block:
 // only the latest state matters.
-func (s *Server) reserveChanged(r store.Reserve) {
+func (r *reserves) changed(now store.Reserve) {
 	for {
 		select {
-		case s.reserve <- r:
+		case r.changes <- now:
 			return
 		default:
 		}
 		select {
-		case <-s.reserve:
+		case <-r.changes:
 		default:
 		}
 	}
 }
 
-// watchReserve puts on record when the reserve of the database is used and when it is
+// watch puts on record when the reserve of the database is used and when it is
 // whole again. The event may use the reserve itself: an alert must not wait for the
 // space that it is about.
-func (s *Server) watchReserve(ctx context.Context) error {
+func (r *reserves) watch(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case r := <-s.reserve:
+		case now := <-r.changes:
 			e := countersign.Event{
 				Type: countersign.ReserveUsed, Actor: countersign.System, Reason: "the database has no space left: only revocations and suspensions are recorded, from the reserve",
-				Data: map[string]string{"node": s.events.Node, "size": strconv.FormatInt(r.Size, 10), "left": strconv.FormatInt(r.Left, 10)},
+				Data: map[string]string{"node": r.events.Node, "size": strconv.FormatInt(now.Size, 10), "left": strconv.FormatInt(now.Left, 10)},
 			}
-			if !r.InUse {
+			if !now.InUse {
 				e.Type, e.Reason = countersign.ReserveRefilled, "the database has space again"
 			}
-			err := s.db.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error { return s.events.Append(ctx, tx, e) })
+			err := r.db.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error { return r.events.Append(ctx, tx, e) })
 			if err != nil && ctx.Err() == nil {
-				s.log.ErrorContext(ctx, "use of the reserve not recorded", "in_use", r.InUse, "error", err)
+				r.log.ErrorContext(ctx, "use of the reserve not recorded", "in_use", now.InUse, "error", err)
 			}
 		}
 	}

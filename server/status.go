@@ -2,9 +2,9 @@ package server
 
 import (
 	"net"
+	"net/http"
 
 	"github.com/countersign-iot/countersign/edge"
-	"github.com/countersign-iot/countersign/status"
 )
 
 const (
@@ -23,14 +23,14 @@ const (
 // serveStatus adds the listener where relying parties ask, by plain HTTP and without
 // any evidence. It has its own limits in place of the intake, so that downloads do not
 // count against enrollment: a request holds 20 KiB at most, and lists are shared.
-func (s *Server) serveStatus() {
-	if s.listeners.status == nil {
+func (d *doors) serveStatus(listener net.Listener, h http.Handler) {
+	if listener == nil {
 		return
 	}
-	l := s.guard.Listen("status", sparing{s.listeners.status}, edge.Limits{
-		PreAuth: maxStatus, PreAuthPerAddress: maxStatusPerAddress, Handshake: s.cfg.Limits.ConnectTimeout,
+	l := d.guard.Listen("status", sparing{listener}, edge.Limits{
+		PreAuth: maxStatus, PreAuthPerAddress: maxStatusPerAddress, Handshake: d.connect,
 	})
-	s.addHTTP("status", l, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now})
+	d.add("status", l, h)
 }
 
 // sparing is a listener whose sockets have small buffers for what is to be sent.

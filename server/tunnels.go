@@ -21,7 +21,7 @@ func (s *Server) openTunnels(context.Context) error {
 				Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
 				PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
 			},
-			Guard: s.guard, Log: s.log, Now: s.opts.Now,
+			Guard: s.doors.guard, Log: s.log, Now: s.opts.Now,
 		})
 	}
 	return nil

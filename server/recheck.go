@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/policies"
 )
 
@@ -28,6 +31,11 @@ const (
 // rechecks are what changed, of which the sessions are yet to be compared with the record.
 // They are as many as there are fleets and authorities at the most.
 type rechecks struct {
+	access *access.Decider
+	ca     *ca.CA
+	index  *edge.Index
+	hooks  *hooks
+	log    *slog.Logger
 	sample *policies.Sample
 	pace   *rate.Limiter
 
@@ -51,38 +59,37 @@ func (w scope) of(sessions []countersign.Session) []countersign.Session {
 	})
 }
 
-// openPolicies sets up what says what a session may do, and hears of its changes.
+// openPolicies sets up what decides what a session may do, and the checks of live sessions
+// after a change of it.
 func (s *Server) openPolicies(context.Context) error {
 	s.desk.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
-	s.rechecks = rechecks{
-		sample: s.desk.Sample, pace: rate.NewLimiter(recheckRate, recheckRate),
-		due: map[scope]bool{}, wake: make(chan struct{}, 1),
-	}
-	s.events.Subscribe(s.heardPolicy)
-	s.events.Reconcile = s.reconcile
-	s.index.Stale = func(live countersign.Session) { s.recheckSoon(scope{fleet: live.Fleet}) }
+	r := &s.rechecks
+	r.access, r.ca, r.index, r.hooks, r.log, r.sample = s.desk.Access, s.ca, s.index, &s.hooks, s.log, s.desk.Sample
+	r.pace, r.due, r.wake = rate.NewLimiter(recheckRate, recheckRate), map[scope]bool{}, make(chan struct{}, 1)
+	s.events.Subscribe(r.noticed)
+	s.events.Reconcile = r.reconcile
+	s.index.Stale = func(live countersign.Session) { r.soon(scope{fleet: live.Fleet}) }
 	return nil
 }
 
-// heardPolicy notes which fleets' sessions have to be compared with the record,
+// noticed notes which fleets' sessions have to be compared with the record,
 // because of what happened here or on another node.
-func (s *Server) heardPolicy(e countersign.Event) {
+func (r *rechecks) noticed(e countersign.Event) {
 	if e.Type == countersign.PolicyApplied {
-		s.desk.Access.Policies.Forget(e.Fleet)
+		r.access.Policies.Forget(e.Fleet)
 	}
 	switch e.Type.Kind().Recheck {
 	case countersign.RecheckFleet:
-		s.index.Changed(e.Fleet)
-		s.recheckSoon(scope{fleet: e.Fleet})
+		r.index.Changed(e.Fleet)
+		r.soon(scope{fleet: e.Fleet})
 	case countersign.RecheckAll:
-		s.index.Changed()
-		s.recheckSoon(scope{authority: e.Cert.Authority()})
+		r.index.Changed()
+		r.soon(scope{authority: e.Cert.Authority()})
 	}
 }
 
-// recheckSoon has sessions compared with the record.
-func (s *Server) recheckSoon(w scope) {
-	r := &s.rechecks
+// soon has sessions compared with the record.
+func (r *rechecks) soon(w scope) {
 	r.mu.Lock()
 	r.due[w] = true
 	r.mu.Unlock()
@@ -92,41 +99,41 @@ func (s *Server) recheckSoon(w scope) {
 	}
 }
 
-// runPolicies writes the sample of decisions behind, and holds live sessions
+// run writes the sample of decisions behind, and holds live sessions
 // against the policies that are applied.
-func (s *Server) runPolicies(ctx context.Context) error {
+func (r *rechecks) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { _ = s.rechecks.sample.Run(ctx) }) // it ends with ctx, without an error
+	wg.Go(func() { _ = r.sample.Run(ctx) }) // it ends with ctx, without an error
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.rechecks.wake:
+		case <-r.wake:
 		}
-		s.rechecks.mu.Lock()
-		due := s.rechecks.due
-		s.rechecks.due = map[scope]bool{}
-		s.rechecks.mu.Unlock()
+		r.mu.Lock()
+		due := r.due
+		r.due = map[scope]bool{}
+		r.mu.Unlock()
 		for w := range due {
-			wg.Go(func() { s.recheck(ctx, w) })
+			wg.Go(func() { r.recheck(ctx, w) })
 		}
 	}
 }
 
 // recheck ends the sessions that the record no longer supports. It does not return before
 // it could compare them.
-func (s *Server) recheck(ctx context.Context, w scope) {
+func (r *rechecks) recheck(ctx context.Context, w scope) {
 	for {
-		n, err := s.compare(ctx, w)
+		n, err := r.compare(ctx, w)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			s.log.InfoContext(ctx, "sessions compared with the record", "fleet", w.fleet, "authority", w.authority, "ended", n)
+			r.log.InfoContext(ctx, "sessions compared with the record", "fleet", w.fleet, "authority", w.authority, "ended", n)
 			return
 		}
-		s.log.ErrorContext(ctx, "sessions not compared with the record", "fleet", w.fleet, "authority", w.authority, "error", err, "retry_in", recheckRetry)
+		r.log.ErrorContext(ctx, "sessions not compared with the record", "fleet", w.fleet, "authority", w.authority, "error", err, "retry_in", recheckRetry)
 		select {
 		case <-ctx.Done():
 			return
@@ -137,18 +144,18 @@ func (s *Server) recheck(ctx context.Context, w scope) {
 
 // compare ends at once the sessions that may not come back, and those of which the policy
 // takes something no more in a second than can come back.
-func (s *Server) compare(ctx context.Context, w scope) (ended int, err error) {
-	lost, err := s.desk.Access.Recheck(ctx, w.of(s.sessions()))
+func (r *rechecks) compare(ctx context.Context, w scope) (ended int, err error) {
+	lost, err := r.access.Recheck(ctx, w.of(r.sessions()))
 	if err != nil {
 		return 0, err
 	}
 	for done, paced := split(lost); ; {
-		ended += s.endLost(done)
+		ended += r.end(done)
 		if len(paced) == 0 {
 			return ended, nil
 		}
 		n := min(len(paced), recheckStep)
-		if err := s.rechecks.pace.WaitN(ctx, n); err != nil {
+		if err := r.pace.WaitN(ctx, n); err != nil {
 			return ended, err
 		}
 		done, paced = paced[:n], paced[n:]
@@ -156,10 +163,10 @@ func (s *Server) compare(ctx context.Context, w scope) (ended int, err error) {
 }
 
 // sessions are the live ones of this node, and those at brokers of others that it knows.
-func (s *Server) sessions() []countersign.Session {
-	list := s.index.Sessions()
-	if s.hooks.server != nil {
-		list = append(list, s.hooks.server.Sessions()...)
+func (r *rechecks) sessions() []countersign.Session {
+	list := r.index.Sessions()
+	if r.hooks.server != nil {
+		list = append(list, r.hooks.server.Sessions()...)
 	}
 	return list
 }
@@ -176,14 +183,14 @@ func split(lost []access.Lost) (now, paced []access.Lost) {
 	return now, paced
 }
 
-func (s *Server) endLost(lost []access.Lost) int {
+func (r *rechecks) end(lost []access.Lost) int {
 	reasons := make(map[string]string, len(lost))
 	for _, l := range lost {
 		reasons[l.Session.ID] = l.Reason
 	}
-	n := s.index.EndEach(reasons)
-	if s.hooks.server != nil {
-		n += s.hooks.server.End(reasons)
+	n := r.index.EndEach(reasons)
+	if r.hooks.server != nil {
+		n += r.hooks.server.End(reasons)
 	}
 	return n
 }
@@ -192,24 +199,24 @@ func (s *Server) endLost(lost []access.Lost) int {
 // been missed. Sessions whose own device, certificate or credential is good no more end
 // at once; those that many may share a reason with end at the pace of a changed policy.
 // Connections that are being decided are compared once they are in.
-func (s *Server) reconcile(ctx context.Context, why string) error {
-	s.index.Changed()
-	s.index.Reschedule()
-	s.desk.Access.Policies.ForgetAll()
-	if s.hooks.server != nil {
-		s.hooks.server.Doubt()
+func (r *rechecks) reconcile(ctx context.Context, why string) error {
+	r.index.Changed()
+	r.index.Reschedule()
+	r.access.Policies.ForgetAll()
+	if r.hooks.server != nil {
+		r.hooks.server.Doubt()
 	}
-	if err := s.ca.Reload(ctx); err != nil {
+	if err := r.ca.Reload(ctx); err != nil {
 		return err
 	}
-	lost, err := s.desk.Access.Recheck(ctx, s.sessions())
+	lost, err := r.access.Recheck(ctx, r.sessions())
 	if err != nil {
 		return err
 	}
 	now, paced := split(lost)
 	for _, l := range paced {
-		s.recheckSoon(scope{fleet: l.Session.Fleet})
+		r.soon(scope{fleet: l.Session.Fleet})
 	}
-	s.log.InfoContext(ctx, "sessions compared with the record", "because", why, "ended", s.endLost(now), "lost", len(lost))
+	r.log.InfoContext(ctx, "sessions compared with the record", "because", why, "ended", r.end(now), "lost", len(lost))
 	return nil
 }

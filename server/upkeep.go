@@ -1,0 +1,117 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/weakkey"
+)
+
+// upkeep is what a server does for itself while it runs.
+type upkeep struct {
+	identity *identity
+	ca       *ca.CA
+	events   *event.Log
+	tokens   *access.Tokens
+	db       *store.DB
+	log      *slog.Logger
+	now      func() time.Time
+}
+
+func (s *Server) upkeep() *upkeep {
+	return &upkeep{identity: s.identity, ca: s.ca, events: s.events, tokens: s.desk.Access.Tokens, db: s.db, log: s.log, now: s.opts.Now}
+}
+
+// identityRetry is the pause between attempts to get a certificate where there is none.
+const identityRetry = 5 * time.Second
+
+// awaitIdentity gets the server its certificate where the start could not.
+func (u *upkeep) awaitIdentity(ctx context.Context) error {
+	for u.identity.current.Load() == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(identityRetry):
+		}
+		if err := u.identity.renew(ctx); err != nil && ctx.Err() == nil {
+			u.log.ErrorContext(ctx, "no server certificate: the TLS listeners refuse handshakes", "error", err, "retry_in", identityRetry)
+		}
+	}
+	return nil
+}
+
+// upkeepEvery is how often the server maintains itself.
+const upkeepEvery = 10 * time.Minute
+
+// run renews the server's certificate and voids the serials of dead nodes.
+func (u *upkeep) run(ctx context.Context) error {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if u.identity.due() {
+			if err := u.identity.renew(ctx); err != nil {
+				u.log.ErrorContext(ctx, "server certificate not renewed", "error", err)
+			}
+		}
+		if err := voidSerials(ctx, u.ca, u.events, false); err != nil {
+			u.log.ErrorContext(ctx, "serials not voided", "error", err)
+		}
+		if err := (&access.BrokerSessions{DB: u.db, Now: u.now}).Prune(ctx); err != nil {
+			u.log.ErrorContext(ctx, "could not forget old sessions at brokers", "error", err)
+		}
+		if err := u.tokens.Prune(ctx); err != nil {
+			u.log.ErrorContext(ctx, "old access tokens not forgotten", "error", err)
+		}
+	}
+}
+
+func voidSerials(ctx context.Context, c *ca.CA, events *event.Log, all bool) error {
+	voided, err := c.VoidSerials(ctx, all)
+	if voided > 0 {
+		events.Later(countersign.Event{
+			Type: countersign.SerialsVoided, Actor: countersign.System, Reason: "an earlier process ended without spending them",
+			Data: map[string]string{"count": strconv.Itoa(voided)},
+		})
+	}
+	return err
+}
+
+// loadWeakKeys reads the lists of weak keys and puts them in force, all or none.
+func loadWeakKeys(c *ca.CA, paths []string) error {
+	list, err := readWeakKeys(paths)
+	if err != nil {
+		return err
+	}
+	c.WeakKeys.Replace(list)
+	return nil
+}
+
+// readWeakKeys reads the lists of keys that are known to be weak.
+func readWeakKeys(paths []string) (*weakkey.Blocklist, error) {
+	list := &weakkey.Blocklist{}
+	for _, path := range paths {
+		f, err := os.Open(path) //nolint:gosec // the operator names it
+		if err == nil {
+			err = errors.Join(list.Read(f), f.Close())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read weak_keys %s: %w", path, err)
+		}
+	}
+	return list, nil
+}
