@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"iter"
-	"net/http"
 
 	"github.com/countersign-iot/countersign/api"
 )
@@ -11,7 +10,7 @@ import (
 // CreateAccessToken makes a token with which a web application connects to the
 // devices named. The answer is the only one that holds its text.
 func (a *Admin) CreateAccessToken(ctx context.Context, t api.NewAccessToken) (*api.IssuedAccessToken, error) {
-	return call[api.IssuedAccessToken](ctx, a, http.MethodPost, "/access-tokens", t)
+	return post[api.IssuedAccessToken](ctx, a, "/access-tokens", t)
 }
 
 // AccessTokens lists the access tokens that are good now.
@@ -21,11 +20,11 @@ func (a *Admin) AccessTokens(ctx context.Context) iter.Seq2[api.AccessToken, err
 
 // RevokeAccessToken ends an access token and its sessions at once.
 func (a *Admin) RevokeAccessToken(ctx context.Context, id string) (*api.AccessToken, error) {
-	return call[api.AccessToken](ctx, a, http.MethodPost, "/access-tokens/"+segment(id)+"/revoke", nil)
+	return post[api.AccessToken](ctx, a, "/access-tokens/"+segment(id)+"/revoke", nil)
 }
 
 // Introduce introduces two devices to each other; they may be of two fleets. Each
 // needs the signed form.
 func (a *Admin) Introduce(ctx context.Context, i api.NewIntroduction) (*api.SignedIntroduction, error) {
-	return call[api.SignedIntroduction](ctx, a, http.MethodPost, "/introductions", i)
+	return post[api.SignedIntroduction](ctx, a, "/introductions", i)
 }

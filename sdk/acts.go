@@ -12,12 +12,12 @@ import (
 
 // Device gets one device.
 func (a *Admin) Device(ctx context.Context, id string) (*api.Device, error) {
-	return call[api.Device](ctx, a, http.MethodGet, devicePath(id, ""), nil)
+	return get[api.Device](ctx, a, devicePath(id, ""))
 }
 
 // CreateDevice registers a device before it enrolls.
 func (a *Admin) CreateDevice(ctx context.Context, d api.NewDevice) (*api.Device, error) {
-	return call[api.Device](ctx, a, http.MethodPost, "/devices", d)
+	return post[api.Device](ctx, a, "/devices", d)
 }
 
 // EditDevice changes owner, purpose, tags or fleet of a device.
@@ -27,17 +27,17 @@ func (a *Admin) EditDevice(ctx context.Context, id string, e api.EditDevice) (*a
 
 // Disconnect ends the live sessions of a device on every node. It may come back.
 func (a *Admin) Disconnect(ctx context.Context, id string, act api.Act) (*api.Disconnected, error) {
-	return call[api.Disconnected](ctx, a, http.MethodPost, devicePath(id, "/disconnect"), act)
+	return post[api.Disconnected](ctx, a, devicePath(id, "/disconnect"), act)
 }
 
 // Purge drops what the node that answers stores for a device. Live sessions go on.
 func (a *Admin) Purge(ctx context.Context, id string, p api.Purge) (*api.Purged, error) {
-	return call[api.Purged](ctx, a, http.MethodPost, devicePath(id, "/purge"), p)
+	return post[api.Purged](ctx, a, devicePath(id, "/purge"), p)
 }
 
 // DisconnectSession ends one live session, on whichever node it is.
 func (a *Admin) DisconnectSession(ctx context.Context, session string, act api.Act) (*api.Disconnected, error) {
-	return call[api.Disconnected](ctx, a, http.MethodPost, "/sessions/"+segment(session)+"/disconnect", act)
+	return post[api.Disconnected](ctx, a, "/sessions/"+segment(session)+"/disconnect", act)
 }
 
 // PatchRules changes some of a fleet's rules: change is a JSON merge patch (RFC 7396)
@@ -52,37 +52,37 @@ func (a *Admin) PatchRules(ctx context.Context, fleet string, change json.RawMes
 
 // RetryHold has the node record the act of one of its emergency holds now.
 func (a *Admin) RetryHold(ctx context.Context, id string) (*api.Hold, error) {
-	return call[api.Hold](ctx, a, http.MethodPost, "/holds/"+segment(id)+"/retry", nil)
+	return post[api.Hold](ctx, a, "/holds/"+segment(id)+"/retry", nil)
 }
 
 // DropHold ends one of the node's emergency holds without recording its act.
 func (a *Admin) DropHold(ctx context.Context, id string) (*api.Hold, error) {
-	return call[api.Hold](ctx, a, http.MethodPost, "/holds/"+segment(id)+"/drop", nil)
+	return post[api.Hold](ctx, a, "/holds/"+segment(id)+"/drop", nil)
 }
 
 // Suspend puts a device's identity on hold and cuts its sessions.
 func (a *Admin) Suspend(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
-	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/suspend"), act)
+	return post[api.Cut](ctx, a, devicePath(id, "/suspend"), act)
 }
 
 // Reactivate ends a suspension.
 func (a *Admin) Reactivate(ctx context.Context, id string, act api.Act) (*api.Device, error) {
-	return call[api.Device](ctx, a, http.MethodPost, devicePath(id, "/reactivate"), act)
+	return post[api.Device](ctx, a, devicePath(id, "/reactivate"), act)
 }
 
 // Revoke takes all certificates of a device away for good and cuts its sessions.
 func (a *Admin) Revoke(ctx context.Context, id string, r api.Revoke) (*api.Cut, error) {
-	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/revoke"), r)
+	return post[api.Cut](ctx, a, devicePath(id, "/revoke"), r)
 }
 
 // Retire ends a device's life: as Revoke, and its id stays taken.
 func (a *Admin) Retire(ctx context.Context, id string, act api.Act) (*api.Cut, error) {
-	return call[api.Cut](ctx, a, http.MethodPost, devicePath(id, "/retire"), act)
+	return post[api.Cut](ctx, a, devicePath(id, "/retire"), act)
 }
 
 // Block refuses an address or a network for a time.
 func (a *Admin) Block(ctx context.Context, b api.NewBlock) (*api.Block, error) {
-	return call[api.Block](ctx, a, http.MethodPost, "/blocks", b)
+	return post[api.Block](ctx, a, "/blocks", b)
 }
 
 // Unblock ends the block of a network, or of an address, at once.
@@ -95,7 +95,7 @@ func devicePath(id, act string) string { return "/devices/" + segment(id) + act 
 // Certificate gets one certificate with its PEM. name is its serial number, or its issuer,
 // a slash and its serial number where several issuers gave that one.
 func (a *Admin) Certificate(ctx context.Context, name string) (*api.Certificate, error) {
-	return call[api.Certificate](ctx, a, http.MethodGet, certificatePath(name, ""), nil)
+	return get[api.Certificate](ctx, a, certificatePath(name, ""))
 }
 
 // certificatePath is the path of an act on a certificate; see Certificate.
@@ -111,17 +111,17 @@ func certificatePath(name, act string) string {
 // RevokeCertificate takes one certificate away for good and cuts the sessions
 // that rest on it. It is named as for Certificate.
 func (a *Admin) RevokeCertificate(ctx context.Context, name string, r api.Revoke) (*api.Cut, error) {
-	return call[api.Cut](ctx, a, http.MethodPost, certificatePath(name, "/revoke"), r)
+	return post[api.Cut](ctx, a, certificatePath(name, "/revoke"), r)
 }
 
 // Authority gets one authority.
 func (a *Admin) Authority(ctx context.Context, id string) (*api.Authority, error) {
-	return call[api.Authority](ctx, a, http.MethodGet, "/authorities/"+segment(id), nil)
+	return get[api.Authority](ctx, a, "/authorities/"+segment(id))
 }
 
 // Fleet gets one fleet.
 func (a *Admin) Fleet(ctx context.Context, name string) (*api.Fleet, error) {
-	return call[api.Fleet](ctx, a, http.MethodGet, "/fleets/"+segment(name), nil)
+	return get[api.Fleet](ctx, a, "/fleets/"+segment(name))
 }
 
 // PutFleet creates or changes a fleet.
@@ -131,7 +131,7 @@ func (a *Admin) PutFleet(ctx context.Context, name string, f api.PutFleet) (*api
 
 // Profile gets one profile.
 func (a *Admin) Profile(ctx context.Context, name string) (*api.Profile, error) {
-	return call[api.Profile](ctx, a, http.MethodGet, "/profiles/"+segment(name), nil)
+	return get[api.Profile](ctx, a, "/profiles/"+segment(name))
 }
 
 // PutProfile creates or replaces a profile. The server lints a sample first.
@@ -142,30 +142,30 @@ func (a *Admin) PutProfile(ctx context.Context, p api.Profile) (*api.Profile, er
 // CreateOperatorToken makes an operator token. The answer is the only one that
 // holds its secret.
 func (a *Admin) CreateOperatorToken(ctx context.Context, t api.NewOperatorToken) (*api.IssuedOperatorToken, error) {
-	return call[api.IssuedOperatorToken](ctx, a, http.MethodPost, "/operator-tokens", t)
+	return post[api.IssuedOperatorToken](ctx, a, "/operator-tokens", t)
 }
 
 // RevokeOperatorToken ends an operator token at once.
 func (a *Admin) RevokeOperatorToken(ctx context.Context, id string) (*api.OperatorToken, error) {
-	return call[api.OperatorToken](ctx, a, http.MethodPost, "/operator-tokens/"+segment(id)+"/revoke", nil)
+	return post[api.OperatorToken](ctx, a, "/operator-tokens/"+segment(id)+"/revoke", nil)
 }
 
 // VerifyLog checks the hash chain of the whole log.
 func (a *Admin) VerifyLog(ctx context.Context) (*api.Verification, error) {
-	return call[api.Verification](ctx, a, http.MethodPost, "/audit/verify", nil)
+	return post[api.Verification](ctx, a, "/audit/verify", nil)
 }
 
 // Health asks whether the server does its work.
 func (a *Admin) Health(ctx context.Context) (*api.Health, error) {
-	return call[api.Health](ctx, a, http.MethodGet, "/health", nil)
+	return get[api.Health](ctx, a, "/health")
 }
 
 // Version asks what runs.
 func (a *Admin) Version(ctx context.Context) (*api.Version, error) {
-	return call[api.Version](ctx, a, http.MethodGet, "/version", nil)
+	return get[api.Version](ctx, a, "/version")
 }
 
 // Doctor has the server check itself.
 func (a *Admin) Doctor(ctx context.Context) (*api.Doctor, error) {
-	return call[api.Doctor](ctx, a, http.MethodGet, "/doctor", nil)
+	return get[api.Doctor](ctx, a, "/doctor")
 }

@@ -22,8 +22,10 @@ import (
 // maxAnswer bounds one answer: a full page of certificates is under 2 MiB.
 const maxAnswer = 16 << 20
 
-// Admin is a management client. Make one with Local or Remote. Its methods may be
-// called from any goroutine. An error that the server answered is an *Error; one
+// Admin is a management client. Make one with Local or Remote. It has one method for
+// each request of the API and nothing else, so that it is as large as the API is: a
+// method sends its request and returns the answer. Its methods may be called from any
+// goroutine. An error that the server answered is an *Error; one
 // that kept the request from being answered is an *Unreachable.
 type Admin struct {
 	// HTTP does the requests. A time limit comes with each call's context.
@@ -37,7 +39,7 @@ type Admin struct {
 	PageSize int
 }
 
-// Local is the client of the server whose Unix socket is at path. Whoever may
+// Local returns the client of the server whose Unix socket is at path. A user that may
 // open the socket is an admin.
 func Local(path string) *Admin {
 	var d net.Dialer
@@ -51,8 +53,8 @@ func Local(path string) *Admin {
 	}
 }
 
-// Remote is the client of the server at baseURL for the operator with token.
-// client says how to reach it and which roots to trust; nil is Go's defaults.
+// Remote returns the client of the server at baseURL for the operator with token.
+// client has the way to reach it and the roots to trust; nil is Go's defaults.
 func Remote(baseURL, token string, client *http.Client) *Admin {
 	if client == nil {
 		client = &http.Client{}
@@ -68,7 +70,7 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Detail }
 
-// Unwrap gives the refusal as the server's own code would see it.
+// Unwrap returns the refusal as the server's own code would see it.
 func (e *Error) Unwrap() error {
 	return &countersign.Error{
 		Code: countersign.Code(e.Code), Message: e.Detail, Next: e.Next, RetryAfter: time.Duration(e.RetryAfter) * time.Second,
@@ -83,7 +85,7 @@ type Unreachable struct {
 
 func (e *Unreachable) Error() string { return "couldn't reach the server: " + e.Err.Error() }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Unreachable) Unwrap() error { return e.Err }
 
 // call sends one request and reads the answer into a Res. body nil sends none.
@@ -102,6 +104,16 @@ func call[Res any](ctx context.Context, a *Admin, method, path string, body any)
 	}
 	defer func() { _ = res.Body.Close() }()
 	return decode[Res](res)
+}
+
+// get reads one thing.
+func get[Res any](ctx context.Context, a *Admin, path string) (*Res, error) {
+	return call[Res](ctx, a, http.MethodGet, path, nil)
+}
+
+// post makes something, or acts on it. body nil sends none.
+func post[Res any](ctx context.Context, a *Admin, path string, body any) (*Res, error) {
+	return call[Res](ctx, a, http.MethodPost, path, body)
 }
 
 // segment returns s as one segment of a path. Dots are escaped where the whole
@@ -160,7 +172,7 @@ func decode[Res any](res *http.Response) (*Res, error) {
 }
 
 // refused reports whether the answer is a problem. A 202 is one: what was asked
-// for waits for somebody's approval.
+// for waits for an operator's approval.
 func refused(res *http.Response) bool {
 	return res.StatusCode/100 != 2 || res.Header.Get("Content-Type") == api.ProblemType
 }
@@ -172,7 +184,7 @@ func problemOf(res *http.Response, body []byte) *Error {
 	if err := json.Unmarshal(body, &e.Problem); err != nil || e.Code == "" {
 		e.Problem = api.Problem{
 			Title:  http.StatusText(res.StatusCode),
-			Detail: fmt.Sprintf("the server answered %d without saying why", res.StatusCode),
+			Detail: fmt.Sprintf("the server answered %d without a reason", res.StatusCode),
 			Code:   string(codeOfStatus(res.StatusCode)),
 		}
 	}

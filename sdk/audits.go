@@ -15,17 +15,17 @@ const LatestAudit = "latest"
 // StartAudit starts an audit, of all checks where none is named. It answers at
 // once; ask Audit how far it is.
 func (a *Admin) StartAudit(ctx context.Context, n api.NewAudit) (*api.AuditRun, error) {
-	return call[api.AuditRun](ctx, a, http.MethodPost, "/audit/runs", n)
+	return post[api.AuditRun](ctx, a, "/audit/runs", n)
 }
 
 // Audit gets one audit and how far it is.
 func (a *Admin) Audit(ctx context.Context, id string) (*api.AuditRun, error) {
-	return call[api.AuditRun](ctx, a, http.MethodGet, auditPath(id, ""), nil)
+	return get[api.AuditRun](ctx, a, auditPath(id, ""))
 }
 
 // CancelAudit ends an audit early.
 func (a *Admin) CancelAudit(ctx context.Context, id string) (*api.AuditRun, error) {
-	return call[api.AuditRun](ctx, a, http.MethodPost, auditPath(id, "/cancel"), nil)
+	return post[api.AuditRun](ctx, a, auditPath(id, "/cancel"), nil)
 }
 
 // Audits lists audits, newest first.
@@ -45,7 +45,7 @@ func (a *Admin) AuditFindings(ctx context.Context, id string, f api.AuditFinding
 
 // AuditTrend compares the last audits by check; runs 0 is all that are kept.
 func (a *Admin) AuditTrend(ctx context.Context, runs int) (*api.Page[api.AuditTrend], error) {
-	return call[api.Page[api.AuditTrend]](ctx, a, http.MethodGet, "/audit/trend?runs="+strconv.Itoa(runs), nil)
+	return get[api.Page[api.AuditTrend]](ctx, a, "/audit/trend?runs="+strconv.Itoa(runs))
 }
 
 // AuditSuppressions lists what is left alone on purpose.
@@ -55,7 +55,7 @@ func (a *Admin) AuditSuppressions(ctx context.Context) iter.Seq2[api.AuditSuppre
 
 // Suppress leaves findings alone for a time.
 func (a *Admin) Suppress(ctx context.Context, n api.NewAuditSuppression) (*api.AuditSuppression, error) {
-	return call[api.AuditSuppression](ctx, a, http.MethodPost, "/audit/suppressions", n)
+	return post[api.AuditSuppression](ctx, a, "/audit/suppressions", n)
 }
 
 // Unsuppress ends a suppression at once.

@@ -17,72 +17,72 @@ import (
 // CreateToken makes an enrollment token. The answer is the only one that holds
 // its secret, as with everything that is made here.
 func (a *Admin) CreateToken(ctx context.Context, t api.NewToken) (*api.IssuedToken, error) {
-	return call[api.IssuedToken](ctx, a, http.MethodPost, "/tokens", t)
+	return post[api.IssuedToken](ctx, a, "/tokens", t)
 }
 
 // CreateTokens makes a token for each of up to api.MaxBulk devices: all, or none.
 func (a *Admin) CreateTokens(ctx context.Context, t api.NewTokens) (*api.IssuedTokens, error) {
-	return call[api.IssuedTokens](ctx, a, http.MethodPost, "/tokens/bulk", t)
+	return post[api.IssuedTokens](ctx, a, "/tokens/bulk", t)
 }
 
 // CreateClaim issues a claim certificate.
 func (a *Admin) CreateClaim(ctx context.Context, c api.NewClaim) (*api.IssuedClaim, error) {
-	return call[api.IssuedClaim](ctx, a, http.MethodPost, "/claims", c)
+	return post[api.IssuedClaim](ctx, a, "/claims", c)
 }
 
 // CreateKey registers the symmetric key of one device.
 func (a *Admin) CreateKey(ctx context.Context, k api.NewKey) (*api.IssuedKey, error) {
-	return call[api.IssuedKey](ctx, a, http.MethodPost, "/keys", k)
+	return post[api.IssuedKey](ctx, a, "/keys", k)
 }
 
 // CreateGroupKey registers a key from which those of many devices are derived.
 func (a *Admin) CreateGroupKey(ctx context.Context, k api.NewGroupKey) (*api.IssuedKey, error) {
-	return call[api.IssuedKey](ctx, a, http.MethodPost, "/group-keys", k)
+	return post[api.IssuedKey](ctx, a, "/group-keys", k)
 }
 
 // CreateThumbprint registers a device's self-signed certificate.
 func (a *Admin) CreateThumbprint(ctx context.Context, t api.NewThumbprint) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodPost, "/thumbprints", t)
+	return post[api.Credential](ctx, a, "/thumbprints", t)
 }
 
 // CreateTPM registers the endorsement key of a TPM.
 func (a *Admin) CreateTPM(ctx context.Context, t api.NewTPM) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodPost, "/tpms", t)
+	return post[api.Credential](ctx, a, "/tpms", t)
 }
 
 // Credential gets one credential without its secret.
 func (a *Admin) Credential(ctx context.Context, id string) (*api.Credential, error) {
-	return call[api.Credential](ctx, a, http.MethodGet, "/credentials/"+segment(id), nil)
+	return get[api.Credential](ctx, a, "/credentials/"+segment(id))
 }
 
 // StopCredential ends a credential at once.
 func (a *Admin) StopCredential(ctx context.Context, id string, act api.Act) (*api.StoppedCredential, error) {
-	return call[api.StoppedCredential](ctx, a, http.MethodPost, "/credentials/"+segment(id)+"/stop", act)
+	return post[api.StoppedCredential](ctx, a, "/credentials/"+segment(id)+"/stop", act)
 }
 
 // Approve lets a waiting enrollment through at the device's next try.
 func (a *Admin) Approve(ctx context.Context, id string, act api.Act) (*api.Waiting, error) {
-	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+segment(id)+"/approve", act)
+	return post[api.Waiting](ctx, a, "/enrollments/"+segment(id)+"/approve", act)
 }
 
 // Reject turns a waiting enrollment down.
 func (a *Admin) Reject(ctx context.Context, id string, act api.Act) (*api.Waiting, error) {
-	return call[api.Waiting](ctx, a, http.MethodPost, "/enrollments/"+segment(id)+"/reject", act)
+	return post[api.Waiting](ctx, a, "/enrollments/"+segment(id)+"/reject", act)
 }
 
 // Explain asks what would become of an enrollment.
 func (a *Admin) Explain(ctx context.Context, e api.Explain) (*api.Explanation, error) {
-	return call[api.Explanation](ctx, a, http.MethodPost, "/enrollments/explain", e)
+	return post[api.Explanation](ctx, a, "/enrollments/explain", e)
 }
 
 // RegistrationCode draws a code that an external CA signs over to be registered.
 func (a *Admin) RegistrationCode(ctx context.Context) (*api.RegistrationCode, error) {
-	return call[api.RegistrationCode](ctx, a, http.MethodPost, "/authorities/code", nil)
+	return post[api.RegistrationCode](ctx, a, "/authorities/code", nil)
 }
 
 // RegisterAuthority registers the CA of a manufacturer.
 func (a *Admin) RegisterAuthority(ctx context.Context, n api.NewAuthority) (*api.Authority, error) {
-	return call[api.Authority](ctx, a, http.MethodPost, "/authorities", n)
+	return post[api.Authority](ctx, a, "/authorities", n)
 }
 
 // PutCRLs replaces the revocation lists of a registered authority.

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -27,63 +26,58 @@ const maxIntroduction = 32 << 10
 // a purpose, for ttl; 0 leaves that to the authority. What comes back is shown to
 // the peer, who checks it with Introduced.
 func (i *Identity) Introduce(ctx context.Context, peer, purpose string, ttl time.Duration) (*api.SignedIntroduction, error) {
-	body, err := json.Marshal(api.NewIntroduction{Peer: peer, Purpose: purpose, TTLSeconds: int64(ttl / time.Second)})
+	in := api.NewIntroduction{Peer: peer, Purpose: purpose, TTLSeconds: int64(ttl / time.Second)}
+	out, err := ask[api.SignedIntroduction](ctx, i.server, i.TLSConfig(), "/introductions", in, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask to be introduced to %s: %w", peer, err)
 	}
-	var out api.SignedIntroduction
-	if err := i.ask(ctx, "/introductions", body, &out); err != nil {
-		return nil, fmt.Errorf("ask to be introduced to %s: %w", peer, err)
-	}
-	return &out, nil
+	return out, nil
 }
 
 // AccessToken asks for a token with which the device may connect where it cannot
 // show its certificate, for ttl; 0 leaves that to the authority.
 func (i *Identity) AccessToken(ctx context.Context, ttl time.Duration) (*api.IssuedAccessToken, error) {
-	body, err := json.Marshal(map[string]int64{"ttl_seconds": int64(ttl / time.Second)})
+	in := api.NewDeviceAccessToken{TTLSeconds: int64(ttl / time.Second)}
+	out, err := ask[api.IssuedAccessToken](ctx, i.server, i.TLSConfig(), "/access-tokens", in, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask for an access token: %w", err)
 	}
-	var out api.IssuedAccessToken
-	if err := i.ask(ctx, "/access-tokens", body, &out); err != nil {
-		return nil, fmt.Errorf("ask for an access token: %w", err)
-	}
-	return &out, nil
+	return out, nil
 }
 
-// ask posts to the enrollment listener, over TLS with the current certificate.
-func (i *Identity) ask(ctx context.Context, path string, body []byte, out any) error {
-	transport := &http.Transport{TLSClientConfig: i.TLSConfig(), ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.server+api.Base+path, bytes.NewReader(body))
+// ask posts to an enrollment listener. prove adds the evidence of a device without a
+// certificate; nil where config has one.
+func ask[Res any](ctx context.Context, server string, config *tls.Config, path string, body any, prove func(*http.Request)) (*Res, error) {
+	b, err := json.Marshal(body)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("encode the request: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server+api.Base+path, bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if prove != nil {
+		prove(req)
+	}
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
 	res, err := (&http.Client{Transport: transport, Timeout: enrollTimeout}).Do(req)
 	if err != nil {
-		return err
+		return nil, &Unreachable{err}
 	}
 	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	if err != nil {
-		return err
-	}
-	if res.StatusCode/100 != 2 {
-		return problemOf(res, text)
-	}
-	return json.Unmarshal(text, out)
+	return decode[Res](res)
 }
 
 // Introduced reads an introduction (a JWS, RFC 7515) that a peer shows, or that this device was
-// given, without asking anybody: its signer's certificate must lead to the roots, its
+// given, without a question to the authority: its signer's certificate must lead to the roots, its
 // time must not be over, and this device must be one of the parties by the key
 // that it has now. now is the device's clock.
 func (i *Identity) Introduced(signed string, now time.Time) (*api.Introduction, error) {
 	in, err := i.readIntroduction(signed, now)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't take the introduction: %w", err)
+		return nil, fmt.Errorf("couldn't accept the introduction: %w", err)
 	}
 	switch {
 	case now.After(in.ExpiresAt):
@@ -117,7 +111,7 @@ func (i *Identity) readIntroduction(signed string, now time.Time) (*api.Introduc
 	}
 	signer := chains[0][0]
 	if len(signer.URIs) != 1 || signer.URIs[0].String() != api.IntroducerURI {
-		return nil, errors.New("its signer may not introduce anybody")
+		return nil, errors.New("its signer may not introduce devices")
 	}
 	payload, err := jws.Verify(signer.PublicKey)
 	if err != nil {
@@ -127,7 +121,7 @@ func (i *Identity) readIntroduction(signed string, now time.Time) (*api.Introduc
 	return &in, json.Unmarshal(payload, &in)
 }
 
-// CheckPeer says whether the other end of a TLS connection is the peer that the
+// CheckPeer returns an error unless the other end of a TLS connection is the peer that the
 // introduction names, by the key that it proved to hold. self is this device.
 func CheckPeer(in *api.Introduction, self string, cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {

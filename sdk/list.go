@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"maps"
-	"net/http"
 	"net/url"
 	"reflect"
 	"strconv"
@@ -100,7 +99,7 @@ func list[T any](ctx context.Context, a *Admin, path string, q url.Values) iter.
 	return func(yield func(T, error) bool) {
 		q := maps.Clone(q) // the caller may walk the list again
 		for {
-			page, err := call[api.Page[T]](ctx, a, http.MethodGet, path+"?"+q.Encode(), nil)
+			page, err := get[api.Page[T]](ctx, a, path+"?"+q.Encode())
 			if err != nil {
 				yield(*new(T), err)
 				return
@@ -119,7 +118,7 @@ func list[T any](ctx context.Context, a *Admin, path string, q url.Values) iter.
 }
 
 // query writes the fields of the filters that are not zero under their query
-// tags, so that a filter's names stand in package api alone.
+// tags, so that a filter's names are in package api alone.
 func query(filters ...any) url.Values {
 	q := url.Values{}
 	for _, f := range filters {

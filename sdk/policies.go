@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"iter"
-	"net/http"
 	"strconv"
 
 	"github.com/countersign-iot/countersign/api"
@@ -11,12 +10,12 @@ import (
 
 // Policy gets the policy of a fleet that is in force, with its source.
 func (a *Admin) Policy(ctx context.Context, fleet string) (*api.Policy, error) {
-	return call[api.Policy](ctx, a, http.MethodGet, policyPath(fleet, ""), nil)
+	return get[api.Policy](ctx, a, policyPath(fleet, ""))
 }
 
 // PolicyVersion gets one version of a fleet's policy; 0 is the built-in one.
 func (a *Admin) PolicyVersion(ctx context.Context, fleet string, version int64) (*api.Policy, error) {
-	return call[api.Policy](ctx, a, http.MethodGet, policyPath(fleet, "/versions/"+strconv.FormatInt(version, 10)), nil)
+	return get[api.Policy](ctx, a, policyPath(fleet, "/versions/"+strconv.FormatInt(version, 10)))
 }
 
 // PolicyVersions lists the versions of a fleet's policy, newest first, without
@@ -27,28 +26,28 @@ func (a *Admin) PolicyVersions(ctx context.Context, fleet string) iter.Seq2[api.
 
 // CheckPolicy has the server read a draft and run its tests.
 func (a *Admin) CheckPolicy(ctx context.Context, source string) (*api.PolicyCheck, error) {
-	return call[api.PolicyCheck](ctx, a, http.MethodPost, "/policies/check", api.PolicySource{Source: source})
+	return post[api.PolicyCheck](ctx, a, "/policies/check", api.PolicySource{Source: source})
 }
 
 // ExplainPolicy asks what a client may do, and what decides.
 func (a *Admin) ExplainPolicy(ctx context.Context, q api.PolicyQuestion) (*api.PolicyAnswer, error) {
-	return call[api.PolicyAnswer](ctx, a, http.MethodPost, "/policies/explain", q)
+	return post[api.PolicyAnswer](ctx, a, "/policies/explain", q)
 }
 
 // ReplayPolicy tries a draft on what was decided of late, and tells what it would
 // do to the sessions that are open.
 func (a *Admin) ReplayPolicy(ctx context.Context, fleet, source string) (*api.PolicyReplay, error) {
-	return call[api.PolicyReplay](ctx, a, http.MethodPost, policyPath(fleet, "/replay"), api.PolicySource{Source: source})
+	return post[api.PolicyReplay](ctx, a, policyPath(fleet, "/replay"), api.PolicySource{Source: source})
 }
 
 // ApplyPolicy puts a draft in force. Sessions that lose something are cut.
 func (a *Admin) ApplyPolicy(ctx context.Context, fleet string, p api.ApplyPolicy) (*api.AppliedPolicy, error) {
-	return call[api.AppliedPolicy](ctx, a, http.MethodPost, policyPath(fleet, "/apply"), p)
+	return post[api.AppliedPolicy](ctx, a, policyPath(fleet, "/apply"), p)
 }
 
 // RollbackPolicy puts an older version in force, as a new one.
 func (a *Admin) RollbackPolicy(ctx context.Context, fleet string, p api.RollbackPolicy) (*api.AppliedPolicy, error) {
-	return call[api.AppliedPolicy](ctx, a, http.MethodPost, policyPath(fleet, "/rollback"), p)
+	return post[api.AppliedPolicy](ctx, a, policyPath(fleet, "/rollback"), p)
 }
 
 func policyPath(fleet, rest string) string { return "/policies/" + segment(fleet) + rest }

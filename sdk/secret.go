@@ -1,14 +1,10 @@
 package sdk
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net/http"
 
@@ -24,18 +20,18 @@ func (a *Admin) Secrets(ctx context.Context, device string) iter.Seq2[api.Secret
 // CreateSecret gives a device a secret to connect with. The answer is the only one
 // that holds it.
 func (a *Admin) CreateSecret(ctx context.Context, device string, n api.NewSecret) (*api.IssuedSecret, error) {
-	return call[api.IssuedSecret](ctx, a, http.MethodPost, devicePath(device, "/secrets"), n)
+	return post[api.IssuedSecret](ctx, a, devicePath(device, "/secrets"), n)
 }
 
 // RotateSecret gives a device the successor of its secret, which stays good for
 // the overlap.
 func (a *Admin) RotateSecret(ctx context.Context, device string, n api.RotateSecret) (*api.IssuedSecret, error) {
-	return call[api.IssuedSecret](ctx, a, http.MethodPost, devicePath(device, "/secrets/rotate"), n)
+	return post[api.IssuedSecret](ctx, a, devicePath(device, "/secrets/rotate"), n)
 }
 
 // StopSecret ends a secret for good and cuts the sessions that rest on it.
 func (a *Admin) StopSecret(ctx context.Context, device, id string, act api.Act) (*api.StoppedSecret, error) {
-	return call[api.StoppedSecret](ctx, a, http.MethodPost, devicePath(device, "/secrets/"+segment(id)+"/stop"), act)
+	return post[api.StoppedSecret](ctx, a, devicePath(device, "/secrets/"+segment(id)+"/stop"), act)
 }
 
 // Login is a device that proves itself with a secret.
@@ -49,9 +45,10 @@ type Login struct {
 // ChangeSecret asks for the device's next secret, text or 32 raw octets, and takes
 // it over into l once it is there. The present one stays good for a day: keep the
 // new one durably before that. A device that changed it less than a minute ago is
-// told to wait.
+// refused with RateLimited.
 func (l *Login) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecret, error) {
-	made, err := changeSecret(ctx, l.Server, &tls.Config{RootCAs: l.Roots, MinVersion: tls.VersionTLS12}, binary, func(r *http.Request) {
+	config := &tls.Config{RootCAs: l.Roots, MinVersion: tls.VersionTLS12}
+	made, err := ask[api.IssuedSecret](ctx, l.Server, config, "/secret", api.ChangeSecret{Binary: binary}, func(r *http.Request) {
 		r.SetBasicAuth(l.Device, string(l.Secret))
 	})
 	if err != nil {
@@ -66,41 +63,9 @@ func (l *Login) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecre
 // ChangeSecret asks, with the device's certificate, for its next secret to connect
 // with where it cannot show the certificate. Its fleet has to accept secrets.
 func (i *Identity) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecret, error) {
-	made, err := changeSecret(ctx, i.server, i.TLSConfig(), binary, func(*http.Request) {})
+	made, err := ask[api.IssuedSecret](ctx, i.server, i.TLSConfig(), "/secret", api.ChangeSecret{Binary: binary}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("change the secret of %s: %w", i.Device(), err)
 	}
 	return made, nil
-}
-
-func changeSecret(ctx context.Context, server string, config *tls.Config, binary bool, prove func(*http.Request)) (*api.IssuedSecret, error) {
-	body, err := json.Marshal(api.ChangeSecret{Binary: binary})
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server+api.Base+"/secret", bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	prove(req)
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
-	res, err := (&http.Client{Transport: transport, Timeout: enrollTimeout}).Do(req)
-	if err != nil {
-		return nil, &Unreachable{err}
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	if err != nil {
-		return nil, &Unreachable{err}
-	}
-	if res.StatusCode/100 != 2 {
-		return nil, problemOf(res, text)
-	}
-	var made api.IssuedSecret
-	if err := json.Unmarshal(text, &made); err != nil {
-		return nil, errors.Join(errors.New("couldn't read the answer"), err)
-	}
-	return &made, nil
 }

@@ -11,18 +11,18 @@ import (
 	"github.com/countersign-iot/countersign/respond"
 )
 
-// openAuditor sets up what looks through the records.
+// openAuditor sets up the audit of the records.
 func (s *Server) openAuditor(context.Context) error {
 	s.auditor = &audit.Auditor{
 		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node, Events: s.events, Verify: s.events.Verify,
 		Sessions: s.index.Sessions, WeakKeys: s.ca.WeakKeys, SharedKeys: s.primes.Pairs, Handle: s.alerts.Take,
 	}
-	s.metrics.registry.MustRegister(audited{s.auditor})
+	s.metrics.registry.MustRegister(auditMetrics(s.auditor))
 	return nil
 }
 
-// auditRules are the audit checks as those who respond to findings know them. What
-// matters little is noted and shown with the audit; the rest is an alert.
+// auditRules returns the audit checks as rules of response. A finding of low severity is
+// noted and shown with the audit; the others are alerts.
 func auditRules() []respond.Rule {
 	var rules []respond.Rule
 	for _, c := range audit.Checks() {
@@ -38,34 +38,21 @@ func auditRules() []respond.Rule {
 // scrapeTime bounds the reading of a few rows for a scrape.
 const scrapeTime = 5 * time.Second
 
-// audited tells a collector of Prometheus what the last audit came to, on every
-// node the same.
-type audited struct{ auditor *audit.Auditor }
-
-func auditMetrics() (findings, ended *prometheus.Desc) {
-	findings = prometheus.NewDesc("countersign_audit_findings", "Findings of the last audit that completed, by check, suppressed ones apart.", []string{"check"}, nil)
-	ended = prometheus.NewDesc("countersign_audit_completed_timestamp_seconds", "When the last audit completed.", nil, nil)
-	return findings, ended
-}
-
-// Describe is prometheus.Collector's.
-func (a audited) Describe(ch chan<- *prometheus.Desc) {
-	findings, ended := auditMetrics()
-	ch <- findings
-	ch <- ended
-}
-
-// Collect is prometheus.Collector's. While the database is away there is nothing to tell.
-func (a audited) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
-	defer cancel()
-	run, ok, err := a.auditor.LastCompleted(ctx)
-	if err != nil || !ok {
-		return
-	}
-	findings, ended := auditMetrics()
-	ch <- prometheus.MustNewConstMetric(ended, prometheus.GaugeValue, float64(run.EndedAt.Unix()))
-	for _, c := range run.Checks {
-		ch <- prometheus.MustNewConstMetric(findings, prometheus.GaugeValue, float64(c.NonCompliant), c.Name)
+// auditMetrics collects what the last audit that completed found, on every node the
+// same, and nothing while the database cannot be reached.
+func auditMetrics(auditor *audit.Auditor) collector {
+	findings := prometheus.NewDesc("countersign_audit_findings", "Findings of the last audit that completed, by check, suppressed ones apart.", []string{"check"}, nil)
+	ended := prometheus.NewDesc("countersign_audit_completed_timestamp_seconds", "When the last audit completed.", nil, nil)
+	return func(ch chan<- prometheus.Metric) {
+		ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+		defer cancel()
+		run, ok, err := auditor.LastCompleted(ctx)
+		if err != nil || !ok {
+			return
+		}
+		ch <- prometheus.MustNewConstMetric(ended, prometheus.GaugeValue, float64(run.EndedAt.Unix()))
+		for _, c := range run.Checks {
+			ch <- prometheus.MustNewConstMetric(findings, prometheus.GaugeValue, float64(c.NonCompliant), c.Name)
+		}
 	}
 }

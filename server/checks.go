@@ -11,10 +11,8 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
-	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/watermark"
 )
 
@@ -28,14 +26,10 @@ const (
 
 // selfChecks are what this node finds of itself: what only it can know.
 type selfChecks struct {
-	cfg    config.Config
-	dev    bool // the folder is one for trying out
-	db     *store.DB
+	*core
 	keys   *keystore.Store
-	events *event.Log
 	broker *broker.Broker // nil with a broker of others
 	mark   *mark
-	now    func() time.Time
 }
 
 // all runs the checks.
@@ -86,7 +80,7 @@ func (n *selfChecks) rootKey() api.Check {
 		c.Message = "is kept elsewhere"
 	case err != nil:
 		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read: "+err.Error(), "restore "+n.keys.Path(ca.RootKeyURI)
-	case !wrapped && n.dev:
+	case !wrapped && n.opts.Dev:
 		c.Message = "is not encrypted, which is good enough for trying out"
 	case !wrapped:
 		c.Level, c.Message = api.LevelWarn, "is not encrypted: only the mode of its file protects it"

@@ -9,38 +9,38 @@ import (
 	"github.com/countersign-iot/countersign/mqtt"
 )
 
-// Endpoints tells where the server is reached.
+// Endpoints returns where the server is reached.
 func (s *Server) Endpoints() api.Endpoints {
+	url := func(scheme string, l net.Listener) string { return urlOf(scheme, l, s.cfg.Names[0]) }
 	e := api.Endpoints{Roots: s.cfg.Path(rootsName), Socket: s.cfg.Socket()}
 	scheme := "https"
 	if s.cfg.Listeners.PlainAPI() {
 		scheme = "http"
 	}
-	e.Enroll = s.url("https", s.listeners.enroll)
-	e.Recovery = s.url("https", s.listeners.recovery)
-	e.MQTT = s.url("mqtts", s.listeners.mqtt)
-	if u := s.url("wss", s.listeners.websocket); u != "" {
+	e.Enroll = url("https", s.listeners.enroll)
+	e.Recovery = url("https", s.listeners.recovery)
+	e.MQTT = url("mqtts", s.listeners.mqtt)
+	if u := url("wss", s.listeners.websocket); u != "" {
 		e.WebSocket = u + mqtt.WebSocketPath
 	}
-	e.API = s.url(scheme, s.listeners.api)
+	e.API = url(scheme, s.listeners.api)
 	hook := "https"
 	if s.cfg.Listeners.PlainHook() {
 		hook = "http"
 	}
-	e.Hook = s.url(hook, s.listeners.hook)
+	e.Hook = url(hook, s.listeners.hook)
 	for i, l := range s.listeners.tunnels {
 		if e.Tunnels == nil {
 			e.Tunnels = map[string]string{}
 		}
-		e.Tunnels[s.cfg.Tunnels[i].Name] = s.url("tls", l)
+		e.Tunnels[s.cfg.Tunnels[i].Name] = url("tls", l)
 	}
-	e.Status = s.url("http", s.listeners.status)
+	e.Status = url("http", s.listeners.status)
 	return e
 }
 
-// url names a listener: by its own address where that is one, else by the first
-// of the server's names.
-func (s *Server) url(scheme string, l net.Listener) string {
+// urlOf names a listener: by its own address where that is one, else by name.
+func urlOf(scheme string, l net.Listener, name string) string {
 	if l == nil {
 		return ""
 	}
@@ -49,7 +49,7 @@ func (s *Server) url(scheme string, l net.Listener) string {
 		return ""
 	}
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-		host = s.cfg.Names[0]
+		host = name
 	}
 	return scheme + "://" + net.JoinHostPort(host, port)
 }
@@ -58,7 +58,7 @@ func (s *Server) statusURL() string {
 	if s.cfg.StatusURL != "" || s.listeners == nil {
 		return s.cfg.StatusURL
 	}
-	return s.url("http", s.listeners.status)
+	return urlOf("http", s.listeners.status, s.cfg.Names[0])
 }
 
 func (s *Server) writeEndpoints() error {

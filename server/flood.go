@@ -55,31 +55,20 @@ func turnedAway(t edge.TurnedAway) countersign.Event {
 	return e
 }
 
-var (
-	turnedAwayDesc = prometheus.NewDesc("countersign_connections_turned_away_total",
+// floodMetrics collects what the guard did.
+func floodMetrics(guard *edge.Guard) collector {
+	turnedAway := prometheus.NewDesc("countersign_connections_turned_away_total",
 		"Connections closed before any work, by listener and reason.", []string{"listener", "reason"}, nil)
-	failedDesc = prometheus.NewDesc("countersign_handshakes_failed_total",
+	failed := prometheus.NewDesc("countersign_handshakes_failed_total",
 		"TLS handshakes that failed, by listener and reason.", []string{"listener", "reason"}, nil)
-	waitingDesc = prometheus.NewDesc("countersign_handshakes_waiting", "TLS handshakes that wait for their turn.", nil, nil)
-)
-
-// refused shows a collector of Prometheus what the guard did.
-type refused struct{ guard *edge.Guard }
-
-// Describe serves prometheus.Collector.
-func (refused) Describe(to chan<- *prometheus.Desc) {
-	to <- turnedAwayDesc
-	to <- failedDesc
-	to <- waitingDesc
-}
-
-// Collect serves prometheus.Collector.
-func (r refused) Collect(to chan<- prometheus.Metric) {
-	for c, n := range r.guard.Counts() {
-		to <- prometheus.MustNewConstMetric(turnedAwayDesc, prometheus.CounterValue, float64(n), c.Listener, string(c.Reason))
+	waiting := prometheus.NewDesc("countersign_handshakes_waiting", "TLS handshakes that wait for their turn.", nil, nil)
+	return func(to chan<- prometheus.Metric) {
+		for c, n := range guard.Counts() {
+			to <- prometheus.MustNewConstMetric(turnedAway, prometheus.CounterValue, float64(n), c.Listener, string(c.Reason))
+		}
+		for c, n := range guard.Failures() {
+			to <- prometheus.MustNewConstMetric(failed, prometheus.CounterValue, float64(n), c.Listener, string(c.Failure))
+		}
+		to <- prometheus.MustNewConstMetric(waiting, prometheus.GaugeValue, float64(guard.Waiting()))
 	}
-	for c, n := range r.guard.Failures() {
-		to <- prometheus.MustNewConstMetric(failedDesc, prometheus.CounterValue, float64(n), c.Listener, string(c.Failure))
-	}
-	to <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(r.guard.Waiting()))
 }

@@ -42,7 +42,7 @@ func (s *Server) found(ctx context.Context) error {
 	if err := plan.Check(); err != nil {
 		return err
 	}
-	if err := s.refuseOldKeys(mark); err != nil {
+	if err := refuseOldKeys(s.keys, mark); err != nil {
 		return err
 	}
 	if err := writeFile(mark, []byte("The founding of this server has begun.\n"), 0o600); err != nil {
@@ -68,13 +68,13 @@ func (s *Server) found(ctx context.Context) error {
 
 // refuseOldKeys refuses to found with keys that no founding of ours left behind: they
 // belong to a database that is not here.
-func (s *Server) refuseOldKeys(mark string) error {
+func refuseOldKeys(keys *keystore.Store, mark string) error {
 	if _, err := os.Stat(mark); err == nil {
 		return nil
 	}
 	for _, uri := range []string{ca.RootKeyURI, ca.IssuingKeyURI, sealURI} {
-		if exists(s.keys, uri) {
-			return countersign.Errorf(countersign.Conflict, "%s is there, and the database has no authority: the key belongs to another database", s.keys.Path(uri)).
+		if exists(keys, uri) {
+			return countersign.Errorf(countersign.Conflict, "%s is there, and the database has no authority: the key belongs to another database", keys.Path(uri)).
 				WithNext("restore the database of these keys, or name it in the configuration; to found anew, move the keys away")
 		}
 	}

@@ -3,11 +3,9 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -37,7 +35,7 @@ func (s *Server) openGateway(ctx context.Context) error {
 	var relay *mqtt.Relay
 	var err error
 	if s.cfg.Engine.Kind == config.EngineBroker {
-		relay, err = s.relay()
+		relay, err = relayTo(s.cfg.Engine)
 	} else {
 		err = s.openBroker(ctx)
 	}
@@ -97,9 +95,8 @@ func (s *Server) exceeded(device, budget string, limit int64) {
 	s.desk.Exceeded(info, budget, limit)
 }
 
-// relay is the broker of others that the configuration names.
-func (s *Server) relay() (*mqtt.Relay, error) {
-	e := s.cfg.Engine
+// relayTo returns the way to the broker of others that the configuration names.
+func relayTo(e config.Engine) (*mqtt.Relay, error) {
 	b := &mqtt.Relay{Addr: e.Addr}
 	if !e.TLS {
 		return b, nil
@@ -112,15 +109,8 @@ func (s *Server) relay() (*mqtt.Relay, error) {
 	if e.ServerName != "" {
 		b.TLS.ServerName = e.ServerName
 	}
-	if e.Roots != "" {
-		pem, err := os.ReadFile(e.Roots)
-		if err != nil {
-			return nil, fmt.Errorf("read the broker's roots: %w", err)
-		}
-		b.TLS.RootCAs = x509.NewCertPool()
-		if !b.TLS.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("read the broker's roots: no certificate in " + e.Roots)
-		}
+	if b.TLS.RootCAs, err = readRoots("the broker's roots", e.Roots); err != nil {
+		return nil, err
 	}
 	if e.Certificate != "" {
 		pair, err := tls.LoadX509KeyPair(e.Certificate, e.Key)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net/http"
 
 	"github.com/countersign-iot/countersign"
@@ -18,26 +19,20 @@ import (
 
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
-	s.metrics.watch(s.index.Len, s.db.Lost, s.gateway)
-	s.metrics.watchHolds(s.desk.Holds.Len)
-	s.metrics.registry.MustRegister(refused{s.doors.guard})
-	s.metrics.watchSpace(s.db.Reserve)
+	s.metrics.watch(s)
 	s.doors.serve("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
 	s.doors.serve("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.desk}, nil), s.identity.tlsConfig())
 	s.doors.serveStatus(s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now})
 	provisioner := &provision.Provisioner{
-		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.gate.Accounts, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.desk.Access.Tokens, Rules: s.checkRules,
+		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.gate.Accounts, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.desk.Access.Tokens, Rules: func(r countersign.Rules) error { return errors.Join(s.desk.CheckRules(r), s.alerts.CheckRules(r)) },
 	}
 	if err := s.openSignIn(provisioner); err != nil {
 		return err
 	}
 	if s.broker != nil {
 		provisioner.Messages = s.broker
-		s.metrics.watchBroker(s.broker)
 	}
-	own := &selfChecks{
-		cfg: s.cfg, dev: s.opts.Dev, db: s.db, keys: s.keys, events: s.events, broker: s.broker, mark: &s.mark, now: s.opts.Now,
-	}
+	own := &selfChecks{&s.core, s.keys, s.broker, &s.mark}
 	operators := func(local bool) http.Handler {
 		door := &rest.Server{
 			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.desk, Operators: s.gate.Accounts, Gate: s.gate, Provisioner: provisioner,

@@ -3,17 +3,11 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
-	"strconv"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/countersign-iot/countersign"
@@ -23,18 +17,14 @@ import (
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hook"
 	"github.com/countersign-iot/countersign/registry"
-	"github.com/countersign-iot/countersign/store"
 )
 
 // hooks are the brokers and proxies of others: who answers them, and who tells them
 // whom to disconnect. The zero value is none.
 type hooks struct {
-	events   *event.Log
+	*core
 	registry *registry.Registry
-	db       *store.DB
 	ca       *ca.CA
-	log      *slog.Logger
-	now      func() time.Time
 
 	server   *hook.Server
 	kicker   *hook.Kicker
@@ -52,7 +42,7 @@ const maxLately = 1000
 // openHooks makes them. Their secrets are read once.
 func (s *Server) openHooks(context.Context) error {
 	h := &s.hooks
-	h.events, h.registry, h.db, h.ca, h.log, h.now = s.events, s.registry, s.db, s.ca, s.log, s.opts.Now
+	h.core, h.registry, h.ca = &s.core, s.registry, s.ca
 	if len(s.cfg.Hooks) == 0 {
 		return nil
 	}
@@ -63,7 +53,9 @@ func (s *Server) openHooks(context.Context) error {
 		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now},
 		Log:    s.log, Now: s.opts.Now,
 	}
-	m.watch(s.metrics.registry, h.kicker.Waiting)
+	s.metrics.gauge("countersign_hook_kicks_waiting", "Devices whose sessions at a broker are not confirmed to be gone.", func() float64 {
+		return float64(h.kicker.Waiting())
+	})
 	for _, c := range s.cfg.Hooks {
 		if err := h.open(c); err != nil {
 			return fmt.Errorf("open hook %s: %w", c.Name, err)
@@ -144,18 +136,9 @@ func natsServer(address, user string, secret []byte, roots string) (n hook.NATSS
 // brokerTLS trusts the roots in a file, or those of the system.
 func brokerTLS(roots string) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if roots == "" {
-		return c, nil
-	}
-	pem, err := os.ReadFile(roots) //nolint:gosec // the operator names it
-	if err != nil {
-		return nil, fmt.Errorf("read the broker's roots: %w", err)
-	}
-	c.RootCAs = x509.NewCertPool()
-	if !c.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, errors.New("read the broker's roots: no certificate in " + roots)
-	}
-	return c, nil
+	var err error
+	c.RootCAs, err = readRoots("the broker's roots", roots)
+	return c, err
 }
 
 // driver makes what tells a broker whom to disconnect.
@@ -273,51 +256,4 @@ func (h *hooks) catchUp(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-type hookMetrics struct {
-	answers     *prometheus.CounterVec
-	answerTime  *prometheus.HistogramVec
-	kicks       *prometheus.CounterVec
-	kickSeconds *prometheus.HistogramVec
-}
-
-func newHookMetrics(r *prometheus.Registry) *hookMetrics {
-	m := &hookMetrics{
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_hook_answers_total", Help: "Questions of brokers and proxies by how they were answered.",
-		}, []string{"hook", "question", "allowed"}),
-		answerTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "countersign_hook_answer_seconds", Help: "Time to the answer.", Buckets: []float64{.001, .005, .01, .025, .05, .1, .5, 2},
-		}, []string{"hook"}),
-		kicks: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_hook_kicks_total", Help: "Devices whose sessions at a broker were to be ended: done, or one try failed.",
-		}, []string{"hook", "result"}),
-		kickSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "countersign_hook_kick_seconds", Help: "From the loss of an identity until the broker has no session of the device.",
-			Buckets: []float64{.01, .05, .1, .25, .5, 1, 5, 30, 300},
-		}, []string{"hook"}),
-	}
-	r.MustRegister(m.answers, m.answerTime, m.kicks, m.kickSeconds)
-	return m
-}
-
-func (m *hookMetrics) watch(r *prometheus.Registry, waiting func() int) {
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "countersign_hook_kicks_waiting", Help: "Devices whose sessions at a broker are not confirmed to be gone.",
-	}, func() float64 { return float64(waiting()) }))
-}
-
-func (m *hookMetrics) answered(a hook.Answer) {
-	m.answers.WithLabelValues(a.Hook, a.Question, strconv.FormatBool(a.Allowed)).Inc()
-	m.answerTime.WithLabelValues(a.Hook).Observe(a.Took.Seconds())
-}
-
-func (m *hookMetrics) kicked(k hook.Kicked) {
-	if !k.OK {
-		m.kicks.WithLabelValues(k.Hook, "failed").Inc()
-		return
-	}
-	m.kicks.WithLabelValues(k.Hook, "done").Inc()
-	m.kickSeconds.WithLabelValues(k.Hook).Observe(k.Took.Seconds())
 }

@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/keycheck"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/registry"
@@ -101,14 +98,10 @@ func (f *keyFaults) err() error {
 
 // keyring checks the keys of a node against its database.
 type keyring struct {
-	cfg      config.Config
-	dev      bool // the folder is one for trying out
+	*core
 	keys     *keystore.Store
 	ca       *ca.CA
-	db       *store.DB
 	registry *registry.Registry
-	log      *slog.Logger
-	now      func() time.Time
 }
 
 // open opens every key that this node needs, compares it with what the database
@@ -150,7 +143,7 @@ func (k *keyring) checkSigners(ctx context.Context, faults *keyFaults) {
 		faults.add("root key", a.KeyURI, err)
 		wrapped, err := k.keys.Wrapped(a.KeyURI)
 		switch {
-		case err != nil || wrapped || k.dev:
+		case err != nil || wrapped || k.opts.Dev:
 		case k.cfg.RootPassphrase != "":
 			k.log.WarnContext(ctx, "root key is not encrypted although root_passphrase is set: encrypt it with openssl pkcs8 -topk8", "file", k.keys.Path(a.KeyURI))
 		default:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
@@ -30,13 +28,9 @@ var ErrRestored = errors.New("the database is older than what was seen")
 
 // mark keeps what a node remembers of the database, beside the database.
 type mark struct {
-	cfg    config.Config
-	db     *store.DB
-	ca     *ca.CA
-	events *event.Log
-	crls   *ca.Publisher // of a server that runs
-	log    *slog.Logger
-	now    func() time.Time
+	*core
+	ca   *ca.CA
+	crls *ca.Publisher // of a server that runs
 
 	key     []byte
 	written watermark.State

@@ -2,7 +2,6 @@ package server
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -50,23 +49,52 @@ func (m *metrics) recorded(e countersign.Event) {
 	m.events.WithLabelValues(string(e.Type), string(e.Type.Kind().Level)).Inc()
 }
 
-// watch adds what is read at each scrape.
-func (m *metrics) watch(sessions func() int, lost func() (time.Time, bool), gateway *mqtt.Server) {
-	gauge := func(name, help string, f func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+// collector is a function as a prometheus.Collector. It describes nothing beforehand:
+// what it collects depends on what there is to read at the scrape.
+type collector func(chan<- prometheus.Metric)
+
+// Describe implements prometheus.Collector.
+func (collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) { c(ch) }
+
+// gauge adds a number that is read at each scrape.
+func (m *metrics) gauge(name, help string, f func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+}
+
+// oneIf returns 1 for true.
+func oneIf(is bool) float64 {
+	if is {
+		return 1
 	}
+	return 0
+}
+
+// watch adds what is read of the server at each scrape.
+func (m *metrics) watch(s *Server) {
+	m.registry.MustRegister(floodMetrics(s.doors.guard))
+	m.gauge("countersign_sessions", "Live sessions on this node.", func() float64 { return float64(s.index.Len()) })
+	m.gauge("countersign_database_up", "1 while this node reaches its database.", func() float64 {
+		_, lost := s.db.Lost()
+		return oneIf(!lost)
+	})
+	m.gauge("countersign_holds", "Emergency holds in force on this node: acts that could not be recorded.", func() float64 { return float64(s.desk.Holds.Len()) })
+	m.gauge("countersign_reserve_bytes", "What is left of the space that only revocations may use; 0 on PostgreSQL.", func() float64 { return float64(s.db.Reserve().Left) })
+	m.gauge("countersign_reserve_in_use", "1 while the database has no space but the reserve.", func() float64 { return oneIf(s.db.Reserve().InUse) })
+	if s.gateway != nil {
+		m.watchGateway(s.gateway)
+	}
+	if s.broker != nil {
+		m.watchBroker(s.broker)
+	}
+}
+
+// watchGateway adds what the MQTT gateway counts.
+func (m *metrics) watchGateway(gateway *mqtt.Server) {
 	counter := func(name, help string, f func(mqtt.Stats) uint64) prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(gateway.Stats())) })
-	}
-	m.registry.MustRegister(gauge("countersign_sessions", "Live sessions on this node.", func() float64 { return float64(sessions()) }))
-	m.registry.MustRegister(gauge("countersign_database_up", "1 while this node reaches its database.", func() float64 {
-		if _, is := lost(); is {
-			return 0
-		}
-		return 1
-	}))
-	if gateway == nil {
-		return
 	}
 	m.registry.MustRegister(
 		counter("countersign_websocket_refused_total", "Requests to the WebSocket listener that opened none.", func(s mqtt.Stats) uint64 { return s.NoUpgrade }),
@@ -90,7 +118,7 @@ func (m *metrics) watchBroker(b *broker.Broker) {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(f(b.Stats())) })
 	}
 	m.registry.MustRegister(
-		&stored{b},
+		storedMetrics(b),
 		counter("countersign_mqtt_stored_dropped_total", "Stored sessions dropped because their device had more than it may.", func(s broker.Stats) uint64 { return s.SessionsDropped }),
 		counter("countersign_mqtt_queue_dropped_total", "Messages of QoS 1 and 2 that a full queue or store did not take.", func(s broker.Stats) uint64 { return s.Dropped }),
 		counter("countersign_mqtt_expired_total", "Messages that expired before they were delivered.", func(s broker.Stats) uint64 { return s.Expired }),
@@ -100,11 +128,4 @@ func (m *metrics) watchBroker(b *broker.Broker) {
 
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
-}
-
-// watchHolds adds the number of emergency holds.
-func (m *metrics) watchHolds(count func() int) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "countersign_holds", Help: "Emergency holds in force on this node: acts that could not be recorded.",
-	}, func() float64 { return float64(count()) }))
 }

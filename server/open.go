@@ -39,7 +39,6 @@ func (s *Server) openStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.reserves.db = s.db
 	s.onClose("store", s.db.Close)
 	return nil
 }
@@ -62,10 +61,9 @@ func (s *Server) openKeepers(ctx context.Context) error {
 	if err := s.events.Mark(ctx); err != nil { // before what the events are about is read
 		return err
 	}
-	s.reserves.events = s.events
 	s.identity = &identity{now: s.opts.Now}
 	s.identity.names.Store(&s.cfg.Names)
-	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: s.reservedNames()}
+	s.registry = &registry.Registry{DB: s.db, Now: s.opts.Now, Reserved: reservedNames(s.cfg.StatusURL, &s.identity.names)}
 	var passphrase func() ([]byte, error)
 	if s.cfg.RootPassphrase != "" {
 		passphrase = func() ([]byte, error) {
@@ -81,7 +79,7 @@ func (s *Server) openKeepers(ctx context.Context) error {
 		DB: s.db, Keys: s.keys, Now: s.opts.Now, Log: s.log,
 		StatusURL: s.statusURL(), CRLValidity: s.cfg.CRLValidity, Passphrase: passphrase, Cacheable: s.events.Live, WeakKeys: weak,
 	})
-	s.mark = mark{cfg: s.cfg, db: s.db, ca: s.ca, events: s.events, log: s.log, now: s.opts.Now}
+	s.mark.core, s.mark.ca = &s.core, s.ca
 	return err
 }
 
@@ -99,7 +97,7 @@ func (s *Server) voidOld(ctx context.Context) error {
 }
 
 func (s *Server) keyring() *keyring {
-	return &keyring{cfg: s.cfg, dev: s.opts.Dev, keys: s.keys, ca: s.ca, db: s.db, registry: s.registry, log: s.log, now: s.opts.Now}
+	return &keyring{core: &s.core, keys: s.keys, ca: s.ca, registry: s.registry}
 }
 
 func (s *Server) openKeys(ctx context.Context) (err error) {
@@ -118,15 +116,13 @@ func (s *Server) openLedger(ctx context.Context) error {
 func (s *Server) openAuthority(context.Context) error {
 	s.crls = ca.NewPublisher(s.ca, s.events, s.log)
 	s.mark.crls = s.crls
+	s.primes = ca.NewPrimeCheck(s.ca, s.events, s.log)
 	s.index = edge.NewIndex(s.opts.Now)
 	s.events.Cut = s.index.Cut
 	s.openGuard()
-	tokenKey, err := s.sealer.Derive("access tokens")
+	decider, err := access.New(s.events, s.ca, s.registry, s.sealer)
 	if err != nil {
 		return err
-	}
-	decider := &access.Decider{
-		DB: s.db, CA: s.ca, Now: s.opts.Now, Sealer: s.sealer, Tokens: &access.Tokens{DB: s.db, Now: s.opts.Now, Key: tokenKey},
 	}
 	s.desk = &ra.Authority{
 		DB: s.db, CA: s.ca, Registry: s.registry, Access: decider, Ledger: s.ledger,
@@ -136,14 +132,13 @@ func (s *Server) openAuthority(context.Context) error {
 			return []byte(v), err
 		},
 	}
-	decider.Keys, decider.FormerKeys = s.desk.ConnectKeys, s.desk.FormerKeys
 	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
 		return err
 	}
 	s.metrics = newMetrics()
 	s.desk.Observe = s.metrics.observe
 	s.events.SubscribeRecorded(s.metrics.recorded)
-	s.events.Subscribe(s.heard)
+	s.events.Subscribe(s.noticed)
 	return nil
 }
 

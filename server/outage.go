@@ -2,13 +2,11 @@ package server
 
 import (
 	"context"
-	"log/slog"
 	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/edge"
-	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -31,12 +29,8 @@ type outage struct {
 
 // outages watches whether the database can be reached, and whether the clock was set.
 type outages struct {
-	db      *store.DB
-	events  *event.Log
-	index   *edge.Index
-	offline time.Duration // how long sessions go on without the database
-	log     *slog.Logger
-	now     func() time.Time
+	*core
+	index *edge.Index
 }
 
 // watch ends all sessions when the database has been out of reach for too long,
@@ -69,7 +63,7 @@ func (o *outages) watch(ctx context.Context) error {
 // endUnverified ends all sessions once nothing was known of them for too long. It looks
 // again at each tick: one may have been on its way in.
 func (o *outages) endUnverified(ctx context.Context, now *outage) {
-	if o.now().Sub(now.since) < o.offline {
+	if o.now().Sub(now.since) < o.cfg.OfflineSessions {
 		return
 	}
 	n := o.index.EndAll(countersign.Ending{Code: countersign.EndUnverified, Reason: "the database cannot be reached"})

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -31,11 +30,11 @@ const (
 // rechecks are what changed, of which the sessions are yet to be compared with the record.
 // They are as many as there are fleets and authorities at the most.
 type rechecks struct {
+	*core
 	access *access.Decider
 	ca     *ca.CA
 	index  *edge.Index
 	hooks  *hooks
-	log    *slog.Logger
 	sample *policies.Sample
 	pace   *rate.Limiter
 
@@ -64,7 +63,7 @@ func (w scope) of(sessions []countersign.Session) []countersign.Session {
 func (s *Server) openPolicies(context.Context) error {
 	s.desk.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
 	r := &s.rechecks
-	r.access, r.ca, r.index, r.hooks, r.log, r.sample = s.desk.Access, s.ca, s.index, &s.hooks, s.log, s.desk.Sample
+	r.core, r.access, r.ca, r.index, r.hooks, r.sample = &s.core, s.desk.Access, s.ca, s.index, &s.hooks, s.desk.Sample
 	r.pace, r.due, r.wake = rate.NewLimiter(recheckRate, recheckRate), map[scope]bool{}, make(chan struct{}, 1)
 	s.events.Subscribe(r.noticed)
 	s.events.Reconcile = r.reconcile

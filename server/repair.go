@@ -57,7 +57,7 @@ func (s *Server) replaceSealer(ctx context.Context) error {
 	}
 	path := s.keys.Path(sealURI)
 	if exists(s.keys, sealURI) {
-		if err := os.Rename(path, path+".replaced-"+s.opts.Now().UTC().Format("20060102T150405Z")); err != nil {
+		if err := os.Rename(path, path+".replaced-"+s.now().UTC().Format("20060102T150405Z")); err != nil {
 			return fmt.Errorf("keep the old sealing key: %w", err)
 		}
 	}

@@ -2,21 +2,15 @@ package server
 
 import (
 	"context"
-	"log/slog"
 	"strconv"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
 // reserves records when the space that only revocations may use is used.
 type reserves struct {
-	db      *store.DB
-	events  *event.Log
-	log     *slog.Logger
+	*core
 	changes chan store.Reserve
 }
 
@@ -58,18 +52,4 @@ func (r *reserves) watch(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// watchSpace adds what a collector of Prometheus reads of the reserve.
-func (m *metrics) watchSpace(reserve func() store.Reserve) {
-	gauge := func(name, help string, f func(store.Reserve) float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return f(reserve()) }))
-	}
-	gauge("countersign_reserve_bytes", "What is left of the space that only revocations may use; 0 on PostgreSQL.", func(r store.Reserve) float64 { return float64(r.Left) })
-	gauge("countersign_reserve_in_use", "1 while the database has no space but the reserve.", func(r store.Reserve) float64 {
-		if r.InUse {
-			return 1
-		}
-		return 0
-	})
 }

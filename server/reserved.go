@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // reservedNames returns a function that reports whether a device id is a name of
@@ -13,18 +14,18 @@ import (
 // the status URL. A device's certificate has its id as common name, and some programs
 // compare that with the name of the host (RFC 2818, 3.1), so a device of that name
 // could pass for the server.
-func (s *Server) reservedNames() func(id string) bool {
+func reservedNames(statusURL string, own *atomic.Pointer[[]string]) func(id string) bool {
 	fixed := []string{"localhost"}
 	if host, err := os.Hostname(); err == nil {
 		fixed = append(fixed, asHost(host))
 	}
-	if u, err := url.Parse(s.cfg.StatusURL); err == nil && u.Hostname() != "" {
+	if u, err := url.Parse(statusURL); err == nil && u.Hostname() != "" {
 		fixed = append(fixed, asHost(u.Hostname()))
 	}
 	return func(id string) bool {
 		host := asHost(id)
 		return slices.Contains(fixed, host) ||
-			slices.ContainsFunc(*s.identity.names.Load(), func(name string) bool { return asHost(name) == host })
+			slices.ContainsFunc(*own.Load(), func(name string) bool { return asHost(name) == host })
 	}
 }
 

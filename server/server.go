@@ -50,23 +50,30 @@ type Options struct {
 	By countersign.Actor
 }
 
+// core is what nearly every part of a server needs.
+type core struct {
+	cfg    config.Config
+	opts   Options
+	log    *slog.Logger
+	db     *store.DB
+	events *event.Log
+}
+
+func (c *core) now() time.Time { return c.opts.Now() }
+
 // Server is the whole authority in one process. It has more fields than other types
 // because it is the one place that knows each part; its methods open them in order and
 // run them, and what a part does is methods of its own type.
 type Server struct {
-	cfg  config.Config
-	opts Options
-	log  *slog.Logger
-
-	db        *store.DB
+	core
 	reserves  reserves
 	keys      *keystore.Store
 	sealer    *keystore.Sealer
 	made      bool // the authorities were made by this start
 	mark      mark
-	events    *event.Log
 	ca        *ca.CA
 	crls      *ca.Publisher
+	primes    *ca.PrimeCheck
 	registry  *registry.Registry
 	gate      *operator.Gate
 	ledger    *lockout.Ledger
@@ -118,7 +125,8 @@ func open(ctx context.Context, cfg config.Config, opts Options, steps func(*Serv
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	s = &Server{cfg: cfg, opts: opts, log: opts.Log, reserves: reserves{log: opts.Log, changes: make(chan store.Reserve, 1)}}
+	s = &Server{core: core{cfg: cfg, opts: opts, log: opts.Log}}
+	s.reserves = reserves{core: &s.core, changes: make(chan store.Reserve, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -149,10 +157,10 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	keep := s.upkeep()
-	database := &outages{db: s.db, events: s.events, index: s.index, offline: s.cfg.OfflineSessions, log: s.log, now: s.opts.Now}
+	keep := &upkeep{&s.core, s.identity, s.ca, s.desk.Access.Tokens}
+	database := &outages{core: &s.core, index: s.index}
 	for _, run := range []func(context.Context) error{
-		s.events.Run, s.mark.keep, s.reserves.watch, keep.awaitIdentity, s.ledger.Run, s.doors.guard.Run, s.desk.Run, s.crls.Run, s.alerts.Run,
+		s.events.Run, s.mark.keep, s.reserves.watch, keep.awaitIdentity, s.ledger.Run, s.doors.guard.Run, s.desk.Run, s.crls.Run, s.primes.Run, s.alerts.Run,
 		s.watch.Run, s.auditor.Run, keep.run, database.watch, s.hooks.run, s.rechecks.run,
 	} {
 		background.Go(func() error { return run(work) })

@@ -2,11 +2,7 @@ package server
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
-	"fmt"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/countersign-iot/countersign/operator"
@@ -43,15 +39,7 @@ func (s *Server) openSignIn(provisioner *provision.Provisioner) error {
 
 func providerClient(roots string) (*http.Client, error) {
 	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment}
-	if roots != "" {
-		pem, err := os.ReadFile(roots) //nolint:gosec // the operator names it
-		if err != nil {
-			return nil, fmt.Errorf("read oidc.roots: %w", err)
-		}
-		t.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("read oidc.roots: no certificate in " + roots)
-		}
-	}
-	return &http.Client{Transport: t, Timeout: providerTimeout}, nil
+	var err error
+	t.TLSClientConfig.RootCAs, err = readRoots("oidc.roots", roots)
+	return &http.Client{Transport: t, Timeout: providerTimeout}, err
 }

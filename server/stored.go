@@ -2,19 +2,11 @@ package server
 
 import (
 	"context"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/countersign-iot/countersign"
 )
-
-// storedTime bounds the reading of the sums at a scrape.
-const storedTime = 2 * time.Second
-
-// stored collects what devices have in the message store. A scrape that cannot read
-// it has no such metrics.
-type stored struct{ messages countersign.MessageStore }
 
 type storedGauge struct {
 	desc  *prometheus.Desc
@@ -36,30 +28,27 @@ func storedGauges() []storedGauge {
 	}
 }
 
-// Describe implements prometheus.Collector.
-func (s *stored) Describe(ch chan<- *prometheus.Desc) {
-	for _, g := range storedGauges() {
-		ch <- g.desc
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (s *stored) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), storedTime)
-	defer cancel()
-	sum, err := s.messages.TotalUsage(ctx)
-	if err != nil {
-		return
-	}
-	first, err := s.messages.Usage(ctx, countersign.UsageFilter{Limit: 1})
-	if err != nil {
-		return
-	}
-	most := int64(0)
-	if len(first) > 0 {
-		most = first[0].Octets()
-	}
-	for _, g := range storedGauges() {
-		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, float64(g.value(sum, most)))
+// storedMetrics collects what devices have in the message store, and nothing where that
+// cannot be read.
+func storedMetrics(messages countersign.MessageStore) collector {
+	gauges := storedGauges()
+	return func(ch chan<- prometheus.Metric) {
+		ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+		defer cancel()
+		sum, err := messages.TotalUsage(ctx)
+		if err != nil {
+			return
+		}
+		first, err := messages.Usage(ctx, countersign.UsageFilter{Limit: 1})
+		if err != nil {
+			return
+		}
+		most := int64(0)
+		if len(first) > 0 {
+			most = first[0].Octets()
+		}
+		for _, g := range gauges {
+			ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, float64(g.value(sum, most)))
+		}
 	}
 }

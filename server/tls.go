@@ -6,8 +6,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -62,4 +64,21 @@ func (i *identity) tlsConfig() *tls.Config {
 	// strongSwan reads an answer in at most two records.
 	c.DynamicRecordSizingDisabled = true
 	return c
+}
+
+// readRoots reads the roots in a file; nil, which is those of the system, where none is
+// named.
+func readRoots(what, path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(path) //nolint:gosec // the operator names it
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("read %s: no certificate in %s", what, path)
+	}
+	return roots, nil
 }

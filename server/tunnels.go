@@ -31,12 +31,12 @@ func (s *Server) openTunnels(context.Context) error {
 func (s *Server) serveTunnels(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for i, t := range s.tunnels {
-		all.Go(func() error { return s.serveTunnel(ctx, t, s.listeners.tunnels[i]) })
+		all.Go(func() error { return serveTunnel(ctx, t, s.listeners.tunnels[i]) })
 	}
 	return all.Wait()
 }
 
-func (s *Server) serveTunnel(ctx context.Context, t *tunnel.Server, l net.Listener) error {
+func serveTunnel(ctx context.Context, t *tunnel.Server, l net.Listener) error {
 	err := t.Serve(ctx, l)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), gatewayStop)
 	defer cancel()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strconv"
 	"time"
@@ -13,23 +12,15 @@ import (
 	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
 // upkeep is what a server does for itself while it runs.
 type upkeep struct {
+	*core
 	identity *identity
 	ca       *ca.CA
-	events   *event.Log
 	tokens   *access.Tokens
-	db       *store.DB
-	log      *slog.Logger
-	now      func() time.Time
-}
-
-func (s *Server) upkeep() *upkeep {
-	return &upkeep{identity: s.identity, ca: s.ca, events: s.events, tokens: s.desk.Access.Tokens, db: s.db, log: s.log, now: s.opts.Now}
 }
 
 // identityRetry is the pause between attempts to get a certificate where there is none.

@@ -2,12 +2,12 @@ package server
 
 import (
 	"context"
-	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/detect"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
 )
 
@@ -17,18 +17,20 @@ func (s *Server) openWatch(context.Context) error {
 		RA: s.desk, Sessions: s.index.Sessions, Rules: findingRules, Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)
-	s.watch = &detect.Watch{DB: s.db, Now: s.opts.Now, Log: s.log, Handle: s.alerts.Take, Usual: s.usual}
+	s.watch = &detect.Watch{DB: s.db, Now: s.opts.Now, Log: s.log, Handle: s.alerts.Take, Usual: usual(s.registry)}
 	s.events.Subscribe(func(countersign.Event) { s.watch.Wake() })
 	return nil
 }
 
-// usual tells the detectors what is nothing to notice in a fleet.
-func (s *Server) usual(ctx context.Context, fleet string) (countersign.Usual, error) {
-	f, err := s.registry.Fleet(ctx, s.db, fleet)
-	if countersign.CodeOf(err) == countersign.NotFound {
-		return countersign.Usual{}, nil
+// usual returns what a detector asks for what is usual in a fleet.
+func usual(r *registry.Registry) func(context.Context, string) (countersign.Usual, error) {
+	return func(ctx context.Context, fleet string) (countersign.Usual, error) {
+		f, err := r.Fleet(ctx, r.DB, fleet)
+		if countersign.CodeOf(err) == countersign.NotFound {
+			return countersign.Usual{}, nil
+		}
+		return f.Rules.Usual, err
 	}
-	return f.Rules.Usual, err
 }
 
 // findingRules is the catalog of all that can be found.
@@ -51,11 +53,6 @@ func unproven(rule string) bool {
 		return true
 	}
 	return false
-}
-
-// checkRules checks what a fleet's rules mean, each part by who knows.
-func (s *Server) checkRules(r countersign.Rules) error {
-	return errors.Join(s.desk.CheckRules(r), s.alerts.CheckRules(r))
 }
 
 // alertMetrics are the metrics of findings and of what follows on them.

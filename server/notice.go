@@ -2,21 +2,23 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 )
 
-// heard acts on what happened here or on another node; sessions have been cut
+// noticed acts on what happened here or on another node; sessions have been cut
 // already, because the log does that first.
-func (s *Server) heard(e countersign.Event) {
+func (s *Server) noticed(e countersign.Event) {
 	k := e.Type.Kind()
 	if k.Status {
 		s.ca.Forget(e.Cert)
 		s.crls.Changed(e.Cert.Issuer)
 	}
 	if k.Authorities {
-		go s.reload()
+		go reloadAuthorities(s.ca, s.log)
 	}
 	switch {
 	case s.broker == nil:
@@ -27,12 +29,12 @@ func (s *Server) heard(e countersign.Event) {
 	}
 }
 
-// reload reads the authorities that another node registered.
-func (s *Server) reload() {
+// reloadAuthorities reads the authorities that another node registered.
+func reloadAuthorities(c *ca.CA, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
 	defer cancel()
-	if err := s.ca.Reload(ctx); err != nil {
-		s.log.ErrorContext(ctx, "authorities not read again", "error", err)
+	if err := c.Reload(ctx); err != nil {
+		log.ErrorContext(ctx, "authorities not read again", "error", err)
 	}
 }
 
