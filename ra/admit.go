@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -106,19 +107,19 @@ func (d *Authority) blocked(c countersign.Connection, dec *access.Decision) erro
 	return d.Ledger.Check(c.Remote.Addr())
 }
 
-// meet introduces a device with a factory certificate and decides anew. The
-// refusal of one that no fleet knows stays as it was.
+// meet accepts the factory certificate of a device and decides anew. The refusal of one
+// that no fleet knows stays as it was.
 func (d *Authority) meet(ctx context.Context, c countersign.Connection, dec access.Decision) access.Decision {
-	ctx, cancel := context.WithTimeout(ctx, introduceTime)
+	ctx, cancel := context.WithTimeout(ctx, acceptTime)
 	defer cancel()
-	err := d.introduce(ctx, c)
+	err := d.accept(ctx, c)
 	switch code := countersign.CodeOf(err); code {
 	case "":
 		return d.Access.Decide(ctx, c)
 	case countersign.CertUnknown:
 		return dec
 	case countersign.Internal:
-		d.Log.ErrorContext(ctx, "device not introduced", "error", countersign.Detail(err))
+		d.Log.ErrorContext(ctx, "factory certificate not accepted", "error", countersign.Detail(err))
 		fallthrough
 	default:
 		p := countersign.Public(err)
@@ -232,7 +233,7 @@ func (d *Authority) forkShown(ctx context.Context, dec *access.Decision) error {
 		if !forked {
 			return nil // refused as it is
 		}
-		j := judgment{device: dev, certs: certs}
+		j := rotation{device: dev, certs: certs}
 		return d.fork(ctx, tx, &j, countersign.Event{
 			Type: countersign.FindingFork, Device: dev.ID, Fleet: dev.Fleet, Cert: dec.Cert, Reason: why,
 		})
@@ -343,5 +344,32 @@ func claims(data map[string]string, c countersign.Connection, dec *access.Decisi
 	}
 	if countersign.IsDeviceID(dec.Claims) {
 		data["claims_device"] = dec.Claims
+	}
+}
+
+// Exceeded records that a session used more than its budget, or wanted to.
+func (d *Authority) Exceeded(s countersign.Session, budget string, limit int64) {
+	e := sessionEvent(countersign.BudgetExceeded, s)
+	e.Code, e.Reason = countersign.OverBudget, "the device uses more than its budget of "+budget
+	e.Data = map[string]string{"budget": budget, "limit": strconv.FormatInt(limit, 10)}
+	if s.ID != "" {
+		e.Data["session"] = s.ID
+	}
+	d.later(e, s.Device)
+}
+
+// pairOpened writes the opening of a session behind, unless its device connects without
+// pause.
+func (d *Authority) pairOpened(e countersign.Event, s countersign.Session) {
+	budget := d.Access.BudgetOf(s.Fleet).Events
+	write, before, over := d.pairs.opened(s, max(budget/2, 1), d.Now())
+	if write {
+		if before > 0 {
+			e.Data["more_before"] = strconv.Itoa(before)
+		}
+		d.Events.Later(e)
+	}
+	if over {
+		d.overEvents(e, budget)
 	}
 }

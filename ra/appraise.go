@@ -42,21 +42,21 @@ func (a *appraisal) bound(device string) bool { return a.device == device }
 
 // appraise says what the evidence of a first enrollment proves. Where two kinds
 // are shown, HTTP's and TLS's, both must hold and name the same device.
-func (d *Authority) appraise(ctx context.Context, r *request) (*appraisal, error) {
+func (r *request) appraise(ctx context.Context) (*appraisal, error) {
 	ev := &r.Evidence
 	switch {
 	case ev.Voucher != nil:
-		return d.appraiseVoucher(r)
+		return r.appraiseVoucher()
 	case ev.TPM != nil:
-		return d.appraiseTPM(ctx, r)
+		return r.appraiseTPM(ctx)
 	case ev.Token != "":
-		a, err := d.appraiseSecret(ctx, r)
+		a, err := r.appraiseSecret(ctx)
 		if err != nil || len(ev.Peer) == 0 {
 			return a, err
 		}
-		return d.withPeer(ctx, r, a)
+		return r.withPeer(ctx, a)
 	case len(ev.Peer) > 0:
-		return d.appraisePeer(ctx, r, r.Fleet)
+		return r.appraisePeer(ctx, r.Fleet)
 	}
 	return nil, countersign.Errorf(countersign.Unauthenticated, "no evidence was shown: no token and no client certificate").
 		WithNext("send a token as the password of HTTP Basic, or as Bearer; docs/enrollment.md lists the other ways")
@@ -64,9 +64,9 @@ func (d *Authority) appraise(ctx context.Context, r *request) (*appraisal, error
 
 // withPeer holds a client certificate that came with a token against it. One that
 // says nothing here, such as a self-signed one, is no objection.
-func (d *Authority) withPeer(ctx context.Context, r *request, a *appraisal) (*appraisal, error) {
+func (r *request) withPeer(ctx context.Context, a *appraisal) (*appraisal, error) {
 	by := r.by
-	p, err := d.appraisePeer(ctx, r, a.fleet)
+	p, err := r.appraisePeer(ctx, a.fleet)
 	r.by = by
 	switch {
 	case countersign.CodeOf(err) == countersign.CertUnknown:
@@ -84,7 +84,7 @@ func (d *Authority) withPeer(ctx context.Context, r *request, a *appraisal) (*ap
 	return a, nil
 }
 
-func (d *Authority) appraiseVoucher(r *request) (*appraisal, error) {
+func (r *request) appraiseVoucher() (*appraisal, error) {
 	v := r.Evidence.Voucher
 	r.by = v.Actor
 	return &appraisal{
@@ -94,18 +94,18 @@ func (d *Authority) appraiseVoucher(r *request) (*appraisal, error) {
 }
 
 // appraiseSecret tells the secrets apart by their form.
-func (d *Authority) appraiseSecret(ctx context.Context, r *request) (*appraisal, error) {
+func (r *request) appraiseSecret(ctx context.Context) (*appraisal, error) {
 	if strings.HasPrefix(r.Evidence.Token, "SharedAccessSignature ") {
-		return d.appraiseSAS(ctx, r)
+		return r.appraiseSAS(ctx)
 	}
-	c, err := d.Registry.TokenBySecret(ctx, d.DB, r.Evidence.Token)
+	c, err := r.Registry.TokenBySecret(ctx, r.DB, r.Evidence.Token)
 	if err != nil {
 		return nil, err
 	}
-	return d.byCredential(r, c), nil
+	return r.byCredential(c), nil
 }
 
-func (d *Authority) byCredential(r *request, c registry.Credential) *appraisal {
+func (r *request) byCredential(c registry.Credential) *appraisal {
 	r.by = countersign.Actor(c.Evidence())
 	return &appraisal{
 		method: c.Kind, evidence: c.Evidence(), fleet: c.Fleet, device: c.Device, leave: true, made: c.CreatedPos, credential: &c,
@@ -116,7 +116,7 @@ func (d *Authority) byCredential(r *request, c registry.Credential) *appraisal {
 // appraiseSAS checks a SAS token for <fleet>/registrations/<device>: by the device's
 // own key if it has one, else by its fleet's group keys. BadCredential is left to a
 // token that no key on record made: see signedElsewhere.
-func (d *Authority) appraiseSAS(ctx context.Context, r *request) (*appraisal, error) {
+func (r *request) appraiseSAS(ctx context.Context) (*appraisal, error) {
 	sas, err := attest.ParseSAS(r.Evidence.Token)
 	if err != nil {
 		return nil, err
@@ -125,30 +125,30 @@ func (d *Authority) appraiseSAS(ctx context.Context, r *request) (*appraisal, er
 	if !ok || !countersign.IsDeviceID(device) {
 		return nil, countersign.Errorf(countersign.BadRequest, "the SAS token is for %.200q, not for <fleet>/registrations/<device>", sas.Resource).WithNext("sign that resource")
 	}
-	a, err := d.appraiseKey(ctx, r, sas, fleet, device)
+	a, err := r.appraiseKey(ctx, sas, fleet, device)
 	if countersign.CodeOf(err) != countersign.BadCredential {
 		return a, err
 	}
-	if fault := d.signedElsewhere(ctx, r, sas, fleet, device); fault != nil {
+	if fault := r.signedElsewhere(ctx, sas, fleet, device); fault != nil {
 		return nil, fault
 	}
 	return nil, err
 }
 
-func (d *Authority) appraiseKey(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
-	c, err := d.Registry.DeviceKey(ctx, d.DB, fleet, device)
+func (r *request) appraiseKey(ctx context.Context, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+	c, err := r.Registry.DeviceKey(ctx, r.DB, fleet, device)
 	if countersign.CodeOf(err) == countersign.NotFound {
-		return d.appraiseGroup(ctx, r, sas, fleet, device)
+		return r.appraiseGroup(ctx, sas, fleet, device)
 	}
 	if err != nil {
 		return nil, err
 	}
-	keys, err := c.OpenKeys(d.Sealer)
+	keys, err := c.OpenKeys(r.Sealer)
 	if err != nil {
 		return nil, err
 	}
 	var slot attest.KeySlot
-	err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
+	err = r.inTime(ctx, r.DB, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
 		slot, err = sas.Verify(fleet+"/registrations/"+device, keys, now)
 		return err
 	})
@@ -158,13 +158,13 @@ func (d *Authority) appraiseKey(ctx context.Context, r *request, sas *attest.SAS
 		}
 		return nil, err
 	}
-	a := d.byCredential(r, c)
+	a := r.byCredential(c)
 	a.facts["key"] = string(slot)
 	return a, nil
 }
 
-func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.SAS, fleet, device string) (*appraisal, error) {
-	groups, _, err := d.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
+func (r *request) appraiseGroup(ctx context.Context, sas *attest.SAS, fleet, device string) (*appraisal, error) {
+	groups, _, err := r.Registry.Credentials(ctx, registry.CredentialFilter{Kind: countersign.MethodGroup, Fleet: fleet})
 	if err != nil {
 		return nil, err
 	}
@@ -173,12 +173,12 @@ func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.S
 		if c.State != registry.CredentialActive {
 			continue
 		}
-		keys, err := c.OpenKeys(d.Sealer)
+		keys, err := c.OpenKeys(r.Sealer)
 		if err != nil {
 			return nil, err
 		}
 		var slot attest.KeySlot
-		err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), device}, func(now time.Time) (err error) {
+		err = r.inTime(ctx, r.DB, waitingOn{c.Evidence(), device}, func(now time.Time) (err error) {
 			slot, err = sas.VerifyGroup(fleet+"/registrations/"+device, device, keys, now)
 			return err
 		})
@@ -188,11 +188,11 @@ func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.S
 		if err != nil {
 			r.by = countersign.Actor(c.Evidence())
 			if countersign.CodeOf(err) == countersign.NotAllowed { // the group's own key is out
-				d.finding(r, countersign.FindingGroupKey, c, "a device showed the group key itself")
+				r.finding(countersign.FindingGroupKey, c, "a device showed the group key itself")
 			}
 			return nil, err
 		}
-		a := d.byCredential(r, *c)
+		a := r.byCredential(*c)
 		a.device = device // the derived key is this device's alone
 		a.leave = false   // yet it was not made for this device, so it readmits none
 		a.facts["key"] = string(slot)
@@ -204,35 +204,35 @@ func (d *Authority) appraiseGroup(ctx context.Context, r *request, sas *attest.S
 
 // appraisePeer judges a client certificate: a claim, a registered self-signed one,
 // or a manufacturer's.
-func (d *Authority) appraisePeer(ctx context.Context, r *request, fleet string) (*appraisal, error) {
+func (r *request) appraisePeer(ctx context.Context, fleet string) (*appraisal, error) {
 	leaf := r.Evidence.Peer[0]
 	print := attest.ThumbprintOf(leaf)
-	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodClaim, print.String())
+	c, err := r.Registry.Find(ctx, r.DB, countersign.MethodClaim, print.String())
 	if err == nil {
-		return d.appraiseClaim(ctx, r, c, leaf)
+		return r.appraiseClaim(ctx, c, leaf)
 	}
 	if countersign.CodeOf(err) != countersign.NotFound {
 		return nil, err
 	}
-	c, err = d.Registry.Find(ctx, d.DB, countersign.MethodThumbprint, print.String())
+	c, err = r.Registry.Find(ctx, r.DB, countersign.MethodThumbprint, print.String())
 	if err == nil {
 		r.by = countersign.Actor(c.Evidence())
 		var slot attest.KeySlot
-		err = d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
-			slot, err = d.registered(&c).Verify(leaf, now)
+		err = r.inTime(ctx, r.DB, waitingOn{c.Evidence(), c.Device}, func(now time.Time) (err error) {
+			slot, err = r.registered(&c).Verify(leaf, now)
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		a := d.byCredential(r, c)
+		a := r.byCredential(c)
 		a.facts["certificate"] = string(slot)
 		return a, nil
 	}
 	if countersign.CodeOf(err) != countersign.NotFound {
 		return nil, err
 	}
-	return d.appraiseIDevID(ctx, r, fleet)
+	return r.appraiseIDevID(ctx, fleet)
 }
 
 // registered gives the thumbprints of a credential.
@@ -248,9 +248,9 @@ func (d *Authority) registered(c *registry.Credential) attest.Thumbprints {
 
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
 // outside of them is in wrong hands: it stops, and somebody is told.
-func (d *Authority) appraiseClaim(ctx context.Context, r *request, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
-	a := d.byCredential(r, c)
-	err := d.inTime(ctx, d.DB, r, waitingOn{c.Evidence(), cmp.Or(c.Device, r.csr.Subject.CommonName)}, func(now time.Time) error {
+func (r *request) appraiseClaim(ctx context.Context, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
+	a := r.byCredential(c)
+	err := r.inTime(ctx, r.DB, waitingOn{c.Evidence(), cmp.Or(c.Device, r.csr.Subject.CommonName)}, func(now time.Time) error {
 		if now.After(leaf.NotAfter) || now.Add(countersign.ClockSkew).Before(leaf.NotBefore) {
 			return countersign.Errorf(countersign.CertExpired, "the claim certificate is not valid now").WithNext("ask the operator for another claim")
 		}
@@ -263,7 +263,7 @@ func (d *Authority) appraiseClaim(ctx context.Context, r *request, c registry.Cr
 	outside := !countersign.Contains(c.Networks, r.Remote.Addr()) || countersign.IsDeviceID(device) && !c.Covers(device)
 	if outside && c.State == registry.CredentialActive && !r.dry {
 		why := fmt.Sprintf("the claim was used for %.140q from %s, outside of its bounds", device, r.Remote.Addr())
-		if err := d.stopClaim(ctx, r, c, why); err != nil {
+		if err := r.stopClaim(ctx, c, why); err != nil {
 			return nil, err
 		}
 		return nil, countersign.Errorf(countersign.NotAllowed, "the claim does not cover this device or this network, and has been stopped").WithNext("ask the operator for another claim")
@@ -271,14 +271,14 @@ func (d *Authority) appraiseClaim(ctx context.Context, r *request, c registry.Cr
 	return a, nil
 }
 
-func (d *Authority) stopClaim(ctx context.Context, r *request, c registry.Credential, why string) error {
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if _, err := d.Registry.Stop(ctx, tx, c.ID, why); err != nil {
+func (r *request) stopClaim(ctx context.Context, c registry.Credential, why string) error {
+	err := r.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if _, err := r.Registry.Stop(ctx, tx, c.ID, why); err != nil {
 			return err
 		}
 		e := r.event(countersign.FindingClaim, why)
 		e.Fleet, e.Data = c.Fleet, map[string]string{"credential": c.ID, "label": c.Label}
-		return d.Events.Append(ctx, tx, e)
+		return r.Events.Append(ctx, tx, e)
 	})
 	if countersign.CodeOf(err) == countersign.Conflict { // stopped by another use at the same time
 		return nil
@@ -288,8 +288,8 @@ func (d *Authority) stopClaim(ctx context.Context, r *request, c registry.Creden
 
 // appraiseIDevID validates a manufacturer's certificate (802.1AR) by the
 // authorities of the fleet that the request is for.
-func (d *Authority) appraiseIDevID(ctx context.Context, r *request, name string) (*appraisal, error) {
-	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(name, countersign.DefaultFleet))
+func (r *request) appraiseIDevID(ctx context.Context, name string) (*appraisal, error) {
+	fleet, err := r.Registry.Fleet(ctx, r.DB, cmp.Or(name, countersign.DefaultFleet))
 	if err != nil {
 		return nil, err
 	}
@@ -298,11 +298,11 @@ func (d *Authority) appraiseIDevID(ctx context.Context, r *request, name string)
 	if len(fleet.Rules.Authorities) == 0 {
 		return nil, unknown
 	}
-	anchors, ids, err := d.CA.Anchors(ctx, d.DB, fleet.Rules.Authorities)
+	anchors, ids, err := r.CA.Anchors(ctx, r.DB, fleet.Rules.Authorities)
 	if err != nil {
 		return nil, err
 	}
-	path, err := attest.ValidatePath(r.Evidence.Peer, anchors, attest.PathOptions{Now: d.Now(), AllowNoEKU: true})
+	path, err := attest.ValidatePath(r.Evidence.Peer, anchors, attest.PathOptions{Now: r.Now(), AllowNoEKU: true})
 	if err != nil {
 		if countersign.CodeOf(err) == countersign.CertUnknown {
 			return nil, unknown
@@ -327,17 +327,17 @@ func (d *Authority) appraiseIDevID(ctx context.Context, r *request, name string)
 }
 
 // appraiseTPM takes what the TPM proved in the door's exchange, see tpm.go.
-func (d *Authority) appraiseTPM(ctx context.Context, r *request) (*appraisal, error) {
+func (r *request) appraiseTPM(ctx context.Context) (*appraisal, error) {
 	proof := r.Evidence.TPM
-	fleet, err := d.Registry.Fleet(ctx, d.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
+	fleet, err := r.Registry.Fleet(ctx, r.DB, cmp.Or(r.Fleet, countersign.DefaultFleet))
 	if err != nil {
 		return nil, err
 	}
-	c, err := d.Registry.Find(ctx, d.DB, countersign.MethodTPM, proof.EKHash)
+	c, err := r.Registry.Find(ctx, r.DB, countersign.MethodTPM, proof.EKHash)
 	var a *appraisal
 	switch {
 	case err == nil:
-		a = d.byCredential(r, c)
+		a = r.byCredential(c)
 	case countersign.CodeOf(err) != countersign.NotFound:
 		return nil, err
 	case !proof.EKVerified:
@@ -359,13 +359,13 @@ func (d *Authority) appraiseTPM(ctx context.Context, r *request) (*appraisal, er
 }
 
 // finding tells a person of something that is no refusal of its own.
-func (d *Authority) finding(r *request, t countersign.EventType, c *registry.Credential, why string) {
+func (r *request) finding(t countersign.EventType, c *registry.Credential, why string) {
 	if r.dry {
 		return
 	}
 	e := r.event(t, why)
 	e.Fleet, e.Data = c.Fleet, map[string]string{"credential": c.ID, "label": c.Label}
-	d.Events.Later(e)
+	r.Events.Later(e)
 }
 
 // bind settles device and fleet from the request and what the evidence proved.
@@ -393,57 +393,18 @@ func (r *request) bind(a *appraisal) error {
 	return nil
 }
 
-// usable says whether the evidence can be used now from where it comes, or could when
-// a request that waits for approval showed it.
-func (d *Authority) usable(ctx context.Context, rd store.Reader, r *request, a *appraisal) error {
-	for _, c := range a.credentials() {
-		err := d.inTime(ctx, rd, r, waitingOn{a.evidence, r.device}, func(now time.Time) error { return c.Usable(now, r.Remote.Addr()) })
+// signedElsewhere returns why a SAS token that no key for fleet made is no guess: a
+// key that is or was on record made it. It returns nil if none did. An error of
+// the database counts as none: the token is refused either way.
+func (r *request) signedElsewhere(ctx context.Context, sas *attest.SAS, fleet, device string) error {
+	for k, err := range r.Access.FormerKeys(ctx, fleet, device, r.Remote.Addr()) {
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// atRate counts a use against the rate of what is shared. It is asked once for a
-// request; what an operator has approved was counted when it came.
-func (d *Authority) atRate(r *request, c *consideration) error {
-	if r.dry || c.waiting != "" {
-		return nil
-	}
-	for _, used := range c.credentials() {
-		if used.PerMinute > 0 && !d.rates.Take(used.ID, used.PerMinute, used.PerMinute, d.Now()) {
-			return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", used.Kind, used.PerMinute).
-				WithNext("slow down").WithRetry(time.Minute / time.Duration(max(used.PerMinute, 1)))
+		if k.Made(sas, device) {
+			r.by = countersign.Actor(k.Evidence())
+			return k.Fault
 		}
 	}
 	return nil
-}
-
-// within holds the request against the fleet's rules that need nobody's opinion.
-func within(r *request, a *appraisal, fleet *countersign.Fleet, known bool) error {
-	if a.method != countersign.MethodFactory && !slices.Contains(fleet.Methods, a.method) {
-		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", fleet.Name, a.method).
-			WithNext("open the method with: countersign fleet set " + fleet.Name)
-	}
-	// Behind a voucher is the address of the operator's station, and no device's: what
-	// bounds that is the operator token.
-	if a.method != countersign.MethodFactory && !countersign.Contains(fleet.Rules.Networks, r.Remote.Addr()) {
-		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll from this address", fleet.Name).WithNext("enroll in the fleet's own network")
-	}
-	if !known && slices.Contains(fleet.Rules.Registered, a.method) {
-		return countersign.Errorf(countersign.NotAllowed, "fleet %s enrolls registered devices only, and %s is not", fleet.Name, r.device).
-			WithNext("register it: countersign device create " + r.device)
-	}
-	return r.namesAnother(fleet)
-}
-
-// mayPick refuses a voucher's profile that the fleet does not name: one with serverAuth
-// or without an end is for nobody who may only bring devices in.
-func mayPick(a *appraisal, f *countersign.Fleet) error {
-	if a.profile == "" || a.profile == f.Profile || slices.Contains(f.Rules.FactoryProfiles, a.profile) {
-		return nil
-	}
-	return countersign.Errorf(countersign.NotAllowed, "fleet %s does not let a factory pick profile %.80q", f.Name, a.profile).
-		WithNext("name it in factory_profiles of the fleet's rules")
 }

@@ -8,6 +8,7 @@ package ra
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -52,7 +53,7 @@ type Authority struct {
 	pairs    pairs
 	rates    lockout.Rates[string] // of credentials
 	refusals lockout.Rates[string] // of those who are known
-	policy   policy
+	rules    rules
 
 	introducer introducer
 }
@@ -199,5 +200,26 @@ func (d *Authority) flushSeen(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			d.Log.ErrorContext(ctx, "sightings not written", "count", n, "error", err)
 		}
+	}
+}
+
+// overEvents records that a device caused more lines of the log than its budget allows.
+func (d *Authority) overEvents(e countersign.Event, budget int) {
+	d.Events.Later(countersign.Event{
+		Type: countersign.BudgetExceeded, Actor: e.Actor, Device: e.Device, Fleet: e.Fleet, Remote: e.Remote, Via: e.Via,
+		Code: countersign.OverBudget, Reason: "the device causes more lines of the log than its budget allows",
+		Data: map[string]string{"budget": countersign.BudgetEvents, "limit": strconv.Itoa(budget)},
+	})
+}
+
+// later writes an event behind, unless enough of its kind were written; see thin.add.
+func (d *Authority) later(e countersign.Event, device string) {
+	budget := d.Access.BudgetOf(e.Fleet).Events
+	write, over := d.thin.add(&e, device, max(budget/windows, 1), d.Now())
+	if write {
+		d.Events.Later(e)
+	}
+	if over && e.Device != "" {
+		d.overEvents(e, budget)
 	}
 }

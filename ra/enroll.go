@@ -3,140 +3,33 @@ package ra
 import (
 	"cmp"
 	"context"
-	"errors"
+	"encoding/pem"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/pkcs10"
-	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// request is an enrollment as far as it has been understood; what stands in it
-// goes into the event, also when it is refused.
-type request struct {
-	countersign.EnrollRequest
-	arrived  time.Time            // at the desk
-	position countersign.Position // of the log by then
-	csr      *pkcs10.Request
-	keyHash  string
-	device   string // as the request claims it, unless the evidence says so
-	fleet    string
-	cert     countersign.CertRef // shown to renew
-	by       countersign.Actor   // who asks, by what was shown; empty while nothing shown is known
-	overlap  time.Duration       // of the fleet, for a renewal
-	budget   countersign.Budget  // the same
-	// approved is the approval of a recovery, spent with the certificate.
-	approved string
-	// maxRecoveries bounds how often the device may be recovered; 0: this is no recovery.
-	maxRecoveries int
-	method        countersign.Method // once appraised
-	most          int                // certificates an hour, once it wanted more
-	late          error              // its evidence was good when it began to wait for approval, and is refused now for this
-	dry           bool               // explain only: change nothing, tell nobody
-	blocked       error              // the block of its address for guessing; nil: none
-}
-
-// received notes where the log stood when the request arrived. Its beginning is
-// rounded as the times on record are.
-func (d *Authority) received(ctx context.Context, req countersign.EnrollRequest) *request {
-	now := d.Now()
-	if req.Began.IsZero() {
-		req.Began = now
-	}
-	req.Began = store.Time(store.Micros(req.Began))
-	return &request{EnrollRequest: req, fleet: req.Fleet, arrived: now, position: d.Events.Position(ctx)}
-}
-
-// overtaken reports whether an act took place since the request began. The position
-// of the log decides, because the act may be another node's, whose clock differs. The
-// time counts too for acts while the door still read the request. In doubt it was
-// overtaken, because asking again costs little.
-func (r *request) overtaken(at time.Time, pos countersign.Position) bool {
-	return pos >= r.position || !at.Before(r.Began) && !at.After(r.arrived)
-}
-
-func errOvertaken() error {
-	return countersign.Errorf(countersign.Conflict, "another request of the device was served meanwhile").
-		WithNext("use the certificate that it gave, or ask again")
-}
-
 // Enroll grants a first certificate on the evidence.
 func (d *Authority) Enroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := d.received(ctx, req)
-	g, err := d.enroll(ctx, r)
-	d.observe(Outcome{"enroll", r.method, r.Door, countersign.CodeOf(err)})
+	e := &enrollment{request: d.received(ctx, req)}
+	g, err := e.enroll(ctx)
+	d.observe(Outcome{"enroll", e.method, e.Door, countersign.CodeOf(err)})
 	if err != nil {
-		return nil, d.refused(ctx, r, err)
+		return nil, e.refused(ctx, err)
 	}
-	d.Ledger.Succeed(r.device)
+	d.Ledger.Succeed(e.request.device)
 	return g, nil
 }
 
-func (d *Authority) enroll(ctx context.Context, r *request) (*countersign.Grant, error) {
-	c, err := d.consider(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.Holds.Refuse(r.device); err != nil {
-		return nil, err
-	}
-	if c.again != nil {
-		return d.grant(c.again, true)
-	}
-	if c.waits && c.waiting == "" {
-		if err := d.await(ctx, r, c); err != nil {
-			return nil, err
-		}
-		return d.grant(c.again, true)
-	}
-	o := ca.Order{
-		Profile: c.profile, Fleet: c.fleet, Device: r.device, PublicKey: r.csr.PublicKey, Evidence: c.evidence, Method: c.method,
-	}
-	issued, err := d.issue(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	err = d.record(ctx, r, c, issued)
-	if errors.Is(err, ca.ErrBlockClosed) { // costs another signature, not the request
-		if issued, err = d.issue(ctx, o); err == nil {
-			err = d.record(ctx, r, c, issued)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if c.again != nil {
-		return d.grant(c.again, true)
-	}
-	return d.grant(&issued.Certificate, false)
-}
-
-// record decides again with the device locked, and writes a first certificate.
-func (d *Authority) record(ctx context.Context, r *request, c *consideration, issued *ca.Issued) error {
-	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := d.lockFor(ctx, tx, r); err != nil {
-			return err
-		}
-		var err error
-		if c.standing, err = d.admission(ctx, tx, r, c.appraisal); err != nil || c.again != nil {
-			return err
-		}
-		if err := d.keyIsFree(ctx, tx, r); err != nil {
-			return err
-		}
-		if err := d.anotherFirst(ctx, tx, r, c); err != nil {
-			return err
-		}
-		return d.admit(ctx, tx, r, c, issued)
-	})
-}
-
-// consideration is a first enrollment on its way to a decision.
-type consideration struct {
-	*appraisal
+// enrollment is a request for a first certificate on its way to a decision.
+type enrollment struct {
+	*request
+	appraisal
 	standing
 	fleet   countersign.Fleet
 	profile ca.Profile
@@ -144,197 +37,200 @@ type consideration struct {
 	waiting string // the approval that it has
 }
 
-// consider takes a first enrollment as far as the decision, and changes nothing.
-func (d *Authority) consider(ctx context.Context, r *request) (*consideration, error) {
-	if err := d.mayGuess(r); err != nil {
+func (e *enrollment) enroll(ctx context.Context) (*countersign.Grant, error) {
+	if err := e.decide(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.parse(r); err != nil {
+	if err := e.Holds.Refuse(e.request.device); err != nil {
 		return nil, err
 	}
-	c := &consideration{}
-	var err error
-	if c.appraisal, err = d.appraise(ctx, r); err != nil {
-		return nil, err
-	}
-	r.method = c.method
-	if err := r.bind(c.appraisal); err != nil {
-		return nil, err
-	}
-	if c.fleet, err = d.Registry.Fleet(ctx, d.DB, r.fleet); err != nil {
-		return nil, err
-	}
-	if c.profile, err = d.CA.Profile(ctx, d.DB, cmp.Or(c.appraisal.profile, c.fleet.Profile)); err != nil {
-		return nil, err
-	}
-	if c.standing, err = d.admission(ctx, d.DB, r, c.appraisal); err != nil || c.again != nil { // before anything is signed in vain
-		return c, err
-	}
-	if err := d.mayBegin(ctx, r, c); err != nil {
-		return nil, err
-	}
-	if err := mayPick(c.appraisal, &c.fleet); err != nil {
-		return nil, err
-	}
-	if err := d.anotherFirst(ctx, d.DB, r, c); err != nil {
-		return nil, err
-	}
-	if err := serverKeys(r, &c.profile); err != nil {
-		return nil, err
-	}
-	if err := within(r, c.appraisal, &c.fleet, c.known); err != nil {
-		return nil, err
-	}
-	if err := d.keyIsFree(ctx, d.DB, r); err != nil {
-		return nil, err
-	}
-	if c.waits = slices.Contains(c.fleet.Rules.Approval, c.method); c.waits {
-		if c.waiting, err = d.approval(ctx, r, c); err != nil { // a poll is not another use
-			return c, err
+	if e.again == nil && e.waits && e.waiting == "" {
+		if err := e.await(ctx); err != nil {
+			return nil, err
 		}
 	}
-	if r.late != nil && c.waiting == "" { // nobody has to approve any more, and the time is over
-		return nil, r.late
+	if e.again != nil {
+		return e.grant(e.again, true)
 	}
-	if err := d.atRate(r, c); err != nil {
+	issued, err := e.issue(ctx, ca.Order{
+		Profile: e.profile, Fleet: e.fleet, Device: e.request.device, PublicKey: e.csr.PublicKey, Evidence: e.evidence, Method: e.method,
+	}, e.record)
+	switch {
+	case err != nil:
 		return nil, err
+	case e.again != nil:
+		return e.grant(e.again, true)
 	}
-	return c, d.policy.permit(ctx, d, r, c)
+	return e.grant(&issued.Certificate, false)
+}
+
+// decide takes a first enrollment as far as the decision, and changes nothing. With
+// again set the request was granted before.
+func (e *enrollment) decide(ctx context.Context) error {
+	if err := e.mayGuess(); err != nil {
+		return err
+	}
+	if err := e.parse(); err != nil {
+		return err
+	}
+	a, err := e.appraise(ctx)
+	if err != nil {
+		return err
+	}
+	e.appraisal = *a
+	if err := e.bind(a); err != nil {
+		return err
+	}
+	if e.fleet, err = e.Registry.Fleet(ctx, e.DB, e.request.fleet); err != nil {
+		return err
+	}
+	if e.profile, err = e.CA.Profile(ctx, e.DB, cmp.Or(e.appraisal.profile, e.fleet.Profile)); err != nil {
+		return err
+	}
+	if err := e.eligible(ctx, e.DB); err != nil || e.again != nil { // before anything is signed in vain
+		return err
+	}
+	if err := e.serverKeys(&e.profile); err != nil {
+		return err
+	}
+	return e.permitted(ctx)
+}
+
+// permitted refuses what the fleet does not permit an eligible device: by its bounds, an
+// operator's approval, and its rules.
+func (e *enrollment) permitted(ctx context.Context) error {
+	if err := e.mayBegin(ctx); err != nil {
+		return err
+	}
+	if err := e.mayPick(); err != nil {
+		return err
+	}
+	if err := e.anotherFirst(ctx, e.DB); err != nil {
+		return err
+	}
+	if err := e.inBounds(); err != nil {
+		return err
+	}
+	if err := e.keyIsFree(ctx, e.DB); err != nil {
+		return err
+	}
+	if e.waits = slices.Contains(e.fleet.Rules.Approval, e.method); e.waits {
+		var err error
+		if e.waiting, err = e.approval(ctx); err != nil { // a poll is not another use
+			return err
+		}
+	}
+	if e.late != nil && e.waiting == "" { // no operator has to approve any more, and the time is over
+		return e.late
+	}
+	if err := e.atRate(); err != nil {
+		return err
+	}
+	return e.consult(ctx)
+}
+
+// consult asks the fleet's expression and its webhook; each must allow the enrollment.
+func (e *enrollment) consult(ctx context.Context) error {
+	if text := e.fleet.Rules.Expression; text != "" {
+		ok, err := e.rules.evaluate(ctx, text, e.variables())
+		if err != nil { // fail closed, with the reason
+			return countersign.Errorf(countersign.NotAllowed, "the rule of fleet %s could not be applied: %v", e.fleet.Name, err).WithNext("correct the fleet's expression")
+		}
+		if !ok {
+			return countersign.Errorf(countersign.NotAllowed, "the rule of fleet %s refuses the device", e.fleet.Name).WithNext("read the expression in the fleet's rules")
+		}
+	}
+	if e.fleet.Rules.Webhook == nil || e.dry {
+		return nil
+	}
+	claim := ""
+	if e.method == countersign.MethodClaim {
+		claim = e.credential.ID
+	}
+	return e.rules.hooks.ask(ctx, hookCall{
+		fleet: e.fleet.Name, webhook: e.fleet.Rules.Webhook, secret: e.Secret, now: e.Now(),
+		request: hookRequest{
+			ClaimCertificateID: claim, CertificateID: e.keyHash, TemplateArn: "fleet:" + e.request.fleet, ClientID: e.request.device, Parameters: e.facts,
+			CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: e.csr.Raw})),
+		},
+	})
+}
+
+// variables are what an expression sees.
+func (e *enrollment) variables() map[string]any {
+	kind, _ := ca.CheckKey(e.csr.PublicKey) // parse has checked it
+	evidence := map[string]string{"method": string(e.method), "fingerprint": e.evidence}
+	maps.Copy(evidence, e.facts)
+	dev := &e.standing.device
+	return map[string]any{
+		"csr":      map[string]any{"cn": e.csr.Subject.CommonName, "subject": e.csr.Subject.String(), "key": kind, "dns": e.csr.DNSNames, "uris": e.csr.URIs},
+		"evidence": evidence,
+		"device":   map[string]any{"id": e.request.device, "known": e.known, "state": string(dev.State), "owner": dev.Owner, "tags": dev.Tags},
+		"fleet":    e.request.fleet, "remote": e.Remote.Addr().String(), "now": e.Now(),
+	}
+}
+
+// record decides again with the device locked, and writes a first certificate.
+func (e *enrollment) record(ctx context.Context, issued *ca.Issued) error {
+	return e.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := e.lockFor(ctx, tx); err != nil {
+			return err
+		}
+		if err := e.eligible(ctx, tx); err != nil || e.again != nil {
+			return err
+		}
+		if err := e.keyIsFree(ctx, tx); err != nil {
+			return err
+		}
+		if err := e.anotherFirst(ctx, tx); err != nil {
+			return err
+		}
+		return e.complete(ctx, tx, issued)
+	})
 }
 
 // mayBegin refuses first contact under an id that no new device can have. Ids are
 // one name space over all fleets, and a device on record keeps the id it has.
-func (d *Authority) mayBegin(ctx context.Context, r *request, c *consideration) error {
-	if c.known {
+func (e *enrollment) mayBegin(ctx context.Context) error {
+	if e.known {
 		return nil
 	}
-	return d.Registry.CheckNew(ctx, d.DB, c.fleet, r.device)
+	return e.Registry.CheckNew(ctx, e.DB, e.fleet, e.request.device)
 }
 
-// serverKeys refuses a key that the door made where the profile wants it made on
-// the device.
-func serverKeys(r *request, p *ca.Profile) error {
-	if len(r.Asked) == 0 || p.ServerKeys {
-		return nil
-	}
-	return countersign.Errorf(countersign.NotAllowed, "profile %s wants keys made on the device", p.Name).WithNext("make a key and use simpleenroll")
-}
-
-// lockFor makes the transaction the only one that works on the device and the key.
-func (d *Authority) lockFor(ctx context.Context, tx *store.Tx, r *request) error {
-	if err := registry.LockDevice(ctx, tx, r.device); err != nil {
+// complete writes a first certificate with all that goes with it.
+func (e *enrollment) complete(ctx context.Context, tx *store.Tx, issued *ca.Issued) error {
+	if err := e.spend(ctx, tx); err != nil {
 		return err
 	}
-	return tx.Lock(ctx, "key:"+r.keyHash)
-}
-
-// keyIsFree refuses a public key that serves another device: whoever has the one
-// key is both. Both devices' pages tell of it.
-func (d *Authority) keyIsFree(ctx context.Context, rd store.Reader, r *request) error {
-	other, taken, err := d.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
-	if err != nil || !taken {
-		return err
-	}
-	if other == "" { // of a claim, whose key many have, or of the authority itself
-		return countersign.Errorf(countersign.KeyReused, "the public key belongs to no device").WithNext("make a new key on the device, other than that of its claim")
-	}
-	if !r.dry {
-		d.keyReused(r, other)
-	}
-	return countersign.Errorf(countersign.KeyReused, "the public key serves another device").WithNext("make a new key on each device")
-}
-
-// keyReused records that a key which is another device's was shown. The name in the
-// request is a claim, unless the device showed its certificate; the other is a fact where
-// the key itself signed that name, or TLS proved it: a request without a name, or of
-// another session, could be a copy.
-func (d *Authority) keyReused(r *request, other string) {
-	signed := len(r.CSR) == 0 || r.Bound || r.csr.Subject.CommonName == r.device
-	for dev, proven := range map[string]bool{r.device: !r.cert.IsZero(), other: signed} {
-		e := r.event(countersign.FindingKeyReuse, "one public key was shown for "+r.device+" and "+other)
-		e.Device = dev
-		known := dev
-		if !proven {
-			e.Data = map[string]string{"claimed": "true"}
-			known = ""
-		}
-		d.later(e, known)
-	}
-}
-
-// parse reads the request and checks what needs no record: form, key, and the
-// proof that the device holds it (RFC 2986, 4.2).
-func (d *Authority) parse(r *request) error {
-	csr, err := pkcs10.Parse(r.CSR)
+	events, err := e.activateDevice(ctx, tx)
 	if err != nil {
 		return err
 	}
-	r.csr = csr
-	if countersign.IsDeviceID(csr.Subject.CommonName) {
-		r.device = csr.Subject.CommonName
-	}
-	if _, err := csr.Key(); err != nil {
-		return err
-	}
-	if _, err := d.CA.AcceptKey(csr.PublicKey); err != nil {
-		return err
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return err
-	}
-	r.keyHash, err = ca.KeyHash(csr.PublicKey)
-	return err
-}
-
-// issue plans and signs. It runs outside of the transaction, on the caller's core.
-func (d *Authority) issue(ctx context.Context, o ca.Order) (*ca.Issued, error) {
-	plan, err := d.CA.Plan(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	return d.CA.Sign(plan)
-}
-
-// admit writes a first certificate with all that goes with it.
-func (d *Authority) admit(ctx context.Context, tx *store.Tx, r *request, c *consideration, issued *ca.Issued) error {
-	if err := d.spend(ctx, tx, r, c); err != nil {
-		return err
-	}
-	if c.waiting != "" {
-		if err := d.Registry.Finish(ctx, tx, c.waiting); err != nil {
-			return err
-		}
-	}
-	events, err := d.settle(ctx, tx, r, c)
+	replaced, err := e.replace(ctx, tx, e.unused)
 	if err != nil {
 		return err
 	}
-	replaced, err := d.replace(ctx, tx, r, c.unused)
-	if err != nil {
+	if err := e.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
-	if err := d.CA.Record(ctx, tx, issued); err != nil {
-		return err
-	}
-	e := r.event(countersign.CertIssued, "first certificate")
-	e.Cert = issued.Ref()
-	e.Data = issuedData(&issued.Certificate)
-	return d.Events.Append(ctx, tx, append(append(events, replaced...), e)...)
+	ev := e.issuedEvent(countersign.CertIssued, "first certificate", &issued.Certificate)
+	return e.Events.Append(ctx, tx, append(append(events, replaced...), ev)...)
 }
 
 // spend uses the credentials of the evidence once. A device that lost the key of a
 // certificate which it never used has spent its own on that.
-func (d *Authority) spend(ctx context.Context, tx *store.Tx, r *request, c *consideration) error {
-	for _, used := range c.credentials() {
-		do := d.Registry.Spend
-		if c.same && used.Evidence() == c.evidence {
-			do = d.Registry.SpendAgain
+func (e *enrollment) spend(ctx context.Context, tx *store.Tx) error {
+	for _, used := range e.credentials() {
+		do := e.Registry.Spend
+		if e.same && used.Evidence() == e.evidence {
+			do = e.Registry.SpendAgain
 		}
 		if err := do(ctx, tx, *used); err != nil {
 			return err
 		}
 		if used.Kind == countersign.MethodTPM {
-			if err := d.Registry.Bind(ctx, tx, *used, r.device); err != nil {
+			if err := e.Registry.Bind(ctx, tx, *used, e.request.device); err != nil {
 				return err
 			}
 		}
@@ -342,81 +238,77 @@ func (d *Authority) spend(ctx context.Context, tx *store.Tx, r *request, c *cons
 	return nil
 }
 
-// settle makes the device active: a new one is created, a known one completed.
-func (d *Authority) settle(ctx context.Context, tx *store.Tx, r *request, c *consideration) ([]countersign.Event, error) {
-	if c.known {
-		if c.standing.device.State == countersign.DeviceActive {
-			return nil, nil
-		}
-		return nil, d.Registry.Move(ctx, tx, &c.standing.device, countersign.DeviceActive, "")
-	}
-	dev := countersign.Device{ID: r.device, Fleet: r.fleet, State: countersign.DeviceActive}
-	if err := d.Registry.Create(ctx, tx, dev); err != nil {
-		return nil, err
-	}
-	return []countersign.Event{r.event(countersign.DeviceCreated, "first enrollment")}, nil
-}
-
-// replace revokes certificates that their device asks to have another for.
-func (d *Authority) replace(ctx context.Context, tx *store.Tx, r *request, unused []countersign.Certificate) ([]countersign.Event, error) {
-	var events []countersign.Event
-	for i := range unused {
-		if err := d.CA.Replace(ctx, tx, &unused[i]); err != nil {
+// activateDevice makes the device active, with the approval that it has: a new one is
+// created, a known one completed.
+func (e *enrollment) activateDevice(ctx context.Context, tx *store.Tx) ([]countersign.Event, error) {
+	if e.waiting != "" {
+		if err := e.Registry.Finish(ctx, tx, e.waiting); err != nil {
 			return nil, err
 		}
-		events = append(events, certEvent(countersign.CertReplaced, &unused[i], r.actor(), "never used; the device asked again with another key"))
 	}
-	return events, nil
+	if e.known {
+		if e.standing.device.State == countersign.DeviceActive {
+			return nil, nil
+		}
+		return nil, e.Registry.Move(ctx, tx, &e.standing.device, countersign.DeviceActive, "")
+	}
+	dev := countersign.Device{ID: e.request.device, Fleet: e.request.fleet, State: countersign.DeviceActive}
+	if err := e.Registry.Create(ctx, tx, dev); err != nil {
+		return nil, err
+	}
+	return []countersign.Event{e.event(countersign.DeviceCreated, "first enrollment")}, nil
 }
 
-// nobody acts where nothing that was shown is known here.
-const nobody countersign.Actor = "unknown"
-
-// actor is who asks, by what was shown and not by what is claimed.
-func (r *request) actor() countersign.Actor {
-	switch {
-	case r.by != "":
-		return r.by
-	case !r.cert.IsZero():
-		return countersign.DeviceActor(r.device)
+// anotherFirst holds a device that asks for another first certificate, since it lost the
+// key of an unused one, to the bound of its renewals.
+func (e *enrollment) anotherFirst(ctx context.Context, rd store.Reader) error {
+	if !e.known || e.standing.device.State != countersign.DeviceActive {
+		return nil
 	}
-	return nobody
+	return e.withinRenewals(ctx, rd, e.fleet.Rules.Budget)
 }
 
-func issuedData(c *countersign.Certificate) map[string]string {
-	return map[string]string{
-		"profile": c.Profile, "method": c.Method, "evidence": c.Evidence,
-		"not_after": c.NotAfter.UTC().Format(time.RFC3339), "key_sha256": c.KeyHash,
+// atRate counts a use against the rate of what is shared. It is asked once for a
+// request; what an operator has approved was counted when it came.
+func (e *enrollment) atRate() error {
+	if e.dry || e.waiting != "" {
+		return nil
 	}
+	for _, used := range e.credentials() {
+		if used.PerMinute > 0 && !e.rates.Take(used.ID, used.PerMinute, used.PerMinute, e.Now()) {
+			return countersign.Errorf(countersign.RateLimited, "the %s is used more than %d times a minute", used.Kind, used.PerMinute).
+				WithNext("slow down").WithRetry(time.Minute / time.Duration(max(used.PerMinute, 1)))
+		}
+	}
+	return nil
 }
 
-func (r *request) event(t countersign.EventType, why string) countersign.Event {
-	e := countersign.Event{Type: t, Actor: r.actor(), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
-	if r.Remote.IsValid() {
-		e.Remote = r.Remote.String()
+// inBounds refuses what is outside of the fleet's methods, networks and names.
+func (e *enrollment) inBounds() error {
+	fleet := &e.fleet
+	if e.method != countersign.MethodFactory && !slices.Contains(fleet.Methods, e.method) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll by %s", fleet.Name, e.method).
+			WithNext("open the method in the fleet, or use one of " + fmt.Sprint(fleet.Methods))
 	}
-	return e
+	// Behind a voucher is the address of the operator's station, and no device's: what
+	// bounds that is the operator token.
+	if e.method != countersign.MethodFactory && !countersign.Contains(fleet.Rules.Networks, e.Remote.Addr()) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s does not enroll from this address", fleet.Name).WithNext("enroll in the fleet's own network")
+	}
+	if !e.known && slices.Contains(fleet.Rules.Registered, e.method) {
+		return countersign.Errorf(countersign.NotAllowed, "fleet %s enrolls registered devices only, and %s is not", fleet.Name, e.request.device).
+			WithNext("have an operator register the device")
+	}
+	return e.namesAnother(fleet)
 }
 
-// refused writes down why, slows the guesser, and gives the error that the door may show.
-func (d *Authority) refused(ctx context.Context, r *request, err error) error {
-	err = r.unblocked(err)
-	code := countersign.CodeOf(err)
-	if code == countersign.Internal || code == countersign.Unavailable {
-		d.Log.ErrorContext(ctx, "enrollment failed", "door", r.Door, "device", r.device, "error", countersign.Detail(err))
+// mayPick refuses a voucher's profile that the fleet does not name: one with serverAuth
+// or without an end is not for those who may only bring devices in.
+func (e *enrollment) mayPick() error {
+	a, f := &e.appraisal, &e.fleet
+	if a.profile == "" || a.profile == f.Profile || slices.Contains(f.Rules.FactoryProfiles, a.profile) {
+		return nil
 	}
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	e := r.event(countersign.EnrollRefused, countersign.Public(err).Message)
-	e.Code = code
-	d.later(e, "")
-	switch {
-	case r.dry:
-	case code == countersign.OverBudget:
-		d.exceeded(r, e)
-	default:
-		d.guessed(ctx, r, code)
-	}
-	return d.wornOut(r, err)
+	return countersign.Errorf(countersign.NotAllowed, "fleet %s does not let a factory pick profile %.80q", f.Name, a.profile).
+		WithNext("name it in factory_profiles of the fleet's rules")
 }

@@ -40,10 +40,10 @@ func (d *Authority) ExplainTo(ctx context.Context, req countersign.EnrollRequest
 // webhook is not asked; TLS proof of a client certificate's key is the caller's
 // word here, so the answer is for operators only.
 func (d *Authority) Explain(ctx context.Context, req countersign.EnrollRequest) (Explanation, error) {
-	r := d.received(ctx, req)
-	r.dry = true
-	c, err := d.consider(ctx, r)
-	e := Explanation{Device: r.device, Fleet: r.fleet}
+	c := &enrollment{request: d.received(ctx, req)}
+	c.dry = true
+	err := c.decide(ctx)
+	e := Explanation{Device: c.request.device, Fleet: c.request.fleet}
 	if err != nil && countersign.CodeOf(err) != countersign.Pending {
 		p := countersign.Public(err)
 		if p.Code == countersign.Internal || p.Code == countersign.Unavailable {
@@ -59,7 +59,7 @@ func (d *Authority) Explain(ctx context.Context, req countersign.EnrollRequest) 
 	case c.waits && c.waiting == "":
 		e.Decision, e.Reason = "wait", "enrollment by "+string(c.method)+" waits for an operator in fleet "+c.fleet.Name
 	default:
-		e.Decision, e.Reason = "issue", "the "+string(c.method)+" is good for "+r.device+" in fleet "+c.fleet.Name
+		e.Decision, e.Reason = "issue", "the "+string(c.method)+" is good for "+e.Device+" in fleet "+c.fleet.Name
 	}
 	return e, nil
 }

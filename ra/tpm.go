@@ -46,13 +46,13 @@ type Challenge struct {
 // challenge that only that chip can answer.
 func (d *Authority) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
 	r := d.received(ctx, countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
-	err := d.mayGuess(r)
+	err := r.mayGuess()
 	var c *Challenge
 	if err == nil {
 		c, err = d.challengeTPM(ctx, cmp.Or(fleet, countersign.DefaultFleet), ev)
 	}
 	if err != nil {
-		return nil, d.refused(ctx, r, err)
+		return nil, r.refused(ctx, err)
 	}
 	return c, nil
 }
@@ -106,12 +106,12 @@ func (d *Authority) tpmOptions(ctx context.Context, fleet string, ev attest.TPME
 // EnrollTPM takes the answer to a challenge and enrolls the device.
 func (d *Authority) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
 	r := d.received(ctx, req)
-	if err := d.mayGuess(r); err != nil {
-		return nil, d.refused(ctx, r, err)
+	if err := r.mayGuess(); err != nil {
+		return nil, r.refused(ctx, err)
 	}
 	proof, fleet, err := d.proveTPM(ctx, session, ev, req.CSR)
 	if err != nil {
-		return nil, d.refused(ctx, r, err)
+		return nil, r.refused(ctx, err)
 	}
 	req.Fleet, req.Evidence = fleet, countersign.Evidence{TPM: proof}
 	return d.Enroll(ctx, req)

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -54,66 +53,60 @@ type hookRequest struct {
 	CSR                string            `json:"certificateSigningRequest"`
 }
 
+// hookCall is a question to the webhook of a fleet.
+type hookCall struct {
+	fleet   string
+	webhook *countersign.Webhook
+	secret  func(reference string) ([]byte, error)
+	now     time.Time
+	request hookRequest
+}
+
 // ask asks the fleet's webhook. Anything but an explicit yes is a no. A status of 4xx is
 // an answer; what opens the breaker is a hook that cannot be reached, is late, or fails.
-func (h *hooks) ask(ctx context.Context, d *Authority, r *request, c *consideration) error {
-	hook, now := c.fleet.Rules.Webhook, d.Now()
-	if !h.closed(c.fleet.Name+" "+hook.URL, now) {
-		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s has failed %d times in a row", c.fleet.Name, breakAfter).
+func (h *hooks) ask(ctx context.Context, c hookCall) error {
+	key := c.fleet + " " + c.webhook.URL
+	if !h.closed(key, c.now) {
+		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s has failed %d times in a row", c.fleet, breakAfter).
 			WithNext("try again later").WithRetry(breakFor)
 	}
-	secret, err := d.Secret(hook.Secret)
+	secret, err := c.secret(c.webhook.Secret)
 	if err != nil {
-		return countersign.Errorf(countersign.Unavailable, "the secret of the webhook of fleet %s cannot be read", c.fleet.Name).WithRetry(hookTimeout).WithCause(err)
+		return countersign.Errorf(countersign.Unavailable, "the secret of the webhook of fleet %s cannot be read", c.fleet).WithRetry(hookTimeout).WithCause(err)
 	}
-	allowed, err := h.post(ctx, signer{secret, now}, r, c)
-	key := c.fleet.Name + " " + hook.URL
+	allowed, err := h.post(ctx, c, secret)
 	answer, answered := errors.AsType[*countersign.Error](err)
 	if answered {
 		err = nil
 	}
 	if ctx.Err() == nil { // else it is the device that went, not the hook that failed
-		h.count(key, now, err)
+		h.count(key, c.now, err)
 	}
-	if answered {
+	switch {
+	case answered:
 		return answer
-	}
-	if err != nil {
-		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s did not answer", c.fleet.Name).
+	case err != nil:
+		return countersign.Errorf(countersign.Unavailable, "the webhook of fleet %s did not answer", c.fleet).
 			WithNext("try again later").WithRetry(hookTimeout).WithCause(err)
-	}
-	if !allowed {
-		return countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s says no", c.fleet.Name).WithNext("ask the operator")
+	case !allowed:
+		return countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s refuses the device", c.fleet).WithNext("ask the operator")
 	}
 	return nil
 }
 
-// signer signs a body with the webhook's secret at a time.
-type signer struct {
-	secret []byte
-	now    time.Time
-}
-
-func (h *hooks) post(ctx context.Context, sign signer, r *request, c *consideration) (bool, error) {
-	claim := ""
-	if c.method == countersign.MethodClaim {
-		claim = c.credential.ID
-	}
-	body, err := json.Marshal(hookRequest{
-		ClaimCertificateID: claim, CertificateID: r.keyHash, TemplateArn: "fleet:" + r.fleet, ClientID: r.device, Parameters: c.facts,
-		CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.csr.Raw})),
-	})
+func (h *hooks) post(ctx context.Context, c hookCall, secret []byte) (bool, error) {
+	body, err := json.Marshal(c.request)
 	if err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, hookTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.fleet.Rules.Webhook.URL, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.webhook.URL, bytes.NewReader(body))
 	if err != nil {
 		return false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Countersign-Signature", sign.signature(body))
+	req.Header.Set("Countersign-Signature", signature(secret, c.now, body))
 	resp, err := h.http().Do(req)
 	if err != nil {
 		return false, err
@@ -125,9 +118,9 @@ func (h *hooks) post(ctx context.Context, sign signer, r *request, c *considerat
 	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusTooManyRequests || code == http.StatusRequestTimeout:
-		return false, countersign.Errorf(countersign.RateLimited, "the webhook of fleet %s is busy: it answered %s", c.fleet.Name, resp.Status).WithNext("try again later").WithRetry(breakFor)
+		return false, countersign.Errorf(countersign.RateLimited, "the webhook of fleet %s is busy: it answered %s", c.fleet, resp.Status).WithNext("try again later").WithRetry(breakFor)
 	case code >= 400 && code < 500: // an answer about this device, and no fault of the hook
-		return false, countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s refused the device: it answered %s", c.fleet.Name, resp.Status).WithNext("ask the operator")
+		return false, countersign.Errorf(countersign.NotAllowed, "the webhook of fleet %s refused the device: it answered %s", c.fleet, resp.Status).WithNext("ask the operator")
 	case code != http.StatusOK:
 		return false, fmt.Errorf("the webhook answered %s", resp.Status)
 	}
@@ -142,10 +135,10 @@ func (h *hooks) post(ctx context.Context, sign signer, r *request, c *considerat
 }
 
 // signature is "t=<Unix seconds>,v1=<hex HMAC-SHA256 of seconds, dot, body>".
-func (s signer) signature(body []byte) string {
-	m := hmac.New(sha256.New, s.secret)
-	_, _ = fmt.Fprintf(m, "%d.%s", s.now.Unix(), body) // a hash takes all that it is given
-	return fmt.Sprintf("t=%d,v1=%s", s.now.Unix(), hex.EncodeToString(m.Sum(nil)))
+func signature(secret []byte, now time.Time, body []byte) string {
+	m := hmac.New(sha256.New, secret)
+	_, _ = fmt.Fprintf(m, "%d.%s", now.Unix(), body) // a hash takes all that it is given
+	return fmt.Sprintf("t=%d,v1=%s", now.Unix(), hex.EncodeToString(m.Sum(nil)))
 }
 
 func (h *hooks) closed(url string, now time.Time) bool {
@@ -197,14 +190,14 @@ func (h *hooks) http() *http.Client {
 	return h.client
 }
 
-// checkWebhook says whether a webhook can be asked: https, or http on loopback.
-func (d *Authority) checkWebhook(w *countersign.Webhook) error {
+// checkWebhook refuses a webhook that cannot be asked: by https, or http on loopback.
+func checkWebhook(w *countersign.Webhook, secretOf func(string) ([]byte, error)) error {
 	u, err := url.Parse(w.URL)
 	loopback := err == nil && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !loopback) {
 		return countersign.Errorf(countersign.BadRequest, "the webhook's URL is neither https nor http on loopback")
 	}
-	secret, err := d.Secret(w.Secret)
+	secret, err := secretOf(w.Secret)
 	if err != nil || len(secret) < 16 {
 		return countersign.Errorf(countersign.BadRequest, "the webhook's secret is not a file: or env: reference to at least 16 octets").WithCause(err)
 	}

@@ -3,14 +3,11 @@ package ra
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
-	"time"
 
 	"cel.dev/cel-go/cel"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/ca"
 )
 
 const (
@@ -21,8 +18,8 @@ const (
 	maxPrograms = 256
 )
 
-// policy asks what is not in the evidence: the fleet's expression and its webhook.
-type policy struct {
+// rules asks what is not in the evidence: the fleet's expression and its webhook.
+type rules struct {
 	hooks hooks
 
 	mu       sync.Mutex
@@ -30,37 +27,20 @@ type policy struct {
 	programs map[string]cel.Program // by text
 }
 
-// permit asks both; each must say yes.
-func (p *policy) permit(ctx context.Context, d *Authority, r *request, c *consideration) error {
-	if text := c.fleet.Rules.Expression; text != "" {
-		ok, err := p.evaluate(ctx, text, variables(r, c, d.Now()))
-		if err != nil { // fail closed, with the reason
-			return countersign.Errorf(countersign.NotAllowed, "the rule of fleet %s could not be applied: %v", c.fleet.Name, err).WithNext("correct the fleet's expression")
-		}
-		if !ok {
-			return countersign.Errorf(countersign.NotAllowed, "the rule of fleet %s says no", c.fleet.Name).WithNext("read the fleet's expression: countersign fleet get " + c.fleet.Name)
-		}
-	}
-	if c.fleet.Rules.Webhook == nil || r.dry {
-		return nil
-	}
-	return p.hooks.ask(ctx, d, r, c)
-}
-
 // CheckRules compiles and type-checks what the rules say without running it.
 func (d *Authority) CheckRules(u countersign.Rules) error {
 	if u.Expression != "" {
-		if _, err := d.policy.compile(u.Expression); err != nil {
+		if _, err := d.rules.compile(u.Expression); err != nil {
 			return err
 		}
 	}
 	if u.Webhook != nil {
-		return d.checkWebhook(u.Webhook)
+		return checkWebhook(u.Webhook, d.Secret)
 	}
 	return nil
 }
 
-func (p *policy) compile(text string) (cel.Program, error) {
+func (p *rules) compile(text string) (cel.Program, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if prg, ok := p.programs[text]; ok {
@@ -99,7 +79,7 @@ func (p *policy) compile(text string) (cel.Program, error) {
 	return prg, nil
 }
 
-func (p *policy) evaluate(ctx context.Context, text string, vars map[string]any) (bool, error) {
+func (p *rules) evaluate(ctx context.Context, text string, vars map[string]any) (bool, error) {
 	prg, err := p.compile(text)
 	if err != nil {
 		return false, err
@@ -110,19 +90,4 @@ func (p *policy) evaluate(ctx context.Context, text string, vars map[string]any)
 	}
 	ok, isBool := out.Value().(bool)
 	return ok && isBool, nil
-}
-
-// variables are what an expression sees.
-func variables(r *request, c *consideration, now time.Time) map[string]any {
-	kind, _ := ca.CheckKey(r.csr.PublicKey) // parse has checked it
-	evidence := map[string]string{"method": string(c.method), "fingerprint": c.evidence}
-	maps.Copy(evidence, c.facts)
-	return map[string]any{
-		"csr":      map[string]any{"cn": r.csr.Subject.CommonName, "subject": r.csr.Subject.String(), "key": kind, "dns": r.csr.DNSNames, "uris": r.csr.URIs},
-		"evidence": evidence,
-		"device": map[string]any{
-			"id": r.device, "known": c.known, "state": string(c.standing.device.State), "owner": c.standing.device.Owner, "tags": c.standing.device.Tags,
-		},
-		"fleet": r.fleet, "remote": r.Remote.Addr().String(), "now": now,
-	}
 }

@@ -2,7 +2,7 @@ package ra
 
 import (
 	"context"
-	"errors"
+	"crypto/x509"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -14,89 +14,91 @@ import (
 
 // Reenroll grants the next certificate to the holder of a current one.
 func (d *Authority) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	r := d.received(ctx, req)
-	g, err := d.reenroll(ctx, r)
+	e := &renewal{request: d.received(ctx, req)}
+	g, err := e.renew(ctx)
 	act := "renew"
-	if r.Recovery {
+	if e.Recovery {
 		act = "recover"
 	}
-	d.observe(Outcome{act, countersign.MethodCertificate, r.Door, countersign.CodeOf(err)})
+	d.observe(Outcome{act, countersign.MethodCertificate, e.Door, countersign.CodeOf(err)})
 	if err != nil {
-		return nil, d.refused(ctx, r, err)
+		return nil, e.refused(ctx, err)
 	}
 	return g, nil
 }
 
-func (d *Authority) reenroll(ctx context.Context, r *request) (*countersign.Grant, error) {
-	if len(r.Evidence.Peer) == 0 {
+// renewal is a request for the next certificate on its way to a decision.
+type renewal struct {
+	*request
+	fleet countersign.Fleet
+	shown countersign.CertRef
+	// approved is the approval of a recovery, spent with the certificate.
+	approved string
+	// maxRecoveries bounds how often the device may be recovered; 0: this is no recovery.
+	maxRecoveries int
+	rotation
+}
+
+func (e *renewal) renew(ctx context.Context) (*countersign.Grant, error) {
+	if len(e.Evidence.Peer) == 0 {
 		return nil, countersign.Errorf(countersign.Unauthenticated, "no client certificate was shown").
 			WithNext("renew over mutual TLS with the device's current certificate")
 	}
-	if err := d.parse(r); err != nil {
+	if err := e.parse(); err != nil {
 		return nil, err
 	}
-	shown, err := d.shown(ctx, r)
+	shown, err := e.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.Holds.Refuse(shown.Device); err != nil {
+	e.shown = shown.Ref()
+	if err := e.Holds.Refuse(shown.Device); err != nil {
 		return nil, err
 	}
-	if err := d.Ledger.CheckProven(r.Remote.Addr()); err != nil {
+	if err := e.Ledger.CheckProven(e.Remote.Addr()); err != nil {
 		return nil, err
 	}
-	fleet, err := d.Registry.Fleet(ctx, d.DB, shown.Fleet)
-	if err != nil {
+	if e.fleet, err = e.Registry.Fleet(ctx, e.DB, shown.Fleet); err != nil {
 		return nil, err
 	}
-	if err := d.sameSubject(ctx, r, &fleet); err != nil {
-		return nil, err
-	}
-	profile, err := d.CA.Profile(ctx, d.DB, fleet.Profile)
-	if err != nil {
-		return nil, err
-	}
-	if err := serverKeys(r, &profile); err != nil {
-		return nil, err
-	}
-	before, err := d.judge(ctx, d.DB, r, shown.Ref())
-	if err != nil {
+	if err := e.sameSubject(ctx); err != nil {
 		return nil, err
 	}
 	o := ca.Order{
-		Profile: profile, Fleet: fleet, Device: shown.Device, PublicKey: r.csr.PublicKey, Predecessor: shown.Ref(),
+		Fleet: e.fleet, Device: shown.Device, PublicKey: e.csr.PublicKey, Predecessor: e.shown,
 		Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
 	}
-	if r.Recovery && before.outcome != isFork {
-		if err := d.recoverable(ctx, r, &fleet, &before, &o); err != nil {
+	if o.Profile, err = e.CA.Profile(ctx, e.DB, e.fleet.Profile); err != nil {
+		return nil, err
+	}
+	if err := e.serverKeys(&o.Profile); err != nil {
+		return nil, err
+	}
+	if err := e.decide(ctx, e.DB); err != nil {
+		return nil, err
+	}
+	if e.Recovery && e.outcome != isFork {
+		if err := e.recoverable(ctx, &o); err != nil {
 			return nil, err
 		}
 	}
-	var issued *ca.Issued
-	r.overlap, r.budget = fleet.Overlap, fleet.Rules.Budget
-	if before.outcome == grantNew {
-		if err := d.withinRenewals(ctx, d.DB, r, r.budget); err != nil {
-			return nil, err
-		}
-		if err := d.keyIsFree(ctx, d.DB, r); err != nil {
-			return nil, err
-		}
-		if issued, err = d.issue(ctx, o); err != nil {
-			return nil, err
-		}
+	if e.outcome != grantNew {
+		return e.settle(ctx, nil)
 	}
-	g, err := d.renew(ctx, r, shown.Ref(), issued)
-	if errors.Is(err, ca.ErrBlockClosed) { // costs another signature, not the request
-		if issued, err = d.issue(ctx, o); err == nil {
-			g, err = d.renew(ctx, r, shown.Ref(), issued)
-		}
+	if err := e.permitted(ctx, e.DB); err != nil {
+		return nil, err
 	}
+	var g *countersign.Grant
+	_, err = e.issue(ctx, o, func(ctx context.Context, issued *ca.Issued) (err error) {
+		g, err = e.settle(ctx, issued)
+		return err
+	})
 	return g, err
 }
 
-// shown finds the certificate that the device showed on record.
-func (d *Authority) shown(ctx context.Context, r *request) (countersign.Certificate, error) {
-	cert, err := d.CA.Shown(ctx, d.DB, r.Evidence.Peer[0])
+// find finds the certificate that the device showed on record.
+func (r *request) find(ctx context.Context) (countersign.Certificate, error) {
+	cert, err := r.CA.Shown(ctx, r.DB, r.Evidence.Peer[0])
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 		return cert, err
 	}
@@ -120,46 +122,45 @@ const (
 	isFork                  // two holders of one identity
 )
 
-// judgment is an outcome with what it rests on.
-type judgment struct {
+// rotation is an outcome with what it rests on.
+type rotation struct {
 	outcome outcome
 	device  registry.Entry
 	certs   []countersign.Certificate // of the device
-	shown   *countersign.Certificate  // in certs, unless replaced or very old
+	current *countersign.Certificate  // the one shown: in certs, unless replaced or very old
 	same    *countersign.Certificate  // in certs, for grantOld
-	replace *countersign.Certificate  // in certs: pending, given up by this request
+	unused  *countersign.Certificate  // in certs: pending, given up by this request
 	why     string                    // of a fork
 }
 
-// judge reads the device's record and decides a renewal by it.
-func (d *Authority) judge(ctx context.Context, rd store.Reader, r *request, shown countersign.CertRef) (judgment, error) {
-	var j judgment
-	var err error
-	if j.device, err = d.Registry.Device(ctx, rd, r.device); err != nil {
-		return j, err
+// decide reads the device's record and decides the renewal by it.
+func (e *renewal) decide(ctx context.Context, rd store.Reader) (err error) {
+	e.rotation = rotation{}
+	if e.rotation.device, err = e.Registry.Device(ctx, rd, e.request.device); err != nil {
+		return err
 	}
-	if j.certs, err = d.CA.DeviceCertificates(ctx, rd, r.device); err != nil {
-		return j, err
+	if e.certs, err = e.CA.DeviceCertificates(ctx, rd, e.request.device); err != nil {
+		return err
 	}
-	if j.shown = find(j.certs, shown); j.shown == nil { // replaced, or older than all that are looked at
-		c, err := d.CA.Certificate(ctx, rd, shown)
+	if e.current = find(e.certs, e.shown); e.current == nil { // replaced, or older than all that are looked at
+		c, err := e.CA.Certificate(ctx, rd, e.shown)
 		if err != nil {
-			return j, err
+			return err
 		}
-		j.shown = &c
+		e.current = &c
 	}
 	use := access.Renewing
-	if r.Recovery {
+	if e.Recovery {
 		use = access.Recovering
 	}
-	standing, err := d.Access.Standing(ctx, rd, shown, use, r.Evidence.Peer)
+	standing, err := e.Access.Standing(ctx, rd, e.shown, use, e.Evidence.Peer)
 	if err == nil {
 		err = standing.Err()
 	}
 	if err != nil {
-		return j, err
+		return err
 	}
-	return j, j.decide(d.Now(), r)
+	return e.rotate()
 }
 
 // maxGood bounds how many certificates of one device are good at once, since each
@@ -167,24 +168,24 @@ func (d *Authority) judge(ctx context.Context, rd store.Reader, r *request, show
 // three; this many come from renewing and connecting without pause.
 const maxGood = 128
 
-// decide is the rule of rotation. A device that lost its power, an answer or a
+// rotate is the rule of rotation. A device that lost its power, an answer or a
 // key before it used the new certificate asks again, and is served: with the same
 // certificate for the same key, with another in place of the unused one otherwise.
 // Once the new certificate has been used, the old one renews no more; if it tries
-// to with another key, somebody else holds it. Likewise if a certificate shows up
+// to with another key, there is another holder of it. Likewise if a certificate shows up
 // that its device gave up. A request that began before what it would undo is the
 // device's own, delayed: it is refused and proves nothing. A successor that an
 // operator took away, or that expired unused, is as if it had never been.
-func (j *judgment) decide(now time.Time, r *request) error {
-	c := j.shown
+func (e *renewal) rotate() error {
+	c, now := e.current, e.Now()
 	if c.Replaced {
-		j.outcome, j.why = isFork, "a certificate renewed that its device had replaced before using it"
+		e.outcome, e.why = isFork, "a certificate renewed that its device had replaced before using it"
 		return nil
 	}
 	var used *countersign.Certificate
 	good := 0
-	for i := range j.certs {
-		s := &j.certs[i]
+	for i := range e.certs {
+		s := &e.certs[i]
 		if s.State != countersign.CertRevoked && now.Before(s.NotAfter) {
 			good++
 		}
@@ -192,105 +193,106 @@ func (j *judgment) decide(now time.Time, r *request) error {
 		lapsed := s.UsedAt.IsZero() && now.After(s.NotAfter)
 		switch {
 		case s.Predecessor != c.Ref() || lost || lapsed:
-		case s.KeyHash == r.keyHash && s.State != countersign.CertRevoked:
-			j.outcome, j.same = grantOld, s
+		case s.KeyHash == e.keyHash && s.State != countersign.CertRevoked:
+			e.outcome, e.same = grantOld, s
 		case s.State == countersign.CertPending:
-			j.replace = s
+			e.unused = s
 		case !s.UsedAt.IsZero():
 			used = s
 		}
 	}
 	switch {
-	case j.same != nil:
+	case e.same != nil:
 		return nil
-	case used != nil && !r.overtaken(used.UsedAt, used.UsedPos):
-		j.outcome, j.why = isFork, "a certificate renewed with another key after its successor had been used"
+	case used != nil && !e.overtaken(used.UsedAt, used.UsedPos):
+		e.outcome, e.why = isFork, "a certificate renewed with another key after its successor had been used"
 		return nil
-	case used != nil || j.replace != nil && r.overtaken(j.replace.IssuedAt, j.replace.IssuedPos):
+	case used != nil || e.unused != nil && e.overtaken(e.unused.IssuedAt, e.unused.IssuedPos):
 		return errOvertaken()
 	case c.State == countersign.CertRevoked || c.State == countersign.CertSuperseded:
 		return countersign.Errorf(countersign.CertIsRevoked, "the certificate has been superseded").WithNext("enroll anew with a token")
 	case good >= maxGood:
 		return countersign.Errorf(countersign.RateLimited, "device %s has %d certificates that are good", c.Device, good).
-			WithNext("wait until an overlap ends, or shorten it: countersign fleet set " + c.Fleet).WithRetry(sweepEvery)
+			WithNext("wait until an overlap ends, or shorten the overlap of the fleet").WithRetry(sweepEvery)
 	}
-	j.outcome = grantNew
+	e.outcome = grantNew
 	return nil
 }
 
-// renew decides again with the device locked and writes the outcome.
-func (d *Authority) renew(ctx context.Context, r *request, shown countersign.CertRef, issued *ca.Issued) (*countersign.Grant, error) {
-	var j judgment
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := d.lockFor(ctx, tx, r); err != nil {
+// settle decides again with the device locked and writes the outcome; issued is nil where
+// none was to be signed before.
+func (e *renewal) settle(ctx context.Context, issued *ca.Issued) (*countersign.Grant, error) {
+	err := e.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if err := e.lockFor(ctx, tx); err != nil {
 			return err
 		}
-		var err error
-		if j, err = d.judge(ctx, tx, r, shown); err != nil {
+		if err := e.decide(ctx, tx); err != nil {
 			return err
 		}
-		switch j.outcome {
-		case isFork:
-			return d.fork(ctx, tx, &j, r.event(countersign.FindingFork, j.why))
-		case grantOld:
+		switch {
+		case e.outcome == isFork:
+			return e.fork(ctx, tx, &e.rotation, e.event(countersign.FindingFork, e.why))
+		case e.outcome == grantOld:
 			return nil
-		}
-		if issued == nil {
+		case issued == nil:
 			// Before the lock this was a retry; its certificate has gone meanwhile.
 			return countersign.Errorf(countersign.Conflict, "the device's certificates changed meanwhile").WithNext("try again")
 		}
-		if err := d.keyIsFree(ctx, tx, r); err != nil {
+		if err := e.recoverableStill(ctx, tx); err != nil {
 			return err
 		}
-		if err := d.recoverableStill(ctx, tx, r, &j); err != nil {
+		if err := e.permitted(ctx, tx); err != nil {
 			return err
 		}
-		if err := d.withinRenewals(ctx, tx, r, r.budget); err != nil {
-			return err
-		}
-		return d.succeed(ctx, tx, r, &j, issued)
+		return e.succeed(ctx, tx, issued)
 	})
 	switch {
 	case err != nil:
 		return nil, err
-	case j.outcome == isFork:
-		return nil, countersign.Errorf(countersign.ForkDetected, "%s: device %s is suspended", j.why, r.device).WithNext("ask the operator")
-	case j.outcome == grantOld:
-		return d.grant(j.same, true)
+	case e.outcome == isFork:
+		return nil, countersign.Errorf(countersign.ForkDetected, "%s: device %s is suspended", e.why, e.request.device).WithNext("ask the operator")
+	case e.outcome == grantOld:
+		return e.grant(e.same, true)
 	}
-	return d.grant(&issued.Certificate, false)
+	return e.grant(&issued.Certificate, false)
+}
+
+// permitted refuses a certificate that the fleet's budget or another device's key forbids.
+func (e *renewal) permitted(ctx context.Context, rd store.Reader) error {
+	if err := e.withinRenewals(ctx, rd, e.fleet.Rules.Budget); err != nil {
+		return err
+	}
+	return e.keyIsFree(ctx, rd)
 }
 
 // succeed records the next certificate of a device.
-func (d *Authority) succeed(ctx context.Context, tx *store.Tx, r *request, j *judgment, issued *ca.Issued) error {
+func (e *renewal) succeed(ctx context.Context, tx *store.Tx, issued *ca.Issued) error {
 	var events []countersign.Event
-	if j.shown.State == countersign.CertPending { // to renew with it is to use it
-		more, err := d.activate(ctx, tx, r.overlap, j.certs, j.shown)
+	if e.current.State == countersign.CertPending { // to renew with it is to use it
+		more, err := e.activate(ctx, tx, e.fleet.Overlap, e.certs, e.current)
 		if err != nil {
 			return err
 		}
 		events = append(events, more...)
 	}
-	if j.replace != nil {
-		more, err := d.replace(ctx, tx, r, []countersign.Certificate{*j.replace})
+	if e.unused != nil {
+		more, err := e.replace(ctx, tx, []countersign.Certificate{*e.unused})
 		if err != nil {
 			return err
 		}
 		events = append(events, more...)
 	}
-	if r.approved != "" {
-		if err := d.Registry.Finish(ctx, tx, r.approved); err != nil {
+	if e.approved != "" {
+		if err := e.Registry.Finish(ctx, tx, e.approved); err != nil {
 			return err
 		}
 	}
-	if err := d.CA.Record(ctx, tx, issued); err != nil {
+	if err := e.CA.Record(ctx, tx, issued); err != nil {
 		return err
 	}
-	e := r.event(countersign.CertIssued, "renewal")
-	e.Cert = issued.Ref()
-	e.Data = issuedData(&issued.Certificate)
-	e.Data["predecessor"] = string(j.shown.Serial)
-	return d.Events.Append(ctx, tx, append(events, e)...)
+	ev := e.issuedEvent(countersign.CertIssued, "renewal", &issued.Certificate)
+	ev.Data["predecessor"] = string(e.current.Serial)
+	return e.Events.Append(ctx, tx, append(events, ev)...)
 }
 
 // activate records the first use of a certificate: it is active from now, and the
@@ -326,7 +328,7 @@ func (d *Authority) activate(ctx context.Context, tx *store.Tx, overlap time.Dur
 // alerted. The others are revoked: reactivation must bring back the certificate of one
 // holder, not those of both. A holder that shows one of them afterwards is refused and
 // reported, as a fork if it renews.
-func (d *Authority) fork(ctx context.Context, tx *store.Tx, j *judgment, finding countersign.Event) error {
+func (d *Authority) fork(ctx context.Context, tx *store.Tx, j *rotation, finding countersign.Event) error {
 	kept := newestUsed(j.certs)
 	finding.Actor, finding.Data = countersign.System, map[string]string{}
 	var certs []countersign.Event
@@ -371,4 +373,38 @@ func newestUsed(certs []countersign.Certificate) *countersign.Certificate {
 		}
 	}
 	return newest
+}
+
+// sameSubject refuses a renewal for another identity (RFC 7030, 4.2.2). Its common name is
+// the device's id, that of a certificate of the device, or empty.
+func (e *renewal) sameSubject(ctx context.Context) error {
+	own, err := e.ownName(ctx)
+	if err != nil {
+		return err
+	}
+	if !own {
+		return countersign.Errorf(countersign.SubjectMismatch, "the request is for %.140q, the certificate for %s", e.csr.Subject.CommonName, e.request.device).
+			WithNext("ask for the same subject as in the current certificate")
+	}
+	return e.namesAnother(&e.fleet)
+}
+
+// ownName reports whether the common name of a renewal is the device's own. The one in a
+// manufacturer's certificate need not be the device's id, and a device that was introduced
+// with it may go on using it.
+func (e *renewal) ownName(ctx context.Context) (bool, error) {
+	cn := e.csr.Subject.CommonName
+	if cn == "" || cn == e.request.device || cn == e.Evidence.Peer[0].Subject.CommonName {
+		return true, nil
+	}
+	list, err := e.CA.FactoryCertificates(ctx, e.DB, e.request.device)
+	if err != nil {
+		return false, err
+	}
+	for i := range list {
+		if cert, err := x509.ParseCertificate(list[i].DER); err == nil && cert.Subject.CommonName == cn {
+			return true, nil
+		}
+	}
+	return false, nil
 }
