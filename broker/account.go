@@ -9,6 +9,7 @@ import (
 // account is what one device has of the node, over all its sessions. Where both locks
 // are taken, the broker's is taken first.
 type account struct {
+	b      *Broker
 	device string
 
 	mu       sync.Mutex
@@ -26,20 +27,20 @@ type account struct {
 func (b *Broker) accountLocked(device string) *account {
 	a := b.accounts[device]
 	if a == nil {
-		a = &account{device: device, sessions: map[*session]struct{}{}}
+		a = &account{b: b, device: device, sessions: map[*session]struct{}{}}
 		b.accounts[device] = a
 	}
 	return a
 }
 
 // tidy forgets an account of which nothing is left.
-func (b *Broker) tidy(a *account) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (a *account) tidy() {
+	a.b.mu.Lock()
+	defer a.b.mu.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.sessions)+len(a.retained)+a.reserved+a.queued+a.subs == 0 && b.accounts[a.device] == a {
-		delete(b.accounts, a.device)
+	if len(a.sessions)+len(a.retained)+a.reserved+a.queued+a.subs == 0 && a.b.accounts[a.device] == a {
+		delete(a.b.accounts, a.device)
 	}
 }
 
@@ -48,33 +49,33 @@ func (b *Broker) tidy(a *account) {
 const storeShares = 4
 
 // queue counts a message in that is to wait for the device, and reports whether it may.
-func (b *Broker) queue(a *account, cost int) bool {
+func (a *account) queue(cost int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.gone || a.queued >= b.o.Limits.Queued || a.waiting+cost > b.o.Limits.QueuedOctets ||
-		b.queuedOctets.Load()+int64(cost) > b.o.Limits.Store/storeShares*(storeShares-1) {
+	if a.gone || a.queued >= a.b.o.Limits.Queued || a.waiting+cost > a.b.o.Limits.QueuedOctets ||
+		a.b.queuedOctets.Load()+int64(cost) > a.b.o.Limits.Store/storeShares*(storeShares-1) {
 		return false
 	}
 	a.queued++
 	a.waiting += cost
-	b.queued.Add(1)
-	b.queuedOctets.Add(int64(cost))
+	a.b.queued.Add(1)
+	a.b.queuedOctets.Add(int64(cost))
 	return true
 }
 
 // unqueue counts out what queue counted in.
-func (b *Broker) unqueue(a *account, n, cost int) {
+func (a *account) unqueue(n, cost int) {
 	a.mu.Lock()
 	a.queued -= n
 	a.waiting -= cost
 	a.mu.Unlock()
-	b.queued.Add(-int64(n))
-	b.queuedOctets.Add(-int64(cost))
+	a.b.queued.Add(-int64(n))
+	a.b.queuedOctets.Add(-int64(cost))
 }
 
 // reserve counts a message in that is to be retained, and reports whether the device may
 // have it. old is what it will replace, or nil. Either keep or release follows.
-func (b *Broker) reserve(a *account, m, old *Message) bool {
+func (a *account) reserve(m, old *Message) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n, octets, cost := len(a.retained)+a.reserved, a.octets, m.cost()
@@ -82,13 +83,13 @@ func (b *Broker) reserve(a *account, m, old *Message) bool {
 		n = a.reserved // one in place of another; several may be on their way
 		octets -= old.cost()
 	}
-	if a.gone || n >= b.o.Limits.Retained || octets+cost > b.o.Limits.RetainedOctets ||
-		b.retainedOctets.Load()+int64(cost) > b.o.Limits.Store/storeShares {
+	if a.gone || n >= a.b.o.Limits.Retained || octets+cost > a.b.o.Limits.RetainedOctets ||
+		a.b.retainedOctets.Load()+int64(cost) > a.b.o.Limits.Store/storeShares {
 		return false
 	}
 	a.reserved++
 	a.octets += cost
-	b.retainedOctets.Add(int64(cost))
+	a.b.retainedOctets.Add(int64(cost))
 	return true
 }
 
@@ -109,7 +110,7 @@ func (a *account) keep(m *Message) bool {
 }
 
 // release counts a retained message out, or a reservation.
-func (b *Broker) release(a *account, m *Message) {
+func (a *account) release(m *Message) {
 	a.mu.Lock()
 	if _, ok := a.retained[m]; ok {
 		delete(a.retained, m)
@@ -118,15 +119,15 @@ func (b *Broker) release(a *account, m *Message) {
 	}
 	a.octets -= m.cost()
 	a.mu.Unlock()
-	b.retainedOctets.Add(-int64(m.cost()))
-	b.tidy(a)
+	a.b.retainedOctets.Add(-int64(m.cost()))
+	a.tidy()
 }
 
 // subscribe counts a filter in and reports whether the device may have it.
-func (b *Broker) subscribe(a *account) bool {
+func (a *account) subscribe() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.gone || a.subs >= b.o.Limits.Subscriptions {
+	if a.gone || a.subs >= a.b.o.Limits.Subscriptions {
 		return false
 	}
 	a.subs++
@@ -135,29 +136,29 @@ func (b *Broker) subscribe(a *account) bool {
 
 // makeRoom drops sessions that no client uses now, those that were left first, until the
 // device may have one more subscription, which it counts in.
-func (b *Broker) makeRoom(a *account) bool {
+func (a *account) makeRoom() bool {
 	idle := a.oldest(0)
 	for _, old := range idle {
-		b.sessionsDropped.Add(1)
-		b.remove(old)
-		if b.subscribe(a) {
+		a.b.sessionsDropped.Add(1)
+		a.b.remove(old)
+		if a.subscribe() {
 			return true
 		}
 	}
 	return false
 }
 
-func (b *Broker) unsubscribe(a *account, n int) {
+func (a *account) unsubscribe(n int) {
 	a.mu.Lock()
 	a.subs -= n
 	a.mu.Unlock()
-	b.tidy(a)
+	a.tidy()
 }
 
 // exceeded reports that a device wanted more than its share.
-func (b *Broker) exceeded(a *account, budget string, limit int) {
-	if b.o.Exceeded != nil {
-		b.o.Exceeded(a.device, budget, int64(limit))
+func (a *account) exceeded(budget string, limit int) {
+	if a.b.o.Exceeded != nil {
+		a.b.o.Exceeded(a.device, budget, int64(limit))
 	}
 }
 

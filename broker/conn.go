@@ -291,7 +291,7 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 			continue
 		case old != nil:
 			sub.n = old.n
-		case !c.b.subscribe(s.a) && !s.makeRoom():
+		case !s.a.subscribe() && !s.makeRoom():
 			codes[i], full = QuotaExceeded, true
 			continue
 		default:
@@ -303,7 +303,7 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 	}
 	s.mu.Unlock()
 	if full {
-		c.b.exceeded(s.a, countersign.BudgetSubscriptions, c.b.o.Limits.Subscriptions)
+		s.a.exceeded(countersign.BudgetSubscriptions, c.b.o.Limits.Subscriptions)
 	}
 	failed := c.change(ctx, ops) != nil
 	c.fresh = c.fresh[:0]
@@ -324,7 +324,7 @@ func (c *Conn) Subscribe(ctx context.Context, subs []Subscription) (codes []byte
 func (s *session) makeRoom() bool {
 	s.mu.Unlock()
 	defer s.mu.Lock()
-	return s.b.makeRoom(s.a)
+	return s.a.makeRoom()
 }
 
 // change has subscriptions put in force, or ended, once that is on record. It may be so
@@ -351,7 +351,7 @@ func (s *session) changed(o *op, err error) {
 	case err == nil:
 		s.drop(o.sub)
 	case o.kind == opSubscribe && !o.old:
-		s.b.unsubscribe(s.a, 1)
+		s.a.unsubscribe(1)
 	}
 }
 
@@ -384,7 +384,7 @@ func (s *session) put(sub *subscription, replaces bool) {
 	if s.dead { // all that was counted for s.subs was counted out
 		s.mu.Unlock()
 		if !replaces {
-			s.b.unsubscribe(s.a, 1)
+			s.a.unsubscribe(1)
 		}
 		return
 	}
@@ -399,9 +399,9 @@ func (s *session) put(sub *subscription, replaces bool) {
 	s.b.tree.replace(old, sub)
 	switch {
 	case old == nil && replaces: // it was removed meanwhile
-		s.b.unsubscribe(s.a, -1)
+		s.a.unsubscribe(-1)
 	case old != nil && !replaces: // two connections, of which one took over, added it
-		s.b.unsubscribe(s.a, 1)
+		s.a.unsubscribe(1)
 		if s.kept && old.n != sub.n {
 			s.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old})
 		}
@@ -425,7 +425,7 @@ func (s *session) drop(sub *subscription) {
 	s.mu.Unlock()
 	if i >= 0 {
 		s.b.tree.remove(sub)
-		s.b.unsubscribe(s.a, 1)
+		s.a.unsubscribe(1)
 	}
 }
 

@@ -307,7 +307,7 @@ func (j *journal) transact(ops []op) error {
 	defer cancel()
 	j.batchID++
 	err := j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		return j.b.record(ctx, tx, ops, j.batchID)
+		return j.record(ctx, tx, ops, j.batchID)
 	})
 	if store.Unconfirmed(err) {
 		return j.findOut(err)
@@ -321,7 +321,7 @@ func (j *journal) transact(ops []op) error {
 func (j *journal) findOut(cause error) error {
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
-		known, recorded := j.b.recorded(ctx, j.batchID)
+		known, recorded := j.recorded(ctx, j.batchID)
 		cancel()
 		j.mu.Lock()
 		closed := j.closed
@@ -394,5 +394,5 @@ func (s *session) lost(e *entry) {
 		return
 	}
 	s.count(-1, -e.m.cost())
-	s.b.unqueue(s.a, 1, e.m.cost())
+	s.a.unqueue(1, e.m.cost())
 }

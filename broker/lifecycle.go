@@ -338,7 +338,7 @@ func (b *Broker) end(s *session) (w *Will, wipe bool) {
 	}
 	w, s.will = s.will, nil
 	subs := s.subs
-	b.unqueue(s.a, s.total, s.octets)
+	s.a.unqueue(s.total, s.octets)
 	s.subs, s.queue, s.ask, s.inbound, s.next, s.total, s.octets = nil, nil, nil, nil, 0, 0, 0
 	conn := s.conn
 	s.conn = nil
@@ -355,7 +355,7 @@ func (b *Broker) end(s *session) (w *Will, wipe bool) {
 	delete(s.a.sessions, s)
 	s.a.subs -= len(subs)
 	s.a.mu.Unlock()
-	b.tidy(s.a)
+	s.a.tidy()
 	if conn != nil {
 		conn.client.Lost(administrative, "the session was removed")
 	}

@@ -1,16 +1,18 @@
 package broker
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // onePage has messages of one QoS recorded for a session in one transaction.
@@ -48,30 +50,22 @@ func join(t *testing.T, b *Broker, receiveMax uint16) (*Conn, *silent) {
 
 func (c *silent) receives(t *testing.T, s *session, want ...string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	kit.Eventually(t, fmt.Sprintf("messages %q", want), func() bool {
 		s.mu.Lock()
-		got := strings.Join(c.got, " ")
-		s.mu.Unlock()
-		if got == strings.Join(want, " ") {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("got %q, want %q", got, want)
-		}
-		time.Sleep(time.Millisecond)
-	}
+		defer s.mu.Unlock()
+		return slices.Equal(c.got, want)
+	})
 }
 
 // end acknowledges the messages of these places to their end.
-func end(c *Conn, qos byte, places ...uint16) {
+func end(t *testing.T, c *Conn, qos byte, places ...uint16) {
 	for _, n := range places {
 		if qos == 1 {
 			c.Acknowledge(Puback, n+1, Success)
 			continue
 		}
 		c.Acknowledge(Pubrec, n+1, Success)
-		waitFor(func() bool { return c.s.state(n) == released })
+		kit.Eventually(t, "PUBREL", func() bool { return c.s.state(n) == released })
 		c.Acknowledge(Pubcomp, n+1, Success)
 	}
 }
@@ -80,12 +74,6 @@ func (s *session) state(n uint16) byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.queue[s.find(n+1)].state
-}
-
-func waitFor(ok func() bool) {
-	for end := time.Now().Add(10 * time.Second); !ok() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
 }
 
 // TestAMessageOfAPageEndsByItself has some messages of a page acknowledged, in their turn
@@ -101,7 +89,7 @@ func TestAMessageOfAPageEndsByItself(t *testing.T) {
 				c.Start()
 				onePage(t, b, qos, "1", "2", "3", "4", "5")
 				client.receives(t, c.s, "1", "2", "3", "4", "5")
-				end(c, qos, ended...)
+				end(t, c, qos, ended...)
 				if err := b.Close(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -147,18 +135,43 @@ func TestAPageIsReadOnBehindWhatIsInFlight(t *testing.T) {
 	c, client = join(t, b, 2)
 	c.Start()
 	client.receives(t, c.s, "1", "2")
-	end(c, 1, 1, 2)
+	end(t, c, 1, 1, 2)
 	client.receives(t, c.s, "1", "2", "3", "4")
-	end(c, 1, 3, 4)
+	end(t, c, 1, 3, 4)
 	client.receives(t, c.s, "1", "2", "3", "4", "5")
-	end(c, 1, 5)
-	rows := -1
-	waitFor(func() bool {
+	end(t, c, 1, 5)
+	kit.Eventually(t, "an empty record", func() bool {
+		rows := -1
 		err := db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM mqtt_queue) + (SELECT count(*) FROM mqtt_mark)`).Scan(&rows)
-		return err != nil || rows == 0
+		return err == nil && rows == 0
 	})
-	if rows != 0 {
-		t.Errorf("rows on record: got %d, want none", rows)
+}
+
+// TestRowsOfAnErasedSessionGo asserts that what was written for a session behind its end
+// is removed by the next start.
+func TestRowsOfAnErasedSessionGo(t *testing.T) {
+	db := storetest.Open(t)
+	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) (err error) {
+		for _, q := range []string{
+			`INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES (7, 1, 'x', 1, 0)`,
+			`INSERT INTO mqtt_queue (session, seq, upto, n, octets, qos, retain, expires, topic, props, payload, sub_ids) VALUES (7, 1, 1, 1, 130, 1, 0, 0, 'x', '', '', '')`,
+			`INSERT INTO mqtt_mark (session, seq, upto, gone) VALUES (7, 1, 1, 0)`,
+			`INSERT INTO mqtt_inbound (session, packet) VALUES (7, 1)`,
+		} {
+			_, failed := tx.Exec(ctx, q)
+			err = errors.Join(err, failed)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(b *Broker) { _ = b.Close(t.Context()) }(reopen(t, db))
+	for _, table := range sessionTables {
+		var n int
+		if err := db.QueryRow(t.Context(), "SELECT count(*) FROM "+table).Scan(&n); err != nil || n != 0 {
+			t.Errorf("%s: got %d rows, %v, want none", table, n, err)
+		}
 	}
 }
 

@@ -122,12 +122,12 @@ func (b *Broker) submit(m *Message, from *session, p *publication, f *flusher) (
 		if b.retained.announce(m) {
 			p.ops = append(p.ops, op{kind: opRetain, m: m, a: p.retain, p: p})
 		} else {
-			b.tidy(p.retain)
+			p.retain.tidy()
 		}
 	}
 	b.route(m, from, p, f)
 	for _, a := range p.full {
-		b.exceeded(a, countersign.BudgetQueued, b.o.Limits.Queued)
+		a.exceeded(countersign.BudgetQueued, b.o.Limits.Queued)
 	}
 	p.left = len(p.ops)
 	if p.left == 0 {
@@ -152,11 +152,11 @@ func (b *Broker) mayRetain(m *Message, from *session) (a *account, ok bool) {
 	} else {
 		a = b.accountLocked(m.Device)
 	}
-	ok = len(m.Payload) == 0 || levels(m.Topic) <= maxLevels && b.reserve(a, m, old)
+	ok = len(m.Payload) == 0 || levels(m.Topic) <= maxLevels && a.reserve(m, old)
 	b.mu.Unlock()
 	if !ok {
-		b.tidy(a)
-		b.exceeded(a, countersign.BudgetRetained, b.o.Limits.RetainedOctets)
+		a.tidy()
+		a.exceeded(countersign.BudgetRetained, b.o.Limits.RetainedOctets)
 	}
 	return a, ok
 }
@@ -172,10 +172,10 @@ func (b *Broker) retain(a *account, m *Message) {
 	old, owner := b.retained.set(m, a)
 	if old != nil {
 		b.retainedCount.Add(-1)
-		b.release(owner, old)
+		owner.release(old)
 	}
 	if ends {
-		b.tidy(a)
+		a.tidy()
 		return
 	}
 	b.retainedCount.Add(1)
@@ -188,9 +188,9 @@ func (b *Broker) retain(a *account, m *Message) {
 func (b *Broker) unretain(a *account, m *Message) {
 	b.retained.cancel(m)
 	if len(m.Payload) > 0 {
-		b.release(a, m)
+		a.release(m)
 	} else {
-		b.tidy(a)
+		a.tidy()
 	}
 }
 
@@ -198,7 +198,7 @@ func (b *Broker) unretain(a *account, m *Message) {
 func (b *Broker) forgetRetained(m *Message) (a *account, ok bool) {
 	if a, ok = b.retained.drop(m); ok {
 		b.retainedCount.Add(-1)
-		b.release(a, m)
+		a.release(m)
 	}
 	return a, ok
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // silent is a client that notes what it gets and acknowledges nothing.
@@ -59,15 +60,10 @@ func TestAMessageCommittedWhileAPageIsReadIsNotSkipped(t *testing.T) {
 		publish(before)
 		c.Start()
 		s.filled(c, pages, whole, after, until)
-		deadline := time.Now().Add(10 * time.Second)
-		for n := 0; n != before+1; {
+		kit.Eventually(t, fmt.Sprintf("%s: %d messages", name, before+1), func() bool {
 			s.mu.Lock()
-			n = len(client.got)
-			s.mu.Unlock()
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: got %q, want %d messages", name, client.got, before+1)
-			}
-			time.Sleep(time.Millisecond)
-		}
+			defer s.mu.Unlock()
+			return len(client.got) == before+1
+		})
 	}
 }

@@ -11,33 +11,40 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
+// restored is what is read of the record when a core is opened.
+type restored struct {
+	b     *Broker
+	byID  map[int64]*session
+	stale []int64 // sessions in whose place another one is
+}
+
 // restore reads what the node had on record when it stopped. The connections of then are
 // gone: their sessions are kept from now on for as long as they were to be.
 func (b *Broker) restore(ctx context.Context) error {
-	if err := b.takeOver(ctx); err != nil {
+	if err := b.journal.takeOver(ctx); err != nil {
 		return fmt.Errorf("take over the sessions of the message broker: %w", err)
 	}
-	byID := map[int64]*session{}
-	var stale []int64
+	b.dropOrphans(ctx)
+	r := &restored{b: b, byID: map[int64]*session{}}
 	for _, step := range []struct {
 		what string
-		run  func() error
+		read func(context.Context) error
 	}{
-		{"sessions", func() (err error) { stale, err = b.restoreSessions(ctx, byID); return err }},
-		{"subscriptions", func() error { return b.restoreSubscriptions(ctx, byID) }},
-		{"queues", func() error { return b.restoreQueues(ctx, byID) }},
-		{"messages of QoS 2", func() error { return b.restoreInbound(ctx, byID) }},
-		{"retained messages", func() error { return b.restoreRetained(ctx) }},
+		{"sessions", r.sessions},
+		{"subscriptions", r.subscriptions},
+		{"queues", r.queues},
+		{"messages of QoS 2", r.inbound},
+		{"retained messages", r.retained},
 	} {
-		if err := step.run(); err != nil {
+		if err := step.read(ctx); err != nil {
 			return fmt.Errorf("read the %s of the message broker: %w", step.what, err)
 		}
 	}
-	for _, id := range stale {
+	for _, id := range r.stale {
 		b.journal.add(op{kind: opWipe, s: &session{id: id}})
 	}
 	now := b.o.Now()
-	for _, s := range byID {
+	for _, s := range r.byID {
 		s.mu.Lock()
 		if s.left.Load() == 0 {
 			s.left.Store(now.UnixMicro())
@@ -49,6 +56,25 @@ func (b *Broker) restore(ctx context.Context) error {
 		s.mu.Unlock()
 	}
 	return nil
+}
+
+// sessionTables are the tables of what belongs to a session.
+var sessionTables = []string{"mqtt_subscription", "mqtt_queue", "mqtt_mark", "mqtt_inbound"}
+
+// dropOrphans removes rows whose session was erased before they were written: the process
+// ended before it could remove them. Where the database takes no write they stay.
+func (b *Broker) dropOrphans(ctx context.Context) {
+	err := b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		for _, table := range sessionTables {
+			if _, err := tx.Exec(ctx, "DELETE FROM "+table+" WHERE NOT EXISTS (SELECT 1 FROM mqtt_session s WHERE s.id = "+table+".session)"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.o.Log.Warn("rows of erased MQTT sessions not removed", "error", err)
+	}
 }
 
 // each calls read for every row of a query.
@@ -66,21 +92,21 @@ func (b *Broker) each(ctx context.Context, read func(*sql.Rows) error, q string,
 	return store.Wrap(rows.Err())
 }
 
-func (b *Broker) restoreSessions(ctx context.Context, byID map[int64]*session) (stale []int64, err error) {
-	err = b.each(ctx, func(rows *sql.Rows) error {
-		s := &session{b: b, kept: true}
+func (r *restored) sessions(ctx context.Context) error {
+	return r.b.each(ctx, func(rows *sql.Rows) error {
+		s := &session{b: r.b, kept: true}
 		var device string
 		var expiry, left, sent, willAt int64
 		var will []byte
 		if err := rows.Scan(&s.id, &s.client, &device, &expiry, &left, &sent, &will, &willAt); err != nil {
 			return err
 		}
-		if old := b.sessions[s.client]; old != nil { // its end was not recorded any more
-			stale = append(stale, old.id)
-			delete(byID, old.id)
+		if old := r.b.sessions[s.client]; old != nil { // its end was not recorded any more
+			r.stale = append(r.stale, old.id)
+			delete(r.byID, old.id)
 			delete(old.a.sessions, old)
 		}
-		s.expiry = min(time.Duration(expiry)*time.Second, b.o.Limits.Expiry)
+		s.expiry = min(time.Duration(expiry)*time.Second, r.b.o.Limits.Expiry)
 		s.left.Store(left)
 		s.sent = uint64(sent) //nolint:gosec // a count
 		if len(will) > 0 {
@@ -90,22 +116,21 @@ func (b *Broker) restoreSessions(ctx context.Context, byID map[int64]*session) (
 			}
 			s.willAt = time.UnixMicro(willAt)
 		}
-		byID[s.id] = s
-		b.enter(s, device)
-		b.ids.Store(max(b.ids.Load(), s.id))
+		r.byID[s.id] = s
+		r.b.enter(s, device)
+		r.b.ids.Store(max(r.b.ids.Load(), s.id))
 		return nil
-	}, `SELECT id, client, device, expiry, left_at, sent, will, will_at FROM mqtt_session WHERE node = $1 ORDER BY id`, b.o.Node)
-	return stale, err
+	}, `SELECT id, client, device, expiry, left_at, sent, will, will_at FROM mqtt_session WHERE node = $1 ORDER BY id`, r.b.o.Node)
 }
 
-func (b *Broker) restoreSubscriptions(ctx context.Context, byID map[int64]*session) error {
-	return b.each(ctx, func(rows *sql.Rows) error {
+func (r *restored) subscriptions(ctx context.Context) error {
+	return r.b.each(ctx, func(rows *sql.Rows) error {
 		var id, options, subID int64
 		sub := &subscription{}
 		if err := rows.Scan(&id, &sub.n, &sub.Filter, &options, &subID); err != nil {
 			return err
 		}
-		s := byID[id]
+		s := r.byID[id]
 		if s == nil {
 			return nil
 		}
@@ -114,26 +139,26 @@ func (b *Broker) restoreSubscriptions(ctx context.Context, byID map[int64]*sessi
 		s.subs = append(s.subs, sub)
 		s.lastSub = max(s.lastSub, sub.n)
 		s.a.subs++
-		b.tree.add(sub)
+		r.b.tree.add(sub)
 		return nil
-	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1`, b.o.Node)
+	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1`, r.b.o.Node)
 }
 
-// restoreQueues reads how long the queues are. Of the messages it reads those pages of
+// queues reads how long the queues are. Of the messages it reads those pages of
 // which a part has ended.
-func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) error {
+func (r *restored) queues(ctx context.Context) error {
 	count := func(id int64, last uint64, n, octets int) {
-		if s := byID[id]; s != nil {
+		if s := r.byID[id]; s != nil {
 			s.seq = max(s.seq, last)
 			s.stored, s.more = s.seq, true
 			s.count(n, octets)
 			s.a.queued += n
 			s.a.waiting += octets
-			b.queued.Add(int64(n))
-			b.queuedOctets.Add(int64(octets))
+			r.b.queued.Add(int64(n))
+			r.b.queuedOctets.Add(int64(octets))
 		}
 	}
-	err := b.each(ctx, func(rows *sql.Rows) error {
+	err := r.b.each(ctx, func(rows *sql.Rows) error {
 		var id, last int64
 		var n, octets int
 		if err := rows.Scan(&id, &last, &n, &octets); err != nil {
@@ -142,27 +167,27 @@ func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) err
 		count(id, uint64(last), n, octets) //nolint:gosec // a count
 		return nil
 	}, `SELECT q.session, max(q.upto), CAST(sum(q.n) AS BIGINT), CAST(sum(q.octets) AS BIGINT)
-		FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1 GROUP BY q.session`, b.o.Node)
+		FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1 GROUP BY q.session`, r.b.o.Node)
 	if err != nil {
 		return err
 	}
 	marks := map[int64][]mark{}
-	err = b.each(ctx, func(rows *sql.Rows) error {
+	err = r.b.each(ctx, func(rows *sql.Rows) error {
 		id, k, err := scanMark(rows)
-		if s := byID[id]; s != nil {
+		if s := r.byID[id]; s != nil {
 			marks[id] = append(marks[id], k)
 			s.passed, s.marked = true, max(s.marked, k.upto)
 			s.seq = max(s.seq, k.upto) // what has a place up to it would be taken for ended
 		}
 		return err
-	}, `SELECT `+markColumns+` FROM mqtt_mark k JOIN mqtt_session s ON s.id = k.session WHERE s.node = $1`, b.o.Node)
+	}, `SELECT `+markColumns+` FROM mqtt_mark k JOIN mqtt_session s ON s.id = k.session WHERE s.node = $1`, r.b.o.Node)
 	if err != nil {
 		return err
 	}
-	return b.each(ctx, func(rows *sql.Rows) error {
+	return r.b.each(ctx, func(rows *sql.Rows) error {
 		id, pg, err := scanPage(rows)
 		if errors.Is(err, errPage) {
-			b.o.Log.Warn("queue not counted", "session", id, "error", err)
+			r.b.o.Log.Warn("queue not counted", "session", id, "error", err)
 			return nil
 		}
 		if err != nil {
@@ -173,28 +198,28 @@ func (b *Broker) restoreQueues(ctx context.Context, byID map[int64]*session) err
 		}
 		return nil
 	}, `SELECT `+pageColumns+` FROM mqtt_queue q JOIN mqtt_session s ON s.id = q.session WHERE s.node = $1
-		AND EXISTS (SELECT 1 FROM mqtt_mark k WHERE k.session = q.session AND k.gone = 1 AND k.seq <= q.upto AND k.upto >= q.seq)`, b.o.Node)
+		AND EXISTS (SELECT 1 FROM mqtt_mark k WHERE k.session = q.session AND k.gone = 1 AND k.seq <= q.upto AND k.upto >= q.seq)`, r.b.o.Node)
 }
 
-func (b *Broker) restoreInbound(ctx context.Context, byID map[int64]*session) error {
-	return b.each(ctx, func(rows *sql.Rows) error {
+func (r *restored) inbound(ctx context.Context) error {
+	return r.b.each(ctx, func(rows *sql.Rows) error {
 		var id int64
 		var packet uint16
 		if err := rows.Scan(&id, &packet); err != nil {
 			return err
 		}
-		if s := byID[id]; s != nil {
+		if s := r.byID[id]; s != nil {
 			_, _, err := s.receive(packet, nil)
 			if err != nil { // one more than it may have: it is answered as a new one
-				b.o.Log.Warn("message of QoS 2 not restored", "client", s.client, "error", err)
+				r.b.o.Log.Warn("message of QoS 2 not restored", "client", s.client, "error", err)
 			}
 		}
 		return nil
-	}, `SELECT i.session, i.packet FROM mqtt_inbound i JOIN mqtt_session s ON s.id = i.session WHERE s.node = $1`, b.o.Node)
+	}, `SELECT i.session, i.packet FROM mqtt_inbound i JOIN mqtt_session s ON s.id = i.session WHERE s.node = $1`, r.b.o.Node)
 }
 
-func (b *Broker) restoreRetained(ctx context.Context) error {
-	return b.each(ctx, func(rows *sql.Rows) error {
+func (r *restored) retained(ctx context.Context) error {
+	return r.b.each(ctx, func(rows *sql.Rows) error {
 		m := &Message{Retain: true}
 		var expires int64
 		if err := rows.Scan(&m.Topic, &m.Device, &m.QoS, &expires, &m.Props, &m.Payload); err != nil {
@@ -204,13 +229,13 @@ func (b *Broker) restoreRetained(ctx context.Context) error {
 			return nil // none is written
 		}
 		m.Expires = expiresTime(expires)
-		a := b.accountLocked(m.Device)
+		a := r.b.accountLocked(m.Device)
 		a.reserved++
 		a.octets += m.cost()
-		b.retainedOctets.Add(int64(m.cost()))
-		b.retain(a, m)
+		r.b.retainedOctets.Add(int64(m.cost()))
+		r.b.retain(a, m)
 		return nil
-	}, `SELECT topic, device, qos, expires, props, payload FROM mqtt_retained WHERE node = $1`, b.o.Node)
+	}, `SELECT topic, device, qos, expires, props, payload FROM mqtt_retained WHERE node = $1`, r.b.o.Node)
 }
 
 // fill reads the next page of a session's queue for the connection c.

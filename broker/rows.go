@@ -37,13 +37,13 @@ func encodeWill(w *Will) []byte {
 
 // record makes the changes within tx. The order among those of one kind is kept; kinds
 // follow one another so that runs of them are one statement.
-func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int64) error {
-	if err := b.claim(ctx, tx, number); err != nil {
+func (j *journal) record(ctx context.Context, tx *store.Tx, ops []op, number int64) error {
+	if err := j.claim(ctx, tx, number); err != nil {
 		return err
 	}
 	for _, o := range ops {
 		if o.kind <= opComplete {
-			if err := b.recordOne(ctx, tx, o); err != nil {
+			if err := j.recordOne(ctx, tx, o); err != nil {
 				return err
 			}
 		}
@@ -57,7 +57,7 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 	}
 	for _, o := range ops {
 		if o.kind > opInsert {
-			if err := b.recordEnd(ctx, tx, o); err != nil {
+			if err := j.recordEnd(ctx, tx, o); err != nil {
 				return err
 			}
 		}
@@ -68,28 +68,28 @@ func (b *Broker) record(ctx context.Context, tx *store.Tx, ops []op, number int6
 // claim notes the number of the transaction, so that one whose COMMIT was not answered
 // can be looked up. It fails if another process has taken the rows of this node: two
 // nodes with one name. SQLite has one process.
-func (b *Broker) claim(ctx context.Context, tx *store.Tx, number int64) error {
-	if !b.o.DB.Postgres() {
+func (j *journal) claim(ctx context.Context, tx *store.Tx, number int64) error {
+	if !j.b.o.DB.Postgres() {
 		return nil
 	}
-	if b.displaced.Load() {
-		return b.errDisplaced()
+	if j.b.displaced.Load() {
+		return j.b.errDisplaced()
 	}
-	n, err := tx.Exec(ctx, `UPDATE mqtt_node SET batch = $1 WHERE node = $2 AND started = $3`, number, b.o.Node, b.started)
+	n, err := tx.Exec(ctx, `UPDATE mqtt_node SET batch = $1 WHERE node = $2 AND started = $3`, number, j.b.o.Node, j.b.started)
 	if err == nil && n == 0 {
-		b.displace()
-		return b.errDisplaced()
+		j.b.displace()
+		return j.b.errDisplaced()
 	}
-	tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND started = $2 AND batch = $3`, b.o.Node, b.started, number)
+	tx.Proof(`SELECT 1 FROM mqtt_node WHERE node = $1 AND started = $2 AND batch = $3`, j.b.o.Node, j.b.started, number)
 	return err
 }
 
 // recorded reports whether the transaction of a number is on record, if that is known.
 // It waits for the row that the transaction changed, and so for its end.
-func (b *Broker) recorded(ctx context.Context, number int64) (known, recorded bool) {
-	_ = b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+func (j *journal) recorded(ctx context.Context, number int64) (known, recorded bool) {
+	_ = j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		var newest int64
-		err := tx.QueryRow(ctx, `SELECT batch FROM mqtt_node WHERE node = $1 AND started = $2 FOR UPDATE`, b.o.Node, b.started).Scan(&newest)
+		err := tx.QueryRow(ctx, `SELECT batch FROM mqtt_node WHERE node = $1 AND started = $2 FOR UPDATE`, j.b.o.Node, j.b.started).Scan(&newest)
 		known = err == nil || errors.Is(err, sql.ErrNoRows)
 		recorded = err == nil && newest == number
 		return err
@@ -98,13 +98,13 @@ func (b *Broker) recorded(ctx context.Context, number int64) (known, recorded bo
 }
 
 // takeOver makes the rows of the node those of this process.
-func (b *Broker) takeOver(ctx context.Context) error {
-	if !b.o.DB.Postgres() {
+func (j *journal) takeOver(ctx context.Context) error {
+	if !j.b.o.DB.Postgres() {
 		return nil
 	}
-	return b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	return j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO mqtt_node (node, started, batch) VALUES ($1, $2, 0)
-			ON CONFLICT (node) DO UPDATE SET started = excluded.started, batch = 0`, b.o.Node, b.started)
+			ON CONFLICT (node) DO UPDATE SET started = excluded.started, batch = 0`, j.b.o.Node, j.b.started)
 		return err
 	})
 }
@@ -125,15 +125,15 @@ func (s *session) over() bool {
 	return dead || s.a.isGone()
 }
 
-func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) {
+func (j *journal) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) {
 	if o.s != nil && o.s.over() || o.kind == opRetain && o.a.isGone() {
 		return nil
 	}
 	switch o.kind {
 	case opPurge:
-		err = erase(ctx, tx, o.a.device, b.o.Node)
+		err = erase(ctx, tx, o.a.device, j.b.o.Node)
 	case opSession:
-		err = b.recordSession(ctx, tx, o)
+		err = j.recordSession(ctx, tx, o)
 	case opSubscribe:
 		_, err = tx.Exec(ctx, `INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (session, n) DO UPDATE SET options = excluded.options, sub_id = excluded.sub_id`,
@@ -141,7 +141,7 @@ func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) 
 	case opUnsubscribe:
 		_, err = tx.Exec(ctx, `DELETE FROM mqtt_subscription WHERE session = $1 AND n = $2`, o.s.id, o.sub.n)
 	case opRetain:
-		err = b.recordRetained(ctx, tx, o.m)
+		err = j.recordRetained(ctx, tx, o.m)
 	case opReceive:
 		_, err = tx.Exec(ctx, `INSERT INTO mqtt_inbound (session, packet) VALUES ($1, $2) ON CONFLICT DO NOTHING`, o.s.id, int64(o.id))
 	case opComplete:
@@ -152,7 +152,7 @@ func (b *Broker) recordOne(ctx context.Context, tx *store.Tx, o op) (err error) 
 
 // recordSession records a new session, or what has changed of one. A change brings no row
 // back that was erased meanwhile.
-func (b *Broker) recordSession(ctx context.Context, tx *store.Tx, o op) (err error) {
+func (j *journal) recordSession(ctx context.Context, tx *store.Tx, o op) (err error) {
 	if r := o.row; r != nil {
 		_, err = tx.Exec(ctx, `UPDATE mqtt_session SET expiry = $1, left_at = $2, sent = $3, will = $4, will_at = $5 WHERE id = $6`,
 			r.expiry, r.left, r.sent, r.will, r.willAt, o.s.id)
@@ -162,25 +162,25 @@ func (b *Broker) recordSession(ctx context.Context, tx *store.Tx, o op) (err err
 	r := o.s.row()
 	o.s.mu.Unlock()
 	_, err = tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, o.s.id, b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, o.s.id, j.b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
 	return err
 }
 
-func (b *Broker) recordRetained(ctx context.Context, tx *store.Tx, m *Message) error {
+func (j *journal) recordRetained(ctx context.Context, tx *store.Tx, m *Message) error {
 	hash := sha256.Sum256([]byte(m.Topic))
 	if len(m.Payload) == 0 {
-		_, err := tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2`, b.o.Node, hash[:])
+		_, err := tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2`, j.b.o.Node, hash[:])
 		return err
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO mqtt_retained (node, hash, topic, device, qos, expires, props, payload)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (node, hash) DO UPDATE SET device = excluded.device,
 		qos = excluded.qos, expires = excluded.expires, props = excluded.props, payload = excluded.payload`,
-		b.o.Node, hash[:], m.Topic, m.Device, int64(m.QoS), expiresMicros(m), some(m.Props), m.Payload)
+		j.b.o.Node, hash[:], m.Topic, m.Device, int64(m.QoS), expiresMicros(m), some(m.Props), m.Payload)
 	return err
 }
 
 // recordEnd makes a change that comes after the new messages.
-func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) {
+func (j *journal) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) {
 	switch o.kind {
 	case opRelease:
 		err = markOne(ctx, tx, o.s, mark{seq: o.e.seq, upto: o.e.seq})
@@ -195,14 +195,12 @@ func (b *Broker) recordEnd(ctx context.Context, tx *store.Tx, o op) (err error) 
 		err = drainQueue(ctx, tx, o)
 	case opExpire:
 		hash := sha256.Sum256([]byte(o.m.Topic))
-		_, err = tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2 AND expires = $3`, b.o.Node, hash[:], expiresMicros(o.m))
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_retained WHERE node = $1 AND hash = $2 AND expires = $3`, j.b.o.Node, hash[:], expiresMicros(o.m))
 	case opWipe:
-		for _, q := range []string{
-			`DELETE FROM mqtt_session WHERE id = $1`, `DELETE FROM mqtt_subscription WHERE session = $1`,
-			`DELETE FROM mqtt_queue WHERE session = $1`, `DELETE FROM mqtt_mark WHERE session = $1`, `DELETE FROM mqtt_inbound WHERE session = $1`,
-		} {
-			if _, err = tx.Exec(ctx, q, o.s.id); err != nil {
-				return err
+		_, err = tx.Exec(ctx, `DELETE FROM mqtt_session WHERE id = $1`, o.s.id)
+		for _, table := range sessionTables {
+			if err == nil {
+				_, err = tx.Exec(ctx, "DELETE FROM "+table+" WHERE session = $1", o.s.id)
 			}
 		}
 	}
@@ -278,14 +276,12 @@ func Erase(ctx context.Context, tx *store.Tx, device string) error {
 
 // erase removes what one node has on record of a device, or all nodes if node is empty.
 func erase(ctx context.Context, tx *store.Tx, device, node string) error {
-	for _, q := range []string{
-		`DELETE FROM mqtt_subscription WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
-		`DELETE FROM mqtt_queue WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
-		`DELETE FROM mqtt_mark WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
-		`DELETE FROM mqtt_inbound WHERE session IN (SELECT id FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2))`,
-		`DELETE FROM mqtt_session WHERE device = $1 AND ($2 = '' OR node = $2)`,
-		`DELETE FROM mqtt_retained WHERE device = $1 AND ($2 = '' OR node = $2)`,
-	} {
+	const of = ` WHERE device = $1 AND ($2 = '' OR node = $2)`
+	var all []string
+	for _, table := range sessionTables {
+		all = append(all, "DELETE FROM "+table+" WHERE session IN (SELECT id FROM mqtt_session"+of+")")
+	}
+	for _, q := range append(all, "DELETE FROM mqtt_session"+of, "DELETE FROM mqtt_retained"+of) {
 		if _, err := tx.Exec(ctx, q, device, node); err != nil {
 			return fmt.Errorf("drop what is stored for %s: %w", device, err)
 		}

@@ -113,7 +113,7 @@ func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) (ok
 		}
 		return true
 	}
-	if !s.b.queue(s.a, m.cost()) {
+	if !s.a.queue(m.cost()) {
 		s.b.dropped.Add(1)
 		p.full = append(p.full, s.a)
 		return true
@@ -304,7 +304,7 @@ func (s *session) pumpAsked(f *flusher) (grown bool) {
 			f.touch(s.conn)
 		case s.total >= s.limit: // those that wait include what is on its way to the record
 			return grown
-		case !s.b.queue(s.a, m.cost()):
+		case !s.a.queue(m.cost()):
 			if s.total > 0 { // its acknowledgment comes back here
 				return grown
 			}
@@ -356,7 +356,7 @@ func (s *session) remove(i int) {
 	}
 	s.held -= cost
 	s.count(-1, -cost)
-	s.b.unqueue(s.a, 1, cost)
+	s.a.unqueue(1, cost)
 	switch {
 	case !s.kept:
 		return

@@ -140,7 +140,7 @@ func (s *session) drain(done *countersign.Purged) []op {
 	s.drains++ // what is on its way to the record is dropped there
 	s.dropBehind(flying)
 	s.count(-n, -octets)
-	s.b.unqueue(s.a, n, octets)
+	s.a.unqueue(n, octets)
 	done.Queued += n
 	done.QueuedOctets += int64(octets)
 	if !s.kept {
