@@ -170,7 +170,7 @@ var errReauth = errors.New("re-authentication failed")
 
 // deviceAuth takes a step of an authentication within the session (MQTT 5, 4.12.1).
 // What the session may do, and its end, stay as they were at connect.
-func (x *session) deviceAuth(ctx context.Context, f frame) error {
+func (x *reader) deviceAuth(ctx context.Context, f frame) error {
 	if x.connect.level < 5 || !x.connect.hasMethod { // [MQTT-4.12.0-7]
 		return breach(ProtocolError, "AUTH in a session that was opened without")
 	}

@@ -38,7 +38,7 @@ func (x *session) overBudget(budget string, limit int64, code Reason) {
 
 // slowDown holds the device to its budget of messages by reading no faster: what its
 // own TCP holds back costs us nothing. All sessions of the device share the budget.
-func (x *session) slowDown(f frame) error {
+func (x *reader) slowDown(f frame) error {
 	cost := 1
 	switch f.kind() {
 	case pktPublish:

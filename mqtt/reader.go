@@ -6,15 +6,30 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/countersign-iot/countersign/topics"
 
 	countersign "github.com/countersign-iot/countersign"
 )
 
+// reader is the half of a session that takes what its device sends. Its goroutine owns it.
+type reader struct {
+	*session
+	silentAt    time.Time // when the device was silent for too long; zero: never
+	waits       bool      // a read deadline is set, at silentAt or before
+	aliases     map[uint16]string
+	aliasOctets int       // of the topics in it
+	lastTopic   string    // the last one that was found good
+	lastRetain  bool      // for retained messages too
+	reauthAt    time.Time // when the device may authenticate again
+	heldLast    time.Time // when it was held back last
+	heldSince   time.Time // the device publishes more than its budget since then
+}
+
 // runUp reads the device's frames until the device leaves, breaks the protocol
 // or is no longer wanted.
-func (x *session) runUp(ctx context.Context) error {
+func (x *reader) runUp(ctx context.Context) error {
 	for {
 		if !x.in.whole() { // what came before half a packet does not wait for the rest
 			if err := x.flush(); err != nil {
@@ -51,7 +66,7 @@ func (x *session) runUp(ctx context.Context) error {
 // one deadline that passes before the device was silent for too long, and is moved then.
 // Over WebSocket none passes before its time, because the library does not read on
 // behind it.
-func (x *session) await() (frame, error) {
+func (x *reader) await() (frame, error) {
 	for {
 		if !x.waits || x.web != nil {
 			_ = x.conn.SetReadDeadline(x.silentAt)
@@ -76,7 +91,7 @@ func (x *session) flush() error {
 	return x.down.flush()
 }
 
-func (x *session) fromDevice(ctx context.Context, f frame) error {
+func (x *reader) fromDevice(ctx context.Context, f frame) error {
 	switch f.kind() {
 	case pktPublish:
 		return x.devicePublish(f)
@@ -103,7 +118,7 @@ func (x *session) fromDevice(ctx context.Context, f frame) error {
 	return breach(ProtocolError, "packet type %d from a client", f.kind())
 }
 
-func (x *session) devicePublish(f frame) error {
+func (x *reader) devicePublish(f frame) error {
 	p, err := parsePublish(f, x.connect.level)
 	if err != nil {
 		return err
@@ -140,7 +155,7 @@ func (x *session) devicePublish(f frame) error {
 }
 
 // takeOff counts a message of the device as in flight (MQTT 5, 4.9).
-func (x *session) takeOff() error {
+func (x *reader) takeOff() error {
 	if x.inFlight.Add(1) > x.maxFlight { // [MQTT-3.3.4-7]
 		return breach(ReceiveMaximumExceeded, "more than %d messages in flight", x.maxFlight)
 	}
@@ -163,12 +178,12 @@ func (x *session) land(kind byte, code Reason) {
 
 // topicUp is the topic of a message from the device, with its alias resolved:
 // the permissions depend on it, so the gateway keeps the table itself.
-func (x *session) topicUp(p publish) (string, error) {
+func (x *reader) topicUp(p publish) (string, error) {
 	if p.alias > x.aliasMax { // [MQTT-3.3.2-9]
 		return "", breach(BadTopicAlias, "topic alias %d is over the maximum of %d", p.alias, x.aliasMax)
 	}
 	if len(p.topic) == 0 {
-		topic, ok := x.aliasesUp[p.alias]
+		topic, ok := x.aliases[p.alias]
 		if !ok {
 			return "", breach(ProtocolError, "topic alias %d stands for nothing", p.alias)
 		}
@@ -192,15 +207,15 @@ func (x *session) topicUp(p publish) (string, error) {
 
 // learnAlias keeps the topic of an alias once the message has been permitted, within
 // maxAliasOctets of topics.
-func (x *session) learnAlias(p publish, topic string) error {
-	if p.alias == 0 || len(p.topic) == 0 || x.aliasesUp[p.alias] == topic {
+func (x *reader) learnAlias(p publish, topic string) error {
+	if p.alias == 0 || len(p.topic) == 0 || x.aliases[p.alias] == topic {
 		return nil
 	}
-	x.aliasOctets += len(topic) - len(x.aliasesUp[p.alias])
+	x.aliasOctets += len(topic) - len(x.aliases[p.alias])
 	if x.aliasOctets > maxAliasOctets {
 		return breach(QuotaExceeded, "more than %d octets of topics have aliases", maxAliasOctets)
 	}
-	put(&x.aliasesUp, p.alias, topic)
+	put(&x.aliases, p.alias, topic)
 	return nil
 }
 
@@ -210,10 +225,10 @@ const refusedTopic = ""
 
 // forgetAlias notes that an alias stands for a topic that the device may not publish
 // to.
-func (x *session) forgetAlias(p publish) {
+func (x *reader) forgetAlias(p publish) {
 	if p.alias > 0 && len(p.topic) > 0 {
-		x.aliasOctets -= len(x.aliasesUp[p.alias])
-		put(&x.aliasesUp, p.alias, refusedTopic)
+		x.aliasOctets -= len(x.aliases[p.alias])
+		put(&x.aliases, p.alias, refusedTopic)
 	}
 }
 
@@ -227,7 +242,7 @@ func (x *session) mayRetain(topic string) bool {
 }
 
 // judgePublish reports whether the device may publish, and retain, to topic.
-func (x *session) judgePublish(topic string, retain bool) bool {
+func (x *reader) judgePublish(topic string, retain bool) bool {
 	allowed := x.mayPublish(topic)
 	x.judged("publish", topic, allowed)
 	if allowed && retain {
@@ -240,7 +255,7 @@ func (x *session) judgePublish(topic string, retain bool) bool {
 // refusePublish drops a message. With QoS 1 and 2 it is acknowledged, in MQTT 5
 // with the reason; MQTT 3.1.1 offers that or to close, and a device that is
 // closed would only send it again ([MQTT-3.3.5-2] of 3.1.1).
-func (x *session) refusePublish(p publish) error {
+func (x *reader) refusePublish(p publish) error {
 	code := NotAuthorized
 	if x.connect.level < 5 {
 		code = Success
@@ -252,7 +267,7 @@ func (x *session) refusePublish(p publish) error {
 }
 
 // deviceSubscribe judges the filters. The back answers for those that are permitted.
-func (x *session) deviceSubscribe(ctx context.Context, f frame) error {
+func (x *reader) deviceSubscribe(ctx context.Context, f frame) error {
 	p, err := parseSubscribe(f, x.connect.level)
 	if err != nil {
 		return err
@@ -292,7 +307,7 @@ func (x *session) answerSubscribe(kind byte, id uint16, codes []byte) error {
 }
 
 // judgeFilter is the code of a filter that is refused, or fromBack.
-func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
+func (x *reader) judgeFilter(kind byte, filter string) (Reason, error) {
 	inner, _, ok := topics.Shared(filter)
 	if !ok || !topics.ValidFilter(inner) {
 		return 0, breach(BadTopicFilter, "%.80q is no topic filter", filter)
@@ -311,7 +326,7 @@ func (x *session) judgeFilter(kind byte, filter string) (Reason, error) {
 	return fromBack, nil
 }
 
-func (x *session) deviceDisconnect(f frame) error {
+func (x *reader) deviceDisconnect(f frame) error {
 	d, err := parseDisconnect(f, x.connect.level)
 	if err != nil {
 		return err

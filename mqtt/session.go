@@ -47,27 +47,23 @@ type session struct {
 	last   []byte             // DISCONNECT to send, set by over
 
 	// Owned by the reader.
-	keepAlive   time.Duration // how long the device may be silent; 0: for ever
-	silentAt    time.Time     // when it was silent for too long; zero: never
-	waits       bool          // a read deadline is set, at silentAt or before
-	aliasesUp   map[uint16]string
-	aliasOctets int       // of the topics in it
-	aliasMax    uint16    // highest alias the device may use
-	lastTopic   string    // the last one that was found good
-	lastRetain  bool      // for retained messages too
-	reauthAt    time.Time // when the device may authenticate again
-	heldLast    time.Time // when it was held back last
-	heldSince   time.Time // the device publishes more than its budget since then
-	cleanLeave  bool      // the device said goodbye
-	withWill    bool      // and asked for its will
-	expiry      uint32    // Session Expiry Interval
+	keepAlive  time.Duration // how long the device may be silent; 0: for ever
+	aliasMax   uint16        // highest alias the device may use
+	cleanLeave bool          // the device said goodbye
+	withWill   bool          // and asked for its will
+	expiry     uint32        // Session Expiry Interval
 
 	inFlight    atomic.Int32 // MQTT 5: messages of QoS 1 and 2 from the device without their last acknowledgment
 	maxFlight   int32        // the Receive Maximum that was announced
 	unreadSince atomic.Int64 // messages are dropped since then because the device does not read, Unix nanoseconds; 0: none
 
+	acts reports
+}
+
+// reports bounds what a session reports of what its device does.
+type reports struct {
 	mu         sync.Mutex
-	reported   []uint64 // hashes of the acts that were reported as allowed
+	allowed    []uint64 // hashes of the acts that were reported as allowed
 	deniedAt   time.Time
 	suppressed int
 }
@@ -171,16 +167,16 @@ func (x *session) run(ctx context.Context) {
 	s.count.opened.Add(1)
 	s.Gatekeeper.Opened(x.info)
 	x.back.start()
-	x.finishUp(x.runUp(ctx))
+	x.finishUp((&reader{session: x}).runUp(ctx))
 
 	x.sayGoodbye()
 	x.back.close(ctx)
 	if x.ended() { // who ended it has the last words, then closes the socket
 		<-x.live.Done()
 	}
-	x.mu.Lock()
-	suppressed := x.suppressed
-	x.mu.Unlock()
+	x.acts.mu.Lock()
+	suppressed := x.acts.suppressed
+	x.acts.mu.Unlock()
 	if suppressed > 0 {
 		s.Log.InfoContext(ctx, "denied acts not reported one by one", "device", x.info.Device, "session", x.info.ID, "count", suppressed)
 	}
@@ -304,37 +300,36 @@ func (x *session) claimKey() string { return x.info.Device + "\x00" + x.info.Cli
 // maxTold in a session.
 func (x *session) judged(action, topic string, allowed bool) {
 	if allowed {
-		if x.firstTime(action, topic) {
+		if x.acts.firstTime(maphash.Comparable(x.srv.seed, [2]string{action, topic})) {
 			x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic, Allowed: true})
 		}
 		return
 	}
 	x.srv.count.denied.Add(1)
-	now := x.now()
-	x.mu.Lock()
-	report := now.Sub(x.deniedAt) >= deniedEvery
-	if report {
-		x.deniedAt = now
-	} else {
-		x.suppressed++
-	}
-	x.mu.Unlock()
-	if report {
+	if x.acts.denied(x.now()) {
 		x.srv.Gatekeeper.Judged(x.info, countersign.Act{Action: action, Topic: topic})
 	}
 }
 
+// denied reports whether a refused act is one to report, and notes that it was.
+func (r *reports) denied(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Sub(r.deniedAt) < deniedEvery {
+		r.suppressed++
+		return false
+	}
+	r.deniedAt = now
+	return true
+}
+
 // firstTime reports whether an allowed act is one to report, and notes that it was.
-func (x *session) firstTime(action, topic string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if len(x.reported) == maxTold {
+func (r *reports) firstTime(act uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.allowed) == maxTold || slices.Contains(r.allowed, act) {
 		return false
 	}
-	h := maphash.Comparable(x.srv.seed, [2]string{action, topic})
-	if slices.Contains(x.reported, h) {
-		return false
-	}
-	x.reported = append(x.reported, h)
+	r.allowed = append(r.allowed, act)
 	return true
 }
