@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestABridgeReadsItsAnswer tries the protocol levels of bridges, each with the form of
@@ -57,7 +59,7 @@ func TestMosquittoBridges(t *testing.T) {
 			files := g.files(t, g.issue("site", time.Hour))
 			dir := t.TempDir()
 			for _, f := range []string{files[1], files[3], files[5]} { // mosquitto reads them as a user of its own
-				b := must(os.ReadFile(f))
+				b := kit.Must(os.ReadFile(f))
 				if err := os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -77,13 +79,13 @@ topic # in 1 site/ devices/site/down/
 `, g.addr, dir))
 			up := make(chan string, 10)
 			listen(t, g, "devices/site/up/#", up)
-			eventually(t, "the bridge", func() bool { return g.Index.Len() == 1 })
+			kit.Eventually(t, "the bridge", func() bool { return g.Index.Len() == 1 })
 			if s := g.Index.Sessions()[0]; s.Device != "site" || s.Protocol != "MQTT 3.1.1 bridge" {
 				t.Errorf("session of the bridge: got %+v", s)
 			}
 			host, port, _ := strings.Cut(local, ":")
 			out, wait := run(t, "stdbuf", "-oL", "mosquitto_sub", "-h", host, "-p", port, "-d", "-q", "1", "-t", "site/order", "-C", "1", "-F", "got %p")
-			eventually(t, "SUBACK", func() bool { return strings.Contains(out.String(), "Subscribed") })
+			kit.Eventually(t, "SUBACK", func() bool { return strings.Contains(out.String(), "Subscribed") })
 			if b, err := exec.Command("mosquitto_pub", "-h", host, "-p", port, "-q", "1", "-t", "site/report", "-m", "hello").CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, b)
 			}

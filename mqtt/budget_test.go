@@ -12,6 +12,7 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // usage lists what the first n devices use.
@@ -118,7 +119,7 @@ func TestSessionsOfADeviceAreBounded(t *testing.T) {
 	}
 	all[1].send([]byte{0xE0, 0})
 	all[1].gone("goodbye", 0)
-	eventually(t, "a place", func() bool { return g.Index.Len() == 3 })
+	kit.Eventually(t, "a place", func() bool { return g.Index.Len() == 3 })
 	if _, code := g.knock(t, "dev", "/new", 5); code != 0 {
 		t.Errorf("once there is a place: CONNACK %#x", code)
 	}
@@ -156,7 +157,7 @@ func TestSubscriptionsOfADeviceAreBounded(t *testing.T) {
 	other.expect("SUBACK of another device", []byte{0x90, 4, 0, 1, 0, 1})
 	two.send([]byte{0xE0, 0})
 	two.gone("goodbye", 0)
-	eventually(t, "room", func() bool { return g.usage(t, 1)[0].Subscriptions == 15 })
+	kit.Eventually(t, "room", func() bool { return g.usage(t, 1)[0].Subscriptions == 15 })
 	want(one, "once there is room", 200, 5, 1)
 	one.send([]byte{0xE0, 0})
 	one.gone("goodbye", 0)
@@ -171,7 +172,7 @@ func TestSubscriptionsOfADeviceAreBounded(t *testing.T) {
 		d.send([]byte{0xE0, 0})
 		d.gone("goodbye", 0)
 	}
-	eventually(t, "the oldest are dropped", func() bool {
+	kit.Eventually(t, "the oldest are dropped", func() bool {
 		u := g.usage(t, 1)
 		return len(u) == 1 && u[0].Kept == 3 && u[0].Subscriptions == 18
 	})
@@ -385,7 +386,7 @@ func TestADeviceIsReadNoFasterThanItsBudget(t *testing.T) {
 	}()
 	one.gone("a flood", 0x96)
 	stop()
-	eventually(t, "the report", func() bool { return slices.Contains(g.guard.reasons("busy"), "budget_exceeded") })
+	kit.Eventually(t, "the report", func() bool { return slices.Contains(g.guard.reasons("busy"), "budget_exceeded") })
 	if limit := g.guard.limitOf("busy", countersign.BudgetPublishes); limit != 50 {
 		t.Errorf("told of %d messages a second, want 50", limit)
 	}

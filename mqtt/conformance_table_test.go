@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // page is docs/protocols/mqtt.md with the tests that it names.
@@ -23,9 +25,9 @@ type page struct {
 // is labeled with the statement, and what an engine lacks is said.
 func TestConformanceTable(t *testing.T) {
 	p := &page{T: t, cases: map[string]conformanceCase{}, used: map[string]bool{}, except: map[string]map[string]bool{"v3": {}, "v5": {}}}
-	p.text = string(must(os.ReadFile("../docs/protocols/mqtt.md")))
-	for _, name := range slices.Concat(must(filepath.Glob("*_test.go")), must(filepath.Glob("../broker/*_test.go"))) {
-		p.source += string(must(os.ReadFile(name)))
+	p.text = string(kit.Must(os.ReadFile("../docs/protocols/mqtt.md")))
+	for _, name := range slices.Concat(kit.Must(filepath.Glob("*_test.go")), kit.Must(filepath.Glob("../broker/*_test.go"))) {
+		p.source += string(kit.Must(os.ReadFile(name)))
 	}
 	for _, c := range conformanceCases {
 		p.cases[c.name] = c
@@ -142,7 +144,7 @@ func (p *page) statements(version, heading string) {
 			p.Errorf("%s %s: neither yes nor no: %q %q", version, id, builtin, relayed)
 		}
 	}
-	for id := range strings.FieldsSeq(string(must(os.ReadFile("testdata/statements-" + version + ".txt")))) {
+	for id := range strings.FieldsSeq(string(kit.Must(os.ReadFile("testdata/statements-" + version + ".txt")))) {
 		if !listed[id] {
 			p.Errorf("%s %s is in the standard and not in the table", version, id)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestCutEndsAStalledReader floods a device that stops reading until its socket is
@@ -70,7 +71,7 @@ func TestCutEndsAStalledReader(t *testing.T) {
 		}
 		close(stop)
 		wg.Wait()
-		eventually(t, "the report", func() bool { return len(g.guard.reasons(id)) == 1 })
+		kit.Eventually(t, "the report", func() bool { return len(g.guard.reasons(id)) == 1 })
 		if why := g.guard.reasons(id)[0]; why != "cut: compromised" {
 			t.Errorf("Closed: got %q", why)
 		}
@@ -144,7 +145,7 @@ func TestRevokeRacingConnectNeverSlips(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "an empty index", func() bool { return g.Index.Len() == 0 })
+	kit.Eventually(t, "an empty index", func() bool { return g.Index.Len() == 0 })
 }
 
 func TestSessionEndsAtNotAfter(t *testing.T) {
@@ -156,7 +157,7 @@ func TestSessionEndsAtNotAfter(t *testing.T) {
 	if late := time.Since(cert.Leaf.NotAfter); late < 0 || late > time.Second {
 		t.Errorf("the session ended %v after NotAfter", late)
 	}
-	eventually(t, "the report", func() bool { return len(g.guard.reasons("short")) == 1 })
+	kit.Eventually(t, "the report", func() bool { return len(g.guard.reasons("short")) == 1 })
 	if why := g.guard.reasons("short")[0]; why != "expired" {
 		t.Errorf("Closed: got %q", why)
 	}
@@ -190,7 +191,7 @@ func TestCutDropsTheWill(t *testing.T) {
 		t.Errorf("the platform got %q, want nothing more", m)
 	case <-time.After(300 * time.Millisecond):
 	}
-	eventually(t, "the report", func() bool { return len(g.guard.reasons("lost-one")) == 1 })
+	kit.Eventually(t, "the report", func() bool { return len(g.guard.reasons("lost-one")) == 1 })
 	if why := g.guard.reasons("lost-one")[0]; why != "connection_lost" {
 		t.Errorf("Closed: got %q", why)
 	}
@@ -250,7 +251,7 @@ func TestKeepAliveIsEnforced(t *testing.T) {
 	if silent := time.Since(began); silent < 1400*time.Millisecond || silent > 3*time.Second {
 		t.Errorf("closed after %v, want one and a half keep alives of 1 s", silent)
 	}
-	eventually(t, "the report", func() bool { return len(g.guard.reasons("dev")) == 1 })
+	kit.Eventually(t, "the report", func() bool { return len(g.guard.reasons("dev")) == 1 })
 	if why := g.guard.reasons("dev")[0]; why != "keep_alive" {
 		t.Errorf("Closed: got %q", why)
 	}
@@ -324,7 +325,7 @@ func TestMalformedStormLeavesTheGatewayWell(t *testing.T) {
 	}
 	wg.Wait()
 	g.join(t, "fine", 5)
-	eventually(t, "one session", func() bool { return g.Index.Len() == 1 })
+	kit.Eventually(t, "one session", func() bool { return g.Index.Len() == 1 })
 }
 
 func BenchmarkConnect(b *testing.B) {

@@ -30,6 +30,7 @@ import (
 	"github.com/countersign-iot/countersign/edge"
 	"github.com/countersign-iot/countersign/mqtt"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestMain fails if a test leaves goroutines of ours behind.
@@ -81,14 +82,14 @@ type authority struct {
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{dir: t.TempDir(), roots: x509.NewCertPool(), serial: 1}
-	a.key = must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	a.key = kit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key))
-	a.cert = must(x509.ParseCertificate(der))
+	der := kit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key))
+	a.cert = kit.Must(x509.ParseCertificate(der))
 	a.roots.AddCert(a.cert)
 	a.server = a.issue("127.0.0.1", time.Hour)
 	writePEM(t, filepath.Join(a.dir, "root.pem"), "CERTIFICATE", der)
@@ -100,7 +101,7 @@ func (a *authority) issue(name string, life time.Duration) tls.Certificate {
 	a.serial++
 	serial := a.serial
 	a.mu.Unlock()
-	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	key := kit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life),
@@ -108,8 +109,8 @@ func (a *authority) issue(name string, life time.Duration) tls.Certificate {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
-	der := must(x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key))
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: must(x509.ParseCertificate(der))}
+	der := kit.Must(x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key))
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: kit.Must(x509.ParseCertificate(der))}
 }
 
 // files writes a certificate as PEM files and returns mosquitto's options for it.
@@ -118,7 +119,7 @@ func (a *authority) files(t testing.TB, c tls.Certificate) []string {
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	writePEM(t, cert, "CERTIFICATE", c.Certificate[0])
-	writePEM(t, key, "PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(c.PrivateKey)))
+	writePEM(t, key, "PRIVATE KEY", kit.Must(x509.MarshalPKCS8PrivateKey(c.PrivateKey)))
 	return []string{"--cafile", filepath.Join(a.dir, "root.pem"), "--cert", cert, "--key", key}
 }
 
@@ -402,7 +403,7 @@ func start(t testing.TB, e engine, set ...func(*mqtt.Server)) *gateway {
 	for _, f := range set {
 		f(s)
 	}
-	ln, web := must(net.Listen("tcp", "127.0.0.1:0")), must(net.Listen("tcp", "127.0.0.1:0"))
+	ln, web := kit.Must(net.Listen("tcp", "127.0.0.1:0")), kit.Must(net.Listen("tcp", "127.0.0.1:0"))
 	served := make(chan error, 2)
 	go func() { served <- s.Serve(context.Background(), ln) }()
 	go func() { served <- s.ServeWebSocket(context.Background(), web) }()
@@ -458,7 +459,7 @@ func (g *gateway) purge(t testing.TB, device string) {
 // behind is a client of the broker behind a relay.
 func (g *gateway) behind(t testing.TB) *device {
 	t.Helper()
-	d := &device{t: t, id: "operator", Conn: must(net.Dial("tcp", g.Relay.Addr))}
+	d := &device{t: t, id: "operator", Conn: kit.Must(net.Dial("tcp", g.Relay.Addr))}
 	t.Cleanup(func() { _ = d.Close() })
 	d.hello(4, rand.Text()[:20])
 	return d
@@ -523,27 +524,9 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// eventually waits until ok, or fails saying what was awaited.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("waited in vain: %s", what)
-}
-
 func writePEM(t testing.TB, path, kind string, der []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/broker"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // inbox joins as dev with Request Response Information and keeps the session; it returns
@@ -52,7 +53,7 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 			d.send(d.publish(1, 2, inbox+"r", "to myself"))
 			d.expect("publishing is policy's", []byte{0x40, 3, 0, 2, 0x87})
 			_ = d.raw.Close()
-			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
+			kit.Eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
 			answer(3, inbox+"late")
 			answer(4, inbox+"later")
 			again, second, present := g.inbox(t)
@@ -67,7 +68,7 @@ func TestTheInboxLivesWithItsSession(t *testing.T) {
 			}
 			// A clean leave keeps the session too, and not its inbox.
 			again.send(pkt(0xE0, []byte{0}))
-			eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
+			kit.Eventually(t, "the session ends", func() bool { return g.Index.Len() == 1 })
 			answer(7, second+"late")
 			third, _, present := g.inbox(t)
 			third.send([]byte{0xC0, 0})

@@ -8,6 +8,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // stall has nothing written until release is called.
@@ -40,11 +41,11 @@ func TestARevocationDuringConnectLeavesNoSession(t *testing.T) {
 	release := g.stall(t) // the end of the subscription to the inbox waits for it
 	again := g.dial(t, "dev")
 	again.send(connect5(0, props([]byte{0x11, 0, 0, 1, 0})))
-	eventually(t, "the second connection is admitted", func() bool { return len(g.Index.Sessions()) == 2 })
+	kit.Eventually(t, "the second connection is admitted", func() bool { return len(g.Index.Sessions()) == 2 })
 	g.Index.Cut(countersign.Cut{Device: "dev", Reason: "compromised"})
 	g.Broker.Forget("dev")
 	release()
-	eventually(t, "both connections end", func() bool { return g.Index.Len() == 0 && g.Stats().Open == 0 })
+	kit.Eventually(t, "both connections end", func() bool { return g.Index.Len() == 0 && g.Stats().Open == 0 })
 	if u := g.usage(t, 1); len(u) > 0 {
 		t.Errorf("sessions of the revoked device: got %+v, want none", u)
 	}

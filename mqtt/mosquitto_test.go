@@ -7,6 +7,7 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // sub starts mosquitto_sub for a device and waits until it has its SUBACK.
@@ -19,7 +20,7 @@ func (g *gateway) sub(t testing.TB, version string, args ...string) (*buffer, fu
 			t.Logf("%s", out)
 		}
 	})
-	eventually(t, "SUBACK", func() bool { return strings.Contains(out.String(), "Subscribed") })
+	kit.Eventually(t, "SUBACK", func() bool { return strings.Contains(out.String(), "Subscribed") })
 	return out, wait
 }
 

@@ -19,6 +19,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // v5client is a paho MQTT 5 client of a device.
@@ -116,7 +117,7 @@ func TestPaho5(t *testing.T) {
 	if err := d.Disconnect(&paho.Disconnect{ReasonCode: 0}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 1 })
+	kit.Eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 1 })
 	g.send(t, "devices/dev/down/n", []byte("queued"))
 	// The session is kept and its message with it; then it is dropped.
 	d = g.paho5(t, cert, hello(false))
@@ -129,7 +130,7 @@ func TestPaho5(t *testing.T) {
 	if err := d.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{SessionExpiryInterval: new(uint32(0))}}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 2 })
+	kit.Eventually(t, "the end of the session", func() bool { return len(g.guard.reasons("dev")) == 2 })
 	d = g.paho5(t, cert, hello(false))
 	if d.connack.SessionPresent {
 		t.Error("the session outlived its expiry of 0")
@@ -159,7 +160,7 @@ func TestPurgeDropsTheStoredSessions(t *testing.T) {
 			t.Fatalf("%s starts with a session", id)
 		}
 	}
-	eventually(t, "no sessions", func() bool { return g.Index.Len() == 0 })
+	kit.Eventually(t, "no sessions", func() bool { return g.Index.Len() == 0 })
 	g.purge(t, "gone")
 	if present("gone") {
 		t.Error("the purged session is still there")
@@ -202,14 +203,14 @@ func TestPaho3(t *testing.T) {
 		t.Error("no message")
 	}
 	c.Disconnect(100)
-	eventually(t, "the report", func() bool { return slices.Equal(g.guard.reasons("dev"), []string{"client_left"}) })
+	kit.Eventually(t, "the report", func() bool { return slices.Equal(g.guard.reasons("dev"), []string{"client_left"}) })
 }
 
 // startMosquitto runs a broker of its own with the further lines of configuration.
 func startMosquitto(t testing.TB, lines string) string {
 	t.Helper()
 	need(t, "mosquitto")
-	ln := must(net.Listen("tcp", "127.0.0.1:0"))
+	ln := kit.Must(net.Listen("tcp", "127.0.0.1:0"))
 	addr := ln.Addr().String()
 	_, port, _ := net.SplitHostPort(addr)
 	_ = ln.Close()
@@ -231,7 +232,7 @@ func startMosquitto(t testing.TB, lines string) string {
 			t.Logf("mosquitto:\n%s", out)
 		}
 	})
-	eventually(t, "mosquitto accepts", func() bool {
+	kit.Eventually(t, "mosquitto accepts", func() bool {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			_ = c.Close()

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // keep is a CONNECT of a session that outlives its connection.
@@ -88,7 +90,7 @@ func TestAnIdleSessionIsOneGoroutine(t *testing.T) {
 		g.send(t, "devices/"+id+"/down/x", []byte("x"))
 		d.gets("x")
 	}
-	eventually(t, "one goroutine for each session", func() bool {
+	kit.Eventually(t, "one goroutine for each session", func() bool {
 		buf := make([]byte, 4<<20)
 		n := 0
 		for one := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {

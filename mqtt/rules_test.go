@@ -12,6 +12,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestRefusalHasTheExactCode(t *testing.T) {
@@ -149,7 +150,7 @@ func TestEmptyClientIDIsAssigned(t *testing.T) {
 		t.Errorf("CONNACK without an assigned identifier: % x", body)
 	}
 	g.join(t, "dev", 4) // another identifier: both live
-	eventually(t, "two sessions", func() bool { return g.Index.Len() == 2 })
+	kit.Eventually(t, "two sessions", func() bool { return g.Index.Len() == 2 })
 }
 
 func TestPublishIsHeldAgainstPermissions(t *testing.T) {
@@ -196,7 +197,7 @@ func TestPublishIsHeldAgainstPermissions(t *testing.T) {
 	if d := g.guard.denied(); len(d) != 2 { // one per second and session
 		t.Errorf("Denied was told %d times, want 2: %q", len(d), d)
 	}
-	eventually(t, "closed sessions", func() bool {
+	kit.Eventually(t, "closed sessions", func() bool {
 		return slices.Equal(g.guard.reasons("dev5"), []string{"client_left"}) && slices.Equal(g.guard.reasons("dev4"), []string{"client_left"})
 	})
 }

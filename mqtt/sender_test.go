@@ -13,6 +13,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestTheSenderIsStampedAndCannotBeForged(t *testing.T) {
@@ -194,7 +195,7 @@ func TestWhoIsNoDeviceLeavesNothingBehind(t *testing.T) {
 					d.send(pkt(0xE0, []byte{0}, props([]byte{0x11, 0, 0, 1, 0})))
 				}
 				_ = d.Close()
-				eventually(t, "the session ends", func() bool { return g.Index.Len() == 0 })
+				kit.Eventually(t, "the session ends", func() bool { return g.Index.Len() == 0 })
 				g.send(t, "g/down/x", []byte("missed"))
 				again := g.anonymous(t)
 				again.v5 = level == 5
@@ -205,7 +206,7 @@ func TestWhoIsNoDeviceLeavesNothingBehind(t *testing.T) {
 				again.send([]byte{0xC0, 0})
 				again.expect("nothing but PINGRESP", []byte{0xD0, 0})
 				_ = again.Close()
-				eventually(t, "the session ends", func() bool { return g.Index.Len() == 0 })
+				kit.Eventually(t, "the session ends", func() bool { return g.Index.Len() == 0 })
 			}
 		})
 	}

@@ -18,6 +18,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/mqtt"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // page opens a WebSocket the way a browser does: without a client certificate.
@@ -154,7 +155,7 @@ func TestACutDoesNotWaitForAStalledWebSocket(t *testing.T) {
 	}
 	write(login(5, "web"))
 	write((&device{v5: true}).subscribe(1, "devices/web/down/#"))
-	eventually(t, "the session opens", func() bool { return g.Index.Len() == 1 })
+	kit.Eventually(t, "the session opens", func() bool { return g.Index.Len() == 1 })
 	delivered := uint64(0)
 	for range 200 { // more than the sockets' buffers hold; nobody reads
 		g.send(t, "devices/web/down/a", make([]byte, 128<<10))
@@ -229,14 +230,14 @@ func TestWebSocketEndsOnABreach(t *testing.T) {
 	if err != nil || len(b) < 3 || b[0] != 0xE0 || b[2] != byte(mqtt.MalformedPacket) {
 		t.Errorf("after a text message: got % x %v, want DISCONNECT 0x81", b, err)
 	}
-	eventually(t, "the session is over", func() bool { return g.Index.Len() == 0 })
+	kit.Eventually(t, "the session is over", func() bool { return g.Index.Len() == 0 })
 	d, _ := g.webDevice(t, 5)
 	pings := make([]byte, 0, 2<<20)
 	for len(pings) < cap(pings) {
 		pings = append(pings, 0xC0, 0)
 	}
 	_, _ = d.Write(pings) // one message without end
-	eventually(t, "the endless message ends the session", func() bool { return g.Index.Len() == 0 })
+	kit.Eventually(t, "the endless message ends the session", func() bool { return g.Index.Len() == 0 })
 }
 
 func TestWebSocketIsOpenedByTheRules(t *testing.T) {
@@ -270,8 +271,8 @@ func TestWebSocketIsOpenedByTheRules(t *testing.T) {
 	if err != nil || r.StatusCode != http.StatusUpgradeRequired {
 		t.Errorf("without an upgrade: got %v %v, want 426", r, err)
 	}
-	eventually(t, "all are gone but the four", func() bool { return g.Stats().Open <= 4 })
-	eventually(t, "five are counted, and not the page", func() bool { return g.Stats().NoUpgrade == 5 })
+	kit.Eventually(t, "all are gone but the four", func() bool { return g.Stats().Open <= 4 })
+	kit.Eventually(t, "five are counted, and not the page", func() bool { return g.Stats().NoUpgrade == 5 })
 }
 
 func TestAnEndlessUpgradeIsEnded(t *testing.T) {
@@ -305,5 +306,5 @@ func TestAnEndlessUpgradeIsEnded(t *testing.T) {
 	if err != nil || r.StatusCode != http.StatusSwitchingProtocols || r.Header.Get("Sec-WebSocket-Protocol") != "mqtt" { // [MQTT-6.0.0-4]
 		t.Fatalf("the upgrade: got %v %v", r, err)
 	}
-	eventually(t, "the silent one is ended", func() bool { return g.Stats().Open == 0 })
+	kit.Eventually(t, "the silent one is ended", func() bool { return g.Stats().Open == 0 })
 }

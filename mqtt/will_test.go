@@ -11,12 +11,13 @@ import (
 	"time"
 
 	countersign "github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // slowAnswers stands before a broker and holds back what it answers for delay.
 func slowAnswers(t *testing.T, broker string, delay time.Duration) string {
 	t.Helper()
-	ln := must(net.Listen("tcp", "127.0.0.1:0"))
+	ln := kit.Must(net.Listen("tcp", "127.0.0.1:0"))
 	var wg sync.WaitGroup
 	t.Cleanup(func() { _ = ln.Close(); wg.Wait() })
 	wg.Go(func() {
@@ -105,7 +106,7 @@ func TestTheWillOfADeviceRevokedDuringItsConnectIsNotPublished(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			eventually(t, "an empty index", func() bool { return g.Index.Len() == 0 })
+			kit.Eventually(t, "an empty index", func() bool { return g.Index.Len() == 0 })
 			// A device that is lost proves that the platform hears wills, and that those of
 			// before would have come by now.
 			d := g.dial(t, "lost")
