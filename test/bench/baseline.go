@@ -138,7 +138,7 @@ type baseline struct {
 }
 
 // startBaseline runs this program as serveLimits.
-func startBaseline(dir string) (*baseline, error) {
+func startBaseline(dir string, quiet time.Duration) (*baseline, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func startBaseline(dir string) (*baseline, error) {
 		return nil, err
 	}
 	b := &baseline{}
-	if b.process, err = start(cmd); err != nil {
+	if b.process, err = start(cmd, quiet); err != nil {
 		return nil, err
 	}
 	if err := json.NewDecoder(out).Decode(b); err != nil {

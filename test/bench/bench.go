@@ -66,8 +66,9 @@ func subjectNames() []string {
 
 // bench is one run.
 type bench struct {
-	opts options
-	dir  string
+	opts    options
+	dir     string
+	program string // of the server
 
 	limitCA  *limitCA
 	baseline *baseline
@@ -144,15 +145,27 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	return r.print(out)
 }
 
+// build builds the server as it is released, unless there is one to measure.
+func (b *bench) build(ctx context.Context) error {
+	if b.program = b.opts.server; b.program != "" {
+		return nil
+	}
+	b.program = filepath.Join(b.dir, "countersign")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.program, "github.com/countersign-iot/countersign/cmd/countersign") //nolint:gosec // our own program
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("couldn't build the server: %w: %s", err, text)
+	}
+	return nil
+}
+
 // open builds and starts everything.
 func (b *bench) open(ctx context.Context) error {
 	if err := raiseFiles(); err != nil {
 		return err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(b.dir, "countersign"), "github.com/countersign-iot/countersign/cmd/countersign") //nolint:gosec // our own program
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("couldn't build the server: %w: %s", err, text)
+	if err := b.build(ctx); err != nil {
+		return err
 	}
 	var err error
 	if b.limitCA, err = newLimitCA(); err != nil {
@@ -167,7 +180,7 @@ func (b *bench) open(ctx context.Context) error {
 	if err := b.learn(ctx); err != nil {
 		return err
 	}
-	b.baseline, err = startBaseline(b.dir)
+	b.baseline, err = startBaseline(b.dir, b.opts.size.quiet)
 	return err
 }
 
@@ -189,16 +202,16 @@ log: {level: warn, format: json}
 	if err := os.WriteFile(filepath.Join(data, "countersign.yaml"), []byte(config), 0o600); err != nil {
 		return err
 	}
-	founding := exec.CommandContext(ctx, filepath.Join(b.dir, "countersign"), "server", "init", "--dir", data) //nolint:gosec // built above
+	founding := exec.CommandContext(ctx, b.program, "server", "init", "--dir", data) //nolint:gosec // built above
 	founding.Env = append(os.Environ(), "BENCH_DATABASE="+b.opts.database)
 	if out, err := founding.CombinedOutput(); err != nil {
 		return fmt.Errorf("couldn't found the server: %w: %s", err, out)
 	}
 	// Not ended by ctx: stop does that in order.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(b.dir, "countersign"), "server", "run", "--dir", data) //nolint:gosec // built above
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), b.program, "server", "run", "--dir", data) //nolint:gosec // built above
 	cmd.Env = append(os.Environ(), "BENCH_DATABASE="+b.opts.database)
 	var err error
-	if b.server, err = start(cmd); err != nil {
+	if b.server, err = start(cmd, b.opts.size.quiet); err != nil {
 		return err
 	}
 	path := filepath.Join(data, api.EndpointsFile)

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,13 +26,42 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "countersign-bench-")
+	if err != nil {
+		panic(err)
+	}
+	program = filepath.Join(dir, "countersign")
+	status := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+// program is the server that all tests measure, once built is called.
+var program string
+
+// built builds it once, and as tests are built, so that the packages that tests have
+// compiled need not be compiled again. It returns why that failed.
+var built = sync.OnceValue(func() string {
+	out, err := exec.Command("go", "build", "-o", program, "../../cmd/countersign").CombinedOutput()
+	if err != nil {
+		return err.Error() + ": " + string(out)
+	}
+	return ""
+})
+
+// server returns the program to measure.
+func server(t *testing.T) string {
+	t.Helper()
+	if failure := built(); failure != "" {
+		t.Fatal(failure)
+	}
+	return program
 }
 
 // tinySize touches every path and waits for nothing.
 func tinySize() size {
 	return size{
-		enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, hostile: 50, flood: 500 * time.Millisecond,
+		enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, quiet: clockTick, hostile: 50, flood: 500 * time.Millisecond,
 		idle: 12, messages: 200, fan: 20, ask: 50 * time.Millisecond, scale: 20, commands: 5,
 	}
 }
@@ -75,7 +106,7 @@ func measured(t *testing.T, o options) (r report, printed string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
 	defer cancel()
-	o.json = filepath.Join(t.TempDir(), "bench.json")
+	o.json, o.server = filepath.Join(t.TempDir(), "bench.json"), server(t)
 	var out bytes.Buffer
 	if err := run(ctx, o, &out); err != nil {
 		t.Fatalf("run: %v\n%s", err, out.String())
@@ -91,7 +122,7 @@ func measured(t *testing.T, o options) (r report, printed string) {
 }
 
 func TestRunStopsWhenTheServerCannotStart(t *testing.T) {
-	o := options{size: tinySize(), rounds: 1, database: "postgres://127.0.0.1:1/nothing"}
+	o := options{size: tinySize(), rounds: 1, database: "postgres://127.0.0.1:1/nothing", server: server(t)}
 	err := run(t.Context(), o, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "the connection was refused") {
 		t.Errorf("run on a database that is not there: got %v, want why the server cannot start", err)

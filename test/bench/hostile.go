@@ -193,7 +193,7 @@ func attackWith(a attack) (*hostile, error) {
 		return nil, err
 	}
 	h := &hostile{in: in, out: out}
-	if h.process, err = start(cmd); err != nil {
+	if h.process, err = start(cmd, idleFor); err != nil {
 		return nil, err
 	}
 	return h, json.NewEncoder(in).Encode(a)

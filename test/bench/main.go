@@ -37,6 +37,7 @@ type options struct {
 	json     string   // file for the result
 	stat     string   // file for the result as benchstat reads it
 	database string   // URL of a PostgreSQL; empty: SQLite
+	server   string   // the program to measure; empty: this tree's, built as it is released
 }
 
 // size is how much is done in a round.
@@ -48,6 +49,7 @@ type size struct {
 	cuts     int           // of them revoked
 	limit    time.Duration // time for each limit
 	rest     time.Duration // for memory to settle
+	quiet    time.Duration // for which a process uses no CPU before its CPU time is read
 	hostile  int           // connections a second of the attacker
 	flood    time.Duration // each phase of the flood
 	idle     int           // sessions whose memory is measured
@@ -61,7 +63,7 @@ type size struct {
 // fullSize makes rounds of about a minute, each figure from at least a second of work.
 func fullSize() size {
 	return size{
-		enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, hostile: 1000, flood: 10 * time.Second,
+		enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, quiet: idleFor, hostile: 1000, flood: 10 * time.Second,
 		idle: 5000, messages: 20_000, fan: 10_000, ask: 10 * time.Second, scale: 20_000, commands: 1000,
 	}
 }
@@ -69,7 +71,7 @@ func fullSize() size {
 // quickSize only shows that everything works; its figures are too coarse to compare.
 func quickSize() size {
 	return size{
-		enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, hostile: 200, flood: 3 * time.Second,
+		enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, quiet: idleFor, hostile: 200, flood: 3 * time.Second,
 		idle: 60, messages: 2000, fan: 60, ask: 500 * time.Millisecond, scale: 200, commands: 20,
 	}
 }
@@ -114,6 +116,7 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	f.StringVar(&o.json, "json", "", "write the result to this `file` too")
 	f.StringVar(&o.stat, "benchstat", "", "write every round to this `file` in the format of Go's benchmarks")
 	f.StringVar(&o.database, "database", "", "`URL` of a PostgreSQL to use instead of SQLite; its CPU is not counted")
+	f.StringVar(&o.server, "server", "", "measure this `program` instead of building one from this tree")
 	only := f.String("only", "", "comma-separated `names` of what to measure: "+strings.Join(subjectNames(), ","))
 	if err := f.Parse(args); err != nil {
 		return o, err

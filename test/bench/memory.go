@@ -23,7 +23,7 @@ func (b *bench) memory(ctx context.Context) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	bare, err := startBaseline(b.dir) // a new process, which has served nothing
+	bare, err := startBaseline(b.dir, b.opts.size.quiet) // a new process, which has served nothing
 	if err != nil {
 		return nil, err
 	}

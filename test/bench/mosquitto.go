@@ -95,7 +95,7 @@ func (b *bench) startMosquitto(ctx context.Context, keep keeping) (*process, str
 	if err := os.WriteFile(config, []byte(mosquittoConfig(b.dir, port, keep)), 0o600); err != nil {
 		return nil, "", err
 	}
-	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config)) //nolint:gosec // the installed program
+	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config), b.opts.size.quiet) //nolint:gosec // the installed program
 	if err != nil {
 		return nil, "", err
 	}

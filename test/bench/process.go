@@ -17,10 +17,10 @@ import (
 const (
 	// clockTick is the unit of CPU times in /proc on every Linux platform (USER_HZ).
 	clockTick = 10 * time.Millisecond
-	// A process counts as idle once it used no CPU for idleFor; background work that
-	// never ends is not waited for longer than idleMax.
+	// idleFor is for how long a process must use no CPU before it counts as idle.
 	idleFor = 200 * time.Millisecond
-	idleMax = 3 * time.Second
+	// idleMost is how many times as long is waited for that: background work may never end.
+	idleMost = 15
 	// stopTimeout is how long a process has to end before it is killed.
 	stopTimeout = 10 * time.Second
 )
@@ -31,12 +31,13 @@ type process struct {
 	stderr *bytes.Buffer // read once the process has ended
 	done   chan struct{} // closed when it has
 	err    error         // how it ended; valid after done
+	quiet  time.Duration // for how long it must use no CPU to count as idle
 }
 
 // start runs a program in a process group of its own, so that an interrupt
 // reaches it through us.
-func start(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, stderr: &bytes.Buffer{}, done: make(chan struct{})}
+func start(cmd *exec.Cmd, quiet time.Duration) (*process, error) {
+	p := &process{cmd: cmd, stderr: &bytes.Buffer{}, done: make(chan struct{}), quiet: quiet}
 	cmd.Stderr = p.stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -114,7 +115,7 @@ func (p *process) idle(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	since, begin := now(), now()
-	for time.Since(since) < idleFor && time.Since(begin) < idleMax {
+	for time.Since(since) < p.quiet && time.Since(begin) < idleMost*p.quiet {
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
