@@ -14,8 +14,9 @@ import (
 const (
 	// version of the file's form.
 	version = 1
-	// maxFile bounds what is read: maxHolds with texts of full length.
-	maxFile = 4 << 20
+	// maxFile bounds what is read: maxHolds, dropped, with texts of full length, of which
+	// each octet may take six in JSON.
+	maxFile = 8 << 20
 	// spareSize is the room that is kept for the next file, so that some two hundred
 	// holds can be written when the disk is full.
 	spareSize = 64 << 10
