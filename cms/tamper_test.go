@@ -14,10 +14,11 @@ func samePublic(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// flips calls try with der once for each octet, with one bit of it changed: another
-// bit from octet to octet, so that tags, lengths and values are met by all of them.
-func flips(der []byte, try func(at int, changed []byte)) {
-	for i := range der {
+// flips calls try with der once for each of its first n octets, with one bit of it
+// changed: another bit from octet to octet, so that tags, lengths and values are met by
+// all of them.
+func flips(der []byte, n int, try func(at int, changed []byte)) {
+	for i := range n {
 		changed := bytes.Clone(der)
 		changed[i] ^= 1 << (i % 8)
 		try(i, changed)
@@ -39,7 +40,7 @@ func TestVerifyRefusesEachChangedOctet(t *testing.T) {
 				t.Fatal(err)
 			}
 			accepted := 0
-			flips(der, func(at int, changed []byte) {
+			flips(der, len(der), func(at int, changed []byte) {
 				contentType, got, by, err := Verify(changed)
 				if err != nil {
 					return
@@ -57,7 +58,8 @@ func TestVerifyRefusesEachChangedOctet(t *testing.T) {
 }
 
 // TestOpenKeyRefusesEachChangedOctet is the same for the whole message that a device gets.
-// CBC does not protect what it hides: that a change is found is the signature's work.
+// CBC does not protect what it hides: that a change is found is the signature's work. The
+// slow curves differ from P-256 in the recipient alone, which is before the content.
 func TestOpenKeyRefusesEachChangedOctet(t *testing.T) {
 	t.Parallel()
 	pkcs8, signer := newPKCS8(t), holder(t, "P-256")
@@ -68,7 +70,11 @@ func TestOpenKeyRefusesEachChangedOctet(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			flips(der, func(at int, changed []byte) {
+			n := len(der)
+			if name == "P-384" || name == "P-521" {
+				n -= len(signer.Certificate.Raw) + len(pkcs8)
+			}
+			flips(der, n, func(at int, changed []byte) {
 				got, by, err := OpenKey(changed, to)
 				if err == nil && (!bytes.Equal(got, pkcs8) || !samePublic(signer.Certificate.PublicKey, by.PublicKey)) {
 					t.Errorf("octet %d changed: got another key, want an error or the key", at)
