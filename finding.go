@@ -26,6 +26,20 @@ func Severities() []Severity {
 // -1 for the empty severity and for an unknown one.
 func (s Severity) Rank() int { return slices.Index(Severities(), s) }
 
+// Rule is what those who respond to findings know of the detector or the audit check
+// that they are from.
+type Rule struct {
+	Name     string
+	Title    string   // what it sees, in a few words
+	Severity Severity // of its findings, unless one has its own
+	// Unproven: its findings name a device that a client claimed to be, without proof.
+	Unproven bool
+	// Default is what follows where the fleet's rules say nothing; empty: an alert.
+	Default []Mitigation
+	Why     string // why it matters
+	Do      string // what to do about it
+}
+
 // Finding is what a detector or an audit check found.
 type Finding struct {
 	Rule     string // which one: shared_certificate, DEVICE_CERTIFICATE_AGE_CHECK

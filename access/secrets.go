@@ -324,6 +324,11 @@ func SecretByID(ctx context.Context, rd store.Reader, id string) (Secret, bool, 
 	return list[0], true, nil
 }
 
+// Usable reports whether a client can still connect with the secret.
+func (s *Secret) Usable(now time.Time) bool {
+	return s.State == secretActive && (s.ExpiresAt.IsZero() || s.ExpiresAt.After(now))
+}
+
 // Holders returns those of the devices that have an active secret.
 func Holders(ctx context.Context, rd store.Reader, devices []string) ([]string, error) {
 	var q store.Query

@@ -19,7 +19,11 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/policies"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/weakkey"
 )
@@ -44,27 +48,33 @@ const (
 type Auditor struct {
 	DB  *store.DB
 	Now func() time.Time
-	Log *slog.Logger // nil discards
+	Log *slog.Logger
 	// Every is the time from one scheduled audit to the next; 0: none is scheduled.
 	Every time.Duration
 	// Node names this process to people.
 	Node string
-	// Events is the log. Nil: nothing is written to it or read from it.
-	Events *event.Log
-	// Verify walks the hash chain of the log; see event.Log.Verify, which takes minutes
-	// where the log is large. Nil leaves it unchecked.
-	Verify func(ctx context.Context) (event.Report, error)
-	// Sessions lists the live sessions of this node; nil: none.
-	Sessions func() []countersign.Session
+	// The keepers whose rows it looks at.
+	CA        *ca.CA
+	Registry  *registry.Registry
+	Policies  *policies.Store
+	Operators *operator.Accounts
+	Events    *event.Log
 	// WeakKeys lists keys that are known to be weak, beside those that are built in. Nil
 	// lists none.
 	WeakKeys *weakkey.Blocklist
+	// Verify walks the hash chain of the log: event.Log.Verify. A function, because it takes
+	// minutes where the log is large, and tests of what a run does meanwhile hold it there.
+	Verify func(ctx context.Context) (event.Report, error)
+	// Sessions lists the live sessions of this node. A function, because the index of
+	// sessions belongs to the gateways, which no keeper may know. Nil: none.
+	Sessions func() []countersign.Session
 	// SharedKeys compares the RSA keys of devices and returns the pairs of certificates
-	// whose keys share a prime. A function, because the desk keeps the keys, to compare
+	// whose keys share a prime. A function, because package ra holds the keys, to compare
 	// each new one. Nil: they are not compared.
 	SharedKeys func(ctx context.Context) ([][2]countersign.Certificate, error)
 	// Handle takes what a run found, a finding for each check and fleet, in the
-	// transaction that ends the run. Nil: nobody does.
+	// transaction that ends the run. A function, because responses are decided by a package
+	// that imports this one. Nil: findings are only recorded.
 	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
 
 	mu      sync.Mutex
@@ -86,13 +96,6 @@ var (
 	errStopping = errors.New("the server was stopped")
 	errLost     = errors.New("another process took it for dead")
 )
-
-func (a *Auditor) log() *slog.Logger {
-	if a.Log == nil {
-		return slog.New(slog.DiscardHandler)
-	}
-	return a.Log
-}
 
 // Run starts audits when they are due, until ctx ends; then it waits for the one
 // that runs to note its end. Runs that a dead process left behind are marked
@@ -125,7 +128,7 @@ func (a *Auditor) Run(ctx context.Context) error {
 // have a run in progress, so whatever is not ours is dead.
 func (a *Auditor) tend(ctx context.Context, alone bool) {
 	if err := a.bury(ctx, alone); err != nil && ctx.Err() == nil {
-		a.log().ErrorContext(ctx, "dead audits not marked", "error", err)
+		a.Log.ErrorContext(ctx, "dead audits not marked", "error", err)
 	}
 	if a.Every <= 0 {
 		return
@@ -138,7 +141,7 @@ func (a *Auditor) tend(ctx context.Context, alone bool) {
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		a.log().ErrorContext(ctx, "scheduled audit not started", "error", err)
+		a.Log.ErrorContext(ctx, "scheduled audit not started", "error", err)
 	}
 }
 
@@ -154,14 +157,14 @@ func (a *Auditor) due(ctx context.Context, r store.Reader) (time.Time, error) {
 	var state State
 	err := r.QueryRow(ctx, `SELECT started_at, state FROM audit_run WHERE scheduled ORDER BY started_at DESC, id DESC LIMIT 1`).Scan(&started, &state)
 	if errors.Is(err, sql.ErrNoRows) {
-		var founded sql.NullInt64
-		if err := r.QueryRow(ctx, `SELECT min(created_at) FROM authority`).Scan(&founded); err != nil {
-			return time.Time{}, fmt.Errorf("read when the first authority was founded: %w", err)
+		founded, err := ca.Founded(ctx, r)
+		if err != nil {
+			return time.Time{}, err
 		}
-		if !founded.Valid { // there is nothing to look at
-			return a.Now().Add(a.Every), nil
+		if founded.IsZero() { // there is nothing to look at
+			founded = a.Now()
 		}
-		return store.Time(founded.Int64).Add(a.Every), nil
+		return founded.Add(a.Every), nil
 	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read the last scheduled audit: %w", err)

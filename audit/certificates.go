@@ -4,14 +4,16 @@ import (
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
-	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/weakkey"
 )
@@ -23,45 +25,59 @@ const (
 	lifeShare = 5
 	// minRSA is the smallest modulus that may still be used (NIST SP 800-131A).
 	minRSA = 2048
-	// rowsAtOnce is how many serials are looked up by one query.
-	rowsAtOnce = 200
-	// cutTime is how long a session may outlive its certificate, while the news is on
+	// cutTime is how long a session may outlive its certificate, while the notice is on
 	// its way.
 	cutTime = time.Minute
+	// entriesAtOnce bounds the entries of a list that are compared at once.
+	entriesAtOnce = store.MaxPage
 )
 
-// certRow is a device's certificate that still counts for something.
-type certRow struct {
-	ref                           countersign.CertRef
-	device, fleet                 string
-	deviceState                   countersign.DeviceState
-	state                         countersign.CertState
-	notBefore, notAfter, issuedAt time.Time
-	der                           []byte
+// certificate is a certificate on record with its device, and parsed.
+type certificate struct {
+	countersign.Certificate
+	device countersign.Device // zero where it is not on record
+	x509   *x509.Certificate
 }
 
-func certificates() table[certRow] {
-	return table[certRow]{
-		name:   "certificates",
-		fields: `c.serial, c.issuer, c.device, d.fleet, d.state, c.state, c.not_before, c.not_after, c.issued_at, c.der`,
-		from: `certificate c JOIN device d ON d.id = c.device
-			WHERE %s AND c.state IN ('pending', 'active', 'superseded', 'held') AND d.state <> 'retired'`,
-		key: []string{"c.serial", "c.issuer"}, start: []any{"", ""},
-		scan: func(rows *sql.Rows, c *certRow) error {
-			var from, to, issued int64
-			err := rows.Scan(&c.ref.Serial, &c.ref.Issuer, &c.device, &c.fleet, &c.deviceState, &c.state, &from, &to, &issued, &c.der)
-			c.notBefore, c.notAfter, c.issuedAt = store.Time(from), store.Time(to), store.Time(issued)
-			return err
-		},
-		last: func(c *certRow) []any { return []any{string(c.ref.Serial), c.ref.Issuer} },
+// certificates reads all certificates of devices that are not revoked, in the order of
+// their public keys.
+func (w *work) certificates(ctx context.Context) iter.Seq2[certificate, error] {
+	return store.Pages(func(after ca.KeyRef) (page []certificate, next ca.KeyRef, err error) {
+		certs, next, err := ca.ByKey(ctx, w.DB, after)
+		if err == nil {
+			page, err = w.withDevices(ctx, certs)
+		}
+		return page, next, err
+	})
+}
+
+// withDevices adds the devices of certificates to them.
+func (w *work) withDevices(ctx context.Context, certs []countersign.Certificate) ([]certificate, error) {
+	ids := make([]string, len(certs))
+	for i := range certs {
+		ids[i] = certs[i].Device
 	}
+	devices, err := registry.DevicesByID(ctx, w.DB, ids)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]certificate, len(certs))
+	for i, c := range certs {
+		list[i] = certificate{Certificate: c, device: devices[c.Device]}
+	}
+	return list, nil
+}
+
+// current reports whether the certificate is one of a device that is not retired.
+func (c *certificate) current() bool {
+	return c.device.ID != "" && c.device.State != countersign.DeviceRetired
 }
 
 // finding is one about the certificate.
-func (c *certRow) finding(reason, format string, args ...any) *Finding {
+func (c *certificate) finding(reason, format string, args ...any) *Finding {
 	return &Finding{
-		Reason: reason, Subject: "device:" + c.device, Device: c.device, Fleet: c.fleet, Cert: c.ref, Summary: fmt.Sprintf(format, args...),
-		Evidence: map[string]string{"state": string(c.state), "not_after": stamp(c.notAfter), "issued_at": stamp(c.issuedAt)},
+		Reason: reason, Subject: "device:" + c.Device, Device: c.Device, Fleet: c.device.Fleet, Cert: c.Ref(), Summary: fmt.Sprintf(format, args...),
+		Evidence: map[string]string{"state": string(c.State), "not_after": stamp(c.NotAfter), "issued_at": stamp(c.IssuedAt)},
 	}
 }
 
@@ -88,10 +104,7 @@ func lookAtCertificates(ctx context.Context, w *work) error {
 		return err
 	}
 	if w.wants(DeviceRevoked) {
-		if err := w.lookAtOwnLists(ctx); err != nil {
-			return err
-		}
-		if err := w.lookAtRevokedSessions(ctx); err != nil {
+		if err := errors.Join(w.lookAtOwnLists(ctx), w.lookAtRevokedSessions(ctx)); err != nil {
 			return err
 		}
 	}
@@ -100,34 +113,41 @@ func lookAtCertificates(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	judges := map[string]func(*certRow, countersign.AuditRules, *x509.Certificate) *Finding{
-		DeviceExpiring: func(c *certRow, r countersign.AuditRules, _ *x509.Certificate) *Finding {
-			return judgeExpiring(c, r, w.now)
-		},
-		DeviceAge: func(c *certRow, r countersign.AuditRules, _ *x509.Certificate) *Finding { return judgeAge(c, r, w.now) },
-		DeviceRevoked: func(c *certRow, _ countersign.AuditRules, cert *x509.Certificate) *Finding {
-			return judgeRevoked(c, cert, trust, w.now)
-		},
-		IntermediateRevoked: func(c *certRow, _ countersign.AuditRules, cert *x509.Certificate) *Finding {
-			return judgeIssuers(c, cert, trust, w.now)
-		},
-		DeviceKeyQuality: func(c *certRow, _ countersign.AuditRules, cert *x509.Certificate) *Finding {
-			return judgeKey(c, cert, w.WeakKeys)
-		},
-	}
-	return certificates().walk(ctx, w.DB, func(c *certRow) error {
-		cert, err := x509.ParseCertificate(c.der)
+	var before certificate
+	reported := "" // the last key
+	for c, err := range w.certificates(ctx) {
 		if err != nil {
-			return fmt.Errorf("parse certificate %s: %w", c.ref, err)
+			return err
 		}
-		for name, judge := range judges {
-			if f := judge(c, w.fleets[c.fleet].Audit, cert); f != nil {
-				w.report(name, *f)
-			}
-			w.looked(1, name)
+		w.looked(1, KeyReused)
+		if c.KeyHash != "" && c.KeyHash == before.KeyHash && c.Device != before.Device && reported != c.KeyHash {
+			reported = c.KeyHash
+			w.report(KeyReused, keyReused(&before, &c))
 		}
-		return nil
-	})
+		before = c
+		if !c.current() {
+			continue
+		}
+		if c.x509, err = x509.ParseCertificate(c.DER); err != nil {
+			return fmt.Errorf("parse certificate %s: %w", c.Ref(), err)
+		}
+		rules := w.fleets[c.device.Fleet].Audit
+		w.looked(1, DeviceExpiring, DeviceAge, DeviceRevoked, IntermediateRevoked, DeviceKeyQuality)
+		w.found(DeviceExpiring, judgeExpiring(&c, rules, w.now))
+		w.found(DeviceAge, judgeAge(&c, rules, w.now))
+		w.found(DeviceRevoked, judgeRevoked(&c, trust, w.now))
+		w.found(IntermediateRevoked, judgeIssuers(&c, trust, w.now))
+		w.found(DeviceKeyQuality, judgeKey(&c, w.WeakKeys))
+	}
+	return nil
+}
+
+func keyReused(before, c *certificate) Finding {
+	return Finding{
+		Reason: "PUBLIC_KEY_SHARED_BY_MULTIPLE_DEVICES", Subject: "device:" + c.Device, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(),
+		Summary:  fmt.Sprintf("%s and %s have certificates over one public key", before.Device, c.Device),
+		Evidence: map[string]string{"key_sha256": c.KeyHash, "other_device": before.Device, "other_certificate": before.Ref().String()},
+	}
 }
 
 // threshold is the fleet's, else the default.
@@ -143,62 +163,62 @@ func endsSoon(set countersign.Span, from, to time.Time) time.Duration {
 	return threshold(set, min(defaultExpiring, to.Sub(from)/lifeShare))
 }
 
-func judgeExpiring(c *certRow, r countersign.AuditRules, now time.Time) *Finding {
-	left := c.notAfter.Sub(now)
+func judgeExpiring(c *certificate, r countersign.AuditRules, now time.Time) *Finding {
+	left := c.NotAfter.Sub(now)
 	switch {
-	case c.state != countersign.CertActive:
+	case c.State != countersign.CertActive:
 		return nil
 	case left < 0:
-		return c.finding("CERTIFICATE_PAST_EXPIRATION", "the certificate of %s ended %s ago", c.device, days(left))
-	case left <= endsSoon(r.Expiring, c.notBefore, c.notAfter):
-		return c.finding("CERTIFICATE_APPROACHING_EXPIRATION", "the certificate of %s ends in %s and was not renewed", c.device, days(left))
+		return c.finding("CERTIFICATE_PAST_EXPIRATION", "the certificate of %s ended %s ago", c.Device, days(left))
+	case left <= endsSoon(r.Expiring, c.NotBefore, c.NotAfter):
+		return c.finding("CERTIFICATE_APPROACHING_EXPIRATION", "the certificate of %s ends in %s and was not renewed", c.Device, days(left))
 	}
 	return nil
 }
 
-func judgeAge(c *certRow, r countersign.AuditRules, now time.Time) *Finding {
-	age := now.Sub(c.issuedAt)
-	if c.state != countersign.CertActive || age < threshold(r.MaxAge, defaultMaxAge) {
+func judgeAge(c *certificate, r countersign.AuditRules, now time.Time) *Finding {
+	age := now.Sub(c.IssuedAt)
+	if c.State != countersign.CertActive || age < threshold(r.MaxAge, defaultMaxAge) {
 		return nil
 	}
-	return c.finding("CERTIFICATE_PAST_AGE_THRESHOLD", "the certificate of %s has been in use for %s", c.device, days(age))
+	return c.finding("CERTIFICATE_PAST_AGE_THRESHOLD", "the certificate of %s has been in use for %s", c.Device, days(age))
 }
 
-// usable reports whether whoever shows the certificate may still come in.
-func (c *certRow) usable(now time.Time) bool {
-	return c.state != countersign.CertHeld && !now.After(c.notAfter)
+// usable reports whether a client may still connect with the certificate.
+func (c *certificate) usable(now time.Time) bool {
+	return c.State != countersign.CertHeld && !now.After(c.NotAfter)
 }
 
-func judgeRevoked(c *certRow, cert *x509.Certificate, t *trust, now time.Time) *Finding {
+func judgeRevoked(c *certificate, t *trust, now time.Time) *Finding {
 	if !c.usable(now) {
 		return nil
 	}
-	why, revoked := t.revoked(cert)
+	why, revoked := t.revoked(c.x509)
 	if !revoked {
 		return nil
 	}
-	return c.finding("CERTIFICATE_REVOKED_BY_ISSUER", "the certificate of %s was revoked by its CA and still counts here", c.device).
+	return c.finding("CERTIFICATE_REVOKED_BY_ISSUER", "the certificate of %s was revoked by its CA and still counts here", c.Device).
 		with("revocation_reason", why.reason.String()).with("revoked_at", stamp(why.at))
 }
 
-func judgeIssuers(c *certRow, cert *x509.Certificate, t *trust, now time.Time) *Finding {
+func judgeIssuers(c *certificate, t *trust, now time.Time) *Finding {
 	if !c.usable(now) {
 		return nil
 	}
-	ca := t.revokedAbove(cert)
-	if ca == nil {
+	above := t.revokedAbove(c.x509)
+	if above == nil {
 		return nil
 	}
-	return c.finding("INTERMEDIATE_CA_REVOKED_BY_ISSUER", "the certificate of %s was issued below %s, which was revoked", c.device, ca.Subject).
-		with("revoked_ca", ca.Subject.String()).with("revoked_ca_serial", string(countersign.SerialOf(ca.SerialNumber)))
+	return c.finding("INTERMEDIATE_CA_REVOKED_BY_ISSUER", "the certificate of %s was issued below %s, which was revoked", c.Device, above.Subject).
+		with("revoked_ca", above.Subject.String()).with("revoked_ca_serial", string(countersign.SerialOf(above.SerialNumber)))
 }
 
-func judgeKey(c *certRow, cert *x509.Certificate, listed *weakkey.Blocklist) *Finding {
-	reason, why := keyFault(cert, listed)
+func judgeKey(c *certificate, listed *weakkey.Blocklist) *Finding {
+	reason, why := keyFault(c.x509, listed)
 	if reason == "" {
 		return nil
 	}
-	return c.finding(reason, "the key of %s: %s", c.device, why)
+	return c.finding(reason, "the key of %s: %s", c.Device, why)
 }
 
 // keyFault returns what is wrong with a certificate's key; empty if nothing is known.
@@ -247,40 +267,28 @@ func (w *work) lookAtRevokedSessions(ctx context.Context) error {
 	if w.Sessions == nil {
 		return nil
 	}
-	for batch := range slices.Chunk(w.Sessions(), rowsAtOnce) {
-		by := map[countersign.CertRef]countersign.Session{}
-		var args []any
-		var marks []string
-		for _, s := range batch {
-			if s.Cert.IsZero() {
-				continue
-			}
+	by := map[countersign.CertRef]countersign.Session{}
+	for _, s := range w.Sessions() {
+		if !s.Cert.IsZero() {
 			by[s.Cert] = s
-			args = append(args, string(s.Cert.Serial))
-			marks = append(marks, fmt.Sprintf("$%d", len(args)))
 		}
-		if len(args) == 0 {
+	}
+	list, err := ca.ByRef(ctx, w.DB, slices.Collect(maps.Keys(by)))
+	if err != nil {
+		return err
+	}
+	w.looked(int64(len(by)), DeviceRevoked)
+	for i := range list {
+		c := &list[i]
+		if c.State != countersign.CertRevoked || w.now.Sub(c.RevokedAt) <= cutTime {
 			continue
 		}
-		args = append(args, store.Micros(w.now.Add(-cutTime)))
-		t := table[certRow]{scan: func(rows *sql.Rows, c *certRow) error { return rows.Scan(&c.ref.Serial, &c.ref.Issuer) }}
-		page, err := t.page(ctx, w.DB, fmt.Sprintf(`SELECT serial, issuer FROM certificate WHERE serial IN (%s) AND state = 'revoked' AND revoked_at < $%d`,
-			strings.Join(marks, ", "), len(args)), args)
-		if err != nil {
-			return fmt.Errorf("look up certificates of sessions: %w", err)
-		}
-		w.looked(int64(len(batch)), DeviceRevoked)
-		for _, c := range page {
-			s, ok := by[c.ref]
-			if !ok {
-				continue
-			}
-			w.report(DeviceRevoked, Finding{
-				Reason: "REVOKED_CERTIFICATE_IN_SESSION", Severity: countersign.SeverityCritical, Subject: "device:" + s.Device,
-				Device: s.Device, Fleet: s.Fleet, Cert: c.ref, Summary: fmt.Sprintf("a session of %s rests on a revoked certificate", s.Device),
-				Evidence: map[string]string{"session": s.ID, "remote": s.Remote.String(), "since": stamp(s.Since)},
-			})
-		}
+		s := by[c.Ref()]
+		w.report(DeviceRevoked, Finding{
+			Reason: "REVOKED_CERTIFICATE_IN_SESSION", Severity: countersign.SeverityCritical, Subject: "device:" + s.Device,
+			Device: s.Device, Fleet: s.Fleet, Cert: s.Cert, Summary: fmt.Sprintf("a session of %s rests on a revoked certificate", s.Device),
+			Evidence: map[string]string{"session": s.ID, "remote": s.Remote.String(), "since": stamp(s.Since)},
+		})
 	}
 	return nil
 }
@@ -290,71 +298,53 @@ func (w *work) lookAtRevokedSessions(ctx context.Context) error {
 // record went back in time: a restored backup, or a hand in the database. A hold
 // that was lifted a moment ago may still be listed, and is left out.
 func (w *work) lookAtOwnLists(ctx context.Context) error {
-	type shard struct {
-		issuer string
-		number int
-	}
-	var shards []shard
-	err := table[shard]{
-		name: "revocation lists", fields: "issuer, shard", from: "crl WHERE %s", key: []string{"issuer", "shard"}, start: []any{"", -1},
-		scan: func(rows *sql.Rows, s *shard) error { return rows.Scan(&s.issuer, &s.number) },
-		last: func(s *shard) []any { return []any{s.issuer, s.number} },
-	}.walk(ctx, w.DB, func(s *shard) error { shards = append(shards, *s); return nil })
+	records, err := ca.ListRecords(ctx, w.DB)
 	if err != nil {
 		return err
 	}
-	for _, s := range shards {
-		var der []byte
-		if err := w.DB.QueryRow(ctx, `SELECT der FROM crl WHERE issuer = $1 AND shard = $2`, s.issuer, s.number).Scan(&der); err != nil {
-			return fmt.Errorf("read list %s/%d: %w", s.issuer, s.number, err)
+	for _, l := range records {
+		list, err := ca.RecordedList(ctx, w.DB, l.Issuer, l.Shard)
+		if err != nil {
+			return err
 		}
-		if len(der) == 0 {
+		if list == nil {
 			continue
 		}
-		list, err := x509.ParseRevocationList(der)
-		if err != nil {
-			return fmt.Errorf("parse list %s/%d: %w", s.issuer, s.number, err)
-		}
-		if err := w.compareList(ctx, s.issuer, list); err != nil {
-			return err
+		for entries := range slices.Chunk(list.RevokedCertificateEntries, entriesAtOnce) {
+			if err := w.compareEntries(ctx, l.Issuer, entries); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (w *work) compareList(ctx context.Context, issuer string, list *x509.RevocationList) error {
-	for entries := list.RevokedCertificateEntries; len(entries) > 0; {
-		n := min(rowsAtOnce, len(entries))
-		batch := map[countersign.Serial]x509.RevocationListEntry{}
-		args, marks := []any{issuer}, []string{}
-		for _, e := range entries[:n] {
-			if countersign.ReasonCode(e.ReasonCode) == countersign.CertificateHold {
-				continue
-			}
-			serial := countersign.SerialOf(e.SerialNumber)
-			batch[serial] = e
-			args = append(args, string(serial))
-			marks = append(marks, fmt.Sprintf("$%d", len(args)))
+func (w *work) compareEntries(ctx context.Context, issuer string, entries []x509.RevocationListEntry) error {
+	listed := map[countersign.CertRef]x509.RevocationListEntry{}
+	for _, e := range entries {
+		if countersign.ReasonCode(e.ReasonCode) != countersign.CertificateHold {
+			listed[countersign.CertRef{Issuer: issuer, Serial: countersign.SerialOf(e.SerialNumber)}] = e
 		}
-		entries = entries[n:]
-		if len(marks) == 0 {
+	}
+	certs, err := ca.ByRef(ctx, w.DB, slices.Collect(maps.Keys(listed)))
+	if err != nil {
+		return err
+	}
+	certs = slices.DeleteFunc(certs, func(c countersign.Certificate) bool { return c.State == countersign.CertRevoked })
+	list, err := w.withDevices(ctx, certs)
+	if err != nil {
+		return err
+	}
+	w.looked(int64(len(listed)), DeviceRevoked)
+	for i := range list {
+		c := &list[i]
+		if !c.current() || !c.usable(w.now) {
 			continue
 		}
-		t := certificates()
-		page, err := t.page(ctx, w.DB, `SELECT `+t.fields+` FROM `+fmt.Sprintf(t.from, `c.issuer = $1 AND c.serial IN (`+strings.Join(marks, ", ")+`)`), args)
-		if err != nil {
-			return fmt.Errorf("look up revoked certificates: %w", err)
-		}
-		w.looked(int64(len(marks)), DeviceRevoked)
-		for i := range page {
-			if !page[i].usable(w.now) {
-				continue
-			}
-			e := batch[page[i].ref.Serial]
-			w.report(DeviceRevoked, *page[i].finding("CERTIFICATE_REVOKED_BY_ISSUER",
-				"our own list says that the certificate of %s is revoked, the record says that it is %s: was a backup restored?", page[i].device, page[i].state).
-				with("revocation_reason", countersign.ReasonCode(e.ReasonCode).String()).with("revoked_at", stamp(e.RevocationTime)))
-		}
+		e := listed[c.Ref()]
+		w.found(DeviceRevoked, c.finding("CERTIFICATE_REVOKED_BY_ISSUER",
+			"our own list says that the certificate of %s is revoked, the record says that it is %s: was a backup restored?", c.Device, c.State).
+			with("revocation_reason", countersign.ReasonCode(e.ReasonCode).String()).with("revoked_at", stamp(e.RevocationTime)))
 	}
 	return nil
 }

@@ -41,18 +41,13 @@ func lookAtLog(ctx context.Context, w *work) error {
 	if err := w.restored(ctx, found); err != nil {
 		return err
 	}
-	var at int64
-	err = w.DB.QueryRow(ctx, `SELECT at FROM event WHERE seq IS NULL ORDER BY id LIMIT 1`).Scan(&at)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-	case err != nil:
-		return fmt.Errorf("look for unsealed events: %w", err)
-	case w.now.Sub(store.Time(at)) > sealTime:
-		found("LOG_SEALING_BEHIND", countersign.SeverityHigh, fmt.Sprintf("the oldest event without a seal is %s old", w.now.Sub(store.Time(at)).Round(time.Second)),
-			map[string]string{"oldest": stamp(store.Time(at))})
+	oldest, err := event.OldestUnsealed(ctx, w.DB)
+	if err != nil {
+		return err
 	}
-	if w.Verify == nil {
-		return nil
+	if age := w.now.Sub(oldest); !oldest.IsZero() && age > sealTime {
+		found("LOG_SEALING_BEHIND", countersign.SeverityHigh, fmt.Sprintf("the oldest event without a seal is %s old", age.Round(time.Second)),
+			map[string]string{"oldest": stamp(oldest)})
 	}
 	rep, err := w.Verify(ctx)
 	if err != nil {
@@ -95,27 +90,20 @@ func (w *work) restored(ctx context.Context, found func(reason string, severity 
 
 // recent visits the events of a type of the last time, the newest first.
 func (w *work) recent(ctx context.Context, kind countersign.EventType, window time.Duration, visit func(*countersign.Event)) error {
-	if w.Events == nil {
-		return nil
-	}
 	since := w.now.Add(-window)
-	f := event.Filter{Type: kind, Newest: true, Limit: pageRows}
-	for {
-		page, next, err := w.Events.List(ctx, f)
+	all := store.Pages(func(after int64) ([]countersign.Event, int64, error) {
+		return w.Events.List(ctx, event.Filter{Type: kind, Newest: true, After: after})
+	})
+	for e, err := range all {
 		if err != nil {
 			return fmt.Errorf("read the events %s: %w", kind, err)
 		}
-		for i := range page {
-			if page[i].At.Before(since) {
-				return nil
-			}
-			visit(&page[i])
-		}
-		if next == 0 {
+		if e.At.Before(since) {
 			return nil
 		}
-		f.After = next
+		visit(&e)
 	}
+	return nil
 }
 
 // lostEnd compares the log with what the last audit saw of it. The chain itself
@@ -133,9 +121,9 @@ func (w *work) lostEnd(ctx context.Context, rep event.Report) (problem string, e
 	if rep.Events < events {
 		return fmt.Sprintf("the log has %d sealed events, the last audit saw %d: its end was cut off", rep.Events, events), nil
 	}
-	var hash []byte
-	if err := w.DB.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, events).Scan(&hash); err != nil {
-		return "", fmt.Errorf("read event %d: %w", events, err)
+	hash, err := event.HashAt(ctx, w.DB, events)
+	if err != nil {
+		return "", err
 	}
 	if hex.EncodeToString(hash) != head {
 		return fmt.Sprintf("event %d is not the one that the last audit saw: the log was written anew", events), nil

@@ -2,48 +2,44 @@ package audit
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strings"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/policy"
 )
-
-// policyRow is the policy that is in force in a fleet.
-type policyRow struct {
-	fleet, source string
-	version       int64
-}
 
 // lookAtPolicies looks at what devices may do. A fleet without a policy of its own
 // has the built-in one, which a test of package policy looks at.
 func lookAtPolicies(ctx context.Context, w *work) error {
-	return table[policyRow]{
-		name: "policies", fields: `p.fleet, p.version, p.source`, key: []string{"p.fleet"}, start: []any{""},
-		from: `policy_version p WHERE %s AND p.version = (SELECT max(version) FROM policy_version q WHERE q.fleet = p.fleet)`,
-		scan: func(rows *sql.Rows, p *policyRow) error { return rows.Scan(&p.fleet, &p.version, &p.source) },
-		last: func(p *policyRow) []any { return []any{p.fleet} },
-	}.walk(ctx, w.DB, func(p *policyRow) error {
+	for fleet := range w.fleets {
+		p, err := w.Policies.Present(ctx, fleet)
+		if err != nil {
+			return err
+		}
+		if p.Version == 0 {
+			continue
+		}
 		w.looked(1, policy.OverlyPermissive, policy.Misconfiguration)
-		for _, f := range judgePolicy(p) {
+		for _, f := range judgePolicy(&p) {
 			w.report(f.Check, f)
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
-func judgePolicy(p *policyRow) (list []Finding) {
+func judgePolicy(p *policies.Version) (list []Finding) {
 	found := func(check, reason string, severity countersign.Severity, what string, evidence map[string]string) {
-		evidence["version"] = fmt.Sprint(p.version)
+		evidence["version"] = fmt.Sprint(p.Version)
 		list = append(list, Finding{
-			Check: check, Reason: reason, Severity: severity, Subject: "fleet:" + p.fleet, Fleet: p.fleet,
-			Summary: fmt.Sprintf("the policy of fleet %s: %s", p.fleet, what), Evidence: evidence,
+			Check: check, Reason: reason, Severity: severity, Subject: "fleet:" + p.Fleet, Fleet: p.Fleet,
+			Summary: fmt.Sprintf("the policy of fleet %s: %s", p.Fleet, what), Evidence: evidence,
 		})
 	}
-	doc, err := policy.Parse([]byte(p.source))
+	doc, err := policy.Parse([]byte(p.Source))
 	if err != nil {
-		found(policy.Misconfiguration, "POLICY_UNREADABLE", countersign.SeverityCritical, "it cannot be read, so nobody comes in", map[string]string{})
+		found(policy.Misconfiguration, "POLICY_UNREADABLE", countersign.SeverityCritical, "it cannot be read, so that no client is admitted", map[string]string{})
 		return list
 	}
 	for _, warning := range doc.Lint() {

@@ -18,8 +18,6 @@ import (
 const (
 	// maxRuns is how many runs are kept: a quarter of a year of daily ones.
 	maxRuns = 90
-	// maxPage bounds a page of a list.
-	maxPage = 1000
 )
 
 // State is where a run stands. The words are those of AWS IoT Device Defender.
@@ -108,7 +106,7 @@ func (a *Auditor) record(ctx context.Context, tx *store.Tx, run *Run) error {
 	err := tx.QueryRow(ctx, `SELECT id FROM audit_run WHERE state = 'IN_PROGRESS'`).Scan(&other)
 	if err == nil {
 		return countersign.Errorf(countersign.Conflict, "the audit %s is in progress", other).
-			WithNext("wait for it, or end it: countersign audit cancel " + other)
+			WithNext("wait for it, or cancel it")
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("look for an audit in progress: %w", err)
@@ -176,18 +174,11 @@ func (a *Auditor) bury(ctx context.Context, alone bool) error {
 		if err != nil {
 			return fmt.Errorf("mark the checks of audit %s failed: %w", id, err)
 		}
-		return a.append(ctx, tx, countersign.Event{
+		return a.Events.Append(ctx, tx, countersign.Event{
 			Type: countersign.AuditCompleted, Actor: by, Via: via, Reason: "the process that ran it ended",
 			Data: map[string]string{"run": id, "state": string(Failed)},
 		})
 	})
-}
-
-func (a *Auditor) append(ctx context.Context, tx *store.Tx, e ...countersign.Event) error {
-	if a.Events == nil {
-		return nil
-	}
-	return a.Events.Append(ctx, tx, e...)
 }
 
 // Get gives a run with its checks; "latest" stands for the newest one.
@@ -208,7 +199,7 @@ func (a *Auditor) Get(ctx context.Context, id string) (Run, error) {
 }
 
 func noRun(id string) error {
-	return countersign.Errorf(countersign.NotFound, "there is no audit %.80q", id).WithNext("list them with: countersign audit list")
+	return countersign.Errorf(countersign.NotFound, "there is no audit %.80q", id).WithNext("look for it in the list of audits")
 }
 
 // resolve gives the id that a word for a run stands for.
@@ -218,7 +209,7 @@ func (a *Auditor) resolve(ctx context.Context, id string) (string, error) {
 	}
 	err := a.DB.QueryRow(ctx, `SELECT id FROM audit_run ORDER BY id DESC LIMIT 1`).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return "", countersign.Errorf(countersign.NotFound, "there was no audit yet").WithNext("start one: countersign audit run --wait")
+		return "", countersign.Errorf(countersign.NotFound, "there was no audit yet").WithNext("start one")
 	}
 	if err != nil {
 		return "", fmt.Errorf("look for the newest audit: %w", err)
@@ -227,68 +218,45 @@ func (a *Auditor) resolve(ctx context.Context, id string) (string, error) {
 }
 
 func (a *Auditor) runRows(ctx context.Context, where string, args ...any) (list []Run, err error) {
-	rows, err := a.DB.Query(ctx, `SELECT id, state, reason, scheduled, started_by, via, node, started_at, ended_at FROM audit_run `+where, args...)
+	list, err = store.List(ctx, a.DB, func(row store.Row) (r Run, err error) {
+		var started, ended int64
+		err = row.Scan(&r.ID, &r.State, &r.Reason, &r.Scheduled, &r.StartedBy, &r.Via, &r.Node, &started, &ended)
+		r.StartedAt, r.EndedAt = store.Time(started), store.Time(ended)
+		return r, err
+	}, `SELECT id, state, reason, scheduled, started_by, via, node, started_at, ended_at FROM audit_run `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read audits: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var r Run
-		var started, ended int64
-		if err := rows.Scan(&r.ID, &r.State, &r.Reason, &r.Scheduled, &r.StartedBy, &r.Via, &r.Node, &started, &ended); err != nil {
-			return nil, fmt.Errorf("read audits: %w", store.Wrap(err))
-		}
-		r.StartedAt, r.EndedAt = store.Time(started), store.Time(ended)
-		list = append(list, r)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 func (a *Auditor) results(ctx context.Context, run string) (list []Result, err error) {
-	rows, err := a.DB.Query(ctx, `SELECT name, status, severity, looked_at, non_compliant, suppressed, kept, error
-		FROM audit_check WHERE run = $1 ORDER BY name`, run)
+	list, err = store.List(ctx, a.DB, func(row store.Row) (c Result, err error) {
+		err = row.Scan(&c.Name, &c.Status, &c.Severity, &c.Looked, &c.NonCompliant, &c.Suppressed, &c.Kept, &c.Error)
+		return c, err
+	}, `SELECT name, status, severity, looked_at, non_compliant, suppressed, kept, error FROM audit_check WHERE run = $1 ORDER BY name`, run)
 	if err != nil {
 		return nil, fmt.Errorf("read the checks of audit %s: %w", run, err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var c Result
-		if err := rows.Scan(&c.Name, &c.Status, &c.Severity, &c.Looked, &c.NonCompliant, &c.Suppressed, &c.Kept, &c.Error); err != nil {
-			return nil, fmt.Errorf("read the checks of audit %s: %w", run, store.Wrap(err))
-		}
-		list = append(list, c)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // Runs lists runs, newest first, with their checks. after is the next of the page
 // before; empty at the start.
 func (a *Auditor) Runs(ctx context.Context, after string, limit int) (list []Run, next string, err error) {
-	limit = pageSize(limit)
-	where, args := `ORDER BY id DESC LIMIT $1`, []any{limit + 1} // ids sort by time
-	if after != "" {
-		where, args = `WHERE id < $2 `+where, append(args, after)
-	}
-	if list, err = a.runRows(ctx, where, args...); err != nil {
+	limit = store.PageSize(limit)
+	var q store.Query
+	q.If(after != "", "id < ?", after)
+	if list, err = a.runRows(ctx, q.Where()+` ORDER BY id DESC LIMIT `+q.Arg(limit+1), q.Args...); err != nil { // ids sort by time
 		return nil, "", err
 	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
+	list, next = store.Page(list, limit, func(r *Run) string { return r.ID })
 	for i := range list {
 		if list[i].Checks, err = a.results(ctx, list[i].ID); err != nil {
 			return nil, "", err
 		}
 	}
 	return list, next, nil
-}
-
-func pageSize(n int) int {
-	if n < 1 || n > maxPage {
-		return maxPage
-	}
-	return n
 }
 
 // Filter chooses findings of a run.
@@ -309,70 +277,37 @@ func (a *Auditor) Findings(ctx context.Context, f Filter) (list []Finding, next 
 	if err != nil {
 		return nil, "", err
 	}
-	args := []any{run.ID}
-	where := []string{"run = $1"}
-	add := func(cond string, v any) {
-		args = append(args, v)
-		where = append(where, fmt.Sprintf(cond, len(args)))
-	}
-	if f.Check != "" {
-		add("name = $%d", f.Check)
-	}
-	if f.Fleet != "" {
-		add("fleet = $%d", f.Fleet)
-	}
-	if f.Device != "" {
-		add("device = $%d", f.Device)
-	}
-	if f.After != "" {
-		add("id > $%d", f.After)
-	}
-	if !f.Suppressed {
-		where = append(where, "suppressed = ''")
-	}
+	var q store.Query
+	q.And("run = ?", run.ID)
+	q.If(f.Check != "", "name = ?", f.Check)
+	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
+	q.If(f.Device != "", "device = ?", f.Device)
+	q.If(f.After != "", "id > ?", f.After)
+	q.If(!f.Suppressed, "suppressed = ''")
 	if len(f.Severities) > 0 {
-		var marks []string
-		for _, s := range f.Severities {
-			args = append(args, string(s))
-			marks = append(marks, fmt.Sprintf("$%d", len(args)))
-		}
-		where = append(where, "severity IN ("+strings.Join(marks, ", ")+")")
+		q.And("severity IN " + store.In(&q, f.Severities))
 	}
-	limit := pageSize(f.Limit)
-	args = append(args, limit+1)
-	if list, err = a.findingRows(ctx, fmt.Sprintf("WHERE %s ORDER BY id LIMIT $%d", strings.Join(where, " AND "), len(args)), args...); err != nil {
-		return nil, "", err
+	limit := store.PageSize(f.Limit)
+	list, err = store.List(ctx, a.DB, scanFinding, `SELECT `+findingColumns+` FROM audit_finding`+q.Where()+` ORDER BY id LIMIT `+q.Arg(limit+1), q.Args...)
+	if err != nil {
+		return nil, "", fmt.Errorf("read findings: %w", err)
 	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
+	list, next = store.Page(list, limit, func(f *Finding) string { return f.ID })
 	return list, next, nil
 }
 
-func (a *Auditor) findingRows(ctx context.Context, where string, args ...any) (list []Finding, err error) {
-	rows, err := a.DB.Query(ctx, `SELECT id, run, name, reason, severity, subject, device, fleet, issuer, serial, summary, evidence, suppressed, at
-		FROM audit_finding `+where, args...)
+const findingColumns = `id, run, name, reason, severity, subject, device, fleet, issuer, serial, summary, evidence, suppressed, at`
+
+func scanFinding(row store.Row) (f Finding, err error) {
+	var evidence string
+	var at int64
+	err = row.Scan(&f.ID, &f.Run, &f.Check, &f.Reason, &f.Severity, &f.Subject, &f.Device, &f.Fleet, &f.Cert.Issuer, &f.Cert.Serial,
+		&f.Summary, &evidence, &f.Suppressed, &at)
 	if err != nil {
-		return nil, fmt.Errorf("read findings: %w", err)
+		return f, err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var f Finding
-		var evidence string
-		var at int64
-		err := rows.Scan(&f.ID, &f.Run, &f.Check, &f.Reason, &f.Severity, &f.Subject, &f.Device, &f.Fleet, &f.Cert.Issuer, &f.Cert.Serial,
-			&f.Summary, &evidence, &f.Suppressed, &at)
-		if err != nil {
-			return nil, fmt.Errorf("read findings: %w", store.Wrap(err))
-		}
-		if err := json.Unmarshal([]byte(evidence), &f.Evidence); err != nil {
-			return nil, fmt.Errorf("decode the evidence of finding %s: %w", f.ID, err)
-		}
-		f.At = store.Time(at)
-		list = append(list, f)
-	}
-	return list, store.Wrap(rows.Err())
+	f.At = store.Time(at)
+	return f, json.Unmarshal([]byte(evidence), &f.Evidence)
 }
 
 // LastCompleted gives the newest run that completed, false if there is none.

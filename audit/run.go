@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"context"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,7 @@ type work struct {
 	run          Run
 	now          time.Time
 	fleets       map[string]countersign.Rules
+	expiring     map[string]countersign.Span // by authority, the longest warning that a fleet of it wants
 	suppressions []Suppression
 	log          event.Report // as far as it is known
 
@@ -85,7 +87,7 @@ func (w *work) report(check string, f Finding) {
 		return
 	}
 	f.Run, f.Check, f.At = w.run.ID, check, w.now
-	f.Severity = cmp.Or(f.Severity, catalog[check].Severity)
+	f.Severity = cmp.Or(f.Severity, catalog()[check].Severity)
 	f.Suppressed = suppressedBy(w.suppressions, f)
 	if f.Suppressed != "" {
 		t.Suppressed++
@@ -100,6 +102,13 @@ func (w *work) report(check string, f Finding) {
 		t.Kept++
 		f.ID = fmt.Sprintf("%s-%s-%04d", f.Run, strings.ToLower(check), t.Kept)
 		t.findings = append(t.findings, f)
+	}
+}
+
+// found reports a finding; nil is none.
+func (w *work) found(check string, f *Finding) {
+	if f != nil {
+		w.report(check, *f)
 	}
 }
 
@@ -175,14 +184,14 @@ func (a *Auditor) carryOut(ctx context.Context, stop context.CancelCauseFunc, ru
 	defer cancel()
 	state, reason := w.outcome(last, context.Cause(ctx), err)
 	if err := w.end(last, state, reason, a.Handle); err != nil {
-		a.log().ErrorContext(last, "audit not handed on", "run", run.ID, "error", err)
+		a.Log.ErrorContext(last, "audit not handed on", "run", run.ID, "error", err)
 		if err := w.end(last, Failed, "what it found could not be handed on", nil); err != nil {
-			a.log().ErrorContext(last, "end of audit not recorded", "run", run.ID, "error", err)
+			a.Log.ErrorContext(last, "end of audit not recorded", "run", run.ID, "error", err)
 			return
 		}
 	}
 	if err := a.prune(last); err != nil {
-		a.log().WarnContext(last, "old audits not removed", "error", err)
+		a.Log.WarnContext(last, "old audits not removed", "error", err)
 	}
 }
 
@@ -191,24 +200,16 @@ func (w *work) prepare(ctx context.Context) (err error) {
 	if w.suppressions, err = w.activeSuppressions(ctx); err != nil {
 		return err
 	}
-	w.fleets = map[string]countersign.Rules{}
-	rows, err := w.DB.Query(ctx, `SELECT name, rules FROM fleet`)
+	fleets, err := w.Registry.Fleets(ctx)
 	if err != nil {
-		return fmt.Errorf("read fleets: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var name, text string
-		var rules countersign.Rules
-		if err := rows.Scan(&name, &text); err != nil {
-			return fmt.Errorf("read fleets: %w", store.Wrap(err))
-		}
-		if err := json.Unmarshal([]byte(text), &rules); err != nil {
-			return fmt.Errorf("decode the rules of fleet %s: %w", name, err)
-		}
-		w.fleets[name] = rules
+	w.fleets, w.expiring = map[string]countersign.Rules{}, map[string]countersign.Span{}
+	for _, f := range fleets {
+		w.fleets[f.Name] = f.Rules
+		w.expiring[f.Issuer] = max(w.expiring[f.Issuer], f.Rules.Audit.Expiring)
 	}
-	return store.Wrap(rows.Err())
+	return nil
 }
 
 // stage runs those checks of s that were asked for and writes what they found.
@@ -233,7 +234,7 @@ func (w *work) stage(ctx context.Context, s stage) {
 			return
 		}
 		if ctx.Err() == nil {
-			w.Auditor.log().ErrorContext(ctx, "audit checks failed", "checks", names, "error", err)
+			w.Log.ErrorContext(ctx, "audit checks failed", "checks", names, "error", err)
 			why := countersign.Public(err).Message
 			w.set(names, func(t *tally) { t.Status, t.Error = CheckFailed, why })
 			return
@@ -314,7 +315,7 @@ func (w *work) beat(ctx context.Context, stop context.CancelCauseFunc) {
 		})
 		switch {
 		case err != nil && ctx.Err() == nil:
-			w.Auditor.log().WarnContext(ctx, "progress of audit not recorded", "run", w.run.ID, "error", err)
+			w.Log.WarnContext(ctx, "progress of audit not recorded", "run", w.run.ID, "error", err)
 		case err == nil && state != InProgress:
 			stop(errLost)
 		case err == nil && canceled:
@@ -359,7 +360,7 @@ func (w *work) outcome(ctx context.Context, ended, failed error) (State, string)
 	}
 	if failed != nil {
 		reason := countersign.Public(failed).Message
-		w.Auditor.log().ErrorContext(ctx, "audit failed", "run", w.run.ID, "error", failed)
+		w.Log.ErrorContext(ctx, "audit failed", "run", w.run.ID, "error", failed)
 		w.set(every, func(t *tally) { t.Status, t.Error = CheckFailed, reason })
 		return Failed, reason
 	}
@@ -385,7 +386,7 @@ func (w *work) end(ctx context.Context, state State, reason string, handle func(
 		if err := w.writeResults(ctx, tx); err != nil {
 			return err
 		}
-		if err := w.append(ctx, tx, w.event(state, reason)); err != nil {
+		if err := w.Events.Append(ctx, tx, w.event(state, reason)); err != nil {
 			return err
 		}
 		if handle == nil || state == Canceled || len(findings) == 0 {
@@ -451,7 +452,7 @@ func (a *Auditor) prune(ctx context.Context) error {
 			}
 			return nil
 		})
-		if isNoRows(err) {
+		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil || gone == 0 {

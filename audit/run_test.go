@@ -512,7 +512,7 @@ func TestDocsTellOfEveryCheck(t *testing.T) {
 				t.Errorf("%s: its section does not say %q", c.Name, w)
 			}
 		}
-		if c.Title == "" || c.Why == "" || c.Fix == "" || len(c.Reasons) == 0 || c.Severity == "" {
+		if c.Title == "" || c.Why == "" || c.Do == "" || len(c.Reasons) == 0 || c.Severity == "" {
 			t.Errorf("%s lacks a part: %+v", c.Name, c)
 		}
 	}

@@ -2,17 +2,15 @@ package audit
 
 import (
 	"context"
-	"database/sql"
-	"errors"
-	"fmt"
 	"maps"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/detect"
-	"github.com/countersign-iot/countersign/store"
 )
 
 const (
@@ -100,30 +98,23 @@ func (s *shared) finding() Finding {
 // stillUsable reports whether what was found in several places can still be used: a
 // certificate or secret that was revoked since, or whose device is gone, is settled.
 func (w *work) stillUsable(ctx context.Context, e *countersign.Event) (bool, error) {
-	ended := []struct {
-		query string
-		args  []any
-	}{{`SELECT 1 FROM device WHERE id = $1 AND (state = 'retired' OR revoked_at > $2)`, []any{e.Device, store.Micros(e.At)}}}
+	device, err := w.Registry.Device(ctx, w.DB, e.Device)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return true, nil
+	}
+	if err != nil || device.State == countersign.DeviceRetired || device.RevokedAt.After(e.At) {
+		return false, err
+	}
 	if !e.Cert.IsZero() {
-		ended = append(ended, struct {
-			query string
-			args  []any
-		}{`SELECT 1 FROM certificate WHERE serial = $1 AND issuer = $2 AND (state = 'revoked' OR not_after < $3)`, []any{string(e.Cert.Serial), e.Cert.Issuer, store.Micros(w.now)}})
+		certs, err := ca.ByRef(ctx, w.DB, []countersign.CertRef{e.Cert})
+		if err != nil || len(certs) > 0 && (certs[0].State == countersign.CertRevoked || certs[0].NotAfter.Before(w.now)) {
+			return false, err
+		}
 	}
 	if id, ok := strings.CutPrefix(e.Data["credential"], "secret:"); ok {
-		ended = append(ended, struct {
-			query string
-			args  []any
-		}{`SELECT 1 FROM device_secret WHERE id = $1 AND (state <> 'active' OR expires_at > 0 AND expires_at < $2)`, []any{id, store.Micros(w.now)}})
-	}
-	for _, q := range ended {
-		var one int
-		err := w.DB.QueryRow(ctx, q.query, q.args...).Scan(&one)
-		if err == nil {
-			return false, nil
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
-			return false, fmt.Errorf("look whether what was shared is still good: %w", store.Wrap(err))
+		s, known, err := access.SecretByID(ctx, w.DB, id)
+		if err != nil || known && !s.Usable(w.now) {
+			return false, err
 		}
 	}
 	return true, nil

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/ca"
@@ -22,7 +24,6 @@ import (
 	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/weakkey"
-	"github.com/google/go-cmp/cmp"
 )
 
 // steady fills the world with what is nothing to find.

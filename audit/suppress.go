@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -98,14 +97,14 @@ func (a *Auditor) Suppress(ctx context.Context, s Suppression, via string) (Supp
 			return err
 		}
 		if n >= maxSuppressions {
-			return countersign.Errorf(countersign.TooLarge, "there are %d suppressions already", n).WithNext("end some: countersign audit unsuppress ID, or fix what they hide")
+			return countersign.Errorf(countersign.TooLarge, "there are %d suppressions already", n).WithNext("end some, or fix what they hide")
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO audit_suppression (id, name, subject, reason, created_by, created_at, ends_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 			s.ID, s.Check, s.Subject, s.Reason, string(s.CreatedBy), store.Micros(s.CreatedAt), store.Micros(s.EndsAt))
 		if err != nil {
 			return fmt.Errorf("record a suppression: %w", err)
 		}
-		return a.append(ctx, tx, s.event(countersign.AuditSuppressed, s.CreatedBy, via, s.Reason))
+		return a.Events.Append(ctx, tx, s.event(countersign.AuditSuppressed, s.CreatedBy, via, s.Reason))
 	})
 	return s, err
 }
@@ -144,28 +143,25 @@ func (a *Auditor) Unsuppress(ctx context.Context, id string, by countersign.Acto
 			return err
 		}
 		if len(list) == 0 {
-			return countersign.Errorf(countersign.NotFound, "there is no suppression %.80q", id).WithNext("list them with: countersign audit suppressions")
+			return countersign.Errorf(countersign.NotFound, "there is no suppression %.80q", id).WithNext("look for it in the list of suppressions")
 		}
 		s = list[0]
 		if _, err := tx.Exec(ctx, `DELETE FROM audit_suppression WHERE id = $1`, id); err != nil {
 			return fmt.Errorf("remove a suppression: %w", err)
 		}
-		return a.append(ctx, tx, s.event(countersign.AuditUnsuppressed, by, via, ""))
+		return a.Events.Append(ctx, tx, s.event(countersign.AuditUnsuppressed, by, via, ""))
 	})
 	return s, err
 }
 
 // Suppressions lists suppressions by id, those too that ended not long ago.
 func (a *Auditor) Suppressions(ctx context.Context, after string, limit int) (list []Suppression, next string, err error) {
-	limit = pageSize(limit)
+	limit = store.PageSize(limit)
 	list, err = suppressionRows(ctx, a.DB, `WHERE id > $1 AND ends_at >= $2 ORDER BY id LIMIT $3`, after, store.Micros(a.Now().Add(-endedKept)), limit+1)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
+	list, next = store.Page(list, limit, func(s *Suppression) string { return s.ID })
 	return list, next, nil
 }
 
@@ -174,19 +170,14 @@ func (a *Auditor) activeSuppressions(ctx context.Context) ([]Suppression, error)
 }
 
 func suppressionRows(ctx context.Context, r store.Reader, where string, args ...any) (list []Suppression, err error) {
-	rows, err := r.Query(ctx, `SELECT id, name, subject, reason, created_by, created_at, ends_at FROM audit_suppression `+where, args...)
+	list, err = store.List(ctx, r, func(row store.Row) (s Suppression, err error) {
+		var created, ends int64
+		err = row.Scan(&s.ID, &s.Check, &s.Subject, &s.Reason, &s.CreatedBy, &created, &ends)
+		s.CreatedAt, s.EndsAt = store.Time(created), store.Time(ends)
+		return s, err
+	}, `SELECT id, name, subject, reason, created_by, created_at, ends_at FROM audit_suppression `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read suppressions: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var s Suppression
-		var created, ends int64
-		if err := rows.Scan(&s.ID, &s.Check, &s.Subject, &s.Reason, &s.CreatedBy, &created, &ends); err != nil {
-			return nil, fmt.Errorf("read suppressions: %w", store.Wrap(err))
-		}
-		s.CreatedAt, s.EndsAt = store.Time(created), store.Time(ends)
-		list = append(list, s)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -30,28 +29,29 @@ func (a *Auditor) Trend(ctx context.Context, runs int) (list []Trend, err error)
 	if runs < 1 || runs > maxRuns {
 		runs = maxRuns
 	}
-	rows, err := a.DB.Query(ctx, `SELECT c.name, r.id, r.started_at, c.status, c.non_compliant, c.suppressed
+	type line struct {
+		check string
+		Point
+	}
+	all := store.Rows(ctx, a.DB, func(row store.Row) (l line, err error) {
+		var at int64
+		err = row.Scan(&l.check, &l.Run, &at, &l.Status, &l.NonCompliant, &l.Suppressed)
+		l.At = store.Time(at)
+		return l, err
+	}, `SELECT c.name, r.id, r.started_at, c.status, c.non_compliant, c.suppressed
 		FROM audit_check c JOIN audit_run r ON r.id = c.run
 		WHERE r.id IN (SELECT id FROM audit_run WHERE state <> 'IN_PROGRESS' ORDER BY id DESC LIMIT $1)
 			AND c.status IN ('COMPLETED_COMPLIANT', 'COMPLETED_NON_COMPLIANT')
 		ORDER BY c.name, r.id`, runs)
-	if err != nil {
-		return nil, fmt.Errorf("read the trend: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var check string
-		var p Point
-		var at int64
-		if err := rows.Scan(&check, &p.Run, &at, &p.Status, &p.NonCompliant, &p.Suppressed); err != nil {
-			return nil, fmt.Errorf("read the trend: %w", store.Wrap(err))
+	for l, err := range all {
+		if err != nil {
+			return nil, fmt.Errorf("read the trend: %w", err)
 		}
-		p.At = store.Time(at)
-		if n := len(list); n == 0 || list[n-1].Check != check {
-			list = append(list, Trend{Check: check})
+		if n := len(list); n == 0 || list[n-1].Check != l.check {
+			list = append(list, Trend{Check: l.check})
 		}
 		t := &list[len(list)-1]
-		t.Points = append(t.Points, p)
+		t.Points = append(t.Points, l.Point)
 	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }

@@ -24,6 +24,8 @@ import (
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -83,7 +85,8 @@ func newWorld(t testing.TB, db *store.DB) *world {
 	w.registry = &registry.Registry{DB: db, Now: w.clock.Now}
 	w.log = &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test"}
 	w.Auditor = &audit.Auditor{
-		DB: db, Now: w.clock.Now, Log: log, Every: day, Node: "test", Events: w.log, Verify: w.log.Verify,
+		DB: db, Now: w.clock.Now, Log: log, Every: day, Node: "test", CA: w.ca, Registry: w.registry, Events: w.log, Verify: w.log.Verify,
+		Policies: &policies.Store{DB: db, Now: w.clock.Now}, Operators: &operator.Accounts{DB: db, Now: w.clock.Now, Log: log},
 		Sessions: func() []countersign.Session { return w.sessions },
 		Handle: func(_ context.Context, tx *store.Tx, list []countersign.Finding) error {
 			tx.AfterCommit(func() { w.handled = append(w.handled, list...) })
@@ -244,8 +247,8 @@ func (w *world) closed(opened countersign.Event, why string, ago time.Duration) 
 func (w *world) raised(rule, device string, cert *x509.Certificate, ago time.Duration) countersign.Event {
 	e := w.opened(visit{"", device, "", "192.0.2.1:1", cert, ago})
 	e.Type, e.Actor, e.Reason = countersign.FindingRaised, countersign.System, "seen in two places"
-	r, _ := detect.RuleOf(rule)
-	e.Data = map[string]string{"rule": rule, "severity": string(r.Severity), "subject": "device:" + device, "credential": e.Data["credential"]}
+	i := slices.IndexFunc(detect.Rules(), func(r detect.Rule) bool { return r.Name == rule })
+	e.Data = map[string]string{"rule": rule, "severity": string(detect.Rules()[i].Severity), "subject": "device:" + device, "credential": e.Data["credential"]}
 	return e
 }
 

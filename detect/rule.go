@@ -2,30 +2,29 @@ package detect
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 )
 
-// Rule is one entry of the catalog: what a detector looks for, when it speaks, and
-// what a person reads about it.
+// Rule is one entry of the catalog: what a detector looks for and when it reports it.
 type Rule struct {
-	Name     string
-	Title    string
-	Severity countersign.Severity // of most of its findings; the texts name exceptions
+	countersign.Rule
+	rate
+	Sees           string // what makes a finding
+	FalsePositives string // when it is wrong
+}
+
+// rate is when a rule reports.
+type rate struct {
 	// Window is over how long what it sees counts together; zero: each event by itself.
 	Window time.Duration
 	// Threshold is how many it takes within the window.
 	Threshold int
-	// Again is how soon it speaks again about the same subject; zero: at each event.
+	// Again is how soon it reports the same subject again; zero: at each event.
 	Again time.Duration
-	// Default is what follows where a fleet's rules say nothing.
-	Default        []countersign.Mitigation
-	Sees           string // what makes a finding
-	Why            string // why it matters
-	Do             string // what to do about it
-	FalsePositives string // when it is wrong
 }
 
 // The names of the rules.
@@ -65,21 +64,45 @@ const (
 
 // Rules lists the catalog by name.
 func Rules() []Rule {
-	list := slices.Concat(identityRules(), doorRules(), secretRules(), limitRules(), recordedRules(), serverRules())
+	rates := rates()
+	var list []Rule
+	for r, fields := range Entries(facts().Replace(text)) {
+		rule := Rule{Rule: r, rate: rate{Threshold: 1}, Sees: fields["sees"], FalsePositives: fields["wrong"]}
+		if own, ok := rates[r.Name]; ok {
+			rule.rate = own
+		}
+		list = append(list, rule)
+	}
 	slices.SortFunc(list, func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
-// RuleOf gives the rule of that name.
-func RuleOf(name string) (Rule, bool) {
-	for _, r := range Rules() {
-		if r.Name == name {
-			return r, true
-		}
-	}
-	return Rule{}, false
+// facts replaces the names of constants in the texts of the catalog.
+func facts() *strings.Replacer {
+	return strings.NewReplacer("{overlapFor}", span(overlapFor), "{partyWindow}", span(partyWindow), "{minReturns}", strconv.Itoa(minReturns), "{learning}", span(learning))
 }
 
-func toNote() []countersign.Mitigation { return []countersign.Mitigation{countersign.MitigateNote} }
-
-func toAlert() []countersign.Mitigation { return []countersign.Mitigation{countersign.MitigateAlert} }
+// rates returns when rules report that do not do so at each event.
+func rates() map[string]rate {
+	const day = 24 * time.Hour
+	return map[string]rate{
+		SharedCertificate:      {overlapFor, 2, time.Hour},
+		ClientIDConflict:       {10 * time.Minute, 3, time.Hour},
+		IdentityChange:         {memory, 1, day},
+		NewAddressCrowd:        {time.Hour, 10, day},
+		UnusualEnrollment:      {0, 1, day},
+		ConnectAfterRevocation: {0, 1, day},
+		ConnectAfterSuspension: {0, 1, day},
+		ConnectAfterExpiry:     {0, 1, day},
+		UnknownIssuer:          {time.Hour, 3, day},
+		WrongSecret:            {time.Hour, 5, day},
+		SecretSpraying:         {day, 5, day},
+		DeviceProbing:          {time.Hour, 5, day},
+		DeniedTopics:           {5 * time.Minute, 20, day},
+		ClockSkew:              {day, 3, 7 * day},
+		BudgetExceeded:         {0, 1, day},
+		OperatorRefused:        {time.Hour, 5, day},
+		LogShortened:           {0, 1, day},
+		ReserveInUse:           {0, 1, time.Hour},
+	}
+}

@@ -468,7 +468,7 @@ func TestNothingIsLostWhenTheServerStops(t *testing.T) {
 		for i := range 5 {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
-			d := &respond.Responder{RA: w.RA, Rules: rules, Channels: w.Channels}
+			d := &respond.Responder{RA: w.RA, Rules: rules(), Channels: w.Channels}
 			go func() { defer close(done); _ = d.Run(ctx) }()
 			write(t, db, func(ctx context.Context, tx *store.Tx) error {
 				return d.Take(ctx, tx, []countersign.Finding{{Rule: "r", Subject: fmt.Sprintf("fleet:f%d", i), Summary: "x"}})

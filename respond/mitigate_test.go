@@ -225,7 +225,7 @@ func TestTwoNodesDoItOnce(t *testing.T) {
 			list = append(list, clone(id))
 		}
 		if w.RA.DB.Postgres() {
-			other := &respond.Responder{RA: w.RA, Rules: rules}
+			other := &respond.Responder{RA: w.RA, Rules: rules()}
 			start(t, other.Run)
 		}
 		start(t, w.Run)

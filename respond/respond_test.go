@@ -61,8 +61,8 @@ const (
 	looked = "probing"            // of low severity
 )
 
-func rules() []respond.Rule {
-	return []respond.Rule{
+func rules() []countersign.Rule {
+	return []countersign.Rule{
 		{Name: cloned, Severity: countersign.SeverityHigh, Why: "two hold one identity", Do: "suspend it"},
 		{Name: looked, Severity: countersign.SeverityLow, Default: []countersign.Mitigation{countersign.MitigateAlert, countersign.MitigateSuspend}},
 		{Name: "guessed", Severity: countersign.SeverityHigh, Unproven: true},
@@ -107,7 +107,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)),
 			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
-		Sessions: w.live, Rules: rules, Channels: channels, Host: "authority.example.net",
+		Sessions: w.live, Rules: rules(), Channels: channels, Host: "authority.example.net",
 	}
 	return w
 }

@@ -22,8 +22,8 @@ type Responder struct {
 	RA *ra.Authority // acts on devices; its database, keepers, clock and log serve here too
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
-	// Rules is the catalog of detectors and audit checks. nil: none is known.
-	Rules func() []Rule
+	// Rules is the catalog of detectors and audit checks.
+	Rules []countersign.Rule
 	// Channels are told of alerts. config.Check has passed them.
 	Channels []config.Channel
 	// Host names this server in what is sent.
@@ -33,7 +33,7 @@ type Responder struct {
 	Observe func(Outcome)
 
 	once     sync.Once
-	catalog  map[string]Rule
+	catalog  map[string]countersign.Rule
 	channels []*channel
 	due      chan struct{} // a mitigation waits
 	open     gauge
@@ -64,11 +64,9 @@ const (
 func (d *Responder) init() {
 	d.once.Do(func() {
 		d.due = make(chan struct{}, 1)
-		d.catalog = map[string]Rule{}
-		if d.Rules != nil {
-			for _, r := range d.Rules() {
-				d.catalog[r.Name] = r
-			}
+		d.catalog = map[string]countersign.Rule{}
+		for _, r := range d.Rules {
+			d.catalog[r.Name] = r
 		}
 		for _, c := range d.Channels {
 			d.channels = append(d.channels, newChannel(c))

@@ -8,19 +8,6 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Rule is what the catalog says of a detector or an audit check.
-type Rule struct {
-	Name     string
-	Title    string               // what it sees, in a few words
-	Severity countersign.Severity // usual
-	// Unproven: its findings name a device that somebody claimed to be, without proof.
-	Unproven bool
-	// Default is what follows where the fleet says nothing; empty: an alert.
-	Default []countersign.Mitigation
-	Why     string // why it matters
-	Do      string // what to do about it
-}
-
 // anyRule stands in a fleet's rules for those that are not named.
 const anyRule = "*"
 
@@ -31,18 +18,18 @@ var mitigations = []countersign.Mitigation{
 }
 
 // Catalog lists the rules by name.
-func (d *Responder) Catalog() []Rule {
+func (d *Responder) Catalog() []countersign.Rule {
 	d.init()
-	return slices.SortedFunc(maps.Values(d.catalog), func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
+	return slices.SortedFunc(maps.Values(d.catalog), func(a, b countersign.Rule) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // Rule gives what the catalog says; the zero Rule with its name where it says nothing.
-func (d *Responder) Rule(name string) Rule {
+func (d *Responder) Rule(name string) countersign.Rule {
 	d.init()
 	if r, ok := d.catalog[name]; ok {
 		return r
 	}
-	return Rule{Name: name}
+	return countersign.Rule{Name: name}
 }
 
 // CheckRules refuses with BadRequest a fleet's responses that this server does not

@@ -255,7 +255,7 @@ func TestAlertsArePaged(t *testing.T) {
 }
 
 func TestCheckRulesRefusesSlips(t *testing.T) {
-	d := &respond.Responder{Rules: rules}
+	d := &respond.Responder{Rules: rules()}
 	for name, r := range map[string]map[string][]countersign.Mitigation{
 		"rule":       {"shared_certifcate": {countersign.MitigateAlert}},
 		"mitigation": {cloned: {"supend"}},

@@ -127,7 +127,7 @@ func (a *alerts) block(ctx context.Context, in *struct {
 }
 
 func (a *alerts) rules(_ context.Context, in *api.Paging) (api.Page[api.AlertRule], error) {
-	return cutPage(each(a.responder.Catalog(), func(r respond.Rule) api.AlertRule {
+	return cutPage(each(a.responder.Catalog(), func(r countersign.Rule) api.AlertRule {
 		out := api.AlertRule{Name: r.Name, Title: r.Title, Severity: string(r.Severity), Default: []string{}, Why: r.Why, Do: r.Do}
 		for _, m := range r.Default {
 			out.Default = append(out.Default, string(m))

@@ -81,7 +81,7 @@ func (a *audits) unsuppress(ctx context.Context, in *struct {
 
 func shapeAuditCheck(c audit.Check) api.AuditCheck {
 	return api.AuditCheck{
-		Name: c.Name, Severity: string(c.Severity), Title: c.Title, Why: c.Why, Fix: c.Fix, Setting: c.Setting, Default: c.Default,
+		Name: c.Name, Severity: string(c.Severity), Title: c.Title, Why: c.Why, Fix: c.Do, Setting: c.Setting, Default: c.Threshold,
 		Reasons: c.Reasons, Defender: c.Defender, Risks: c.Risks,
 	}
 }

@@ -6,33 +6,18 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/audit"
-	"github.com/countersign-iot/countersign/respond"
 )
 
 // openAuditor sets up the audit of the records.
 func (s *Server) openAuditor(context.Context) error {
 	s.auditor = &audit.Auditor{
-		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node, Events: s.events, Verify: s.events.Verify,
-		Sessions: s.index.Sessions, WeakKeys: s.ca.WeakKeys, SharedKeys: s.primes.Pairs, Handle: s.alerts.Take,
+		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node,
+		CA: s.ca, Registry: s.registry, Policies: s.desk.Access.Policies, Operators: s.gate.Accounts, Events: s.events,
+		WeakKeys: s.ca.WeakKeys, Verify: s.events.Verify, Sessions: s.index.Sessions, SharedKeys: s.primes.Pairs, Handle: s.alerts.Take,
 	}
 	s.metrics.registry.MustRegister(auditMetrics(s.auditor))
 	return nil
-}
-
-// auditRules returns the audit checks as rules of response. A finding of low severity is
-// noted and shown with the audit; the others are alerts.
-func auditRules() []respond.Rule {
-	var rules []respond.Rule
-	for _, c := range audit.Checks() {
-		r := respond.Rule{Name: c.Name, Title: c.Title, Severity: c.Severity, Why: c.Why, Do: c.Fix, Default: []countersign.Mitigation{countersign.MitigateAlert}}
-		if c.Severity == countersign.SeverityLow || c.Severity == countersign.SeverityInfo {
-			r.Default = []countersign.Mitigation{countersign.MitigateNote}
-		}
-		rules = append(rules, r)
-	}
-	return rules
 }
 
 // scrapeTime bounds the reading of a few rows for a scrape.

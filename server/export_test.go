@@ -6,7 +6,7 @@ import "github.com/countersign-iot/countersign/store"
 var TurnedAway = turnedAway
 
 // FindingRules is the catalog that responses rest on.
-var FindingRules = findingRules
+var FindingRules = rulesOfFindings
 
 // Database is the server's own.
 func (s *Server) Database() *store.DB { return s.db }

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/respond"
@@ -14,7 +15,7 @@ import (
 // openWatch sets up what finds abuse and what follows on it.
 func (s *Server) openWatch(context.Context) error {
 	s.alerts = &respond.Responder{
-		RA: s.desk, Sessions: s.index.Sessions, Rules: findingRules, Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
+		RA: s.desk, Sessions: s.index.Sessions, Rules: rulesOfFindings(), Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)
 	s.watch = &detect.Watch{DB: s.db, Now: s.opts.Now, Log: s.log, Handle: s.alerts.Take, Usual: usual(s.registry)}
@@ -33,26 +34,15 @@ func usual(r *registry.Registry) func(context.Context, string) (countersign.Usua
 	}
 }
 
-// findingRules is the catalog of all that can be found.
-func findingRules() []respond.Rule {
-	rules := auditRules()
+// rulesOfFindings is the catalog of all that can be found.
+func rulesOfFindings() (rules []countersign.Rule) {
+	for _, c := range audit.Checks() {
+		rules = append(rules, c.Rule)
+	}
 	for _, r := range detect.Rules() {
-		rules = append(rules, respond.Rule{
-			Name: r.Name, Title: r.Title, Severity: r.Severity, Unproven: unproven(r.Name), Default: r.Default, Why: r.Why, Do: r.Do,
-		})
+		rules = append(rules, r.Rule)
 	}
 	return rules
-}
-
-// unproven says of a rule that its findings name devices which whoever knocked only
-// claimed to be.
-func unproven(rule string) bool {
-	switch rule {
-	case detect.WrongSecret, detect.SecretGuessing, detect.SecretSpraying, detect.DeviceProbing, detect.UnknownIssuer, detect.ClockSkew,
-		detect.AddressBlocked, detect.ClaimMisuse, detect.GroupKeyLeaked:
-		return true
-	}
-	return false
 }
 
 // alertMetrics are the metrics of findings and of what follows on them.
