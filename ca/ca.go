@@ -153,7 +153,7 @@ func (c *CA) authority(id string) (*authority, error) {
 	defer c.mu.RUnlock()
 	a, ok := c.authorities[id]
 	if !ok {
-		return nil, countersign.Errorf(countersign.NotFound, "there is no authority %q", id).WithNext("list them with: countersign ca list")
+		return nil, countersign.Errorf(countersign.NotFound, "there is no authority %q", id).WithNext("look for it in the list of authorities")
 	}
 	return a, nil
 }

@@ -161,7 +161,7 @@ func (c *CA) Profile(ctx context.Context, r store.Reader, name string) (Profile,
 	var spec string
 	err := r.QueryRow(ctx, `SELECT spec FROM profile WHERE name = $1`, name).Scan(&spec)
 	if errors.Is(err, sql.ErrNoRows) {
-		return Profile{}, countersign.Errorf(countersign.NotFound, "there is no profile %q", name).WithNext("list them with: countersign profile list")
+		return Profile{}, countersign.Errorf(countersign.NotFound, "there is no profile %q", name).WithNext("look for it in the list of profiles")
 	}
 	if err != nil {
 		return Profile{}, fmt.Errorf("read profile %s: %w", name, err)

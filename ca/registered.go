@@ -122,7 +122,7 @@ func usableAnchor(a attest.Anchor, now time.Time) error {
 
 // provePossession checks that the CA signed a certificate over a code of ours.
 func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.Certificate, der []byte) error {
-	next := "get a code with: countersign ca register-code; sign a certificate with that common name by the CA, and give it as --verification"
+	next := "get a registration code, have the CA sign a certificate with that common name, and give it as the verification"
 	if len(der) == 0 {
 		return countersign.Errorf(countersign.Unauthenticated, "no verification certificate was given").WithNext(next)
 	}

@@ -92,7 +92,7 @@ func (p *Provisioner) authoritiesAreKnown(ctx context.Context, tx *store.Tx, ids
 		return err
 	}
 	return countersign.Errorf(countersign.BadRequest, "not all of the authorities %v are registered and active; known: %v", ids, known).
-		WithNext("list them with: countersign ca list")
+		WithNext("look for it in the list of authorities")
 }
 
 // changedRules names the rules that differ.

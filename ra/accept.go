@@ -19,8 +19,8 @@ const acceptTime = 8 * time.Second
 // accept registers a device that connects for the first time with the certificate of a
 // manufacturer, where a fleet lets such a certificate connect (just-in-time registration).
 // No error: the device is known from now on. CertUnknown: no fleet trusts its maker.
-func (d *Authority) accept(ctx context.Context, conn countersign.Connection) error {
-	fleets, err := d.Registry.Fleets(ctx)
+func (a *arrival) accept(ctx context.Context) error {
+	fleets, err := a.Registry.Fleets(ctx)
 	if err != nil {
 		return err
 	}
@@ -29,27 +29,27 @@ func (d *Authority) accept(ctx context.Context, conn countersign.Connection) err
 		if !f.Rules.Connect || !slices.Contains(f.Methods, countersign.MethodIDevID) {
 			continue
 		}
-		if err := d.acceptInto(ctx, conn, f); countersign.CodeOf(err) != countersign.CertUnknown {
+		if err := a.acceptInto(ctx, f); countersign.CodeOf(err) != countersign.CertUnknown {
 			return err
 		}
 	}
 	return countersign.Errorf(countersign.CertUnknown, "the certificate was not issued by this authority")
 }
 
-func (d *Authority) acceptInto(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) error {
-	e, err := d.connecting(ctx, conn, f)
+func (a *arrival) acceptInto(ctx context.Context, f *countersign.Fleet) error {
+	e, err := a.enrollment(ctx, f)
 	if err != nil {
 		return err
 	}
-	a, err := e.appraiseIDevID(ctx, f.Name)
+	proven, err := e.appraiseIDevID(ctx, f.Name)
 	if err != nil {
 		return err
 	}
-	e.appraisal = *a
-	if err := e.bind(a); err != nil {
+	e.appraisal = *proven
+	if err := e.bind(proven); err != nil {
 		return err
 	}
-	if err := e.eligible(ctx, d.DB); err != nil || e.onRecord() {
+	if err := e.eligible(ctx, a.DB); err != nil || e.onRecord() {
 		return err
 	}
 	if err := e.permitted(ctx); err != nil {
@@ -60,9 +60,9 @@ func (d *Authority) acceptInto(ctx context.Context, conn countersign.Connection,
 	}
 	cert := countersign.Certificate{
 		Issuer: e.facts["authority"], Device: e.request.device, Fleet: f.Name, Profile: "external", State: countersign.CertActive,
-		Evidence: e.evidence, Method: string(countersign.MethodIDevID), IssuedAt: d.Now(), UsedAt: d.Now(),
+		Evidence: e.evidence, Method: string(countersign.MethodIDevID), IssuedAt: a.Now(), UsedAt: a.Now(),
 	}
-	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	return a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if err := e.lockFor(ctx, tx); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (d *Authority) acceptInto(ctx context.Context, conn countersign.Connection,
 		if err := e.keyIsFree(ctx, tx); err != nil {
 			return err
 		}
-		recorded, err := d.CA.RecordExternal(ctx, tx, e.path, cert)
+		recorded, err := a.CA.RecordExternal(ctx, tx, e.path, cert)
 		if err != nil {
 			return err
 		}
@@ -80,15 +80,15 @@ func (d *Authority) acceptInto(ctx context.Context, conn countersign.Connection,
 		if err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, append(events, e.issuedEvent(countersign.CertAccepted, "factory certificate, first connection", &recorded))...)
+		return a.Events.Append(ctx, tx, append(events, e.issuedEvent(countersign.CertAccepted, "factory certificate, first connection", &recorded))...)
 	})
 }
 
-// connecting puts a connection into the form that appraisal and rules know.
-func (d *Authority) connecting(ctx context.Context, conn countersign.Connection, f *countersign.Fleet) (*enrollment, error) {
-	leaf := conn.Peer[0]
-	r := d.received(ctx, countersign.EnrollRequest{
-		Evidence: countersign.Evidence{Peer: conn.Peer}, Fleet: f.Name, Door: conn.Gateway, Remote: conn.Remote,
+// enrollment puts the connection into the form that appraisal and rules know.
+func (a *arrival) enrollment(ctx context.Context, f *countersign.Fleet) (*enrollment, error) {
+	leaf := a.conn.Peer[0]
+	r := a.received(ctx, countersign.EnrollRequest{
+		Evidence: countersign.Evidence{Peer: a.conn.Peer}, Fleet: f.Name, Door: a.conn.Gateway, Remote: a.conn.Remote,
 	})
 	r.csr = &pkcs10.Request{PublicKey: leaf.PublicKey, DNSNames: leaf.DNSNames}
 	for _, u := range leaf.URIs {

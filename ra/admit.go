@@ -19,76 +19,93 @@ import (
 // seconds or so, and must be told before that the database does not answer.
 const decideTime = 5 * time.Second
 
+// arrival is a connection on its way to a verdict.
+type arrival struct {
+	*Authority
+	conn countersign.Connection
+	dec  access.Decision
+}
+
 // Admit decides a connection and records what the decision sets in motion: the
 // first use of a certificate, or a fork. Every refusal is an event.
 func (d *Authority) Admit(ctx context.Context, c countersign.Connection) countersign.Verdict {
+	a := &arrival{Authority: d, conn: c}
 	deciding, cancel := context.WithTimeout(ctx, decideTime)
 	defer cancel()
-	var dec access.Decision
-	err := d.mayKnock(c)
+	err := a.mayKnock()
 	if err == nil {
-		dec = d.Access.Decide(deciding, c)
-		err = d.blocked(c, &dec)
+		a.dec = d.Access.Decide(deciding, c)
+		err = a.blocked()
 	}
 	if err != nil {
-		dec.Allow, dec.Code, dec.Reason = false, countersign.RateLimited, countersign.Public(err).Message
-		d.connectRefused(c, &dec)
-		return dec.Verdict
+		a.refuse(countersign.RateLimited, countersign.Public(err).Message)
+		a.connectRefused()
+		return a.dec.Verdict
 	}
-	if dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
-		dec = d.meet(ctx, c, dec)
+	if a.dec.Code == countersign.CertUnknown && len(c.Peer) > 0 {
+		a.meet(ctx)
 		deciding, cancel = context.WithTimeout(ctx, decideTime) // it has a bound of its own
 		defer cancel()
 	}
-	d.refuseHeld(&dec)
-	if d.Sample != nil && dec.Judged {
-		d.Sample.Connect(dec.Subject, dec.Allow)
+	a.refuseHeld()
+	if d.Sample != nil && a.dec.Judged {
+		d.Sample.Connect(a.dec.Subject, a.dec.Allow)
 	}
-	switch {
+	if err := a.follow(deciding); err != nil {
+		d.Log.ErrorContext(ctx, "connection not decided", "device", a.dec.Device, "error", countersign.Detail(err))
+		a.refuse(countersign.Unavailable, "what the connection sets in motion cannot be recorded now")
+	}
+	d.observe(Outcome{"connect", countersign.Method(a.dec.Kind), c.Gateway, a.dec.Code})
+	if !a.dec.Allow {
+		a.connectRefused()
+		a.guessedAt(deciding)
+	}
+	return a.dec.Verdict
+}
+
+// refuse makes the verdict a refusal.
+func (a *arrival) refuse(code countersign.Code, reason string) {
+	a.dec.Allow, a.dec.Code, a.dec.Reason = false, code, reason
+}
+
+// follow records what the decision sets in motion.
+func (a *arrival) follow(ctx context.Context) error {
+	switch dec := &a.dec; {
 	case dec.Replaced:
-		err = d.forkShown(deciding, &dec)
+		return a.forkShown(ctx)
 	case dec.Allow && dec.FirstUse && dec.Cert.IsZero():
-		err = d.firstSecret(deciding, c, &dec)
+		return a.firstSecret(ctx)
 	case dec.Allow && dec.FirstUse:
-		err = d.firstUse(deciding, &dec)
+		return a.firstUse(ctx)
 	case dec.Allow && dec.Path != nil:
-		err = d.newPath(deciding, &dec)
+		return a.newPath(ctx)
 	}
-	if err != nil {
-		d.Log.ErrorContext(ctx, "connection not decided", "device", dec.Device, "error", countersign.Detail(err))
-		dec.Allow, dec.Code, dec.Reason = false, countersign.Unavailable, "what the connection sets in motion cannot be recorded now"
-	}
-	d.observe(Outcome{"connect", countersign.Method(dec.Kind), c.Gateway, dec.Code})
-	if !dec.Allow {
-		d.connectRefused(c, &dec)
-		d.guessedAt(deciding, c, &dec)
-	}
-	return dec.Verdict
+	return nil
 }
 
 // mayKnock refuses an address that is blocked for guessing, before any work. A
 // certificate and the word of a broker are no guesses, and who shows a secret that
 // cannot be guessed may prove it; see blocked.
-func (d *Authority) mayKnock(c countersign.Connection) error {
+func (a *arrival) mayKnock() error {
 	switch {
-	case len(c.Peer) > 0 || c.Vouched != "":
+	case len(a.conn.Peer) > 0 || a.conn.Vouched != "":
 		return nil
-	case access.Unguessable(c):
-		return d.Ledger.Try(c.Remote.Addr())
+	case access.Unguessable(a.conn):
+		return a.Ledger.Try(a.conn.Remote.Addr())
 	}
-	return d.Ledger.Check(c.Remote.Addr())
+	return a.Ledger.Check(a.conn.Remote.Addr())
 }
 
 // guessedAt counts a wrong secret, of whatever kind.
-func (d *Authority) guessedAt(ctx context.Context, c countersign.Connection, dec *access.Decision) {
-	if dec.Code != countersign.BadCredential {
+func (a *arrival) guessedAt(ctx context.Context) {
+	if a.dec.Code != countersign.BadCredential {
 		return
 	}
-	f := lockout.Failure{Addr: c.Remote.Addr(), Device: cmp.Or(dec.Device, dec.Claims), Door: c.Gateway, Code: dec.Code}
-	if dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
-		f.Credential = "tried-" + dec.Tried
+	f := lockout.Failure{Addr: a.conn.Remote.Addr(), Device: cmp.Or(a.dec.Device, a.dec.Claims), Door: a.conn.Gateway, Code: a.dec.Code}
+	if a.dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
+		f.Credential = "tried-" + a.dec.Tried
 	}
-	d.wrong(ctx, f, countersign.Event{Actor: nobody, Device: dec.Device, Fleet: dec.Fleet, Remote: written(c.Remote), Via: c.Gateway})
+	a.wrong(ctx, f, countersign.Event{Actor: nobody, Device: a.dec.Device, Fleet: a.dec.Fleet, Remote: written(a.conn.Remote), Via: a.conn.Gateway})
 }
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
@@ -100,48 +117,46 @@ func (d *Authority) Exchange(ctx context.Context, c countersign.Connection, meth
 }
 
 // blocked says whether the address may not come in at all.
-func (d *Authority) blocked(c countersign.Connection, dec *access.Decision) error {
-	if dec.Known {
-		return d.Ledger.CheckProven(c.Remote.Addr())
+func (a *arrival) blocked() error {
+	if a.dec.Known {
+		return a.Ledger.CheckProven(a.conn.Remote.Addr())
 	}
-	return d.Ledger.Check(c.Remote.Addr())
+	return a.Ledger.Check(a.conn.Remote.Addr())
 }
 
 // meet accepts the factory certificate of a device and decides anew. The refusal of one
 // that no fleet knows stays as it was.
-func (d *Authority) meet(ctx context.Context, c countersign.Connection, dec access.Decision) access.Decision {
+func (a *arrival) meet(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTime)
 	defer cancel()
-	err := d.accept(ctx, c)
+	err := a.accept(ctx)
 	switch code := countersign.CodeOf(err); code {
 	case "":
-		return d.Access.Decide(ctx, c)
+		a.dec = a.Access.Decide(ctx, a.conn)
 	case countersign.CertUnknown:
-		return dec
 	case countersign.Internal:
-		d.Log.ErrorContext(ctx, "factory certificate not accepted", "error", countersign.Detail(err))
+		a.Log.ErrorContext(ctx, "factory certificate not accepted", "error", countersign.Detail(err))
 		fallthrough
 	default:
 		p := countersign.Public(err)
-		dec.Code, dec.Reason = p.Code, p.Message
+		a.dec.Code, a.dec.Reason = p.Code, p.Message
 	}
-	return dec
 }
 
 // firstSecret makes a registered device that came by a secret an active one, durably,
 // before the connection is let in.
-func (d *Authority) firstSecret(ctx context.Context, c countersign.Connection, dec *access.Decision) error {
+func (a *arrival) firstSecret(ctx context.Context) error {
 	var refused *countersign.Error
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		refused = nil
-		if err := registry.LockDevice(ctx, tx, dec.Device); err != nil {
+		if err := registry.LockDevice(ctx, tx, a.dec.Device); err != nil {
 			return err
 		}
-		dev, err := d.Registry.Device(ctx, tx, dec.Device)
+		dev, err := a.Registry.Device(ctx, tx, a.dec.Device)
 		if err != nil {
 			return err
 		}
-		code, reason, first, err := d.Access.Refusal(ctx, tx, sessionOf(&dec.Verdict, c))
+		code, reason, first, err := a.Access.Refusal(ctx, tx, sessionOf(&a.dec.Verdict, a.conn))
 		switch {
 		case err != nil:
 			return err
@@ -151,25 +166,25 @@ func (d *Authority) firstSecret(ctx context.Context, c countersign.Connection, d
 		case !first: // its other connection was
 			return nil
 		}
-		if err := d.Registry.Move(ctx, tx, &dev, countersign.DeviceActive, ""); err != nil {
+		if err := a.Registry.Move(ctx, tx, &dev, countersign.DeviceActive, ""); err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, countersign.Event{
+		return a.Events.Append(ctx, tx, countersign.Event{
 			Type: countersign.DeviceActivated, Actor: countersign.DeviceActor(dev.ID), Device: dev.ID, Fleet: dev.Fleet,
-			Data: map[string]string{"credential": dec.Credential},
+			Data: map[string]string{"credential": a.dec.Credential},
 		})
 	})
 	if err == nil && refused != nil {
-		dec.Allow, dec.Code, dec.Reason = false, refused.Code, refused.Message
+		a.refuse(refused.Code, refused.Message)
 	}
 	return err
 }
 
 // newPath records the CAs by which a manufacturer's certificate is valid now, so that it
 // can be judged without its device.
-func (d *Authority) newPath(ctx context.Context, dec *access.Decision) error {
-	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		return d.CA.SetPath(ctx, tx, dec.Cert, dec.Path)
+func (a *arrival) newPath(ctx context.Context) error {
+	return a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return a.CA.SetPath(ctx, tx, a.dec.Cert, a.dec.Path)
 	})
 }
 
@@ -180,15 +195,15 @@ func sessionOf(v *countersign.Verdict, c countersign.Connection) countersign.Ses
 
 // firstUse makes a pending certificate the device's active one, durably, before
 // the connection is let in.
-func (d *Authority) firstUse(ctx context.Context, dec *access.Decision) error {
+func (a *arrival) firstUse(ctx context.Context) error {
 	var refused *countersign.Error
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		refused = nil
-		dev, certs, err := d.lock(ctx, tx, dec.Device)
+		dev, certs, err := a.lock(ctx, tx, a.dec.Device)
 		if err != nil {
 			return err
 		}
-		shown := find(certs, dec.Cert)
+		shown := find(certs, a.dec.Cert)
 		switch {
 		case dev.State != countersign.DeviceActive || shown == nil:
 			refused = countersign.Errorf(countersign.NotAllowed, "the device is %s", dev.State)
@@ -199,33 +214,33 @@ func (d *Authority) firstUse(ctx context.Context, dec *access.Decision) error {
 			refused = countersign.Errorf(countersign.CertIsRevoked, "the certificate has been %s meanwhile", shown.State)
 			return nil
 		}
-		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
+		fleet, err := a.Registry.Fleet(ctx, tx, dev.Fleet)
 		if err != nil {
 			return err
 		}
-		events, err := d.activate(ctx, tx, fleet.Overlap, certs, shown)
+		events, err := a.activate(ctx, tx, fleet.Overlap, certs, shown)
 		if err != nil {
 			return err
 		}
-		return d.Events.Append(ctx, tx, events...)
+		return a.Events.Append(ctx, tx, events...)
 	})
 	if err == nil && refused != nil {
-		dec.Allow, dec.Code, dec.Reason = false, refused.Code, refused.Message
+		a.refuse(refused.Code, refused.Message)
 	}
 	return err
 }
 
 // forkShown acts on a certificate that its device had given up before using it.
 // What was issued before the device last lost its identity means nothing any more.
-func (d *Authority) forkShown(ctx context.Context, dec *access.Decision) error {
+func (a *arrival) forkShown(ctx context.Context) error {
 	const why = "a certificate connected that its device had replaced before using it"
 	var forked bool
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		dev, certs, err := d.lock(ctx, tx, dec.Device)
+	err := a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		dev, certs, err := a.lock(ctx, tx, a.dec.Device)
 		if err != nil {
 			return err
 		}
-		shown, err := d.CA.Certificate(ctx, tx, dec.Cert)
+		shown, err := a.CA.Certificate(ctx, tx, a.dec.Cert)
 		if err != nil {
 			return err
 		}
@@ -234,12 +249,12 @@ func (d *Authority) forkShown(ctx context.Context, dec *access.Decision) error {
 			return nil // refused as it is
 		}
 		j := rotation{device: dev, certs: certs}
-		return d.fork(ctx, tx, &j, countersign.Event{
-			Type: countersign.FindingFork, Device: dev.ID, Fleet: dev.Fleet, Cert: dec.Cert, Reason: why,
+		return a.fork(ctx, tx, &j, countersign.Event{
+			Type: countersign.FindingFork, Device: dev.ID, Fleet: dev.Fleet, Cert: a.dec.Cert, Reason: why,
 		})
 	})
 	if err == nil && forked {
-		dec.Code, dec.Reason = countersign.ForkDetected, why
+		a.dec.Code, a.dec.Reason = countersign.ForkDetected, why
 	}
 	return err
 }
@@ -257,9 +272,11 @@ func find(certs []countersign.Certificate, ref countersign.CertRef) *countersign
 func (d *Authority) Opened(s countersign.Session) {
 	d.Access.Opened(s)
 	if !strings.Contains(s.Device, "/") { // a guest is no device
-		d.seen.add(registry.Sighting{Device: s.Device, At: s.Since, Addr: written(s.Remote)})
+		d.seen.set(s.Device, registry.Sighting{Device: s.Device, At: s.Since, Addr: written(s.Remote)})
 	}
-	d.uses.add(s)
+	if id, ok := strings.CutPrefix(s.Credential, "secret:"); ok {
+		d.uses.set(id, s.Since)
+	}
 	e := sessionEvent(countersign.SessionOpened, s)
 	e.Data = map[string]string{"session": s.ID, "protocol": s.Protocol, "client_id": s.ClientID}
 	for name, v := range map[string]string{"hello": s.Hello, "software": s.Software, "credential": s.Credential, "node": d.Events.Node} {
@@ -313,31 +330,32 @@ func written(a netip.AddrPort) string {
 	return a.String()
 }
 
-func (d *Authority) connectRefused(c countersign.Connection, dec *access.Decision) {
+func (a *arrival) connectRefused() {
 	e := countersign.Event{
-		Type: countersign.ConnectRefused, Actor: countersign.ActorOf(dec.Device), Device: dec.Device, Fleet: dec.Fleet, Cert: dec.Cert,
-		Remote: written(c.Remote), Via: c.Gateway, Code: dec.Code, Reason: dec.Reason,
-		Data: map[string]string{"protocol": c.Protocol, "client_id": c.ClientID},
+		Type: countersign.ConnectRefused, Actor: countersign.ActorOf(a.dec.Device), Device: a.dec.Device, Fleet: a.dec.Fleet, Cert: a.dec.Cert,
+		Remote: written(a.conn.Remote), Via: a.conn.Gateway, Code: a.dec.Code, Reason: a.dec.Reason,
+		Data: map[string]string{"protocol": a.conn.Protocol, "client_id": a.conn.ClientID},
 	}
-	if !dec.Ended.IsZero() {
-		e.Data["ended_at"] = dec.Ended.UTC().Format(time.RFC3339)
+	if !a.dec.Ended.IsZero() {
+		e.Data["ended_at"] = a.dec.Ended.UTC().Format(time.RFC3339)
 	}
-	for name, v := range map[string]string{"kind": string(dec.Kind), "tried": dec.Tried} {
+	for name, v := range map[string]string{"kind": string(a.dec.Kind), "tried": a.dec.Tried} {
 		if v != "" {
 			e.Data[name] = v
 		}
 	}
-	if !dec.Known { // what it claims is data, not a fact
+	if !a.dec.Known { // what it claims is data, not a fact
 		e.Actor = nobody
 	}
-	if dec.Device == "" {
-		claims(e.Data, c, dec)
+	if a.dec.Device == "" {
+		a.claims(e.Data)
 	}
-	d.later(e, dec.Device)
+	a.later(e, a.dec.Device)
 }
 
-// claims notes what somebody says of itself whom we do not know.
-func claims(data map[string]string, c countersign.Connection, dec *access.Decision) {
+// claims notes what an unknown client says of itself.
+func (a *arrival) claims(data map[string]string) {
+	c, dec := a.conn, &a.dec
 	if len(c.Peer) > 0 {
 		data["claims_subject"] = c.Peer[0].Subject.String()
 		data["claims_issuer"] = c.Peer[0].Issuer.String()

@@ -294,7 +294,7 @@ func (r *request) appraiseIDevID(ctx context.Context, name string) (*appraisal, 
 		return nil, err
 	}
 	unknown := countersign.Errorf(countersign.CertUnknown, "the client certificate is neither a claim, nor registered, nor of a manufacturer that fleet %s trusts", fleet.Name).
-		WithNext("register the manufacturer's CA: countersign ca register; and name it in the fleet's rules")
+		WithNext("register the manufacturer's CA and name it in the fleet's rules")
 	if len(fleet.Rules.Authorities) == 0 {
 		return nil, unknown
 	}
@@ -342,11 +342,11 @@ func (r *request) appraiseTPM(ctx context.Context) (*appraisal, error) {
 		return nil, err
 	case !proof.EKVerified:
 		return nil, countersign.Errorf(countersign.NotAllowed, "the TPM's endorsement key is neither registered nor certified by a manufacturer that fleet %s trusts", fleet.Name).
-			WithNext("register it: countersign enroll tpm; or register the manufacturer's CA and name it in the fleet's rules")
+			WithNext("register the TPM, or register the manufacturer's CA and name it in the fleet's rules")
 	case !fleet.Rules.TPMID:
 		// A manufacturer vouches for a chip and not for a name: one chip could take many.
 		return nil, countersign.Errorf(countersign.NotAllowed, "fleet %s does not take device ids from the chip, and this one is not registered", fleet.Name).
-			WithNext("set tpm_id in the fleet's rules, or register the chip for one device: countersign enroll tpm")
+			WithNext("set tpm_id in the fleet's rules, or register the chip for one device")
 	default:
 		r.by = countersign.Actor("tpm:" + proof.EKHash[:16])
 		a = &appraisal{method: countersign.MethodTPM, evidence: "tpm:" + proof.EKHash, fleet: fleet.Name, facts: map[string]string{}}

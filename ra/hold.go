@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/store"
@@ -24,24 +23,24 @@ const (
 // could not record the act, this node holds the device back by itself until it can:
 // this is the one exception to recording before acting. The answer is still an error,
 // because the act is not on record, and says what is in force, and where.
-func (d *Authority) holdBack(ctx context.Context, act Act, h hold.Hold, err error) error {
-	if act.hold != nil || d.Holds == nil || countersign.CodeOf(err) != countersign.Unavailable || countersign.CheckDeviceID(act.Device) != nil {
+func (o *operation) holdBack(ctx context.Context, h hold.Hold, err error) error {
+	if o.hold != nil || o.Holds == nil || countersign.CodeOf(err) != countersign.Unavailable || countersign.CheckDeviceID(o.Device) != nil {
 		return err
 	}
-	h.Device, h.Actor, h.Note, h.Via, h.Alert = act.Device, act.Actor, act.Note, act.Via, act.Alert
-	in, _, saved, failed := d.Holds.Place(h)
+	h.Device, h.Actor, h.Note, h.Via, h.Alert = o.Device, o.Actor, o.Note, o.Via, o.Alert
+	in, _, saved, failed := o.Holds.Place(h)
 	if failed != nil {
 		return countersign.Errorf(countersign.Unavailable, "%s; %s", countersign.Public(err).Message, countersign.Public(failed).Message).
 			WithNext("bring the database back, then do it again").WithRetry(crlWait).WithCause(err)
 	}
-	sessions := d.Events.Announce(d.holdEvent(countersign.HoldPlaced, &in))
-	d.Log.ErrorContext(ctx, "act not recorded: emergency hold", "device", in.Device, "act", string(in.Act), "hold", in.ID, "sessions", sessions, "error", countersign.Detail(err))
+	sessions := o.Events.Announce(o.holdEvent(countersign.HoldPlaced, &in))
+	o.Log.ErrorContext(ctx, "act not recorded: emergency hold", "device", in.Device, "act", string(in.Act), "hold", in.ID, "sessions", sessions, "error", countersign.Detail(err))
 	what := "this was not recorded: the database cannot be written now"
 	if store.Unconfirmed(err) {
 		what = "the database did not confirm this; it may or may not be recorded"
 	}
 	text := fmt.Sprintf("%s. The emergency hold %s is in force on this node alone: %d live sessions of %s were cut, and it is refused here", what, in.ID, sessions, in.Device)
-	if d.DB.Postgres() {
+	if o.DB.Postgres() {
 		text += "; other nodes do not know of it"
 	}
 	if saved != nil {
@@ -53,10 +52,12 @@ func (d *Authority) holdBack(ctx context.Context, act Act, h hold.Hold, err erro
 
 // refuseHeld refuses a connection of a device that this node holds back, or one that is
 // for such a device.
-func (d *Authority) refuseHeld(dec *access.Decision) {
+func (a *arrival) refuseHeld() {
+	dec := &a.dec
 	for _, id := range append([]string{dec.Device}, dec.Scope...) {
-		if h, ok := d.Holds.Of(id); ok && dec.Allow {
-			dec.Allow, dec.FirstUse, dec.Code, dec.Reason = false, false, countersign.DeviceOnHold, h.Why()
+		if h, ok := a.Holds.Of(id); ok && dec.Allow {
+			dec.FirstUse = false
+			a.refuse(countersign.DeviceOnHold, h.Why())
 		}
 	}
 }
@@ -72,19 +73,19 @@ func (d *Authority) holdEvent(t countersign.EventType, h *hold.Hold) countersign
 	return e
 }
 
-// append records the events of an act. The hold that the act ends is recorded with them.
+// append records the events of an o. The hold that the act ends is recorded with them.
 // Where the act was in force already, its event is not recorded again.
-func (d *Authority) append(ctx context.Context, tx *store.Tx, act Act, out *countersign.Revocation, events []countersign.Event) error {
-	if act.hold == nil {
-		return d.Events.AppendAct(ctx, tx, out, events...)
+func (o *operation) append(ctx context.Context, tx *store.Tx, events []countersign.Event) error {
+	if o.hold == nil {
+		return o.Events.AppendAct(ctx, tx, o.out, events...)
 	}
-	if out.Already {
+	if o.out.Already {
 		events = nil
 	}
-	all := append([]countersign.Event{d.holdEvent(countersign.HoldPlaced, act.hold)}, events...)
-	recorded := d.holdEvent(countersign.HoldRecorded, act.hold)
+	all := append([]countersign.Event{o.holdEvent(countersign.HoldPlaced, o.hold)}, events...)
+	recorded := o.holdEvent(countersign.HoldRecorded, o.hold)
 	recorded.Actor = countersign.System
-	return d.Events.AppendAct(ctx, tx, out, append(all, recorded)...)
+	return o.Events.AppendAct(ctx, tx, o.out, append(all, recorded)...)
 }
 
 // recordHolds tries to record each emergency hold of this node.
@@ -124,14 +125,14 @@ func (d *Authority) recordHold(ctx context.Context, h hold.Hold) error {
 		dropped.Actor, dropped.Via = h.DroppedBy, h.DroppedVia
 		return d.endHold(ctx, &h, dropped)
 	}
-	act := Act{Device: h.Device, Actor: h.Actor, Note: h.Note, Via: h.Via, Alert: h.Alert, hold: &h}
+	o := &operation{Authority: d, Act: Act{Device: h.Device, Actor: h.Actor, Note: h.Note, Via: h.Via, Alert: h.Alert}, hold: &h}
 	switch h.Act {
 	case hold.Revoke:
-		_, err = d.withdraw(ctx, act, countersign.DeviceRegistered, h.Reason)
+		_, err = o.withdraw(ctx, countersign.DeviceRegistered, h.Reason)
 	case hold.Retire:
-		_, err = d.withdraw(ctx, act, countersign.DeviceRetired, h.Reason)
+		_, err = o.withdraw(ctx, countersign.DeviceRetired, h.Reason)
 	default:
-		_, err = d.suspend(ctx, act)
+		_, err = o.suspend(ctx)
 	}
 	switch countersign.CodeOf(err) {
 	case countersign.NotFound, countersign.Conflict, countersign.DeviceGone, countersign.BadRequest:

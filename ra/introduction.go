@@ -90,7 +90,7 @@ func (d *Authority) makeIntroduction(ctx context.Context, i Introduction, by By,
 	known := code == "" || code == countersign.NotFound || code == countersign.Conflict
 	if fleet := out.Parties[0].Fleet; oneFleet && known && out.Parties[1].Fleet != fleet {
 		return out, countersign.Errorf(countersign.NotFound, "there is no device %.140q in fleet %s", i.Peer, fleet).
-			WithNext("ask an operator: countersign device introduce")
+			WithNext("ask an operator to introduce them")
 	}
 	if err != nil {
 		return out, err
@@ -131,7 +131,7 @@ func (d *Authority) party(ctx context.Context, id string) (api.Party, error) {
 		}
 	}
 	if dev.State != countersign.DeviceActive || len(p.Keys) == 0 {
-		return p, countersign.Errorf(countersign.Conflict, "device %s has no identity that it could show", id).WithNext("see countersign device get " + id)
+		return p, countersign.Errorf(countersign.Conflict, "device %s has no identity that it could show", id).WithNext("look at the certificates of the device")
 	}
 	return p, nil
 }

@@ -22,8 +22,18 @@ type Act struct {
 	Note   string // why, in the operator's words
 	Via    string // cli, rest
 	Alert  string // id of the alert that it is about; empty: none
+}
 
+// operation is an act on its way to the record.
+type operation struct {
+	*Authority
+	Act
 	hold *hold.Hold // the emergency hold that it records; nil: none
+
+	// In the transaction, with the device locked:
+	dev   registry.Entry
+	certs []countersign.Certificate
+	out   *countersign.Revocation
 }
 
 // Revoke takes certificates away for good. A device that loses all of them is
@@ -31,30 +41,31 @@ type Act struct {
 func (d *Authority) Revoke(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
 	switch req.Reason {
 	case countersign.CertificateHold:
-		return nil, countersign.Errorf(countersign.BadRequest, "certificateHold is no revocation").WithNext("use: countersign device suspend")
+		return nil, countersign.Errorf(countersign.BadRequest, "certificateHold is no revocation").WithNext("suspend the device instead")
 	case countersign.RemoveFromCRL, countersign.CACompromise, countersign.AACompromise:
 		return nil, countersign.Errorf(countersign.BadRequest, "%s is no reason to revoke a device's certificate", req.Reason)
 	}
 	if req.Device == "" {
 		return d.revokeOne(ctx, req)
 	}
-	act := Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via, Alert: req.Alert}
-	out, err := d.withdraw(ctx, act, countersign.DeviceRegistered, req.Reason)
-	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Revoke, Reason: req.Reason}, err)
+	o := &operation{Authority: d, Act: Act{Device: req.Device, Actor: req.Actor, Note: req.Note, Via: req.Via, Alert: req.Alert}}
+	out, err := o.withdraw(ctx, countersign.DeviceRegistered, req.Reason)
+	return out, o.holdBack(ctx, hold.Hold{Act: hold.Revoke, Reason: req.Reason}, err)
 }
 
 // Retire ends a device's life; its id is not used again.
 func (d *Authority) Retire(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	out, err := d.withdraw(ctx, act, countersign.DeviceRetired, countersign.CessationOfOperation)
-	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Retire, Reason: countersign.CessationOfOperation}, err)
+	o := &operation{Authority: d, Act: act}
+	out, err := o.withdraw(ctx, countersign.DeviceRetired, countersign.CessationOfOperation)
+	return out, o.holdBack(ctx, hold.Hold{Act: hold.Retire, Reason: countersign.CessationOfOperation}, err)
 }
 
-func (d *Authority) withdraw(ctx context.Context, act Act, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
-	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
+func (o *operation) withdraw(ctx context.Context, to countersign.DeviceState, reason countersign.ReasonCode) (*countersign.Revocation, error) {
+	return o.change(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		var events []countersign.Event
-		out.Reason = reason
-		for i := range certs {
-			e, done, err := d.revokeFor(ctx, tx, act, &certs[i], out)
+		o.out.Reason = reason
+		for i := range o.certs {
+			e, done, err := o.revokeFor(ctx, tx, &o.certs[i])
 			if err != nil {
 				return err
 			}
@@ -66,59 +77,59 @@ func (d *Authority) withdraw(ctx context.Context, act Act, to countersign.Device
 		if to == countersign.DeviceRetired {
 			kind, what = countersign.DeviceRetiredEv, "retired"
 		}
-		secrets, err := d.stopSecrets(ctx, tx, dev, By{Actor: act.Actor, Via: act.Via}, "the device was "+what)
+		secrets, err := o.stopSecrets(ctx, tx, &o.dev, By{Actor: o.Actor, Via: o.Via}, "the device was "+what)
 		if err != nil {
 			return err
 		}
 		events = append(events, secrets...)
-		e := act.event(kind, dev)
+		e := o.event(kind)
 		note(&e, "reason", reason.String())
 		// A retired device has lost all that a revocation takes, and stays retired when its
 		// key turns out to be compromised.
-		switch there := dev.State == to || dev.State == countersign.DeviceRetired; {
+		switch there := o.dev.State == to || o.dev.State == countersign.DeviceRetired; {
 		case !there:
-			if err := d.Registry.Move(ctx, tx, dev, to, act.Note); err != nil {
+			if err := o.Registry.Move(ctx, tx, &o.dev, to, o.Note); err != nil {
 				return err
 			}
 		case len(events) > 0: // a registered device that has not connected yet
-		case dev.RevokedAt.IsZero() && len(certs) == 0:
-			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", dev.ID).WithNext("look at it with: countersign device events " + dev.ID)
+		case o.dev.RevokedAt.IsZero() && len(o.certs) == 0:
+			return countersign.Errorf(countersign.Conflict, "device %s holds no certificate", o.dev.ID).WithNext("look at the events of the device")
 		default:
-			since := dev.RevokedAt
-			if len(certs) > 0 { // all revoked, the newest first
-				out.Reason = certs[0].Reason
+			since := o.dev.RevokedAt
+			if len(o.certs) > 0 { // all revoked, the newest first
+				o.out.Reason = o.certs[0].Reason
 				if since.IsZero() {
-					since = certs[0].RevokedAt
+					since = o.certs[0].RevokedAt
 				}
 			}
-			Again(out, &e, since)
+			Again(o.out, &e, since)
 		}
-		return d.append(ctx, tx, act, out, append([]countersign.Event{e}, events...))
+		return o.append(ctx, tx, append([]countersign.Event{e}, events...))
 	})
 }
 
 // revokeFor revokes a certificate for the reason of out, or raises the one for which it is
-// revoked already, and adds it to out. done is false where the record stays as it is: one that has expired
+// revoked already, and adds it to o.out. done is false where the record stays as it is: one that has expired
 // keeps its reason, because no list shows it any more.
-func (d *Authority) revokeFor(ctx context.Context, tx *store.Tx, act Act, c *countersign.Certificate, out *countersign.Revocation) (e countersign.Event, done bool, err error) {
-	reason := out.Reason
+func (o *operation) revokeFor(ctx context.Context, tx *store.Tx, c *countersign.Certificate) (e countersign.Event, done bool, err error) {
+	reason := o.out.Reason
 	before, raise := c.Reason, c.State == countersign.CertRevoked
 	switch {
 	case !raise:
-		err = d.CA.Revoke(ctx, tx, c, reason)
-	case !reason.Graver(before) || d.Now().After(c.NotAfter):
+		err = o.CA.Revoke(ctx, tx, c, reason)
+	case !reason.Graver(before) || o.Now().After(c.NotAfter):
 		return e, false, nil
 	default:
-		err = d.CA.RaiseReason(ctx, tx, c, reason)
+		err = o.CA.RaiseReason(ctx, tx, c, reason)
 	}
 	if err != nil {
 		return e, false, err
 	}
-	out.Certificates = append(out.Certificates, c.Ref())
-	e = act.certEvent(countersign.CertRevokedEv, c)
+	o.out.Certificates = append(o.out.Certificates, c.Ref())
+	e = o.certEvent(countersign.CertRevokedEv, c)
 	note(&e, "reason", reason.String())
 	if raise {
-		out.Raised = true
+		o.out.Raised = true
 		note(&e, "reason_before", before.String())
 	}
 	return e, true, nil
@@ -133,9 +144,9 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 		return nil, countersign.Errorf(countersign.Conflict, "certificate %s is the authority's own", cert.Serial).
 			WithNext("its server and responder certificates are short-lived and made anew at each start")
 	}
-	var out *countersign.Revocation
+	o := &operation{Authority: d, Act: Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}}
 	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Reason: req.Reason}
+		o.out = &countersign.Revocation{Device: cert.Device, At: d.Now(), Reason: req.Reason}
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
 		}
@@ -143,75 +154,76 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 		if err != nil {
 			return err
 		}
-		act := Act{Device: cert.Device, Actor: req.Actor, Note: req.Note, Via: req.Via}
-		e, done, err := d.revokeFor(ctx, tx, act, &c, out)
+		e, done, err := o.revokeFor(ctx, tx, &c)
 		if err != nil {
 			return err
 		}
 		if !done {
-			e = act.certEvent(countersign.CertRevokedEv, &c)
+			e = o.certEvent(countersign.CertRevokedEv, &c)
 			note(&e, "reason", c.Reason.String())
-			out.Reason, out.Certificates = c.Reason, []countersign.CertRef{c.Ref()}
-			Again(out, &e, c.RevokedAt)
-			return d.Events.AppendAct(ctx, tx, out, e)
+			o.out.Reason, o.out.Certificates = c.Reason, []countersign.CertRef{c.Ref()}
+			Again(o.out, &e, c.RevokedAt)
+			return d.Events.AppendAct(ctx, tx, o.out, e)
 		}
 		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
 		if err != nil {
 			return err
 		}
-		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{e}, tokens...)...)
+		return d.Events.AppendAct(ctx, tx, o.out, append([]countersign.Event{e}, tokens...)...)
 	})
 	if err != nil {
 		return nil, NotRecorded(err)
 	}
-	d.awaitCRL(ctx, out, out.Certificates)
-	return out, nil
+	o.awaitCRL(ctx, o.out.Certificates)
+	return o.out, nil
 }
 
 // Suspend puts a device and its certificates on hold.
 func (d *Authority) Suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	out, err := d.suspend(ctx, act)
-	return out, d.holdBack(ctx, act, hold.Hold{Act: hold.Suspend, Reason: countersign.CertificateHold}, err)
+	o := &operation{Authority: d, Act: act}
+	out, err := o.suspend(ctx)
+	return out, o.holdBack(ctx, hold.Hold{Act: hold.Suspend, Reason: countersign.CertificateHold}, err)
 }
 
-func (d *Authority) suspend(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	return d.change(store.Emergency(ctx), act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
-		since := dev.UpdatedAt
-		there := dev.State == countersign.DeviceSuspended
+func (o *operation) suspend(ctx context.Context) (*countersign.Revocation, error) {
+	return o.change(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+		since := o.dev.UpdatedAt
+		there := o.dev.State == countersign.DeviceSuspended
 		if !there {
-			if err := d.Registry.Move(ctx, tx, dev, countersign.DeviceSuspended, act.Note); err != nil {
+			if err := o.Registry.Move(ctx, tx, &o.dev, countersign.DeviceSuspended, o.Note); err != nil {
 				return err
 			}
 		}
-		events := []countersign.Event{act.event(countersign.DeviceSuspendedEv, dev)}
-		for i := range certs {
-			c := &certs[i]
+		events := []countersign.Event{o.event(countersign.DeviceSuspendedEv)}
+		for i := range o.certs {
+			c := &o.certs[i]
 			if c.State == countersign.CertRevoked || c.State == countersign.CertHeld {
 				continue
 			}
-			if err := d.CA.Hold(ctx, tx, c); err != nil {
+			if err := o.CA.Hold(ctx, tx, c); err != nil {
 				return err
 			}
-			out.Certificates = append(out.Certificates, c.Ref())
-			events = append(events, act.certEvent(countersign.CertHeldEv, c))
+			o.out.Certificates = append(o.out.Certificates, c.Ref())
+			events = append(events, o.certEvent(countersign.CertHeldEv, c))
 		}
 		if there && len(events) == 1 {
-			Again(out, &events[0], since)
+			Again(o.out, &events[0], since)
 		}
-		return d.append(ctx, tx, act, out, events)
+		return o.append(ctx, tx, events)
 	})
 }
 
 // Reactivate brings a suspended device back with the certificates it had.
 func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revocation, error) {
-	return d.change(ctx, act.Device, func(ctx context.Context, tx *store.Tx, dev *registry.Entry, certs []countersign.Certificate, out *countersign.Revocation) error {
-		if dev.State != countersign.DeviceSuspended {
-			return countersign.Errorf(countersign.Conflict, "device %s is %s, not suspended", dev.ID, dev.State)
+	o := &operation{Authority: d, Act: act}
+	return o.change(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if o.dev.State != countersign.DeviceSuspended {
+			return countersign.Errorf(countersign.Conflict, "device %s is %s, not suspended", o.dev.ID, o.dev.State)
 		}
 		to := countersign.DeviceRegistered
 		var events []countersign.Event
-		for i := range certs {
-			c := &certs[i]
+		for i := range o.certs {
+			c := &o.certs[i]
 			if c.State != countersign.CertHeld {
 				continue
 			}
@@ -219,11 +231,11 @@ func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revoc
 				return err
 			}
 			to = countersign.DeviceActive
-			out.Certificates = append(out.Certificates, c.Ref())
-			events = append(events, act.certEvent(countersign.CertReleased, c))
+			o.out.Certificates = append(o.out.Certificates, c.Ref())
+			events = append(events, o.certEvent(countersign.CertReleased, c))
 		}
 		if to == countersign.DeviceRegistered {
-			bySecret, err := d.connectsBySecret(ctx, tx, dev)
+			bySecret, err := o.connectsBySecret(ctx, tx)
 			if err != nil {
 				return err
 			}
@@ -231,17 +243,17 @@ func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revoc
 				to = countersign.DeviceActive
 			}
 		}
-		if err := d.Registry.Move(ctx, tx, dev, to, ""); err != nil {
+		if err := d.Registry.Move(ctx, tx, &o.dev, to, ""); err != nil {
 			return err
 		}
-		return d.Events.AppendAct(ctx, tx, out, append([]countersign.Event{act.event(countersign.DeviceReactivated, dev)}, events...)...)
+		return d.Events.AppendAct(ctx, tx, o.out, append([]countersign.Event{o.event(countersign.DeviceReactivated)}, events...)...)
 	})
 }
 
 // connectsBySecret says whether a device without a certificate has what it needs to
 // connect: a secret, or a symmetric key that it has used.
-func (d *Authority) connectsBySecret(ctx context.Context, tx *store.Tx, dev *registry.Entry) (bool, error) {
-	secrets, err := d.Access.Secrets.Of(ctx, tx, dev.ID)
+func (o *operation) connectsBySecret(ctx context.Context, tx *store.Tx) (bool, error) {
+	secrets, err := o.Access.Secrets.Of(ctx, tx, o.dev.ID)
 	if err != nil {
 		return false, err
 	}
@@ -250,25 +262,23 @@ func (d *Authority) connectsBySecret(ctx context.Context, tx *store.Tx, dev *reg
 			return true, nil
 		}
 	}
-	fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
-	return access.Accepts(fleet.Rules.Access, countersign.AccessSAS) && !dev.LastSeen.IsZero() && dev.Newer(dev.SeenPos), err
+	fleet, err := o.Registry.Fleet(ctx, tx, o.dev.Fleet)
+	return access.Accepts(fleet.Rules.Access, countersign.AccessSAS) && !o.dev.LastSeen.IsZero() && o.dev.Newer(o.dev.SeenPos), err
 }
 
-// change does one act on a device in one transaction, with the device locked, and
-// waits a little for the lists that show it.
-func (d *Authority) change(ctx context.Context, device string, do func(context.Context, *store.Tx, *registry.Entry, []countersign.Certificate, *countersign.Revocation) error) (*countersign.Revocation, error) {
-	var out *countersign.Revocation
+// change does the act in one transaction, with the device locked, and waits a little for
+// the lists that show it.
+func (o *operation) change(ctx context.Context, do func(context.Context, *store.Tx) error) (*countersign.Revocation, error) {
 	var shown []countersign.CertRef // what the lists have to show
-	err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		out = &countersign.Revocation{Device: device, At: d.Now()}
-		dev, certs, err := d.lock(ctx, tx, device)
-		if err != nil {
+	err := o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		o.out = &countersign.Revocation{Device: o.Device, At: o.Now()}
+		if o.dev, o.certs, err = o.lock(ctx, tx, o.Device); err != nil {
 			return err
 		}
-		err = do(ctx, tx, &dev, certs, out)
-		if shown = out.Certificates; out.Already {
-			for i := range certs {
-				shown = append(shown, certs[i].Ref())
+		err = do(ctx, tx)
+		if shown = o.out.Certificates; o.out.Already {
+			for i := range o.certs {
+				shown = append(shown, o.certs[i].Ref())
 			}
 		}
 		return err
@@ -276,8 +286,8 @@ func (d *Authority) change(ctx context.Context, device string, do func(context.C
 	if err != nil {
 		return nil, NotRecorded(err)
 	}
-	d.awaitCRL(ctx, out, shown)
-	return out, nil
+	o.awaitCRL(ctx, shown)
+	return o.out, nil
 }
 
 func (d *Authority) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entry, []countersign.Certificate, error) {
@@ -292,23 +302,25 @@ func (d *Authority) lock(ctx context.Context, tx *store.Tx, id string) (registry
 	return dev, certs, err
 }
 
-func (a Act) event(t countersign.EventType, dev *registry.Entry) countersign.Event {
-	e := countersign.Event{Type: t, Actor: a.Actor, Device: dev.ID, Fleet: dev.Fleet, Via: a.Via, Reason: a.Note}
-	if a.Alert != "" {
-		note(&e, "alert", a.Alert)
+// event returns an event of that type about the act.
+func (o *operation) event(t countersign.EventType) countersign.Event {
+	e := countersign.Event{Type: t, Actor: o.Actor, Device: o.dev.ID, Fleet: o.dev.Fleet, Via: o.Via, Reason: o.Note}
+	if o.Alert != "" {
+		note(&e, "alert", o.Alert)
 	}
 	return e
 }
 
-func (a Act) certEvent(t countersign.EventType, c *countersign.Certificate) countersign.Event {
-	e := certEvent(t, c, a.Actor, a.Note)
-	e.Via = a.Via
+// certEvent returns an event of that type about one of the device's certificates.
+func (o *operation) certEvent(t countersign.EventType, c *countersign.Certificate) countersign.Event {
+	e := certEvent(t, c, o.Actor, o.Note)
+	e.Via = o.Via
 	return e
 }
 
 // awaitCRL waits a little for the lists that show what was done to certificates.
-func (d *Authority) awaitCRL(ctx context.Context, out *countersign.Revocation, shown []countersign.CertRef) {
-	if d.CRLs == nil || len(shown) == 0 {
+func (o *operation) awaitCRL(ctx context.Context, shown []countersign.CertRef) {
+	if o.CRLs == nil || len(shown) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, crlWait)
@@ -317,7 +329,7 @@ func (d *Authority) awaitCRL(ctx context.Context, out *countersign.Revocation, s
 	for _, c := range shown {
 		if !issuers[c.Issuer] {
 			issuers[c.Issuer] = true
-			out.CRLNumber = d.CRLs.Wait(ctx, c.Issuer)
+			o.out.CRLNumber = o.CRLs.Wait(ctx, c.Issuer)
 		}
 	}
 }

@@ -219,13 +219,6 @@ func (t *thin) counts() iter.Seq[*repeats] {
 	}
 }
 
-// flushThin writes the numbers of what was left out.
-func (d *Authority) flushThin(all bool) {
-	for _, e := range d.thin.late(d.Now(), all) {
-		d.Events.Later(e)
-	}
-}
-
 const (
 	// pairWindow is over how long the sessions of a device are counted: Budget.Events is
 	// for a minute, and a session is two lines.

@@ -3,7 +3,6 @@ package ra
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -181,68 +180,4 @@ func (d *Authority) secretsStopped(ctx context.Context, tx *store.Tx, list []acc
 		events = append(events, tokens...)
 	}
 	return events, nil
-}
-
-// SweepSecrets stops the secrets whose time is over and cuts the sessions that
-// rest on them, and gives their number. Access looks at the time itself.
-func (d *Authority) SweepSecrets(ctx context.Context) (int, error) {
-	total := 0
-	for {
-		due, err := d.Access.Secrets.Overdue(ctx, sweepBatch)
-		if err != nil {
-			return total, err
-		}
-		for i := range due {
-			_, _, err := d.StopSecret(ctx, due[i].Device, due[i].ID, "its time is over", By{Actor: countersign.System})
-			switch {
-			case err == nil:
-				total++
-			case countersign.CodeOf(err) != countersign.Conflict: // else another node was first
-				return total, err
-			}
-		}
-		if len(due) < sweepBatch {
-			return total, nil
-		}
-	}
-}
-
-// secretUses gathers when secrets were last used until the next flush.
-type secretUses struct {
-	mu sync.Mutex
-	by map[string]time.Time
-}
-
-func (u *secretUses) add(s countersign.Session) {
-	id, ok := strings.CutPrefix(s.Credential, "secret:")
-	if !ok {
-		return
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.by == nil {
-		u.by = map[string]time.Time{}
-	}
-	u.by[id] = s.Since
-}
-
-func (d *Authority) flushUses(ctx context.Context) {
-	d.uses.mu.Lock()
-	used := d.uses.by
-	d.uses.by = nil
-	d.uses.mu.Unlock()
-	for len(used) > 0 {
-		batch := make(map[string]time.Time, min(len(used), seenBatch))
-		for id, at := range used {
-			if len(batch) == seenBatch {
-				break
-			}
-			batch[id] = at
-			delete(used, id)
-		}
-		err := d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Access.Secrets.Used(ctx, tx, batch) })
-		if err != nil && ctx.Err() == nil {
-			d.Log.ErrorContext(ctx, "uses of secrets not written", "count", len(batch), "error", err)
-		}
-	}
 }

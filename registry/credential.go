@@ -166,7 +166,7 @@ func (r *Registry) checkBound(ctx context.Context, tx *store.Tx, fleet countersi
 }
 
 func errRegistered(kind countersign.Method) error {
-	return countersign.Errorf(countersign.Conflict, "this %s is registered already", kind).WithNext("list them with: countersign enroll list")
+	return countersign.Errorf(countersign.Conflict, "this %s is registered already", kind).WithNext("look for it in the list of credentials")
 }
 
 // fingerprintsFree refuses a fingerprint that finds an active credential of the
@@ -392,5 +392,5 @@ func (r *Registry) TokenBySecret(ctx context.Context, rd store.Reader, secret st
 
 func badToken() error {
 	return countersign.Errorf(countersign.BadCredential, "the enrollment token is not one of ours").
-		WithNext("ask the operator for a new token: countersign enroll token")
+		WithNext("ask the operator for a new token")
 }

@@ -48,14 +48,14 @@ func (r *Registry) Find(ctx context.Context, rd store.Reader, kind countersign.M
 }
 
 func noCredential(kind countersign.Method) error {
-	return countersign.Errorf(countersign.NotFound, "there is no such %s", kind).WithNext("list them with: countersign enroll list")
+	return countersign.Errorf(countersign.NotFound, "there is no such %s", kind).WithNext("look for it in the list of credentials")
 }
 
 // Credential reads one credential by id.
 func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (Credential, error) {
 	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
-		return c, countersign.Errorf(countersign.NotFound, "there is no credential %.80q", id).WithNext("list them with: countersign enroll list")
+		return c, countersign.Errorf(countersign.NotFound, "there is no credential %.80q", id).WithNext("look for it in the list of credentials")
 	}
 	if err != nil {
 		return c, fmt.Errorf("read credential %s: %w", id, err)

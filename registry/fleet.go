@@ -50,7 +50,7 @@ func scanFleet(row store.Row) (f countersign.Fleet, err error) {
 func (r *Registry) Fleet(ctx context.Context, rd store.Reader, name string) (countersign.Fleet, error) {
 	f, err := scanFleet(rd.QueryRow(ctx, `SELECT `+fleetColumns+` FROM fleet WHERE name = $1`, name))
 	if errors.Is(err, sql.ErrNoRows) {
-		return f, countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", name).WithNext("list them with: countersign fleet list")
+		return f, countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", name).WithNext("look for it in the list of fleets")
 	}
 	if err != nil {
 		return f, fmt.Errorf("read fleet %s: %w", name, err)

@@ -82,7 +82,7 @@ func scanDevice(row store.Row) (e Entry, err error) {
 func (r *Registry) Device(ctx context.Context, rd store.Reader, id string) (Entry, error) {
 	e, err := scanDevice(rd.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
-		return e, countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("list them with: countersign device list")
+		return e, countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("look for it in the list of devices")
 	}
 	if err != nil {
 		return e, fmt.Errorf("read device %s: %w", id, err)

@@ -115,7 +115,7 @@ func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHa
 func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Waiting, error) {
 	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
-		return w, countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("list them with: countersign enroll pending")
+		return w, countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("look for it in the list of waiting enrollments")
 	}
 	if err != nil {
 		return w, fmt.Errorf("read waiting enrollment %s: %w", id, err)
