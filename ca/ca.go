@@ -39,7 +39,7 @@ type Options struct {
 	// WeakKeys lists keys that are known to be weak, beside those that are built in; no
 	// key that is on it enters, by whatever door. nil: none.
 	WeakKeys *weakkey.Blocklist
-	// Cacheable reports whether this process hears at once of every revocation in
+	// Cacheable reports whether this process is notified at once of every revocation in
 	// the database, so that signed answers may be given again. Whoever says yes
 	// after a no has called Forget for what was missed. nil: it does.
 	Cacheable func() bool
@@ -139,7 +139,7 @@ func (c *CA) Authorities() []countersign.Authority {
 	return list
 }
 
-// Authority gives one authority.
+// Authority returns one authority.
 func (c *CA) Authority(id string) (countersign.Authority, error) {
 	a, err := c.authority(id)
 	if err != nil {
@@ -158,7 +158,7 @@ func (c *CA) authority(id string) (*authority, error) {
 	return a, nil
 }
 
-// Chain gives the DER certificates of an authority and those above it, root last.
+// Chain returns the DER certificates of an authority and those above it, root last.
 func (c *CA) Chain(id string) ([][]byte, error) {
 	var chain [][]byte
 	for id != "" {

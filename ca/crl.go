@@ -291,7 +291,7 @@ func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]
 	return b.Bytes()
 }
 
-// algorithmOf gives the AlgorithmIdentifier, DER, and hash to sign with under a
+// algorithmOf returns the AlgorithmIdentifier, DER, and hash to sign with under a
 // key: the hash of the curve's size (RFC 5758, RFC 8410, RFC 4055).
 func algorithmOf(pub crypto.PublicKey) (der []byte, hash crypto.Hash, err error) {
 	var alg pkix.AlgorithmIdentifier

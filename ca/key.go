@@ -23,10 +23,10 @@ const (
 	minExponent = 65537
 )
 
-// keyTypes are the names that CheckKey gives.
+// keyTypes are the names that CheckKey returns.
 var keyTypes = []string{"P-256", "P-384", "P-521", "Ed25519", "RSA"}
 
-// CheckKey says whether a public key may stand in a certificate, and names its
+// CheckKey reports whether a public key may be in a certificate, and names its
 // type: P-256, P-384, P-521, Ed25519 or RSA.
 func CheckKey(pub crypto.PublicKey) (kind string, err error) {
 	switch k := pub.(type) {
@@ -70,7 +70,7 @@ func weak(format string, args ...any) error {
 }
 
 // KeyHash is the hex SHA-256 of the key's SubjectPublicKeyInfo, by which the
-// registry tells keys apart.
+// registry distinguishes keys.
 func KeyHash(pub crypto.PublicKey) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {

@@ -43,7 +43,7 @@ func lint(tbs, issuer *x509.Certificate) error {
 // Forum's rules are for the web.
 var lintSources = zl.SourceList{zl.RFC5280, zl.RFC5480, zl.RFC5891, zl.RFC8813}
 
-// Lint runs zlint's RFC lints over a certificate, DER, and gives one line for each that
+// Lint runs zlint's RFC lints over a certificate, DER, and returns one line for each that
 // failed with an error or a warning.
 func Lint(der []byte) ([]string, error) {
 	cert, err := zx509.ParseCertificate(der)
@@ -113,7 +113,7 @@ func (c *CA) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKe
 	return Lint(der)
 }
 
-// sampleKey gives a public key of a type. Nobody holds its private half: making an
+// sampleKey returns a public key of a type. No one has its private half: making an
 // RSA key would take longer than all the rest.
 func sampleKey(kind string) (crypto.PublicKey, error) {
 	switch kind {

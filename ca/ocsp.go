@@ -194,7 +194,7 @@ type signing struct {
 	id, certs []byte
 }
 
-// openResponder gives the authority's OCSP signer, issuing it anew when it is
+// openResponder returns the authority's OCSP signer, issuing it anew when it is
 // missing or past two thirds of its life.
 func (c *CA) openResponder(ctx context.Context, a *authority) (signing, error) {
 	r := &a.responder
@@ -353,7 +353,7 @@ func (s *signing) respond(singles []byte, producedAt time.Time, nonce []byte) ([
 	return out.Bytes()
 }
 
-// Issuer gives an authority's certificate, DER, for caIssuers (RFC 5280, 4.2.2.1).
+// Issuer returns an authority's certificate, DER, for caIssuers (RFC 5280, 4.2.2.1).
 func (c *CA) Issuer(_ context.Context, id string) ([]byte, error) {
 	a, err := c.authority(id)
 	if err != nil {

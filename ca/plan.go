@@ -21,7 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// maxCommonName is ub-common-name (RFC 5280, A.1). A longer id stands in the URI
+// maxCommonName is ub-common-name (RFC 5280, A.1). A longer id is in the URI
 // only, and the subject is empty.
 const maxCommonName = 64
 
@@ -187,7 +187,7 @@ func (c *CA) Sign(p *Planned) (*Issued, error) {
 	return &Issued{Certificate: rec, block: p.block, pub: p.pub}, nil
 }
 
-// recordOf completes rec with what stands in cert.
+// recordOf completes rec with what is in cert.
 func recordOf(cert *x509.Certificate, rec countersign.Certificate) countersign.Certificate {
 	rec.Serial = countersign.SerialOf(cert.SerialNumber)
 	rec.DER = cert.Raw
@@ -226,7 +226,7 @@ func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
 var ErrBlockClosed = errors.New("the block of its serial is not open")
 
 // IssueServer issues a TLS server certificate of the authority itself for names
-// (DNS names and addresses), records it, and gives leaf and chain without root.
+// (DNS names and addresses), records it, and returns leaf and chain without root.
 func (c *CA) IssueServer(ctx context.Context, issuer string, names []string, pub crypto.PublicKey) (chain [][]byte, notAfter time.Time, err error) {
 	tbs := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, n := range names {
@@ -254,7 +254,7 @@ func (c *CA) IssueIntroducer(ctx context.Context, issuer string, pub crypto.Publ
 }
 
 // issueService issues a certificate of the authority's own that lives for
-// ServerValidity, and gives it with its chain without root.
+// ServerValidity, and returns it with its chain without root.
 func (c *CA) issueService(ctx context.Context, issuer string, tbs *x509.Certificate, pub crypto.PublicKey, profile string) (chain [][]byte, notAfter time.Time, err error) {
 	a, err := c.authority(issuer)
 	if err != nil {

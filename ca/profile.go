@@ -67,7 +67,7 @@ var extKeyUsages = map[string]x509.ExtKeyUsage{
 	"serverAuth": x509.ExtKeyUsageServerAuth,
 }
 
-// builtin gives the profiles that every installation starts with.
+// builtin returns the profiles that every installation starts with.
 func builtin() []Profile {
 	return []Profile{
 		{
@@ -82,7 +82,7 @@ func builtin() []Profile {
 	}
 }
 
-// check says whether the profile makes sense before anything is signed with it.
+// check reports whether the profile makes sense before anything is signed with it.
 func (p *Profile) check() error {
 	if err := countersign.CheckName(p.Name); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (c *CA) Hold(ctx context.Context, tx *store.Tx, cert *countersign.Certifica
 	})
 }
 
-// Release gives a held certificate the state back that it had.
+// Release returns a held certificate the state back that it had.
 func (c *CA) Release(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
 	if cert.State != countersign.CertHeld {
 		return moveError(cert, "released")
@@ -177,7 +177,7 @@ func noCertificate(name string) error {
 	return countersign.Errorf(countersign.NotFound, "there is no certificate %s", name).WithNext("look for it in the list of certificates")
 }
 
-// maxNamesakes bounds how many certificates with one serial number are told apart.
+// maxNamesakes bounds how many certificates with one serial number are distinguished.
 const maxNamesakes = 16
 
 // BySerial reads the certificates with a serial number, with their DER, by issuer: at
@@ -256,7 +256,7 @@ func (c *CA) Overdue(ctx context.Context, r store.Reader, limit int) (list []cou
 	return list, nil
 }
 
-// EachKey gives the newest certificates of devices that are not revoked or
+// EachKey visits the newest certificates of devices that are not revoked or
 // expired, with their DER, until visit fails; at most limit.
 func (c *CA) EachKey(ctx context.Context, limit int, visit func(countersign.Certificate) error) (err error) {
 	for cert, err := range store.Rows(ctx, c.DB, scanWhole, `SELECT `+certColumns+`, der FROM certificate

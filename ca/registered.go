@@ -143,7 +143,7 @@ func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.
 	return nil
 }
 
-// KeyHolder says whether any certificate, even a revoked one, was issued over the
+// KeyHolder reports whether any certificate, even a revoked one, was issued over the
 // public key to anybody but the device: another device, or nobody in particular
 // (empty), as with claims and the authority's own.
 func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device string) (other string, taken bool, err error) {
@@ -161,7 +161,7 @@ func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device stri
 const ClaimValidity = 366 * 24 * time.Hour
 
 // IssueClaim signs a claim certificate, which enrolls and can do nothing else: it
-// is on record without a device, so no gateway admits it. It gives the leaf, DER.
+// is on record without a device, so no gateway admits it. It returns the leaf, DER.
 func (c *CA) IssueClaim(ctx context.Context, issuer, label string, until time.Time, pub any) (*Issued, error) {
 	a, err := c.authority(issuer)
 	if err != nil {

@@ -23,7 +23,7 @@ const (
 	// blockSize is how many serials one commit records: at 3,000 enrollments a
 	// second, three small commits a second.
 	blockSize = 1024
-	// lowWater is when the next block is fetched, so that nobody waits for it.
+	// lowWater is when the next block is fetched, so that no caller waits for it.
 	lowWater = blockSize / 4
 	// blockLife bounds how long a block stays open, by the clock that all nodes share,
 	// and with it how long a crash leaves unspent serials unvoided on a node that does
@@ -60,7 +60,7 @@ type block struct {
 	opened time.Time // by this process
 }
 
-// draw gives the next serial. It waits only when enrollments outrun the fetch.
+// draw returns the next serial. It waits only when enrollments outrun the fetch.
 func (s *serials) draw(ctx context.Context) (drawn, error) {
 	for {
 		s.mu.Lock()
@@ -172,7 +172,7 @@ func (s *serials) closed(id string) {
 	}
 }
 
-// VoidSerials closes the blocks that nobody draws from any more and keeps, of
+// VoidSerials closes the blocks that no process draws from any more and keeps, of
 // each, the serials that no certificate carries. all says that no other process
 // shares the database, so that every open block is a dead process's. It returns
 // the number of serials voided.

@@ -13,7 +13,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CreateOperatorToken makes an operator token and gives it with its secret.
+// CreateOperatorToken makes an operator token and returns it with its secret.
 func (p *Provisioner) CreateOperatorToken(ctx context.Context, t operator.Token, ttl time.Duration, by ra.By) (made operator.Token, secret string, err error) {
 	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if made, secret, err = p.Operators.Create(ctx, tx, t.Name, t.Role, ttl); err != nil {
@@ -58,7 +58,7 @@ func OperatorSource(id string) string { return operatorSource + id }
 
 const operatorSource = "operator_token:"
 
-// CreateAccessToken gives out an access token; see access.Tokens. It refuses with
+// CreateAccessToken makes an access token; see access.Tokens. It refuses with
 // BadCredential where the operator token that it is for was revoked meanwhile.
 func (p *Provisioner) CreateAccessToken(ctx context.Context, k access.Token, ttl time.Duration, by ra.By) (made access.Token, text string, err error) {
 	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CreateToken makes an enrollment token and gives it with its secret. A token for
+// CreateToken makes an enrollment token and returns it with its secret. A token for
 // a device that is known takes that device's fleet, and may name no other.
 func (p *Provisioner) CreateToken(ctx context.Context, t registry.Credential, ttl time.Duration, by ra.By) (made registry.Credential, secret string, err error) {
 	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -23,7 +23,7 @@ func (p *Provisioner) CreateToken(ctx context.Context, t registry.Credential, tt
 	return made, secret, err
 }
 
-// CreateTokens makes a token as t for each of the devices and gives the secrets in
+// CreateTokens makes a token as t for each of the devices and returns the secrets in
 // their order: all, or none.
 func (p *Provisioner) CreateTokens(ctx context.Context, t registry.Credential, devices []string, ttl time.Duration, by ra.By) (secrets []string, err error) {
 	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

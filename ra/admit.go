@@ -16,7 +16,7 @@ import (
 )
 
 // decideTime bounds what a decision reads and writes: a client gives up after ten
-// seconds or so, and must be told before that the database does not answer.
+// seconds or so, and must be answered before that the database does not answer.
 const decideTime = 5 * time.Second
 
 // arrival is a connection on its way to a verdict.
@@ -116,7 +116,7 @@ func (d *Authority) Exchange(ctx context.Context, c countersign.Connection, meth
 	return d.Access.Exchange(ctx, c, method)
 }
 
-// blocked says whether the address may not come in at all.
+// blocked reports whether the address may not come in at all.
 func (a *arrival) blocked() error {
 	if a.dec.Known {
 		return a.Ledger.CheckProven(a.conn.Remote.Addr())

@@ -93,7 +93,7 @@ func (r *request) appraiseVoucher() (*appraisal, error) {
 	}, nil
 }
 
-// appraiseSecret tells the secrets apart by their form.
+// appraiseSecret distinguishes the secrets by their form.
 func (r *request) appraiseSecret(ctx context.Context) (*appraisal, error) {
 	if strings.HasPrefix(r.Evidence.Token, "SharedAccessSignature ") {
 		return r.appraiseSAS(ctx)
@@ -235,7 +235,7 @@ func (r *request) appraisePeer(ctx context.Context, fleet string) (*appraisal, e
 	return r.appraiseIDevID(ctx, fleet)
 }
 
-// registered gives the thumbprints of a credential.
+// registered returns the thumbprints of a credential.
 func (d *Authority) registered(c *registry.Credential) attest.Thumbprints {
 	t := attest.Thumbprints{WeakKeys: d.CA.WeakKeys}
 	first, second := c.Fingerprints()
@@ -247,7 +247,7 @@ func (d *Authority) registered(c *registry.Credential) attest.Thumbprints {
 }
 
 // appraiseClaim takes a claim certificate within its bounds. One that is seen
-// outside of them is in wrong hands: it stops, and somebody is told.
+// outside of them is in wrong hands: it is stopped, and an operator is alerted.
 func (r *request) appraiseClaim(ctx context.Context, c registry.Credential, leaf *x509.Certificate) (*appraisal, error) {
 	a := r.byCredential(c)
 	err := r.inTime(ctx, r.DB, waitingOn{c.Evidence(), cmp.Or(c.Device, r.csr.Subject.CommonName)}, func(now time.Time) error {
@@ -358,7 +358,7 @@ func (r *request) appraiseTPM(ctx context.Context) (*appraisal, error) {
 	return a, nil
 }
 
-// finding tells a person of something that is no refusal of its own.
+// finding records something for an operator that is no refusal of its own.
 func (r *request) finding(t countersign.EventType, c *registry.Credential, why string) {
 	if r.dry {
 		return

@@ -14,7 +14,7 @@ import (
 // minutes at best.
 const pollAfter = time.Minute
 
-// approval gives the id of the approval that the request has; empty if it has not
+// approval returns the id of the approval that the request has; empty if it has not
 // asked for one yet. While it waits or once it was rejected that is the answer.
 func (e *enrollment) approval(ctx context.Context) (string, error) {
 	w, err := e.Registry.WaitingOf(ctx, e.DB, e.request.device, e.waitsAs(), e.evidence)
@@ -43,7 +43,7 @@ func errPending(device string) error {
 }
 
 // await records a request that an operator has to decide, with its evidence, and
-// asks the device to come back. A device that nobody registered stays unknown until
+// asks the device to come back. A device that is not registered stays unknown until
 // it is approved: else asking would register it for the methods that want that.
 // No error: the request has its certificate already, c.again.
 func (e *enrollment) await(ctx context.Context) error {

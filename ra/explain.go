@@ -8,7 +8,7 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 )
 
-// Explanation tells what would become of a request, and why.
+// Explanation is what a request would come to, and why.
 type Explanation struct {
 	Decision string // issue, again, wait or refuse
 	Code     countersign.Code

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// DefaultIntroduction is how long an introduction is good where nobody says: the
+	// DefaultIntroduction is how long an introduction is good if none is given: the
 	// devices meet now.
 	DefaultIntroduction = 5 * time.Minute
 	// MinIntroduction is the least: the devices still have to meet.
@@ -160,7 +160,7 @@ func (n *introducer) sign(ctx context.Context, d *Authority, i api.Introduction)
 	return signed.CompactSerialize()
 }
 
-// ready gives a signer whose certificate outlives the introduction.
+// ready returns a signer whose certificate outlives the introduction.
 func (n *introducer) ready(ctx context.Context, d *Authority, until time.Time) (jose.Signer, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -250,7 +250,7 @@ func (d *Authority) Reactivate(ctx context.Context, act Act) (*countersign.Revoc
 	})
 }
 
-// connectsBySecret says whether a device without a certificate has what it needs to
+// connectsBySecret reports whether a device without a certificate has what it needs to
 // connect: a secret, or a symmetric key that it has used.
 func (o *operation) connectsBySecret(ctx context.Context, tx *store.Tx) (bool, error) {
 	secrets, err := o.Access.Secrets.Of(ctx, tx, o.dev.ID)

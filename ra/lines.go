@@ -22,7 +22,7 @@ const (
 	// strangerBurst is the same for all together of whom nothing is known: 20 lines a
 	// second, some 2 GB a day while an attack from thousands of addresses lasts.
 	strangerBurst = 200
-	// maxThin bounds how many different lines are told apart, about 16 MB. Once there are
+	// maxThin bounds how many different lines are distinguished, about 16 MB. Once there are
 	// more, what is left out is counted by its reason alone.
 	maxThin = 8192
 	// lateAtOnce bounds how many of the lines that were left out are written late at once.
@@ -57,7 +57,7 @@ type repeats struct {
 	last    countersign.Event
 }
 
-// add notes an event at now; device tells it from others of the same actor, and must be
+// add notes an event at now; device distinguishes it from others of the same actor, and must be
 // on record, since a stranger may claim any number of names. It reports whether to write it, with the number of those
 // left out before it as more_before in its data.
 // most is how many lines of all kinds its identity may cause in a window; over says that

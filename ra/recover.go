@@ -16,7 +16,7 @@ type Recovery struct{ RA *Authority }
 
 var _ countersign.Enroller = Recovery{}
 
-// Enroll is refused: this door gives no first certificate.
+// Enroll is refused: this door grants no first certificate.
 func (Recovery) Enroll(context.Context, countersign.EnrollRequest) (*countersign.Grant, error) {
 	return nil, countersign.Errorf(countersign.NotAllowed, "the recovery door renews only").WithNext("enroll at the enrollment listener")
 }

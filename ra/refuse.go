@@ -11,7 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 )
 
-// refused writes down why, slows the guesser, and gives the error that the door may show.
+// refused writes down why, slows the guesser, and returns the error that the door may show.
 func (r *request) refused(ctx context.Context, err error) error {
 	err = r.unblocked(err)
 	code := countersign.CodeOf(err)
@@ -88,7 +88,7 @@ func (r *request) unblocked(err error) error {
 	return err
 }
 
-// guessed counts a wrong secret, slows the answer, and tells a person where a
+// guessed counts a wrong secret, slows the answer, and alerts an operator where a
 // credential or a device's name draws many. Only secrets count: what is signed
 // cannot be guessed, and a device with a stale certificate is no attacker.
 func (r *request) guessed(ctx context.Context, code countersign.Code) {

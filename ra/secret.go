@@ -12,7 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CreateSecret gives a device a secret to connect with, and the secret itself where
+// CreateSecret returns a device a secret to connect with, and the secret itself where
 // it was drawn here: it is kept nowhere.
 func (d *Authority) CreateSecret(ctx context.Context, o access.SecretOrder, by By) (access.Secret, []byte, error) {
 	o.By = by.Actor

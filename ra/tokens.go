@@ -29,8 +29,8 @@ func TokenEvent(t countersign.EventType, k access.Token, by By) countersign.Even
 	return e
 }
 
-// DeviceToken gives the device at the door an access token of its own, for a way
-// in where it cannot show its certificate: a WebSocket through somebody's proxy. It
+// DeviceToken returns the device at the door an access token of its own, for a way
+// in where it cannot show its certificate: a WebSocket through another party's proxy. It
 // refuses with what Admit refuses.
 func (d *Authority) DeviceToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (k access.Token, text string, err error) {
 	v := d.Admit(ctx, c)

@@ -65,7 +65,7 @@ type Credential struct {
 	sealed         []byte // symmetric keys, sealed
 }
 
-// CredentialState says whether a credential may be used.
+// CredentialState reports whether a credential may be used.
 type CredentialState string
 
 // The states of a credential. Stopped is the end.
@@ -77,7 +77,7 @@ const (
 // Evidence is the name of the credential in events and certificates.
 func (c *Credential) Evidence() string { return string(c.Kind) + ":" + c.ID }
 
-// CreateToken adds a one-time token and gives it with its secret, which is kept
+// CreateToken adds a one-time token and returns it with its secret, which is kept
 // nowhere. ttl counts from now, or from NotBefore where that is later.
 func (r *Registry) CreateToken(ctx context.Context, tx *store.Tx, c Credential, ttl time.Duration) (Credential, string, error) {
 	if ttl < time.Second || ttl > MaxTTL {
@@ -278,7 +278,7 @@ func (c *Credential) Covers(device string) bool {
 	return false
 }
 
-// Usable says whether the credential can be used at now from addr.
+// Usable reports whether the credential can be used at now from addr.
 func (c *Credential) Usable(now time.Time, addr netip.Addr) error {
 	again := "ask the operator for another one"
 	switch {
@@ -310,7 +310,7 @@ func (r *Registry) Spend(ctx context.Context, tx *store.Tx, c Credential) error 
 	return nil
 }
 
-// SpendAgain stands for a use of a credential that its device has spent already. It
+// SpendAgain counts as a use of a credential that its device has spent already. It
 // refuses one that was stopped meanwhile.
 func (r *Registry) SpendAgain(ctx context.Context, tx *store.Tx, c Credential) error {
 	now, err := r.Credential(ctx, tx, c.ID)

@@ -52,7 +52,7 @@ type Entry struct {
 	countersign.Device
 	RevokedAt time.Time // last loss of its identity
 	// RevokedPos is the first position of the log after that loss: a token or
-	// certificate made at a smaller one neither readmits the device nor stands for it.
+	// certificate made at a smaller one neither readmits the device nor identifies it.
 	RevokedPos countersign.Position
 	// SeenPos is the position at which the device was last seen active.
 	SeenPos countersign.Position
