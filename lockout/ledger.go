@@ -8,23 +8,26 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
 const (
-	// window is how long the failures of an address count together. Whoever knows
-	// its secret does not fail ten times in it; a device that retries a wrong one
-	// once a minute, day and night, does and is worth a look.
+	// window is how long the failures of an address count together. A device that knows
+	// its secret does not fail ten times in it; one that retries a wrong secret once a
+	// minute, day and night, does and is worth a look.
 	window     = 10 * time.Minute
 	blockAfter = 10
 	// nameWindow is the same for a credential and for a device id, which are tried
 	// from many addresses, slowly.
 	nameWindow = time.Hour
-	// notableAfter failures with one credential or in one device's name are told,
+	// notableAfter failures with one credential or in one device's name are a finding,
 	// and again at ten times as many, so that a flood makes few findings.
 	notableAfter = 10
 	// firstDelay slows the first wrong answer; each further one doubles it.
@@ -48,13 +51,13 @@ const (
 // What an attacker must not get from it is a way to lock a device out. So:
 //
 //   - Only an address is ever refused, and only for failures that came from it. The
-//     counts of a device id and of a credential refuse nobody: a name costs an
-//     attacker nothing. They are told ([Outcome]) and slow the answers to failures.
-//   - A block that the ledger made by itself refuses what can be guessed. Whoever
+//     counts of a device id and of a credential refuse no client: a name costs an
+//     attacker nothing. They are reported ([Outcome]) and slow the answers to failures.
+//   - A block that the ledger made by itself refuses what can be guessed. A client that
 //     has proved to hold the key of a certificate on record has guessed nothing, and
-//     passes ([Ledger.CheckProven]), though an attacker sits behind the same NAT.
-//   - A success takes nothing off an address: else whoever owns one good credential
-//     would guess for ever, a success after each nine failures.
+//     passes ([Ledger.CheckProven]), although an attacker may be behind the same NAT.
+//   - A success takes nothing off an address: else the owner of one good credential
+//     could guess for ever, with a success after each nine failures.
 //   - Every block ends.
 //
 // Set the fields, Load, then Run. It keeps what it counts through a restart,
@@ -64,12 +67,11 @@ const (
 type Ledger struct {
 	DB  *store.DB // nil: memory of this process alone, without Load, Run and acts of operators
 	Now func() time.Time
-	Log *slog.Logger // nil discards
+	Log *slog.Logger
 	// Allow are networks whose addresses are neither counted nor blocked nor slowed.
 	Allow []netip.Prefix
-	// Append writes address.blocked and address.unblocked in the transaction of the
-	// block itself. Nil writes none.
-	Append func(ctx context.Context, tx *store.Tx, events ...countersign.Event) error
+	// Events gets address.blocked and address.unblocked in the transaction of the block.
+	Events *event.Log
 
 	mu          sync.Mutex
 	addresses   tallies
@@ -77,7 +79,7 @@ type Ledger struct {
 	devices     tallies
 	blocks      blocklist
 	unwritten   map[netip.Prefix]unwritten
-	waiting     int
+	waiting     atomic.Int64        // callers of Hold
 	polled      time.Time           // only Load and Run touch it
 	tries       Rates[netip.Prefix] // of blocked addresses
 }
@@ -86,7 +88,7 @@ type Ledger struct {
 type Failure struct {
 	Addr       netip.Addr
 	Credential string // id of the credential, else its kind; never a secret
-	Device     string // as claimed: nothing says that it is true
+	Device     string // as claimed, not proved
 	Door       string
 	Code       countersign.Code
 }
@@ -104,22 +106,17 @@ type Outcome struct {
 	CredentialFailures, DeviceFailures int
 }
 
-// allowed says whether the address is of a network that is never blocked.
+// allowed reports whether the address is of a network that is never blocked.
 func (l *Ledger) allowed(source netip.Prefix) bool {
-	for _, p := range l.Allow {
-		if p.Overlaps(source) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(l.Allow, func(p netip.Prefix) bool { return p.Overlaps(source) })
 }
 
 // Check refuses an address that is blocked, with RateLimited and the time to come
-// back. It looks at memory alone: ask it before any work for whoever shows
+// back. It looks at memory alone: ask it before any work for a client that shows
 // something that could be guessed, or nothing.
 func (l *Ledger) Check(addr netip.Addr) error { return l.check(addr, false) }
 
-// CheckProven is Check for whoever has proved, in a handshake, to hold the key of a
+// CheckProven is Check for a client that has proved, in a handshake, to hold the key of a
 // certificate on record. Only a block that an operator made refuses it.
 func (l *Ledger) CheckProven(addr netip.Addr) error { return l.check(addr, true) }
 
@@ -158,10 +155,10 @@ func (l *Ledger) check(addr netip.Addr, proven bool) error {
 	if b.Manual {
 		e = countersign.Errorf(countersign.RateLimited, "an operator blocked %s", b.Prefix)
 	}
-	return e.WithNext("wait, or have an operator end it: countersign block remove " + b.Prefix.String()).WithRetry(b.Until.Sub(now))
+	return e.WithNext("wait, or have an operator remove the block of " + b.Prefix.String()).WithRetry(b.Until.Sub(now))
 }
 
-// Count takes a failure down. When it makes a block, that is on record once Count
+// Count records a failure. When it makes a block, that is on record once Count
 // returns; should the database fail, it holds in memory and is written later.
 func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
 	now := l.Now().UTC().Truncate(time.Microsecond) // as it is on record
@@ -185,7 +182,7 @@ func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
 	return o
 }
 
-// countAddress counts a failure of an address and gives the block that it made. An
+// countAddress counts a failure of an address and returns the block that it made. An
 // address that is blocked is not counted: requests that were under way at
 // the time, and those of proven devices, do not prolong it.
 func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Block {
@@ -203,8 +200,8 @@ func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Bloc
 	return &b
 }
 
-// countName counts a failure under a name. What is no possible name is nobody's: it
-// would only let a stranger fill the books.
+// countName counts a failure under a name. What cannot be a name is not counted: it would
+// only let a stranger fill the memory.
 func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
 	if !countersign.IsDeviceID(name) { // the ids of credentials have the same form
 		return 0, false
@@ -216,8 +213,8 @@ func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
 	return n, notable
 }
 
-// Succeed forgets the failures in the name of a device that has now come in. The
-// count of its address stands, see [Ledger].
+// Succeed forgets the failures in the name of a device that has now proved itself. The
+// count of its address stays, see [Ledger].
 func (l *Ledger) Succeed(device string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -234,37 +231,16 @@ func delay(failures int) time.Duration {
 // Hold keeps the answer to a failed caller back for the outcome's Delay, or until
 // ctx ends. Hold nothing while you do: no transaction, no lock.
 func (l *Ledger) Hold(ctx context.Context, o Outcome) {
-	if o.Delay <= 0 || !l.wait() {
+	defer l.waiting.Add(-1)
+	if l.waiting.Add(1) > maxWaiting || o.Delay <= 0 {
 		return
 	}
-	defer l.leave()
 	t := time.NewTimer(o.Delay)
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-}
-
-func (l *Ledger) wait() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.waiting >= maxWaiting {
-		return false
-	}
-	l.waiting++
-	return true
-}
-
-func (l *Ledger) leave() {
-	l.mu.Lock()
-	l.waiting--
-	l.mu.Unlock()
-}
-
-// Fail is Count for a caller that knows the address alone.
-func (l *Ledger) Fail(addr netip.Addr) int {
-	return l.Count(context.Background(), Failure{Addr: addr}).Failures
 }
 
 // lock takes mu; the zero Ledger counts.
@@ -277,9 +253,4 @@ func (l *Ledger) lock() {
 	}
 }
 
-func (l *Ledger) log() *slog.Logger {
-	if l.Log == nil {
-		return slog.New(slog.DiscardHandler)
-	}
-	return l.Log
-}
+func (l *Ledger) counts() [3]*tallies { return [...]*tallies{&l.addresses, &l.credentials, &l.devices} }

@@ -58,7 +58,7 @@ func TestTriesOfABlockedAddressAreItsOwn(t *testing.T) {
 	l := Ledger{Now: func() time.Time { return now }}
 	guesser := netip.MustParseAddr("192.0.2.1")
 	for range blockAfter {
-		l.Fail(guesser)
+		l.Count(t.Context(), Failure{Addr: guesser})
 	}
 	n := 0
 	for l.Try(guesser) == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -27,13 +28,11 @@ const (
 	// flushBatch bounds one transaction of counts, and so the writes that a flood
 	// can cause.
 	flushBatch = 500
-	// writeTime bounds the wait for the database where nobody else does.
+	// writeTime bounds the wait for the database if no caller does.
 	writeTime = 5 * time.Second
 	// maxUnwritten bounds the blocks that wait for a database that is away. More
 	// hold in memory all the same, and end with this process.
 	maxUnwritten = 1024
-	// maxPage bounds a page of blocks.
-	maxPage = 1000
 )
 
 // unwritten is a block that is not on record yet, with its event.
@@ -42,50 +41,26 @@ type unwritten struct {
 	event countersign.Event
 }
 
-func (l *Ledger) counts() [3]*tallies { return [...]*tallies{&l.addresses, &l.credentials, &l.devices} }
-
 // Load reads what an earlier process, or another node, wrote down. Call it before
 // the first door opens.
 func (l *Ledger) Load(ctx context.Context) error {
 	now := l.Now()
-	if err := l.readBlocks(ctx, `WHERE ends_at > $1 ORDER BY manual DESC, ends_at DESC LIMIT $2`, store.Micros(now.Add(-strikeMemory))); err != nil {
+	if err := l.read(ctx, `WHERE ends_at > $1 ORDER BY manual DESC, ends_at DESC LIMIT $2`, now.Add(-strikeMemory)); err != nil {
 		return err
 	}
 	l.polled = now.Add(-doubt)
-	rows, err := l.DB.Query(ctx, `SELECT kind, name, failures, began_at FROM failure_count WHERE began_at > $1`, store.Micros(now.Add(-nameWindow)))
-	if err != nil {
-		return fmt.Errorf("couldn't read the counts of failures: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
 	l.lock()
 	defer l.mu.Unlock()
-	for rows.Next() {
-		var kind, name string
-		var t tally
-		var began int64
-		if err := rows.Scan(&kind, &name, &t.failures, &began); err != nil {
-			return fmt.Errorf("couldn't read the counts of failures: %w", store.Wrap(err))
+	for w, err := range store.Rows(ctx, l.DB, scanCount, `SELECT kind, name, failures, began_at FROM failure_count WHERE began_at > $1`, store.Micros(now.Add(-nameWindow))) {
+		if err != nil {
+			return fmt.Errorf("couldn't read the counts of failures: %w", err)
 		}
-		t.since = store.Time(began)
 		for _, s := range l.counts() {
-			if s.kind == kind && t.live(now, s.window) {
-				s.put(name, t, now)
+			if s.kind == w.kind && w.live(now, s.window) {
+				s.put(w.name, w.tally, now)
 			}
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("couldn't read the counts of failures: %w", store.Wrap(err))
-	}
-	return nil
-}
-
-// readBlocks takes in the blocks that the rest of a query asks for.
-func (l *Ledger) readBlocks(ctx context.Context, rest string, from int64) error {
-	list, err := l.queryBlocks(ctx, rest, from, maxBlocks)
-	if err != nil {
-		return err
-	}
-	l.apply(list...)
 	return nil
 }
 
@@ -110,7 +85,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 			err = l.sweep(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			l.log().ErrorContext(ctx, "the ledger of failures is behind", "error", err)
+			l.Log.ErrorContext(ctx, "the ledger of failures is behind", "error", err)
 		}
 	}
 }
@@ -122,7 +97,7 @@ func (l *Ledger) flushAll(ctx context.Context) {
 	for more := true; more; {
 		var err error
 		if more, err = l.flush(ctx); err != nil {
-			l.log().ErrorContext(ctx, "counts of failures not written", "error", err)
+			l.Log.ErrorContext(ctx, "counts of failures not written", "error", err)
 			return
 		}
 	}
@@ -157,7 +132,11 @@ func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, w := range batch {
-			w.from.mark(w.name)
+			for _, s := range l.counts() {
+				if s.kind == w.kind {
+					s.mark(w.name)
+				}
+			}
 		}
 		return true, fmt.Errorf("couldn't write the counts of failures: %w", err)
 	}
@@ -166,12 +145,12 @@ func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
 
 func (w *written) save(ctx context.Context, tx *store.Tx) error {
 	if w.failures == 0 {
-		_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND name = $2`, w.from.kind, w.name)
+		_, err := tx.Exec(ctx, `DELETE FROM failure_count WHERE kind = $1 AND name = $2`, w.kind, w.name)
 		return err
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO failure_count (kind, name, failures, began_at) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (kind, name) DO UPDATE SET failures = excluded.failures, began_at = excluded.began_at`,
-		w.from.kind, w.name, w.failures, store.Micros(w.since))
+		w.kind, w.name, w.failures, store.Micros(w.since))
 	return err
 }
 
@@ -181,7 +160,7 @@ func (l *Ledger) poll(ctx context.Context) error {
 		return nil
 	}
 	now := l.Now()
-	if err := l.readBlocks(ctx, `WHERE changed_at > $1 ORDER BY changed_at DESC LIMIT $2`, store.Micros(l.polled)); err != nil {
+	if err := l.read(ctx, `WHERE changed_at > $1 ORDER BY changed_at DESC LIMIT $2`, l.polled); err != nil {
 		return err
 	}
 	l.polled = now.Add(-doubt)
@@ -231,16 +210,16 @@ func (l *Ledger) record(ctx context.Context, u unwritten) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		made, err := saveStrike(ctx, tx, &u.block)
+		made, err := u.block.save(ctx, tx)
 		if err != nil || !made {
 			return err
 		}
-		return l.append(ctx, tx, u.event)
+		return l.Events.Append(ctx, tx, u.event)
 	})
 	if err == nil {
 		return
 	}
-	l.log().ErrorContext(ctx, "block of an address not written", "network", u.block.Prefix, "error", err)
+	l.Log.ErrorContext(ctx, "block of an address not written", "network", u.block.Prefix, "error", err)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.unwritten == nil {
@@ -251,37 +230,42 @@ func (l *Ledger) record(ctx context.Context, u unwritten) {
 	}
 }
 
-const blockColumns = `prefix, manual, reason, failures, strikes, began_at, ends_at, changed_at`
-
-func (b *Block) values() []any {
-	return []any{
-		b.Prefix.String(), b.Manual, b.Reason, b.Failures, b.Strikes, store.Micros(b.Since), store.Micros(b.Until), store.Micros(b.changed),
+func blockedEvent(b *Block, f Failure) countersign.Event {
+	e := countersign.Event{
+		Type: countersign.AddressBlocked, Actor: countersign.System, Remote: f.Addr.String(), Via: f.Door, Code: f.Code, Reason: b.Reason,
+		At: b.Since, Data: blockData(b),
 	}
+	e.Data["strikes"] = strconv.Itoa(b.Strikes)
+	if f.Device != "" {
+		e.Data["claims_device"] = f.Device // not a fact: it is on no device's page
+	}
+	return e
 }
 
-const saveBlock = `INSERT INTO address_block (` + blockColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-	ON CONFLICT (prefix) DO UPDATE SET manual = excluded.manual, reason = excluded.reason, failures = excluded.failures,
-		strikes = excluded.strikes, began_at = excluded.began_at, ends_at = excluded.ends_at, changed_at = excluded.changed_at`
+func blockData(b *Block) map[string]string {
+	return map[string]string{"network": b.Prefix.String(), "until": b.Until.UTC().Format(time.RFC3339)}
+}
 
-// saveStrike writes a block of the ledger's own, and tells false where another one
-// holds: an operator's, or that of a node which was first.
-func saveStrike(ctx context.Context, tx *store.Tx, b *Block) (bool, error) {
-	n, err := tx.Exec(ctx, saveBlock+` WHERE address_block.ends_at <= excluded.began_at`, b.values()...)
+const blockColumns = `prefix, manual, reason, failures, strikes, began_at, ends_at, changed_at`
+
+// save records a block. One that no operator made leaves another one that holds: an
+// operator's, or that of a node which was first. made reports whether it was recorded.
+func (b *Block) save(ctx context.Context, tx *store.Tx) (made bool, err error) {
+	n, err := tx.Exec(ctx, `INSERT INTO address_block (`+blockColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		ON CONFLICT (prefix) DO UPDATE SET manual = excluded.manual, reason = excluded.reason, failures = excluded.failures,
+			strikes = excluded.strikes, began_at = excluded.began_at, ends_at = excluded.ends_at, changed_at = excluded.changed_at
+		WHERE excluded.manual OR address_block.ends_at <= excluded.began_at`,
+		b.Prefix.String(), b.Manual, b.Reason, b.Failures, b.Strikes, store.Micros(b.Since), store.Micros(b.Until), store.Micros(b.changed))
 	return n > 0, err
 }
 
-func saveManual(ctx context.Context, tx *store.Tx, b *Block) error {
-	_, err := tx.Exec(ctx, saveBlock, b.values()...)
-	return err
-}
-
 // lift ends a block on record; it is no longer held against the address. It ends
-// where it began, since on a node whose clock is behind now is yet to come.
+// when it began, since on a node whose clock is behind now is yet to come.
 func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Block, error) {
 	b, err := scanBlock(tx.QueryRow(ctx, `UPDATE address_block SET ends_at = began_at, changed_at = $1, strikes = 0
 		WHERE prefix = $2 AND ends_at > $1 RETURNING `+blockColumns, store.Micros(now), p.String()))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Block{}, countersign.Errorf(countersign.NotFound, "%s is not blocked", p).WithNext("list the blocks: countersign block list")
+		return Block{}, countersign.Errorf(countersign.NotFound, "%s is not blocked", p).WithNext("list the blocks")
 	}
 	if err != nil {
 		return Block{}, fmt.Errorf("couldn't end the block of %s: %w", p, store.Wrap(err))
@@ -289,41 +273,46 @@ func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Blo
 	return b, nil
 }
 
-// Blocks reads the blocks that hold, by prefix, those after the prefix after; next
-// is empty on the last page.
-func (l *Ledger) Blocks(ctx context.Context, after string, limit int) (list []Block, next string, err error) {
-	limit = min(max(limit, 1), maxPage)
-	list, err = l.queryBlocks(ctx, `WHERE ends_at > $1 AND prefix > $2 ORDER BY prefix LIMIT $3`, store.Micros(l.Now()), after, limit+1)
-	if err != nil {
-		return nil, "", err
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].Prefix.String()
-	}
-	return list, next, nil
+// read applies the blocks that the rest of a query asks for.
+func (l *Ledger) read(ctx context.Context, rest string, from time.Time) error {
+	list, err := l.list(ctx, rest, store.Micros(from), maxBlocks)
+	l.apply(list...)
+	return err
 }
 
-func (l *Ledger) queryBlocks(ctx context.Context, rest string, args ...any) (list []Block, err error) {
-	rows, err := l.DB.Query(ctx, `SELECT `+blockColumns+` FROM address_block `+rest, args...)
+// apply follows what is on record about networks.
+func (l *Ledger) apply(list ...Block) {
+	now := l.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range list {
+		l.blocks.put(b, now)
+		if !b.live(now) {
+			l.addresses.clear(b.Prefix.String())
+		}
+	}
+}
+
+func (l *Ledger) list(ctx context.Context, rest string, args ...any) ([]Block, error) {
+	list, err := store.List(ctx, l.DB, scanBlock, `SELECT `+blockColumns+` FROM address_block `+rest, args...)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't read the blocks: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		b, err := scanBlock(rows)
-		if err != nil {
-			return nil, fmt.Errorf("couldn't read the blocks: %w", store.Wrap(err))
-		}
-		list = append(list, b)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("couldn't read the blocks: %w", store.Wrap(err))
 	}
 	return list, nil
 }
 
-func scanBlock(row interface{ Scan(dest ...any) error }) (b Block, err error) {
+func readBlock(ctx context.Context, tx *store.Tx, p netip.Prefix) (Block, error) {
+	b, err := scanBlock(tx.QueryRow(ctx, `SELECT `+blockColumns+` FROM address_block WHERE prefix = $1`, p.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return b, countersign.Errorf(countersign.Conflict, "the block of %s changed meanwhile", p).WithNext("try again")
+	}
+	if err != nil {
+		return b, fmt.Errorf("couldn't read the block of %s: %w", p, store.Wrap(err))
+	}
+	return b, nil
+}
+
+func scanBlock(row store.Row) (b Block, err error) {
 	var prefix string
 	var since, until, changed int64
 	if err := row.Scan(&prefix, &b.Manual, &b.Reason, &b.Failures, &b.Strikes, &since, &until, &changed); err != nil {
@@ -333,4 +322,11 @@ func scanBlock(row interface{ Scan(dest ...any) error }) (b Block, err error) {
 	b.Prefix = countersign.SourceNetwork(b.Prefix)
 	b.Since, b.Until, b.changed = store.Time(since), store.Time(until), store.Time(changed)
 	return b, err
+}
+
+func scanCount(row store.Row) (w written, err error) {
+	var began int64
+	err = row.Scan(&w.kind, &w.name, &w.failures, &began)
+	w.since = store.Time(began)
+	return w, err
 }

@@ -2,8 +2,8 @@ package lockout_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -26,7 +27,6 @@ type book struct {
 	clock  *kit.Clock
 	mu     sync.Mutex
 	events []countersign.Event // those that were committed
-	broken error               // what writing an event answers
 }
 
 func (b *book) Now() time.Time { return b.clock.Now() }
@@ -34,15 +34,13 @@ func (b *book) Now() time.Time { return b.clock.Now() }
 func open(t *testing.T, db *store.DB, c *kit.Clock) *book {
 	t.Helper()
 	b := &book{clock: c}
-	b.Ledger = &lockout.Ledger{DB: db, Now: c.Now, Append: func(_ context.Context, tx *store.Tx, events ...countersign.Event) error {
+	log := slog.New(slog.DiscardHandler)
+	b.Ledger = &lockout.Ledger{DB: db, Now: c.Now, Log: log, Events: &event.Log{DB: db, Now: c.Now, Log: log}}
+	b.Events.SubscribeRecorded(func(e countersign.Event) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.broken != nil {
-			return b.broken
-		}
-		tx.AfterCommit(func() { b.events = append(b.events, events...) })
-		return nil
-	}}
+		b.events = append(b.events, e)
+	})
 	if err := b.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +240,17 @@ func TestEventAndBlockAreOne(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		c := kit.NewClock(start)
 		b := open(t, db, c)
-		b.broken = errors.New("no room")
+		rename := func(from, to string) {
+			t.Helper()
+			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+				_, err := tx.Exec(ctx, `ALTER TABLE `+from+` RENAME TO `+to)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		rename("event", "away") // no event can be written
 		if _, err := b.block(t, "192.0.2.0/24", time.Hour); err == nil {
 			t.Error("a block without its event was answered")
 		}
@@ -254,7 +262,7 @@ func TestEventAndBlockAreOne(t *testing.T) {
 		if !blocked(t, b.Ledger, "198.51.100.1") || len(b.list(t)) != 0 {
 			t.Error("want the block to hold in memory alone")
 		}
-		b.broken = nil
+		rename("away", "event")
 		if err := b.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}

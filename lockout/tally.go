@@ -1,6 +1,7 @@
 package lockout
 
 import (
+	"maps"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -9,7 +10,7 @@ import (
 // tallies counts failures by name within a window. It is bounded: noise costs
 // memory up to most, and then pushes out noise.
 type tallies struct {
-	kind   string // as it stands in the database
+	kind   string // as it is in the database
 	window time.Duration
 	by     map[string]tally
 	dirty  map[string]bool // to be written behind
@@ -29,13 +30,13 @@ const maxTallies = 64 << 10
 // fail once each must not become a flood of writes.
 const worthWriting = 2
 
-// live says whether the tally still counts at now. One that began in the future
+// live reports whether the tally still counts at now. One that began in the future
 // was made by a clock that was wrong.
 func (t *tally) live(now time.Time, window time.Duration) bool {
 	return now.Sub(t.since) <= window && !t.since.After(now.Add(countersign.ClockSkew))
 }
 
-// count adds a failure and gives the number within the window.
+// count adds a failure and returns the number within the window.
 func (s *tallies) count(name string, now time.Time) int {
 	t, known := s.by[name]
 	if !known || !t.live(now, s.window) {
@@ -60,30 +61,19 @@ func (s *tallies) put(name string, t tally, now time.Time) {
 	s.by[name] = t
 }
 
-// evictSample is how many are looked at to find one to forget. Map order is
-// random, so it needs no more than that.
-const evictSample = 16
-
-// evict forgets one whose window has ended, else of a sample the one with the
-// fewest failures, of those the oldest: a guesser is not forgotten for the
-// passers-by.
+// evict forgets one of a sample: one whose window has ended, else the one with the fewest
+// failures, of those the oldest. So a guesser is not forgotten for others that fail once.
 func (s *tallies) evict(now time.Time) {
-	var worst string
-	var least tally
-	n := 0
-	for name, t := range s.by {
-		if !t.live(now, s.window) {
-			worst = name
-			break
+	name := least(s.by, func(a, b tally) bool {
+		switch aLive, bLive := a.live(now, s.window), b.live(now, s.window); {
+		case aLive != bLive:
+			return bLive
+		case a.failures != b.failures:
+			return a.failures < b.failures
 		}
-		if n == 0 || t.failures < least.failures || t.failures == least.failures && t.since.Before(least.since) {
-			worst, least = name, t
-		}
-		if n++; n == evictSample {
-			break
-		}
-	}
-	delete(s.by, worst) // its row, if it has one, goes with time
+		return a.since.Before(b.since)
+	})
+	delete(s.by, name) // its row, if it has one, goes with time
 }
 
 // clear forgets a name.
@@ -108,21 +98,16 @@ func (s *tallies) mark(name string) {
 
 // sweep forgets what no longer counts.
 func (s *tallies) sweep(now time.Time) {
-	for name, t := range s.by {
-		if !t.live(now, s.window) {
-			delete(s.by, name)
-		}
-	}
+	maps.DeleteFunc(s.by, func(_ string, t tally) bool { return !t.live(now, s.window) })
 }
 
 // written is one tally as it goes to the database; no failures: its row goes.
 type written struct {
-	from *tallies
-	name string
+	kind, name string
 	tally
 }
 
-// take gives up to most of what is to be written, and holds it for written.
+// take returns up to most of what is to be written, and forgets that it is.
 func (s *tallies) take(most int) []written {
 	var list []written
 	for name := range s.dirty {
@@ -130,7 +115,7 @@ func (s *tallies) take(most int) []written {
 			break
 		}
 		delete(s.dirty, name)
-		list = append(list, written{from: s, name: name, tally: s.by[name]})
+		list = append(list, written{kind: s.kind, name: name, tally: s.by[name]})
 	}
 	return list
 }

@@ -2,12 +2,14 @@ package operator_test
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/operator"
 	"github.com/countersign-iot/countersign/store"
@@ -26,8 +28,10 @@ type gated struct {
 func newGate(db *store.DB) *gated {
 	g := &gated{desk: newDesk(db)}
 	now := func() time.Time { return g.desk.now }
+	log := slog.New(slog.DiscardHandler)
 	g.Gate = &operator.Gate{
-		Accounts: g.desk.Accounts, Ledger: &lockout.Ledger{DB: db, Now: now}, Now: now,
+		Accounts: g.desk.Accounts, Now: now,
+		Ledger: &lockout.Ledger{DB: db, Now: now, Log: log, Events: &event.Log{DB: db, Now: now, Log: log}},
 		Later: func(e countersign.Event) {
 			g.mu.Lock()
 			defer g.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -329,7 +330,7 @@ func TestWrongTokenIsCountedAndAnsweredSlowly(t *testing.T) {
 	if took := time.Since(begin); took < 500*time.Millisecond {
 		t.Errorf("two wrong tokens were answered after %v, want them delayed", took)
 	}
-	if n := w.Ledger.Fail(remote.Addr()); n != 3 {
+	if n := w.Ledger.Count(t.Context(), lockout.Failure{Addr: remote.Addr()}).Failures; n != 3 {
 		t.Errorf("the ledger counts %d, want 3", n)
 	}
 	e := w.events(t, event.Filter{Type: countersign.EnrollRefused})

@@ -313,7 +313,7 @@ func TestHonestFaultsBlockNobody(t *testing.T) {
 func TestGuessesBlockTheirAddressAndNoNeighbor(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		s := newSite(t, w)
-		w.Ledger = &lockout.Ledger{DB: w.DB, Now: w.Now, Append: w.Events.Append}
+		w.Ledger = &lockout.Ledger{DB: w.DB, Now: w.Now, Log: w.Log, Events: w.Events}
 		var running sync.WaitGroup
 		i := 0
 		for name, try := range s.guesses() {

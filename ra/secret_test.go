@@ -123,7 +123,7 @@ func (w *world) scram(t *testing.T, c countersign.Connection, secret string) cou
 func TestBruteForceEndsInABlock(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.opens(t)
-		w.Ledger = &lockout.Ledger{DB: w.DB, Now: w.Now, Log: w.Log, Append: w.Events.Append}
+		w.Ledger = &lockout.Ledger{DB: w.DB, Now: w.Now, Log: w.Log, Events: w.Events}
 		w.Access.Tokens = &access.Tokens{DB: w.DB, Now: w.Now, Key: make([]byte, 32)}
 		w.registered(t, "pump-1")
 		first, made := w.secret(t, access.SecretOrder{Device: "pump-1"})

@@ -105,7 +105,7 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	w.Responder = &respond.Responder{
 		RA: &ra.Authority{
 			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)),
-			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Append: events.Append}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
+			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Log: log, Events: events}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
 		},
 		Sessions: w.live, Rules: rules(), Channels: channels, Host: "authority.example.net",
 	}

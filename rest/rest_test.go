@@ -84,7 +84,7 @@ func newHouse(t *testing.T) *house {
 	h.Server = &rest.Server{
 		CA: authority, Registry: reg, Events: events, Operators: operators, Now: now, Log: log,
 		RA: &ra.Authority{
-			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)), Ledger: &lockout.Ledger{DB: db, Now: now, Append: events.Append},
+			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)), Ledger: &lockout.Ledger{DB: db, Now: now, Log: log, Events: events},
 			Events: events, Now: now, Log: log, Sealer: sealer,
 		},
 		Provisioner: &provision.Provisioner{

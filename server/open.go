@@ -108,7 +108,7 @@ func (s *Server) openKeys(ctx context.Context) (err error) {
 func (s *Server) openMark(ctx context.Context) error { return s.mark.open(ctx, s.sealer) }
 
 func (s *Server) openLedger(ctx context.Context) error {
-	s.ledger = &lockout.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Append: s.events.Append}
+	s.ledger = &lockout.Ledger{DB: s.db, Now: s.opts.Now, Log: s.log, Allow: s.cfg.Limits.Allowed(), Events: s.events}
 	s.gate = &operator.Gate{Accounts: &operator.Accounts{DB: s.db, Now: s.opts.Now, Log: s.log}, Ledger: s.ledger, Later: s.events.Later, Now: s.opts.Now}
 	return s.ledger.Load(ctx)
 }
