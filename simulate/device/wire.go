@@ -55,7 +55,7 @@ func (c *Wire) greeted() error {
 
 // Subscribe asks for one filter. Nothing may be on its way to the client.
 func (c *Wire) Subscribe(filter string, qos byte) error {
-	if err := c.SetDeadline(time.Now().Add(stepTime)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(stepTime)); err != nil { //nolint:forbidigo // a deadline of the kernel's clock
 		return err
 	}
 	return errors.Join(Exchange(struct {

@@ -31,12 +31,7 @@ func accessTokenCreate(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if env.output == formatTable {
-				env.stderr().done("access token %s for %s, good for %s; it is not shown again", made.ID, strings.Join(made.Devices, ", "), span(ttl))
-				env.stdout().linef("%s", made.Token)
-				return nil
-			}
-			return show(env, *made, view[api.IssuedAccessToken]{name: func(t api.IssuedAccessToken) string { return t.Token }})
+			return shown(env, *made, made.Token, "access token %s for %s, good for %s; it is not shown again", made.ID, strings.Join(made.Devices, ", "), span(ttl))
 		},
 	}
 	durationFlag(c.Flags(), &ttl, "ttl", 15*time.Minute, "how long it is good, 1m to 1h")
@@ -67,31 +62,4 @@ func accessTokenRevoke(env *Env) *cobra.Command {
 		p.done("access token of %s revoked, its sessions are cut", t.Subject)
 		return t.ID
 	})
-}
-
-func deviceIntroduce(env *Env) *cobra.Command {
-	var i api.NewIntroduction
-	var ttl time.Duration
-	c := &cobra.Command{
-		Use: "introduce DEVICE PEER --for PURPOSE", Short: "Sign an introduction of two devices to each other",
-		Long:              "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
-		Example:           "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
-		ValidArgsFunction: deviceIDs(env),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			i.Device, i.Peer, i.TTLSeconds = args[0], args[1], int64(ttl/time.Second)
-			made, err := env.admin().Introduce(cmd.Context(), i)
-			if err != nil {
-				return err
-			}
-			if env.output == formatTable {
-				env.stderr().done("%s and %s are introduced for %s, for %s", i.Device, i.Peer, i.Purpose, span(ttl))
-				env.stdout().linef("%s", made.Signed)
-				return nil
-			}
-			return show(env, *made, view[api.SignedIntroduction]{name: func(s api.SignedIntroduction) string { return s.Signed }})
-		},
-	}
-	c.Flags().StringVar(&i.Purpose, "for", "", "what for, in words that both devices understand")
-	durationFlag(c.Flags(), &ttl, "ttl", 5*time.Minute, "how long it is good, 10s to 1h")
-	return c
 }

@@ -52,15 +52,12 @@ func alertList(env *Env) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "closed ones too")
-	c.Flags().StringVar(&f.State, "state", "", "only this state: open, acknowledged, snoozed, closed")
+	choiceFlag(c, &f.State, "state", "only this state", "open", "acknowledged", "snoozed", "closed")
 	c.Flags().StringVar(&f.Severity, "severity", "", "only this severity: info, low, medium, high, critical")
 	c.Flags().StringVar(&f.Rule, "rule", "", "only this rule")
-	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
-	c.Flags().StringVar(&f.Device, "device", "", "only this device")
-	complete(c, "state", "open", "acknowledged", "snoozed", "closed")
+	fleetFlag(env, c, &f.Fleet, "only this fleet")
+	deviceFlag(env, c, &f.Device, "only this device")
 	complete(c, "severity", severityNames()...)
-	completeWith(c, "fleet", fleetNames(env))
-	completeWith(c, "device", deviceIDs(env))
 	completeWith(c, "rule", alertRuleNames(env))
 	limitFlag(c, &limit)
 	return c
@@ -228,7 +225,7 @@ func alertClose(env *Env) *cobra.Command {
 	c.Use += " --reason TEXT"
 	c.Example = `  countersign alert close 4XK7Q2M3ZPT5A --reason 'unit replaced'
   countersign alert close 4XK7Q2M3ZPT5A --reason 'new mobile operator' --not-an-issue`
-	c.Flags().StringVar(&end.Note, "reason", "", "why, in your words")
+	reasonFlag(c, &end.Note)
 	c.Flags().BoolVar(&falseAlarm, "not-an-issue", false, "it was a false alarm")
 	return c
 }
@@ -265,7 +262,7 @@ happen now is said first and asked for.`,
 			if err := askAct(cmd.Context(), env, id, act, yes); err != nil {
 				return err
 			}
-			done, err := doAct(cmd.Context(), env, id, act, api.Revoke{Reason: reason, Note: note}, ttl)
+			done, err := doAct(cmd.Context(), env, id, act, actDetails{api.Revoke{Reason: reason, Note: note}, ttl})
 			if err != nil {
 				return err
 			}
@@ -295,16 +292,22 @@ func askAct(ctx context.Context, env *Env, id, act string, yes bool) error {
 	return nil // the server says why not
 }
 
-func doAct(ctx context.Context, env *Env, id, act string, r api.Revoke, ttl time.Duration) (*api.AlertActed, error) {
+// actDetails are what the flags say of an act.
+type actDetails struct {
+	api.Revoke
+	ttl time.Duration // of a block
+}
+
+func doAct(ctx context.Context, env *Env, id, act string, r actDetails) (*api.AlertActed, error) {
 	switch act {
 	case "suspend":
 		return env.admin().SuspendAlert(ctx, id, api.AlertNote{Note: r.Note})
 	case "reactivate":
 		return env.admin().ReactivateAlert(ctx, id, api.AlertNote{Note: r.Note})
 	case "revoke":
-		return env.admin().RevokeAlert(ctx, id, r)
+		return env.admin().RevokeAlert(ctx, id, r.Revoke)
 	}
-	return env.admin().BlockAlert(ctx, id, api.AlertBlock{TTLSeconds: int64(ttl / time.Second), Note: r.Note})
+	return env.admin().BlockAlert(ctx, id, api.AlertBlock{TTLSeconds: int64(r.ttl / time.Second), Note: r.Note})
 }
 
 func tellAct(env *Env, done *api.AlertActed, act string) {

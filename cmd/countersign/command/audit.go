@@ -300,13 +300,11 @@ func auditFindings(env *Env) *cobra.Command {
 	}
 	c.Flags().StringVar(&f.Check, "check", "", "only of this check")
 	c.Flags().StringVar(&f.MinSeverity, "min-severity", "", "only of this severity or worse")
-	c.Flags().StringVar(&f.Fleet, "fleet", "", "only of this fleet")
-	c.Flags().StringVar(&f.Device, "device", "", "only about this device")
+	fleetFlag(env, c, &f.Fleet, "only of this fleet")
+	deviceFlag(env, c, &f.Device, "only about this device")
 	c.Flags().BoolVar(&suppressed, "suppressed", false, "those that are suppressed too")
 	complete(c, "min-severity", severityNames()...)
 	completeWith(c, "check", auditCheckNames(env))
-	completeWith(c, "fleet", fleetNames(env))
-	completeWith(c, "device", deviceIDs(env))
 	limitFlag(c, &limit)
 	return c
 }
@@ -400,7 +398,7 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 			return acted(env, *s, s.ID)
 		},
 	}
-	c.Flags().StringVar(&n.Reason, "reason", "", "why, in your words")
+	reasonFlag(c, &n.Reason)
 	c.Flags().StringVar(&until, "until", "", "for how long: 30d, 12h, or a time in RFC 3339; at most 366d")
 	return c
 }

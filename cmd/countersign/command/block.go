@@ -59,7 +59,7 @@ func blockAdd(env *Env) *cobra.Command {
 		},
 	}
 	durationFlag(c.Flags(), &ttl, "ttl", time.Hour, "for how long, 1m to 8760h")
-	c.Flags().StringVar(&b.Reason, "reason", "", "why, in your words")
+	reasonFlag(c, &b.Reason)
 	yesFlag(c, &yes)
 	return c
 }

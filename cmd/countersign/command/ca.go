@@ -70,3 +70,145 @@ func caExport(env *Env) *cobra.Command {
 		},
 	}
 }
+
+func caRegisterCode(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "register-code", Short: "Draw a code that a manufacturer's CA signs over to be registered",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			code, err := env.admin().RegistrationCode(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if env.output == formatTable {
+				env.stderr().done("code for one registration, good for %s", env.until(code.ExpiresAt))
+				env.stderr().next("have the CA sign a certificate with this common name, then: countersign ca register ID --cert ca.pem --verification proof.pem")
+				env.stdout().linef("%s", code.Code)
+				return nil
+			}
+			return show(env, *code, view[api.RegistrationCode]{name: func(c api.RegistrationCode) string { return c.Code }})
+		},
+	}
+}
+
+func caRegister(env *Env) *cobra.Command {
+	var n api.NewAuthority
+	var cert, verification string
+	var intermediates, lists []string
+	c := &cobra.Command{
+		Use: "register ID --cert FILE", Short: "Register the CA of a manufacturer",
+		Example: `  countersign ca register acme --cert acme.pem --verification proof.pem --crl acme.crl
+  countersign ca register acme --cert acme.pem --override --reason 'offline root, checked by phone'`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			switch {
+			case cert == "":
+				return usagef("--cert is missing")
+			case (verification == "") != n.Override:
+				return usagef("give --verification, or --override with a --reason")
+			case n.Override && n.Reason == "":
+				return usagef("--reason is missing: why can the CA not prove that it has its key?")
+			}
+			n.ID = args[0]
+			if n.Certificate, err = text(env, cert); err != nil {
+				return err
+			}
+			if n.Verification, err = text(env, verification); err != nil {
+				return err
+			}
+			for _, file := range intermediates {
+				text, err := text(env, file)
+				if err != nil {
+					return err
+				}
+				n.Intermediates = append(n.Intermediates, text)
+			}
+			if n.CRLs, err = files(env, lists); err != nil {
+				return err
+			}
+			made, err := env.admin().RegisterAuthority(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("authority %s registered: %s", made.ID, made.Subject)
+			env.stderr().next("countersign fleet set FLEET --method idevid; countersign fleet rule set FLEET authorities %s", made.ID)
+			return acted(env, *made, made.ID)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cert, "cert", "", "the CA's certificate, PEM")
+	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it, for devices that send too little; may be repeated")
+	f.StringArrayVar(&lists, "crl", nil, "revocation list of it or of a CA below, DER or PEM; may be repeated")
+	f.BoolVar(&n.RequireCRL, "require-crl", false, "refuse where there is no list for a link")
+	f.BoolVar(&n.Legacy, "legacy", false, "accept a chain without key identifiers, and a CA with basicConstraints that are not critical or with serial number 0")
+	f.StringVar(&verification, "verification", "", "PEM of a certificate that it signed over a code of: countersign ca register-code")
+	f.BoolVar(&n.Override, "override", false, "register without that, on your word; the log tells")
+	f.StringVar(&n.Reason, "reason", "", "why, with --override")
+	return c
+}
+
+func caSetCRL(env *Env) *cobra.Command {
+	var p api.PutCRLs
+	var lists, intermediates []string
+	c := &cobra.Command{
+		Use: "crl-set ID --crl FILE", Short: "Bring the revocation lists of a registered authority up to date",
+		Long: `A list takes the place of the one before it by the same issuer, if it is newer; the
+others stay. Sessions and connections of devices whose certificate is on a list, or
+a CA above it, end at once.`,
+		Example: `  countersign ca crl-set acme --crl acme.crl --crl acme-line-2.crl
+  countersign ca crl-set acme --crl acme.crl --override --reason 'the CA was restored and counts from 1 again'`,
+		ValidArgsFunction: first(authorityIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			switch {
+			case len(lists) == 0 && !p.Override:
+				return usagef("--crl is missing")
+			case p.Override != (p.Reason != ""):
+				return usagef("give --override and --reason together: why may older lists take the place of newer ones?")
+			}
+			if p.CRLs, err = files(env, lists); err != nil {
+				return err
+			}
+			for _, file := range intermediates {
+				text, err := text(env, file)
+				if err != nil {
+					return err
+				}
+				p.Intermediates = append(p.Intermediates, text)
+			}
+			if p.CRLs == nil {
+				p.CRLs = [][]byte{}
+			}
+			made, err := env.admin().PutCRLs(cmd.Context(), args[0], p)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("authority %s has the %d revocation lists", made.ID, len(p.CRLs))
+			return acted(env, *made, made.ID)
+		},
+	}
+	f := c.Flags()
+	f.StringArrayVar(&lists, "crl", nil, "revocation list, DER or PEM; may be repeated")
+	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it that signed a list and is not known yet; may be repeated")
+	f.BoolVar(&p.Override, "override", false, "replace all lists by these on your word, newer ones too")
+	f.StringVar(&p.Reason, "reason", "", "why, with --override")
+	return c
+}
+
+// text reads a file as text; no name is no text.
+func text(env *Env, file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := env.readInput(file)
+	return string(b), err
+}
+
+func files(env *Env, names []string) ([][]byte, error) {
+	var out [][]byte
+	for _, name := range names {
+		b, err := env.readInput(name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}

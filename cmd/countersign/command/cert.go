@@ -61,11 +61,9 @@ func certList(env *Env) *cobra.Command {
 			return list(env, env.paged(limit).Certificates(cmd.Context(), f), limit, certView(env, false))
 		},
 	}
-	c.Flags().StringVar(&f.Device, "device", "", "only this device")
-	c.Flags().StringVar(&f.State, "state", "", "only this state: pending, active, superseded, held, revoked")
+	deviceFlag(env, c, &f.Device, "only this device")
+	choiceFlag(c, &f.State, "state", "only this state", "pending", "active", "superseded", "held", "revoked")
 	durationFlag(c.Flags(), &within, "expires-within", 0, "only those that expire within this time")
-	complete(c, "state", "pending", "active", "superseded", "held", "revoked")
-	completeWith(c, "device", deviceIDs(env))
 	limitFlag(c, &limit)
 	return c
 }
@@ -99,19 +97,12 @@ func certGet(env *Env) *cobra.Command {
 
 func certRevoke(env *Env) *cobra.Command {
 	var r api.Revoke
-	var yes bool
 	c := &cobra.Command{
 		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
 		Long: certNames, ValidArgsFunction: first(serials(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := certName(args[0])
 			if err != nil {
-				return err
-			}
-			if r.Reason == "" {
-				return usagef("--reason is missing")
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Revoke certificate %s? This cannot be undone.", shortName(name))); err != nil {
 				return err
 			}
 			cut, err := env.admin().RevokeCertificate(cmd.Context(), name, r)
@@ -126,8 +117,15 @@ func certRevoke(env *Env) *cobra.Command {
 			return acted(env, *cut, name)
 		},
 	}
-	revokeFlags(c, &r, &yes)
-	return c
+	revokeFlags(c, &r)
+	needsReason(c, "")
+	return asking(env, c, func(args []string) string {
+		name, err := certName(args[0])
+		if err != nil {
+			name = args[0] // which is refused in a moment
+		}
+		return fmt.Sprintf("Revoke certificate %s? This cannot be undone.", shortName(name))
+	})
 }
 
 // certName reads how people name a certificate: by its serial number or, where several

@@ -1,11 +1,15 @@
 package command
 
 import (
+	"context"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
@@ -34,22 +38,11 @@ func deviceView(env *Env) view[api.Device] {
 	}
 }
 
-func tagText(tags map[string]string) string {
-	pairs := make([]string, 0, len(tags))
-	for k, v := range tags {
-		pairs = append(pairs, k+"="+v)
-	}
-	sort.Strings(pairs)
-	return strings.Join(pairs, ",")
-}
-
 func deviceList(env *Env) *cobra.Command {
 	var f api.DeviceFilter
 	c := listCommand(env, &cobra.Command{Use: "list", Short: "List devices"}, filtered((*sdk.Admin).Devices, &f), deviceView(env))
-	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
-	c.Flags().StringVar(&f.State, "state", "", "only this state: registered, pending, active, suspended, retired")
-	complete(c, "state", "registered", "pending", "active", "suspended", "retired")
-	completeWith(c, "fleet", fleetNames(env))
+	fleetFlag(env, c, &f.Fleet, "only this fleet")
+	choiceFlag(c, &f.State, "state", "only this state", "registered", "pending", "active", "suspended", "retired")
 	return c
 }
 
@@ -72,117 +65,80 @@ func deviceCreate(env *Env) *cobra.Command {
 			return acted(env, *made, made.ID)
 		},
 	}
-	c.Flags().StringVar(&d.Fleet, "fleet", "", "its fleet (default \"default\")")
+	fleetFlag(env, c, &d.Fleet, "its fleet (default \"default\")")
 	c.Flags().StringVar(&d.Owner, "owner", "", "person or team that answers for it")
 	c.Flags().StringVar(&d.Purpose, "purpose", "", "what it is for")
 	c.Flags().StringToStringVar(&d.Tags, "tag", nil, "key=value, may be repeated")
-	completeWith(c, "fleet", fleetNames(env))
 	return c
 }
 
 func deviceSuspend(env *Env) *cobra.Command {
 	var why string
-	var yes bool
-	c := &cobra.Command{
+	c := actCommand(env, &cobra.Command{
 		Use: "suspend ID --reason TEXT", Short: "Put a device on hold: its sessions end, its certificates are held",
-		Example:           "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if why == "" {
-				return usagef("--reason is missing: say why")
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Suspend %s? Its sessions end now; reactivate undoes it.", args[0])); err != nil {
-				return err
-			}
-			cut, err := env.admin().Suspend(cmd.Context(), args[0], api.Act{Note: why})
-			if err != nil {
-				return err
-			}
-			p := env.stderr()
-			p.done("device %s %s", cut.Device, was(cut.Already, "suspended", cut.At))
-			tellCut(env, cut, "held")
-			p.linef("  undo: countersign device reactivate %s", cut.Device)
-			return acted(env, *cut, cut.Device)
-		},
-	}
-	c.Flags().StringVar(&why, "reason", "", "why, in your words")
-	yesFlag(c, &yes)
-	return c
+		Example: "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
+	}, deviceIDs(env), noted((*sdk.Admin).Suspend, &why), func(p printer, cut *api.Cut) string {
+		p.done("device %s %s", cut.Device, was(cut.Already, "suspended", cut.At))
+		tellCut(env, cut, "held")
+		p.linef("  undo: countersign device reactivate %s", cut.Device)
+		return cut.Device
+	})
+	reasonFlag(c, &why)
+	needsReason(c, ": say why")
+	return asking(env, c, func(args []string) string {
+		return fmt.Sprintf("Suspend %s? Its sessions end now; reactivate undoes it.", args[0])
+	})
 }
 
 func deviceReactivate(env *Env) *cobra.Command {
 	var why string
 	var yes bool // it does not ask, but scripts give the same flag to all commands of a device's life
-	c := &cobra.Command{
-		Use: "reactivate ID", Short: "End a suspension", ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			d, err := env.admin().Reactivate(cmd.Context(), args[0], api.Act{Note: why})
-			if err != nil {
-				return err
-			}
-			env.stderr().done("device %s is %s again", d.ID, d.State)
-			env.stderr().next("countersign device events %s", d.ID)
-			return acted(env, *d, d.ID)
-		},
-	}
-	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	c := actCommand(env, &cobra.Command{Use: "reactivate ID", Short: "End a suspension"}, deviceIDs(env), noted((*sdk.Admin).Reactivate, &why), func(p printer, d *api.Device) string {
+		p.done("device %s is %s again", d.ID, d.State)
+		p.next("countersign device events %s", d.ID)
+		return d.ID
+	})
+	reasonFlag(c, &why)
 	yesFlag(c, &yes)
 	return c
 }
 
 func deviceRevoke(env *Env) *cobra.Command {
 	var r api.Revoke
-	var yes bool
-	c := &cobra.Command{
+	c := actCommand(env, &cobra.Command{
 		Use: "revoke ID --reason REASON", Short: "Take all certificates of a device away, for good, and end its sessions",
-		Example:           "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if r.Reason == "" {
-				return usagef("--reason is missing: one of %s", strings.Join(reasons, ", "))
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Revoke all certificates of %s? This cannot be undone.", args[0])); err != nil {
-				return err
-			}
-			cut, err := env.admin().Revoke(cmd.Context(), args[0], r)
-			if err != nil {
-				return err
-			}
-			if cut.Already {
-				env.stderr().done("device %s %s", cut.Device, was(cut.Already, "revoked for "+cut.Reason, cut.At))
-			}
-			tellCut(env, cut, "revoked")
-			env.stderr().linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
-			return acted(env, *cut, cut.Device)
-		},
-	}
-	revokeFlags(c, &r, &yes)
-	return c
+		Example: "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
+	}, deviceIDs(env), func(admin *sdk.Admin, ctx context.Context, id string) (*api.Cut, error) {
+		return admin.Revoke(ctx, id, r)
+	}, func(p printer, cut *api.Cut) string {
+		if cut.Already {
+			p.done("device %s %s", cut.Device, was(cut.Already, "revoked for "+cut.Reason, cut.At))
+		}
+		tellCut(env, cut, "revoked")
+		p.linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
+		return cut.Device
+	})
+	revokeFlags(c, &r)
+	needsReason(c, ": one of "+strings.Join(reasons, ", "))
+	return asking(env, c, func(args []string) string {
+		return fmt.Sprintf("Revoke all certificates of %s? This cannot be undone.", args[0])
+	})
 }
 
 func deviceRetire(env *Env) *cobra.Command {
 	var why string
-	var yes bool
-	c := &cobra.Command{
+	c := actCommand(env, &cobra.Command{
 		Use: "retire ID", Short: "End a device's life: revoke, and keep its id from being used again",
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := env.confirm(yes, fmt.Sprintf("Retire %s? Its certificates are revoked. This cannot be undone.", args[0])); err != nil {
-				return err
-			}
-			cut, err := env.admin().Retire(cmd.Context(), args[0], api.Act{Note: why})
-			if err != nil {
-				return err
-			}
-			env.stderr().done("device %s %s", cut.Device, was(cut.Already, "retired", cut.At))
-			tellCut(env, cut, "revoked")
-			env.stderr().linef("  undo: none. The id %s stays taken", cut.Device)
-			return acted(env, *cut, cut.Device)
-		},
-	}
-	c.Flags().StringVar(&why, "reason", "", "why, in your words")
-	yesFlag(c, &yes)
-	return c
+	}, deviceIDs(env), noted((*sdk.Admin).Retire, &why), func(p printer, cut *api.Cut) string {
+		p.done("device %s %s", cut.Device, was(cut.Already, "retired", cut.At))
+		tellCut(env, cut, "revoked")
+		p.linef("  undo: none. The id %s stays taken", cut.Device)
+		return cut.Device
+	})
+	reasonFlag(c, &why)
+	return asking(env, c, func(args []string) string {
+		return fmt.Sprintf("Retire %s? Its certificates are revoked. This cannot be undone.", args[0])
+	})
 }
 
 // reasons are those that an operator may give (RFC 5280, 5.3.1).
@@ -190,11 +146,10 @@ var reasons = []string{
 	"keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn", "unspecified",
 }
 
-func revokeFlags(c *cobra.Command, r *api.Revoke, yes *bool) {
+func revokeFlags(c *cobra.Command, r *api.Revoke) {
 	c.Flags().StringVar(&r.Reason, "reason", "", strings.Join(reasons, ", "))
 	c.Flags().StringVar(&r.Note, "note", "", "why, in your words")
 	complete(c, "reason", reasons...)
-	yesFlag(c, yes)
 }
 
 // tellCut tells what an act took away; did is the word for the certificates.
@@ -249,5 +204,169 @@ func deviceEvents(env *Env) *cobra.Command {
 		},
 	}
 	lastFlag(c, &last)
+	return c
+}
+
+func deviceSet(env *Env) *cobra.Command {
+	var owner, purpose, fleet string
+	var tags map[string]string
+	var untag []string
+	c := &cobra.Command{
+		Use: "set ID", Short: "Change owner, purpose, tags or fleet of a device; what no flag names stays as it is",
+		Example: `  countersign device set pump-7 --owner line-2@example.net --tag site=north --untag trial
+  countersign device set pump-7 --fleet pumps-2`,
+		ValidArgsFunction: first(deviceIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var e api.EditDevice
+			e.Owner, e.Purpose, e.Fleet = changed(cmd, "owner", &owner), changed(cmd, "purpose", &purpose), changed(cmd, "fleet", &fleet)
+			e.Tags = map[string]*string{}
+			for _, name := range untag {
+				e.Tags[name] = nil
+			}
+			for name, v := range tags {
+				e.Tags[name] = &v
+			}
+			if e.Owner == nil && e.Purpose == nil && e.Fleet == nil && len(e.Tags) == 0 {
+				return usagef("nothing to change: name one of --owner, --purpose, --fleet, --tag, --untag")
+			}
+			d, err := env.admin().EditDevice(cmd.Context(), args[0], e)
+			if err != nil {
+				return err
+			}
+			tellEdit(env, d)
+			return acted(env, *d, d.ID)
+		},
+	}
+	c.Flags().StringVar(&owner, "owner", "", "person or team that answers for it; empty takes it away")
+	c.Flags().StringVar(&purpose, "purpose", "", "what it is for; empty takes it away")
+	fleetFlag(env, c, &fleet, "move it to this fleet")
+	c.Flags().StringToStringVar(&tags, "tag", nil, "key=value to set, may be repeated")
+	c.Flags().StringSliceVar(&untag, "untag", nil, "key of a tag that is to go, may be repeated")
+	return c
+}
+
+// tellEdit tells what changed.
+func tellEdit(env *Env, d *api.EditedDevice) {
+	p := env.stderr()
+	if len(d.Changed) == 0 {
+		p.linef("Nothing to change: device %s is so already.", printable(d.ID))
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Changed)) {
+		if strings.HasSuffix(name, "_before") {
+			continue
+		}
+		was, is := d.Changed[name+"_before"], d.Changed[name]
+		switch {
+		case was == "":
+			p.done("%s: %s", name, is)
+		case is == "":
+			p.done("%s: no longer %s", name, was)
+		default:
+			p.done("%s: %s, was %s", name, is, was)
+		}
+	}
+	if before := d.Changed["fleet_before"]; before != "" {
+		p.done("%s of this node ended; it may come back at once, by the rules of %s", count(d.Sessions, "session"), d.Fleet)
+		p.linef("  its certificate keeps issuer, profile and names of fleet %s until it renews", printable(before))
+	}
+}
+
+func deviceUsage(env *Env) *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use: "usage [ID]", Short: "Show what devices use of the node's message store, the most octets first",
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: first(deviceIDs(env)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var f api.UsageFilter
+			if len(args) == 1 {
+				f.Device = args[0]
+			}
+			number := func(of func(api.Usage) int) func(api.Usage) string {
+				return func(u api.Usage) string { return strconv.Itoa(of(u)) }
+			}
+			return list(env, env.paged(limit).Usage(cmd.Context(), f), limit, view[api.Usage]{
+				name: func(u api.Usage) string { return u.Device },
+				cols: []col[api.Usage]{
+					{"DEVICE", func(u api.Usage) string { return u.Device }},
+					{"OCTETS", func(u api.Usage) string { return octets(u.Octets) }},
+					{"RETAINED", number(func(u api.Usage) int { return u.Retained })},
+					{"QUEUED", number(func(u api.Usage) int { return u.Queued })},
+					{"FILTERS", number(func(u api.Usage) int { return u.Subscriptions })},
+					{"LIVE", number(func(u api.Usage) int { return u.Sessions })},
+					{"KEPT", number(func(u api.Usage) int { return u.Kept })},
+				},
+			})
+		},
+	}
+	limitFlag(c, &limit)
+	return c
+}
+
+func devicePurge(env *Env) *cobra.Command {
+	var p api.Purge
+	all := func() api.Purge {
+		if !p.Retained && !p.Queued && !p.Sessions {
+			p.Retained, p.Queued, p.Sessions = true, true, true
+		}
+		return p
+	}
+	c := actCommand(env, &cobra.Command{
+		Use: "purge ID", Short: "Drop what the node stores for a device: retained and queued messages, kept sessions",
+		Long: `Drop what the node that answers stores for a device. Without --retained, --queued and
+--sessions it drops all three. Live sessions go on, and the device may store anew: to
+keep it out, suspend it.`,
+		Example: `  countersign device usage
+  countersign device purge pump-7 --retained --reason 'filled the store'`,
+	}, deviceIDs(env), func(admin *sdk.Admin, ctx context.Context, id string) (*api.Purged, error) {
+		return admin.Purge(ctx, id, all())
+	}, func(o printer, done *api.Purged) string {
+		o.done("dropped %s (%s), %s, %s", count(done.Retained, "retained message"), octets(done.RetainedOctets),
+			count(done.Queued, "queued message"), count(done.Sessions, "kept session"))
+		o.linef("  it may store anew: to keep it out, suspend the device")
+		return done.Device
+	})
+	c.Flags().BoolVar(&p.Retained, "retained", false, "retained messages that it sent")
+	c.Flags().BoolVar(&p.Queued, "queued", false, "messages that wait for it")
+	c.Flags().BoolVar(&p.Sessions, "sessions", false, "sessions that wait for their client, with their queues")
+	reasonFlag(c, &p.Note)
+	return asking(env, c, func(args []string) string {
+		what := countersign.Stored{Retained: all().Retained, Queued: p.Queued, Sessions: p.Sessions}
+		return fmt.Sprintf("Drop what is stored for %s (%s)? This cannot be undone.", args[0], what)
+	})
+}
+
+// octets writes a size in the largest binary unit of which it has one.
+func octets(n int64) string {
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.size {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.size), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func deviceIntroduce(env *Env) *cobra.Command {
+	var i api.NewIntroduction
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use: "introduce DEVICE PEER --for PURPOSE", Short: "Sign an introduction of two devices to each other",
+		Long:              "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
+		Example:           "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
+		ValidArgsFunction: deviceIDs(env),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i.Device, i.Peer, i.TTLSeconds = args[0], args[1], int64(ttl/time.Second)
+			made, err := env.admin().Introduce(cmd.Context(), i)
+			if err != nil {
+				return err
+			}
+			return shown(env, *made, made.Signed, "%s and %s are introduced for %s, for %s", i.Device, i.Peer, i.Purpose, span(ttl))
+		},
+	}
+	c.Flags().StringVar(&i.Purpose, "for", "", "what for, in words that both devices understand")
+	durationFlag(c.Flags(), &ttl, "ttl", 5*time.Minute, "how long it is good, 10s to 1h")
 	return c
 }

@@ -2,13 +2,18 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
@@ -30,18 +35,17 @@ type bounds struct {
 
 func boundFlags(env *Env, c *cobra.Command, b *bounds) {
 	f := c.Flags()
-	f.StringVar(&b.Fleet, "fleet", "", "fleet that it lets in to (default the device's, else \"default\")")
+	fleetFlag(env, c, &b.Fleet, "fleet that it lets in to (default the device's, else \"default\")")
 	f.IntVar(&b.Uses, "uses", 1, "how many devices it may enroll")
 	durationFlag(f, &b.ttl, "ttl", time.Hour, "how long it is good")
 	f.StringVar(&b.notBefore, "not-before", "", "when it begins to be good: a length from now such as 2h, or RFC 3339")
 	f.StringSliceVar(&b.Networks, "network", nil, "CIDR that it may be used from; may be repeated")
 	f.IntVar(&b.PerMinute, "per-minute", 0, "how often it may be used in a minute; 0 is any")
 	f.StringVar(&b.Label, "label", "", "your name for it")
-	completeWith(c, "fleet", fleetNames(env))
 }
 
 // read checks what the flags say and gives it as the server wants it.
-func (b *bounds) read(now time.Time) (api.Bounds, error) {
+func (b *bounds) read(env *Env) (api.Bounds, error) {
 	if b.ttl < time.Second {
 		return b.Bounds, usagef("--ttl %s is less than a second", b.ttl)
 	}
@@ -52,16 +56,9 @@ func (b *bounds) read(now time.Time) (api.Bounds, error) {
 	if b.notBefore == "" {
 		return b.Bounds, nil
 	}
-	if d, err := countersign.ParseSpan(b.notBefore); err == nil {
-		b.NotBefore = now.Add(d)
-		return b.Bounds, nil
-	}
-	t, err := time.Parse(time.RFC3339, b.notBefore)
-	if err != nil {
-		return b.Bounds, usagef("--not-before %q is neither a length such as 2h nor a time such as 2026-01-31T12:00:00Z", b.notBefore)
-	}
-	b.NotBefore = t
-	return b.Bounds, nil
+	var err error
+	b.NotBefore, err = env.ahead("--not-before", b.notBefore)
+	return b.Bounds, err
 }
 
 func enrollToken(env *Env) *cobra.Command {
@@ -75,7 +72,7 @@ func enrollToken(env *Env) *cobra.Command {
   countersign enroll token --uses 500 --devices pump-0001..pump-0500 --network 10.1.0.0/16 --per-minute 10
   countersign enroll token --from devices.csv --ttl 720h > tokens.csv`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			bounds, err := b.read(env.Now())
+			bounds, err := b.read(env)
 			if err != nil {
 				return err
 			}
@@ -96,10 +93,9 @@ func enrollToken(env *Env) *cobra.Command {
 		},
 	}
 	boundFlags(env, c, &b)
-	c.Flags().StringVar(&device, "device", "", "the one id that it may enroll")
+	deviceFlag(env, c, &device, "the one id that it may enroll")
 	c.Flags().StringSliceVar(&devices, "devices", nil, "ids that it may enroll: patterns with * and ?, ranges such as pump-0001..pump-0500")
 	c.Flags().StringVar(&from, "from", "", "CSV with a column id, or JSON lines with a field id; - is standard input")
-	completeWith(c, "device", deviceIDs(env))
 	return c
 }
 
@@ -155,12 +151,9 @@ func usedOf(c api.Credential) string {
 func enrollList(env *Env) *cobra.Command {
 	var f api.CredentialFilter
 	c := listCommand(env, &cobra.Command{Use: "list", Short: "List what lets devices in, newest first, without secrets"}, filtered((*sdk.Admin).Credentials, &f), credentialView(env))
-	c.Flags().StringVar(&f.Kind, "kind", "", "only this kind: token, claim, key, group, thumbprint, tpm")
-	c.Flags().StringVar(&f.Fleet, "fleet", "", "only this fleet")
-	c.Flags().StringVar(&f.Device, "device", "", "only what is bound to this device")
-	complete(c, "kind", "token", "claim", "key", "group", "thumbprint", "tpm")
-	completeWith(c, "fleet", fleetNames(env))
-	completeWith(c, "device", deviceIDs(env))
+	choiceFlag(c, &f.Kind, "kind", "only this kind", "token", "claim", "key", "group", "thumbprint", "tpm")
+	fleetFlag(env, c, &f.Fleet, "only this fleet")
+	deviceFlag(env, c, &f.Device, "only what is bound to this device")
 	return c
 }
 
@@ -169,23 +162,13 @@ func enrollTokens(env *Env) *cobra.Command {
 }
 
 func enrollStop(env *Env) *cobra.Command {
-	var act api.Act
-	c := &cobra.Command{
-		Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays", ValidArgsFunction: first(credentialIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if act.Note == "" {
-				return usagef("--reason is missing")
-			}
-			made, err := env.admin().StopCredential(cmd.Context(), args[0], act)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("%s %s %s; it let in %d, %d sessions closed", made.Kind, made.ID, stoppedWord(made.Already), made.Used, made.Sessions)
-			return acted(env, *made, made.ID)
-		},
-	}
-	c.Flags().StringVar(&act.Note, "reason", "", "why, in your words")
-	return c
+	var why string
+	c := actCommand(env, &cobra.Command{Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays"}, credentialIDs(env), noted((*sdk.Admin).StopCredential, &why), func(p printer, made *api.StoppedCredential) string {
+		p.done("%s %s %s; it let in %d, %d sessions closed", made.Kind, made.ID, stoppedWord(made.Already), made.Used, made.Sessions)
+		return made.ID
+	})
+	reasonFlag(c, &why)
+	return needsReason(c, "")
 }
 
 // stoppedWord is what became of a credential, or what had become of it before.
@@ -200,4 +183,216 @@ func credentialIDs(env *Env) completer {
 	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Credential, error] {
 		return c.Credentials(ctx, api.CredentialFilter{})
 	}, func(c api.Credential) string { return c.ID })
+}
+
+func enrollPending(env *Env) *cobra.Command {
+	f := api.WaitingFilter{}
+	id := func(w api.Waiting) string { return w.ID }
+	c := listCommand(env, &cobra.Command{Use: "pending", Short: "List enrollments that wait for an operator, oldest first"}, filtered((*sdk.Admin).Enrollments, &f), view[api.Waiting]{name: id, cols: []col[api.Waiting]{
+		{"REQUEST", id},
+		{"STATE", func(w api.Waiting) string { return w.State }},
+		{"DEVICE", func(w api.Waiting) string { return w.Device }},
+		{"FLEET", func(w api.Waiting) string { return w.Fleet }},
+		{"METHOD", func(w api.Waiting) string { return w.Method }},
+		{"SINCE", func(w api.Waiting) string { return env.ago(w.CreatedAt) }},
+		{"EXPIRES", func(w api.Waiting) string { return env.until(w.ExpiresAt) }},
+		{"FROM", func(w api.Waiting) string { return w.Remote }},
+		{"FACTS", func(w api.Waiting) string { return pairs(w.Facts) }},
+	}})
+	c.Flags().StringVar(&f.State, "state", "waiting", "waiting, approved, rejected or done; empty is all")
+	complete(c, "state", "waiting", "approved", "rejected", "done")
+	return c
+}
+
+// pairs writes what a map holds as one line, in the order of its keys.
+func pairs(m map[string]string) string {
+	set := maps.Clone(m)
+	maps.DeleteFunc(set, func(_, v string) bool { return v == "" })
+	return joined(set, " ")
+}
+
+// tagText writes tags as --tag accepts them.
+func tagText(tags map[string]string) string { return joined(tags, ",") }
+
+func joined(m map[string]string, sep string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, sep)
+}
+
+func enrollApprove(env *Env) *cobra.Command {
+	return decide(env, &cobra.Command{Use: "approve ID", Short: "Let a waiting enrollment through at the device's next try"}, (*sdk.Admin).Approve)
+}
+
+func enrollReject(env *Env) *cobra.Command {
+	return decide(env, &cobra.Command{Use: "reject ID", Short: "Turn a waiting enrollment down"}, (*sdk.Admin).Reject)
+}
+
+func decide(env *Env, c *cobra.Command, do func(*sdk.Admin, context.Context, string, api.Act) (*api.Waiting, error)) *cobra.Command {
+	var note string
+	c.Flags().StringVar(&note, "note", "", "why, in your words; the device is told of a rejection")
+	return actCommand(env, c, waitingIDs(env), noted(do, &note), func(p printer, w *api.Waiting) string {
+		p.done("enrollment of %s by %s %s", w.Device, w.Method, w.State)
+		return w.ID
+	})
+}
+
+func waitingIDs(env *Env) completer {
+	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Waiting, error] {
+		return c.Enrollments(ctx, api.WaitingFilter{State: "waiting"})
+	}, func(w api.Waiting) string { return w.ID })
+}
+
+func enrollExplain(env *Env) *cobra.Command {
+	var e api.Explain
+	var csr, token, cert string
+	c := &cobra.Command{
+		Use: "explain --csr FILE", Short: "Tell what would become of an enrollment, and why; nothing is issued",
+		Example: `  countersign enroll explain --csr device.csr --token-file token.txt
+  countersign enroll explain --csr device.csr --cert idevid.pem --fleet pumps --from 10.1.2.3`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if csr == "" {
+				return usagef("--csr is missing")
+			}
+			var err error
+			if e.CSR, err = readRequest(env, csr); err != nil {
+				return err
+			}
+			for file, into := range map[string]*string{token: &e.Token, cert: &e.Certificates} {
+				if file == "" {
+					continue
+				}
+				b, err := env.readInput(file)
+				if err != nil {
+					return err
+				}
+				*into = string(b)
+			}
+			e.Token = strings.TrimSpace(e.Token)
+			x, err := env.admin().Explain(cmd.Context(), e)
+			if err != nil {
+				return err
+			}
+			return show(env, *x, explanationView())
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&csr, "csr", "", "the request, PKCS #10 in PEM, base64 or DER")
+	f.StringVar(&token, "token-file", "", "file with the enrollment token or SAS token; - is standard input")
+	f.StringVar(&cert, "cert", "", "the client certificate and its chain, PEM")
+	fleetFlag(env, c, &e.Fleet, "fleet that the device asks for")
+	f.StringVar(&e.Remote, "from", "", "address that the device would come from")
+	return c
+}
+
+func explanationView() view[api.Explanation] {
+	return view[api.Explanation]{
+		name: func(x api.Explanation) string { return x.Decision },
+		cols: []col[api.Explanation]{
+			{"DECISION", func(x api.Explanation) string { return x.Decision }},
+			{"RULE", func(x api.Explanation) string { return x.Reason }},
+			{"CODE", func(x api.Explanation) string { return x.Code }},
+			{"NEXT", func(x api.Explanation) string { return x.Next }},
+			{"DEVICE", func(x api.Explanation) string { return x.Device }},
+			{"FLEET", func(x api.Explanation) string { return x.Fleet }},
+			{"METHOD", func(x api.Explanation) string { return x.Method }},
+			{"EVIDENCE", func(x api.Explanation) string { return x.Evidence }},
+			{"PROFILE", func(x api.Explanation) string { return x.Profile }},
+			{"FACTS", func(x api.Explanation) string { return pairs(x.Facts) }},
+		},
+	}
+}
+
+// The files of a claim.
+const (
+	claimChain = "claim.pem"
+	claimKey   = "claim.key"
+)
+
+func enrollClaim(env *Env) *cobra.Command {
+	var b bounds
+	var devices []string
+	var csr, out string
+	var temporary bool
+	c := &cobra.Command{
+		Use: "claim", Short: "Issue a claim certificate, which many devices share until each has its own",
+		Example: `  countersign enroll claim --label batch-3 --uses 500 --ttl 720h --devices pump-0001..pump-0500 --network 10.1.0.0/16 --out claim
+  countersign enroll claim --temporary -o json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			bounds, err := b.read(env)
+			if err != nil {
+				return err
+			}
+			n := api.NewClaim{Bounds: bounds, Devices: devices, Temporary: temporary}
+			if out == "" && env.output != formatJSON && env.output != formatYAML {
+				return usagef("--out is missing: a folder for %s and %s; or print it all with -o json", claimChain, claimKey)
+			}
+			if csr != "" {
+				if n.CSR, err = readRequest(env, csr); err != nil {
+					return err
+				}
+			}
+			if err := freshFolder(out, claimChain, claimKey); err != nil {
+				return err
+			}
+			made, err := env.admin().CreateClaim(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			return showClaim(env, made, out)
+		},
+	}
+	boundFlags(env, c, &b)
+	c.Flags().StringSliceVar(&devices, "devices", nil, "ids that it may enroll: patterns with * and ?, ranges such as pump-0001..pump-0500")
+	c.Flags().StringVar(&csr, "csr", "", "PKCS #10 request for a key of your own; else the server makes one and shows it once")
+	c.Flags().StringVar(&out, "out", "", "folder for the chain and the key")
+	c.Flags().BoolVar(&temporary, "temporary", false, "one use within five minutes, for somebody who stands at the device")
+	return c
+}
+
+// freshFolder makes a folder, and sees that nothing in it would be overwritten.
+func freshFolder(dir string, names ...string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if _, err := os.Lstat(filepath.Join(dir, n)); !errors.Is(err, fs.ErrNotExist) {
+			return usagef("%s is there already: choose another folder", filepath.Join(dir, n))
+		}
+	}
+	return nil
+}
+
+func showClaim(env *Env, made *api.IssuedClaim, out string) error {
+	if out == "" {
+		return show(env, *made, view[api.IssuedClaim]{})
+	}
+	files := map[string]string{claimChain: made.Chain, claimKey: made.Key}
+	for name, text := range files {
+		if text == "" {
+			continue
+		}
+		if err := writeNew(filepath.Join(out, name), text); err != nil {
+			return err
+		}
+	}
+	env.stderr().done("claim %s for fleet %s, good %s, expires in %s, in %s; its key is not shown again",
+		made.ID, made.Fleet, times(made.Uses), env.until(made.ExpiresAt), out)
+	env.stderr().next("put both files into the devices; if they leak: countersign enroll stop %s", made.ID)
+	return acted(env, made.Credential, made.ID)
+}
+
+// writeNew writes a secret into a file that was not there.
+func writeNew(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator's own file
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }

@@ -1,7 +1,10 @@
 package command
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
 	"strings"
 
 	"github.com/countersign-iot/countersign"
@@ -31,8 +34,7 @@ func enrollKey(env *Env) *cobra.Command {
 			return showKey(env, made, "device "+made.Device)
 		},
 	}
-	c.Flags().StringVar(&n.Device, "device", "", "the device")
-	completeWith(c, "device", deviceIDs(env))
+	deviceFlag(env, c, &n.Device, "the device")
 	keyFlags(env, c, &n.Fleet, &keys)
 	c.Flags().StringVar(&n.Label, "label", "", "your name for it")
 	return c
@@ -67,9 +69,8 @@ func enrollGroup(env *Env) *cobra.Command {
 }
 
 func keyFlags(env *Env, c *cobra.Command, fleet, keys *string) {
-	c.Flags().StringVar(fleet, "fleet", "", "fleet that it lets in to (default the device's, else \"default\")")
+	fleetFlag(env, c, fleet, "fleet that it lets in to (default the device's, else \"default\")")
 	c.Flags().StringVar(keys, "keys", "", "file with a key in base64, and a second one on the next line; - is standard input (default both are drawn)")
-	completeWith(c, "fleet", fleetNames(env))
 }
 
 // givenKeys reads one or two keys, each on a line of its own.
@@ -130,23 +131,114 @@ func enrollDerive(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, id := range ids {
+			keys := make([]derived, len(ids))
+			for i, id := range ids {
 				if err := countersign.CheckDeviceID(id); err != nil {
 					return err
 				}
+				keys[i] = derived{id, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id))}
 			}
-			return list(env, func(yield func(derived, error) bool) {
-				for _, id := range ids {
-					if !yield(derived{id, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id))}, nil) {
-						return
-					}
-				}
-			}, 0, view[derived]{name: func(d derived) string { return d.Key }, cols: []col[derived]{
+			return list(env, itemsOf(keys), 0, view[derived]{name: func(d derived) string { return d.Key }, cols: []col[derived]{
 				{"DEVICE", func(d derived) string { return d.Device }},
 				{"KEY", func(d derived) string { return d.Key }},
 			}})
 		},
 	}
 	c.Flags().StringVar(&file, "key", "", "file with the group's key in base64; - is standard input")
+	return c
+}
+
+func enrollThumbprint(env *Env) *cobra.Command {
+	var n api.NewThumbprint
+	var cert, second string
+	c := &cobra.Command{
+		Use: "thumbprint --device ID", Short: "Register a device's self-signed certificate, and a second one",
+		Example: `  countersign enroll thumbprint --device pump-7 --cert self.pem
+  countersign enroll thumbprint --device pump-7 --sha256 4f1a... --secondary 77b2...`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if n.Device == "" {
+				return usagef("--device is missing")
+			}
+			if err := thumbprint(env, "--cert", cert, "--sha256", &n.Primary); err != nil {
+				return err
+			}
+			if n.Primary == "" {
+				return usagef("--cert or --sha256 is missing")
+			}
+			if err := thumbprint(env, "--secondary-cert", second, "--secondary", &n.Secondary); err != nil {
+				return err
+			}
+			made, err := env.admin().CreateThumbprint(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("certificate of device %s registered in fleet %s, as %s", made.Device, made.Fleet, made.ID)
+			return acted(env, *made, made.ID)
+		},
+	}
+	f := c.Flags()
+	deviceFlag(env, c, &n.Device, "the device")
+	fleetFlag(env, c, &n.Fleet, "fleet that it lets in to (default the device's, else \"default\")")
+	f.StringVar(&n.Label, "label", "", "your name for it")
+	f.StringVar(&cert, "cert", "", "the certificate, PEM or DER")
+	f.StringVar(&n.Primary, "sha256", "", "or the SHA-256 of its DER in hex")
+	f.StringVar(&second, "secondary-cert", "", "another certificate that will do as well")
+	f.StringVar(&n.Secondary, "secondary", "", "or its SHA-256")
+	return c
+}
+
+// thumbprint fills hash in from the certificate in a file, if one was named.
+func thumbprint(env *Env, flag, file, other string, hash *string) error {
+	if file == "" {
+		return nil
+	}
+	if *hash != "" {
+		return usagef("%s and %s say the same: give one of them", flag, other)
+	}
+	b, err := env.readInput(file)
+	if err != nil {
+		return err
+	}
+	if block, _ := pem.Decode(b); block != nil {
+		if block.Type != "CERTIFICATE" {
+			return usagef("%s holds a %s, not a certificate", file, block.Type)
+		}
+		b = block.Bytes
+	}
+	sum := sha256.Sum256(b)
+	*hash = hex.EncodeToString(sum[:])
+	return nil
+}
+
+func enrollTPM(env *Env) *cobra.Command {
+	var n api.NewTPM
+	var ek string
+	c := &cobra.Command{
+		Use: "tpm", Short: "Register the endorsement key of a TPM 2.0 that has no manufacturer's certificate",
+		Example: `  countersign enroll tpm --device pump-7 --ek ek.pub
+  countersign enroll tpm --sha256 $(sha256sum ek.pub | cut -d' ' -f1)`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if (ek == "") == (n.EKHash == "") {
+				return usagef("give --ek or --sha256")
+			}
+			if ek != "" {
+				if n.EKPublic, err = env.readInput(ek); err != nil {
+					return err
+				}
+			}
+			made, err := env.admin().CreateTPM(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			env.stderr().done("endorsement key registered in fleet %s, as %s", made.Fleet, made.ID)
+			return acted(env, *made, made.ID)
+		},
+	}
+	f := c.Flags()
+	deviceFlag(env, c, &n.Device, "the one id that it may enroll (default what the chip or its request says)")
+	fleetFlag(env, c, &n.Fleet, "fleet that it lets in to (default the device's, else \"default\")")
+	f.StringVar(&n.Label, "label", "", "your name for it")
+	f.StringVar(&ek, "ek", "", "its public area: tpm2_createek -u ek.pub")
+	f.StringVar(&n.EKHash, "sha256", "", "or the SHA-256 of that in hex")
 	return c
 }

@@ -116,6 +116,31 @@ func (d *durationValue) Set(s string) error {
 // Type serves pflag.Value: the word that help shows for the value.
 func (d *durationValue) Type() string { return "duration" }
 
+func fleetFlag(env *Env, c *cobra.Command, into *string, usage string) {
+	c.Flags().StringVar(into, "fleet", "", usage)
+	completeWith(c, "fleet", fleetNames(env))
+}
+
+func deviceFlag(env *Env, c *cobra.Command, into *string, usage string) {
+	c.Flags().StringVar(into, "device", "", usage)
+	completeWith(c, "device", deviceIDs(env))
+}
+
+// choiceFlag adds a flag whose values are words, which help and the tab key offer.
+func choiceFlag(c *cobra.Command, into *string, name, usage string, words ...string) {
+	c.Flags().StringVar(into, name, "", usage+": "+strings.Join(words, ", "))
+	complete(c, name, words...)
+}
+
+// changed returns the value of a flag that was set, nil for one that was not: what no
+// flag names stays as it is.
+func changed[T any](c *cobra.Command, name string, value *T) *T {
+	if !c.Flags().Changed(name) {
+		return nil
+	}
+	return value
+}
+
 type completer = func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective)
 
 // complete offers fixed words for a flag.

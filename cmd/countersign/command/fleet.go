@@ -1,7 +1,6 @@
 package command
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
 
@@ -59,14 +57,8 @@ func rulesFrom(env *Env, file string) (*api.Rules, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := yaml.YAMLToJSON(text)
-	if err != nil {
-		return nil, usagef("--rules: %s cannot be read: %v", file, err)
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
 	var r api.Rules
-	if err := dec.Decode(&r); err != nil {
+	if err := readYAML(text, &r); err != nil {
 		return nil, usagef("--rules: %s cannot be read: %v", file, err)
 	}
 	return &r, nil
@@ -112,20 +104,11 @@ func fleetSet(env *Env) *cobra.Command {
   countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
 		ValidArgsFunction: first(fleetNames(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var p api.PutFleet
 			seconds := int64(overlap / time.Second)
-			for flag, set := range map[string]func(){
-				"issuer":       func() { p.Issuer = &issuer },
-				"profile":      func() { p.Profile = &profile },
-				"trust-domain": func() { p.TrustDomain = &domain },
-				"method":       func() { p.Methods = &methods },
-				"overlap":      func() { p.OverlapSeconds = &seconds },
-				"access":       func() { p.AccessKinds = &kinds },
-				"guests":       func() { p.Guests = &guests },
-			} {
-				if cmd.Flags().Changed(flag) {
-					set()
-				}
+			p := api.PutFleet{
+				Issuer: changed(cmd, "issuer", &issuer), Profile: changed(cmd, "profile", &profile), TrustDomain: changed(cmd, "trust-domain", &domain),
+				Methods: changed(cmd, "method", &methods), OverlapSeconds: changed(cmd, "overlap", &seconds),
+				AccessKinds: changed(cmd, "access", &kinds), Guests: changed(cmd, "guests", &guests),
 			}
 			if rules != "" {
 				var err error
@@ -239,4 +222,28 @@ func validity(p api.Profile) string {
 		return "no expiry"
 	}
 	return span(time.Duration(p.ValiditySeconds) * time.Second)
+}
+
+// nextSteps are the commands by which an operator lets a device in, by what the
+// fleet accepts, the simplest first. %s is the fleet.
+var nextSteps = []struct {
+	method countersign.Method
+	text   string
+}{
+	{countersign.MethodToken, "countersign enroll token --fleet %s"},
+	{countersign.MethodClaim, "countersign enroll claim --fleet %s --devices 'PATTERN' --out DIR"},
+	{countersign.MethodThumbprint, "countersign enroll thumbprint --fleet %s --device ID --cert FILE"},
+	{countersign.MethodKey, "countersign enroll key --fleet %s --device ID"},
+	{countersign.MethodGroup, "countersign enroll group --fleet %s"},
+	{countersign.MethodTPM, "countersign enroll tpm --fleet %s --device ID --ek FILE"},
+}
+
+// enrollStep is how a device comes into a fleet that accepts the methods.
+func enrollStep(fleet string, methods []string) string {
+	for _, s := range nextSteps {
+		if slices.Contains(methods, string(s.method)) {
+			return fmt.Sprintf(s.text, fleet)
+		}
+	}
+	return "countersign ca register --help" // a maker's certificate is all that it accepts
 }

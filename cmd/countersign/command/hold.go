@@ -1,9 +1,7 @@
 package command
 
 import (
-	"context"
 	"fmt"
-	"iter"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
@@ -37,25 +35,13 @@ func holdRetry(env *Env) *cobra.Command {
 }
 
 func holdDrop(env *Env) *cobra.Command {
-	var yes bool
-	c := &cobra.Command{
-		Use: "drop ID", Short: "End an emergency hold without recording its act", ValidArgsFunction: first(holdIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := env.confirm(yes, fmt.Sprintf("Drop hold %s? Its device may come back, and nothing was taken away from it.", args[0])); err != nil {
-				return err
-			}
-			h, err := env.admin().DropHold(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("the hold on %s is dropped: its %s is not recorded", h.Device, h.Act)
-			return acted(env, *h, h.ID)
-		},
-	}
-	yesFlag(c, &yes)
-	return c
+	c := actCommand(env, &cobra.Command{Use: "drop ID", Short: "End an emergency hold without recording its act"}, holdIDs(env), (*sdk.Admin).DropHold, func(p printer, h *api.Hold) string {
+		p.done("the hold on %s is dropped: its %s is not recorded", h.Device, h.Act)
+		return h.ID
+	})
+	return asking(env, c, func(args []string) string {
+		return fmt.Sprintf("Drop hold %s? Its device may come back, and nothing was taken away from it.", args[0])
+	})
 }
 
-func holdIDs(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Hold, error] { return c.Holds(ctx) }, holdID)
-}
+func holdIDs(env *Env) completer { return live(env, (*sdk.Admin).Holds, holdID) }

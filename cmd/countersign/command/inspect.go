@@ -10,8 +10,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -19,12 +17,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const (
-	// maxInspect bounds the file: a long chain is under 100 KiB.
-	maxInspect = 1 << 20
-	// maxInspectCerts bounds what one file prints.
-	maxInspectCerts = 100
-)
+// maxInspectCerts bounds what one file prints.
+const maxInspectCerts = 100
 
 // inspected is a certificate as inspect shows it.
 type inspected struct {
@@ -53,7 +47,7 @@ func certInspect(env *Env) *cobra.Command {
 		Use: "inspect FILE", Short: "Explain the certificates in a PEM or DER file; - is standard input",
 		Example: "  countersign cert inspect device.pem",
 		RunE: func(_ *cobra.Command, args []string) error {
-			b, err := readFile(env, args[0])
+			b, err := env.readInput(args[0])
 			if err != nil {
 				return err
 			}
@@ -68,20 +62,18 @@ func certInspect(env *Env) *cobra.Command {
 
 func inspect(env *Env, certs []*x509.Certificate) error {
 	v := inspectView(env)
-	if env.output != formatTable {
-		return list(env, func(yield func(inspected, error) bool) {
-			for _, c := range certs {
-				if !yield(inspectOne(c), nil) {
-					return
-				}
-			}
-		}, 0, v)
-	}
+	all := make([]inspected, len(certs))
 	for i, c := range certs {
+		all[i] = inspectOne(c)
+	}
+	if env.output != formatTable {
+		return list(env, itemsOf(all), 0, v)
+	}
+	for i, c := range all {
 		if i > 0 {
 			env.stdout().linef("")
 		}
-		if err := show(env, inspectOne(c), v); err != nil {
+		if err := show(env, c, v); err != nil {
 			return err
 		}
 	}
@@ -123,27 +115,6 @@ func inspectView(env *Env) view[inspected] {
 			{"KEY SHA-256", func(c inspected) string { return colons(c.KeyHash) }},
 		},
 	}
-}
-
-// readFile reads the file at path, or standard input, up to maxInspect.
-func readFile(env *Env, path string) ([]byte, error) {
-	r := env.In
-	if path != "-" {
-		f, err := os.Open(path) //nolint:gosec // the path is the caller's own
-		if err != nil {
-			return nil, fmt.Errorf("couldn't read: %w", err)
-		}
-		defer f.Close()
-		r = f
-	}
-	b, err := io.ReadAll(io.LimitReader(r, maxInspect+1))
-	if err != nil {
-		return nil, fmt.Errorf("couldn't read: %w", err)
-	}
-	if len(b) > maxInspect {
-		return nil, fmt.Errorf("couldn't read %s: more than %d bytes", path, maxInspect)
-	}
-	return b, nil
 }
 
 // parseCertificates reads all certificates of a PEM text, or one DER certificate.

@@ -112,9 +112,8 @@ func logList(env *Env, use string) *cobra.Command {
 }
 
 func eventFlags(env *Env, c *cobra.Command, f *api.EventFilter) {
-	c.Flags().StringVar(&f.Device, "device", "", "only this device")
+	deviceFlag(env, c, &f.Device, "only this device")
 	c.Flags().StringVar(&f.Type, "type", "", "only this type, such as connection.refused")
-	completeWith(c, "device", deviceIDs(env))
 }
 
 func logTail(env *Env) *cobra.Command {

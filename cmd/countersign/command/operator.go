@@ -30,12 +30,7 @@ func operatorToken(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if env.output == formatTable {
-				env.stderr().done("token for %s as %s, good for %s; it is not shown again", made.Name, made.Role, span(ttl))
-				env.stdout().linef("%s", made.Secret)
-				return nil
-			}
-			return show(env, *made, view[api.IssuedOperatorToken]{name: func(t api.IssuedOperatorToken) string { return t.Secret }})
+			return shown(env, *made, made.Secret, "token for %s as %s, good for %s; it is not shown again", made.Name, made.Role, span(ttl))
 		},
 	}
 	c.Flags().StringVar(&t.Role, "role", "", "viewer, auditor, factory, approver, operator or admin")
@@ -67,21 +62,9 @@ func tokenState(env *Env, t api.OperatorToken) string {
 }
 
 func operatorRevoke(env *Env) *cobra.Command {
-	var yes bool
-	c := &cobra.Command{
-		Use: "revoke ID", Short: "End an operator token at once",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := env.confirm(yes, "Revoke operator token "+args[0]+"? This cannot be undone."); err != nil {
-				return err
-			}
-			t, err := env.admin().RevokeOperatorToken(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("operator token of %s revoked", t.Name)
-			return acted(env, *t, t.ID)
-		},
-	}
-	yesFlag(c, &yes)
-	return c
+	c := actCommand(env, &cobra.Command{Use: "revoke ID", Short: "End an operator token at once"}, nil, (*sdk.Admin).RevokeOperatorToken, func(p printer, t *api.OperatorToken) string {
+		p.done("operator token of %s revoked", t.Name)
+		return t.ID
+	})
+	return asking(env, c, func(args []string) string { return "Revoke operator token " + args[0] + "? This cannot be undone." })
 }

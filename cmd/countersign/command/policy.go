@@ -2,7 +2,6 @@ package command
 
 import (
 	"fmt"
-	"iter"
 	"strconv"
 	"strings"
 
@@ -231,7 +230,7 @@ func policyReplay(env *Env) *cobra.Command {
 			if env.output == formatJSON || env.output == formatYAML {
 				return show(env, *r, view[api.PolicyReplay]{})
 			}
-			if err := list(env, replayed(r), limit, replayView(env)); err != nil {
+			if err := list(env, itemsOf(r.Changes), limit, replayView(env)); err != nil {
 				return err
 			}
 			p := env.stderr()
@@ -242,16 +241,6 @@ func policyReplay(env *Env) *cobra.Command {
 	}
 	limitFlag(c, &limit)
 	return c
-}
-
-func replayed(r *api.PolicyReplay) iter.Seq2[api.ReplayedAct, error] {
-	return func(yield func(api.ReplayedAct, error) bool) {
-		for _, c := range r.Changes {
-			if !yield(c, nil) {
-				return
-			}
-		}
-	}
 }
 
 func replayView(env *Env) view[api.ReplayedAct] {

@@ -187,9 +187,8 @@ server is asked: --as says who DEVICE is, as in the tests of a policy.`,
 	c.Flags().StringVar(&q.Guest, "guest", "", "ask for a guest instead of a device")
 	c.Flags().StringVar(&q.App, "app", "", "ask for the browser of this operator instead of a device")
 	c.Flags().StringSliceVar(&q.Scope, "scope", nil, "devices that the app's session is for")
-	c.Flags().StringVar(&q.Fleet, "fleet", "", "fleet of a guest or an app")
+	fleetFlag(env, c, &q.Fleet, "fleet of a guest or an app")
 	c.Flags().StringVar(&q.ClientID, "client-id", "", "client identifier; absent: the client's own name")
-	completeWith(c, "fleet", fleetNames(env))
 	return c
 }
 

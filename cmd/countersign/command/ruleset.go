@@ -31,19 +31,24 @@ func rulesetOf(r *api.Rules) (ruleset, error) {
 	return all, err
 }
 
-// readRuleset reads YAML, which JSON is too. A rule that is not known is an error.
+// readRuleset reads rules in YAML.
 func readRuleset(text []byte) (ruleset, error) {
-	b, err := yaml.YAMLToJSON(text)
-	if err != nil {
-		return nil, err
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
 	var r api.Rules
-	if err := dec.Decode(&r); err != nil {
+	if err := readYAML(text, &r); err != nil {
 		return nil, err
 	}
 	return rulesetOf(&r)
+}
+
+// readYAML reads YAML, which JSON is too. A name that is not known is an error.
+func readYAML(text []byte, into any) error {
+	b, err := yaml.YAMLToJSON(text)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	return dec.Decode(into)
 }
 
 // leaves returns each single rule by its name; lists are written with commas.
@@ -201,18 +206,13 @@ func ruleValue(name, text string) (any, error) {
 		}
 		return nil, usagef("the rule %s is true or false, not %q", name, text)
 	}
-	b, err := yaml.YAMLToJSON([]byte(text))
-	if err != nil {
-		return nil, usagef("the value of the rule %s cannot be read: %v", name, err)
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
 	typed := reflect.New(t)
-	if err := dec.Decode(typed.Interface()); err != nil {
+	if err := readYAML([]byte(text), typed.Interface()); err != nil {
 		return nil, usagef("the value of the rule %s cannot be read: %v", name, err)
 	}
 	var v any
-	if b, err = json.Marshal(typed.Interface()); err == nil {
+	b, err := json.Marshal(typed.Interface())
+	if err == nil {
 		err = json.Unmarshal(b, &v)
 	}
 	return v, err

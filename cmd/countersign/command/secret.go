@@ -59,49 +59,41 @@ func secretOrder(env *Env, s *newSecret) (api.NewSecret, error) {
 
 func secretCreate(env *Env) *cobra.Command {
 	var s newSecret
-	c := &cobra.Command{
+	c := newSecretCommand(env, &s, &cobra.Command{
 		Use: "create ID", Short: "Make a secret for a device; it is shown this once",
 		Example: `  countersign device secret create pump-7 -o name > secret.txt
   countersign device secret create pump-7 --binary secret.bin`,
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := secretOrder(env, &s)
-			if err != nil {
-				return err
-			}
-			made, err := env.admin().CreateSecret(cmd.Context(), args[0], n)
-			if err != nil {
-				return err
-			}
-			return showSecret(env, made, s.binary)
-		},
-	}
+	})
 	s.drawn(c)
 	return c
 }
 
 func secretSet(env *Env) *cobra.Command {
 	var s newSecret
-	c := &cobra.Command{
+	c := newSecretCommand(env, &s, &cobra.Command{
 		Use: "set ID", Short: "Give a device a password that is brought along, from a file or standard input",
 		Example: `  countersign device secret set pump-7 < password.txt
   countersign device secret set pump-7 --file secret.bin --raw`,
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := secretOrder(env, &s)
-			if err != nil {
-				return err
-			}
-			made, err := env.admin().CreateSecret(cmd.Context(), args[0], n)
-			if err != nil {
-				return err
-			}
-			return showSecret(env, made, "")
-		},
-	}
+	})
 	s.flags(c)
 	c.Flags().StringVar(&s.file, "file", "-", "file with it; - is standard input")
 	c.Flags().BoolVar(&s.raw, "raw", false, "take every octet of it, the end of a line too")
+	return c
+}
+
+func newSecretCommand(env *Env, s *newSecret, c *cobra.Command) *cobra.Command {
+	c.ValidArgsFunction = first(deviceIDs(env))
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		n, err := secretOrder(env, s)
+		if err != nil {
+			return err
+		}
+		made, err := env.admin().CreateSecret(cmd.Context(), args[0], n)
+		if err != nil {
+			return err
+		}
+		return showSecret(env, made, s.binary)
+	}
 	return c
 }
 
@@ -194,15 +186,11 @@ func secretKind(s api.Secret) string {
 
 func secretStop(env *Env) *cobra.Command {
 	var why string
-	var yes bool
 	c := &cobra.Command{
 		Use: "stop ID SECRET", Short: "End a secret for good and the sessions that rest on it",
 		Example:           "  countersign device secret stop pump-7 1f2e3d4c5b6a7988 --reason 'in a repository' --yes",
 		ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := env.confirm(yes, fmt.Sprintf("Stop secret %s of %s? Its sessions end now. This cannot be undone.", args[1], args[0])); err != nil {
-				return err
-			}
 			stopped, err := env.admin().StopSecret(cmd.Context(), args[0], args[1], api.Act{Note: strings.TrimSpace(why)})
 			if err != nil {
 				return err
@@ -211,7 +199,8 @@ func secretStop(env *Env) *cobra.Command {
 			return acted(env, *stopped, stopped.ID)
 		},
 	}
-	c.Flags().StringVar(&why, "reason", "", "why, in your words")
-	yesFlag(c, &yes)
-	return c
+	reasonFlag(c, &why)
+	return asking(env, c, func(args []string) string {
+		return fmt.Sprintf("Stop secret %s of %s? Its sessions end now. This cannot be undone.", args[1], args[0])
+	})
 }

@@ -66,18 +66,18 @@ type hangup struct {
 }
 
 // onHangup reads the configuration again at each SIGHUP, until ctx ends.
-func onHangup(ctx context.Context, env *Env, s *server.Server, h hangup) {
+func onHangup(ctx context.Context, s *server.Server, h hangup) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-h.signals:
-			reload(ctx, env, s, h)
+			reload(ctx, s, h)
 		}
 	}
 }
 
-func reload(ctx context.Context, env *Env, s *server.Server, h hangup) {
+func reload(ctx context.Context, s *server.Server, h hangup) {
 	cfg, err := h.again()
 	var applied, restart []string
 	if err == nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,7 +16,9 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/server"
 	"github.com/lmittmann/tint"
 	"github.com/spf13/cobra"
@@ -203,7 +206,7 @@ func serve(ctx context.Context, env *Env, cfg config.Config, dev bool, again fun
 	}
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	go onHangup(serving, env, s, hangup{hangups, again, level, opts.Log})
+	go onHangup(serving, s, hangup{hangups, again, level, opts.Log})
 	stopping := sync.OnceFunc(func() { notify(env, "STOPPING=1") })
 	context.AfterFunc(ctx, stopping) // at the signal: Run returns after the last session
 	err = s.Run(ctx)
@@ -256,4 +259,180 @@ func programName() string {
 		return "go run ./cmd/countersign"
 	}
 	return os.Args[0]
+}
+
+// initCommand founds a server. file is the flag --config of the group.
+func initCommand(env *Env, file *string) *cobra.Command {
+	plan := ca.Plan{}
+	c := &cobra.Command{
+		Use: "init", Short: "Found a server: make its keys, its database and the first authorities, and stop",
+		Long: `Make what a server begins with: the data folder, the database's tables, the keys of
+a root and an issuing authority, their certificates, the sealing key, and a fleet
+named default that accepts tokens. It is done once; on a database that has
+authorities it changes nothing. Set root_passphrase first: it encrypts the root key.
+
+The names and the ends of the authorities cannot be changed later: they are in every
+certificate.`,
+		Example: `  countersign server init --config /etc/countersign/countersign.yaml --name "Example Devices"
+  countersign server init --organization "Example Inc." --country DE --root-key P-384 --root-validity 7300d`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(env, *file)
+			if err != nil {
+				return err
+			}
+			if err := plan.Check(); err != nil {
+				return usagef("%v", err)
+			}
+			var given []string
+			for _, name := range planFlags {
+				if cmd.Flags().Changed(name) {
+					given = append(given, "--"+name)
+				}
+			}
+			return startError(env, initialize(cmd.Context(), env, cfg, founding{plan, given, *file}), cfg, *file)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&plan.Name, "name", "Countersign", "in front of Root and Issuing in the names of the authorities")
+	f.StringVar(&plan.RootName, "root-name", "", "common name of the root (default name and Root)")
+	f.StringVar(&plan.IssuingName, "issuing-name", "", "common name of the issuing authority (default name and Issuing)")
+	f.StringVar(&plan.Organization, "organization", "", "organization (O) in both names")
+	f.StringVar(&plan.Country, "country", "", "country (C) in both names, two letters")
+	f.StringVar(&plan.RootKey, "root-key", keystore.KeyTypes[0], "type of the root's key: "+strings.Join(keystore.KeyTypes, ", "))
+	f.StringVar(&plan.IssuingKey, "issuing-key", keystore.KeyTypes[0], "type of the issuing authority's key, of the same")
+	durationFlag(f, &plan.RootValidity, "root-validity", ca.DefaultRootValidity, "how long the root is valid, 30d to 18250d")
+	durationFlag(f, &plan.IssuingValidity, "issuing-validity", 0, "how long the issuing authority is valid, at most as long as the root (default 1095d)")
+	complete(c, "root-key", keystore.KeyTypes...)
+	complete(c, "issuing-key", keystore.KeyTypes...)
+	return c
+}
+
+// planFlags are those that only a founding heeds.
+var planFlags = []string{"name", "root-name", "issuing-name", "organization", "country", "root-key", "issuing-key", "root-validity", "issuing-validity"}
+
+// founding is what the command line says of one.
+type founding struct {
+	plan  ca.Plan
+	given []string // flags of the plan
+	file  string   // of the configuration
+}
+
+func initialize(ctx context.Context, env *Env, cfg config.Config, f founding) error {
+	if err := refuseBad(env, cfg); err != nil {
+		return err
+	}
+	opts := options(env, cfg, false)
+	opts.Founding = &f.plan
+	authorities, made, err := server.Init(ctx, cfg, opts)
+	if err != nil {
+		return err
+	}
+	p := env.stderr()
+	for _, c := range authorities {
+		if c.KeyURI != "" {
+			p.done("%s authority %s  %s", c.Kind, c.ID, fingerprint(c))
+		}
+	}
+	if !made {
+		p.linef("These authorities were there already; nothing was changed.")
+		if len(f.given) > 0 {
+			return countersign.Errorf(countersign.Conflict, "%s had no effect: the authorities cannot be changed", strings.Join(f.given, ", ")).
+				WithNext("leave the flags out; for other authorities found another data folder and database")
+		}
+	}
+	if cfg.RootPassphrase == "" {
+		p.linef("%s the root key is not encrypted: set root_passphrase before production", p.yellow("Warning:"))
+	}
+	p.next("countersign server run%s", serverFlags(env, cfg, f.file))
+	return nil
+}
+
+// acceptRestoredCommand accepts a database that a start refused as too old.
+func acceptRestoredCommand(env *Env, file *string) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "accept-restored", Short: "Accept a database that is older than the last state that this node saw",
+		Long: `A start refuses a database that is older than the last state that this node saw: it
+was restored from a backup, and what was recorded since then is lost, revocations too.
+Where there is no newer state this command accepts the loss. It raises the numbers of
+the CRLs above those that were published, has the log go on behind what it lost, and
+records what is missing in an event, which doctor, the audit and an alert show. Do it
+on each node that refuses, while the node is stopped.`,
+		Example: "  countersign server accept-restored --config /etc/countersign/countersign.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return mend(cmd.Context(), env, mending{*file, yes, "Accept that what was recorded since the backup is lost, revocations too?"}, func(ctx context.Context, cfg config.Config, opts server.Options) error {
+				lost, err := server.AcceptRestored(ctx, cfg, opts)
+				if err != nil {
+					return err
+				}
+				p := env.stderr()
+				p.done("accepted: %s", lost)
+				p.linef("Find out what was recorded in between, revocations first, and do it again.")
+				p.next("countersign server run%s", serverFlags(env, cfg, *file))
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// replaceSealingKeyCommand makes a new sealing key where the old one is lost.
+func replaceSealingKeyCommand(env *Env, file *string) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "replace-sealing-key", Short: "Make a new sealing key where the old one is lost for good",
+		Long: `The sealing key, keys/seal.key, encrypts the symmetric keys and SCRAM secrets of devices
+in the database and authenticates access tokens. A start refuses to go on without it.
+Where neither another node nor a backup has it any more, this command makes a new one:
+what was sealed with the old one is lost, and those devices need new keys or secrets.
+Copy the new key to the other nodes.`,
+		Example: "  countersign server replace-sealing-key --config /etc/countersign/countersign.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return mend(cmd.Context(), env, mending{*file, yes, "Give up all that was sealed with the old key?"}, func(ctx context.Context, cfg config.Config, opts server.Options) error {
+				path, err := server.ReplaceSealingKey(ctx, cfg, opts)
+				if err != nil {
+					return err
+				}
+				p := env.stderr()
+				p.done("a new sealing key is in %s", path)
+				p.next("countersign server run%s", serverFlags(env, cfg, *file))
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// mending is what a command that mends a server needs to know.
+type mending struct {
+	file     string // of the configuration
+	yes      bool
+	question string
+}
+
+// mend does something to a server that is stopped, after a person said yes.
+func mend(ctx context.Context, env *Env, m mending, do func(context.Context, config.Config, server.Options) error) error {
+	cfg, err := loadConfig(env, m.file)
+	if err != nil {
+		return err
+	}
+	if err := refuseBad(env, cfg); err != nil {
+		return err
+	}
+	if err := env.confirm(m.yes, m.question); err != nil {
+		return err
+	}
+	opts := options(env, cfg, false)
+	opts.By = localOperator()
+	return startError(env, do(ctx, cfg, opts), cfg, m.file)
+}
+
+// localOperator names the Unix user who acts on this machine.
+func localOperator() countersign.Actor {
+	if u, err := user.Current(); err == nil {
+		return countersign.OperatorActor("local:" + u.Username)
+	}
+	return countersign.OperatorActor("local")
 }

@@ -26,8 +26,7 @@ func sessionList(env *Env) *cobra.Command {
 			{"EXPIRES", func(s api.Session) string { return env.until(s.NotAfter) }},
 		},
 	})
-	c.Flags().StringVar(&f.Device, "device", "", "only this device")
-	completeWith(c, "device", deviceIDs(env))
+	deviceFlag(env, c, &f.Device, "only this device")
 	return c
 }
 
@@ -63,6 +62,6 @@ func sessionDisconnect(env *Env) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&session, "session", "", "id of one session, as session list -o name prints it")
-	c.Flags().StringVar(&why, "reason", "", "why, in your words")
+	reasonFlag(c, &why)
 	return c
 }

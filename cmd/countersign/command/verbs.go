@@ -5,6 +5,7 @@ import (
 	"iter"
 	"strings"
 
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
@@ -66,6 +67,13 @@ func actCommand[T any](env *Env, c *cobra.Command, names completer, act func(*sd
 	return c
 }
 
+// noted is an act that carries a note of the operator, whose flag fills it in.
+func noted[T any](act func(*sdk.Admin, context.Context, string, api.Act) (*T, error), note *string) func(*sdk.Admin, context.Context, string) (*T, error) {
+	return func(admin *sdk.Admin, ctx context.Context, name string) (*T, error) {
+		return act(admin, ctx, name, api.Act{Note: *note})
+	}
+}
+
 // acted prints the object that an act answered where a format was asked for; in
 // a table the line with the check mark has said it all.
 func acted[T any](env *Env, item T, name string) error {
@@ -89,11 +97,11 @@ func asking(env *Env, c *cobra.Command, question func(args []string) string) *co
 	return c
 }
 
-// needing makes c refuse to run without a flag; hint follows "--flag is missing".
-func needing(c *cobra.Command, flag, hint string) *cobra.Command {
+// needsReason makes c refuse to run without --reason; hint follows what it says then.
+func needsReason(c *cobra.Command, hint string) *cobra.Command {
 	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flag(flag).Value.String() == "" {
-			return usagef("--%s is missing%s", flag, hint)
+		if cmd.Flag("reason").Value.String() == "" {
+			return usagef("--reason is missing%s", hint)
 		}
 		return nil
 	}
@@ -145,4 +153,15 @@ func exactly(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// shown prints what is shown this once: secret alone on standard output, for a pipe,
+// and beside it what it is, or the whole object where a format was asked for.
+func shown[T any](env *Env, item T, secret, format string, args ...any) error {
+	if env.output != formatTable {
+		return show(env, item, view[T]{name: func(T) string { return secret }})
+	}
+	env.stderr().done(format, args...)
+	env.stdout().linef("%s", secret)
+	return nil
 }

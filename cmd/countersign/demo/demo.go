@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	// MinDevices and MaxDevices bound Options.Devices.
-	MinDevices = 6 // one for each story, and some that nothing happens to
+	// MinDevices is one for each story, and some that nothing happens to.
+	MinDevices = 6
+	// MaxDevices bounds the sessions: each has goroutines of this process.
 	MaxDevices = 2000
 	// workers is how many devices act at once; two cores are busy with four.
 	workers = 4
