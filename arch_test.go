@@ -53,7 +53,7 @@ var rings = slices.Concat([]ring{
 	{name: "wire that refuses", packages: words(refusing), own: words(nouns), libs: words("golang.org/x/crypto")},
 	{name: "tools", packages: slices.DeleteFunc(words(tools), func(p string) bool { return slices.Contains(words(appraisal), p) }), own: words(nouns, wire)},
 	{name: "appraisal", packages: words(appraisal), own: words(nouns, wire, "weakkey")},
-	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest keystore/keystoretest operator/operatortest store/storetest"), own: words(nouns, wire)},
+	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest operator/operatortest store/storetest"), own: words(nouns, wire)},
 }, keeperRings(), []ring{
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
 	{name: "decisions on ra", packages: words("provision rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
