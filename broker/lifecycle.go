@@ -204,7 +204,7 @@ func (s *session) attach(c *Conn, h Hello) bool {
 		s.timer = nil
 	}
 	changed := s.left.Load() != 0
-	c.s, s.conn, s.next, s.load, s.will = s, c, 0, false, nil
+	c.s, s.conn, s.next, s.load, s.early, s.will = s, c, 0, false, nil, nil
 	s.expiry, s.limit = h.Expiry, s.b.o.Limits.Inflight
 	if h.ReceiveMax > 0 {
 		s.limit = min(s.limit, int(h.ReceiveMax))

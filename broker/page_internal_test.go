@@ -147,6 +147,41 @@ func TestAPageIsReadOnBehindWhatIsInFlight(t *testing.T) {
 	})
 }
 
+// TestAPubrecThatComesBeforeTheQueueIsReadEndsNothing has a client send PUBREC again right
+// after a restart: PUBREL for a message that is sent again behind it would have the
+// client take that for another one.
+func TestAPubrecThatComesBeforeTheQueueIsReadEndsNothing(t *testing.T) {
+	db := storetest.Open(t)
+	b := reopen(t, db)
+	c, client := join(t, b, 0)
+	c.Subscribe(t.Context(), []Subscription{{Filter: "x", QoS: 2}})
+	c.Start()
+	onePage(t, b, 2, "1")
+	client.receives(t, c.s, "1")
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b = reopen(t, db)
+	defer func() { _ = b.Close(t.Context()) }()
+	for range maxFills { // the queue is not read for now
+		b.fills <- struct{}{}
+	}
+	c, client = join(t, b, 0)
+	c.Start()
+	c.Acknowledge(Pubrec, 2, Success)
+	c.Acknowledge(Pubrec, 9, Success)
+	for range maxFills {
+		<-b.fills
+	}
+	client.receives(t, c.s, "1")
+	c.s.mu.Lock()
+	if want := fmt.Sprint(Pubrel, 9, NotFound); !slices.Equal(client.acks, []string{want}) {
+		t.Errorf("got %q, want %q: the end of what is not there", client.acks, want)
+	}
+	c.s.mu.Unlock()
+	end(t, c, 2, 1)
+}
+
 // TestRowsOfAnErasedSessionGo asserts that what was written for a session behind its end
 // is removed by the next start.
 func TestRowsOfAnErasedSessionGo(t *testing.T) {

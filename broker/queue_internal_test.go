@@ -11,16 +11,23 @@ import (
 )
 
 // silent is a client that notes what it gets and acknowledges nothing.
-type silent struct{ got []string }
+type silent struct {
+	got  []string
+	acks []string
+}
 
 func (c *silent) Deliver(d Delivery) Outcome {
 	c.got = append(c.got, string(d.Payload))
 	return Sent
 }
-func (c *silent) Acknowledge(Acknowledgment, uint16, byte) {}
-func (c *silent) Flush()                                   {}
-func (c *silent) Receives(string) bool                     { return true }
-func (c *silent) Lost(byte, string)                        {}
+
+func (c *silent) Acknowledge(kind Acknowledgment, id uint16, code byte) {
+	c.acks = append(c.acks, fmt.Sprint(kind, id, code))
+}
+
+func (c *silent) Flush()               {}
+func (c *silent) Receives(string) bool { return true }
+func (c *silent) Lost(byte, string)    {}
 
 // A page of the queue is read without the session's lock: what is committed between the
 // read and its result is to be read by the next one.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
@@ -288,5 +289,11 @@ func (s *session) filled(c *Conn, pages []*page, whole bool, after, until uint64
 		s.loaded = max(s.loaded, until)
 	}
 	s.more = !whole || s.stored > s.loaded
+	for _, id := range s.early { // what is there is sent again, and the client answers again
+		if !slices.ContainsFunc(s.queue, func(e *entry) bool { return e.id() == id }) {
+			c.client.Acknowledge(Pubrel, id, NotFound)
+		}
+	}
+	s.early = nil
 	s.pump(nil)
 }

@@ -71,15 +71,16 @@ type session struct {
 
 	queue  []*entry // in the order of seq; those before next are in flight
 	next   int
-	held   int    // octets in queue
-	total  int    // messages that wait, those on record included
-	octets int    // of total
-	seq    uint64 // of the newest message; kept: owned by the journal
-	sent   uint64 // the highest seq that was sent once
-	loaded uint64 // kept: the highest seq that is or was in queue
-	stored uint64 // kept: the highest seq that is on record
-	more   bool   // kept: rows beyond loaded are on record
-	load   bool   // they are being read
+	held   int      // octets in queue
+	total  int      // messages that wait, those on record included
+	octets int      // of total
+	seq    uint64   // of the newest message; kept: owned by the journal
+	sent   uint64   // the highest seq that was sent once
+	loaded uint64   // kept: the highest seq that is or was in queue
+	stored uint64   // kept: the highest seq that is on record
+	more   bool     // kept: rows beyond loaded are on record
+	load   bool     // they are being read
+	early  []uint16 // PUBREC came meanwhile for what was not in queue
 	ask    []asked
 	drains int // how often what waited was dropped
 	// What is acknowledged up to trimTo is to be taken off the record, which holds others
@@ -388,8 +389,12 @@ func (s *session) acknowledge(c *Conn, kind Acknowledgment, id uint16, code byte
 	}
 	i := s.find(id)
 	if i < 0 {
-		if kind == Pubrec && code < Unspecified {
+		switch {
+		case kind != Pubrec || code >= Unspecified:
+		case !s.load:
 			c.client.Acknowledge(Pubrel, id, NotFound)
+		case len(s.early) < s.limit: // the message may be among those that are being read
+			s.early = append(s.early, id)
 		}
 		return
 	}
