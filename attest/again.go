@@ -10,9 +10,9 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// CheckAgain reports why a path that ValidatePath found valid is not valid now. It checks
-// what time and lists can change: the validity of each certificate and its revocation.
-// Signatures, names and constraints stay as they were. path is the end entity first and
+// CheckAgain reports why a path that ValidatePath found valid is no longer valid. It checks
+// what time and CRLs can change: the validity period of each certificate and its revocation.
+// Signatures, names and constraints do not change. path is the end entity first and
 // the certificate of anchor last. Errors have the codes of ValidatePath.
 func CheckAgain(path []*x509.Certificate, anchor *Anchor, o PathOptions) error {
 	if len(path) < 2 || !path[len(path)-1].Equal(anchor.Certificate) {
@@ -28,8 +28,8 @@ func CheckAgain(path []*x509.Certificate, anchor *Anchor, o PathOptions) error {
 	return err
 }
 
-// SignedBy returns the one of the certificates, CAs or CRL issuers, that has the list's
-// issuer as its subject and whose key signed the list; nil if there is none.
+// SignedBy returns the certificate, of a CA or CRL issuer, that has the list's issuer as
+// its subject and whose key signed the list; nil if there is none.
 func (l *CRL) SignedBy(certificates []*x509.Certificate) *x509.Certificate {
 	for _, c := range certificates {
 		if sameName(l.list.RawIssuer, c.RawSubject) && l.signedBy(c) {
@@ -39,8 +39,8 @@ func (l *CRL) SignedBy(certificates []*x509.Certificate) *x509.Certificate {
 	return nil
 }
 
-// Scope names what the list speaks of, beside its issuer: lists of one issuer with one
-// scope follow each other (RFC 5280, 5.2.3), all others stand beside each other.
+// Scope returns the scope of the list: a list replaces earlier ones of the same issuer and
+// scope (RFC 5280, 5.2.3), and no others.
 func (l *CRL) Scope() string {
 	s := &l.scope
 	names := slices.Sorted(slices.Values(s.names))
@@ -50,15 +50,14 @@ func (l *CRL) Scope() string {
 	}, " ")
 }
 
-// Same reports whether both lists were signed over the same octets.
+// Same reports whether both lists have the same signed content.
 func (l *CRL) Same(other *CRL) bool {
 	return string(l.list.RawTBSRevocationList) == string(other.list.RawTBSRevocationList)
 }
 
-// Replaces refuses with Conflict a list that may not take the place of old, a list of the
-// same issuer and scope: its number must be higher, and it must not have been issued
-// earlier (RFC 5280, 5.2.3). Otherwise an old list would make good again what a newer one
-// revoked.
+// Replaces refuses with Conflict a list that may not replace old, a list of the same
+// issuer and scope: its number must be higher, and it must not have been issued earlier
+// (RFC 5280, 5.2.3). Otherwise an old list would undo the revocations of a newer one.
 func (l *CRL) Replaces(old *CRL) error {
 	if l.list.Number.Cmp(old.list.Number) > 0 && !l.list.ThisUpdate.Before(old.list.ThisUpdate) {
 		return nil
@@ -66,10 +65,10 @@ func (l *CRL) Replaces(old *CRL) error {
 	const form = "2006-01-02T15:04:05Z"
 	return countersign.Errorf(countersign.Conflict, "the CRL of %s with number %d, issued at %s, does not follow the one on record, number %d of %s",
 		l.IssuerName(), l.list.Number, l.list.ThisUpdate.UTC().Format(form), old.list.Number, old.list.ThisUpdate.UTC().Format(form)).
-		WithNext("load the newest list that the CA publishes; if the CA began to count anew, replace all lists of the authority on your word")
+		WithNext("load the newest list that the CA publishes; if the CA restarted its numbering, replace all lists of the authority explicitly")
 }
 
-// IssuerName is the list's issuer for people, as RFC 4514 writes it.
+// IssuerName returns the list's issuer as an RFC 4514 string.
 func (l *CRL) IssuerName() string { return l.list.Issuer.String() }
 
 // DER returns the list as it was read.

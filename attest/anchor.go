@@ -10,7 +10,7 @@ import (
 
 // CheckAnchor reports why no path to the anchor could be valid, by the same rules that
 // ValidatePath applies to each device later: what is wrong with the CA's certificate,
-// and with the certificates that were given with it. Lists are left out: they change.
+// and with the certificates that come with it. CRLs are not checked: they change.
 // Errors have the codes of ValidatePath.
 func CheckAnchor(a Anchor, now time.Time) error {
 	a.CRLs, a.RequireCRL = nil, false
@@ -19,7 +19,7 @@ func CheckAnchor(a Anchor, now time.Time) error {
 		return err
 	}
 	if !a.Certificate.BasicConstraintsValid || !a.Certificate.IsCA {
-		return badPath("%s is not a CA's", nameOf(a.Certificate)).WithNext("give the certificate of the manufacturer's CA")
+		return badPath("%s is not a CA's", nameOf(a.Certificate)).WithNext("use the certificate of the manufacturer's CA")
 	}
 	if err := v.checkCA(a.Certificate, nil, true); err != nil {
 		return err
@@ -27,7 +27,7 @@ func CheckAnchor(a Anchor, now time.Time) error {
 	if ca := a.Certificate; has(ca, oidExtKeyUsage) && !slices.Contains(ca.ExtKeyUsage, x509.ExtKeyUsageAny) &&
 		!slices.Contains(ca.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && !slices.ContainsFunc(ca.UnknownExtKeyUsage, oidEKCertificate.Equal) {
 		return badPath("%s has an extended key usage that allows neither client certificates nor those of endorsement keys", nameOf(ca)).
-			WithNext("give the CA that issues the certificates which devices show")
+			WithNext("use the CA that issues the certificates of the devices")
 	}
 	for _, c := range distinct([]*x509.Certificate{a.Certificate}, a.Intermediates) {
 		if has(c, oidNameConstraints) {
@@ -48,7 +48,7 @@ func CheckAnchor(a Anchor, now time.Time) error {
 		v.steps = maxSteps
 		if _, err := v.validate(c, listIssuer); err != nil {
 			if countersign.CodeOf(err) == countersign.CertUnknown {
-				return badPath("%s does not lead to the registered CA", nameOf(c)).WithNext("give the certificates of CAs below it, and no others")
+				return badPath("%s does not lead to the registered CA", nameOf(c)).WithNext("send the certificates of CAs below it, and no others")
 			}
 			return err
 		}

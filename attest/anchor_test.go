@@ -62,7 +62,7 @@ func TestWhatCanBeRegisteredWorks(t *testing.T) {
 			_, used := attest.ValidatePath(b.chain, []attest.Anchor{b.anchor}, w.o)
 			refused := err != nil
 			if name != "intermediate is no CA" && name != "intermediate of another CA" && refused != (used != nil) {
-				t.Errorf("%s, legacy %v: registration says %v, its device gets %v", name, legacy, err, used)
+				t.Errorf("%s, legacy %v: registration: %v, its device: %v", name, legacy, err, used)
 			}
 		}
 	}
@@ -113,7 +113,7 @@ func TestEKCertificateAsChipsStoreIt(t *testing.T) {
 		"something behind it":    {fill(der, 0x41, 3), countersign.BadRequest},
 		"another behind it":      {append(fill(der, 0xff, 2), der...), countersign.BadRequest},
 		"cut off":                {der[:len(der)-1], countersign.BadRequest},
-		"head says too much":     {head(len(full)+1, full...), countersign.BadRequest},
+		"length too large":       {head(len(full)+1, full...), countersign.BadRequest},
 		"head alone":             {head(0), countersign.BadRequest},
 		"partial certificate":    {append([]byte{0x10, 0x01, 0x01, 0, 9}, der...), countersign.BadRequest},
 		"fill alone":             {fill(nil, 0xff, 500), countersign.BadRequest},

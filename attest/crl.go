@@ -41,8 +41,8 @@ var (
 	oidCRLNumber         = asn1.ObjectIdentifier{2, 5, 29, 20}
 )
 
-// CRL is a certificate revocation list, complete or delta (RFC 5280, 5), made
-// ready for many look-ups. It is safe for concurrent use.
+// CRL is a certificate revocation list, complete or delta (RFC 5280, 5), indexed
+// for look-ups. It is safe for concurrent use.
 type CRL struct {
 	list    *x509.RevocationList
 	entries []entry // by serial
@@ -71,8 +71,8 @@ type scope struct {
 	indirect bool
 }
 
-// ParseCRL reads a list, DER, and all of its extensions. It does not yet ask who
-// signed it. Errors have code BadRequest or TooLarge.
+// ParseCRL parses a list, DER, and all of its extensions. It does not check the
+// signature. Errors have code BadRequest or TooLarge.
 func ParseCRL(der []byte) (*CRL, error) {
 	if len(der) > MaxCRL {
 		return nil, countersign.Errorf(countersign.TooLarge, "CRL is larger than %d octets", MaxCRL)
@@ -145,7 +145,7 @@ func (l *CRL) readEntries() error {
 				if named++; !ok || !l.scope.indirect || named > maxIssuerEntries {
 					return badCRL("has a certificateIssuer that is malformed or out of place")
 				}
-				issuer = name // it stands until the next one (RFC 5280, 5.3.3)
+				issuer = name // it applies until the next one (RFC 5280, 5.3.3)
 			case e.Critical:
 				return badCRL("has an entry with the critical extension %s, which is not known here", e.Id)
 			}
@@ -153,7 +153,7 @@ func (l *CRL) readEntries() error {
 		l.entries = append(l.entries, entry{r.SerialNumber, reason, r.RevocationTime, issuer})
 	}
 	slices.SortStableFunc(l.entries, func(a, b entry) int { return a.serial.Cmp(b.serial) })
-	l.list.RevokedCertificateEntries = nil // said again, in less memory
+	l.list.RevokedCertificateEntries = nil // kept in entries, in less memory
 	return nil
 }
 
@@ -195,22 +195,22 @@ func (l *CRL) current(now time.Time) bool {
 	return !now.Before(l.list.ThisUpdate) && !l.list.NextUpdate.IsZero() && !now.After(l.list.NextUpdate)
 }
 
-// Issuer is the raw name of who issued the list.
+// Issuer returns the raw name of the list's issuer.
 func (l *CRL) Issuer() []byte { return bytes.Clone(l.list.RawIssuer) }
 
-// Number is the CRL number.
+// Number returns the CRL number.
 func (l *CRL) Number() *big.Int { return new(big.Int).Set(l.list.Number) }
 
-// Len is how many certificates the list revokes.
+// Len returns how many certificates the list revokes.
 func (l *CRL) Len() int { return len(l.entries) }
 
-// ThisUpdate is from when on the list speaks.
+// ThisUpdate returns when the list was issued.
 func (l *CRL) ThisUpdate() time.Time { return l.list.ThisUpdate }
 
-// NextUpdate is when a newer list is due; zero if the list does not say, and then it is never used.
+// NextUpdate returns when a newer list is due; zero if the list has none, and then it is never used.
 func (l *CRL) NextUpdate() time.Time { return l.list.NextUpdate }
 
-// sortNewest puts complete lists in order, the newest first.
+// sortNewest sorts complete lists, the newest first.
 func sortNewest(lists []*CRL) {
 	slices.SortStableFunc(lists, func(a, b *CRL) int {
 		return cmp.Or(b.list.Number.Cmp(a.list.Number), b.list.ThisUpdate.Compare(a.list.ThisUpdate))
@@ -274,7 +274,7 @@ func readReasons(s *cryptobyte.String, n uint8, to *int) bool {
 	return *to&allReasons != 0
 }
 
-// readPointName reads DistributionPointName to canonical names. A name relative
+// readPointName converts a DistributionPointName to canonical names. A name relative
 // to the issuer is completed with it.
 func readPointName(point cryptobyte.String, issuer []byte) ([]string, bool) {
 	var names []string

@@ -13,10 +13,10 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// IDField says which part of a manufacturer's certificate names the device.
+// IDField is the part of a manufacturer's certificate that names the device.
 type IDField string
 
-// The fields. All but the last two are text and must be it exactly once.
+// The fields. All but the last two are text and must occur exactly once.
 const (
 	IDCommonName   IDField = "common_name"       // subject CN
 	IDSerialNumber IDField = "serial_number"     // subject serialNumber, where IEEE 802.1AR puts the device's
@@ -24,7 +24,7 @@ const (
 	IDURI          IDField = "uri"               // SAN URI
 	IDEmail        IDField = "email"             // SAN rfc822Name
 	IDHWSerial     IDField = "hardware_serial"   // SAN HardwareModuleName (RFC 4108, 5): hwSerialNum, as text
-	IDHWModule     IDField = "hardware_module"   // the same: hwType, colon, hwSerialNum in hex; tells makers apart
+	IDHWModule     IDField = "hardware_module"   // the same: hwType, colon, hwSerialNum in hex; distinguishes manufacturers
 	IDKeyHash      IDField = "public_key_sha256" // hex SHA-256 of the SubjectPublicKeyInfo
 )
 
@@ -39,7 +39,7 @@ type IDRule struct {
 	Field IDField
 	// Prefix and Suffix surround the id in the field, such as "urn:dev:ops:" or
 	// "@devices.example.com". A value without them is refused: they are part of
-	// what tells one CA's devices from another's.
+	// what distinguishes one CA's devices from another's.
 	Prefix string
 	Suffix string
 }
@@ -54,9 +54,9 @@ func (r IDRule) Check() error {
 		WithNext("use common_name, serial_number, dns, uri, email, hardware_serial, hardware_module or public_key_sha256")
 }
 
-// DeviceID reads the device id out of a certificate whose path is valid. Nothing
-// is converted, shortened or guessed, since two names that end up as one id
-// would be two devices with one identity. Errors have code Misconfigured where
+// DeviceID returns the device id in a certificate whose path is valid. Nothing is
+// converted, shortened or guessed, because two names with the same result would be
+// two devices with one identity. Errors have code Misconfigured where
 // the certificate has no such field, several, or one that cannot be a device id.
 func (r IDRule) DeviceID(c *x509.Certificate) (string, error) {
 	if err := r.Check(); err != nil {

@@ -101,7 +101,7 @@ func FuzzParseCRL(f *testing.F) {
 	})
 }
 
-// FuzzExtensions signs whatever stands in the extensions that this package reads
+// FuzzExtensions signs any content of the extensions that this package reads
 // itself, so that it comes through to where it is read. Whatever they are, a
 // certificate that is revoked by its serial must not pass.
 func FuzzExtensions(f *testing.F) {

@@ -11,7 +11,7 @@ import (
 )
 
 // TestOpenSSLAgrees has "openssl verify" judge the same chains. A case in which
-// it means otherwise says why, and must still do so.
+// it is meant to differ has the reason, and must still differ.
 func TestOpenSSLAgrees(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {

@@ -17,20 +17,20 @@ const (
 	maxPresented = 10
 	// maxChainBytes bounds their DER: ten certificates with RSA-4096 keys are under 24 KiB.
 	maxChainBytes = 64 << 10
-	// maxPaths is how many ways up are tried, and maxSteps how many
-	// certificates are looked at to find them: mutual cross-certificates would
-	// otherwise make the search exponential.
+	// maxPaths bounds the paths that are tried, and maxSteps the certificates that
+	// are considered to find them: mutual cross-certificates would otherwise make
+	// the search exponential.
 	maxPaths = 16
 	maxSteps = 2000
 )
 
-// Anchor is a registered external CA with what is known of its branch.
+// Anchor is a registered external CA with what is known below it.
 type Anchor struct {
 	Certificate   *x509.Certificate
 	Intermediates []*x509.Certificate // known CAs and CRL issuers below it, for devices that send too little
 	CRLs          []*CRL              // of it and of any CA below
-	// RequireCRL refuses a path when there is no list for one of its links.
-	// Without it that link counts as good; a list that is there always counts.
+	// RequireCRL refuses a path if there is no list for one of its certificates.
+	// Without it that certificate counts as good; a list that is present always counts.
 	RequireCRL bool
 	// Legacy allows for this anchor what PathOptions.AllowLegacy does, and an anchor with
 	// the serial number 0.
@@ -41,16 +41,16 @@ type Anchor struct {
 	AllowCritical []asn1.ObjectIdentifier
 }
 
-// PathOptions say what the path is for.
+// PathOptions are the purpose and the conditions of a path.
 type PathOptions struct {
 	Now time.Time
 	// EKU are the extended key usages of which the path must allow one; empty:
-	// clientAuth. ExtKeyUsageAny leaves the matter to the caller.
+	// clientAuth. ExtKeyUsageAny leaves the check to the caller.
 	EKU []x509.ExtKeyUsage
-	// AllowNoEKU takes an end entity that names no extended key usage, as most IDevIDs do.
+	// AllowNoEKU accepts an end entity without an extended key usage, as most IDevIDs are.
 	AllowNoEKU bool
-	// AllowLegacy accepts what RFC 5280 forbids a CA to issue without asking
-	// anyone to refuse it: no key identifiers, and an anchor whose
+	// AllowLegacy accepts what RFC 5280 forbids CAs to issue but does not require
+	// relying parties to refuse: no key identifiers, and an anchor whose
 	// basicConstraints are not critical or whose serial number is 0.
 	AllowLegacy bool
 	// Policies, if any, are those of which the path must be valid for one (RFC
@@ -67,10 +67,10 @@ type Path struct {
 
 // ValidatePath finds a valid path (RFC 5280, section 6) from chain[0], the end
 // entity, to one of the anchors. The other certificates of the chain may come in
-// any order, twice, or to no purpose. Errors have code Unauthenticated for no
+// any order, twice, or be unrelated. Errors have code Unauthenticated for no
 // chain, Misconfigured for what is wrong with the certificates, CertUnknown where no anchor is reached, TooLarge,
 // WeakKey, CertExpired, CertNotYetValid, CertIsRevoked, CertIsHeld, or
-// Unavailable where a needed list is not at hand.
+// Unavailable where a required list is missing.
 func ValidatePath(chain []*x509.Certificate, anchors []Anchor, o PathOptions) (Path, error) {
 	if err := checkSizes(chain); err != nil {
 		return Path{}, err
@@ -88,7 +88,7 @@ func ValidatePath(chain []*x509.Certificate, anchors []Anchor, o PathOptions) (P
 			path.Anchor = i
 			return path, nil
 		}
-		// An anchor that the chain does not lead to has nothing to say about why.
+		// The error of an anchor that the chain does not lead to is not the cause.
 		if refused == nil || countersign.CodeOf(refused) == countersign.CertUnknown {
 			refused = err
 		}
@@ -101,7 +101,7 @@ func ValidatePath(chain []*x509.Certificate, anchors []Anchor, o PathOptions) (P
 
 func checkSizes(chain []*x509.Certificate) error {
 	if len(chain) == 0 || slices.Contains(chain, nil) {
-		return countersign.Errorf(countersign.Unauthenticated, "no certificate was shown")
+		return countersign.Errorf(countersign.Unauthenticated, "no certificate was presented")
 	}
 	total := 0
 	for _, c := range chain {
@@ -146,8 +146,8 @@ type validator struct {
 	asking []*x509.Certificate // issuers of lists whose own path is being validated
 }
 
-// validate tries the paths from a certificate to the anchor and gives the first
-// valid one, or why the first was not.
+// validate tries the paths from a certificate to the anchor and returns the first
+// valid one, or the error of the first.
 func (v *validator) validate(from *x509.Certificate, as role) (Path, error) {
 	var found [][]*x509.Certificate
 	v.extend([]*x509.Certificate{from}, &found)
@@ -197,15 +197,15 @@ func issued(issuer, cert *x509.Certificate) bool {
 }
 
 // check validates a path whose certificates fit together by name. It reports
-// whether the lists say good of each link.
+// whether the lists cover each certificate and revoke none.
 func (v *validator) check(path []*x509.Certificate, as role) (revocation bool, err error) {
 	for i, c := range path {
 		if err := v.checkCertificate(c, i, path); err != nil {
 			return false, err
 		}
 	}
-	// Signatures come first: names and constraints multiply, and only an anchor's
-	// own branch may make us do that work.
+	// Signatures come first: the cost of names and constraints multiplies, and only
+	// CAs below an anchor may cause it.
 	if err := v.verify(path, as); err != nil {
 		return false, err
 	}
@@ -215,9 +215,9 @@ func (v *validator) check(path []*x509.Certificate, as role) (revocation bool, e
 	return v.checkRevocation(path)
 }
 
-// verify has crypto/x509 check signatures, policies, nesting of extended key
-// usage and constraints on DNS names and addresses. What was judged before, by
-// rules that differ, is blanked in the copies that it gets to see.
+// verify lets crypto/x509 check signatures, policies, nesting of extended key
+// usage and constraints on DNS names and addresses. What was checked before, by
+// rules that differ, is removed from the copies that are passed to it.
 func (v *validator) verify(path []*x509.Certificate, as role) error {
 	copies := make([]*x509.Certificate, len(path))
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
@@ -257,15 +257,15 @@ func (v *validator) verify(path []*x509.Certificate, as role) error {
 	}
 	chains, err := copies[0].Verify(options)
 	if err != nil {
-		return badPath("the certificate chain does not hold: %v", err).WithCause(err)
+		return badPath("the certificate chain is not valid: %v", err).WithCause(err)
 	}
 	if !slices.ContainsFunc(chains, func(c []*x509.Certificate) bool { return slices.Equal(c, copies) }) {
-		return badPath("the certificate chain does not hold in this order")
+		return badPath("the certificate chain is not valid in this order")
 	}
 	return nil
 }
 
 func badPath(format string, args ...any) *countersign.Error {
 	return countersign.Errorf(countersign.Misconfigured, format, args...).
-		WithNext("ask the manufacturer for a certificate chain that keeps to RFC 5280")
+		WithNext("ask the manufacturer for a certificate chain that conforms to RFC 5280")
 }

@@ -24,7 +24,7 @@ type pathCase struct {
 	name, section string
 	bend          func(*world)
 	want          countersign.Code // empty: valid
-	openssl       string           // why OpenSSL says otherwise; empty: it agrees
+	openssl       string           // why OpenSSL decides differently; empty: it agrees
 }
 
 const (

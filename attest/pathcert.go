@@ -18,7 +18,7 @@ import (
 
 const (
 	minRSABits = 2048
-	// maxRSABits bounds what a stranger's chain costs to verify: 8192 bits is half a millisecond.
+	// maxRSABits bounds the cost to verify an unknown client's chain: 8192 bits take half a millisecond.
 	maxRSABits = 8192
 	// maxSerialOctets is the bound of RFC 5280, 4.1.2.2.
 	maxSerialOctets = 20
@@ -33,11 +33,11 @@ var (
 	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
 
 	// processed are the extensions that this package reads and crypto/x509 may
-	// call unhandled because of what stands in them.
+	// report as unhandled because of their content.
 	processed = []asn1.ObjectIdentifier{oidSubjectAltName, oidNameConstraints}
 
 	// acceptedSignatures leaves out MD5, SHA-1 and DSA, which crypto/x509 would
-	// refuse too, if it were asked, and what it does not know.
+	// refuse too if it were called, and what it does not know.
 	acceptedSignatures = []x509.SignatureAlgorithm{
 		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
@@ -45,7 +45,7 @@ var (
 	}
 )
 
-// checkEndEntity reports whether a certificate can stand for a device at all.
+// checkEndEntity reports why a certificate cannot be a device's.
 func checkEndEntity(c *x509.Certificate, o PathOptions) error {
 	critical, names := extension(c, oidSubjectAltName)
 	switch {
@@ -68,7 +68,7 @@ func checkEndEntity(c *x509.Certificate, o PathOptions) error {
 	return nil
 }
 
-// checkCertificate reports whether the i-th certificate of the path may stand there.
+// checkCertificate reports why the i-th certificate of the path cannot be at that place.
 func (v *validator) checkCertificate(c *x509.Certificate, i int, path []*x509.Certificate) error {
 	if err := checkTime(c, v.o.Now); err != nil {
 		return err
@@ -91,7 +91,7 @@ func (v *validator) checkCertificate(c *x509.Certificate, i int, path []*x509.Ce
 	return nil
 }
 
-// checkForm holds a certificate to RFC 5280, 4.1 and 4.2.
+// checkForm checks a certificate against RFC 5280, 4.1 and 4.2.
 func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 	for _, oid := range c.UnhandledCriticalExtensions {
 		if !slices.ContainsFunc(processed, oid.Equal) && !slices.ContainsFunc(v.anchor.AllowCritical, oid.Equal) {
@@ -109,7 +109,7 @@ func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 		return badPath("%s has the serial number 0", nameOf(c)).WithNext(nextLegacy)
 	case emptyName(c.RawIssuer):
 		return badPath("%s names no issuer", nameOf(c))
-	case has(c, oidKeyUsage) && c.KeyUsage == 0: // RFC 5280, 4.2.1.3: at least one bit; crypto/x509 takes it for absent
+	case has(c, oidKeyUsage) && c.KeyUsage == 0: // RFC 5280, 4.2.1.3: at least one bit; crypto/x509 treats it as absent
 		return badPath("%s has a keyUsage without any use", nameOf(c))
 	case len(c.AuthorityKeyId) == 0 && !isAnchor && !v.legacy():
 		return badPath("%s has no authorityKeyIdentifier", nameOf(c)).WithNext(nextLegacy)
@@ -117,17 +117,17 @@ func (v *validator) checkForm(c *x509.Certificate, isAnchor bool) error {
 	return nil
 }
 
-// nextLegacy is what to do about a chain that is sound and does not keep to the profile.
+// nextLegacy is the next step for a chain that is sound but does not conform to the profile.
 const nextLegacy = "if the manufacturer has no better chain, register its CA with the option legacy"
 
 func (v *validator) legacy() bool { return v.o.AllowLegacy || v.anchor.Legacy }
 
-// checkCA reports whether c may have issued the one before it, with these CAs between it and the end entity.
+// checkCA reports why c cannot have issued the one before it, with these CAs between it and the end entity.
 func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAnchor bool) error {
 	critical, _ := extension(c, oidBasicConstraints)
 	switch {
 	case !c.BasicConstraintsValid || !c.IsCA:
-		return badPath("%s is no CA but has signed a certificate", nameOf(c))
+		return badPath("%s is not a CA but has signed a certificate", nameOf(c))
 	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
 		return badPath("%s has a keyUsage without keyCertSign", nameOf(c))
 	case isAnchor && !critical && !v.legacy():
@@ -153,12 +153,12 @@ func (v *validator) checkCA(c *x509.Certificate, below []*x509.Certificate, isAn
 }
 
 // checkTime is RFC 5280, 6.1.3 (a)(2). Both ends belong to the validity period;
-// the start may be ahead of our clock by as much as clocks differ.
+// the start may be ahead of our clock by countersign.ClockSkew.
 // An end of 99991231235959Z, for a device that has none, is a date like any other.
 func checkTime(c *x509.Certificate, now time.Time) error {
 	if now.Add(countersign.ClockSkew).Before(c.NotBefore) {
 		return countersign.Errorf(countersign.CertNotYetValid, "%s is not valid before %s", nameOf(c), c.NotBefore.UTC().Format(time.RFC3339)).
-			WithNext("check the server's clock, and the one of who issued the certificate")
+			WithNext("check the clocks of the server and of the issuer of the certificate")
 	}
 	if now.After(c.NotAfter) {
 		return countersign.Errorf(countersign.CertExpired, "%s expired at %s", nameOf(c), c.NotAfter.UTC().Format(time.RFC3339)).
@@ -216,9 +216,9 @@ func has(c *x509.Certificate, oid asn1.ObjectIdentifier) bool {
 	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oid) })
 }
 
-// nameOf is how a refusal calls a certificate of the chain.
+// nameOf returns how a refusal names a certificate of the chain.
 func nameOf(c *x509.Certificate) string {
-	const longest = 80 // a stranger's name goes into logs and answers
+	const longest = 80 // an unverified name goes into logs and answers
 	name := []rune(c.Subject.String())
 	if len(name) > longest {
 		name = append(name[:longest], '…')

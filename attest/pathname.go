@@ -34,7 +34,7 @@ var oidEmailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 
 func quote(s string) string { return strconv.Quote(s) }
 
-// sameName compares distinguished names as RFC 5280, 7.1 asks: without regard to
+// sameName compares distinguished names as RFC 5280, 7.1 requires: without regard to
 // case, to white space at the ends or repeated, or to the kind of string.
 func sameName(a, b []byte) bool {
 	if bytes.Equal(a, b) {
@@ -50,7 +50,7 @@ func emptyName(raw []byte) bool {
 	return !ok || len(rdns) == 0
 }
 
-// selfIssued is what RFC 5280, 3.2 calls a certificate whose issuer and subject are one name.
+// selfIssued reports whether issuer and subject are the same name (RFC 5280, 3.2).
 func selfIssued(c *x509.Certificate) bool { return sameName(c.RawIssuer, c.RawSubject) }
 
 // canonicalName returns one string for each RDN of a name, equal for equal RDNs.
@@ -95,8 +95,8 @@ func canonicalRDN(set cryptobyte.String) (string, bool) {
 	return strings.Join(attributes, "+"), len(attributes) > 0
 }
 
-// directoryString decodes the kinds of string whose letters are known. TeletexString
-// has no reliable alphabet and compares octet by octet.
+// directoryString decodes the kinds of string whose character set is known. TeletexString
+// has no reliable one and is compared octet by octet.
 func directoryString(tag cbasn1.Tag, value []byte) (string, bool) {
 	const universalString, bmpString = cbasn1.Tag(28), cbasn1.Tag(30)
 	switch tag {
@@ -130,7 +130,7 @@ type generalName struct {
 	value []byte
 }
 
-// readGeneralName takes one name off s.
+// readGeneralName reads one name from s.
 func readGeneralName(s *cryptobyte.String) (generalName, bool) {
 	var value cryptobyte.String
 	var tag cbasn1.Tag
@@ -162,7 +162,7 @@ func altNames(c *x509.Certificate) ([]generalName, bool) {
 	return names, true
 }
 
-// constrainedNames are all names to which constraints apply (RFC 5280, 6.1.3
+// constrainedNames returns all names to which constraints apply (RFC 5280, 6.1.3
 // (b) and 4.2.1.10): subject, alternative names and, where these are missing,
 // the mailboxes of the subject.
 func constrainedNames(c *x509.Certificate) ([]generalName, bool) {
@@ -189,8 +189,8 @@ type constraints struct {
 	excluded  []generalName
 }
 
-// readConstraints reads nameConstraints (RFC 5280, 4.2.1.10), strictly: what we
-// don't understand of it refuses the path.
+// readConstraints reads nameConstraints (RFC 5280, 4.2.1.10), strictly: if a part of it
+// is not understood, the path is refused.
 func readConstraints(c *x509.Certificate) (constraints, error) {
 	_, value := extension(c, oidNameConstraints)
 	input := cryptobyte.String(value)
@@ -213,7 +213,7 @@ func readConstraints(c *x509.Certificate) (constraints, error) {
 				return constraints{}, badPath("%s has malformed name constraints", nameOf(c))
 			}
 			base, ok := readGeneralName(&subtree)
-			if !ok || !subtree.Empty() { // RFC 5280 knows no minimum and no maximum
+			if !ok || !subtree.Empty() { // RFC 5280 allows no minimum and no maximum
 				return constraints{}, badPath("%s has name constraints with distances", nameOf(c))
 			}
 			if err := checkConstraint(c, base); err != nil {
@@ -227,7 +227,7 @@ func readConstraints(c *x509.Certificate) (constraints, error) {
 	return n, nil
 }
 
-// checkConstraint reports whether a constraint has a form that can be decided.
+// checkConstraint reports why a constraint cannot be evaluated.
 func checkConstraint(c *x509.Certificate, base generalName) error {
 	switch base.tag {
 	case tagEmail:
@@ -319,7 +319,8 @@ func withinDirectory(constraint, name []byte) (within, decidable bool) {
 	return len(base) <= len(full) && slices.Equal(base, full[:len(base)]), true
 }
 
-// withinMailbox: a constraint is a mailbox, a host, or a domain with a period before it.
+// withinMailbox reports whether a mailbox is within a constraint, which is a mailbox, a
+// host, or a domain with a period before it.
 func withinMailbox(constraint, name []byte) (within, decidable bool) {
 	local, host, ok := splitMailbox(name)
 	if !ok {
@@ -332,7 +333,7 @@ func withinMailbox(constraint, name []byte) (within, decidable bool) {
 }
 
 // splitMailbox reads a Mailbox (RFC 5321, 4.1.2) as far as constraints need it. Only a
-// quoted local part may have an @: in a@b@c one program reads b for the host, another c.
+// quoted local part may have an @: in a@b@c one program takes b as the host, another c.
 func splitMailbox(mailbox []byte) (local, host string, ok bool) {
 	local, host, ok = cutLast(string(mailbox), "@")
 	quoted := len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"'
@@ -340,8 +341,9 @@ func splitMailbox(mailbox []byte) (local, host string, ok bool) {
 	return local, host, ok && isHost && local != "" && (quoted || !strings.ContainsAny(local, "@\" "))
 }
 
-// withinURI: a constraint is a host, or a domain with a period before it. A URI
-// without a host that is a name cannot be decided (RFC 5280, 4.2.1.10).
+// withinURI reports whether a URI is within a constraint, which is a host, or a domain
+// with a period before it. A URI whose host is not a name cannot be evaluated (RFC 5280,
+// 4.2.1.10).
 func withinURI(constraint, name []byte) (within, decidable bool) {
 	u, err := url.Parse(string(name))
 	if err != nil {

@@ -14,13 +14,13 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// maxListIssuers bounds how deep the path of a list's issuer may itself need
-// lists by other issuers.
+// maxListIssuers bounds the recursion when the path of a list's issuer needs lists
+// by other issuers.
 const maxListIssuers = 3
 
 var oidDistributionPoints = asn1.ObjectIdentifier{2, 5, 29, 31}
 
-// distPoint is where a certificate says that its status is published (RFC 5280, 4.2.1.13).
+// distPoint is one CRL distribution point of a certificate (RFC 5280, 4.2.1.13).
 type distPoint struct {
 	names   []string // canonical; empty if the point names only an issuer
 	reasons int      // ReasonFlags as bits; 0: all
@@ -67,8 +67,8 @@ func directories(list cryptobyte.String) ([][]byte, bool) {
 	return names, true
 }
 
-// distPoints reads cRLDistributionPoints. A certificate without them has its
-// issuer's name for one (RFC 5280, 6.3.3).
+// distPoints reads cRLDistributionPoints. For a certificate without them it is the
+// issuer's name (RFC 5280, 6.3.3).
 func distPoints(c *x509.Certificate) ([]distPoint, bool) {
 	_, value := extension(c, oidDistributionPoints)
 	implied := distPoint{names: []string{generalName{tagDirectory, c.RawIssuer}.canonical()}}
@@ -116,7 +116,7 @@ func readDistPoint(seq cryptobyte.String, issuer []byte) (p distPoint, ok bool) 
 	return p, named || foreign
 }
 
-// checkRevocation asks the lists about each link of the path, from the top.
+// checkRevocation checks each certificate of the path against the lists, from the top.
 func (v *validator) checkRevocation(path []*x509.Certificate) (all bool, err error) {
 	all = true
 	for i := len(path) - 2; i >= 0; i-- {
@@ -129,9 +129,9 @@ func (v *validator) checkRevocation(path []*x509.Certificate) (all bool, err err
 	return all, nil
 }
 
-// checkStatus asks the lists about one certificate (RFC 5280, 6.3). It says
-// whether they answered, and has an error if they answered that it is revoked,
-// or could not answer where they must.
+// checkStatus checks one certificate against the lists (RFC 5280, 6.3). It reports
+// whether they cover it, and returns an error if it is revoked, or if they do not
+// cover it and must.
 func (v *validator) checkStatus(c, issuer *x509.Certificate) (known bool, err error) {
 	points, ok := distPoints(c)
 	if !ok {
@@ -172,11 +172,11 @@ func (v *validator) checkStatus(c, issuer *x509.Certificate) (known bool, err er
 		}
 		why = "the lists do not cover all reasons"
 	}
-	return false, countersign.Errorf(countersign.Unavailable, "whether %s is revoked cannot be known: %s", nameOf(c), why).
+	return false, countersign.Errorf(countersign.Unavailable, "whether %s is revoked cannot be determined: %s", nameOf(c), why).
 		WithNext("load the current list of the CA that issued it")
 }
 
-// speaksOf reports whether the list is by an issuer that may speak of c.
+// speaksOf reports whether the list's issuer may revoke c.
 func speaksOf(l *CRL, c *x509.Certificate, points []distPoint) bool {
 	if sameName(l.list.RawIssuer, c.RawIssuer) {
 		return true
@@ -189,7 +189,7 @@ func (p distPoint) by(l *CRL) bool {
 	return slices.ContainsFunc(p.issuers, func(name []byte) bool { return sameName(name, l.list.RawIssuer) })
 }
 
-// reasonsFor returns the reasons for which the list speaks of c; none if c is out
+// reasonsFor returns the reasons that the list covers for c; none if c is out
 // of its scope (RFC 5280, 6.3.3 (b) and (d)).
 func (l *CRL) reasonsFor(c *x509.Certificate, points []distPoint) int {
 	if l.scope.onlyAttr || l.scope.onlyUser && c.IsCA || l.scope.onlyCA && !c.IsCA {
@@ -269,7 +269,7 @@ func (v *validator) revokedBy(l *CRL, c, issuer *x509.Certificate, lists []*CRL)
 		if e, ok := d.find(c.RawIssuer, c.SerialNumber); ok {
 			found, revoked = e, true
 		}
-		break // sorted: the newest says it all
+		break // sorted: the newest is complete
 	}
 	if !revoked || found.reason == countersign.RemoveFromCRL {
 		return nil

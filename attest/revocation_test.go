@@ -180,7 +180,7 @@ func indirectCases() []pathCase {
 		{"revoked on an indirect list", "5.3.3", func(w *world) {
 			indirect(w).revoke(77, 1).lastEntryOf(w, "Pump Works Factory 3")
 		}, countersign.CertIsRevoked, ""},
-		{"issuer of the entry before stands", "5.3.3", func(w *world) {
+		{"issuer of the entry before applies", "5.3.3", func(w *world) {
 			l := indirect(w).revoke(900, 1)
 			l.lastEntryOf(w, "Pump Works Factory 3")
 			l.revoke(77, 1)

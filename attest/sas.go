@@ -20,7 +20,7 @@ const (
 	// expired less than this ago is still good.
 	SASSkew = 5 * time.Minute
 	// MaxSASLife bounds how far ahead a token may expire, so that a leaked one
-	// ends with the year. Longer ones are what people make by hand and forget.
+	// ends with the year. Longer ones are made by hand and forgotten.
 	MaxSASLife = 366 * 24 * time.Hour
 
 	minSymmetricKey = 16 // octets; less can be searched
@@ -29,7 +29,7 @@ const (
 	sasScheme       = "SharedAccessSignature"
 )
 
-// KeySlot says which of two registered credentials was shown. Two exist so that
+// KeySlot is which of two registered credentials was presented. There are two so that
 // one can be replaced while the other is in use.
 type KeySlot string
 
@@ -49,10 +49,10 @@ type SAS struct {
 	mac      []byte
 }
 
-// ParseSAS reads "SharedAccessSignature sr=…&sig=…&se=…[&skn=…]". Fields come in
-// any order, since the SDKs disagree on it, each once; others are refused, for
-// nothing would protect them. Errors have code BadRequest, or TooLarge: what cannot
-// be read opens nothing, and so is no guess.
+// ParseSAS reads "SharedAccessSignature sr=…&sig=…&se=…[&skn=…]". The fields
+// may be in any order, since the SDKs differ, each once; others are refused, because
+// the HMAC does not protect them. Errors have code BadRequest or TooLarge: a token
+// that cannot be parsed does not count as a guess.
 func ParseSAS(token string) (*SAS, error) {
 	if len(token) > MaxSAS {
 		return nil, countersign.Errorf(countersign.TooLarge, "SAS token is longer than %d octets", MaxSAS)
@@ -86,7 +86,7 @@ func decodeSAS(fields map[string]string) (*SAS, error) {
 			return nil, badSAS(countersign.BadRequest, "has no field %s", name)
 		}
 	}
-	// Some SDKs sign sr escaped and others plain, so the HMAC is over what came.
+	// Some SDKs sign sr escaped and others plain, so the HMAC is over the octets as received.
 	s := &SAS{signed: fields["sr"] + "\n" + fields["se"]}
 	var err error
 	if s.Resource, err = unescape(fields["sr"]); err != nil {
@@ -105,15 +105,15 @@ func decodeSAS(fields map[string]string) (*SAS, error) {
 	}
 	seconds, err := strconv.ParseUint(fields["se"], 10, 63)
 	if err != nil || len(fields["se"]) > maxExpiryDigits {
-		return nil, badSAS(countersign.BadRequest, "has an se that is no time in seconds")
+		return nil, badSAS(countersign.BadRequest, "has an se that is not a time in seconds")
 	}
 	s.Expiry = time.Unix(int64(seconds), 0)
 	return s, nil
 }
 
-// unescape undoes percent-encoding once. A plus sign stays one, unlike in a web
-// form: base64 has it, and Node's DPS client sends it plain. Control characters
-// and text that is not UTF-8 have no place in any field.
+// unescape decodes percent-encoding once. A plus sign is kept, unlike in a web
+// form: base64 uses it, and Node's DPS client sends it plain. Control characters
+// and text that is not UTF-8 are refused.
 func unescape(s string) (string, error) {
 	plain, err := url.PathUnescape(s)
 	if err != nil {
@@ -151,7 +151,7 @@ func ParseSymmetricKey(s string) ([]byte, error) {
 
 // DeriveKey returns the key of one device of a group: HMAC-SHA256 (RFC 2104) of its
 // registration id under the group key. The device is given base64 of it and
-// never sees the group key. The id counts as it is written.
+// never the group key. The id is used as it is, case included.
 func DeriveKey(groupKey []byte, registrationID string) []byte {
 	h := hmac.New(sha256.New, groupKey)
 	h.Write([]byte(registrationID))
@@ -171,7 +171,7 @@ func (k SymmetricKeys) Derive(registrationID string) SymmetricKeys {
 }
 
 // Verify reports whether the token was made with one of the keys for the resource,
-// such as "0ne00/registrations/pump-7", and is in time, and which key it was.
+// such as "0ne00/registrations/pump-7", and has not expired, and returns which key it was.
 // Resources compare without regard to ASCII case, as Azure's do. Errors have code
 // BadCredential where none of the keys made it; CredentialExpire, Misconfigured for
 // an expiry too far ahead, and SubjectMismatch for another resource where one did.
@@ -193,8 +193,8 @@ func (s *SAS) Verify(resource string, keys SymmetricKeys, now time.Time) (KeySlo
 }
 
 // VerifyGroup is Verify for a member of a group with these group keys. A token
-// made with the group key itself is refused, with code NotAllowed: that key was
-// to stay in the factory, and a device that has it can be any other.
+// made with the group key itself is refused, with code NotAllowed: that key must
+// stay in the factory, because a device that has it can impersonate any other.
 func (s *SAS) VerifyGroup(resource, registrationID string, group SymmetricKeys, now time.Time) (KeySlot, error) {
 	if s.signedBy(group) != "" {
 		return "", countersign.Errorf(countersign.NotAllowed, "SAS token was made with the group key itself").
@@ -203,11 +203,11 @@ func (s *SAS) VerifyGroup(resource, registrationID string, group SymmetricKeys, 
 	return s.Verify(resource, group.Derive(registrationID), now)
 }
 
-// SignedBy reports whether the token was made with one of the keys, whatever it is
-// for and however long it is good.
+// SignedBy reports whether the token was made with one of the keys, for any resource
+// and expiry.
 func (s *SAS) SignedBy(keys SymmetricKeys) bool { return s.signedBy(keys) != "" }
 
-// signedBy tries both keys, always, so that time tells nothing of which one it was.
+// signedBy always tries both keys, so that the time does not reveal which one it was.
 func (s *SAS) signedBy(keys SymmetricKeys) KeySlot {
 	first, second := s.matches(keys.Primary), s.matches(keys.Secondary)
 	switch {
@@ -219,7 +219,7 @@ func (s *SAS) signedBy(keys SymmetricKeys) KeySlot {
 	return ""
 }
 
-// matches compares in constant time. No key, or one too short to be a secret, matches nothing.
+// matches compares in constant time. An empty key, or one too short to be a secret, matches nothing.
 func (s *SAS) matches(key []byte) bool {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte(s.signed))

@@ -14,17 +14,17 @@ import (
 )
 
 // Thumbprint is the SHA-256 of a certificate's DER, by which a device without a
-// CA is registered. The zero value is no thumbprint and matches nothing.
+// CA is registered. The zero value matches nothing.
 type Thumbprint [sha256.Size]byte
 
-// maxThumbprint bounds what people paste: 32 octets with colons, and openssl's
+// maxThumbprint bounds the text form: 32 octets with colons, and openssl's
 // "SHA256 Fingerprint=" before them.
 const maxThumbprint = 128
 
 // ThumbprintOf returns the thumbprint of a certificate.
 func ThumbprintOf(cert *x509.Certificate) Thumbprint { return sha256.Sum256(cert.Raw) }
 
-// ParseThumbprint reads a thumbprint as people have it: 64 hex digits in either
+// ParseThumbprint parses a thumbprint: 64 hex digits in either
 // case, with colons or spaces between octets, or the line that openssl x509
 // -fingerprint -sha256 prints. A SHA-1 one is refused by name. Errors have code BadRequest.
 func ParseThumbprint(s string) (Thumbprint, error) {
@@ -57,7 +57,7 @@ func ParseThumbprint(s string) (Thumbprint, error) {
 }
 
 // splitOctets removes the separators of "ab:cd:ef" or "ab cd ef"; any other place
-// for one is a sign that part of the text got lost.
+// for one is a sign that part of the text was lost.
 func splitOctets(s string) (string, bool) {
 	if !strings.ContainsAny(s, ": ") {
 		return s, true
@@ -82,24 +82,24 @@ func badThumbprint(format string, args ...any) error {
 
 func (t Thumbprint) String() string { return hex.EncodeToString(t[:]) }
 
-// Thumbprints are the certificates that one device may show. Either may be zero.
+// Thumbprints are the certificates that one device may present. Either may be zero.
 type Thumbprints struct {
 	Primary   Thumbprint
 	Secondary Thumbprint
-	// WeakKeys lists keys that the certificate may not have; nil: what is built in.
+	// WeakKeys lists keys that the certificate may not have; nil: the built-in list.
 	WeakKeys *weakkey.Blocklist
 }
 
 // Verify reports whether the device may enroll with this self-signed certificate,
-// whose key TLS has proved, and which of the two it is. It takes no certificate
-// that a CA signed: a thumbprint would outlive that CA's revocation. Errors have
+// whose key TLS has proved, and returns which of the two it is. It accepts no certificate
+// that a CA signed: the thumbprint would still be valid after that CA revoked it. Errors have
 // code CertUnknown, Misconfigured, WeakKey, CertExpired or CertNotYetValid.
 func (t Thumbprints) Verify(cert *x509.Certificate, now time.Time) (KeySlot, error) {
 	got := ThumbprintOf(cert)
 	first, second := got.equal(t.Primary), got.equal(t.Secondary)
 	if !first && !second {
 		return "", countersign.Errorf(countersign.CertUnknown, "the certificate's thumbprint is not registered for this device").
-			WithNext("register the SHA-256 thumbprint of the certificate that the device shows")
+			WithNext("register the SHA-256 thumbprint of the certificate that the device presents")
 	}
 	if err := checkSelfSigned(cert, now, t.WeakKeys); err != nil {
 		return "", err

@@ -12,9 +12,9 @@ import (
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
-// TPMEvidence is what a device with a TPM 2.0 shows, in two messages: first who
-// it is (EK and AK), then, with the answer to the challenge, what it wants
-// certified. Every part is as the TPM gives it (TCG TPM 2.0 Library, Part 2;
+// TPMEvidence is what a device with a TPM 2.0 presents, in two messages: first its
+// identity (EK and AK), then, with the answer to the challenge, the key to be
+// certified. Every part is as the TPM returns it (TCG TPM 2.0 Library, Part 2;
 // big-endian), so that tpm2-tools and go-attestation can send what they have. A
 // public area may come as TPMT_PUBLIC or, with its size before it, TPM2B_PUBLIC.
 type TPMEvidence struct {
@@ -23,7 +23,7 @@ type TPMEvidence struct {
 	EKChain       [][]byte // DER; intermediate CAs of it, in any order
 	AKPublic      []byte   // attestation key: a restricted signing key of the same TPM
 
-	Secret           []byte // what ActivateCredential gave
+	Secret           []byte // what ActivateCredential returned
 	KeyPublic        []byte // the key of the certification request
 	CertifyInfo      []byte // TPMS_ATTEST of Certify or CertifyCreation: the AK about the key
 	CertifySignature []byte // TPMT_SIGNATURE over it
@@ -33,31 +33,32 @@ type TPMEvidence struct {
 	PCRs           map[int][]byte // SHA-256 bank: the value of each PCR that was quoted
 }
 
-// TPMOptions say whom the operator trusts.
+// TPMOptions are the manufacturers and chips that the operator trusts.
 type TPMOptions struct {
 	Anchors []Anchor // manufacturers' CAs for EK certificates
 	// RegisteredEK are the SHA-256 of the TPM2B_PUBLIC of chips that need no EK
-	// certificate: what sha256sum says of the file of tpm2_createek -u.
+	// certificate: the output of sha256sum for the file of tpm2_createek -u.
 	RegisteredEK [][sha256.Size]byte
 	PCRs         map[int][]byte // reference values, SHA-256 bank; empty: any state will do
-	// WeakKeys lists keys that a TPM may not show; nil: what is built in.
+	// WeakKeys lists keys that a TPM may not have; nil: the built-in list.
 	WeakKeys *weakkey.Blocklist
 	Now      time.Time
 }
 
-// TPMIdentity is a chip that somebody vouches for, and its attestation key.
+// TPMIdentity is a chip that its manufacturer or the operator vouches for, and its
+// attestation key.
 type TPMIdentity struct {
-	// RegistrationID is the name that Azure's device SDKs give to the chip: the
+	// RegistrationID is the name of the chip in Azure's device SDKs: the
 	// SHA-256 of the EK's TPM2B_PUBLIC in base32, lower case, unpadded.
 	RegistrationID string
 	EKHash         [sha256.Size]byte // the same in octets
 	Registered     bool              // vouched for by the operator; if not, by an EK certificate
 	AKName         []byte            // name algorithm and digest of the AK (Part 1, section 16)
-	Model          TPMModel          // what the EK certificate says; empty without one
+	Model          TPMModel          // from the EK certificate; empty without one
 	EKThumbprint   Thumbprint        // of the EK certificate; zero without one
 }
 
-// TPMResult is what was proved: the key of the certification request lives in
+// TPMResult is what was proved: the key of the certification request is in
 // this chip and cannot leave it.
 type TPMResult struct {
 	TPMIdentity
@@ -65,18 +66,18 @@ type TPMResult struct {
 	PCRs    bool   // the chip's state is one of the reference values
 }
 
-// TPMExpectation is what the answer to a challenge must fit. It is for the
-// server alone, which spends it once: nothing here sees an answer come twice.
+// TPMExpectation is what the answer to a challenge must match. It is for the server
+// alone, which must use it once: this package does not detect a repeated answer.
 type TPMExpectation struct {
 	Nonce      []byte
-	SecretHash [sha256.Size]byte // SHA-256 of the secret, which is kept nowhere
+	SecretHash [sha256.Size]byte // SHA-256 of the secret, which is not stored
 	EKHash     [sha256.Size]byte
 	AKName     []byte
 }
 
-// EKHash is the SHA-256 of an endorsement key's TPM2B_PUBLIC, by which chips are
-// registered. It refuses a key that is known to be weak, as IdentifyTPM does, whose
-// errors it has.
+// EKHash returns the SHA-256 of an endorsement key's TPM2B_PUBLIC, by which chips are
+// registered. It refuses a key that is known to be weak, with the errors of
+// IdentifyTPM.
 func EKHash(ekPublic []byte, known *weakkey.Blocklist) ([sha256.Size]byte, error) {
 	ek, err := parseEK(ekPublic, known)
 	if err != nil {
@@ -85,8 +86,8 @@ func EKHash(ekPublic []byte, known *weakkey.Blocklist) ([sha256.Size]byte, error
 	return ek.hash(), nil
 }
 
-// IdentifyTPM appraises EK and AK of the evidence and says which chip it speaks
-// of. That is a claim until a challenge is answered. Errors have code
+// IdentifyTPM appraises EK and AK of the evidence and returns the chip that it names.
+// That is a claim until a challenge is answered. Errors have code
 // Unauthenticated, BadRequest, TooLarge, NotAllowed, Misconfigured, WeakKey, or those of ValidatePath.
 func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
 	id, _, _, err := identifyTPM(ev, o)
@@ -114,9 +115,9 @@ func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, 
 	return id, ek, ak, nil
 }
 
-// AppraiseTPM appraises the whole evidence against what was expected, and says
-// that csrPub, the key of the certification request, lives in the TPM: created
-// in it, bound to it, unable to leave it. Errors have the codes of IdentifyTPM,
+// AppraiseTPM appraises the whole evidence against the expectation, and checks that
+// csrPub, the key of the certification request, is in the TPM: created in it, bound
+// to it, unable to leave it. Errors have the codes of IdentifyTPM,
 // BadCredential for a wrong answer to the challenge, and NotAllowed for a state of the chip that is not among the reference values.
 func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o TPMOptions) (TPMResult, error) {
 	if err := CheckPCRs(o.PCRs); err != nil {
@@ -150,8 +151,8 @@ func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o
 	return result, nil
 }
 
-// answered reports whether the secret is the one that only this chip, and in it
-// only this AK, could have recovered.
+// answered checks that the secret is the one that only this chip, and in it only this
+// AK, could have recovered.
 func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
 	if len(e.Nonce) == 0 || len(e.AKName) == 0 {
 		return countersign.Errorf(countersign.BadRequest, "no challenge is open for this TPM").WithNext("ask for a challenge first")
@@ -162,14 +163,14 @@ func (e TPMExpectation) answered(secret []byte, id TPMIdentity) error {
 	}
 	got := sha256.Sum256(secret)
 	if subtle.ConstantTimeCompare(got[:], e.SecretHash[:]) != 1 {
-		// The one secret in the exchange: a chip that is not the one it names guesses.
+		// The only secret in the exchange: a chip that is not the one it names can only guess.
 		return countersign.Errorf(countersign.BadCredential, "the answer to the challenge is wrong").
 			WithNext("recover the secret with ActivateCredential, in the TPM of the endorsement key that was sent")
 	}
 	return nil
 }
 
-// badTPM refuses evidence that is signed or well-formed and does not fit.
+// badTPM refuses evidence that is well-formed but does not match.
 func badTPM(format string, args ...any) *countersign.Error {
 	return countersign.Errorf(countersign.Misconfigured, format, args...)
 }

@@ -57,7 +57,7 @@ func (s *session) appraise(t *testing.T, ev attest.TPMEvidence) (attest.TPMResul
 	return attest.AppraiseTPM(ev, s.device.Key.PublicKey(t), s.want, s.o)
 }
 
-// ekHash is what sha256sum says of the file of tpm2_createek.
+// ekHash is the output of sha256sum for the file of tpm2_createek.
 func ekHash(area []byte) [32]byte {
 	return sha256.Sum256(append([]byte{byte(len(area) >> 8), byte(len(area))}, area...))
 }
@@ -385,7 +385,7 @@ func TestTPMPCRPolicy(t *testing.T) {
 	}
 	stale, staleSig, _ := s.device.Quote(t, []byte("a session before"), 0, 7)
 	partial, partialSig, partialValues := s.device.Quote(t, s.want.Nonce, 0)
-	s.device.Extend(t, 7, "a boot loader of somebody else")
+	s.device.Extend(t, 7, "another boot loader")
 	changed, changedSig, changedValues := s.device.Quote(t, s.want.Nonce, 0, 7)
 	for name, tt := range map[string]struct {
 		change func(*attest.TPMEvidence)
@@ -393,7 +393,7 @@ func TestTPMPCRPolicy(t *testing.T) {
 		text   string
 	}{
 		"changed":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature, e.PCRs = changed, changedSig, changedValues }, countersign.NotAllowed, "PCR 7 differs"},
-		"lies":     {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = changed, changedSig }, countersign.Misconfigured, "not the ones that the TPM quoted"},
+		"forged":   {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = changed, changedSig }, countersign.Misconfigured, "not the ones that the TPM quoted"},
 		"stale":    {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature = stale, staleSig }, countersign.Misconfigured, "not of this session"},
 		"partial":  {func(e *attest.TPMEvidence) { e.Quote, e.QuoteSignature, e.PCRs = partial, partialSig, partialValues }, countersign.Misconfigured, "leaves out PCR 7"},
 		"no value": {func(e *attest.TPMEvidence) { e.PCRs = map[int][]byte{7: values[7]} }, countersign.BadRequest, "PCR 0"},

@@ -18,11 +18,11 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// maxPCR is the last of the registers that every PC Client TPM has.
+// maxPCR is the highest register that every PC Client TPM has.
 const maxPCR = 23
 
-// tpmGenerated starts what a TPM says of itself (TPM_GENERATED_VALUE). No
-// restricted key signs a digest of foreign data that begins so.
+// tpmGenerated begins a structure that a TPM generated (TPM_GENERATED_VALUE). No
+// restricted key signs a digest of external data that begins with it.
 var tpmGenerated = binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMGeneratedValue))
 
 // CheckPCRs reports whether these can be reference values: PCRs 0 to 23 with
@@ -37,7 +37,7 @@ func CheckPCRs(values map[int][]byte) error {
 	return nil
 }
 
-// checkCertify wants the AK's word, given in this session, that the key is in its TPM.
+// checkCertify checks that the AK attested, in this session, that the key is in its TPM.
 func (k *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error {
 	const what = "key certification"
 	a, err := k.statement(what, ev.CertifyInfo, ev.CertifySignature, nonce)
@@ -57,8 +57,8 @@ func (k *tpmKey) checkCertify(ev TPMEvidence, key *tpmKey, nonce []byte) error {
 }
 
 // certified returns the name of the key that a statement is about. CertifyCreation
-// says no less than Certify: the TPM made that key, and the name fixes that it
-// can't leave. tpm2_certify takes no nonce; tpm2_certifycreation does.
+// proves no less than Certify: the TPM made that key, and the name covers the
+// attributes by which it cannot leave. tpm2_certify takes no nonce; tpm2_certifycreation does.
 func certified(a *tpm2.TPMSAttest) (name []byte, ok bool) {
 	switch a.Type {
 	case tpm2.TPMSTAttestCertify:
@@ -73,8 +73,8 @@ func certified(a *tpm2.TPMSAttest) (name []byte, ok bool) {
 	return nil, false
 }
 
-// statement reads what a TPM says of itself, signed by the AK, with the nonce of
-// this session as qualifying data.
+// statement reads a structure that the TPM generated, signed by the AK, with the nonce
+// of this session as qualifying data.
 func (k *tpmKey) statement(what string, attest, signature, nonce []byte) (*tpm2.TPMSAttest, error) {
 	if err := checkTPMSize(what, attest, maxTPMAttest); err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func sameHash(alg tpm2.TPMIAlgHash, want crypto.Hash) bool {
 	return err == nil && h == want
 }
 
-// checkQuote wants the AK's word, given in this session, that the PCRs have the
+// checkQuote checks that the AK attested, in this session, that the PCRs have the
 // reference values.
 func (k *tpmKey) checkQuote(ev TPMEvidence, reference map[int][]byte, nonce []byte) error {
 	const what = "quote"
@@ -188,17 +188,17 @@ func comparePCRs(quoted map[int][]byte, selected []int, reference map[int][]byte
 	}
 	if len(missing) > 0 {
 		return badTPM("the TPM's quote leaves out PCR %s", strings.Join(missing, ", ")).
-			WithNext("quote all PCRs that the fleet's policy names")
+			WithNext("quote all PCRs that the fleet's rules name")
 	}
 	if len(wrong) > 0 {
-		return countersign.Errorf(countersign.NotAllowed, "the device did not start what the fleet's policy expects: PCR %s differs", strings.Join(wrong, ", ")).
+		return countersign.Errorf(countersign.NotAllowed, "the device did not start the software that the fleet's rules expect: PCR %s differs", strings.Join(wrong, ", ")).
 			WithNext("find out what changed on the device; if that is right, update the reference values")
 	}
 	return nil
 }
 
-// selectedPCRs reads a selection of the SHA-256 bank alone: with several banks a
-// value could not be told from another's.
+// selectedPCRs reads a selection of the SHA-256 bank alone: with several banks it would
+// not be known which bank a value is of.
 func selectedPCRs(list tpm2.TPMLPCRSelection) ([]int, error) {
 	const next = "quote the sha256 bank alone (-l sha256:0,1,...)"
 	if len(list.PCRSelections) != 1 || list.PCRSelections[0].Hash != tpm2.TPMAlgSHA256 {

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// secretSize and nonceSize are the largest that every TPM takes: a credential
+	// secretSize and nonceSize are the largest that every TPM accepts: a credential
 	// and qualifying data may be as long as a SHA-256 digest.
 	secretSize = 32
 	nonceSize  = 32
@@ -28,7 +28,7 @@ type TPMChallenge struct {
 	Nonce           []byte // qualifying data for Certify and Quote
 }
 
-// File is the challenge as tpm2_activatecredential -i reads it: magic and version
+// File returns the challenge as tpm2_activatecredential -i reads it: magic and version
 // of four octets each, then the two structures.
 func (c TPMChallenge) File() []byte {
 	b := binary.BigEndian.AppendUint32(nil, credentialMagic)
@@ -36,8 +36,8 @@ func (c TPMChallenge) File() []byte {
 	return append(append(b, c.Credential...), c.EncryptedSecret...)
 }
 
-// ChallengeTPM appraises EK and AK as IdentifyTPM does and makes a challenge that
-// nothing can answer but the chip of that EK, and only if that AK is in it (TPM2
+// ChallengeTPM appraises EK and AK as IdentifyTPM does and makes a challenge that only
+// the chip of that EK can answer, and only if that AK is in it (TPM2
 // MakeCredential; Part 1, section 24). The expectation stays with the server.
 func ChallengeTPM(ev TPMEvidence, o TPMOptions) (TPMChallenge, TPMExpectation, error) {
 	id, ek, ak, err := identifyTPM(ev, o)

@@ -30,7 +30,7 @@ var (
 	oidRSAOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7} // id-RSAES-OAEP of PKCS #1
 )
 
-// TPMModel is what an EK certificate says of its chip, in TCG's spelling: the
+// TPMModel is the description of a chip in its EK certificate, in TCG's spelling: the
 // manufacturer as "id:" and its registered number in hex, such as "id:49465800".
 type TPMModel struct {
 	Manufacturer string
@@ -38,7 +38,7 @@ type TPMModel struct {
 	Version      string
 }
 
-// readCertificate wants the EK certificate to be for this EK and, unless the
+// readCertificate checks that the EK certificate is for this EK and, unless the
 // operator registered the EK, from a manufacturer that the operator trusts.
 func (id *TPMIdentity) readCertificate(ev TPMEvidence, ek *tpmKey, o TPMOptions) error {
 	chain, err := parseEKChain(ev)
@@ -86,7 +86,7 @@ func parseEKChain(ev TPMEvidence) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// The head of a certificate in the NV storage of a TPM (TCG PC Client Specific
+// The header of a certificate in the NV storage of a TPM (TCG PC Client Specific
 // Implementation Specification 1.21, 7.3.2): the tag, the type full certificate, a
 // length, and, with most makers, the tag of a full certificate.
 var (
@@ -95,14 +95,14 @@ var (
 )
 
 // unwrapEKCertificate returns the DER of a certificate as a TPM stores it: with or
-// without TCG's head, and with what its maker filled the NV index up with behind it,
+// without TCG's header, and with the manufacturer's padding of the NV index after it,
 // 0xff or 0x00.
 func unwrapEKCertificate(stored []byte) ([]byte, error) {
 	rest := stored
 	if bytes.HasPrefix(rest, tagStoredCert) && len(rest) > len(tagStoredCert)+2 {
 		size := int(binary.BigEndian.Uint16(rest[len(tagStoredCert):]))
 		if rest = rest[len(tagStoredCert)+2:]; size > len(rest) {
-			return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is cut off: its head says %d octets, and %d follow", size, len(rest)).
+			return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is truncated: its header has the length %d, and %d octets follow", size, len(rest)).
 				WithNext("read the whole NV index of the certificate (tpm2_nvread)")
 		}
 		rest = bytes.TrimPrefix(rest, tagFullCert)
@@ -110,19 +110,19 @@ func unwrapEKCertificate(stored []byte) ([]byte, error) {
 	in := cryptobyte.String(rest)
 	var der cryptobyte.String
 	if !in.ReadASN1Element(&der, cbasn1.SEQUENCE) {
-		return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is malformed or cut off: it is neither DER nor DER with TCG's head before it").
+		return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is malformed or truncated: it is neither DER nor DER after TCG's header").
 			WithNext("send what the NV index of the certificate holds (tpm2_nvread), or the certificate in DER")
 	}
 	if n := len(bytes.Trim(in, "\x00\xff")); n > 0 {
-		return nil, countersign.Errorf(countersign.BadRequest, "behind the endorsement key certificate are %d octets that are neither 0x00 nor 0xff", n).
-			WithNext("send the certificate alone, and other certificates each for itself")
+		return nil, countersign.Errorf(countersign.BadRequest, "the endorsement key certificate is followed by %d octets that are neither 0x00 nor 0xff", n).
+			WithNext("send the certificate alone, and other certificates separately")
 	}
 	return der, nil
 }
 
 // readOAEPKey fills in the key of a certificate that names RSA by the OAEP
-// identifier, as some makers' EK certificates do and crypto/x509 does not know.
-// Without that identifier, or with another key, it leaves the certificate alone.
+// identifier, as some manufacturers' EK certificates do and crypto/x509 does not know.
+// Without that identifier, or with another key, it does not change the certificate.
 func readOAEPKey(c *x509.Certificate) {
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -137,8 +137,8 @@ func readOAEPKey(c *x509.Certificate) {
 	}
 }
 
-// checkEKPath validates the path to a manufacturer's CA, with what an EK
-// certificate has of its own: a key usage for encryption, not signatures, and an
+// checkEKPath validates the path to a manufacturer's CA, with what is special about an
+// EK certificate: a key usage for encryption, not signatures, and an
 // extended key usage that Go does not know, which each CA of the path must allow.
 func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
 	leaf := *chain[0]
@@ -150,13 +150,13 @@ func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
 		return badTPM("the certificate that came with the endorsement key is not an endorsement key certificate").
 			WithNext("send the one that the manufacturer put into the TPM (tpm2_getekcertificate)")
 	}
-	// ValidatePath wants an end entity that signs; what this one may do was just judged.
+	// ValidatePath requires an end entity that signs; the usage of this one was checked above.
 	leaf.KeyUsage = 0
 	leaf.Extensions = slices.DeleteFunc(slices.Clone(leaf.Extensions), func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsage) })
 	path, err := ValidatePath(append([]*x509.Certificate{&leaf}, chain[1:]...), o.Anchors, PathOptions{
 		Now: o.Now,
 		EKU: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		// Chips live longer than profiles: many makers' CAs predate the key identifiers of today.
+		// Chips outlive profiles: many manufacturers' CAs are older than the rule on key identifiers.
 		AllowLegacy: true,
 	})
 	if err != nil {
@@ -179,7 +179,7 @@ func checkEKPath(chain []*x509.Certificate, o TPMOptions) error {
 // that it is well-formed is checked here. Each attribute may be missing, not double.
 func tpmModel(c *x509.Certificate) (TPMModel, error) {
 	malformed := countersign.Errorf(countersign.Misconfigured, "the endorsement key certificate has a malformed subjectAltName").
-		WithNext("ask the manufacturer for a certificate that keeps to TCG's profile")
+		WithNext("ask the manufacturer for a certificate that conforms to TCG's profile")
 	names, ok := altNames(c)
 	if !ok {
 		return TPMModel{}, malformed

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// softTPMKey is a P-256 key that says of itself what a key in a TPM would.
+// softTPMKey is a P-256 key with the public area of a key in a TPM.
 func softTPMKey(t testing.TB, restricted bool) (*ecdsa.PrivateKey, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -33,7 +33,7 @@ const (
 	rsaExponent = 65537
 )
 
-// rsaSizes are the sizes that TPMs make and we take; the largest bounds the cost of a signature.
+// rsaSizes are the sizes that TPMs make and that are accepted; the largest bounds the cost of a signature.
 var rsaSizes = []int{2048, 3072, 4096}
 
 var errNotCanonical = errors.New("surplus octets, or values that have another encoding")
@@ -46,8 +46,8 @@ type tpmKey struct {
 	name   []byte
 }
 
-// decodeTPM decodes a structure that must be just what a TPM would write: the
-// decoder lets surplus octets pass, which then would be hashed, or not, at will.
+// decodeTPM decodes a structure that must be exactly what a TPM would write: the decoder
+// accepts surplus octets, which an attacker could use to change a hash.
 func decodeTPM[T tpm2.Marshallable, P interface {
 	*T
 	tpm2.Unmarshallable
@@ -63,7 +63,7 @@ func decodeTPM[T tpm2.Marshallable, P interface {
 	return v, nil
 }
 
-// checkTPMSize holds a part of the evidence to its bound.
+// checkTPMSize checks a part of the evidence against its bound.
 func checkTPMSize(what string, data []byte, limit int) error {
 	switch {
 	case len(data) == 0:
@@ -82,8 +82,8 @@ func malformedTPM(what string, err error) *countersign.Error {
 }
 
 // parseTPMKey reads a public area, with or without a size before it. The two
-// cannot be taken for one another: no area is as short as its first two octets,
-// the key's type, would say. It refuses a key that is known to be weak.
+// cannot be confused: no area is as short as its first two octets, the key's type,
+// would be as a size. It refuses a key that is known to be weak.
 func parseTPMKey(what string, data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	if err := checkTPMSize(what, data, maxTPMPublic); err != nil {
 		return nil, err
@@ -153,7 +153,7 @@ func rsaKey(p *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 	}
 	n := new(big.Int).SetBytes(modulus.Buffer)
 	bits := int(parameters.KeyBits)
-	// An exponent of 0 stands for 65537 (Part 2, 12.2.3.5).
+	// An exponent of 0 means 65537 (Part 2, 12.2.3.5).
 	exponent := parameters.Exponent == 0 || parameters.Exponent == rsaExponent
 	if !slices.Contains(rsaSizes, bits) || n.BitLen() != bits || len(modulus.Buffer) != bits/8 || n.Bit(0) == 0 || !exponent {
 		return nil, errors.New("is RSA of a size or exponent that is not accepted")
@@ -203,7 +203,7 @@ func (k *tpmKey) is(pub crypto.PublicKey) bool {
 	return ok && pub != nil && own.Equal(pub)
 }
 
-// hash is the SHA-256 of the TPM2B_PUBLIC, by which an EK is registered.
+// hash returns the SHA-256 of the TPM2B_PUBLIC, by which an EK is registered.
 func (k *tpmKey) hash() [sha256.Size]byte { return sha256.Sum256(sized(k.area)) }
 
 // sized puts the two octets of a TPM2B's size before b, all of which are bounded far below 64 KiB.
@@ -216,10 +216,10 @@ func registrationID(ek *tpmKey) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
 }
 
-// parseEK reads an endorsement key of a default template. Nothing but the key
-// itself may differ from it, or one chip could come under as many registration
-// ids as there are values for the rest: the EK certificate and the challenge bind
-// the key alone. For the same reason each kind of key has one template here.
+// parseEK reads an endorsement key of a default template. Only the key itself may
+// differ from it; otherwise one chip could have as many registration ids as there are
+// values for the rest, because the EK certificate and the challenge bind the key alone.
+// For the same reason each kind of key has one template here.
 func parseEK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	k, err := parseTPMKey("endorsement key", data, known)
 	if err != nil {
@@ -237,8 +237,8 @@ func parseEK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 }
 
 // EKArea returns the TPM2B_PUBLIC of the endorsement key with this public key, for
-// devices that send no more than that or a certificate: of a default template,
-// the rest is known. Errors have code WeakKey.
+// devices that send only the key or a certificate: the default template determines
+// the rest. Errors have code WeakKey.
 func EKArea(pub crypto.PublicKey) ([]byte, error) {
 	area, err := ekArea(pub)
 	if err != nil {
@@ -295,8 +295,8 @@ func p384EKTemplate() tpm2.TPMTPublic {
 	return t
 }
 
-// parseAK reads an attestation key. Restricted is what makes its word good: such
-// a key signs what its TPM made and never what somebody else made to look so.
+// parseAK reads an attestation key. It must be restricted: such a key only signs
+// structures that its TPM made, never data that imitates one.
 func parseAK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	const what = "attestation key"
 	k, err := parseTPMKey(what, data, known)
@@ -332,7 +332,7 @@ func parseAttestedKey(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	return k, nil
 }
 
-// unbound says why a key might exist outside its TPM; empty if it cannot.
+// unbound returns why a key might exist outside its TPM; empty if it cannot.
 func (k *tpmKey) unbound() string {
 	a := k.public.ObjectAttributes
 	switch {

@@ -3,7 +3,7 @@
 // carries certificates, known as certs-only (RFC 8551, 3.2.2), and the private
 // key that a server made, signed and encrypted for its device (RFC 7030, 4.4.2):
 // SignedData with one signer, EnvelopedData for one recipient. It checks
-// structure and signatures; what the certificates are worth is for the caller.
+// structure and signatures; the caller decides whether to trust the certificates.
 package cms
 
 import (
@@ -80,8 +80,7 @@ var errMalformed = errors.New("couldn't parse message: not a certs-only SignedDa
 
 // ParseCertsOnly returns the certificates of a certs-only message, each as DER, in
 // the order of the message. The slices share memory with der. CRLs in the
-// message are skipped, and so are signers: nothing here is trusted for being
-// signed. It refuses messages over [MaxSize] or with no certificate.
+// message are skipped, and so are signers: the signature is not verified. It refuses messages over [MaxSize] or with no certificate.
 func ParseCertsOnly(der []byte) ([][]byte, error) {
 	if len(der) > MaxSize {
 		return nil, fmt.Errorf("couldn't parse message: %d octets are over %d", len(der), MaxSize)

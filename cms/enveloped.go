@@ -19,8 +19,8 @@ import (
 // keySize of the content-encryption key: AES-256.
 const keySize = 32
 
-// maxRecipients is the most that one message may be for. Ours are for one; a
-// foreign server may add an escrow.
+// maxRecipients is the most that one message may be for. Countersign writes one;
+// other servers may add an escrow.
 const maxRecipients = 8
 
 var (
@@ -39,8 +39,8 @@ var (
 	tagExplicit2 = cbasn1.Tag(2).ContextSpecific().Constructed()
 )
 
-// Recipient is whom a message is encrypted for: the holder of the key of a
-// certificate, or of a secret that both sides know.
+// Recipient is the recipient of an encrypted message: the holder of the key of a
+// certificate, or of a shared secret.
 type Recipient struct {
 	// Certificate holds an RSA key (RSAES-OAEP with SHA-256), or an EC key on
 	// P-256, P-384 or P-521 (ephemeral-static ECDH).
@@ -50,13 +50,13 @@ type Recipient struct {
 	Key crypto.PrivateKey
 
 	// Secret is an AES key of 16, 24 or 32 octets, used if there is no certificate,
-	// and SecretID what both sides call it.
+	// and SecretID its name.
 	Secret, SecretID []byte
 }
 
 // Encrypt returns the DER of an EnvelopedData (RFC 5652, 6) for one recipient, with
-// content encrypted by AES-256 in CBC mode. That hides content and does not
-// protect it from change: sign what goes in. content is that of contentType
+// content encrypted by AES-256 in CBC mode. That hides the content and does not
+// protect it from change: sign it first. content is that of contentType
 // in DER, for id-data the octets themselves.
 func Encrypt(contentType asn1.ObjectIdentifier, content []byte, to Recipient) ([]byte, error) {
 	if len(content) > MaxSize/2 {
@@ -153,7 +153,7 @@ var (
 	errAlgorithm   = errors.New("the message uses an algorithm that is not known here")
 )
 
-// envelope is an EnvelopedData, taken apart.
+// envelope is a parsed EnvelopedData.
 type envelope struct {
 	recipients  cryptobyte.String
 	contentType asn1.ObjectIdentifier
@@ -162,9 +162,9 @@ type envelope struct {
 }
 
 // Decrypt opens an EnvelopedData as one of its recipients and returns the content
-// with its type. Beside what [Encrypt] writes it reads AES with shorter keys and
-// other hashes of the SHA-2 family. The content is as
-// hidden as the key was, and nothing proves who wrote it.
+// with its type. Beside what [Encrypt] writes it accepts AES with shorter keys and
+// other hashes of the SHA-2 family. The content is not authenticated: anyone who has
+// the recipient's certificate can make such a message.
 func Decrypt(der []byte, as Recipient) (contentType asn1.ObjectIdentifier, content []byte, err error) {
 	e, err := parseEnvelope(der)
 	if err == nil {
@@ -242,7 +242,7 @@ func sizeOf(id asn1.ObjectIdentifier, table map[int]asn1.ObjectIdentifier) (int,
 }
 
 // unwrap returns the content-encryption key from one RecipientInfo, errNoRecipient
-// if it is another's.
+// if it is for another recipient.
 func (r Recipient) unwrap(tag cbasn1.Tag, info cryptobyte.String) ([]byte, error) {
 	switch {
 	case tag == cbasn1.SEQUENCE && r.Certificate != nil && r.Certificate.PublicKeyAlgorithm == x509.RSA:

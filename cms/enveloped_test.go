@@ -196,7 +196,7 @@ func TestEncryptRefuses(t *testing.T) {
 	}{
 		"a key that cannot encrypt": {[]byte("x"), holder(t, "Ed25519")},
 		"an odd secret":             {[]byte("x"), Recipient{Secret: []byte("short")}},
-		"nobody":                    {[]byte("x"), Recipient{}},
+		"no recipient":              {[]byte("x"), Recipient{}},
 		"too much":                  {make([]byte, MaxSize/2+1), good},
 	} {
 		if _, err := Encrypt(oidData, tt.content, tt.to); err == nil {

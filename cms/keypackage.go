@@ -15,7 +15,7 @@ import (
 var oidKeyPackage = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 2, 1, 2, 78, 5}
 
 // SealKey packs a private key, PKCS #8 in DER, as servers deliver one that they
-// made (RFC 7030, 4.4.2; RFC 5958, 4): the package is signed, and the whole
+// generated (RFC 7030, 4.4.2; RFC 5958, 4): the package is signed, and the whole
 // encrypted. certs begins with the signer's.
 func SealKey(pkcs8 []byte, to Recipient, signer crypto.Signer, certs ...*x509.Certificate) ([]byte, error) {
 	if !isOneSequence(pkcs8) {
@@ -31,7 +31,7 @@ func SealKey(pkcs8 []byte, to Recipient, signer crypto.Signer, certs ...*x509.Ce
 	return Encrypt(oidSignedData, signed, to)
 }
 
-// OpenKey returns the one private key of what [SealKey] made, and who signed it.
+// OpenKey returns the private key in what [SealKey] made, and the signer's certificate.
 func OpenKey(der []byte, as Recipient) (pkcs8 []byte, signer *x509.Certificate, err error) {
 	contentType, signed, err := Decrypt(der, as)
 	if err != nil {
@@ -48,7 +48,7 @@ func OpenKey(der []byte, as Recipient) (pkcs8 []byte, signer *x509.Certificate, 
 	var list, key cryptobyte.String
 	if !contentType.Equal(oidKeyPackage) || !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() ||
 		!list.ReadASN1Element(&key, cbasn1.SEQUENCE) || !list.Empty() {
-		return nil, nil, errors.New("couldn't open key: the message holds no package of one key")
+		return nil, nil, errors.New("couldn't open key: the message has no package of one key")
 	}
 	return bytes.Clone(key), signer, nil
 }

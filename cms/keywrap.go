@@ -14,7 +14,7 @@ import (
 // wrapIV is the default initial value of RFC 3394, 2.2.3.1.
 const wrapIV = 0xa6a6a6a6a6a6a6a6
 
-var errUnwrap = errors.New("the key does not open it")
+var errUnwrap = errors.New("it cannot be opened with the key")
 
 // wrapKey encrypts key with kek by AES Key Wrap (RFC 3394, 2.2.1). key is a
 // multiple of 8 octets, at least 16.

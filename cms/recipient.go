@@ -48,8 +48,8 @@ func addOID(b *cryptobyte.Builder, id asn1.ObjectIdentifier) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(id) })
 }
 
-// addIssuerAndSerial names a certificate (RFC 5652, 10.2.4). Each has these two,
-// and a subject key identifier only if its issuer put one in.
+// addIssuerAndSerial names a certificate (RFC 5652, 10.2.4). Every certificate has these
+// two, but not every one a subject key identifier.
 func addIssuerAndSerial(b *cryptobyte.Builder, cert *x509.Certificate) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(cert.RawIssuer)
@@ -135,7 +135,7 @@ func (r Recipient) unwrapRSA(info cryptobyte.String) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("the key cannot decrypt")
 	}
-	// Not PKCS #1 v1.5: its padding tells an attacker too much.
+	// Not PKCS #1 v1.5: errors of its padding can be used as an oracle.
 	hash, ok := readOAEP(algorithm)
 	if !ok || !id.Equal(oidRSAOAEP) {
 		return nil, errAlgorithm
@@ -226,7 +226,7 @@ func staticKey(cert *x509.Certificate) (*ecdh.PublicKey, error) {
 	return key, nil
 }
 
-// agreement is a KeyAgreeRecipientInfo, taken apart.
+// agreement is a parsed KeyAgreeRecipientInfo.
 type agreement struct {
 	hash       crypto.Hash
 	point      []byte
@@ -321,7 +321,7 @@ func (a *agreement) open(key crypto.PrivateKey, wrapped []byte) ([]byte, error) 
 func (r Recipient) wrapSecret(key []byte) ([]byte, error) {
 	id, ok := oidAESWrap[len(r.Secret)]
 	if !ok {
-		return nil, fmt.Errorf("a secret of %d octets is no AES key", len(r.Secret))
+		return nil, fmt.Errorf("a secret of %d octets is not an AES key", len(r.Secret))
 	}
 	wrapped, err := wrapKey(r.Secret, key)
 	if err != nil {

@@ -243,7 +243,7 @@ func TestDecryptRefusesWithReason(t *testing.T) {
 		}
 		return append(infos, mine)
 	}
-	const form, unwrap = "couldn't decrypt: not an EnvelopedData in DER", "couldn't decrypt: the key does not open it"
+	const form, unwrap = "couldn't decrypt: not an EnvelopedData in DER", "couldn't decrypt: it cannot be opened with the key"
 	const algorithm = "couldn't decrypt: the message uses an algorithm that is not known here"
 	aes256 := oidAESCBC[32]
 	for _, c := range []struct {
@@ -306,7 +306,7 @@ func TestUnwrapRefusesWithReason(t *testing.T) {
 	serial := []byte{2, 2, 0x12, 0x67} // 4711
 	shaAt := bytes.LastIndex(rsaInfo, sha256)
 	twoHashes := append(append(bytes.Clone(rsaInfo[:shaAt]), oidDER(t, oidDigest[crypto.SHA384])...), rsaInfo[shaAt+len(sha256):]...)
-	const algorithm, open = "the message uses an algorithm that is not known here", "the key does not open it"
+	const algorithm, open = "the message uses an algorithm that is not known here", "it cannot be opened with the key"
 	const form, others = "not an EnvelopedData in DER", "the message is for another recipient"
 	for _, c := range []struct {
 		name string
@@ -391,7 +391,7 @@ func TestOpenKeySaysWhatIsMissing(t *testing.T) {
 		}
 		return der
 	}
-	const one = "couldn't open key: the message holds no package of one key"
+	const one = "couldn't open key: the message has no package of one key"
 	for _, c := range []struct {
 		name    string
 		id      asn1.ObjectIdentifier

@@ -56,7 +56,7 @@ func suiteFor(public crypto.PublicKey) (suite, error) {
 	return suite{}, fmt.Errorf("keys of type %T cannot sign", public)
 }
 
-// sign signs the attributes: Ed25519 wants them whole, others their digest.
+// sign signs the attributes: Ed25519 needs them whole, others their digest.
 func (s suite) sign(key crypto.Signer, attrs []byte) ([]byte, error) {
 	if s.x509 == x509.PureEd25519 {
 		return key.Sign(rand.Reader, attrs, crypto.Hash(0))
@@ -86,7 +86,7 @@ func Sign(contentType asn1.ObjectIdentifier, content []byte, key crypto.Signer, 
 	}
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1Int64(3) // the content is no id-data
+		b.AddASN1Int64(3) // the content is not id-data
 		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { addOID(b, oidDigest[how.digest]) })
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 			b.AddASN1ObjectIdentifier(contentType)
@@ -147,10 +147,10 @@ var (
 	errSignature = errors.New("couldn't verify: the signature is wrong")
 )
 
-// Verify reads what [Sign] writes, from any hand: a SignedData with its content, one
-// signer, signed attributes, and the signer's certificate inside. It gives that
-// certificate and proves only that its key signed; whether to trust it is for the
-// caller.
+// Verify verifies a message as [Sign] writes it: a SignedData with its content, one
+// signer, signed attributes, and the signer's certificate inside. It returns that
+// certificate and proves only that its key signed; the caller decides whether to
+// trust it.
 func Verify(der []byte) (contentType asn1.ObjectIdentifier, content []byte, signer *x509.Certificate, err error) {
 	if len(der) > MaxSize {
 		return nil, nil, nil, fmt.Errorf("couldn't verify: %d octets are over %d", len(der), MaxSize)
@@ -224,7 +224,7 @@ func verifySigner(info cryptobyte.String, certs [][]byte, contentType asn1.Objec
 		return nil, errSignature
 	}
 	for _, s := range suites {
-		// RSA's identifier may stand for the key alone (RFC 3370, 3.2).
+		// RSA's identifier may name the key alone (RFC 3370, 3.2).
 		if s.oid.Equal(sigID) || s.x509 == x509.SHA256WithRSA && sigID.Equal(oidRSA) && digest == crypto.SHA256 {
 			if signer.CheckSignature(s.x509, element(cbasn1.SET, attrs), signature) != nil {
 				return nil, errSignature
@@ -235,7 +235,8 @@ func verifySigner(info cryptobyte.String, certs [][]byte, contentType asn1.Objec
 	return nil, fmt.Errorf("couldn't verify: %w", errAlgorithm)
 }
 
-// attrsMatch wants content type and message digest, each once (RFC 5652, 5.3).
+// attrsMatch reports whether content type and message digest occur, each once, and match
+// (RFC 5652, 5.3).
 func attrsMatch(attrs cryptobyte.String, contentType asn1.ObjectIdentifier, digest []byte) bool {
 	types, digests := 0, 0
 	for !attrs.Empty() {

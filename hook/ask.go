@@ -13,7 +13,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// question is who wants to come in, as a broker tells it.
+// question is a client that connects, as the broker describes it.
 type question struct {
 	client, user string
 	password     []byte // nil: none was sent
@@ -24,7 +24,7 @@ type question struct {
 	unfit        string // why this cannot be decided at all; empty if it can
 }
 
-// connect decides who comes in, and keeps the verdict for the questions that follow.
+// connect decides whether a client is admitted, and keeps the verdict for later questions.
 func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.Verdict {
 	if q.unfit != "" {
 		return countersign.Verdict{Code: countersign.BadRequest, Reason: q.unfit}
@@ -39,7 +39,7 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 		c.Password = q.password
 	case q.verified != "" && !h.Vouch:
 		return countersign.Verdict{
-			Code: countersign.Unauthenticated, Reason: "the broker gives a name alone, and the hook does not let it vouch for devices",
+			Code: countersign.Unauthenticated, Reason: "the broker sends only a name, and the hook does not let it vouch for devices",
 		}
 	case q.verified != "":
 		c.Vouched, c.Username = h.Name, q.verified
@@ -56,16 +56,16 @@ func (s *Server) connect(ctx context.Context, h *Hook, q question) countersign.V
 		s.cache.setUnnamed(keys[0])
 	}
 	if err := s.keep(ctx, h, c, v, keys); err != nil {
-		// The decision needs no write, so a full disk ends no access. What is not on record
-		// is refused wherever it is not in memory.
+		// The decision needs no write, so a full disk ends no access. A session that is not
+		// on record is refused wherever it is not in memory.
 		s.Log.WarnContext(ctx, "session of a broker not recorded", "hook", h.Name, "device", v.Device, "error", err)
 	}
 	return v
 }
 
-// standing returns the verdict that a session came in with, if the record still
+// standing returns the verdict with which a session was admitted, if the record still
 // supports it. A session that is neither in memory nor on record is refused, also where
-// the hook lets the broker vouch: its name alone does not say what it rested on.
+// the hook lets the broker vouch: the name alone does not show what the session depends on.
 func (s *Server) standing(ctx context.Context, h *Hook, k key) countersign.Verdict {
 	k.hook = h.Name
 	e, ok := s.cache.get(k)
@@ -74,16 +74,16 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key) countersign.Verdi
 		if e, ok, err = s.recall(ctx, h, k); err != nil {
 			return countersign.Verdict{Code: countersign.Unavailable, Reason: "the record of the session cannot be read now"}
 		}
-		if !ok { // the record may not have taken it
+		if !ok { // perhaps it could not be recorded
 			e, ok = s.cache.unnamed(k)
 		}
 	}
 	switch {
 	case ok && e.cut:
-		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session has ended"}
 	case ok && s.fresh(e):
 		return e.verdict
-	case !ok: // a broker vouches for who connects; what that rested on may have ended since
+	case !ok: // a broker vouches for a client that connects; what that depended on may have ended since
 		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is not known here: it must connect again"}
 	}
 	c := countersign.Connection{
@@ -96,8 +96,8 @@ func (s *Server) standing(ctx context.Context, h *Hook, k key) countersign.Verdi
 }
 
 // recall returns what is on record of a session that is not in memory: it connected
-// through another node, before a restart, or made room for newer ones. What the
-// verdict allowed is not kept, so it is to be decided again.
+// through another node, before a restart, or was dropped to make room for newer ones.
+// The verdict's permissions are not recorded, so it must be decided again.
 func (s *Server) recall(ctx context.Context, h *Hook, k key) (entry, bool, error) {
 	if s.Record == nil {
 		return entry{}, false, nil
@@ -120,7 +120,7 @@ func (s *Server) recall(ctx context.Context, h *Hook, k key) (entry, bool, error
 	return e, true, nil
 }
 
-// keep records an admitted session under the names that the broker may ask by.
+// keep records an admitted session under the names that the broker may use in questions.
 func (s *Server) keep(ctx context.Context, h *Hook, c countersign.Connection, v countersign.Verdict, keys []key) error {
 	if s.Record == nil {
 		return nil
@@ -135,7 +135,7 @@ func (s *Server) keep(ctx context.Context, h *Hook, c countersign.Connection, v 
 	}, names...)
 }
 
-// admit decides anew only if nothing fresh is kept under k.
+// admit decides again only if no fresh verdict is kept under k.
 func (s *Server) admit(ctx context.Context, k key, c countersign.Connection) countersign.Verdict {
 	if e, ok := s.cache.get(k); ok && !e.cut && s.fresh(e) {
 		return e.verdict
@@ -149,8 +149,8 @@ func (s *Server) fresh(e entry) bool {
 		(e.verdict.NotAfter.IsZero() || now.Before(e.verdict.NotAfter))
 }
 
-// decideFor asks the Gatekeeper and keeps a yes under keys. A cut that comes between
-// the decision and its record would otherwise be forgotten.
+// decideFor asks the Gatekeeper and keeps an admission under keys. It tries again if a
+// cut came between the decision and its record, since that cut would otherwise be lost.
 func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys ...key) countersign.Verdict {
 	for range maxTries {
 		mark := s.cache.mark()
@@ -160,7 +160,7 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 		}
 		if h := s.hook(keys[0].hook); h.byUser() && c.Username != v.Device && countersign.IsDeviceID(c.Username) {
 			return countersign.Verdict{
-				Code: countersign.SubjectMismatch, Reason: "the user name is not that of the client, and the broker would take it for a device's",
+				Code: countersign.SubjectMismatch, Reason: "the user name is not that of the client, and the broker would use it as a device's",
 			}
 		}
 		if s.cache.put(keys, entry{verdict: v, conn: unproven(c), asked: s.Now()}, mark) {
@@ -168,11 +168,11 @@ func (s *Server) decideFor(ctx context.Context, c countersign.Connection, keys .
 			return v
 		}
 	}
-	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
+	return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's state is changing; try again"}
 }
 
-// decideAgain asks for a session that came in with a credential of its own: it goes
-// on resting on that, and ends when that does.
+// decideAgain decides again on a session that was admitted with a credential of its own:
+// it still depends on that, and ends with it.
 func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was entry, k key) countersign.Verdict {
 	mark := s.cache.mark()
 	c.Rests = &countersign.Session{
@@ -189,21 +189,21 @@ func (s *Server) decideAgain(ctx context.Context, c countersign.Connection, was 
 	}
 	now := s.Now()
 	if !v.NotAfter.IsZero() && now.After(v.NotAfter) {
-		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session is at its end"}
+		return countersign.Verdict{Code: countersign.NotAllowed, Reason: "the session has ended"}
 	}
 	if !s.cache.put([]key{k}, entry{verdict: v, conn: was.conn, asked: now}, mark) {
-		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's standing is changing"}
+		return countersign.Verdict{Code: countersign.Unavailable, Reason: "the device's state is changing; try again"}
 	}
 	return v
 }
 
-// unproven is c without what proves it.
+// unproven returns c without its proof of identity.
 func unproven(c countersign.Connection) countersign.Connection {
 	c.Peer, c.Password, c.Exchange = nil, nil, nil
 	return c
 }
 
-// allowed answers a question about a topic, and tells the Gatekeeper of a no.
+// allowed answers a question about a topic, and reports a refusal to the Gatekeeper.
 func (s *Server) allowed(ctx context.Context, h *Hook, k key, a countersign.Act) bool {
 	v := s.standing(ctx, h, k)
 	if !v.Allow {
@@ -226,7 +226,7 @@ func (s *Server) judged(h *Hook, k key, v countersign.Verdict, a countersign.Act
 	}
 }
 
-// session is what the Gatekeeper is told of one at a broker.
+// session describes a session at a broker to the Gatekeeper.
 func (s *Server) session(h *Hook, k key, v countersign.Verdict) countersign.Session {
 	e, _ := s.cache.get(key{h.Name, k.client, k.user})
 	return countersign.Session{
@@ -235,7 +235,7 @@ func (s *Server) session(h *Hook, k key, v countersign.Verdict) countersign.Sess
 	}
 }
 
-// opened reports a session that the broker says has begun.
+// opened reports a session that has begun, according to the broker.
 func (s *Server) opened(h *Hook, client, user string) {
 	k := key{h.Name, client, user}
 	e, ok := s.cache.get(k)
@@ -247,14 +247,14 @@ func (s *Server) opened(h *Hook, client, user string) {
 	}
 }
 
-// endCodes are the reasons of other brokers that mean one of ours.
+// endCodes maps the reasons of brokers to codes.
 var endCodes = map[string]countersign.EndCode{
 	"normal": countersign.EndClientLeft, "client left": countersign.EndClientLeft,
 	"takenover": countersign.EndTakenOver, "takeovered": countersign.EndTakenOver, "discarded": countersign.EndTakenOver,
 	"keepalive_timeout": countersign.EndSilent, "kicked": countersign.EndCut,
 }
 
-// atBroker is an end that another's broker reports in its own words.
+// atBroker returns the ending for the reason that a broker reports.
 func atBroker(reason string) countersign.Ending {
 	code, ok := endCodes[reason]
 	if !ok {
@@ -277,17 +277,17 @@ func (s *Server) closed(ctx context.Context, h *Hook, client, user string, end c
 }
 
 const (
-	// maxChain is how many certificates of a path are read: a leaf, what stands
-	// between, and then some.
+	// maxChain bounds the certificates of a path that are read: a leaf, intermediates,
+	// and some to spare.
 	maxChain = 8
-	// corrupted is what a broker that keeps passwords as text makes of other octets.
-	corrupted = "the password holds octets that are no UTF-8, and the broker does not pass them on unharmed"
+	// corrupted is the refusal of a password that a broker which keeps passwords as text has changed.
+	corrupted = "the password has octets that are not UTF-8, and the broker does not pass them on unchanged"
 )
 
 var errNoCertificate = errors.New("no certificate in PEM")
 
 // parseChain reads certificates in PEM, leaf first. That TLS proved possession of the
-// leaf's key is the caller's word.
+// leaf's key is up to the caller to know.
 func parseChain(text []byte) (chain []*x509.Certificate, err error) {
 	for rest := text; len(chain) < maxChain; {
 		var block *pem.Block
@@ -309,8 +309,8 @@ func parseChain(text []byte) (chain []*x509.Certificate, err error) {
 	return chain, nil
 }
 
-// password takes one that came as text. Text that was made of other octets is not
-// what the device sent, and a refusal must say so: nobody would find it otherwise.
+// password sets one that was sent as text. If the broker replaced octets in it, it is not
+// what the device sent, and the refusal must say so, because the cause is hard to find.
 func (q *question) setPassword(text string) {
 	q.password = []byte(text)
 	if !utf8.ValidString(text) || bytes.ContainsRune(q.password, utf8.RuneError) {
@@ -318,8 +318,8 @@ func (q *question) setPassword(text string) {
 	}
 }
 
-// address takes the device's address as a broker writes it; zero where it cannot be
-// read. It is never the broker's own: wrong secrets would block that for all.
+// address parses the device's address as a broker writes it; zero if it cannot be
+// parsed. It never is the broker's own: wrong secrets would block that for all.
 func address(host string, port uint16) netip.AddrPort {
 	a, err := netip.ParseAddr(host)
 	if err != nil {

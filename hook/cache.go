@@ -10,29 +10,29 @@ import (
 
 const (
 	// maxEntries bounds the verdicts that are kept: some 100 MB at most. A session
-	// whose verdict had to make room is decided anew at its next question.
+	// whose verdict was dropped to make room is decided again at its next question.
 	maxEntries = 100_000
 	// maxOfDevice bounds those of one device, so that it cannot push out the others'.
 	maxOfDevice = 64
-	// maxAge is how long a verdict is kept without asking again. What changes
-	// it is heard of at once; this is for what nobody thought of.
+	// maxAge is how long a verdict is kept without asking again. Changes are notified
+	// at once; this limits the effect of one that was not foreseen.
 	maxAge = 5 * time.Minute
-	// maxRecent bounds the cuts that are held against decisions under way. A decision
-	// takes milliseconds; one that saw more cuts than these is made again.
+	// maxRecent bounds the cuts that are compared with decisions under way. A decision
+	// takes milliseconds; one with more cuts than these meanwhile is made again.
 	maxRecent = 1024
 )
 
-// key names a session as the broker does. An empty client stands for any of the
+// key names a session as the broker does. An empty client matches any of the
 // user's.
 type key struct{ hook, client, user string }
 
-// entry is what is known of a session at a broker.
+// entry is what is known about a session at a broker.
 type entry struct {
 	verdict countersign.Verdict
 	conn    countersign.Connection // without what proved it
 	asked   time.Time
-	cut     bool // its device lost what the verdict rests on; only a new connect helps
-	stale   bool // to be decided again before it is used
+	cut     bool // its device lost what the verdict depends on; it must connect again
+	stale   bool // must be decided again before it is used
 	unnamed bool // see cache.unnamed
 	opened  *countersign.Session
 }
@@ -42,12 +42,12 @@ type cache struct {
 	mu       sync.Mutex
 	entries  map[key]*entry
 	byDevice map[string][]key
-	live     map[key]key // sessions told as opened, by hook and client alone
-	recent   []string    // devices and credentials cut of late, oldest first
+	live     map[key]key // sessions reported as opened, by hook and client alone
+	recent   []string    // devices and credentials cut recently, oldest first
 	dropped  uint64      // recent[0] is cut number dropped+1
 }
 
-// mark is the number of cuts so far, to be given to cutSince.
+// mark returns the number of cuts so far, for cutSince.
 func (c *cache) mark() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -59,8 +59,8 @@ func (c *cache) cutSince(mark uint64, device string) bool {
 	return mark < c.dropped || slices.Contains(c.recent[mark-c.dropped:], device)
 }
 
-// put keeps the verdict of a decision that began at mark. It refuses one that a cut
-// has overtaken.
+// put keeps the verdict of a decision that began at mark. It refuses one whose device
+// was cut since.
 func (c *cache) put(keys []key, e entry, mark uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,7 +76,7 @@ func (c *cache) put(keys []key, e entry, mark uint64) bool {
 	return true
 }
 
-// set wants the lock, as drop does.
+// set must be called with the lock held, as drop.
 func (c *cache) set(k key, e entry) {
 	if old := c.entries[k]; old != nil {
 		c.drop(k, old)
@@ -85,7 +85,7 @@ func (c *cache) set(k key, e entry) {
 		}
 	}
 	if len(c.entries) >= maxEntries {
-		for k, old := range c.entries { // any one: the order of a map is chance
+		for k, old := range c.entries { // any one: the order of a map is random
 			c.drop(k, old)
 			break
 		}
@@ -114,7 +114,7 @@ func (c *cache) drop(k key, e *entry) {
 	c.byDevice[device] = keys
 }
 
-// get returns what is known of a session.
+// get returns the entry of a session.
 func (c *cache) get(k key) (entry, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -125,14 +125,14 @@ func (c *cache) get(k key) (entry, bool) {
 	return *e, true
 }
 
-// unnamed returns what is known of the user's session whose client the broker did not
-// name when it connected, as RabbitMQ does for a certificate. Its questions name one.
+// unnamed returns the entry of the user's session whose client the broker did not
+// name when it connected, as RabbitMQ does with a certificate. Later questions name one.
 func (c *cache) unnamed(k key) (entry, bool) {
 	e, ok := c.get(key{hook: k.hook, user: k.user})
 	return e, ok && e.unnamed
 }
 
-// setUnnamed notes that the broker named no client when the session connected.
+// setUnnamed records that the broker named no client when the session connected.
 func (c *cache) setUnnamed(k key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,7 +141,7 @@ func (c *cache) setUnnamed(k key) {
 	}
 }
 
-// cut marks the device's sessions that lost names, and gives them by hook.
+// cut marks the device's sessions for which lost reports true, and returns them by hook.
 func (c *cache) cut(device string, lost func(entry) bool) map[string][]key {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,10 +159,10 @@ func (c *cache) cut(device string, lost func(entry) bool) map[string][]key {
 // credentialCut begins the name of a credential among those that were cut.
 const credentialCut = "\x00"
 
-// everything is noted when all verdicts are in doubt.
+// everything is recorded when all verdicts are in doubt.
 const everything = "\x01"
 
-// note remembers what was cut. It wants the lock.
+// note records what was cut. It must be called with the lock held.
 func (c *cache) note(name string) {
 	if len(c.recent) == maxRecent {
 		c.recent = append(c.recent[:0:0], c.recent[maxRecent/2:]...)
@@ -171,8 +171,8 @@ func (c *cache) note(name string) {
 	c.recent = append(c.recent, name)
 }
 
-// cutCredential marks the sessions that rest on a credential and gives them by
-// device. It looks at all, since such a cut is a person's act.
+// cutCredential marks the sessions that depend on a credential and returns them by
+// device. It searches all, since such a cut is an operator's command and rare.
 func (c *cache) cutCredential(credential string) map[string][]key {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,14 +187,14 @@ func (c *cache) cutCredential(credential string) map[string][]key {
 	return found
 }
 
-// known reports whether anything is known of the device's sessions at the hook.
+// known reports whether any session of the device at the hook is known.
 func (c *cache) known(hook, device string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.byDevice[device], func(k key) bool { return k.hook == hook && !c.entries[k].cut })
 }
 
-// restore takes back the cuts of the device: its sessions are decided anew.
+// restore undoes the cuts of the device: its sessions are decided again.
 func (c *cache) restore(device string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,8 +204,8 @@ func (c *cache) restore(device string) {
 	}
 }
 
-// doubt has every verdict decided again, after a change of what they rest on; those
-// that are being decided too.
+// doubt makes every verdict be decided again, after a change of what they depend on;
+// those that are being decided too.
 func (c *cache) doubt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -215,8 +215,8 @@ func (c *cache) doubt() {
 	}
 }
 
-// ended forgets a session and gives the one that was told as opened; nil if none. A
-// broker may leave out the user.
+// ended removes a session and returns the one that was reported as opened; nil if none.
+// A broker may leave out the user.
 func (c *cache) ended(k key) *countersign.Session {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -232,7 +232,7 @@ func (c *cache) ended(k key) *countersign.Session {
 	return s
 }
 
-// open notes that a session was told as opened; false if it was already, or is
+// open records that a session was reported as opened; false if it was already, or is
 // not known.
 func (c *cache) open(k key, s countersign.Session) bool {
 	c.mu.Lock()

@@ -38,7 +38,7 @@ func TestCacheSeesEveryCutSinceAMark(t *testing.T) {
 	}
 	v := entry{verdict: countersign.Verdict{Allow: true, Device: "pump-1"}}
 	if c.put([]key{{hook: "h"}}, v, mark) {
-		t.Error("a verdict was kept although nobody knows whether it was cut meanwhile")
+		t.Error("a verdict was kept although it may have been cut meanwhile")
 	}
 	mark = c.mark()
 	c.cut("another", all)

@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	// crlEvery is how often the file is compared with what is published, should a
-	// notice have been lost.
+	// crlEvery is how often the file is compared with what is published, in case a
+	// notice was lost.
 	crlEvery = 30 * time.Second
 	// maxPID bounds the file that holds one number.
 	maxPID = 64
 )
 
-// CRLFile keeps a file of CRLs fresh for a program that reads it at SIGHUP, such as
+// CRLFile keeps a file of CRLs up to date for a program that reads it at SIGHUP, such as
 // Mosquitto with crlfile.
 type CRLFile struct {
 	Path  string
-	PID   string // path of the program's pid file; empty: nobody is told
+	PID   string // path of the program's pid file; empty: no signal is sent
 	Lists func(context.Context) ([][]byte, error)
 	Log   *slog.Logger
 
@@ -35,13 +35,13 @@ type CRLFile struct {
 	written []byte
 }
 
-// NewCRLFile makes one of its fields.
+// NewCRLFile returns a CRLFile with these fields.
 func NewCRLFile(f CRLFile) *CRLFile {
 	f.fresh = make(chan struct{}, 1)
 	return &f
 }
 
-// Published has the file written anew. It does not block.
+// Published makes Run write the file again. It does not block.
 func (f *CRLFile) Published() {
 	select {
 	case f.fresh <- struct{}{}:
@@ -49,7 +49,7 @@ func (f *CRLFile) Published() {
 	}
 }
 
-// Run keeps the file fresh until ctx ends.
+// Run keeps the file up to date until ctx ends.
 func (f *CRLFile) Run(ctx context.Context) error {
 	tick := time.NewTicker(crlEvery)
 	defer tick.Stop()
@@ -66,8 +66,8 @@ func (f *CRLFile) Run(ctx context.Context) error {
 	}
 }
 
-// Write writes the file if it would change, and then tells the program. A program
-// that was not there reads it at its start.
+// Write writes the file if it would change, and then signals the program. A program
+// that was not running reads it at its start.
 func (f *CRLFile) Write(ctx context.Context) error {
 	lists, err := f.Lists(ctx)
 	if err != nil {
@@ -92,7 +92,7 @@ func (f *CRLFile) Write(ctx context.Context) error {
 	return nil
 }
 
-// replaceFile never lets a reader see half of it.
+// replaceFile replaces the file at once, so that no reader sees half of it.
 func replaceFile(path string, text []byte) (err error) {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".crl-*")
 	if err != nil {
@@ -105,7 +105,7 @@ func replaceFile(path string, text []byte) (err error) {
 	}()
 	_, err = tmp.Write(text)
 	if err == nil {
-		err = tmp.Chmod(0o644) // what it says is public, and the reader another user
+		err = tmp.Chmod(0o644) // its content is public, and the reader runs as another user
 	}
 	if err == nil {
 		err = tmp.Sync()
@@ -135,7 +135,7 @@ func (f *CRLFile) signal() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("couldn't tell process %d of the new file: %w", pid, err)
+		return fmt.Errorf("couldn't signal process %d about the new file: %w", pid, err)
 	}
 	return nil
 }
@@ -152,7 +152,7 @@ func readPID(path string) (int, error) {
 	}
 	pid, err := strconv.Atoi(string(bytes.TrimSpace(text)))
 	if err != nil || pid < 2 { // 0 and below are groups of processes, 1 is init
-		return 0, fmt.Errorf("%s holds no process id", path)
+		return 0, fmt.Errorf("%s has no process id", path)
 	}
 	return pid, nil
 }

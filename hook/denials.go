@@ -6,14 +6,14 @@ import (
 )
 
 const (
-	// denialPause is how long a session's next denied act goes untold, as at our
-	// own gateway.
+	// denialPause is for how long further denied acts of a session are not reported, as at
+	// the MQTT gateway.
 	denialPause = time.Second
-	// maxDenials bounds the sessions that are remembered for it.
+	// maxDenials bounds the sessions that are kept for it.
 	maxDenials = 4096
 )
 
-// denials thins out what is told of denied acts.
+// denials limits how often denied acts are reported.
 type denials struct {
 	mu   sync.Mutex
 	last map[key]time.Time

@@ -10,8 +10,8 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
-// emqxQuestion is the body that the page docs/brokers/emqx.md has EMQX send. EMQX
-// fills placeholders that have no value with "undefined" or with nothing, depending
+// emqxQuestion is the body that EMQX sends when configured as in docs/brokers/emqx.md.
+// EMQX replaces placeholders that have no value by "undefined" or by nothing, depending
 // on its version.
 type emqxQuestion struct {
 	ClientID   string      `json:"clientid"`
@@ -34,7 +34,7 @@ type emqxQuestion struct {
 	Reason string `json:"reason"`
 }
 
-// emqxBoolean is written bare or quoted, by how the template was written.
+// emqxBoolean is a boolean, bare or quoted, depending on the template.
 type emqxBoolean bool
 
 func (b *emqxBoolean) UnmarshalJSON(text []byte) error {
@@ -42,7 +42,7 @@ func (b *emqxBoolean) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// emqxRule is a line of the list that EMQX 5.8 and later take with the verdict.
+// emqxRule is an entry of the list that EMQX 5.8 and later accept with the verdict.
 type emqxRule struct {
 	Permission string `json:"permission"`
 	Action     string `json:"action"`
@@ -50,8 +50,8 @@ type emqxRule struct {
 	Retain     *bool  `json:"retain,omitempty"`
 }
 
-// emqxAnswer must be a 200 whatever it says: EMQX reads any other status as "ignore"
-// and goes on to the next authenticator.
+// emqxAnswer must be sent with status 200, also a refusal: EMQX reads any other status
+// as "ignore" and continues with the next authenticator.
 type emqxAnswer struct {
 	Result     string            `json:"result"`
 	Superuser  bool              `json:"is_superuser"`
@@ -64,7 +64,7 @@ func emqxDeny() reply { return jsonReply(http.StatusOK, emqxAnswer{Result: "deny
 
 func jsonReply(status int, v any, allowed bool) reply {
 	b, err := json.Marshal(v)
-	if err != nil { // of our own shapes: it cannot be
+	if err != nil { // cannot happen with these types
 		return reply{status: http.StatusInternalServerError}
 	}
 	return reply{status: status, header: map[string]string{"Content-Type": "application/json"}, body: b, allowed: allowed}
@@ -112,7 +112,7 @@ func (s *Server) emqxSession(ctx context.Context, h *Hook, in emqxQuestion) {
 	}
 }
 
-// clean takes out what stands for nothing.
+// clean removes the values that mean none.
 func (in *emqxQuestion) clean() {
 	for _, p := range []*string{&in.Username, &in.CertPEM, &in.CommonName, &in.Device, &in.PeerHost} {
 		if *p == "undefined" {
@@ -138,15 +138,15 @@ func (in *emqxQuestion) question() question {
 		q.peer = chain
 		return q
 	}
-	if in.CommonName == "" && in.Password != nil { // a certificate goes before all else
+	if in.CommonName == "" && in.Password != nil { // a certificate takes precedence
 		q.setPassword(*in.Password)
 	}
 	return q
 }
 
 // emqxACL writes permissions as EMQX's rules, which are tried in order. Where EMQX
-// would read a rule as more than we mean, it gives none, and EMQX asks for each act:
-// what is partly denied, + against # in a subscription, placeholders, "eq ".
+// would read a rule as more than is meant, it returns none, and EMQX asks for each act:
+// for partly denied filters, + against # in a subscription, placeholders, "eq ".
 func emqxACL(p countersign.Permissions) []emqxRule {
 	if len(p.Publish.Deny)+len(p.Retain.Deny)+len(p.Subscribe.Deny)+len(p.Receive.Deny) > 0 {
 		return nil

@@ -111,7 +111,7 @@ func FuzzConnz(f *testing.F) {
 	f.Add([]byte(`{"server":{"id":"N1"},"data":{"connections":[{"cid":5,"authorized_user":"a"}]}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if z, err := parseConnz(text); err == nil && z.Server.ID == "" {
-			t.Fatalf("%s: an answer of nobody", text)
+			t.Fatalf("%s: an answer without an author", text)
 		}
 	})
 }
@@ -120,7 +120,7 @@ func FuzzCallout(f *testing.F) {
 	f.Add("eyJ0eXAiOiJKV1QiLCJhbGciOiJlZDI1NTE5LW5rZXkifQ.e30.AAAA")
 	f.Fuzz(func(t *testing.T, text string) {
 		if in, err := readCallout(text); err == nil && in.UserNkey == "" {
-			t.Fatalf("%q: a question about nobody", text)
+			t.Fatalf("%q: a question about no client", text)
 		}
 	})
 }

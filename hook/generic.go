@@ -18,16 +18,16 @@ type GenericQuestion struct {
 	Password       *string `json:"password,omitempty"`
 	PasswordBase64 *string `json:"password_base64,omitempty"`
 	// Certificate is the client's chain in PEM, leaf first, of a TLS connection that the
-	// broker has ended itself.
+	// broker has terminated itself.
 	Certificate string `json:"certificate,omitempty"`
-	// Verified is the name in a certificate that the broker has verified, where it has
-	// no more than that.
+	// Verified is the name in a certificate that the broker has verified, if it has
+	// only the name.
 	Verified string `json:"verified,omitempty"`
 	Address  string `json:"address,omitempty"` // the client's, without its port
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol,omitempty"` // "MQTT 5"
 
-	// Device is what the answer to connect said, for the questions after it.
+	// Device is the device in the answer to connect, in questions after it.
 	Device string `json:"device,omitempty"`
 	Topic  string `json:"topic,omitempty"` // or filter
 	Retain bool   `json:"retain,omitempty"`
@@ -36,7 +36,7 @@ type GenericQuestion struct {
 	Reason string `json:"reason,omitempty"` // why closed
 }
 
-// GenericAnswer is what it gets. Whatever else it gets, and no answer, means no.
+// GenericAnswer is the answer to it. Anything else, and no answer, means a refusal.
 type GenericAnswer struct {
 	Allow       bool                `json:"allow"`
 	Code        countersign.Code    `json:"code,omitempty"`
@@ -62,7 +62,7 @@ type GenericFilters struct {
 }
 
 func genericDeny() reply {
-	return jsonReply(http.StatusForbidden, GenericAnswer{Code: countersign.NotAllowed, Reason: "not a question that is answered here"}, false)
+	return jsonReply(http.StatusForbidden, GenericAnswer{Code: countersign.NotAllowed, Reason: "unknown question"}, false)
 }
 
 // generic answers POST connect, publish, subscribe and session.

@@ -21,7 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/hook"
 )
 
-// guard decides from tables and remembers what it was asked and told.
+// guard decides from tables and records its calls.
 type guard struct {
 	mu       sync.Mutex
 	secrets  map[string]string // device by secret
@@ -167,9 +167,9 @@ func (d *door) send(r *http.Request) (int, http.Header, string) {
 	return w.Code, w.Header(), string(text)
 }
 
-// happen tells the door of an event now.
+// happen sends the door an event now.
 func (d *door) happen(kind countersign.EventType, device string) {
-	d.Heard(countersign.Event{At: d.now, Type: kind, Device: device})
+	d.OnEvent(countersign.Event{At: d.now, Type: kind, Device: device})
 }
 
 // certificate makes one with the name in its subject.

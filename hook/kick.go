@@ -26,27 +26,26 @@ const (
 	// maxBackoff.
 	kickBackoff = 250 * time.Millisecond
 	maxBackoff  = 30 * time.Second
-	// failuresTold is after how many failures in a row a person is told.
-	failuresTold = 3
-	// giveUp is when a broker that cannot be reached is left alone. Its sessions are
-	// refused at their next question, if it asks any.
+	// failuresReported is after how many failures in a row an alert is raised.
+	failuresReported = 3
+	// giveUp is after how long a kick is abandoned if the broker cannot be reached. The
+	// sessions are refused at their next question, if the broker asks any.
 	giveUp = time.Hour
-	// tickEvery is how exact the queue is.
+	// tickEvery is the resolution of the queue.
 	tickEvery = 25 * time.Millisecond
-	// expireEvery is how often sessions are searched for that have outlived their
-	// verdicts.
+	// expireEvery is how often sessions whose verdicts have expired are searched for.
 	expireEvery = 5 * time.Second
-	// maxLooks bounds the search for a job that may make room.
+	// maxLooks bounds the search for a job that can be dropped.
 	maxLooks = 256
 	// maxSessions bounds the sessions of one device that a kick names.
 	maxSessions = 64
 )
 
-// sweeps says when, after a cut, the broker is searched again: a session whose
-// admission raced the cut, or that the broker listed late, shows up there.
+// sweeps are the times after a cut at which the broker is searched again, for a session
+// whose admission raced the cut, or that the broker listed late.
 var sweeps = []time.Duration{time.Second, 3 * time.Second, 8 * time.Second, 20 * time.Second, 60 * time.Second}
 
-// target is whom to kick, and since when.
+// target is the device to kick, and since when.
 type target struct {
 	device   string
 	fleet    string
@@ -54,16 +53,16 @@ type target struct {
 	sessions []key // as far as they are known
 	at       time.Time
 	reason   string
-	// whole: the device may not come back. Otherwise it may, with another credential, so
+	// whole: the device must not reconnect. Otherwise it may, with another credential, so
 	// it is kicked once and not searched for again.
 	whole bool
 }
 
-// clients are the client ids to end: those that are known, and the device's own id
-// unless others of its sessions may go on.
+// clients returns the client ids to end: those that are known, and the device's own id
+// unless others of its sessions may continue.
 func (t *target) clients() []string { return t.names(func(k key) string { return k.client }) }
 
-// users are the user names, in the same way.
+// users returns the user names, in the same way.
 func (t *target) users() []string { return t.names(func(k key) string { return k.user }) }
 
 func (t *target) names(of func(key) string) []string {
@@ -82,13 +81,13 @@ func (t *target) names(of func(key) string) []string {
 // Driver ends sessions at one broker.
 type Driver struct {
 	Hook string
-	// kick has the broker end the sessions of t that it has, and tells how many it
-	// saw, with an error too. None is a success.
+	// kick makes the broker end the sessions of t that it has, and returns how many it
+	// found, with an error too. None is a success.
 	kick func(ctx context.Context, t target) (int, error)
-	// restore takes back what kick did to keep the device out; nil: it did nothing.
+	// restore undoes what kick did to keep the device out; nil: nothing to undo.
 	restore   func(ctx context.Context, device string) error
 	close     func() // nil: nothing is open
-	uncounted bool   // the broker does not tell how many sessions there were
+	uncounted bool   // the broker does not report how many sessions there were
 }
 
 // Kicked is the outcome of a kick, for metrics.
@@ -98,38 +97,38 @@ type Kicked struct {
 	Took time.Duration // from the cut until the broker has none of the device's sessions
 }
 
-// Kicker ends sessions at brokers, and does not rest until the brokers say that
-// they are gone.
+// Kicker ends sessions at brokers, and tries again until the brokers report that they
+// are gone.
 type Kicker struct {
 	Drivers []*Driver
-	Tell    func(countersign.Event)
-	Observe func(Kicked) // nil: nobody counts
+	Report  func(countersign.Event) // writes to the log; it must not block
+	Observe func(Kicked)            // for metrics; nil: none
 	Log     *slog.Logger
 	Now     func() time.Time
 
-	mu    sync.Mutex
-	jobs  map[string]map[string]*job // by hook and device
-	wake  chan struct{}
-	ready sync.Once
-	told  map[string]time.Time // when a driver's failure was last told, by hook
+	mu      sync.Mutex
+	jobs    map[string]map[string]*job // by hook and device
+	wake    chan struct{}
+	ready   sync.Once
+	alerted map[string]time.Time // when a driver's failure was last reported, by hook
 }
 
 // job is one device to be kicked at one broker.
 type job struct {
 	target
 	next     time.Time
-	found    int // sessions ended and not yet told of
+	found    int // sessions ended and not yet reported
 	failures int
 	sweep    int // which of sweeps is next
 	running  bool
-	restore  bool // the cut was taken back
-	// confirmed: the broker said that none is left. A later sweep may find more.
+	restore  bool // the cut was undone
+	// confirmed: the broker reported that none is left. A later sweep may find more.
 	confirmed bool
 }
 
 func (k *Kicker) init() {
 	k.ready.Do(func() {
-		k.wake, k.jobs, k.told = make(chan struct{}, 1), map[string]map[string]*job{}, map[string]time.Time{}
+		k.wake, k.jobs, k.alerted = make(chan struct{}, 1), map[string]map[string]*job{}, map[string]time.Time{}
 	})
 }
 
@@ -141,7 +140,7 @@ func (k *Kicker) driver(hook string) *Driver {
 	return k.Drivers[i]
 }
 
-// kick takes a target on. It is nothing where the hook has no driver, or k is nil.
+// kick adds a job for a target. It does nothing if the hook has no driver, or k is nil.
 func (k *Kicker) kick(hook string, t target) {
 	if k == nil || k.driver(hook) == nil {
 		return
@@ -155,8 +154,8 @@ func (k *Kicker) kick(hook string, t target) {
 	j := k.jobs[hook][t.device]
 	if j == nil {
 		if len(k.jobs[hook]) >= maxJobs && !k.makeRoom(hook) {
-			if now := k.Now(); now.Sub(k.told[hook]) > maxBackoff { // not for each of a fleet's devices
-				k.told[hook] = now
+			if now := k.Now(); now.Sub(k.alerted[hook]) > maxBackoff { // once, not for each device of a fleet
+				k.alerted[hook] = now
 				k.fail(hook, t, errors.New("too many devices are to be disconnected at once"))
 			}
 			return
@@ -172,7 +171,7 @@ func (k *Kicker) kick(hook string, t target) {
 		if t.whole || !j.whole {
 			j.fleet, j.cert, j.reason = t.fleet, t.cert, t.reason
 		}
-		if j.found == 0 { // the one before is over: the time is that of the new cut
+		if j.found == 0 { // the previous cut is done: the time is that of the new one
 			j.at = t.at
 		}
 	}
@@ -182,11 +181,11 @@ func (k *Kicker) kick(hook string, t target) {
 	k.rouse()
 }
 
-// makeRoom drops a job that only looks once more; false if there is none among a few.
-// It wants the lock.
+// makeRoom drops a job that only has sweeps left; false if there is none among a few.
+// It must be called with the lock held.
 func (k *Kicker) makeRoom(hook string) bool {
 	looks := 0
-	for device, j := range k.jobs[hook] { // in an order of chance
+	for device, j := range k.jobs[hook] { // in random order
 		if looks++; looks > maxLooks {
 			return false
 		}
@@ -198,8 +197,8 @@ func (k *Kicker) makeRoom(hook string) bool {
 	return false
 }
 
-// settle ends the search for a device whose sessions are known to be gone: what shows
-// up from now on is new. An empty hook means all.
+// settle ends the search for a device whose sessions are known to be gone: a session that
+// appears from now on is new. An empty hook means all.
 func (k *Kicker) settle(hook, device string) {
 	if k == nil {
 		return
@@ -214,8 +213,8 @@ func (k *Kicker) settle(hook, device string) {
 	}
 }
 
-// restore takes back a cut, because the device is active again. again: it is so with a
-// new identity, so what was begun is still to be done to the sessions of the old one.
+// restore undoes a cut, because the device is active again. again: it has a new identity,
+// so the sessions of the old one must still be ended.
 func (k *Kicker) restore(device string, again bool) {
 	if k == nil {
 		return
@@ -296,7 +295,7 @@ func (k *Kicker) Run(ctx context.Context, s *Server) error {
 	}
 }
 
-// due takes up to n jobs whose time has come.
+// due returns up to n jobs whose time has come.
 func (k *Kicker) due(hook string, n int) (list []*job) {
 	now := k.Now()
 	k.mu.Lock()
@@ -329,14 +328,14 @@ func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
 		err = d.restore(call, t.device)
 	}
 	if ctx.Err() != nil {
-		return // the server stops; at its next start it reads what happened lately
+		return // the server stops; at its next start it reads the recent events
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	j.running = false
-	j.found = max(j.found, n) // also where the call failed: what was seen and is gone later was ended
+	j.found = max(j.found, n) // also if the call failed: a session that was found and is gone later was ended
 	switch {
-	case !j.next.Equal(began): // it was taken on anew meanwhile, and is due
+	case !j.next.Equal(began): // it was added again meanwhile, and is due
 	case err != nil:
 		k.failed(d, j, err)
 	case restore:
@@ -349,7 +348,8 @@ func (k *Kicker) work(ctx context.Context, d *Driver, j *job) {
 	}
 }
 
-// gone notes that the broker has none of the device's sessions. It wants the lock.
+// gone records that the broker has none of the device's sessions. It must be called with
+// the lock held.
 func (k *Kicker) gone(d *Driver, j *job) {
 	now := k.Now()
 	j.failures, j.confirmed = 0, true
@@ -359,7 +359,7 @@ func (k *Kicker) gone(d *Driver, j *job) {
 			sessions = "unknown"
 		}
 		k.observe(Kicked{Hook: d.Hook, OK: true, Took: took})
-		k.Tell(countersign.Event{
+		k.Report(countersign.Event{
 			Type: countersign.SessionKicked, Actor: countersign.System, Device: j.device, Fleet: j.fleet, Cert: j.cert, Via: "hook:" + d.Hook,
 			Reason: j.reason, Data: map[string]string{"sessions": sessions, "took": took.Round(time.Millisecond).String()},
 		})
@@ -375,7 +375,7 @@ func (k *Kicker) gone(d *Driver, j *job) {
 	delete(k.jobs[d.Hook], j.device)
 }
 
-// failed puts a job off. It wants the lock.
+// failed postpones a job. It must be called with the lock held.
 func (k *Kicker) failed(d *Driver, j *job, err error) {
 	now := k.Now()
 	j.failures++
@@ -386,16 +386,16 @@ func (k *Kicker) failed(d *Driver, j *job, err error) {
 		k.fail(d.Hook, j.target, errors.New("given up after "+giveUp.String()))
 		return
 	}
-	if j.failures == failuresTold && now.Sub(k.told[d.Hook]) > maxBackoff { // one broker that is away must not tell of each device
-		k.told[d.Hook] = now
+	if j.failures == failuresReported && now.Sub(k.alerted[d.Hook]) > maxBackoff { // one alert for a broker that is down, not one for each device
+		k.alerted[d.Hook] = now
 		k.fail(d.Hook, j.target, err)
 	}
 	j.next = now.Add(min(kickBackoff<<min(j.failures-1, 16), maxBackoff))
 }
 
-// fail tells a person. The driver's own words go to the log.
+// fail raises an alert. The text of the driver's error goes to the log.
 func (k *Kicker) fail(hook string, t target, err error) {
-	k.Tell(countersign.Event{
+	k.Report(countersign.Event{
 		Type: countersign.MitigationFailed, Actor: countersign.System, Device: t.device, Fleet: t.fleet, Cert: t.cert, Via: "hook:" + hook,
 		Reason: "the broker's sessions of the device could not be ended: " + plain(err.Error()), Data: map[string]string{"mitigation": "kick", "hook": hook},
 	})
@@ -407,7 +407,7 @@ func (k *Kicker) observe(o Kicked) {
 	}
 }
 
-// Waiting is how many devices wait to be kicked.
+// Waiting returns how many devices wait to be kicked.
 func (k *Kicker) Waiting() int {
 	k.init()
 	k.mu.Lock()

@@ -30,7 +30,7 @@ type API struct {
 	Client *http.Client // has the roots that the broker's certificate chains to
 }
 
-// call makes one call. What is to be deleted and is not there is a success.
+// call makes one call. A deletion of what does not exist is a success.
 func (a *API) call(ctx context.Context, method, path string, body, into any) error {
 	var reader io.Reader
 	if body != nil {
@@ -75,7 +75,7 @@ func (a *API) call(ctx context.Context, method, path string, body, into any) err
 	return nil
 }
 
-// cause leaves out the URL, which may hold more than a log should.
+// cause returns err without the URL, which may contain what must not be logged.
 func cause(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err
@@ -101,8 +101,8 @@ func KickEMQX(hook string, a API) *Driver {
 	return &Driver{Hook: hook, kick: kick}
 }
 
-// emqxClients finds a device's connected clients: by the ids and names that we know,
-// and for a device that may not come back by its id in both places.
+// emqxClients finds a device's connected clients: by the known ids and names,
+// and for a device that must not reconnect by its id in both fields.
 func (a *API) emqxClients(ctx context.Context, t target) (ids []string, err error) {
 	add := func(query url.Values) error {
 		for page := 1; page <= maxPages; page++ {
@@ -220,13 +220,14 @@ type KickRequest struct {
 	Whole bool `json:"whole"`
 }
 
-// KickAnswer is what the service answers with 200: how many sessions it ended now. It is
-// asked again until that is none.
+// KickAnswer is the answer of the service, with status 200: how many sessions it ended
+// now. It is called again until that is none.
 type KickAnswer struct {
 	Ended int `json:"ended"`
 }
 
-// KickWebhook has a service of yours end the sessions. The URL is posted to as it is.
+// KickWebhook makes a service of the operator's end the sessions. Requests are posted to
+// the URL as it is.
 func KickWebhook(hook string, a API) *Driver {
 	kick := func(ctx context.Context, t target) (int, error) {
 		var out KickAnswer

@@ -15,12 +15,12 @@ import (
 const (
 	dynsecTopic    = "$CONTROL/dynamic-security/v1"
 	dynsecResponse = dynsecTopic + "/response"
-	// dynsecNote marks the clients that we made to shut a device out.
+	// dynsecNote marks the clients that Countersign created to keep a device out.
 	dynsecNote = "made by countersign to shut the device out"
 	// dynsecUnknown is the plug-in's error for a user name that it does not have.
 	dynsecUnknown = "Client not found"
-	// dynsecQuiesce is how long, in milliseconds, a leaving client waits for its own
-	// words; there are none.
+	// dynsecQuiesce is how long, in milliseconds, a client that disconnects waits for
+	// messages under way; there are none.
 	dynsecQuiesce = 10
 	// maxDynsecAnswer bounds one answer of the plug-in.
 	maxDynsecAnswer = 64 << 10
@@ -65,7 +65,7 @@ type dynsec struct {
 
 // KickMosquitto ends sessions by disabling the device's user name in the dynamic
 // security plug-in, which also keeps it out, until the device is active again. The
-// plug-in does not tell how many sessions that ended.
+// plug-in does not report how many sessions that ended.
 func KickMosquitto(hook string, o Dynsec) *Driver {
 	d := &dynsec{Dynsec: o}
 	return &Driver{Hook: hook, kick: d.kick, restore: d.restore, close: d.close, uncounted: true}
@@ -101,7 +101,7 @@ func (d *dynsec) kick(ctx context.Context, t target) (int, error) {
 	return n, nil
 }
 
-// restore lets the device in again.
+// restore enables the device again.
 func (d *dynsec) restore(ctx context.Context, device string) error {
 	now, err := d.do(ctx, dynsecCommand{Command: "getClient", Username: device})
 	switch {
@@ -117,7 +117,7 @@ func (d *dynsec) restore(ctx context.Context, device string) error {
 	return err
 }
 
-// dynsecError is what the plug-in answers to a command that it refuses.
+// dynsecError is the plug-in's answer to a command that it refuses.
 type dynsecError struct{ command, text string }
 
 func (e *dynsecError) Error() string {
@@ -194,7 +194,7 @@ func (d *dynsec) connect(ctx context.Context) error {
 		if got, ok := parseDynsec(m.Payload()); ok {
 			select {
 			case answers <- got:
-			default: // of somebody else's commands, while nobody waits
+			default: // to another client's commands, while no call waits
 			}
 		}
 	}))

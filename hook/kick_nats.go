@@ -24,7 +24,7 @@ const (
 	maxNATSServers = 256
 )
 
-// connz is what a server says of its connections.
+// connz is a server's report of its connections.
 type connz struct {
 	Server struct {
 		ID string `json:"id"`
@@ -71,7 +71,7 @@ func (k *natsKicker) kick(ctx context.Context, t target) (int, error) {
 			}
 			n++
 			if _, err := conn.RequestWithContext(ctx, fmt.Sprintf(natsKick, z.Server.ID), body); err != nil {
-				return fmt.Errorf("couldn't have NATS end a connection: %w", err)
+				return fmt.Errorf("couldn't make NATS end a connection: %w", err)
 			}
 		}
 		return nil
@@ -119,10 +119,10 @@ func eachConnz(ctx context.Context, conn *nats.Conn, user string, act func(connz
 // parseConnz reads one server's answer.
 func parseConnz(text []byte) (z connz, err error) {
 	if len(text) > maxAnswer || json.Unmarshal(text, &z) != nil || z.Server.ID == "" {
-		return connz{}, errors.New("couldn't read what NATS says of its connections")
+		return connz{}, errors.New("couldn't read NATS's list of connections")
 	}
 	if len(z.Error) > 0 {
-		return connz{}, errors.New("NATS refuses to tell of its connections")
+		return connz{}, errors.New("NATS refuses to list its connections")
 	}
 	return z, nil
 }

@@ -89,32 +89,32 @@ func emqxAPI(b *broker, w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"data": list, "meta": map[string]any{"count": len(list)}})
 }
 
-// told collects events.
-type told struct {
+// reports collects events.
+type reports struct {
 	mu     sync.Mutex
 	events []countersign.Event
 }
 
-func (o *told) tell(e countersign.Event) {
+func (o *reports) add(e countersign.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.events = append(o.events, e)
 }
 
-func (o *told) of(kind countersign.EventType) []countersign.Event {
+func (o *reports) of(kind countersign.EventType) []countersign.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(o.events), func(e countersign.Event) bool { return e.Type != kind })
 }
 
 // kicking is a door whose hook has a driver, with a real clock.
-func kicking(t *testing.T, kind hook.Kind, d *hook.Driver) (*door, *told) {
+func kicking(t *testing.T, kind hook.Kind, d *hook.Driver) (*door, *reports) {
 	t.Helper()
 	o := open(t, hook.Hook{Name: "emqx", Kind: kind})
-	events := &told{}
+	events := &reports{}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	o.Now = time.Now
-	o.Kicker = &hook.Kicker{Drivers: []*hook.Driver{d}, Tell: events.tell, Log: log, Now: time.Now}
+	o.Kicker = &hook.Kicker{Drivers: []*hook.Driver{d}, Report: events.add, Log: log, Now: time.Now}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- o.Kicker.Run(ctx, o.Server) }()
@@ -128,7 +128,7 @@ func kicking(t *testing.T, kind hook.Kind, d *hook.Driver) (*door, *told) {
 }
 
 func (d *door) happenNow(kind countersign.EventType, device string) {
-	d.Heard(countersign.Event{At: time.Now(), Type: kind, Device: device, Fleet: "pumps"})
+	d.OnEvent(countersign.Event{At: time.Now(), Type: kind, Device: device, Fleet: "pumps"})
 }
 
 func TestEMQXIsToldUntilAllIsGone(t *testing.T) {
@@ -163,7 +163,7 @@ func TestLateSessionIsFoundBySweep(t *testing.T) {
 	d.happenNow(countersign.DeviceSuspendedEv, "pump-1")
 	eventually(t, "the first look", func() bool { return d.Kicker.Waiting() == 0 })
 	if len(events.of(countersign.SessionKicked)) != 0 {
-		t.Error("a kick was told of although there was no session")
+		t.Error("a kick was reported although there was no session")
 	}
 	b.mu.Lock()
 	b.sessions["pump-1"] = "pump-1"
@@ -172,7 +172,7 @@ func TestLateSessionIsFoundBySweep(t *testing.T) {
 	eventually(t, "session.kicked", func() bool { return len(events.of(countersign.SessionKicked)) == 1 })
 }
 
-func TestFailingDriverTellsAPersonOnce(t *testing.T) {
+func TestFailingDriverRaisesOneAlert(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, emqxAPI)
 	a := b.api()
@@ -192,7 +192,7 @@ func TestFailingDriverTellsAPersonOnce(t *testing.T) {
 		t.Errorf("waiting: got %d, want 2", d.Kicker.Waiting())
 	}
 	if n := len(events.of(countersign.MitigationFailed)); n != 1 {
-		t.Errorf("told %d times, want once for the broker", n)
+		t.Errorf("alerts: got %d, want one for the broker", n)
 	}
 }
 
@@ -213,8 +213,8 @@ func TestLostCertificateEndsItsOwnSessionsOnly(t *testing.T) {
 	b.sessions = map[string]string{"c1": "pump-1", "c2": "pump-1"}
 	d, events := kicking(t, hook.EMQX, hook.KickEMQX("emqx", b.api()))
 	d.comesIn(t) // c1, on no certificate
-	d.Heard(countersign.Event{At: time.Now(), Type: countersign.CertRevokedEv, Device: "pump-1", Cert: countersign.CertRef{Issuer: "i", Serial: "01"}})
-	d.Heard(countersign.Event{At: time.Now(), Type: countersign.SecretStopped, Device: "pump-1"})
+	d.OnEvent(countersign.Event{At: time.Now(), Type: countersign.CertRevokedEv, Device: "pump-1", Cert: countersign.CertRef{Issuer: "i", Serial: "01"}})
+	d.OnEvent(countersign.Event{At: time.Now(), Type: countersign.SecretStopped, Device: "pump-1"})
 	time.Sleep(100 * time.Millisecond) // nothing is to come of either
 	if !b.has("c1") || !b.has("c2") || len(events.of(countersign.SessionKicked)) != 0 {
 		t.Errorf("sessions that rest on something else were ended: %v left", b.sessions)

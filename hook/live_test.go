@@ -54,7 +54,7 @@ func need(t *testing.T, paths ...string) {
 	}
 }
 
-// eventually polls until ok, and tells how long it took.
+// eventually polls until ok, and returns how long it took.
 func eventually(t *testing.T, what string, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -138,10 +138,10 @@ type device struct {
 	lost chan time.Time
 }
 
-// login is what a device says in CONNECT.
+// login is what a device sends in CONNECT.
 type login struct{ id, user, password string }
 
-// dial connects, and gives the error of a refusal.
+// dial connects, and returns the error of a refusal.
 func dial(t *testing.T, url string, as login, config *tls.Config) (*device, error) {
 	t.Helper()
 	d := &device{lost: make(chan time.Time, 1)}
@@ -272,7 +272,7 @@ func withSecret(t *testing.T, s *countersigntest.Server, id string) string {
 	return issued.Text
 }
 
-// kicked waits for the event of a kick and gives it.
+// kicked waits for the event of a kick and returns it.
 func kicked(t *testing.T, s *countersigntest.Server, id string) api.Event {
 	t.Helper()
 	var found api.Event
@@ -321,7 +321,7 @@ func programIn(t *testing.T, env []string, name string, args ...string) *running
 		t.Fatalf("start %s: %v", name, err)
 	}
 	go func() {
-		_ = cmd.Wait() // what it said tells why
+		_ = cmd.Wait() // its output shows why
 		close(p.done)
 	}()
 	t.Cleanup(func() {
@@ -329,7 +329,7 @@ func programIn(t *testing.T, env []string, name string, args ...string) *running
 		<-p.done
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what its script left behind
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, &p.out)
+			t.Logf("%s printed:\n%s", name, &p.out)
 		}
 	})
 	return p

@@ -22,7 +22,7 @@ import (
 const (
 	calloutSubject = "$SYS.REQ.USER.AUTH"
 	xkeyHeader     = "Nats-Server-Xkey"
-	// calloutAudience is what a question is made out to.
+	// calloutAudience is the audience of a question.
 	calloutAudience = "nats-authorization-request"
 	// maxCallout bounds a question: chains of certificates and a password, in a JWT.
 	maxCallout = 512 << 10
@@ -32,7 +32,7 @@ const (
 	calloutWorkers = 64
 	// natsRetry is the pause between tries to reach NATS.
 	natsRetry = time.Second
-	// natsNothing is a subject that nobody uses: an empty list would allow all.
+	// natsNothing is a subject that no client uses: an empty list would allow all.
 	natsNothing = "_countersign.nothing"
 )
 
@@ -41,7 +41,7 @@ type NATSServer struct {
 	URL    string // nats:// or tls://
 	User   string
 	Secret []byte
-	TLS    *tls.Config // nil: that of the system, where the server wants TLS
+	TLS    *tls.Config // nil: the system's defaults, if the server requires TLS
 }
 
 func (n NATSServer) options(log *slog.Logger, hook string) []nats.Option {
@@ -69,15 +69,15 @@ type Callout struct {
 	Hook    string
 	NATS    NATSServer
 	Seed    []byte // nkey seed of the issuer in auth_callout, SA…
-	XKey    []byte // seed of its xkey, SX…; nil: questions come in plain
-	Account string // that devices get into
+	XKey    []byte // seed of its xkey, SX…; nil: questions are not encrypted
+	Account string // that devices are placed in
 	Log     *slog.Logger
 
 	issuer nkeys.KeyPair
 	curve  nkeys.KeyPair
 }
 
-// Prepare reads the seeds, so that a wrong one is found before anybody asks.
+// Prepare reads the seeds, so that a wrong one is found before the first question.
 func (c *Callout) Prepare() (err error) {
 	if c.issuer, err = nkeys.FromSeed(c.Seed); err != nil {
 		return fmt.Errorf("couldn't use the seed of hook %s: %w", c.Hook, err)
@@ -123,7 +123,7 @@ func (c *Callout) Run(ctx context.Context) error {
 				ask, cancel := context.WithTimeout(ctx, askTime)
 				defer cancel()
 				if answer, err := c.answer(ask, m.Data, m.Header.Get(xkeyHeader)); err == nil {
-					_ = m.Respond(answer) // NATS refuses whom it gets no answer for
+					_ = m.Respond(answer) // NATS refuses a client if it gets no answer
 				} else {
 					c.Log.WarnContext(ctx, "question of nats not understood", "hook", c.Hook, "error", err)
 				}
@@ -169,9 +169,9 @@ func (c *Callout) answer(ctx context.Context, data []byte, serverKey string) ([]
 	return c.curve.Seal([]byte(text), serverKey)
 }
 
-// open decrypts and checks a question. The JWT's own signature proves no more than
-// that the writer has the key that it names; that it is NATS who asks follows from
-// the account, where none but NATS may publish on this subject.
+// open decrypts and checks a question. The JWT's own signature only proves that the
+// writer has the key that it names; that NATS is the writer follows from the account,
+// where only NATS may publish on this subject.
 func (c *Callout) open(data []byte, serverKey string) (*jwt.AuthorizationRequestClaims, error) {
 	if len(data) > maxCallout {
 		return nil, errors.New("it is too long")
@@ -218,7 +218,7 @@ func natsQuestion(in *jwt.AuthorizationRequestClaims) question {
 	case in.TLS != nil && len(in.TLS.VerifiedChains) > 0:
 		q.takeChain(in.TLS.VerifiedChains[0])
 	case in.TLS != nil && len(in.TLS.Certs) > 0:
-		q.takeChain(in.TLS.Certs) // TLS proved possession of its key; who made it is our own question
+		q.takeChain(in.TLS.Certs) // TLS proved possession of its key; the issuer is checked here
 	case opts.Password != "":
 		q.setPassword(opts.Password)
 	case opts.Token != "":
@@ -249,7 +249,7 @@ func natsPermissions(p countersign.Permissions, mqtt bool) jwt.Permissions {
 	return out
 }
 
-// within keeps the filters that the others cover.
+// within returns the filters that the others cover.
 func within(filters []string, others countersign.Filters) []string {
 	return slices.DeleteFunc(slices.Clone(filters), func(f string) bool { return !topics.Allowed(others.Allow, nil, f) })
 }

@@ -129,7 +129,7 @@ func TestNATSAsksAndIsTold(t *testing.T) {
 	}
 	time.Sleep(200 * time.Millisecond) // what must not come would come by then
 	if got.has("devices/pump-1/down/x forged") {
-		t.Error("a device gave orders to another one")
+		t.Error("a device sent a command to another one")
 	}
 
 	took := d.revoked(t, s, "pump-1")

@@ -14,8 +14,8 @@ const (
 	actRetain    = "retain"
 )
 
-// mayPublish: to a name that is one, and with the retain flag only where that is
-// allowed too.
+// mayPublish reports whether the session may publish to the topic, which must be a valid
+// topic name; with the retain flag only if that is allowed too.
 func mayPublish(p countersign.Permissions, topic string, retain bool) bool {
 	if !topics.ValidName(topic) || !topics.Allowed(p.Publish.Allow, p.Publish.Deny, topic) {
 		return false
@@ -23,8 +23,8 @@ func mayPublish(p countersign.Permissions, topic string, retain bool) bool {
 	return !retain || topics.Allowed(p.Retain.Allow, p.Retain.Deny, topic)
 }
 
-// maySubscribe: a broker does not ask again when it delivers, so all that the
-// filter stands for must be among what may be received.
+// maySubscribe reports whether the session may subscribe. A broker does not ask again
+// when it delivers, so all that the filter matches must be allowed to be received.
 func maySubscribe(p countersign.Permissions, filter string) bool {
 	inner, _, ok := topics.Shared(filter)
 	return ok && topics.ValidFilter(inner) &&
@@ -32,7 +32,7 @@ func maySubscribe(p countersign.Permissions, filter string) bool {
 		topics.Allowed(p.Receive.Allow, p.Receive.Deny, inner)
 }
 
-// may answers for an action by its name. One that is not known is denied.
+// may reports whether the session may do an action, by its name. An unknown one is denied.
 func may(p countersign.Permissions, action, topic string, retain bool) bool {
 	switch action {
 	case actPublish:
@@ -43,17 +43,17 @@ func may(p countersign.Permissions, action, topic string, retain bool) bool {
 	return false
 }
 
-// ofDevice reports whether a client id is the device's, as a gateway of ours would
-// see it: the id itself, or the id, a slash or colon, and more.
+// ofDevice reports whether a client id is the device's, by the rule of the MQTT gateway:
+// the id itself, or the id, a slash or colon, and more.
 func ofDevice(client, device string) bool {
 	rest, ok := strings.CutPrefix(client, device)
 	return device != "" && ok && (rest == "" || rest[0] == '/' || rest[0] == ':')
 }
 
-// maxWord bounds what is taken from a broker into an event.
+// maxWord bounds the text of a broker that is put into an event.
 const maxWord = 80
 
-// plain makes a word of another program fit for the log.
+// plain makes the text of another program safe for the log.
 func plain(word string) string {
 	clean := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

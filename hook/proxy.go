@@ -14,7 +14,7 @@ import (
 const (
 	// certHeader holds nginx's $ssl_client_escaped_cert.
 	certHeader = "X-Client-Cert"
-	// xfccHeader holds what Envoy says of the client's certificate.
+	// xfccHeader holds Envoy's description of the client's certificate.
 	xfccHeader = "X-Forwarded-Client-Cert"
 	// maxHeaderCert bounds a certificate in a header; nginx and Envoy take a few KiB.
 	maxHeaderCert = 16 << 10
@@ -54,9 +54,9 @@ func (s *Server) envoy(ctx context.Context, a asked) reply {
 	return s.proxied(ctx, a, chain, "X-Envoy-External-Address")
 }
 
-// proxied decides the holder of a certificate. Proxies ask at each request, so a
-// verdict serves until it is cut. from is the header in which the proxy writes the
-// client's.
+// proxied decides on the holder of a certificate. Proxies ask at each request, so a
+// verdict is reused until it is cut. from is the header in which the proxy passes the
+// client's certificate.
 func (s *Server) proxied(ctx context.Context, a asked, chain []*x509.Certificate, from string) reply {
 	k := key{hook: a.hook.Name, client: fingerprint(chain[0])}
 	if e, ok := s.cache.get(k); !ok || e.cut || !s.fresh(e) {
@@ -90,10 +90,10 @@ func parseEscaped(text string) ([]*x509.Certificate, error) {
 	return parseChain([]byte(plain))
 }
 
-// parseXFCC reads the certificate out of Envoy's header: pairs parted by semicolons, in
-// elements parted by commas, with values that may stand in quotes. Envoy with
-// SANITIZE_SET sends one element; more come from proxies before it, which nobody
-// has vouched for.
+// parseXFCC reads the certificate from Envoy's header: pairs separated by semicolons, in
+// elements separated by commas, with values that may be quoted. Envoy with
+// SANITIZE_SET sends one element; more come from proxies before it, which are not
+// trusted.
 func parseXFCC(text string) ([]*x509.Certificate, error) {
 	if len(text) > 2*maxHeaderCert {
 		return nil, errors.New("the header is too long")
@@ -122,7 +122,7 @@ func parseXFCC(text string) ([]*x509.Certificate, error) {
 	return parseEscaped(cert)
 }
 
-// xfccValue takes a value off the front: quoted, with backslashes before quotes, or
+// xfccValue cuts a value from the front: quoted, with backslashes before quotes, or
 // up to the next separator.
 func xfccValue(text string) (value, rest string, err error) {
 	if !strings.HasPrefix(text, `"`) {

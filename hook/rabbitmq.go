@@ -16,7 +16,7 @@ const (
 	// rabbitExchange is the topic exchange through which RabbitMQ's MQTT plug-in
 	// passes all messages.
 	rabbitExchange = "amq.topic"
-	// rabbitQueue and the endings are how the plug-in names a client's queues.
+	// rabbitQueue and the suffixes are how the plug-in names a client's queues.
 	rabbitQueue = "mqtt-subscription-"
 )
 
@@ -45,8 +45,8 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 		}
 		return rabbitAllow() // without tags: a device manages nothing
 	}
-	// A name that RabbitMQ has let in was shown to us with what proves it, so it can be
-	// taken for the device's.
+	// RabbitMQ asked here, with the proof, before it admitted a client by this name, so it
+	// is the device's.
 	k := key{client: cmp.Or(in.Get("variable_map.client_id"), in.Get("client_id")), user: user}
 	v := s.standing(ctx, h, k)
 	if !v.Allow || !h.vhost(in.Get("vhost")) {
@@ -73,7 +73,7 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 	return rabbitDeny()
 }
 
-// vhost reports whether devices may use it.
+// vhost reports whether devices may use the virtual host.
 func (h *Hook) vhost(name string) bool {
 	if len(h.VHosts) == 0 {
 		return name == "/"
@@ -94,8 +94,8 @@ func rabbitQuestion(in url.Values) question {
 	return q
 }
 
-// rabbitResource: the exchange that carries MQTT, and queues that have the name of a
-// client of the device, which is given then.
+// rabbitResource reports whether the device may use a resource: the exchange that carries
+// MQTT, and queues that have the name of a client of the device, which it returns then.
 func rabbitResource(device, kind, name, permission string) (client string, ok bool) {
 	switch kind {
 	case "exchange":
@@ -116,9 +116,9 @@ func rabbitResource(device, kind, name, permission string) (client string, ok bo
 	return "", false
 }
 
-// mayBe asks whether the device may have such a client identifier: ids may hold
-// colons, so "a:b" of device a is also the id of a device "a:b", whose queues are
-// its own.
+// mayBe reports whether the device may have such a client identifier: ids may contain
+// colons, so "a:b" of device a is also the id of a device "a:b", whose queues belong
+// to that device.
 func (s *Server) mayBe(ctx context.Context, h *Hook, device, client string) bool {
 	if !strings.HasPrefix(client, device+":") {
 		return true
@@ -128,9 +128,9 @@ func (s *Server) mayBe(ctx context.Context, h *Hook, device, client string) bool
 	}).Allow
 }
 
-// rabbitAct reads a routing key as the topic that MQTT clients see: dots part its
-// levels, * is one level. A slash stays one, since an AMQP client can send it and it
-// reaches MQTT clients as it is.
+// rabbitAct converts a routing key to the topic that MQTT clients see: dots separate its
+// levels, * is one level. A slash is kept, since an AMQP client can send it and it
+// reaches MQTT clients unchanged.
 func rabbitAct(permission, routingKey string) countersign.Act {
 	topic := strings.ReplaceAll(routingKey, ".", "/")
 	switch permission {
@@ -142,8 +142,8 @@ func rabbitAct(permission, routingKey string) countersign.Act {
 	return countersign.Act{}
 }
 
-// rabbitPermissions puts permissions into the same form. A filter with a dot in it
-// cannot be told from another one there: it allows nothing, and denies both.
+// rabbitPermissions converts permissions to the same form. A filter with a dot in it
+// is the same as another one there: it allows nothing, and denies both.
 func rabbitPermissions(p countersign.Permissions) countersign.Permissions {
 	form := func(f countersign.Filters) countersign.Filters {
 		out := countersign.Filters{Allow: slices.DeleteFunc(slices.Clone(f.Allow), func(s string) bool { return strings.Contains(s, ".") })}

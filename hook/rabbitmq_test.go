@@ -178,7 +178,7 @@ func bySecret(t *testing.T, s *countersigntest.Server, url string) {
 	t.Logf("session by secret ended %s after the revocation", took.Round(time.Millisecond))
 }
 
-// wholeChain writes the root and what stands below it into one file: Erlang wants all
+// wholeChain writes the root and the certificates below it into one file: Erlang wants all
 // of them.
 func wholeChain(t *testing.T, rootsFile string, path [][]byte) string {
 	t.Helper()

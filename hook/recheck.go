@@ -6,15 +6,15 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Sessions lists the sessions at brokers that are known here, with what each rests on. Their
-// ids are for End.
+// Sessions lists the sessions at brokers that are known here, with what each depends on.
+// Their ids are for End.
 func (s *Server) Sessions() []countersign.Session {
 	return s.cache.sessions()
 }
 
-// End ends sessions at their brokers: it refuses their next question and has the broker
-// disconnect them. reasons are by the id that Sessions gave. It returns how many sessions it
-// knew.
+// End ends sessions at their brokers: it refuses their next question and makes the broker
+// disconnect them. reasons are by the id from Sessions. It returns how many sessions it
+// found.
 func (s *Server) End(reasons map[string]string) int {
 	now := s.Now()
 	ended := 0
@@ -33,8 +33,8 @@ func (s *Server) End(reasons map[string]string) int {
 	return ended
 }
 
-// idSeparator keeps the parts of a session's id apart: no broker's name, client identifier
-// or user name that is passed on holds it.
+// idSeparator separates the parts of a session's id: no broker's name, client identifier
+// or user name that is accepted contains it.
 const idSeparator = "\x00"
 
 func (k key) sessionID() string {

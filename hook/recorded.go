@@ -12,22 +12,22 @@ import (
 
 const (
 	// maxStopped bounds the credentials whose sessions wait to be looked up in the record.
-	// Stopping one is a person's act.
+	// Credentials are stopped by operators, one at a time.
 	maxStopped = 1024
 	// lookupRetry is the pause after the record could not be read.
 	lookupRetry = time.Second
-	// lookupTime bounds one reading of the record.
+	// lookupTime bounds one read of the record.
 	lookupTime = 10 * time.Second
 )
 
-// stopped is a credential that is good no more.
+// stopped is a credential that is no longer valid.
 type stopped struct {
 	credential, reason string
 	at                 time.Time
 }
 
-// stoppedQueue holds the credentials whose sessions on record are to be kicked: those that
-// came in through another node, or before this one was restarted, are not in memory.
+// stoppedQueue holds the credentials whose sessions on record must be kicked: those that
+// were admitted through another node, or before this one was restarted, are not in memory.
 type stoppedQueue struct {
 	once sync.Once
 	c    chan stopped
@@ -38,8 +38,8 @@ func (q *stoppedQueue) wait() chan stopped {
 	return q.c
 }
 
-// endRecorded has the sessions on record kicked that rest on a credential. It does not
-// block.
+// endRecorded queues the sessions on record that depend on a credential to be kicked. It
+// does not block.
 func (s *Server) endRecorded(e countersign.Event, credential string) {
 	if s.Record == nil || s.Kicker == nil || len(s.Kicker.Drivers) == 0 {
 		return
@@ -51,7 +51,7 @@ func (s *Server) endRecorded(e countersign.Event, credential string) {
 	}
 }
 
-// runRecorded kicks what endRecorded was asked for, until ctx ends.
+// runRecorded kicks what endRecorded has queued, until ctx ends.
 func (s *Server) runRecorded(ctx context.Context) {
 	for {
 		select {

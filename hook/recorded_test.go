@@ -33,14 +33,14 @@ func (b *brokerLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(hook.KickAnswer{})
 }
 
-func (b *brokerLog) told(client string) bool {
+func (b *brokerLog) ended(client string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Contains(b.clients, client)
 }
 
 // TestAStoppedSecretEndsSessionsOnRecord: a session came in before the node was restarted,
-// so that it is in no node's memory. The broker is told to end it all the same, and
+// so that it is in no node's memory. The broker must end it all the same, and
 // none of another secret, not even one whose name differs in letter case only.
 func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
 	t.Parallel()
@@ -75,9 +75,9 @@ func TestAStoppedSecretEndsSessionsOnRecord(t *testing.T) {
 		if _, err := asked.Admin.StopSecret(t.Context(), "pump-1", secret["pump-1/a"].ID, api.Act{}); err != nil {
 			t.Fatal(err)
 		}
-		soon(t, "the broker was not told to end the session", func() bool { return broker.told("pump-1/a") })
-		if broker.told("pump-1/A") || broker.told("pump-1") {
-			t.Errorf("the broker was told to end %v, want pump-1/a alone", broker.clients)
+		soon(t, "the broker was not made to end the session", func() bool { return broker.ended("pump-1/a") })
+		if broker.ended("pump-1/A") || broker.ended("pump-1") {
+			t.Errorf("the broker was made to end %v, want pump-1/a alone", broker.clients)
 		}
 	}, countersigntest.Options{Configure: func(c *config.Config) {
 		c.Listeners.Hook = "127.0.0.1:0"
@@ -130,5 +130,5 @@ func TestARestartEndsSessionsOfAStoppedSecret(t *testing.T) {
 	s.Stop()
 	up.Store(true)
 	start()
-	soon(t, "the broker was not told to end the session", func() bool { return broker.told("pump-1/a") })
+	soon(t, "the broker was not made to end the session", func() bool { return broker.ended("pump-1/a") })
 }

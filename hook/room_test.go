@@ -10,21 +10,21 @@ import (
 )
 
 // TestAFleetThatIsCutFillsTheQueueOnce: what only looks once more makes room, and a
-// queue that is full is told once.
+// queue that is full is reported once.
 func TestAFleetThatIsCutFillsTheQueueOnce(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_800_000_000, 0)
-	told := 0
+	reports := 0
 	k := &Kicker{
-		Drivers: []*Driver{{Hook: "b"}}, Tell: func(countersign.Event) { told++ }, Log: slog.New(slog.DiscardHandler),
+		Drivers: []*Driver{{Hook: "b"}}, Report: func(countersign.Event) { reports++ }, Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return now },
 	}
 	cut := func(i int) { k.kick("b", target{device: fmt.Sprint("d", i), at: now, whole: true}) }
 	for i := range maxJobs + 100 {
 		cut(i)
 	}
-	if told != 1 || k.Waiting() != maxJobs {
-		t.Fatalf("told %d times with %d waiting, want once with %d", told, k.Waiting(), maxJobs)
+	if reports != 1 || k.Waiting() != maxJobs {
+		t.Fatalf("%d reports with %d waiting, want once with %d", reports, k.Waiting(), maxJobs)
 	}
 	for _, j := range k.jobs["b"] {
 		j.confirmed = true

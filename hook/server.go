@@ -22,7 +22,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Kind is whose protocol a hook speaks.
+// Kind is the protocol of a hook.
 type Kind string
 
 // The kinds.
@@ -30,7 +30,7 @@ const (
 	EMQX      Kind = "emqx"
 	RabbitMQ  Kind = "rabbitmq"
 	VerneMQ   Kind = "vernemq"
-	Mosquitto Kind = "mosquitto" // asks nothing; it is told
+	Mosquitto Kind = "mosquitto" // asks nothing; its sessions are only ended
 	NATS      Kind = "nats"      // asks over NATS
 	Generic   Kind = "generic"
 	Nginx     Kind = "nginx"
@@ -41,39 +41,39 @@ const (
 	// maxBody bounds a question: the longest holds a chain of certificates and a
 	// password of 64 KiB, both escaped.
 	maxBody = 256 << 10
-	// maxAsking bounds the questions that are decided at once, and so what a broker
-	// that runs wild can take from the other doors.
+	// maxAsking bounds the questions that are decided at once, and so what a faulty broker
+	// can take from other clients of the server.
 	maxAsking = 512
 	// askTime is how long a decision may take. Brokers give up after 5 s, and a
-	// device that is refused comes back.
+	// device that is refused tries again.
 	askTime = 2 * time.Second
 	// maxTries bounds how often a decision is made again because a cut came between.
 	maxTries = 3
 )
 
-// Hook is one broker or proxy. Of Secret, Device and Networks at least one must
-// be set; whoever asks must fulfill all that are.
+// Hook is one broker or proxy. At least one of Secret, Device and Networks must be set;
+// a caller must match all that are set.
 type Hook struct {
 	Name     string
 	Kind     Kind
 	Secret   []byte         // as Bearer (RFC 6750), or as the password of Basic (RFC 7617)
-	Device   string         // whose client certificate the caller shows to us
+	Device   string         // whose client certificate the caller must present
 	Networks []netip.Prefix // that the caller comes from
-	// Vouch takes the broker's word for a device whose certificate it has verified
-	// by itself and whose name is all that it passes on.
+	// Vouch accepts a device whose certificate the broker has verified by itself, and of
+	// which it passes on only the name.
 	Vouch bool
 	// VHosts are RabbitMQ's virtual hosts that devices may use; empty: "/".
 	VHosts []string
 }
 
-// gatewayPrefix begins the name of a gateway that is another's broker.
+// gatewayPrefix begins the name of a gateway that is an external broker.
 const gatewayPrefix = "hook:"
 
 func (h *Hook) gateway() string { return gatewayPrefix + h.Name }
 
-// byUser reports whether the broker, once it has let a client in, knows it by the user
-// name that the client gave. A token or a guest's silence proves another name
-// than that, so it must be no device's.
+// byUser reports whether the broker identifies an admitted client by the user name that
+// the client sent. A token, or a guest without a credential, proves another name than
+// that, so the user name must not be a device's.
 func (h *Hook) byUser() bool { return h != nil && (h.Kind == RabbitMQ || h.Kind == VerneMQ) }
 
 // Answer is one answered question, for metrics.
@@ -89,11 +89,11 @@ type Answer struct {
 type Server struct {
 	Gatekeeper countersign.Gatekeeper
 	Hooks      []Hook
-	Kicker     *Kicker      // nil: no broker is told whom to disconnect
-	Live       func() bool  // whether every change is heard of at once; nil: it is
-	Observe    func(Answer) // nil: nobody counts
-	// Record keeps what sessions rest on where other nodes, and this one after a restart,
-	// find it. Nil keeps nothing: a session that is not in memory must connect again.
+	Kicker     *Kicker      // nil: no broker is made to disconnect clients
+	Live       func() bool  // reports whether every change is notified at once; nil: it is
+	Observe    func(Answer) // for metrics; nil: none
+	// Record stores what sessions depend on where other nodes, and this one after a restart,
+	// find it. If nil, a session that is not in memory must connect again.
 	Record Record
 	Log    *slog.Logger
 	Now    func() time.Time
@@ -102,23 +102,23 @@ type Server struct {
 	denials denials
 	stopped stoppedQueue
 	busy    atomic.Int64
-	warned  rate.Sometimes // of strangers
+	warned  rate.Sometimes // of unknown callers
 }
 
-// Record keeps what sessions at brokers rest on. Package access implements it.
+// Record stores what sessions at brokers depend on. Package access implements it.
 type Record interface {
 	// Keep returns once the session is on record under each name.
 	Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error
 	// Recall returns a session that was kept, or NotFound.
 	Recall(ctx context.Context, gateway string, name countersign.BrokerName) (countersign.Session, error)
-	// Resting calls found with each session, of any broker, that rests on a credential,
+	// Resting calls found with each session, of any broker, that depends on a credential,
 	// and one of the names that it was kept under.
 	Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) error
-	// End forgets a session.
+	// End removes a session.
 	End(ctx context.Context, gateway string, name countersign.BrokerName) error
 }
 
-// reply is an answer in the words of one protocol.
+// reply is an answer in the form of one protocol.
 type reply struct {
 	status  int
 	header  map[string]string
@@ -126,7 +126,7 @@ type reply struct {
 	allowed bool
 }
 
-// asked is a question as it came in.
+// asked is a question as received.
 type asked struct {
 	hook   *Hook
 	path   string // below /hooks/<name>/
@@ -135,11 +135,11 @@ type asked struct {
 	caller netip.AddrPort
 }
 
-// protocol is how one kind asks.
+// protocol is how brokers of one kind ask.
 type protocol struct {
 	answer func(*Server, context.Context, asked) reply
-	// no is the answer where there is no better one: a stranger, too much at once, a
-	// question that cannot be read.
+	// no is the refusal where there is no better one: an unknown caller, too many questions
+	// at once, a question that cannot be read.
 	no func() reply
 }
 
@@ -180,12 +180,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for k, v := range out.header {
 		w.Header().Set(k, v)
 	}
-	w.Header().Set("Cache-Control", "no-store") // an answer that is kept outlives a revocation
+	w.Header().Set("Cache-Control", "no-store") // a cached answer would outlive a revocation
 	w.WriteHeader(out.status)
-	_, _ = w.Write(out.body) // who hung up will ask again
+	_, _ = w.Write(out.body) // a caller that closed the connection will ask again
 }
 
-// decide never says yes where something went wrong.
+// decide decides on a question. Any failure is a refusal.
 func (s *Server) decide(h *Hook, p protocol, path string, r *http.Request) reply {
 	ctx, cancel := context.WithTimeout(r.Context(), askTime)
 	defer cancel()
@@ -200,7 +200,7 @@ func (s *Server) decide(h *Hook, p protocol, path string, r *http.Request) reply
 	}
 	if err != nil {
 		s.warned.Do(func() {
-			s.Log.WarnContext(ctx, "stranger asked a hook", "hook", h.Name, "remote", r.RemoteAddr, "error", err)
+			s.Log.WarnContext(ctx, "hook refused an unknown caller", "hook", h.Name, "remote", r.RemoteAddr, "error", err)
 		})
 		return p.no()
 	}
@@ -235,16 +235,16 @@ func (s *Server) hook(name string) *Hook {
 	return &s.Hooks[i]
 }
 
-// recognize checks that the caller is who the hook is for.
+// recognize checks that the caller is the hook's broker or proxy.
 func (s *Server) recognize(ctx context.Context, h *Hook, r *http.Request, caller netip.AddrPort) error {
 	if h.Secret == nil && h.Device == "" && len(h.Networks) == 0 {
-		return errors.New("nothing tells the hook's caller from anybody else")
+		return errors.New("the hook has no secret, device or network to recognize its caller by")
 	}
 	if !countersign.Contains(h.Networks, caller.Addr()) {
 		return errors.New("its address is in none of the hook's networks")
 	}
 	if h.Secret != nil && !sameSecret(shownSecret(r), h.Secret) {
-		return errors.New("it does not show the hook's secret")
+		return errors.New("it does not present the hook's secret")
 	}
 	if h.Device != "" {
 		return s.recognizeDevice(ctx, h, r, caller)
@@ -252,8 +252,8 @@ func (s *Server) recognize(ctx context.Context, h *Hook, r *http.Request, caller
 	return nil
 }
 
-// shownSecret takes it from the Authorization header alone: what stands in a URL ends
-// in logs.
+// shownSecret returns the secret of the Authorization header. One in a URL is not accepted,
+// because URLs are logged.
 func shownSecret(r *http.Request) string {
 	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 		return bearer
@@ -268,14 +268,14 @@ func sameSecret(shown string, secret []byte) bool {
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
 }
 
-// recognizeDevice decides the caller as any other device that connects, so that a
+// recognizeDevice decides on the caller as on any other device that connects, so that a
 // broker can be revoked, too.
 func (s *Server) recognizeDevice(ctx context.Context, h *Hook, r *http.Request, caller netip.AddrPort) error {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return errors.New("it shows no client certificate")
+		return errors.New("it presents no client certificate")
 	}
 	peer := r.TLS.PeerCertificates
-	// Under a name that no hook has: clients choose what follows it.
+	// A name that no hook has, since clients choose what follows it.
 	v := s.admit(ctx, key{hook: h.Name + "/caller", client: fingerprint(peer[0])}, countersign.Connection{
 		Gateway: h.gateway(), Remote: caller, Protocol: "HTTP", Peer: peer,
 	})

@@ -130,7 +130,7 @@ func TestEMQXAuthorizesFromTheVerdict(t *testing.T) {
 		t.Errorf("the guard was asked %d times, want never: a session that is not known must connect again", n)
 	}
 	if len(d.guard.judged) == 0 {
-		t.Error("nothing was told of denied acts")
+		t.Error("no denied act was reported")
 	}
 }
 

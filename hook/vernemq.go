@@ -9,7 +9,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// verneQuestion is the body of VerneMQ's webhooks, of all of them.
+// verneQuestion is the body of all of VerneMQ's webhooks.
 type verneQuestion struct {
 	PeerAddr string       `json:"peer_addr"`
 	PeerPort uint16       `json:"peer_port"`
@@ -52,8 +52,7 @@ func verneDeny() reply {
 
 func verneAllow() reply { return jsonReply(http.StatusOK, verneAnswer{Result: "ok"}, true) }
 
-// vernemq answers the hooks that its header names, and takes note of those that
-// only tell.
+// vernemq answers the hooks that the header names, and records those that only report.
 func (s *Server) vernemq(ctx context.Context, a asked) reply {
 	var in verneQuestion
 	if a.r.Method != http.MethodPost || a.path != "" || !readVerne(a.body, &in) {
@@ -90,7 +89,7 @@ func readVerne(body []byte, in *verneQuestion) bool {
 	return json.Unmarshal(body, in) == nil && len(in.Topics) <= maxVerneTopics
 }
 
-// verneSubscribe refuses filter by filter, and all at once where none is allowed.
+// verneSubscribe refuses filter by filter, and the whole question if none is allowed.
 func (s *Server) verneSubscribe(ctx context.Context, h *Hook, in verneQuestion, five bool) reply {
 	refused, some := verneRefused3, false
 	if five {
@@ -113,7 +112,7 @@ func (s *Server) verneSubscribe(ctx context.Context, h *Hook, in verneQuestion, 
 	return jsonReply(http.StatusOK, verneAnswer{Result: "ok", Topics: in.Topics}, true)
 }
 
-// question: no password, with use_identity_as_username, means a name out of a
+// question converts it. No password, with use_identity_as_username, means a name from a
 // certificate that VerneMQ has verified.
 func (in *verneQuestion) question(five bool) question {
 	q := question{

@@ -1,6 +1,6 @@
-// Package keystore gives a crypto.Signer for a key URI. A file: URI is a PKCS #8
+// Package keystore opens the crypto.Signer of a key URI. A file: URI is a PKCS #8
 // PEM file, plain or encrypted with a passphrase (RFC 5958, RFC 8018), that
-// openssl reads too. It makes and opens keys; it does not know what they sign.
+// openssl reads too. It creates and opens keys; it does not know what they sign.
 package keystore
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/youmark/pkcs8"
 )
 
-// Why a key that is there cannot be opened.
+// Why a key that exists cannot be opened.
 var (
 	// ErrPassphraseMissing means that the key is encrypted and no passphrase was given.
 	ErrPassphraseMissing = errors.New("it is encrypted, and no passphrase was given")
@@ -35,12 +35,12 @@ const encrypted = "ENCRYPTED PRIVATE KEY"
 // maxKeyFile bounds a key file: an encrypted RSA-4096 key is under 4 KiB.
 const maxKeyFile = 64 << 10
 
-// Store opens and makes keys. Relative file: URIs are below Dir.
+// Store opens and creates keys. Relative file: URIs are below Dir.
 type Store struct {
 	Dir string
 }
 
-// wrap is how a passphrase becomes a key: PBKDF2 with HMAC-SHA-256 and AES-256-CBC,
+// wrap is how a key is derived from a passphrase: PBKDF2 with HMAC-SHA-256 and AES-256-CBC,
 // since openssl 3 reads it everywhere; 600,000 rounds as OWASP advises for it.
 var wrap = &pkcs8.Opts{
 	Cipher:  pkcs8.AES256CBC,
@@ -50,7 +50,7 @@ var wrap = &pkcs8.Opts{
 // KeyTypes are the types of keys that Create makes; the first is the usual one.
 var KeyTypes = []string{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096"}
 
-// generate makes a key of a type; empty is P-256.
+// generate returns a new key of a type; empty is P-256.
 func generate(keyType string) (crypto.Signer, error) {
 	switch keyType {
 	case "", "P-256":
@@ -184,8 +184,8 @@ func readBounded(path string) ([]byte, error) {
 	return os.ReadFile(path) //nolint:gosec // the operator names the key
 }
 
-// writeNew makes a file that holds a secret: mode 0600 from its first byte,
-// complete and on disk before it has its name, and never over another.
+// writeNew creates a file with a secret: mode 0600 from its first byte, complete and
+// on disk before it has its name, and never in the place of another.
 func writeNew(path string, data []byte) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err

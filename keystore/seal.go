@@ -13,17 +13,17 @@ import (
 	"strings"
 )
 
-// Sealer encrypts small secrets that have to be kept: symmetric keys of devices.
-// AES-256-GCM; the context, such as the credential's kind and fleet, is
-// authenticated with it, so that a sealed key put into another row does not open.
+// Sealer encrypts small secrets that are stored: symmetric keys of devices. It uses
+// AES-256-GCM; the context, such as the credential's kind and fleet, is authenticated
+// with it, so that a sealed key that is copied to another row cannot be opened.
 type Sealer struct {
 	aead cipher.AEAD
 	key  []byte
 }
 
-// MakeSealer makes the server's sealing key at uri, and opens it. One that is there
-// is opened as it is. Only a founding calls it: what was sealed with a lost key stays
-// sealed, so a key that is missing must never be replaced unnoticed.
+// MakeSealer creates the server's sealing key at uri, and opens it. An existing one is
+// opened. Only a founding calls it: what was sealed with a lost key cannot be opened,
+// so a missing key must never be replaced silently.
 func (s *Store) MakeSealer(uri string) (*Sealer, error) {
 	path, err := s.path(uri)
 	if err != nil {
@@ -73,7 +73,7 @@ func (s *Sealer) Derive(purpose string) ([]byte, error) {
 }
 
 // CheckPurpose is what a check value of the key is derived for. A check value shows
-// that two sealing keys are the same one and nothing else of them.
+// that two sealing keys are the same and reveals nothing else about them.
 const CheckPurpose = "check value"
 
 // Seal encrypts secret for a context.
@@ -85,7 +85,7 @@ func (s *Sealer) Seal(secret []byte, context string) []byte {
 func (s *Sealer) Open(sealed []byte, context string) ([]byte, error) {
 	secret, err := s.aead.Open(nil, nil, sealed, []byte(context))
 	if err != nil {
-		return nil, errors.New("a sealed secret does not open: another sealing key, or a changed row")
+		return nil, errors.New("a sealed secret cannot be opened: another sealing key, or a changed row")
 	}
 	return secret, nil
 }

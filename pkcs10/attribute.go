@@ -47,7 +47,7 @@ var attributeNames = map[string]string{
 }
 
 // Attribute returns the attribute of that type, nil if the request has none. An
-// attribute that is there twice is an error: two readers could see two requests.
+// attribute that occurs twice is an error: two parsers could read it differently.
 func (r *Request) Attribute(id asn1.ObjectIdentifier) (*Attribute, error) {
 	var found *Attribute
 	for i := range r.Attributes {
@@ -55,7 +55,7 @@ func (r *Request) Attribute(id asn1.ObjectIdentifier) (*Attribute, error) {
 		case !r.Attributes[i].Type.Equal(id):
 		case found != nil:
 			return nil, countersign.Errorf(countersign.BadRequest, "the certification request has the attribute %s twice", nameOf(attributeNames, id.String())).
-				WithNext("leave one of them")
+				WithNext("remove one of them")
 		default:
 			found = &r.Attributes[i]
 		}
@@ -102,8 +102,8 @@ func readAttributes(e element) ([]Attribute, error) {
 	return attributes, nil
 }
 
-// readAttribute reads one attribute. Its values are read by who uses them: what
-// is in a value that nothing uses cannot refuse the request.
+// readAttribute reads one attribute. Its values are parsed where they are used: the
+// content of an unused value is no reason to refuse the request.
 func readAttribute(in *list) (a Attribute, err error) {
 	seq, err := in.nextOf(tagSequence)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 )
 
 // maxDepth bounds how deep elements may be nested where their end has to be
-// looked for, and where they are written anew. Requests need about ten.
+// searched for, and where they are encoded again. Requests need about ten.
 const maxDepth = 32
 
 // Identifier octets of the types that a request is made of (X.690, 8.1.2).
@@ -32,7 +32,7 @@ type element struct {
 	body []byte // its content, without the end-of-contents octets
 }
 
-// shortError reports an element that its input does not hold to the end.
+// shortError reports an element that is truncated.
 type shortError struct{ missing int }
 
 func (e *shortError) Error() string {

@@ -15,8 +15,8 @@ const MaxExtensions = 64
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 // readExtensions reads the extensions that the request asks for, and of them the
-// alternative names. What it asks beside those, critical or not, is not looked
-// into: the profile of the fleet says what a certificate holds.
+// alternative names. Other extensions, critical or not, are not parsed:
+// the profile of the fleet determines the content of a certificate.
 func (r *Request) readExtensions() error {
 	a, err := r.Attribute(oidExtensionRequest)
 	if err != nil {
@@ -47,14 +47,14 @@ func (r *Request) readExtensions() error {
 			}
 			if len(r.Extensions) == MaxExtensions {
 				return countersign.Errorf(countersign.BadRequest, "the certification request asks for more than %d extensions", MaxExtensions).
-					WithNext("leave out what is not needed: none is")
+					WithNext("send none: they are not needed")
 			}
 			r.Extensions = append(r.Extensions, x)
 			if !x.Id.Equal(oidSubjectAltName) {
 				continue
 			}
 			if names {
-				return countersign.Errorf(countersign.BadRequest, "the certification request asks for subjectAltName twice").WithNext("leave one of them")
+				return countersign.Errorf(countersign.BadRequest, "the certification request asks for subjectAltName twice").WithNext("remove one of them")
 			}
 			names = true
 			if err := r.readNames(x.Value); err != nil {
@@ -93,8 +93,8 @@ const (
 	tagIP      = 0x87
 )
 
-// readNames reads GeneralNames. They are for policies to look at and never copied
-// into a certificate, so a name is taken as text whatever it is made of.
+// readNames reads GeneralNames. They are only for policies and never copied into a
+// certificate, so a name is read as text, whatever its octets are.
 func (r *Request) readNames(der []byte) error {
 	seq, err := (&list{der}).nextOf(tagSequence)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/pkcs10/pkcs10test"
 )
 
-// read does with a request what every door and the desk do.
+// read processes a request as every door and package ra do.
 func read(body []byte) (*pkcs10.Request, error) {
 	der, err := pkcs10.Decode(body)
 	if err != nil {

@@ -66,8 +66,8 @@ func wholeOctets(bits element) ([]byte, error) {
 	return bits.body[1:], nil
 }
 
-// readKey parses a public key and returns it with the one DER that stands for
-// it. Parameters that mean nothing, a NULL too many or too few, do not count.
+// readKey parses a public key and returns it with its canonical DER. Parameters
+// without a meaning, a NULL too many or too few, are ignored.
 func readKey(e element) (key crypto.PublicKey, der []byte, err error) {
 	s, err := readSPKI(e)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *spki) encode(parameters, bits []byte) []byte {
 }
 
 // rsa returns the RSAPublicKey (RFC 8017, A.1.1) in DER. Integers with leading
-// zeros are taken.
+// zeros are accepted.
 func (s *spki) rsa() ([]byte, error) {
 	seq, _, err := readElement(s.key)
 	if err == nil && seq.tag != tagSequence {

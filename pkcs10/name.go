@@ -17,8 +17,8 @@ const MaxNames = 256
 var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
 
 // readSubject reads a subject. Only the common name is used: it must be there
-// once at most and be a string of its type. Everything else is read as far as it
-// can be, for policies and people.
+// at most once and be a string of its type. Everything else is parsed as far as
+// possible, for policies and people.
 func readSubject(e element) (pkix.Name, error) {
 	var rdns pkix.RDNSequence
 	var name pkix.Name
@@ -55,7 +55,7 @@ func readSubject(e element) (pkix.Name, error) {
 	for _, cn := range common {
 		if cn != common[0] {
 			return name, countersign.Errorf(countersign.BadRequest, "the certification request has two common names, %.140q and %.140q", common[0], cn).
-				WithNext("leave the one that is the device id")
+				WithNext("keep the one that is the device id")
 		}
 	}
 	name.FillFromRDNSequence(&rdns)
@@ -96,5 +96,5 @@ func readOID(in *list) (asn1.ObjectIdentifier, error) {
 // malformed is the refusal of a request whose part cannot be read.
 func malformed(part string, cause error) error {
 	return countersign.Errorf(countersign.BadRequest, "the %s of the certification request is malformed: %v", part, cause).
-		WithNext("make the request anew as PKCS #10 in DER (RFC 2986)").WithCause(cause)
+		WithNext("make a new request as PKCS #10 in DER (RFC 2986)").WithCause(cause)
 }

@@ -1,7 +1,7 @@
 package pkcs10
 
-// What requests are made of in the field, by object identifier, so that a refusal
-// can name it.
+// Object identifiers that occur in requests in practice, so that a refusal can name
+// them.
 
 // algorithmNames are names of algorithms of keys and signatures that are not
 // accepted. The signature algorithms that are accepted are in schemes.
@@ -101,8 +101,8 @@ var hashNames = map[string]string{
 	"2.16.840.1.101.3.4.2.10": "SHA3-512",
 }
 
-// nameOf is the name of an object identifier, or its dotted form. An identifier
-// can be as long as the request, so it is bounded.
+// nameOf returns the name of an object identifier, or its dotted form. An identifier
+// can be as long as the request, so it is truncated.
 func nameOf(names map[string]string, id string) string {
 	name, ok := names[id]
 	switch {

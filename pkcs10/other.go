@@ -20,8 +20,8 @@ const (
 	tagGeneralizedTime = 0x18
 )
 
-// looksLike names what an element is that was sent instead of a request; empty
-// for a request and for what is not known.
+// looksLike returns what an element is that was sent instead of a request; empty
+// for a request and if it is unknown.
 func looksLike(e element) string {
 	parts := first(e, 2)
 	if len(parts) < 2 {
@@ -47,7 +47,7 @@ func looksLike(e element) string {
 	return ""
 }
 
-// looksSigned names what the signed part of something is, a request excepted:
+// looksSigned returns what a signed structure is, by its signed part, except a request:
 // TBSCertificate (RFC 5280, 4.1) or TBSCertList (5.1).
 func looksSigned(tbs element) string {
 	parts := first(tbs, 4)

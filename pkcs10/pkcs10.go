@@ -1,9 +1,9 @@
 // Package pkcs10 reads certification requests (PKCS #10, RFC 2986) as devices in
-// the field send them, which crypto/x509 does not: it refuses a whole request for
-// a part that nobody uses. Here what is used is checked strictly, what is unused
-// is read as far as it can be, the signature is checked over the exact octets that
-// came, and each refusal has the true reason, as a [countersign.Error]. ADR 18
-// lists what a request may hold. Whether a key is strong enough or a name allowed
+// the field send them. crypto/x509 refuses a whole request for a part that is not
+// used. Here the parts that are used are checked strictly, the others are parsed as
+// far as possible, the signature is checked over the octets as received, and each
+// refusal has its actual reason, as a [countersign.Error]. ADR 18 lists what a
+// request may contain. Whether a key is strong enough or a name allowed
 // is for package ca.
 package pkcs10
 
@@ -22,21 +22,21 @@ const MaxSize = countersign.MaxCSR
 
 // Request is a parsed certification request.
 type Request struct {
-	Raw        []byte    // the request as it came, without padding after it
-	RawTBS     []byte    // CertificationRequestInfo as it came: what is signed
+	Raw        []byte    // the request as received, without padding after it
+	RawTBS     []byte    // CertificationRequestInfo as received: what is signed
 	RawSubject []byte    // DER
 	Subject    pkix.Name // at most one common name; see readSubject for the rest
 
 	// RawSubjectPublicKeyInfo is the key in DER, PublicKey what it holds. Both are
-	// nil for a key that is not accepted; Key says why.
+	// nil for a key that is not accepted; Key returns why.
 	RawSubjectPublicKeyInfo []byte
 	PublicKey               crypto.PublicKey
 
-	// Attributes are all attributes as they came, the extension request among them.
+	// Attributes are all attributes as received, including the extension request.
 	Attributes []Attribute
 
-	// Extensions are those that the request asks for, the others what its
-	// subjectAltName holds, as text. Nothing of it has been checked.
+	// Extensions are those that the request asks for, the others the content of its
+	// subjectAltName, as text. None of it has been checked.
 	Extensions     []pkix.Extension
 	DNSNames       []string
 	EmailAddresses []string
@@ -51,14 +51,14 @@ type Request struct {
 // Parse reads one request in DER, or BER. White space and padding after it (zero
 // or 0xff octets) are dropped. Parse does not check the signature, see
 // [Request.CheckSignature]. A key that is not accepted is not an error here: a
-// client that has the server make its key sends any, see [Request.Key].
+// client whose key the server generates sends any, see [Request.Key].
 func Parse(der []byte) (*Request, error) {
 	if len(der) > MaxSize {
 		return nil, tooLarge()
 	}
 	outer, rest, err := readElement(der)
 	if short, ok := errors.AsType[*shortError](err); ok && len(der) > 0 && der[0] == tagSequence {
-		return nil, countersign.Errorf(countersign.BadRequest, "the certification request is cut off: %d octets are missing at its end", short.missing).
+		return nil, countersign.Errorf(countersign.BadRequest, "the certification request is truncated: %d octets are missing at its end", short.missing).
 			WithNext("send all of it")
 	}
 	if err != nil || outer.tag != tagSequence {
@@ -89,7 +89,7 @@ func Parse(der []byte) (*Request, error) {
 }
 
 // readInfo reads CertificationRequestInfo (RFC 2986, 4.1). The version is not
-// looked at: there is one form only. The attributes may be missing altogether, as
+// checked: there is only one form. The attributes may be missing altogether, as
 // many embedded encoders leave them out.
 func (r *Request) readInfo(info element) error {
 	r.RawTBS = info.raw
@@ -125,7 +125,7 @@ func (r *Request) readInfo(info element) error {
 	return r.readExtensions()
 }
 
-// Key returns the public key, or why it is not accepted.
+// Key returns the public key, or an error if it is not accepted.
 func (r *Request) Key() (crypto.PublicKey, error) { return r.PublicKey, r.badKey }
 
 func tooLarge() error {

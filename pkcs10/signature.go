@@ -16,7 +16,7 @@ import (
 )
 
 // maxVerifyBits bounds what one RSA verification can cost. Package ca accepts
-// smaller keys only; the bound is for callers that do not ask it.
+// smaller keys only; the bound is for other callers.
 const maxVerifyBits = 8192
 
 // Kinds of keys, as sentences name them.
@@ -35,8 +35,8 @@ type scheme struct {
 	salt int // octets, for pss
 }
 
-// schemes are the accepted signature algorithms; RSASSA-PSS has its parameters to
-// look at. SHA-224 and shorter ones are weaker than the keys.
+// schemes are the accepted signature algorithms; RSASSA-PSS also has
+// parameters to check. SHA-224 and shorter ones are weaker than the keys.
 var schemes = map[string]scheme{
 	"1.2.840.113549.1.1.11": {name: "sha256WithRSAEncryption", kind: kindRSA, hash: crypto.SHA256},
 	"1.2.840.113549.1.1.12": {name: "sha384WithRSAEncryption", kind: kindRSA, hash: crypto.SHA384},
@@ -52,7 +52,7 @@ var schemes = map[string]scheme{
 // its public key, which proves possession of it. The error has the code of the
 // reason: BadRequest for an algorithm that is not accepted or a signature that is
 // malformed, WeakKey for a key that cannot be used, BadSignature for a signature
-// that is not this key's or not over this request.
+// that was made by another key or over another request.
 func (r *Request) CheckSignature() error {
 	key, err := r.Key()
 	if err != nil {
@@ -97,7 +97,7 @@ func readScheme(e element) (scheme, error) {
 	if s.pss {
 		return readPSS(s, parameters)
 	}
-	return s, nil // parameters of the others mean nothing, whether NULL, absent or something else
+	return s, nil // parameters of the others have no meaning, whether NULL, absent or something else
 }
 
 func refusedScheme(name string) error {

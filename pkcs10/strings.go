@@ -28,10 +28,10 @@ var (
 	errCharacter = errors.New("it has a character that does not exist")
 )
 
-// readString decodes a string of any type. What a type allows is not enforced:
-// encoders in the field write PrintableString and IA5String whatever the text is.
-// Octets above 127 of a one-octet type are UTF-8 where they can be, and Latin-1
-// otherwise, as OpenSSL takes T61String.
+// readString decodes a string of any type. The character set of the type is not
+// enforced: encoders in the field use PrintableString and IA5String for any text.
+// Octets above 127 of a one-octet type are read as UTF-8 if they are valid, and as
+// Latin-1 otherwise, as OpenSSL reads T61String.
 func readString(e element) (string, error) {
 	switch e.tag {
 	case tagUTF8:
@@ -87,7 +87,7 @@ func wide(b []byte, width int) (string, error) {
 	return string(runes), nil
 }
 
-// showString decodes a string that nothing is decided by: what cannot be decoded
+// showString decodes a string that is only shown: what cannot be decoded
 // becomes the hexadecimal form of RFC 4514, 2.4.
 func showString(e element) string {
 	if s, err := readString(e); err == nil {

@@ -11,11 +11,11 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Decode returns the DER of a request that came as DER, in PEM (RFC 7468) or as
-// base64 alone, in the forms that people, shells and modems make of them: with any
+// Decode returns the DER of a request that was sent as DER, in PEM (RFC 7468) or as
+// base64 alone, in the forms that occur in practice: with any
 // line ends or none, with or without padding, indented, with a byte order mark,
-// with text around the PEM or a private key before it. Errors name the place. What
-// the DER holds is for [Parse]. The caller bounds body.
+// with text around the PEM or a private key before it. Errors name the place. It
+// does not check the DER; see [Parse]. The caller bounds body.
 func Decode(body []byte) ([]byte, error) { return decode(body, true) }
 
 func decode(body []byte, wrapped bool) ([]byte, error) {
@@ -58,8 +58,8 @@ func isDER(b []byte) bool {
 	return len(b) > 1 && b[0] == tagSequence && (b[1] >= 0x80 || int(b[1]) == len(b)-2)
 }
 
-// plainText returns text as UTF-8 without byte order mark and without what
-// surrounds it: white space, quotation marks, zero octets.
+// plainText returns text as UTF-8 without byte order mark and without surrounding
+// white space, quotation marks and zero octets.
 func plainText(b []byte) []byte {
 	switch {
 	case len(b) < 2:
@@ -151,7 +151,7 @@ func withoutHeaders(text []byte, s span) span {
 	}
 }
 
-// otherText names text that is neither PEM nor base64 by what it looks like.
+// otherText refuses text that is neither PEM nor base64, and names its likely format.
 func otherText(text []byte) error {
 	var what, next string
 	switch {
@@ -183,7 +183,7 @@ func decodeBase64(text []byte, start, end int) ([]byte, error) {
 		case r == '=':
 			padded = true
 		case padded:
-			return nil, notText(text, at, "base64 that goes on after its padding")
+			return nil, notText(text, at, "base64 that continues after its padding")
 		case r == '-':
 			digits = append(digits, '+')
 		case r == '_':

@@ -8,7 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// Test is what a document says of itself: acts of a client that it allows and denies.
+// Test is a test in a document: acts of a client that it must allow and deny.
 type Test struct {
 	Name  string
 	Line  int
@@ -26,7 +26,7 @@ type Act struct {
 
 func (a Act) String() string { return strings.TrimSpace(string(a.Action) + " " + a.Topic) }
 
-// Failure is an act for which a test does not hold.
+// Failure is an act for which a test failed.
 type Failure struct {
 	Test     string
 	Line     int // of the act
@@ -35,7 +35,7 @@ type Failure struct {
 	Decision Decision
 }
 
-// RunTests tells where the tests of the document do not hold.
+// RunTests runs the tests of the document and returns the failures.
 func (p *Policy) RunTests() []Failure {
 	var failed []Failure
 	for _, t := range p.Tests {
@@ -54,7 +54,7 @@ func (p *Policy) RunTests() []Failure {
 }
 
 // ParseAct reads an act as tests write it: "publish devices/pump-1/up/t", "connect"
-// or "connect pump-1/a". problem is empty if it is one.
+// or "connect pump-1/a". problem is empty if it is valid.
 func ParseAct(text string) (a Act, problem string) {
 	action, topic, _ := strings.Cut(strings.TrimSpace(text), " ")
 	a = Act{Action: Action(action), Topic: strings.TrimSpace(topic)}
@@ -88,9 +88,9 @@ func (r *reader) test(n ast.Node) Test {
 	case t.Name == "":
 		r.fault(n, "a test has no name")
 	case t.As.Kind == "":
-		r.fault(n, "test %q does not say as whom: as: {device: pump-1}", t.Name)
+		r.fault(n, "test %q has no client: write for example as: {device: pump-1}", t.Name)
 	case len(t.Allow)+len(t.Deny) == 0:
-		r.fault(n, "test %q asks nothing: list acts under allow or deny", t.Name)
+		r.fault(n, "test %q has no acts: list them under allow or deny", t.Name)
 	}
 	return t
 }
@@ -105,7 +105,7 @@ func (r *reader) acts(n ast.Node, what string) []Act {
 		}
 		a, problem := ParseAct(text)
 		if problem != "" {
-			r.fault(item, "%.80q is no act: %s", text, problem)
+			r.fault(item, "%.80q is not an act: %s", text, problem)
 		}
 		if at := item.GetToken(); at != nil && at.Position != nil {
 			a.Line = at.Position.Line
@@ -153,15 +153,15 @@ func (r *reader) subject(n ast.Node) Subject {
 		},
 	})
 	if len(names) != 1 && len(r.problems) == 0 {
-		r.fault(n, "as is to name one device, guest or app")
+		r.fault(n, "as must name one device, guest or app")
 	}
 	if s.ClientID == "" && len(names) > 0 {
-		s.ClientID = names[0] // what the server gives to a client that chose none
+		s.ClientID = names[0] // what the server assigns to a client that chose none
 	}
 	return s
 }
 
-// ParseSubject reads a client as the as of a test says it: {device: pump-1, tags:
+// ParseSubject reads a client in the form of a test's as: {device: pump-1, tags:
 // {site: north}}. The error is of type *ParseError.
 func ParseSubject(text string) (s Subject, err error) {
 	r := reader{}
@@ -176,8 +176,8 @@ type Change struct {
 	Lines []string // each begins with + or -
 }
 
-// Diff compares what two documents say, statement by statement. Neither order nor
-// form matters, as they do not to a decision. Tests are not compared.
+// Diff compares two documents statement by statement. Order and form are ignored, since
+// they do not affect decisions. Tests are not compared.
 func Diff(from, to *Policy) []Change {
 	a, b := from.byID(), to.byID()
 	all := maps.Clone(a)
@@ -201,7 +201,7 @@ func Diff(from, to *Policy) []Change {
 	return changes
 }
 
-// missing are the lines of one statement that the other has not.
+// missing returns the lines of one statement that are not in the other.
 func missing(list, other []string, mark string) []string {
 	var lines []string
 	for _, l := range list {
@@ -212,7 +212,7 @@ func missing(list, other []string, mark string) []string {
 	return lines
 }
 
-// byID returns each statement in lines, one for each thing that it says.
+// byID returns each statement as lines, one for each of its properties.
 func (p *Policy) byID() map[string][]string {
 	all := map[string][]string{}
 	for _, s := range p.Statements {

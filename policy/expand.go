@@ -7,23 +7,23 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
-// plan is what a policy says to one kind of client, sorted by what a session
-// carries, so that a connection costs little more than its own filters.
+// plan is the part of a policy for one kind of client, sorted by the lists of a
+// session, so that a connection costs little more than its own filters.
 type plan struct {
 	connect []*Statement // that deny, then that allow
 	lists   []list
 	uses    []use
 }
 
-// list is one list of filters. Actions that the same statements are about share it.
+// list is one list of filters. Actions with the same statements share it.
 type list struct {
 	effect     Effect
 	statements []*Statement
-	fixed      []string // the list itself, where no variable stands in it
+	fixed      []string // the list itself, if it has no variable
 	size       int
 }
 
-// use says which list an action takes.
+// use is the list that an action uses.
 type use struct {
 	action Action
 	list   int
@@ -45,7 +45,7 @@ func (p *Policy) compile() {
 	}
 }
 
-// about are the statements on an action of a kind of client.
+// about returns the statements on an action of a kind of client.
 func (p *Policy) about(kind Kind, effect Effect, action Action) []*Statement {
 	var found []*Statement
 	for i := range p.Statements {
@@ -68,7 +68,7 @@ func (pl *plan) use(action Action, effect Effect, about []*Statement) {
 			fixed = fixed && !slices.ContainsFunc(s.Topics, func(p Pattern) bool { return len(p.vars) > 0 })
 		}
 		if fixed {
-			l.fixed = slices.Clip(l.expand(&Subject{})) // who appends to it gets a copy
+			l.fixed = slices.Clip(l.expand(&Subject{})) // append to it makes a copy
 		}
 		pl.lists = append(pl.lists, l)
 	}
@@ -91,13 +91,13 @@ func (l *list) expand(s *Subject) []string {
 	return filters
 }
 
-// Permissions are what the policy lets the subject do within a session. Without
-// connect there is no session, and why says what refuses it. The lists may be
-// shared: do not write to them.
+// Permissions returns what the policy allows the subject within a session. If connect
+// is not allowed, there is no session, and why is the reason. The lists may be shared:
+// do not write to them.
 func (p *Policy) Permissions(s Subject) (perms countersign.Permissions, connect bool, why string) {
 	pl := p.plans[s.Kind]
 	if pl == nil {
-		return perms, false, "the policy knows no such kind of client"
+		return perms, false, "the policy has no such kind of client"
 	}
 	if found := pl.mayConnect(&s, s.ClientID); !found.allowed() {
 		return perms, false, found.decision(&s, Connect, s.ClientID).Why
@@ -118,8 +118,8 @@ func (p *Policy) Permissions(s Subject) (perms countersign.Permissions, connect 
 	return perms, true, ""
 }
 
-// Loses reports whether a session that had the permissions was would lose something
-// by having now instead. When in doubt it does.
+// Loses reports whether a session with the permissions was would lose something with
+// now instead. It reports true when in doubt.
 func Loses(was, now countersign.Permissions) bool {
 	for _, action := range topical {
 		before, after := filtersOf(&was, action), filtersOf(&now, action)

@@ -8,20 +8,20 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
-// Decision is the answer to one question, with what it rests on.
+// Decision is the answer to one question, with its reason.
 type Decision struct {
 	Allowed   bool
 	Statement string // the id of the one that decided; empty: none did, or none was needed
 	Line      int
-	Pattern   string // the topic or client of it that decided, as it is written
-	As        string // and what it came to for the subject
+	Pattern   string // the topic or client of it that decided, as written
+	As        string // and expanded for the subject
 	Why       string // one sentence
 }
 
 // finding is the statement and pattern that decide.
 type finding struct {
 	statement *Statement
-	pattern   *Pattern // nil: the statement has no clients, so it is about any
+	pattern   *Pattern // nil: the statement has no clients, so it applies to any
 	as        string
 }
 
@@ -50,10 +50,10 @@ func (f *finding) decision(s *Subject, action Action, topic string) Decision {
 	return d
 }
 
-// one is a client of a kind in a sentence.
+// one names a client of each kind in a sentence.
 var one = map[Kind]string{Devices: "a device", Guests: "a guest", Apps: "an app"}
 
-// clip bounds a foreign text in a sentence.
+// clip truncates an external text in a sentence.
 func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 200)], "") }
 
 // mayConnect finds the statement that decides on a client identifier.
@@ -99,14 +99,14 @@ func (pl *plan) mayAct(s *Subject, action Action, topic string) finding {
 	return finding{}
 }
 
-// Explain decides on one act of the subject, and tells what decided. topic is a
+// Explain decides on one act of the subject, and returns what decided. topic is a
 // topic name, a filter for subscribe, or a client identifier for connect, where
 // empty is the subject's own. The server also binds client identifiers to devices,
-// which no policy can widen and Explain does not look at.
+// which no policy can widen and Explain does not check.
 func (p *Policy) Explain(s Subject, action Action, topic string) Decision {
 	pl := p.plans[s.Kind]
 	if pl == nil {
-		return Decision{Why: "the policy knows no such kind of client"}
+		return Decision{Why: "the policy has no such kind of client"}
 	}
 	if action == Connect {
 		if topic == "" {
@@ -132,12 +132,12 @@ func (p *Policy) Explain(s Subject, action Action, topic string) Decision {
 	return found.decision(&s, action, topic)
 }
 
-// judged is what filters are held against, or why no filter can allow it.
+// judged returns what is compared with filters, or why no filter can allow it.
 func judged(action Action, topic string) (inner, why string) {
 	if action != Subscribe {
 		switch {
 		case !topics.ValidName(topic):
-			return "", fmt.Sprintf("%q is no topic name", clip(topic))
+			return "", fmt.Sprintf("%q is not a topic name", clip(topic))
 		case strings.HasPrefix(topic, "$"):
 			return "", "topics that begin with $ are the broker's own"
 		}
@@ -146,15 +146,15 @@ func judged(action Action, topic string) (inner, why string) {
 	inner, _, ok := topics.Shared(topic)
 	switch {
 	case !ok || !topics.ValidFilter(inner):
-		return "", fmt.Sprintf("%q is no topic filter", clip(topic))
+		return "", fmt.Sprintf("%q is not a topic filter", clip(topic))
 	case strings.HasPrefix(inner, "$"):
 		return "", "topics that begin with $ are the broker's own"
 	}
 	return inner, ""
 }
 
-// SpeaksOf reports whether a variable whose name begins so stands anywhere in the
-// policy: if not, a decision does not turn on it.
+// SpeaksOf reports whether the policy has a variable whose name begins with prefix: if
+// not, no decision depends on it.
 func (p *Policy) SpeaksOf(prefix string) bool {
 	return slices.ContainsFunc(p.Statements, func(s Statement) bool {
 		return slices.ContainsFunc(slices.Concat(s.Topics, s.Clients), func(t Pattern) bool {

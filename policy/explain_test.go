@@ -62,17 +62,17 @@ func TestExplainSaysWhatDecided(t *testing.T) {
 		{"a device beyond the scope", app, policy.Receive, "up/p3/a/b", policy.Decision{Why: `no statement allows an app to receive "up/p3/a/b"`}},
 		{"an app's deny", app, policy.Receive, "up/p2/a/noise", policy.Decision{Statement: "calm", Line: 19, Pattern: "up/${device}/+/noise", As: "up/p2/+/noise", Why: "statement calm (line 19) denies it with up/${device}/+/noise, here up/p2/+/noise"}},
 		{"a guest", guest, policy.Publish, "a", policy.Decision{Why: `no statement allows a guest to publish "a"`}},
-		{"no topic name", pump, policy.Publish, "a/+", policy.Decision{Why: `"a/+" is no topic name`}},
-		{"an empty topic", pump, policy.Receive, "", policy.Decision{Why: `"" is no topic name`}},
+		{"no topic name", pump, policy.Publish, "a/+", policy.Decision{Why: `"a/+" is not a topic name`}},
+		{"an empty topic", pump, policy.Receive, "", policy.Decision{Why: `"" is not a topic name`}},
 		{"the broker's topic", pump, policy.Publish, "$SYS/a", policy.Decision{Why: "topics that begin with $ are the broker's own"}},
 		{"the broker's filter", pump, policy.Subscribe, "$SYS/#", policy.Decision{Why: "topics that begin with $ are the broker's own"}},
 		{"the broker's filter, shared", pump, policy.Subscribe, "$share/g/$SYS/#", policy.Decision{Why: "topics that begin with $ are the broker's own"}},
-		{"no filter", pump, policy.Subscribe, "a/#/b", policy.Decision{Why: `"a/#/b" is no topic filter`}},
-		{"no share", pump, policy.Subscribe, "$share/g", policy.Decision{Why: `"$share/g" is no topic filter`}},
+		{"no filter", pump, policy.Subscribe, "a/#/b", policy.Decision{Why: `"a/#/b" is not a topic filter`}},
+		{"no share", pump, policy.Subscribe, "$share/g", policy.Decision{Why: `"$share/g" is not a topic filter`}},
 		{"an unknown action", pump, "Publish", "a", policy.Decision{Why: `there is no action "Publish"`}},
 		{"a long topic", pump, policy.Publish, long, policy.Decision{Why: `no statement allows a device to publish "` + long[:200] + `"`}},
 		{"a cut rune", pump, policy.Publish, "x" + long, policy.Decision{Why: `no statement allows a device to publish "x` + long[:198] + `"`}},
-		{"an unknown kind", policy.Subject{Kind: "users", Device: "p1"}, policy.Publish, "a", policy.Decision{Why: "the policy knows no such kind of client"}},
+		{"an unknown kind", policy.Subject{Kind: "users", Device: "p1"}, policy.Publish, "a", policy.Decision{Why: "the policy has no such kind of client"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if d := cmp.Diff(c.want, p.Explain(c.as, c.action, c.topic)); d != "" {
@@ -80,7 +80,7 @@ func TestExplainSaysWhatDecided(t *testing.T) {
 			}
 		})
 	}
-	if perms, connect, why := p.Permissions(policy.Subject{Kind: "users"}); connect || why != "the policy knows no such kind of client" || len(perms.Publish.Allow) > 0 {
+	if perms, connect, why := p.Permissions(policy.Subject{Kind: "users"}); connect || why != "the policy has no such kind of client" || len(perms.Publish.Allow) > 0 {
 		t.Errorf("permissions of an unknown kind: got %+v, %v, %q", perms, connect, why)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/countersign-iot/countersign/topics"
 )
 
-// The audit checks that a warning belongs to, by the names that AWS IoT Device
-// Defender has for them.
+// The audit checks that a warning belongs to, with the names of AWS IoT Device
+// Defender.
 const (
 	OverlyPermissive = "IOT_POLICY_OVERLY_PERMISSIVE_CHECK"
 	Misconfiguration = "IOT_POLICY_POTENTIAL_MISCONFIGURATION_CHECK"
@@ -19,22 +19,22 @@ const (
 // The codes of warnings. They are stable.
 const (
 	AllTopics               = "all_topics"                // one filter allows everything
-	PublishUnbound          = "publish_unbound"           // one device can speak as another
-	PublishShared           = "publish_shared"            // nobody can tell who published there
-	SubscribeUnbound        = "subscribe_unbound"         // one device can read what is another's
+	PublishUnbound          = "publish_unbound"           // one device can publish as another
+	PublishShared           = "publish_shared"            // the publisher of a message cannot be known
+	SubscribeUnbound        = "subscribe_unbound"         // one device can read messages for another
 	GuestReach              = "guest_reach"               // a guest reaches the topics of devices
 	AppUnbound              = "app_unbound"               // an app reaches devices beyond its scope
 	WildcardInsideLevel     = "wildcard_inside_level"     // * and ? are no wildcards of MQTT
 	WildcardInClient        = "wildcard_in_client"        // + and # are none of client ids
-	DenyWithoutEffect       = "deny_without_effect"       // it denies what nothing allows
+	DenyWithoutEffect       = "deny_without_effect"       // it denies what no statement allows
 	VariableWithoutValue    = "variable_without_value"    // the kind of client never has it
-	SubscribeWithoutReceive = "subscribe_without_receive" // it subscribes and hears nothing
+	SubscribeWithoutReceive = "subscribe_without_receive" // it can subscribe and receives nothing
 	RetainWithoutPublish    = "retain_without_publish"    // what may not be published cannot be retained
-	NobodyConnects          = "nobody_connects"           // no device comes in
-	NoTests                 = "no_tests"                  // nothing guards the next change
+	NobodyConnects          = "nobody_connects"           // no device can connect
+	NoTests                 = "no_tests"                  // no test checks the next change
 )
 
-// Warning is something in a document that is well formed and perhaps unwise.
+// Warning is about a part of a document that is well formed but perhaps a mistake.
 type Warning struct {
 	Code      string
 	Check     string // OverlyPermissive, Misconfiguration, or empty where it is of neither
@@ -45,15 +45,15 @@ type Warning struct {
 	Message   string
 }
 
-// inbox is where answers to sessions go. Its names cannot be guessed, so to publish
-// below all of them is not broad.
+// inbox is where answers to sessions are published. Its names cannot be guessed, so a
+// filter for all of them is not broad.
 const inbox = "_inbox/"
 
 // somewhere is a topic space of a device that no document names.
 const somewhere = "devices/a device that is not named/#"
 
-// Lint tells what is overly permissive in the document, or not what its author can
-// have meant.
+// Lint returns warnings about what is overly permissive in the document, or probably not
+// what its author meant.
 func (p *Policy) Lint() []Warning {
 	l := linter{p: p}
 	for i := range p.Statements {
@@ -77,7 +77,7 @@ func (p *Policy) Lint() []Warning {
 		l.add(Warning{Code: NobodyConnects, Check: Misconfiguration, Severity: countersign.SeverityHigh, Message: "no statement lets a device connect"})
 	}
 	if len(p.Tests) == 0 {
-		l.add(Warning{Code: NoTests, Severity: countersign.SeverityInfo, Message: "there are no tests: nothing guards the next change"})
+		l.add(Warning{Code: NoTests, Severity: countersign.SeverityInfo, Message: "there are no tests that check the next change"})
 	}
 	return l.list
 }
@@ -87,7 +87,7 @@ type linter struct {
 	list []Warning
 }
 
-// add keeps a warning, one of a code at a place.
+// add adds a warning, unless there is one with the same code at the same place.
 func (l *linter) add(w Warning) {
 	if !slices.ContainsFunc(l.list, func(o Warning) bool {
 		return o.Code == w.Code && o.Statement == w.Statement && o.Line == w.Line && o.Column == w.Column
@@ -108,7 +108,7 @@ func (l *linter) odd(code string, s *Statement, p *Pattern, format string, args 
 	l.add(Warning{code, Misconfiguration, countersign.SeverityMedium, s.ID, p.Line, p.Column, fmt.Sprintf(format, args...)})
 }
 
-// bound reports whether the filter is another one for each client of the kind.
+// bound reports whether the filter is different for each client of the kind.
 func (p *Pattern) bound(kind Kind) bool {
 	return slices.ContainsFunc(p.vars, func(v variable) bool {
 		switch kind {
@@ -130,7 +130,7 @@ func (l *linter) breadth(s *Statement, p *Pattern, kind Kind) {
 	reaches := topics.Overlap(p.wide, somewhere)
 	switch {
 	case strings.Trim(p.Text, "+/") == "#" || p.Text == "+":
-		l.permissive(AllTopics, s, p, "%s is every topic there is", p.Text)
+		l.permissive(AllTopics, s, p, "%s matches every topic", p.Text)
 	case strings.HasPrefix(p.Text, inbox) && !hears || p.bound(kind):
 	case kind == Guests && reaches:
 		l.permissive(GuestReach, s, p, "%s lets a guest reach the topics of devices", p.Text)
@@ -138,21 +138,21 @@ func (l *linter) breadth(s *Statement, p *Pattern, kind Kind) {
 		l.permissive(AppUnbound, s, p, "%s reaches devices beyond the app's scope: use ${device}", p.Text)
 	case kind != Devices:
 	case sends && wild:
-		l.permissive(PublishUnbound, s, p, "any device may publish %s, also in another's name: use ${device.id}", p.Text)
+		l.permissive(PublishUnbound, s, p, "any device may publish %s, also as another device: use ${device.id}", p.Text)
 	case sends:
 		l.add(Warning{
 			PublishShared, "", countersign.SeverityInfo, s.ID, p.Line, p.Column,
-			fmt.Sprintf("many devices may publish %s, so a message there does not tell who sent it", p.Text),
+			fmt.Sprintf("many devices may publish %s, so the sender of a message there is not known", p.Text),
 		})
 	case wild && reaches:
-		l.permissive(SubscribeUnbound, s, p, "any device may hear %s, also what is meant for another: use ${device.id}", p.Text)
+		l.permissive(SubscribeUnbound, s, p, "any device may receive %s, also messages for another device: use ${device.id}", p.Text)
 	}
 }
 
-// form looks for what is no wildcard and for variables that never have a value.
+// form finds characters that are not wildcards and variables that never have a value.
 func (l *linter) form(s *Statement, p *Pattern) {
 	if strings.ContainsAny(strings.Join(p.lits, ""), "*?") {
-		l.odd(WildcardInsideLevel, s, p, "%s: * and ? stand for themselves in a topic; MQTT has + for one level and # for the rest", p.Text)
+		l.odd(WildcardInsideLevel, s, p, "%s: * and ? are ordinary characters in a topic; MQTT has + for one level and # for the rest", p.Text)
 	}
 	l.values(s, p)
 }
@@ -174,12 +174,12 @@ func (l *linter) values(s *Statement, p *Pattern) {
 
 func (l *linter) client(s *Statement, p *Pattern) {
 	if strings.ContainsAny(strings.Join(p.lits, ""), "+#") {
-		l.odd(WildcardInClient, s, p, "%s: + and # stand for themselves in a client id; use * for any text and ? for one character", p.Text)
+		l.odd(WildcardInClient, s, p, "%s: + and # are ordinary characters in a client id; use * for any text and ? for one character", p.Text)
 	}
 	l.values(s, p)
 }
 
-// partner looks for an action that is of no use without another.
+// partner finds an action that is useless without another.
 func (l *linter) partner(s *Statement, p *Pattern, kind Kind) {
 	if slices.Contains(s.Actions, Subscribe) && !l.allows(kind, Receive, p) {
 		l.odd(SubscribeWithoutReceive, s, p, "%s may be subscribed to, but nothing there may be received", p.Text)
@@ -189,7 +189,7 @@ func (l *linter) partner(s *Statement, p *Pattern, kind Kind) {
 	}
 }
 
-// purpose looks for a deny that takes nothing from what is allowed.
+// purpose finds a deny that overlaps nothing that is allowed.
 func (l *linter) purpose(s *Statement, p *Pattern, kind Kind) {
 	for _, a := range s.Actions {
 		if a != Connect && l.allows(kind, a, p) {
@@ -197,7 +197,7 @@ func (l *linter) purpose(s *Statement, p *Pattern, kind Kind) {
 		}
 	}
 	if len(s.For) == 1 {
-		l.odd(DenyWithoutEffect, s, p, "nothing that is allowed touches %s, so to deny it changes nothing", p.Text)
+		l.odd(DenyWithoutEffect, s, p, "no allowed topic overlaps %s, so denying it has no effect", p.Text)
 	}
 }
 

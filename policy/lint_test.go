@@ -19,10 +19,10 @@ func TestLintFindsWhatIsUnwise(t *testing.T) {
 		misconfigured  = policy.Misconfiguration
 	)
 	all := func(code, topic string) policy.Warning {
-		return policy.Warning{Code: code, Check: permissive, Severity: critical, Message: topic + " is every topic there is"}
+		return policy.Warning{Code: code, Check: permissive, Severity: critical, Message: topic + " matches every topic"}
 	}
 	unbound := func(topic string) policy.Warning {
-		return policy.Warning{Code: policy.PublishUnbound, Check: permissive, Severity: high, Message: "any device may publish " + topic + ", also in another's name: use ${device.id}"}
+		return policy.Warning{Code: policy.PublishUnbound, Check: permissive, Severity: high, Message: "any device may publish " + topic + ", also as another device: use ${device.id}"}
 	}
 	odd := func(code, message string) policy.Warning {
 		return policy.Warning{Code: code, Check: misconfigured, Severity: medium, Message: message}
@@ -44,10 +44,10 @@ func TestLintFindsWhatIsUnwise(t *testing.T) {
 		{"any device of a fleet", "effect: allow, actions: [publish], topics: ['${device.fleet}/#']", []policy.Warning{unbound("${device.fleet}/#")}},
 		{"retained by any device", "effect: allow, actions: [publish, retain], topics: ['state/+']", []policy.Warning{unbound("state/+")}},
 		{"one topic for many", "effect: allow, actions: [publish], topics: ['alarms/${device.tags.site}']", []policy.Warning{
-			{Code: policy.PublishShared, Severity: info, Message: "many devices may publish alarms/${device.tags.site}, so a message there does not tell who sent it"},
+			{Code: policy.PublishShared, Severity: info, Message: "many devices may publish alarms/${device.tags.site}, so the sender of a message there is not known"},
 		}},
 		{"hearing others", "effect: allow, actions: [receive], topics: ['devices/+/up/#']", []policy.Warning{
-			{Code: policy.SubscribeUnbound, Check: permissive, Severity: high, Message: "any device may hear devices/+/up/#, also what is meant for another: use ${device.id}"},
+			{Code: policy.SubscribeUnbound, Check: permissive, Severity: high, Message: "any device may receive devices/+/up/#, also messages for another device: use ${device.id}"},
 		}},
 		{"the inbox of others", "effect: allow, actions: [receive], topics: ['_inbox/#']", nil}, // no topics of devices
 		{"guests", "effect: allow, for: [guests], actions: [publish], topics: ['devices/${client.id}/up']", []policy.Warning{
@@ -57,8 +57,8 @@ func TestLintFindsWhatIsUnwise(t *testing.T) {
 			{Code: policy.AppUnbound, Check: permissive, Severity: high, Message: "devices/+/down reaches devices beyond the app's scope: use ${device}"},
 		}},
 		{"a star", "effect: deny, actions: [publish], topics: ['pump*/x']", []policy.Warning{
-			odd(policy.WildcardInsideLevel, "pump*/x: * and ? stand for themselves in a topic; MQTT has + for one level and # for the rest"),
-			odd(policy.DenyWithoutEffect, "nothing that is allowed touches pump*/x, so to deny it changes nothing"),
+			odd(policy.WildcardInsideLevel, "pump*/x: * and ? are ordinary characters in a topic; MQTT has + for one level and # for the rest"),
+			odd(policy.DenyWithoutEffect, "no allowed topic overlaps pump*/x, so denying it has no effect"),
 		}},
 		{"a deny of nothing for two", "effect: deny, for: [devices, apps], actions: [publish], topics: ['a/x']", nil}, // it may be meant for one of them
 		{"an unknown value", "effect: allow, for: [apps], actions: [publish], topics: ['a/${device.id}']", []policy.Warning{
@@ -75,7 +75,7 @@ func TestLintFindsWhatIsUnwise(t *testing.T) {
 			odd(policy.RetainWithoutPublish, "d/${device.id} may be retained, but not published"),
 		}},
 		{"a plus in a client", "effect: deny, actions: [connect], clients: ['pump+']", []policy.Warning{
-			odd(policy.WildcardInClient, "pump+: + and # stand for themselves in a client id; use * for any text and ? for one character"),
+			odd(policy.WildcardInClient, "pump+: + and # are ordinary characters in a client id; use * for any text and ? for one character"),
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestLintFindsWhatIsUnwise(t *testing.T) {
 
 func TestLintOfTheWholeDocument(t *testing.T) {
 	nobody := policy.Warning{Code: policy.NobodyConnects, Check: policy.Misconfiguration, Severity: countersign.SeverityHigh, Message: "no statement lets a device connect"}
-	untested := policy.Warning{Code: policy.NoTests, Severity: countersign.SeverityInfo, Message: "there are no tests: nothing guards the next change"}
+	untested := policy.Warning{Code: policy.NoTests, Severity: countersign.SeverityInfo, Message: "there are no tests that check the next change"}
 	const test = "tests:\n  - {name: a, as: {device: a}, deny: [connect]}\n"
 	for source, want := range map[string][]policy.Warning{
 		sound:        {untested},

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// MaxSource bounds a document. The largest that AWS IoT takes has 2 KiB.
+	// MaxSource bounds a document. The largest that AWS IoT accepts has 2 KiB.
 	MaxSource = 64 << 10
-	// maxStatements and maxTests bound the work on one.
+	// maxStatements and maxTests bound the work on one document.
 	maxStatements = 256
 	maxTests      = 256
 	// maxPatterns bounds the filters, and so the clients, of one statement.
@@ -24,17 +24,17 @@ const (
 	// maxFilters bounds those of a whole document, and so what each session of the
 	// fleet carries.
 	maxFilters = 1024
-	// maxActs bounds what one test asks.
+	// maxActs bounds the acts of one test.
 	maxActs = 64
-	// maxProblems is how many are told at once.
+	// maxProblems is how many are reported at once.
 	maxProblems = 20
-	// maxDepth is far more than any document of this language has.
+	// maxDepth is far more than any document of this language needs.
 	maxDepth = 16
 	// maxText bounds the ids, names and values of a document.
 	maxText = 256
 )
 
-// Problem is what is wrong with a document, and where.
+// Problem is an error in a document, with its place.
 type Problem struct {
 	Line, Column int // from 1; 0 where it is of the whole document
 	Message      string
@@ -47,7 +47,7 @@ func (p Problem) String() string {
 	return fmt.Sprintf("line %d, column %d: %s", p.Line, p.Column, p.Message)
 }
 
-// ParseError is why a document is none, in the order of its lines.
+// ParseError is why a document cannot be parsed, in the order of its lines.
 type ParseError struct {
 	Problems []Problem
 }
@@ -61,8 +61,8 @@ func (e *ParseError) Error() string {
 }
 
 // Parse reads a document, YAML or JSON. What is unknown, repeated, or beyond the
-// bounds of this package is an error, of type *ParseError. Whether its tests hold
-// is not asked: see RunTests.
+// bounds of this package is an error, of type *ParseError. Its tests are not run: see
+// RunTests.
 func Parse(source []byte) (*Policy, error) {
 	r := reader{}
 	var p *Policy
@@ -73,7 +73,7 @@ func Parse(source []byte) (*Policy, error) {
 	return p, nil
 }
 
-// read parses one YAML document and has take read it.
+// read parses one YAML document and passes it to take.
 func (r *reader) read(source []byte, take func(ast.Node)) (err error) {
 	defer func() {
 		if recover() != nil { // the library dereferences nil on a few malformed texts
@@ -96,7 +96,7 @@ func (r *reader) read(source []byte, take func(ast.Node)) (err error) {
 	case len(docs) == 0:
 		return whole("it is empty: countersign policy init prints one to begin with")
 	case len(docs) > 1:
-		return whole("it holds more than one document")
+		return whole("it has more than one document")
 	}
 	take(docs[0].Body)
 	if len(r.problems) > 0 {
@@ -106,9 +106,9 @@ func (r *reader) read(source []byte, take func(ast.Node)) (err error) {
 	return nil
 }
 
-// tooDeep looks for lists in lists in lists, of which the parser keeps the whole
-// path of each: a hostile document of 64 KiB would cost seconds and gigabytes.
-// What is nested by indentation pays with its own length.
+// tooDeep reports whether lists are nested too deep, because the parser keeps the whole
+// path of each: a hostile document of 64 KiB would cost seconds and gigabytes. Nesting
+// by indentation is bounded by the size of the document.
 func tooDeep(tokens token.Tokens) bool {
 	flow, dashes, line := 0, 0, 0
 	for _, t := range tokens {
@@ -142,7 +142,7 @@ func syntax(err error) Problem {
 	return Problem{at.Line, at.Column, e.GetMessage()}
 }
 
-// reader walks the tree and gathers what is wrong.
+// reader walks the tree and collects the problems.
 type reader struct {
 	problems []Problem
 	filters  int
@@ -159,7 +159,7 @@ func (r *reader) fault(n ast.Node, format string, args ...any) {
 	r.problems = append(r.problems, p)
 }
 
-// fields reads a mapping: each key goes to its function.
+// fields reads a mapping: each key is read by its function.
 func (r *reader) fields(n ast.Node, what string, take map[string]func(ast.Node)) {
 	var values []*ast.MappingValueNode
 	switch m := n.(type) {
@@ -168,7 +168,7 @@ func (r *reader) fields(n ast.Node, what string, take map[string]func(ast.Node))
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{m}
 	default:
-		r.fault(n, "%s is to be a mapping of names to values", what)
+		r.fault(n, "%s must be a mapping of names to values", what)
 		return
 	}
 	seen := map[string]bool{}
@@ -178,7 +178,7 @@ func (r *reader) fields(n ast.Node, what string, take map[string]func(ast.Node))
 		switch {
 		case key == "":
 		case seen[key]:
-			r.fault(v.Key, "%s stands here twice", key)
+			r.fault(v.Key, "%s is here twice", key)
 		case set == nil && take["*"] != nil:
 			take["*"](v)
 		case set == nil:
@@ -203,7 +203,7 @@ func sortedKeys[V any](m map[string]V) []string {
 func (r *reader) items(n ast.Node, what string, limit int) []ast.Node {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		r.fault(n, "%s is to be a list", what)
+		r.fault(n, "%s must be a list", what)
 		return nil
 	}
 	if len(seq.Values) > limit {
@@ -213,8 +213,8 @@ func (r *reader) items(n ast.Node, what string, limit int) []ast.Node {
 	return seq.Values
 }
 
-// text reads a text. What YAML takes for a number or a truth value must be quoted,
-// since nobody can tell what was meant.
+// text reads a string. A value that YAML reads as a number or a boolean must be quoted,
+// because it is not clear what was meant.
 func (r *reader) text(n ast.Node, what string) string {
 	var v string
 	switch s := n.(type) {
@@ -223,10 +223,10 @@ func (r *reader) text(n ast.Node, what string) string {
 	case *ast.LiteralNode:
 		v = s.Value.Value
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		r.fault(n, "%s is to be a text: put quotes around it", what)
+		r.fault(n, "%s must be a string: put quotes around it", what)
 		return ""
 	default:
-		r.fault(n, "%s is to be a text", what)
+		r.fault(n, "%s must be a string", what)
 		return ""
 	}
 	if len(v) > max(maxText, maxPattern+len("subscribe ")) {
@@ -239,7 +239,7 @@ func (r *reader) text(n ast.Node, what string) string {
 func (r *reader) short(n ast.Node, what string) string {
 	v := r.text(n, what)
 	if len(v) > maxText || strings.ContainsAny(v, "\n\r\x00") {
-		r.fault(n, "%s is to be one line of at most %d octets", what, maxText)
+		r.fault(n, "%s must be one line of at most %d octets", what, maxText)
 		return ""
 	}
 	return v
@@ -282,7 +282,7 @@ func (r *reader) statement(n ast.Node) Statement {
 	r.fields(n, "a statement", map[string]func(ast.Node){
 		"id": func(n ast.Node) {
 			if s.ID = r.short(n, "the id"); s.ID != "" && strings.ContainsFunc(s.ID, notInID) || len(s.ID) > maxID {
-				r.fault(n, "the id is to be up to %d of A-Z a-z 0-9 . _ : -", maxID)
+				r.fault(n, "the id must be 1 to %d of A-Z a-z 0-9 . _ : -", maxID)
 			}
 			if at := n.GetToken(); at != nil && at.Position != nil {
 				s.Line = at.Position.Line
@@ -307,7 +307,7 @@ func (r *reader) statement(n ast.Node) Statement {
 	case len(s.Actions) == 0:
 		r.fault(n, "statement %s has no actions", s.ID)
 	case len(s.For) == 0:
-		r.fault(n, "statement %s is for nobody", s.ID)
+		r.fault(n, "statement %s is for no kind of client", s.ID)
 	case acts && len(s.Topics) == 0:
 		r.fault(n, "statement %s has no topics", s.ID)
 	case !acts && len(s.Topics) > 0:
@@ -330,7 +330,7 @@ func (r *reader) patterns(n ast.Node, what string, parse func(string) (Pattern, 
 	faults := len(r.problems)
 	items := r.items(n, what, maxPatterns)
 	if len(items) == 0 && len(r.problems) == faults {
-		r.fault(n, "%s is empty: leave it out, or say what you mean", what) // nobody could tell none from any
+		r.fault(n, "%s is empty: leave it out, or list what is meant", what) // it could mean none or any
 	}
 	for _, item := range items {
 		r.filters++
@@ -366,7 +366,7 @@ func someOf[T ~string](r *reader, n ast.Node, what string, choices ...T) []T {
 	for _, item := range r.items(n, what, len(choices)) {
 		v := oneOf(r, item, what, choices...)
 		if slices.Contains(list, v) {
-			r.fault(item, "%s stands here twice", string(v))
+			r.fault(item, "%s is here twice", string(v))
 		}
 		list = append(list, v)
 	}

@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// maxPattern bounds a filter as it is written. AWS IoT takes topics of 256
+	// maxPattern bounds a filter as written. AWS IoT accepts topics of 256
 	// octets, and a common name alone may have 64.
 	maxPattern = 1024
-	// maxVariables bounds the variables in one, and so the length of what it
-	// becomes: 9 KiB, where MQTT takes 64.
+	// maxVariables bounds the variables in one, and so the length of its expansion:
+	// 9 KiB, where MQTT allows 64.
 	maxVariables = 8
 	// maxValue is the longest value that substitutes.
 	maxValue = 1024
 )
 
-// variable is a place that the client fills.
+// variable is a place where a value of the client is substituted.
 type variable struct {
 	name string
 	tag  string // of device.tags.<tag>
@@ -45,7 +45,7 @@ func (v variable) kinds() []Kind {
 	return variables[v.name]
 }
 
-// value is what the variable stands for, and whether it may be substituted. device
+// value returns the value of the variable, and whether it may be substituted. device
 // is one of an app's scope.
 func (v variable) value(s *Subject, device string) (string, bool) {
 	var text string
@@ -58,7 +58,7 @@ func (v variable) value(s *Subject, device string) (string, bool) {
 		text = s.ClientID
 	case v.name == "device":
 		text = device
-	case s.Kind != Devices: // the rest is of a device, and this is none
+	case s.Kind != Devices: // the others are of a device, and this is not one
 	case v.name == "device.id":
 		text = s.Device
 	case v.name == "cert.subject.cn":
@@ -67,8 +67,8 @@ func (v variable) value(s *Subject, device string) (string, bool) {
 	return text, fits(text)
 }
 
-// fits reports whether a value may stand in a filter or a pattern: never one that
-// would mean more there than itself, or nothing.
+// fits reports whether a value may be substituted in a filter or a pattern: it must not
+// be empty or have a character with a meaning there.
 func fits(value string) bool {
 	return value != "" && len(value) <= maxValue && !strings.ContainsAny(value, "+#/$*?\x00") && utf8.ValidString(value)
 }
@@ -119,17 +119,17 @@ func parseFilter(text string) (p Pattern, problem string) {
 	sample := strings.Join(p.lits, "x") // no value has a wildcard or a slash
 	switch _, shared, _ := topics.Shared(sample); {
 	case shared:
-		return p, "write the filter without $share/<name>/: shared subscriptions are held against it all the same"
+		return p, "write the filter without $share/<name>/: it applies to shared subscriptions too"
 	case strings.HasPrefix(sample, "$"):
-		return p, "topics that begin with $ are the broker's own, nobody may use them"
+		return p, "topics that begin with $ are the broker's own and cannot be allowed"
 	case !topics.ValidFilter(sample):
-		return p, "it is no topic filter: + and # stand for whole levels, and # is the last"
+		return p, "it is not a topic filter: + and # must be whole levels, and # the last one"
 	}
 	p.wide = p.widest()
 	return p, ""
 }
 
-// widest is the filter of all topics that the pattern can come to mean.
+// widest returns the filter of all topics that the pattern can match.
 func (p *Pattern) widest() string {
 	levels := strings.Split(strings.Join(p.lits, "\x00"), "/")
 	for i, level := range levels {
@@ -140,12 +140,12 @@ func (p *Pattern) widest() string {
 	return strings.Join(levels, "/")
 }
 
-// each reports whether the pattern is one for each device of an app's scope.
+// each reports whether the pattern is expanded for each device of an app's scope.
 func (p *Pattern) each() bool {
 	return slices.ContainsFunc(p.vars, func(v variable) bool { return v.name == "device" })
 }
 
-// devices are those for which the pattern is expanded.
+// devices returns those for which the pattern is expanded.
 func (p *Pattern) devices(s *Subject) []string {
 	if p.each() {
 		if s.Kind != Apps {
@@ -156,11 +156,11 @@ func (p *Pattern) devices(s *Subject) []string {
 	return none
 }
 
-// none stands for no device: a pattern that names none is expanded once.
+// none means no device: a pattern that names none is expanded once.
 var none = []string{""}
 
-// fill substitutes the variables. ok is false where one has no value that may
-// stand there; text is then what comes before it.
+// fill substitutes the variables. ok is false if one has no value that may be
+// substituted; text is then what comes before it.
 func (p *Pattern) fill(s *Subject, device string) (text string, ok bool) {
 	if len(p.vars) == 0 {
 		return p.Text, true
@@ -177,9 +177,9 @@ func (p *Pattern) fill(s *Subject, device string) (text string, ok bool) {
 	return strings.Join(parts, ""), true
 }
 
-// filters are the topic filters that the pattern comes to. Where a variable has no
-// value that fits, to allow it allows nothing, and to deny it denies all that the
-// filter could have meant: everything from the level of the variable on.
+// filters returns the topic filters that the pattern expands to. If a variable has no
+// value that fits, allow allows nothing, and deny denies all that the filter could have
+// matched: everything from the level of the variable on.
 func (p *Pattern) filters(to []string, s *Subject, effect Effect) []string {
 	for _, device := range p.devices(s) {
 		text, ok := p.fill(s, device)
@@ -194,7 +194,7 @@ func (p *Pattern) filters(to []string, s *Subject, effect Effect) []string {
 	return to
 }
 
-// clients are the patterns of client identifiers that it comes to, in the same way.
+// clients returns the patterns of client identifiers that it expands to, in the same way.
 func (p *Pattern) clients(to []string, s *Subject, effect Effect) []string {
 	for _, device := range p.devices(s) {
 		text, ok := p.fill(s, device)
@@ -209,10 +209,10 @@ func (p *Pattern) clients(to []string, s *Subject, effect Effect) []string {
 	return to
 }
 
-// matchClient matches a client identifier: * stands for any text, ? for one octet.
+// matchClient matches a client identifier: * matches any text, ? one octet.
 func matchClient(pattern, id string) bool {
 	p, i := 0, 0
-	star, from := -1, 0 // where the last * stands, and what it has taken up to
+	star, from := -1, 0 // place of the last *, and how far it has matched
 	for i < len(id) {
 		switch {
 		case p < len(pattern) && pattern[p] == '*':

@@ -1,10 +1,10 @@
-// Package policy is the language in which a fleet says what its devices, guests
-// and operators' browsers may do: statements that allow or deny actions on topic
-// filters, with variables that stand for the client. It parses, checks, tests,
-// compares, explains and expands such documents. It knows no database and asks
-// nobody, so the command line uses it as the server does.
+// Package policy implements the language of a fleet's policy for its devices, guests
+// and operators' browsers: statements that allow or deny actions on topic filters,
+// with variables for properties of the client. It parses, checks, tests, compares,
+// explains and expands such documents. It uses neither database nor network, so the
+// command line uses it as the server does.
 //
-// What no statement allows is denied, and a deny goes before every allow.
+// What no statement allows is denied, and a deny takes precedence over every allow.
 package policy
 
 import (
@@ -28,7 +28,7 @@ const (
 
 var kinds = []Kind{Devices, Guests, Apps}
 
-// KindOf tells the kind of client by the name that a session has for a device.
+// KindOf returns the kind of client by the device name of its session.
 func KindOf(device string) Kind {
 	switch prefix, _, other := strings.Cut(device, "/"); {
 	case !other:
@@ -40,7 +40,7 @@ func KindOf(device string) Kind {
 	}
 }
 
-// Action is what a client wants to do.
+// Action is what a client tries to do.
 type Action string
 
 // The actions.
@@ -49,7 +49,7 @@ const (
 	Publish   Action = "publish"
 	Subscribe Action = "subscribe"
 	Receive   Action = "receive"
-	Retain    Action = "retain" // a publication that the broker keeps; it needs publish too
+	Retain    Action = "retain" // a publication that the broker stores; it needs publish too
 )
 
 // topical are the actions on topics.
@@ -64,8 +64,8 @@ const (
 	Deny  Effect = "deny"
 )
 
-// Policy is a document that was read without fault. It does not change, and any
-// goroutine may use it.
+// Policy is a document that was parsed without an error. It is immutable and safe for
+// concurrent use.
 type Policy struct {
 	Statements []Statement
 	Tests      []Test
@@ -84,24 +84,24 @@ type Statement struct {
 	Line    int
 }
 
-// Pattern is a topic filter or a pattern of client identifiers as it was written.
+// Pattern is a topic filter or a pattern of client identifiers as written.
 type Pattern struct {
 	Text         string
 	Line, Column int
 
-	lits []string   // what stands around the variables: one more than there are of them
+	lits []string   // the text around the variables: one more than there are of them
 	vars []variable // none: Text is all of it
-	wide string     // the filter of all that a filter can come to mean
+	wide string     // the filter of all that it can match
 }
 
-// Subject is a client as a policy sees it. What is not known is left empty, and
-// then has no value that a variable could take.
+// Subject is a client as a policy sees it. A field that is not known is empty, and a
+// variable then has no value.
 type Subject struct {
 	Kind     Kind
-	Device   string // its id; of others the name of their session
+	Device   string // its id; of other kinds the device name of the session
 	Fleet    string
 	Tags     map[string]string
-	CN       string // common name of the certificate that it shows
+	CN       string // common name of the certificate that it presents
 	ClientID string
 	Scope    []string // devices that an app's session is for
 }
@@ -109,10 +109,10 @@ type Subject struct {
 //go:embed default.yaml
 var starter []byte
 
-// Starter is a policy to begin with: the built-in one, with comments and tests.
+// Starter returns a policy to begin with: the built-in one, with comments and tests.
 func Starter() []byte { return bytes.Clone(starter) }
 
-// Builtin is the policy of a fleet that has none of its own: a device publishes
+// Builtin returns the policy of a fleet that has none of its own: a device publishes
 // below devices/<id>/up, subscribes below devices/<id>/down and answers apps; an
 // app does the reverse for the devices of its scope; a guest does nothing.
 func Builtin() *Policy { return builtin() }
@@ -120,12 +120,12 @@ func Builtin() *Policy { return builtin() }
 var builtin = sync.OnceValue(func() *Policy {
 	p, err := Parse(starter)
 	if err != nil {
-		panic("the built-in policy: " + err.Error()) // a mistake of ours, which every test would find
+		panic("the built-in policy: " + err.Error()) // a bug, which every test would find
 	}
 	return p
 })
 
-// permissions by action, to write to or read from.
+// filtersOf returns the field of the permissions for an action.
 func filtersOf(p *countersign.Permissions, a Action) *countersign.Filters {
 	switch a {
 	case Publish:

@@ -93,7 +93,7 @@ func TestDenyAlwaysWins(t *testing.T) {
 			t.Fatalf("%s %s: explained as %v (%s), the session's lists say %v\n%s", a, topic, d.Allowed, d.Why, want, source)
 		}
 		if d.Statement != "" && (statementOf(p, d.Statement).Effect == policy.Allow) != d.Allowed {
-			t.Fatalf("%s %s: %v by %s, which says otherwise\n%s", a, topic, d.Allowed, d.Statement, source)
+			t.Fatalf("%s %s: %v by %s, which decides differently\n%s", a, topic, d.Allowed, d.Statement, source)
 		}
 	})
 }

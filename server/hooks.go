@@ -47,7 +47,7 @@ func (s *Server) openHooks(context.Context) error {
 		return nil
 	}
 	m := newHookMetrics(s.metrics.registry)
-	h.kicker = &hook.Kicker{Tell: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
+	h.kicker = &hook.Kicker{Report: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
 	h.server = &hook.Server{
 		Gatekeeper: s.desk, Kicker: h.kicker, Live: s.events.Live, Observe: m.answered,
 		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now},
@@ -192,7 +192,7 @@ func (h *hooks) allCRLs(ctx context.Context) (lists [][]byte, err error) {
 }
 
 func (h *hooks) noticed(e countersign.Event) {
-	h.server.Heard(e)
+	h.server.OnEvent(e)
 	if e.Type == countersign.CRLPublished {
 		for _, f := range h.crls {
 			f.Published()
@@ -237,7 +237,7 @@ func (h *hooks) catchUp(ctx context.Context) error {
 			return err
 		}
 		for _, e := range list {
-			h.server.Heard(e)
+			h.server.OnEvent(e)
 		}
 	}
 	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
@@ -251,7 +251,7 @@ func (h *hooks) catchUp(ctx context.Context) error {
 				return err
 			}
 			if device.State != countersign.DeviceActive {
-				h.server.Heard(e)
+				h.server.OnEvent(e)
 			}
 		}
 	}

@@ -2,12 +2,12 @@ package topics
 
 import "strings"
 
-// fitsNATS reports whether nats-server takes a topic name or filter of MQTT: a blank
+// fitsNATS reports whether nats-server accepts a topic name or filter of MQTT: a blank
 // ends a subject, * and > are wildcards in it.
 func fitsNATS(t string) bool { return !strings.ContainsAny(t, " \t\n\r\f\v*>\x7f") }
 
-// NATSSubjects are the subjects of topic filters, as nats-server maps those of its
-// MQTT clients. A filter that makes none is left out: it could match nothing.
+// NATSSubjects returns the subjects of topic filters, as nats-server maps those of its
+// MQTT clients. A filter that has none is left out: it could match nothing.
 func NATSSubjects(filters []string) []string {
 	var list []string
 	for _, f := range filters {
@@ -22,7 +22,7 @@ func NATSSubjects(filters []string) []string {
 	return list
 }
 
-// natsSubject: levels become tokens, an empty one a slash, a dot two slashes.
+// natsSubject maps levels to tokens, an empty one to a slash, a dot to two slashes.
 func natsSubject(filter string) string {
 	tokens := strings.Split(filter, "/")
 	for i, t := range tokens {

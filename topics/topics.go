@@ -1,5 +1,5 @@
-// Package topics knows MQTT topic names and filters: their form, which covers
-// which, and what a list that allows and one that denies come to.
+// Package topics implements MQTT topic names and filters: validation, which filter
+// covers which, and the evaluation of lists that allow and deny.
 package topics
 
 import (
@@ -40,8 +40,8 @@ func validString(t string) bool {
 		strings.IndexByte(t, 0) < 0 && strings.Count(t, "/") < maxLevels
 }
 
-// Shared takes $share/<name>/<filter> apart (MQTT 5, 4.8.2). shared tells
-// whether f is meant as one, ok whether it is well formed.
+// Shared splits $share/<name>/<filter> (MQTT 5, 4.8.2). shared reports whether f
+// has that form, ok whether it is well formed.
 func Shared(f string) (inner string, shared, ok bool) {
 	rest, shared := strings.CutPrefix(f, "$share/")
 	if !shared {
@@ -112,8 +112,7 @@ func Overlap(a, b string) bool {
 }
 
 // Allowed reports whether sub, a topic name or filter, is covered by one of allow
-// and touches none of deny: to subscribe to something that is partly denied is
-// denied.
+// and overlaps none of deny: a subscription that is partly denied is denied.
 func Allowed(allow, deny []string, sub string) bool {
 	return slices.ContainsFunc(allow, func(f string) bool { return Covers(f, sub) }) &&
 		!slices.ContainsFunc(deny, func(f string) bool { return Overlap(f, sub) })

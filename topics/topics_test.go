@@ -22,10 +22,10 @@ func FuzzTopicFilter(f *testing.F) {
 			}
 		}
 		if Covers(filter, sub) && matches(sub, topic) && !matches(filter, topic) {
-			t.Fatalf("%q is said to cover %q, but %q matches only the second", filter, sub, topic)
+			t.Fatalf("Covers(%q, %q) is true, but %q matches only the second", filter, sub, topic)
 		}
 		if matches(filter, topic) && matches(sub, topic) && (!Overlap(filter, sub) || !Overlap(sub, filter)) {
-			t.Fatalf("%q and %q both match %q and are said not to overlap", filter, sub, topic)
+			t.Fatalf("%q and %q both match %q, but Overlap is false", filter, sub, topic)
 		}
 		if !Covers(filter, filter) {
 			t.Fatalf("%q does not cover itself", filter)

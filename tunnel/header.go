@@ -13,7 +13,7 @@ import (
 	"github.com/countersign-iot/countersign/edge"
 )
 
-// Types of our own in the PROXY header, in the range that is left to applications
+// Custom types in the PROXY header, in the range for applications
 // (PROXY protocol, 2.2: PP2_TYPE_MIN_CUSTOM to PP2_TYPE_MAX_CUSTOM).
 const (
 	// TypeDevice carries the device id.
@@ -28,8 +28,8 @@ const (
 var hostName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,253}$`)
 
 // header is the PROXY protocol header, version 2: the device's address, what TLS
-// saw, and who the device is. It passed the door, so its certificate counts as
-// verified.
+// negotiated, and the device's identity. The device was admitted, so its certificate
+// counts as verified.
 func header(c *edge.Conn, info countersign.Session) ([]byte, error) {
 	state := c.ConnectionState()
 	h := proxyproto.HeaderProxyFromAddrs(2, net.TCPAddrFromAddrPort(c.Remote), c.LocalAddr())
@@ -52,7 +52,7 @@ func header(c *edge.Conn, info countersign.Session) ([]byte, error) {
 		{Type: TypeSerial, Value: []byte(info.Cert.Serial)},
 		marshaled,
 	}
-	if name := state.ServerName; hostName.MatchString(name) { // what else clients write there is theirs to keep
+	if name := state.ServerName; hostName.MatchString(name) { // anything else that clients send there is not passed on
 		list = append(list, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte(name)})
 	}
 	if err := h.SetTLVs(list); err != nil {
@@ -61,7 +61,7 @@ func header(c *edge.Conn, info countersign.Session) ([]byte, error) {
 	return h.Format()
 }
 
-// versionName is the spelling that haproxy gave the field: TLSv1.3.
+// versionName returns the version in haproxy's spelling: TLSv1.3.
 func versionName(v uint16) string {
 	switch v {
 	case tls.VersionTLS13:

@@ -1,6 +1,6 @@
-// Package tunnel puts the edge in front of any TCP service: it ends TLS, lets in
-// devices with a good certificate, says to the service who they are (PROXY
-// protocol, version 2), and moves bytes until one side leaves or the device is cut.
+// Package tunnel puts the edge in front of any TCP service: it terminates TLS, admits
+// devices with a valid certificate, passes their identity to the service (PROXY
+// protocol, version 2), and copies bytes until one side closes or the device is cut.
 package tunnel
 
 import (
@@ -31,7 +31,7 @@ type Server struct {
 	Name       string      // of the tunnel, in sessions and events; empty: tunnel
 	To         string      // host:port of the service
 	Plain      bool        // send no PROXY header: the service gets the device's bytes and nothing else
-	Fleets     []string    // that may pass; empty: all
+	Fleets     []string    // that are admitted; empty: all
 	Caps       edge.Limits
 	Guard      *edge.Guard // shared with the other listeners of the node; nil: one of its own
 	Log        *slog.Logger
@@ -56,9 +56,9 @@ type Stats struct {
 }
 
 const (
-	// dialTimeout bounds the wait for a service, which stands close by.
+	// dialTimeout bounds the wait for a service, which is expected to be near.
 	dialTimeout = 5 * time.Second
-	// writeTimeout is how long either side may take none of what is sent to it.
+	// writeTimeout is how long either side may read nothing of what is sent to it.
 	writeTimeout = 30 * time.Second
 	// halfOpen is how long one side may be silent once the other has ended.
 	halfOpen = 5 * time.Minute
@@ -77,7 +77,7 @@ func (s *Server) init() {
 	})
 }
 
-// Serve accepts connections from ln, which speaks plain TCP, until ctx ends or
+// Serve accepts connections from ln, a plain TCP listener, until ctx ends or
 // Close is called. It closes ln. The error is nil after ctx or Close.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.init()
@@ -93,7 +93,7 @@ func (s *Server) Close(ctx context.Context) error {
 	return s.gate.Close(ctx)
 }
 
-// Stats counts what the tunnel saw.
+// Stats returns the counts of the tunnel.
 func (s *Server) Stats() Stats {
 	s.init()
 	c := &s.count
@@ -103,9 +103,9 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// handle admits one connection that passed the TLS handshake. A refusal just
-// closes: the bytes of a service that we do not know leave no room for words. The
-// reason is in the log.
+// handle admits one connection that completed the TLS handshake. A refusal only
+// closes it, because the protocol of the service is unknown. The reason is in the
+// log.
 func (s *Server) handle(ctx context.Context, c *edge.Conn) func() {
 	live := s.Index.Register(c, func(countersign.Ending) bool { return false })
 	info, ok := s.admit(ctx, c, live)
@@ -136,7 +136,7 @@ func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (coun
 		ID: strings.ToLower(rand.Text()), Device: v.Device, Fleet: v.Fleet, Cert: v.Cert, Credential: v.Credential,
 		Gateway: s.Name, Protocol: protocol, Hello: c.Hello, Remote: c.Remote, Since: s.Now(), NotAfter: v.NotAfter,
 	}
-	// Whoever has no certificate is a guest at best, and guests have no way in here.
+	// A client without a certificate is a guest at best, and guests are not admitted here.
 	if v.Cert.IsZero() || len(s.Fleets) > 0 && !slices.Contains(s.Fleets, v.Fleet) {
 		s.Gatekeeper.Judged(info, countersign.Act{Action: "connect", Topic: s.Name})
 		return info, false
@@ -149,7 +149,7 @@ func (s *Server) admit(ctx context.Context, c *edge.Conn, live *edge.Live) (coun
 	return info, e == nil
 }
 
-// serve moves bytes both ways and says how it ended.
+// serve copies bytes both ways and returns how it ended.
 func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info countersign.Session) countersign.Ending {
 	service, err := s.dial(ctx, c, info)
 	if err != nil {
@@ -158,7 +158,7 @@ func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info 
 		return countersign.Ending{Code: countersign.EndEngine, Reason: "service not reached"}
 	}
 	defer func() { _ = service.Close() }()
-	// The cut closes the device's socket; the service is told by its own being closed.
+	// The cut closes the device's socket; the one to the service is closed here.
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -173,7 +173,7 @@ func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info 
 	go func() {
 		how, good := s.move(stream{to: c, from: service, back: c, live: live, half: &half, count: &s.count.down}, countersign.Ending{Code: countersign.EndEngine, Reason: "service left"})
 		if !good {
-			c.Abort() // what the device sends goes nowhere
+			c.Abort() // what the device sends is discarded
 		}
 		down <- how
 	}()
@@ -183,12 +183,12 @@ func (s *Server) serve(ctx context.Context, c *edge.Conn, live *edge.Live, info 
 		_ = service.Close()
 	}
 	if other := <-down; good {
-		return other // the later one, or what went wrong
+		return other // the later one, or the error
 	}
 	return up
 }
 
-// dial reaches the service and introduces the device.
+// dial connects to the service and sends it the header.
 func (s *Server) dial(ctx context.Context, c *edge.Conn, info countersign.Session) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, "tcp", s.To)
@@ -224,8 +224,8 @@ type stream struct {
 }
 
 // move copies until the sender ends, and passes that end on. Nothing is written
-// once the session has ended: the deadline is set before that is looked at, as a
-// cut needs it (see edge.Live).
+// once the session has ended: the deadline is set before that is checked, as edge.Live
+// requires.
 func (s *Server) move(x stream, end countersign.Ending) (how countersign.Ending, good bool) {
 	lost := func(why string) (countersign.Ending, bool) {
 		return countersign.Ending{Code: countersign.EndLost, Reason: why}, false

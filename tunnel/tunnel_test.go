@@ -84,7 +84,7 @@ func dial(t *testing.T, s *countersigntest.Server, id *sdk.Identity) *tls.Conn {
 	return c
 }
 
-// says sends a line and wants it back.
+// says sends a line and expects it back.
 func says(t *testing.T, c net.Conn, line string) {
 	t.Helper()
 	if _, err := io.WriteString(c, line+"\n"); err != nil {
@@ -178,7 +178,7 @@ func TestServiceHearsHostNamesOnly(t *testing.T) {
 		says(t, c, "hello")
 		got := slices.ContainsFunc(<-heard, func(v proxyproto.TLV) bool { return v.Type == proxyproto.PP2_TYPE_AUTHORITY })
 		if got != want {
-			t.Errorf("%q: told %v, want %v", name, got, want)
+			t.Errorf("%q: got %v, want %v", name, got, want)
 		}
 		_ = c.Close()
 	}
@@ -305,7 +305,7 @@ frontend in
 	}
 	fields := strings.Fields(string(body))
 	if len(fields) != 3 || fields[0] != "127.0.0.1" || len(fields[1]) != 26 || fields[2] != "localhost" {
-		t.Errorf("haproxy says %q, want the address, the session and the server name", body)
+		t.Errorf("haproxy: got %q, want the address, the session and the server name", body)
 	}
 }
 

@@ -22,13 +22,13 @@ const (
 )
 
 // Blocklist is a set of RSA moduli that are known to be weak, in the form that
-// Debian's openssl-blacklist gave them after CVE-2008-0166. The zero value blocks nothing.
+// Debian's openssl-blacklist has used since CVE-2008-0166. The zero value blocks nothing.
 type Blocklist struct {
 	mu      sync.RWMutex
 	blocked map[blockID]struct{}
 }
 
-// Replace puts the keys of another list, which is no longer used, in the place of b's.
+// Replace replaces the keys of b by those of another list, which must not be used afterwards.
 func (b *Blocklist) Replace(by *Blocklist) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,19 +73,19 @@ func (b *Blocklist) Read(r io.Reader) error {
 
 func badLine(number int) error {
 	return countersign.Errorf(countersign.BadRequest, "line %d of the list of weak keys is not 20 hex digits", number).
-		WithNext("give it the files blacklist.RSA-* of the package openssl-blacklist")
+		WithNext("use the files blacklist.RSA-* of the package openssl-blacklist")
 }
 
-// Len is how many keys the list blocks.
+// Len returns how many keys the list blocks.
 func (b *Blocklist) Len() int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return len(b.blocked)
 }
 
-// Check reports whether a public key is known to be weak, built in or on the list.
-// Every public key that enters the authority goes through it, whatever the door. A nil
-// list blocks nothing by itself. Errors have code WeakKey.
+// Check returns an error if a public key is known to be weak, built in or on the list.
+// Every public key that the authority accepts, at any door, is checked with it. A nil
+// list has the built-in checks only. Errors have code WeakKey.
 func (b *Blocklist) Check(pub crypto.PublicKey) error {
 	if err := Check(pub); err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// smallScalars is up to which private key is tried: 1 and 2 are what a zeroed
-// buffer or a counter gives, and nobody draws the rest by chance.
+// smallScalars bounds the private keys that are tried: 1 and 2 come from a zeroed
+// buffer or a counter, and the others are never drawn at random.
 const smallScalars = 256
 
 func checkECDSA(k *ecdsa.PublicKey) string {
@@ -27,7 +27,7 @@ func checkECDSA(k *ecdsa.PublicKey) string {
 		return "its point is not on the curve"
 	}
 	encoded := point.Bytes()
-	// -d and d give points with the same abscissa: one look finds both.
+	// -d and d have points with the same abscissa: one look-up finds both.
 	x := encoded[1 : 1+(len(encoded)-1)/2]
 	for _, small := range smallPoints()[k.Curve.Params().Name] {
 		if bytes.Equal(small, x) {
@@ -107,7 +107,7 @@ func checkEd25519(k ed25519.PublicKey) string {
 	bottom := new(big.Int).Mul(square, big.NewInt(-121665))
 	bottom.Add(bottom, big.NewInt(121666))
 	if big.Jacobi(top.Mul(top, bottom).Mod(top, p), p) != 1 {
-		return "it is no point of the curve"
+		return "it is not a point of the curve"
 	}
 	return ""
 }

@@ -33,10 +33,10 @@ type batch struct {
 	product *big.Int
 }
 
-// Len is how many moduli are kept.
+// Len returns how many moduli are kept.
 func (k *Known) Len() int { return k.next - k.first }
 
-// Oldest is the number of the oldest that is kept.
+// Oldest returns the number of the oldest that is kept.
 func (k *Known) Oldest() int { return k.first }
 
 // Has reports whether a modulus is in the set, and its number.
@@ -49,8 +49,8 @@ func (k *Known) Has(n *big.Int) (number int, ok bool) {
 // It reports the pairs that share a factor, each of them one of the new, by number. A
 // modulus that is in the set already is reported with itself as the factor. Errors:
 // code BadRequest for a modulus that is not positive or above 16384 bits, TooLarge
-// where there are more than MaxPairs pairs, or the context's. Where it fails, nothing
-// is added, but for TooLarge, which comes with the first pairs.
+// where there are more than MaxPairs pairs, or the context's. If it fails, nothing is
+// added, except with TooLarge, which is returned with the first pairs.
 func (k *Known) Add(ctx context.Context, moduli []*big.Int) (first int, shared []Shared, err error) {
 	if err := checkModuli(moduli); err != nil {
 		return 0, nil, err
@@ -80,7 +80,7 @@ func checkModuli(moduli []*big.Int) error {
 	return nil
 }
 
-// add takes one batch, at most.
+// add adds at most one batch.
 func (k *Known) add(ctx context.Context, moduli []*big.Int) (shared []Shared, err error) {
 	next := &batch{first: k.next}
 	var numbers []int // of next.moduli, of which one that occurs twice is only once
@@ -197,7 +197,7 @@ func (k *Known) keep(next *batch) {
 	k.batches = append(k.batches, next)
 }
 
-// drop forgets the oldest batches beyond Max.
+// drop removes the oldest batches beyond Max.
 func (k *Known) drop() {
 	most := k.Max
 	if most <= 0 {
@@ -215,7 +215,7 @@ func (k *Known) drop() {
 	}
 }
 
-// forget takes back what was added from a number on.
+// forget removes what was added from a number on.
 func (k *Known) forget(from int) {
 	for sum, number := range k.by {
 		if number >= from {

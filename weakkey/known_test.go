@@ -66,7 +66,7 @@ func TestKnownFindsEachPairOnce(t *testing.T) {
 }
 
 // repeats reports whether the first of a pair repeats an earlier modulus, whose own
-// pair says the same.
+// pair has the same.
 func repeats(all []*big.Int, pair string) bool {
 	var i int
 	if _, err := fmt.Sscan(pair, &i); err != nil {

@@ -12,7 +12,7 @@ import (
 	"sync"
 )
 
-// published.txt lists keys that anyone can have the private half of.
+// published.txt lists keys whose private key is public.
 //
 //go:embed published.txt
 var publishedText string
@@ -31,9 +31,9 @@ var published = sync.OnceValue(func() map[[sha256.Size]byte]string {
 	return keys
 })
 
-// checkPublished finds keys of RFCs and of other people's tests. An RSA key is known
-// by its modulus, whatever its exponent, and a point by its abscissa: -d is as known
-// as d.
+// checkPublished finds keys of RFCs and of the tests of other projects. An RSA key is
+// identified by its modulus, whatever its exponent, and a point by its abscissa, because
+// -d follows from d.
 func checkPublished(pub crypto.PublicKey) string {
 	var what []byte
 	switch k := pub.(type) {

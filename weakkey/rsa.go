@@ -9,12 +9,12 @@ import (
 const (
 	// maxBits bounds what one check costs.
 	maxBits = 16384
-	// smallPrimes is below what trial division looks: 6,542 primes, whose product costs
+	// smallPrimes is the bound of trial division: 6,542 primes, whose product costs
 	// a division of 94,000 bits.
 	smallPrimes = 1 << 16
 	// fermatSteps is how many candidates for (p+q)/2 are tried. Generators that
-	// take the next prime after p for q give in at the first; a hundred
-	// is what others look for, and costs little.
+	// take the next prime after p for q are found with the first; a hundred is what other
+	// programs try, and costs little.
 	fermatSteps = 100
 )
 
@@ -23,7 +23,7 @@ const roca = "it was made by an Infineon library with a known fault (ROCA, CVE-2
 func checkRSA(k *rsa.PublicKey) string {
 	switch {
 	case k.N == nil || k.N.Sign() <= 0 || k.N.BitLen() > maxBits:
-		return "its RSA modulus is no positive number of at most 16384 bits"
+		return "its RSA modulus is not a positive number of at most 16384 bits"
 	case k.E < 3 || k.E%2 == 0:
 		return "its RSA exponent is even or less than 3"
 	case hasSmallFactor(k.N):
@@ -90,8 +90,8 @@ var rocaPrimes = sync.OnceValue(func() []rocaPrime {
 	return all
 })
 
-// isROCA reports whether n has the fingerprint. That a sound modulus has it by
-// chance happens once in about 2^27 keys.
+// isROCA reports whether n has the fingerprint. A sound modulus has it by chance
+// once in about 2^27 keys.
 func isROCA(n *big.Int) bool {
 	rest, p := new(big.Int), new(big.Int)
 	for _, r := range rocaPrimes() {
@@ -102,7 +102,7 @@ func isROCA(n *big.Int) bool {
 	return true
 }
 
-// hasClosePrimes is Fermat's method: n = a² - b² for an a a little above the root of n.
+// hasClosePrimes applies Fermat's method: n = a² - b² for an a a little above the root of n.
 func hasClosePrimes(n *big.Int) bool {
 	a := new(big.Int).Sqrt(n)
 	square := new(big.Int).Mul(a, a)
@@ -124,7 +124,7 @@ func hasClosePrimes(n *big.Int) bool {
 	return false
 }
 
-// isSquare rules most numbers out by their residues, since a root is dear.
+// isSquare rules out most numbers by their residues, because a root is expensive.
 func isSquare(n *big.Int) bool {
 	if n.Sign() < 0 {
 		return false

@@ -16,13 +16,13 @@ const (
 	// of batches.
 	MaxModuli = 4 << 20
 	// MaxPairs is how many pairs are reported at once. A fleet with more has a
-	// generator that is broken altogether, and needs no list of them all.
+	// broken generator, and a complete list does not help.
 	MaxPairs = 10_000
 )
 
-// Shared is a pair of RSA moduli, by number, that share a factor greater than 1,
-// so that both keys are broken. Where the moduli are equal it is the modulus: then the
-// two have one key, which is another fault.
+// Shared is a pair of RSA moduli, by number, that share a factor greater than 1, so
+// that both keys are broken. If the moduli are equal the factor is the modulus: then
+// the two have the same key, which is another fault.
 type Shared struct {
 	I, J   int // I < J
 	Factor *big.Int
@@ -44,7 +44,7 @@ func SharedFactors(ctx context.Context, moduli []*big.Int) ([]Shared, error) {
 	return shared, err
 }
 
-// pairsOf returns which of the suspects go together.
+// pairsOf returns which of the suspects share a factor.
 func pairsOf(ctx context.Context, moduli []*big.Int, suspects []int) (shared []Shared, err error) {
 	for a, i := range suspects {
 		if err := ctx.Err(); err != nil {

@@ -10,15 +10,15 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// The causes of errors about keys that some callers treat apart.
+// The causes of errors about keys that some callers distinguish.
 var (
 	ErrROCA   = errors.New("CVE-2017-15361") // the structure of that fault
 	ErrListed = errors.New("on a list of weak keys")
 )
 
-// Check reports whether a public key is known to be weak, by what is built in; see
-// [Blocklist.Check] for the lists of an installation too. Errors have code WeakKey.
-// A type that it does not know is not for it to judge, and passes.
+// Check returns an error if a public key is known to be weak, by the built-in checks;
+// see [Blocklist.Check] for the lists of an installation too. Errors have code WeakKey.
+// A key of an unknown type passes: whether the type is accepted is decided elsewhere.
 func Check(pub crypto.PublicKey) error {
 	reason := ""
 	switch k := pub.(type) {

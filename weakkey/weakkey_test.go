@@ -135,7 +135,7 @@ func TestCheckRefusesWeakKeys(t *testing.T) {
 		{"order 8, second, other sign", ed(t, "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa"), "small order"},
 		{"order 4 above p", ed(t, "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"), "canonical"},
 		{"order 1 above p", ed(t, "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"), "canonical"},
-		{"no point", ed(t, "0200000000000000000000000000000000000000000000000000000000000000"), "no point"},
+		{"no point", ed(t, "0200000000000000000000000000000000000000000000000000000000000000"), "not a point"},
 	} {
 		err := weakkey.Check(tt.key)
 		if countersign.CodeOf(err) != countersign.WeakKey || !strings.Contains(err.Error(), tt.says) {

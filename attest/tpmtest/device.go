@@ -181,7 +181,7 @@ func (d *Device) readNV(t testing.TB, index tpm2.TPMHandle) []byte {
 	return data
 }
 
-// Identity is the first message: who the device says that it is.
+// Identity is the first message: the identity that the device claims.
 func (d *Device) Identity() attest.TPMEvidence {
 	ev := attest.TPMEvidence{EKPublic: d.EK.Public, AKPublic: d.AK.Public, EKCertificate: d.EKCertificate}
 	if d.EKCertificate != nil {

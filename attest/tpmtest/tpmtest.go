@@ -105,7 +105,7 @@ func (m *TPM) run(t testing.TB, dir string) {
 	}
 	t.Cleanup(func() {
 		_ = swtpm.Process.Kill() // it may have ended by itself
-		_ = swtpm.Wait()         // says that it was killed
+		_ = swtpm.Wait()         // reports that it was killed
 	})
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // the clock of a real process
 		if conn, err := new(net.Dialer).DialContext(t.Context(), "unix", m.socket); err == nil {

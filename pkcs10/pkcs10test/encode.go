@@ -48,8 +48,8 @@ func (m *maker) encodings() {
 	}())
 
 	m.malformed("another request behind it", slices.Concat(plain(), plain()), "other data follows the certification request")
-	m.malformed("the first half", plain()[:100], "cut off")
-	m.malformed("all but one octet", func() []byte { b := plain(); return b[:len(b)-1] }(), "cut off: 1 octets are missing")
+	m.malformed("the first half", plain()[:100], "truncated")
+	m.malformed("all but one octet", func() []byte { b := plain(); return b[:len(b)-1] }(), "truncated: 1 octets are missing")
 	m.malformed("no signature", func() []byte {
 		tbs, algorithm, _ := m.request().parts(m.t)
 		return seq(tbs, algorithm)

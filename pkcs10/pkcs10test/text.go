@@ -89,7 +89,7 @@ func (m *maker) wrongTexts(pem, b64 func() string) {
 	text("PEM with a label that does not end", strings.Replace(one, "REQUEST-----\n", "REQUEST\n", 1), "PEM label")
 	text("URL-encoded", strings.ReplaceAll(one[:80], " ", "%20")+"%0A", "line 1, column 11 has")
 	text("base64 cut off", base64.RawStdEncoding.EncodeToString(m.build(nil))[:101], "101 characters, which no base64 has")
-	text("base64 of two files", base64.StdEncoding.EncodeToString([]byte("ab"))+b64(), "goes on after its padding")
+	text("base64 of two files", base64.StdEncoding.EncodeToString([]byte("ab"))+b64(), "continues after its padding")
 	text("base64 with % in it", "MIHM%2B", "line 1, column 5")
 	text("hexadecimal", hex.EncodeToString(m.build(nil)), "hexadecimal")
 	text("JSON", `{"csr":`, "JSON")

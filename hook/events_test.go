@@ -90,11 +90,11 @@ func TestACredentialThatIsTakenAwayCutsItsSessions(t *testing.T) {
 		if !d.comesIn(t) || !d.publishes(t) {
 			t.Fatal("a good device is refused")
 		}
-		d.Heard(c.event)
+		d.OnEvent(c.event)
 		if d.publishes(t) == c.cut {
 			t.Errorf("a session on %q after %s %v: want cut %t", c.credential, c.event.Type, c.event.Data, c.cut)
 		}
-		d.guard.deciding = func() { d.Heard(c.event) } // while the next one is decided
+		d.guard.deciding = func() { d.OnEvent(c.event) } // while the next one is decided
 		if got := d.comesIn(t); !got {
 			t.Errorf("after %s a connection that the guard takes on is refused for ever", c.event.Type)
 		}
@@ -140,14 +140,14 @@ func TestVerdictsAreKeptForMinutesOnly(t *testing.T) {
 	}
 	d.Live = func() bool { return false }
 	if !d.publishes(t) || d.guard.count() != asked+2 {
-		t.Error("a verdict was used although nothing is heard of other nodes")
+		t.Error("a verdict was used although no events of other nodes arrive")
 	}
 }
 
 func TestCutWhileADecisionIsUnderWayIsSeen(t *testing.T) {
 	t.Parallel()
 	d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
-	d.guard.deciding = func() { // the guard has said yes and the answer is on its way
+	d.guard.deciding = func() { // the guard has admitted it and the answer is on its way
 		d.guard.refuse("pump-1", true)
 		d.happen(countersign.DeviceRevoked, "pump-1")
 	}
@@ -181,7 +181,7 @@ func TestLostCertificateCutsVouchedSessions(t *testing.T) {
 	if !may() {
 		t.Fatal("a good device is refused")
 	}
-	d.Heard(countersign.Event{At: d.now, Type: countersign.CertRevokedEv, Device: "pump-1", Cert: countersign.CertRef{Issuer: "i", Serial: "01"}})
+	d.OnEvent(countersign.Event{At: d.now, Type: countersign.CertRevokedEv, Device: "pump-1", Cert: countersign.CertRef{Issuer: "i", Serial: "01"}})
 	if may() {
 		t.Error("a session goes on that may rest on the revoked certificate")
 	}

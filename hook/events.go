@@ -6,14 +6,14 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Heard acts on what happened on any node: verdicts that no longer hold are cut, and
-// the Kicker ends the sessions that rest on them. It does not block.
-func (s *Server) Heard(e countersign.Event) {
+// OnEvent acts on an event of any node: verdicts that no longer hold are cut, and the
+// Kicker ends the sessions that depend on them. It does not block.
+func (s *Server) OnEvent(e countersign.Event) {
 	k := e.Type.Kind()
 	switch k.Ends {
 	case countersign.EndsNothing:
 	case countersign.EndsDevice:
-		if e.Data["session"] == "" { // one session is one of our own gateways
+		if e.Data["session"] == "" { // a single session is one of a gateway, not of a broker
 			s.cut(e, func(entry) bool { return true }, true)
 		}
 	case countersign.EndsCertificate:
@@ -31,18 +31,18 @@ func (s *Server) Heard(e countersign.Event) {
 	}
 	if e.Type == countersign.CertIssued {
 		if s.Kicker.settle("", e.Device); e.Data["predecessor"] == "" {
-			s.Kicker.restore(e.Device, true) // a new life of the device
+			s.Kicker.restore(e.Device, true) // a new identity of the device
 		}
 	}
 }
 
-// Doubt has every verdict decided again before it is used, because something may have
-// been missed.
+// Doubt makes every verdict be decided again before it is used. It is called when events
+// may have been missed.
 func (s *Server) Doubt() { s.cache.doubt() }
 
-// cut ends what lost names. A device that may not come back is kicked also where the hook
-// knows none of its sessions, because it never asks or this process is young.
-// Where blind is set, so is one that may.
+// cut ends the sessions for which lost reports true. A device that must not reconnect is
+// kicked also where the hook knows none of its sessions, because the broker never asks or
+// this process has just started. If blind is set, so is one that may reconnect.
 func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	if e.Device == "" {
 		return
@@ -60,8 +60,8 @@ func (s *Server) cut(e countersign.Event, lost func(entry) bool, blind bool) {
 	}
 }
 
-// cutCredential ends the sessions that rest on a credential, whosever they are and
-// through whichever node they came in.
+// cutCredential ends the sessions that depend on a credential, of any device and
+// through any node.
 func (s *Server) cutCredential(e countersign.Event, credential string) {
 	for device, keys := range s.cache.cutCredential(credential) {
 		s.kickEach(device, keys, e.At, string(e.Type))
@@ -69,7 +69,7 @@ func (s *Server) cutCredential(e countersign.Event, credential string) {
 	s.endRecorded(e, credential)
 }
 
-// kickEach kicks sessions of a device that may come back.
+// kickEach kicks sessions of a device that may reconnect.
 func (s *Server) kickEach(device string, keys []key, at time.Time, reason string) {
 	by := map[string][]key{}
 	for _, one := range keys {
@@ -80,10 +80,10 @@ func (s *Server) kickEach(device string, keys []key, at time.Time, reason string
 	}
 }
 
-// sweep kicks the sessions that have outlived their verdicts.
+// sweep kicks the sessions whose verdicts have expired.
 func (s *Server) sweep() {
 	now := s.Now()
 	for device, keys := range s.cache.expired(now) {
-		s.kickEach(device, keys, now, "the session is at its end")
+		s.kickEach(device, keys, now, "the session has ended")
 	}
 }
