@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -221,7 +222,7 @@ func (a *standings) readFleets(ctx context.Context, names []string) error {
 		err = row.Scan(&f.name, &f.rules)
 		return f, err
 	}
-	return eachIn(ctx, a.rd, scan, `SELECT name, rules FROM fleet WHERE name IN`, names, func(f fleet) { a.fleets[f.name] = f.rules })
+	return each(store.RowsIn(ctx, a.rd, scan, `SELECT name, rules FROM fleet WHERE name IN`, names), func(f fleet) { a.fleets[f.name] = f.rules })
 }
 
 func (a *standings) readDevices(ctx context.Context, ids []string) error {
@@ -229,35 +230,35 @@ func (a *standings) readDevices(ctx context.Context, ids []string) error {
 		err = row.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
 		return h, err
 	}
-	return eachIn(ctx, a.rd, scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids, func(h holder) { a.devices[h.device] = h })
+	return each(store.RowsIn(ctx, a.rd, scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids), func(h holder) { a.devices[h.device] = h })
 }
 
 func (a *standings) readCertificates(ctx context.Context, serials []countersign.Serial) error {
-	return eachIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials, func(r record) { a.certs[r.ref] = r })
+	return each(store.RowsIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials), func(r record) { a.certs[r.ref] = r })
 }
 
 // readOwn reads the certificates of devices that a broker vouches for: it may have verified
 // any of them.
 func (a *standings) readOwn(ctx context.Context, ids []string) error {
-	err := eachIn(ctx, a.rd, store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids, func(id string) { a.certain[id] = true })
+	err := each(store.RowsIn(ctx, a.rd, store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids), func(id string) { a.certain[id] = true })
 	if err != nil {
 		return err
 	}
-	return eachIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids,
+	return each(store.RowsIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids),
 		func(r record) { a.own[r.device] = append(a.own[r.device], r) })
 }
 
 func (a *standings) readSecrets(ctx context.Context, ids []string) error {
-	return eachIn(ctx, a.rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, ids, func(s Secret) { a.secrets[s.ID] = s })
+	return each(store.RowsIn(ctx, a.rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, ids), func(s Secret) { a.secrets[s.ID] = s })
 }
 
 func (a *standings) readTokens(ctx context.Context, ids []string) error {
-	return eachIn(ctx, a.rd, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, ids, func(k Token) { a.tokens[k.ID] = k })
+	return each(store.RowsIn(ctx, a.rd, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, ids), func(k Token) { a.tokens[k.ID] = k })
 }
 
-// eachIn calls add with each row of a query that ends in IN.
-func eachIn[T any, V ~string](ctx context.Context, rd store.Reader, scan func(store.Row) (T, error), q string, values []V, add func(T)) error {
-	for v, err := range store.RowsIn(ctx, rd, scan, q, values) {
+// each calls add with each row, up to the first error.
+func each[T any](rows iter.Seq2[T, error], add func(T)) error {
+	for v, err := range rows {
 		if err != nil {
 			return err
 		}

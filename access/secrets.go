@@ -349,6 +349,8 @@ func listSecrets(ctx context.Context, rd store.Reader, rest string, args ...any)
 }
 
 // secretColumns are those of device_secret s; in an outer join they may be null.
+//
+//nolint:gosec // names of columns
 const secretColumns = `COALESCE(s.id, ''), COALESCE(s.device, ''), COALESCE(s.slot, ''), COALESCE(s.kind, ''), s.verifier, s.scram, COALESCE(s.state, ''),
 	COALESCE(s.reason, ''), COALESCE(s.created_by, ''), COALESCE(s.created_at, 0), COALESCE(s.expires_at, 0), COALESCE(s.used_at, 0), COALESCE(s.created_pos, 0)`
 

@@ -211,8 +211,8 @@ func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, rea
 }
 
 // factoryPath are the options by which manufacturers' paths are validated.
-func (d *Decider) factoryPath() attest.PathOptions {
-	return attest.PathOptions{Now: d.Now(), AllowNoEKU: true}
+func factoryPath(now time.Time) attest.PathOptions {
+	return attest.PathOptions{Now: now, AllowNoEKU: true}
 }
 
 // checkPath notes in s why the path of a manufacturer's certificate is not valid now. The
@@ -228,7 +228,7 @@ func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, pre
 	if err != nil {
 		return err
 	}
-	refused := attest.CheckAgain(recorded, anchor, d.factoryPath())
+	refused := attest.CheckAgain(recorded, anchor, factoryPath(d.Now()))
 	if refused == nil {
 		return nil
 	}
@@ -239,7 +239,7 @@ func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, pre
 	if len(presented) == 0 {
 		presented = recorded[:1]
 	}
-	path, err := attest.ValidatePath(presented, []attest.Anchor{known}, d.factoryPath())
+	path, err := attest.ValidatePath(presented, []attest.Anchor{known}, factoryPath(d.Now()))
 	if err == nil {
 		s.Path = path.Certificates
 		return nil

@@ -21,10 +21,11 @@ const (
 	maxNote = 400
 )
 
-// Warning is what is unwise in a document, and Decision the answer to one question, for
-// doors, which may not know the language.
+// The aliases are for doors, which may not know the language.
 type (
-	Warning  = policy.Warning
+	// Warning is what is unwise in a document.
+	Warning = policy.Warning
+	// Decision is the answer to one question.
 	Decision = policy.Decision
 )
 
