@@ -61,9 +61,9 @@ type AlertNote struct {
 	Note string `json:"note,omitempty" maxLength:"500"`
 }
 
-// AlertAssign gives an alert to an operator.
+// AlertAssign returns an alert to an operator.
 type AlertAssign struct {
-	To   string `json:"to" maxLength:"63" doc:"Name of the operator; empty: nobody."`
+	To   string `json:"to" maxLength:"63" doc:"Name of the operator; empty: no one."`
 	Note string `json:"note,omitempty" maxLength:"500"`
 }
 
@@ -118,7 +118,7 @@ type AlertRule struct {
 	Do       string   `json:"do"`
 }
 
-// Channel is a way by which alerts are told.
+// Channel is a way to notify of alerts.
 type Channel struct {
 	Name      string    `json:"name"`
 	Kind      string    `json:"kind" enum:"webhook,mail,syslog"`

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/pem"
+	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -96,12 +97,12 @@ type Grant struct {
 // GrantOf returns the JSON form of a grant. The root is left out of the chain: it is
 // trusted beforehand or not at all.
 func GrantOf(g *countersign.Grant) Grant {
-	chain := PEM(g.Leaf)
+	chain := []string{PEM(g.Leaf)}
 	for _, der := range g.Chain[:max(0, len(g.Chain)-1)] {
-		chain += PEM(der)
+		chain = append(chain, PEM(der))
 	}
 	return Grant{
-		Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: chain, RenewAt: g.RenewAt.UTC(), NotAfter: g.NotAfter.UTC(),
+		Device: g.Device, Fleet: g.Fleet, Serial: string(g.Serial), Chain: strings.Join(chain, ""), RenewAt: g.RenewAt.UTC(), NotAfter: g.NotAfter.UTC(),
 	}
 }
 

@@ -51,7 +51,7 @@ const EndpointsFile = "endpoints.json"
 
 // Health says whether the server does its work.
 type Health struct {
-	Status string `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks that doctor tells."`
+	Status string `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks that doctor lists."`
 }
 
 // The levels of a Check.

@@ -91,7 +91,7 @@ type NewClaim struct {
 	Bounds
 	Devices   []string `json:"devices,omitempty" maxItems:"1000" doc:"Ids, patterns with * and ?, ranges such as pump-0001..pump-0500; default any."`
 	CSR       string   `json:"csr,omitempty" doc:"PKCS #10 in PEM for a key of your own; absent: the server makes one and shows it once."`
-	Temporary bool     `json:"temporary,omitempty" doc:"One use within five minutes, for somebody who stands at the device."`
+	Temporary bool     `json:"temporary,omitempty" doc:"One use within five minutes, for a person beside the device."`
 }
 
 // IssuedClaim is a new claim certificate.

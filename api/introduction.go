@@ -2,7 +2,7 @@ package api
 
 import "time"
 
-// IntroducerURI is the one name in the certificate of whoever signs introductions.
+// IntroducerURI is the one name in the certificate that signs introductions.
 const IntroducerURI = "urn:countersign:introducer"
 
 // IntroductionType is the type of an introduction's JWS (RFC 7515, 4.1.9).

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
 	"strconv"
@@ -17,7 +18,7 @@ import (
 // Problem is an error (RFC 9457) with what a program branches on and what a
 // person does next.
 type Problem struct {
-	Type       string         `json:"type" doc:"about:blank: the code tells the kind"`
+	Type       string         `json:"type" doc:"about:blank: the kind is in the code"`
 	Title      string         `json:"title" doc:"The meaning of the status."`
 	Status     int            `json:"status" doc:"The HTTP status."`
 	Detail     string         `json:"detail" doc:"What was refused and why, one sentence."`
@@ -117,9 +118,7 @@ func (p *Problem) Header() http.Header {
 
 // Write answers a request with p.
 func (p *Problem) Write(w http.ResponseWriter) {
-	for name, values := range p.Header() {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), p.Header())
 	w.Header().Set("Content-Type", ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // a client that is gone needs no answer

@@ -9,7 +9,7 @@ import (
 )
 
 // TPMIdentity is what a device with a TPM 2.0 says of itself: base64 of what the
-// chip gives (TCG TPM 2.0 Library, Part 2).
+// chip returns (TCG TPM 2.0 Library, Part 2).
 type TPMIdentity struct {
 	Fleet         string   `json:"fleet,omitempty"`
 	EKPublic      []byte   `json:"ek_public" doc:"Endorsement key, TPM2B_PUBLIC or TPMT_PUBLIC."`

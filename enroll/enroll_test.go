@@ -38,9 +38,9 @@ type world struct {
 	url    string
 }
 
-func newWorld(t *testing.T, o ...countersigntest.Options) *world {
+func newWorld(t *testing.T) *world {
 	t.Helper()
-	s := countersigntest.Start(t, o...)
+	s := countersigntest.Start(t)
 	return &world{s, clientWith(s), s.Endpoints().Enroll + api.Base}
 }
 
@@ -50,13 +50,13 @@ func clientWith(s *countersigntest.Server, shown ...tls.Certificate) *http.Clien
 }
 
 // do sends a request with these header fields and returns the answer with its body.
-func (w *world) do(t *testing.T, client *http.Client, method, path, body string, header ...string) (*http.Response, string) {
+func (w *world) do(t *testing.T, method, path, body string, header ...string) (*http.Response, string) {
 	t.Helper()
 	req := kit.Must(http.NewRequestWithContext(t.Context(), method, w.url+path, strings.NewReader(body)))
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	res, err := client.Do(req)
+	res, err := w.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func (w *world) do(t *testing.T, client *http.Client, method, path, body string,
 // post sends a JSON body and reads the answer into out.
 func (w *world) post(t *testing.T, path string, body, out any) *http.Response {
 	t.Helper()
-	res, text := w.do(t, w.client, http.MethodPost, path, mustJSON(body), "Content-Type", "application/json", "Accept", "application/json")
+	res, text := w.do(t, http.MethodPost, path, mustJSON(body), "Content-Type", "application/json", "Accept", "application/json")
 	if err := json.Unmarshal([]byte(text), out); err != nil {
 		t.Fatalf("%s: got %s %s, %v", path, res.Status, text, err)
 	}
@@ -84,7 +84,7 @@ func TestDeviceEnrollsAndRenewsInPEM(t *testing.T) {
 	key := kit.Key(t)
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: kit.CSR(t, key, "pump-7")}))
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+w.Token(t, api.NewToken{})))
-	res, chain := w.do(t, w.client, http.MethodPost, "/enroll", csr, "Authorization", basic)
+	res, chain := w.do(t, http.MethodPost, "/enroll", csr, "Authorization", basic)
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("enroll: got %s %s", res.Status, chain)
 	}
@@ -95,8 +95,8 @@ func TestDeviceEnrollsAndRenewsInPEM(t *testing.T) {
 		t.Errorf("chain: got %d certificates, want 2: the device's and its issuer's", n)
 	}
 	leaf, _ := pem.Decode([]byte(chain))
-	shown := clientWith(w.Server, tls.Certificate{Certificate: [][]byte{leaf.Bytes}, PrivateKey: key})
-	res, text := w.do(t, shown, http.MethodPost, "/renew", mustJSON(api.EnrollRequest{CSR: csr}), "Content-Type", "application/json", "Accept", "application/json")
+	shown := &world{w.Server, clientWith(w.Server, tls.Certificate{Certificate: [][]byte{leaf.Bytes}, PrivateKey: key}), w.url}
+	res, text := shown.do(t, http.MethodPost, "/renew", mustJSON(api.EnrollRequest{CSR: csr}), "Content-Type", "application/json", "Accept", "application/json")
 	var g api.Grant
 	if err := json.Unmarshal([]byte(text), &g); err != nil || res.StatusCode != http.StatusOK || g.Device != "pump-7" {
 		t.Errorf("renew: got %s %+v, %v, want a grant for pump-7", res.Status, g, err)
@@ -128,7 +128,7 @@ func TestEnrollRefusesInProblems(t *testing.T) {
 		"old session":  {"POST", "/enroll/tpm/answer", "", mustJSON(api.TPMAnswer{Session: "AAAA", CSR: good}), 401, countersign.CredentialExpire},
 		"another path": {"POST", "/nope", "", good, 404, countersign.NotFound},
 	} {
-		res, text := h.do(t, h.client, w.method, w.path, w.body, "Content-Type", w.kind)
+		res, text := h.do(t, w.method, w.path, w.body, "Content-Type", w.kind)
 		var p api.Problem
 		if err := json.Unmarshal([]byte(text), &p); err != nil || res.StatusCode != w.status || p.Code != string(w.code) || p.RequestID == "" {
 			t.Errorf("%s: got %d %+v, %v, want %d %s", name, res.StatusCode, p, err, w.status, w.code)
@@ -195,7 +195,7 @@ func TestSharedAccessSignatureIsEvidence(t *testing.T) {
 		{"own key", sas("pump-1"), 200},
 		{"key of another", sas("pump-2"), 403},
 	} {
-		if res, body := w.do(t, w.client, http.MethodPost, "/enroll", csrText(t, "pump-1"), "Authorization", c.token); res.StatusCode != c.status {
+		if res, body := w.do(t, http.MethodPost, "/enroll", csrText(t, "pump-1"), "Authorization", c.token); res.StatusCode != c.status {
 			t.Errorf("%s: got %s %s, want %d", c.name, res.Status, body, c.status)
 		}
 	}
@@ -290,7 +290,7 @@ func TestNoGuestsOverREST(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, body := range map[string]string{"/access-tokens": "", "/introductions": `{"peer": "pump-2", "purpose": "x"}`, "/secret": ""} {
-		if res, text := w.do(t, w.client, http.MethodPost, path, body); res.StatusCode != http.StatusUnauthorized || !strings.Contains(text, "no client certificate was shown") {
+		if res, text := w.do(t, http.MethodPost, path, body); res.StatusCode != http.StatusUnauthorized || !strings.Contains(text, "no client certificate was shown") {
 			t.Errorf("%s: got %s %s, want 401", path, res.Status, text)
 		}
 	}
@@ -306,7 +306,7 @@ func TestOpenAPIIsWhatIsServed(t *testing.T) {
 		served []string
 	}{"enroll": {s.Endpoints().Enroll, all}, "recovery": {s.Endpoints().Recovery, all[:2]}} {
 		w := &world{s, clientWith(s), listener.url + api.Base}
-		res, text := w.do(t, w.client, http.MethodGet, api.OpenAPIPath, "")
+		res, text := w.do(t, http.MethodGet, api.OpenAPIPath, "")
 		var doc struct {
 			OpenAPI    string
 			Paths      map[string]map[string]struct{ RequestBody, Responses any }
@@ -320,12 +320,12 @@ func TestOpenAPIIsWhatIsServed(t *testing.T) {
 			if !post || len(item) != 1 || op.RequestBody == nil || op.Responses == nil {
 				t.Errorf("%s: %s is described as %v, want one POST with a body and answers", name, path, item)
 			}
-			if res, text := w.do(t, w.client, http.MethodPost, strings.TrimPrefix(path, api.Base), "{}"); res.StatusCode == http.StatusNotFound {
+			if res, text := w.do(t, http.MethodPost, strings.TrimPrefix(path, api.Base), "{}"); res.StatusCode == http.StatusNotFound {
 				t.Errorf("%s: %s is described and not served: %s", name, path, text)
 			}
 		}
 		for _, path := range all {
-			res, text := w.do(t, w.client, http.MethodPost, path, "{}")
+			res, text := w.do(t, http.MethodPost, path, "{}")
 			_, described := doc.Paths[api.Base+path]
 			if served := res.StatusCode != http.StatusNotFound; served != slices.Contains(listener.served, path) || served != described {
 				t.Errorf("%s: %s: got %s %s, described %v", name, path, res.Status, text, described)

@@ -20,7 +20,7 @@ const (
 
 var oidChallengePassword = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7} // RFC 2985, 5.4.1
 
-// Binding gives what a request must hold as challengePassword to be linked to
+// Binding returns what a request must hold as challengePassword to be linked to
 // the TLS session that it is sent over (RFC 7030, 3.5): the base64 of
 // tls-exporter (RFC 9266), as tls-unique does not exist in TLS 1.3. It fails in
 // TLS 1.2 without extended master secret, where no value is safe.
@@ -28,7 +28,7 @@ func Binding(session *tls.ConnectionState) (string, error) {
 	if session == nil {
 		return "", errors.New("couldn't bind request: no TLS session")
 	}
-	// The context is empty, not absent: TLS 1.2 tells the two apart.
+	// The context is empty, not absent: TLS 1.2 distinguishes the two.
 	value, err := session.ExportKeyingMaterial(exporterLabel, []byte{}, exporterLength)
 	if err != nil {
 		return "", fmt.Errorf("couldn't bind request: %w", err)
@@ -38,7 +38,7 @@ func Binding(session *tls.ConnectionState) (string, error) {
 
 // bound reports whether the challengePassword of the request binds it to this
 // session. One that has the form of a binding but is another session's is
-// refused: somebody passes on what he did not sign. Anything else in the
+// refused: a client passes on what it did not sign. Anything else in the
 // attribute is none of our business, unless bindings are required or there are
 // several of them. csr that is no request is left for the Enroller to refuse.
 func (s *Server) bound(session *tls.ConnectionState, csr []byte) (bool, error) {

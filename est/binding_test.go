@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/countersign-iot/countersign/test/kit"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -111,9 +112,9 @@ func TestBindingLinksRequestToItsSession(t *testing.T) {
 			s := startServer(t)
 			s.door.RequireBinding = required
 			c, state := s.dial(t, tt.version)
-			csr := newCSR(t, "pump-7", newKey(t))
+			csr := kit.CSR(t, kit.Key(t), "pump-7")
 			if tt.challenge != nil {
-				csr = newCSRWith(t, "pump-7", newKey(t), challengePassword(tt.challenge(state)))
+				csr = newCSRWith(t, "pump-7", kit.Key(t), challengePassword(tt.challenge(state)))
 			}
 			_, err := c.SimpleEnroll(t.Context(), "", csr, goodToken)
 			want := tt.want

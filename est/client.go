@@ -50,7 +50,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("EST server answered %d: %s", e.Status, e.Message)
 }
 
-// StatusOf gives the HTTP status of a refusal, 0 if err is none.
+// StatusOf returns the HTTP status of a refusal, 0 if err is none.
 func StatusOf(err error) int {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Status
@@ -127,7 +127,7 @@ func (c *Client) enroll(ctx context.Context, req request) (*x509.Certificate, er
 	return nil, errors.New("couldn't enroll: the answer holds no certificate for the key of the request")
 }
 
-// do sends one request and gives the decoded body of a 200 answer.
+// do sends one request and returns the decoded body of a 200 answer.
 func (c *Client) do(ctx context.Context, req request) ([]byte, error) {
 	body, _, err := c.send(ctx, req)
 	if err != nil {
@@ -136,7 +136,7 @@ func (c *Client) do(ctx context.Context, req request) ([]byte, error) {
 	return decodeBody(body)
 }
 
-// send sends one request and gives the body of a 200 answer as it stands, with
+// send sends one request and returns the body of a 200 answer as it stands, with
 // the parameters of its media type.
 func (c *Client) send(ctx context.Context, req request) ([]byte, map[string]string, error) {
 	r, err := c.newRequest(ctx, req)

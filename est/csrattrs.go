@@ -75,7 +75,7 @@ func kindOf(algorithm []byte) (name string, known bool) {
 // Want asks for a key of a kind that may be used, P-256, P-384, P-521, Ed25519
 // or RSA, and for a request signed with it, in the form of RFC 9908, 3.2. The
 // form cannot say "or", so the first of keys that is known here is asked for;
-// clients that must use another may. It gives nil if none is known.
+// clients that must use another may. It returns nil if none is known.
 func Want(keys ...string) CSRAttrs {
 	for _, name := range keys {
 		k, ok := kinds[name]

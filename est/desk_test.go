@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,6 +23,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -56,7 +55,7 @@ func newDesk(t testing.TB) *desk {
 
 func (d *desk) issueCA(t testing.TB, cn string, parent *x509.Certificate, parentKey crypto.Signer) (*x509.Certificate, crypto.Signer) {
 	t.Helper()
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := d.template(cn, 24*time.Hour)
 	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	if parent == nil {
@@ -86,24 +85,6 @@ func sign(t testing.TB, tmpl, parent *x509.Certificate, pub crypto.PublicKey, ke
 		t.Fatal(err)
 	}
 	return cert
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func newCSR(t testing.TB, cn string, key crypto.Signer) []byte {
-	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
 }
 
 func (d *desk) Enroll(_ context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
@@ -223,7 +204,7 @@ func startServer(t *testing.T) *server {
 	log := new(bytes.Buffer)
 	door := &Server{Enroller: d, Trust: d, Log: slog.New(slog.NewTextHandler(&lockedWriter{w: log}, nil))}
 	hs := httptest.NewUnstartedServer(door)
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := d.template("127.0.0.1", time.Hour)
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	tmpl.IPAddresses, tmpl.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}

@@ -137,7 +137,7 @@ func headerText(text string) string {
 	}, text))
 }
 
-// seconds rounds up, so that nobody comes back too early.
+// seconds rounds up, so that no client comes back too early.
 func seconds(d time.Duration) string {
 	if d <= 0 {
 		d = retryAfter

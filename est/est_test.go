@@ -18,6 +18,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/pkcs10"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestCACertsGivesPathIssuingFirst(t *testing.T) {
@@ -53,8 +54,8 @@ func TestCSRAttrs(t *testing.T) {
 
 func TestSimpleEnrollPassesOnWhatTheWireCarried(t *testing.T) {
 	s := startServer(t)
-	key := newKey(t)
-	csr := newCSR(t, "pump-7", key)
+	key := kit.Key(t)
+	csr := kit.CSR(t, key, "pump-7")
 	cert, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "pumps", csr, goodToken)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func TestSimpleEnrollPassesOnWhatTheWireCarried(t *testing.T) {
 
 func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 	s := startServer(t)
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	for _, auth := range []string{
 		"Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+goodToken)),
 		"basic " + base64.StdEncoding.EncodeToString([]byte(":"+goodToken)),
@@ -88,14 +89,14 @@ func TestSimpleEnrollTakesTokenInEveryForm(t *testing.T) {
 
 func TestSimpleEnrollWithoutCredentialIsChallenged(t *testing.T) {
 	s := startServer(t)
-	res := post(t, s, newCSR(t, "pump-7", newKey(t)), nil)
+	res := post(t, s, kit.CSR(t, kit.Key(t), "pump-7"), nil)
 	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") != challenge {
 		t.Errorf("got %d, challenge %q, want 401, %q", res.StatusCode, res.Header.Get("WWW-Authenticate"), challenge)
 	}
 	if len(s.seen) != 0 {
 		t.Error("a request without credential reached the desk")
 	}
-	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "pump-7", newKey(t)), "")
+	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"), "")
 	if StatusOf(err) != http.StatusUnauthorized || !strings.Contains(err.Error(), "needs an enrollment token or a client certificate") {
 		t.Errorf("our own client: got %v, want the reason, which is in a header", err)
 	}
@@ -111,7 +112,7 @@ func TestChallengeOnTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	csr := encodeBody(newCSR(t, "pump-7", newKey(t)), "")
+	csr := encodeBody(kit.CSR(t, kit.Key(t), "pump-7"), "")
 	ask := func(authorization string) {
 		t.Helper()
 		_, err := fmt.Fprintf(conn, "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n%sContent-Length: %d\r\n\r\n%s",
@@ -154,12 +155,12 @@ func TestChallengeOnTheWire(t *testing.T) {
 
 func TestSimpleEnrollPassesOnClientCertificate(t *testing.T) {
 	s := startServer(t)
-	key := newKey(t)
-	cert, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "pump-7", key), goodToken)
+	key := kit.Key(t)
+	cert, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", kit.CSR(t, key, "pump-7"), goodToken)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.client(t, cert, key).SimpleEnroll(t.Context(), "", newCSR(t, "pump-8", newKey(t)), ""); err != nil {
+	if _, err := s.client(t, cert, key).SimpleEnroll(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-8"), ""); err != nil {
 		t.Fatal(err)
 	}
 	if req := s.last(t); len(req.Evidence.Peer) != 1 || !req.Evidence.Peer[0].Equal(cert) || req.Evidence.Token != "" {
@@ -169,20 +170,20 @@ func TestSimpleEnrollPassesOnClientCertificate(t *testing.T) {
 
 func TestSimpleReenroll(t *testing.T) {
 	s := startServer(t)
-	key := newKey(t)
-	csr := newCSR(t, "pump-7", key)
+	key := kit.Key(t)
+	csr := kit.CSR(t, key, "pump-7")
 	cert, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", csr, goodToken)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := s.client(t, cert, key).SimpleReenroll(t.Context(), "", newCSR(t, "pump-7", newKey(t)))
+	next, err := s.client(t, cert, key).SimpleReenroll(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if next.Equal(cert) || next.Subject.CommonName != "pump-7" {
 		t.Errorf("SimpleReenroll: got %v, want a new certificate for pump-7", next.Subject)
 	}
-	if _, err := s.client(t, cert, key).SimpleReenroll(t.Context(), "", newCSR(t, "pump-8", key)); StatusOf(err) != http.StatusForbidden {
+	if _, err := s.client(t, cert, key).SimpleReenroll(t.Context(), "", kit.CSR(t, key, "pump-8")); StatusOf(err) != http.StatusForbidden {
 		t.Errorf("SimpleReenroll for another subject: got %v, want status 403", err)
 	}
 	_, err = s.client(t, nil, nil).SimpleReenroll(t.Context(), "", csr)
@@ -193,9 +194,9 @@ func TestSimpleReenroll(t *testing.T) {
 
 func TestReenrollWithForeignCertificateSaysWhy(t *testing.T) {
 	s, other := startServer(t), newDesk(t)
-	key := newKey(t)
+	key := kit.Key(t)
 	foreign := sign(t, other.template("pump-7", time.Hour), other.issuing, key.Public(), other.issuingKey)
-	_, err := s.client(t, foreign, key).SimpleReenroll(t.Context(), "", newCSR(t, "pump-7", key))
+	_, err := s.client(t, foreign, key).SimpleReenroll(t.Context(), "", kit.CSR(t, key, "pump-7"))
 	if StatusOf(err) != http.StatusForbidden || !strings.Contains(err.Error(), "none of ours") {
 		t.Errorf("SimpleReenroll: got %v, want status 403 with the reason", err)
 	}
@@ -204,7 +205,7 @@ func TestReenrollWithForeignCertificateSaysWhy(t *testing.T) {
 func TestRefusalsMapToHTTP(t *testing.T) {
 	s := startServer(t)
 	c := s.client(t, nil, nil)
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	for code, want := range map[countersign.Code]int{
 		countersign.BadRequest: 400, countersign.BadSignature: 400, countersign.WeakKey: 400, countersign.TooLarge: 413,
 		countersign.BadCredential: 401, countersign.CredentialSpent: 401, countersign.CredentialExpire: 401,
@@ -234,7 +235,7 @@ func TestRefusalsMapToHTTP(t *testing.T) {
 func TestLogHoldsCauseAndNoToken(t *testing.T) {
 	s := startServer(t)
 	token := countersign.TokenPrefix + "conflict"
-	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "pump-7", newKey(t)), token)
+	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"), token)
 	if StatusOf(err) != http.StatusConflict {
 		t.Fatal(err)
 	}
@@ -245,7 +246,7 @@ func TestLogHoldsCauseAndNoToken(t *testing.T) {
 
 func TestHTTPRefusals(t *testing.T) {
 	s := startServer(t)
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	b64 := base64.StdEncoding.EncodeToString(csr)
 	for _, tt := range []struct {
 		name, method, path, mediaType, body string
@@ -311,7 +312,7 @@ func TestSplitPath(t *testing.T) {
 
 func TestTokenOverLimitIsRefused(t *testing.T) {
 	s := startServer(t)
-	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", newCSR(t, "p", newKey(t)), strings.Repeat("a", maxToken+1))
+	_, err := s.client(t, nil, nil).SimpleEnroll(t.Context(), "", kit.CSR(t, kit.Key(t), "p"), strings.Repeat("a", maxToken+1))
 	if StatusOf(err) != http.StatusUnauthorized || len(s.seen) != 0 {
 		t.Errorf("got %v with %d requests at the desk, want status 401 and none", err, len(s.seen))
 	}
@@ -377,7 +378,7 @@ func TestAnswerFitsSmallClients(t *testing.T) {
 }
 
 func TestDecodeBodyReadsEveryForm(t *testing.T) {
-	der := newCSR(t, "pump-7", newKey(t))
+	der := kit.CSR(t, kit.Key(t), "pump-7")
 	b64 := base64.StdEncoding.EncodeToString(der)
 	for name, text := range map[string]string{
 		"one line":     b64,
@@ -406,7 +407,7 @@ func TestClientKeepsOneConnection(t *testing.T) {
 	c := s.client(t, nil, nil)
 	remotes := map[string]bool{}
 	for range 3 {
-		if _, err := c.SimpleEnroll(t.Context(), "", newCSR(t, "p", newKey(t)), goodToken); err != nil {
+		if _, err := c.SimpleEnroll(t.Context(), "", kit.CSR(t, kit.Key(t), "p"), goodToken); err != nil {
 			t.Fatal(err)
 		}
 		remotes[s.last(t).Remote.String()] = true
@@ -432,7 +433,7 @@ func TestSizeLimitsAgree(t *testing.T) {
 }
 
 func FuzzESTBody(f *testing.F) {
-	der := newCSR(f, "pump-7", newKey(f))
+	der := kit.CSR(f, kit.Key(f), "pump-7")
 	f.Add(encodeBody(der, ""))
 	f.Add(encodeBody(der, "x"))
 	f.Add(der)

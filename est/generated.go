@@ -39,7 +39,7 @@ func (c *Client) ServerKeyGen(ctx context.Context, label string, csr []byte, tok
 	return g, nil
 }
 
-// Open decrypts the key into Key and gives the certificate that vouches for it,
+// Open decrypts the key into Key and returns the certificate that vouches for it,
 // which the caller checks.
 func (g *Generated) Open(as cms.Recipient) (signer *x509.Certificate, err error) {
 	key, signer, err := cms.OpenKey(g.Sealed, as)

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"github.com/countersign-iot/countersign/test/kit"
 	"io"
 	"os"
 	"os/exec"
@@ -28,13 +29,13 @@ type device struct {
 
 func newDevice(t *testing.T) device {
 	t.Helper()
-	d := device{dir: t.TempDir(), key: newKey(t)}
+	d := device{dir: t.TempDir(), key: kit.Key(t)}
 	der, err := x509.MarshalPKCS8PrivateKey(d.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	writePEM(t, d.file("key.pem"), "PRIVATE KEY", der)
-	csr := newCSR(t, "pump-7", d.key)
+	csr := kit.CSR(t, d.key, "pump-7")
 	if err := os.WriteFile(d.file("req.der"), csr, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ const DefaultMaxBody = 96 << 10
 // lineLength of base64 is PEM's, the longest that every decoder takes.
 const lineLength = 64
 
-// encodeBody gives der in base64 (RFC 8951, 3.1). Two families of clients want
+// encodeBody returns der in base64 (RFC 8951, 3.1). Two families of clients want
 // opposite forms: OpenSSL's decoder reads only short lines, and strongSwan's
 // stumbles over a line break. Only the second sends no User-Agent.
 func encodeBody(der []byte, userAgent string) []byte {

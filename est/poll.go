@@ -18,7 +18,7 @@ const (
 )
 
 // Await calls ask, one of the Client's methods with its arguments, until the
-// answer is another than 202 (RFC 7030, 4.2.3), and gives that. It waits between
+// answer is another than 202 (RFC 7030, 4.2.3), and returns that. It waits between
 // calls as long as the server says. Once the waits would exceed most, it gives
 // the last 202, an [*Error].
 //

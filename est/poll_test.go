@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // pend makes the desk answer Pending to the next n requests.
@@ -33,7 +34,7 @@ func (d *desk) checkPending() error {
 func TestPendingIs202WithRetryAfterAndReason(t *testing.T) {
 	s := startServer(t)
 	s.pend(2)
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	for range 2 {
 		res := post(t, s, csr, http.Header{"Authorization": {"Bearer " + goodToken}})
 		text := body(t, res)
@@ -51,8 +52,8 @@ func TestPendingIs202WithRetryAfterAndReason(t *testing.T) {
 
 func TestAwaitRepeatsUntilGranted(t *testing.T) {
 	s := startServer(t)
-	key := newKey(t)
-	csr := newCSR(t, "pump-7", key)
+	key := kit.Key(t)
+	csr := kit.CSR(t, key, "pump-7")
 	s.pend(2)
 	c := s.client(t, nil, nil)
 	cert, err := Await(t.Context(), time.Minute, func(ctx context.Context) (*x509.Certificate, error) {

@@ -28,7 +28,7 @@ var (
 	}
 )
 
-// KeyID gives what a request holds as AsymmetricDecryptKeyIdentifier to have the
+// KeyID returns what a request holds as AsymmetricDecryptKeyIdentifier to have the
 // key that the server makes encrypted for the key of the client certificate: its
 // subject key identifier, or, if it has none, the SHA-256 of its
 // SubjectPublicKeyInfo.
@@ -40,7 +40,7 @@ func KeyID(cert *x509.Certificate) []byte {
 	return sum[:]
 }
 
-// recipient gives whom the request wants the key encrypted for, nil if TLS is
+// recipient returns whom the request wants the key encrypted for, nil if TLS is
 // enough for it (RFC 7030, 4.4.1). What cannot be done is refused: to send the
 // key in the clear instead would be the opposite of what was asked.
 func (s *Server) recipient(r *http.Request, fleet string, req *pkcs10.Request) (*cms.Recipient, error) {

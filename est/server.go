@@ -13,13 +13,13 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Trust tells devices what the authority is and wants. Fleet is the label of the
+// Trust has what devices ask about the authority. Fleet is the label of the
 // path, empty for the default fleet; one that does not exist is NotFound.
 type Trust interface {
-	// CACerts gives the certification path of the fleet's issuing authority, each
+	// CACerts returns the certification path of the fleet's issuing authority, each
 	// certificate in DER, issuing authority first, root last.
 	CACerts(ctx context.Context, fleet string) ([][]byte, error)
-	// CSRAttrs gives what requests of the fleet should contain. Empty means
+	// CSRAttrs returns what requests of the fleet should contain. Empty means
 	// anything goes, and the door answers 204.
 	CSRAttrs(ctx context.Context, fleet string) (CSRAttrs, error)
 }
@@ -31,7 +31,7 @@ type Server struct {
 	Enroller countersign.Enroller
 	Trust    Trust
 	Log      *slog.Logger // nil: no log
-	// Now tells when a request began, so that one which arrives slowly cannot
+	// Now is the time at which a request began, so that one which arrives slowly cannot
 	// undo a later one. nil: the Enroller goes by when it is called.
 	Now     func() time.Time
 	MaxBody int64 // largest request body in octets; 0: [DefaultMaxBody]
@@ -42,11 +42,11 @@ type Server struct {
 	// Keys makes keys for serverkeygen; nil: the operation is not offered. They
 	// are neither kept nor logged here.
 	Keys KeyGenerator
-	// KeySigner gives the certificate, with its path and key, that vouches for a key
+	// KeySigner returns the certificate, with its path and key, that vouches for a key
 	// which is delivered encrypted. The listener's will do. nil: TLS is all the
 	// protection that keys get, and who asks for more is refused.
 	KeySigner func() (*tls.Certificate, error)
-	// SharedKey gives the secret AES key that the authority and a device of the
+	// SharedKey returns the secret AES key that the authority and a device of the
 	// fleet know under id, NotFound if there is none. nil: none is shared.
 	SharedKey func(ctx context.Context, fleet string, id []byte) ([]byte, error)
 
@@ -90,7 +90,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
 	return h(w, r, fleet)
 }
 
-// operation gives the handler and the method of an operation: no method if RFC
+// operation returns the handler and the method of an operation: no method if RFC
 // 7030 knows none of that name, no handler if we don't offer it.
 func (s *Server) operation(name string) (h handler, method string) {
 	switch name {
@@ -123,7 +123,7 @@ func allowed(method string) string {
 var errNoOperation = countersign.Errorf(countersign.NotFound, "no EST operation has this path").
 	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll, simplereenroll or serverkeygen}, with a fleet's name before the operation if need be")
 
-// splitPath gives the label, empty if there is none, and the operation. The
+// splitPath returns the label, empty if there is none, and the operation. The
 // label stands behind the prefix (RFC 7030, 3.2.2); strongSwan puts it before.
 func splitPath(path string) (fleet, operation string, err error) {
 	before, operation, ok := strings.Cut(path, pathPrefix)

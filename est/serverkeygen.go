@@ -34,7 +34,7 @@ const (
 type KeyGenerator interface {
 	// GenerateKey makes a key of a kind that the fleet's profile allows; fleet is
 	// empty for the default one. Where the profile wants keys made on the device it
-	// gives NotAllowed. The key is one that PKCS #8 can hold, and nobody keeps it.
+	// returns NotAllowed. The key is one that PKCS #8 can hold, and it is not kept.
 	GenerateKey(ctx context.Context, fleet string) (crypto.Signer, error)
 }
 
@@ -109,8 +109,8 @@ func (s *Server) enrollOrReenroll(ctx context.Context, req countersign.EnrollReq
 	return grant, err
 }
 
-// packKey gives the key as the answer holds it: PKCS #8 within TLS alone, or
-// signed and encrypted if there is somebody to encrypt for.
+// packKey returns the key as the answer holds it: PKCS #8 within TLS alone, or
+// signed and encrypted if there is a recipient to encrypt for.
 func (s *Server) packKey(key crypto.Signer, to *cms.Recipient) (mediaType string, packed []byte, err error) {
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/cms"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // keys makes P-256 keys for every fleet but "bare" and remembers the last.
@@ -38,7 +39,7 @@ func (k *keys) GenerateKey(_ context.Context, fleet string) (crypto.Signer, erro
 	if fleet == "bare" {
 		return nil, countersign.Errorf(countersign.NotAllowed, "the profile wants keys made on the device")
 	}
-	k.last = newKey(k.t)
+	k.last = kit.Key(k.t)
 	return k.last, nil
 }
 
@@ -86,7 +87,7 @@ func TestServerKeyGenGivesKeyWithItsCertificate(t *testing.T) {
 	s, k := startKeyServer(t)
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "pump-7"}, DNSNames: []string{"pump-7.example"},
-	}, newKey(t))
+	}, kit.Key(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestServerKeyGenGivesKeyWithItsCertificate(t *testing.T) {
 
 func TestServerKeyGenGoesByTheEvidence(t *testing.T) {
 	s, _ := startKeyServer(t)
-	first, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "", newCSR(t, "pump-7", newKey(t)), goodToken)
+	first, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"), goodToken)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,19 +122,19 @@ func TestServerKeyGenGoesByTheEvidence(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := parsed.(*ecdsa.PrivateKey)
-	if _, err := s.client(t, first.Certificate, key).ServerKeyGen(t.Context(), "", newCSR(t, "pump-7", newKey(t)), ""); err != nil {
+	if _, err := s.client(t, first.Certificate, key).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"), ""); err != nil {
 		t.Errorf("with the current certificate: %v", err)
 	}
 	// Reenroll refuses this, and Enroll would not.
-	_, err = s.client(t, first.Certificate, key).ServerKeyGen(t.Context(), "", newCSR(t, "pump-8", newKey(t)), "")
+	_, err = s.client(t, first.Certificate, key).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-8"), "")
 	if StatusOf(err) != http.StatusForbidden {
 		t.Errorf("with the current certificate of another subject: got %v, want 403", err)
 	}
-	maker := newKey(t)
-	if _, err := s.client(t, s.idevid(t, maker, 0), maker).ServerKeyGen(t.Context(), "", newCSR(t, "pump-9", newKey(t)), ""); err != nil {
+	maker := kit.Key(t)
+	if _, err := s.client(t, s.idevid(t, maker, 0), maker).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-9"), ""); err != nil {
 		t.Errorf("with a manufacturer's certificate: %v", err)
 	}
-	_, err = s.client(t, nil, nil).ServerKeyGen(t.Context(), "", newCSR(t, "pump-9", newKey(t)), "")
+	_, err = s.client(t, nil, nil).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-9"), "")
 	if StatusOf(err) != http.StatusUnauthorized {
 		t.Errorf("without evidence: got %v, want 401", err)
 	}
@@ -145,9 +146,9 @@ func TestServerKeyGenEncryptsForClientCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, key := range map[string]crypto.Signer{"RSA": rsaKey, "EC": newKey(t)} {
+	for name, key := range map[string]crypto.Signer{"RSA": rsaKey, "EC": kit.Key(t)} {
 		cert := s.idevid(t, key, x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement)
-		csr := newCSRWith(t, "pump-7", newKey(t), attribute(t, oidAsymmetricID, KeyID(cert)), capabilities(t, ourCapabilityIDs...))
+		csr := newCSRWith(t, "pump-7", kit.Key(t), attribute(t, oidAsymmetricID, KeyID(cert)), capabilities(t, ourCapabilityIDs...))
 		g, err := s.client(t, cert, key).ServerKeyGen(t.Context(), "", csr, "")
 		if err != nil {
 			t.Fatal(err)
@@ -175,7 +176,7 @@ func TestServerKeyGenEncryptsWithSharedKey(t *testing.T) {
 		return secret, nil
 	}
 	c := s.client(t, nil, nil)
-	g, err := c.ServerKeyGen(t.Context(), "pumps", newCSRWith(t, "pump-7", newKey(t), attribute(t, oidDecryptKeyID, id)), goodToken)
+	g, err := c.ServerKeyGen(t.Context(), "pumps", newCSRWith(t, "pump-7", kit.Key(t), attribute(t, oidDecryptKeyID, id)), goodToken)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +186,7 @@ func TestServerKeyGenEncryptsWithSharedKey(t *testing.T) {
 	if got, err := x509.ParsePKCS8PrivateKey(g.Key); err != nil || !k.last.Equal(got) {
 		t.Errorf("got another key (%v)", err)
 	}
-	_, err = c.ServerKeyGen(t.Context(), "pumps", newCSRWith(t, "pump-7", newKey(t), attribute(t, oidDecryptKeyID, []byte("x"))), goodToken)
+	_, err = c.ServerKeyGen(t.Context(), "pumps", newCSRWith(t, "pump-7", kit.Key(t), attribute(t, oidDecryptKeyID, []byte("x"))), goodToken)
 	if StatusOf(err) != http.StatusNotFound {
 		t.Errorf("with an unknown key: got %v, want 404", err)
 	}
@@ -193,11 +194,11 @@ func TestServerKeyGenEncryptsWithSharedKey(t *testing.T) {
 
 func TestServerKeyGenRefusesBeforeIssuing(t *testing.T) {
 	s, _ := startKeyServer(t)
-	key := newKey(t)
+	key := kit.Key(t)
 	good := s.idevid(t, key, 0)
 	signs := s.idevid(t, key, x509.KeyUsageDigitalSignature)
 	id := attribute(t, oidAsymmetricID, KeyID(good))
-	malformed := newCSR(t, "pump-7", key)
+	malformed := kit.CSR(t, key, "pump-7")
 	for name, tt := range map[string]struct {
 		csr  []byte
 		cert *x509.Certificate
@@ -219,7 +220,7 @@ func TestServerKeyGenRefusesBeforeIssuing(t *testing.T) {
 			t.Errorf("%s: got %v, want status %d", name, err, tt.want)
 		}
 	}
-	if _, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "bare", newCSR(t, "p", key), goodToken); StatusOf(err) != http.StatusForbidden {
+	if _, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "bare", kit.CSR(t, key, "p"), goodToken); StatusOf(err) != http.StatusForbidden {
 		t.Errorf("a profile that forbids it: got %v, want 403", err)
 	}
 	if len(s.seen) != 0 {
@@ -230,7 +231,7 @@ func TestServerKeyGenRefusesBeforeIssuing(t *testing.T) {
 func TestServerKeyGenRefusesToDropEncryption(t *testing.T) {
 	s, _ := startKeyServer(t)
 	s.door.KeySigner = nil
-	key := newKey(t)
+	key := kit.Key(t)
 	cert := s.idevid(t, key, 0)
 	csr := newCSRWith(t, "p", key, attribute(t, oidAsymmetricID, KeyID(cert)))
 	if _, err := s.client(t, cert, key).ServerKeyGen(t.Context(), "", csr, goodToken); StatusOf(err) != http.StatusForbidden {
@@ -241,7 +242,7 @@ func TestServerKeyGenRefusesToDropEncryption(t *testing.T) {
 func TestServerKeyGenNeverSendsCertificateOfAnotherKey(t *testing.T) {
 	s, _ := startKeyServer(t)
 	s.stale = s.issuing.Raw
-	g, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "", newCSR(t, "pump-7", newKey(t)), goodToken)
+	g, err := s.client(t, nil, nil).ServerKeyGen(t.Context(), "", kit.CSR(t, kit.Key(t), "pump-7"), goodToken)
 	if StatusOf(err) != http.StatusInternalServerError {
 		t.Errorf("got %v, %v, want 500", g, err)
 	}
@@ -250,7 +251,7 @@ func TestServerKeyGenNeverSendsCertificateOfAnotherKey(t *testing.T) {
 func TestServerKeyGenPendsOnTheSameQuestion(t *testing.T) {
 	s, _ := startKeyServer(t)
 	s.pend(1)
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	c := s.client(t, nil, nil)
 	if _, err := Await(t.Context(), time.Minute, func(ctx context.Context) (*Generated, error) {
 		return c.ServerKeyGen(ctx, "", csr, goodToken)
@@ -271,14 +272,14 @@ type slowKeys struct {
 func (k *slowKeys) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, error) {
 	k.began <- struct{}{}
 	<-k.goOn
-	return newKey(k.t), ctx.Err()
+	return kit.Key(k.t), ctx.Err()
 }
 
 func TestServerKeyGenBoundsKeysAtOnce(t *testing.T) {
 	s := startServer(t)
 	k := &slowKeys{t: t, began: make(chan struct{}), goOn: make(chan struct{})}
 	s.door.Keys = k
-	csr := newCSR(t, "pump-7", newKey(t))
+	csr := kit.CSR(t, kit.Key(t), "pump-7")
 	c := s.client(t, nil, nil)
 	ask := func() error {
 		_, err := c.ServerKeyGen(t.Context(), "", csr, goodToken)
@@ -387,7 +388,7 @@ func (d device) readMultipart(t *testing.T, said string) (types []string) {
 
 func FuzzParseGenerated(f *testing.F) {
 	const b = "--x\r\nContent-Type: "
-	key := newKey(f)
+	key := kit.Key(f)
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		f.Fatal(err)

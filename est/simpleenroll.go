@@ -62,7 +62,7 @@ func (s *Server) simpleReenroll(w http.ResponseWriter, r *http.Request, fleet st
 
 type enrollFunc func(context.Context, countersign.EnrollRequest) (*countersign.Grant, error)
 
-// newRequest gives all of a request that does not take reading its body.
+// newRequest returns all of a request that does not take reading its body.
 func (s *Server) newRequest(r *http.Request, fleet, token string) countersign.EnrollRequest {
 	req := countersign.EnrollRequest{
 		Evidence: countersign.Evidence{Token: token, Peer: r.TLS.PeerCertificates},
@@ -96,7 +96,7 @@ func (s *Server) enroll(w http.ResponseWriter, r *http.Request, req countersign.
 	return s.write(w, r, mediaTypeCertsOnly, der)
 }
 
-// credential gives the token that the request carries, empty if it has none.
+// credential returns the token that the request carries, empty if it has none.
 func credential(r *http.Request) (string, error) {
 	token := ""
 	header := r.Header.Get("Authorization")
@@ -107,7 +107,7 @@ func credential(r *http.Request) (string, error) {
 	case strings.EqualFold(scheme, "Bearer"):
 		token = strings.TrimSpace(value)
 	case strings.EqualFold(scheme, sasScheme):
-		token = header // the Enroller tells tokens apart by their form
+		token = header // the Enroller distinguishes tokens by their form
 	}
 	if len(token) > maxToken {
 		return "", countersign.Errorf(countersign.BadCredential, "the token is longer than any that was given out").

@@ -41,7 +41,7 @@ type ExtensionTemplate struct {
 	Value    []byte // extnValue; nil: the client fills it in
 }
 
-// Attr gives the template as an entry of CSRAttrs. A key of a kind that
+// Attr returns the template as an entry of CSRAttrs. A key of a kind that
 // [Want] does not know is an error.
 func (t Template) Attr() (AttrOrOID, error) {
 	var b cryptobyte.Builder
@@ -109,7 +109,7 @@ func addExtensionTemplates(attrs *cryptobyte.Builder, extensions []ExtensionTemp
 	AttrOrOID{ID: oidExtensionTemplate, Values: [][]byte{der}}.add(attrs)
 }
 
-// Template gives the template of the list, nil if it has none. A client that
+// Template returns the template of the list, nil if it has none. A client that
 // finds one goes by it and skips the other entries (RFC 9908, 4).
 func (a CSRAttrs) Template() (*Template, error) {
 	for _, e := range a {

@@ -107,7 +107,7 @@ func derLists(lists [][]byte) [][]byte {
 	return out
 }
 
-// certificatesOf gives the DER of the certificates in a PEM text.
+// certificatesOf returns the DER of the certificates in a PEM text.
 func certificatesOf(field, text string) ([][]byte, error) {
 	var out [][]byte
 	for rest := []byte(text); ; {

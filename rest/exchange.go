@@ -30,7 +30,7 @@ const (
 // maxExchangeBody bounds a request: an ID token with many groups, and a scope.
 const maxExchangeBody = 32 << 10
 
-// Exchange gives web applications an access token for what their user signed in
+// Exchange returns web applications an access token for what their user signed in
 // with (RFC 8693): an ID token of the configured provider, or an operator token.
 //
 //	POST /token  grant_type=urn:ietf:params:oauth:grant-type:token-exchange
@@ -94,7 +94,7 @@ func (x *Exchange) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(answer) //nolint:gosec // it is what was asked for; nobody to tell when the caller is gone
+	_ = json.NewEncoder(w).Encode(answer) //nolint:gosec // it is what was asked for; a client that is gone needs no answer
 }
 
 // origin lets a page of an origin that may ask read the answer.
@@ -205,7 +205,7 @@ func (x *Exchange) check(ctx context.Context, token, kind string) (person, error
 		return person{name: t.Name, source: provision.OperatorSource(t.ID), role: t.Role, until: t.ExpiresAt}, err
 	case kind == typeIDToken && x.OIDC != nil:
 		p, err := x.OIDC.Verify(ctx, token)
-		// No operator token has a colon in its name: a person who may choose his own takes nobody's.
+		// No operator token has a colon in its name: a person who may choose his own name takes no operator's.
 		return person{name: "oidc:" + p.Name, source: "oidc:" + p.Subject, role: p.Role, fleets: p.Fleets, until: p.Until}, err
 	case kind == typeIDToken:
 		return person{}, countersign.Errorf(countersign.BadRequest, "no sign-in provider is configured").WithNext("set oidc in the configuration")

@@ -91,7 +91,7 @@ func (d *doctor) checkDatabase(ctx context.Context) api.Check {
 	}
 	began := d.now()
 	if _, err := d.registry.Fleets(ctx); err != nil {
-		logged(ctx, d.log, err)
+		problemOf(ctx, err).LogTo(ctx, d.log, err)
 		return api.Check{Name: c.Name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c.Message = fmt.Sprintf("answers in %s", d.now().Sub(began).Round(time.Microsecond))
@@ -114,7 +114,7 @@ func (d *doctor) checkLog(ctx context.Context) api.Check {
 	problem, err := d.events.CheckEnd(ctx)
 	switch {
 	case err != nil:
-		logged(ctx, d.log, err)
+		problemOf(ctx, err).LogTo(ctx, d.log, err)
 		c.Level, c.Message, c.Fix = api.LevelFail, "cannot be read", "look in the server's log"
 	case problem != "":
 		c.Level, c.Message, c.Fix = api.LevelFail, problem, "keep a copy of the database, then compare it with a backup"
@@ -145,7 +145,7 @@ func (d *doctor) checkChannels(ctx context.Context) []api.Check {
 	}
 	list, err := d.alerts.ChannelList(ctx)
 	if err != nil {
-		logged(ctx, d.log, err)
+		problemOf(ctx, err).LogTo(ctx, d.log, err)
 		return nil // the check of the database says so
 	}
 	checks := make([]api.Check, 0, len(list))
@@ -184,7 +184,7 @@ func (d *doctor) checkCRL(ctx context.Context, issuer string) api.Check {
 		return api.Check{Name: name, Level: api.LevelWarn, Message: "none is published yet", Fix: "wait a minute; then look in the server's log"}
 	}
 	if err != nil {
-		logged(ctx, d.log, err)
+		problemOf(ctx, err).LogTo(ctx, d.log, err)
 		return api.Check{Name: name, Level: api.LevelFail, Message: "cannot be read", Fix: "look in the server's log"}
 	}
 	c := api.Check{

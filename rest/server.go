@@ -187,7 +187,7 @@ func LocalName(from string) string {
 	return "local"
 }
 
-// guard gives each request an id and keeps a panic from ending the connection
+// guard returns each request an id and keeps a panic from ending the connection
 // without an answer.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -18,7 +18,7 @@ func shapeDevice(d countersign.Device) api.Device {
 	}
 }
 
-// shapeCertificate tells the state as it is at now, expired included.
+// shapeCertificate shapes c with its state at now, expired included.
 func shapeCertificate(c *countersign.Certificate, now time.Time) api.Certificate {
 	out := api.Certificate{
 		Issuer: c.Issuer, Serial: string(c.Serial), Device: c.Device, Fleet: c.Fleet, Profile: c.Profile,

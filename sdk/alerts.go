@@ -17,7 +17,7 @@ func (a *Admin) Alert(ctx context.Context, id string) (*api.Alert, error) {
 	return get[api.Alert](ctx, a, alertPath(id, ""))
 }
 
-// AlertActions tells what can be done about an alert and what would happen now.
+// AlertActions lists what can be done about an alert and what would happen now.
 func (a *Admin) AlertActions(ctx context.Context, id string) (*api.AlertActions, error) {
 	return get[api.AlertActions](ctx, a, alertPath(id, "/actions"))
 }
@@ -27,7 +27,7 @@ func (a *Admin) AcknowledgeAlert(ctx context.Context, id string, n api.AlertNote
 	return post[api.Alert](ctx, a, alertPath(id, "/acknowledge"), n)
 }
 
-// AssignAlert gives an alert to an operator, by name.
+// AssignAlert returns an alert to an operator, by name.
 func (a *Admin) AssignAlert(ctx context.Context, id string, to api.AlertAssign) (*api.Alert, error) {
 	return post[api.Alert](ctx, a, alertPath(id, "/assign"), to)
 }
@@ -74,12 +74,12 @@ func (a *Admin) AlertRules(ctx context.Context) iter.Seq2[api.AlertRule, error] 
 	return list[api.AlertRule](ctx, a, "/alert-rules", query())
 }
 
-// Channels lists the channels by which alerts are told.
+// Channels lists the channels that notify of alerts.
 func (a *Admin) Channels(ctx context.Context) iter.Seq2[api.Channel, error] {
 	return list[api.Channel](ctx, a, "/channels", query())
 }
 
-// TestChannel sends a test by a channel and tells how that went.
+// TestChannel sends a test by a channel and returns how that went.
 func (a *Admin) TestChannel(ctx context.Context, name string) (*api.ChannelTest, error) {
 	return post[api.ChannelTest](ctx, a, "/channels/"+segment(name)+"/test", nil)
 }

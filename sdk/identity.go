@@ -52,7 +52,7 @@ type Identity struct {
 	path [][]byte
 }
 
-// Enroll makes a key, asks for a certificate over EST (RFC 7030, 4.2.1) and gives
+// Enroll makes a key, asks for a certificate over EST (RFC 7030, 4.2.1) and returns
 // the device's identity. With the same Key and Token a lost answer can be asked
 // for again.
 func Enroll(ctx context.Context, e Enrollment) (*Identity, error) {

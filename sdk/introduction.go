@@ -27,7 +27,7 @@ const maxIntroduction = 32 << 10
 // the peer, who checks it with Introduced.
 func (i *Identity) Introduce(ctx context.Context, peer, purpose string, ttl time.Duration) (*api.SignedIntroduction, error) {
 	in := api.NewIntroduction{Peer: peer, Purpose: purpose, TTLSeconds: int64(ttl / time.Second)}
-	out, err := ask[api.SignedIntroduction](ctx, i.server, i.TLSConfig(), "/introductions", in, nil)
+	out, err := ask[api.SignedIntroduction](ctx, i.asker(), "/introductions", in)
 	if err != nil {
 		return nil, fmt.Errorf("ask to be introduced to %s: %w", peer, err)
 	}
@@ -38,29 +38,37 @@ func (i *Identity) Introduce(ctx context.Context, peer, purpose string, ttl time
 // show its certificate, for ttl; 0 leaves that to the authority.
 func (i *Identity) AccessToken(ctx context.Context, ttl time.Duration) (*api.IssuedAccessToken, error) {
 	in := api.NewDeviceAccessToken{TTLSeconds: int64(ttl / time.Second)}
-	out, err := ask[api.IssuedAccessToken](ctx, i.server, i.TLSConfig(), "/access-tokens", in, nil)
+	out, err := ask[api.IssuedAccessToken](ctx, i.asker(), "/access-tokens", in)
 	if err != nil {
 		return nil, fmt.Errorf("ask for an access token: %w", err)
 	}
 	return out, nil
 }
 
-// ask posts to an enrollment listener. prove adds the evidence of a device without a
-// certificate; nil where config has one.
-func ask[Res any](ctx context.Context, server string, config *tls.Config, path string, body any, prove func(*http.Request)) (*Res, error) {
+// asker is a device at an enrollment listener.
+type asker struct {
+	server string
+	config *tls.Config
+	prove  func(*http.Request) // adds the evidence of a device without a certificate; nil where config has one
+}
+
+func (i *Identity) asker() asker { return asker{server: i.server, config: i.TLSConfig()} }
+
+// ask posts to the enrollment listener and reads the answer.
+func ask[Res any](ctx context.Context, a asker, path string, body any) (*Res, error) {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server+api.Base+path, bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.server+api.Base+path, bytes.NewReader(b))
 	if err != nil {
 		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if prove != nil {
-		prove(req)
+	if a.prove != nil {
+		a.prove(req)
 	}
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+	transport := &http.Transport{TLSClientConfig: a.config, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	res, err := (&http.Client{Transport: transport, Timeout: enrollTimeout}).Do(req)
 	if err != nil {

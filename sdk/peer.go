@@ -130,7 +130,7 @@ func checkStaple(der []byte, leaf, issuer *x509.Certificate, now time.Time) erro
 	}
 	if c := r.Certificate; c != nil && !bytes.Equal(c.Raw, issuer.Raw) &&
 		(!slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning) || now.After(c.NotAfter) || now.Add(peerSkew).Before(c.NotBefore)) {
-		return errors.New("the stapled OCSP answer is signed by nobody who may")
+		return errors.New("the stapled OCSP answer is signed by none that may")
 	}
 	switch {
 	case r.Status == ocsp.Revoked:
@@ -172,7 +172,7 @@ type staple struct {
 	tried time.Time
 }
 
-// of gives the answer to staple to c, asking for a new one when half of the time
+// of returns the answer to staple to c, asking for a new one when half of the time
 // of the last is over. While the responder is away the last one serves to its
 // end; without any the peer will say no, and say why.
 func (s *staple) of(c *tls.Certificate, now time.Time) []byte {

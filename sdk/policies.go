@@ -34,7 +34,7 @@ func (a *Admin) ExplainPolicy(ctx context.Context, q api.PolicyQuestion) (*api.P
 	return post[api.PolicyAnswer](ctx, a, "/policies/explain", q)
 }
 
-// ReplayPolicy tries a draft on what was decided of late, and tells what it would
+// ReplayPolicy tries a draft on what was decided of late, and returns what it would
 // do to the sessions that are open.
 func (a *Admin) ReplayPolicy(ctx context.Context, fleet, source string) (*api.PolicyReplay, error) {
 	return post[api.PolicyReplay](ctx, a, policyPath(fleet, "/replay"), api.PolicySource{Source: source})

@@ -25,8 +25,8 @@ const (
 
 // SCRAM is the device's side of SCRAM-SHA-256 (RFC 5802, 7677): it proves that it has
 // the secret without sending it, and learns that the server knows it too. One value
-// serves one exchange. What First gives goes into the CONNECT of MQTT 5 with method
-// SCRAMMethod, what Answer gives into the AUTH packet that answers the server's, and
+// serves one exchange. What First returns goes into the CONNECT of MQTT 5 with method
+// SCRAMMethod, what Answer returns into the AUTH packet that answers the server's, and
 // what comes with CONNACK goes to Check.
 type SCRAM struct {
 	Device string

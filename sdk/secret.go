@@ -17,13 +17,13 @@ func (a *Admin) Secrets(ctx context.Context, device string) iter.Seq2[api.Secret
 	return list[api.Secret](ctx, a, devicePath(device, "/secrets"), query())
 }
 
-// CreateSecret gives a device a secret to connect with. The answer is the only one
+// CreateSecret returns a device a secret to connect with. The answer is the only one
 // that holds it.
 func (a *Admin) CreateSecret(ctx context.Context, device string, n api.NewSecret) (*api.IssuedSecret, error) {
 	return post[api.IssuedSecret](ctx, a, devicePath(device, "/secrets"), n)
 }
 
-// RotateSecret gives a device the successor of its secret, which stays good for
+// RotateSecret returns a device the successor of its secret, which stays good for
 // the overlap.
 func (a *Admin) RotateSecret(ctx context.Context, device string, n api.RotateSecret) (*api.IssuedSecret, error) {
 	return post[api.IssuedSecret](ctx, a, devicePath(device, "/secrets/rotate"), n)
@@ -47,10 +47,8 @@ type Login struct {
 // new one durably before that. A device that changed it less than a minute ago is
 // refused with RateLimited.
 func (l *Login) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecret, error) {
-	config := &tls.Config{RootCAs: l.Roots, MinVersion: tls.VersionTLS12}
-	made, err := ask[api.IssuedSecret](ctx, l.Server, config, "/secret", api.ChangeSecret{Binary: binary}, func(r *http.Request) {
-		r.SetBasicAuth(l.Device, string(l.Secret))
-	})
+	a := asker{l.Server, &tls.Config{RootCAs: l.Roots, MinVersion: tls.VersionTLS12}, func(r *http.Request) { r.SetBasicAuth(l.Device, string(l.Secret)) }}
+	made, err := ask[api.IssuedSecret](ctx, a, "/secret", api.ChangeSecret{Binary: binary})
 	if err != nil {
 		return nil, fmt.Errorf("change the secret of %s: %w", l.Device, err)
 	}
@@ -63,7 +61,7 @@ func (l *Login) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecre
 // ChangeSecret asks, with the device's certificate, for its next secret to connect
 // with where it cannot show the certificate. Its fleet has to accept secrets.
 func (i *Identity) ChangeSecret(ctx context.Context, binary bool) (*api.IssuedSecret, error) {
-	made, err := ask[api.IssuedSecret](ctx, i.server, i.TLSConfig(), "/secret", api.ChangeSecret{Binary: binary}, nil)
+	made, err := ask[api.IssuedSecret](ctx, i.asker(), "/secret", api.ChangeSecret{Binary: binary})
 	if err != nil {
 		return nil, fmt.Errorf("change the secret of %s: %w", i.Device(), err)
 	}

@@ -90,9 +90,21 @@ func TestAdminHasAMethodForEachRoute(t *testing.T) {
 		name string
 		run  func(*testing.T, *whole)
 	}{
-		{"server", useServer}, {"setup", useSetup}, {"devices", useDevices}, {"certificates", useCertificates}, {"authorities", useAuthorities},
-		{"secrets", useSecrets}, {"blocks", useBlocks}, {"access tokens", useAccessTokens}, {"credentials", useCredentials},
-		{"enrollments", useEnrollments}, {"factory", useFactory}, {"policies", usePolicies}, {"audits", useAudits}, {"alerts", useAlerts}, {"log", useLog},
+		{"server", useServer},
+		{"setup", useSetup},
+		{"devices", useDevices},
+		{"certificates", useCertificates},
+		{"authorities", useAuthorities},
+		{"secrets", useSecrets},
+		{"blocks", useBlocks},
+		{"access tokens", useAccessTokens},
+		{"credentials", useCredentials},
+		{"enrollments", useEnrollments},
+		{"factory", useFactory},
+		{"policies", usePolicies},
+		{"audits", useAudits},
+		{"alerts", useAlerts},
+		{"log", useLog},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w) })
 	}

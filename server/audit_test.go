@@ -9,6 +9,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // keyWith makes an RSA key that has p as one of its primes.
@@ -55,7 +56,7 @@ func TestAnAuditFindsKeysThatShareAPrime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the end of the audit", func() bool {
+	kit.Eventually(t, "the end of the audit", func() bool {
 		got, err := s.Admin.Audit(t.Context(), run.ID)
 		return err == nil && got.State != "IN_PROGRESS"
 	})

@@ -3,8 +3,6 @@ package server_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -27,6 +25,7 @@ import (
 
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // everyDoor starts a server with each kind of listener that ends TLS, and returns
@@ -65,10 +64,7 @@ func asksForCertificates(door string) bool { return door != "websocket" && door 
 // stranger returns a certificate with n more behind it, each of about size octets.
 func stranger(t *testing.T, n, size int) tls.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := kit.Key(t)
 	var c tls.Certificate
 	c.PrivateKey = key
 	for i := range n + 1 {
@@ -317,15 +313,7 @@ func TestRoundTripsOfFiveSeconds(t *testing.T) {
 // request is a CSR for a new key of a device.
 func request(t *testing.T, device string) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: device}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	return kit.CSR(t, kit.Key(t), device)
 }
 
 // postSlow sends the body in two pieces, as it comes where a segment is lost.

@@ -6,6 +6,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const sitePolicy = `
@@ -62,7 +63,7 @@ func TestEditsAndDisconnectsReachTheSession(t *testing.T) {
 		ended(t, conn)
 		conn, _ = connect(t, other, id)
 		for _, gone := range []string{"nowhere", session} {
-			eventually(t, "the session "+gone+" is not found", func() bool { // its end is written behind
+			kit.Eventually(t, "the session "+gone+" is not found", func() bool { // its end is written behind
 				_, err := asked.Admin.DisconnectSession(t.Context(), gone, api.Act{})
 				return countersign.CodeOf(err) == countersign.NotFound
 			})

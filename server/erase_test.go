@@ -7,6 +7,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestRevocationErasesWhatTheDeviceStored reads the rows as soon as the revocation is
@@ -27,7 +28,7 @@ func TestRevocationErasesWhatTheDeviceStored(t *testing.T) {
 				t.Errorf("%s: got %d sessions and %d retained messages on record, %v, want %d in all", device, sessions, retained, err, want)
 			}
 		}
-		eventually(t, "the node of the sessions has forgotten them", func() bool { return len(usageOf(t, other.Admin, "gone")) == 0 })
+		kit.Eventually(t, "the node of the sessions has forgotten them", func() bool { return len(usageOf(t, other.Admin, "gone")) == 0 })
 		if u := usageOf(t, other.Admin, "stays"); len(u) != 1 || u[0].Retained != 2 || u[0].Kept != 1 || u[0].Sessions != 1 {
 			t.Errorf("of the other device: got %+v, want what it had", u)
 		}

@@ -181,7 +181,7 @@ func databaseURL(cfg config.Config) (string, error) {
 	return "sqlite:" + filepath.Join(dir, databaseName), nil
 }
 
-// nodeName tells this process from others on one database.
+// nodeName distinguishes this process from others on one database.
 func nodeName() string {
 	host, err := os.Hostname()
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 )
 
-// hooks are the brokers and proxies of others: who answers them, and who tells them
-// whom to disconnect. The zero value is none.
+// hooks are the brokers and proxies of others: what answers them, and what
+// asks them to disconnect devices. The zero value is none.
 type hooks struct {
 	*core
 	registry *registry.Registry
@@ -141,7 +141,7 @@ func brokerTLS(roots string) (*tls.Config, error) {
 	return c, err
 }
 
-// driver makes what tells a broker whom to disconnect.
+// driver makes what asks a broker to disconnect devices.
 func (h *hooks) driver(c config.Hook) (*hook.Driver, error) {
 	secret, err := resolve(c.Kick.Secret)
 	if err != nil {

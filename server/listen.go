@@ -123,7 +123,7 @@ func portOf(l net.Listener) string {
 }
 
 // listenSocket opens the operators' socket, 0660 from its first moment. A socket
-// that nobody answers on is left from a killed process.
+// that no process answers on is left from a killed process.
 func listenSocket(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, dialTest); err == nil {
 		return nil, errors.Join(errors.New("another server answers on it"), c.Close())

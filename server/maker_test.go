@@ -2,7 +2,6 @@ package server_test
 
 import (
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // maker is a manufacturer with a CA.
@@ -40,18 +40,9 @@ func (m *maker) sign(t *testing.T, tmpl *x509.Certificate, key *ecdsa.PrivateKey
 	return cert
 }
 
-func ecKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
 func newMaker(t *testing.T) *maker {
 	t.Helper()
-	m, key := &maker{}, ecKey(t)
+	m, key := &maker{}, kit.Key(t)
 	m.cert = m.sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Maker CA"}, SubjectKeyId: []byte{1, 2, 3},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(20 * 365 * 24 * time.Hour),
@@ -64,7 +55,7 @@ func newMaker(t *testing.T) *maker {
 // device makes a factory certificate.
 func (m *maker) device(t *testing.T, id string, serial int64) client {
 	t.Helper()
-	key := ecKey(t)
+	key := kit.Key(t)
 	cert := m.sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: id}, SubjectKeyId: []byte(id), KeyUsage: x509.KeyUsageDigitalSignature,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour),

@@ -17,6 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/server"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 	"github.com/countersign-iot/countersign/watermark"
 )
 
@@ -45,7 +46,7 @@ func busy(t *testing.T, admin *sdk.Admin, prefix string, n int) {
 // crlNumber waits for the list of the issuing authority and returns its number.
 func crlNumber(t *testing.T, admin *sdk.Admin) (n int64) {
 	t.Helper()
-	eventually(t, "a CRL", func() bool {
+	kit.Eventually(t, "a CRL", func() bool {
 		d, err := admin.Doctor(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -59,15 +60,6 @@ func crlNumber(t *testing.T, admin *sdk.Admin) (n int64) {
 		return false
 	})
 	return n
-}
-
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not in time", what)
-		}
-	}
 }
 
 // restored founds a server, takes a backup of its database, lets it live on, and puts
@@ -110,7 +102,7 @@ func TestARestoredDatabaseIsRefusedAndCanBeAccepted(t *testing.T) {
 		t.Errorf("AcceptRestored again: got %v, want Conflict", err)
 	}
 	admin, _ := serve(t, cfg)
-	eventually(t, "a CRL above those that were published", func() bool { return crlNumber(t, admin) > lost.Seen.Lists["issuing/0"] })
+	kit.Eventually(t, "a CRL above those that were published", func() bool { return crlNumber(t, admin) > lost.Seen.Lists["issuing/0"] })
 	v, err := admin.VerifyLog(t.Context())
 	if err != nil || !v.Intact || v.Lost != lost.Events {
 		t.Errorf("VerifyLog: got %+v, %v, want it intact, %d lost", v, err, lost.Events)
@@ -132,7 +124,7 @@ func checkRestoreShows(t *testing.T, admin *sdk.Admin) {
 	if !shown {
 		t.Errorf("doctor: got %+v, want the restore", d.Checks)
 	}
-	eventually(t, "an alert of the restore", func() bool {
+	kit.Eventually(t, "an alert of the restore", func() bool {
 		for a, err := range admin.Alerts(t.Context(), api.AlertFilter{Rule: "database_restored"}) {
 			if err != nil {
 				t.Fatal(err)
@@ -145,7 +137,7 @@ func checkRestoreShows(t *testing.T, admin *sdk.Admin) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a finding of the audit", func() bool {
+	kit.Eventually(t, "a finding of the audit", func() bool {
 		for f, err := range admin.AuditFindings(t.Context(), run.ID, api.AuditFindingFilter{}) {
 			if err != nil {
 				t.Fatal(err)
@@ -198,7 +190,7 @@ func TestAMissingWatermarkIsSaid(t *testing.T) {
 	if d := state(t, admin); d.Level != api.LevelWarn {
 		t.Errorf("doctor: got %+v, want a warning", d)
 	}
-	eventually(t, "the event", func() bool {
+	kit.Eventually(t, "the event", func() bool {
 		for _, err := range admin.Events(t.Context(), api.EventFilter{Type: "watermark.missing"}, api.Order{}) {
 			return err == nil
 		}
@@ -297,7 +289,7 @@ func TestALostSealingKeyCanBeReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin, _ := serve(t, cfg)
-	eventually(t, "the event", func() bool {
+	kit.Eventually(t, "the event", func() bool {
 		for e, err := range admin.Events(t.Context(), api.EventFilter{Type: "sealing_key.replaced"}, api.Order{}) {
 			return err == nil && e.Actor == "operator:local:ann"
 		}
@@ -326,12 +318,12 @@ func TestADatabaseThatGoesBackUnderANodeIsSaid(t *testing.T) {
 		}
 	}
 	number(500)
-	eventually(t, "the watermark", func() bool {
+	kit.Eventually(t, "the watermark", func() bool {
 		text, err := os.ReadFile(cfg.Path(watermark.Name))
 		return err == nil && strings.Contains(string(text), `"issuing/0": 500`)
 	})
 	number(1)
-	eventually(t, "the event and its alert", func() bool {
+	kit.Eventually(t, "the event and its alert", func() bool {
 		for e, err := range admin.Events(t.Context(), api.EventFilter{Type: "database.set_back"}, api.Order{}) {
 			if err != nil || e.Data["crl issuing/0"] != "500 -> 1" {
 				t.Fatalf("got %+v, %v", e, err)
@@ -342,7 +334,7 @@ func TestADatabaseThatGoesBackUnderANodeIsSaid(t *testing.T) {
 		}
 		return false
 	})
-	eventually(t, "a CRL above those that were published", func() bool { return crlNumber(t, admin) > 500 })
+	kit.Eventually(t, "a CRL above those that were published", func() bool { return crlNumber(t, admin) > 500 })
 	if d := state(t, admin); d.Level != api.LevelFail {
 		t.Errorf("doctor: got %+v, want a failure", d)
 	}

@@ -30,7 +30,7 @@ const (
 var ErrNotDev = errors.New("not a folder of development")
 
 // claimDev takes a folder for development: one that is new, or that was taken before.
-// A folder with anything of a server in it is somebody's production.
+// A folder with anything of a server in it is in production.
 func claimDev(cfg config.Config) error {
 	path := cfg.Path(devName)
 	if _, err := os.Stat(path); err == nil {

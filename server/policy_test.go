@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -106,7 +107,7 @@ func appliedPolicyChangesWhatALiveDeviceMayDo(t *testing.T, asked, other *counte
 	if _, err := asked.Admin.RollbackPolicy(t.Context(), "default", api.RollbackPolicy{To: 0}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "back under the built-in policy", func() bool { // which the other node reads when it is told
+	kit.Eventually(t, "back under the built-in policy", func() bool { // which the other node reads when it is told
 		_, code := connect(t, other, id)
 		return code == 0
 	})

@@ -16,6 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // patience is for a machine that has other things to do.
@@ -177,7 +178,7 @@ func apply(t *testing.T, s *countersigntest.Server, source string) {
 // guestsCome waits until the policy that lets guests in is in force at a node.
 func guestsCome(t *testing.T, s *countersigntest.Server) {
 	t.Helper()
-	eventually(t, "guests are let in", func() bool {
+	kit.Eventually(t, "guests are let in", func() bool {
 		c, _, err := knock(s, "default", nil)
 		if err == nil {
 			c.Disconnect(0)

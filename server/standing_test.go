@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -29,6 +28,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // signer is a CA of a manufacturer.
@@ -37,19 +37,10 @@ type signer struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newECKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
 // issue signs a certificate; the zero signer signs its own.
 func (m signer) issue(t *testing.T, tmpl *x509.Certificate) signer {
 	t.Helper()
-	key := newECKey(t)
+	key := kit.Key(t)
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		t.Fatal(err)
@@ -173,8 +164,8 @@ func (n *standingNodes) device(t *testing.T, name string, factory bool) *shown {
 	}
 	if !factory {
 		token := n.asked.Token(t, api.NewToken{Device: d.id, Fleet: d.fleet})
-		key := newECKey(t)
-		status, answer := n.post(t, d, asking{n.asked.Endpoints().Enroll + "/api/v1/enroll", "application/pkcs10", token, requestFor(t, key, d.id)})
+		key := kit.Key(t)
+		status, answer := n.post(t, d, asking{n.asked.Endpoints().Enroll + "/api/v1/enroll", "application/pkcs10", token, kit.CSR(t, key, d.id)})
 		if status != http.StatusOK {
 			t.Fatalf("enroll %s: %d %s", d.id, status, answer)
 		}
@@ -189,15 +180,6 @@ func (n *standingNodes) device(t *testing.T, name string, factory bool) *shown {
 	}
 	d.live = conn
 	return d
-}
-
-func requestFor(t *testing.T, key *ecdsa.PrivateKey, id string) []byte {
-	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
 }
 
 func (n *standingNodes) tls(d *shown) *tls.Config {
@@ -263,7 +245,7 @@ func (n *standingNodes) doors() []standingDoor {
 	ok := func(status int, _ []byte) bool { return status == http.StatusOK }
 	renew := func(base string) func(*testing.T, *shown) bool {
 		return func(t *testing.T, d *shown) bool {
-			return ok(n.post(t, d, asking{base + "/api/v1/renew", "application/pkcs10", "", requestFor(t, newECKey(t), d.id)}))
+			return ok(n.post(t, d, asking{base + "/api/v1/renew", "application/pkcs10", "", kit.CSR(t, kit.Key(t), d.id)}))
 		}
 	}
 	return []standingDoor{
@@ -307,7 +289,7 @@ func (n *standingNodes) doors() []standingDoor {
 			return ok(n.post(t, d, asking{e.Enroll + "/api/v1/secret", "application/json", "", []byte("{}")}))
 		}},
 		{"EST renewal", func(t *testing.T, d *shown) bool {
-			text := base64.StdEncoding.EncodeToString(requestFor(t, newECKey(t), d.id))
+			text := base64.StdEncoding.EncodeToString(kit.CSR(t, kit.Key(t), d.id))
 			return ok(n.post(t, d, asking{e.Enroll + "/.well-known/est/simplereenroll", "application/pkcs10", "", []byte(text)}))
 		}},
 		{"REST renewal", renew(e.Enroll)},

@@ -10,6 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // keeper connects a client whose session is kept.
@@ -53,7 +54,7 @@ func stock(t *testing.T, s *countersigntest.Server, id *sdk.Identity, n int) {
 	for i := range n {
 		done(t, c.Publish("devices/"+name+"/up/"+strings.Repeat("x", i+1), 1, true, "full"))
 	}
-	eventually(t, "the session is kept", func() bool { u := usageOf(t, s.Admin, name); return len(u) == 1 && u[0].Kept == 1 })
+	kit.Eventually(t, "the session is kept", func() bool { u := usageOf(t, s.Admin, name); return len(u) == 1 && u[0].Kept == 1 })
 }
 
 // TestOperatorsSeeAndPurgeWhatIsStored lets two devices store something and purges the
@@ -120,7 +121,7 @@ func TestAPurgeIsOnRecordOrSaysSo(t *testing.T) {
 		t.Errorf("without a database: got %+v, %v, want unavailable", p, err)
 	}
 	s.Faults.Heal()
-	eventually(t, "the database is back", func() bool { _, err := s.Admin.Device(t.Context(), "pump-1"); return err == nil })
+	kit.Eventually(t, "the database is back", func() bool { _, err := s.Admin.Device(t.Context(), "pump-1"); return err == nil })
 	if u := usageOf(t, s.Admin, "pump-1"); len(u) != 1 || u[0].Retained != 3 {
 		t.Errorf("after a purge that was refused: got %+v, want the three messages", u)
 	}

@@ -22,7 +22,7 @@ type trust struct {
 	registry *registry.Registry
 }
 
-// CACerts gives the path of the fleet's issuing authority.
+// CACerts returns the path of the fleet's issuing authority.
 func (t *trust) CACerts(ctx context.Context, fleet string) ([][]byte, error) {
 	f, err := t.fleet(ctx, fleet)
 	if err != nil {

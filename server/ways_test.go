@@ -19,6 +19,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // evidence is what earns a device its first certificate.
@@ -73,7 +74,7 @@ func ways(m *maker) []way {
 			return credential(t, s, made.ID, evidence{token: sasFor(t, own, "default/registrations/"+id)})
 		}},
 		{"thumbprint", func(t *testing.T, s *countersigntest.Server, id string) evidence {
-			key := ecKey(t)
+			key := kit.Key(t)
 			cert := (&maker{}).sign(t, &x509.Certificate{
 				SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: id},
 				NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
@@ -138,7 +139,7 @@ func TestEachWayToACertificateHoldsOnEveryNode(t *testing.T) {
 			Methods: &[]string{"token", "claim", "key", "group", "thumbprint", "idevid", "factory"}, Rules: &api.Rules{Authorities: []string{"maker"}},
 		})
 		fatal(t, err)
-		eventually(t, "the other node knows the manufacturer", func() bool {
+		kit.Eventually(t, "the other node knows the manufacturer", func() bool {
 			_, err := other.Admin.Authority(t.Context(), "maker")
 			return err == nil
 		})
@@ -191,8 +192,8 @@ func lifeOnBothNodes(t *testing.T, asked, other *countersigntest.Server, id *sdk
 // other one give the same again.
 func fromTheLine(t *testing.T, asked, other *countersigntest.Server, id string) *sdk.Identity {
 	t.Helper()
-	key := ecKey(t)
-	line, err := json.Marshal(api.FactoryRequest{Item: "1", ID: id, CSR: base64.StdEncoding.EncodeToString(requestFor(t, key, id))})
+	key := kit.Key(t)
+	line, err := json.Marshal(api.FactoryRequest{Item: "1", ID: id, CSR: base64.StdEncoding.EncodeToString(kit.CSR(t, key, id))})
 	fatal(t, err)
 	var path []*x509.Certificate
 	for i, s := range []*countersigntest.Server{asked, other} {
@@ -233,7 +234,7 @@ func approved(t *testing.T, asked, other *countersigntest.Server) *sdk.Identity 
 	fatal(t, err)
 	made, err := asked.Admin.CreateToken(t.Context(), api.NewToken{Device: "pump-asks", Fleet: "watched"})
 	fatal(t, err)
-	key := ecKey(t)
+	key := kit.Key(t)
 	ask := func() (*sdk.Identity, error) {
 		return sdk.Enroll(t.Context(), sdk.Enrollment{
 			Server: other.Endpoints().Enroll, Roots: other.Roots, Device: "pump-asks", Fleet: "watched", Token: made.Secret, Key: key,

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha1"
 	"crypto/x509"
@@ -24,6 +22,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // authority is a small CA with an own OCSP responder certificate, named
@@ -52,7 +51,7 @@ type ocspData struct {
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{revoked: map[countersign.Serial]time.Time{}}
-	a.key, a.respKey = newKey(t), newKey(t)
+	a.key, a.respKey = kit.Key(t), kit.Key(t)
 	tmpl := template(1, "Test issuing")
 	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	a.cert = a.sign(t, tmpl, tmpl, a.key)
@@ -68,15 +67,6 @@ func template(serial int64, cn string) *x509.Certificate {
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: cn}, KeyUsage: x509.KeyUsageDigitalSignature,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 	}
-}
-
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
 }
 
 func (a *authority) sign(t testing.TB, tmpl, parent *x509.Certificate, key crypto.Signer) *x509.Certificate {
@@ -95,7 +85,7 @@ func (a *authority) sign(t testing.TB, tmpl, parent *x509.Certificate, key crypt
 // issue makes a device's certificate that the authority knows.
 func (a *authority) issue(t testing.TB, serial int64) *x509.Certificate {
 	t.Helper()
-	cert := a.sign(t, template(serial, "pump-7"), a.cert, newKey(t))
+	cert := a.sign(t, template(serial, "pump-7"), a.cert, kit.Key(t))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known = append(a.known, countersign.SerialOf(cert.SerialNumber))

@@ -40,7 +40,7 @@ func (s *Server) crl(w http.ResponseWriter, r *http.Request, path string) {
 }
 
 // etagOf names a list. The CRL number grows with every list (RFC 5280, 5.2.3); the
-// time tells apart what two installations published at one address.
+// time distinguishes what two installations published at one address.
 func etagOf(l *countersign.CRL) string {
 	return quoted(l.Issuer, strconv.Itoa(l.Shard), strconv.FormatInt(l.Number, 10), strconv.FormatInt(l.ThisUpdate.Unix(), 10))
 }

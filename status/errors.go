@@ -107,7 +107,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, text+".", status)
 }
 
-// seconds rounds up, so that nobody comes back too early.
+// seconds rounds up, so that no client comes back too early.
 func seconds(d time.Duration) string {
 	if d <= 0 {
 		d = retryAfter

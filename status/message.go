@@ -147,7 +147,7 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 	if id.Hash != 0 && (len(name) != id.Hash.Size() || len(key) != id.Hash.Size()) {
 		return false
 	}
-	// A negative or very long serial is nobody's (RFC 5280, 4.1.2.2). It stays
+	// No certificate has a negative or very long serial (RFC 5280, 4.1.2.2). It stays
 	// empty and is answered as unknown: a negative one must not be taken for the
 	// positive one with the same octets.
 	if number := bytes.TrimLeft(serial, "\x00"); serial[0] < 0x80 && len(number) <= maxSerial {
@@ -183,7 +183,7 @@ func hashOf(oid []byte) crypto.Hash {
 }
 
 // readExtensions reads the content of an explicit tag around Extensions and
-// gives the nonce if one is there and allowed.
+// returns the nonce if one is there and allowed.
 func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err error) {
 	var list cryptobyte.String
 	if !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
@@ -216,7 +216,7 @@ func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err 
 	return nonce, nil
 }
 
-// EncodeOCSPRequest gives the DER of a request for one certificate of issuer,
+// EncodeOCSPRequest returns the DER of a request for one certificate of issuer,
 // which it names by SHA-1 as responders expect (RFC 5019, 2.1.1). A nil nonce
 // leaves the extension out, so that the answer may come from a cache.
 func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, error) {
@@ -269,7 +269,7 @@ func addNonce(exts *cryptobyte.Builder, nonce []byte) {
 	})
 }
 
-// responseNonce gives the nonce of a ResponseData (RFC 6960, 4.2.1), nil if it
+// responseNonce returns the nonce of a ResponseData (RFC 6960, 4.2.1), nil if it
 // has none. The data has been parsed and its signature checked before.
 func responseNonce(tbs []byte) ([]byte, error) {
 	in := cryptobyte.String(tbs)

@@ -24,7 +24,7 @@ type Authority interface {
 	// OpenCRL opens the current list and returns its record beside it. Readers share
 	// the octets; a Read fails where the list was superseded and had to be dropped.
 	OpenCRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, io.ReadSeekCloser, error)
-	// Issuer gives an authority's certificate, DER. NotFound: no such authority.
+	// Issuer returns an authority's certificate, DER. NotFound: no such authority.
 	Issuer(ctx context.Context, id string) ([]byte, error)
 }
 
@@ -45,7 +45,7 @@ type Server struct {
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// EscapedPath: in base64 an escaped slash is as good as a plain one, and only
-	// the raw form tells where the request begins.
+	// the raw form shows where the request begins.
 	path := r.URL.EscapedPath()
 	switch {
 	case path == "/ocsp" || strings.HasPrefix(path, "/ocsp/"):
@@ -104,7 +104,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, f file) {
 	h.Set("Cache-Control", s.cacheControl(f.nextUpdate))
 	// Two lists can bear the same second when a revocation follows an issue at
 	// once. By date alone the second would look unmodified until the third, and
-	// the revocation unseen; only the entity tag tells them apart.
+	// the revocation unseen; only the entity tag distinguishes them.
 	r.Header.Del("If-Modified-Since")
 	r.Header.Del("If-Unmodified-Since")
 	http.ServeContent(w, r, "", f.thisUpdate, paced{f.content, http.NewResponseController(w)})

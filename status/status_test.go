@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func newClient() *Client {
@@ -55,7 +56,7 @@ func request(t testing.TB, a *authority, cert *x509.Certificate, nonce []byte) [
 func TestClientLearnsGoodRevokedUnknown(t *testing.T) {
 	a := newAuthority(t)
 	u := start(t, a)
-	good, bad, unknown := a.issue(t, 100), a.issue(t, 101), a.sign(t, template(102, "stranger"), a.cert, newKey(t))
+	good, bad, unknown := a.issue(t, 100), a.issue(t, 101), a.sign(t, template(102, "stranger"), a.cert, kit.Key(t))
 	a.revoke(bad)
 	for cert, want := range map[*x509.Certificate]int{good: ocsp.Good, bad: ocsp.Revoked, unknown: ocsp.Unknown} {
 		res, err := newClient().OCSP(t.Context(), u+"/ocsp", cert, a.cert)
@@ -72,7 +73,7 @@ func TestClientRefusesWhatItCannotBelieve(t *testing.T) {
 	a, other := newAuthority(t), newAuthority(t)
 	u := start(t, a)
 	cert := a.issue(t, 100)
-	plainKey := newKey(t)
+	plainKey := kit.Key(t)
 	plain := a.sign(t, template(103, "no responder"), a.cert, plainKey)
 	for name, mangle := range map[string]func(*ocspData){
 		"no nonce":            func(d *ocspData) { d.nonce = nil },
