@@ -159,8 +159,8 @@ const operatorSessions = 128
 
 func isOperator(device string) bool { return strings.HasPrefix(device, "operator/") }
 
-// identify finds out who stands at the door. A certificate goes before all else:
-// the user name beside it is what the client says of itself, never a login.
+// identify determines which client connects. A certificate takes precedence:
+// the user name beside it is what the client claims about itself, never a login.
 func (d *Decider) identify(ctx context.Context, c countersign.Connection) Decision {
 	switch {
 	case len(c.Peer) > 0:

@@ -50,7 +50,7 @@ type guest struct {
 }
 
 // take reserves a place for a guest and reports whether there was one, for the fleet and for
-// its address. An address that a broker does not tell has no share of its own.
+// its address. An address that a broker does not pass on has no share of its own.
 func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -91,7 +91,7 @@ func (p *party) leave(name string) {
 	}
 }
 
-// Opened tells of a session, of which only those of guests matter here.
+// Opened records a session; only those of guests matter here.
 func (d *Decider) Opened(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return
@@ -106,7 +106,7 @@ func (d *Decider) Opened(s countersign.Session) {
 	}
 }
 
-// Closed tells of the end of a session.
+// Closed records the end of a session.
 func (d *Decider) Closed(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return

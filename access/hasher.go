@@ -34,7 +34,7 @@ const (
 
 const (
 	// maxWorkers bounds the checks at once, and so their memory: 4 times 19 MiB. Half
-	// of the cores stay for everybody else.
+	// of the cores stay for all other work.
 	maxWorkers = 4
 	// maxQueue bounds the checks that wait, each with a password of up to 64 KiB.
 	maxQueue = 64
@@ -123,7 +123,7 @@ func busy() error {
 		WithNext("try again in a few seconds").WithRetry(queueWait)
 }
 
-// enter gives a place in the queue, and says whether who came in before.
+// enter returns a place in the queue, and reports whether who came in before.
 func (h *hasher) enter(who regular) (known, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

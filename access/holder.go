@@ -11,7 +11,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// holder is a device that a client says it is, with what it may show.
+// holder is the device that a client claims to be, with the credentials that it may present.
 type holder struct {
 	device, fleet string
 	state         countersign.DeviceState

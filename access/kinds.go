@@ -75,7 +75,7 @@ func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error
 	return d.rules.of(fleet, text)
 }
 
-// Accepts says whether a fleet takes a kind of credential.
+// Accepts reports whether a fleet takes a kind of credential.
 func Accepts(a countersign.Access, kind countersign.AccessKind) bool {
 	if len(a.Kinds) == 0 {
 		return kind == countersign.AccessCertificate

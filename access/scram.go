@@ -177,7 +177,7 @@ func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, de
 // scramKeys are what a server keeps of a secret (RFC 5802, 3).
 type scramKeys struct{ stored, server []byte }
 
-// scramCandidate gives the keys of a device's i-th secret, and its id; empty if
+// scramCandidate returns the keys of a device's i-th secret, and its id; empty if
 // it has none that can be used so.
 func (k *Secrets) scramCandidate(h *holder, i int) (scramKeys, string) {
 	if i >= len(h.secrets) || h.secrets[i].scram == nil {

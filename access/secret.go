@@ -145,7 +145,7 @@ func (k *Secrets) hash(device string, secret []byte) ([]byte, error) {
 	return k.keyed("connection secrets", []byte(device), secret)
 }
 
-// tried tells one wrong secret from others and nothing else of it: 32 bits under a
+// tried distinguishes wrong secrets and reveals nothing else about them: 32 bits under a
 // key of ours fit too many secrets to find it out.
 func (k *Secrets) tried(secret []byte) string {
 	sum, err := k.keyed("tried secrets", secret)

@@ -41,7 +41,7 @@ func (u Use) connects() bool { return u == Connecting || u == vouched }
 // anew is the way back of a device whose certificate is no good any more.
 const anew = "enroll anew with a token made for the device"
 
-// Standing says whether a certificate on record is good for a use now.
+// Standing reports whether a certificate on record is good for a use now.
 type Standing struct {
 	Cert   countersign.CertRef
 	Device string

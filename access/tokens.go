@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// DefaultTokenTTL is how long an access token is good where nobody says.
+	// DefaultTokenTTL is how long an access token is valid by default.
 	DefaultTokenTTL = 15 * time.Minute
 	// MinTokenTTL is the least that is worth asking for.
 	MinTokenTTL = time.Minute
@@ -35,7 +35,7 @@ const (
 	maxTokenPage = 1000
 	// maxTokenText bounds what is parsed at all; ours are under 1 KiB.
 	maxTokenText = 4 << 10
-	// tokenIssuer and tokenAudience keep our tokens apart from everybody else's.
+	// tokenIssuer and tokenAudience distinguish our tokens from those of other issuers.
 	tokenIssuer   = "countersign"
 	tokenAudience = "countersign:connect"
 )
@@ -70,14 +70,14 @@ type Tokens struct {
 	Key []byte // 32 octets
 }
 
-// claims are what a token says. What it grants is on record.
+// claims are the content of a token. What it grants is on record.
 type claims struct {
 	jwt.Claims
 	Fleet   string   `json:"fleet"`
 	Devices []string `json:"devices,omitempty"`
 }
 
-// Issue records a token and gives its text, which is kept nowhere. The devices of
+// Issue records a token and returns its text, which is kept nowhere. The devices of
 // its scope must be of one fleet, which becomes the token's; a token for a device
 // has none and names its fleet. It refuses with BadRequest what is out of
 // bounds, with NotFound a device that there is not, and with RateLimited one token too many
@@ -156,12 +156,12 @@ func (t *Tokens) sign(k Token) (string, error) {
 	return text, nil
 }
 
-// looksLikeToken says whether a password is meant as an access token.
+// looksLikeToken reports whether a password is meant as an access token.
 func looksLikeToken(password []byte) bool {
 	return len(password) > 3 && string(password[:3]) == "eyJ" && strings.Count(string(password[:min(len(password), maxTokenText)]), ".") == 2
 }
 
-// Verify reads a token that somebody shows. It refuses with BadCredential one that
+// Verify reads a token that a client presents. It refuses with BadCredential one that
 // is not ours or is altered, and with CredentialExpire one that is ours and not good
 // now: it was revoked, or its time is over. That one is no guess, and a page that goes on
 // showing it must not have its address blocked.
@@ -246,7 +246,7 @@ func (t *Tokens) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, er
 	return k, nil
 }
 
-// RevokeSource ends all tokens of a source that are good now and gives them.
+// RevokeSource ends all tokens of a source that are good now and returns them.
 func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) (list []Token, err error) {
 	rows, err := tx.Query(ctx, `UPDATE access_token SET revoked_at = $2 WHERE source = $1 AND expires_at > $2 AND revoked_at = 0 RETURNING `+tokenColumns,
 		source, store.Micros(t.Now()))

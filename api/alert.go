@@ -149,7 +149,7 @@ type Notice struct {
 	Digest *Digest   `json:"digest,omitempty"`
 }
 
-// Digest stands for many notices.
+// Digest: the notice summarizes many.
 type Digest struct {
 	Since      time.Time        `json:"since"`
 	Notices    int64            `json:"notices"`

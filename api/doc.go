@@ -49,7 +49,7 @@ type Endpoints struct {
 // EndpointsFile is the name of the file that holds Endpoints.
 const EndpointsFile = "endpoints.json"
 
-// Health says whether the server does its work.
+// Health reports whether the server does its work.
 type Health struct {
 	Status string `json:"status" enum:"ok,degraded,failing" doc:"The worst of the checks that doctor lists."`
 }

@@ -183,7 +183,7 @@ type Request struct {
 	Checks []string // names; empty: all
 }
 
-// Start begins a run and gives it as it stands at its start. Conflict if one is in
+// Start begins a run and returns it as it stands at its start. Conflict if one is in
 // progress, on whichever node; NotFound for a check that there is not.
 func (a *Auditor) Start(ctx context.Context, q Request) (Run, error) { return a.start(ctx, q, false) }
 
@@ -236,7 +236,7 @@ func (a *Auditor) launch(ctx context.Context, run Run) {
 	})
 }
 
-// Wait waits for the end of a run of this process, and gives it. A run of another
+// Wait waits for the end of a run of this process, and returns it. A run of another
 // node is given as it stands.
 func (a *Auditor) Wait(ctx context.Context, id string) (Run, error) {
 	a.mu.Lock()

@@ -105,13 +105,13 @@ func (t *trust) add(l *x509.RevocationList) {
 	}
 }
 
-// revoked says whether its issuer revoked the certificate.
+// revoked reports whether its issuer revoked the certificate.
 func (t *trust) revoked(c *x509.Certificate) (revocation, bool) {
 	r, ok := t.entries[string(c.RawIssuer)][string(c.SerialNumber.Bytes())]
 	return r, ok
 }
 
-// revokedAbove gives a CA above the certificate that was revoked; nil if none was.
+// revokedAbove returns a CA above the certificate that was revoked; nil if none was.
 // Of several CAs with one name and key, as after a renewal, one good one is enough.
 func (t *trust) revokedAbove(c *x509.Certificate) *x509.Certificate {
 	for range maxDepth {

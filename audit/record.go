@@ -181,7 +181,7 @@ func (a *Auditor) bury(ctx context.Context, alone bool) error {
 	})
 }
 
-// Get gives a run with its checks; "latest" stands for the newest one.
+// Get returns a run with its checks; "latest" means the newest one.
 func (a *Auditor) Get(ctx context.Context, id string) (Run, error) {
 	id, err := a.resolve(ctx, id)
 	if err != nil {
@@ -202,7 +202,7 @@ func noRun(id string) error {
 	return countersign.Errorf(countersign.NotFound, "there is no audit %.80q", id).WithNext("look for it in the list of audits")
 }
 
-// resolve gives the id that a word for a run stands for.
+// resolve returns the id that a word for a run means.
 func (a *Auditor) resolve(ctx context.Context, id string) (string, error) {
 	if id != Latest {
 		return id, nil
@@ -310,7 +310,7 @@ func scanFinding(row store.Row) (f Finding, err error) {
 	return f, json.Unmarshal([]byte(evidence), &f.Evidence)
 }
 
-// LastCompleted gives the newest run that completed, false if there is none.
+// LastCompleted returns the newest run that completed, false if there is none.
 func (a *Auditor) LastCompleted(ctx context.Context) (run Run, ok bool, err error) {
 	list, err := a.runRows(ctx, `WHERE state = 'COMPLETED' ORDER BY id DESC LIMIT 1`)
 	if err != nil || len(list) == 0 {

@@ -143,7 +143,7 @@ func (t *tally) group(f Finding) {
 	t.counts[subject]++
 }
 
-// handedOn gives what others are told of a run: the findings of finished checks.
+// handedOn returns what others are told of a run: the findings of finished checks.
 func (w *work) handedOn() (list []countersign.Finding) {
 	for _, name := range slices.Sorted(maps.Keys(w.checks)) {
 		t := w.checks[name]

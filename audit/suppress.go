@@ -32,7 +32,7 @@ const (
 type Suppression struct {
 	ID        string
 	Check     string
-	Subject   string // of the findings, or fleet:<name> of their fleet; * stands for any text
+	Subject   string // of the findings, or fleet:<name> of their fleet; * means any text
 	Reason    string
 	CreatedBy countersign.Actor
 	CreatedAt time.Time
@@ -44,7 +44,7 @@ func (s *Suppression) covers(f *Finding) bool {
 	return s.Check == f.Check && (matches(s.Subject, f.Subject) || f.Fleet != "" && matches(s.Subject, "fleet:"+f.Fleet))
 }
 
-// suppressedBy gives the id of the first that covers the finding; empty if none.
+// suppressedBy returns the id of the first that covers the finding; empty if none.
 func suppressedBy(list []Suppression, f Finding) string {
 	for i := range list {
 		if list[i].covers(&f) {
@@ -54,7 +54,7 @@ func suppressedBy(list []Suppression, f Finding) string {
 	return ""
 }
 
-// matches compares a text with a pattern in which * stands for any text.
+// matches compares a text with a pattern in which * means any text.
 func matches(pattern, s string) bool {
 	parts := strings.Split(pattern, "*")
 	last := len(parts) - 1

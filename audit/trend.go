@@ -23,7 +23,7 @@ type Point struct {
 	Suppressed   int64
 }
 
-// Trend gives each check's results over the last runs, at most maxRuns, by name. Runs
+// Trend returns each check's results over the last runs, at most maxRuns, by name. Runs
 // in which the check did not end are left out.
 func (a *Auditor) Trend(ctx context.Context, runs int) (list []Trend, err error) {
 	if runs < 1 || runs > maxRuns {

@@ -28,7 +28,7 @@ type page struct {
 	entries     []*entry // until they are delivered to the session
 }
 
-// prepare gives the new messages among ops their places, and each a page. Trims are as
+// prepare assigns the new messages among ops their places, and each a page. Trims are as
 // far as they are now.
 func prepare(ops []op) {
 	open := map[*session]*page{}

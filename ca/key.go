@@ -55,7 +55,7 @@ func CheckKey(pub crypto.PublicKey) (kind string, err error) {
 	return "", weak("key type %T is not accepted", pub)
 }
 
-// AcceptKey holds a key that somebody wants certified against all there is to say of
+// AcceptKey checks a key that is to be certified against all that is known about
 // it: type and size as CheckKey, and that it is not known to be weak.
 func (c *CA) AcceptKey(pub crypto.PublicKey) (kind string, err error) {
 	if kind, err = CheckKey(pub); err != nil {

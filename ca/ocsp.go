@@ -64,7 +64,7 @@ type issuerNames struct {
 func namesOf(cert *x509.Certificate) issuerNames {
 	bits, err := publicKeyBits(cert.PublicKey)
 	if err != nil {
-		return issuerNames{} // a key type nobody can name in OCSP: never matches
+		return issuerNames{} // a key type that cannot be named in OCSP: never matches
 	}
 	return issuerNames{
 		sha1.Sum(cert.RawSubject), sha1.Sum(bits), //nolint:gosec // as above

@@ -21,7 +21,7 @@ type Profile struct {
 	Description string   `json:"description,omitempty"`
 	Validity    Duration `json:"validity,omitempty"`  // lifetime; unused where NoExpiry
 	NoExpiry    bool     `json:"no_expiry,omitempty"` // 99991231235959Z, for an IDevID (802.1AR, 8.7; RFC 5280, 4.1.2.5)
-	Backdate    Duration `json:"backdate,omitempty"`  // how far NotBefore lies back, for devices whose clock is slow
+	Backdate    Duration `json:"backdate,omitempty"`  // how far NotBefore is in the past, for devices whose clock is slow
 	ExtKeyUsage []string `json:"ext_key_usage,omitempty"`
 	KeyUsage    []string `json:"key_usage,omitempty"`
 	Keys        []string `json:"keys,omitempty"`        // accepted key types; empty: all that CheckKey accepts

@@ -81,7 +81,7 @@ func (c *CA) RaiseReason(ctx context.Context, tx *store.Tx, cert *countersign.Ce
 }
 
 // Replace revokes a pending certificate in favor of another key that the device
-// asked for. Whoever shows it afterwards is a second holder of the identity.
+// asked for. A client that presents it afterwards is a second holder of the identity.
 func (c *CA) Replace(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
 	if cert.State != countersign.CertPending {
 		return moveError(cert, "replaced")

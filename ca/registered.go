@@ -110,7 +110,7 @@ func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (counte
 }
 
 // usableAnchor refuses what each device of the authority would be refused for later.
-// What is wrong is in what the operator gave.
+// The fault is in the operator's input.
 func usableAnchor(a attest.Anchor, now time.Time) error {
 	err := attest.CheckAnchor(a, now)
 	if countersign.CodeOf(err) != countersign.Misconfigured {
@@ -144,7 +144,7 @@ func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.
 }
 
 // KeyHolder reports whether any certificate, even a revoked one, was issued over the
-// public key to anybody but the device: another device, or nobody in particular
+// public key to anybody but the device: another device, or no particular one
 // (empty), as with claims and the authority's own.
 func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device string) (other string, taken bool, err error) {
 	err = r.QueryRow(ctx, `SELECT device FROM certificate WHERE key_hash = $1 AND device <> $2 ORDER BY device DESC LIMIT 1`, keyHash, device).Scan(&other)

@@ -15,7 +15,7 @@ type burst struct {
 	told time.Time
 }
 
-// add counts h and says whether that makes a finding: the rule's threshold is
+// add counts h and reports whether that makes a finding: the rule's threshold is
 // reached within its window, and the last finding is as long ago as the rule wants.
 func (b *burst) add(r *Rule, h hit) bool {
 	keep := b.hits[:0]
@@ -35,7 +35,7 @@ func (b *burst) add(r *Rule, h hit) bool {
 	return true
 }
 
-// quiet says whether the last finding about the subject is long enough ago.
+// quiet reports whether the last finding about the subject is long enough ago.
 func (b *burst) quiet(r *Rule, at time.Time) bool {
 	return b.told.IsZero() || at.Sub(b.told) >= r.Again
 }

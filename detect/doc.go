@@ -1,6 +1,6 @@
 // Package detect sees abuse in the log of events as it happens: a certificate in
 // two places, a secret that is tried on many devices, a revoked device that comes
-// back. [Watch] reads the sealed log and gives what it finds to whoever acts on it;
+// back. [Watch] reads the sealed log and passes its findings to a function that acts on them;
 // it acts on nothing itself.
 //
 // Each detector is a machine that is fed events and has no clock and no database:

@@ -98,7 +98,7 @@ func (d *door) lost(e *countersign.Event, g *byDevice, how string) {
 	})
 }
 
-// unknown is a certificate that nobody here issued.
+// unknown is a certificate of no known issuer.
 func (d *door) unknown(e *countersign.Event) {
 	from, _, ok := source(e.Remote)
 	if !ok {

@@ -69,8 +69,8 @@ type use struct {
 	told    burst
 }
 
-// party is somebody who uses an identity or a client id, as far as parties can be
-// told apart.
+// party is a user of an identity or a client id, as far as parties can be
+// distinguished.
 type party struct {
 	from  netip.Prefix
 	hello string
@@ -94,7 +94,7 @@ type openSession struct {
 	fleet                         string
 	at                            time.Time
 	seq                           int64
-	more                          int // sessions that this one stands for, beyond maxSessions; 0: it is one
+	more                          int // sessions that this one means, beyond maxSessions; 0: it is one
 	// crossed is the session of another party that was opened while this one was open;
 	// nil: none was, since the last judgment.
 	crossed *openSession

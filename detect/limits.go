@@ -77,7 +77,7 @@ func (l *limits) refusedOperator(e *countersign.Event) {
 	}
 	r := l.m.rules[OperatorRefused]
 	who, subject := string(e.Actor), string(e.Actor)
-	if e.Data["role"] == "" { // nobody is known
+	if e.Data["role"] == "" { // no user is known
 		who, subject = "somebody", "server"
 		if from, _, ok := source(e.Remote); ok {
 			who, subject = from.Addr().String(), addressSubject(from)

@@ -68,7 +68,7 @@ func newMachine(usual func(fleet string) countersign.Usual) *machine {
 	return m
 }
 
-// step takes the next event of the log and gives what is found by it.
+// step takes the next event of the log and returns what is found by it.
 func (m *machine) step(e *countersign.Event) []found {
 	m.out = nil
 	m.holders.elapse(e.At)
@@ -107,7 +107,7 @@ func (m *machine) step(e *countersign.Event) []found {
 	return m.out
 }
 
-// elapse tells that time has passed without an event.
+// elapse advances the time without an event.
 func (m *machine) elapse(now time.Time) []found {
 	m.out = nil
 	m.holders.elapse(now)
@@ -190,7 +190,7 @@ func deviceSubject(id string) string { return "device:" + id }
 
 func addressSubject(p netip.Prefix) string { return "address:" + p.String() }
 
-// tally is how many events one line of the log stands for: repeats are thinned out.
+// tally is how many events one line of the log means: repeats are thinned out.
 func tally(e *countersign.Event) int {
 	n, err := strconv.Atoi(e.Data["more_before"])
 	if err != nil || n < 0 {
@@ -200,9 +200,9 @@ func tally(e *countersign.Event) int {
 }
 
 const (
-	// massAfter findings of one rule in one fleet within massWindow are told one by
+	// massAfter findings of one rule in one fleet within massWindow are reported one by
 	// one. What befalls more devices at once has one cause and is one finding of the
-	// fleet, told again at ten times as many.
+	// fleet, reported again at ten times as many.
 	massAfter  = 20
 	massWindow = 10 * time.Minute
 	maxMasses  = 10_000
@@ -217,7 +217,7 @@ type masses struct {
 type mass struct {
 	since time.Time
 	count int
-	next  int // the count at which the fleet's finding is told again
+	next  int // the count at which the fleet's finding is reported again
 }
 
 func (s *masses) init() { s.by = lockout.Table[[2]string, mass]{Max: maxMasses, TTL: massWindow} }

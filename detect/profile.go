@@ -41,7 +41,7 @@ type profiles struct {
 // way is from one network to another.
 type way struct{ from, to netip.Prefix }
 
-// beaten is how old a way must be to be nobody's own.
+// beaten is how old a way must be to count as common.
 const beaten = 24 * time.Hour
 
 // profile is what is known of a device.
@@ -79,7 +79,7 @@ func (p *profiles) issued(e *countersign.Event) {
 	}
 }
 
-// first says whether a certificate is not a renewal.
+// first reports whether a certificate is not a renewal.
 func first(e *countersign.Event) bool {
 	return e.Type == countersign.CertAccepted || e.Data["predecessor"] == ""
 }
@@ -89,7 +89,7 @@ func (p *profiles) side(e *countersign.Event) uint64 {
 	return maphash.String(p.seed, e.Data["hello"]+"\x00"+e.Data["software"]+"\x00"+e.Data["protocol"])
 }
 
-// opened learns from a session and gives the way by which the device came.
+// opened learns from a session and returns the way by which the device came.
 func (p *profiles) opened(e *countersign.Event) came {
 	_, place, ok := source(e.Remote)
 	if !ok {
@@ -127,7 +127,7 @@ type came struct {
 	at time.Time
 }
 
-// beaten says whether others have gone a way for long: within a carrier, or to a
+// beaten reports whether others have gone a way for long: within a carrier, or to a
 // service hall.
 func (p *profiles) beaten(w way, now time.Time) bool {
 	first := p.ways.Look(w)
@@ -146,7 +146,7 @@ func (p *profiles) found(e *countersign.Event, d *profile, w way) {
 	})
 }
 
-// usual says whether enough other devices of the fleet look like this.
+// usual reports whether enough other devices of the fleet look like this.
 func (p *profiles) usual(e *countersign.Event, side uint64) bool {
 	c := p.fleet.Look(face{e.Fleet, side})
 	return c != nil && len(c.devices) >= common && !slices.Contains(c.devices, e.Device)

@@ -71,7 +71,7 @@ func (c *clients) opened(e *countersign.Event) {
 }
 
 // of returns a client id of a device and moves it to the end of its list. A new one
-// may take the place of another; those that have told all they can are forgotten.
+// may take the place of another; those that can show nothing more are dropped.
 func (c *clients) of(d *[]client, id string, now time.Time) (s *client, known bool) {
 	list := slices.DeleteFunc(*d, func(s client) bool {
 		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.TTL && now.Sub(s.back.told) > c.rule.Again

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// batch is the most events taken in at once: their findings are one transaction.
+	// batch is the most events read at once: their findings are one transaction.
 	batch = 500
-	// pollEvery is how late a finding may be when nobody wakes the watch, and how
+	// pollEvery is how late a finding may be when no notice wakes the watch, and how
 	// often one that could not be handed over is tried again.
 	pollEvery = 500 * time.Millisecond
 	// sealTime is how long an event that woke the watch takes until it is sealed.
@@ -24,7 +24,7 @@ const (
 	// maxReplay bounds the events read again at a start, a few seconds' worth.
 	maxReplay = 500_000
 
-	// cursorName is where the watch stands in the log, dueName up to when what
+	// cursorName is the position of the watch in the log, dueName up to when what
 	// became due by time alone was handed over (microseconds since 1970).
 	cursorName = "detect"
 	dueName    = "detect.due"
@@ -46,9 +46,9 @@ type Watch struct {
 	// may run more than once, as with [store.DB.Write]; with an error the batch is
 	// tried again.
 	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
-	// Usual tells what is nothing to notice in a fleet; nil: nothing is noticed.
+	// Usual returns what is usual in a fleet and not noted; nil: nothing is noted.
 	Usual func(ctx context.Context, fleet string) (countersign.Usual, error)
-	// Observe hears of each finding once it is handed over; nil: nobody does.
+	// Observe is called with each finding once it is handed over; nil: no calls.
 	Observe func(rule string, severity countersign.Severity)
 
 	machine *machine
@@ -149,7 +149,7 @@ func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	return low, nil
 }
 
-// catchUp takes in what has been sealed, and that time has passed.
+// catchUp reads what has been sealed, and that time has passed.
 func (w *Watch) catchUp(ctx context.Context) error {
 	for ctx.Err() == nil {
 		events, err := event.Sealed(ctx, w.DB, w.at, batch)

@@ -60,7 +60,7 @@ func (k kind) addAlgorithm(b *cryptobyte.Builder) {
 	}
 }
 
-// kindOf names the kind of key that an AlgorithmIdentifier stands for.
+// kindOf names the kind of key that an AlgorithmIdentifier means.
 func kindOf(algorithm []byte) (name string, known bool) {
 	for name, k := range kinds {
 		var b cryptobyte.Builder

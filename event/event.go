@@ -1,7 +1,7 @@
 // Package event keeps the log of what happened. Events are appended in the
-// transaction that they describe; a sealer then gives them a dense sequence and
+// transaction that they describe; a sealer then assigns them a dense sequence and
 // a hash chain, so that a line changed or taken out later shows. The log is also
-// the bus: subscribers hear of an event as soon as it is durable, on every node.
+// the bus: subscribers receive an event as soon as it is durable, on every node.
 package event
 
 import (
@@ -64,7 +64,7 @@ func (l *Log) init() {
 	})
 }
 
-// Subscribe adds a function that hears each event once it is durable, in no
+// Subscribe adds a function that is called with each event once it is durable, in no
 // particular order and perhaps twice. It must not block. Call it before Run.
 func (l *Log) Subscribe(fn func(countersign.Event)) { l.subscribers = append(l.subscribers, fn) }
 

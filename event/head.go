@@ -23,7 +23,7 @@ type head struct {
 
 // Head returns the sequence and the hash of the newest event that was sealed, as the
 // sealer recorded it; 0 and nil before the first. Rows that are removed from the
-// end of the log do not change it, so that whoever keeps it elsewhere can see later
+// end of the log do not change it, so that one who keeps it elsewhere can see later
 // whether the log still holds what it held.
 func (l *Log) Head(ctx context.Context) (seq int64, hash []byte, err error) {
 	h, err := readHead(ctx, l.DB)

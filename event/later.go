@@ -80,7 +80,7 @@ func (q *later) run(ctx context.Context) {
 			q.drain(ctx)
 			return
 		case w := <-q.queue:
-			if w.done == nil { // nobody waits for this one
+			if w.done == nil { // no caller waits for this one
 				select {
 				case <-ctx.Done():
 				case <-time.After(laterPause):

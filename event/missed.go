@@ -16,7 +16,7 @@ import (
 const CaughtUp = 2 * time.Second
 
 const (
-	// followEvery is how often the log is read for what no notice told of: where the
+	// followEvery is how often the log is read for events without a notice: where the
 	// notices do not arrive, this is how late a revocation is.
 	followEvery = time.Second
 	// followRetry is the pause after a failed read, and while something is in doubt.
@@ -133,7 +133,7 @@ func (l *Log) streaming(up bool) {
 	l.Doubt("notices of other nodes may have been lost")
 }
 
-// follow reads the log for what no notice told of, until ctx ends.
+// follow reads the log for events without a notice, until ctx ends.
 func (l *Log) follow(ctx context.Context) {
 	for {
 		pause := followEvery

@@ -12,7 +12,7 @@ import (
 // maxNotice is the longest payload that PostgreSQL takes.
 const maxNotice = 7999
 
-// notice is what one node tells the others.
+// notice is what one node sends the others.
 type notice struct {
 	From  string
 	ID    int64 // of the event; 0 from a node of an earlier version

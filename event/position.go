@@ -27,7 +27,7 @@ func (l *Log) Position(ctx context.Context) countersign.Position {
 func (l *Log) look(ctx context.Context) {
 	var id int64
 	if err := l.DB.QueryRow(ctx, `SELECT COALESCE(MAX(id), 0) FROM event`).Scan(&id); err != nil {
-		return // the last one known stands
+		return // the last one known is kept
 	}
 	l.passed(id)
 }

@@ -60,7 +60,7 @@ func (l *Log) seal(ctx context.Context) {
 	}
 }
 
-// Seal gives the unsealed events, at most a batch, their sequence and hash, records
+// Seal assigns the unsealed events, at most a batch, their sequence and hash, records
 // the new end of the log beside it, and returns how many there were. One sealer
 // works at a time over all nodes.
 func (l *Log) Seal(ctx context.Context) (n int, err error) {

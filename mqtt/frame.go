@@ -138,7 +138,7 @@ func remainingLength(b []byte) (n, size int) {
 	return 0, 0
 }
 
-// wait gives the buffer back and waits for one byte without one.
+// wait returns the buffer back and waits for one byte without one.
 func (fr *frameReader) wait() error {
 	fr.release()
 	if _, err := io.ReadFull(fr.src, fr.first[:]); err != nil {

@@ -164,7 +164,7 @@ func (x *session) asks() countersign.Connection {
 	return a
 }
 
-// describe notes what the client says of itself: what a page's browser says, and
+// describe notes what the client claims about itself: what a page's browser says, and
 // with a certificate the user name, which some SDKs use for that.
 func (x *session) describe() {
 	if len(x.conn.Peer()) > 0 && x.connect.username != "" && x.connect.password == nil {

@@ -15,7 +15,7 @@ const (
 // publish is a PUBLISH packet (MQTT 5, 3.3). It shares the frame's memory.
 type publish struct {
 	qos     byte
-	topic   []byte // empty: the alias stands for it
+	topic   []byte // empty: the alias means it
 	id      uint16 // 0 with QoS 0
 	alias   uint16 // 0: none
 	props   []byte // MQTT 5 property block

@@ -38,7 +38,7 @@ const (
 	kindPair
 )
 
-// pktWill stands for the will properties of a CONNECT in the property table.
+// pktWill means the will properties of a CONNECT in the property table.
 const pktWill = 0
 
 type propRule struct {

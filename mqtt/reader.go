@@ -219,11 +219,11 @@ func (x *reader) learnAlias(p publish, topic string) error {
 	return nil
 }
 
-// refusedTopic is what an alias stands for whose message was refused. It is no topic
+// refusedTopic is what an alias means whose message was refused. It is no topic
 // name, so that it is refused again, and takes no room.
 const refusedTopic = ""
 
-// forgetAlias notes that an alias stands for a topic that the device may not publish
+// forgetAlias notes that an alias means a topic that the device may not publish
 // to.
 func (x *reader) forgetAlias(p publish) {
 	if p.alias > 0 && len(p.topic) > 0 {

@@ -100,7 +100,7 @@ const (
 	// maxTold bounds the topics of one session that are reported when they are allowed for
 	// the first time: a sample of what devices do, for trying out policies.
 	maxTold = 32
-	// maxSoftware bounds what the client says of itself.
+	// maxSoftware bounds what the client claims about itself.
 	maxSoftware = 128
 	// alpnMQTT is registered for MQTT over TLS, alpnAWS is what SDKs of AWS IoT offer.
 	alpnMQTT, alpnAWS = "mqtt", "x-amzn-mqtt-ca"

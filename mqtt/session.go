@@ -27,7 +27,7 @@ type session struct {
 	now  func() time.Time
 
 	connect   *connect
-	software  string    // what the client says of itself, so far
+	software  string    // what the client claims about itself, so far
 	assigned  string    // the client identifier, if the gateway chose it
 	exchange  *exchange // an authentication of several steps; owned by the reader
 	perms     countersign.Permissions

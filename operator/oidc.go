@@ -42,7 +42,7 @@ type OIDC struct {
 	asked    time.Time
 }
 
-// Grant gives a role to whoever has a value in a claim. The first that fits counts.
+// Grant grants a role to users who have a value in a claim. The first that fits counts.
 // The claim email counts with email_verified alone: many providers let people write
 // any address there.
 type Grant struct {
@@ -119,7 +119,7 @@ func (o *OIDC) away() *countersign.Error {
 	return countersign.Errorf(countersign.Unavailable, "the sign-in provider cannot be asked now").WithNext("try again").WithRetry(discoveryEvery)
 }
 
-// has says whether a claim holds the value, by itself or in a list.
+// has reports whether a claim holds the value, by itself or in a list.
 func has(claim any, value string) bool {
 	switch c := claim.(type) {
 	case string:

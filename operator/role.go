@@ -59,7 +59,7 @@ func (r Role) May(a Act) bool {
 	return a == Anyone || r == Admin || slices.Contains(may[r], a)
 }
 
-// CheckRole says whether r is a role.
+// CheckRole reports whether r is a role.
 func CheckRole(r Role) error {
 	if slices.Contains(Roles(), r) {
 		return nil

@@ -20,11 +20,11 @@ const (
 	// thinFor is how long the same act of a device is not written again: a device
 	// that reports each second is one row in ten minutes.
 	thinFor = 10 * time.Minute
-	// maxThinned bounds the acts that are told apart, about 4 MB. When it is full, all
+	// maxThinned bounds the acts that are distinguished, about 4 MB. When it is full, all
 	// are forgotten, and each may be written once more.
 	maxThinned = 100_000
 	// maxPerClient bounds the acts of one device in that time, and those of all guests
-	// of a fleet together: nobody is to push the acts of others out of the sample.
+	// of a fleet together: no client may displace the acts of others in the sample.
 	maxPerClient = 50
 	// maxSampled bounds the rows that wait for the database; more are left out, since
 	// this is a sample.

@@ -322,7 +322,7 @@ func sessionEvent(t countersign.EventType, s countersign.Session) countersign.Ev
 	}
 }
 
-// written is an address for the log; a broker that asks for a device may not tell it.
+// written is an address for the log; a broker that asks for a device may not pass it on.
 func written(a netip.AddrPort) string {
 	if !a.IsValid() {
 		return ""
@@ -353,7 +353,7 @@ func (a *arrival) connectRefused() {
 	a.later(e, a.dec.Device)
 }
 
-// claims notes what an unknown client says of itself.
+// claims records what an unknown client claims about itself.
 func (a *arrival) claims(data map[string]string) {
 	c, dec := a.conn, &a.dec
 	if len(c.Peer) > 0 {

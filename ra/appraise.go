@@ -40,7 +40,7 @@ func (a *appraisal) credentials() []*registry.Credential {
 // complete an enrollment which was never used.
 func (a *appraisal) bound(device string) bool { return a.device == device }
 
-// appraise says what the evidence of a first enrollment proves. Where two kinds
+// appraise determines what the evidence of a first enrollment proves. Where two kinds
 // are shown, HTTP's and TLS's, both must hold and name the same device.
 func (r *request) appraise(ctx context.Context) (*appraisal, error) {
 	ev := &r.Evidence

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// standing is what the record says of the device that a request is for.
+// standing is the record of the device that a request is for.
 type standing struct {
 	known  bool
 	device registry.Entry

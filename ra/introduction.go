@@ -28,7 +28,7 @@ const (
 	DefaultIntroduction = 5 * time.Minute
 	// MinIntroduction is the least: the devices still have to meet.
 	MinIntroduction = 10 * time.Second
-	// MaxIntroduction is the most. Nobody can take one back, so it must die by itself.
+	// MaxIntroduction is the most. An introduction cannot be revoked, so it must expire.
 	MaxIntroduction = time.Hour
 	// maxPartyKeys bounds the keys of one party: two during an overlap, and some.
 	maxPartyKeys = 8

@@ -181,7 +181,7 @@ func (p *repeats) past(now time.Time) bool {
 	return now.Sub(p.since) >= thinWindow || now.Before(p.since)
 }
 
-// late returns lines that stand for what was left out in windows that are over, at
+// late returns lines with the number of those left out in windows that are over, at
 // most lateAtOnce; all of them if all is set. Each is the last of its kind, with the
 // number of those before it.
 func (t *thin) late(now time.Time, all bool) (events []countersign.Event) {

@@ -51,7 +51,7 @@ func (d *Responder) change(ctx context.Context, id, act string, by By, do func(a
 	return a, err
 }
 
-// Acknowledge says that a person is at the alert. It is told again only if it gets
+// Acknowledge records that a person works on the alert. Channels are notified again only if it gets
 // worse.
 func (d *Responder) Acknowledge(ctx context.Context, id string, by By) (Alert, error) {
 	return d.change(ctx, id, "acknowledge", by, func(a *Alert) (string, error) {
@@ -60,7 +60,7 @@ func (d *Responder) Acknowledge(ctx context.Context, id string, by By) (Alert, e
 	})
 }
 
-// Assign gives the alert to an operator, by name; empty: to nobody.
+// Assign assigns the alert to an operator, by name; empty: to no one.
 func (d *Responder) Assign(ctx context.Context, id, to string, by By) (Alert, error) {
 	if len(to) > maxAssignee {
 		return Alert{}, countersign.Errorf(countersign.BadRequest, "the name is longer than %d octets", maxAssignee)

@@ -15,18 +15,18 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// State is where an alert stands.
+// State is the state of an alert.
 type State string
 
 // The states. Closed is the end: what comes later of the same kind opens another.
 const (
 	Open         State = "open"
 	Acknowledged State = "acknowledged" // a person is at it
-	Snoozed      State = "snoozed"      // neither tells nor acts until its end
+	Snoozed      State = "snoozed"      // neither notifies nor acts until its end
 	Closed       State = "closed"
 )
 
-// Live in a filter stands for all states but closed.
+// Live in a filter means all states but closed.
 const Live State = "live"
 
 // Resolution is how an alert was closed.
@@ -41,9 +41,9 @@ const (
 const (
 	// maxEvidence is how many findings an alert keeps: the last ones; the log has all.
 	maxEvidence = 10
-	// maxTimeline bounds what an alert tells of itself; the log has all.
+	// maxTimeline bounds the timeline of an alert; the log has all.
 	maxTimeline = 100
-	// maxLive bounds the alerts that are not closed: more nobody reads. Beyond it
+	// maxLive bounds the alerts that are not closed: more are never read. Beyond it
 	// findings join one alert for their rule.
 	maxLive = 5000
 	// maxPage bounds a page: a thousand alerts are a few MB at the worst.
@@ -75,7 +75,7 @@ type Alert struct {
 	ChangedAt    time.Time
 }
 
-// Line tells one thing that was said or done about an alert.
+// Line is one entry of an alert's timeline: a note or an act.
 type Line struct {
 	At      time.Time
 	Actor   countersign.Actor

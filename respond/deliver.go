@@ -165,7 +165,7 @@ func (d *Responder) tellTimeline(ctx context.Context, tx *store.Tx, c *channel, 
 	return a.save(ctx, tx)
 }
 
-// note takes down how an attempt ended and gives the event that is due: the channel
+// note takes down how an attempt ended and returns the event that is due: the channel
 // began to fail, or works again.
 func (c *channel) note(now time.Time, failure error) countersign.EventType {
 	c.mu.Lock()
@@ -197,7 +197,7 @@ func (c *channel) event(kind countersign.EventType, failure error) countersign.E
 	return e
 }
 
-// ChannelList tells how each channel stands, in the order of the configuration.
+// ChannelList returns the state of each channel, in the order of the configuration.
 func (d *Responder) ChannelList(ctx context.Context) ([]api.Channel, error) {
 	d.init()
 	list := make([]api.Channel, 0, len(d.channels))
@@ -214,7 +214,7 @@ func (d *Responder) ChannelList(ctx context.Context) ([]api.Channel, error) {
 	return list, nil
 }
 
-// TestChannel sends a notice by a channel now and tells how that went. NotFound if
+// TestChannel sends a notice by a channel now and returns the outcome. NotFound if
 // there is no such channel.
 func (d *Responder) TestChannel(ctx context.Context, name string, by ra.By) (api.ChannelTest, error) {
 	d.init()

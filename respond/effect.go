@@ -26,7 +26,7 @@ type standing struct {
 	fork     bool                  // an alert that is not closed says that the device has two holders
 }
 
-// Actions tells what can be done about an alert and what would happen now.
+// Actions returns what can be done about an alert and what would happen now.
 func (d *Responder) Actions(ctx context.Context, id string) ([]api.AlertAction, error) {
 	s, err := d.look(ctx, id)
 	if err != nil {

@@ -38,7 +38,7 @@ const (
 	heldShare = 1
 	// maxBlocked is the same for addresses, over all fleets.
 	maxBlocked = 20
-	// blockFor is how long an automatic block lasts: it ends by itself if nobody looks.
+	// blockFor is how long an automatic block lasts: it ends by itself if no one acts.
 	blockFor = time.Hour
 	// via names this package in events.
 	via = "respond"
@@ -88,7 +88,7 @@ func (t *taking) queue(ctx context.Context, a *Alert, m countersign.Mitigation, 
 	return nil
 }
 
-// queued tells what is still to be done about an alert.
+// queued returns what is still to be done about an alert.
 func (d *Responder) queued(ctx context.Context, alert string) (list []Line, err error) {
 	rows, err := d.RA.DB.Query(ctx, `SELECT act, made_at FROM mitigation WHERE alert = $1 AND state IN ('waiting', 'running') ORDER BY made_at`, alert)
 	if err != nil {
@@ -127,7 +127,7 @@ func (d *Responder) mitigate(ctx context.Context) (more bool, err error) {
 	return true, d.settle(ctx, j, r)
 }
 
-// passing says whether the same may succeed later.
+// passing reports whether the same may succeed later.
 func passing(err error) bool {
 	switch countersign.CodeOf(err) {
 	case countersign.Unavailable, countersign.Internal, countersign.RateLimited:
@@ -300,7 +300,7 @@ func (d *Responder) revoke(ctx context.Context, j *job) (result, error) {
 	return result{text: told(r, "revoked")}, nil
 }
 
-// told says what an act took away.
+// told describes what an act took away.
 func told(r *countersign.Revocation, what string) string {
 	return fmt.Sprintf("%s ended, %s %s", count(r.Sessions, "session"), count(len(r.Certificates), "certificate"), what)
 }
@@ -397,7 +397,7 @@ func (d *Responder) settle(ctx context.Context, j *job, r result) error {
 	})
 }
 
-// writeTime bounds the wait for the database where nobody else does.
+// writeTime bounds the wait for the database where the caller does not.
 const writeTime = 10 * time.Second
 
 // pause is the wait after a number of attempts.

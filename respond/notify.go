@@ -16,7 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// The news that channels are told.
+// The news that channels are sent.
 const (
 	NewsOpened  = "opened"
 	NewsChanged = "changed" // its severity rose, or it goes on after its snooze
@@ -27,7 +27,7 @@ const (
 
 const (
 	// maxPerMinute notices go out one by one; what comes beyond is gathered for
-	// digestAfter into one. Nobody reads an eleventh mail in the same minute.
+	// digestAfter into one. An eleventh mail in the same minute is not read.
 	maxPerMinute = 10
 	digestAfter  = time.Minute
 	// maxDigestRules and maxDigestAlerts bound a digest.
@@ -91,7 +91,7 @@ func (c *channel) room(now time.Time) int {
 	return n
 }
 
-// wants says whether the channel is told of an alert.
+// wants reports whether the channel is notified of an alert.
 func (c *channel) wants(a *Alert, acts []countersign.Mitigation) bool {
 	if len(c.Fleets) > 0 && !slices.Contains(c.Fleets, a.Fleet) {
 		return false
@@ -100,7 +100,7 @@ func (c *channel) wants(a *Alert, acts []countersign.Mitigation) bool {
 		c.Severity != "" && a.Severity.Rank() >= countersign.Severity(c.Severity).Rank()
 }
 
-// tellAll is tell for an alert whose last finding says what follows.
+// tellAll is tell for an alert whose last finding determines the response.
 func (t *taking) tellAll(ctx context.Context, news string, a *Alert) error {
 	if len(a.Evidence) == 0 {
 		return nil

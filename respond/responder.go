@@ -1,6 +1,6 @@
 // Package respond turns findings into consequences. A [Responder] groups what the
 // detectors and audit checks found into alerts, does what the fleet wants done
-// about them, tells the channels of the configuration, and serves the people who
+// about them, notifies the channels of the configuration, and serves the people who
 // work on the alerts. It finds nothing by itself, and changes a device's standing
 // through package ra alone.
 package respond
@@ -24,12 +24,12 @@ type Responder struct {
 	Sessions func() []countersign.Session
 	// Rules is the catalog of detectors and audit checks.
 	Rules []countersign.Rule
-	// Channels are told of alerts. config.Check has passed them.
+	// Channels are notified of alerts. config.Check has passed them.
 	Channels []config.Channel
 	// Host names this server in what is sent.
 	Host string
-	// Observe hears how each finding, mitigation and notification ended, for metrics.
-	// nil: nobody does.
+	// Observe is called with the outcome of each finding, mitigation and notification, for
+	// metrics. Nil: no calls.
 	Observe func(Outcome)
 
 	once     sync.Once
@@ -100,7 +100,7 @@ func poke(c chan struct{}) {
 // newID makes an id that is unique and easily read aloud.
 func newID() string { return rand.Text()[:13] } // 65 bits
 
-// Run does what was queued and tells the channels, until ctx ends. What is not done
+// Run does what was queued and notifies the channels, until ctx ends. What is not done
 // by then is on record, for the next process.
 func (d *Responder) Run(ctx context.Context) error {
 	d.init()

@@ -8,7 +8,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// anyRule stands in a fleet's rules for those that are not named.
+// anyRule matches in a fleet's rules those that are not named.
 const anyRule = "*"
 
 // mitigations lists them all, the mildest first.
@@ -23,7 +23,7 @@ func (d *Responder) Catalog() []countersign.Rule {
 	return slices.SortedFunc(maps.Values(d.catalog), func(a, b countersign.Rule) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// Rule gives what the catalog says; the zero Rule with its name where it says nothing.
+// Rule returns the rule of the catalog; the zero Rule with its name if there is none.
 func (d *Responder) Rule(name string) countersign.Rule {
 	d.init()
 	if r, ok := d.catalog[name]; ok {
@@ -90,7 +90,7 @@ func (d *Responder) plan(f countersign.Finding, respond map[string][]countersign
 	})
 }
 
-// silent says whether the plan bothers nobody.
+// silent reports whether the plan notifies no one.
 func silent(acts []countersign.Mitigation) bool {
 	return !slices.ContainsFunc(acts, func(m countersign.Mitigation) bool { return m != countersign.MitigateNote })
 }

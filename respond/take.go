@@ -171,7 +171,7 @@ func (t *taking) acts(ctx context.Context, f countersign.Finding) ([]countersign
 }
 
 // group joins a finding to the live alert of its rule and subject, or makes one. It
-// is not saved yet. news is what channels are told of it; empty: nothing.
+// is not saved yet. news is what channels are sent about it; empty: nothing.
 func (t *taking) group(ctx context.Context, f countersign.Finding) (a *Alert, news string, err error) {
 	found, err := t.find(ctx, f.Rule, f.Subject)
 	if err != nil {
@@ -207,7 +207,7 @@ func (t *taking) find(ctx context.Context, rule, subject string) (*Alert, error)
 }
 
 // overflow gives, once there are as many alerts as anyone could read, the one that
-// stands for all further subjects of a rule, and makes the finding one of its.
+// represents all further subjects of a rule, and makes the finding one of its.
 func (t *taking) overflow(ctx context.Context, f *countersign.Finding) (*Alert, error) {
 	if t.live < 0 {
 		err := t.tx.QueryRow(ctx, `SELECT COUNT(*) FROM alert WHERE state <> 'closed'`).Scan(&t.live)
@@ -266,7 +266,7 @@ func (a *Alert) event(kind countersign.EventType, by countersign.Actor, why stri
 }
 
 // wakeSnoozed opens the alerts whose snooze is over. Those that went on meanwhile
-// are told again.
+// are notified again.
 func (d *Responder) wakeSnoozed(ctx context.Context, now time.Time) error {
 	ids, err := d.ids(ctx, `SELECT id FROM alert WHERE state = 'snoozed' AND snoozed <= $1 LIMIT 500`, store.Micros(now))
 	if err != nil {

@@ -23,7 +23,7 @@ func subject(n api.Notice) string {
 	return "[test] this channel works"
 }
 
-// text is a notice as a mail tells it.
+// text is a notice as the text of a mail.
 func text(n api.Notice) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

@@ -8,7 +8,7 @@ const (
 	timeError = 5      // TIME_ERROR: it is not synchronized
 )
 
-// clockStatus says what the kernel knows of its clock. Where it cannot be asked the
+// clockStatus returns what the kernel knows about its clock. Where it cannot be asked the
 // clock counts as right.
 func clockStatus() (said string, synchronized bool) {
 	var t syscall.Timex

@@ -122,7 +122,7 @@ func relayTo(e config.Engine) (*mqtt.Relay, error) {
 	return b, nil
 }
 
-// gatewayStop bounds how long sessions may take to hear that the server stops.
+// gatewayStop bounds how long sessions may take to end when the server stops.
 const gatewayStop = 5 * time.Second
 
 // serveMQTT serves until ctx ends, then ends the sessions.

@@ -20,7 +20,7 @@ const channel = "countersign"
 type dialect struct {
 	postgres bool
 	lock     string // takes a lock by name until the transaction ends; empty: writers are serial
-	notify   string // tells the other nodes; empty: there are none
+	notify   string // notifies the other nodes; empty: there are none
 	clock    string // reads the database's clock, as Micros; empty: it has none of its own
 	tables   string // counts our tables, as far as there is one
 	words    *strings.Replacer
@@ -70,7 +70,7 @@ func (d dialect) statementContext(ctx context.Context) context.Context {
 	return context.WithoutCancel(ctx)
 }
 
-// wrapRow gives Scan the error in our terms; drivers fetch the first row at once,
+// wrapRow makes Scan return a wrapped error; drivers fetch the first row at once,
 // so a failure is known before Scan.
 func (d dialect) wrapRow(ctx context.Context, row *sql.Row) *sql.Row {
 	if row.Err() == nil {
@@ -88,7 +88,7 @@ const (
 	pgInvalidParameter     = "22023"
 )
 
-// pgDown tells the SQLSTATE classes of a server that cannot serve: connection
+// pgDown lists the SQLSTATE classes of a server that cannot serve: connection
 // exception, insufficient resources, operator intervention, system error; and those
 // of one that lets this user in no more, or has no such database.
 func pgDown(code string) bool {
@@ -126,7 +126,7 @@ func isFull(err error) bool {
 	return sqliteCode(err)&0xff == sqlite3.SQLITE_FULL || pgCode(err) == pgDiskFull
 }
 
-// isDown says whether the database, rather than the statement, is at fault.
+// isDown reports whether the database, rather than the statement, is at fault.
 func isDown(err error) bool {
 	switch sqliteCode(err) & 0xff {
 	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY,
@@ -146,7 +146,7 @@ func isDown(err error) bool {
 		errors.Is(err, net.ErrClosed) || isBrokenPipe(err) || pgconn.SafeToRetry(err)
 }
 
-// isRetryable says whether PostgreSQL asks for the transaction to be run again.
+// isRetryable reports whether PostgreSQL asks for the transaction to be run again.
 func isRetryable(err error) bool {
 	code := pgCode(err)
 	return code == pgSerializationFailure || code == pgDeadlockDetected

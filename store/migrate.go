@@ -88,7 +88,7 @@ func (db *DB) version(ctx context.Context) (int64, error) {
 	return at.Int64, err
 }
 
-// migrateOne applies the next migration and says whether there was one.
+// migrateOne applies the next migration and reports whether there was one.
 func (db *DB) migrateOne(ctx context.Context, tx *Tx, all []migration) (bool, error) {
 	if err := tx.Lock(ctx, "schema_version"); err != nil {
 		return false, err

@@ -80,12 +80,12 @@ type reserve struct {
 	file  *os.File // nil: it could not be made yet
 	left  int64
 	over  int64 // octets by which the database exceeds Options.MaxBytes
-	inUse bool  // as it was told last
+	inUse bool  // as it was reported last
 }
 
 // openReserve opens or makes the reserve of the database at path. A disk that has too
 // little space for it has none: that is logged, and tried again later. On a full disk
-// it gives away what a start needs.
+// it releases what a start needs.
 func openReserve(o Options, path string) *reserve {
 	r := &reserve{opts: o, path: path + reserveName, size: o.Reserve, quit: make(chan struct{}), done: make(chan struct{})}
 	if f, err := os.OpenFile(r.path, os.O_RDWR, 0o600); err == nil {
@@ -149,7 +149,7 @@ func (r *reserve) closed() bool {
 	return r.used()
 }
 
-// release gives away a part and reports whether there was any left.
+// release frees a part and reports whether there was any left.
 func (r *reserve) release(part int64) bool {
 	r.changing.Lock()
 	defer r.changing.Unlock()
@@ -285,7 +285,7 @@ func (w *writer) bound(octets int64) error {
 	return w.exec(fmt.Sprintf("PRAGMA max_page_count(%d)", max(1, octets/pageSize)))
 }
 
-// measure notes by how much the database exceeds its bound, and tells of the reserve.
+// measure records by how much the database exceeds its bound, and reports the use of the reserve.
 func (w *writer) measure() {
 	if w.reserve == nil {
 		return

@@ -134,7 +134,7 @@ func (q *Query) Arg(v any) string {
 	return "$" + strconv.Itoa(len(q.Args))
 }
 
-// And adds a condition in which each ? stands for the next of values.
+// And adds a condition in which each ? means the next of values.
 func (q *Query) And(cond string, values ...any) {
 	for _, v := range values {
 		cond = strings.Replace(cond, "?", q.Arg(v), 1)

@@ -40,7 +40,7 @@ func newCached(src preparer) *cached {
 	return &cached{src: src, order: list.New(), byQ: map[string]*list.Element{}}
 }
 
-// acquire gives a statement that stays open until release.
+// acquire returns a statement that stays open until release.
 func (c *cached) acquire(ctx context.Context, q string) (*prepared, error) {
 	if p := c.lookup(q); p != nil {
 		return p, nil

@@ -1,7 +1,7 @@
 // Package store is the one database of the authority: a *DB over database/sql
 // that speaks one SQL text to SQLite (embedded, the default) and to PostgreSQL
 // 15 or later (more than one node). It opens, locks and migrates the database,
-// gives reads to everybody and writes through [DB.Write], which answers only
+// allows reads to all and writes through [DB.Write], which answers only
 // after the commit is durable. It knows no table, no protocol and no rule;
 // keepers bring their own SQL with $1 parameters and times as [Micros].
 //
@@ -28,7 +28,7 @@ type Options struct {
 	URL string
 	// Now is the clock. It is required.
 	Now func() time.Time
-	// Log receives what no caller is told: reconnects, panics. Nil discards it.
+	// Log receives what is returned to no caller: reconnects, panics. Nil discards it.
 	Log *slog.Logger
 	// MaxBytes bounds the SQLite file; a write beyond it is refused as
 	// Unavailable. 0 is no bound. PostgreSQL ignores it.
@@ -137,7 +137,7 @@ func connect(ctx context.Context, o Options) (*DB, error) {
 // the database.
 func (db *DB) Close() error { return db.close() }
 
-// Postgres says whether the database is PostgreSQL, which other nodes may share.
+// Postgres reports whether the database is PostgreSQL, which other nodes may share.
 func (db *DB) Postgres() bool { return db.dialect.postgres }
 
 // Clock returns the time by the clock that all nodes on the database share. SQLite

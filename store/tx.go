@@ -109,7 +109,7 @@ func (tx *Tx) Proof(q string, args ...any) {
 	}
 }
 
-// begin says whether one more statement may run, and with which context.
+// begin reports whether one more statement may run, and with which context.
 func (tx *Tx) begin(ctx context.Context) (context.Context, error) {
 	if tx.err != nil {
 		return ctx, tx.err

@@ -49,7 +49,7 @@ type pending struct {
 	err  error
 	done chan error // one slot, so that the writer never waits for a caller
 	// taken decides the race between the writer that begins and the caller that
-	// gives up: who swaps it first wins.
+	// gives up: the first to swap it wins.
 	taken atomic.Bool
 }
 
@@ -248,7 +248,7 @@ func (w *writer) runOne(p *pending) error {
 	return nil
 }
 
-// exec has no caller's context: these statements are everybody's.
+// exec has no caller's context: these statements are for all callers.
 func (w *writer) exec(q string) error {
 	_, err := w.run.ExecContext(context.Background(), q)
 	return err

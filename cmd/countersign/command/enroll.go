@@ -44,7 +44,7 @@ func boundFlags(env *Env, c *cobra.Command, b *bounds) {
 	f.StringVar(&b.Label, "label", "", "your name for it")
 }
 
-// read checks what the flags say and gives it as the server wants it.
+// read checks what the flags say and returns it as the server wants it.
 func (b *bounds) read(env *Env) (api.Bounds, error) {
 	if b.ttl < time.Second {
 		return b.Bounds, usagef("--ttl %s is less than a second", b.ttl)

@@ -74,7 +74,7 @@ func batches(seq iter.Seq2[string, error], size int, do func([]string) error) er
 	return do(batch)
 }
 
-// bulkForm tells JSON lines from CSV by the first sign, and gives how to read
+// bulkForm tells JSON lines from CSV by the first sign, and returns how to read
 // and how to write it.
 func bulkForm(env *Env, in *bufio.Reader) (ids iter.Seq2[string, error], out func([]api.DeviceToken) error, err error) {
 	first, err := in.Peek(1)
@@ -198,7 +198,7 @@ func (env *Env) readInput(name string) ([]byte, error) {
 	return b, nil
 }
 
-// progressEvery is how many items a line of progress stands for.
+// progressEvery is how many items a line of progress means.
 const progressEvery = 1000
 
 func enrollFactory(env *Env) *cobra.Command {

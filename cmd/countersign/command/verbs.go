@@ -120,7 +120,7 @@ func reasonFlag(c *cobra.Command, why *string) {
 	c.Flags().StringVar(why, "reason", "", "why, in your words")
 }
 
-// checkArguments gives each command without a check of its arguments the one that its
+// checkArguments adds to each command without a check of its arguments the one that its
 // line of use describes.
 func checkArguments(c *cobra.Command) {
 	if c.Args == nil && c.RunE != nil {
