@@ -17,7 +17,8 @@ const (
 	// writePiece is what is written at once, so that a slow link that carries a large
 	// message shows that it moves.
 	writePiece = 16 << 10
-	// stallSlack is the part of DefaultStall that a peer may have beyond it.
+	// stallSlack is the part of DefaultStall, a quarter, that a peer may have beyond it: a
+	// deadline is moved only once it has less than DefaultStall left.
 	stallSlack = 4
 	// recordCost is what TLS and WebSocket add to a piece, generously.
 	recordCost = 64

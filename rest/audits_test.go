@@ -9,12 +9,20 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/operator"
+	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/store"
 )
 
+func (h *house) auditor() *audit.Auditor {
+	return &audit.Auditor{
+		DB: h.db, Now: h.Now, Log: h.Log, CA: h.CA, Registry: h.Registry, Operators: h.Operators, Events: h.Events,
+		Policies: &policies.Store{DB: h.db, Now: h.Now, Events: h.Events}, Verify: h.Events.Verify,
+	}
+}
+
 func TestAuditsAreRunAndRead(t *testing.T) {
 	h := newHouse(t)
-	h.Auditor = &audit.Auditor{DB: h.db, Now: h.Now, Log: h.Log, Events: h.Events}
+	h.Auditor = h.auditor()
 	c := h.local(t)
 	c.must("POST", "/devices", `{"id":"pump-7","fleet":"default"}`, nil)
 	c.must("POST", "/claims", `{"fleet":"default","label":"line","uses":5000,"ttl_seconds":20000000}`, nil)
@@ -81,7 +89,7 @@ func TestAuditsAreRunAndRead(t *testing.T) {
 
 func TestAuditsWantTheRight(t *testing.T) {
 	h := newHouse(t)
-	h.Auditor = &audit.Auditor{DB: h.db, Now: h.Now, Log: h.Log}
+	h.Auditor = h.auditor()
 	c := serve(t, h.Handler())
 	body := `{"check":"CRL_STALE_CHECK","subject":"*","reason":"known","ends_at":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + `"}`
 	for role, want := range map[operator.Role][3]int{
