@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"math/rand/v2"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
@@ -50,6 +50,9 @@ func (b *Broker) restore(ctx context.Context) error {
 		if s.left.Load() == 0 {
 			s.left.Store(now.UnixMicro())
 			s.sent = s.seq // all of it may have been sent
+			// Identifiers of messages that have gone are not used again soon: a client may have
+			// kept one whose end it did not see.
+			s.seq += rand.Uint64N(maxPacketID / 2) //nolint:gosec // no secret
 			b.journal.add(op{kind: opSession, s: s, row: s.row()})
 		}
 		s.sent = min(s.sent, s.seq) // what was sent is acknowledged, if it is not there
@@ -289,11 +292,17 @@ func (s *session) filled(c *Conn, pages []*page, whole bool, after, until uint64
 		s.loaded = max(s.loaded, until)
 	}
 	s.more = !whole || s.stored > s.loaded
-	for _, id := range s.early { // what is there is sent again, and the client answers again
-		if !slices.ContainsFunc(s.queue, func(e *entry) bool { return e.id() == id }) {
+	early := s.early
+	s.early = nil
+	for _, id := range early {
+		switch i := s.find(id); {
+		case i >= 0:
+			s.pubrec(c, s.queue[i])
+		case s.whole():
 			c.client.Acknowledge(Pubrel, id, NotFound)
+		default:
+			s.early = append(s.early, id)
 		}
 	}
-	s.early = nil
 	s.pump(nil)
 }

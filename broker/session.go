@@ -370,9 +370,13 @@ func (s *session) remove(i int) {
 	}
 }
 
-// find returns the place of the message in flight with a packet identifier, or -1.
+// find returns the place of the message with a packet identifier, or -1. It is in flight,
+// or was so over an earlier connection and is to be sent again.
 func (s *session) find(id uint16) int {
-	for i, e := range s.queue[:s.next] {
+	for i, e := range s.queue {
+		if i >= s.next && e.state == waiting && e.seq > s.sent {
+			break
+		}
 		if e.id() == id {
 			return i
 		}
@@ -391,7 +395,7 @@ func (s *session) acknowledge(c *Conn, kind Acknowledgment, id uint16, code byte
 	if i < 0 {
 		switch {
 		case kind != Pubrec || code >= Unspecified:
-		case !s.load:
+		case s.whole():
 			c.client.Acknowledge(Pubrel, id, NotFound)
 		case len(s.early) < s.limit: // the message may be among those that are being read
 			s.early = append(s.early, id)
@@ -405,14 +409,26 @@ func (s *session) acknowledge(c *Conn, kind Acknowledgment, id uint16, code byte
 		kind == Pubcomp && e.state == released:
 		s.remove(i)
 		s.pump(nil)
-	case kind == Pubrec && e.state == released:
-		c.client.Acknowledge(Pubrel, id, Success)
-	case kind == Pubrec && e.qos == 2 && e.state == sent:
-		if !s.kept {
-			e.state = released
-			c.client.Acknowledge(Pubrel, id, Success)
-			return
-		}
+	case kind == Pubrec && code < Unspecified:
+		s.pubrec(c, e)
+	}
+}
+
+// whole reports that all that may have been sent and is not acknowledged is in queue.
+func (s *session) whole() bool { return !s.kept || s.loaded >= s.sent }
+
+// pubrec takes PUBREC for a message. One that comes before the message was sent again
+// over this connection is for the time before: the client has the message, and one that
+// was sent again would be another one to a client that does not compare identifiers.
+func (s *session) pubrec(c *Conn, e *entry) {
+	switch {
+	case e.state == released:
+		c.client.Acknowledge(Pubrel, e.id(), Success)
+	case e.qos != 2 || e.state == received:
+	case !s.kept:
+		e.state = released
+		c.client.Acknowledge(Pubrel, e.id(), Success)
+	default:
 		e.state = received
 		s.b.journal.add(op{kind: opRelease, s: s, e: e})
 	}
