@@ -295,7 +295,10 @@ func (x *session) linger(last []byte) {
 	limit := x.now().Add(lingerTimeout)
 	_ = x.conn.SetDeadline(limit)
 	x.down.until(limit)
-	x.down.last(func(bool) []byte { return last })
+	if x.down.last(func(bool) []byte { return last }); x.down.broken() {
+		x.conn.Abort() // it failed meanwhile
+		return
+	}
 	drain(x.conn)
 }
 

@@ -27,7 +27,7 @@ const (
 // Behaviors are all ways to misbehave.
 func Behaviors() []Behavior {
 	return []Behavior{
-		{Name: "does not read", Takes: 27 * time.Second, Answers: []string{"closed"}, Budget: "unread", run: leaveUnread},
+		{Name: "does not read", Takes: 21 * time.Second, Answers: []string{"closed"}, Budget: "unread", run: leaveUnread},
 		{Name: "floods retained messages", Takes: 4 * time.Second, Answers: []string{"PUBACK 0x00", "PUBACK 0x97"}, Budget: "retained", run: retain},
 		{Name: "renews in a loop", Takes: 4 * time.Second, Answers: []string{"HTTP 200", "HTTP 429, Retry-After"}, Budget: "renewals", run: renew},
 		{Name: "opens every session", Takes: 4 * time.Second, Answers: []string{"CONNACK 0x97", "CONNACK 0x03"}, Budget: "sessions", run: openSessions},
