@@ -149,7 +149,7 @@ type Notice struct {
 	Digest *Digest   `json:"digest,omitempty"`
 }
 
-// Digest: the notice summarizes many.
+// Digest summarizes many notices.
 type Digest struct {
 	Since      time.Time        `json:"since"`
 	Notices    int64            `json:"notices"`

@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"github.com/countersign-iot/countersign/test/kit"
 	"io"
 	"os"
 	"os/exec"
@@ -16,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // The foreign clients of this file are judged by the files they write: some exit

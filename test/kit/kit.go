@@ -67,7 +67,7 @@ const pollInterval = 5 * time.Millisecond
 // returns how long it waited.
 func Eventually(t TB, what string, ok func() bool) time.Duration {
 	t.Helper()
-	begin := time.Now()
+	begin := time.Now() //nolint:forbidigo // it waits for real
 	for !ok() {
 		if time.Since(begin) > Patience {
 			t.Fatalf("not within %v: %s", Patience, what)
