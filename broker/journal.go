@@ -242,6 +242,11 @@ func (j *journal) commit(groups [][]op) {
 		return
 	}
 	if err != nil {
+		for i := range ops {
+			if ops[i].kind == opInsert {
+				ops[i].s.reserved = 0 // nothing is on record, so far as is known
+			}
+		}
 		j.failed(len(ops), err)
 		if countersign.CodeOf(err) == countersign.Unavailable {
 			j.later(ops)

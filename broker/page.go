@@ -69,6 +69,23 @@ func insertPage(ctx context.Context, tx *store.Tx, session int64, pg *page) erro
 	return err
 }
 
+// reservedPlaces is how many places are put on record as used at once: one statement for so
+// many messages, and so many identifiers that a restart leaves out.
+const reservedPlaces = 4096
+
+// reservePlace has the places of a session's queue go on behind to after a restart, also
+// where nothing of the queue is left on record. Packet identifiers follow from them, and a
+// client may have kept one whose end it did not see: it would take another message of
+// that identifier for the one it has.
+func reservePlace(ctx context.Context, tx *store.Tx, s *session, to uint64) error {
+	if to <= s.reserved {
+		return nil
+	}
+	s.reserved = to + reservedPlaces
+	_, err := tx.Exec(ctx, `UPDATE mqtt_session SET place = $1 WHERE id = $2`, int64(s.reserved), s.id) //nolint:gosec // a count
+	return err
+}
+
 // The flags of an entry behind the first of a page: its QoS, and these.
 const (
 	entryRetain    = 1 << 2

@@ -187,6 +187,41 @@ func TestAPubrecThatComesBeforeTheQueueIsReadCounts(t *testing.T) {
 	}
 }
 
+// TestIdentifiersGoOnAfterACrash has a queue of which nothing is left on record when the
+// process dies. A client may have kept a message whose end it did not see, and takes the
+// next one of its identifier for that.
+func TestIdentifiersGoOnAfterACrash(t *testing.T) {
+	db := storetest.Open(t)
+	used := map[uint16]bool{}
+	for range 3 {
+		b := reopen(t, db)
+		c, client := join(t, b, 0)
+		c.Subscribe(t.Context(), []Subscription{{Filter: "x", QoS: 2}})
+		c.Start()
+		onePage(t, b, 2, "1", "2", "3")
+		client.receives(t, c.s, "1", "2", "3")
+		c.s.mu.Lock()
+		for _, e := range c.s.queue {
+			if used[e.id()] {
+				t.Errorf("identifier %d comes again", e.id())
+			}
+			used[e.id()] = true
+		}
+		ids := []uint16{c.s.queue[0].id(), c.s.queue[1].id(), c.s.queue[2].id()}
+		c.s.mu.Unlock()
+		for _, id := range ids {
+			end(t, c, 2, id-1)
+		}
+		kit.Eventually(t, "nothing of the queue is on record", func() (none bool) {
+			if err := db.QueryRow(t.Context(), `SELECT count(*) = 0 FROM mqtt_queue`).Scan(&none); err != nil {
+				t.Fatal(err)
+			}
+			return none
+		})
+		// Without Close it is as after kill -9: what the process had in memory is gone.
+	}
+}
+
 // TestRowsOfAnErasedSessionGo asserts that what was written for a session behind its end
 // is removed by the next start.
 func TestRowsOfAnErasedSessionGo(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
@@ -50,12 +49,10 @@ func (b *Broker) restore(ctx context.Context) error {
 		if s.left.Load() == 0 {
 			s.left.Store(now.UnixMicro())
 			s.sent = s.seq // all of it may have been sent
-			// Identifiers of messages that have gone are not used again soon: a client may have
-			// kept one whose end it did not see.
-			s.seq += rand.Uint64N(maxPacketID / 2) //nolint:gosec // no secret
 			b.journal.add(op{kind: opSession, s: s, row: s.row()})
 		}
 		s.sent = min(s.sent, s.seq) // what was sent is acknowledged, if it is not there
+		s.seq = max(s.seq, s.reserved)
 		s.schedule(now)
 		s.mu.Unlock()
 	}
@@ -100,9 +97,9 @@ func (r *restored) sessions(ctx context.Context) error {
 	return r.b.each(ctx, func(rows *sql.Rows) error {
 		s := &session{b: r.b, kept: true}
 		var device string
-		var expiry, left, sent, willAt int64
+		var expiry, left, sent, willAt, place int64
 		var will []byte
-		if err := rows.Scan(&s.id, &s.client, &device, &expiry, &left, &sent, &will, &willAt); err != nil {
+		if err := rows.Scan(&s.id, &s.client, &device, &expiry, &left, &sent, &will, &willAt, &place); err != nil {
 			return err
 		}
 		if old := r.b.sessions[s.client]; old != nil { // its end was not recorded any more
@@ -112,7 +109,7 @@ func (r *restored) sessions(ctx context.Context) error {
 		}
 		s.expiry = min(time.Duration(expiry)*time.Second, r.b.o.Limits.Expiry)
 		s.left.Store(left)
-		s.sent = uint64(sent) //nolint:gosec // a count
+		s.sent, s.reserved = uint64(sent), uint64(place) //nolint:gosec // counts
 		if len(will) > 0 {
 			s.will = &Will{}
 			if err := json.Unmarshal(will, s.will); err != nil {
@@ -124,7 +121,7 @@ func (r *restored) sessions(ctx context.Context) error {
 		r.b.enter(s, device)
 		r.b.ids.Store(max(r.b.ids.Load(), s.id))
 		return nil
-	}, `SELECT id, client, device, expiry, left_at, sent, will, will_at FROM mqtt_session WHERE node = $1 ORDER BY id`, r.b.o.Node)
+	}, `SELECT id, client, device, expiry, left_at, sent, will, will_at, place FROM mqtt_session WHERE node = $1 ORDER BY id`, r.b.o.Node)
 }
 
 func (r *restored) subscriptions(ctx context.Context) error {

@@ -53,6 +53,9 @@ func (j *journal) record(ctx context.Context, tx *store.Tx, ops []op, number int
 			if err := insertPage(ctx, tx, o.s.id, o.e.page); err != nil {
 				return err
 			}
+			if err := reservePlace(ctx, tx, o.s, o.e.page.last); err != nil {
+				return err
+			}
 		}
 	}
 	for _, o := range ops {

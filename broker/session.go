@@ -88,6 +88,8 @@ type session struct {
 	trimTo   uint64
 	trimPart bool
 	trimming bool // the journal has a change for it
+	// Owned by the journal: places up to it are on record as used, see reservePlace.
+	reserved uint64
 	// Owned by the journal: what mqtt_mark has.
 	passed bool   // a mark of a page that was acknowledged in part
 	marked uint64 // other marks, up to this place
