@@ -295,8 +295,10 @@ func (x *session) linger(last []byte) {
 	limit := x.now().Add(lingerTimeout)
 	_ = x.conn.SetDeadline(limit)
 	x.down.until(limit)
-	if x.down.last(func(bool) []byte { return last }); x.down.broken() {
-		x.conn.Abort() // it failed meanwhile
+	whole := false
+	said := x.down.last(func(bool) []byte { whole = true; return last })
+	if !whole || len(last) > 0 && !said { // a write failed meanwhile, or this one did
+		x.conn.Abort()
 		return
 	}
 	drain(x.conn)
