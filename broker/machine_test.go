@@ -455,6 +455,9 @@ func TestSessionsFollowTheModel(t *testing.T) {
 			})
 		})
 		_ = os.Remove(file)
+		if fmt.Sprintf("%T", failed) == "rapid.invalidData" { // it drew more than a run may
+			rt.Skip(failed)
+		}
 		if failed != nil {
 			panic(failed)
 		}
