@@ -11,7 +11,7 @@ import (
 )
 
 // emqxQuestion is the body that EMQX sends when configured as in docs/brokers/emqx.md.
-// EMQX replaces placeholders that have no value by "undefined" or by nothing, depending
+// EMQX replaces variables that have no value by "undefined" or by nothing, depending
 // on its version.
 type emqxQuestion struct {
 	ClientID   string      `json:"clientid"`
@@ -146,7 +146,7 @@ func (in *emqxQuestion) question() question {
 
 // emqxACL writes permissions as EMQX's rules, which are tried in order. Where EMQX
 // would read a rule as more than is meant, it returns none, and EMQX asks for each act:
-// for partly denied filters, + against # in a subscription, placeholders, "eq ".
+// for partly denied filters, + against # in a subscription, variables, "eq ".
 func emqxACL(p countersign.Permissions) []emqxRule {
 	if len(p.Publish.Deny)+len(p.Retain.Deny)+len(p.Subscribe.Deny)+len(p.Receive.Deny) > 0 {
 		return nil

@@ -83,7 +83,7 @@ func TestEMQXRulesSayNoMoreThanThePermissions(t *testing.T) {
 		{"plus in a subscription", countersign.Permissions{
 			Subscribe: countersign.Filters{Allow: []string{"a/+"}}, Receive: countersign.Filters{Allow: []string{"#"}},
 		}, nil},
-		{"placeholder", countersign.Permissions{Publish: countersign.Filters{Allow: []string{"a/${clientid}"}}}, nil},
+		{"variable", countersign.Permissions{Publish: countersign.Filters{Allow: []string{"a/${clientid}"}}}, nil},
 		{"not to be received", countersign.Permissions{Subscribe: countersign.Filters{Allow: []string{"a/#"}}}, nil},
 	} {
 		d := open(t, hook.Hook{Name: "emqx", Kind: hook.EMQX})
