@@ -237,3 +237,22 @@ func at(where string, texts []string) []command {
 	}
 	return out
 }
+
+// advice is what the advisor says.
+type advice struct {
+	Method   countersign.Method `json:"method"`
+	Variant  string             `json:"variant,omitempty"`
+	Why      string             `json:"why"`
+	GivesUp  string             `json:"gives_up"`
+	RunnerUp countersign.Method `json:"runner_up"`
+	RunnerIf string             `json:"runner_up_when"`
+	Notes    []string           `json:"notes,omitempty"`
+	Commands []command          `json:"commands"`
+	Docs     string             `json:"docs"`
+}
+
+// command is one line to paste.
+type command struct {
+	Where string `json:"where"` // operator, line or device
+	Text  string `json:"text"`
+}

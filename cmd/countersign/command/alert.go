@@ -158,10 +158,6 @@ func alertVerb(env *Env, use, short string, do func(ctx context.Context, id stri
 	}
 }
 
-func noteFlag(c *cobra.Command, note *string) {
-	c.Flags().StringVar(note, "note", "", "what you want to say, in your words")
-}
-
 func alertAck(env *Env) *cobra.Command {
 	var note string
 	c := alertVerb(env, "ack", "Say that you are at it: it is told again only if it gets worse", func(ctx context.Context, id string) (*api.Alert, error) {

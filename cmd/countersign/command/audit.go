@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,14 +23,6 @@ const (
 	// trendShown is how many audits fit on a screen beside a check's name.
 	trendShown = 14
 )
-
-// severityNames lists the severities from the least, for flags.
-func severityNames() (names []string) {
-	for _, s := range countersign.Severities() {
-		names = append(names, string(s))
-	}
-	return names
-}
 
 // worstFirst compares two severities, the worse one first.
 func worstFirst(a, b string) int {
@@ -178,17 +169,6 @@ func summarize(env *Env, run *api.AuditRun) {
 	}
 	if run.Findings > 0 {
 		p.next("countersign audit findings %s", run.ID)
-	}
-}
-
-// itemsOf walks a list that is at hand.
-func itemsOf[T any](items []T) iter.Seq2[T, error] {
-	return func(yield func(T, error) bool) {
-		for _, item := range items {
-			if !yield(item, nil) {
-				return
-			}
-		}
 	}
 }
 
@@ -401,16 +381,6 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 	reasonFlag(c, &n.Reason)
 	c.Flags().StringVar(&until, "until", "", "for how long: 30d, 12h, or a time in RFC 3339; at most 366d")
 	return c
-}
-
-// ahead reads a time to come as people give it: a length from now, or RFC 3339.
-func (env *Env) ahead(flag, s string) (time.Time, error) {
-	if t, err := time.Parse(time.RFC3339, s); err == nil {
-		return t, nil
-	}
-	t, err := env.since(flag, s)
-	now := env.Now()
-	return now.Add(now.Sub(t)), err
 }
 
 func suppressionID(s api.AuditSuppression) string { return s.ID }

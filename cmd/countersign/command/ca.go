@@ -191,24 +191,3 @@ a CA above it, end at once.`,
 	f.StringVar(&p.Reason, "reason", "", "why, with --override")
 	return c
 }
-
-// text reads a file as text; no name is no text.
-func text(env *Env, file string) (string, error) {
-	if file == "" {
-		return "", nil
-	}
-	b, err := env.readInput(file)
-	return string(b), err
-}
-
-func files(env *Env, names []string) ([][]byte, error) {
-	var out [][]byte
-	for _, name := range names {
-		b, err := env.readInput(name)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b)
-	}
-	return out, nil
-}

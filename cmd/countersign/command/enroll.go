@@ -2,14 +2,8 @@ package command
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"iter"
-	"maps"
-	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -117,13 +111,6 @@ func showToken(env *Env, made *api.IssuedToken, ttl time.Duration) error {
 	return nil
 }
 
-func times(n int) string {
-	if n == 1 {
-		return "once"
-	}
-	return fmt.Sprintf("%d times", n)
-}
-
 func credentialView(env *Env) view[api.Credential] {
 	id := func(c api.Credential) string { return c.ID }
 	return view[api.Credential]{name: id, cols: []col[api.Credential]{
@@ -171,14 +158,6 @@ func enrollStop(env *Env) *cobra.Command {
 	return needsReason(c, "")
 }
 
-// stoppedWord is what became of a credential, or what had become of it before.
-func stoppedWord(already bool) string {
-	if already {
-		return "was stopped already"
-	}
-	return "stopped"
-}
-
 func credentialIDs(env *Env) completer {
 	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Credential, error] {
 		return c.Credentials(ctx, api.CredentialFilter{})
@@ -202,24 +181,6 @@ func enrollPending(env *Env) *cobra.Command {
 	c.Flags().StringVar(&f.State, "state", "waiting", "waiting, approved, rejected or done; empty is all")
 	complete(c, "state", "waiting", "approved", "rejected", "done")
 	return c
-}
-
-// pairs writes what a map holds as one line, in the order of its keys.
-func pairs(m map[string]string) string {
-	set := maps.Clone(m)
-	maps.DeleteFunc(set, func(_, v string) bool { return v == "" })
-	return joined(set, " ")
-}
-
-// tagText writes tags as --tag accepts them.
-func tagText(tags map[string]string) string { return joined(tags, ",") }
-
-func joined(m map[string]string, sep string) string {
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		out = append(out, k+"="+m[k])
-	}
-	return strings.Join(out, sep)
 }
 
 func enrollApprove(env *Env) *cobra.Command {
@@ -352,22 +313,6 @@ func enrollClaim(env *Env) *cobra.Command {
 	return c
 }
 
-// freshFolder makes a folder, and sees that nothing in it would be overwritten.
-func freshFolder(dir string, names ...string) error {
-	if dir == "" {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	for _, n := range names {
-		if _, err := os.Lstat(filepath.Join(dir, n)); !errors.Is(err, fs.ErrNotExist) {
-			return usagef("%s is there already: choose another folder", filepath.Join(dir, n))
-		}
-	}
-	return nil
-}
-
 func showClaim(env *Env, made *api.IssuedClaim, out string) error {
 	if out == "" {
 		return show(env, *made, view[api.IssuedClaim]{})
@@ -385,14 +330,4 @@ func showClaim(env *Env, made *api.IssuedClaim, out string) error {
 		made.ID, made.Fleet, times(made.Uses), env.until(made.ExpiresAt), out)
 	env.stderr().next("put both files into the devices; if they leak: countersign enroll stop %s", made.ID)
 	return acted(env, made.Credential, made.ID)
-}
-
-// writeNew writes a secret into a file that was not there.
-func writeNew(name, text string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator's own file
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
 }

@@ -165,39 +165,6 @@ func jsonIDs(in io.Reader) iter.Seq2[string, error] {
 	}
 }
 
-// open opens a file that a flag names; - is standard input.
-func open(env *Env, name string) (io.ReadCloser, error) {
-	if name == "-" {
-		return io.NopCloser(env.In), nil
-	}
-	f, err := os.Open(name) //nolint:gosec // the operator's own file
-	if err != nil {
-		return nil, &usageError{err.Error()}
-	}
-	return f, nil
-}
-
-// maxFile bounds a file that goes into a request: the largest is a
-// manufacturer's revocation list.
-const maxFile = 8 << 20
-
-// readInput reads a file that a flag names; - is standard input.
-func (env *Env) readInput(name string) ([]byte, error) {
-	f, err := open(env, name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("couldn't read %s: %w", name, err)
-	}
-	if len(b) > maxFile {
-		return nil, usagef("%s is larger than %d bytes", name, maxFile)
-	}
-	return b, nil
-}
-
 // progressEvery is how many items a line of progress means.
 const progressEvery = 1000
 

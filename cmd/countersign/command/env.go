@@ -4,18 +4,12 @@ package command
 
 import (
 	"cmp"
-	"context"
 	"io"
-	"os/signal"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/countersign-iot/countersign/config"
-	"github.com/countersign-iot/countersign/rest"
 	"github.com/countersign-iot/countersign/sdk"
-	"github.com/spf13/cobra"
 )
 
 // defaultTimeout of one request: the slowest, the verification of a long log
@@ -41,87 +35,6 @@ type Env struct {
 	started bool // a command began its work: what fails from here on is not usage
 }
 
-// Run parses args, runs the command and returns the exit code. It is called once.
-func (env *Env) Run(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	root := rootCommand(env)
-	root.SetArgs(args)
-	root.SetIn(env.In)
-	root.SetOut(env.Out)
-	root.SetErr(env.Err)
-	failed, err := root.ExecuteContextC(ctx)
-	if err != nil && !env.started {
-		err = &usageError{err.Error()}
-	}
-	if err == nil {
-		return exitOK
-	}
-	if ctx.Err() != nil {
-		return exitInterrupted
-	}
-	env.explain(err)
-	if next := hintOf(err, failed); next != "" {
-		env.stderr().linef("Run: %s", oneLine(next))
-	}
-	return exitCode(err)
-}
-
-func rootCommand(env *Env) *cobra.Command {
-	root := &cobra.Command{
-		Use:   "countersign",
-		Short: "Give every device an identity, and take it away at once",
-		Example: `  countersign dev                                  start everything on this machine
-  countersign enroll token -o name                 a token for one device
-  countersign device list
-  countersign device revoke pump-7 --reason keyCompromise`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		PersistentPreRunE: env.begin,
-		RunE:              showHelp,
-		Args:              noSuchCommand,
-	}
-	f := root.PersistentFlags()
-	f.StringVar(&env.dir, "dir", "", "data folder of the server (default $COUNTERSIGN_DIR, else .countersign)")
-	f.StringVarP(&env.output, "output", "o", formatTable, "table, wide, json, yaml or name")
-	f.StringVar(&env.color, "color", "auto", "auto, always or never")
-	f.BoolVar(&env.noInput, "no-input", false, "never ask, fail instead")
-	durationFlag(f, &env.timeout, "timeout", defaultTimeout, "longest wait for one answer of the server")
-	complete(root, "output", formats...)
-	complete(root, "color", "auto", "always", "never")
-
-	root.Version = rest.Version().Version
-	root.SetVersionTemplate("{{.Version}}\n")
-	root.SetHelpCommand(helpCommand(root))
-	root.AddCommand(
-		devCommand(env), demoCommand(env), simulateCommand(env), serverCommand(env),
-		deviceCommand(env), enrollCommand(env), sessionCommand(env), certCommand(env), caCommand(env),
-		fleetCommand(env), profileCommand(env), policyCommand(env), blockCommand(env), holdCommand(env), alertCommand(env), accessTokenCommand(env), logCommand(env), auditCommand(env), operatorCommand(env),
-		doctorCommand(env), versionCommand(env),
-		environmentTopic(), exitCodesTopic(),
-	)
-	checkArguments(root)
-	return root
-}
-
-// begin checks what all commands share.
-func (env *Env) begin(*cobra.Command, []string) error {
-	if err := oneOf("--output", env.output, formats...); err != nil {
-		return err
-	}
-	if err := oneOf("--color", env.color, "auto", "always", "never"); err != nil {
-		return err
-	}
-	if env.timeout <= 0 {
-		return usagef("--timeout %s is not more than 0", env.timeout)
-	}
-	if env.output == formatWide {
-		env.output, env.wide = formatTable, true
-	}
-	env.started = true
-	return nil
-}
-
 // dataDir is the data folder: the flag, else the environment, else the default.
 func (env *Env) dataDir() string {
 	return cmp.Or(env.dir, env.Getenv("COUNTERSIGN_DIR"), config.DefaultDir)
@@ -134,32 +47,9 @@ func (env *Env) admin() *sdk.Admin {
 	return c
 }
 
-// helpCommand is cobra's, which answers an unknown topic with success.
-func helpCommand(root *cobra.Command) *cobra.Command {
-	return &cobra.Command{
-		Use: "help [command]", Short: "Help about any command",
-		RunE: func(_ *cobra.Command, args []string) error {
-			cmd, rest, err := root.Find(args)
-			if err != nil || len(rest) > 0 {
-				return usagef("there is no command or topic %q", strings.Join(args, " "))
-			}
-			return cmd.Help()
-		},
-	}
-}
-
-func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-
-// noSuchCommand words the mistake of a word where a command is due.
-func noSuchCommand(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	for wrong := range 2 { // letters; the nearest command first
-		cmd.SuggestionsMinimumDistance = wrong + 1
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
-		}
-	}
-	return usagef("there is no command %q in %q", args[0], cmd.CommandPath())
+// paged is the client for a list of which limit are wanted.
+func (env *Env) paged(limit int) *sdk.Admin {
+	c := env.admin()
+	c.PageSize = max(limit, 0)
+	return c
 }

@@ -28,13 +28,6 @@ func lastFlag(c *cobra.Command, last *int) {
 	c.Flags().IntVar(last, "last", 0, "only the newest; 0 is all")
 }
 
-// paged is the client for a list of which limit are wanted.
-func (env *Env) paged(limit int) *sdk.Admin {
-	c := env.admin()
-	c.PageSize = max(limit, 0)
-	return c
-}
-
 // orderFor reads from the end of the log when only its newest lines are wanted.
 func orderFor(last int) string {
 	if last > 0 {
@@ -206,4 +199,38 @@ func profileNames(env *Env) completer {
 
 func authorityIDs(env *Env) completer {
 	return live(env, (*sdk.Admin).Authorities, func(c api.Authority) string { return c.ID })
+}
+
+// ahead reads a time to come as people give it: a length from now, or RFC 3339.
+func (env *Env) ahead(flag, s string) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	t, err := env.since(flag, s)
+	now := env.Now()
+	return now.Add(now.Sub(t)), err
+}
+
+// severityNames lists the severities from the least, for flags.
+func severityNames() (names []string) {
+	for _, s := range countersign.Severities() {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+func reasonFlag(c *cobra.Command, why *string) {
+	c.Flags().StringVar(why, "reason", "", "why, in your words")
+}
+
+func limitFlag(c *cobra.Command, limit *int) {
+	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
+}
+
+func yesFlag(c *cobra.Command, yes *bool) {
+	c.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
+}
+
+func noteFlag(c *cobra.Command, note *string) {
+	c.Flags().StringVar(note, "note", "", "what you want to say, in your words")
 }

@@ -1,10 +1,17 @@
 package command
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"strings"
+	"syscall"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/server"
 	"github.com/spf13/cobra"
 )
 
@@ -118,4 +125,64 @@ func shellWord(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// explain tells an error: one sentence, the next step, the request's id.
+func (env *Env) explain(err error) {
+	if _, told := errors.AsType[failed](err); told {
+		return
+	}
+	p := env.stderr()
+	p.linef("%s %s", p.red("Error:"), oneLine(err.Error()))
+	if next := nextStep(env, err); next != "" {
+		p.linef("Next: %s", oneLine(next))
+	}
+	if e, ok := errors.AsType[*sdk.Error](err); ok && e.RequestID != "" {
+		p.linef("Request: %s", printable(e.RequestID))
+	}
+}
+
+// oneLine joins what errors.Join put on lines of their own.
+func oneLine(s string) string { return printable(strings.ReplaceAll(s, "\n", "; ")) }
+
+// howToStart says how a server comes to run on the data folder. A folder that may be
+// a production one is never recommended for trying out.
+func howToStart(env *Env) string {
+	dir := env.dataDir()
+	switch _, err := os.Stat(dir); {
+	case server.IsDev(dir):
+		return "start the server: countersign dev --dir " + dir
+	case err != nil:
+		return fmt.Sprintf("name the server's data folder with --dir or COUNTERSIGN_DIR: there is no folder %s; to try things out, start: countersign dev", dir)
+	}
+	return "start the server: countersign server run --dir " + dir + ", or its service; or name another data folder with --dir"
+}
+
+func nextStep(env *Env, err error) string {
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return "add --help to see how it is used"
+	}
+	if _, ok := errors.AsType[*sdk.Unreachable](err); ok {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return "run it as the user of the server, or join the group of its socket"
+		case errors.Is(err, context.DeadlineExceeded), os.IsTimeout(err):
+			return "look at the server's log, or wait longer with --timeout"
+		}
+		return howToStart(env)
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return "stop what listens there, or choose another port: listeners in the configuration, or dev --ports 0"
+	}
+	if e, ok := errors.AsType[*sdk.Error](err); ok && len(e.Errors) > 0 {
+		var parts []string
+		for _, f := range e.Errors {
+			parts = append(parts, f.Location+": "+f.Message)
+		}
+		return "correct " + strings.Join(parts, "; ")
+	}
+	if e, ok := errors.AsType[*countersign.Error](err); ok {
+		return e.Next
+	}
+	return ""
 }

@@ -235,3 +235,14 @@ func (p printer) state(cell string) string {
 	}
 	return cell
 }
+
+// itemsOf walks a list that is at hand.
+func itemsOf[T any](items []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}

@@ -31,17 +31,6 @@ func policyInit(env *Env) *cobra.Command {
 	}
 }
 
-// policyVersion names a version for people.
-func policyVersion(v int64) string {
-	switch v {
-	case 0:
-		return "0 (built in)"
-	case -1:
-		return "draft"
-	}
-	return strconv.FormatInt(v, 10)
-}
-
 func policyView(env *Env) view[api.Policy] {
 	return view[api.Policy]{name: func(p api.Policy) string { return strconv.FormatInt(p.Version, 10) }, cols: []col[api.Policy]{
 		{"VERSION", func(p api.Policy) string { return policyVersion(p.Version) }},
@@ -152,13 +141,6 @@ func effect(r *api.PolicyReplay) string {
 		count(r.Sessions, "live session"), count(r.Acts, "different act"), r.NowDenied, r.NowAllowed)
 }
 
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
 func tellApplied(env *Env, p *api.AppliedPolicy) error {
 	if !p.Changed {
 		env.stderr().linef("Nothing changed: version %s of fleet %s says the same.", policyVersion(p.Version), printable(p.Fleet))
@@ -252,13 +234,6 @@ func replayView(env *Env) view[api.ReplayedAct] {
 		{"LAST", func(r api.ReplayedAct) string { return env.ago(r.At) }},
 		{"BY", func(r api.ReplayedAct) string { return decidedBy(r.Decision.Statement, r.Decision.Line) }},
 	}}
-}
-
-func verdict(allowed bool) string {
-	if allowed {
-		return "allowed"
-	}
-	return "denied"
 }
 
 func decidedBy(statement string, line int) string {

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -177,3 +179,50 @@ func short(hex string) string {
 	}
 	return colons(hex[:8]) + ":..."
 }
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// pairs writes what a map holds as one line, in the order of its keys.
+func pairs(m map[string]string) string {
+	set := maps.Clone(m)
+	maps.DeleteFunc(set, func(_, v string) bool { return v == "" })
+	return joined(set, " ")
+}
+
+// tagText writes tags as --tag accepts them.
+func tagText(tags map[string]string) string { return joined(tags, ",") }
+
+func joined(m map[string]string, sep string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, sep)
+}
+
+// octets writes a size in the largest binary unit of which it has one.
+func octets(n int64) string {
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.size {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.size), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

@@ -108,18 +108,6 @@ func needsReason(c *cobra.Command, hint string) *cobra.Command {
 	return c
 }
 
-func limitFlag(c *cobra.Command, limit *int) {
-	c.Flags().IntVar(limit, "limit", 0, "show at most this many; 0 is all")
-}
-
-func yesFlag(c *cobra.Command, yes *bool) {
-	c.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
-}
-
-func reasonFlag(c *cobra.Command, why *string) {
-	c.Flags().StringVar(why, "reason", "", "why, in your words")
-}
-
 // checkArguments adds to each command without a check of its arguments the one that its
 // line of use describes.
 func checkArguments(c *cobra.Command) {
@@ -164,4 +152,20 @@ func shown[T any](env *Env, item T, secret, format string, args ...any) error {
 	env.stderr().done(format, args...)
 	env.stdout().linef("%s", secret)
 	return nil
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
+// noSuchCommand words the mistake of a word where a command is due.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	for wrong := range 2 { // letters; the nearest command first
+		cmd.SuggestionsMinimumDistance = wrong + 1
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			return usagef("there is no command %q in %q, did you mean %q?", args[0], cmd.CommandPath(), near[0])
+		}
+	}
+	return usagef("there is no command %q in %q", args[0], cmd.CommandPath())
 }
