@@ -33,14 +33,15 @@ type Session struct {
 	client *paho.Client
 	conn   net.Conn
 	inbox  chan string
+	once   sync.Once // of the end
 	ended  chan struct{}
 	end    End // once ended is closed
 }
 
-// End is how the server ended a session.
+// End is how a session ended.
 type End struct {
 	At     time.Time
-	Code   byte // of DISCONNECT; 0 where the connection broke
+	Code   byte // of the server's DISCONNECT; 0 where the connection broke or the device left
 	Reason string
 }
 
@@ -63,13 +64,6 @@ func (b Broker) Open(ctx context.Context, l Login) (*Session, error) {
 		return nil, err
 	}
 	s := &Session{conn: conn, inbox: make(chan string, inboxSize), ended: make(chan struct{})}
-	var once sync.Once
-	end := func(code byte, reason string) {
-		once.Do(func() {
-			s.end = End{At: time.Now(), Code: code, Reason: reason} //nolint:forbidigo // measures the cut as the device sees it
-			close(s.ended)
-		})
-	}
 	s.client = paho.NewClient(paho.ClientConfig{
 		// Without this the library's first PINGREQ may go into the middle of another packet.
 		Conn:          packets.NewThreadSafeConn(conn),
@@ -86,9 +80,9 @@ func (b Broker) Open(ctx context.Context, l Login) (*Session, error) {
 			if p.Properties != nil {
 				reason = p.Properties.ReasonString
 			}
-			end(p.ReasonCode, reason)
+			s.over(p.ReasonCode, reason)
 		},
-		OnClientError: func(err error) { end(0, err.Error()) },
+		OnClientError: func(err error) { s.over(0, err.Error()) },
 	})
 	p := &paho.Connect{ClientID: l.ClientID, KeepAlive: 60, CleanStart: true}
 	if l.Username != "" {
@@ -109,6 +103,14 @@ func (b Broker) Open(ctx context.Context, l Login) (*Session, error) {
 	return nil, r
 }
 
+// over ends the session; what came first counts.
+func (s *Session) over(code byte, reason string) {
+	s.once.Do(func() {
+		s.end = End{At: time.Now(), Code: code, Reason: reason} //nolint:forbidigo // measures the cut as the device sees it
+		close(s.ended)
+	})
+}
+
 // Subscribe subscribes to a filter at QoS 1. Receive returns what comes.
 func (s *Session) Subscribe(ctx context.Context, filter string) error {
 	ctx, cancel := s.whileUp(ctx)
@@ -118,12 +120,7 @@ func (s *Session) Subscribe(ctx context.Context, filter string) error {
 		return nil
 	}
 	s.Leave()
-	select {
-	case <-s.ended:
-		return fmt.Errorf("subscribe: the session ended with reason code 0x%02x: %s", s.end.Code, s.end.Reason)
-	default:
-		return fmt.Errorf("subscribe: %w", err)
-	}
+	return fmt.Errorf("subscribe: %w; the session ended with reason code 0x%02x: %s", err, s.end.Code, s.end.Reason)
 }
 
 // Publish sends a message at QoS 1 and waits until it is acknowledged.
@@ -171,8 +168,12 @@ func (s *Session) End(ctx context.Context) (End, error) {
 	}
 }
 
-// Leave ends the session with DISCONNECT; it may have ended already.
-func (s *Session) Leave() { _ = s.client.Disconnect(&paho.Disconnect{}) }
+// Leave ends the session with DISCONNECT; it may have ended already. The library reports
+// neither this end nor a failed write before it.
+func (s *Session) Leave() {
+	_ = s.client.Disconnect(&paho.Disconnect{})
+	s.over(0, "the device left")
+}
 
 // Lose closes the connection without a word, as a broken line does.
 func (s *Session) Lose() { _ = s.conn.Close() }
