@@ -238,13 +238,13 @@ func TestStrangersAndOtherFleetsStayOutside(t *testing.T) {
 }
 
 func TestServiceThatIsAwayEndsTheSession(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	// The near end of an open connection is an address on which no one can come to listen.
+	c, err := net.Dial("tcp", listen(t, echo))
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := ln.Addr().String()
-	_ = ln.Close()
-	s := start(t, config.Tunnel{To: to})
+	defer func() { _ = c.Close() }()
+	s := start(t, config.Tunnel{To: c.LocalAddr().String()})
 	refused(t, dial(t, s, s.Enroll(t, "pump-1")), "without a service")
 }
 
