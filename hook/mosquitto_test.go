@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/config"
-	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -39,7 +39,7 @@ pattern read devices/%u/down/#
 func TestMosquittoIsTold(t *testing.T) {
 	t.Parallel()
 	need(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
-	dir, control, port := t.TempDir(), countersigntest.FreePort(t), countersigntest.FreePort(t)
+	dir, control, port := t.TempDir(), kit.FreePort(t), kit.FreePort(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const natsConf = `
@@ -42,7 +43,7 @@ authorization {
 func startNATS(t *testing.T) (s *countersigntest.Server, url, mqttURL string, roots *x509.CertPool) {
 	t.Helper()
 	binary := buildNATS(t)
-	natsPort, mqttPort := countersigntest.FreePort(t), countersigntest.FreePort(t)
+	natsPort, mqttPort := kit.FreePort(t), kit.FreePort(t)
 	issuer, err := nkeys.CreateAccount()
 	if err != nil {
 		t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign/config"
-	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const nginxConf = `
@@ -69,7 +69,7 @@ func TestNginxAsksAtEachRequest(t *testing.T) {
 	}))
 	t.Cleanup(service.Close)
 	cert, key, roots := serverPair(t)
-	dir, port := t.TempDir(), countersigntest.FreePort(t)
+	dir, port := t.TempDir(), kit.FreePort(t)
 	conf := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(nginxConf, dir, loopback(port), cert, key, s.Endpoints().Roots, hostOf(t, service.URL), hostOf(t, s.Endpoints().Hook), secret)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -64,7 +65,7 @@ type rabbit struct {
 func startRabbit(t *testing.T) *rabbit {
 	t.Helper()
 	for try := 1; ; try++ {
-		r := &rabbit{management: countersigntest.FreePort(t), plain: countersigntest.FreePort(t), tls: countersigntest.FreePort(t)}
+		r := &rabbit{management: kit.FreePort(t), plain: kit.FreePort(t), tls: kit.FreePort(t)}
 		err := r.start(t)
 		if err == nil {
 			return r
@@ -91,7 +92,7 @@ func (r *rabbit) start(t *testing.T) error {
 	chain := wholeChain(t, r.s.Endpoints().Roots, r.neighborID.Path())
 	hooks := strings.Replace(r.s.Endpoints().Hook, "http://", "http://rabbit:"+secret+"@", 1) + "/hooks/rabbit"
 
-	dir, epmd := t.TempDir(), countersigntest.FreePort(t)
+	dir, epmd := t.TempDir(), kit.FreePort(t)
 	for name, text := range map[string]string{
 		"rabbitmq.conf": fmt.Sprintf(rabbitConf, r.management, r.plain, r.tls, cert, key, chain, hooks),
 		"plugins":       "[rabbitmq_mqtt,rabbitmq_management,rabbitmq_auth_backend_http].",
@@ -104,7 +105,7 @@ func (r *rabbit) start(t *testing.T) error {
 	var env []string
 	for name, value := range map[string]string{
 		"HOME": dir, "ERL_EPMD_PORT": strconv.Itoa(epmd), "ERL_EPMD_ADDRESS": "127.0.0.1",
-		"RABBITMQ_NODENAME": "countersign@localhost", "RABBITMQ_DIST_PORT": strconv.Itoa(countersigntest.FreePort(t)),
+		"RABBITMQ_NODENAME": "countersign@localhost", "RABBITMQ_DIST_PORT": strconv.Itoa(kit.FreePort(t)),
 		"RABBITMQ_MNESIA_BASE": filepath.Join(dir, "mnesia"), "RABBITMQ_LOG_BASE": filepath.Join(dir, "log"), "RABBITMQ_LOGS": "-",
 		"RABBITMQ_CONFIG_FILE": filepath.Join(dir, "rabbitmq.conf"), "RABBITMQ_ENABLED_PLUGINS_FILE": filepath.Join(dir, "plugins"),
 		"RABBITMQ_CONF_ENV_FILE": "/dev/null",

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -210,10 +211,8 @@ func TestPaho3(t *testing.T) {
 func startMosquitto(t testing.TB, lines string) string {
 	t.Helper()
 	need(t, "mosquitto")
-	ln := kit.Must(net.Listen("tcp", "127.0.0.1:0"))
-	addr := ln.Addr().String()
-	_, port, _ := net.SplitHostPort(addr)
-	_ = ln.Close()
+	port := strconv.Itoa(kit.FreePort(t))
+	addr := net.JoinHostPort("127.0.0.1", port)
 	conf := filepath.Join(t.TempDir(), "mosquitto.conf")
 	text := "listener " + port + " 127.0.0.1\nset_tcp_nodelay true\n" + lines
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 	"github.com/countersign-iot/countersign/tunnel"
 )
 
@@ -259,7 +260,7 @@ func TestHAProxyReadsTheHeader(t *testing.T) {
 			t.Skip("haproxy is not installed")
 		}
 	}
-	port := countersigntest.FreePort(t)
+	port := kit.FreePort(t)
 	conf := filepath.Join(t.TempDir(), "haproxy.cfg")
 	text := fmt.Sprintf(`defaults
   mode http

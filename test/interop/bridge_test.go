@@ -11,7 +11,7 @@ import (
 
 	"github.com/eclipse/paho.golang/packets"
 
-	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // localBroker is a mosquitto of a site with a bridge to the server.
@@ -25,7 +25,7 @@ type localBroker struct {
 // other way for down/.
 func newLocalBroker(t *testing.T, k *talk, version string) *localBroker {
 	t.Helper()
-	b := &localBroker{port: fmt.Sprint(countersigntest.FreePort(t))}
+	b := &localBroker{port: fmt.Sprint(kit.FreePort(t))}
 	dir := t.TempDir()
 	b.config = filepath.Join(dir, "mosquitto.conf")
 	files := k.files["bridge"]

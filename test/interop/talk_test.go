@@ -16,6 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // talkPolicy lets each device use the topics of the tests on messages.
@@ -64,8 +65,8 @@ func newTalk(t *testing.T, more string, devices ...string) *talk {
 func prepare(t *testing.T, dir, more string) *talk {
 	t.Helper()
 	k := &talk{t: t, dir: dir, ids: map[string]*sdk.Identity{}, files: map[string]countersigntest.Files{}}
-	k.addr = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
-	k.web = fmt.Sprintf("127.0.0.1:%d", countersigntest.FreePort(t))
+	k.addr = fmt.Sprintf("127.0.0.1:%d", kit.FreePort(t))
+	k.web = fmt.Sprintf("127.0.0.1:%d", kit.FreePort(t))
 	k.config = filepath.Join(k.dir, "countersign.yaml")
 	text := fmt.Sprintf(`dir: %s
 names: [127.0.0.1, localhost]

@@ -1,4 +1,4 @@
-package countersigntest
+package kit
 
 import (
 	"fmt"
