@@ -1,8 +1,10 @@
 package interop
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -15,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/eclipse/paho.golang/packets"
 )
 
 // killsOfStock is how often the server is killed below the clients of mosquitto.
@@ -28,6 +32,11 @@ type stockSubscriber struct {
 	out           output
 	device, level string
 	qos           byte
+
+	mu     sync.Mutex
+	ids    map[string]uint16 // packet identifier of each "topic number" of QoS 2, behind a tunnel
+	resent map[string]bool   // which of them came again with DUP
+	faults []string          // what the server must not send
 }
 
 // run runs it until ctx ends.
@@ -47,8 +56,8 @@ func (s *stockSubscriber) run(ctx context.Context, args []string) {
 }
 
 // plain listens for clients without TLS and connects each as the device. When either
-// side ends, so does the other.
-func (k *talk) plain(device string) (port string) {
+// side ends, so does the other. It notes what the server sends.
+func (k *talk) plain(s *stockSubscriber) (port string) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		k.t.Fatal(err)
@@ -60,21 +69,66 @@ func (k *talk) plain(device string) (port string) {
 			if err != nil {
 				return
 			}
-			far, err := tls.Dial("tcp", k.addr, k.ids[device].TLSConfig())
+			far, err := tls.Dial("tcp", k.addr, k.ids[s.device].TLSConfig())
 			if err != nil {
 				_ = near.Close()
 				continue
 			}
-			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
-				go func() {
-					_, _ = io.Copy(way[0], way[1]) // until one of them ends
-					_, _ = near.Close(), far.Close()
-				}()
-			}
+			go func() {
+				_, _ = io.Copy(far, near) // until one of them ends
+				_, _ = near.Close(), far.Close()
+			}()
+			go func() {
+				_ = s.watch(bufio.NewReader(io.TeeReader(far, near)))
+				_, _ = near.Close(), far.Close()
+			}()
 		}
 	}()
 	_, port, _ = net.SplitHostPort(ln.Addr().String())
 	return port
+}
+
+// watch reads the server's packets until the connection ends, and notes each PUBLISH of
+// QoS 2.
+func (s *stockSubscriber) watch(r *bufio.Reader) error {
+	sent := map[string]bool{}
+	for {
+		first, err := r.ReadByte()
+		if err != nil {
+			return err
+		}
+		size, err := binary.ReadUvarint(r)
+		if err != nil {
+			return err
+		}
+		body := make([]byte, size)
+		if _, err := io.ReadFull(r, body); err != nil {
+			return err
+		}
+		if first>>4 != packets.PUBLISH || first>>1&3 != 2 {
+			continue
+		}
+		n := 2 + int(binary.BigEndian.Uint16(body))
+		topic, payload := string(body[2:n]), body[n+2:]
+		if s.level == "5" {
+			size, m := binary.Uvarint(payload)
+			payload = payload[m+int(size):]
+		}
+		s.note(fmt.Sprintf("%s %s", topic, payload), binary.BigEndian.Uint16(body[n:]), first&8 != 0, sent)
+	}
+}
+
+// note notes a PUBLISH of QoS 2; sent has those of its connection. It is the same message
+// again only over another connection, with DUP and the same identifier.
+func (s *stockSubscriber) note(message string, id uint16, dup bool, sent map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, again := s.ids[message]
+	if again && (sent[message] || !dup || id != before) {
+		s.faults = append(s.faults, fmt.Sprintf("%s was sent as two messages, with identifiers %d and %d", message, before, id))
+	}
+	sent[message], s.ids[message] = true, id
+	s.resent[message] = again
 }
 
 // got returns the numbers that it has printed of a topic.
@@ -98,7 +152,7 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 	devices := []string{"publisher"}
 	for _, level := range []string{"311", "5"} {
 		for _, qos := range []byte{1, 2} {
-			s := &stockSubscriber{device: fmt.Sprintf("sub-%s-%d", level, qos), level: level, qos: qos}
+			s := &stockSubscriber{device: fmt.Sprintf("sub-%s-%d", level, qos), level: level, qos: qos, ids: map[string]uint16{}, resent: map[string]bool{}}
 			devices = append(devices, s.device)
 			subscribers = append(subscribers, s)
 		}
@@ -109,7 +163,7 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 	for _, s := range subscribers {
 		args := k.mosquitto(s.device, s.level)
 		if s.qos == 2 {
-			args = []string{"-V", s.level, "-h", "127.0.0.1", "-p", k.plain(s.device), "-i", s.device}
+			args = []string{"-V", s.level, "-h", "127.0.0.1", "-p", k.plain(s), "-i", s.device}
 		}
 		go s.run(ctx, args)
 	}
@@ -148,12 +202,27 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 			checkStock(t, s, topic, min(qos, s.qos), len(h.acts[topic]))
 		}
 	}
+	if t.Failed() { // what holds a subscriber up, if one got nothing more
+		sockets, _ := exec.Command("ss", "-tnpi").CombinedOutput() //nolint:noctx // at once
+		processes, _ := exec.Command("ps", "-ef").CombinedOutput() //nolint:noctx // at once
+		t.Logf("server:\n%s\nsockets:\n%s\nprocesses:\n%s", k.out.String(), sockets, processes)
+	}
 	t.Logf("%d messages over %d kills", len(h.acts["talk/1"])+len(h.acts["talk/2"]), killsOfStock)
 }
 
-// checkStock wants all numbers up to n in order, with QoS 1 some of them again.
+// checkStock wants all numbers up to n in order, with QoS 1 some of them again. With QoS 2
+// it wants each once. libmosquitto 2.0 keeps a PUBLISH that comes with DUP beside the first
+// one, and prints it when PUBREL comes again after a further kill, though both have one
+// identifier; so one that came with DUP may be printed twice, if the server did not send
+// it as another message.
 func checkStock(t *testing.T, s *stockSubscriber, topic string, qos byte, n int) {
 	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.faults {
+		t.Errorf("%s: %s", s.device, f)
+	}
+	s.faults = nil
 	got := s.got(topic)
 	next := 0
 	for _, one := range got {
@@ -163,7 +232,7 @@ func checkStock(t *testing.T, s *stockSubscriber, topic string, qos byte, n int)
 		case one > next:
 			t.Errorf("%s: %s: got %d after %d", s.device, topic, one, next-1)
 			next = one + 1
-		case qos == 2:
+		case qos == 2 && !s.resent[fmt.Sprintf("%s %d", topic, one)]:
 			t.Errorf("%s: %s: got %d twice", s.device, topic, one)
 		}
 	}
