@@ -293,7 +293,7 @@ func (j *journal) later(ops []op) {
 		j.retry = append(j.retry, o)
 	}
 	if j.closed {
-		j.lost, j.retry = j.lost+len(j.retry), nil
+		j.lost, j.retry, j.ordered = j.lost+len(j.retry), nil, false
 		return
 	}
 	time.AfterFunc(retryAfter, func() {

@@ -7,6 +7,7 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // A publisher that lost its connection before PUBREC came sends its message of QoS 2
@@ -92,6 +93,33 @@ func TestALatePurgeEndsNoNewLife(t *testing.T) {
 	}
 	if s := count(t, db, "mqtt_subscription"); s != 1 {
 		t.Errorf("subscriptions on record: got %d, want that of the new life", s)
+	}
+}
+
+// A purge that can't be recorded does not hold up the end of the process, and nor does
+// what was to be written behind it.
+func TestTheEndWaitsForNoPurge(t *testing.T) {
+	for _, behind := range []bool{false, true} {
+		b, _, proxy := proxied(t)
+		s := connect(t, b, kept("s"))
+		s.subscribe(filter("x", 1))
+		gone := connect(t, b, clean("gone"))
+		proxy.Cut()
+		b.Forget("s")
+		if behind {
+			gone.conn.Close(false, nil)
+			b.Forget("gone")
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- b.Close(context.Background()) }()
+		select {
+		case err := <-closed:
+			if err == nil {
+				t.Error("got no error, want one that says how many changes were not written")
+			}
+		case <-time.After(kit.Patience):
+			t.Fatalf("with more behind it %v: Close did not return", behind)
+		}
 	}
 }
 
