@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"testing"
 )
 
 const (
@@ -22,7 +21,7 @@ const (
 // It is below the range from which the system takes ports for listeners on port 0
 // and for outgoing connections, so nothing is given it before the program starts,
 // and no port is returned twice in one process.
-func FreePort(t testing.TB) int {
+func FreePort(t TB) int {
 	t.Helper()
 	last := lastPort
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
