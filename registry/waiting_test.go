@@ -24,12 +24,14 @@ func TestWaitingIsBoundedByWhatStillWaits(t *testing.T) {
 			})
 		}
 		h.write(t, func(ctx context.Context, tx *store.Tx) error {
-			for range 10_000 {
-				if _, err := h.Await(ctx, tx, registry.Waiting{Device: "x", Fleet: "default", Evidence: "claim:1"}, time.Hour); err != nil {
-					return err
-				}
+			if _, err := h.Await(ctx, tx, registry.Waiting{Device: "x", Fleet: "default", Evidence: "claim:1"}, time.Hour); err != nil {
+				return err
 			}
-			return nil
+			_, err := tx.Exec(ctx, `WITH RECURSIVE copy(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copy WHERE n < 9999)
+				INSERT INTO waiting_enrollment (id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at)
+				SELECT 'copy' || n, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at
+				FROM waiting_enrollment, copy`)
+			return err
 		})
 		kit.WantCode(t, await("claim:1"), countersign.RateLimited)
 		if err := await("claim:2"); err != nil {
