@@ -33,10 +33,11 @@ type stockSubscriber struct {
 	device, level string
 	qos           byte
 
-	mu     sync.Mutex
-	ids    map[string]uint16 // packet identifier of each "topic number" of QoS 2, behind a tunnel
-	resent map[string]bool   // which of them came again with DUP
-	faults []string          // what the server must not send
+	mu      sync.Mutex
+	ids     map[string]uint16 // packet identifier of each "topic number" of QoS 2, behind a tunnel
+	resent  map[string]bool   // which of them came again with DUP
+	faults  []string          // what the server must not send
+	packets []string          // by side and type
 }
 
 // run runs it until ctx ends.
@@ -74,23 +75,23 @@ func (k *talk) plain(s *stockSubscriber) (port string) {
 				_ = near.Close()
 				continue
 			}
-			go func() {
-				_, _ = io.Copy(far, near) // until one of them ends
-				_, _ = near.Close(), far.Close()
-			}()
-			go func() {
-				_ = s.watch(bufio.NewReader(io.TeeReader(far, near)))
-				_, _ = near.Close(), far.Close()
-			}()
+			for _, way := range []struct {
+				name     string
+				from, to net.Conn
+			}{{"client", near, far}, {"server", far, near}} {
+				go func() {
+					_ = s.watch(way.name, bufio.NewReader(io.TeeReader(way.from, way.to))) // until one of them ends
+					_, _ = near.Close(), far.Close()
+				}()
+			}
 		}
 	}()
 	_, port, _ = net.SplitHostPort(ln.Addr().String())
 	return port
 }
 
-// watch reads the server's packets until the connection ends, and notes each PUBLISH of
-// QoS 2.
-func (s *stockSubscriber) watch(r *bufio.Reader) error {
+// watch reads the packets of one side until the connection ends, and notes those of QoS 2.
+func (s *stockSubscriber) watch(side string, r *bufio.Reader) error {
 	sent := map[string]bool{}
 	for {
 		first, err := r.ReadByte()
@@ -105,17 +106,31 @@ func (s *stockSubscriber) watch(r *bufio.Reader) error {
 		if _, err := io.ReadFull(r, body); err != nil {
 			return err
 		}
-		if first>>4 != packets.PUBLISH || first>>1&3 != 2 {
-			continue
+		switch kind := first >> 4; kind {
+		case packets.CONNECT, packets.CONNACK:
+			s.trace("%s %d", side, kind)
+		case packets.PUBREC, packets.PUBREL, packets.PUBCOMP:
+			s.trace("%s %d identifier %d", side, kind, binary.BigEndian.Uint16(body))
+		case packets.PUBLISH:
+			if first>>1&3 != 2 {
+				continue
+			}
+			n := 2 + int(binary.BigEndian.Uint16(body))
+			topic, payload, id, dup := string(body[2:n]), body[n+2:], binary.BigEndian.Uint16(body[n:]), first&8 != 0
+			if s.level == "5" {
+				size, m := binary.Uvarint(payload)
+				payload = payload[m+int(size):]
+			}
+			s.trace("%s 3 identifier %d: %s %s, DUP %v", side, id, topic, payload, dup)
+			s.note(fmt.Sprintf("%s %s", topic, payload), id, dup, sent)
 		}
-		n := 2 + int(binary.BigEndian.Uint16(body))
-		topic, payload := string(body[2:n]), body[n+2:]
-		if s.level == "5" {
-			size, m := binary.Uvarint(payload)
-			payload = payload[m+int(size):]
-		}
-		s.note(fmt.Sprintf("%s %s", topic, payload), binary.BigEndian.Uint16(body[n:]), first&8 != 0, sent)
 	}
+}
+
+func (s *stockSubscriber) trace(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.packets = append(s.packets, fmt.Sprintf(format, args...))
 }
 
 // note notes a PUBLISH of QoS 2; sent has those of its connection. It is the same message
@@ -204,8 +219,10 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 	}
 	if t.Failed() { // what holds a subscriber up, if one got nothing more
 		sockets, _ := exec.Command("ss", "-tnpi").CombinedOutput() //nolint:noctx // at once
-		processes, _ := exec.Command("ps", "-ef").CombinedOutput() //nolint:noctx // at once
-		t.Logf("server:\n%s\nsockets:\n%s\nprocesses:\n%s", k.out.String(), sockets, processes)
+		for _, s := range subscribers {
+			t.Logf("%s printed %d\nand exchanged\n%s", s.device, s.got("talk/2"), strings.Join(s.packets, "\n"))
+		}
+		t.Logf("server:\n%s\nsockets:\n%s", k.out.String(), sockets)
 	}
 	t.Logf("%d messages over %d kills", len(h.acts["talk/1"])+len(h.acts["talk/2"]), killsOfStock)
 }
