@@ -40,14 +40,7 @@ func accessTokenCreate(env *Env) *cobra.Command {
 }
 
 func accessTokenList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, (*sdk.Admin).AccessTokens, view[api.AccessToken]{name: accessTokenID, cols: []col[api.AccessToken]{
-		{"ID", accessTokenID},
-		{"SUBJECT", func(t api.AccessToken) string { return t.Subject }},
-		{"FLEET", func(t api.AccessToken) string { return t.Fleet }},
-		{"DEVICES", func(t api.AccessToken) string { return strings.Join(t.Devices, " ") }},
-		{"MAY", accessTokenRight},
-		{"EXPIRES", func(t api.AccessToken) string { return env.until(t.ExpiresAt) }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, all((*sdk.Admin).AccessTokens), viewOf[api.AccessToken](env, "ID id, SUBJECT subject, FLEET fleet, DEVICES words:devices, MAY, EXPIRES until:expires_at", accessTokenRight))
 }
 
 func accessTokenRight(t api.AccessToken) string {

@@ -28,38 +28,24 @@ func alertIDs(env *Env) completer {
 
 func alertList(env *Env) *cobra.Command {
 	var f api.AlertFilter
-	var limit int
-	var all bool
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List alerts that are not closed",
+	var closed bool
+	c := listCommand(env, &cobra.Command{
+		Use: "list", Short: "List alerts that are not closed",
 		Example: `  countersign alert list --severity high
   countersign alert list --all --device pump-7`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.State == "" && !all {
+		PreRun: func(*cobra.Command, []string) {
+			if f.State == "" && !closed {
 				f.State = "live"
 			}
-			return list(env, env.paged(limit).Alerts(cmd.Context(), f), limit, view[api.Alert]{name: alertID, cols: []col[api.Alert]{
-				{"ALERT", alertID},
-				{"SEVERITY", func(v api.Alert) string { return v.Severity }},
-				{"STATE", func(v api.Alert) string { return v.State }},
-				{"RULE", func(v api.Alert) string { return v.Rule }},
-				{"SUBJECT", func(v api.Alert) string { return v.Subject }},
-				{"COUNT", func(v api.Alert) string { return fmt.Sprint(v.Count) }},
-				{"LAST", func(v api.Alert) string { return env.ago(v.LastSeen) }},
-				{"WHO", func(v api.Alert) string { return v.Assignee }},
-				{"SUMMARY", func(v api.Alert) string { return v.Summary }},
-			}})
 		},
-	}
-	c.Flags().BoolVar(&all, "all", false, "closed ones too")
+	}, filtered((*sdk.Admin).Alerts, &f), viewOf[api.Alert](env, "ALERT id, SEVERITY severity, STATE state, RULE rule, SUBJECT subject, COUNT count, LAST last_seen, WHO assignee, SUMMARY summary"))
+	c.Flags().BoolVar(&closed, "all", false, "closed ones too")
 	choiceFlag(c, &f.State, "state", "only this state", "open", "acknowledged", "snoozed", "closed")
-	c.Flags().StringVar(&f.Severity, "severity", "", "only this severity: info, low, medium, high, critical")
+	choiceFlag(c, &f.Severity, "severity", "only this severity", severityNames()...)
 	c.Flags().StringVar(&f.Rule, "rule", "", "only this rule")
 	fleetFlag(env, c, &f.Fleet, "only this fleet")
 	deviceFlag(env, c, &f.Device, "only this device")
-	complete(c, "severity", severityNames()...)
 	completeWith(c, "rule", alertRuleNames(env))
-	limitFlag(c, &limit)
 	return c
 }
 
@@ -90,20 +76,10 @@ func alertShow(env *Env) *cobra.Command {
 
 // tellAlert prints an alert for a person.
 func tellAlert(env *Env, v *api.Alert, acts []api.AlertAction) error {
-	err := show(env, *v, view[api.Alert]{cols: []col[api.Alert]{
-		{"ALERT", alertID},
-		{"SUMMARY", func(v api.Alert) string { return v.Summary }},
-		{"RULE", func(v api.Alert) string { return v.Rule }},
-		{"SEVERITY", func(v api.Alert) string { return v.Severity }},
-		{"STATE", alertState},
-		{"SUBJECT", func(v api.Alert) string { return v.Subject }},
-		{"FLEET", func(v api.Alert) string { return v.Fleet }},
-		{"FROM", func(v api.Alert) string { return v.Remote }},
-		{"FINDINGS", func(v api.Alert) string { return fmt.Sprintf("%d, the last %s", v.Count, env.ago(v.LastSeen)) }},
-		{"ASSIGNEE", func(v api.Alert) string { return v.Assignee }},
-		{"WHY IT MATTERS", func(v api.Alert) string { return v.Why }},
-		{"WHAT TO DO", func(v api.Alert) string { return v.Do }},
-	}})
+	err := show(env, *v, viewOf(env, "ALERT id, SUMMARY summary, RULE rule, SEVERITY severity, STATE, SUBJECT subject, FLEET fleet, FROM remote, "+
+		"FINDINGS, ASSIGNEE assignee, WHY IT MATTERS why, WHAT TO DO do", alertState, func(v api.Alert) string {
+		return fmt.Sprintf("%d, the last %s", v.Count, env.ago(v.LastSeen))
+	}))
 	if err != nil {
 		return err
 	}
@@ -144,86 +120,73 @@ func alertState(v api.Alert) string {
 }
 
 // alertVerb is a command that does one thing to an alert.
-func alertVerb(env *Env, use, short string, do func(ctx context.Context, id string) (*api.Alert, error)) *cobra.Command {
-	return &cobra.Command{
-		Use: use + " ID", Short: short, ValidArgsFunction: first(alertIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := do(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			env.stderr().done("alert %s is %s", v.ID, alertState(*v))
-			return acted(env, *v, v.ID)
-		},
-	}
+func alertVerb(env *Env, c *cobra.Command, do func(admin *sdk.Admin, ctx context.Context, id string) (*api.Alert, error)) *cobra.Command {
+	return actCommand(env, c, alertIDs(env), do, func(p printer, v *api.Alert) string {
+		p.done("alert %s is %s", v.ID, alertState(*v))
+		return v.ID
+	})
 }
 
 func alertAck(env *Env) *cobra.Command {
-	var note string
-	c := alertVerb(env, "ack", "Say that you are at it: it is told again only if it gets worse", func(ctx context.Context, id string) (*api.Alert, error) {
-		return env.admin().AcknowledgeAlert(ctx, id, api.AlertNote{Note: note})
-	})
-	c.Aliases = []string{"acknowledge"}
-	noteFlag(c, &note)
+	var n api.AlertNote
+	c := alertVerb(env, &cobra.Command{
+		Use: "ack ID", Aliases: []string{"acknowledge"}, Short: "Say that you are at it: it is told again only if it gets worse",
+	}, with((*sdk.Admin).AcknowledgeAlert, &n))
+	noteFlag(c, &n.Note)
 	return c
 }
 
 func alertAssign(env *Env) *cobra.Command {
 	var to api.AlertAssign
-	c := alertVerb(env, "assign", "Give an alert to an operator", func(ctx context.Context, id string) (*api.Alert, error) {
-		return env.admin().AssignAlert(ctx, id, to)
-	})
-	c.Example = "  countersign alert assign 4XK7Q2M3ZPT5A --to ana"
+	c := alertVerb(env, &cobra.Command{
+		Use: "assign ID", Short: "Give an alert to an operator",
+		Example: "  countersign alert assign 4XK7Q2M3ZPT5A --to ana",
+	}, with((*sdk.Admin).AssignAlert, &to))
 	c.Flags().StringVar(&to.To, "to", "", "name of the operator; empty: nobody")
 	noteFlag(c, &to.Note)
 	return c
 }
 
 func alertComment(env *Env) *cobra.Command {
-	return &cobra.Command{
+	return doCommand(env, &cobra.Command{
 		Use: "comment ID TEXT", Short: "Say something about an alert", ValidArgsFunction: first(alertIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := env.admin().CommentAlert(cmd.Context(), args[0], api.AlertNote{Note: args[1]})
-			if err != nil {
-				return err
-			}
-			env.stderr().done("said")
-			return acted(env, *v, v.ID)
-		},
-	}
+	}, func(ctx context.Context, args []string) (*api.Alert, error) {
+		return env.admin().CommentAlert(ctx, args[0], api.AlertNote{Note: args[1]})
+	}, func(p printer, v *api.Alert) string {
+		p.done("said")
+		return v.ID
+	})
 }
 
 func alertSnooze(env *Env) *cobra.Command {
-	var note string
+	var s api.AlertSnooze
 	var length time.Duration
-	c := alertVerb(env, "snooze", "Silence an alert for a time: it goes on to count, and neither tells nor acts", func(ctx context.Context, id string) (*api.Alert, error) {
-		return env.admin().SnoozeAlert(ctx, id, api.AlertSnooze{Seconds: int64(length / time.Second), Note: note})
-	})
-	c.Example = "  countersign alert snooze 4XK7Q2M3ZPT5A --for 24h --note 'the line is being rebuilt'"
+	c := alertVerb(env, &cobra.Command{
+		Use: "snooze ID", Short: "Silence an alert for a time: it goes on to count, and neither tells nor acts",
+		Example: "  countersign alert snooze 4XK7Q2M3ZPT5A --for 24h --note 'the line is being rebuilt'",
+		PreRun:  func(*cobra.Command, []string) { s.Seconds = int64(length / time.Second) },
+	}, with((*sdk.Admin).SnoozeAlert, &s))
 	durationFlag(c.Flags(), &length, "for", 8*time.Hour, "for how long, 1m to 2160h")
-	noteFlag(c, &note)
+	noteFlag(c, &s.Note)
 	return c
 }
 
 func alertClose(env *Env) *cobra.Command {
-	var end api.AlertClose
+	end := api.AlertClose{Resolution: "resolved"}
 	var falseAlarm bool
-	c := alertVerb(env, "close", "End an alert; a later finding opens a new one", func(ctx context.Context, id string) (*api.Alert, error) {
-		if end.Note == "" {
-			return nil, usagef("--reason is missing: say why")
-		}
-		end.Resolution = "resolved"
+	c := alertVerb(env, &cobra.Command{
+		Use: "close ID --reason TEXT", Short: "End an alert; a later finding opens a new one",
+		Example: `  countersign alert close 4XK7Q2M3ZPT5A --reason 'unit replaced'
+  countersign alert close 4XK7Q2M3ZPT5A --reason 'new mobile operator' --not-an-issue`,
+	}, func(admin *sdk.Admin, ctx context.Context, id string) (*api.Alert, error) {
 		if falseAlarm {
 			end.Resolution = "not_an_issue"
 		}
-		return env.admin().CloseAlert(ctx, id, end)
+		return admin.CloseAlert(ctx, id, end)
 	})
-	c.Use += " --reason TEXT"
-	c.Example = `  countersign alert close 4XK7Q2M3ZPT5A --reason 'unit replaced'
-  countersign alert close 4XK7Q2M3ZPT5A --reason 'new mobile operator' --not-an-issue`
 	reasonFlag(c, &end.Note)
 	c.Flags().BoolVar(&falseAlarm, "not-an-issue", false, "it was a false alarm")
-	return c
+	return needsReason(c, ": say why")
 }
 
 // alertActs are what can be done about an alert.
@@ -326,26 +289,11 @@ func tellAct(env *Env, done *api.AlertActed, act string) {
 }
 
 func alertRules(env *Env) *cobra.Command {
-	name := func(r api.AlertRule) string { return r.Name }
-	return listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, (*sdk.Admin).AlertRules, view[api.AlertRule]{name: name, cols: []col[api.AlertRule]{
-		{"RULE", name},
-		{"SEVERITY", func(r api.AlertRule) string { return r.Severity }},
-		{"BY DEFAULT", func(r api.AlertRule) string { return strings.Join(r.Default, ",") }},
-		{"SEES", func(r api.AlertRule) string { return r.Title }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, all((*sdk.Admin).AlertRules), viewOf[api.AlertRule](env, "RULE name, SEVERITY severity, BY DEFAULT default, SEES title"))
 }
 
 func alertChannels(env *Env) *cobra.Command {
-	name := func(v api.Channel) string { return v.Name }
-	return listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, (*sdk.Admin).Channels, view[api.Channel]{name: name, cols: []col[api.Channel]{
-		{"CHANNEL", name},
-		{"KIND", func(v api.Channel) string { return v.Kind }},
-		{"FROM SEVERITY", func(v api.Channel) string { return v.Severity }},
-		{"FLEETS", func(v api.Channel) string { return strings.Join(v.Fleets, ",") }},
-		{"WAITING", func(v api.Channel) string { return fmt.Sprint(v.Waiting) }},
-		{"DELIVERED", func(v api.Channel) string { return env.ago(v.Delivered) }},
-		{"ERROR", func(v api.Channel) string { return v.Error }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, all((*sdk.Admin).Channels), viewOf[api.Channel](env, "CHANNEL name, KIND kind, FROM SEVERITY severity, FLEETS fleets, WAITING waiting, DELIVERED delivered, ERROR error"))
 }
 
 func channelNames(env *Env) completer {

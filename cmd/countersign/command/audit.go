@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -138,7 +139,7 @@ func showAudit(env *Env, run *api.AuditRun, all bool) error {
 		return worstFirst(x.Severity, y.Severity)
 	})
 	if len(rows) > 0 {
-		if err := list(env, itemsOf(rows), 0, auditResultView()); err != nil {
+		if err := list(env, itemsOf(rows), 0, auditResultView(env)); err != nil {
 			return err
 		}
 	}
@@ -172,25 +173,10 @@ func summarize(env *Env, run *api.AuditRun) {
 	}
 }
 
-func auditResultView() view[api.AuditResult] {
-	count := func(n int64) string {
-		if n == 0 {
-			return ""
-		}
-		return strconv.FormatInt(n, 10)
-	}
-	return view[api.AuditResult]{
-		name: func(c api.AuditResult) string { return c.Name },
-		cols: []col[api.AuditResult]{
-			{"CHECK", func(c api.AuditResult) string { return c.Name }},
-			{"STATUS", func(c api.AuditResult) string { return auditWord(c.Status) }},
-			{"WORST", func(c api.AuditResult) string { return c.Severity }},
-			{"FOUND", func(c api.AuditResult) string { return count(c.NonCompliant) }},
-			{"SUPPRESSED", func(c api.AuditResult) string { return count(c.Suppressed) }},
-			{"ROWS", func(c api.AuditResult) string { return strconv.FormatInt(c.Looked, 10) }},
-			{"", func(c api.AuditResult) string { return c.Error }},
-		},
-	}
+func auditResultView(env *Env) view[api.AuditResult] {
+	return viewOf(env, "CHECK name, STATUS, WORST severity, FOUND some:non_compliant, SUPPRESSED some:suppressed, ROWS looked,  error", func(c api.AuditResult) string {
+		return auditWord(c.Status)
+	})
 }
 
 // auditWord is a status as people say it; the words of AWS are in JSON.
@@ -205,16 +191,9 @@ func auditWord(status string) string {
 func auditRunID(r api.AuditRun) string { return r.ID }
 
 func auditList(env *Env, use string) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: use, Short: "List audits, newest first"}, (*sdk.Admin).Audits, view[api.AuditRun]{name: auditRunID, cols: []col[api.AuditRun]{
-		{"AUDIT", auditRunID},
-		{"STARTED", func(r api.AuditRun) string { return env.ago(r.StartedAt) }},
-		{"BY", auditStarter},
-		{"STATE", func(r api.AuditRun) string { return auditWord(r.State) }},
-		{"CHECKS", func(r api.AuditRun) string { return fmt.Sprintf("%d/%d", r.Done, len(r.Checks)) }},
-		{"FOUND", func(r api.AuditRun) string { return strconv.FormatInt(r.Findings, 10) }},
-		{"WORST", func(r api.AuditRun) string { return r.Severity }},
-		{"WHY", func(r api.AuditRun) string { return r.Reason }},
-	}})
+	return listCommand(env, &cobra.Command{Use: use, Short: "List audits, newest first"}, all((*sdk.Admin).Audits), viewOf(env, "AUDIT id, STARTED started_at, BY, STATE, CHECKS, FOUND findings, WORST severity, WHY reason", auditStarter, func(r api.AuditRun) string {
+		return auditWord(r.State)
+	}, func(r api.AuditRun) string { return fmt.Sprintf("%d/%d", r.Done, len(r.Checks)) }))
 }
 
 func auditStarter(r api.AuditRun) string {
@@ -248,36 +227,24 @@ func auditShow(env *Env) *cobra.Command {
 
 func auditFindings(env *Env) *cobra.Command {
 	var f api.AuditFindingFilter
-	var limit int
 	var suppressed bool
-	c := &cobra.Command{
+	c := listCommand(env, &cobra.Command{
 		Use: "findings [AUDIT]", Short: "List what an audit found; the newest without an id",
 		Example: `  countersign audit findings --min-severity high
   countersign audit findings --check DEVICE_CERTIFICATE_EXPIRING_CHECK --fleet line-1 -o json`,
-		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: first(auditIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: first(auditIDs(env)),
+		PreRunE: func(*cobra.Command, []string) error {
 			if suppressed {
 				f.Suppressed = "yes"
 			}
-			if f.MinSeverity != "" {
-				if err := oneOf("--min-severity", f.MinSeverity, severityNames()...); err != nil {
-					return err
-				}
+			if f.MinSeverity == "" {
+				return nil
 			}
-			return list(env, env.paged(limit).AuditFindings(cmd.Context(), auditArg(args), f), limit, view[api.AuditFinding]{
-				name: func(f api.AuditFinding) string { return f.ID },
-				cols: []col[api.AuditFinding]{
-					{"SEVERITY", func(f api.AuditFinding) string { return f.Severity }},
-					{"CHECK", func(f api.AuditFinding) string { return f.Check }},
-					{"SUBJECT", func(f api.AuditFinding) string { return f.Subject }},
-					{"FLEET", func(f api.AuditFinding) string { return f.Fleet }},
-					{"SUPPRESSED", func(f api.AuditFinding) string { return f.Suppressed }},
-					{"WHAT", func(f api.AuditFinding) string { return f.Summary }},
-				},
-			})
+			return oneOf("--min-severity", f.MinSeverity, severityNames()...)
 		},
-	}
+	}, func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[api.AuditFinding, error] {
+		return admin.AuditFindings(ctx, auditArg(args), f)
+	}, viewOf[api.AuditFinding](env, "SEVERITY severity, CHECK check, SUBJECT subject, FLEET fleet, SUPPRESSED suppressed, WHAT summary").named(func(f api.AuditFinding) string { return f.ID }))
 	c.Flags().StringVar(&f.Check, "check", "", "only of this check")
 	c.Flags().StringVar(&f.MinSeverity, "min-severity", "", "only of this severity or worse")
 	fleetFlag(env, c, &f.Fleet, "only of this fleet")
@@ -285,26 +252,14 @@ func auditFindings(env *Env) *cobra.Command {
 	c.Flags().BoolVar(&suppressed, "suppressed", false, "those that are suppressed too")
 	complete(c, "min-severity", severityNames()...)
 	completeWith(c, "check", auditCheckNames(env))
-	limitFlag(c, &limit)
 	return c
 }
 
 func auditCheckName(c api.AuditCheck) string { return c.Name }
 
 func auditCatalog(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "checks", Short: "List the checks; -o json tells why each matters and what to do",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.admin().AuditChecks(cmd.Context()), 0, view[api.AuditCheck]{name: auditCheckName, cols: []col[api.AuditCheck]{
-				{"CHECK", auditCheckName},
-				{"SEVERITY", func(c api.AuditCheck) string { return c.Severity }},
-				{"AWS", func(c api.AuditCheck) string { return map[bool]string{true: "yes"}[c.Defender] }},
-				{"OWASP", func(c api.AuditCheck) string { return strings.Join(c.Risks, " ") }},
-				{"SETTING", func(c api.AuditCheck) string { return c.Setting }},
-				{"WHAT", func(c api.AuditCheck) string { return c.Title }},
-			}})
-		},
-	}
+	return wholeList(env, &cobra.Command{Use: "checks", Short: "List the checks; -o json tells why each matters and what to do"}, all((*sdk.Admin).AuditChecks),
+		viewOf[api.AuditCheck](env, "CHECK name, SEVERITY severity, AWS yes:defender, OWASP words:risks, SETTING setting, WHAT title"))
 }
 
 func auditTrend(env *Env) *cobra.Command {
@@ -320,23 +275,20 @@ func auditTrend(env *Env) *cobra.Command {
 				return err
 			}
 			last := func(t api.AuditTrend) int64 { return t.Points[len(t.Points)-1].NonCompliant }
-			return list(env, itemsOf(page.Items), 0, view[api.AuditTrend]{name: func(t api.AuditTrend) string { return t.Check }, cols: []col[api.AuditTrend]{
-				{"CHECK", func(t api.AuditTrend) string { return t.Check }},
-				{"NOW", func(t api.AuditTrend) string { return strconv.FormatInt(last(t), 10) }},
-				{"CHANGE", func(t api.AuditTrend) string {
-					if d := last(t) - t.Points[0].NonCompliant; d != 0 {
-						return fmt.Sprintf("%+d", d)
-					}
-					return ""
-				}},
-				{"OLDEST TO NEWEST", func(t api.AuditTrend) string {
-					var b []string
-					for _, p := range t.Points {
-						b = append(b, strconv.FormatInt(p.NonCompliant, 10))
-					}
-					return strings.Join(b, " ")
-				}},
-			}})
+			return list(env, itemsOf(page.Items), 0, viewOf(env, "CHECK check, NOW, CHANGE, OLDEST TO NEWEST", func(t api.AuditTrend) string {
+				return strconv.FormatInt(last(t), 10)
+			}, func(t api.AuditTrend) string {
+				if d := last(t) - t.Points[0].NonCompliant; d != 0 {
+					return fmt.Sprintf("%+d", d)
+				}
+				return ""
+			}, func(t api.AuditTrend) string {
+				var b []string
+				for _, p := range t.Points {
+					b = append(b, strconv.FormatInt(p.NonCompliant, 10))
+				}
+				return strings.Join(b, " ")
+			}))
 		},
 	}
 	c.Flags().IntVar(&runs, "runs", trendShown, "how many audits, 1 to 90")
@@ -353,7 +305,7 @@ func auditCancel(env *Env) *cobra.Command {
 func auditSuppress(env *Env) *cobra.Command {
 	var n api.NewAuditSuppression
 	var until string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "suppress CHECK SUBJECT", Short: "Leave findings of a check alone for a time",
 		Long: `Leave findings of a check alone for a time. They are still found, counted apart
 and shown; they raise no alert and fail no --fail-on. SUBJECT is that of the
@@ -361,23 +313,20 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 		Example: `  countersign audit suppress DEVICE_NEVER_CONNECTED_CHECK 'device:spare-*' --until 90d --reason 'spares on the shelf'
   countersign audit suppress DEVICE_ORPHANED_CHECK fleet:lab --until 2027-01-01T00:00:00Z --reason 'the lab has no owners'`,
 		ValidArgsFunction: first(auditCheckNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if n.Reason == "" || until == "" {
-				return usagef("--reason and --until are needed: nothing is left alone without a reason, or for ever")
-			}
-			if n.EndsAt, err = env.ahead("--until", until); err != nil {
-				return err
-			}
-			n.Check, n.Subject = args[0], args[1]
-			s, err := env.admin().Suppress(cmd.Context(), n)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("%s leaves %s alone until %s", s.Check, s.Subject, s.EndsAt.Local().Format("2006-01-02 15:04"))
-			env.stderr().linef("  undo: countersign audit unsuppress %s", s.ID)
-			return acted(env, *s, s.ID)
-		},
-	}
+	}, func(ctx context.Context, args []string) (_ *api.AuditSuppression, err error) {
+		if n.Reason == "" || until == "" {
+			return nil, usagef("--reason and --until are needed: nothing is left alone without a reason, or for ever")
+		}
+		if n.EndsAt, err = env.ahead("--until", until); err != nil {
+			return nil, err
+		}
+		n.Check, n.Subject = args[0], args[1]
+		return env.admin().Suppress(ctx, n)
+	}, func(p printer, s *api.AuditSuppression) string {
+		p.done("%s leaves %s alone until %s", s.Check, s.Subject, s.EndsAt.Local().Format("2006-01-02 15:04"))
+		p.linef("  undo: countersign audit unsuppress %s", s.ID)
+		return s.ID
+	})
 	reasonFlag(c, &n.Reason)
 	c.Flags().StringVar(&until, "until", "", "for how long: 30d, 12h, or a time in RFC 3339; at most 366d")
 	return c
@@ -386,19 +335,8 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 func suppressionID(s api.AuditSuppression) string { return s.ID }
 
 func auditSuppressions(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "suppressions", Short: "List what is left alone, and what was until lately",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.admin().AuditSuppressions(cmd.Context()), 0, view[api.AuditSuppression]{name: suppressionID, cols: []col[api.AuditSuppression]{
-				{"ID", suppressionID},
-				{"CHECK", func(s api.AuditSuppression) string { return s.Check }},
-				{"SUBJECT", func(s api.AuditSuppression) string { return s.Subject }},
-				{"BY", func(s api.AuditSuppression) string { return s.CreatedBy }},
-				{"ENDS IN", func(s api.AuditSuppression) string { return env.until(s.EndsAt) }},
-				{"REASON", func(s api.AuditSuppression) string { return s.Reason }},
-			}})
-		},
-	}
+	return wholeList(env, &cobra.Command{Use: "suppressions", Short: "List what is left alone, and what was until lately"}, all((*sdk.Admin).AuditSuppressions),
+		viewOf[api.AuditSuppression](env, "ID id, CHECK check, SUBJECT subject, BY created_by, ENDS IN until:ends_at, REASON reason"))
 }
 
 func auditUnsuppress(env *Env) *cobra.Command {

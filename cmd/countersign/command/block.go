@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -17,13 +18,7 @@ func blockCommand(env *Env) *cobra.Command {
 func blockNetwork(b api.Block) string { return b.Network }
 
 func blockList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the addresses that are blocked"}, (*sdk.Admin).Blocks, view[api.Block]{name: blockNetwork, cols: []col[api.Block]{
-		{"NETWORK", blockNetwork},
-		{"BY", blockMaker},
-		{"SINCE", func(b api.Block) string { return env.ago(b.Since) }},
-		{"ENDS IN", func(b api.Block) string { return env.until(b.Until) }},
-		{"REASON", func(b api.Block) string { return b.Reason }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the addresses that are blocked"}, all((*sdk.Admin).Blocks), viewOf[api.Block](env, "NETWORK network, BY, SINCE since, ENDS IN until:until, REASON reason", blockMaker))
 }
 
 func blockMaker(b api.Block) string {
@@ -37,27 +32,24 @@ func blockAdd(env *Env) *cobra.Command {
 	var b api.NewBlock
 	var ttl time.Duration
 	var yes bool
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "add NETWORK", Short: "Refuse an address or a network, devices with good certificates too",
 		Example: "  countersign block add 203.0.113.0/24 --ttl 24h --reason 'scans us'",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			network, err := countersign.ParseNetwork(args[0])
-			if err != nil {
-				return err
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Block %s for %s? Nobody from there enrolls or connects; remove undoes it.", network, span(ttl))); err != nil {
-				return err
-			}
-			b.Network, b.TTLSeconds = network.String(), int64(ttl/time.Second)
-			made, err := env.admin().Block(cmd.Context(), b)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("%s is blocked for %s; sessions that are open stay", made.Network, span(ttl))
-			env.stderr().linef("  undo: countersign block remove %s", made.Network)
-			return acted(env, *made, made.Network)
-		},
-	}
+	}, func(ctx context.Context, args []string) (*api.Block, error) {
+		network, err := countersign.ParseNetwork(args[0])
+		if err != nil {
+			return nil, err
+		}
+		if err := env.confirm(yes, fmt.Sprintf("Block %s for %s? Nobody from there enrolls or connects; remove undoes it.", network, span(ttl))); err != nil {
+			return nil, err
+		}
+		b.Network, b.TTLSeconds = network.String(), int64(ttl/time.Second)
+		return env.admin().Block(ctx, b)
+	}, func(p printer, made *api.Block) string {
+		p.done("%s is blocked for %s; sessions that are open stay", made.Network, span(ttl))
+		p.linef("  undo: countersign block remove %s", made.Network)
+		return made.Network
+	})
 	durationFlag(c.Flags(), &ttl, "ttl", time.Hour, "for how long, 1m to 8760h")
 	reasonFlag(c, &b.Reason)
 	yesFlag(c, &yes)

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/countersign-iot/countersign/api"
@@ -13,32 +14,16 @@ func caCommand(env *Env) *cobra.Command {
 		caList(env), caGet(env), caExport(env), caRegisterCode(env), caRegister(env), caSetCRL(env))
 }
 
-func caView(env *Env, whole bool) view[api.Authority] {
-	id := func(c api.Authority) string { return c.ID }
-	v := view[api.Authority]{name: id, cols: []col[api.Authority]{
-		{"ID", id},
-		{"KIND", func(c api.Authority) string { return c.Kind }},
-		{"PARENT", func(c api.Authority) string { return c.Parent }},
-		{"STATE", func(c api.Authority) string { return c.State }},
-		{"EXPIRES", func(c api.Authority) string { return env.until(c.NotAfter) }},
-		{"SUBJECT", func(c api.Authority) string { return c.Subject }},
-	}}
-	if whole {
-		v.cols = append(v.cols,
-			col[api.Authority]{"KEY", func(c api.Authority) string { return c.KeyURI }},
-			col[api.Authority]{"SERIAL", func(c api.Authority) string { return colons(c.Serial) }},
-			col[api.Authority]{"SHA-256", func(c api.Authority) string { return colons(c.Fingerprint) }},
-		)
-	}
-	return v
+func caView(env *Env, more string) view[api.Authority] {
+	return viewOf[api.Authority](env, "ID id, KIND kind, PARENT parent, STATE state, EXPIRES until:not_after, SUBJECT subject"+more)
 }
 
 func caList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List authorities"}, (*sdk.Admin).Authorities, caView(env, false))
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List authorities"}, all((*sdk.Admin).Authorities), caView(env, ""))
 }
 
 func caGet(env *Env) *cobra.Command {
-	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one authority"}, authorityIDs(env), (*sdk.Admin).Authority, caView(env, true))
+	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one authority"}, authorityIDs(env), (*sdk.Admin).Authority, caView(env, ", KEY key_uri, SERIAL hex:serial, SHA-256 hex:fingerprint"))
 }
 
 func caExport(env *Env) *cobra.Command {
@@ -94,45 +79,38 @@ func caRegister(env *Env) *cobra.Command {
 	var n api.NewAuthority
 	var cert, verification string
 	var intermediates, lists []string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "register ID --cert FILE", Short: "Register the CA of a manufacturer",
 		Example: `  countersign ca register acme --cert acme.pem --verification proof.pem --crl acme.crl
   countersign ca register acme --cert acme.pem --override --reason 'offline root, checked by phone'`,
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			switch {
-			case cert == "":
-				return usagef("--cert is missing")
-			case (verification == "") != n.Override:
-				return usagef("give --verification, or --override with a --reason")
-			case n.Override && n.Reason == "":
-				return usagef("--reason is missing: why can the CA not prove that it has its key?")
-			}
-			n.ID = args[0]
-			if n.Certificate, err = text(env, cert); err != nil {
-				return err
-			}
-			if n.Verification, err = text(env, verification); err != nil {
-				return err
-			}
-			for _, file := range intermediates {
-				text, err := text(env, file)
-				if err != nil {
-					return err
-				}
-				n.Intermediates = append(n.Intermediates, text)
-			}
-			if n.CRLs, err = files(env, lists); err != nil {
-				return err
-			}
-			made, err := env.admin().RegisterAuthority(cmd.Context(), n)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("authority %s registered: %s", made.ID, made.Subject)
-			env.stderr().next("countersign fleet set FLEET --method idevid; countersign fleet rule set FLEET authorities %s", made.ID)
-			return acted(env, *made, made.ID)
-		},
-	}
+	}, func(ctx context.Context, args []string) (_ *api.Authority, err error) {
+		switch {
+		case cert == "":
+			return nil, usagef("--cert is missing")
+		case (verification == "") != n.Override:
+			return nil, usagef("give --verification, or --override with a --reason")
+		case n.Override && n.Reason == "":
+			return nil, usagef("--reason is missing: why can the CA not prove that it has its key?")
+		}
+		n.ID = args[0]
+		if n.Certificate, err = text(env, cert); err != nil {
+			return nil, err
+		}
+		if n.Verification, err = text(env, verification); err != nil {
+			return nil, err
+		}
+		if n.Intermediates, err = textFiles(env, intermediates); err != nil {
+			return nil, err
+		}
+		if n.CRLs, err = files(env, lists); err != nil {
+			return nil, err
+		}
+		return env.admin().RegisterAuthority(ctx, n)
+	}, func(p printer, made *api.Authority) string {
+		p.done("authority %s registered: %s", made.ID, made.Subject)
+		p.next("countersign fleet set FLEET --method idevid; countersign fleet rule set FLEET authorities %s", made.ID)
+		return made.ID
+	})
 	f := c.Flags()
 	f.StringVar(&cert, "cert", "", "the CA's certificate, PEM")
 	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it, for devices that send too little; may be repeated")
@@ -148,7 +126,7 @@ func caRegister(env *Env) *cobra.Command {
 func caSetCRL(env *Env) *cobra.Command {
 	var p api.PutCRLs
 	var lists, intermediates []string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "crl-set ID --crl FILE", Short: "Bring the revocation lists of a registered authority up to date",
 		Long: `A list takes the place of the one before it by the same issuer, if it is newer; the
 others stay. Sessions and connections of devices whose certificate is on a list, or
@@ -156,34 +134,24 @@ a CA above it, end at once.`,
 		Example: `  countersign ca crl-set acme --crl acme.crl --crl acme-line-2.crl
   countersign ca crl-set acme --crl acme.crl --override --reason 'the CA was restored and counts from 1 again'`,
 		ValidArgsFunction: first(authorityIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			switch {
-			case len(lists) == 0 && !p.Override:
-				return usagef("--crl is missing")
-			case p.Override != (p.Reason != ""):
-				return usagef("give --override and --reason together: why may older lists take the place of newer ones?")
-			}
-			if p.CRLs, err = files(env, lists); err != nil {
-				return err
-			}
-			for _, file := range intermediates {
-				text, err := text(env, file)
-				if err != nil {
-					return err
-				}
-				p.Intermediates = append(p.Intermediates, text)
-			}
-			if p.CRLs == nil {
-				p.CRLs = [][]byte{}
-			}
-			made, err := env.admin().PutCRLs(cmd.Context(), args[0], p)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("authority %s has the %d revocation lists", made.ID, len(p.CRLs))
-			return acted(env, *made, made.ID)
-		},
-	}
+	}, func(ctx context.Context, args []string) (_ *api.Authority, err error) {
+		switch {
+		case len(lists) == 0 && !p.Override:
+			return nil, usagef("--crl is missing")
+		case p.Override != (p.Reason != ""):
+			return nil, usagef("give --override and --reason together: why may older lists take the place of newer ones?")
+		}
+		if p.CRLs, err = files(env, lists); err != nil {
+			return nil, err
+		}
+		if p.Intermediates, err = textFiles(env, intermediates); err != nil {
+			return nil, err
+		}
+		return env.admin().PutCRLs(ctx, args[0], p)
+	}, func(o printer, made *api.Authority) string {
+		o.done("authority %s has the %d revocation lists", made.ID, len(p.CRLs))
+		return made.ID
+	})
 	f := c.Flags()
 	f.StringArrayVar(&lists, "crl", nil, "revocation list, DER or PEM; may be repeated")
 	f.StringArrayVar(&intermediates, "intermediate", nil, "PEM of a CA below it that signed a list and is not known yet; may be repeated")

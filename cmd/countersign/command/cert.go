@@ -1,12 +1,14 @@
 package command
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -15,28 +17,8 @@ func certCommand(env *Env) *cobra.Command {
 		certList(env), certGet(env), certRevoke(env), certInspect(env))
 }
 
-func certView(env *Env, whole bool) view[api.Certificate] {
-	serial := func(c api.Certificate) string { return c.Serial }
-	v := view[api.Certificate]{name: serial, cols: []col[api.Certificate]{
-		{"SERIAL", serial},
-		{"DEVICE", func(c api.Certificate) string { return holder(c) }},
-		{"STATE", func(c api.Certificate) string { return c.State }},
-		{"ISSUER", func(c api.Certificate) string { return c.Issuer }},
-		{"ISSUED", func(c api.Certificate) string { return env.ago(c.IssuedAt) }},
-		{"EXPIRES", func(c api.Certificate) string { return env.until(c.NotAfter) }},
-		{"REASON", func(c api.Certificate) string { return c.Reason }},
-	}}
-	if whole {
-		v.cols = append(v.cols,
-			col[api.Certificate]{"FLEET", func(c api.Certificate) string { return c.Fleet }},
-			col[api.Certificate]{"PROFILE", func(c api.Certificate) string { return c.Profile }},
-			col[api.Certificate]{"METHOD", func(c api.Certificate) string { return c.Method }},
-			col[api.Certificate]{"PREDECESSOR", func(c api.Certificate) string { return c.Predecessor }},
-			col[api.Certificate]{"USED", func(c api.Certificate) string { return env.ago(c.UsedAt) }},
-			col[api.Certificate]{"SHA-256", func(c api.Certificate) string { return colons(c.Fingerprint) }},
-		)
-	}
-	return v
+func certView(env *Env, more string) view[api.Certificate] {
+	return viewOf(env, "SERIAL serial, DEVICE, STATE state, ISSUER issuer, ISSUED issued_at, EXPIRES until:not_after, REASON reason"+more, holder)
 }
 
 // holder is the device, or what the authority's own certificate is for.
@@ -50,21 +32,18 @@ func holder(c api.Certificate) string {
 func certList(env *Env) *cobra.Command {
 	var f api.CertificateFilter
 	var within time.Duration
-	var limit int
-	c := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List certificates",
+	c := listCommand(env, &cobra.Command{
+		Use: "list", Short: "List certificates",
 		Example: "  countersign cert list --state active --expires-within 168h",
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		PreRun: func(*cobra.Command, []string) {
 			if within != 0 {
 				f.ExpiresBefore = env.Now().Add(within)
 			}
-			return list(env, env.paged(limit).Certificates(cmd.Context(), f), limit, certView(env, false))
 		},
-	}
+	}, filtered((*sdk.Admin).Certificates, &f), certView(env, ""))
 	deviceFlag(env, c, &f.Device, "only this device")
 	choiceFlag(c, &f.State, "state", "only this state", "pending", "active", "superseded", "held", "revoked")
 	durationFlag(c.Flags(), &within, "expires-within", 0, "only those that expire within this time")
-	limitFlag(c, &limit)
 	return c
 }
 
@@ -88,7 +67,7 @@ func certGet(env *Env) *cobra.Command {
 				_, err := fmt.Fprint(env.Out, cert.PEM)
 				return err
 			}
-			return show(env, *cert, certView(env, true))
+			return show(env, *cert, certView(env, ", FLEET fleet, PROFILE profile, METHOD method, PREDECESSOR predecessor, USED used_at, SHA-256 hex:fingerprint"))
 		},
 	}
 	c.Flags().BoolVar(&asPEM, "pem", false, "print the certificate itself")
@@ -97,26 +76,23 @@ func certGet(env *Env) *cobra.Command {
 
 func certRevoke(env *Env) *cobra.Command {
 	var r api.Revoke
-	c := &cobra.Command{
+	var name string
+	c := doCommand(env, &cobra.Command{
 		Use: "revoke SERIAL --reason REASON", Short: "Take one certificate away, for good, and end the sessions that rest on it",
 		Long: certNames, ValidArgsFunction: first(serials(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := certName(args[0])
-			if err != nil {
-				return err
-			}
-			cut, err := env.admin().RevokeCertificate(cmd.Context(), name, r)
-			if err != nil {
-				return err
-			}
-			if cut.Already {
-				env.stderr().done("certificate %s %s", shortName(name), was(cut.Already, "revoked for "+cut.Reason, cut.At))
-			}
-			tellCut(env, cut, "revoked")
-			env.stderr().linef("  undo: none")
-			return acted(env, *cut, name)
-		},
-	}
+	}, func(ctx context.Context, args []string) (cut *api.Cut, err error) {
+		if name, err = certName(args[0]); err != nil {
+			return nil, err
+		}
+		return env.admin().RevokeCertificate(ctx, name, r)
+	}, func(p printer, cut *api.Cut) string {
+		if cut.Already {
+			p.done("certificate %s %s", shortName(name), was(cut.Already, "revoked for "+cut.Reason, cut.At))
+		}
+		tellCut(env, cut, "revoked")
+		p.linef("  undo: none")
+		return name
+	})
 	revokeFlags(c, &r)
 	needsReason(c, "")
 	return asking(env, c, func(args []string) string {

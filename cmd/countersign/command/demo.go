@@ -65,18 +65,13 @@ func showDemo(env *Env, results []demo.Result, asJSON bool) error {
 	if asJSON {
 		return writeJSON(env.Out, results)
 	}
-	return list(env, itemsOf(results), 0, view[demo.Result]{name: func(r demo.Result) string { return r.Step }, cols: []col[demo.Result]{
-		{"STEP", func(r demo.Result) string { return r.Step }},
-		{"OK", func(r demo.Result) string {
-			switch {
-			case r.Skipped:
-				return "-"
-			case !r.OK:
-				return "NO"
-			}
-			return "yes"
-		}},
-		{"TIME", func(r demo.Result) string { return fmt.Sprintf("%.0f ms", r.MS) }},
-		{"RESULT", func(r demo.Result) string { return r.Result }},
-	}})
+	return list(env, itemsOf(results), 0, viewOf(env, "STEP step, OK, TIME, RESULT result", func(r demo.Result) string {
+		switch {
+		case r.Skipped:
+			return "-"
+		case !r.OK:
+			return "NO"
+		}
+		return "yes"
+	}, func(r demo.Result) string { return fmt.Sprintf("%.0f ms", r.MS) }))
 }

@@ -3,9 +3,9 @@ package command
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,20 +22,7 @@ func deviceCommand(env *Env) *cobra.Command {
 }
 
 func deviceView(env *Env) view[api.Device] {
-	return view[api.Device]{
-		name: func(d api.Device) string { return d.ID },
-		cols: []col[api.Device]{
-			{"DEVICE", func(d api.Device) string { return d.ID }},
-			{"FLEET", func(d api.Device) string { return d.Fleet }},
-			{"STATE", func(d api.Device) string { return d.State }},
-			{"SEEN", func(d api.Device) string { return env.ago(d.LastSeen) }},
-			{"FROM", func(d api.Device) string { return d.LastAddr }},
-			{"OWNER", func(d api.Device) string { return d.Owner }},
-			{"PURPOSE", func(d api.Device) string { return d.Purpose }},
-			{"TAGS", func(d api.Device) string { return tagText(d.Tags) }},
-			{"REASON", func(d api.Device) string { return d.Reason }},
-		},
-	}
+	return viewOf[api.Device](env, "DEVICE id, FLEET fleet, STATE state, SEEN last_seen, FROM last_addr, OWNER owner, PURPOSE purpose, TAGS tags, REASON reason")
 }
 
 func deviceList(env *Env) *cobra.Command {
@@ -52,19 +39,14 @@ func deviceGet(env *Env) *cobra.Command {
 
 func deviceCreate(env *Env) *cobra.Command {
 	var d api.NewDevice
-	c := &cobra.Command{
-		Use: "create ID", Short: "Register a device before it enrolls",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			d.ID = args[0]
-			made, err := env.admin().CreateDevice(cmd.Context(), d)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("device %s registered in fleet %s", made.ID, made.Fleet)
-			env.stderr().next("countersign enroll token --device %s", made.ID)
-			return acted(env, *made, made.ID)
-		},
-	}
+	c := doCommand(env, &cobra.Command{Use: "create ID", Short: "Register a device before it enrolls"}, func(ctx context.Context, args []string) (*api.Device, error) {
+		d.ID = args[0]
+		return env.admin().CreateDevice(ctx, d)
+	}, func(p printer, made *api.Device) string {
+		p.done("device %s registered in fleet %s", made.ID, made.Fleet)
+		p.next("countersign enroll token --device %s", made.ID)
+		return made.ID
+	})
 	fleetFlag(env, c, &d.Fleet, "its fleet (default \"default\")")
 	c.Flags().StringVar(&d.Owner, "owner", "", "person or team that answers for it")
 	c.Flags().StringVar(&d.Purpose, "purpose", "", "what it is for")
@@ -73,17 +55,17 @@ func deviceCreate(env *Env) *cobra.Command {
 }
 
 func deviceSuspend(env *Env) *cobra.Command {
-	var why string
+	var why api.Act
 	c := actCommand(env, &cobra.Command{
 		Use: "suspend ID --reason TEXT", Short: "Put a device on hold: its sessions end, its certificates are held",
 		Example: "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
-	}, deviceIDs(env), noted((*sdk.Admin).Suspend, &why), func(p printer, cut *api.Cut) string {
+	}, deviceIDs(env), with((*sdk.Admin).Suspend, &why), func(p printer, cut *api.Cut) string {
 		p.done("device %s %s", cut.Device, was(cut.Already, "suspended", cut.At))
 		tellCut(env, cut, "held")
 		p.linef("  undo: countersign device reactivate %s", cut.Device)
 		return cut.Device
 	})
-	reasonFlag(c, &why)
+	reasonFlag(c, &why.Note)
 	needsReason(c, ": say why")
 	return asking(env, c, func(args []string) string {
 		return fmt.Sprintf("Suspend %s? Its sessions end now; reactivate undoes it.", args[0])
@@ -91,14 +73,14 @@ func deviceSuspend(env *Env) *cobra.Command {
 }
 
 func deviceReactivate(env *Env) *cobra.Command {
-	var why string
+	var why api.Act
 	var yes bool // it does not ask, but scripts give the same flag to all commands of a device's life
-	c := actCommand(env, &cobra.Command{Use: "reactivate ID", Short: "End a suspension"}, deviceIDs(env), noted((*sdk.Admin).Reactivate, &why), func(p printer, d *api.Device) string {
+	c := actCommand(env, &cobra.Command{Use: "reactivate ID", Short: "End a suspension"}, deviceIDs(env), with((*sdk.Admin).Reactivate, &why), func(p printer, d *api.Device) string {
 		p.done("device %s is %s again", d.ID, d.State)
 		p.next("countersign device events %s", d.ID)
 		return d.ID
 	})
-	reasonFlag(c, &why)
+	reasonFlag(c, &why.Note)
 	yesFlag(c, &yes)
 	return c
 }
@@ -108,9 +90,7 @@ func deviceRevoke(env *Env) *cobra.Command {
 	c := actCommand(env, &cobra.Command{
 		Use: "revoke ID --reason REASON", Short: "Take all certificates of a device away, for good, and end its sessions",
 		Example: "  countersign device revoke pump-7 --reason keyCompromise --note 'found in a bin' --yes",
-	}, deviceIDs(env), func(admin *sdk.Admin, ctx context.Context, id string) (*api.Cut, error) {
-		return admin.Revoke(ctx, id, r)
-	}, func(p printer, cut *api.Cut) string {
+	}, deviceIDs(env), with((*sdk.Admin).Revoke, &r), func(p printer, cut *api.Cut) string {
 		if cut.Already {
 			p.done("device %s %s", cut.Device, was(cut.Already, "revoked for "+cut.Reason, cut.At))
 		}
@@ -126,16 +106,16 @@ func deviceRevoke(env *Env) *cobra.Command {
 }
 
 func deviceRetire(env *Env) *cobra.Command {
-	var why string
+	var why api.Act
 	c := actCommand(env, &cobra.Command{
 		Use: "retire ID", Short: "End a device's life: revoke, and keep its id from being used again",
-	}, deviceIDs(env), noted((*sdk.Admin).Retire, &why), func(p printer, cut *api.Cut) string {
+	}, deviceIDs(env), with((*sdk.Admin).Retire, &why), func(p printer, cut *api.Cut) string {
 		p.done("device %s %s", cut.Device, was(cut.Already, "retired", cut.At))
 		tellCut(env, cut, "revoked")
 		p.linef("  undo: none. The id %s stays taken", cut.Device)
 		return cut.Device
 	})
-	reasonFlag(c, &why)
+	reasonFlag(c, &why.Note)
 	return asking(env, c, func(args []string) string {
 		return fmt.Sprintf("Retire %s? Its certificates are revoked. This cannot be undone.", args[0])
 	})
@@ -146,8 +126,8 @@ func deviceEvents(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "events ID", Short: "Tell a device's whole story, oldest first", ValidArgsFunction: first(deviceIDs(env)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			seq := env.paged(last).DeviceEvents(cmd.Context(), args[0], api.Order{Order: orderFor(last)})
-			return list(env, newest(seq, last), last, eventView(env, false))
+			seq := env.paged(last).DeviceEvents(cmd.Context(), args[0], orderFor(last))
+			return list(env, newest(seq, last), last, eventView(env, ""))
 		},
 	}
 	lastFlag(c, &last)
@@ -163,27 +143,22 @@ func deviceSet(env *Env) *cobra.Command {
 		Example: `  countersign device set pump-7 --owner line-2@example.net --tag site=north --untag trial
   countersign device set pump-7 --fleet pumps-2`,
 		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var e api.EditDevice
-			e.Owner, e.Purpose, e.Fleet = changed(cmd, "owner", &owner), changed(cmd, "purpose", &purpose), changed(cmd, "fleet", &fleet)
-			e.Tags = map[string]*string{}
-			for _, name := range untag {
-				e.Tags[name] = nil
-			}
-			for name, v := range tags {
-				e.Tags[name] = &v
-			}
-			if e.Owner == nil && e.Purpose == nil && e.Fleet == nil && len(e.Tags) == 0 {
-				return usagef("nothing to change: name one of --owner, --purpose, --fleet, --tag, --untag")
-			}
-			d, err := env.admin().EditDevice(cmd.Context(), args[0], e)
-			if err != nil {
-				return err
-			}
-			tellEdit(env, d)
-			return acted(env, *d, d.ID)
-		},
 	}
+	doCommand(env, c, func(ctx context.Context, args []string) (*api.EditedDevice, error) {
+		e := api.EditDevice{
+			Owner: changed(c, "owner", &owner), Purpose: changed(c, "purpose", &purpose), Fleet: changed(c, "fleet", &fleet), Tags: map[string]*string{},
+		}
+		for _, name := range untag {
+			e.Tags[name] = nil
+		}
+		for name, v := range tags {
+			e.Tags[name] = &v
+		}
+		if e.Owner == nil && e.Purpose == nil && e.Fleet == nil && len(e.Tags) == 0 {
+			return nil, usagef("nothing to change: name one of --owner, --purpose, --fleet, --tag, --untag")
+		}
+		return env.admin().EditDevice(ctx, args[0], e)
+	}, tellEdit)
 	c.Flags().StringVar(&owner, "owner", "", "person or team that answers for it; empty takes it away")
 	c.Flags().StringVar(&purpose, "purpose", "", "what it is for; empty takes it away")
 	fleetFlag(env, c, &fleet, "move it to this fleet")
@@ -193,11 +168,10 @@ func deviceSet(env *Env) *cobra.Command {
 }
 
 // tellEdit tells what changed.
-func tellEdit(env *Env, d *api.EditedDevice) {
-	p := env.stderr()
+func tellEdit(p printer, d *api.EditedDevice) string {
 	if len(d.Changed) == 0 {
 		p.linef("Nothing to change: device %s is so already.", printable(d.ID))
-		return
+		return d.ID
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Changed)) {
 		if strings.HasSuffix(name, "_before") {
@@ -217,37 +191,16 @@ func tellEdit(env *Env, d *api.EditedDevice) {
 		p.done("%s of this node ended; it may come back at once, by the rules of %s", count(d.Sessions, "session"), d.Fleet)
 		p.linef("  its certificate keeps issuer, profile and names of fleet %s until it renews", printable(before))
 	}
+	return d.ID
 }
 
 func deviceUsage(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
+	return listCommand(env, &cobra.Command{
 		Use: "usage [ID]", Short: "Show what devices use of the node's message store, the most octets first",
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var f api.UsageFilter
-			if len(args) == 1 {
-				f.Device = args[0]
-			}
-			number := func(of func(api.Usage) int) func(api.Usage) string {
-				return func(u api.Usage) string { return strconv.Itoa(of(u)) }
-			}
-			return list(env, env.paged(limit).Usage(cmd.Context(), f), limit, view[api.Usage]{
-				name: func(u api.Usage) string { return u.Device },
-				cols: []col[api.Usage]{
-					{"DEVICE", func(u api.Usage) string { return u.Device }},
-					{"OCTETS", func(u api.Usage) string { return octets(u.Octets) }},
-					{"RETAINED", number(func(u api.Usage) int { return u.Retained })},
-					{"QUEUED", number(func(u api.Usage) int { return u.Queued })},
-					{"FILTERS", number(func(u api.Usage) int { return u.Subscriptions })},
-					{"LIVE", number(func(u api.Usage) int { return u.Sessions })},
-					{"KEPT", number(func(u api.Usage) int { return u.Kept })},
-				},
-			})
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	}, func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[api.Usage, error] {
+		return admin.Usage(ctx, api.UsageFilter{Device: strings.Join(args, "")})
+	}, viewOf[api.Usage](env, "DEVICE device, OCTETS octets:octets, RETAINED retained, QUEUED queued, FILTERS subscriptions, LIVE sessions, KEPT kept"))
 }
 
 func devicePurge(env *Env) *cobra.Command {

@@ -112,19 +112,7 @@ func showToken(env *Env, made *api.IssuedToken, ttl time.Duration) error {
 }
 
 func credentialView(env *Env) view[api.Credential] {
-	id := func(c api.Credential) string { return c.ID }
-	return view[api.Credential]{name: id, cols: []col[api.Credential]{
-		{"CREDENTIAL", id},
-		{"KIND", func(c api.Credential) string { return c.Kind }},
-		{"FLEET", func(c api.Credential) string { return c.Fleet }},
-		{"DEVICE", func(c api.Credential) string { return c.Device }},
-		{"STATE", func(c api.Credential) string { return c.State }},
-		{"USED", usedOf},
-		{"EXPIRES", func(c api.Credential) string { return env.until(c.ExpiresAt) }},
-		{"BY", func(c api.Credential) string { return c.CreatedBy }},
-		{"LABEL", func(c api.Credential) string { return c.Label }},
-		{"REASON", func(c api.Credential) string { return c.Reason }},
-	}}
+	return viewOf[api.Credential](env, "CREDENTIAL id, KIND kind, FLEET fleet, DEVICE device, STATE state, USED, EXPIRES until:expires_at, BY created_by, LABEL label, REASON reason", usedOf)
 }
 
 // usedOf tells the uses of a credential, out of those that it has.
@@ -145,16 +133,16 @@ func enrollList(env *Env) *cobra.Command {
 }
 
 func enrollTokens(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "tokens", Short: "List enrollment tokens, without their secrets"}, (*sdk.Admin).Tokens, credentialView(env))
+	return listCommand(env, &cobra.Command{Use: "tokens", Short: "List enrollment tokens, without their secrets"}, all((*sdk.Admin).Tokens), credentialView(env))
 }
 
 func enrollStop(env *Env) *cobra.Command {
-	var why string
-	c := actCommand(env, &cobra.Command{Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays"}, credentialIDs(env), noted((*sdk.Admin).StopCredential, &why), func(p printer, made *api.StoppedCredential) string {
+	var why api.Act
+	c := actCommand(env, &cobra.Command{Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays"}, credentialIDs(env), with((*sdk.Admin).StopCredential, &why), func(p printer, made *api.StoppedCredential) string {
 		p.done("%s %s %s; it let in %d, %d sessions closed", made.Kind, made.ID, stoppedWord(made.Already), made.Used, made.Sessions)
 		return made.ID
 	})
-	reasonFlag(c, &why)
+	reasonFlag(c, &why.Note)
 	return needsReason(c, "")
 }
 
@@ -166,18 +154,7 @@ func credentialIDs(env *Env) completer {
 
 func enrollPending(env *Env) *cobra.Command {
 	f := api.WaitingFilter{}
-	id := func(w api.Waiting) string { return w.ID }
-	c := listCommand(env, &cobra.Command{Use: "pending", Short: "List enrollments that wait for an operator, oldest first"}, filtered((*sdk.Admin).Enrollments, &f), view[api.Waiting]{name: id, cols: []col[api.Waiting]{
-		{"REQUEST", id},
-		{"STATE", func(w api.Waiting) string { return w.State }},
-		{"DEVICE", func(w api.Waiting) string { return w.Device }},
-		{"FLEET", func(w api.Waiting) string { return w.Fleet }},
-		{"METHOD", func(w api.Waiting) string { return w.Method }},
-		{"SINCE", func(w api.Waiting) string { return env.ago(w.CreatedAt) }},
-		{"EXPIRES", func(w api.Waiting) string { return env.until(w.ExpiresAt) }},
-		{"FROM", func(w api.Waiting) string { return w.Remote }},
-		{"FACTS", func(w api.Waiting) string { return pairs(w.Facts) }},
-	}})
+	c := listCommand(env, &cobra.Command{Use: "pending", Short: "List enrollments that wait for an operator, oldest first"}, filtered((*sdk.Admin).Enrollments, &f), viewOf[api.Waiting](env, "REQUEST id, STATE state, DEVICE device, FLEET fleet, METHOD method, SINCE created_at, EXPIRES until:expires_at, FROM remote, FACTS pairs:facts"))
 	c.Flags().StringVar(&f.State, "state", "waiting", "waiting, approved, rejected or done; empty is all")
 	complete(c, "state", "waiting", "approved", "rejected", "done")
 	return c
@@ -192,9 +169,9 @@ func enrollReject(env *Env) *cobra.Command {
 }
 
 func decide(env *Env, c *cobra.Command, do func(*sdk.Admin, context.Context, string, api.Act) (*api.Waiting, error)) *cobra.Command {
-	var note string
-	c.Flags().StringVar(&note, "note", "", "why, in your words; the device is told of a rejection")
-	return actCommand(env, c, waitingIDs(env), noted(do, &note), func(p printer, w *api.Waiting) string {
+	var note api.Act
+	c.Flags().StringVar(&note.Note, "note", "", "why, in your words; the device is told of a rejection")
+	return actCommand(env, c, waitingIDs(env), with(do, &note), func(p printer, w *api.Waiting) string {
 		p.done("enrollment of %s by %s %s", w.Device, w.Method, w.State)
 		return w.ID
 	})
@@ -236,7 +213,7 @@ func enrollExplain(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(env, *x, explanationView())
+			return show(env, *x, explanationView(env))
 		},
 	}
 	f := c.Flags()
@@ -248,22 +225,8 @@ func enrollExplain(env *Env) *cobra.Command {
 	return c
 }
 
-func explanationView() view[api.Explanation] {
-	return view[api.Explanation]{
-		name: func(x api.Explanation) string { return x.Decision },
-		cols: []col[api.Explanation]{
-			{"DECISION", func(x api.Explanation) string { return x.Decision }},
-			{"RULE", func(x api.Explanation) string { return x.Reason }},
-			{"CODE", func(x api.Explanation) string { return x.Code }},
-			{"NEXT", func(x api.Explanation) string { return x.Next }},
-			{"DEVICE", func(x api.Explanation) string { return x.Device }},
-			{"FLEET", func(x api.Explanation) string { return x.Fleet }},
-			{"METHOD", func(x api.Explanation) string { return x.Method }},
-			{"EVIDENCE", func(x api.Explanation) string { return x.Evidence }},
-			{"PROFILE", func(x api.Explanation) string { return x.Profile }},
-			{"FACTS", func(x api.Explanation) string { return pairs(x.Facts) }},
-		},
-	}
+func explanationView(env *Env) view[api.Explanation] {
+	return viewOf[api.Explanation](env, "DECISION decision, RULE reason, CODE code, NEXT next, DEVICE device, FLEET fleet, METHOD method, EVIDENCE evidence, PROFILE profile, FACTS pairs:facts")
 }
 
 // The files of a claim.

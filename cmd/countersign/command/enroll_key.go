@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -95,13 +96,7 @@ func showKey(env *Env, made *api.IssuedKey, whose string) error {
 	if env.output == formatTable {
 		env.stderr().done("keys of %s in fleet %s, as %s; they are not shown again", whose, made.Fleet, made.ID)
 	}
-	return show(env, *made, view[api.IssuedKey]{
-		name: func(k api.IssuedKey) string { return k.Primary },
-		cols: []col[api.IssuedKey]{
-			{"PRIMARY", func(k api.IssuedKey) string { return k.Primary }},
-			{"SECONDARY", func(k api.IssuedKey) string { return k.Secondary }},
-		},
-	})
+	return show(env, *made, viewOf[api.IssuedKey](env, "PRIMARY primary, SECONDARY secondary"))
 }
 
 // derived is the key of one device of a group.
@@ -138,10 +133,7 @@ func enrollDerive(env *Env) *cobra.Command {
 				}
 				keys[i] = derived{id, base64.StdEncoding.EncodeToString(attest.DeriveKey(group, id))}
 			}
-			return list(env, itemsOf(keys), 0, view[derived]{name: func(d derived) string { return d.Key }, cols: []col[derived]{
-				{"DEVICE", func(d derived) string { return d.Device }},
-				{"KEY", func(d derived) string { return d.Key }},
-			}})
+			return list(env, itemsOf(keys), 0, viewOf[derived](env, "DEVICE device, KEY key").named(func(d derived) string { return d.Key }))
 		},
 	}
 	c.Flags().StringVar(&file, "key", "", "file with the group's key in base64; - is standard input")
@@ -151,31 +143,28 @@ func enrollDerive(env *Env) *cobra.Command {
 func enrollThumbprint(env *Env) *cobra.Command {
 	var n api.NewThumbprint
 	var cert, second string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "thumbprint --device ID", Short: "Register a device's self-signed certificate, and a second one",
 		Example: `  countersign enroll thumbprint --device pump-7 --cert self.pem
   countersign enroll thumbprint --device pump-7 --sha256 4f1a... --secondary 77b2...`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if n.Device == "" {
-				return usagef("--device is missing")
-			}
-			if err := thumbprint(env, "--cert", cert, "--sha256", &n.Primary); err != nil {
-				return err
-			}
-			if n.Primary == "" {
-				return usagef("--cert or --sha256 is missing")
-			}
-			if err := thumbprint(env, "--secondary-cert", second, "--secondary", &n.Secondary); err != nil {
-				return err
-			}
-			made, err := env.admin().CreateThumbprint(cmd.Context(), n)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("certificate of device %s registered in fleet %s, as %s", made.Device, made.Fleet, made.ID)
-			return acted(env, *made, made.ID)
-		},
-	}
+	}, func(ctx context.Context, _ []string) (*api.Credential, error) {
+		if n.Device == "" {
+			return nil, usagef("--device is missing")
+		}
+		if err := thumbprint(env, "--cert", cert, "--sha256", &n.Primary); err != nil {
+			return nil, err
+		}
+		if n.Primary == "" {
+			return nil, usagef("--cert or --sha256 is missing")
+		}
+		if err := thumbprint(env, "--secondary-cert", second, "--secondary", &n.Secondary); err != nil {
+			return nil, err
+		}
+		return env.admin().CreateThumbprint(ctx, n)
+	}, func(p printer, made *api.Credential) string {
+		p.done("certificate of device %s registered in fleet %s, as %s", made.Device, made.Fleet, made.ID)
+		return made.ID
+	})
 	f := c.Flags()
 	deviceFlag(env, c, &n.Device, "the device")
 	fleetFlag(env, c, &n.Fleet, "fleet that it lets in to (default the device's, else \"default\")")
@@ -213,27 +202,24 @@ func thumbprint(env *Env, flag, file, other string, hash *string) error {
 func enrollTPM(env *Env) *cobra.Command {
 	var n api.NewTPM
 	var ek string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "tpm", Short: "Register the endorsement key of a TPM 2.0 that has no manufacturer's certificate",
 		Example: `  countersign enroll tpm --device pump-7 --ek ek.pub
   countersign enroll tpm --sha256 $(sha256sum ek.pub | cut -d' ' -f1)`,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if (ek == "") == (n.EKHash == "") {
-				return usagef("give --ek or --sha256")
+	}, func(ctx context.Context, _ []string) (_ *api.Credential, err error) {
+		if (ek == "") == (n.EKHash == "") {
+			return nil, usagef("give --ek or --sha256")
+		}
+		if ek != "" {
+			if n.EKPublic, err = env.readInput(ek); err != nil {
+				return nil, err
 			}
-			if ek != "" {
-				if n.EKPublic, err = env.readInput(ek); err != nil {
-					return err
-				}
-			}
-			made, err := env.admin().CreateTPM(cmd.Context(), n)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("endorsement key registered in fleet %s, as %s", made.Fleet, made.ID)
-			return acted(env, *made, made.ID)
-		},
-	}
+		}
+		return env.admin().CreateTPM(ctx, n)
+	}, func(p printer, made *api.Credential) string {
+		p.done("endorsement key registered in fleet %s, as %s", made.Fleet, made.ID)
+		return made.ID
+	})
 	f := c.Flags()
 	deviceFlag(env, c, &n.Device, "the one id that it may enroll (default what the chip or its request says)")
 	fleetFlag(env, c, &n.Fleet, "fleet that it lets in to (default the device's, else \"default\")")

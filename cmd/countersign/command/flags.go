@@ -29,11 +29,11 @@ func lastFlag(c *cobra.Command, last *int) {
 }
 
 // orderFor reads from the end of the log when only its newest lines are wanted.
-func orderFor(last int) string {
+func orderFor(last int) (o api.Order) {
 	if last > 0 {
-		return "desc"
+		o.Order = "desc"
 	}
-	return ""
+	return o
 }
 
 // newest turns the last lines of a list that is read from its end into the order

@@ -19,21 +19,13 @@ func fleetCommand(env *Env) *cobra.Command {
 	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, fleetList(env), fleetGet(env), fleetSet(env), fleetRule(env))
 }
 
-func fleetView() view[api.Fleet] {
-	name := func(f api.Fleet) string { return f.Name }
-	return view[api.Fleet]{name: name, cols: []col[api.Fleet]{
-		{"FLEET", name},
-		{"ISSUER", func(f api.Fleet) string { return f.Issuer }},
-		{"PROFILE", func(f api.Fleet) string { return f.Profile }},
-		{"METHODS", func(f api.Fleet) string { return strings.Join(f.Methods, ",") }},
-		{"OVERLAP", func(f api.Fleet) string { return span(time.Duration(f.OverlapSeconds) * time.Second) }},
-		{"TRUST DOMAIN", func(f api.Fleet) string { return f.TrustDomain }},
-	}}
+func fleetView(env *Env) view[api.Fleet] {
+	return viewOf[api.Fleet](env, "FLEET name, ISSUER issuer, PROFILE profile, METHODS methods, OVERLAP span:overlap_seconds, TRUST DOMAIN trust_domain")
 }
 
 // ruledView is fleetView with the rules, each on a line of its own.
-func ruledView(f *api.Fleet) (view[api.Fleet], error) {
-	v := fleetView()
+func ruledView(env *Env, f *api.Fleet) (view[api.Fleet], error) {
+	v := fleetView(env)
 	if f.Rules == nil {
 		return v, nil
 	}
@@ -65,7 +57,7 @@ func rulesFrom(env *Env, file string) (*api.Rules, error) {
 }
 
 func fleetList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List fleets"}, (*sdk.Admin).Fleets, fleetView())
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List fleets"}, all((*sdk.Admin).Fleets), fleetView(env))
 }
 
 func fleetGet(env *Env) *cobra.Command {
@@ -80,7 +72,7 @@ func fleetGet(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := ruledView(f)
+			v, err := ruledView(env, f)
 			if err != nil {
 				return err
 			}
@@ -188,33 +180,12 @@ func confirmRules(ctx context.Context, env *Env, fleet string, rules *api.Rules,
 }
 
 func profileCommand(env *Env) *cobra.Command {
-	var limit int
-	name := func(p api.Profile) string { return p.Name }
-	v := view[api.Profile]{name: name, cols: []col[api.Profile]{
-		{"PROFILE", name},
-		{"VALIDITY", validity},
-		{"USAGE", func(p api.Profile) string { return strings.Join(append(p.ExtKeyUsage, p.KeyUsage...), ",") }},
-		{"KEYS", func(p api.Profile) string { return strings.Join(p.Keys, ",") }},
-		{"DESCRIPTION", func(p api.Profile) string { return p.Description }},
-	}}
-	l := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List profiles",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return list(env, env.paged(limit).Profiles(cmd.Context()), limit, v)
-		},
-	}
-	limitFlag(l, &limit)
-	get := &cobra.Command{
-		Use: "get NAME", Short: "Show one profile", ValidArgsFunction: first(profileNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := env.admin().Profile(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return show(env, *p, v)
-		},
-	}
-	return group("profile", "Certificate profiles: what a certificate may contain", []string{"profiles"}, l, get)
+	v := viewOf(env, "PROFILE name, VALIDITY, USAGE, KEYS keys, DESCRIPTION description", validity, func(p api.Profile) string {
+		return strings.Join(append(p.ExtKeyUsage, p.KeyUsage...), ",")
+	})
+	return group("profile", "Certificate profiles: what a certificate may contain", []string{"profiles"},
+		listCommand(env, &cobra.Command{Use: "list", Short: "List profiles"}, all((*sdk.Admin).Profiles), v),
+		getCommand(env, &cobra.Command{Use: "get NAME", Short: "Show one profile"}, profileNames(env), (*sdk.Admin).Profile, v))
 }
 
 func validity(p api.Profile) string {

@@ -48,10 +48,7 @@ func ruleList(env *Env) *cobra.Command {
 			for _, name := range slices.Sorted(maps.Keys(all)) {
 				rows = append(rows, ruleLine{name, all[name]})
 			}
-			return list(env, itemsOf(rows), 0, view[ruleLine]{name: func(r ruleLine) string { return r.Name }, cols: []col[ruleLine]{
-				{"RULE", func(r ruleLine) string { return r.Name }},
-				{"VALUE", func(r ruleLine) string { return r.Value }},
-			}})
+			return list(env, itemsOf(rows), 0, viewOf[ruleLine](env, "RULE name, VALUE value"))
 		},
 	}
 }

@@ -16,15 +16,7 @@ func holdCommand(env *Env) *cobra.Command {
 func holdID(h api.Hold) string { return h.ID }
 
 func holdList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the emergency holds of this node"}, (*sdk.Admin).Holds, view[api.Hold]{name: holdID, cols: []col[api.Hold]{
-		{"ID", holdID},
-		{"DEVICE", func(h api.Hold) string { return h.Device }},
-		{"ACT", func(h api.Hold) string { return h.Act }},
-		{"STATE", func(h api.Hold) string { return h.State }},
-		{"SINCE", func(h api.Hold) string { return env.ago(h.At) }},
-		{"BY", func(h api.Hold) string { return h.By }},
-		{"LAST ERROR", func(h api.Hold) string { return h.Error }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List the emergency holds of this node"}, all((*sdk.Admin).Holds), viewOf[api.Hold](env, "ID id, DEVICE device, ACT act, STATE state, SINCE at, BY by, LAST ERROR error"))
 }
 
 func holdRetry(env *Env) *cobra.Command {

@@ -106,8 +106,9 @@ func text(env *Env, file string) (string, error) {
 	return string(b), err
 }
 
+// files reads files; the list is empty, not nil, if none is named.
 func files(env *Env, names []string) ([][]byte, error) {
-	var out [][]byte
+	out := [][]byte{}
 	for _, name := range names {
 		b, err := env.readInput(name)
 		if err != nil {
@@ -116,4 +117,13 @@ func files(env *Env, names []string) ([][]byte, error) {
 		out = append(out, b)
 	}
 	return out, nil
+}
+
+// textFiles reads files as text.
+func textFiles(env *Env, names []string) (out []string, err error) {
+	all, err := files(env, names)
+	for _, b := range all {
+		out = append(out, string(b))
+	}
+	return out, err
 }

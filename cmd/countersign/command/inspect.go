@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -91,30 +90,11 @@ func inspectView(env *Env) view[inspected] {
 		}
 		return t.UTC().Format(time.RFC3339) + " (" + word + ")"
 	}
-	lines := func(s []string) string { return strings.Join(s, ", ") }
-	return view[inspected]{
-		name: func(c inspected) string { return c.Serial },
-		cols: []col[inspected]{
-			{"SUBJECT", func(c inspected) string { return c.Subject }},
-			{"ISSUER", func(c inspected) string { return c.Issuer }},
-			{"SERIAL", func(c inspected) string { return colons(c.Serial) }},
-			{"NOT BEFORE", func(c inspected) string { return when(c.NotBefore) }},
-			{"NOT AFTER", func(c inspected) string { return when(c.NotAfter) }},
-			{"NAMES", func(c inspected) string { return lines(c.Names) }},
-			{"KEY", func(c inspected) string { return c.Key }},
-			{"SIGNATURE", func(c inspected) string { return c.Signature }},
-			{"CA", func(c inspected) string { return map[bool]string{true: "yes", false: "no"}[c.CA] }},
-			{"KEY USAGE", func(c inspected) string { return lines(c.KeyUsage) }},
-			{"EXT KEY USAGE", func(c inspected) string { return lines(c.ExtKeyUsage) }},
-			{"SUBJECT KEY ID", func(c inspected) string { return colons(c.SubjectKeyID) }},
-			{"AUTHORITY KEY ID", func(c inspected) string { return colons(c.IssuerKeyID) }},
-			{"CRL", func(c inspected) string { return lines(c.CRL) }},
-			{"OCSP", func(c inspected) string { return lines(c.OCSP) }},
-			{"ISSUER URL", func(c inspected) string { return lines(c.IssuerURL) }},
-			{"SHA-256", func(c inspected) string { return colons(c.Fingerprint) }},
-			{"KEY SHA-256", func(c inspected) string { return colons(c.KeyHash) }},
-		},
-	}
+	return viewOf(env, "SUBJECT subject, ISSUER issuer, SERIAL hex:serial, NOT BEFORE, NOT AFTER, NAMES list:names, KEY key, SIGNATURE signature, "+
+		"CA yesno:ca, KEY USAGE list:key_usage, EXT KEY USAGE list:ext_key_usage, SUBJECT KEY ID hex:subject_key_id, "+
+		"AUTHORITY KEY ID hex:authority_key_id, CRL list:crl, OCSP list:ocsp, ISSUER URL list:issuer_url, SHA-256 hex:fingerprint, KEY SHA-256 hex:key_hash",
+		func(c inspected) string { return when(c.NotBefore) }, func(c inspected) string { return when(c.NotAfter) },
+	).named(func(c inspected) string { return c.Serial })
 }
 
 // parseCertificates reads all certificates of a PEM text, or one DER certificate.

@@ -55,34 +55,14 @@ func formerLog(env *Env, audits *cobra.Command) *cobra.Command {
 // logFlags are the flags of log list that audit list does not have.
 var logFlags = []string{"device", "type", "since", "last"}
 
-// eventView tells what happened; all of them also say to whom.
-func eventView(env *Env, device bool) view[api.Event] {
-	v := view[api.Event]{
-		name: func(e api.Event) string { return fmt.Sprint(e.Seq) },
-		cols: []col[api.Event]{
-			{"TIME", func(e api.Event) string { return env.clock(e.At) }},
-			{"EVENT", func(e api.Event) string { return e.Type }},
-		},
-	}
-	if device {
-		v.cols = append(v.cols, col[api.Event]{"DEVICE", func(e api.Event) string { return e.Device }})
-	}
-	v.cols = append(v.cols,
-		col[api.Event]{"BY", func(e api.Event) string { return e.Actor }},
-		col[api.Event]{"VIA", func(e api.Event) string { return e.Via }},
-		col[api.Event]{"FROM", func(e api.Event) string { return e.Remote }},
-		col[api.Event]{"WHY", func(e api.Event) string { return strings.TrimSpace(e.Code + " " + e.Reason) }},
-	)
-	return v
-}
+// deviceColumn is that of a list of events of several devices.
+const deviceColumn = "DEVICE device, "
 
-// clock writes a time of today without its date.
-func (env *Env) clock(t time.Time) string {
-	t, now := t.Local(), env.Now().Local()
-	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
-		return t.Format("15:04:05")
-	}
-	return t.Format("2006-01-02 15:04:05")
+// eventView shows what happened; more are columns behind the first two.
+func eventView(env *Env, more string) view[api.Event] {
+	return viewOf(env, "TIME clock:at, EVENT type, "+more+"BY actor, VIA via, FROM remote, WHY", func(e api.Event) string {
+		return strings.TrimSpace(e.Code + " " + e.Reason)
+	}).named(func(e api.Event) string { return fmt.Sprint(e.Seq) })
 }
 
 func logList(env *Env, use string) *cobra.Command {
@@ -100,8 +80,8 @@ func logList(env *Env, use string) *cobra.Command {
 			if f.Since, err = env.since("--since", from); err != nil {
 				return err
 			}
-			seq := env.paged(limit+last).Events(cmd.Context(), f, api.Order{Order: orderFor(last)})
-			return list(env, newest(seq, last), limit+last, eventView(env, true))
+			seq := env.paged(limit+last).Events(cmd.Context(), f, orderFor(last))
+			return list(env, newest(seq, last), limit+last, eventView(env, deviceColumn))
 		},
 	}
 	eventFlags(env, c, &f)
@@ -132,7 +112,7 @@ func logTail(env *Env) *cobra.Command {
 			if wait {
 				return follow(cmd.Context(), env, f, seq)
 			}
-			return list(env, seq, 0, eventView(env, true))
+			return list(env, seq, 0, eventView(env, deviceColumn))
 		},
 	}
 	eventFlags(env, c, &f)
@@ -159,7 +139,7 @@ func sealedAfter(events iter.Seq2[api.Event, error], seq int64) iter.Seq2[api.Ev
 // follow prints events and then those to come, until ctx ends. An event has its number
 // only once it is sealed, and the numbers are in the order of the log.
 func follow(ctx context.Context, env *Env, f api.EventFilter, events iter.Seq2[api.Event, error]) error {
-	w := &listWriter[api.Event]{out: env.stdout(), format: env.output, view: eventView(env, true)}
+	w := &listWriter[api.Event]{out: env.stdout(), format: env.output, view: eventView(env, deviceColumn)}
 	add := w.add
 	if env.output == formatJSON { // an array would never end
 		add = func(e api.Event) error { return writeJSONLine(env.Out, e) }

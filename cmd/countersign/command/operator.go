@@ -40,15 +40,7 @@ func operatorToken(env *Env) *cobra.Command {
 }
 
 func operatorTokens(env *Env) *cobra.Command {
-	id := func(t api.OperatorToken) string { return t.ID }
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List operator tokens, without their secrets"}, (*sdk.Admin).OperatorTokens, view[api.OperatorToken]{name: id, cols: []col[api.OperatorToken]{
-		{"ID", id},
-		{"NAME", func(t api.OperatorToken) string { return t.Name }},
-		{"ROLE", func(t api.OperatorToken) string { return t.Role }},
-		{"STATE", func(t api.OperatorToken) string { return tokenState(env, t) }},
-		{"EXPIRES", func(t api.OperatorToken) string { return env.until(t.ExpiresAt) }},
-		{"USED", func(t api.OperatorToken) string { return env.ago(t.UsedAt) }},
-	}})
+	return listCommand(env, &cobra.Command{Use: "list", Short: "List operator tokens, without their secrets"}, all((*sdk.Admin).OperatorTokens), viewOf[api.OperatorToken](env, "ID id, NAME name, ROLE role, STATE, EXPIRES until:expires_at, USED used_at", func(t api.OperatorToken) string { return tokenState(env, t) }))
 }
 
 func tokenState(env *Env, t api.OperatorToken) string {

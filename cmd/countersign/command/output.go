@@ -1,10 +1,13 @@
 package command
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"iter"
+	"reflect"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -33,6 +36,98 @@ type view[T any] struct {
 type col[T any] struct {
 	head string
 	cell func(T) string
+}
+
+// viewOf returns the view of a kind of object whose columns a text lists: the head of
+// each, and the field that it shows by its name in JSON, with a form in front where the
+// usual one of the type will not do, as in "DEVICE id, EXPIRES until:not_after". A column
+// without a field takes the next function of own. -o name prints the first column. It
+// panics if there is no such field: the text is part of the program.
+func viewOf[T any](env *Env, columns string, own ...func(T) string) view[T] {
+	var v view[T]
+	for column := range strings.SplitSeq(columns, ", ") {
+		at := strings.LastIndexByte(column, ' ') + 1
+		if column == strings.ToUpper(column) {
+			v.cols, own = append(v.cols, col[T]{column, own[0]}), own[1:]
+			continue
+		}
+		form, field, found := strings.Cut(column[at:], ":")
+		if !found {
+			form, field = "", form
+		}
+		index := fieldIndex(reflect.TypeFor[T](), field)
+		v.cols = append(v.cols, col[T]{strings.TrimSpace(column[:at]), func(item T) string {
+			return env.cell(form, reflect.ValueOf(item).FieldByIndex(index).Interface())
+		}})
+	}
+	v.name = v.cols[0].cell
+	return v
+}
+
+// named returns v with another name for -o name.
+func (v view[T]) named(name func(T) string) view[T] {
+	v.name = name
+	return v
+}
+
+// fieldIndex returns the index of the field that has a name in JSON; one inside another
+// is named by both with a dot between.
+func fieldIndex(t reflect.Type, name string) []int {
+	outer, inner, nested := strings.Cut(name, ".")
+	for _, f := range reflect.VisibleFields(t) {
+		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag != outer {
+			continue
+		}
+		if nested {
+			return append(f.Index, fieldIndex(f.Type, inner)...)
+		}
+		return f.Index
+	}
+	panic(t.String() + " has no field " + name)
+}
+
+// cell writes the value of a field in a form; without one it writes a time as its
+// distance in the past, and lists and maps with commas.
+func (env *Env) cell(form string, v any) string {
+	switch v := v.(type) {
+	case time.Time:
+		switch form {
+		case "until":
+			return env.until(v)
+		case "age":
+			return span(env.Now().Sub(v))
+		case "clock":
+			return env.clock(v)
+		case "past":
+			if v.IsZero() {
+				return ""
+			}
+		}
+		return env.ago(v)
+	case []string:
+		return strings.Join(v, cmp.Or(map[string]string{"words": " ", "list": ", "}[form], ","))
+	case map[string]string:
+		if form == "pairs" {
+			return pairs(v)
+		}
+		return tagText(v)
+	case int64:
+		switch {
+		case form == "span":
+			return span(time.Duration(v) * time.Second)
+		case form == "octets":
+			return octets(v)
+		case form == "some" && v == 0:
+			return ""
+		}
+	case bool:
+		return map[string]map[bool]string{"yes": {true: "yes"}, "yesno": {true: "yes", false: "no"}}[form][v]
+	case string:
+		if form == "hex" {
+			return colons(v)
+		}
+	}
+	return fmt.Sprint(v)
 }
 
 // list shows at most limit objects; 0 is all.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/policy"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -32,17 +33,9 @@ func policyInit(env *Env) *cobra.Command {
 }
 
 func policyView(env *Env) view[api.Policy] {
-	return view[api.Policy]{name: func(p api.Policy) string { return strconv.FormatInt(p.Version, 10) }, cols: []col[api.Policy]{
-		{"VERSION", func(p api.Policy) string { return policyVersion(p.Version) }},
-		{"APPLIED", func(p api.Policy) string {
-			if p.AppliedAt.IsZero() {
-				return ""
-			}
-			return env.ago(p.AppliedAt)
-		}},
-		{"BY", func(p api.Policy) string { return p.By }},
-		{"NOTE", func(p api.Policy) string { return p.Note }},
-	}}
+	return viewOf(env, "VERSION, APPLIED past:applied_at, BY by, NOTE note", func(p api.Policy) string {
+		return policyVersion(p.Version)
+	}).named(func(p api.Policy) string { return strconv.FormatInt(p.Version, 10) })
 }
 
 func policyGet(env *Env) *cobra.Command {
@@ -78,16 +71,9 @@ func policyAt(env *Env, cmd *cobra.Command, fleet string, version int64) (*api.P
 }
 
 func policyHistory(env *Env) *cobra.Command {
-	var limit int
-	c := &cobra.Command{
-		Use: "history FLEET", Short: "List the versions of a fleet's policy, newest first",
-		ValidArgsFunction: first(fleetNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return list(env, env.paged(limit).PolicyVersions(cmd.Context(), args[0]), limit, policyView(env))
-		},
-	}
-	limitFlag(c, &limit)
-	return c
+	return listCommand(env, &cobra.Command{
+		Use: "history FLEET", Short: "List the versions of a fleet's policy, newest first", ValidArgsFunction: first(fleetNames(env)),
+	}, under((*sdk.Admin).PolicyVersions), policyView(env))
 }
 
 func policyApply(env *Env) *cobra.Command {
@@ -226,14 +212,11 @@ func policyReplay(env *Env) *cobra.Command {
 }
 
 func replayView(env *Env) view[api.ReplayedAct] {
-	return view[api.ReplayedAct]{name: func(r api.ReplayedAct) string { return r.Device + " " + r.Action + " " + r.Topic }, cols: []col[api.ReplayedAct]{
-		{"NOW", func(r api.ReplayedAct) string { return verdict(r.Decision.Allowed) }},
-		{"DEVICE", func(r api.ReplayedAct) string { return r.Device }},
-		{"ACTION", func(r api.ReplayedAct) string { return r.Action }},
-		{"TOPIC", func(r api.ReplayedAct) string { return r.Topic }},
-		{"LAST", func(r api.ReplayedAct) string { return env.ago(r.At) }},
-		{"BY", func(r api.ReplayedAct) string { return decidedBy(r.Decision.Statement, r.Decision.Line) }},
-	}}
+	return viewOf(env, "NOW, DEVICE device, ACTION action, TOPIC topic, LAST at, BY", func(r api.ReplayedAct) string {
+		return verdict(r.Decision.Allowed)
+	}, func(r api.ReplayedAct) string {
+		return decidedBy(r.Decision.Statement, r.Decision.Line)
+	}).named(func(r api.ReplayedAct) string { return r.Device + " " + r.Action + " " + r.Topic })
 }
 
 func decidedBy(statement string, line int) string {

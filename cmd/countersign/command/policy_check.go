@@ -180,18 +180,12 @@ func subjectText(q api.PolicyQuestion, as string) string {
 }
 
 func tellDecision(env *Env, answer *api.PolicyAnswer) error {
-	d := answer.Decision
-	return show(env, *answer, view[api.PolicyAnswer]{name: func(api.PolicyAnswer) string { return verdict(d.Allowed) }, cols: []col[api.PolicyAnswer]{
-		{"DECISION", func(api.PolicyAnswer) string { return verdict(d.Allowed) }},
-		{"WHY", func(api.PolicyAnswer) string { return d.Why }},
-		{"STATEMENT", func(api.PolicyAnswer) string { return d.Statement }},
-		{"PATTERN", func(api.PolicyAnswer) string { return d.Pattern }},
-		{"HERE", func(api.PolicyAnswer) string {
-			if d.As == d.Pattern {
-				return ""
-			}
-			return d.As
-		}},
-		{"POLICY", func(p api.PolicyAnswer) string { return strings.TrimSpace(p.Fleet + " " + policyVersion(p.Version)) }},
-	}})
+	return show(env, *answer, viewOf(env, "DECISION, WHY decision.why, STATEMENT decision.statement, PATTERN decision.pattern, HERE, POLICY", func(a api.PolicyAnswer) string {
+		return verdict(a.Decision.Allowed)
+	}, func(a api.PolicyAnswer) string {
+		if a.Decision.As == a.Decision.Pattern {
+			return ""
+		}
+		return a.Decision.As
+	}, func(a api.PolicyAnswer) string { return strings.TrimSpace(a.Fleet + " " + policyVersion(a.Version)) }))
 }

@@ -3,12 +3,14 @@ package command
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
 
@@ -129,10 +131,7 @@ func secretRotate(env *Env) *cobra.Command {
 // showSecret shows what is not shown again.
 func showSecret(env *Env, made *api.IssuedSecret, file string) error {
 	p := env.stderr()
-	what := "secret"
-	if made.Kind == "password" {
-		what = "password"
-	}
+	what := map[bool]string{true: "password", false: "secret"}[made.Kind == "password"]
 	p.done("%s %s of %s is good from now on", what, made.ID, made.Device)
 	if file != "" {
 		if err := writeNew(file, string(made.Octets)); err != nil {
@@ -144,37 +143,13 @@ func showSecret(env *Env, made *api.IssuedSecret, file string) error {
 	} else if made.Text != "" && env.output == formatTable {
 		p.linef("  it is not shown again")
 	}
-	return show(env, *made, view[api.IssuedSecret]{
-		name: func(s api.IssuedSecret) string { return cmp.Or(s.Text, s.ID) },
-		cols: []col[api.IssuedSecret]{
-			{"USER NAME", func(s api.IssuedSecret) string { return s.Device }},
-			{"SECRET", func(s api.IssuedSecret) string { return s.Text }},
-			{"ID", func(s api.IssuedSecret) string { return s.ID }},
-		},
-	})
+	return show(env, *made, viewOf[api.IssuedSecret](env, "USER NAME device, SECRET text, ID id").named(func(s api.IssuedSecret) string { return cmp.Or(s.Text, s.ID) }))
 }
 
 func secretList(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "list ID", Aliases: []string{"ls"}, Short: "List the secrets of a device, without the secrets themselves",
-		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return list(env, env.admin().Secrets(cmd.Context(), args[0]), 0, view[api.Secret]{
-				name: func(s api.Secret) string { return s.ID },
-				cols: []col[api.Secret]{
-					{"SECRET", func(s api.Secret) string { return s.ID }},
-					{"SLOT", func(s api.Secret) string { return s.Slot }},
-					{"KIND", secretKind},
-					{"STATE", func(s api.Secret) string { return s.State }},
-					{"AGE", func(s api.Secret) string { return env.ago(s.CreatedAt) }},
-					{"ENDS IN", func(s api.Secret) string { return env.until(s.ExpiresAt) }},
-					{"USED", func(s api.Secret) string { return env.ago(s.UsedAt) }},
-					{"BY", func(s api.Secret) string { return s.CreatedBy }},
-					{"REASON", func(s api.Secret) string { return s.Reason }},
-				},
-			})
-		},
-	}
+	return wholeList(env, &cobra.Command{
+		Use: "list ID", Short: "List the secrets of a device, without the secrets themselves", ValidArgsFunction: first(deviceIDs(env)),
+	}, under((*sdk.Admin).Secrets), viewOf(env, "SECRET id, SLOT slot, KIND, STATE state, AGE created_at, ENDS IN until:expires_at, USED used_at, BY created_by, REASON reason", secretKind))
 }
 
 func secretKind(s api.Secret) string {
@@ -186,19 +161,16 @@ func secretKind(s api.Secret) string {
 
 func secretStop(env *Env) *cobra.Command {
 	var why string
-	c := &cobra.Command{
+	c := doCommand(env, &cobra.Command{
 		Use: "stop ID SECRET", Short: "End a secret for good and the sessions that rest on it",
 		Example:           "  countersign device secret stop pump-7 1f2e3d4c5b6a7988 --reason 'in a repository' --yes",
 		ValidArgsFunction: first(deviceIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			stopped, err := env.admin().StopSecret(cmd.Context(), args[0], args[1], api.Act{Note: strings.TrimSpace(why)})
-			if err != nil {
-				return err
-			}
-			env.stderr().done("secret %s %s, %d sessions closed", stopped.ID, stoppedWord(stopped.Already), stopped.Sessions)
-			return acted(env, *stopped, stopped.ID)
-		},
-	}
+	}, func(ctx context.Context, args []string) (*api.StoppedSecret, error) {
+		return env.admin().StopSecret(ctx, args[0], args[1], api.Act{Note: strings.TrimSpace(why)})
+	}, func(p printer, stopped *api.StoppedSecret) string {
+		p.done("secret %s %s, %d sessions closed", stopped.ID, stoppedWord(stopped.Already), stopped.Sessions)
+		return stopped.ID
+	})
 	reasonFlag(c, &why)
 	return asking(env, c, func(args []string) string {
 		return fmt.Sprintf("Stop secret %s of %s? Its sessions end now. This cannot be undone.", args[1], args[0])

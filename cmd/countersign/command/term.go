@@ -226,3 +226,12 @@ func octets(n int64) string {
 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+
+// clock writes a time of today without its date.
+func (env *Env) clock(t time.Time) string {
+	t, now := t.Local(), env.Now().Local()
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format("15:04:05")
+	}
+	return t.Format("2006-01-02 15:04:05")
+}

@@ -5,7 +5,6 @@ import (
 	"iter"
 	"strings"
 
-	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/spf13/cobra"
 )
@@ -20,22 +19,48 @@ func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Co
 	return c
 }
 
-// listCommand lists objects of one kind, page by page.
-func listCommand[T any](env *Env, c *cobra.Command, seq func(*sdk.Admin, context.Context) iter.Seq2[T, error], v view[T]) *cobra.Command {
-	var limit int
-	if c.Name() == "list" {
-		c.Aliases = append(c.Aliases, "ls")
-	}
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		return list(env, seq(env.paged(limit), cmd.Context()), limit, v)
-	}
-	limitFlag(c, &limit)
-	return c
+// lister lists objects of one kind; args are those of the command.
+type lister[T any] func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error]
+
+// all is a list without a filter.
+func all[T any](seq func(*sdk.Admin, context.Context) iter.Seq2[T, error]) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] { return seq(admin, ctx) }
 }
 
 // filtered is a list with the filter that flags fill in.
-func filtered[F, T any](seq func(*sdk.Admin, context.Context, F) iter.Seq2[T, error], f *F) func(*sdk.Admin, context.Context) iter.Seq2[T, error] {
-	return func(admin *sdk.Admin, ctx context.Context) iter.Seq2[T, error] { return seq(admin, ctx, *f) }
+func filtered[F, T any](seq func(*sdk.Admin, context.Context, F) iter.Seq2[T, error], f *F) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] {
+		return seq(admin, ctx, *f)
+	}
+}
+
+// under is a list of what belongs to the object that the first argument names.
+func under[T any](seq func(*sdk.Admin, context.Context, string) iter.Seq2[T, error]) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error] {
+		return seq(admin, ctx, args[0])
+	}
+}
+
+// listCommand lists objects of one kind, page by page, all or as many as --limit says.
+func listCommand[T any](env *Env, c *cobra.Command, seq lister[T], v view[T]) *cobra.Command {
+	var limit int
+	limitFlag(c, &limit)
+	return listing(env, c, &limit, seq, v)
+}
+
+// wholeList lists the objects of a list that is never long.
+func wholeList[T any](env *Env, c *cobra.Command, seq lister[T], v view[T]) *cobra.Command {
+	return listing(env, c, new(int), seq, v)
+}
+
+func listing[T any](env *Env, c *cobra.Command, limit *int, seq lister[T], v view[T]) *cobra.Command {
+	if c.Name() == "list" {
+		c.Aliases = append(c.Aliases, "ls")
+	}
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		return list(env, seq(env.paged(*limit), cmd.Context(), args), *limit, v)
+	}
+	return c
 }
 
 // getCommand shows the object that its one argument names.
@@ -57,8 +82,14 @@ func actCommand[T any](env *Env, c *cobra.Command, names completer, act func(*sd
 	if names != nil {
 		c.ValidArgsFunction = first(names)
 	}
+	return doCommand(env, c, func(ctx context.Context, args []string) (*T, error) { return act(env.admin(), ctx, args[0]) }, say)
+}
+
+// doCommand does something and prints the object that it answers where a format was
+// asked for. say writes what was done and returns the name of the object.
+func doCommand[T any](env *Env, c *cobra.Command, act func(ctx context.Context, args []string) (*T, error), say func(printer, *T) string) *cobra.Command {
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		item, err := act(env.admin(), cmd.Context(), args[0])
+		item, err := act(cmd.Context(), args)
 		if err != nil {
 			return err
 		}
@@ -67,11 +98,9 @@ func actCommand[T any](env *Env, c *cobra.Command, names completer, act func(*sd
 	return c
 }
 
-// noted is an act that carries a note of the operator, whose flag fills it in.
-func noted[T any](act func(*sdk.Admin, context.Context, string, api.Act) (*T, error), note *string) func(*sdk.Admin, context.Context, string) (*T, error) {
-	return func(admin *sdk.Admin, ctx context.Context, name string) (*T, error) {
-		return act(admin, ctx, name, api.Act{Note: *note})
-	}
+// with is an act that takes what flags fill in.
+func with[T, P any](act func(*sdk.Admin, context.Context, string, P) (*T, error), p *P) func(*sdk.Admin, context.Context, string) (*T, error) {
+	return func(admin *sdk.Admin, ctx context.Context, name string) (*T, error) { return act(admin, ctx, name, *p) }
 }
 
 // acted prints the object that an act answered where a format was asked for; in

@@ -10,12 +10,7 @@ func versionCommand(env *Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Say what this program is",
 		RunE: func(*cobra.Command, []string) error {
-			version := func(v api.Version) string { return v.Version }
-			return show(env, rest.Version(), view[api.Version]{name: version, cols: []col[api.Version]{
-				{"VERSION", version},
-				{"REVISION", func(v api.Version) string { return v.Revision }},
-				{"GO", func(v api.Version) string { return v.Go }},
-			}})
+			return show(env, rest.Version(), viewOf[api.Version](env, "VERSION version, REVISION revision, GO go"))
 		},
 	}
 }
