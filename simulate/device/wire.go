@@ -58,11 +58,11 @@ func (c *Wire) Subscribe(filter string, qos byte) error {
 	if err := c.SetDeadline(time.Now().Add(stepTime)); err != nil { //nolint:forbidigo // a deadline of the kernel's clock
 		return err
 	}
-	return errors.Join(Exchange(struct {
-		io.Reader
-		io.Writer
-	}{c.in, c.Conn}, SubscribePacket(filter, qos), SubackPacket(qos)), c.SetDeadline(time.Time{}))
+	return errors.Join(Exchange(c, SubscribePacket(filter, qos), SubackPacket(qos)), c.SetDeadline(time.Time{}))
 }
+
+// Read reads what the server sent after the packets that were read already.
+func (c *Wire) Read(p []byte) (int, error) { return c.in.Read(p) }
 
 // packet reads one packet into buf, which grows.
 func (c *Wire) packet(buf []byte) (first byte, body []byte, err error) {

@@ -9,10 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
-	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign/simulate/device"
@@ -26,7 +23,7 @@ const askCommand = "ask"
 // askEvery is the pause between two requests.
 const askEvery = 2 * time.Millisecond
 
-// asking is what that process needs to know.
+// asking is the task of that process.
 type asking struct {
 	Addr   string        `json:"addr"`
 	Roots  []byte        `json:"roots"` // PEM
@@ -44,45 +41,27 @@ type asked struct {
 
 // ask measures the time from a request to its answer, both commands of QoS 1.
 func (b *bench) ask(ctx context.Context, t target, name string, pair []*enrollee) (sample, error) {
-	roots, err := os.ReadFile(b.endpoints.Roots)
+	roots, err := os.ReadFile(b.server.endpoints.Roots) //nolint:gosec // of our own server
 	if err != nil {
 		return sample{}, err
 	}
 	roots = append(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.limitCA.root.Raw})...)
 	a := asking{Addr: t.addr, Roots: roots, For: b.opts.size.ask}
 	for i, d := range pair {
-		var err error
-		if a.Chains[i], a.Keys[i], err = pemOf(d); err != nil {
+		if a.Chains[i], a.Keys[i], err = pemOf(d.identity); err != nil {
 			return sample{}, err
 		}
 		a.IDs[i] = d.id
 	}
-	self, err := os.Executable()
+	h, err := startHelper(ctx, askCommand, idleFor, a)
 	if err != nil {
 		return sample{}, err
-	}
-	cmd := exec.CommandContext(ctx, self, askCommand) //nolint:gosec // this very program
-	in, err := json.Marshal(a)
-	if err != nil {
-		return sample{}, err
-	}
-	p, err := cmd.StdinPipe()
-	if err != nil {
-		return sample{}, err
-	}
-	go func() { _, err := p.Write(in); _ = errors.Join(err, p.Close()) }() // the process fails without it
-	out, err := cmd.Output()
-	if err != nil {
-		if e, ok := errors.AsType[*exec.ExitError](err); ok {
-			err = fmt.Errorf("%w: %s", err, e.Stderr)
-		}
-		return sample{}, fmt.Errorf("%s: %w", name, err)
 	}
 	var all []asked
-	if err := json.Unmarshal(out, &all); err != nil {
-		return sample{}, err
+	if err := h.finish(&all); err != nil {
+		return sample{}, fmt.Errorf("%s: %w", t.prefix+name, err)
 	}
-	return answers(name, all), nil
+	return answers(t.prefix+name, all), nil
 }
 
 // answers sums up: worst is the p99 of the worst second.
@@ -94,23 +73,18 @@ func answers(name string, all []asked) sample {
 		second := int(one.At / time.Second)
 		seconds[second] = append(seconds[second], one.Took)
 	}
-	slices.Sort(took)
-	s := sample{name: name, ops: len(took), alone: true, p50: percentile(took, 50), p99: percentile(took, 99)}
+	s := alone(name, took)
+	s.worst = 0
 	for _, one := range seconds {
-		slices.Sort(one)
-		s.worst = max(s.worst, percentile(one, 99))
+		s.worst = max(s.worst, timed("", one).p99)
 	}
 	return s
 }
 
 // beAsking is the process of ask.
-func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
-	var a asking
-	if err := json.NewDecoder(in).Decode(&a); err != nil {
-		return err
-	}
-	b := &bench{roots: x509.NewCertPool()}
-	b.roots.AppendCertsFromPEM(a.Roots)
+func beAsking(ctx context.Context, a asking, out *json.Encoder) error {
+	c := &client{roots: x509.NewCertPool()}
+	c.roots.AppendCertsFromPEM(a.Roots)
 	var pair [2]*device.Wire
 	for i, id := range a.IDs {
 		d := &enrollee{id: id}
@@ -118,7 +92,7 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 		if d.identity, err = tls.X509KeyPair(a.Chains[i], a.Keys[i]); err != nil {
 			return err
 		}
-		if pair[i], err = b.join(ctx, a.Addr, d, false); err != nil {
+		if pair[i], err = c.join(ctx, a.Addr, d, false); err != nil {
 			return err
 		}
 		if err := pair[i].Subscribe("devices/"+id+"/down/#", 1); err != nil {
@@ -127,7 +101,7 @@ func beAsking(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	all, err := a.exchange(ctx, pair)
 	leaveAll(pair[:])
-	return errors.Join(err, json.NewEncoder(out).Encode(all))
+	return errors.Join(err, out.Encode(all))
 }
 
 // exchange has the first ask the second, one request after the other.

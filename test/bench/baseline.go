@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -26,7 +24,7 @@ import (
 )
 
 // limitsCommand makes this program the servers that are the limits, so that they
-// pay for their own process as the one under test does.
+// cost a process of their own, as the one under test does.
 const limitsCommand = "serve-limits"
 
 // The files that the servers beside ours read, in the bench's folder.
@@ -48,31 +46,27 @@ type limitCA struct {
 }
 
 func newLimitCA() (*limitCA, error) {
-	rootKey, err := newKey()
-	if err != nil {
+	rootKey, rootErr := newKey()
+	key, keyErr := newKey()
+	leafKey, leafErr := newKey()
+	if err := errors.Join(rootErr, keyErr, leafErr); err != nil {
 		return nil, err
 	}
 	root, err := limitCert("Bench Root", nil, rootKey, rootKey)
 	if err != nil {
 		return nil, err
 	}
-	c := &limitCA{root: root, pool: x509.NewCertPool()}
+	cert, err := limitCert("Bench Issuing", root, key, rootKey)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := limitCert("127.0.0.1", cert, leafKey, key)
+	if err != nil {
+		return nil, err
+	}
+	c := &limitCA{key: key, cert: cert, root: root, pool: x509.NewCertPool()}
 	c.pool.AddCert(root)
-	if c.key, err = newKey(); err != nil {
-		return nil, err
-	}
-	if c.cert, err = limitCert("Bench Issuing", root, c.key, rootKey); err != nil {
-		return nil, err
-	}
-	leafKey, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	leaf, err := limitCert("127.0.0.1", c.cert, leafKey, c.key)
-	if err != nil {
-		return nil, err
-	}
-	c.leaf = tls.Certificate{Certificate: [][]byte{leaf.Raw, c.cert.Raw}, PrivateKey: leafKey, Leaf: leaf}
+	c.leaf = tls.Certificate{Certificate: [][]byte{leaf.Raw, cert.Raw}, PrivateKey: leafKey, Leaf: leaf}
 	return c, nil
 }
 
@@ -102,10 +96,6 @@ func limitCert(name string, issuer *x509.Certificate, key, signer *ecdsa.Private
 
 // serverTLS is TLS as our own listeners speak it, with crypto/x509 to check who
 // comes: full handshakes only.
-func (c *limitCA) serverTLS(clients *x509.CertPool) *tls.Config {
-	return serverTLS(c.leaf, clients)
-}
-
 func serverTLS(cert tls.Certificate, clients *x509.CertPool) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
@@ -113,57 +103,44 @@ func serverTLS(cert tls.Certificate, clients *x509.CertPool) *tls.Config {
 	}
 }
 
-// write leaves the server's certificate and key where other processes find them.
+// write stores the server's certificate and key where other processes find them.
 func (c *limitCA) write(dir string) error {
-	var chain []byte
-	for _, der := range c.leaf.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(c.leaf.PrivateKey)
-	if err != nil {
-		return err
-	}
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
+	chain, key, err := pemOf(c.leaf)
 	return errors.Join(
+		err,
 		os.WriteFile(filepath.Join(dir, chainFile), chain, 0o600),
-		os.WriteFile(filepath.Join(dir, keyFile), keyPEM, 0o600),
+		os.WriteFile(filepath.Join(dir, keyFile), key, 0o600),
 	)
 }
 
 // baseline is the process of serveLimits.
 type baseline struct {
-	*process
+	*helper
+	addresses
+}
+
+// addresses are what serveLimits answers with.
+type addresses struct {
 	HTTP string `json:"http"` // host:port, answers every request with the same bytes
 	TLS  string `json:"tls"`  // host:port, answers CONNECT with CONNACK
 }
 
 // startBaseline runs this program as serveLimits.
-func startBaseline(dir string, quiet time.Duration) (*baseline, error) {
-	self, err := os.Executable()
+func startBaseline(ctx context.Context, dir string, quiet time.Duration) (*baseline, error) {
+	h, err := startHelper(ctx, limitsCommand, quiet, dir)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(context.Background(), self, limitsCommand, dir) //nolint:gosec // this very program
-	if _, err := cmd.StdinPipe(); err != nil {                                 // closed when we are gone, which ends it
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	b := &baseline{}
-	if b.process, err = start(cmd, quiet); err != nil {
-		return nil, err
-	}
-	if err := json.NewDecoder(out).Decode(b); err != nil {
+	b := &baseline{helper: h}
+	if err := json.NewDecoder(h.out).Decode(&b.addresses); err != nil {
 		return nil, errors.Join(fmt.Errorf("couldn't start the limits: %w", err), b.stop())
 	}
 	return b, nil
 }
 
-// serveLimits serves until ctx or standard input ends: the least that a Go server can do for an HTTP
+// serveLimits serves until ctx ends: the least that a Go server can do for an HTTP
 // answer and for an MQTT connection with client certificate.
-func serveLimits(ctx context.Context, dir string, out io.Writer) error {
+func serveLimits(ctx context.Context, dir string, out *json.Encoder) error {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, chainFile), filepath.Join(dir, keyFile))
 	if err != nil {
 		return err
@@ -190,18 +167,13 @@ func serveLimits(ctx context.Context, dir string, out io.Writer) error {
 		}
 		w.Header().Set("Content-Type", "application/ocsp-response")
 		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
-		_, _ = w.Write(answer) //nolint:gosec // an answer of ours from our own folder; the client is gone if it fails
+		_, _ = w.Write(answer) // an answer of ours from our own folder; the client is gone if it fails
 	})}
 	go func() { _ = web.Serve(plain) }() // ends with the process
 	go acceptBare(secure, serverTLS(cert, roots))
-	if err := json.NewEncoder(out).Encode(baseline{HTTP: plain.Addr().String(), TLS: secure.Addr().String()}); err != nil {
+	if err := out.Encode(addresses{HTTP: plain.Addr().String(), TLS: secure.Addr().String()}); err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	go func() {
-		defer stop()
-		_, _ = io.Copy(io.Discard, os.Stdin) // however it ends, our parent is gone
-	}()
 	<-ctx.Done()
 	return nil
 }
@@ -214,7 +186,7 @@ func acceptBare(l net.Listener, config *tls.Config) {
 			return
 		}
 		go func() {
-			defer func() { _ = c.Close() }() // nobody to tell
+			defer func() { _ = c.Close() }() // no caller could do anything
 			_ = c.SetDeadline(now().Add(opTimeout))
 			t := tls.Server(c, config)
 			r := bufio.NewReaderSize(t, 256)

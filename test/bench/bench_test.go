@@ -49,8 +49,8 @@ var built = sync.OnceValue(func() string {
 	return ""
 })
 
-// server returns the program to measure.
-func server(t *testing.T) string {
+// serverProgram returns the program to measure.
+func serverProgram(t *testing.T) string {
 	t.Helper()
 	if failure := built(); failure != "" {
 		t.Fatal(failure)
@@ -106,7 +106,7 @@ func measured(t *testing.T, o options) (r report, printed string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
 	defer cancel()
-	o.json, o.server = filepath.Join(t.TempDir(), "bench.json"), server(t)
+	o.json, o.server = filepath.Join(t.TempDir(), "bench.json"), serverProgram(t)
 	var out bytes.Buffer
 	if err := run(ctx, o, &out); err != nil {
 		t.Fatalf("run: %v\n%s", err, out.String())
@@ -122,7 +122,7 @@ func measured(t *testing.T, o options) (r report, printed string) {
 }
 
 func TestRunStopsWhenTheServerCannotStart(t *testing.T) {
-	o := options{size: tinySize(), rounds: 1, database: "postgres://127.0.0.1:1/nothing", server: server(t)}
+	o := options{size: tinySize(), rounds: 1, database: "postgres://127.0.0.1:1/nothing", server: serverProgram(t)}
 	err := run(t.Context(), o, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "the connection was refused") {
 		t.Errorf("run on a database that is not there: got %v, want why the server cannot start", err)
@@ -247,11 +247,11 @@ func TestParseFlagsRefusesNonsense(t *testing.T) {
 func TestBenchmarksAreReadByBenchstat(t *testing.T) {
 	r := &report{Database: "sqlite", Revision: "v1", Machine: machine{CPU: "one"}, series: map[string][]sample{}}
 	for range 2 {
-		r.add([]sample{
-			{name: "connect_first", ops: 100, wall: time.Second, cpu: time.Second / 2, p50: 3 * time.Millisecond, p99: 9 * time.Millisecond},
-			{name: "revoke_answer", ops: 10, alone: true, p50: 5 * time.Millisecond},
-			{name: "memory_under_load", bytes: 4096},
-		})
+		r.add(
+			sample{name: "connect_first", ops: 100, wall: time.Second, cpu: time.Second / 2, p50: 3 * time.Millisecond, p99: 9 * time.Millisecond},
+			sample{name: "revoke_answer", ops: 10, alone: true, p50: 5 * time.Millisecond},
+			sample{name: "memory_under_load", bytes: 4096},
+		)
 	}
 	var got []string
 	form := regexp.MustCompile(`^Benchmark[A-Z]\w* [1-9]\d*( \d+ [a-z0-9/-]+)+$`)

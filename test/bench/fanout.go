@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -34,64 +32,64 @@ type crowd struct {
 
 // fanout measures what one message costs for each of the sessions that receive it, and
 // how long others wait for an answer meanwhile.
-func (b *bench) fanout(ctx context.Context) ([]sample, error) {
+func (b *bench) fanout(ctx context.Context) error {
 	devices, err := b.loaders(ctx, b.opts.size.fan+3)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	peers := []peer{plainPeer(), savingPeers()[0]}
-	for i := range peers {
-		peers[i].keep = peers[i].keep.withoutDelay()
+	beside := peers()[:2]
+	for i := range beside {
+		beside[i].keep += withoutDelay
 	}
-	return b.beside(ctx, peers, func(ctx context.Context, t target) ([]sample, error) {
-		return b.fanoutOf(ctx, t, devices)
-	})
+	return b.beside(ctx, beside, func(ctx context.Context, t target) error { return b.fanoutOf(ctx, t, devices) })
 }
 
-func (b *bench) fanoutOf(ctx context.Context, t target, devices []*enrollee) (samples []sample, err error) {
+func (b *bench) fanoutOf(ctx context.Context, t target, devices []*enrollee) (err error) {
 	pair, rest := devices[:2], devices[2:]
 	c := &crowd{}
 	defer func() { leaveAll(append(c.live, c.from)) }()
-	if c.from, err = b.join(ctx, t.addr, rest[0], false); err != nil {
-		return nil, err
+	if err := c.lead(ctx, b, t, rest[0]); err != nil {
+		return err
 	}
-	go func() { _ = c.from.Receive(nil, nil) }() // until it leaves; a loss shows in the count
 	if c.live, err = b.joinAll(ctx, t.addr, rest[1:], false); err != nil {
-		return nil, err
+		return err
 	}
 	some := max(1, len(c.live)/fanoutSome)
-	_, _, err = drive(ctx, connectWorkers, len(c.live), func(_ context.Context, _, i int) error {
+	_, err = drive(ctx, connectWorkers, len(c.live), func(_ context.Context, _, i int) error {
 		err := c.live[i].Subscribe(fanoutTopic, 1)
 		if i < some {
 			err = errors.Join(err, c.live[i].Subscribe(someTopic, 1))
 		}
-		go func() { _ = c.live[i].Receive(func([]byte) { c.got.Add(1) }, nil) }() // as above
+		go func() { _ = c.live[i].Receive(func([]byte) { c.got.Add(1) }, nil) }() // a loss shows in the count
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, one := range []spray{
-		{"fanout_some_", someTopic, 0, some, fanoutTimes * fanoutSome},
-		{"fanout_all_", fanoutTopic, 0, len(c.live), fanoutTimes},
+		{"fanout_some_0", someTopic, 0, some, fanoutTimes * fanoutSome},
+		{"fanout_some_1", someTopic, 1, some, fanoutTimes * fanoutSome},
+		{"fanout_all_0", fanoutTopic, 0, len(c.live), fanoutTimes},
+		{"fanout_all_1", fanoutTopic, 1, len(c.live), fanoutTimes},
 	} {
-		base := t.prefix + one.name
-		for one.qos = range byte(2) {
-			one.name = base + strconv.Itoa(int(one.qos))
-			s, err := c.measure(ctx, t, one)
-			if err != nil {
-				return nil, err
-			}
-			samples = append(samples, s)
+		if err := b.keep(c.measure(ctx, t, one)); err != nil {
+			return err
 		}
 	}
-	calm, err := b.ask(ctx, t, t.prefix+"answer_calm", pair)
-	if err != nil {
-		return nil, err
+	if err := b.keep(b.ask(ctx, t, "answer_calm", pair)); err != nil {
+		return err
 	}
 	stop := c.repeat(ctx)
-	busy, err := b.ask(ctx, t, t.prefix+"answer_fanout", pair)
-	return append(samples, calm, busy), errors.Join(err, stop())
+	return errors.Join(b.keep(b.ask(ctx, t, "answer_fanout", pair)), stop())
+}
+
+// lead opens the session that publishes.
+func (c *crowd) lead(ctx context.Context, b *bench, t target, d *enrollee) (err error) {
+	if c.from, err = b.join(ctx, t.addr, d, false); err != nil {
+		return err
+	}
+	go func() { _ = c.from.Receive(nil, nil) }() // until it leaves; a loss shows in the count
+	return nil
 }
 
 // spray is how often a message goes to n sessions.
@@ -103,23 +101,16 @@ type spray struct {
 
 // measure publishes one message after another, each once all have the one before.
 func (c *crowd) measure(ctx context.Context, t target, s spray) (sample, error) {
-	before, err := t.process.idle(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	begin := now()
-	var took []time.Duration
-	for range s.times {
-		once := now()
-		if err := c.send(ctx, s.topic, s.qos, s.n); err != nil {
-			return sample{}, fmt.Errorf("%s: %w", s.name, err)
+	return t.process.around(ctx, t.prefix+s.name, s.n*s.times, func() (took []time.Duration, err error) {
+		for range s.times {
+			once := now()
+			if err := c.send(ctx, s.topic, s.qos, s.n); err != nil {
+				return nil, err
+			}
+			took = append(took, time.Since(once))
 		}
-		took = append(took, time.Since(once))
-	}
-	wall := time.Since(begin)
-	after, err := t.process.idle(ctx)
-	slices.Sort(took)
-	return sample{name: s.name, ops: s.n * s.times, wall: wall, cpu: after - before, p50: percentile(took, 50), p99: percentile(took, 99)}, err
+		return took, nil
+	})
 }
 
 // send publishes a message and waits until n sessions have it.

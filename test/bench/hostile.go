@@ -5,19 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
-	"os/exec"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/countersign-iot/countersign/simulate/device"
@@ -37,7 +30,7 @@ const (
 	hostileAddresses = 200
 )
 
-// attack is what the attacker is told.
+// attack is the task of the attacker.
 type attack struct {
 	Addr      string `json:"addr"`
 	Rate      int    `json:"rate"`      // connections a second
@@ -48,7 +41,7 @@ type attack struct {
 	Key       []byte `json:"key"`
 }
 
-// damage is what the attacker says in the end.
+// damage is what the attacker reports in the end.
 type damage struct {
 	Attempts   int64 `json:"attempts"`
 	Dropped    int64 `json:"dropped"`    // not attempted, for want of room here
@@ -64,24 +57,14 @@ type attacker struct {
 	open    atomic.Int64
 }
 
-// beHostile attacks until standard input ends, then tells what came of it.
-func beHostile(ctx context.Context, in io.Reader, out io.Writer) error {
-	decoder := json.NewDecoder(in)
-	var a attacker
-	if err := decoder.Decode(&a.attack); err != nil {
-		return err
-	}
-	var err error
+// beHostile attacks until ctx ends, then reports what came of it.
+func beHostile(ctx context.Context, task attack, out *json.Encoder) (err error) {
+	a := attacker{attack: task}
 	if a.revoked, err = tls.X509KeyPair(a.Chain, a.Key); err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	go func() {
-		_, _ = io.Copy(io.Discard, in) // its end is what we wait for
-		stop()
-	}()
 	a.run(ctx)
-	return json.NewEncoder(out).Encode(&a.damage)
+	return out.Encode(&a.damage)
 }
 
 // run makes connections at the rate, whatever becomes of them.
@@ -102,10 +85,7 @@ func (a *attacker) run(ctx context.Context) {
 				a.open.Add(-1)
 			})
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Millisecond):
-		}
+		_ = pause(ctx, time.Millisecond) // the loop ends with ctx
 	}
 	wg.Wait()
 }
@@ -142,13 +122,14 @@ func (a *attacker) connect(i int) {
 	atomic.AddInt64(&a.damage.Handshakes, 1)
 	switch kind {
 	case 2:
-		a.say(t, loginPacket(a.Target, rand.Text()))
+		a.enter(t, loginPacket(a.Target, rand.Text()))
 	case 3:
-		a.say(t, device.ConnectPacket(a.Target))
+		a.enter(t, device.ConnectPacket(a.Target))
 	}
 }
 
-func (a *attacker) say(t *tls.Conn, packet []byte) {
+// enter sends a CONNECT and counts one that is accepted.
+func (a *attacker) enter(t *tls.Conn, packet []byte) {
 	answer := make([]byte, 4)
 	if _, err := t.Write(packet); err != nil {
 		return
@@ -168,64 +149,4 @@ func loginPacket(name, password string) []byte {
 		p = append(p, s...)
 	}
 	return append(binary.AppendUvarint([]byte{p[0]}, uint64(len(p)-2)), p[2:]...) //nolint:gosec // MQTT has the same form, and a CONNECT more than two octets
-}
-
-// hostile is an attacker that runs.
-type hostile struct {
-	process *process
-	in      io.Closer
-	out     io.Reader
-}
-
-// attackWith starts the attacker.
-func attackWith(a attack) (*hostile, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(context.Background(), self, hostileCommand) //nolint:gosec // this very program
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	h := &hostile{in: in, out: out}
-	if h.process, err = start(cmd, idleFor); err != nil {
-		return nil, err
-	}
-	return h, json.NewEncoder(in).Encode(a)
-}
-
-// stop ends the attack and tells what came of it.
-func (h *hostile) stop() (damage, error) {
-	var d damage
-	err := errors.Join(h.in.Close(), json.NewDecoder(h.out).Decode(&d))
-	<-h.process.done
-	if err != nil {
-		return d, fmt.Errorf("the attacker: %w: %w", err, h.process.ended())
-	}
-	return d, h.process.err
-}
-
-// raiseFiles lets this process, and those that it starts, have as many sockets as the
-// system allows.
-func raiseFiles() error {
-	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return err
-	}
-	l.Cur = l.Max
-	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
-}
-
-// pemOf writes a device's chain and key as the attacker reads them.
-func pemOf(d *enrollee) (chain, key []byte, err error) {
-	for _, der := range d.identity.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(d.key)
-	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
 }

@@ -8,13 +8,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,26 +25,22 @@ const block = 4 << 10
 
 // limits measures what Go and this machine can do at best, on all cores, with
 // keys and certificates as the authority uses them.
-func (b *bench) limits(ctx context.Context) ([]sample, error) {
+func (b *bench) limits(ctx context.Context) error {
 	key, err := newKey()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	digest := sha256.Sum256([]byte("limit"))
-	sig, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
-	if err != nil {
-		return nil, err
+	sig, sigErr := ecdsa.SignASN1(rand.Reader, key, digest[:])
+	csr, csrErr := newCSR("limit", key)
+	if err := errors.Join(sigErr, csrErr); err != nil {
+		return err
 	}
-	csr, err := newCSR("limit", key)
+	request, err := parseCSR(csr)
 	if err != nil {
-		return nil, err
-	}
-	request, err := x509.ParseCertificateRequest(csr)
-	if err != nil {
-		return nil, err
+		return err
 	}
 	issuer := b.limitCA
-	var out []sample
 	for _, l := range []struct {
 		name string
 		op   func() error
@@ -73,20 +67,13 @@ func (b *bench) limits(ctx context.Context) ([]sample, error) {
 			}
 			return issuer.issue(r)
 		}},
-		{"limit_handshake", b.handshake},
+		{"limit_handshake", issuer.handshake},
 	} {
-		s, err := saturate(ctx, b.opts.size.limit, l.op)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", l.name, err)
+		if err := b.keep(saturate(ctx, l.name, b.opts.size.limit, l.op)); err != nil {
+			return err
 		}
-		s.name = l.name
-		out = append(out, s)
 	}
-	s, err := appendSync(ctx, b.dir, b.opts.size.limit)
-	if err != nil {
-		return nil, fmt.Errorf("limit_fsync: %w", err)
-	}
-	return append(out, s), nil
+	return b.keep(appendSync(ctx, b.dir, b.opts.size.limit))
 }
 
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
@@ -104,27 +91,27 @@ func (c *limitCA) issue(r *x509.CertificateRequest) error {
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		OCSPServer: []string{"http://127.0.0.1:8090/ocsp"}, CRLDistributionPoints: []string{"http://127.0.0.1:8090/crl/issuing/0.crl"},
 	}
-	_, err := x509.CreateCertificate(rand.Reader, template, c.cert, r.PublicKey, c.key) //nolint:forbidigo // the limit to measure; nobody gets this certificate
+	_, err := x509.CreateCertificate(rand.Reader, template, c.cert, r.PublicKey, c.key) //nolint:forbidigo // the limit to measure; no device gets this certificate
 	return err
 }
 
 // handshake does both sides of a full TLS 1.3 handshake with client certificate
 // in memory.
-func (b *bench) handshake() error {
+func (c *limitCA) handshake() error {
 	client, server := net.Pipe()
 	defer func() { _ = errors.Join(client.Close(), server.Close()) }() // pipes do not fail to close
 	var group errgroup.Group
 	group.Go(func() error {
-		return tls.Server(server, b.limitCA.serverTLS(b.limitCA.pool)).HandshakeContext(context.Background())
+		return tls.Server(server, serverTLS(c.leaf, c.pool)).HandshakeContext(context.Background())
 	})
 	group.Go(func() error {
-		return tls.Client(client, clientTLS(b.limitCA.pool, &b.limitCA.leaf)).HandshakeContext(context.Background())
+		return tls.Client(client, clientTLS(c.pool, &c.leaf)).HandshakeContext(context.Background())
 	})
 	return group.Wait()
 }
 
 // saturate does op on all cores for a while and counts own CPU.
-func saturate(ctx context.Context, d time.Duration, op func() error) (sample, error) {
+func saturate(ctx context.Context, name string, d time.Duration, op func() error) (sample, error) {
 	var done atomic.Int64
 	before, err := ownCPU()
 	if err != nil {
@@ -146,7 +133,7 @@ func saturate(ctx context.Context, d time.Duration, op func() error) (sample, er
 	err = group.Wait()
 	wall := time.Since(begin)
 	after, cpuErr := ownCPU()
-	return sample{ops: int(done.Load()), wall: wall, cpu: after - before}, errors.Join(err, cpuErr)
+	return sample{name: name, ops: int(done.Load()), wall: wall, cpu: after - before}, errors.Join(err, cpuErr)
 }
 
 // appendSync appends to a file and waits until the disk has it, one after the
@@ -156,7 +143,7 @@ func appendSync(ctx context.Context, dir string, d time.Duration) (s sample, err
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }() //nolint:gosec // made above
 	data := make([]byte, block)
 	var took []time.Duration
 	begin := now()
@@ -171,6 +158,7 @@ func appendSync(ctx context.Context, dir string, d time.Duration) (s sample, err
 		took = append(took, time.Since(t))
 	}
 	wall := time.Since(begin)
-	slices.Sort(took)
-	return sample{name: "limit_fsync", ops: len(took), wall: wall, p50: percentile(took, 50), p99: percentile(took, 99)}, nil
+	s = timed("limit_fsync", took)
+	s.wall = wall
+	return s, nil
 }

@@ -5,8 +5,8 @@
 // loopback as devices and relying parties do.
 //
 // Load generator and server share the machine, so what counts is the server's CPU
-// time for an operation and its ratio to a limit measured in the same run. It says
-// how slow something is by its output and never by its exit status.
+// time for an operation and its ratio to a limit measured in the same run. It reports
+// how slow something is in its output and never by its exit status.
 package main
 
 import (
@@ -20,61 +20,13 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
-	// defaultRounds gives a median and shows how far runs lie apart.
+	// defaultRounds is enough for a median, and shows how far runs differ.
 	defaultRounds = 3
 	maxRounds     = 100
 )
-
-// options are the flags.
-type options struct {
-	size     size
-	rounds   int
-	only     []string // subjects; empty: all
-	json     string   // file for the result
-	stat     string   // file for the result as benchstat reads it
-	database string   // URL of a PostgreSQL; empty: SQLite
-	server   string   // the program to measure; empty: this tree's, built as it is released
-}
-
-// size is how much is done in a round.
-type size struct {
-	enroll   int           // enrollments on kept connections
-	connect  int           // enrollments, renewals and MQTT connections on new ones
-	ocsp     int           // OCSP requests
-	sessions int           // live sessions
-	cuts     int           // of them revoked
-	limit    time.Duration // time for each limit
-	rest     time.Duration // for memory to settle
-	quiet    time.Duration // for which a process uses no CPU before its CPU time is read
-	hostile  int           // connections a second of the attacker
-	flood    time.Duration // each phase of the flood
-	idle     int           // sessions whose memory is measured
-	messages int           // of a stream
-	fan      int           // sessions that get one message
-	ask      time.Duration // requests and answers, each time
-	scale    int           // sessions of subject scale
-	commands int           // to some of them
-}
-
-// fullSize makes rounds of about a minute, each figure from at least a second of work.
-func fullSize() size {
-	return size{
-		enroll: 3000, connect: 1500, ocsp: 40_000, sessions: 1000, cuts: 200, limit: time.Second, rest: 8 * time.Second, quiet: idleFor, hostile: 1000, flood: 10 * time.Second,
-		idle: 5000, messages: 20_000, fan: 10_000, ask: 10 * time.Second, scale: 20_000, commands: 1000,
-	}
-}
-
-// quickSize only shows that everything works; its figures are too coarse to compare.
-func quickSize() size {
-	return size{
-		enroll: 200, connect: 60, ocsp: 1000, sessions: 60, cuts: 10, limit: 50 * time.Millisecond, rest: 200 * time.Millisecond, quiet: idleFor, hostile: 200, flood: 3 * time.Second,
-		idle: 60, messages: 2000, fan: 60, ask: 500 * time.Millisecond, scale: 200, commands: 20,
-	}
-}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -89,16 +41,16 @@ func main() {
 	}
 }
 
-// command runs the benchmark or, as a process of its own, the servers that are
-// its limits, the attacker, or the pair that asks and answers.
+// parts are what this program does beside measuring, each in a process of its own: the
+// servers that are its limits, the attacker, and the pair that asks and answers.
+func parts() map[string]part {
+	return map[string]part{limitsCommand: play(serveLimits), hostileCommand: play(beHostile), askCommand: play(beAsking)}
+}
+
+// command runs the benchmark or one of its parts.
 func command(ctx context.Context, args []string, out, errOut io.Writer) error {
-	switch {
-	case len(args) == 2 && args[0] == limitsCommand:
-		return serveLimits(ctx, args[1], out)
-	case len(args) == 1 && args[0] == hostileCommand:
-		return beHostile(ctx, os.Stdin, out)
-	case len(args) == 1 && args[0] == askCommand:
-		return beAsking(ctx, os.Stdin, out)
+	if len(args) == 1 && parts()[args[0]] != nil {
+		return parts()[args[0]](ctx, os.Stdin, out)
 	}
 	o, err := parseFlags(args, errOut)
 	if err != nil {
@@ -145,7 +97,72 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	return o, nil
 }
 
-// now reads the clock.
-func now() time.Time {
-	return time.Now() //nolint:forbidigo // a benchmark measures time and has nobody to hand it one
+// subject is a group of measurements that belong side by side.
+type subject struct {
+	name    string
+	measure func(*bench, context.Context) error
+	asked   bool // only where it is named
+}
+
+// subjects are measured in this order in each round; the later ones use what the
+// earlier ones enrolled.
+func subjects() []subject {
+	return []subject{
+		{name: "limits", measure: (*bench).limits},
+		{name: "enroll", measure: (*bench).enroll},
+		{name: "connect", measure: (*bench).connectAll},
+		{name: "renew", measure: (*bench).renew},
+		{name: "ocsp", measure: (*bench).ocsp},
+		{name: "sessions", measure: (*bench).sessions},
+		{name: "flood", measure: (*bench).flood},
+		{name: "memory", measure: (*bench).memory},
+		{name: "messages", measure: (*bench).messages},
+		{name: "fanout", measure: (*bench).fanout},
+		{name: "scale", measure: (*bench).scale, asked: true},
+	}
+}
+
+func subjectNames() []string {
+	var names []string
+	for _, s := range subjects() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// run measures everything and writes the report.
+func run(ctx context.Context, o options, out io.Writer) error {
+	b, err := newBench(ctx, o)
+	if err == nil {
+		err = b.measure(ctx, out)
+	}
+	return errors.Join(err, b.close())
+}
+
+// measure runs the rounds and writes the report in each form that is wanted.
+func (b *bench) measure(ctx context.Context, out io.Writer) error {
+	o, r := b.opts, b.report
+	for round := range o.rounds {
+		for _, s := range subjects() {
+			if !slices.Contains(o.only, s.name) && (len(o.only) > 0 || s.asked) {
+				continue
+			}
+			_, _ = fmt.Fprintf(out, "round %d of %d: %s\n", round+1, o.rounds, s.name)
+			if err := s.measure(b, ctx); err != nil {
+				return fmt.Errorf("measure %s: %w", s.name, err)
+			}
+		}
+	}
+	r.finish()
+	if o.json != "" {
+		if err := r.save(o.json); err != nil {
+			return err
+		}
+	}
+	if o.stat != "" {
+		if err := saveFile(o.stat, r.benchmarks()); err != nil {
+			return fmt.Errorf("write the result: %w", err)
+		}
+	}
+	return r.print(out)
 }

@@ -3,74 +3,54 @@ package main
 import (
 	"context"
 	"errors"
-
-	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // memory measures what idle sessions take, without and with a subscription of QoS 1: of
 // our server, of the peer, and of a TLS connection that a Go process does nothing with.
-func (b *bench) memory(ctx context.Context) ([]sample, error) {
+func (b *bench) memory(ctx context.Context) error {
 	devices, err := b.connected(ctx, b.opts.size.idle)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := b.restart(ctx); err != nil {
-		return nil, err
+	if err := b.server.restart(ctx); err != nil {
+		return err
 	}
-	samples, err := b.beside(ctx, []peer{plainPeer()}, func(ctx context.Context, t target) ([]sample, error) {
-		return b.held(ctx, t, devices)
+	err = b.beside(ctx, peers()[:1], func(ctx context.Context, t target) error {
+		return b.held(ctx, t, "session_memory", "subscribed_memory", devices)
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	bare, err := startBaseline(b.dir, b.opts.size.quiet) // a new process, which has served nothing
+	bare, err := startBaseline(ctx, b.dir, b.opts.size.quiet) // a new process, which has served nothing
 	if err != nil {
-		return nil, err
+		return err
 	}
-	empty, err := bare.rested(ctx, b.opts.size.rest)
-	if err != nil {
-		return nil, errors.Join(err, bare.stop())
-	}
-	live, err := b.hold(ctx, bare.TLS, devices)
-	full, restErr := bare.rested(ctx, b.opts.size.rest)
-	for _, c := range live {
-		device.Disconnect(c)
-	}
-	return append(samples, perSession("limit_memory", empty, full, len(devices))), errors.Join(err, restErr, bare.stop())
+	t := target{process: bare.process, addr: bare.TLS}
+	return errors.Join(b.held(ctx, t, "limit_memory", "", devices), bare.stop())
 }
 
-// held measures a broker with a session for each device, then with a subscription each.
-func (b *bench) held(ctx context.Context, t target, devices []*enrollee) ([]sample, error) {
+// held measures a server with a session for each device, then with a subscription each,
+// if that has a name.
+func (b *bench) held(ctx context.Context, t target, session, subscribed string, devices []*enrollee) error {
 	empty, err := t.process.rested(ctx, b.opts.size.rest)
 	if err != nil {
-		return nil, err
-	}
-	live := make([]*device.Wire, len(devices))
-	defer func() { leaveAll(live) }()
-	_, _, err = drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) (err error) {
-		live[i], err = b.join(ctx, t.addr, devices[i], false)
 		return err
-	})
-	if err != nil {
-		return nil, err
 	}
-	idle, err := t.process.rested(ctx, b.opts.size.rest)
+	live, err := b.joinAll(ctx, t.addr, devices, false)
+	defer leaveAll(live)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	_, _, err = drive(ctx, connectWorkers, len(devices), func(_ context.Context, _, i int) error {
+	full, err := t.process.rested(ctx, b.opts.size.rest)
+	if err := b.keep(perSession(t.prefix+session, empty, full, len(devices)), err); err != nil || subscribed == "" {
+		return err
+	}
+	_, err = drive(ctx, connectWorkers, len(devices), func(_ context.Context, _, i int) error {
 		return live[i].Subscribe("devices/"+devices[i].id+"/down/#", 1)
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	subscribed, err := t.process.rested(ctx, b.opts.size.rest)
-	return []sample{
-		perSession(t.prefix+"session_memory", empty, idle, len(devices)),
-		perSession(t.prefix+"subscribed_memory", empty, subscribed, len(devices)),
-	}, err
-}
-
-func perSession(name string, empty, full int64, n int) sample {
-	return sample{name: name, ops: n, bytes: float64(full-empty) / float64(n)}
+	full, err = t.process.rested(ctx, b.opts.size.rest)
+	return b.keep(perSession(t.prefix+subscribed, empty, full, len(devices)), err)
 }

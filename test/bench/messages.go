@@ -37,49 +37,30 @@ type flow struct {
 
 // messages measures what a message costs a broker, from the PUBLISH packet of a device to
 // the PUBACK of the receiver.
-func (b *bench) messages(ctx context.Context) ([]sample, error) {
+func (b *bench) messages(ctx context.Context) error {
 	n := b.opts.size.messages
 	devices, err := b.loaders(ctx, publishers+keptSessions)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	run := func(flows ...flow) func(context.Context, target) ([]sample, error) {
-		return func(ctx context.Context, t target) (all []sample, err error) {
-			for _, f := range flows {
-				s, err := b.stream(ctx, t, f, devices)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", t.prefix+f.name, err)
-				}
-				all = append(all, s)
-			}
-			return all, nil
-		}
-	}
-	plain := []flow{
+	flows := []flow{
 		{name: "fanin_0", subscribers: 1, messages: n},
 		{name: "fanin_1", subscribers: 1, messages: n, qos: 1},
-	}
-	kept := []flow{
 		{name: "kept_live", subscribers: keptSessions, messages: n / 2, qos: 1, kept: true},
 		// As much as fits into the queues, which have room for 1,000 messages each.
 		{name: "kept_away", subscribers: keptSessions, messages: min(n/2, 900*keptSessions), qos: 1, kept: true, away: true},
 	}
-	samples, err := b.beside(ctx, []peer{plainPeer()}, run(append(plain, kept...)...))
-	if err != nil || !hasMosquitto() {
-		return samples, err
-	}
-	for _, p := range savingPeers() {
-		m, addr, err := b.startMosquitto(ctx, p.keep)
-		if err != nil {
-			return nil, err
+	return b.beside(ctx, peers(), func(ctx context.Context, t target) error {
+		for _, f := range flows {
+			if f.qos == 0 && t.saves() {
+				continue // no message of QoS 0 is saved
+			}
+			if err := b.stream(ctx, t, f, devices); err != nil {
+				return fmt.Errorf("%s: %w", t.prefix+f.name, err)
+			}
 		}
-		more, err := run(append(plain[1:], kept...)...)(ctx, target{p.prefix, m, addr})
-		if err := errors.Join(err, m.stop()); err != nil {
-			return nil, err
-		}
-		samples = append(samples, more...)
-	}
-	return samples, nil
+		return nil
+	})
 }
 
 // flowing is a flow that runs.
@@ -95,25 +76,27 @@ type flowing struct {
 
 // stream runs a flow and reads the broker's CPU around it. With a kept session whose
 // client is away its coming back counts too.
-func (b *bench) stream(ctx context.Context, t target, f flow, devices []*enrollee) (s sample, err error) {
+func (b *bench) stream(ctx context.Context, t target, f flow, devices []*enrollee) (err error) {
 	r := &flowing{flow: f, credits: make(chan struct{}, credits), broken: make(chan error, 2*len(devices))}
 	receivers, senders := devices[:f.subscribers], devices[keptSessions:]
 	defer func() {
 		leaveAll(append(r.subs, r.pubs...))
-		if f.kept {
-			err = errors.Join(err, b.dropKept(ctx, t, receivers))
+		if f.kept { // a clean session ends a kept one
+			clean, dropErr := b.joinAll(ctx, t.addr, receivers, false)
+			leaveAll(clean)
+			err = errors.Join(err, dropErr)
 		}
 	}()
 	if r.subs, err = b.joinAll(ctx, t.addr, receivers, f.kept); err != nil {
-		return s, err
+		return err
 	}
 	for i, c := range r.subs {
 		if err := c.Subscribe(r.topic(i), f.qos); err != nil {
-			return s, err
+			return err
 		}
 	}
 	if r.pubs, err = b.joinAll(ctx, t.addr, senders, false); err != nil {
-		return s, err
+		return err
 	}
 	for _, c := range r.pubs {
 		go func() { r.broken <- c.Receive(nil, r.onAck) }()
@@ -124,47 +107,23 @@ func (b *bench) stream(ctx context.Context, t target, f flow, devices []*enrolle
 	} else {
 		r.listen()
 	}
-	before, err := t.process.idle(ctx)
-	if err != nil {
-		return s, err
-	}
-	begin := now()
-	if err := r.publish(ctx); err != nil {
-		return s, err
-	}
-	if f.away {
-		if r.subs, err = b.joinAll(ctx, t.addr, receivers, true); err != nil {
-			return s, err
+	s, err := t.process.around(ctx, t.prefix+f.name, f.messages, func() (_ []time.Duration, err error) {
+		if err := r.publish(ctx); err != nil {
+			return nil, err
 		}
-		r.listen()
-	}
-	if err := r.wait(ctx, &r.got); err != nil {
-		return s, err
-	}
-	wall := time.Since(begin)
-	after, err := t.process.idle(ctx)
-	return sample{name: t.prefix + f.name, ops: f.messages, wall: wall, cpu: after - before}, err
+		if f.away {
+			if r.subs, err = b.joinAll(ctx, t.addr, receivers, true); err != nil {
+				return nil, err
+			}
+			r.listen()
+		}
+		return nil, r.wait(ctx, &r.got)
+	})
+	return b.keep(s, err)
 }
 
 func (r *flowing) topic(subscriber int) string {
 	return "bench/" + r.name + "/" + strconv.Itoa(subscriber)
-}
-
-// joinAll opens the sessions of devices.
-func (b *bench) joinAll(ctx context.Context, addr string, devices []*enrollee, kept bool) ([]*device.Wire, error) {
-	all := make([]*device.Wire, len(devices))
-	_, _, err := drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) (err error) {
-		all[i], err = b.join(ctx, addr, devices[i], kept)
-		return err
-	})
-	return all, err
-}
-
-// dropKept ends kept sessions by clean ones.
-func (b *bench) dropKept(ctx context.Context, t target, devices []*enrollee) error {
-	clean, err := b.joinAll(ctx, t.addr, devices, false)
-	leaveAll(clean)
-	return err
 }
 
 func (r *flowing) listen() {

@@ -46,20 +46,20 @@ const (
 
 // withoutDelay has the peer send at once. By default an answer waits 40 ms for the
 // acknowledgment of what was sent before.
-func (k keeping) withoutDelay() keeping { return k + "\nset_tcp_nodelay true" }
+const withoutDelay keeping = "\nset_tcp_nodelay true"
 
 // mosquittoConfig makes it check what we check: the path, a CRL, the name.
-func mosquittoConfig(dir, port string, keep keeping) string {
+func mosquittoConfig(dir, port string, p peer) string {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	lines := []string{
 		"listener " + port + " 127.0.0.1",
 		"cafile " + file(rootsFile), "certfile " + file(chainFile), "keyfile " + file(keyFile), "crlfile " + file(crlFile),
 		"require_certificate true", "use_identity_as_username true",
 		"allow_anonymous true", "max_connections -1",
-		string(keep), "log_dest none",
+		string(p.keep), "log_dest none",
 		"max_queued_messages 0", // no bound: with one 2.0.11 drops messages long before it
 	}
-	if keep != nothingKept {
+	if p.saves() {
 		lines = append(lines, "persistence_location "+file(mosquittoStore)+"/")
 	}
 	if os.Getuid() == 0 {
@@ -68,43 +68,65 @@ func mosquittoConfig(dir, port string, keep keeping) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// startMosquitto runs the peer with Debian's defaults beside what mosquittoConfig says,
+// target is a broker that is measured.
+type target struct {
+	peer
+	process *process
+	addr    string
+}
+
+// peer is mosquitto with what it keeps; empty is our own server.
+type peer struct {
+	prefix string // of its names in the report
+	keep   keeping
+}
+
+// saves reports whether the peer writes sessions and messages.
+func (p peer) saves() bool { return strings.Contains(string(p.keep), "persistence true") }
+
+// peers are the first, which keeps nothing, and those that write sessions and messages,
+// after each change and once a second.
+func peers() []peer {
+	return []peer{{"mosquitto_", nothingKept}, {"mosquitto_each_", keptEachTime}, {"mosquitto_second_", keptEachSec}}
+}
+
+// startMosquitto runs the peer with Debian's defaults beside what mosquittoConfig writes,
 // and nothing kept from before.
-func (b *bench) startMosquitto(ctx context.Context, keep keeping) (*process, string, error) {
+func startMosquitto(ctx context.Context, dir string, quiet time.Duration, p peer) (target, error) {
 	path, err := mosquittoPath()
 	if err != nil {
-		return nil, "", err
+		return target{}, err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
 	if err != nil {
-		return nil, "", err
+		return target{}, err
 	}
 	addr := l.Addr().String()
 	if err := l.Close(); err != nil {
-		return nil, "", err
+		return target{}, err
 	}
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, "", err
+		return target{}, err
 	}
-	store := filepath.Join(b.dir, mosquittoStore)
-	if err := errors.Join(os.RemoveAll(store), os.MkdirAll(store, 0o700)); err != nil {
-		return nil, "", err
+	store := filepath.Join(dir, mosquittoStore)
+	if err := errors.Join(os.RemoveAll(store), os.MkdirAll(store, 0o700)); err != nil { //nolint:gosec // our own folder
+		return target{}, err
 	}
-	config := filepath.Join(b.dir, mosquittoFile)
-	if err := os.WriteFile(config, []byte(mosquittoConfig(b.dir, port, keep)), 0o600); err != nil {
-		return nil, "", err
+	config := filepath.Join(dir, mosquittoFile)
+	if err := os.WriteFile(config, []byte(mosquittoConfig(dir, port, p)), 0o600); err != nil { //nolint:gosec // our own folder
+		return target{}, err
 	}
-	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config), b.opts.size.quiet) //nolint:gosec // the installed program
+	process, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config), quiet) //nolint:gosec // the installed program
 	if err != nil {
-		return nil, "", err
+		return target{}, err
 	}
-	err = p.await(ctx, func() bool {
+	err = process.await(ctx, func() bool {
 		c, err := net.DialTimeout("tcp", addr, time.Second)
 		return err == nil && c.Close() == nil
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("mosquitto does not serve: %w", err)
+		return target{}, errors.Join(fmt.Errorf("mosquitto does not serve: %w", err), process.stop())
 	}
-	return p, addr, nil
+	return target{p, process, addr}, nil
 }

@@ -50,20 +50,21 @@ func start(cmd *exec.Cmd, quiet time.Duration) (*process, error) {
 	return p, nil
 }
 
-// ended says why a process is not there any more.
+// ended is the error of a process that is not there any more.
 func (p *process) ended() error {
 	return fmt.Errorf("%s ended (%w): %s", filepath.Base(p.cmd.Path), p.err, strings.TrimSpace(p.stderr.String()))
 }
 
-// await polls until ready says that the process serves.
+// await polls until ready reports that the process serves.
 func (p *process) await(ctx context.Context, ready func() bool) error {
 	for !ready() {
 		select {
 		case <-p.done:
 			return p.ended()
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		default:
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -107,8 +108,16 @@ func (p *process) rss() (int64, error) {
 	return parseRSS(status)
 }
 
+// rested is the resident memory once the process had time to return some.
+func (p *process) rested(ctx context.Context, rest time.Duration) (int64, error) {
+	if err := pause(ctx, rest); err != nil {
+		return 0, err
+	}
+	return p.rss()
+}
+
 // idle waits until the process has done what was left to do after its answers,
-// so that it counts for the operations that caused it, and gives its CPU time.
+// so that it counts for the operations that caused it, and returns its CPU time.
 func (p *process) idle(ctx context.Context) (time.Duration, error) {
 	last, err := p.cpu()
 	if err != nil {
@@ -116,10 +125,8 @@ func (p *process) idle(ctx context.Context) (time.Duration, error) {
 	}
 	since, begin := now(), now()
 	for time.Since(since) < p.quiet && time.Since(begin) < idleMost*p.quiet {
-		select {
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-time.After(clockTick):
+		if err := pause(ctx, clockTick); err != nil {
+			return 0, err
 		}
 		used, err := p.cpu()
 		if err != nil {
@@ -130,6 +137,30 @@ func (p *process) idle(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	return last, nil
+}
+
+// around reads the CPU of the process around ops operations. work does them, and
+// returns how long each took where that is measured.
+func (p *process) around(ctx context.Context, name string, ops int, work func() ([]time.Duration, error)) (sample, error) {
+	before, err := p.idle(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	begin := now()
+	took, err := work()
+	wall := time.Since(begin)
+	if err != nil {
+		return sample{}, fmt.Errorf("%s: %w", name, err)
+	}
+	after, err := p.idle(ctx)
+	s := timed(name, took)
+	s.ops, s.wall, s.cpu = ops, wall, after-before
+	return s, err
+}
+
+// load drives the process and reads its CPU around it.
+func (p *process) load(ctx context.Context, name string, workers, n int, op operation) (sample, error) {
+	return p.around(ctx, name, n, func() ([]time.Duration, error) { return drive(ctx, workers, n, op) })
 }
 
 // parseStat reads utime and stime, fields 14 and 15 of /proc/PID/stat (proc(5)).

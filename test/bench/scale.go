@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,6 +26,7 @@ const (
 // common: one subscription of QoS 1 for each session.
 type throng struct {
 	crowd
+	report   *report
 	failed   atomic.Int64
 	why      sync.Once   // notes the first failure
 	over     atomic.Bool // sessions end because we end them
@@ -36,51 +36,45 @@ type throng struct {
 // scale measures as many sessions as the product promises on one node: their memory, how
 // fast they connect, commands to single ones, and a message to half of them. Devices
 // connect with certificates in use, each from an address of its own.
-func (b *bench) scale(ctx context.Context) ([]sample, error) {
+func (b *bench) scale(ctx context.Context) error {
 	n, err := b.fitting(b.opts.size.scale)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	devices, err := b.loaders(ctx, n)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := b.restart(ctx); err != nil {
-		return nil, err
+	if err := b.server.restart(ctx); err != nil {
+		return err
 	}
 	empty, err := b.server.rested(ctx, b.opts.size.rest)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	b.dialer.wide.Store(true)
 	defer b.dialer.wide.Store(false)
-	t := target{"", b.server, hostOf(b.endpoints.MQTT)}
-	c := &throng{commands: make(chan int, n)}
+	t := b.mqtt()
+	c := &throng{commands: make(chan int, n), report: b.report}
 	defer func() {
 		c.over.Store(true)
 		leaveAll(append(c.live, c.from))
 	}()
-	if c.from, err = b.join(ctx, t.addr, devices[0], false); err != nil {
-		return nil, err
+	if err := c.lead(ctx, b, t, devices[0]); err != nil {
+		return err
 	}
-	go func() { _ = c.from.Receive(nil, nil) }() // until it leaves; a loss shows in the count
-	connect, err := c.fill(ctx, b, t, devices[1:])
-	if err != nil {
-		return nil, err
+	if err := b.keep(c.fill(ctx, b, t, devices[1:])); err != nil {
+		return err
 	}
 	full, err := b.server.rested(ctx, b.opts.size.rest)
-	if err != nil {
-		return nil, err
+	if err := b.keep(perSession("scale_memory", empty, full, n), err); err != nil {
+		return err
 	}
-	commands, err := c.command(ctx, t, devices[1:], b.opts.size.commands)
-	if err != nil {
-		return nil, err
+	if err := b.keep(c.command(ctx, t, devices[1:], b.opts.size.commands)); err != nil {
+		return err
 	}
-	all, err := c.measure(ctx, t, spray{"scale_fanout", fanoutTopic, 1, c.listeners(), fanoutTimes})
-	return []sample{
-		connect, perSession("scale_memory", empty, full, n), commands, all,
-		{name: "scale_failed", ops: n, bytes: float64(c.failed.Load())},
-	}, err
+	err = b.keep(c.measure(ctx, t, spray{"scale_fanout", fanoutTopic, 1, c.listeners(), fanoutTimes}))
+	return b.keep(sample{name: "scale_failed", ops: n, bytes: float64(c.failed.Load())}, err)
 }
 
 // fitting is how many of n sessions a process may have sockets for here.
@@ -90,7 +84,7 @@ func (b *bench) fitting(n int) (int, error) {
 		return 0, err
 	}
 	if most := int(min(l.Max, 1<<30)) - ownFiles; most < n {
-		b.note(fmt.Sprintf("scale: %d sessions, because a process may not have more than %d files open here", most, l.Max))
+		b.report.note("scale: %d sessions, because a process may not have more than %d files open here", most, l.Max)
 		n = most
 	}
 	return n, nil
@@ -100,7 +94,7 @@ func (b *bench) fitting(n int) (int, error) {
 func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*enrollee) (sample, error) {
 	c.live = make([]*device.Wire, len(devices))
 	pace := rate.NewLimiter(scalePace, connectWorkers)
-	s, err := t.process.load(ctx, "scale_connect", connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
+	return t.process.load(ctx, "scale_connect", connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
 		if err := pace.Wait(ctx); err != nil {
 			return err
 		}
@@ -114,7 +108,7 @@ func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*enroll
 			err = one.Subscribe(filter, 1)
 		}
 		if err != nil {
-			c.fail(b, err)
+			c.fail(err)
 			return nil
 		}
 		go func() {
@@ -126,18 +120,17 @@ func (c *throng) fill(ctx context.Context, b *bench, t target, devices []*enroll
 				}
 			}, nil)
 			if !c.over.Load() {
-				c.fail(b, err)
+				c.fail(err)
 			}
 		}()
 		return nil
 	})
-	return s, err
 }
 
 // fail counts a session that did not open, or ended.
-func (c *throng) fail(b *bench, err error) {
+func (c *throng) fail(err error) {
 	c.failed.Add(1)
-	c.why.Do(func() { b.note(fmt.Sprintf("scale: the first session that failed: %v", err)) })
+	c.why.Do(func() { c.report.note("scale: the first session that failed: %v", err) })
 }
 
 // listens reports whether a session listens to the topic in common: each second one does.
@@ -149,32 +142,28 @@ func (c *throng) listeners() int { return len(c.live) / 2 }
 // measures until the session has it.
 func (c *throng) command(ctx context.Context, t target, devices []*enrollee, n int) (sample, error) {
 	var took []time.Duration
-	before, err := t.process.idle(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	for range n {
-		i := rand.IntN((len(devices)+1)/2) * 2 //nolint:gosec // a sample
-		c.id++
-		begin := now()
-		packet := device.PublishPacket("devices/"+devices[i].id+"/down/do", 1, c.id, make([]byte, payloadSize))
-		if _, err := c.from.Write(packet); err != nil {
-			return sample{}, err
-		}
-		select {
-		case got := <-c.commands:
-			if got != i {
-				return sample{}, fmt.Errorf("the command to session %d came to session %d", i, got)
+	s, err := t.process.around(ctx, "scale_command", n, func() ([]time.Duration, error) {
+		for range n {
+			i := rand.IntN((len(devices)+1)/2) * 2 //nolint:gosec // a sample
+			c.id++
+			begin := now()
+			packet := device.PublishPacket("devices/"+devices[i].id+"/down/do", 1, c.id, make([]byte, payloadSize))
+			if _, err := c.from.Write(packet); err != nil {
+				return nil, err
 			}
-		case <-time.After(opTimeout):
-			return sample{}, errors.New("a command did not arrive")
+			select {
+			case got := <-c.commands:
+				if got != i {
+					return nil, fmt.Errorf("the command to session %d came to session %d", i, got)
+				}
+			case <-time.After(opTimeout):
+				return nil, errors.New("a command did not arrive")
+			}
+			took = append(took, time.Since(begin))
 		}
-		took = append(took, time.Since(begin))
-	}
-	after, err := t.process.idle(ctx)
-	slices.Sort(took)
-	return sample{
-		name: "scale_command", ops: n, alone: true, cpu: after - before,
-		p50: percentile(took, 50), p99: percentile(took, 99), worst: percentile(took, 100),
-	}, err
+		return took, nil
+	})
+	one := alone("scale_command", took)
+	one.cpu = s.cpu
+	return one, err
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
@@ -16,60 +14,29 @@ import (
 const pingEvery = 2 * time.Millisecond
 
 // sessions measures how fast live sessions end when their device is revoked.
-func (b *bench) sessions(ctx context.Context) (samples []sample, err error) {
+func (b *bench) sessions(ctx context.Context) error {
 	devices, err := b.connected(ctx, b.opts.size.sessions)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := b.restart(ctx); err != nil {
-		return nil, err
+	if err := b.server.restart(ctx); err != nil {
+		return err
 	}
-	live, err := b.hold(ctx, hostOf(b.endpoints.MQTT), devices)
-	defer func() {
-		for _, c := range live {
-			_ = c.Close() // some are cut
-		}
-	}()
+	live, err := b.joinAll(ctx, b.mqtt().addr, devices, false)
+	defer leaveAll(live) // some are cut
 	if err != nil {
-		return nil, err
+		return err
 	}
-	samples, err = b.cut(ctx, devices, live)
-	revoked := devices[:b.opts.size.cuts]
-	b.active = b.active[len(revoked):]
-	b.all = slices.DeleteFunc(b.all, func(d *enrollee) bool { return slices.Contains(revoked, d) })
-	return samples, err
-}
-
-// hold opens a session for each device. What it returns with an error is open too.
-func (b *bench) hold(ctx context.Context, addr string, devices []*enrollee) ([]net.Conn, error) {
-	live := make([]net.Conn, len(devices))
-	_, _, err := drive(ctx, connectWorkers, len(devices), func(ctx context.Context, _, i int) error {
-		c, err := b.connect(ctx, addr, devices[i])
-		if err != nil {
-			return err
-		}
-		live[i] = c
-		return c.SetDeadline(time.Time{})
-	})
-	return slices.DeleteFunc(live, func(c net.Conn) bool { return c == nil }), err
-}
-
-// rested is the resident memory once the process had time to give some back.
-func (p *process) rested(ctx context.Context, rest time.Duration) (int64, error) {
-	select {
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	case <-time.After(rest):
-	}
-	return p.rss()
+	defer b.lost(devices[:b.opts.size.cuts]...)
+	return b.cut(ctx, devices, live)
 }
 
 // cut revokes devices one after the other, each with a live session. The end is
-// when the device's socket says so: a read of what the server no longer sends.
+// when the device's socket ends: a read of what the server no longer sends.
 // Two beginnings count: before the request is sent, which is what an operator
-// waits for, and the server's answer, after which nobody may still rely on the
+// waits for, and the server's answer, after which no client may still rely on the
 // session; an end before the answer counts as 0. Meanwhile the last session pings.
-func (b *bench) cut(ctx context.Context, devices []*enrollee, live []net.Conn) ([]sample, error) {
+func (b *bench) cut(ctx context.Context, devices []*enrollee, live []*device.Wire) error {
 	n := b.opts.size.cuts
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -83,8 +50,8 @@ func (b *bench) cut(ctx context.Context, devices []*enrollee, live []net.Conn) (
 			gone <- now()
 		}()
 		asked := now()
-		if _, err := b.admin.Revoke(ctx, devices[i].id, api.Revoke{Reason: "keyCompromise"}); err != nil {
-			return nil, fmt.Errorf("revoke %s: %w", devices[i].id, err)
+		if _, err := b.server.admin.Revoke(ctx, devices[i].id, api.Revoke{Reason: "keyCompromise"}); err != nil {
+			return fmt.Errorf("revoke %s: %w", devices[i].id, err)
 		}
 		answered := now()
 		select {
@@ -93,35 +60,28 @@ func (b *bench) cut(ctx context.Context, devices []*enrollee, live []net.Conn) (
 			fromAnswer = append(fromAnswer, max(at.Sub(answered), 0))
 			answers = append(answers, answered.Sub(asked))
 		case <-time.After(opTimeout):
-			return nil, fmt.Errorf("the session of %s was not cut", devices[i].id)
+			return fmt.Errorf("the session of %s was not cut", devices[i].id)
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
 	cancel()
-	of := func(name string, took []time.Duration) sample {
-		slices.Sort(took)
-		return sample{name: name, ops: len(took), alone: true, p50: percentile(took, 50), p99: percentile(took, 99), worst: percentile(took, 100)}
-	}
-	return []sample{
-		of("revoke_answer", answers), of("revoke_request_to_cut", fromRequest), of("revoke_answer_to_cut", fromAnswer),
-		of("bystander_ping", <-bystander),
-	}, nil
+	b.report.add(
+		alone("revoke_answer", answers), alone("revoke_request_to_cut", fromRequest), alone("revoke_answer_to_cut", fromAnswer),
+		alone("bystander_ping", <-bystander),
+	)
+	return nil
 }
 
-// pings asks until ctx ends and gives the times of the answers.
-func pings(ctx context.Context, c net.Conn) []time.Duration {
+// pings asks until ctx ends and returns the times of the answers.
+func pings(ctx context.Context, c *device.Wire) []time.Duration {
 	var took []time.Duration
-	for {
-		select {
-		case <-ctx.Done():
-			return took
-		case <-time.After(pingEvery):
-		}
+	for pause(ctx, pingEvery) == nil {
 		t := now()
 		if err := errors.Join(c.SetDeadline(t.Add(opTimeout)), device.Ping(c)); err != nil {
 			return append(took, opTimeout) // a broken session shows as the worst there is
 		}
 		took = append(took, time.Since(t))
 	}
+	return took
 }

@@ -2,17 +2,19 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -53,7 +55,7 @@ func (d *dialer) dial(ctx context.Context, addr string) (net.Conn, error) {
 }
 
 // dialTLS does a full handshake.
-func (d *dialer) dialTLS(ctx context.Context, addr string, config *tls.Config) (*tls.Conn, error) {
+func (d *dialer) dialTLS(ctx context.Context, addr string, config *tls.Config) (net.Conn, error) {
 	c, err := d.dial(ctx, addr)
 	if err != nil {
 		return nil, err
@@ -84,7 +86,22 @@ type web struct {
 
 func newWeb(c net.Conn) *web { return &web{conn: c, in: bufio.NewReader(c)} }
 
-// do sends a request as it is on the wire and gives the body of its answer.
+// kept is an operation on an HTTP connection that each worker keeps.
+func kept(dial func(context.Context) (net.Conn, error), do func(w *web, i int) error) operation {
+	own := make([]*web, webWorkers) // each owned by its worker
+	return func(ctx context.Context, worker, i int) error {
+		if own[worker] == nil {
+			c, err := dial(ctx)
+			if err != nil {
+				return err
+			}
+			own[worker] = newWeb(c)
+		}
+		return do(own[worker], i)
+	}
+}
+
+// do sends a request as it is on the wire and returns the body of its answer.
 func (w *web) do(request []byte) ([]byte, error) {
 	if err := w.conn.SetDeadline(now().Add(opTimeout)); err != nil {
 		return nil, err
@@ -106,39 +123,29 @@ func (w *web) do(request []byte) ([]byte, error) {
 	return body, nil
 }
 
-// close ends the connection; TLS says goodbye on a connection that may be gone.
+// close ends the connection, which may be gone when TLS sends its alert.
 func (w *web) close() { _ = w.conn.Close() }
 
-// post writes a request as web.do sends it. headers are whole lines.
-func post(host, path, mediaType string, body []byte, headers ...string) []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n", path, host, mediaType, len(body))
-	for _, h := range headers {
-		b.WriteString(h + "\r\n")
-	}
-	b.WriteString("\r\n")
-	b.Write(body)
-	return b.Bytes()
+// request writes a request as web.do sends it. headers are whole lines.
+func request(method, endpoint string, body []byte, headers ...string) []byte {
+	host, path := split(endpoint)
+	headers = append([]string{method + " " + path + " HTTP/1.1", "Host: " + host, "Content-Length: " + strconv.Itoa(len(body))}, headers...)
+	return append([]byte(strings.Join(headers, "\r\n")+"\r\n\r\n"), body...)
 }
 
-// get fetches a small document.
-func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// split returns host:port and path of a URL that the server wrote; both are empty if it is none.
+func split(endpoint string) (host, path string) {
+	u, err := url.Parse(endpoint)
 	if err != nil {
-		return nil, err
+		return "", ""
 	}
-	res, err := client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
-	if err = errors.Join(err, res.Body.Close()); err != nil {
-		return nil, err
-	}
-	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answered %s", url, res.Status)
-	}
-	return body, nil
+	return u.Host, u.RequestURI()
+}
+
+// hostOf returns host:port of a URL that the server wrote.
+func hostOf(endpoint string) string {
+	host, _ := split(endpoint)
+	return host
 }
 
 func readRoots(path string) (*x509.CertPool, error) {
@@ -151,4 +158,13 @@ func readRoots(path string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("couldn't find a certificate in %s", path)
 	}
 	return pool, nil
+}
+
+// pemOf writes a chain and its key as other processes read them.
+func pemOf(c tls.Certificate) (chain, key []byte, err error) {
+	for _, der := range c.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 	"sync/atomic"
@@ -19,19 +18,37 @@ type sample struct {
 	cpu   time.Duration // of the server, with what it did after the answers
 	p50   time.Duration
 	p99   time.Duration
-	worst time.Duration // the slowest, where that is told
-	alone bool          // one after the other: per second says nothing
+	worst time.Duration // the slowest, where the report has it
+	alone bool          // one after the other: per second means nothing
 	bytes float64       // for memory: per session, or in all
 }
 
-// drive does op n times on workers goroutines and gives the sorted times that
-// each took. The first error ends it: figures of a server that refuses mean
-// nothing.
-func drive(ctx context.Context, workers, n int, op func(ctx context.Context, worker, i int) error) ([]time.Duration, time.Duration, error) {
+// timed is the sample of operations by how long each took.
+func timed(name string, took []time.Duration) sample {
+	slices.Sort(took)
+	return sample{name: name, ops: len(took), p50: percentile(took, 50), p99: percentile(took, 99)}
+}
+
+// alone is that of operations of which one was done after the other.
+func alone(name string, took []time.Duration) sample {
+	s := timed(name, took)
+	s.alone, s.worst = true, percentile(took, 100)
+	return s
+}
+
+func perSession(name string, empty, full int64, n int) sample {
+	return sample{name: name, ops: n, bytes: float64(full-empty) / float64(n)}
+}
+
+// operation is what is measured, done once by one of the workers.
+type operation func(ctx context.Context, worker, i int) error
+
+// drive does op n times on workers goroutines and returns the times that each
+// took. The first error ends it: figures of a server that refuses mean nothing.
+func drive(ctx context.Context, workers, n int, op operation) ([]time.Duration, error) {
 	took := make([]time.Duration, n)
 	var next atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
-	begin := now()
 	for w := range workers {
 		group.Go(func() error {
 			for {
@@ -50,30 +67,10 @@ func drive(ctx context.Context, workers, n int, op func(ctx context.Context, wor
 			}
 		})
 	}
-	err := group.Wait()
-	wall := time.Since(begin)
-	slices.Sort(took)
-	return took, wall, err
+	return took, group.Wait()
 }
 
-// load drives the process and reads its CPU around it.
-func (p *process) load(ctx context.Context, name string, workers, n int, op func(ctx context.Context, worker, i int) error) (sample, error) {
-	before, err := p.idle(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	took, wall, err := drive(ctx, workers, n, op)
-	if err != nil {
-		return sample{}, fmt.Errorf("%s: %w", name, err)
-	}
-	after, err := p.idle(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	return sample{name: name, ops: n, wall: wall, cpu: after - before, p50: percentile(took, 50), p99: percentile(took, 99)}, nil
-}
-
-// percentile gives the smallest of the sorted values that at least p percent of
+// percentile returns the smallest of the sorted values that at least p percent of
 // them do not exceed; 0 if there are none.
 func percentile[T any](sorted []T, p float64) T {
 	if len(sorted) == 0 {
@@ -100,4 +97,18 @@ func spreadOf(values []float64) spread {
 		median = (sorted[mid-1] + sorted[mid]) / 2
 	}
 	return spread{Median: median, Min: sorted[0], Max: sorted[len(sorted)-1]}
+}
+
+// now reads the clock.
+func now() time.Time {
+	return time.Now() //nolint:forbidigo // a benchmark measures time, and no caller has a clock for it
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -1,0 +1,90 @@
+package main
+
+// line is one measurement in the report. Names are stable: programs compare runs
+// by them.
+type line struct {
+	name  string
+	what  string
+	limit string  // what it is compared to
+	peers besides // whose lines follow it
+}
+
+// besides is which peers a measurement is compared with, each kind those before it too.
+type besides int
+
+const (
+	noPeer  besides = iota
+	plain           // mosquitto that keeps nothing
+	each            // one that saves on each change
+	seconds         // one that saves each second
+)
+
+// lines are those of the report in order: ours and, below them, those of the peers.
+func lines() []line {
+	var all []line
+	for _, l := range ownLines() {
+		all = append(all, l)
+		for i, what := range []string{"  the same of mosquitto", "  saving on each change", "  saving each second"}[:l.peers] {
+			all = append(all, line{name: peers()[i].prefix + l.name, what: what})
+		}
+	}
+	return all
+}
+
+func ownLines() []line {
+	return []line{
+		{"limit_sign", "P-256 sign", "", noPeer},
+		{"limit_verify", "P-256 verify", "", noPeer},
+		{"limit_parse_csr", "parse and check a request", "", noPeer},
+		{"limit_create_certificate", "x509.CreateCertificate", "", noPeer},
+		{"limit_issuance", "whole issuance in crypto/x509", "", noPeer},
+		{"limit_handshake", "mutual TLS 1.3 handshake, both sides in memory", "", noPeer},
+		{"limit_fsync", "append 4 KiB and fdatasync", "", noPeer},
+		{"limit_accept", "bare Go accept: mutual TLS, CONNECT, CONNACK", "", noPeer},
+		{"limit_http", "net/http with fixed bytes", "", noPeer},
+		{"enroll", "enroll, EST, kept connections", "limit_issuance", noPeer},
+		{"enroll_new_connection", "enroll, EST, new connection each", "limit_issuance", noPeer},
+		{"renew", "renew, EST, new mutual TLS each", "limit_issuance", noPeer},
+		{"connect_first", "MQTT connect, first use of a certificate", "limit_accept", noPeer},
+		{"connect", "MQTT connect, mutual TLS", "limit_accept", noPeer},
+		{"mosquitto_connect", "  the same to mosquitto", "limit_accept", noPeer},
+		{"ocsp_first", "OCSP, first answer about a certificate", "limit_http", noPeer},
+		{"ocsp", "OCSP", "limit_http", noPeer},
+		{"revoke_answer", "revoke: request to answer", "", noPeer},
+		{"revoke_request_to_cut", "revoke: request to cut at the device", "", noPeer},
+		{"revoke_answer_to_cut", "revoke: answer to cut (0: cut before)", "", noPeer},
+		{"bystander_ping", "ping of another session meanwhile", "", noPeer},
+		{"flood_calm_message", "publish at QoS 1, 1,000 devices, no flood", "", noPeer},
+		{"flood_one_message", "  1,000 hostile connections/s from one address", "", noPeer},
+		{"flood_one_start", "  in its first 2 seconds", "", noPeer},
+		{"flood_many_message", "  the same from 200 addresses", "", noPeer},
+		{"flood_many_start", "  in its first 2 seconds", "", noPeer},
+		{"flood_calm_connect", "reconnect of a device, no flood", "", noPeer},
+		{"flood_one_connect", "  flood from one address", "", noPeer},
+		{"flood_many_connect", "  flood from 200 addresses", "", noPeer},
+		{"flood_calm_server", "server's CPU, no flood: for one second", "", noPeer},
+		{"flood_one_server", "  flood from one address", "", noPeer},
+		{"flood_many_server", "  flood from 200 addresses", "", noPeer},
+		{"flood_calm_memory", "memory of the server, no flood", "", noPeer},
+		{"flood_one_memory", "  flood from one address", "", noPeer},
+		{"flood_many_memory", "  flood from 200 addresses", "", noPeer},
+		{"memory_under_load", "memory of the server after enrolling", "", noPeer},
+		{"limit_memory", "memory of an idle mutual TLS connection, bare Go", "", noPeer},
+		{"session_memory", "memory of an idle session", "", plain},
+		{"subscribed_memory", "memory of a session with a QoS 1 subscription", "", plain},
+		{"fanin_0", "fan-in at QoS 0, 100 publishers, 1 subscriber", "", plain},
+		{"fanin_1", "fan-in at QoS 1", "", seconds},
+		{"kept_live", "QoS 1 to kept sessions that are connected", "", seconds},
+		{"kept_away", "QoS 1 to kept sessions that are away, and come back", "", seconds},
+		{"fanout_some_0", "fan-out at QoS 0 to 1,000", "", plain},
+		{"fanout_some_1", "fan-out at QoS 1 to 1,000", "", each},
+		{"fanout_all_0", "fan-out at QoS 0 to 10,000", "", plain},
+		{"fanout_all_1", "fan-out at QoS 1 to 10,000", "", each},
+		{"answer_calm", "request to answer, nothing else", "", plain},
+		{"answer_fanout", "request to answer, fan-out to 10,000 each second", "", plain},
+		{"scale_connect", "connect, 20,000 sessions, and subscribe", "", noPeer},
+		{"scale_memory", "memory of a session of 20,000", "", noPeer},
+		{"scale_command", "command to one of 20,000, QoS 1", "", noPeer},
+		{"scale_fanout", "fan-out to 10,000 of them, QoS 1", "", noPeer},
+	}
+}
