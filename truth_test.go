@@ -97,6 +97,54 @@ func TestErrorCodesHaveAPage(t *testing.T) {
 	wantSame(t, "connect.go", "docs/errors.md, ends", constants(t, "connect.go", "EndCode"), firstCells(section(t, page, "## Ends of sessions")))
 }
 
+var (
+	exitConstant = regexp.MustCompile(`(?m)^\t(exit\w+) += (\d+)$`)
+	exitMeaning  = regexp.MustCompile(`(?m)^  %3d  ([^` + "`" + `\n]+)`)
+	exitOrder    = regexp.MustCompile(`(?m)^\t+(exitOK, .*)\),$`)
+	exitOfCode   = regexp.MustCompile(`(?m)^\tcountersign\.(\w+): +(exit\w+),$`)
+	codeConstant = regexp.MustCompile(`(?m)^\t(\w+) +Code = "(\w+)"`)
+	exitRow      = regexp.MustCompile(`(?m)^\| (\d+) \| ([^|]+) \|([^|]*)\|$`)
+)
+
+// TestExitCodesHaveARow holds the table of docs/errors.md, in both directions, to the exit
+// codes of the command line: the constants, what its help says of each, and the error
+// codes that lead to it.
+func TestExitCodesHaveARow(t *testing.T) {
+	source, names := readText(t, "cmd/countersign/command/exit.go"), map[string]string{}
+	for _, m := range codeConstant.FindAllStringSubmatch(readText(t, "error.go"), -1) {
+		names[m[1]] = m[2]
+	}
+	numbers, codes := map[string]string{}, map[string][]string{}
+	for _, m := range exitConstant.FindAllStringSubmatch(source, -1) {
+		numbers[m[1]] = m[2]
+	}
+	for _, m := range exitOfCode.FindAllStringSubmatch(source, -1) {
+		codes[m[2]] = append(codes[m[2]], names[m[1]])
+	}
+	order := exitOrder.FindStringSubmatch(source)
+	if order == nil || len(codes) < 5 {
+		t.Fatal("exit.go: found neither the exit codes of its help nor those of error codes: the test reads it wrongly")
+	}
+	constants, meanings := strings.Split(order[1], ", "), exitMeaning.FindAllStringSubmatch(source, -1)
+	if len(constants) != len(numbers) || len(meanings) != len(numbers) {
+		t.Fatalf("exit.go: the help names %d exit codes and has %d meanings; there are %d", len(constants), len(meanings), len(numbers))
+	}
+	var inCode, inPage []string
+	for i, c := range constants {
+		inCode = append(inCode, numbers[c]+" "+meanings[i][1])
+	}
+	page := section(t, readText(t, "docs/errors.md"), "## Exit codes")
+	for _, row := range exitRow.FindAllStringSubmatch(page, -1) {
+		inPage = append(inPage, row[1]+" "+row[2])
+		for name, number := range numbers {
+			if number == row[1] && name != "exitFailed" {
+				wantSame(t, "exit.go, "+name, "docs/errors.md, exit code "+number, codes[name], strings.Fields(strings.ReplaceAll(row[3], "`", "")))
+			}
+		}
+	}
+	wantSame(t, "exit.go", "docs/errors.md, exit codes", inCode, inPage)
+}
+
 // TestEventsHaveARow holds the tables of docs/events.md to the event types, in both
 // directions: a page that lists what no longer happens is believed.
 func TestEventsHaveARow(t *testing.T) {
