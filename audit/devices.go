@@ -54,7 +54,7 @@ func (w *work) lookAtDevice(ctx context.Context, d *countersign.Device) error {
 	}
 	// Seldom: its certificate may have been used where no session is opened, as for a
 	// renewal, or at a broker that asks us.
-	certs, err := w.CA.DeviceCertificates(ctx, w.DB, d.ID)
+	certs, err := ca.DeviceCertificates(ctx, w.DB, d.ID)
 	if err != nil {
 		return err
 	}

@@ -151,6 +151,3 @@ func (s *answers) forget(ref countersign.CertRef) {
 func (s *answers) forgetAfter(tx *store.Tx, ref countersign.CertRef) {
 	tx.AfterCommit(func() { s.forget(ref) })
 }
-
-// Forget drops the cached answers about a certificate that another node changed.
-func (c *CA) Forget(ref countersign.CertRef) { c.answers.forget(ref) }

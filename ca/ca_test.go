@@ -77,7 +77,7 @@ func (h *house) write(t failer, fn func(ctx context.Context, tx *store.Tx) error
 
 func (h *house) order(t failer, profile, device string) ca.Order {
 	t.Helper()
-	p, err := h.Profile(t.Context(), h.db, profile)
+	p, err := ca.ReadProfile(t.Context(), h.db, profile)
 	if err != nil {
 		t.Fatalf("Profile: %v", err)
 	}
@@ -176,7 +176,7 @@ func TestFoundMakesRootAndIssuing(t *testing.T) {
 		}
 		// Their own certificates are on record like any other.
 		for _, c := range []*x509.Certificate{root, issuing} {
-			rec, err := h.Shown(t.Context(), db, c)
+			rec, err := ca.Shown(t.Context(), db, c)
 			if err != nil || rec.Issuer != ca.RootID || rec.Device != "" {
 				t.Errorf("record of %s: got %+v, %v, want one by root for no device", c.Subject, rec, err)
 			}
@@ -193,7 +193,7 @@ func TestFoundMakesRootAndIssuing(t *testing.T) {
 		if got := other.Authorities(); len(got) != 2 || !got[1].Certificate.Equal(issuing) {
 			t.Errorf("Authorities after Open: got %v", got)
 		}
-		profiles, err := h.Profiles(t.Context())
+		profiles, err := ca.Profiles(t.Context(), h.db)
 		if err != nil || len(profiles) != 2 || profiles[0].Name != ca.ProfileDevice || profiles[1].Name != ca.ProfileIDevID {
 			t.Errorf("Profiles: got %v, %v, want device and idevid", profiles, err)
 		}

@@ -7,12 +7,11 @@ import (
 	"strings"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// issuerKeyDigits of the SHA-256 of an issuer's public key tell the CAs below one
-// registered authority apart: 64 bits, and only that authority's own CAs could collide.
+// issuerKeyDigits of the SHA-256 of an issuer's public key distinguish the CAs below one
+// registered authority: 64 bits, and only that authority's own CAs could collide.
 const issuerKeyDigits = 16
 
 // externalIssuer returns the name under which CertRef keeps the issuer of path[0], a
@@ -26,12 +25,12 @@ func externalIssuer(authority string, path []*x509.Certificate) string {
 }
 
 // RecordExternal puts a manufacturer's certificate on record as a device's own. path is
-// its valid path, the certificate first and the registered authority last; rec says whose
-// it is, and the id of the authority as its issuer. The rest is read from the certificate.
+// its valid path, the certificate first and the registered authority last; rec has its
+// device, and the id of the authority as its issuer. The rest is read from the certificate.
 // It refuses with Conflict a certificate whose issuer and serial number another one has.
-func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Certificate, rec countersign.Certificate) (countersign.Certificate, error) {
+func (c *issuance) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Certificate, rec countersign.Certificate) (countersign.Certificate, error) {
 	authority := rec.Issuer
-	rec = recordOf(path[0], rec)
+	rec = completed(rec, path[0])
 	rec.Issuer = externalIssuer(authority, path)
 	anchor := ""
 	if rec.Issuer != authority {
@@ -41,38 +40,21 @@ func (c *CA) RecordExternal(ctx context.Context, tx *store.Tx, path []*x509.Cert
 	if err != nil {
 		return rec, err
 	}
-	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
-			predecessor, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der, anchor, path,
-			issued_pos)
-		VALUES ($1, $2, $3, $4, $5, $6, '', 0, FALSE, '', $7, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15, $16, $17, `+event.PositionSQL+`)
-		ON CONFLICT (serial, issuer) DO NOTHING`,
-		string(rec.Serial), rec.Issuer, rec.Device, rec.Fleet, rec.Profile, string(rec.State), rec.Evidence, rec.Method, rec.KeyHash,
-		rec.Fingerprint, store.Micros(rec.NotBefore), store.Micros(rec.NotAfter), store.Micros(rec.IssuedAt), store.Micros(rec.UsedAt), rec.DER, anchor, prints)
+	n, err := insert(ctx, tx, &rec, "", anchor, prints)
 	if err != nil {
-		return rec, fmt.Errorf("record certificate %s: %w", rec.Ref(), err)
+		return rec, err
 	}
 	if n != 1 {
 		return rec, countersign.Errorf(countersign.Conflict, "another certificate of issuer %s with serial %s is on record", rec.Issuer, rec.Serial).
 			WithNext("enroll the device instead, and ask the manufacturer for certificates with serial numbers that are unique (RFC 5280, 4.1.2.2)")
 	}
-	c.keyRecorded(tx, &rec, path[0].PublicKey)
+	c.recorded(tx, &rec, path[0].PublicKey)
 	return rec, nil
-}
-
-// maxFactoryCerts bounds how many manufacturer's certificates of one device are looked at.
-// A device has one, and another one for each time that its identity was revoked.
-const maxFactoryCerts = 16
-
-// FactoryCertificates reads the manufacturer's certificates that a device was introduced
-// with, with their DER, the newest first, of whatever state.
-func (c *CA) FactoryCertificates(ctx context.Context, r store.Reader, device string) ([]countersign.Certificate, error) {
-	return certificates(ctx, r, `WHERE device = $1 AND (anchor <> '' OR issuer IN (SELECT id FROM authority WHERE kind = 'registered'))
-		ORDER BY issued_at DESC, serial LIMIT $2`, device, maxFactoryCerts)
 }
 
 // SetPath records another valid path of a manufacturer's certificate: its device presented
 // CAs that were not on record, such as one that was issued anew.
-func (c *CA) SetPath(ctx context.Context, tx *store.Tx, ref countersign.CertRef, path []*x509.Certificate) error {
+func SetPath(ctx context.Context, tx *store.Tx, ref countersign.CertRef, path []*x509.Certificate) error {
 	prints, err := recordIssuers(ctx, tx, path[1:])
 	if err != nil {
 		return err

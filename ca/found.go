@@ -150,25 +150,13 @@ func (c *CA) Found(ctx context.Context, p Plan) (*Founding, error) {
 	}
 	tmpl = authorityTemplate(p.subject(p.IssuingName), now, p.IssuingValidity)
 	tmpl.MaxPathLenZero = true
-	tmpl.CRLDistributionPoints = []string{c.crlURL(RootID, 0)}
+	tmpl.CRLDistributionPoints = []string{c.crlURL(RootID)}
 	tmpl.IssuingCertificateURL = []string{c.issuerURL(RootID)}
 	if issuing.Certificate, err = c.signAuthority(ctx, f, tmpl, root.Certificate, [2]crypto.Signer{issuingKey, rootKey}); err != nil {
 		return nil, err
 	}
 	f.authorities = []countersign.Authority{root, issuing}
 	return f, nil
-}
-
-// passphrase returns the one of the root key; nil where there is none.
-func (c *CA) passphrase() ([]byte, error) {
-	if c.Passphrase == nil {
-		return nil, nil
-	}
-	p, err := c.Passphrase()
-	if err != nil {
-		return nil, fmt.Errorf("read the root passphrase: %w", err)
-	}
-	return p, nil
 }
 
 func authorityTemplate(subject pkix.Name, now time.Time, life time.Duration) *x509.Certificate {
@@ -212,7 +200,7 @@ func (c *CA) openOrCreate(uri, keyType string, passphrase []byte) (crypto.Signer
 		return nil, err
 	}
 	if is := keyTypeOf(key.Public()); is != keyType {
-		return nil, countersign.Errorf(countersign.Conflict, "%s is a %s key of an interrupted founding, and a %s key is asked for", c.Keys.Path(uri), is, keyType).
+		return nil, countersign.Errorf(countersign.Conflict, "%s is a %s key of an interrupted founding, but the plan has a %s key", c.Keys.Path(uri), is, keyType).
 			WithNext("ask for the same type again, or remove the file")
 	}
 	return key, nil
@@ -243,9 +231,9 @@ func (c *CA) RecordFounding(ctx context.Context, tx *store.Tx, f *Founding) erro
 		if err != nil {
 			return fmt.Errorf("open the CRL of authority %s: %w", a.ID, err)
 		}
-		rec := recordOf(a.Certificate, countersign.Certificate{
+		rec := completed(countersign.Certificate{
 			Issuer: cmp.Or(a.Parent, a.ID), Profile: "authority", State: countersign.CertActive, IssuedAt: a.CreatedAt, UsedAt: a.CreatedAt,
-		})
+		}, a.Certificate)
 		if err := c.Record(ctx, tx, &Issued{Certificate: rec, block: f.parents[i].block}); err != nil {
 			return err
 		}
@@ -256,19 +244,4 @@ func (c *CA) RecordFounding(ctx context.Context, tx *store.Tx, f *Founding) erro
 		}
 	}
 	return nil
-}
-
-// ErrOtherKey means that a key is not the one in its authority's certificate.
-var ErrOtherKey = errors.New("it is not the key in the authority's certificate")
-
-// CheckSigner opens the key of a managed authority and compares it with the
-// certificate. It returns os.ErrNotExist, keystore.ErrPassphraseMissing or
-// keystore.ErrPassphraseWrong, and ErrOtherKey, wrapped.
-func (c *CA) CheckSigner(id string) error {
-	a, err := c.authority(id)
-	if err != nil {
-		return err
-	}
-	_, err = c.signerOf(a)
-	return err
 }

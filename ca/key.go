@@ -8,6 +8,8 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
 
@@ -55,15 +57,6 @@ func CheckKey(pub crypto.PublicKey) (kind string, err error) {
 	return "", weak("key type %T is not accepted", pub)
 }
 
-// AcceptKey checks a key that is to be certified against all that is known about
-// it: type and size as CheckKey, and that it is not known to be weak.
-func (c *CA) AcceptKey(pub crypto.PublicKey) (kind string, err error) {
-	if kind, err = CheckKey(pub); err != nil {
-		return "", err
-	}
-	return kind, c.WeakKeys.Check(pub)
-}
-
 func weak(format string, args ...any) error {
 	return countersign.Errorf(countersign.WeakKey, format, args...).
 		WithNext("make a P-256, P-384, Ed25519 or RSA 2048-4096 key")
@@ -82,4 +75,30 @@ func KeyHash(pub crypto.PublicKey) (string, error) {
 func hexSum(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// keyID is the key identifier of RFC 7093, section 2, method 1: the leftmost 160
+// bits of the SHA-256 of the public key.
+func keyID(pub crypto.PublicKey) ([]byte, error) {
+	bits, err := publicKeyBits(pub)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bits)
+	return sum[:20], nil
+}
+
+func publicKeyBits(pub crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("encode public key: %w", err)
+	}
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		PublicKey asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &spki); err != nil {
+		return nil, fmt.Errorf("decode public key: %w", err)
+	}
+	return spki.PublicKey.RightAlign(), nil
 }

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -9,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"fmt"
 	"math/big"
 	"slices"
@@ -19,22 +21,27 @@ import (
 	zl "github.com/zmap/zlint/v3/lint"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/store"
 )
 
-// lint is the cheap check of every certificate before it is signed: what the
-// profile's lint cannot know because it depends on the order.
-func lint(tbs, issuer *x509.Certificate) error {
-	switch {
-	case !tbs.NotAfter.After(tbs.NotBefore):
-		return fmt.Errorf("plan: NotAfter %v is not after NotBefore %v", tbs.NotAfter, tbs.NotBefore)
-	case tbs.NotBefore.Before(issuer.NotBefore):
-		return fmt.Errorf("plan: NotBefore %v is before the issuer's", tbs.NotBefore)
-	case tbs.IsCA || tbs.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return fmt.Errorf("plan: an end-entity certificate may not sign others")
-	case len(tbs.SubjectKeyId) == 0 || len(issuer.SubjectKeyId) == 0:
-		return fmt.Errorf("plan: key identifiers are missing")
-	case tbs.Subject.CommonName == "" && len(tbs.URIs)+len(tbs.DNSNames)+len(tbs.IPAddresses) == 0:
-		return fmt.Errorf("plan: the certificate names nobody")
+// SaveProfile lints a sample certificate of the profile with zlint's RFC 5280
+// lints, then writes it. A profile that would make a bad certificate is refused.
+func (c *issuance) SaveProfile(ctx context.Context, tx *store.Tx, p Profile) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	if err := c.lintSamples(p); err != nil {
+		return err
+	}
+	spec, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("encode profile %s: %w", p.Name, err)
+	}
+	now := store.Micros(c.Now())
+	_, err = tx.Exec(ctx, `INSERT INTO profile (name, spec, created_at, updated_at) VALUES ($1, $2, $3, $3)
+		ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, updated_at = excluded.updated_at`, p.Name, string(spec), now)
+	if err != nil {
+		return fmt.Errorf("save profile %s: %w", p.Name, err)
 	}
 	return nil
 }
@@ -67,7 +74,7 @@ func Lint(der []byte) ([]string, error) {
 
 // lintSamples signs, with a throw-away authority, a certificate of the profile for
 // each type of key that it accepts and runs the lints over them.
-func (c *CA) lintSamples(p Profile) error {
+func (c *issuance) lintSamples(p Profile) error {
 	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("make a sample key: %w", err)
@@ -93,7 +100,7 @@ func (c *CA) lintSamples(p Profile) error {
 	return nil
 }
 
-func (c *CA) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKey) ([]string, error) {
+func (c *issuance) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKey) ([]string, error) {
 	ski, err := keyID(&signer.PublicKey)
 	if err != nil {
 		return nil, err

@@ -1,195 +1,331 @@
 package ca
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/json"
+	"database/sql"
+	"errors"
 	"fmt"
-	"slices"
+	"io"
+	"maps"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// maxIssuersTried bounds how many CAs below an authority are tried as the signer of a list.
-const maxIssuersTried = 10_000
+const (
+	// DefaultCRLValidity is the time from thisUpdate to nextUpdate of a CRL for
+	// device certificates. It is reissued at half of it and on each revocation.
+	DefaultCRLValidity = 24 * time.Hour
+	// rootCRLValidity is long because the root key should rest; a revoked issuing
+	// authority is published at once all the same.
+	rootCRLValidity = 180 * 24 * time.Hour
+	// reserveShare bounds the part of the database's reserve that one list may take on a
+	// full disk: revocations themselves go first, since gateways and OCSP read those.
+	reserveShare = 8
+	// numberMargin is how far numbers are raised above the highest that is known: some may
+	// have been used after it was noted, at most a few in each pause of the publisher.
+	numberMargin = 1000
+)
 
-// Lists are revocation lists for a registered authority.
-type Lists struct {
-	CRLs          [][]byte // DER, of the authority, of CAs below it, or of their CRL issuers
-	Intermediates [][]byte // DER, of signers that are not on record yet
-	// Override replaces all lists on record on the operator's word, older ones too: a CA
-	// that lost its state may count from 1 again.
-	Override bool
+// lists publishes the CRLs of the managed authorities. It remembers the newest list of
+// each that this process published or read. A database that was set back under it, as by a
+// failover to a standby that was behind, has an older one and would number the next ones
+// anew, but a list must not be followed by one with the same or a lower number (RFC 5280,
+// 5.2.3): relying parties ignore it, with all revocations on it.
+type lists struct {
+	*authorities
+	copies copies
+
+	mu sync.Mutex
+	by map[listName]lastList
 }
 
-// ErrListsMoved is returned by SetCRLs where the authority has changed since the plan was
-// made. Plan again.
-var ErrListsMoved = countersign.Errorf(countersign.Conflict, "the authority was changed at the same time").WithNext("try again")
-
-// ListsPlan is a change of the lists of a registered authority, made by PlanCRLs for
-// SetCRLs to record.
-type ListsPlan struct {
-	Changed bool // false: the lists on record are these already
-
-	id      string
-	version int64 // of the authority that it was made for
-	trust   string
+// lastList identifies the newest list. Of one that is known by its number alone, thisUpdate
+// is zero.
+type lastList struct {
+	number     int64
+	thisUpdate time.Time
+	size       int64
+	setBack    bool // the database had an older one, or another one with the number
 }
 
-// PlanCRLs decides how the revocation lists of a registered authority follow. A list takes
-// the place of the one by the same issuer with the same scope; the others stay. It refuses
-// with Conflict a list that is not newer than the one on record (RFC 5280, 5.2.3), and
-// with BadRequest one that no CA at or below the authority signed, or no list at all. It
-// parses up to maxIssuersTried certificates, so call it outside of a transaction.
-func (c *CA) PlanCRLs(ctx context.Context, id string, l Lists) (*ListsPlan, error) {
-	a, err := c.readRegistered(ctx, c.DB, id)
-	if err != nil {
-		return nil, err
-	}
-	t := a.trust
-	t.Intermediates = appendNew(t.Intermediates, l.Intermediates)
-	t.CRLs = l.CRLs
-	next, err := c.anchorOf(a.Certificate, t)
-	if err != nil {
-		return nil, err
-	}
-	if len(next.CRLs) == 0 && !l.Override {
-		return nil, countersign.Errorf(countersign.BadRequest, "no revocation list was given").
-			WithNext("give the lists that changed; a list without entries is one, too")
-	}
-	signers := append([]*x509.Certificate{a.Certificate}, next.Intermediates...)
-	recorded, err := issuersBelow(ctx, c.DB, id, next.CRLs)
-	if err != nil {
-		return nil, err
-	}
-	before := a.anchor.CRLs
-	if l.Override {
-		before = nil
-	}
-	after, err := follow(before, next.CRLs, append(signers, recorded...))
-	if err != nil {
-		return nil, err
-	}
-	if len(after) > maxLists {
-		return nil, countersign.Errorf(countersign.TooLarge, "authority %s has %d revocation lists with these, more than %d", id, len(after), maxLists).
-			WithNext("replace all lists on your word, without those of CAs that are no more")
-	}
-	t.CRLs = derOf(after)
-	text, err := json.Marshal(t)
-	if err != nil {
-		return nil, fmt.Errorf("encode trust: %w", err)
-	}
-	same := len(t.Intermediates) == len(a.trust.Intermediates) && slices.EqualFunc(before, after, (*attest.CRL).Same) && !l.Override
-	return &ListsPlan{Changed: !same, id: id, version: a.version, trust: string(text)}, nil
+// last returns the newest list that is known. What a transaction that begins afterwards
+// reads must not be older.
+func (p *lists) last(name listName) lastList {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.by[name]
 }
 
-// SetCRLs records the lists of a plan. It returns ErrListsMoved where the authority has
-// changed since the plan was made. Call Reload after the commit.
-func (c *CA) SetCRLs(ctx context.Context, tx *store.Tx, p *ListsPlan) error {
-	rows, err := tx.Exec(ctx, `UPDATE authority SET trust = $3, version = version + 1 WHERE id = $1 AND version = $2 AND kind = 'registered'`, p.id, p.version, p.trust)
-	if err != nil {
-		return fmt.Errorf("record the lists of authority %s: %w", p.id, err)
+// errSetBack is the cause of a refusal to serve the list of a database that was set back.
+var errSetBack = errors.New("the database has an older list than was published")
+
+// check compares a record of the database, nil if it has none, with what was known before
+// it was read, and remembers it if it is newer. It refuses with Unavailable where the
+// database was set back; then the list is due.
+func (p *lists) check(name listName, before lastList, record *countersign.CRL) error {
+	var read lastList
+	if record != nil {
+		read = lastList{number: record.Number, thisUpdate: record.ThisUpdate, size: record.Size}
 	}
-	if rows != 1 {
-		return ErrListsMoved
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := p.by[name]
+	same := before.thisUpdate.IsZero() || before.thisUpdate.Equal(read.thisUpdate) && before.size == read.size
+	switch {
+	case read.number < before.number, read.number == before.number && !same:
+		known.setBack = known.setBack || known.number == before.number
+		p.by[name] = known
+		return countersign.Errorf(countersign.Unavailable, "the database was set back: its CRL %s/%d has number %d, and number %d was published", name.issuer, name.shard, read.number, before.number).
+			WithNext("wait until the next one is published, with a higher number").WithCause(errSetBack)
+	case read.number > known.number:
+		p.by[name] = read
+	case read.number == known.number && known.thisUpdate.IsZero() && read.number > 0:
+		read.setBack = known.setBack
+		p.by[name] = read
 	}
 	return nil
 }
 
-// follow returns the lists that are in force once fresh ones have followed old ones. Each
-// fresh list must be signed by one of the signers.
-func follow(old, fresh []*attest.CRL, signers []*x509.Certificate) ([]*attest.CRL, error) {
-	fresh = slices.Clone(fresh)
-	slices.SortStableFunc(fresh, func(a, b *attest.CRL) int {
-		return cmp.Or(a.Number().Cmp(b.Number()), a.ThisUpdate().Compare(b.ThisUpdate()))
+// readList reads the published list of an authority: NotFound if there is none.
+func readList(ctx context.Context, r store.Reader, name listName, octets bool) (*countersign.CRL, error) {
+	column := `NULL`
+	if octets {
+		column = `der`
+	}
+	l := &countersign.CRL{Issuer: name.issuer, Shard: name.shard}
+	var this, next int64
+	err := r.QueryRow(ctx, `SELECT published, this_update, next_update, entries, length(der), `+column+` FROM crl WHERE issuer = $1 AND shard = $2`, name.issuer, name.shard).
+		Scan(&l.Number, &this, &next, &l.Entries, &l.Size, &l.DER)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && l.Number == 0 {
+		return nil, countersign.Errorf(countersign.NotFound, "there is no CRL %s/%d", name.issuer, name.shard)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read CRL %s/%d: %w", name.issuer, name.shard, store.Wrap(err))
+	}
+	l.ThisUpdate, l.NextUpdate = store.Time(this), store.Time(next)
+	return l, nil
+}
+
+// read reads a list and checks it against the newest one that is known, before.
+func (p *lists) read(ctx context.Context, name listName, octets bool) (l *countersign.CRL, before lastList, err error) {
+	before = p.last(name)
+	l, err = readList(ctx, p.DB, name, octets)
+	if err != nil && (countersign.CodeOf(err) != countersign.NotFound || before.number == 0) {
+		return nil, before, err
+	}
+	if err := p.check(name, before, l); err != nil {
+		return nil, before, err
+	}
+	return l, before, nil
+}
+
+// CRL reads the published list of an authority with its octets. Those who only need
+// to know which one it is call CRLRecord; doors open it with OpenCRL. It fails with
+// Unavailable while the database has an older list than was published before.
+func (p *lists) CRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	l, _, err := p.read(ctx, listName{issuer, shard}, true)
+	return l, err
+}
+
+// CRLRecord returns the record of the published list of an authority, without its
+// octets: reading it costs the same whatever the size of the list. While the database has
+// an older list than was published before, it is the one that OpenCRL opens; it fails with
+// Unavailable where there is no copy of that.
+func (p *lists) CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	name := listName{issuer, shard}
+	l, before, err := p.read(ctx, name, false)
+	if errors.Is(err, errSetBack) {
+		if held := p.copies.held(name, before.number); held != nil {
+			return held, nil
+		}
+	}
+	return l, err
+}
+
+// OpenCRL opens the published list of an authority and returns its record beside it.
+// All readers of one list share one copy of its octets. The caller closes the reader;
+// a Read fails with Unavailable where the list had to be dropped, see
+// maxSupersededOctets.
+func (p *lists) OpenCRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, io.ReadSeekCloser, error) {
+	record, err := p.CRLRecord(ctx, issuer, shard)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.copies.open(ctx, record, p.CRL)
+}
+
+// ListRecords reads the records of all lists that the authorities publish, without
+// their octets. The number of one that was never published is 0.
+func ListRecords(ctx context.Context, r store.Reader) ([]countersign.CRL, error) {
+	list, err := store.List(ctx, r, func(row store.Row) (l countersign.CRL, err error) {
+		var this, next int64
+		err = row.Scan(&l.Issuer, &l.Shard, &l.Number, &this, &next)
+		l.ThisUpdate, l.NextUpdate = store.Time(this), store.Time(next)
+		return l, err
+	}, `SELECT issuer, shard, published, this_update, next_update FROM crl ORDER BY issuer, shard`)
+	if err != nil {
+		return nil, fmt.Errorf("read the records of revocation lists: %w", err)
+	}
+	return list, nil
+}
+
+// RecordedList reads a list as the database has it, which after a restore may be an
+// older one than was published; nil if none was.
+func RecordedList(ctx context.Context, r store.Reader, issuer string, shard int) (*x509.RevocationList, error) {
+	l, err := readList(ctx, r, listName{issuer, shard}, true)
+	if countersign.CodeOf(err) == countersign.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := x509.ParseRevocationList(l.DER)
+	if err != nil {
+		return nil, fmt.Errorf("parse CRL %s/%d: %w", issuer, shard, err)
+	}
+	return list, nil
+}
+
+// Due lists the CRLs that have to be published: for their age, which is never published,
+// or past half of their life, which began when they were signed; or since the database
+// was set back and has an older one.
+func (p *lists) Due(ctx context.Context) (due []countersign.CRL, err error) {
+	p.mu.Lock()
+	before := maps.Clone(p.by)
+	p.mu.Unlock()
+	list, err := ListRecords(ctx, p.DB)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range list {
+		signed := l.ThisUpdate.Add(statusBackdate)
+		aged := l.Number == 0 || !p.Now().Before(signed.Add(l.NextUpdate.Sub(signed)/2))
+		if last := before[listName{l.Issuer, l.Shard}]; aged || last.setBack || l.Number < last.number {
+			due = append(due, l)
+		}
+	}
+	return due, nil
+}
+
+// Publish signs and records a new CRL. The number is taken first, so that two
+// nodes never sign the same one, and the one with the higher number stays. Where the
+// database was set back, the number is above those that were published before.
+func (p *lists) Publish(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
+	a, err := p.authority(issuer)
+	if err != nil {
+		return nil, err
+	}
+	l := &countersign.CRL{Issuer: issuer, Shard: shard}
+	if err := p.takeNumber(ctx, l); err != nil {
+		return nil, fmt.Errorf("number CRL %s/%d: %w", issuer, shard, err)
+	}
+	validity := p.CRLValidity
+	if a.Kind == countersign.RootAuthority {
+		validity = rootCRLValidity
+	}
+	now := p.Now().UTC().Truncate(time.Second)
+	l.ThisUpdate, l.NextUpdate = a.backdated(now), now.Add(validity)
+	entries, n, err := crlEntries(ctx, p.DB, l)
+	if err != nil {
+		return nil, err
+	}
+	l.Entries = n
+	signer, err := p.signerOf(a)
+	if err != nil {
+		return nil, err
+	}
+	if l.DER, err = encodeCRL(a, signer, l, entries); err != nil {
+		return nil, fmt.Errorf("sign CRL %s/%d: %w", issuer, shard, err)
+	}
+	if l.Size = int64(len(l.DER)); l.Size <= p.DB.Reserve().Left/reserveShare {
+		ctx = store.Emergency(ctx)
+	}
+	var rows int64 // none: another node published a newer list meanwhile
+	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		rows, err = tx.Exec(ctx, `UPDATE crl SET published = $3, this_update = $4, next_update = $5, entries = $6, der = $7
+			WHERE issuer = $1 AND shard = $2 AND published < $3`,
+			issuer, shard, l.Number, store.Micros(l.ThisUpdate), store.Micros(l.NextUpdate), l.Entries, l.DER)
+		return err
 	})
-	var after []*attest.CRL
-	at := map[string]int{} // index in after by slot
-	for _, l := range old {
-		slot := slotOf(l, l.SignedBy(signers))
-		i, taken := at[slot]
-		switch {
-		case !taken:
-			at[slot] = len(after)
-			after = append(after, l)
-		case l.Replaces(after[i]) == nil: // two of one sequence, from before they had to follow each other
-			after[i] = l
+	if err != nil {
+		return nil, fmt.Errorf("record CRL %s/%d: %w", issuer, shard, err)
+	}
+	if rows == 1 {
+		p.copies.follow(l)
+		return l, p.check(listName{issuer, shard}, lastList{}, l)
+	}
+	return l, nil
+}
+
+func (p *lists) takeNumber(ctx context.Context, l *countersign.CRL) error {
+	last := p.last(listName{l.Issuer, l.Shard}).number
+	return p.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+		return tx.QueryRow(ctx, `UPDATE crl SET number = CASE WHEN number < $3 THEN $4 ELSE number + 1 END WHERE issuer = $1 AND shard = $2 RETURNING number`,
+			l.Issuer, l.Shard, last, last+numberMargin).Scan(&l.Number)
+	})
+}
+
+// ListNumbers returns the highest number that was used for each CRL, by issuer/shard.
+func ListNumbers(ctx context.Context, r store.Reader) (numbers map[string]int64, err error) {
+	numbers = map[string]int64{}
+	for l, err := range store.Rows(ctx, r, func(row store.Row) (l countersign.CRL, err error) {
+		err = row.Scan(&l.Issuer, &l.Shard, &l.Number)
+		return l, err
+	}, `SELECT issuer, shard, number FROM crl`) {
+		if err != nil {
+			return nil, fmt.Errorf("read the numbers of CRLs: %w", err)
+		}
+		numbers[l.Issuer+"/"+strconv.Itoa(l.Shard)] = l.Number
+	}
+	return numbers, nil
+}
+
+// nameOf reads a name as ListNumbers writes it.
+func nameOf(list string) (listName, error) {
+	issuer, shard, _ := strings.Cut(list, "/")
+	n, err := strconv.Atoi(shard)
+	return listName{issuer, n}, err
+}
+
+// RaiseNumbers has the next CRLs get numbers above those that were used, as
+// ListNumbers names them: a relying party accepts no list with a lower number than it
+// knows (RFC 5280, 5.2.3). The lists are due at once.
+func RaiseNumbers(ctx context.Context, tx *store.Tx, above map[string]int64) error {
+	for list, number := range above {
+		name, err := nameOf(list)
+		if err == nil {
+			_, err = tx.Exec(ctx, `UPDATE crl SET number = $3, this_update = 0, next_update = 0 WHERE issuer = $1 AND shard = $2 AND number < $3`, name.issuer, name.shard, number+numberMargin)
+		}
+		if err != nil {
+			return fmt.Errorf("raise the number of CRL %q: %w", list, err)
 		}
 	}
-	for _, l := range fresh {
-		signer := l.SignedBy(signers)
-		if signer == nil {
-			return nil, countersign.Errorf(countersign.BadRequest, "no CA that is known at or below the authority signed the CRL of %s with number %d", l.IssuerName(), l.Number()).
-				WithNext("load the list that the CA publishes; give the certificate of a CA below the authority with it, as an intermediate")
-		}
-		slot := slotOf(l, signer)
-		i, taken := at[slot]
-		if !taken {
-			at[slot] = len(after)
-			after = append(after, l)
+	return nil
+}
+
+// KeepNumbersAbove has the next CRLs get numbers above those that were used, as
+// ListNumbers names them, since the database was set back: see RaiseNumbers, which does
+// that on record for a server that does not run. All of them are due; one that is older
+// is not served any more.
+func (p *lists) KeepNumbersAbove(numbers map[string]int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for list, number := range numbers {
+		name, err := nameOf(list)
+		if err != nil { // not one of ListNumbers
 			continue
 		}
-		if l.Same(after[i]) {
-			continue
+		last := p.by[name]
+		if last.number < number {
+			last = lastList{number: number}
 		}
-		if err := l.Replaces(after[i]); err != nil {
-			return nil, err
-		}
-		after[i] = l
+		last.setBack = true
+		p.by[name] = last
 	}
-	return after, nil
-}
-
-// slotOf names the sequence of lists that a list is in: of one issuer, by one key, with
-// one scope. A list on record whose signer is not known any more is in one of its own.
-func slotOf(l *attest.CRL, signer *x509.Certificate) string {
-	key := ""
-	if signer != nil {
-		key = hexSum(signer.RawSubjectPublicKeyInfo)
-	}
-	return l.IssuerName() + " " + key + " " + l.Scope()
-}
-
-func derOf(lists []*attest.CRL) [][]byte {
-	var all [][]byte
-	for _, l := range lists {
-		all = append(all, l.DER())
-	}
-	return all
-}
-
-func appendNew(list, more [][]byte) [][]byte {
-	list = slices.Clone(list)
-	for _, m := range more {
-		if !slices.ContainsFunc(list, func(have []byte) bool { return string(have) == string(m) }) {
-			list = append(list, m)
-		}
-	}
-	return list
-}
-
-// issuersBelow reads the CAs on record, from the paths of devices' certificates, that have
-// the name of the issuer of one of the lists. They led to the authority or to another one;
-// a list is only used together with a certificate whose path does.
-func issuersBelow(ctx context.Context, rd store.Reader, id string, lists []*attest.CRL) (found []*x509.Certificate, err error) {
-	names := map[string]bool{}
-	for _, l := range lists {
-		names[l.IssuerName()] = true
-	}
-	for der, err := range store.Rows(ctx, rd, store.Scan[[]byte], `SELECT der FROM issuer_certificate ORDER BY fingerprint LIMIT $1`, maxIssuersTried) {
-		if err != nil {
-			return nil, fmt.Errorf("read the CAs below authority %s: %w", id, err)
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("parse a CA below authority %s: %w", id, err)
-		}
-		if names[cert.Subject.String()] {
-			found = append(found, cert)
-		}
-	}
-	return found, nil
 }

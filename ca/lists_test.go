@@ -62,7 +62,7 @@ func (h *house) setLists(ctx context.Context, id string, l ca.Lists) (changed bo
 	if err != nil || !p.Changed {
 		return false, err
 	}
-	return true, h.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return h.SetCRLs(ctx, tx, p) })
+	return true, h.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return ca.SetCRLs(ctx, tx, p) })
 }
 
 // TestListsAreDecidedOutsideOfTheirTransaction: thousands of certificates may have to be
@@ -87,7 +87,7 @@ func TestListsAreDecidedOutsideOfTheirTransaction(t *testing.T) {
 			return nil
 		})
 		for i, want := range []error{nil, ca.ErrListsMoved} {
-			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.SetCRLs(ctx, tx, plans[i]) })
+			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return ca.SetCRLs(ctx, tx, plans[i]) })
 			if !errors.Is(err, want) {
 				t.Errorf("plan %d: got %v, want %v", i, err, want)
 			}

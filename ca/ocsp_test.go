@@ -206,7 +206,7 @@ func TestResponderIsDelegated(t *testing.T) {
 	if !noCheck {
 		t.Error("id-pkix-ocsp-nocheck is missing")
 	}
-	rec, err := h.Shown(t.Context(), h.db, cert)
+	rec, err := ca.Shown(t.Context(), h.db, cert)
 	if err != nil || rec.Profile != "ocsp-responder" || rec.State != countersign.CertActive {
 		t.Errorf("on record: got %+v, %v", rec, err)
 	}

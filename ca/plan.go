@@ -4,20 +4,18 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"errors"
 	"fmt"
-	"net"
+	"math/big"
 	"net/url"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -25,7 +23,7 @@ import (
 // only, and the subject is empty.
 const maxCommonName = 64
 
-// Order says for whom a certificate is planned.
+// Order is what a device certificate is planned for.
 type Order struct {
 	Profile     Profile
 	Fleet       countersign.Fleet
@@ -55,8 +53,27 @@ type Issued struct {
 	pub   crypto.PublicKey
 }
 
+// issuance plans, signs and records certificates.
+type issuance struct {
+	*authorities
+	*serials
+	// newKeys are those of certificates that were recorded, for PrimeCheck.
+	newKeys chan deviceKey
+}
+
+// deviceKey is an RSA key with its certificate; of a key that was renewed, the newest.
+type deviceKey struct {
+	ref           countersign.CertRef
+	device, fleet string
+	modulus       *big.Int
+}
+
+// maxArrived bounds the new keys that wait to be compared. Further ones are found on
+// the record within primesEvery.
+const maxArrived = 4096
+
 // Plan draws a recorded serial and prepares a device certificate.
-func (c *CA) Plan(ctx context.Context, o Order) (*Planned, error) {
+func (c *issuance) Plan(ctx context.Context, o Order) (*Planned, error) {
 	kind, err := CheckKey(o.PublicKey)
 	if err != nil {
 		return nil, err
@@ -78,7 +95,7 @@ func (c *CA) Plan(ctx context.Context, o Order) (*Planned, error) {
 	})
 }
 
-func (c *CA) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, record countersign.Certificate) (*Planned, error) {
+func (c *issuance) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, record countersign.Certificate) (*Planned, error) {
 	if err := lint(tbs, a.Certificate); err != nil {
 		return nil, err
 	}
@@ -92,6 +109,24 @@ func (c *CA) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub 
 	return &Planned{tbs: tbs, pub: pub, authority: a, block: d.block, record: record}, nil
 }
 
+// lint is the cheap check of every certificate before it is signed: what the
+// profile's lint cannot know because it depends on the order.
+func lint(tbs, issuer *x509.Certificate) error {
+	switch {
+	case !tbs.NotAfter.After(tbs.NotBefore):
+		return fmt.Errorf("plan: NotAfter %v is not after NotBefore %v", tbs.NotAfter, tbs.NotBefore)
+	case tbs.NotBefore.Before(issuer.NotBefore):
+		return fmt.Errorf("plan: NotBefore %v is before the issuer's", tbs.NotBefore)
+	case tbs.IsCA || tbs.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return fmt.Errorf("plan: an end-entity certificate may not sign others")
+	case len(tbs.SubjectKeyId) == 0 || len(issuer.SubjectKeyId) == 0:
+		return fmt.Errorf("plan: key identifiers are missing")
+	case tbs.Subject.CommonName == "" && len(tbs.URIs)+len(tbs.DNSNames)+len(tbs.IPAddresses) == 0:
+		return fmt.Errorf("plan: the certificate has no name")
+	}
+	return nil
+}
+
 func (p *Profile) accepts(kind string) error {
 	if len(p.Keys) == 0 || slices.Contains(p.Keys, kind) {
 		return nil
@@ -100,7 +135,7 @@ func (p *Profile) accepts(kind string) error {
 		WithNext(fmt.Sprintf("make a key of one of these types: %v", p.Keys))
 }
 
-func (c *CA) deviceTemplate(a *authority, o Order) (*x509.Certificate, error) {
+func (c *issuance) deviceTemplate(a *authority, o Order) (*x509.Certificate, error) {
 	p := &o.Profile
 	ski, err := keyID(o.PublicKey)
 	if err != nil {
@@ -132,9 +167,9 @@ func (c *CA) deviceTemplate(a *authority, o Order) (*x509.Certificate, error) {
 	return tbs, nil
 }
 
-func (c *CA) addStatus(tbs *x509.Certificate, a *authority) {
-	tbs.CRLDistributionPoints = []string{c.crlURL(a.ID, 0)}
-	tbs.OCSPServer = []string{c.ocspURL()}
+func (c *issuance) addStatus(tbs *x509.Certificate, a *authority) {
+	tbs.CRLDistributionPoints = []string{c.crlURL(a.ID)}
+	tbs.OCSPServer = []string{c.StatusURL + "/ocsp"}
 	tbs.IssuingCertificateURL = []string{c.issuerURL(a.ID)}
 }
 
@@ -155,16 +190,16 @@ func (p *Profile) window(a *authority, now time.Time) (from, to time.Time, err e
 	}
 	if to.Sub(now) < minValidity {
 		return from, to, countersign.Errorf(countersign.Unavailable, "authority %s expires at %s", a.ID, a.Certificate.NotAfter.UTC().Format(time.RFC3339)).
-			WithNext("give the fleet another issuer")
+			WithNext("choose another issuer for the fleet")
 	}
 	return from, to, nil
 }
 
-// ErrSpent says that a plan was signed before.
+// ErrSpent means that a plan was signed before.
 var ErrSpent = errors.New("this plan has been signed already")
 
 // Sign signs a plan, once.
-func (c *CA) Sign(p *Planned) (*Issued, error) {
+func (c *issuance) Sign(p *Planned) (*Issued, error) {
 	if p.spent.Swap(true) {
 		return nil, ErrSpent
 	}
@@ -187,133 +222,40 @@ func (c *CA) Sign(p *Planned) (*Issued, error) {
 	return &Issued{Certificate: rec, block: p.block, pub: p.pub}, nil
 }
 
-// recordOf completes rec with what is in cert.
-func recordOf(cert *x509.Certificate, rec countersign.Certificate) countersign.Certificate {
-	rec.Serial = countersign.SerialOf(cert.SerialNumber)
-	rec.DER = cert.Raw
-	rec.NotBefore, rec.NotAfter = cert.NotBefore, cert.NotAfter
-	rec.Fingerprint = hexSum(cert.Raw)
-	rec.KeyHash = hexSum(cert.RawSubjectPublicKeyInfo)
-	return rec
-}
-
 // Record writes an issued certificate in the caller's transaction. It fails where
 // the block of its serial is no longer open: then the certificate must not be
-// given out, since its serial has been voided.
-func (c *CA) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
-	n, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
-			predecessor, predecessor_issuer, evidence, method, key_hash, fingerprint, not_before, not_after, issued_at, used_at,
-			accept_until, revoked_at, shard, der, issued_pos)
-		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $19, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0, $16, $17, `+event.PositionSQL+`
-		FROM serial_block WHERE id = $18 AND state = 'open'`,
-		string(i.Serial), i.Issuer, i.Device, i.Fleet, i.Profile, string(i.State), string(i.Predecessor.Serial), i.Evidence, i.Method, i.KeyHash,
-		i.Fingerprint, store.Micros(i.NotBefore), store.Micros(i.NotAfter), store.Micros(i.IssuedAt), store.Micros(i.UsedAt), i.Shard, i.DER, i.block, i.Predecessor.Issuer)
+// handed out, since its serial has been voided.
+func (c *issuance) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
+	n, err := insert(ctx, tx, &i.Certificate, i.block, "", "")
 	if err != nil {
-		return fmt.Errorf("record certificate %s: %w", i.Serial, err)
+		return err
 	}
 	if n != 1 {
 		c.serials.closed(i.block)
 		return countersign.Errorf(countersign.Unavailable, "the serial block of certificate %s was closed meanwhile", i.Serial).
 			WithNext("try again").WithRetry(time.Second).WithCause(ErrBlockClosed)
 	}
-	c.keyRecorded(tx, &i.Certificate, i.pub)
+	c.recorded(tx, &i.Certificate, i.pub)
 	return nil
+}
+
+// recorded passes the key of a device's certificate to PrimeCheck once the certificate
+// is on record. Where none runs, the first maxArrived keys are kept.
+func (c *issuance) recorded(tx *store.Tx, cert *countersign.Certificate, pub crypto.PublicKey) {
+	key, isRSA := pub.(*rsa.PublicKey)
+	if !isRSA || cert.Device == "" {
+		return
+	}
+	k := deviceKey{cert.Ref(), cert.Device, cert.Fleet, key.N}
+	tx.AfterCommit(func() {
+		select {
+		case c.newKeys <- k:
+		default:
+		}
+	})
 }
 
 // ErrBlockClosed is the cause where Record refuses a certificate because the block
 // of its serial is no longer open. Another certificate for the same order has a
 // serial of another block.
 var ErrBlockClosed = errors.New("the block of its serial is not open")
-
-// IssueServer issues a TLS server certificate of the authority itself for names
-// (DNS names and addresses), records it, and returns leaf and chain without root.
-func (c *CA) IssueServer(ctx context.Context, issuer string, names []string, pub crypto.PublicKey) (chain [][]byte, notAfter time.Time, err error) {
-	tbs := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			tbs.IPAddresses = append(tbs.IPAddresses, ip)
-		} else {
-			tbs.DNSNames = append(tbs.DNSNames, n)
-		}
-	}
-	if len(names) > 0 && len(names[0]) <= maxCommonName {
-		tbs.Subject.CommonName = names[0]
-	}
-	return c.issueService(ctx, issuer, tbs, pub, "server")
-}
-
-// IssueIntroducer issues a certificate with which the authority signs introductions
-// of devices to each other. Its one name is api.IntroducerURI, and it is good for no TLS.
-func (c *CA) IssueIntroducer(ctx context.Context, issuer string, pub crypto.PublicKey) (chain [][]byte, notAfter time.Time, err error) {
-	name, err := url.Parse(api.IntroducerURI)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	tbs := &x509.Certificate{Subject: pkix.Name{CommonName: "introducer"}, URIs: []*url.URL{name}}
-	return c.issueService(ctx, issuer, tbs, pub, "introducer")
-}
-
-// issueService issues a certificate of the authority's own that lives for
-// ServerValidity, and returns it with its chain without root.
-func (c *CA) issueService(ctx context.Context, issuer string, tbs *x509.Certificate, pub crypto.PublicKey, profile string) (chain [][]byte, notAfter time.Time, err error) {
-	a, err := c.authority(issuer)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	p := Profile{Name: profile, Validity: Duration(ServerValidity), Backdate: Duration(defaultBackdate)}
-	if tbs.NotBefore, tbs.NotAfter, err = p.window(a, c.Now()); err != nil {
-		return nil, time.Time{}, err
-	}
-	tbs.KeyUsage = x509.KeyUsageDigitalSignature
-	if tbs.SubjectKeyId, err = keyID(pub); err != nil {
-		return nil, time.Time{}, err
-	}
-	c.addStatus(tbs, a)
-	issued, err := c.issueOwn(store.Emergency(ctx), a, tbs, pub, profile)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	above, err := c.Chain(issuer)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	return append([][]byte{issued.DER}, above[:len(above)-1]...), tbs.NotAfter, nil
-}
-
-// ServerValidity of the authority's own TLS certificates. They are made anew at
-// each start and at two thirds of this.
-const ServerValidity = 30 * 24 * time.Hour
-
-// issueOwn plans, signs and records a certificate of the authority's own.
-func (c *CA) issueOwn(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, profile string) (*Issued, error) {
-	for again := false; ; again = true {
-		plan, err := c.plan(ctx, a, tbs, pub, countersign.Certificate{Profile: profile, State: countersign.CertActive})
-		if err != nil {
-			return nil, err
-		}
-		issued, err := c.Sign(plan)
-		if err != nil {
-			return nil, err
-		}
-		issued.UsedAt = issued.IssuedAt
-		err = c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return c.Record(ctx, tx, issued) })
-		if again || !errors.Is(err, ErrBlockClosed) {
-			return issued, err
-		}
-	}
-}
-
-func publicKeyBits(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("encode public key: %w", err)
-	}
-	var spki struct {
-		Algorithm pkix.AlgorithmIdentifier
-		PublicKey asn1.BitString
-	}
-	if _, err := asn1.Unmarshal(der, &spki); err != nil {
-		return nil, fmt.Errorf("decode public key: %w", err)
-	}
-	return spki.PublicKey.RightAlign(), nil
-}

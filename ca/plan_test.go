@@ -114,7 +114,7 @@ func TestIDevIDNeverExpires(t *testing.T) {
 	if !strings.Contains(string(cert.RawTBSCertificate), "99991231235959Z") {
 		t.Error("99991231235959Z does not stand in the certificate")
 	}
-	again, err := h.Certificate(t.Context(), h.db, rec.Ref())
+	again, err := ca.Certificate(t.Context(), h.db, rec.Ref())
 	if err != nil || !again.NotAfter.Equal(cert.NotAfter) {
 		t.Errorf("on record: got %v, %v, want %v", again.NotAfter, err, cert.NotAfter)
 	}
@@ -319,7 +319,7 @@ func TestSaveProfileRefuses(t *testing.T) {
 	if err := save(rsaOnly); err != nil {
 		t.Errorf("encipherment with RSA: %v", err)
 	}
-	got, err := h.Profile(t.Context(), h.db, "rsa")
+	got, err := ca.ReadProfile(t.Context(), h.db, "rsa")
 	if d := cmp.Diff(rsaOnly, got); err != nil || d != "" {
 		t.Errorf("Profile (-want +got): %v\n%s", err, d)
 	}

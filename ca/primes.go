@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
@@ -30,9 +29,6 @@ const (
 	// gatherKeys lets new keys come together: a factory line enrolls many, and a
 	// batch costs little more than one.
 	gatherKeys = 5 * time.Second
-	// maxArrived bounds the new keys that wait to be compared. Further ones are found on
-	// the record within primesEvery.
-	maxArrived = 4096
 )
 
 // PrimeCheck compares the RSA keys of devices with each other: keys that share a prime
@@ -47,13 +43,6 @@ type PrimeCheck struct {
 	known   weakkey.Known
 	holders map[int]deviceKey // by the number of the modulus
 	pairs   [][2]int          // of numbers of moduli that share a prime
-}
-
-// deviceKey is an RSA key with its certificate; of a key that was renewed, the newest.
-type deviceKey struct {
-	ref           countersign.CertRef
-	device, fleet string
-	modulus       *big.Int
 }
 
 // NewPrimeCheck returns a check of the keys that c has on record.
@@ -107,18 +96,18 @@ func (p *PrimeCheck) arrived(first deviceKey) []deviceKey {
 // shares a prime. It returns the number of pairs that are new.
 func (p *PrimeCheck) Compare(ctx context.Context) (int, error) {
 	var list []deviceKey
-	err := p.ca.EachKey(ctx, maxKeys, func(c countersign.Certificate) error {
+	for c, err := range store.Rows(ctx, p.ca.DB, scanCert, whole+`WHERE device <> '' AND state <> 'revoked' AND not_after > $1
+		ORDER BY not_after DESC, serial LIMIT $2`, store.Micros(p.ca.Now()), maxKeys) {
+		if err != nil {
+			return 0, fmt.Errorf("read certificates: %w", err)
+		}
 		cert, err := x509.ParseCertificate(c.DER)
 		if err != nil {
-			return fmt.Errorf("parse certificate %s: %w", c.Ref(), err)
+			return 0, fmt.Errorf("parse certificate %s: %w", c.Ref(), err)
 		}
 		if k, isRSA := cert.PublicKey.(*rsa.PublicKey); isRSA {
 			list = append(list, deviceKey{c.Ref(), c.Device, c.Fleet, k.N})
 		}
-		return nil
-	})
-	if err != nil {
-		return 0, err
 	}
 	return p.compare(ctx, list)
 }
@@ -197,7 +186,7 @@ func (p *PrimeCheck) Pairs(ctx context.Context) (pairs [][2]countersign.Certific
 		var pair [2]countersign.Certificate
 		usable := true
 		for i, number := range numbers {
-			pair[i], err = p.ca.Certificate(ctx, p.ca.DB, p.holders[number].ref)
+			pair[i], err = Certificate(ctx, p.ca.DB, p.holders[number].ref)
 			if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 				return nil, err
 			}
@@ -208,20 +197,4 @@ func (p *PrimeCheck) Pairs(ctx context.Context) (pairs [][2]countersign.Certific
 		}
 	}
 	return pairs, nil
-}
-
-// keyRecorded passes the key of a device's certificate to the check once the certificate
-// is on record. Where none runs, the first maxArrived keys are kept.
-func (c *CA) keyRecorded(tx *store.Tx, cert *countersign.Certificate, pub crypto.PublicKey) {
-	key, isRSA := pub.(*rsa.PublicKey)
-	if !isRSA || cert.Device == "" {
-		return
-	}
-	k := deviceKey{cert.Ref(), cert.Device, cert.Fleet, key.N}
-	tx.AfterCommit(func() {
-		select {
-		case c.newKeys <- k:
-		default:
-		}
-	})
 }

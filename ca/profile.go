@@ -14,8 +14,8 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Profile says what a certificate may contain (RFC 5280). Who may have one is
-// the fleet's business.
+// Profile is what a certificate may contain (RFC 5280). The fleet decides who may have
+// one.
 type Profile struct {
 	Name        string   `json:"name"`
 	Description string   `json:"description,omitempty"`
@@ -44,8 +44,6 @@ const (
 	// DefaultValidity of a device certificate: short enough that a lost
 	// revocation heals by itself, long enough for a month in a warehouse.
 	DefaultValidity = 30 * 24 * time.Hour
-	// defaultBackdate tolerates device clocks that are a little slow.
-	defaultBackdate = 5 * time.Minute
 	// maxValidity of a profile with an expiry.
 	maxValidity = 50 * 365 * 24 * time.Hour
 	// minValidity leaves a device the time to install and renew.
@@ -134,56 +132,31 @@ func (p *Profile) extKeyUsage() []x509.ExtKeyUsage {
 	return out
 }
 
-// SaveProfile lints a sample certificate of the profile with zlint's RFC 5280
-// lints, then writes it. A profile that would make a bad certificate is refused.
-func (c *CA) SaveProfile(ctx context.Context, tx *store.Tx, p Profile) error {
-	if err := p.check(); err != nil {
-		return err
-	}
-	if err := c.lintSamples(p); err != nil {
-		return err
-	}
-	spec, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("encode profile %s: %w", p.Name, err)
-	}
-	now := store.Micros(c.Now())
-	_, err = tx.Exec(ctx, `INSERT INTO profile (name, spec, created_at, updated_at) VALUES ($1, $2, $3, $3)
-		ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, updated_at = excluded.updated_at`, p.Name, string(spec), now)
-	if err != nil {
-		return fmt.Errorf("save profile %s: %w", p.Name, err)
-	}
-	return nil
-}
-
-// Profile reads one profile.
-func (c *CA) Profile(ctx context.Context, r store.Reader, name string) (Profile, error) {
-	var spec string
-	err := r.QueryRow(ctx, `SELECT spec FROM profile WHERE name = $1`, name).Scan(&spec)
+// ReadProfile reads one profile.
+func ReadProfile(ctx context.Context, r store.Reader, name string) (Profile, error) {
+	p, err := scanProfile(r.QueryRow(ctx, `SELECT spec FROM profile WHERE name = $1`, name))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Profile{}, countersign.Errorf(countersign.NotFound, "there is no profile %q", name).WithNext("look for it in the list of profiles")
+		return p, countersign.Errorf(countersign.NotFound, "there is no profile %q", name).WithNext("look for it in the list of profiles")
 	}
 	if err != nil {
-		return Profile{}, fmt.Errorf("read profile %s: %w", name, err)
-	}
-	var p Profile
-	if err := json.Unmarshal([]byte(spec), &p); err != nil {
-		return Profile{}, fmt.Errorf("decode profile %s: %w", name, err)
+		return p, fmt.Errorf("read profile %s: %w", name, err)
 	}
 	return p, nil
 }
 
 // Profiles lists all profiles by name. They are few: an operator writes each by hand.
-func (c *CA) Profiles(ctx context.Context) (list []Profile, err error) {
-	for spec, err := range store.Rows(ctx, c.DB, store.Scan[string], `SELECT spec FROM profile ORDER BY name`) {
-		if err != nil {
-			return nil, fmt.Errorf("list profiles: %w", err)
-		}
-		var p Profile
-		if err := json.Unmarshal([]byte(spec), &p); err != nil {
-			return nil, fmt.Errorf("decode a profile: %w", err)
-		}
-		list = append(list, p)
+func Profiles(ctx context.Context, r store.Reader) ([]Profile, error) {
+	list, err := store.List(ctx, r, scanProfile, `SELECT spec FROM profile ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("list profiles: %w", err)
 	}
 	return list, nil
+}
+
+func scanProfile(row store.Row) (p Profile, err error) {
+	spec, err := store.Scan[[]byte](row)
+	if err == nil {
+		err = json.Unmarshal(spec, &p)
+	}
+	return p, err
 }

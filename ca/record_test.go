@@ -120,7 +120,7 @@ func TestCertificateLife(t *testing.T) {
 				if allowed && err != nil || !allowed && countersign.CodeOf(err) != countersign.Conflict {
 					t.Fatalf("%s of a %s certificate: got %v, want allowed %v", name, before.State, err, allowed)
 				}
-				row, err := h.Certificate(t.Context(), db, cert.Ref())
+				row, err := ca.Certificate(t.Context(), db, cert.Ref())
 				if err != nil {
 					t.Fatalf("Certificate: %v", err)
 				}
@@ -176,11 +176,11 @@ func TestOverlapEndsWithTheCertificate(t *testing.T) {
 	if !cert.AcceptUntil.Equal(cert.NotAfter) {
 		t.Errorf("AcceptUntil: got %v, want NotAfter %v", cert.AcceptUntil, cert.NotAfter)
 	}
-	if list, err := h.Overdue(t.Context(), h.db, 10); err != nil || len(list) != 0 {
+	if list, err := ca.Overdue(t.Context(), h.db, h.clock.Now(), 10); err != nil || len(list) != 0 {
 		t.Errorf("Overdue within the overlap: got %v, %v", list, err)
 	}
 	h.clock.Advance(cert.NotAfter.Sub(start) + time.Second)
-	if list, err := h.Overdue(t.Context(), h.db, 10); err != nil || len(list) != 1 || list[0].Serial != cert.Serial {
+	if list, err := ca.Overdue(t.Context(), h.db, h.clock.Now(), 10); err != nil || len(list) != 1 || list[0].Serial != cert.Serial {
 		t.Errorf("Overdue after it: got %v, %v, want the certificate", list, err)
 	}
 }
@@ -198,7 +198,7 @@ func TestCertificatesPageAndFilter(t *testing.T) {
 		got := map[countersign.Serial]bool{}
 		f := ca.Filter{Device: "device-0", State: countersign.CertPending, ExpiresBefore: start.Add(31 * 24 * time.Hour), Limit: 3}
 		for pages := 1; ; pages++ {
-			list, next, err := h.Certificates(t.Context(), f)
+			list, next, err := ca.Certificates(t.Context(), h.db, f)
 			if err != nil || len(list) > 3 {
 				t.Fatalf("Certificates: got %d, %v, want at most 3", len(list), err)
 			}
@@ -222,14 +222,14 @@ func TestCertificatesPageAndFilter(t *testing.T) {
 		for _, none := range []ca.Filter{
 			{Device: "device-9"}, {State: countersign.CertHeld}, {ExpiresBefore: start},
 		} {
-			if list, _, err := h.Certificates(t.Context(), none); err != nil || len(list) != 0 {
+			if list, _, err := ca.Certificates(t.Context(), h.db, none); err != nil || len(list) != 0 {
 				t.Errorf("%+v: got %d, %v, want none", none, len(list), err)
 			}
 		}
-		if list, _, err := h.Certificates(t.Context(), ca.Filter{Limit: -1}); err != nil || len(list) != 9 {
+		if list, _, err := ca.Certificates(t.Context(), h.db, ca.Filter{Limit: -1}); err != nil || len(list) != 9 {
 			t.Errorf("without a limit: got %d, %v, want 7 and the two authorities'", len(list), err)
 		}
-		list, err := h.DeviceCertificates(t.Context(), db, "device-1")
+		list, err := ca.DeviceCertificates(t.Context(), db, "device-1")
 		if err != nil || len(list) != 3 || len(list[0].DER) == 0 {
 			t.Errorf("DeviceCertificates: got %d, %v, want 3 with DER", len(list), err)
 		}

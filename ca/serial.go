@@ -160,7 +160,7 @@ func (s *serials) inUse(id string) bool {
 }
 
 // closed forgets a block that another node closed: a clock was wrong, or this process
-// stood still for longer than blockMargin.
+// was stopped for longer than blockMargin.
 func (s *serials) closed(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,29 +173,29 @@ func (s *serials) closed(id string) {
 }
 
 // VoidSerials closes the blocks that no process draws from any more and keeps, of
-// each, the serials that no certificate carries. all says that no other process
+// each, the serials that no certificate carries. all means that no other process
 // shares the database, so that every open block is a dead process's. It returns
 // the number of serials voided.
-func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
+func (s *serials) VoidSerials(ctx context.Context, all bool) (int, error) {
 	cutoff := time.Unix(math.MaxInt32, 0)
 	if !all {
 		var err error
-		if cutoff, err = c.DB.Clock(ctx, c.Now()); err != nil {
+		if cutoff, err = s.db.Clock(ctx, s.now()); err != nil {
 			return 0, err
 		}
 	}
 	voided, after := 0, ""
 	for {
-		blocks, err := c.openBlocks(ctx, cutoff, after)
+		blocks, err := s.openBlocks(ctx, cutoff, after)
 		if err != nil || len(blocks) == 0 {
 			return voided, err
 		}
 		for _, b := range blocks {
 			after = b.id
-			if !all && c.serials.inUse(b.id) { // only the clock says that it is over
+			if !all && s.inUse(b.id) { // only the clock says that it is over
 				continue
 			}
-			n, err := c.void(ctx, b)
+			n, err := s.void(ctx, b)
 			if err != nil {
 				return voided, err
 			}
@@ -207,8 +207,8 @@ func (c *CA) VoidSerials(ctx context.Context, all bool) (int, error) {
 // maxBlocks bounds how many blocks are held in memory at once, 20 KB each.
 const maxBlocks = 64
 
-func (c *CA) openBlocks(ctx context.Context, cutoff time.Time, after string) (list []block, err error) {
-	list, err = store.List(ctx, c.DB, func(row store.Row) (b block, err error) {
+func (s *serials) openBlocks(ctx context.Context, cutoff time.Time, after string) (list []block, err error) {
+	list, err = store.List(ctx, s.db, func(row store.Row) (b block, err error) {
 		err = row.Scan(&b.id, &b.left)
 		return b, err
 	}, `SELECT id, serials FROM serial_block WHERE state = 'open' AND expires_at < $1 AND id > $2 ORDER BY id LIMIT $3`,
@@ -219,9 +219,9 @@ func (c *CA) openBlocks(ctx context.Context, cutoff time.Time, after string) (li
 	return list, nil
 }
 
-func (c *CA) void(ctx context.Context, b block) (int, error) {
+func (s *serials) void(ctx context.Context, b block) (int, error) {
 	unspent := 0
-	err := c.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+	err := s.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		left := []byte{}
 		for i := 0; i+serialOctets <= len(b.left); i += serialOctets {
 			one := b.left[i : i+serialOctets]

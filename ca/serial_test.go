@@ -151,7 +151,7 @@ func TestSerialsOfDeadProcessAreVoided(t *testing.T) {
 		// A certificate over a voided serial never gets on record, so it is never given out.
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, lost) })
 		kit.WantCode(t, err, countersign.Unavailable)
-		_, err = h.Certificate(t.Context(), db, lost.Ref())
+		_, err = ca.Certificate(t.Context(), db, lost.Ref())
 		kit.WantCode(t, err, countersign.NotFound)
 	})
 }

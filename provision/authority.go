@@ -66,7 +66,7 @@ func (p *Provisioner) followCRLs(ctx context.Context, id string, l ca.Lists, why
 		return err
 	}
 	return p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := p.CA.SetCRLs(ctx, tx, plan); err != nil {
+		if err := ca.SetCRLs(ctx, tx, plan); err != nil {
 			return err
 		}
 		e := by.Event(countersign.AuthorityUpdated)

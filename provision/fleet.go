@@ -87,7 +87,7 @@ func (p *Provisioner) ChangeFleet(ctx context.Context, order FleetOrder, by ra.B
 // authoritiesAreKnown refuses rules that name an authority which is not on record. This
 // process may not have read one yet that another node registered.
 func (p *Provisioner) authoritiesAreKnown(ctx context.Context, tx *store.Tx, ids []string) error {
-	known, err := p.CA.Known(ctx, tx, ids)
+	known, err := ca.Known(ctx, tx, ids)
 	if err != nil || len(known) == len(ids) {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -184,7 +185,7 @@ func (a *arrival) firstSecret(ctx context.Context) error {
 // can be judged without its device.
 func (a *arrival) newPath(ctx context.Context) error {
 	return a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		return a.CA.SetPath(ctx, tx, a.dec.Cert, a.dec.Path)
+		return ca.SetPath(ctx, tx, a.dec.Cert, a.dec.Path)
 	})
 }
 
@@ -240,7 +241,7 @@ func (a *arrival) forkShown(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		shown, err := a.CA.Certificate(ctx, tx, a.dec.Cert)
+		shown, err := ca.Certificate(ctx, tx, a.dec.Cert)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -37,7 +38,7 @@ func (e *enrollment) eligible(ctx context.Context, rd store.Reader) (err error) 
 	}
 	e.known = true
 	dev := &e.standing.device
-	certs, err := e.CA.DeviceCertificates(ctx, rd, id)
+	certs, err := ca.DeviceCertificates(ctx, rd, id)
 	if err != nil {
 		return err
 	}

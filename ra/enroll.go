@@ -84,7 +84,7 @@ func (e *enrollment) decide(ctx context.Context) error {
 	if e.fleet, err = e.Registry.Fleet(ctx, e.DB, e.request.fleet); err != nil {
 		return err
 	}
-	if e.profile, err = e.CA.Profile(ctx, e.DB, cmp.Or(e.appraisal.profile, e.fleet.Profile)); err != nil {
+	if e.profile, err = ca.ReadProfile(ctx, e.DB, cmp.Or(e.appraisal.profile, e.fleet.Profile)); err != nil {
 		return err
 	}
 	if err := e.eligible(ctx, e.DB); err != nil || e.again != nil { // before anything is signed in vain

@@ -113,7 +113,7 @@ func (d *Authority) party(ctx context.Context, id string) (api.Party, error) {
 		return api.Party{}, err
 	}
 	p := api.Party{Device: dev.ID, Fleet: dev.Fleet}
-	certs, err := d.CA.DeviceCertificates(ctx, d.DB, id)
+	certs, err := ca.DeviceCertificates(ctx, d.DB, id)
 	if err != nil {
 		return p, err
 	}

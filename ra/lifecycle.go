@@ -6,6 +6,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/hold"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
@@ -136,7 +137,7 @@ func (o *operation) revokeFor(ctx context.Context, tx *store.Tx, c *countersign.
 }
 
 func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest) (*countersign.Revocation, error) {
-	cert, err := d.CA.Certificate(ctx, d.DB, req.Cert)
+	cert, err := ca.Certificate(ctx, d.DB, req.Cert)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +151,7 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 		if err := registry.LockDevice(ctx, tx, cert.Device); err != nil {
 			return err
 		}
-		c, err := d.CA.Certificate(ctx, tx, cert.Ref())
+		c, err := ca.Certificate(ctx, tx, cert.Ref())
 		if err != nil {
 			return err
 		}
@@ -298,7 +299,7 @@ func (d *Authority) lock(ctx context.Context, tx *store.Tx, id string) (registry
 	if err != nil {
 		return dev, nil, err
 	}
-	certs, err := d.CA.DeviceCertificates(ctx, tx, id)
+	certs, err := ca.DeviceCertificates(ctx, tx, id)
 	return dev, certs, err
 }
 

@@ -64,7 +64,7 @@ func TestSerialNumbersAreUniqueForTheirIssuer(t *testing.T) {
 		if refs["pump-1"] == refs["pump-a"] || refs["pump-a"] == refs["pump-b"] || refs["pump-b"].Authority() != "two" {
 			t.Fatalf("the certificates are named %v", refs)
 		}
-		list, err := w.CA.BySerial(t.Context(), w.DB, "01")
+		list, err := ca.BySerial(t.Context(), w.DB, "01")
 		if err != nil || len(list) != 3 {
 			t.Fatalf("BySerial: got %d, %v, want 3", len(list), err)
 		}

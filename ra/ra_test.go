@@ -222,7 +222,7 @@ func (w *world) device(t *testing.T, id string) registry.Entry {
 
 func (w *world) record(t *testing.T, cert *x509.Certificate) countersign.Certificate {
 	t.Helper()
-	c, err := w.CA.Shown(t.Context(), w.DB, cert)
+	c, err := ca.Shown(t.Context(), w.DB, cert)
 	if err != nil {
 		t.Fatal(err)
 	}

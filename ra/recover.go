@@ -85,7 +85,7 @@ func (e *renewal) recoverable(ctx context.Context, o *ca.Order) error {
 // certificate that it gave up unused for another one does not count, nor does the one that
 // this request gives up.
 func (e *renewal) recoveries(ctx context.Context, rd store.Reader) (int, error) {
-	n, err := e.CA.Recoveries(ctx, rd, e.rotation.device.ID, e.rotation.device.RevokedPos)
+	n, err := ca.Recoveries(ctx, rd, e.rotation.device.ID, e.rotation.device.RevokedPos)
 	if e.unused != nil && e.unused.Method == string(countersign.MethodRecovery) {
 		n--
 	}

@@ -68,7 +68,7 @@ func (e *renewal) renew(ctx context.Context) (*countersign.Grant, error) {
 		Fleet: e.fleet, Device: shown.Device, PublicKey: e.csr.PublicKey, Predecessor: e.shown,
 		Evidence: "certificate:" + shown.Fingerprint, Method: countersign.MethodCertificate,
 	}
-	if o.Profile, err = e.CA.Profile(ctx, e.DB, e.fleet.Profile); err != nil {
+	if o.Profile, err = ca.ReadProfile(ctx, e.DB, e.fleet.Profile); err != nil {
 		return nil, err
 	}
 	if err := e.serverKeys(&o.Profile); err != nil {
@@ -98,7 +98,7 @@ func (e *renewal) renew(ctx context.Context) (*countersign.Grant, error) {
 
 // find finds the certificate that the device showed on record.
 func (r *request) find(ctx context.Context) (countersign.Certificate, error) {
-	cert, err := r.CA.Shown(ctx, r.DB, r.Evidence.Peer[0])
+	cert, err := ca.Shown(ctx, r.DB, r.Evidence.Peer[0])
 	if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 		return cert, err
 	}
@@ -139,11 +139,11 @@ func (e *renewal) decide(ctx context.Context, rd store.Reader) (err error) {
 	if e.rotation.device, err = e.Registry.Device(ctx, rd, e.request.device); err != nil {
 		return err
 	}
-	if e.certs, err = e.CA.DeviceCertificates(ctx, rd, e.request.device); err != nil {
+	if e.certs, err = ca.DeviceCertificates(ctx, rd, e.request.device); err != nil {
 		return err
 	}
 	if e.current = find(e.certs, e.shown); e.current == nil { // replaced, or older than all that are looked at
-		c, err := e.CA.Certificate(ctx, rd, e.shown)
+		c, err := ca.Certificate(ctx, rd, e.shown)
 		if err != nil {
 			return err
 		}
@@ -397,7 +397,7 @@ func (e *renewal) ownName(ctx context.Context) (bool, error) {
 	if cn == "" || cn == e.request.device || cn == e.Evidence.Peer[0].Subject.CommonName {
 		return true, nil
 	}
-	list, err := e.CA.FactoryCertificates(ctx, e.DB, e.request.device)
+	list, err := ca.FactoryCertificates(ctx, e.DB, e.request.device)
 	if err != nil {
 		return false, err
 	}

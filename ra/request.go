@@ -102,7 +102,7 @@ func (r *request) serverKeys(p *ca.Profile) error {
 // keyIsFree refuses a public key that serves another device: whoever has the one
 // key is both. Both devices' pages tell of it.
 func (r *request) keyIsFree(ctx context.Context, rd store.Reader) error {
-	other, taken, err := r.CA.KeyHolder(ctx, rd, r.keyHash, r.device)
+	other, taken, err := ca.KeyHolder(ctx, rd, r.keyHash, r.device)
 	if err != nil || !taken {
 		return err
 	}
@@ -179,7 +179,7 @@ const (
 // records the next one, with the device locked, it is exact.
 func (r *request) withinRenewals(ctx context.Context, rd store.Reader, b countersign.Budget) error {
 	most, now := b.WithDefaults().Renewals, r.Now()
-	at, over, err := r.CA.IssuedWithin(ctx, rd, r.device, now.Add(-renewalWindow), most)
+	at, over, err := ca.IssuedWithin(ctx, rd, r.device, now.Add(-renewalWindow), most)
 	if err != nil || !over {
 		return err
 	}

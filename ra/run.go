@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -100,7 +101,7 @@ func writeBehind[V any](ctx context.Context, d *Authority, l *latest[V], write f
 // Sweep revokes superseded certificates whose overlap has ended, and returns their number.
 func (d *Authority) Sweep(ctx context.Context) (int, error) {
 	return sweep(
-		func() ([]countersign.Certificate, error) { return d.CA.Overdue(ctx, d.DB, sweepBatch) },
+		func() ([]countersign.Certificate, error) { return ca.Overdue(ctx, d.DB, d.CA.Now(), sweepBatch) },
 		func(c countersign.Certificate) error { return d.endOverlap(ctx, c) },
 	)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -53,7 +54,7 @@ func (d *Responder) look(ctx context.Context, id string) (s standing, err error)
 		return s, err
 	}
 	s.device, s.revoked = e.Device, !e.RevokedAt.IsZero()
-	if s.certs, err = d.RA.CA.DeviceCertificates(ctx, d.RA.DB, e.ID); err != nil {
+	if s.certs, err = ca.DeviceCertificates(ctx, d.RA.DB, e.ID); err != nil {
 		return s, err
 	}
 	s.fork, err = forked(ctx, d.RA.DB, e.ID)

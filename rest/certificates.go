@@ -31,7 +31,7 @@ func (c *certificates) list(ctx context.Context, in *struct {
 	api.Paging
 },
 ) (api.Page[api.Certificate], error) {
-	list, next, err := c.ca.Certificates(ctx, ca.Filter{
+	list, next, err := ca.Certificates(ctx, c.ca.DB, ca.Filter{
 		Device: in.Device, State: countersign.CertState(in.State), ExpiresBefore: in.ExpiresBefore,
 		After: certificateAfter(in.After), Limit: limitOf(in.Paging),
 	})
@@ -71,9 +71,9 @@ func (c *certificates) find(ctx context.Context, in *Serial) (countersign.Certif
 		return countersign.Certificate{}, err
 	}
 	if in.Issuer != "" {
-		return c.ca.Certificate(ctx, c.ca.DB, countersign.CertRef{Issuer: in.Issuer, Serial: serial})
+		return ca.Certificate(ctx, c.ca.DB, countersign.CertRef{Issuer: in.Issuer, Serial: serial})
 	}
-	list, err := c.ca.BySerial(ctx, c.ca.DB, serial)
+	list, err := ca.BySerial(ctx, c.ca.DB, serial)
 	if err != nil {
 		return countersign.Certificate{}, err
 	}

@@ -101,7 +101,7 @@ func (f *factory) many(ctx context.Context, in *FactoryPath) (*huma.StreamRespon
 		return nil, logged(ctx, f.log, err)
 	}
 	if in.Profile != "" {
-		if _, err := f.ca.Profile(ctx, f.ca.DB, in.Profile); err != nil {
+		if _, err := ca.ReadProfile(ctx, f.ca.DB, in.Profile); err != nil {
 			return nil, logged(ctx, f.log, err)
 		}
 	}

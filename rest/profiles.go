@@ -16,12 +16,12 @@ type profiles struct {
 }
 
 func (p *profiles) list(ctx context.Context, in *api.Paging) (api.Page[api.Profile], error) {
-	list, err := p.ca.Profiles(ctx)
+	list, err := ca.Profiles(ctx, p.ca.DB)
 	return cutPage(each(list, shapeProfile), *in, func(p api.Profile) string { return p.Name }), err
 }
 
 func (p *profiles) get(ctx context.Context, in *Named) (api.Profile, error) {
-	return as(shapeProfile)(p.ca.Profile(ctx, p.ca.DB, in.Name))
+	return as(shapeProfile)(ca.ReadProfile(ctx, p.ca.DB, in.Name))
 }
 
 func (p *profiles) put(ctx context.Context, in *struct {

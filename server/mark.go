@@ -67,7 +67,7 @@ func (m *mark) state(ctx context.Context) (st watermark.State, err error) {
 	if st.Seq, st.Hash, err = m.events.Head(ctx); err != nil {
 		return st, err
 	}
-	if st.Lists, err = m.ca.ListNumbers(ctx); err != nil {
+	if st.Lists, err = ca.ListNumbers(ctx, m.ca.DB); err != nil {
 		return st, err
 	}
 	st.At = m.now()
@@ -296,7 +296,7 @@ func (m *mark) accept(ctx context.Context, sealer *keystore.Sealer, by countersi
 		return nil, countersign.Errorf(countersign.Conflict, "the database is not older than the last state that this node saw: there is nothing to accept")
 	}
 	err = m.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		if err := m.ca.RaiseNumbers(ctx, tx, seen.Lists); err != nil {
+		if err := ca.RaiseNumbers(ctx, tx, seen.Lists); err != nil {
 			return err
 		}
 		if l.Events > 0 {

@@ -37,7 +37,7 @@ func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error
 	if err != nil {
 		return nil, err
 	}
-	p, err := t.ca.Profile(ctx, t.ca.DB, f.Profile)
+	p, err := ca.ReadProfile(ctx, t.ca.DB, f.Profile)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (t *trust) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, e
 	if err != nil {
 		return nil, err
 	}
-	p, err := t.ca.Profile(ctx, t.ca.DB, f.Profile)
+	p, err := ca.ReadProfile(ctx, t.ca.DB, f.Profile)
 	if err != nil {
 		return nil, err
 	}

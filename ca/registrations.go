@@ -4,11 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -16,16 +15,93 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-const (
-	// codeLife is how long a registration code can be signed over: a ceremony with
-	// an offline CA may take days.
-	codeLife = 7 * 24 * time.Hour
-	// maxIntermediates and maxLists bound what one registered authority brings.
-	maxIntermediates = 16
-	maxLists         = 16
-)
+// codeLife is how long a registration code can be signed over: a ceremony with an offline
+// CA may take days.
+const codeLife = 7 * 24 * time.Hour
 
-// Registration brings an external authority in.
+// registrations are the authorities of others whose certificates are accepted.
+type registrations struct {
+	*authorities
+	reading sync.Mutex // held while a registered authority is read again
+}
+
+// Known returns those of the ids that name registered authorities which are active on
+// record, whichever node registered them.
+func Known(ctx context.Context, rd store.Reader, ids []string) (known []string, err error) {
+	versions, err := versionsOf(ctx, rd, ids)
+	for _, id := range ids {
+		if _, ok := versions[id]; ok {
+			known = append(known, id)
+		}
+	}
+	return known, err
+}
+
+// versionsOf reads the versions of the active ones of registered authorities.
+func versionsOf(ctx context.Context, rd store.Reader, ids []string) (versions map[string]int64, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	type versioned struct {
+		id      string
+		version int64
+	}
+	versions = map[string]int64{}
+	var q store.Query
+	for a, err := range store.Rows(ctx, rd, func(row store.Row) (a versioned, err error) {
+		err = row.Scan(&a.id, &a.version)
+		return a, err
+	}, `SELECT id, version FROM authority WHERE kind = 'registered' AND state = 'active' AND id IN `+store.In(&q, ids), q.Args...) {
+		if err != nil {
+			return nil, fmt.Errorf("read the versions of authorities: %w", err)
+		}
+		versions[a.id] = a.version
+	}
+	return versions, nil
+}
+
+// Anchors returns the trust anchors among the registered authorities of those ids, as they
+// are on record now, and the id of each. Unknown and retired ones are left out.
+func (c *registrations) Anchors(ctx context.Context, rd store.Reader, ids []string) (anchors []attest.Anchor, names []string, err error) {
+	versions, err := versionsOf(ctx, rd, ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, id := range ids {
+		version, ok := versions[id]
+		if !ok {
+			continue
+		}
+		a, err := c.Anchor(ctx, rd, id, version)
+		if err != nil {
+			return nil, nil, err
+		}
+		anchors, names = append(anchors, *a), append(names, id)
+	}
+	return anchors, names, nil
+}
+
+// Anchor returns the trust anchor of a registered authority at a version that the caller
+// read from the record, or at a later one. What this process has in memory may be older,
+// because another node changed it: then it is read again first, once for all who wait.
+func (c *registrations) Anchor(ctx context.Context, rd store.Reader, id string, version int64) (*attest.Anchor, error) {
+	if a, err := c.authority(id); err == nil && a.anchor != nil && a.version >= version {
+		return a.anchor, nil
+	}
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if a, err := c.authority(id); err == nil && a.anchor != nil && a.version >= version {
+		return a.anchor, nil
+	}
+	a, _, err := c.readRegistered(ctx, rd, id)
+	if err != nil {
+		return nil, err
+	}
+	c.add(a)
+	return a.anchor, nil
+}
+
+// Registration is what an operator registers an external authority with.
 type Registration struct {
 	ID            string
 	Certificate   []byte   // DER
@@ -41,17 +117,8 @@ type Registration struct {
 	Reason   string
 }
 
-// trust is what the record keeps of a registered authority beside its certificate.
-type trust struct {
-	Intermediates [][]byte `json:"intermediates,omitempty"`
-	CRLs          [][]byte `json:"crls,omitempty"`
-	RequireCRL    bool     `json:"require_crl,omitempty"`
-	Legacy        bool     `json:"legacy,omitempty"`
-	Proven        bool     `json:"proven"`
-}
-
 // NewRegistrationCode draws a code that the CA to be registered signs over.
-func (c *CA) NewRegistrationCode(ctx context.Context, tx *store.Tx, by countersign.Actor) (string, time.Time, error) {
+func (c *registrations) NewRegistrationCode(ctx context.Context, tx *store.Tx, by countersign.Actor) (string, time.Time, error) {
 	code := "countersign-" + strings.ToLower(rand.Text())
 	until := c.Now().Add(codeLife)
 	if _, err := tx.Exec(ctx, `DELETE FROM registration_code WHERE expires_at < $1`, store.Micros(c.Now())); err != nil {
@@ -64,9 +131,9 @@ func (c *CA) NewRegistrationCode(ctx context.Context, tx *store.Tx, by countersi
 	return code, until, nil
 }
 
-// Register records an external authority, once it has shown that it holds its key
-// or the operator says so. Call Reload after the commit.
-func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (countersign.Authority, error) {
+// Register records an external authority, once it has proved that it holds its key
+// or the operator overrides that. Call Reload after the commit.
+func (c *registrations) Register(ctx context.Context, tx *store.Tx, g Registration) (countersign.Authority, error) {
 	a := countersign.Authority{ID: g.ID, Kind: countersign.RegisteredAuthority, State: "active", CreatedAt: c.Now()}
 	if err := countersign.CheckName(g.ID); err != nil {
 		return a, err
@@ -74,14 +141,14 @@ func (c *CA) Register(ctx context.Context, tx *store.Tx, g Registration) (counte
 	t := trust{Intermediates: g.Intermediates, CRLs: g.CRLs, RequireCRL: g.RequireCRL, Legacy: g.Legacy}
 	var err error
 	if a.Certificate, err = x509.ParseCertificate(g.Certificate); err != nil {
-		return a, countersign.Errorf(countersign.BadRequest, "the certificate cannot be read").WithNext("give one certificate in PEM").WithCause(err)
+		return a, countersign.Errorf(countersign.BadRequest, "the certificate cannot be read").WithNext("send one certificate in PEM").WithCause(err)
 	}
 	a.Subject = a.Certificate.Subject.String()
 	anchor, err := c.anchorOf(a.Certificate, t)
 	if err != nil {
 		return a, err
 	}
-	if err := usableAnchor(anchor, c.Now()); err != nil {
+	if err := usableAnchor(*anchor, c.Now()); err != nil {
 		return a, err
 	}
 	if anchor.CRLs, err = follow(nil, anchor.CRLs, append([]*x509.Certificate{a.Certificate}, anchor.Intermediates...)); err != nil {
@@ -121,10 +188,10 @@ func usableAnchor(a attest.Anchor, now time.Time) error {
 }
 
 // provePossession checks that the CA signed a certificate over a code of ours.
-func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.Certificate, der []byte) error {
-	next := "get a registration code, have the CA sign a certificate with that common name, and give it as the verification"
+func (c *registrations) provePossession(ctx context.Context, tx *store.Tx, authority *x509.Certificate, der []byte) error {
+	next := "get a registration code, have the CA sign a certificate with that common name, and send it as the verification"
 	if len(der) == 0 {
-		return countersign.Errorf(countersign.Unauthenticated, "no verification certificate was given").WithNext(next)
+		return countersign.Errorf(countersign.Unauthenticated, "no verification certificate was sent").WithNext(next)
 	}
 	v, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -141,48 +208,4 @@ func (c *CA) provePossession(ctx context.Context, tx *store.Tx, authority *x509.
 		return countersign.Errorf(countersign.BadCredential, "the verification certificate's common name %.80q is no registration code of ours, or an old one", v.Subject.CommonName).WithNext(next)
 	}
 	return nil
-}
-
-// KeyHolder reports whether any certificate, even a revoked one, was issued over the
-// public key to anybody but the device: another device, or no particular one
-// (empty), as with claims and the authority's own.
-func (c *CA) KeyHolder(ctx context.Context, r store.Reader, keyHash, device string) (other string, taken bool, err error) {
-	err = r.QueryRow(ctx, `SELECT device FROM certificate WHERE key_hash = $1 AND device <> $2 ORDER BY device DESC LIMIT 1`, keyHash, device).Scan(&other)
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", false, nil
-	}
-	if err != nil {
-		return "", false, fmt.Errorf("look for other holders of a key: %w", err)
-	}
-	return other, true, nil
-}
-
-// ClaimValidity bounds a claim certificate where its credential has no end.
-const ClaimValidity = 366 * 24 * time.Hour
-
-// IssueClaim signs a claim certificate, which enrolls and can do nothing else: it
-// is on record without a device, so no gateway admits it. It returns the leaf, DER.
-func (c *CA) IssueClaim(ctx context.Context, issuer, label string, until time.Time, pub any) (*Issued, error) {
-	a, err := c.authority(issuer)
-	if err != nil {
-		return nil, err
-	}
-	p := Profile{
-		Name: "claim", Validity: Duration(max(until.Sub(c.Now()), minValidity)), Backdate: Duration(defaultBackdate),
-		KeyUsage: []string{"digitalSignature"}, ExtKeyUsage: []string{"clientAuth"},
-	}
-	from, to, err := p.window(a, c.Now())
-	if err != nil {
-		return nil, err
-	}
-	tbs := &x509.Certificate{NotBefore: from, NotAfter: to, KeyUsage: p.keyUsage(), ExtKeyUsage: p.extKeyUsage()}
-	if tbs.SubjectKeyId, err = keyID(pub); err != nil {
-		return nil, err
-	}
-	tbs.Subject.CommonName = "claim:" + label
-	if len(tbs.Subject.CommonName) > maxCommonName {
-		tbs.Subject.CommonName = tbs.Subject.CommonName[:maxCommonName]
-	}
-	c.addStatus(tbs, a)
-	return c.issueOwn(ctx, a, tbs, pub, p.Name)
 }

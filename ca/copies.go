@@ -1,0 +1,169 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/countersign-iot/countersign"
+)
+
+// maxSupersededOctets bounds the lists that are no longer current and kept for
+// downloads that began before, all together: the list of a million entries and some.
+// The last one of each authority is kept whatever its size. What an older download
+// was reading is dropped: the client fetches the new list.
+const maxSupersededOctets = 64 << 20
+
+// errListDropped ends a download of a list that has been superseded twice or more.
+var errListDropped = countersign.Errorf(countersign.Unavailable, "the list was superseded while it was read").WithNext("fetch the current one")
+
+type listName struct {
+	issuer string
+	shard  int
+}
+
+// copies keeps one copy in memory of each list that is being downloaded, or was.
+type copies struct {
+	mu         sync.Mutex
+	current    map[listName]*sharedList
+	loading    map[listName]chan struct{} // closed when the load under way ends
+	superseded []*sharedList              // with readers, the oldest first
+}
+
+// sharedList is a copy of a list.
+type sharedList struct {
+	record  countersign.CRL // without DER
+	der     atomic.Pointer[[]byte]
+	readers int // under copies.mu
+}
+
+func (l *sharedList) name() listName { return listName{l.record.Issuer, l.record.Shard} }
+
+func (l *sharedList) is(record *countersign.CRL) bool {
+	return l.record.Number == record.Number && l.record.ThisUpdate.Equal(record.ThisUpdate) && l.record.Size == record.Size
+}
+
+func (l *sharedList) ReadAt(p []byte, at int64) (int, error) {
+	der := l.der.Load()
+	if der == nil {
+		return 0, errListDropped
+	}
+	return bytes.NewReader(*der).ReadAt(p, at)
+}
+
+// listReader reads a shared list. It has no WriteTo on purpose: one write of the
+// whole would hold the octets for as long as the client takes.
+type listReader struct {
+	*io.SectionReader
+	leave func()
+}
+
+func (r *listReader) Close() error {
+	r.leave()
+	return nil
+}
+
+// held returns the record of the copy of a list with this number or a higher one, nil if
+// there is none.
+func (c *copies) held(name listName, number int64) *countersign.CRL {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.current[name]; l != nil && l.record.Number >= number {
+		record := l.record
+		return &record
+	}
+	return nil
+}
+
+// open returns a reader of the list of that record, or of a newer one. The first that
+// needs a list loads it; the others wait for that.
+func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(context.Context, string, int) (*countersign.CRL, error)) (*countersign.CRL, io.ReadSeekCloser, error) {
+	name := listName{record.Issuer, record.Shard}
+	for {
+		c.mu.Lock()
+		if l := c.current[name]; l != nil && (l.is(record) || l.record.Number > record.Number) {
+			l.readers++
+			c.mu.Unlock()
+			return &l.record, &listReader{io.NewSectionReader(l, 0, l.record.Size), sync.OnceFunc(func() { c.leave(l) })}, nil
+		}
+		wait := c.loading[name]
+		if wait == nil {
+			c.loading[name] = make(chan struct{})
+		}
+		c.mu.Unlock()
+		if wait == nil {
+			l, err := load(ctx, name.issuer, name.shard)
+			c.mu.Lock()
+			if err == nil {
+				record = c.replace(l)
+			}
+			close(c.loading[name])
+			delete(c.loading, name)
+			c.mu.Unlock()
+			if err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// follow puts a list that was just published in the place of the copy before it, so
+// that it is not read from the database again. Where there is no copy, no client
+// fetched the list before.
+func (c *copies) follow(l *countersign.CRL) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if before := c.current[listName{l.Issuer, l.Shard}]; before != nil && before.record.Number < l.Number {
+		c.replace(l)
+	}
+}
+
+// replace makes a list the current copy and returns its record. The caller holds mu.
+func (c *copies) replace(l *countersign.CRL) *countersign.CRL {
+	next := &sharedList{record: *l}
+	next.record.DER, next.record.Size = nil, int64(len(l.DER))
+	next.der.Store(&l.DER)
+	if before := c.current[next.name()]; before != nil && before.readers > 0 {
+		c.superseded = append(c.superseded, before)
+		c.trim()
+	}
+	c.current[next.name()] = next
+	return &next.record
+}
+
+// trim drops the oldest superseded lists while they are too large together. The last
+// one of each name stays.
+func (c *copies) trim() {
+	total := int64(0)
+	newest := map[listName]*sharedList{}
+	for _, l := range c.superseded {
+		total += l.record.Size
+		newest[l.name()] = l
+	}
+	c.superseded = slices.DeleteFunc(c.superseded, func(l *sharedList) bool {
+		if total <= maxSupersededOctets || newest[l.name()] == l {
+			return false
+		}
+		total -= l.record.Size
+		l.der.Store(nil)
+		return true
+	})
+}
+
+// leave counts a reader out and drops a superseded list with its last one.
+func (c *copies) leave(l *sharedList) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.readers--; l.readers == 0 {
+		c.superseded = slices.DeleteFunc(c.superseded, func(old *sharedList) bool { return old == l })
+	}
+}

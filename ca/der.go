@@ -1,0 +1,98 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// The constructed context-specific tags of CRLs and OCSP answers.
+const (
+	context0 = cbasn1.Tag(0x20 | 0x80)
+	context1 = context0 + 1
+	context2 = context0 + 2
+)
+
+// utcOrGeneralized encodes a time as RFC 5280, 4.1.2.5 wants it: UTCTime through 2049.
+func utcOrGeneralized(t time.Time) (text string, tag byte) {
+	t = t.UTC()
+	if t.Year() < 2050 {
+		return t.Format("060102150405Z"), 0x17
+	}
+	return t.Format("20060102150405Z"), 0x18
+}
+
+func addTime(b *cryptobyte.Builder, t time.Time) {
+	text, tag := utcOrGeneralized(t)
+	b.AddASN1(cbasn1.Tag(tag), func(b *cryptobyte.Builder) { b.AddBytes([]byte(text)) })
+}
+
+func addGeneralizedTime(b *cryptobyte.Builder, t time.Time) {
+	b.AddASN1(cbasn1.GeneralizedTime, func(b *cryptobyte.Builder) { b.AddBytes([]byte(t.UTC().Format("20060102150405Z"))) })
+}
+
+func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, value cryptobyte.BuilderContinuation) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(oid)
+		b.AddASN1(cbasn1.OCTET_STRING, value)
+	})
+}
+
+// signed wraps what was signed with algorithm and signature: the outer SEQUENCE of
+// CertificateList and BasicOCSPResponse. It takes the parts as they are.
+func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]byte) ([]byte, error) {
+	digest := tbs
+	if hash != 0 {
+		h := hash.New()
+		h.Write(tbs)
+		digest = h.Sum(nil)
+	}
+	sig, err := signer.Sign(rand.Reader, digest, hash)
+	if err != nil {
+		return nil, err
+	}
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(sig)+256))
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(tbs)
+		b.AddBytes(alg)
+		b.AddASN1BitString(sig)
+		for _, a := range after {
+			b.AddBytes(a)
+		}
+	})
+	return b.Bytes()
+}
+
+// algorithmOf returns the AlgorithmIdentifier, DER, and hash to sign with under a
+// key: the hash of the curve's size (RFC 5758, RFC 8410, RFC 4055).
+func algorithmOf(pub crypto.PublicKey) (der []byte, hash crypto.Hash, err error) {
+	var alg pkix.AlgorithmIdentifier
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		alg.Algorithm, hash = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}, crypto.SHA256
+		switch bits := k.Params().BitSize; {
+		case bits > 384:
+			alg.Algorithm, hash = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 4}, crypto.SHA512
+		case bits > 256:
+			alg.Algorithm, hash = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}, crypto.SHA384
+		}
+	case ed25519.PublicKey:
+		alg.Algorithm = asn1.ObjectIdentifier{1, 3, 101, 112}
+	case *rsa.PublicKey:
+		alg.Algorithm, hash = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, crypto.SHA256
+		alg.Parameters = asn1.NullRawValue
+	default:
+		return nil, 0, fmt.Errorf("cannot sign with a %T", pub)
+	}
+	der, err = asn1.Marshal(alg)
+	return der, hash, err
+}
