@@ -35,7 +35,8 @@ type opKind byte
 
 const (
 	opPurge       opKind = iota + 1 // the end of all that a device had; first, before its next life
-	opSession                       // a session's row, new or changed
+	opSession                       // a new session's row
+	opChange                        // what has changed of it
 	opSubscribe                     // a subscription
 	opUnsubscribe                   // its end
 	opRetain                        // a retained message, or its end
@@ -284,7 +285,7 @@ func (j *journal) later(ops []op) {
 		switch {
 		case o.kind == opPurge:
 			j.ordered = true // or it ends what the device's next life has recorded
-		case o.kind == opSession && o.done == nil:
+		case o.kind == opChange:
 			o.row = nil // what is so then: a newer row may be on record before
 		case !o.kind.lazy() && o.kind != opRelease && o.kind != opComplete:
 			continue
@@ -355,6 +356,10 @@ func (j *journal) deliver() {
 
 func (j *journal) settle(o *op, err error, f *flusher) {
 	switch o.kind {
+	case opChange:
+		if o.row != nil && o.row.conn != nil {
+			o.s.entered(o.row.conn, f)
+		}
 	case opInsert:
 		if err == nil {
 			if pg := o.e.page; pg.first == o.e.seq { // those behind it come with it

@@ -7,6 +7,8 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
@@ -198,4 +200,56 @@ func TestALatePublisherHoldsUpNoOther(t *testing.T) {
 	if flushed() == before {
 		t.Error("the receiver was not flushed by the late publisher")
 	}
+}
+
+// What changed of a session while the database was away is recorded when it is back, and
+// so is what is recorded with it.
+func TestWhatChangedOfASessionMeanwhileIsRecorded(t *testing.T) {
+	b, db, proxy := proxied(t)
+	s := connectAs(t, b, kept("s"), &client{hold: true})
+	s.subscribe(filter("x", 1))
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 1, 1)
+	s.until("the message", func() bool { return len(s.got) == 1 })
+	proxy.Cut()
+	s.conn.Acknowledge(broker.Puback, s.got[0].ID, broker.Success)
+	s.conn.Close(false, nil)
+	s.until("two failures", func() bool { return b.Stats().CommitFailed > 1 })
+	proxy.Heal()
+	s.until("the end of its message and of its connection on record", func() bool {
+		var left int64
+		err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&left)
+		return err == nil && left > 0 && messages(t, db) == 0
+	})
+}
+
+// Nothing that waits goes to a client for the first time before the record has its session
+// connected: after a crash it would be sent as if for the first time again, or dropped
+// as expired.
+func TestWhatWaitsIsSentOnceTheSessionIsConnectedOnRecord(t *testing.T) {
+	db := storetest.OpenURL(t, storetest.SQLiteURL(t))
+	b := open(t, db, broker.Limits{})
+	defer func() { _ = b.Close(context.Background()) }()
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("x", 1))
+	s.conn.Close(false, nil)
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 1, 1)
+	p.answered("4 1 0x0")
+	release, blocked := make(chan struct{}), make(chan struct{})
+	go func() { // the writer writes nothing else meanwhile
+		_ = db.Write(context.Background(), func(context.Context, *store.Tx) error {
+			close(blocked)
+			<-release
+			return nil
+		})
+	}()
+	<-blocked
+	s = connect(t, b, kept("s"))
+	time.Sleep(200 * time.Millisecond)
+	if got := s.texts(); len(got) > 0 {
+		t.Errorf("before the record had the session connected: got %q, want nothing", got)
+	}
+	close(release)
+	s.receives("1")
 }

@@ -211,8 +211,10 @@ func (s *session) attach(c *Conn, h Hello) bool {
 	}
 	s.left.Store(0)
 	s.live.Store(true)
-	if s.kept && changed {
-		s.b.journal.add(op{kind: opSession, s: s, row: s.row()})
+	if s.unsaid = s.kept && changed; s.unsaid {
+		row := s.row()
+		row.conn = c
+		s.b.journal.add(op{kind: opChange, s: s, row: row})
 	}
 	return true
 }
@@ -247,7 +249,7 @@ func (b *Broker) detach(c *Conn, will bool, expiry *time.Duration, resumed bool)
 			w = nil
 		}
 		s.schedule(now)
-		b.journal.add(op{kind: opSession, s: s, row: s.row()})
+		b.journal.add(op{kind: opChange, s: s, row: s.row()})
 	}
 	s.mu.Unlock()
 	if over {
@@ -306,7 +308,7 @@ func (b *Broker) due(s *session) {
 	row := s.row()
 	s.mu.Unlock()
 	if w != nil {
-		b.publishWill(s, w, op{kind: opSession, s: s, row: row})
+		b.publishWill(s, w, op{kind: opChange, s: s, row: row})
 	}
 }
 
@@ -406,10 +408,23 @@ func (b *Broker) DropWills(device string) {
 		s.mu.Lock()
 		if s.will != nil && !s.dead {
 			s.will = nil
-			b.journal.add(op{kind: opSession, s: s, row: s.row()})
+			b.journal.add(op{kind: opChange, s: s, row: s.row()})
 		}
 		s.mu.Unlock()
 	}
+}
+
+// entered notes that the record has the session connected, and sends what waited for
+// that. Where it could not be recorded, the messages must not wait: to deliver them may
+// be what makes room for the record.
+func (s *session) entered(c *Conn, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return
+	}
+	s.unsaid = false
+	s.pump(f)
 }
 
 // row is what the record has of the session. The caller holds the lock.

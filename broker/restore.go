@@ -49,7 +49,7 @@ func (b *Broker) restore(ctx context.Context) error {
 		if s.left.Load() == 0 {
 			s.left.Store(now.UnixMicro())
 			s.sent = s.seq // all of it may have been sent
-			b.journal.add(op{kind: opSession, s: s, row: s.row()})
+			b.journal.add(op{kind: opChange, s: s, row: s.row()})
 		}
 		s.sent = min(s.sent, s.seq) // what was sent is acknowledged, if it is not there
 		s.seq = max(s.seq, s.reserved)

@@ -16,6 +16,7 @@ import (
 
 // sessionRow is what changes of a session's row.
 type sessionRow struct {
+	conn               *Conn // the change is that this one has the session now; nil: another
 	expiry, left, sent int64
 	will               []byte
 	willAt             int64
@@ -136,7 +137,9 @@ func (j *journal) recordOne(ctx context.Context, tx *store.Tx, o op) (err error)
 	case opPurge:
 		err = erase(ctx, tx, o.a.device, j.b.o.Node)
 	case opSession:
-		err = j.recordSession(ctx, tx, o)
+		err = j.insertSession(ctx, tx, o.s)
+	case opChange:
+		err = j.updateSession(ctx, tx, o)
 	case opSubscribe:
 		_, err = tx.Exec(ctx, `INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (session, n) DO UPDATE SET options = excluded.options, sub_id = excluded.sub_id`,
@@ -153,19 +156,27 @@ func (j *journal) recordOne(ctx context.Context, tx *store.Tx, o op) (err error)
 	return err
 }
 
-// recordSession records a new session, or what has changed of one. A change brings no row
-// back that was erased meanwhile.
-func (j *journal) recordSession(ctx context.Context, tx *store.Tx, o op) (err error) {
-	if r := o.row; r != nil {
-		_, err = tx.Exec(ctx, `UPDATE mqtt_session SET expiry = $1, left_at = $2, sent = $3, will = $4, will_at = $5 WHERE id = $6`,
-			r.expiry, r.left, r.sent, r.will, r.willAt, o.s.id)
-		return err
+// insertSession records a new session.
+func (j *journal) insertSession(ctx context.Context, tx *store.Tx, s *session) error {
+	s.mu.Lock()
+	r := s.row()
+	s.mu.Unlock()
+	_, err := tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, s.id, j.b.o.Node, s.client, s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
+	return err
+}
+
+// updateSession records what has changed of a session. It brings no row back that was
+// erased meanwhile.
+func (j *journal) updateSession(ctx context.Context, tx *store.Tx, o op) error {
+	r := o.row
+	if r == nil {
+		o.s.mu.Lock()
+		r = o.s.row()
+		o.s.mu.Unlock()
 	}
-	o.s.mu.Lock()
-	r := o.s.row()
-	o.s.mu.Unlock()
-	_, err = tx.Exec(ctx, `INSERT INTO mqtt_session (id, node, client, device, expiry, left_at, sent, will, will_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, o.s.id, j.b.o.Node, o.s.client, o.s.a.device, r.expiry, r.left, r.sent, r.will, r.willAt)
+	_, err := tx.Exec(ctx, `UPDATE mqtt_session SET expiry = $1, left_at = $2, sent = $3, will = $4, will_at = $5 WHERE id = $6`,
+		r.expiry, r.left, r.sent, r.will, r.willAt, o.s.id)
 	return err
 }
 

@@ -80,6 +80,7 @@ type session struct {
 	stored uint64   // kept: the highest seq that is on record
 	more   bool     // kept: rows beyond loaded are on record
 	load   bool     // they are being read
+	unsaid bool     // the record does not have it connected yet: nothing is sent for the first time
 	early  []uint16 // PUBREC came meanwhile for what was not in queue
 	ask    []asked
 	drains int // how often what waited was dropped
@@ -252,6 +253,9 @@ func (s *session) pumpQueue(c *Conn, f *flusher) bool {
 	for s.next < s.limit && s.next < len(s.queue) {
 		e := s.queue[s.next]
 		if e.seq-s.queue[0].seq >= maxPacketID { // its identifier may be in use
+			return false
+		}
+		if s.unsaid && e.seq > s.sent { // after a crash none would know that it went out
 			return false
 		}
 		if e.state == released || e.state == received {
