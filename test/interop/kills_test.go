@@ -33,11 +33,12 @@ type stockSubscriber struct {
 	device, level string
 	qos           byte
 
-	mu      sync.Mutex
-	ids     map[string]uint16 // packet identifier of each "topic number" of QoS 2, behind a tunnel
-	resent  map[string]bool   // which of them came again with DUP
-	faults  []string          // what the server must not send
-	packets []string          // by side and type
+	mu       sync.Mutex
+	ids      map[string]uint16 // packet identifier of each "topic number" of QoS 2, behind a tunnel
+	resent   map[string]bool   // which of them came again with DUP
+	faults   []string          // what the server must not send
+	released map[uint16]int    // how often PUBREL was sent for an identifier
+	packets  []string          // by side and type
 }
 
 // run runs it until ctx ends.
@@ -110,6 +111,11 @@ func (s *stockSubscriber) watch(side string, r *bufio.Reader) error {
 		case packets.CONNECT, packets.CONNACK:
 			s.trace("%s %d", side, kind)
 		case packets.PUBREC, packets.PUBREL, packets.PUBCOMP:
+			if kind == packets.PUBREL && side == "server" {
+				s.mu.Lock()
+				s.released[binary.BigEndian.Uint16(body)]++
+				s.mu.Unlock()
+			}
 			s.trace("%s %d identifier %d", side, kind, binary.BigEndian.Uint16(body))
 		case packets.PUBLISH:
 			if first>>1&3 != 2 {
@@ -167,7 +173,7 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 	devices := []string{"publisher"}
 	for _, level := range []string{"311", "5"} {
 		for _, qos := range []byte{1, 2} {
-			s := &stockSubscriber{device: fmt.Sprintf("sub-%s-%d", level, qos), level: level, qos: qos, ids: map[string]uint16{}, resent: map[string]bool{}}
+			s := &stockSubscriber{device: fmt.Sprintf("sub-%s-%d", level, qos), level: level, qos: qos, ids: map[string]uint16{}, resent: map[string]bool{}, released: map[uint16]int{}}
 			devices = append(devices, s.device)
 			subscribers = append(subscribers, s)
 		}
@@ -228,10 +234,11 @@ func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 }
 
 // checkStock wants all numbers up to n in order, with QoS 1 some of them again. With QoS 2
-// it wants each once. libmosquitto 2.0 keeps a PUBLISH that comes with DUP beside the first
-// one, and prints it when PUBREL comes again after a further kill, though both have one
-// identifier; so one that came with DUP may be printed twice, if the server did not send
-// it as another message.
+// it wants each once, apart from two faults of libmosquitto 2.0. It keeps a PUBLISH that
+// comes with DUP beside the first one, and prints it when PUBREL comes again after a
+// further kill. And it drops a message unprinted whose PUBCOMP it could not send, because
+// the connection broke after PUBREL. Both show in what the server sent, which must be
+// right.
 func checkStock(t *testing.T, s *stockSubscriber, topic string, qos byte, n int) {
 	t.Helper()
 	s.mu.Lock()
@@ -247,8 +254,12 @@ func checkStock(t *testing.T, s *stockSubscriber, topic string, qos byte, n int)
 		case one == next:
 			next++
 		case one > next:
-			t.Errorf("%s: %s: got %d after %d", s.device, topic, one, next-1)
-			next = one + 1
+			for ; next < one; next++ {
+				if qos != 2 || s.released[s.ids[fmt.Sprintf("%s %d", topic, next)]] < 2 {
+					t.Errorf("%s: %s: %d is missing before %d", s.device, topic, next, one)
+				}
+			}
+			next++
 		case qos == 2 && !s.resent[fmt.Sprintf("%s %d", topic, one)]:
 			t.Errorf("%s: %s: got %d twice", s.device, topic, one)
 		}
