@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/access"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/pkcs10"
@@ -103,4 +104,11 @@ func (a *arrival) enrollment(ctx context.Context, f *countersign.Fleet) (*enroll
 // another of its connections was first.
 func (e *enrollment) onRecord() bool {
 	return e.again != nil && e.again.Fingerprint == attest.ThumbprintOf(e.Evidence.Peer[0]).String()
+}
+
+// arrival is a connection on its way to a verdict.
+type arrival struct {
+	*Authority
+	conn countersign.Connection
+	dec  access.Decision
 }

@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -52,4 +53,32 @@ func NotRecorded(err error) error {
 	}
 	return countersign.Errorf(countersign.Unavailable, "this was not recorded and is not in force: the database cannot be written now").
 		WithNext("look at the disk and the database, then do it again").WithRetry(crlWait).WithCause(err)
+}
+
+// Act is an operator's act on a device.
+type Act struct {
+	Device string
+	Actor  countersign.Actor
+	Note   string // why, in the operator's words
+	Via    string // cli, rest
+	Alert  string // id of the alert that it is about; empty: none
+}
+
+// crlWait is how long an operator's act waits for the list that shows it. The
+// sessions are cut before; a list of a million entries may come later.
+const crlWait = time.Second
+
+// nobody acts where nothing that was shown is known here.
+const nobody countersign.Actor = "unknown"
+
+// written is an address for the log; a broker that asks for a device may not pass it on.
+func written(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func certEvent(t countersign.EventType, c *countersign.Certificate, by countersign.Actor, why string) countersign.Event {
+	return countersign.Event{Type: t, Actor: by, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(), Reason: why}
 }

@@ -4,11 +4,14 @@
 // answers. Doors call it; it knows no protocol.
 //
 // Each flow is read from its entry to the record in one file: enroll.go, renew.go,
-// admit.go and lifecycle.go. What they share of a request is in request.go, what evidence
-// proves in appraise.go, and how a request is refused in refuse.go.
+// admit.go and lifecycle.go; what a device asks for itself is in device.go. Callers are
+// above what they call: below the flows is what they share of a request (request.go), of a
+// device's certificates (rotation.go) and of an act (operation.go, act.go), then what
+// evidence proves (appraise.go) and how a request is refused (refuse.go).
 package ra
 
 import (
+	"context"
 	"log/slog"
 	"strconv"
 	"time"
@@ -66,10 +69,6 @@ var (
 	_ countersign.Gatekeeper = (*Authority)(nil)
 )
 
-func certEvent(t countersign.EventType, c *countersign.Certificate, by countersign.Actor, why string) countersign.Event {
-	return countersign.Event{Type: t, Actor: by, Device: c.Device, Fleet: c.Fleet, Cert: c.Ref(), Reason: why}
-}
-
 // Outcome is how a request ended.
 type Outcome struct {
 	Act    string             // enroll, renew, recover, connect
@@ -103,4 +102,51 @@ func (d *Authority) later(e countersign.Event, device string) {
 	if over && e.Device != "" {
 		d.overEvents(e, budget)
 	}
+}
+
+// CheckRules compiles and type-checks what the rules say without running it.
+func (d *Authority) CheckRules(u countersign.Rules) error {
+	if u.Expression != "" {
+		if _, err := d.rules.compile(u.Expression); err != nil {
+			return err
+		}
+	}
+	if u.Webhook != nil {
+		return checkWebhook(u.Webhook, d.Secret)
+	}
+	return nil
+}
+
+// wrong counts a wrong secret at any door; e is the finding, should it come to one.
+func (d *Authority) wrong(ctx context.Context, f lockout.Failure, e countersign.Event) {
+	o := d.Ledger.Count(ctx, f)
+	if o.ByDevice || o.ByCredential {
+		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"
+		e.Data = map[string]string{"for_device": strconv.Itoa(o.DeviceFailures), "for_credential": strconv.Itoa(o.CredentialFailures)}
+		d.Events.Later(e)
+	}
+	d.Ledger.Hold(ctx, o)
+}
+
+func (d *Authority) lock(ctx context.Context, tx *store.Tx, id string) (registry.Entry, []countersign.Certificate, error) {
+	if err := registry.LockDevice(ctx, tx, id); err != nil {
+		return registry.Entry{}, nil, err
+	}
+	dev, err := d.Registry.Device(ctx, tx, id)
+	if err != nil {
+		return dev, nil, err
+	}
+	certs, err := ca.DeviceCertificates(ctx, tx, id)
+	return dev, certs, err
+}
+
+func (d *Authority) lockDevice(ctx context.Context, tx *store.Tx, id string) (registry.Entry, error) {
+	if err := registry.LockDevice(ctx, tx, id); err != nil {
+		return registry.Entry{}, err
+	}
+	dev, err := d.Registry.Device(ctx, tx, id)
+	if err == nil && dev.State == countersign.DeviceRetired {
+		err = countersign.Errorf(countersign.DeviceGone, "device %s is retired", id)
+	}
+	return dev, err
 }

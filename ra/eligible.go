@@ -152,3 +152,14 @@ func (e *enrollment) neverUsed(certs []countersign.Certificate) error {
 func formerLife(dev *registry.Entry, c *countersign.Certificate) bool {
 	return !dev.Newer(c.IssuedPos)
 }
+
+// enrollment is a request for a first certificate on its way to a decision.
+type enrollment struct {
+	*request
+	appraisal
+	standing
+	fleet   countersign.Fleet
+	profile ca.Profile
+	waits   bool   // an operator must approve
+	waiting string // the approval that it has
+}

@@ -26,17 +26,6 @@ func (d *Authority) Enroll(ctx context.Context, req countersign.EnrollRequest) (
 	return g, nil
 }
 
-// enrollment is a request for a first certificate on its way to a decision.
-type enrollment struct {
-	*request
-	appraisal
-	standing
-	fleet   countersign.Fleet
-	profile ca.Profile
-	waits   bool   // an operator must approve
-	waiting string // the approval that it has
-}
-
 func (e *enrollment) enroll(ctx context.Context) (*countersign.Grant, error) {
 	if err := e.decide(ctx); err != nil {
 		return nil, err

@@ -2,18 +2,10 @@ package ra
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
-	"fmt"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
-
-	"github.com/go-jose/go-jose/v4"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
@@ -42,21 +34,6 @@ type Introduction struct {
 	Peer    string // to whom
 	Purpose string
 	TTL     time.Duration // 0: DefaultIntroduction
-}
-
-// IntroduceMe introduces the device at the door to another of its fleet. It refuses
-// with what Admit refuses, with NotFound a peer that there is not or that is of
-// another fleet, and with Conflict one that has no identity now.
-func (d *Authority) IntroduceMe(ctx context.Context, c countersign.Connection, i Introduction) (api.SignedIntroduction, error) {
-	v := d.Admit(ctx, c)
-	if !v.Allow {
-		return api.SignedIntroduction{}, &countersign.Error{Code: v.Code, Message: v.Reason}
-	}
-	if v.Cert.IsZero() {
-		return api.SignedIntroduction{}, countersign.Errorf(countersign.Unauthenticated, "an introduction names keys: connect with the device's certificate")
-	}
-	i.Device = v.Device
-	return d.makeIntroduction(ctx, i, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}, true)
 }
 
 // IntroduceBoth is for operators: the devices may be of two fleets.
@@ -134,55 +111,4 @@ func (d *Authority) party(ctx context.Context, id string) (api.Party, error) {
 		return p, countersign.Errorf(countersign.Conflict, "device %s has no identity that it could show", id).WithNext("look at the certificates of the device")
 	}
 	return p, nil
-}
-
-// introducer signs introductions, with a key that lives in memory only and is made
-// anew with each certificate.
-type introducer struct {
-	mu     sync.Mutex
-	signer jose.Signer
-	until  time.Time
-}
-
-func (n *introducer) sign(ctx context.Context, d *Authority, i api.Introduction) (string, error) {
-	s, err := n.ready(ctx, d, i.ExpiresAt)
-	if err != nil {
-		return "", err
-	}
-	payload, err := json.Marshal(i)
-	if err != nil {
-		return "", fmt.Errorf("encode an introduction: %w", err)
-	}
-	signed, err := s.Sign(payload)
-	if err != nil {
-		return "", fmt.Errorf("sign an introduction: %w", err)
-	}
-	return signed.CompactSerialize()
-}
-
-// ready returns a signer whose certificate outlives the introduction.
-func (n *introducer) ready(ctx context.Context, d *Authority, until time.Time) (jose.Signer, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.signer != nil && until.Before(n.until) && d.Now().Add(ca.ServerValidity/3).Before(n.until) {
-		return n.signer, nil
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make an introducer's key: %w", err)
-	}
-	chain, notAfter, err := d.CA.IssueIntroducer(ctx, ca.IssuingID, key.Public())
-	if err != nil {
-		return nil, err
-	}
-	path := make([]string, 0, len(chain))
-	for _, der := range chain {
-		path = append(path, base64.StdEncoding.EncodeToString(der))
-	}
-	options := (&jose.SignerOptions{}).WithType(api.IntroductionType).WithHeader("x5c", path)
-	if n.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, options); err != nil {
-		return nil, fmt.Errorf("make an introducer: %w", err)
-	}
-	n.until = notAfter
-	return n.signer, nil
 }

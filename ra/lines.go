@@ -293,3 +293,18 @@ func (p *pairs) sweep(now time.Time) {
 		}
 	}
 }
+
+// latest gathers the last value of each key until the next flush.
+type latest[V any] struct {
+	mu sync.Mutex
+	by map[string]V
+}
+
+func (l *latest[V]) set(key string, v V) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.by == nil {
+		l.by = map[string]V{}
+	}
+	l.by[key] = v
+}

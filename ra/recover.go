@@ -10,28 +10,6 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Recovery is the Enroller of the recovery door: it renews, expired certificates
-// too, and can do nothing else.
-type Recovery struct{ RA *Authority }
-
-var _ countersign.Enroller = Recovery{}
-
-// Enroll is refused: this door grants no first certificate.
-func (Recovery) Enroll(context.Context, countersign.EnrollRequest) (*countersign.Grant, error) {
-	return nil, countersign.Errorf(countersign.NotAllowed, "the recovery door renews only").WithNext("enroll at the enrollment listener")
-}
-
-// Reenroll renews with a certificate that may have expired.
-func (v Recovery) Reenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {
-	req.Recovery = true
-	return v.RA.Reenroll(ctx, req)
-}
-
-// Revoke is refused.
-func (Recovery) Revoke(context.Context, countersign.RevokeRequest) (*countersign.Revocation, error) {
-	return nil, countersign.Errorf(countersign.NotAllowed, "the recovery door renews only")
-}
-
 // recoverable refuses the renewal of an expired certificate outside of the bounds of the
 // fleet. Revocation, suspension and forks were decided before: expiry is all that this
 // door forgives.

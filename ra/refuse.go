@@ -34,39 +34,6 @@ func (r *request) refused(ctx context.Context, err error) error {
 	return r.wornOut(err)
 }
 
-// nobody acts where nothing that was shown is known here.
-const nobody countersign.Actor = "unknown"
-
-// actor is who asks, by what was shown and not by what is claimed.
-func (r *request) actor() countersign.Actor {
-	switch {
-	case r.by != "":
-		return r.by
-	case !r.cert.IsZero():
-		return countersign.DeviceActor(r.device)
-	}
-	return nobody
-}
-
-// issuedEvent returns an event about a certificate that the request was granted.
-func (r *request) issuedEvent(t countersign.EventType, why string, c *countersign.Certificate) countersign.Event {
-	e := r.event(t, why)
-	e.Cert = c.Ref()
-	e.Data = map[string]string{
-		"profile": c.Profile, "method": c.Method, "evidence": c.Evidence,
-		"not_after": c.NotAfter.UTC().Format(time.RFC3339), "key_sha256": c.KeyHash,
-	}
-	return e
-}
-
-func (r *request) event(t countersign.EventType, why string) countersign.Event {
-	e := countersign.Event{Type: t, Actor: r.actor(), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
-	if r.Remote.IsValid() {
-		e.Remote = r.Remote.String()
-	}
-	return e
-}
-
 // mayGuess refuses an address that an operator blocked. One that is blocked for
 // guessing may show what cannot be guessed, which all evidence of an enrollment is,
 // and is refused for the block unless it proves something: see refused. What is asked
@@ -97,17 +64,6 @@ func (r *request) guessed(ctx context.Context, code countersign.Code) {
 	}
 	f := lockout.Failure{Addr: r.Remote.Addr(), Credential: string(r.actor()), Device: r.device, Door: r.Door, Code: code}
 	r.wrong(ctx, f, r.event(countersign.FindingGuessing, ""))
-}
-
-// wrong counts a wrong secret at any door; e is the finding, should it come to one.
-func (d *Authority) wrong(ctx context.Context, f lockout.Failure, e countersign.Event) {
-	o := d.Ledger.Count(ctx, f)
-	if o.ByDevice || o.ByCredential {
-		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"
-		e.Data = map[string]string{"for_device": strconv.Itoa(o.DeviceFailures), "for_credential": strconv.Itoa(o.CredentialFailures)}
-		d.Events.Later(e)
-	}
-	d.Ledger.Hold(ctx, o)
 }
 
 // refusalsPerMinute is how often a client that is known, by a credential that was good

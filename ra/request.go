@@ -284,3 +284,33 @@ func renewAt(c *countersign.Certificate) time.Time {
 	}
 	return c.IssuedAt.Add(life*2/3 + life/20*time.Duration(spread)/1000)
 }
+
+// actor is who asks, by what was shown and not by what is claimed.
+func (r *request) actor() countersign.Actor {
+	switch {
+	case r.by != "":
+		return r.by
+	case !r.cert.IsZero():
+		return countersign.DeviceActor(r.device)
+	}
+	return nobody
+}
+
+func (r *request) event(t countersign.EventType, why string) countersign.Event {
+	e := countersign.Event{Type: t, Actor: r.actor(), Device: r.device, Fleet: r.fleet, Via: r.Door, Reason: why, Cert: r.cert}
+	if r.Remote.IsValid() {
+		e.Remote = r.Remote.String()
+	}
+	return e
+}
+
+// issuedEvent returns an event about a certificate that the request was granted.
+func (r *request) issuedEvent(t countersign.EventType, why string, c *countersign.Certificate) countersign.Event {
+	e := r.event(t, why)
+	e.Cert = c.Ref()
+	e.Data = map[string]string{
+		"profile": c.Profile, "method": c.Method, "evidence": c.Evidence,
+		"not_after": c.NotAfter.UTC().Format(time.RFC3339), "key_sha256": c.KeyHash,
+	}
+	return e
+}

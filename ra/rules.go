@@ -27,19 +27,6 @@ type rules struct {
 	programs map[string]cel.Program // by text
 }
 
-// CheckRules compiles and type-checks what the rules say without running it.
-func (d *Authority) CheckRules(u countersign.Rules) error {
-	if u.Expression != "" {
-		if _, err := d.rules.compile(u.Expression); err != nil {
-			return err
-		}
-	}
-	if u.Webhook != nil {
-		return checkWebhook(u.Webhook, d.Secret)
-	}
-	return nil
-}
-
 func (p *rules) compile(text string) (cel.Program, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -63,21 +62,6 @@ func (d *Authority) flush(ctx context.Context, end bool) {
 	for _, e := range d.thin.late(d.Now(), end) {
 		d.Events.Later(e)
 	}
-}
-
-// latest gathers the last value of each key until the next flush.
-type latest[V any] struct {
-	mu sync.Mutex
-	by map[string]V
-}
-
-func (l *latest[V]) set(key string, v V) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.by == nil {
-		l.by = map[string]V{}
-	}
-	l.by[key] = v
 }
 
 // writeBehind writes what was gathered, seenBatch values in a transaction.

@@ -2,12 +2,10 @@ package ra
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
-	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -51,17 +49,6 @@ func (d *Authority) makeSecret(ctx context.Context, o access.SecretOrder, by By,
 	return n.Secret, n.Text, nil
 }
 
-func (d *Authority) lockDevice(ctx context.Context, tx *store.Tx, id string) (registry.Entry, error) {
-	if err := registry.LockDevice(ctx, tx, id); err != nil {
-		return registry.Entry{}, err
-	}
-	dev, err := d.Registry.Device(ctx, tx, id)
-	if err == nil && dev.State == countersign.DeviceRetired {
-		err = countersign.Errorf(countersign.DeviceGone, "device %s is retired", id)
-	}
-	return dev, err
-}
-
 // StopSecret ends one secret of a device for good, with the sessions that rest on it.
 // One that is stopped already is no error: its sessions are cut again.
 func (d *Authority) StopSecret(ctx context.Context, device, id, why string, by By) (s access.Secret, done countersign.Revocation, err error) {
@@ -101,47 +88,6 @@ func (d *Authority) Secrets(ctx context.Context, device string) ([]access.Secret
 		return nil, err
 	}
 	return d.Access.Secrets.Of(ctx, d.DB, device)
-}
-
-// ChangeSecret lets a device rotate its own secret: the one that it shows in c, or
-// with its certificate the primary one. It passes the same door as a connection.
-func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, binary bool) (access.Secret, []byte, error) {
-	v := d.Admit(ctx, c)
-	id, bySecret := strings.CutPrefix(v.Credential, "secret:")
-	switch {
-	case !v.Allow:
-		return access.Secret{}, nil, countersign.Errorf(v.Code, "%s", v.Reason)
-	case !bySecret && v.Cert.IsZero():
-		return access.Secret{}, nil, countersign.Errorf(countersign.NotAllowed, "a secret is changed with the present one, or with the device's certificate")
-	}
-	by := By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}
-	o := access.SecretOrder{
-		Device: v.Device, Slot: attest.Primary, Binary: binary, Rotate: true, Overlap: access.DefaultSecretOverlap, By: by.Actor,
-	}
-	if bySecret {
-		all, err := d.Access.Secrets.Of(ctx, d.DB, v.Device)
-		if err != nil {
-			return access.Secret{}, nil, err
-		}
-		for i := range all {
-			if all[i].ID == id {
-				o.Slot = all[i].Slot
-			}
-		}
-	}
-	return d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
-		if err := d.stillHolds(ctx, tx, sessionOf(&v, c)); err != nil {
-			return err
-		}
-		fleet, err := d.Registry.Fleet(ctx, tx, dev.Fleet)
-		if err != nil {
-			return err
-		}
-		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
-			return countersign.Errorf(countersign.NotAllowed, "fleet %s does not accept a secret", fleet.Name)
-		}
-		return d.Access.Secrets.MayChange(ctx, tx, dev.ID)
-	})
 }
 
 // stopSecrets ends all secrets of a device that loses its identity.
