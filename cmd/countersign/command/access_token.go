@@ -12,10 +12,13 @@ import (
 
 func accessTokenCommand(env *Env) *cobra.Command {
 	return group("access-token", "Short-lived tokens with which web applications connect to devices", []string{"access-tokens"},
-		accessTokenCreate(env), accessTokenList(env), accessTokenRevoke(env))
+		accessTokenCreate(env),
+		listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, all((*sdk.Admin).AccessTokens), viewOf[api.AccessToken](env, "ID id, SUBJECT subject, FLEET fleet, DEVICES words:devices, MAY listen|control:read_only, EXPIRES until:expires_at")),
+		actCommand(env, &cobra.Command{Use: "revoke ID", Short: "End an access token and its sessions at once"}, nil, (*sdk.Admin).RevokeAccessToken, func(p printer, t *api.AccessToken) string {
+			p.done("access token of %s revoked, its sessions are cut", t.Subject)
+			return t.ID
+		}))
 }
-
-func accessTokenID(t api.AccessToken) string { return t.ID }
 
 func accessTokenCreate(env *Env) *cobra.Command {
 	var t api.NewAccessToken
@@ -37,22 +40,4 @@ func accessTokenCreate(env *Env) *cobra.Command {
 	durationFlag(c.Flags(), &ttl, "ttl", 15*time.Minute, "how long it is good, 1m to 1h")
 	c.Flags().BoolVar(&t.ReadOnly, "read-only", false, "it may listen and not publish")
 	return c
-}
-
-func accessTokenList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, all((*sdk.Admin).AccessTokens), viewOf[api.AccessToken](env, "ID id, SUBJECT subject, FLEET fleet, DEVICES words:devices, MAY, EXPIRES until:expires_at", accessTokenRight))
-}
-
-func accessTokenRight(t api.AccessToken) string {
-	if t.ReadOnly {
-		return "listen"
-	}
-	return "control"
-}
-
-func accessTokenRevoke(env *Env) *cobra.Command {
-	return actCommand(env, &cobra.Command{Use: "revoke ID", Short: "End an access token and its sessions at once"}, nil, (*sdk.Admin).RevokeAccessToken, func(p printer, t *api.AccessToken) string {
-		p.done("access token of %s revoked, its sessions are cut", t.Subject)
-		return t.ID
-	})
 }

@@ -3,7 +3,6 @@ package command
 import (
 	"context"
 	"fmt"
-	"iter"
 	"strings"
 	"time"
 
@@ -14,16 +13,18 @@ import (
 
 func alertCommand(env *Env) *cobra.Command {
 	return group("alert", "What was found and wants a person", []string{"alerts"},
-		alertList(env), alertShow(env), alertAck(env), alertAssign(env), alertComment(env), alertSnooze(env), alertClose(env), alertAct(env),
-		alertRules(env), alertChannels(env), alertTest(env))
-}
-
-func alertID(v api.Alert) string { return v.ID }
-
-func alertIDs(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Alert, error] {
-		return c.Alerts(ctx, api.AlertFilter{State: "live"})
-	}, alertID)
+		alertList(env), alertShow(env), alertAck(env), alertAssign(env),
+		doCommand(env, &cobra.Command{
+			Use: "comment ID TEXT", Short: "Say something about an alert", ValidArgsFunction: first(alertIDs(env)),
+		}, func(ctx context.Context, args []string) (*api.Alert, error) {
+			return env.admin().CommentAlert(ctx, args[0], api.AlertNote{Note: args[1]})
+		}, func(p printer, v *api.Alert) string {
+			p.done("said")
+			return v.ID
+		}),
+		alertSnooze(env), alertClose(env), alertAct(env),
+		listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, all((*sdk.Admin).AlertRules), viewOf[api.AlertRule](env, "RULE name, SEVERITY severity, BY DEFAULT default, SEES title")),
+		listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, all((*sdk.Admin).Channels), viewOf[api.Channel](env, "CHANNEL name, KIND kind, FROM SEVERITY severity, FLEETS fleets, WAITING waiting, DELIVERED delivered, ERROR error")), alertTest(env))
 }
 
 func alertList(env *Env) *cobra.Command {
@@ -49,10 +50,6 @@ func alertList(env *Env) *cobra.Command {
 	return c
 }
 
-func alertRuleNames(env *Env) completer {
-	return live(env, (*sdk.Admin).AlertRules, func(r api.AlertRule) string { return r.Name })
-}
-
 func alertShow(env *Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Aliases: []string{"get"}, Short: "Show an alert: its evidence, what was done, and what each act would do now",
@@ -63,7 +60,7 @@ func alertShow(env *Env) *cobra.Command {
 				return err
 			}
 			if env.output != formatTable {
-				return show(env, *v, view[api.Alert]{name: alertID})
+				return show(env, *v, view[api.Alert]{name: func(v api.Alert) string { return v.ID }})
 			}
 			acts, err := env.admin().AlertActions(cmd.Context(), args[0])
 			if err != nil {
@@ -145,17 +142,6 @@ func alertAssign(env *Env) *cobra.Command {
 	c.Flags().StringVar(&to.To, "to", "", "name of the operator; empty: nobody")
 	noteFlag(c, &to.Note)
 	return c
-}
-
-func alertComment(env *Env) *cobra.Command {
-	return doCommand(env, &cobra.Command{
-		Use: "comment ID TEXT", Short: "Say something about an alert", ValidArgsFunction: first(alertIDs(env)),
-	}, func(ctx context.Context, args []string) (*api.Alert, error) {
-		return env.admin().CommentAlert(ctx, args[0], api.AlertNote{Note: args[1]})
-	}, func(p printer, v *api.Alert) string {
-		p.done("said")
-		return v.ID
-	})
 }
 
 func alertSnooze(env *Env) *cobra.Command {
@@ -286,18 +272,6 @@ func tellAct(env *Env, done *api.AlertActed, act string) {
 		p.linef("  undo: countersign block remove %s", done.Block.Network)
 	}
 	p.next("countersign alert close %s --reason TEXT", done.Alert.ID)
-}
-
-func alertRules(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, all((*sdk.Admin).AlertRules), viewOf[api.AlertRule](env, "RULE name, SEVERITY severity, BY DEFAULT default, SEES title"))
-}
-
-func alertChannels(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, all((*sdk.Admin).Channels), viewOf[api.Channel](env, "CHANNEL name, KIND kind, FROM SEVERITY severity, FLEETS fleets, WAITING waiting, DELIVERED delivered, ERROR error"))
-}
-
-func channelNames(env *Env) completer {
-	return live(env, (*sdk.Admin).Channels, func(c api.Channel) string { return c.Name })
 }
 
 func alertTest(env *Env) *cobra.Command {

@@ -42,8 +42,31 @@ func auditCommand(env *Env) *cobra.Command {
 	audits, runs := auditList(env, "list"), auditList(env, "runs")
 	runs.Hidden = true // its former name
 	return group("audit", "Audits of the records, check by check", nil,
-		auditRun(env), audits, auditShow(env), auditFindings(env), auditCatalog(env), auditTrend(env), auditCancel(env),
-		auditSuppress(env), auditSuppressions(env), auditUnsuppress(env), runs, formerLog(env, audits))
+		auditRun(env), audits,
+		&cobra.Command{
+			Use: "show [AUDIT]", Short: "Show an audit, check by check; the newest without an id", Args: cobra.MaximumNArgs(1),
+			ValidArgsFunction: first(auditIDs(env)),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				run, err := env.admin().Audit(cmd.Context(), auditArg(args))
+				if err != nil {
+					return err
+				}
+				return showAudit(env, run, true)
+			},
+		}, auditFindings(env),
+		wholeList(env, &cobra.Command{Use: "checks", Short: "List the checks; -o json tells why each matters and what to do"}, all((*sdk.Admin).AuditChecks),
+			viewOf[api.AuditCheck](env, "CHECK name, SEVERITY severity, AWS yes|:defender, OWASP words:risks, SETTING setting, WHAT title")), auditTrend(env),
+		actCommand(env, &cobra.Command{Use: "cancel AUDIT", Short: "End an audit early"}, auditIDs(env), (*sdk.Admin).CancelAudit, func(p printer, run *api.AuditRun) string {
+			p.done("audit %s ends; what its finished checks found stays", run.ID)
+			return run.ID
+		}),
+		auditSuppress(env),
+		wholeList(env, &cobra.Command{Use: "suppressions", Short: "List what is left alone, and what was until lately"}, all((*sdk.Admin).AuditSuppressions),
+			viewOf[api.AuditSuppression](env, "ID id, CHECK check, SUBJECT subject, BY created_by, ENDS IN until:ends_at, REASON reason")),
+		actCommand(env, &cobra.Command{Use: "unsuppress ID", Short: "End a suppression at once"}, live(env, all((*sdk.Admin).AuditSuppressions), "id"), (*sdk.Admin).Unsuppress, func(p printer, s *api.AuditSuppression) string {
+			p.done("%s looks at %s again", s.Check, s.Subject)
+			return s.ID
+		}), runs, formerLog(env, audits))
 }
 
 func auditRun(env *Env) *cobra.Command {
@@ -127,7 +150,7 @@ func judgeAudit(run *api.AuditRun, failOn string) error {
 // showAudit shows an audit with those checks that are not as they should be, or all.
 func showAudit(env *Env, run *api.AuditRun, all bool) error {
 	if env.output != formatTable {
-		return show(env, *run, view[api.AuditRun]{name: auditRunID})
+		return show(env, *run, view[api.AuditRun]{name: func(r api.AuditRun) string { return r.ID }})
 	}
 	var rows []api.AuditResult
 	for _, c := range run.Checks {
@@ -188,8 +211,6 @@ func auditWord(status string) string {
 	return cmp.Or(words[status], status)
 }
 
-func auditRunID(r api.AuditRun) string { return r.ID }
-
 func auditList(env *Env, use string) *cobra.Command {
 	return listCommand(env, &cobra.Command{Use: use, Short: "List audits, newest first"}, all((*sdk.Admin).Audits), viewOf(env, "AUDIT id, STARTED started_at, BY, STATE, CHECKS, FOUND findings, WORST severity, WHY reason", auditStarter, func(r api.AuditRun) string {
 		return auditWord(r.State)
@@ -209,20 +230,6 @@ func auditArg(args []string) string {
 		return sdk.LatestAudit
 	}
 	return args[0]
-}
-
-func auditShow(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "show [AUDIT]", Short: "Show an audit, check by check; the newest without an id", Args: cobra.MaximumNArgs(1),
-		ValidArgsFunction: first(auditIDs(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			run, err := env.admin().Audit(cmd.Context(), auditArg(args))
-			if err != nil {
-				return err
-			}
-			return showAudit(env, run, true)
-		},
-	}
 }
 
 func auditFindings(env *Env) *cobra.Command {
@@ -253,13 +260,6 @@ func auditFindings(env *Env) *cobra.Command {
 	complete(c, "min-severity", severityNames()...)
 	completeWith(c, "check", auditCheckNames(env))
 	return c
-}
-
-func auditCheckName(c api.AuditCheck) string { return c.Name }
-
-func auditCatalog(env *Env) *cobra.Command {
-	return wholeList(env, &cobra.Command{Use: "checks", Short: "List the checks; -o json tells why each matters and what to do"}, all((*sdk.Admin).AuditChecks),
-		viewOf[api.AuditCheck](env, "CHECK name, SEVERITY severity, AWS yes:defender, OWASP words:risks, SETTING setting, WHAT title"))
 }
 
 func auditTrend(env *Env) *cobra.Command {
@@ -295,13 +295,6 @@ func auditTrend(env *Env) *cobra.Command {
 	return c
 }
 
-func auditCancel(env *Env) *cobra.Command {
-	return actCommand(env, &cobra.Command{Use: "cancel AUDIT", Short: "End an audit early"}, auditIDs(env), (*sdk.Admin).CancelAudit, func(p printer, run *api.AuditRun) string {
-		p.done("audit %s ends; what its finished checks found stays", run.ID)
-		return run.ID
-	})
-}
-
 func auditSuppress(env *Env) *cobra.Command {
 	var n api.NewAuditSuppression
 	var until string
@@ -330,26 +323,4 @@ findings, or fleet:NAME for all of a fleet; * stands for any text.`,
 	reasonFlag(c, &n.Reason)
 	c.Flags().StringVar(&until, "until", "", "for how long: 30d, 12h, or a time in RFC 3339; at most 366d")
 	return c
-}
-
-func suppressionID(s api.AuditSuppression) string { return s.ID }
-
-func auditSuppressions(env *Env) *cobra.Command {
-	return wholeList(env, &cobra.Command{Use: "suppressions", Short: "List what is left alone, and what was until lately"}, all((*sdk.Admin).AuditSuppressions),
-		viewOf[api.AuditSuppression](env, "ID id, CHECK check, SUBJECT subject, BY created_by, ENDS IN until:ends_at, REASON reason"))
-}
-
-func auditUnsuppress(env *Env) *cobra.Command {
-	return actCommand(env, &cobra.Command{Use: "unsuppress ID", Short: "End a suppression at once"}, live(env, (*sdk.Admin).AuditSuppressions, suppressionID), (*sdk.Admin).Unsuppress, func(p printer, s *api.AuditSuppression) string {
-		p.done("%s looks at %s again", s.Check, s.Subject)
-		return s.ID
-	})
-}
-
-func auditCheckNames(env *Env) completer {
-	return live(env, (*sdk.Admin).AuditChecks, auditCheckName)
-}
-
-func auditIDs(env *Env) completer {
-	return live(env, (*sdk.Admin).Audits, auditRunID)
 }

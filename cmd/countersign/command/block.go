@@ -12,20 +12,12 @@ import (
 )
 
 func blockCommand(env *Env) *cobra.Command {
-	return group("block", "Addresses that are refused", []string{"blocks"}, blockList(env), blockAdd(env), blockRemove(env))
-}
-
-func blockNetwork(b api.Block) string { return b.Network }
-
-func blockList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the addresses that are blocked"}, all((*sdk.Admin).Blocks), viewOf[api.Block](env, "NETWORK network, BY, SINCE since, ENDS IN until:until, REASON reason", blockMaker))
-}
-
-func blockMaker(b api.Block) string {
-	if b.Manual {
-		return "operator"
-	}
-	return "server"
+	return group("block", "Addresses that are refused", []string{"blocks"},
+		listCommand(env, &cobra.Command{Use: "list", Short: "List the addresses that are blocked"}, all((*sdk.Admin).Blocks), viewOf[api.Block](env, "NETWORK network, BY operator|server:manual, SINCE since, ENDS IN until:until, REASON reason")), blockAdd(env),
+		actCommand(env, &cobra.Command{Use: "remove NETWORK", Aliases: []string{"rm"}, Short: "End a block at once"}, blockNetworks(env), (*sdk.Admin).Unblock, func(p printer, b *api.Block) string {
+			p.done("%s may come in again", b.Network)
+			return b.Network
+		}))
 }
 
 func blockAdd(env *Env) *cobra.Command {
@@ -54,15 +46,4 @@ func blockAdd(env *Env) *cobra.Command {
 	reasonFlag(c, &b.Reason)
 	yesFlag(c, &yes)
 	return c
-}
-
-func blockRemove(env *Env) *cobra.Command {
-	return actCommand(env, &cobra.Command{Use: "remove NETWORK", Aliases: []string{"rm"}, Short: "End a block at once"}, blockNetworks(env), (*sdk.Admin).Unblock, func(p printer, b *api.Block) string {
-		p.done("%s may come in again", b.Network)
-		return b.Network
-	})
-}
-
-func blockNetworks(env *Env) completer {
-	return live(env, (*sdk.Admin).Blocks, blockNetwork)
 }

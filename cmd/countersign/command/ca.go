@@ -11,19 +11,12 @@ import (
 
 func caCommand(env *Env) *cobra.Command {
 	return group("ca", "Certification authorities", []string{"authority", "authorities"},
-		caList(env), caGet(env), caExport(env), caRegisterCode(env), caRegister(env), caSetCRL(env))
+		listCommand(env, &cobra.Command{Use: "list", Short: "List authorities"}, all((*sdk.Admin).Authorities), caView(env, "")),
+		getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one authority"}, authorityIDs(env), (*sdk.Admin).Authority, caView(env, ", KEY key_uri, SERIAL hex:serial, SHA-256 hex:fingerprint")), caExport(env), caRegisterCode(env), caRegister(env), caSetCRL(env))
 }
 
 func caView(env *Env, more string) view[api.Authority] {
 	return viewOf[api.Authority](env, "ID id, KIND kind, PARENT parent, STATE state, EXPIRES until:not_after, SUBJECT subject"+more)
-}
-
-func caList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List authorities"}, all((*sdk.Admin).Authorities), caView(env, ""))
-}
-
-func caGet(env *Env) *cobra.Command {
-	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one authority"}, authorityIDs(env), (*sdk.Admin).Authority, caView(env, ", KEY key_uri, SERIAL hex:serial, SHA-256 hex:fingerprint"))
 }
 
 func caExport(env *Env) *cobra.Command {

@@ -17,8 +17,15 @@ import (
 
 func deviceCommand(env *Env) *cobra.Command {
 	return group("device", "Devices and what may happen to them", []string{"devices"},
-		deviceList(env), deviceGet(env), deviceCreate(env), deviceSet(env),
-		deviceSuspend(env), deviceReactivate(env), deviceRevoke(env), deviceRetire(env), deviceEvents(env), deviceUsage(env), devicePurge(env), deviceIntroduce(env), secretCommand(env))
+		deviceList(env),
+		getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one device"}, deviceIDs(env), (*sdk.Admin).Device, deviceView(env)), deviceCreate(env), deviceSet(env),
+		deviceSuspend(env), deviceReactivate(env), deviceRevoke(env), deviceRetire(env), deviceEvents(env),
+		listCommand(env, &cobra.Command{
+			Use: "usage [ID]", Short: "Show what devices use of the node's message store, the most octets first",
+			Args: cobra.MaximumNArgs(1), ValidArgsFunction: first(deviceIDs(env)),
+		}, func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[api.Usage, error] {
+			return admin.Usage(ctx, api.UsageFilter{Device: strings.Join(args, "")})
+		}, viewOf[api.Usage](env, "DEVICE device, OCTETS octets:octets, RETAINED retained, QUEUED queued, FILTERS subscriptions, LIVE sessions, KEPT kept")), devicePurge(env), deviceIntroduce(env), secretCommand(env))
 }
 
 func deviceView(env *Env) view[api.Device] {
@@ -31,10 +38,6 @@ func deviceList(env *Env) *cobra.Command {
 	fleetFlag(env, c, &f.Fleet, "only this fleet")
 	choiceFlag(c, &f.State, "state", "only this state", "registered", "pending", "active", "suspended", "retired")
 	return c
-}
-
-func deviceGet(env *Env) *cobra.Command {
-	return getCommand(env, &cobra.Command{Use: "get ID", Short: "Show one device"}, deviceIDs(env), (*sdk.Admin).Device, deviceView(env))
 }
 
 func deviceCreate(env *Env) *cobra.Command {
@@ -192,15 +195,6 @@ func tellEdit(p printer, d *api.EditedDevice) string {
 		p.linef("  its certificate keeps issuer, profile and names of fleet %s until it renews", printable(before))
 	}
 	return d.ID
-}
-
-func deviceUsage(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{
-		Use: "usage [ID]", Short: "Show what devices use of the node's message store, the most octets first",
-		Args: cobra.MaximumNArgs(1), ValidArgsFunction: first(deviceIDs(env)),
-	}, func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[api.Usage, error] {
-		return admin.Usage(ctx, api.UsageFilter{Device: strings.Join(args, "")})
-	}, viewOf[api.Usage](env, "DEVICE device, OCTETS octets:octets, RETAINED retained, QUEUED queued, FILTERS subscriptions, LIVE sessions, KEPT kept"))
 }
 
 func devicePurge(env *Env) *cobra.Command {

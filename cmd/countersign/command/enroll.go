@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"iter"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,8 +15,11 @@ import (
 func enrollCommand(env *Env) *cobra.Command {
 	return group("enroll", "Let devices in", nil,
 		enrollToken(env), enrollClaim(env), enrollKey(env), enrollGroup(env), enrollDerive(env), enrollThumbprint(env), enrollTPM(env),
-		enrollFactory(env), enrollList(env), enrollTokens(env), enrollStop(env),
-		enrollPending(env), enrollApprove(env), enrollReject(env), enrollExplain(env), enrollAdvise(env))
+		enrollFactory(env), enrollList(env),
+		listCommand(env, &cobra.Command{Use: "tokens", Short: "List enrollment tokens, without their secrets"}, all((*sdk.Admin).Tokens), credentialView(env)), enrollStop(env),
+		enrollPending(env),
+		decide(env, &cobra.Command{Use: "approve ID", Short: "Let a waiting enrollment through at the device's next try"}, (*sdk.Admin).Approve),
+		decide(env, &cobra.Command{Use: "reject ID", Short: "Turn a waiting enrollment down"}, (*sdk.Admin).Reject), enrollExplain(env), enrollAdvise(env))
 }
 
 // bounds are the flags of a credential that may be shared.
@@ -132,10 +134,6 @@ func enrollList(env *Env) *cobra.Command {
 	return c
 }
 
-func enrollTokens(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "tokens", Short: "List enrollment tokens, without their secrets"}, all((*sdk.Admin).Tokens), credentialView(env))
-}
-
 func enrollStop(env *Env) *cobra.Command {
 	var why api.Act
 	c := actCommand(env, &cobra.Command{Use: "stop ID --reason TEXT", Short: "End a credential at once; what it let in stays"}, credentialIDs(env), with((*sdk.Admin).StopCredential, &why), func(p printer, made *api.StoppedCredential) string {
@@ -146,26 +144,12 @@ func enrollStop(env *Env) *cobra.Command {
 	return needsReason(c, "")
 }
 
-func credentialIDs(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Credential, error] {
-		return c.Credentials(ctx, api.CredentialFilter{})
-	}, func(c api.Credential) string { return c.ID })
-}
-
 func enrollPending(env *Env) *cobra.Command {
 	f := api.WaitingFilter{}
 	c := listCommand(env, &cobra.Command{Use: "pending", Short: "List enrollments that wait for an operator, oldest first"}, filtered((*sdk.Admin).Enrollments, &f), viewOf[api.Waiting](env, "REQUEST id, STATE state, DEVICE device, FLEET fleet, METHOD method, SINCE created_at, EXPIRES until:expires_at, FROM remote, FACTS pairs:facts"))
 	c.Flags().StringVar(&f.State, "state", "waiting", "waiting, approved, rejected or done; empty is all")
 	complete(c, "state", "waiting", "approved", "rejected", "done")
 	return c
-}
-
-func enrollApprove(env *Env) *cobra.Command {
-	return decide(env, &cobra.Command{Use: "approve ID", Short: "Let a waiting enrollment through at the device's next try"}, (*sdk.Admin).Approve)
-}
-
-func enrollReject(env *Env) *cobra.Command {
-	return decide(env, &cobra.Command{Use: "reject ID", Short: "Turn a waiting enrollment down"}, (*sdk.Admin).Reject)
 }
 
 func decide(env *Env, c *cobra.Command, do func(*sdk.Admin, context.Context, string, api.Act) (*api.Waiting, error)) *cobra.Command {
@@ -175,12 +159,6 @@ func decide(env *Env, c *cobra.Command, do func(*sdk.Admin, context.Context, str
 		p.done("enrollment of %s by %s %s", w.Device, w.Method, w.State)
 		return w.ID
 	})
-}
-
-func waitingIDs(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Waiting, error] {
-		return c.Enrollments(ctx, api.WaitingFilter{State: "waiting"})
-	}, func(w api.Waiting) string { return w.ID })
 }
 
 func enrollExplain(env *Env) *cobra.Command {

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"iter"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,46 +160,24 @@ func first(f completer) completer {
 	}
 }
 
-// live offers names that the server knows now.
-func live[T any](env *Env, seq func(*sdk.Admin, context.Context) iter.Seq2[T, error], name func(T) string) completer {
+// live offers the names that the server knows now of one kind of object; field is that of
+// the name in JSON.
+func live[T any](env *Env, seq lister[T], field string) completer {
+	name := fieldIndex(reflect.TypeFor[T](), field)
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeWait)
 		defer cancel()
 		var words []cobra.Completion
-		for item, err := range seq(env.admin(), ctx) {
+		for item, err := range seq(env.admin(), ctx, nil) {
 			if err != nil || len(words) == completeMost {
 				break
 			}
-			if n := name(item); strings.HasPrefix(n, prefix) {
+			if n := reflect.ValueOf(item).FieldByIndex(name).String(); strings.HasPrefix(n, prefix) {
 				words = append(words, n)
 			}
 		}
 		return words, cobra.ShellCompDirectiveNoFileComp
 	}
-}
-
-func deviceIDs(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Device, error] {
-		return c.Devices(ctx, api.DeviceFilter{})
-	}, func(d api.Device) string { return d.ID })
-}
-
-func serials(env *Env) completer {
-	return live(env, func(c *sdk.Admin, ctx context.Context) iter.Seq2[api.Certificate, error] {
-		return c.Certificates(ctx, api.CertificateFilter{})
-	}, func(c api.Certificate) string { return c.Serial })
-}
-
-func fleetNames(env *Env) completer {
-	return live(env, (*sdk.Admin).Fleets, func(f api.Fleet) string { return f.Name })
-}
-
-func profileNames(env *Env) completer {
-	return live(env, (*sdk.Admin).Profiles, func(p api.Profile) string { return p.Name })
-}
-
-func authorityIDs(env *Env) completer {
-	return live(env, (*sdk.Admin).Authorities, func(c api.Authority) string { return c.ID })
 }
 
 // ahead reads a time to come as people give it: a length from now, or RFC 3339.
@@ -233,4 +212,58 @@ func yesFlag(c *cobra.Command, yes *bool) {
 
 func noteFlag(c *cobra.Command, note *string) {
 	c.Flags().StringVar(note, "note", "", "what you want to say, in your words")
+}
+
+// What the tab key offers for each kind of object.
+
+func deviceIDs(env *Env) completer {
+	return live(env, filtered((*sdk.Admin).Devices, new(api.DeviceFilter)), "id")
+}
+
+func serials(env *Env) completer {
+	return live(env, filtered((*sdk.Admin).Certificates, new(api.CertificateFilter)), "serial")
+}
+
+func alertIDs(env *Env) completer {
+	return live(env, filtered((*sdk.Admin).Alerts, &api.AlertFilter{State: "live"}), "id")
+}
+
+func credentialIDs(env *Env) completer {
+	return live(env, filtered((*sdk.Admin).Credentials, new(api.CredentialFilter)), "id")
+}
+
+func waitingIDs(env *Env) completer {
+	return live(env, filtered((*sdk.Admin).Enrollments, &api.WaitingFilter{State: "waiting"}), "id")
+}
+
+func alertRuleNames(env *Env) completer  { return live(env, all((*sdk.Admin).AlertRules), "name") }
+func auditCheckNames(env *Env) completer { return live(env, all((*sdk.Admin).AuditChecks), "name") }
+func auditIDs(env *Env) completer        { return live(env, all((*sdk.Admin).Audits), "id") }
+func authorityIDs(env *Env) completer    { return live(env, all((*sdk.Admin).Authorities), "id") }
+func blockNetworks(env *Env) completer   { return live(env, all((*sdk.Admin).Blocks), "network") }
+func channelNames(env *Env) completer    { return live(env, all((*sdk.Admin).Channels), "name") }
+func fleetNames(env *Env) completer      { return live(env, all((*sdk.Admin).Fleets), "name") }
+func holdIDs(env *Env) completer         { return live(env, all((*sdk.Admin).Holds), "id") }
+func profileNames(env *Env) completer    { return live(env, all((*sdk.Admin).Profiles), "name") }
+
+// lister lists objects of one kind; args are those of the command.
+type lister[T any] func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error]
+
+// all is a list without a filter.
+func all[T any](seq func(*sdk.Admin, context.Context) iter.Seq2[T, error]) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] { return seq(admin, ctx) }
+}
+
+// filtered is a list with the filter that flags fill in.
+func filtered[F, T any](seq func(*sdk.Admin, context.Context, F) iter.Seq2[T, error], f *F) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] {
+		return seq(admin, ctx, *f)
+	}
+}
+
+// under is a list of what belongs to the object that the first argument names.
+func under[T any](seq func(*sdk.Admin, context.Context, string) iter.Seq2[T, error]) lister[T] {
+	return func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error] {
+		return seq(admin, ctx, args[0])
+	}
 }

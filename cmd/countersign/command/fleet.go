@@ -16,7 +16,8 @@ import (
 )
 
 func fleetCommand(env *Env) *cobra.Command {
-	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"}, fleetList(env), fleetGet(env), fleetSet(env), fleetRule(env))
+	return group("fleet", "Fleets: the rules that groups of devices live by", []string{"fleets"},
+		listCommand(env, &cobra.Command{Use: "list", Short: "List fleets"}, all((*sdk.Admin).Fleets), fleetView(env)), fleetGet(env), fleetSet(env), fleetRule(env))
 }
 
 func fleetView(env *Env) view[api.Fleet] {
@@ -54,10 +55,6 @@ func rulesFrom(env *Env, file string) (*api.Rules, error) {
 		return nil, usagef("--rules: %s cannot be read: %v", file, err)
 	}
 	return &r, nil
-}
-
-func fleetList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List fleets"}, all((*sdk.Admin).Fleets), fleetView(env))
 }
 
 func fleetGet(env *Env) *cobra.Command {

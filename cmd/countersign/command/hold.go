@@ -10,20 +10,12 @@ import (
 
 func holdCommand(env *Env) *cobra.Command {
 	return group("hold", "Devices that this node refuses although the database could not record it", []string{"holds"},
-		holdList(env), holdRetry(env), holdDrop(env))
-}
-
-func holdID(h api.Hold) string { return h.ID }
-
-func holdList(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List the emergency holds of this node"}, all((*sdk.Admin).Holds), viewOf[api.Hold](env, "ID id, DEVICE device, ACT act, STATE state, SINCE at, BY by, LAST ERROR error"))
-}
-
-func holdRetry(env *Env) *cobra.Command {
-	return actCommand(env, &cobra.Command{Use: "retry ID", Short: "Record the act of an emergency hold now"}, holdIDs(env), (*sdk.Admin).RetryHold, func(p printer, h *api.Hold) string {
-		p.done("the %s of %s is on record", h.Act, h.Device)
-		return h.ID
-	})
+		listCommand(env, &cobra.Command{Use: "list", Short: "List the emergency holds of this node"}, all((*sdk.Admin).Holds), viewOf[api.Hold](env, "ID id, DEVICE device, ACT act, STATE state, SINCE at, BY by, LAST ERROR error")),
+		actCommand(env, &cobra.Command{Use: "retry ID", Short: "Record the act of an emergency hold now"}, holdIDs(env), (*sdk.Admin).RetryHold, func(p printer, h *api.Hold) string {
+			p.done("the %s of %s is on record", h.Act, h.Device)
+			return h.ID
+		}),
+		holdDrop(env))
 }
 
 func holdDrop(env *Env) *cobra.Command {
@@ -35,5 +27,3 @@ func holdDrop(env *Env) *cobra.Command {
 		return fmt.Sprintf("Drop hold %s? Its device may come back, and nothing was taken away from it.", args[0])
 	})
 }
-
-func holdIDs(env *Env) completer { return live(env, (*sdk.Admin).Holds, holdID) }

@@ -91,7 +91,7 @@ func inspectView(env *Env) view[inspected] {
 		return t.UTC().Format(time.RFC3339) + " (" + word + ")"
 	}
 	return viewOf(env, "SUBJECT subject, ISSUER issuer, SERIAL hex:serial, NOT BEFORE, NOT AFTER, NAMES list:names, KEY key, SIGNATURE signature, "+
-		"CA yesno:ca, KEY USAGE list:key_usage, EXT KEY USAGE list:ext_key_usage, SUBJECT KEY ID hex:subject_key_id, "+
+		"CA yes|no:ca, KEY USAGE list:key_usage, EXT KEY USAGE list:ext_key_usage, SUBJECT KEY ID hex:subject_key_id, "+
 		"AUTHORITY KEY ID hex:authority_key_id, CRL list:crl, OCSP list:ocsp, ISSUER URL list:issuer_url, SHA-256 hex:fingerprint, KEY SHA-256 hex:key_hash",
 		func(c inspected) string { return when(c.NotBefore) }, func(c inspected) string { return when(c.NotAfter) },
 	).named(func(c inspected) string { return c.Serial })

@@ -12,7 +12,8 @@ var roles = []string{"viewer", "auditor", "factory", "approver", "operator", "ad
 
 func operatorCommand(env *Env) *cobra.Command {
 	return group("operator", "Operators that come in over the network", []string{"operators"},
-		operatorToken(env), operatorTokens(env), operatorRevoke(env))
+		operatorToken(env),
+		listCommand(env, &cobra.Command{Use: "list", Short: "List operator tokens, without their secrets"}, all((*sdk.Admin).OperatorTokens), viewOf[api.OperatorToken](env, "ID id, NAME name, ROLE role, STATE, EXPIRES until:expires_at, USED used_at", func(t api.OperatorToken) string { return tokenState(env, t) })), operatorRevoke(env))
 }
 
 func operatorToken(env *Env) *cobra.Command {
@@ -37,10 +38,6 @@ func operatorToken(env *Env) *cobra.Command {
 	durationFlag(c.Flags(), &ttl, "ttl", 24*time.Hour, "how long it is good")
 	complete(c, "role", roles...)
 	return c
-}
-
-func operatorTokens(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{Use: "list", Short: "List operator tokens, without their secrets"}, all((*sdk.Admin).OperatorTokens), viewOf[api.OperatorToken](env, "ID id, NAME name, ROLE role, STATE, EXPIRES until:expires_at, USED used_at", func(t api.OperatorToken) string { return tokenState(env, t) }))
 }
 
 func tokenState(env *Env, t api.OperatorToken) string {

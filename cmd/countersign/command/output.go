@@ -86,8 +86,8 @@ func fieldIndex(t reflect.Type, name string) []int {
 	panic(t.String() + " has no field " + name)
 }
 
-// cell writes the value of a field in a form; without one it writes a time as its
-// distance in the past, and lists and maps with commas.
+// cell writes the value of a field in a form, which of a bool are two words; without one
+// it writes a time as its distance in the past, and lists and maps with commas.
 func (env *Env) cell(form string, v any) string {
 	switch v := v.(type) {
 	case time.Time:
@@ -121,7 +121,8 @@ func (env *Env) cell(form string, v any) string {
 			return ""
 		}
 	case bool:
-		return map[string]map[bool]string{"yes": {true: "yes"}, "yesno": {true: "yes", false: "no"}}[form][v]
+		yes, no, _ := strings.Cut(form, "|")
+		return map[bool]string{true: yes, false: no}[v]
 	case string:
 		if form == "hex" {
 			return colons(v)

@@ -13,23 +13,22 @@ import (
 
 func policyCommand(env *Env) *cobra.Command {
 	c := group("policy", "What the clients of a fleet may do", []string{"policies"},
-		policyInit(env), policyCheck(env), policyTest(env), policyExplain(env), policyDiff(env),
-		policyReplay(env), policyApply(env), policyGet(env), policyHistory(env), policyRollback(env))
+		&cobra.Command{
+			Use: "init", Short: "Print a policy to begin with: the built-in one, with comments",
+			RunE: func(*cobra.Command, []string) error {
+				_, err := env.Out.Write(policy.Starter())
+				return err
+			},
+		}, policyCheck(env), policyTest(env), policyExplain(env), policyDiff(env),
+		policyReplay(env), policyApply(env), policyGet(env),
+		listCommand(env, &cobra.Command{
+			Use: "history FLEET", Short: "List the versions of a fleet's policy, newest first", ValidArgsFunction: first(fleetNames(env)),
+		}, under((*sdk.Admin).PolicyVersions), policyView(env)), policyRollback(env))
 	c.Example = `  countersign policy init > pumps.yaml
   countersign policy check pumps.yaml
   countersign policy replay pumps pumps.yaml
   countersign policy apply pumps pumps.yaml --note 'valves listen to alarms'`
 	return c
-}
-
-func policyInit(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "init", Short: "Print a policy to begin with: the built-in one, with comments",
-		RunE: func(*cobra.Command, []string) error {
-			_, err := env.Out.Write(policy.Starter())
-			return err
-		},
-	}
 }
 
 func policyView(env *Env) view[api.Policy] {
@@ -68,12 +67,6 @@ func policyAt(env *Env, cmd *cobra.Command, fleet string, version int64) (*api.P
 		return env.admin().Policy(cmd.Context(), fleet)
 	}
 	return env.admin().PolicyVersion(cmd.Context(), fleet, version)
-}
-
-func policyHistory(env *Env) *cobra.Command {
-	return listCommand(env, &cobra.Command{
-		Use: "history FLEET", Short: "List the versions of a fleet's policy, newest first", ValidArgsFunction: first(fleetNames(env)),
-	}, under((*sdk.Admin).PolicyVersions), policyView(env))
 }
 
 func policyApply(env *Env) *cobra.Command {

@@ -16,7 +16,10 @@ import (
 
 func secretCommand(env *Env) *cobra.Command {
 	return group("secret", "Secrets that devices connect with, beside certificates", []string{"secrets"},
-		secretCreate(env), secretSet(env), secretRotate(env), secretList(env), secretStop(env))
+		secretCreate(env), secretSet(env), secretRotate(env),
+		wholeList(env, &cobra.Command{
+			Use: "list ID", Short: "List the secrets of a device, without the secrets themselves", ValidArgsFunction: first(deviceIDs(env)),
+		}, under((*sdk.Admin).Secrets), viewOf(env, "SECRET id, SLOT slot, KIND, STATE state, AGE created_at, ENDS IN until:expires_at, USED used_at, BY created_by, REASON reason", secretKind)), secretStop(env))
 }
 
 // newSecret is what the flags of a new secret say.
@@ -144,12 +147,6 @@ func showSecret(env *Env, made *api.IssuedSecret, file string) error {
 		p.linef("  it is not shown again")
 	}
 	return show(env, *made, viewOf[api.IssuedSecret](env, "USER NAME device, SECRET text, ID id").named(func(s api.IssuedSecret) string { return cmp.Or(s.Text, s.ID) }))
-}
-
-func secretList(env *Env) *cobra.Command {
-	return wholeList(env, &cobra.Command{
-		Use: "list ID", Short: "List the secrets of a device, without the secrets themselves", ValidArgsFunction: first(deviceIDs(env)),
-	}, under((*sdk.Admin).Secrets), viewOf(env, "SECRET id, SLOT slot, KIND, STATE state, AGE created_at, ENDS IN until:expires_at, USED used_at, BY created_by, REASON reason", secretKind))
 }
 
 func secretKind(s api.Secret) string {

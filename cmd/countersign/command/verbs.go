@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"iter"
 	"strings"
 
 	"github.com/countersign-iot/countersign/sdk"
@@ -17,28 +16,6 @@ func group(use, short string, alias []string, verbs ...*cobra.Command) *cobra.Co
 	c := &cobra.Command{Use: use, Short: short, Aliases: alias, RunE: showHelp, Args: noSuchCommand}
 	c.AddCommand(verbs...)
 	return c
-}
-
-// lister lists objects of one kind; args are those of the command.
-type lister[T any] func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error]
-
-// all is a list without a filter.
-func all[T any](seq func(*sdk.Admin, context.Context) iter.Seq2[T, error]) lister[T] {
-	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] { return seq(admin, ctx) }
-}
-
-// filtered is a list with the filter that flags fill in.
-func filtered[F, T any](seq func(*sdk.Admin, context.Context, F) iter.Seq2[T, error], f *F) lister[T] {
-	return func(admin *sdk.Admin, ctx context.Context, _ []string) iter.Seq2[T, error] {
-		return seq(admin, ctx, *f)
-	}
-}
-
-// under is a list of what belongs to the object that the first argument names.
-func under[T any](seq func(*sdk.Admin, context.Context, string) iter.Seq2[T, error]) lister[T] {
-	return func(admin *sdk.Admin, ctx context.Context, args []string) iter.Seq2[T, error] {
-		return seq(admin, ctx, args[0])
-	}
 }
 
 // listCommand lists objects of one kind, page by page, all or as many as --limit says.
