@@ -27,6 +27,13 @@ type subscriber struct {
 	now     *life
 	joined  bool                 // the session of now was acknowledged
 	inbound map[uint16]*received // messages of QoS 2 that wait for PUBREL
+	seen    map[delivery]bool    // in this life
+}
+
+// delivery is one message under one packet identifier.
+type delivery struct {
+	received
+	id uint16
 }
 
 // run receives until ctx ends. The error says which promise on sessions was broken.
@@ -72,7 +79,7 @@ func (s *subscriber) begin() {
 	}
 	s.now = &life{name: fmt.Sprintf("%s, life %d", s.client, len(s.h.lives)), filters: s.filters}
 	s.h.lives = append(s.h.lives, s.now)
-	s.joined, s.inbound = false, map[uint16]*received{}
+	s.joined, s.inbound, s.seen = false, map[uint16]*received{}, map[delivery]bool{}
 }
 
 // session receives over one connection. What ends it is no fault.
@@ -141,6 +148,10 @@ func (s *subscriber) receive(m *packets.Publish, acks chan<- packets.Packet) err
 		return fmt.Errorf("%s: got payload %.80q on %s", s.now.name, m.Payload, m.Topic)
 	}
 	r := &received{topic: m.Topic, n: n, qos: m.QoS}
+	if d := (delivery{*r, m.PacketID}); s.seen[d] && !m.Duplicate {
+		return fmt.Errorf("%s: identifier %d has %v again without DUP", s.now.name, m.PacketID, *r)
+	}
+	s.seen[delivery{*r, m.PacketID}] = true
 	switch m.QoS {
 	case 1:
 		acks <- &packets.Puback{PacketID: m.PacketID, Properties: &packets.Properties{}}
