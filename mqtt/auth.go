@@ -30,18 +30,15 @@ func parseAuth(f frame) (auth, error) {
 	named := false
 	if len(s.b) > 0 {
 		a.code = Reason(s.u8("the reason code"))
-		props := s.properties("the properties")
-		if s.err == nil {
-			s.err = walkProperties(props, pktAuth, func(p property) error {
-				switch p.id {
-				case propAuthMethod:
-					a.method, named = string(p.raw[3:]), true
-				case propAuthData:
-					a.data = p.raw[3:]
-				}
-				return nil
-			})
-		}
+		s.properties(5, pktAuth, func(p property) error {
+			switch p.id {
+			case propAuthMethod:
+				a.method, named = string(p.raw[3:]), true
+			case propAuthData:
+				a.data = p.raw[3:]
+			}
+			return nil
+		})
 	}
 	if err := s.done(); err != nil {
 		return a, err
@@ -54,7 +51,7 @@ func parseAuth(f frame) (auth, error) {
 
 func (a auth) encode() []byte {
 	props := appendAuthProps(nil, a.method, a.data)
-	return packet(pktAuth<<4, append(appendVarint([]byte{byte(a.code)}, len(props)), props...))
+	return packet(pktAuth<<4, appendProps([]byte{byte(a.code)}, 5, props))
 }
 
 // appendAuthProps is how both AUTH and CONNACK carry an exchange.

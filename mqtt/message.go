@@ -90,20 +90,17 @@ func parseConnect(f frame) (*connect, error) {
 	if err := c.checkConnectFlags(flags); s.err == nil && err != nil {
 		return c, err
 	}
-	if level == 5 {
-		c.props = s.properties("the properties")
-		if err := c.readProperties(); s.err == nil && err != nil {
-			return c, err
-		}
-	} else if flags&flagCleanStart == 0 {
+	c.props = s.properties(level, pktConnect, c.readProperty)
+	if s.err == nil && c.data != nil && !c.hasMethod { // MQTT 5, 3.1.2.11.10
+		return c, breach(ProtocolError, "authentication data without a method")
+	}
+	if level < 5 && flags&flagCleanStart == 0 {
 		c.sessionExpiry = 0xFFFFFFFF // a 3.1.1 session without clean session never expires
 	}
 	c.cleanStart = flags&flagCleanStart != 0
 	c.clientID = string(s.text("the client identifier"))
 	if flags&flagWill != 0 {
-		if err := c.readWill(&s, flags); err != nil {
-			return c, err
-		}
+		c.readWill(&s, flags)
 	}
 	if flags&flagUsername != 0 {
 		c.username = string(s.text("the user name"))
@@ -130,50 +127,34 @@ func (c *connect) checkConnectFlags(flags byte) error {
 	return nil
 }
 
-func (c *connect) readProperties() error {
-	err := walkProperties(c.props, pktConnect, func(p property) error {
-		switch p.id {
-		case propSessionExpiry:
-			c.sessionExpiry = p.number
-		case propReceiveMaximum:
-			c.receiveMax = uint16(p.number) //nolint:gosec // kindU16
-		case propMaxPacketSize:
-			c.maxPacket = p.number
-		case propTopicAliasMax:
-			c.aliasMax = uint16(p.number) //nolint:gosec // kindU16
-		case propAuthMethod:
-			c.hasMethod, c.method = true, string(p.raw[3:])
-		case propAuthData:
-			c.data = p.raw[3:]
-		case propRequestResponse:
-			c.wantsInbox = p.number == 1
-		}
-		return nil
-	})
-	if err == nil && c.data != nil && !c.hasMethod { // MQTT 5, 3.1.2.11.10
-		return breach(ProtocolError, "authentication data without a method")
+func (c *connect) readProperty(p property) error {
+	switch p.id {
+	case propSessionExpiry:
+		c.sessionExpiry = p.number
+	case propReceiveMaximum:
+		c.receiveMax = uint16(p.number) //nolint:gosec // kindU16
+	case propMaxPacketSize:
+		c.maxPacket = p.number
+	case propTopicAliasMax:
+		c.aliasMax = uint16(p.number) //nolint:gosec // kindU16
+	case propAuthMethod:
+		c.hasMethod, c.method = true, string(p.raw[3:])
+	case propAuthData:
+		c.data = p.raw[3:]
+	case propRequestResponse:
+		c.wantsInbox = p.number == 1
 	}
-	return err
+	return nil
 }
 
-func (c *connect) readWill(s *scanner, flags byte) error {
-	w := &will{qos: flags >> 3 & 3, retain: flags&flagWillRetain != 0}
-	if c.level == 5 {
-		w.props = s.properties("the will properties")
-		if s.err != nil {
-			return s.err
-		}
-		if err := walkProperties(w.props, pktWill, func(property) error { return nil }); err != nil {
-			return err
-		}
+func (c *connect) readWill(s *scanner, flags byte) {
+	c.will = &will{qos: flags >> 3 & 3, retain: flags&flagWillRetain != 0}
+	c.will.props = s.properties(c.level, pktWill, good)
+	c.will.topic = string(s.text("the will topic"))
+	c.will.payload = s.binary("the will")
+	if s.err == nil && !topics.ValidName(c.will.topic) {
+		s.err = breach(BadTopicName, "the will topic is no topic name")
 	}
-	w.topic = string(s.text("the will topic"))
-	w.payload = s.binary("the will")
-	if s.err == nil && !topics.ValidName(w.topic) {
-		return breach(BadTopicName, "the will topic is no topic name")
-	}
-	c.will = w
-	return s.err
 }
 
 // encode writes the CONNECT for an engine that speaks level.
@@ -185,19 +166,13 @@ func (c *connect) encode(level byte) []byte {
 	body := append(appendText(nil, "MQTT"), level, 0)
 	flagsAt := len(body) - 1
 	body = binary.BigEndian.AppendUint16(body, c.keepAlive)
-	if level == 5 {
-		body = append(appendVarint(body, len(c.props)), c.props...)
-	}
-	body = appendText(body, c.clientID)
+	body = appendText(appendProps(body, level, c.props), c.clientID)
 	if w := c.will; w != nil {
 		flags |= flagWill | w.qos<<3
 		if w.retain {
 			flags |= flagWillRetain
 		}
-		if level == 5 {
-			body = append(appendVarint(body, len(w.props)), w.props...)
-		}
-		body = appendText(appendText(body, w.topic), w.payload)
+		body = appendText(appendText(appendProps(body, level, w.props), w.topic), w.payload)
 	}
 	if c.username != "" {
 		flags |= flagUsername
@@ -224,9 +199,7 @@ func parseConnack(f frame, level byte) (*connack, error) {
 	}
 	s := scanner{b: f.body}
 	a := &connack{present: s.u8("the acknowledge flags")&1 != 0, code: s.u8("the return code")}
-	if level == 5 {
-		a.props = bytes.Clone(s.properties("the properties"))
-	}
+	a.props = bytes.Clone(s.properties(level, pktConnack, nil))
 	return a, s.done()
 }
 
@@ -235,10 +208,7 @@ func (a *connack) encode(level byte) []byte {
 	if a.present {
 		body[0] = 1
 	}
-	if level == 5 {
-		body = append(appendVarint(body, len(a.props)), a.props...)
-	}
-	return packet(pktConnack<<4, body)
+	return packet(pktConnack<<4, appendProps(body, level, a.props))
 }
 
 // disconnectPacket is the MQTT 5 DISCONNECT with a reason string, if there is one
@@ -248,7 +218,7 @@ func disconnectPacket(code Reason, reason string, maxPacket uint32) []byte {
 	if reason != "" {
 		props = appendTextProp(nil, propReasonString, clip(reason))
 	}
-	p := packet(pktDisconnect<<4, append(appendVarint([]byte{byte(code)}, len(props)), props...))
+	p := packet(pktDisconnect<<4, appendProps([]byte{byte(code)}, 5, props))
 	if maxPacket > 0 && len(p) > int(maxPacket) {
 		p = packet(pktDisconnect<<4, []byte{byte(code)})
 	}

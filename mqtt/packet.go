@@ -30,36 +30,27 @@ func parsePublish(f frame, level byte) (publish, error) {
 	s := scanner{b: f.body}
 	p.topic = s.binary("the topic name") // checked where the topic is used
 	if p.qos > 0 {
-		if p.id = s.u16("the packet identifier"); p.id == 0 && s.err == nil {
-			return p, malformed("packet identifier 0")
-		}
+		p.id = s.packetID()
 	} else if f.flags()&flagDup != 0 {
 		return p, malformed("DUP with QoS 0") // [MQTT-3.3.1-2]
 	}
-	if level == 5 {
-		p.props = s.properties("the properties")
-		if s.err == nil && len(p.props) > 0 {
-			if err := walkProperties(p.props, pktPublish, func(q property) error {
-				switch q.id {
-				case propTopicAlias:
-					p.alias = uint16(q.number) //nolint:gosec // kindU16
-				case propMessageExpiry:
-					p.expires = true
-				case propSubscriptionID:
-					p.subID = true
-				case propResponseTopic:
-					if !topics.ValidName(string(q.raw[3:])) { // [MQTT-3.3.2-14]
-						return breach(ProtocolError, "the response topic is no topic name")
-					}
-				case propUser:
-					p.sender = p.sender || isSender(q)
-				}
-				return nil
-			}); err != nil {
-				return p, err
+	p.props = s.properties(level, pktPublish, func(q property) error {
+		switch q.id {
+		case propTopicAlias:
+			p.alias = uint16(q.number) //nolint:gosec // kindU16
+		case propMessageExpiry:
+			p.expires = true
+		case propSubscriptionID:
+			p.subID = true
+		case propResponseTopic:
+			if !topics.ValidName(string(q.raw[3:])) { // [MQTT-3.3.2-14]
+				return breach(ProtocolError, "the response topic is no topic name")
 			}
+		case propUser:
+			p.sender = p.sender || isSender(q)
 		}
-	}
+		return nil
+	})
 	p.payload = s.b
 	if s.err == nil && len(p.topic) == 0 && p.alias == 0 {
 		return p, breach(ProtocolError, "PUBLISH without a topic")
@@ -75,19 +66,8 @@ type ack struct {
 
 func parseAck(f frame, level byte) (ack, error) {
 	s := scanner{b: f.body}
-	a := ack{id: s.u16("the packet identifier")}
-	if s.err == nil && a.id == 0 {
-		return a, malformed("packet identifier 0")
-	}
-	if level == 5 && len(s.b) > 0 {
-		a.code = Reason(s.u8("the reason code"))
-		if len(s.b) > 0 {
-			props := s.properties("the properties")
-			if s.err == nil {
-				s.err = walkProperties(props, f.kind(), func(property) error { return nil })
-			}
-		}
-	}
+	a := ack{id: s.packetID()}
+	a.code = s.reason(level, f.kind(), good)
 	return a, s.done()
 }
 
@@ -121,24 +101,13 @@ const maxFilters = 256
 
 func parseSubscribe(f frame, level byte) (*subscribe, error) {
 	s := scanner{b: f.body}
-	p := &subscribe{id: s.u16("the packet identifier")}
-	if s.err == nil && p.id == 0 {
-		return nil, malformed("packet identifier 0")
-	}
-	if level == 5 {
-		p.props = s.properties("the properties")
-		if s.err != nil {
-			return nil, s.err
+	p := &subscribe{id: s.packetID()}
+	p.props = s.properties(level, f.kind(), func(q property) error {
+		if q.id == propSubscriptionID {
+			p.subID = q.number
 		}
-		if err := walkProperties(p.props, f.kind(), func(q property) error {
-			if q.id == propSubscriptionID {
-				p.subID = q.number
-			}
-			return nil
-		}); err != nil {
-			return nil, err
-		}
-	}
+		return nil
+	})
 	for s.err == nil && len(s.b) > 0 {
 		if len(p.filters) == maxFilters {
 			return nil, breach(QuotaExceeded, "more than %d filters in one packet", maxFilters)
@@ -175,10 +144,7 @@ func checkOptions(sub subscription, level byte) error {
 
 // encode writes the packet of kind with the filters that it still has.
 func (p *subscribe) encode(kind, level byte) []byte {
-	body := binary.BigEndian.AppendUint16(nil, p.id)
-	if level == 5 {
-		body = append(appendVarint(body, len(p.props)), p.props...)
-	}
+	body := appendProps(binary.BigEndian.AppendUint16(nil, p.id), level, p.props)
 	for _, s := range p.filters {
 		body = appendText(body, s.filter)
 		if kind == pktSubscribe {
@@ -198,18 +164,13 @@ type suback struct {
 func parseSuback(f frame, level byte) (*suback, error) {
 	s := scanner{b: f.body}
 	p := &suback{id: s.u16("the packet identifier")}
-	if level == 5 {
-		p.props = s.properties("the properties")
-	}
+	p.props = s.properties(level, f.kind(), nil)
 	p.codes = s.b
 	return p, s.err
 }
 
 func (p *suback) encode(kind, level byte) []byte {
-	body := binary.BigEndian.AppendUint16(nil, p.id)
-	if level == 5 {
-		body = append(appendVarint(body, len(p.props)), p.props...)
-	}
+	body := appendProps(binary.BigEndian.AppendUint16(nil, p.id), level, p.props)
 	if kind == pktSuback || level == 5 {
 		body = append(body, p.codes...)
 	}
@@ -226,19 +187,11 @@ type disconnect struct {
 func parseDisconnect(f frame, level byte) (disconnect, error) {
 	var d disconnect
 	s := scanner{b: f.body}
-	if level == 5 && len(s.b) > 0 {
-		d.code = Reason(s.u8("the reason code"))
-		if len(s.b) > 0 {
-			props := s.properties("the properties")
-			if s.err == nil {
-				s.err = walkProperties(props, pktDisconnect, func(p property) error {
-					if p.id == propSessionExpiry {
-						d.hasExpiry, d.expiry = true, p.number
-					}
-					return nil
-				})
-			}
+	d.code = s.reason(level, pktDisconnect, func(p property) error {
+		if p.id == propSessionExpiry {
+			d.hasExpiry, d.expiry = true, p.number
 		}
-	}
+		return nil
+	})
 	return d, s.done()
 }

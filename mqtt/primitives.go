@@ -20,34 +20,45 @@ func (s *scanner) fail(what string) {
 	s.b = nil
 }
 
-func (s *scanner) u8(what string) byte {
-	if len(s.b) < 1 {
+// take reads n bytes.
+func (s *scanner) take(n int, what string) []byte {
+	if len(s.b) < n {
 		s.fail(what)
-		return 0
+		return nil
 	}
-	v := s.b[0]
-	s.b = s.b[1:]
+	v := s.b[:n:n]
+	s.b = s.b[n:]
 	return v
+}
+
+func (s *scanner) u8(what string) byte {
+	if b := s.take(1, what); b != nil {
+		return b[0]
+	}
+	return 0
 }
 
 func (s *scanner) u16(what string) uint16 {
-	if len(s.b) < 2 {
-		s.fail(what)
-		return 0
+	if b := s.take(2, what); b != nil {
+		return binary.BigEndian.Uint16(b)
 	}
-	v := binary.BigEndian.Uint16(s.b)
-	s.b = s.b[2:]
-	return v
+	return 0
 }
 
 func (s *scanner) u32(what string) uint32 {
-	if len(s.b) < 4 {
-		s.fail(what)
-		return 0
+	if b := s.take(4, what); b != nil {
+		return binary.BigEndian.Uint32(b)
 	}
-	v := binary.BigEndian.Uint32(s.b)
-	s.b = s.b[4:]
-	return v
+	return 0
+}
+
+// packetID reads a packet identifier, which is never 0 (MQTT 5, 2.2.1).
+func (s *scanner) packetID() uint16 {
+	id := s.u16("the packet identifier")
+	if id == 0 && s.err == nil {
+		s.err = malformed("packet identifier 0")
+	}
+	return id
 }
 
 func (s *scanner) varint(what string) int {
@@ -57,17 +68,6 @@ func (s *scanner) varint(what string) int {
 		return 0
 	}
 	s.b = s.b[size:]
-	return v
-}
-
-// take reads n bytes.
-func (s *scanner) take(n int, what string) []byte {
-	if len(s.b) < n {
-		s.fail(what)
-		return nil
-	}
-	v := s.b[:n:n]
-	s.b = s.b[n:]
 	return v
 }
 
@@ -88,9 +88,6 @@ func (s *scanner) text(what string) []byte {
 func validText(b []byte) bool {
 	return !slices.Contains(b, 0) && utf8.Valid(b)
 }
-
-// properties reads a property block: its bytes without the length.
-func (s *scanner) properties(what string) []byte { return s.take(s.varint(what), what) }
 
 // done fails unless all was read.
 func (s *scanner) done() error {
@@ -115,6 +112,14 @@ func appendVarint(b []byte, n int) []byte {
 		n >>= 7
 	}
 	return append(b, byte(n)) //nolint:gosec // less than 0x80
+}
+
+// appendProps appends a property block, which packets before MQTT 5 do not have.
+func appendProps(b []byte, level byte, props []byte) []byte {
+	if level < 5 {
+		return b
+	}
+	return append(appendVarint(b, len(props)), props...)
 }
 
 func appendText[T string | []byte](b []byte, s T) []byte {

@@ -125,6 +125,39 @@ func walkProperties(block []byte, kind byte, each func(property) error) error {
 	return s.err
 }
 
+// properties reads the property block of a packet of type kind, as walkProperties does,
+// and returns its bytes without the length. Packets before MQTT 5 have none. Where each is
+// nil the block is not looked at.
+func (s *scanner) properties(level, kind byte, each func(property) error) []byte {
+	if level < 5 {
+		return nil
+	}
+	what := "the properties"
+	if kind == pktWill {
+		what = "the will properties"
+	}
+	block := s.take(s.varint(what), what)
+	if each != nil && len(block) > 0 {
+		s.err = walkProperties(block, kind, each)
+	}
+	return block
+}
+
+// reason reads the reason code and the properties at the end of a packet of MQTT 5, both
+// of which may be missing (MQTT 5, 3.4.2 and 3.14.2).
+func (s *scanner) reason(level, kind byte, each func(property) error) (code Reason) {
+	if level == 5 && len(s.b) > 0 {
+		code = Reason(s.u8("the reason code"))
+		if len(s.b) > 0 {
+			s.properties(level, kind, each)
+		}
+	}
+	return code
+}
+
+// good is for properties that are only checked.
+func good(property) error { return nil }
+
 func (s *scanner) value(kind propKind) uint32 {
 	const what = "a property"
 	switch kind {
@@ -147,7 +180,7 @@ func (s *scanner) value(kind propKind) uint32 {
 	return 0
 }
 
-// checkProperty holds the values that are a protocol error wherever they stand.
+// checkProperty holds the values that are a protocol error in any packet.
 func checkProperty(id byte, n uint32) error {
 	switch id {
 	case propReceiveMaximum, propMaxPacketSize, propSubscriptionID:

@@ -135,8 +135,7 @@ func publishPacket(head byte, p publish) []byte {
 	if p.qos > 0 {
 		body = binary.BigEndian.AppendUint16(body, p.id)
 	}
-	body = append(appendVarint(body, len(p.props)), p.props...)
-	return packet(head, append(body, p.payload...))
+	return packet(head, append(appendProps(body, 5, p.props), p.payload...))
 }
 
 // dropDown ends the exchange of a message that the device does not get.
