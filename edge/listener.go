@@ -55,6 +55,11 @@ type Stats struct {
 	PreAuth         int // of Open: not yet admitted
 }
 
+// Plus returns the counts of two gates together.
+func (s Stats) Plus(o Stats) Stats {
+	return Stats{s.Accepted + o.Accepted, s.TurnedAway + o.TurnedAway, s.HandshakeFailed + o.HandshakeFailed, s.Open + o.Open, s.PreAuth + o.PreAuth}
+}
+
 // Conn is one connection after the TLS handshake. Writes that must not outlive
 // a cut set their deadline on it and look at Live.Ended before they write.
 type Conn struct {

@@ -106,8 +106,7 @@ func (x *session) authenticate(ctx context.Context) error {
 	if countersign.CodeOf(err) == countersign.BadRequest {
 		return refuse(connNotAuthorized, BadAuthenticationMethod, err.Error())
 	} else if err != nil {
-		r := RefusalOf(countersign.CodeOf(err))
-		return refuse(r.V3, r.V5, "the authentication could not begin")
+		return refuseFor(countersign.CodeOf(err), "the authentication could not begin")
 	}
 	x.exchange = &exchange{Exchange: begun}
 	_ = x.conn.SetReadDeadline(x.now().Add(x.srv.Limits.Connect)) // once more for all steps

@@ -24,19 +24,22 @@ func (r *refusal) Error() string { return r.reason }
 
 func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v3, v5}, reason} }
 
-// protocol is what people call what the session speaks.
-func (x *session) protocol() string {
+// refuseFor refuses with what a code of ours is on the wire.
+func refuseFor(code countersign.Code, reason string) error { return &refusal{RefusalOf(code), reason} }
+
+// protocol is the name of what a client speaks.
+func (c *connect) protocol(web bool) string {
 	name := "MQTT 3.1.1"
-	switch x.connect.level {
+	switch c.level {
 	case 5:
 		name = "MQTT 5"
 	case levelOld:
 		name = "MQTT 3.1"
 	}
-	if x.connect.bridge {
+	if c.bridge {
 		name += " bridge"
 	}
-	if x.web != nil {
+	if web {
 		name += " over WebSocket"
 	}
 	return name
@@ -83,7 +86,7 @@ func (s *Server) greet(ctx context.Context, x *session) (serve func()) {
 		x.refuse(ctx, err)
 		return nil
 	}
-	release := s.claim(x.claimKey(), x.live)
+	release := s.claim(x.info, x.live)
 	x.account = s.accounts.enter(x.info.Device, x.budget, s.Limits.MaxPacket)
 	undo = append(undo, release, func() { s.accounts.leave(x.info.Device, x.account) })
 	if err := x.open(ctx); err != nil {
@@ -138,7 +141,7 @@ func (s *Server) readConnect(ctx context.Context, x *session) bool {
 }
 
 // checkClientID holds the identifier against what every gateway asks. Whether it
-// fits the device is the Gatekeeper's to say.
+// fits the device is for the Gatekeeper to decide.
 func checkClientID(c *connect) error {
 	switch {
 	case len(c.clientID) > maxClientID:
@@ -155,7 +158,7 @@ func checkClientID(c *connect) error {
 func (x *session) asks() countersign.Connection {
 	c := x.connect
 	a := countersign.Connection{
-		Gateway: x.srv.Gateway, Remote: x.conn.Remote, Protocol: x.protocol(), ClientID: c.clientID, Peer: x.conn.Peer(),
+		Gateway: x.srv.Gateway, Remote: x.conn.Remote, Protocol: c.protocol(x.web != nil), ClientID: c.clientID, Peer: x.conn.Peer(),
 		Username: c.username, Password: c.password, Hello: x.conn.Hello, Software: x.software,
 	}
 	if x.exchange != nil {
@@ -186,8 +189,7 @@ func (x *session) admit(ctx context.Context) error {
 	v := s.Gatekeeper.Admit(ctx, ask)
 	c.password = nil
 	if !v.Allow {
-		r := RefusalOf(v.Code)
-		return refuse(r.V3, r.V5, v.Reason)
+		return refuseFor(v.Code, v.Reason)
 	}
 	if x.exchange != nil && !x.exchange.done { // whatever else was shown: this was asked for
 		return refuse(connNotAuthorized, NotAuthorized, "the authentication failed")
@@ -214,8 +216,7 @@ func (x *session) admit(ctx context.Context) error {
 		if e.Code == countersign.OverBudget {
 			x.exceeded(countersign.BudgetSessions, int64(x.budget.Sessions))
 		}
-		r := RefusalOf(e.Code)
-		return refuse(r.V3, r.V5, e.Message)
+		return refuseFor(e.Code, e.Message)
 	}
 	if s.closing.Load() { // Close may have looked at the index before this was in it
 		return refuse(connUnavailable, ServerUnavailable, "the gateway is stopping")
@@ -229,7 +230,7 @@ func (x *session) admitWill() error {
 		return nil
 	}
 	if x.connect.bridge && strings.HasPrefix(w.topic, "$SYS/") {
-		// A bridge tells the state of its connection where the other broker's own state
+		// A bridge publishes the state of its connection where the other broker's own state
 		// is. That is no topic of a device, and no reason to keep the bridge out.
 		x.connect.will = nil
 		return nil

@@ -81,11 +81,10 @@ type remote struct {
 	lastDown    string
 
 	// What one direction leaves for the other.
-	mu         sync.Mutex
-	refusedUp  map[uint16]bool   // QoS 2 from the device, refused, awaiting its PUBREL
-	refusedDn  map[uint16]bool   // QoS 2 to the device, refused, awaiting the broker's PUBREL
-	subAnswers map[uint16][]byte // codes to merge into SUBACK; fromBack where the broker answers
-	unAnswers  map[uint16][]byte // the same for UNSUBACK
+	mu        sync.Mutex
+	refusedUp map[uint16]struct{}  // QoS 2 from the device, refused, awaiting its PUBREL
+	refusedDn map[uint16]struct{}  // QoS 2 to the device, refused, awaiting the broker's PUBREL
+	merged    [2]map[uint16][]byte // codes to merge into SUBACK, and into UNSUBACK; fromBack where the broker answers
 }
 
 // open connects to the broker and passes on CONNECT. The device's secret stays here.
@@ -254,9 +253,7 @@ func (r *remote) close(context.Context) {
 		r.session.conn.Abort()
 	}
 	<-r.gone
-	_, _ = io.Copy(io.Discard, r.conn)
-	_ = r.conn.Close()
-	r.engine.release()
+	r.hangUp()
 }
 
 // abandon has the broker read DISCONNECT behind CONNECT: it may have that, answered or
@@ -269,6 +266,11 @@ func (r *remote) abandon() {
 	_ = r.conn.SetDeadline(r.now().Add(lingerTimeout))
 	r.up.last(leave)
 	r.closeWrite()
+	r.hangUp()
+}
+
+// hangUp waits for the broker's end, within the deadline that is set, and closes.
+func (r *remote) hangUp() {
 	_, _ = io.Copy(io.Discard, r.conn)
 	_ = r.conn.Close()
 	r.engine.release()
@@ -280,7 +282,7 @@ func (r *remote) closeWrite() {
 	}
 }
 
-// leave is the goodbye of a client whose will is not to be published.
+// leave is the DISCONNECT of a client whose will is not to be published.
 // A broker that has not read CONNECT is sent nothing.
 func leave(wrote bool) []byte {
 	if !wrote {

@@ -145,7 +145,7 @@ func (r *remote) dropDown(p publish) error {
 		return r.up.send(ackPacket(pktPuback, p.id, Success))
 	case 2:
 		r.mu.Lock()
-		put(&r.refusedDn, p.id, true) // at most as many as the broker has in flight
+		put(&r.refusedDn, p.id, struct{}{}) // at most as many as the broker has in flight
 		r.mu.Unlock()
 		return r.up.send(ackPacket(pktPubrec, p.id, Success))
 	}
@@ -178,10 +178,7 @@ func (r *remote) engineSuback(f frame) error {
 	}
 	kind := f.kind()
 	r.mu.Lock()
-	m := r.subAnswers
-	if kind == pktUnsuback {
-		m = r.unAnswers
-	}
+	m := *r.mergedOf(kind)
 	codes, ok := m[p.id]
 	delete(m, p.id)
 	r.mu.Unlock()

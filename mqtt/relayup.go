@@ -51,7 +51,7 @@ func (r *remote) expectPubrel(id uint16) error {
 	if len(r.refusedUp) >= maxPending {
 		return breach(ReceiveMaximumExceeded, "too many refused messages wait for PUBREL")
 	}
-	put(&r.refusedUp, id, true)
+	put(&r.refusedUp, id, struct{}{})
 	return nil
 }
 
@@ -105,10 +105,7 @@ func (r *remote) subscribe(_ context.Context, f frame, p *subscribe, codes []byt
 		return r.up.send(f.raw)
 	}
 	r.mu.Lock()
-	m := &r.subAnswers
-	if kind == pktUnsubscribe {
-		m = &r.unAnswers
-	}
+	m := r.mergedOf(kind)
 	full := len(*m) >= maxPending
 	put(m, p.id, codes)
 	r.mu.Unlock()
@@ -117,6 +114,14 @@ func (r *remote) subscribe(_ context.Context, f frame, p *subscribe, codes []byt
 	}
 	p.filters = pass
 	return r.up.send(p.encode(kind, r.level))
+}
+
+// mergedOf is the table for packets of type kind or for the answers to them.
+func (r *remote) mergedOf(kind byte) *map[uint16][]byte {
+	if kind == pktSubscribe || kind == pktSuback {
+		return &r.merged[0]
+	}
+	return &r.merged[1]
 }
 
 // leave passes on DISCONNECT.

@@ -150,14 +150,13 @@ func (s *Server) init() {
 		if s.Guard == nil {
 			s.Guard = &edge.Guard{Now: s.Now}
 		}
-		s.gate.Name, s.gate.Guard, s.web.Name, s.web.Guard = s.Gateway, s.Guard, s.Gateway+"-web", s.Guard
-		s.gate.TLS, s.gate.Limits, s.gate.Log, s.gate.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now
-		s.gate.TLS.NextProtos = []string{alpnMQTT, alpnAWS}
-		s.gate.Handle = s.handle
-		s.web.TLS, s.web.Limits, s.web.Log, s.web.Now = s.TLS.Clone(), s.Caps, s.Log, s.Now
+		for _, g := range []*edge.Gate{&s.gate, &s.web} {
+			g.Name, g.Guard, g.TLS, g.Limits, g.Log, g.Now = s.Gateway, s.Guard, s.TLS.Clone(), s.Caps, s.Log, s.Now
+		}
+		s.gate.TLS.NextProtos, s.gate.Handle = []string{alpnMQTT, alpnAWS}, s.handle
+		s.web.Name += "-web"
 		s.web.TLS.ClientAuth = tls.NoClientCert
-		s.web.TLS.NextProtos = []string{"http/1.1"} // a WebSocket begins as HTTP/1.1 (RFC 6455, 4)
-		s.web.Handle = s.handleWeb
+		s.web.TLS.NextProtos, s.web.Handle = []string{"http/1.1"}, s.handleWeb // a WebSocket begins as HTTP/1.1 (RFC 6455, 4)
 	})
 }
 
@@ -183,13 +182,8 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) Stats() Stats {
 	s.init()
 	c, total, web := &s.count, s.gate.Stats(), s.web.Stats()
-	total.Accepted += web.Accepted
-	total.TurnedAway += web.TurnedAway
-	total.HandshakeFailed += web.HandshakeFailed
-	total.Open += web.Open
-	total.PreAuth += web.PreAuth
 	return Stats{
-		Stats: total, NoUpgrade: c.upgradeFailed.Load(),
+		Stats: total.Plus(web), NoUpgrade: c.upgradeFailed.Load(),
 		Connects: c.connects.Load(), Refused: c.refused.Load(),
 		Opened: c.opened.Load(), Closed: c.closed.Load(),
 		Published: c.published.Load(), Delivered: c.delivered.Load(),
@@ -204,10 +198,12 @@ type claim struct {
 	done chan struct{} // closed once the back has let go of the session
 }
 
-// claim makes live the holder of the client identifier. An older holder is ended
-// and waited for, so that the back never sees two, and never the older one
-// last. The caller calls release once the back's side is closed.
-func (s *Server) claim(id string, live *edge.Live) (release func()) {
+// claim makes live the holder of the client identifier within its device: a device id may
+// hold a colon, so device "a" may call itself "a:b" while there is a device "a:b". Neither
+// name holds U+0000. An older holder is ended and waited for, so that the back never sees
+// two, and never the older one last. The caller calls release once the back's side is closed.
+func (s *Server) claim(info countersign.Session, live *edge.Live) (release func()) {
+	id := info.Device + "\x00" + info.ClientID
 	mine := &claim{live, make(chan struct{})}
 	s.mu.Lock()
 	older := s.clients[id]

@@ -134,8 +134,7 @@ func (x *session) backFailed(ctx context.Context, err error) error {
 	x.srv.count.engineFailed.Add(1)
 	x.srv.Log.WarnContext(ctx, "the engine did not take a session", "device", x.info.Device, "error", err)
 	if e, ok := errors.AsType[*countersign.Error](err); ok && e.Code == countersign.OverBudget {
-		r := RefusalOf(e.Code)
-		return refuse(r.V3, r.V5, e.Message)
+		return refuseFor(e.Code, e.Message)
 	}
 	return refuse(connUnavailable, ServerUnavailable, "the message engine is not available")
 }
@@ -185,8 +184,8 @@ func (x *session) run(ctx context.Context) {
 	s.Gatekeeper.Closed(x.info, x.ending)
 }
 
-// end says how the session ended; the first to speak is believed. An ending by
-// this side goes before whatever error it caused.
+// end records how the session ended; the first call counts. An ending by this side goes
+// before whatever error it caused.
 func (x *session) end(e countersign.Ending, last []byte) {
 	x.over.Do(func() {
 		if ours, ok := x.live.Ended(); ok {
@@ -289,11 +288,6 @@ func (x *session) farewell(e countersign.Ending) bool {
 		return x.disconnect(code, e.Reason)
 	})
 }
-
-// claimKey is the client identifier within its device: a device id may hold a
-// colon, so device "a" may call itself "a:b" while there is a device "a:b". Neither
-// name holds U+0000.
-func (x *session) claimKey() string { return x.info.Device + "\x00" + x.info.ClientID }
 
 // judged counts an act that the permissions refused, and reports it, once per
 // deniedEvery. Of those that they allowed it reports each for the first time, up to
