@@ -209,12 +209,7 @@ func (s *Server) allowed(ctx context.Context, h *Hook, k key, a countersign.Act)
 	if !v.Allow {
 		return false
 	}
-	retain := a.Action == actRetain
-	action := a.Action
-	if retain {
-		action = actPublish
-	}
-	if a.Allowed = may(v.Permissions, action, a.Topic, retain); !a.Allowed {
+	if a.Allowed = may(v.Permissions, a.Action, a.Topic); !a.Allowed {
 		s.judged(h, k, v, a)
 	}
 	return a.Allowed
@@ -309,7 +304,15 @@ func parseChain(text []byte) (chain []*x509.Certificate, err error) {
 	return chain, nil
 }
 
-// password sets one that was sent as text. If the broker replaced octets in it, it is not
+// setChain sets certificates in PEM.
+func (q *question) setChain(text string) {
+	var err error
+	if q.peer, err = parseChain([]byte(text)); err != nil {
+		q.unfit = "the certificate cannot be read"
+	}
+}
+
+// setPassword sets one that was sent as text. If the broker replaced octets in it, it is not
 // what the device sent, and the refusal must say so, because the cause is hard to find.
 func (q *question) setPassword(text string) {
 	q.password = []byte(text)

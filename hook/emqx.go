@@ -89,27 +89,19 @@ func (s *Server) emqx(ctx context.Context, a asked) reply {
 		}
 		return jsonReply(http.StatusOK, out, true)
 	case "authz":
-		act := countersign.Act{Action: in.Action, Topic: in.Topic}
-		if bool(in.Retain) && in.Action == actPublish {
-			act.Action = actRetain
-		}
-		if s.allowed(ctx, a.hook, key{client: in.ClientID, user: in.Username}, act) {
+		if s.allowed(ctx, a.hook, key{client: in.ClientID, user: in.Username}, actOf(in.Action, in.Topic, bool(in.Retain))) {
 			return jsonReply(http.StatusOK, emqxAnswer{Result: "allow"}, true)
 		}
 	case "session":
-		s.emqxSession(ctx, a.hook, in)
+		switch in.Event {
+		case "client.connected":
+			s.opened(a.hook, in.ClientID, in.Username)
+		case "client.disconnected":
+			s.closed(ctx, a.hook, in.ClientID, in.Username, atBroker(in.Reason))
+		}
 		return reply{status: http.StatusNoContent, allowed: true}
 	}
 	return emqxDeny()
-}
-
-func (s *Server) emqxSession(ctx context.Context, h *Hook, in emqxQuestion) {
-	switch in.Event {
-	case "client.connected":
-		s.opened(h, in.ClientID, in.Username)
-	case "client.disconnected":
-		s.closed(ctx, h, in.ClientID, in.Username, atBroker(in.Reason))
-	}
 }
 
 // clean removes the values that mean none.
@@ -131,14 +123,8 @@ func (in *emqxQuestion) question() question {
 		remote: address(in.PeerHost, uint16(min(max(port, 0), 65535))),
 	}
 	if in.CertPEM != "" {
-		chain, err := parseChain([]byte(in.CertPEM))
-		if err != nil {
-			q.unfit = "the certificate cannot be read"
-		}
-		q.peer = chain
-		return q
-	}
-	if in.CommonName == "" && in.Password != nil { // a certificate takes precedence
+		q.setChain(in.CertPEM)
+	} else if in.CommonName == "" && in.Password != nil { // a certificate takes precedence
 		q.setPassword(*in.Password)
 	}
 	return q

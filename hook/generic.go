@@ -76,11 +76,7 @@ func (s *Server) generic(ctx context.Context, a asked) reply {
 	case "connect":
 		return jsonAnswer(s.connect(ctx, a.hook, in.question()))
 	case actPublish, actSubscribe:
-		act := countersign.Act{Action: a.path, Topic: in.Topic}
-		if in.Retain && a.path == actPublish {
-			act.Action = actRetain
-		}
-		if s.allowed(ctx, a.hook, k, act) {
+		if s.allowed(ctx, a.hook, k, actOf(a.path, in.Topic, in.Retain)) {
 			return jsonReply(http.StatusOK, GenericAnswer{Allow: true}, true)
 		}
 		return jsonReply(http.StatusOK, GenericAnswer{Code: countersign.NotAllowed, Reason: "the session may not do that"}, false)
@@ -121,11 +117,7 @@ func (in *GenericQuestion) question() question {
 	}
 	switch {
 	case in.Certificate != "":
-		chain, err := parseChain([]byte(in.Certificate))
-		if err != nil {
-			q.unfit = "the certificate cannot be read"
-		}
-		q.peer = chain
+		q.setChain(in.Certificate)
 	case in.PasswordBase64 != nil:
 		password, err := base64.StdEncoding.DecodeString(*in.PasswordBase64)
 		if err != nil {

@@ -129,27 +129,22 @@ type job struct {
 func (k *Kicker) init() {
 	k.ready.Do(func() {
 		k.wake, k.jobs, k.alerted = make(chan struct{}, 1), map[string]map[string]*job{}, map[string]time.Time{}
+		for _, d := range k.Drivers {
+			k.jobs[d.Hook] = map[string]*job{}
+		}
 	})
-}
-
-func (k *Kicker) driver(hook string) *Driver {
-	i := slices.IndexFunc(k.Drivers, func(d *Driver) bool { return d.Hook == hook })
-	if i < 0 {
-		return nil
-	}
-	return k.Drivers[i]
 }
 
 // kick adds a job for a target. It does nothing if the hook has no driver, or k is nil.
 func (k *Kicker) kick(hook string, t target) {
-	if k == nil || k.driver(hook) == nil {
+	if k == nil {
 		return
 	}
 	k.init()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.jobs[hook] == nil {
-		k.jobs[hook] = map[string]*job{}
+	if k.jobs[hook] == nil { // it has no driver
+		return
 	}
 	j := k.jobs[hook][t.device]
 	if j == nil {
@@ -227,9 +222,6 @@ func (k *Kicker) restore(device string, again bool) {
 		switch {
 		case d.restore != nil && j == nil:
 			j = &job{target: target{device: device, at: k.Now()}, confirmed: true}
-			if k.jobs[d.Hook] == nil {
-				k.jobs[d.Hook] = map[string]*job{}
-			}
 			k.jobs[d.Hook][device] = j
 			fallthrough
 		case d.restore != nil:

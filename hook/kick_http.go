@@ -83,60 +83,77 @@ func cause(err error) error {
 	return err
 }
 
-// KickEMQX ends sessions over EMQX's REST API, with an API key as User and Secret.
-func KickEMQX(hook string, a API) *Driver {
-	kick := func(ctx context.Context, t target) (int, error) {
-		ids, err := a.emqxClients(ctx, t)
-		if err != nil {
-			return 0, err
+// search finds the connected clients that have a client id, or, where byUser is set, a
+// user name.
+type search func(ctx context.Context, byUser bool, value string) (ids []string, err error)
+
+// kickFound returns a driver that ends the clients which find returns: by the known ids
+// and names, and for a device that must not reconnect by its id in both fields.
+func kickFound(hook string, find search, end func(ctx context.Context, id string) error) *Driver {
+	return &Driver{Hook: hook, kick: func(ctx context.Context, t target) (int, error) {
+		var ids []string
+		add := func(byUser bool, value string) error {
+			found, err := find(ctx, byUser, value)
+			for _, id := range found {
+				if !slices.Contains(ids, id) {
+					ids = append(ids, id)
+				}
+			}
+			return err
+		}
+		for _, id := range t.clients() {
+			if err := add(false, id); err != nil {
+				return 0, err
+			}
+		}
+		if t.whole {
+			if err := add(true, t.device); err != nil {
+				return 0, err
+			}
 		}
 		for _, id := range ids {
-			path := "/api/v5/clients/" + url.PathEscape(id)
-			if err := a.call(ctx, http.MethodDelete, path, nil, nil); err != nil {
+			if err := end(ctx, id); err != nil {
 				return len(ids), err
 			}
 		}
 		return len(ids), nil
-	}
-	return &Driver{Hook: hook, kick: kick}
+	}}
 }
 
-// emqxClients finds a device's connected clients: by the known ids and names,
-// and for a device that must not reconnect by its id in both fields.
-func (a *API) emqxClients(ctx context.Context, t target) (ids []string, err error) {
-	add := func(query url.Values) error {
-		for page := 1; page <= maxPages; page++ {
-			var out struct {
-				Data []struct {
-					ClientID  string `json:"clientid"`
-					Connected bool   `json:"connected"`
-				} `json:"data"`
-			}
-			query.Set("limit", strconv.Itoa(pageSize))
-			query.Set("page", strconv.Itoa(page))
-			if err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out); err != nil {
-				return err
-			}
-			for _, c := range out.Data {
-				if c.Connected && !slices.Contains(ids, c.ClientID) {
-					ids = append(ids, c.ClientID)
-				}
-			}
-			if len(out.Data) < pageSize {
-				break
+// KickEMQX ends sessions over EMQX's REST API, with an API key as User and Secret.
+func KickEMQX(hook string, a API) *Driver {
+	return kickFound(hook, a.emqxClients, func(ctx context.Context, id string) error {
+		return a.call(ctx, http.MethodDelete, "/api/v5/clients/"+url.PathEscape(id), nil, nil)
+	})
+}
+
+func (a *API) emqxClients(ctx context.Context, byUser bool, value string) (ids []string, err error) {
+	query := url.Values{"clientid": {value}}
+	if byUser {
+		query = url.Values{"username": {value}}
+	}
+	for page := 1; page <= maxPages; page++ {
+		var out struct {
+			Data []struct {
+				ClientID  string `json:"clientid"`
+				Connected bool   `json:"connected"`
+			} `json:"data"`
+		}
+		query.Set("limit", strconv.Itoa(pageSize))
+		query.Set("page", strconv.Itoa(page))
+		if err := a.call(ctx, http.MethodGet, "/api/v5/clients?"+query.Encode(), nil, &out); err != nil {
+			return ids, err
+		}
+		for _, c := range out.Data {
+			if c.Connected {
+				ids = append(ids, c.ClientID)
 			}
 		}
-		return nil
-	}
-	for _, id := range t.clients() {
-		if err := add(url.Values{"clientid": {id}}); err != nil {
-			return nil, err
+		if len(out.Data) < pageSize {
+			break
 		}
 	}
-	if t.whole {
-		err = add(url.Values{"username": {t.device}})
-	}
-	return ids, err
+	return ids, nil
 }
 
 // KickRabbitMQ ends connections over RabbitMQ's management API, as a user with the
@@ -166,44 +183,26 @@ func KickRabbitMQ(hook string, a API) *Driver {
 // KickVerneMQ ends sessions over VerneMQ's HTTP API, with an API key as User and an
 // empty Secret.
 func KickVerneMQ(hook string, a API) *Driver {
-	kick := func(ctx context.Context, t target) (int, error) {
-		var ids []string
-		search := func(field, value string) error {
-			var out struct {
-				Table []struct {
-					ClientID string `json:"client_id"`
-				} `json:"table"`
-			}
-			path := "/api/v1/session/show?--client_id&--is_online=true&--" + field + "=" + url.QueryEscape(value)
-			if err := a.call(ctx, http.MethodGet, path, nil, &out); err != nil {
-				return err
-			}
-			for _, row := range out.Table {
-				if !slices.Contains(ids, row.ClientID) {
-					ids = append(ids, row.ClientID)
-				}
-			}
-			return nil
-		}
-		for _, id := range t.clients() {
-			if err := search("client_id", id); err != nil {
-				return 0, err
-			}
-		}
-		if t.whole {
-			if err := search("user", t.device); err != nil {
-				return 0, err
-			}
-		}
-		for _, id := range ids {
-			path := "/api/v1/session/disconnect?client-id=" + url.QueryEscape(id) + "&--cleanup"
-			if err := a.call(ctx, http.MethodGet, path, nil, nil); err != nil {
-				return len(ids), err
-			}
-		}
-		return len(ids), nil
+	return kickFound(hook, a.verneClients, func(ctx context.Context, id string) error {
+		return a.call(ctx, http.MethodGet, "/api/v1/session/disconnect?client-id="+url.QueryEscape(id)+"&--cleanup", nil, nil)
+	})
+}
+
+func (a *API) verneClients(ctx context.Context, byUser bool, value string) (ids []string, err error) {
+	field := "client_id"
+	if byUser {
+		field = "user"
 	}
-	return &Driver{Hook: hook, kick: kick}
+	var out struct {
+		Table []struct {
+			ClientID string `json:"client_id"`
+		} `json:"table"`
+	}
+	err = a.call(ctx, http.MethodGet, "/api/v1/session/show?--client_id&--is_online=true&--"+field+"="+url.QueryEscape(value), nil, &out)
+	for _, row := range out.Table {
+		ids = append(ids, row.ClientID)
+	}
+	return ids, err
 }
 
 // KickRequest is what KickWebhook posts.

@@ -216,9 +216,9 @@ func natsQuestion(in *jwt.AuthorizationRequestClaims) question {
 	}
 	switch {
 	case in.TLS != nil && len(in.TLS.VerifiedChains) > 0:
-		q.takeChain(in.TLS.VerifiedChains[0])
+		q.setChain(pemOf(in.TLS.VerifiedChains[0]))
 	case in.TLS != nil && len(in.TLS.Certs) > 0:
-		q.takeChain(in.TLS.Certs) // TLS proved possession of its key; the issuer is checked here
+		q.setChain(pemOf(in.TLS.Certs)) // TLS proved possession of its key; the issuer is checked here
 	case opts.Password != "":
 		q.setPassword(opts.Password)
 	case opts.Token != "":
@@ -227,13 +227,8 @@ func natsQuestion(in *jwt.AuthorizationRequestClaims) question {
 	return q
 }
 
-func (q *question) takeChain(certs []string) {
-	chain, err := parseChain([]byte(strings.Join(certs[:min(len(certs), maxChain)], "\n")))
-	if err != nil {
-		q.unfit = "the certificate cannot be read"
-	}
-	q.peer = chain
-}
+// pemOf joins the certificates of a path.
+func pemOf(certs []string) string { return strings.Join(certs[:min(len(certs), maxChain)], "\n") }
 
 // natsPermissions writes permissions as NATS subjects. Of MQTT's own subjects a client
 // needs those of its QoS 1 subscriptions. NATS clients get their inbox by that name.

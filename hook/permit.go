@@ -14,6 +14,14 @@ const (
 	actRetain    = "retain"
 )
 
+// actOf returns the act that a broker asks about: retain is an action of its own.
+func actOf(action, topic string, retain bool) countersign.Act {
+	if retain && action == actPublish {
+		action = actRetain
+	}
+	return countersign.Act{Action: action, Topic: topic}
+}
+
 // mayPublish reports whether the session may publish to the topic, which must be a valid
 // topic name; with the retain flag only if that is allowed too.
 func mayPublish(p countersign.Permissions, topic string, retain bool) bool {
@@ -33,10 +41,10 @@ func maySubscribe(p countersign.Permissions, filter string) bool {
 }
 
 // may reports whether the session may do an action, by its name. An unknown one is denied.
-func may(p countersign.Permissions, action, topic string, retain bool) bool {
+func may(p countersign.Permissions, action, topic string) bool {
 	switch action {
-	case actPublish:
-		return mayPublish(p, topic, retain)
+	case actPublish, actRetain:
+		return mayPublish(p, topic, action == actRetain)
 	case actSubscribe:
 		return maySubscribe(p, topic)
 	}

@@ -22,46 +22,40 @@ const (
 
 func proxyDeny() reply { return reply{status: http.StatusForbidden} }
 
-// nginx answers auth_request: 204, 401 where no certificate was shown, or 403.
+// proxy is how a proxy asks: in which headers it passes the client's certificate and
+// address, and how that certificate is read.
+type proxy struct {
+	cert, address string
+	parse         func(string) ([]*x509.Certificate, error)
+}
+
+// nginx answers auth_request, envoy ext_authz over HTTP.
 func (s *Server) nginx(ctx context.Context, a asked) reply {
-	values := a.r.Header.Values(certHeader)
+	return s.proxied(ctx, a, proxy{certHeader, "X-Real-Ip", parseEscaped})
+}
+
+func (s *Server) envoy(ctx context.Context, a asked) reply {
+	return s.proxied(ctx, a, proxy{xfccHeader, "X-Envoy-External-Address", parseXFCC})
+}
+
+// proxied decides on the holder of a certificate: 200, 401 where no certificate was shown,
+// or 403. Proxies ask at each request, so a verdict is reused until it is cut.
+func (s *Server) proxied(ctx context.Context, a asked, by proxy) reply {
+	values := a.r.Header.Values(by.cert)
 	if len(values) > 1 {
 		return proxyDeny() // one of them is not the proxy's
 	}
 	if len(values) == 0 || values[0] == "" {
 		return reply{status: http.StatusUnauthorized}
 	}
-	chain, err := parseEscaped(values[0])
+	chain, err := by.parse(values[0])
 	if err != nil {
 		return proxyDeny()
 	}
-	return s.proxied(ctx, a, chain, "X-Real-Ip")
-}
-
-// envoy answers ext_authz over HTTP in the same way.
-func (s *Server) envoy(ctx context.Context, a asked) reply {
-	values := a.r.Header.Values(xfccHeader)
-	if len(values) > 1 {
-		return proxyDeny()
-	}
-	if len(values) == 0 || values[0] == "" {
-		return reply{status: http.StatusUnauthorized}
-	}
-	chain, err := parseXFCC(values[0])
-	if err != nil {
-		return proxyDeny()
-	}
-	return s.proxied(ctx, a, chain, "X-Envoy-External-Address")
-}
-
-// proxied decides on the holder of a certificate. Proxies ask at each request, so a
-// verdict is reused until it is cut. from is the header in which the proxy passes the
-// client's certificate.
-func (s *Server) proxied(ctx context.Context, a asked, chain []*x509.Certificate, from string) reply {
 	k := key{hook: a.hook.Name, client: fingerprint(chain[0])}
 	if e, ok := s.cache.get(k); !ok || e.cut || !s.fresh(e) {
 		c := countersign.Connection{
-			Gateway: a.hook.gateway(), Remote: address(strings.TrimSpace(a.r.Header.Get(from)), 0), Protocol: "HTTP", Peer: chain, Software: plain(a.r.UserAgent()),
+			Gateway: a.hook.gateway(), Remote: address(strings.TrimSpace(a.r.Header.Get(by.address)), 0), Protocol: "HTTP", Peer: chain, Software: plain(a.r.UserAgent()),
 		}
 		if v := s.decideFor(ctx, c, k); !v.Allow {
 			return proxyDeny()

@@ -65,7 +65,7 @@ func (s *Server) rabbitmq(ctx context.Context, a asked) reply {
 		if in.Get("name") != rabbitExchange || act.Action == "" {
 			return rabbitDeny()
 		}
-		if may(rabbitPermissions(v.Permissions), act.Action, act.Topic, false) {
+		if may(rabbitPermissions(v.Permissions), act.Action, act.Topic) {
 			return rabbitAllow()
 		}
 		s.judged(h, k, v, act)

@@ -66,11 +66,7 @@ func (s *Server) vernemq(ctx context.Context, a asked) reply {
 			return verneAllow()
 		}
 	case "auth_on_publish":
-		act := countersign.Act{Action: actPublish, Topic: in.Topic}
-		if in.Retain {
-			act.Action = actRetain
-		}
-		if s.allowed(ctx, a.hook, k, act) {
+		if s.allowed(ctx, a.hook, k, actOf(actPublish, in.Topic, in.Retain)) {
 			return verneAllow()
 		}
 	case "auth_on_subscribe":
