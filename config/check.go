@@ -45,7 +45,7 @@ const (
 	minCRLValidity = 10 * time.Minute
 	// maxCRLValidity is the ten days that many validators will not exceed.
 	maxCRLValidity = 10 * 24 * time.Hour
-	// minOffline is longer than a failover that nobody notices takes.
+	// minOffline is longer than a failover that goes unnoticed takes.
 	minOffline = time.Second
 	// maxOffline is a day: what a node without its database does not know by then, it
 	// must not go on without.
@@ -70,26 +70,20 @@ const (
 	maxNames = 64
 )
 
-// Check tells all problems of c at once, in the order of the fields. Secrets are
-// resolved, since a server that starts and then misses one helps nobody.
+// Check returns all problems of c, in the order of the fields. Secrets are resolved,
+// because a missing one must be found before the start and not after it.
 func (c Config) Check() []Problem {
 	var k checker
 	c = c.WithDefaults()
 	k.database(c.Database)
-	if c.StorageLimit != 0 && c.StorageLimit < minStorage {
-		k.add("storage_limit", fmt.Errorf("%s is less than %s", c.StorageLimit, minStorage))
-	}
-	if c.Reserve < minReserve || c.Reserve > maxReserve {
-		k.add("reserve", fmt.Errorf("%s is not between %s and %s", c.Reserve, minReserve, maxReserve))
-	}
+	k.refuse(c.StorageLimit != 0 && c.StorageLimit < minStorage, "storage_limit", "%s is less than %s", c.StorageLimit, minStorage)
+	k.refuse(c.Reserve < minReserve || c.Reserve > maxReserve, "reserve", "%s is not between %s and %s", c.Reserve, minReserve, maxReserve)
 	k.listeners(c.Listeners)
 	k.names(c.Names)
 	if c.StatusURL != "" {
 		k.add("status_url", checkStatusURL(c.StatusURL))
 	}
-	if _, err := c.RootPassphrase.Resolve(); err != nil {
-		k.add("root_passphrase", err)
-	}
+	k.secret("root_passphrase", c.RootPassphrase)
 	k.tunnels(c.Tunnels)
 	k.hooks(c.Hooks, c.Listeners)
 	k.channels(c.Notify)
@@ -115,16 +109,61 @@ func (k *checker) add(field string, err error) {
 	}
 }
 
-func (k *checker) oneOf(field, value string, allowed ...string) {
-	if !slices.Contains(allowed, value) {
-		k.add(field, fmt.Errorf("%.40q is not one of %s", value, strings.Join(allowed, ", ")))
+// refuse notes what is wrong with field, if bad holds.
+func (k *checker) refuse(bad bool, field, format string, args ...any) {
+	if bad {
+		k.add(field, fmt.Errorf(format, args...))
 	}
 }
 
-func (k *checker) duration(field string, d, least, most time.Duration) {
-	if d < least || d > most {
-		k.add(field, fmt.Errorf("%s is not between %s and %s", d, least, most))
+// within reports whether a list is at most as long as it may be, and refuses it otherwise.
+func (k *checker) within(n, most int, field, what string) bool {
+	k.refuse(n > most, field, "%d %s are more than %d", n, what, most)
+	return n <= most
+}
+
+// name checks the name of an entry of a list; seen holds those before it.
+func (k *checker) name(field, name string, seen map[string]bool) {
+	k.add(field, countersign.CheckName(name))
+	k.refuse(seen[name], field, "%.40q is taken", name)
+	seen[name] = true
+}
+
+// fleets checks a list of names of fleets.
+func (k *checker) fleets(field string, names []string) {
+	for _, f := range names {
+		k.add(field, countersign.CheckName(f))
 	}
+}
+
+// keyPair checks that a certificate has its key, and that the PEM files of a connection
+// are there.
+func (k *checker) keyPair(at, roots, certificate, key string) {
+	k.refuse((certificate == "") != (key == ""), at+"key", "certificate and key go together: write both or none")
+	k.file(at+"roots", roots)
+	k.file(at+"certificate", certificate)
+	k.file(at+"key", key)
+}
+
+func (k *checker) secret(field string, s Secret) {
+	_, err := s.Resolve()
+	k.add(field, err)
+}
+
+func (k *checker) file(field, path string) {
+	if path == "" {
+		return
+	}
+	_, err := os.Stat(path)
+	k.add(field, err)
+}
+
+func (k *checker) oneOf(field, value string, allowed ...string) {
+	k.refuse(!slices.Contains(allowed, value), field, "%.40q is not one of %s", value, strings.Join(allowed, ", "))
+}
+
+func (k *checker) duration(field string, d, least, most time.Duration) {
+	k.refuse(d < least || d > most, field, "%s is not between %s and %s", d, least, most)
 }
 
 func (k *checker) database(d Database) {
@@ -142,9 +181,7 @@ func (k *checker) database(d Database) {
 		return
 	}
 	_, inUser := p.User.Password()
-	if !d.isReference() && (inUser || p.Query().Has("password")) {
-		k.add("database", errors.New("holds a password: put the URL into a file and write file:/path"))
-	}
+	k.refuse(!d.isReference() && (inUser || p.Query().Has("password")), "database", "holds a password: put the URL into a file and write file:/path")
 }
 
 func (k *checker) listeners(l Listeners) {
@@ -177,35 +214,19 @@ const maxGrants = 64
 
 func (k *checker) oidc(o OIDC) {
 	if o.Issuer == "" {
-		if o.ClientID != "" || len(o.Grants) > 0 {
-			k.add("oidc.issuer", errors.New("is missing"))
-		}
+		k.refuse(o.ClientID != "" || len(o.Grants) > 0, "oidc.issuer", "is missing")
 		return
 	}
 	u, err := url.Parse(o.Issuer)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		k.add("oidc.issuer", fmt.Errorf("%.80q is no https URL", o.Issuer))
-	}
-	if o.ClientID == "" {
-		k.add("oidc.client_id", errors.New("is missing: a token made out to somebody else would do"))
-	}
-	if o.Roots != "" {
-		if _, err := os.Stat(o.Roots); err != nil {
-			k.add("oidc.roots", err)
-		}
-	}
-	if len(o.Grants) == 0 || len(o.Grants) > maxGrants {
-		k.add("oidc.grants", fmt.Errorf("%d grants are not between 1 and %d", len(o.Grants), maxGrants))
-	}
+	k.refuse(err != nil || u.Scheme != "https" || u.Host == "", "oidc.issuer", "%.80q is no https URL", o.Issuer)
+	k.refuse(o.ClientID == "", "oidc.client_id", "is missing: a token that was issued to another client would do")
+	k.file("oidc.roots", o.Roots)
+	k.refuse(len(o.Grants) == 0 || len(o.Grants) > maxGrants, "oidc.grants", "%d grants are not between 1 and %d", len(o.Grants), maxGrants)
 	for i, g := range o.Grants {
 		field := fmt.Sprintf("oidc.grants[%d].", i)
-		if g.Claim == "" {
-			k.add(field+"claim", errors.New("is missing"))
-		}
+		k.refuse(g.Claim == "", field+"claim", "is missing")
 		k.oneOf(field+"role", g.Role, "viewer", "operator", "admin")
-		for _, f := range g.Fleets {
-			k.add(field+"fleets", countersign.CheckName(f))
-		}
+		k.fleets(field+"fleets", g.Fleets)
 	}
 }
 
@@ -213,25 +234,15 @@ func (k *checker) oidc(o OIDC) {
 const maxTunnels = 32
 
 func (k *checker) tunnels(list []Tunnel) {
-	if len(list) > maxTunnels {
-		k.add("tunnels", fmt.Errorf("%d tunnels are more than %d", len(list), maxTunnels))
-	}
+	k.within(len(list), maxTunnels, "tunnels", "tunnels")
 	names := map[string]bool{"mqtt": true}
 	for i, t := range list {
 		field := fmt.Sprintf("tunnels[%d].", i)
-		k.add(field+"name", countersign.CheckName(t.Name))
-		if names[t.Name] {
-			k.add(field+"name", fmt.Errorf("%.40q is taken", t.Name))
-		}
-		names[t.Name] = true
+		k.name(field+"name", t.Name, names)
 		k.add(field+"listen", checkListen(t.Listen))
 		k.add(field+"to", checkListen(t.To))
-		if strings.HasPrefix(t.To, ":") || strings.HasSuffix(t.To, ":0") {
-			k.add(field+"to", fmt.Errorf("%.80q does not name a service: write host:port", t.To))
-		}
-		for _, f := range t.Fleets {
-			k.add(field+"fleets", countersign.CheckName(f))
-		}
+		k.refuse(strings.HasPrefix(t.To, ":") || strings.HasSuffix(t.To, ":0"), field+"to", "%.80q does not name a service: write host:port", t.To)
+		k.fleets(field+"fleets", t.Fleets)
 	}
 }
 
@@ -239,8 +250,7 @@ func (k *checker) tunnels(list []Tunnel) {
 const maxOrigins = 64
 
 func (k *checker) origins(list []string) {
-	if len(list) > maxOrigins {
-		k.add("websocket.origins", fmt.Errorf("%d origins are more than %d", len(list), maxOrigins))
+	if !k.within(len(list), maxOrigins, "websocket.origins", "origins") {
 		return
 	}
 	for i, o := range list {
@@ -249,9 +259,7 @@ func (k *checker) origins(list []string) {
 			scheme, host = "https", o
 		}
 		_, err := path.Match(host, "")
-		if err != nil || host == "" || strings.ContainsAny(host, "/ \t") || scheme != "https" && scheme != "http" {
-			k.add(fmt.Sprintf("websocket.origins[%d]", i), fmt.Errorf("%.80q is no origin: write https://app.example.com", o))
-		}
+		k.refuse(err != nil || host == "" || strings.ContainsAny(host, "/ \t") || scheme != "https" && scheme != "http", fmt.Sprintf("websocket.origins[%d]", i), "%.80q is no origin: write https://app.example.com", o)
 	}
 }
 
@@ -327,44 +335,28 @@ func (k *checker) engine(e Engine) {
 		return
 	}
 	k.oneOf("engine.kind", e.Kind, EngineBuiltin, EngineBroker)
-	if e.SessionExpiry != 0 && e.SessionExpiry < minSessionExpiry {
-		k.add("engine.session_expiry", fmt.Errorf("%v is less than %v", e.SessionExpiry, minSessionExpiry))
-	}
-	if len(e.Node) > maxNode || strings.ContainsFunc(e.Node, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		k.add("engine.node", fmt.Errorf("%.80q is not a name of at most %d ASCII characters without blanks", e.Node, maxNode))
-	}
-	if e.QueueMessages < 0 {
-		k.add("engine.queue_messages", fmt.Errorf("%d is less than 0", e.QueueMessages))
-	}
+	k.refuse(e.SessionExpiry != 0 && e.SessionExpiry < minSessionExpiry, "engine.session_expiry", "%v is less than %v", e.SessionExpiry, minSessionExpiry)
+	k.refuse(len(e.Node) > maxNode || strings.ContainsFunc(e.Node, func(r rune) bool { return r <= ' ' || r > '~' }), "engine.node", "%.80q is not a name of at most %d ASCII characters without blanks", e.Node, maxNode)
+	k.refuse(e.QueueMessages < 0, "engine.queue_messages", "%d is less than 0", e.QueueMessages)
 	if e.Kind == EngineBuiltin {
-		if e.Addr != "" {
-			k.add("engine.addr", errors.New("only a broker has one: set engine.kind to broker"))
-		}
+		k.refuse(e.Addr != "", "engine.addr", "only a broker has one: set engine.kind to broker")
 		return
 	}
-	host, port, err := net.SplitHostPort(e.Addr)
+	_, err := checkPeer(e.Addr)
+	k.refuse(err != nil, "engine.addr", "%.80q is not the host:port of a broker", e.Addr)
+	k.keyPair("engine.", e.Roots, e.Certificate, e.Key)
+	for i, path := range []string{e.Roots, e.Certificate, e.Key} {
+		k.refuse(path != "" && !e.TLS, "engine."+[]string{"roots", "certificate", "key"}[i], "needs engine.tls: true")
+	}
+}
+
+// checkPeer reads the host:port of a service that is connected to.
+func checkPeer(addr string) (host string, err error) {
+	host, port, err := net.SplitHostPort(addr)
 	if err == nil {
 		err = errors.Join(checkHost(host), checkPort(port))
 	}
-	if err != nil {
-		k.add("engine.addr", fmt.Errorf("%.80q is not the host:port of a broker", e.Addr))
-	}
-	if (e.Certificate == "") != (e.Key == "") {
-		k.add("engine.key", errors.New("certificate and key go together: write both or none"))
-	}
-	for _, f := range []struct{ field, path string }{
-		{"engine.roots", e.Roots}, {"engine.certificate", e.Certificate}, {"engine.key", e.Key},
-	} {
-		if f.path == "" {
-			continue
-		}
-		if !e.TLS {
-			k.add(f.field, errors.New("needs engine.tls: true"))
-		}
-		if _, err := os.Stat(f.path); err != nil {
-			k.add(f.field, err)
-		}
-	}
+	return host, err
 }
 
 func (k *checker) limits(m Limits) {
@@ -376,15 +368,11 @@ func (k *checker) limits(m Limits) {
 		{"limits.per_address", m.PerAddress},
 		{"limits.handshakes", m.Handshakes},
 	} {
-		if n.value < 1 {
-			k.add(n.field, fmt.Errorf("%d is less than 1", n.value))
-		}
+		k.refuse(n.value < 1, n.field, "%d is less than 1", n.value)
 	}
 	k.networks(m.AllowNetworks)
 	k.duration("limits.connect_timeout", m.ConnectTimeout, time.Second, maxConnectTimeout)
-	if m.Packet < 1024 || m.Packet > maxPacket {
-		k.add("limits.packet", fmt.Errorf("%s is not between 1KiB and %s", m.Packet, maxPacket))
-	}
+	k.refuse(m.Packet < 1024 || m.Packet > maxPacket, "limits.packet", "%s is not between 1KiB and %s", m.Packet, maxPacket)
 }
 
 func (k *checker) networks(list []string) {

@@ -1,6 +1,6 @@
 // Package config holds the settings of a server: one struct whose field comments
-// are the manual, a strict reader for its YAML form, and Check, which tells all
-// that is wrong with it at once. It opens no listener and no database.
+// are the manual, a strict reader for its YAML form, and Check, which returns
+// all that is wrong with it. It opens no listener and no database.
 package config
 
 import (
@@ -34,7 +34,7 @@ type Config struct {
 	Listeners Listeners `yaml:"listeners"`
 
 	// Names are the DNS names and IP addresses under which devices reach the
-	// server; they stand in its TLS certificate. Default: localhost, the loopback
+	// server; they are in its TLS certificate. Default: localhost, the loopback
 	// addresses and the name of the host.
 	Names []string `yaml:"names"`
 
@@ -61,7 +61,7 @@ type Config struct {
 	// Hooks are the brokers and proxies of others that ask us.
 	Hooks []Hook `yaml:"hooks"`
 
-	// Notify are the channels by which alerts are told.
+	// Notify are the channels by which alerts are sent.
 	Notify []Channel `yaml:"notify"`
 
 	// WebSocket bounds who may use the websocket listener.
@@ -89,7 +89,7 @@ type Config struct {
 	// one superseded. A fleet can change its own. Default 24h.
 	Overlap time.Duration `yaml:"overlap"`
 
-	// CRLValidity is how far nextUpdate lies after thisUpdate. A list is
+	// CRLValidity is how long nextUpdate is after thisUpdate. A list is
 	// published anew at half of it, and at each revocation. Default 24h.
 	CRLValidity time.Duration `yaml:"crl_validity"`
 
@@ -134,7 +134,7 @@ type Listeners struct {
 
 // OIDC is an OpenID provider. Empty: there is none.
 type OIDC struct {
-	// Issuer is its https URL, exactly as it stands in its tokens.
+	// Issuer is its https URL, exactly as it is in its tokens.
 	Issuer string `yaml:"issuer"`
 
 	// ClientID is under what name our web applications are registered there; an ID
@@ -150,7 +150,7 @@ type OIDC struct {
 	Grants []Grant `yaml:"grants"`
 }
 
-// Grant gives a role to people with a value in a claim of their ID token.
+// Grant is the role of people with a value in a claim of their ID token.
 type Grant struct {
 	// Claim is the name of the claim, such as groups.
 	Claim string `yaml:"claim"`
@@ -168,7 +168,7 @@ type Grant struct {
 // Tunnel is a TLS listener that lets in devices with a good certificate and moves
 // their bytes to a TCP service.
 type Tunnel struct {
-	// Name stands in sessions and events: 1 to 63 of a-z 0-9 and inner hyphens.
+	// Name is in sessions and events: 1 to 63 of a-z 0-9 and inner hyphens.
 	Name string `yaml:"name"`
 
 	// Listen is the host:port that devices connect to.
@@ -182,14 +182,14 @@ type Tunnel struct {
 	Fleets []string `yaml:"fleets"`
 
 	// Plain sends the device's bytes and nothing else. Default: a PROXY protocol
-	// header, version 2, goes first and tells the service the device's address and id.
+	// header, version 2, goes first, with the device's address and id.
 	Plain bool `yaml:"plain"`
 }
 
 // WebSocket bounds who may use the websocket listener.
 type WebSocket struct {
 	// Origins are the web origins whose pages may connect: https://app.example.com,
-	// or app.example.com whatever the scheme; * stands for any characters. Programs
+	// or app.example.com whatever the scheme; * matches any characters. Programs
 	// that are no browser send none and may always. Default: pages of the same host
 	// and port only.
 	Origins []string `yaml:"origins"`
@@ -205,7 +205,7 @@ type Engine struct {
 	Kind string `yaml:"kind"`
 
 	// Addr is the host:port of the broker. It should accept connections from this
-	// server only: whoever comes through it has passed our door.
+	// server only: a connection from it was checked here.
 	Addr string `yaml:"addr"`
 
 	// TLS speaks TLS to the broker.
@@ -295,7 +295,7 @@ type Log struct {
 	Format string `yaml:"format"`
 }
 
-// DefaultDir is the data folder when nobody names one.
+// DefaultDir is the data folder if none is named.
 const DefaultDir = ".countersign"
 
 // The defaults that field comments promise.

@@ -70,7 +70,7 @@ func (c Config) Overlay(getenv func(string) string) Config {
 	return c
 }
 
-// Path is where name lives in the data folder.
+// Path returns the path of name in the data folder.
 func (c Config) Path(name string) string { return filepath.Join(c.Dir, name) }
 
 // Socket is the path of the Unix socket on which local operators are served.

@@ -5,18 +5,17 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/countersign-iot/countersign"
 )
 
-// Hook is a broker or proxy of yours that asks who may come in and is told whom to
+// Hook is a broker or proxy of yours that asks who may connect and is informed whom to
 // disconnect. It asks the hook listener under /hooks/<name>/. docs/brokers has a page
 // for each kind.
 type Hook struct {
-	// Name stands in the URL, in events and in metrics.
+	// Name is in the URL, in events and in metrics.
 	Name string `yaml:"name"`
 
 	// Kind is emqx, rabbitmq, vernemq, mosquitto, nats, generic, nginx or envoy.
@@ -46,7 +45,7 @@ type Hook struct {
 	// CRL keeps a file of CRLs fresh for a Mosquitto on this machine.
 	CRL HookCRL `yaml:"crl"`
 
-	// Kick is how the broker is told whom to disconnect. Empty: it is not.
+	// Kick is how the server has the broker disconnect clients. Empty: it does not.
 	Kick HookKick `yaml:"kick"`
 }
 
@@ -116,27 +115,18 @@ const (
 func (h Hook) Allowed() []netip.Prefix { return Limits{AllowNetworks: h.Networks}.Allowed() }
 
 func (k *checker) hooks(list []Hook, l Listeners) {
-	if len(list) > maxHooks {
-		k.add("hooks", fmt.Errorf("%d hooks are more than %d", len(list), maxHooks))
+	if !k.within(len(list), maxHooks, "hooks", "hooks") {
 		return
 	}
 	names := map[string]bool{}
 	for i, h := range list {
 		field := fmt.Sprintf("hooks[%d].", i)
-		k.add(field+"name", countersign.CheckName(h.Name))
-		if names[h.Name] {
-			k.add(field+"name", fmt.Errorf("%.40q is taken by another hook", h.Name))
-		}
-		names[h.Name] = true
+		k.name(field+"name", h.Name, names)
 		k.oneOf(field+"kind", h.Kind, "emqx", "rabbitmq", "vernemq", hookMosquitto, hookNATS, "generic", "nginx", "envoy")
 		if h.Kind != hookMosquitto && h.Kind != hookNATS {
 			k.hookCaller(field, h)
-			if l.Hook == Off {
-				k.add("listeners.hook", fmt.Errorf("is off, and hook %.40q asks there", h.Name))
-			}
-			if h.Device != "" && l.PlainHook() {
-				k.add(field+"device", errors.New("nobody can show a certificate on loopback, where the hook listener speaks plain HTTP: use secret"))
-			}
+			k.refuse(l.Hook == Off, "listeners.hook", "is off, and hook %.40q asks there", h.Name)
+			k.refuse(h.Device != "" && l.PlainHook(), field+"device", "no certificate can be shown on loopback, where the hook listener speaks plain HTTP: use secret")
 		}
 		k.hookNATS(field, h)
 		k.hookCRL(field, h)
@@ -145,9 +135,7 @@ func (k *checker) hooks(list []Hook, l Listeners) {
 }
 
 func (k *checker) hookCaller(field string, h Hook) {
-	if h.Secret == "" && h.Device == "" && len(h.Networks) == 0 {
-		k.add(field+"secret", errors.New("nothing tells the caller from anybody else: set secret, device or networks"))
-	}
+	k.refuse(h.Secret == "" && h.Device == "" && len(h.Networks) == 0, field+"secret", "any caller would be accepted: set secret, device or networks")
 	if h.Secret != "" {
 		v, err := h.Secret.Resolve()
 		if err == nil && len(v) < leastHookSecret {
@@ -166,22 +154,16 @@ func (k *checker) hookCaller(field string, h Hook) {
 
 func (k *checker) hookNATS(field string, h Hook) {
 	if h.Kind != hookNATS {
-		if h.NATS != (HookNATS{}) {
-			k.add(field+"nats", errors.New("is for kind nats alone"))
-		}
+		k.refuse(h.NATS != (HookNATS{}), field+"nats", "is for kind nats alone")
 		return
 	}
 	field += "nats."
 	k.add(field+"url", checkHookURL(h.NATS.URL, "tls", "nats"))
 	k.secret(field+"secret", h.NATS.Secret)
 	k.secret(field+"seed", h.NATS.Seed)
-	if h.NATS.Seed == "" {
-		k.add(field+"seed", errors.New("is missing: nothing could be signed"))
-	}
+	k.refuse(h.NATS.Seed == "", field+"seed", "is missing: nothing could be signed")
 	k.secret(field+"xkey", h.NATS.XKey)
-	if h.NATS.Account == "" {
-		k.add(field+"account", errors.New("is missing: devices need an account to get into"))
-	}
+	k.refuse(h.NATS.Account == "", field+"account", "is missing: devices need an account to get into")
 	k.file(field+"roots", h.NATS.Roots)
 }
 
@@ -189,9 +171,7 @@ func (k *checker) hookCRL(field string, h Hook) {
 	if h.CRL == (HookCRL{}) {
 		return
 	}
-	if h.Kind != hookMosquitto {
-		k.add(field+"crl", errors.New("is for kind mosquitto alone"))
-	}
+	k.refuse(h.Kind != hookMosquitto, field+"crl", "is for kind mosquitto alone")
 	if h.CRL.File == "" {
 		k.add(field+"crl.file", errors.New("is missing"))
 		return
@@ -216,19 +196,6 @@ func (k *checker) hookKick(field string, h Hook) {
 	}
 	k.secret(field+"secret", h.Kick.Secret)
 	k.file(field+"roots", h.Kick.Roots)
-}
-
-func (k *checker) secret(field string, s Secret) {
-	_, err := s.Resolve()
-	k.add(field, err)
-}
-
-func (k *checker) file(field, path string) {
-	if path == "" {
-		return
-	}
-	_, err := os.Stat(path)
-	k.add(field, err)
 }
 
 // checkHookURL takes the safe scheme, and the plain one on loopback. NATS turns to TLS by

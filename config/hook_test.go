@@ -28,7 +28,7 @@ func TestCheckFindsUnsafeHooks(t *testing.T) {
 	}{
 		{"good", "127.0.0.1:0", config.Hook{Name: "a", Kind: "emqx", Secret: long, Kick: kick}, "", ""},
 		{"network alone", "127.0.0.1:0", config.Hook{Name: "a", Kind: "vernemq", Networks: []string{"192.0.2.1"}}, "", ""},
-		{"anybody", "127.0.0.1:0", config.Hook{Name: "a", Kind: "emqx"}, "hooks[0].secret", "anybody else"},
+		{"anybody", "127.0.0.1:0", config.Hook{Name: "a", Kind: "emqx"}, "hooks[0].secret", "any caller"},
 		{"short secret", "127.0.0.1:0", config.Hook{Name: "a", Kind: "emqx", Secret: short}, "hooks[0].secret", "shorter"},
 		{"secret in place of a reference", "127.0.0.1:0", config.Hook{Name: "a", Kind: "emqx", Secret: "hunter2-hunter2-hunter2"}, "hooks[0].secret", "reference"},
 		{"no listener", "", config.Hook{Name: "a", Kind: "emqx", Secret: long}, "listeners.hook", "is off"},

@@ -3,22 +3,20 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/mail"
 	"net/url"
-	"os"
 	"strings"
 
 	"github.com/countersign-iot/countersign"
 )
 
-// Channel is a way by which alerts are told: a webhook, a mail server or a syslog
+// Channel is a way by which alerts are sent: a webhook, a mail server or a syslog
 // receiver.
 type Channel struct {
 	// Name is what operators call it: a-z, 0-9 and inner hyphens.
 	Name string `yaml:"name"`
 
-	// Kind is webhook, mail or syslog. A fleet's rule that says mail tells all mail
+	// Kind is webhook, mail or syslog. A fleet's rule that says mail uses all mail
 	// channels, and so on.
 	Kind string `yaml:"kind"`
 
@@ -79,7 +77,7 @@ const (
 )
 
 const (
-	// maxChannels keeps the telling of one alert short.
+	// maxChannels keeps the notification of one alert short.
 	maxChannels = 32
 	// maxRecipients of one mail: more belong into a list of the mail server's.
 	maxRecipients = 50
@@ -87,7 +85,7 @@ const (
 	minHookSecret = 16
 )
 
-// Endpoint gives the URL of a webhook. Its errors never show it.
+// Endpoint returns the URL of a webhook. Its errors never show it.
 func (c Channel) Endpoint() (string, error) {
 	raw := c.URL
 	if _, _, err := Secret(raw).split(); err == nil {
@@ -113,24 +111,17 @@ func (c Channel) withDefaults() Channel {
 }
 
 func (k *checker) channels(list []Channel) {
-	if len(list) > maxChannels {
-		k.add("notify", fmt.Errorf("%d channels are more than %d", len(list), maxChannels))
+	if !k.within(len(list), maxChannels, "notify", "channels") {
 		return
 	}
 	seen := map[string]bool{}
 	for i, c := range list {
 		at := fmt.Sprintf("notify[%d].", i)
-		k.add(at+"name", countersign.CheckName(c.Name))
-		if seen[c.Name] {
-			k.add(at+"name", fmt.Errorf("%s is taken", c.Name))
-		}
-		seen[c.Name] = true
+		k.name(at+"name", c.Name, seen)
 		if c.Severity != "" {
 			k.oneOf(at+"severity", c.Severity, severities()...)
 		}
-		for _, f := range c.Fleets {
-			k.add(at+"fleets", countersign.CheckName(f))
-		}
+		k.fleets(at+"fleets", c.Fleets)
 		k.oneOf(at+"kind", c.Kind, ChannelWebhook, ChannelMail, ChannelSyslog)
 		switch c.Kind {
 		case ChannelWebhook:
@@ -143,7 +134,7 @@ func (k *checker) channels(list []Channel) {
 			k.oneOf(at+"tls", c.TLS, TLSOn, TLSOff)
 			k.peer(at, c)
 		}
-		k.channelFiles(at, c)
+		k.keyPair(at, c.Roots, c.Certificate, c.Key)
 	}
 }
 
@@ -158,32 +149,23 @@ func (k *checker) webhook(at string, c Channel) {
 }
 
 func (k *checker) peer(at string, c Channel) {
-	host, port, err := net.SplitHostPort(c.Addr)
-	if err == nil {
-		err = errors.Join(checkHost(host), checkPort(port))
-	}
+	host, err := checkPeer(c.Addr)
 	if err != nil {
 		k.add(at+"addr", fmt.Errorf("%.80q is not host:port", c.Addr))
 		return
 	}
-	if c.TLS == TLSOff && !isLoopback(host) {
-		k.add(at+"tls", errors.New("off is for loopback: what is sent tells an attacker what was seen"))
-	}
+	k.refuse(c.TLS == TLSOff && !isLoopback(host), at+"tls", "off is for loopback: what is sent shows an attacker what was found")
 }
 
 func (k *checker) mail(at string, c Channel) {
 	k.add(at+"from", checkMail(c.From))
-	if len(c.To) == 0 || len(c.To) > maxRecipients {
-		k.add(at+"to", fmt.Errorf("name 1 to %d recipients", maxRecipients))
-	}
+	k.refuse(len(c.To) == 0 || len(c.To) > maxRecipients, at+"to", "name 1 to %d recipients", maxRecipients)
 	for _, to := range c.To {
 		k.add(at+"to", checkMail(to))
 	}
 	password, err := c.Password.Resolve()
 	k.add(at+"password", err)
-	if err == nil && (c.Username == "") != (password == "") {
-		k.add(at+"username", errors.New("username and password go together: write both or none"))
-	}
+	k.refuse(err == nil && (c.Username == "") != (password == ""), at+"username", "username and password go together: write both or none")
 }
 
 // checkMail takes the bare form of an address alone: it goes into commands and headers.
@@ -193,20 +175,6 @@ func checkMail(s string) error {
 		return fmt.Errorf("%.80q is no mail address of the form name@host", s)
 	}
 	return nil
-}
-
-func (k *checker) channelFiles(at string, c Channel) {
-	if (c.Certificate == "") != (c.Key == "") {
-		k.add(at+"key", errors.New("certificate and key go together: write both or none"))
-	}
-	for _, f := range []struct{ field, path string }{{"roots", c.Roots}, {"certificate", c.Certificate}, {"key", c.Key}} {
-		if f.path == "" {
-			continue
-		}
-		if _, err := os.Stat(f.path); err != nil {
-			k.add(at+f.field, err)
-		}
-	}
 }
 
 func severities() (names []string) {

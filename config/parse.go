@@ -16,8 +16,8 @@ import (
 const maxFile = 256 << 10
 
 // Parse reads the YAML form. Unknown and repeated names are errors that say
-// where they stand; no error shows the text of the file, which may hold a secret
-// in the wrong place. An empty text gives the zero Config.
+// where they are; no error shows the text of the file, which may hold a secret
+// in the wrong place. An empty text is the zero Config.
 func Parse(b []byte) (c Config, err error) {
 	if len(b) > maxFile {
 		return Config{}, fmt.Errorf("couldn't read configuration: more than %d bytes", maxFile)

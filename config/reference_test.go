@@ -19,7 +19,7 @@ const referencePath = "../docs/operations/configuration.md"
 
 const referenceHead = `# Configuration
 
-The file is YAML. Unknown and repeated names are refused; ` + "`countersign server config check`" + ` tells all that is wrong with it at once. It is the one named
+The file is YAML. Unknown and repeated names are refused; ` + "`countersign server config check`" + ` reports all that is wrong with it at once. It is the one named
 by ` + "`--config`" + `, else ` + "`countersign.yaml`" + ` in the data folder, else there is none: each setting has a default. Durations are written with a unit: ` + "`90s`, `15m`,\n`24h`, `7d`, `2w`" + `;
 sizes with KiB, MiB or GiB. A secret is a reference, ` + "`file:/path` or `env:NAME`" + `, never the secret itself.
 

@@ -24,7 +24,7 @@ var errNoReference = errors.New("not a reference: write file:/path or env:NAME")
 type Secret string
 
 // Resolve reads the secret, without the newline at its end. An empty Secret
-// gives an empty value.
+// is an empty value.
 func (s Secret) Resolve() (string, error) {
 	if s == "" {
 		return "", nil
@@ -94,7 +94,7 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // Secret that refers to a URL.
 type Database string
 
-// Resolve gives the URL; empty means the embedded database.
+// Resolve returns the URL; empty means the embedded database.
 func (d Database) Resolve() (string, error) {
 	if !d.isReference() {
 		return string(d), nil
