@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -46,8 +46,6 @@ const (
 	// maxLive bounds the alerts that are not closed: more are never read. Beyond it
 	// findings join one alert for their rule.
 	maxLive = 5000
-	// maxPage bounds a page: a thousand alerts are a few MB at the worst.
-	maxPage = 1000
 	// maxText bounds what a person or a finding says.
 	maxText = 512
 )
@@ -145,7 +143,7 @@ func (a *Alert) save(ctx context.Context, tx *store.Tx) error {
 func get(ctx context.Context, r store.Reader, id string) (Alert, error) {
 	a, err := scan(r.QueryRow(ctx, `SELECT `+columns+` FROM alert WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
-		return a, countersign.Errorf(countersign.NotFound, "there is no alert %.40q", id).WithNext("list them with: countersign alert list")
+		return a, countersign.Errorf(countersign.NotFound, "there is no alert %.40q", id).WithNext("list the alerts")
 	}
 	if err != nil {
 		return a, fmt.Errorf("read alert %s: %w", id, err)
@@ -153,16 +151,51 @@ func get(ctx context.Context, r store.Reader, id string) (Alert, error) {
 	return a, nil
 }
 
-// Alert reads one alert: NotFound if there is none. What is still to be done about
-// it ends its timeline.
-func (d *Responder) Alert(ctx context.Context, id string) (Alert, error) {
-	a, err := get(ctx, d.RA.DB, id)
-	if err != nil {
-		return a, err
+// find returns the live alert of a rule about a subject; nil if there is none.
+func find(ctx context.Context, r store.Reader, rule, subject string) (*Alert, error) {
+	a, err := scan(r.QueryRow(ctx, `SELECT `+columns+` FROM alert WHERE rule = $1 AND subject = $2 AND state <> 'closed'`, rule, subject))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
 	}
-	waiting, err := d.queued(ctx, id)
-	a.Timeline = append(a.Timeline, waiting...)
-	return a, err
+	if err != nil {
+		return nil, fmt.Errorf("read alert of %s: %w", rule, err)
+	}
+	return &a, nil
+}
+
+// event is an event about the alert.
+func (a *Alert) event(kind countersign.EventType, by countersign.Actor, why string) countersign.Event {
+	return countersign.Event{
+		Type: kind, Actor: by, Device: a.Device, Fleet: a.Fleet, Remote: a.Remote, Reason: why,
+		Data: map[string]string{
+			"alert": a.ID, "rule": a.Rule, "severity": string(a.Severity), "state": string(a.State), "count": strconv.FormatInt(a.Count, 10),
+		},
+	}
+}
+
+// network returns the address that the alert is about: its subject, else where the last
+// finding came from.
+func (a *Alert) network() (netip.Prefix, error) {
+	if p, ok := strings.CutPrefix(a.Subject, "address:"); ok {
+		return networkOf(p)
+	}
+	return networkOf(a.Remote)
+}
+
+// networkOf reads the address of a finding, which may have a port, and returns the
+// network that a block of it refuses.
+func networkOf(remote string) (netip.Prefix, error) {
+	if remote == "" {
+		return netip.Prefix{}, countersign.Errorf(countersign.BadRequest, "the finding names no address")
+	}
+	if ap, err := netip.ParseAddrPort(remote); err == nil {
+		remote = ap.Addr().WithZone("").String()
+	}
+	network, err := countersign.ParseNetwork(remote)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return countersign.SourceNetwork(network), nil
 }
 
 // Filter chooses alerts for a list.
@@ -173,69 +206,33 @@ type Filter struct {
 	Fleet    string
 	Device   string
 	After    string // keyset: the next of the page before
-	Limit    int    // at most maxPage; 0 is that
+	Limit    int    // at most store.MaxPage; 0 is that
 }
 
-// Alerts lists alerts, those that opened last first; next is the After of the
+// list returns a page of alerts, those that opened last first; next is the After of the
 // following page, empty at the end.
-func (d *Responder) Alerts(ctx context.Context, f Filter) (list []Alert, next string, err error) {
-	var where []string
-	var args []any
-	add := func(cond string, v ...any) {
-		numbers := make([]any, len(v))
-		for i := range v {
-			args = append(args, v[i])
-			numbers[i] = len(args)
-		}
-		where = append(where, fmt.Sprintf(cond, numbers...))
-	}
+func (f Filter) list(ctx context.Context, r store.Reader) (list []Alert, next string, err error) {
+	var q store.Query
 	if f.After != "" {
 		at, id, err := parseCursor(f.After)
 		if err != nil {
 			return nil, "", err
 		}
-		add("(first_seen, id) < ($%d, $%d)", at, id)
+		q.And("(first_seen, id) < (?, ?)", at, id)
 	}
-	for _, c := range []struct{ cond, value string }{
-		{"severity = $%d", string(f.Severity)}, {"rule = $%d", f.Rule}, {"fleet = $%d", f.Fleet}, {"device = $%d AND device <> ''", f.Device},
-	} {
-		if c.value != "" {
-			add(c.cond, c.value)
-		}
-	}
-	switch f.State {
-	case "":
-	case Live:
-		where = append(where, "state <> 'closed'")
-	default:
-		add("state = $%d", string(f.State))
-	}
-	cond := ""
-	if len(where) > 0 {
-		cond = "WHERE " + strings.Join(where, " AND ")
-	}
-	if f.Limit < 1 || f.Limit > maxPage {
-		f.Limit = maxPage
-	}
-	args = append(args, f.Limit+1)
-	rows, err := d.RA.DB.Query(ctx, fmt.Sprintf(`SELECT %s FROM alert %s ORDER BY first_seen DESC, id DESC LIMIT $%d`, columns, cond, len(args)), args...)
-	if err != nil {
+	q.If(f.Severity != "", "severity = ?", string(f.Severity))
+	q.If(f.Rule != "", "rule = ?", f.Rule)
+	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
+	q.If(f.Device != "", "device = ? AND device <> ''", f.Device)
+	q.If(f.State == Live, "state <> 'closed'")
+	q.If(f.State != Live && f.State != "", "state = ?", string(f.State))
+	limit := store.PageSize(f.Limit)
+	text := `SELECT ` + columns + ` FROM alert` + q.Where() + ` ORDER BY first_seen DESC, id DESC LIMIT ` + q.Arg(limit+1)
+	if list, err = store.List(ctx, r, scan, text, q.Args...); err != nil {
 		return nil, "", fmt.Errorf("list alerts: %w", err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		a, err := scan(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("list alerts: %w", err)
-		}
-		list = append(list, a)
-	}
-	if len(list) > f.Limit {
-		list = list[:f.Limit]
-		last := list[f.Limit-1]
-		next = strconv.FormatInt(store.Micros(last.FirstSeen), 10) + "." + last.ID
-	}
-	return list, next, store.Wrap(rows.Err())
+	list, next = store.Page(list, limit, func(a *Alert) string { return strconv.FormatInt(store.Micros(a.FirstSeen), 10) + "." + a.ID })
+	return list, next, nil
 }
 
 func parseCursor(s string) (at int64, id string, err error) {
@@ -247,37 +244,15 @@ func parseCursor(s string) (at int64, id string, err error) {
 	return at, id, nil
 }
 
-// gauge is the number of live alerts by severity, as it was counted last.
-type gauge struct {
-	mu sync.Mutex
-	by map[countersign.Severity]int64
+// count is n of what, in words.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// OpenAlerts is the number of alerts that are not closed, by severity, as of some
-// seconds ago.
-func (d *Responder) OpenAlerts(s countersign.Severity) int64 {
-	d.open.mu.Lock()
-	defer d.open.mu.Unlock()
-	return d.open.by[s]
-}
-
-func (d *Responder) countOpen(ctx context.Context) (err error) {
-	rows, err := d.RA.DB.Query(ctx, `SELECT severity, COUNT(*) FROM alert WHERE state <> 'closed' GROUP BY severity`)
-	if err != nil {
-		return fmt.Errorf("count alerts: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	by := map[countersign.Severity]int64{}
-	for rows.Next() {
-		var s countersign.Severity
-		var n int64
-		if err := rows.Scan(&s, &n); err != nil {
-			return fmt.Errorf("count alerts: %w", store.Wrap(err))
-		}
-		by[s] = n
-	}
-	d.open.mu.Lock()
-	d.open.by = by
-	d.open.mu.Unlock()
-	return store.Wrap(rows.Err())
+// taken describes what an act took away.
+func taken(r *countersign.Revocation, what string) string {
+	return fmt.Sprintf("%s ended, %s %s", count(r.Sessions, "session"), count(len(r.Certificates), "certificate"), what)
 }

@@ -39,6 +39,7 @@ import (
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const hookKey = "sixteen octets, and some more"
@@ -106,7 +107,7 @@ func TestWebhookIsSigned(t *testing.T) {
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateAlert, countersign.MitigateWebhook}})
 		w.find(t, clone("pump-1"))
 		start(t, w.Run)
-		await(t, "the webhook is told", func() bool { return len(r.notices(t)) == 1 })
+		kit.Eventually(t, "the webhook is told", func() bool { return len(r.notices(t)) == 1 })
 		n := r.notices(t)[0]
 		if n.Kind != respond.NewsOpened || n.Alert == nil || n.Alert.Device != "pump-1" || n.Alert.Why == "" || len(n.Alert.Evidence) != 1 {
 			t.Errorf("notice: got %+v", n)
@@ -125,7 +126,7 @@ func TestWebhookIsSigned(t *testing.T) {
 		if q.Header.Get("Countersign-Delivery") != n.ID {
 			t.Errorf("delivery: got %q, want %q", q.Header.Get("Countersign-Delivery"), n.ID)
 		}
-		await(t, "the timeline says so", func() bool { return lines(w.one(t, respond.Filter{}), "webhook", respond.Done) == 1 })
+		kit.Eventually(t, "the timeline says so", func() bool { return lines(w.one(t, respond.Filter{}), "webhook", respond.Done) == 1 })
 		w.find(t, clone("pump-1")) // the same again is no news
 		time.Sleep(50 * time.Millisecond)
 		if got := len(r.notices(t)); got != 1 {
@@ -143,8 +144,8 @@ func TestFailingChannelIsTriedAgainAndSeen(t *testing.T) {
 		w.enroll(t, "pump-1", 0)
 		w.find(t, clone("pump-1"), countersign.Finding{Rule: looked, Severity: countersign.SeverityLow, Subject: "server", Summary: "not for this channel"})
 		stop := start(t, w.Run)
-		await(t, "the event tells of it", func() bool {
-			w.clock.advance(20 * time.Minute)
+		kit.Eventually(t, "the event tells of it", func() bool {
+			w.clock.Advance(20 * time.Minute)
 			w.find(t, countersign.Finding{Rule: "noise", Severity: countersign.SeverityInfo, Subject: "server", Summary: "wakes the workers"})
 			time.Sleep(50 * time.Millisecond)
 			return len(w.events(t, countersign.MitigationFailed)) == 1
@@ -158,9 +159,9 @@ func TestFailingChannelIsTriedAgainAndSeen(t *testing.T) {
 		}
 		stop() // what waits survives
 		r.set(http.StatusOK)
-		w.clock.advance(20 * time.Minute)
+		w.clock.Advance(20 * time.Minute)
 		start(t, w.Run)
-		await(t, "it is delivered at last", func() bool {
+		kit.Eventually(t, "it is delivered at last", func() bool {
 			list, err := w.ChannelList(t.Context())
 			return err == nil && list[0].Waiting == 0 && !list[0].Failing
 		})
@@ -187,10 +188,10 @@ func TestStormBecomesADigest(t *testing.T) {
 		for i := range storm {
 			w.find(t, countersign.Finding{Rule: "spray", Severity: countersign.SeverityHigh, Subject: fmt.Sprintf("address:192.0.2.%d/32", i), Summary: "x"})
 		}
-		await(t, "the first are told one by one", func() bool { return len(r.notices(t)) == 10 })
-		w.clock.advance(2 * time.Minute)
+		kit.Eventually(t, "the first are told one by one", func() bool { return len(r.notices(t)) == 10 })
+		w.clock.Advance(2 * time.Minute)
 		w.find(t, countersign.Finding{Rule: "noise", Severity: countersign.SeverityInfo, Subject: "server", Summary: "wakes the workers"})
-		await(t, "the others in one", func() bool { return len(r.notices(t)) == 11 })
+		kit.Eventually(t, "the others in one", func() bool { return len(r.notices(t)) == 11 })
 		g := r.notices(t)[10]
 		if g.Kind != respond.NewsDigest || g.Digest == nil || g.Digest.Notices != storm-10 || g.Digest.ByRule["spray"] != storm-10 || len(g.Digest.Alerts) != 10 {
 			t.Errorf("digest: got %+v", g.Digest)
@@ -213,7 +214,7 @@ func TestWebhookDoesNotFollowNorTellItsURL(t *testing.T) {
 		hop.Close() // and now nobody listens
 	}
 	_, err := w.TestChannel(t.Context(), "other", ana.By)
-	wantCode(t, err, countersign.NotFound)
+	kit.WantCode(t, err, countersign.NotFound)
 }
 
 // identity is a server certificate for loopback that is its own root.
@@ -371,7 +372,7 @@ func TestMailGoesByStartTLS(t *testing.T) {
 	w.find(t, f)
 	start(t, w.Run)
 	taken := func() []letter { s.mu.Lock(); defer s.mu.Unlock(); return s.letters }
-	await(t, "the mail arrives", func() bool { return len(taken()) == 1 })
+	kit.Eventually(t, "the mail arrives", func() bool { return len(taken()) == 1 })
 	m := taken()[0]
 	if !m.secure || m.user != "guard" || !strings.HasPrefix(m.from, "FROM:<countersign@example.net>") || len(m.to) != 2 {
 		t.Errorf("envelope: got %+v", m)
@@ -388,7 +389,7 @@ func TestMailGoesByStartTLS(t *testing.T) {
 		t.Errorf("header: got %v", parsed.Header)
 	}
 	body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
-	if err != nil || !strings.Contains(string(body), "What to do: suspend it") || !strings.Contains(string(body), "countersign alert show ") {
+	if err != nil || !strings.Contains(string(body), "What to do: suspend it") || !strings.Contains(string(body), "has all evidence") {
 		t.Errorf("body: got %q, %v", body, err)
 	}
 }
@@ -439,7 +440,7 @@ func TestSyslogIsFramedOverTLS(t *testing.T) {
 	var frame string
 	select {
 	case frame = <-got:
-	case <-time.After(patience):
+	case <-time.After(kit.Patience):
 		t.Fatal("nothing arrived")
 	}
 	size, m, _ := strings.Cut(frame, " ") // RFC 5425, 4.3
@@ -468,17 +469,17 @@ func TestNothingIsLostWhenTheServerStops(t *testing.T) {
 		for i := range 5 {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
-			d := &respond.Responder{RA: w.RA, Rules: rules(), Channels: w.Channels}
+			d := w.node(w.Channels...)
 			go func() { defer close(done); _ = d.Run(ctx) }()
 			write(t, db, func(ctx context.Context, tx *store.Tx) error {
 				return d.Take(ctx, tx, []countersign.Finding{{Rule: "r", Subject: fmt.Sprintf("fleet:f%d", i), Summary: "x"}})
 			})
 			cancel() // at any moment of the delivery
 			<-done
-			w.clock.advance(2 * time.Minute)
+			w.clock.Advance(2 * time.Minute)
 		}
 		start(t, w.Run)
-		await(t, "all arrive", func() bool {
+		kit.Eventually(t, "all arrive", func() bool {
 			ids := map[string]bool{}
 			for _, n := range r.notices(t) {
 				ids[n.ID] = true

@@ -12,13 +12,12 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
-	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// parcel is a notice on its way.
-type parcel struct {
+// delivery is one attempt to deliver a notice.
+type delivery struct {
 	id       string
 	alert    string
 	attempts int
@@ -32,25 +31,26 @@ func (d *Responder) deliver(ctx context.Context, c *channel) (more bool, err err
 	if err != nil || p == nil {
 		return false, err
 	}
-	err = d.send(ctx, c, p.notice)
+	err = c.send(ctx, d.Host, d.Now(), p.notice)
 	if err != nil && ctx.Err() != nil {
 		return false, nil // it waits for the next process
 	}
 	if err != nil {
-		d.RA.Log.WarnContext(ctx, "notification not delivered", "channel", c.Name, "attempts", p.attempts, "error", err)
+		d.Log.WarnContext(ctx, "notification not delivered", "channel", c.Name, "attempts", p.attempts, "error", err)
 	}
-	return true, d.delivered(ctx, c, p, err)
+	return true, p.finish(ctx, d, c, err)
 }
 
-// claimNotice takes the notice of a channel that is due first. A digest stops to gather.
-func (d *Responder) claimNotice(ctx context.Context, c *channel) (p *parcel, err error) {
-	err = d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+// claimNotice returns the notice of a channel that is due first; nil: none is. A digest
+// ends to gather.
+func (d *Responder) claimNotice(ctx context.Context, c *channel) (p *delivery, err error) {
+	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		p = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err
 		}
 		now := d.now()
-		var q parcel
+		var q delivery
 		var body string
 		var made int64
 		err := tx.QueryRow(ctx, `SELECT id, alert, body, attempts, made_at FROM notification
@@ -88,29 +88,14 @@ func (d *Responder) claimNotice(ctx context.Context, c *channel) (p *parcel, err
 	return p, nil
 }
 
-// send makes one attempt.
-func (d *Responder) send(ctx context.Context, c *channel, n api.Notice) error {
-	ctx, cancel := context.WithTimeout(ctx, sendTime)
-	defer cancel()
-	switch c.Kind {
-	case config.ChannelWebhook:
-		return d.sendWebhook(ctx, c.Channel, n)
-	case config.ChannelMail:
-		return d.sendMail(ctx, c.Channel, n)
-	case config.ChannelSyslog:
-		return d.sendSyslog(ctx, c.Channel, n)
-	}
-	return fmt.Errorf("there is no kind of channel %q", c.Kind)
-}
-
-// delivered records how an attempt ended.
-func (d *Responder) delivered(ctx context.Context, c *channel, p *parcel, failure error) error {
+// finish records how an attempt ended.
+func (p *delivery) finish(ctx context.Context, d *Responder, c *channel, failure error) error {
 	// Not ctx: what was sent must not be sent again because the server is being stopped.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	turned := c.note(d.now(), failure)
 	var gone bool
-	err := d.RA.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
+	err := d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		now := d.now()
 		if err := tx.Lock(ctx, lock); err != nil {
 			return err
@@ -126,14 +111,14 @@ func (d *Responder) delivered(ctx context.Context, c *channel, p *parcel, failur
 			return err
 		}
 		if gone && p.alert != "" {
-			if err := d.tellTimeline(ctx, tx, c, p.alert, failure); err != nil {
+			if err := p.note(ctx, tx, now, c, failure); err != nil {
 				return err
 			}
 		}
 		if turned == "" && (failure == nil || !gone) {
 			return nil
 		}
-		return d.RA.Events.Append(ctx, tx, c.event(cmp.Or(turned, countersign.MitigationFailed), failure))
+		return d.Events.Append(ctx, tx, c.event(cmp.Or(turned, countersign.MitigationFailed), failure))
 	})
 	if err != nil {
 		return fmt.Errorf("record a delivery: %w", err)
@@ -142,76 +127,28 @@ func (d *Responder) delivered(ctx context.Context, c *channel, p *parcel, failur
 	if failure != nil {
 		result = Failed
 	}
-	d.observe(Outcome{"notification", c.Name, result})
+	d.observe("notification", c.Name, result)
 	if gone && failure != nil {
-		d.observe(Outcome{"notification", c.Name, "dropped"})
+		d.observe("notification", c.Name, "dropped")
 	}
 	return nil
 }
 
-func (d *Responder) tellTimeline(ctx context.Context, tx *store.Tx, c *channel, alert string, failure error) error {
-	a, err := get(ctx, tx, alert)
+// note puts the end of a delivery on the alert that it is about.
+func (p *delivery) note(ctx context.Context, tx *store.Tx, now time.Time, c *channel, failure error) error {
+	a, err := get(ctx, tx, p.alert)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return nil // it was closed long ago
 	}
 	if err != nil {
 		return err
 	}
-	l := Line{At: d.now(), Actor: countersign.System, Act: c.Kind, Outcome: Done, Text: "told " + c.Name}
+	l := Line{At: now, Actor: countersign.System, Act: c.Kind, Outcome: Done, Text: "told " + c.Name}
 	if failure != nil {
 		l.Outcome, l.Text = Failed, "given up after a day: "+c.Name+": "+failure.Error()
 	}
 	a.add(l)
 	return a.save(ctx, tx)
-}
-
-// note takes down how an attempt ended and returns the event that is due: the channel
-// began to fail, or works again.
-func (c *channel) note(now time.Time, failure error) countersign.EventType {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if failure == nil {
-		was := c.failures >= failingAfter
-		c.failures, c.lastError, c.delivered = 0, "", now
-		if was {
-			return countersign.MitigationDone
-		}
-		return ""
-	}
-	c.failures++
-	c.lastError = clip(failure.Error())
-	if c.failures == failingAfter {
-		return countersign.MitigationFailed
-	}
-	return ""
-}
-
-func (c *channel) event(kind countersign.EventType, failure error) countersign.Event {
-	e := countersign.Event{
-		Type: kind, Actor: countersign.System, Via: via, Reason: "the channel works again",
-		Data: map[string]string{"act": c.Kind, "channel": c.Name},
-	}
-	if failure != nil {
-		e.Reason = "notifications are not delivered: " + failure.Error()
-	}
-	return e
-}
-
-// ChannelList returns the state of each channel, in the order of the configuration.
-func (d *Responder) ChannelList(ctx context.Context) ([]api.Channel, error) {
-	d.init()
-	list := make([]api.Channel, 0, len(d.channels))
-	for _, c := range d.channels {
-		out := api.Channel{Name: c.Name, Kind: c.Kind, Severity: c.Severity, Fleets: c.Fleets}
-		if err := d.RA.DB.QueryRow(ctx, `SELECT COUNT(*) FROM notification WHERE channel = $1`, c.Name).Scan(&out.Waiting); err != nil {
-			return nil, fmt.Errorf("count notifications: %w", store.Wrap(err))
-		}
-		c.mu.Lock()
-		out.Failing, out.Error, out.Delivered = c.failures >= failingAfter, c.lastError, c.delivered
-		c.mu.Unlock()
-		list = append(list, out)
-	}
-	return list, nil
 }
 
 // TestChannel sends a notice by a channel now and returns the outcome. NotFound if
@@ -222,17 +159,17 @@ func (d *Responder) TestChannel(ctx context.Context, name string, by ra.By) (api
 		if c.Name != name {
 			continue
 		}
-		began := d.RA.Now()
-		err := d.send(ctx, c, api.Notice{ID: newID(), Kind: NewsTest, At: d.now(), Host: d.Host})
-		out := api.ChannelTest{Channel: name, Delivered: err == nil, Millis: d.RA.Now().Sub(began).Milliseconds()}
+		began := d.Now()
+		err := c.send(ctx, d.Host, began, api.Notice{ID: newID(), Kind: NewsTest, At: d.now(), Host: d.Host})
+		out := api.ChannelTest{Channel: name, Delivered: err == nil, Millis: d.Now().Sub(began).Milliseconds()}
 		e := c.event(countersign.MitigationDone, err)
 		e.Actor, e.Via, e.Reason = by.Actor, by.Via, "an operator tried the channel"
 		if err != nil {
 			e.Type, out.Error = countersign.MitigationFailed, clip(err.Error())
 			e.Reason = "an operator tried the channel: " + err.Error()
 		}
-		return out, d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.RA.Events.Append(ctx, tx, e) })
+		return out, d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return d.Events.Append(ctx, tx, e) })
 	}
 	return api.ChannelTest{}, countersign.Errorf(countersign.NotFound, "there is no channel %.80q", name).
-		WithNext("list them with: countersign alert channels")
+		WithNext("list the channels")
 }

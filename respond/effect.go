@@ -3,7 +3,7 @@ package respond
 import (
 	"context"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,9 +13,6 @@ import (
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/store"
 )
-
-// reactivate is no mitigation: only people do it.
-const reactivate countersign.Mitigation = "reactivate"
 
 // standing is what an alert is about, as it is now.
 type standing struct {
@@ -33,11 +30,11 @@ func (d *Responder) Actions(ctx context.Context, id string) ([]api.AlertAction, 
 	if err != nil {
 		return nil, err
 	}
-	return []api.AlertAction{s.suspend(), s.reactivate(), s.revoke(), s.block(d.now())}, nil
+	return []api.AlertAction{s.suspend(), s.reactivate(), s.revoke(), s.block()}, nil
 }
 
 func (d *Responder) look(ctx context.Context, id string) (s standing, err error) {
-	if s.alert, err = get(ctx, d.RA.DB, id); err != nil {
+	if s.alert, err = get(ctx, d.DB, id); err != nil {
 		return s, err
 	}
 	if d.Sessions != nil {
@@ -46,7 +43,7 @@ func (d *Responder) look(ctx context.Context, id string) (s standing, err error)
 	if s.alert.Device == "" {
 		return s, nil
 	}
-	e, err := d.RA.Registry.Device(ctx, d.RA.DB, s.alert.Device)
+	e, err := d.Registry.Device(ctx, d.DB, s.alert.Device)
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return s, nil
 	}
@@ -54,31 +51,26 @@ func (d *Responder) look(ctx context.Context, id string) (s standing, err error)
 		return s, err
 	}
 	s.device, s.revoked = e.Device, !e.RevokedAt.IsZero()
-	if s.certs, err = ca.DeviceCertificates(ctx, d.RA.DB, e.ID); err != nil {
+	if s.certs, err = ca.DeviceCertificates(ctx, d.DB, e.ID); err != nil {
 		return s, err
 	}
-	s.fork, err = forked(ctx, d.RA.DB, e.ID)
+	s.fork, err = forked(ctx, d.DB, e.ID)
 	return s, err
 }
 
 // forked reports whether an alert of a fork of the device is not closed.
 func forked(ctx context.Context, r store.Reader, device string) (bool, error) {
-	var n int
-	err := r.QueryRow(ctx, `SELECT count(*) FROM alert WHERE device = $1 AND rule = $2 AND state <> 'closed'`, device, detect.RenewalFork).Scan(&n)
+	n, err := store.Count(ctx, r, `SELECT COUNT(*) FROM alert WHERE device = $1 AND rule = $2 AND state <> 'closed'`, device, detect.RenewalFork)
 	if err != nil {
-		return false, fmt.Errorf("read the alerts of %s: %w", device, store.Wrap(err))
+		return false, fmt.Errorf("read the alerts of %s: %w", device, err)
 	}
 	return n > 0, nil
 }
 
-// in counts the certificates in none of the states.
+// notIn counts the certificates in none of the states.
 func (s *standing) notIn(states ...countersign.CertState) (n int) {
 	for i := range s.certs {
-		hit := false
-		for _, st := range states {
-			hit = hit || s.certs[i].State == st
-		}
-		if !hit {
+		if !slices.Contains(states, s.certs[i].State) {
 			n++
 		}
 	}
@@ -88,18 +80,14 @@ func (s *standing) notIn(states ...countersign.CertState) (n int) {
 // live counts the sessions that end with the device.
 func (s *standing) live() (n int) {
 	for _, v := range s.sessions {
-		hit := v.Device == s.device.ID
-		for _, id := range v.Scope {
-			hit = hit || id == s.device.ID
-		}
-		if hit {
+		if v.Device == s.device.ID || slices.Contains(v.Scope, s.device.ID) {
 			n++
 		}
 	}
 	return n
 }
 
-// none words why an act on a device has no object; empty: it has.
+// none returns why an act on a device has no object; empty: it has one.
 func (s *standing) none() string {
 	if s.alert.Device == "" {
 		return "the alert names no device"
@@ -147,14 +135,14 @@ func (s *standing) reactivate() api.AlertAction {
 		var back []string
 		for i := range s.certs {
 			if c := &s.certs[i]; c.State == countersign.CertHeld {
-				back = append(back, named(c))
+				back = append(back, nameOf(c))
 			}
 		}
 		switch a.Certificates = len(back); {
 		case len(back) == 0:
 			a.Effect = "it may enroll again; it has no certificate that could be good again"
 		case s.fork:
-			a.Effect = "brings back " + strings.Join(back, ", ") + " alone; the record cannot tell whether the device or the other holder has it, and whoever has it " +
+			a.Effect = "brings back " + strings.Join(back, ", ") + " alone; the record cannot tell whether the device or the other holder has it, and the holder of it " +
 				"connects as the device at once; the other holder's certificates stay revoked, and an alert opens when one of them is shown; " +
 				"if you do not know that the device has this one, revoke the device and enroll it anew"
 		default:
@@ -164,8 +152,8 @@ func (s *standing) reactivate() api.AlertAction {
 	return a
 }
 
-// named is a certificate as an operator can compare it with the device.
-func named(c *countersign.Certificate) string {
+// nameOf is a certificate as an operator can compare it with the device.
+func nameOf(c *countersign.Certificate) string {
 	used := "never used"
 	if !c.UsedAt.IsZero() {
 		used = "first used " + c.UsedAt.UTC().Format(time.RFC3339)
@@ -201,16 +189,7 @@ func (s *standing) revoke() api.AlertAction {
 	return a
 }
 
-// network is the address that the alert is about: its subject, else where the last
-// finding came from.
-func (a *Alert) network() (netip.Prefix, error) {
-	if p, ok := strings.CutPrefix(a.Subject, "address:"); ok {
-		return networkOf(p)
-	}
-	return networkOf(a.Remote)
-}
-
-func (s *standing) block(time.Time) api.AlertAction {
+func (s *standing) block() api.AlertAction {
 	a := api.AlertAction{Name: string(countersign.MitigateBlock)}
 	network, err := s.alert.network()
 	if err != nil {
@@ -228,6 +207,6 @@ func (s *standing) block(time.Time) api.AlertAction {
 	if n := len(here); n > 0 {
 		a.Effect += fmt.Sprintf("; %s connected from there now could not come back until then", count(n, "device"))
 	}
-	a.Undo = "countersign block remove " + network.String()
+	a.Undo = "the removal of the block of " + network.String()
 	return a
 }

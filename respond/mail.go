@@ -2,16 +2,14 @@ package respond
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"mime"
 	"mime/quotedprintable"
 	"net"
 	"net/smtp"
-	"os"
 	"strings"
 	"time"
 
@@ -21,8 +19,8 @@ import (
 
 // sendMail hands the notice to the mail server (RFC 5321), over TLS from the start
 // or from STARTTLS on (RFC 3207). Where the server does not offer it, nothing is sent.
-func (d *Responder) sendMail(ctx context.Context, c config.Channel, n api.Notice) (err error) {
-	host, _, err := net.SplitHostPort(c.Addr)
+func sendMail(ctx context.Context, c config.Channel, host string, n api.Notice) (err error) {
+	server, _, err := net.SplitHostPort(c.Addr)
 	if err != nil {
 		return err
 	}
@@ -31,18 +29,18 @@ func (d *Responder) sendMail(ctx context.Context, c config.Channel, n api.Notice
 		return err
 	}
 	defer func() { _ = conn.Close() }() // after QUIT there is nothing to lose
-	client, err := smtp.NewClient(conn, host)
+	client, err := smtp.NewClient(conn, server)
 	if err != nil {
 		return fmt.Errorf("greet the mail server: %w", err)
 	}
-	if err := client.Hello(helloName(d.Host)); err != nil {
+	if err := client.Hello(cmp.Or(host, "localhost")); err != nil {
 		return fmt.Errorf("greet the mail server: %w", err)
 	}
 	if c.TLS == config.TLSStart {
 		if offered, _ := client.Extension("STARTTLS"); !offered {
 			return errors.New("the mail server does not offer STARTTLS, and nothing is sent in the clear")
 		}
-		tlsConfig, err := tlsFor(c, host)
+		tlsConfig, err := tlsFor(c, server)
 		if err != nil {
 			return err
 		}
@@ -55,7 +53,7 @@ func (d *Responder) sendMail(ctx context.Context, c config.Channel, n api.Notice
 		if err != nil {
 			return err
 		}
-		if err := client.Auth(smtp.PlainAuth("", c.Username, password, host)); err != nil {
+		if err := client.Auth(smtp.PlainAuth("", c.Username, password, server)); err != nil {
 			return fmt.Errorf("sign in at the mail server: %w", err)
 		}
 	}
@@ -71,27 +69,19 @@ func (d *Responder) sendMail(ctx context.Context, c config.Channel, n api.Notice
 	if err != nil {
 		return fmt.Errorf("send the mail: %w", err)
 	}
-	if _, err := w.Write(letter(c, n)); err != nil {
+	if _, err := w.Write(mailOf(c, n)); err != nil {
 		return fmt.Errorf("send the mail: %w", err)
 	}
-	if err := w.Close(); err != nil { // the server's yes
+	if err := w.Close(); err != nil { // the server accepted it
 		return fmt.Errorf("send the mail: %w", err)
 	}
 	_ = client.Quit() // it has the mail
 	return nil
 }
 
-// helloName is a name that EHLO may carry.
-func helloName(host string) string {
-	if host == "" {
-		return "localhost"
-	}
-	return host
-}
-
-// letter is the mail (RFC 5322): plain text, marked as sent by a machine (RFC 3834)
-// so that no machine answers.
-func letter(c config.Channel, n api.Notice) []byte {
+// mailOf is the notice as a mail (RFC 5322): plain text, marked as sent by a machine
+// (RFC 3834) so that no machine answers.
+func mailOf(c config.Channel, n api.Notice) []byte {
 	var b bytes.Buffer
 	header := func(name, value string) { fmt.Fprintf(&b, "%s: %s\r\n", name, value) }
 	header("From", c.From)
@@ -109,67 +99,4 @@ func letter(c config.Channel, n api.Notice) []byte {
 	_, _ = q.Write([]byte(strings.ReplaceAll(text(n), "\n", "\r\n"))) // memory takes it
 	_ = q.Close()
 	return b.Bytes()
-}
-
-// oneLine keeps what devices and people wrote from making a header or line of its own.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-}
-
-// tlsFor is the TLS of a channel; server is the name that its certificate must have,
-// empty where the caller's library takes it from the URL.
-func tlsFor(c config.Channel, server string) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: server}
-	if c.Roots != "" {
-		pem, err := os.ReadFile(c.Roots)
-		if err != nil {
-			return nil, fmt.Errorf("read the roots: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("the roots hold no certificate")
-		}
-	}
-	if c.Certificate != "" {
-		cert, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
-		if err != nil {
-			return nil, fmt.Errorf("read the certificate: %w", err)
-		}
-		t.Certificates = []tls.Certificate{cert}
-	}
-	return t, nil
-}
-
-// dial connects to the address of a channel. The connection ends with ctx.
-func dial(ctx context.Context, c config.Channel, encrypted bool) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't connect: %w", err)
-	}
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return nil, errors.Join(err, conn.Close())
-		}
-	}
-	if !encrypted {
-		return conn, nil
-	}
-	host, _, err := net.SplitHostPort(c.Addr)
-	if err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	t, err := tlsFor(c, host)
-	if err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	secure := tls.Client(conn, t)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("couldn't set up TLS: %w", err), conn.Close())
-	}
-	return secure, nil
 }

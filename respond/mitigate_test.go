@@ -12,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestSuspendIsDoneAndUndone(t *testing.T) {
@@ -27,7 +28,7 @@ func TestSuspendIsDoneAndUndone(t *testing.T) {
 			t.Errorf("before it is done: got timeline %+v, want suspend waiting", a.Timeline)
 		}
 		start(t, w.Run)
-		await(t, "the device is suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
+		kit.Eventually(t, "the device is suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
 		if got := w.state(t, "pump-1"); got != countersign.DeviceSuspended || len(w.live()) != 0 {
 			t.Errorf("device: got %s with %d sessions, want suspended with none", got, len(w.live()))
 		}
@@ -50,7 +51,7 @@ func TestAClosedAlertSuspendsNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		start(t, w.Run)
-		await(t, "the mitigation is settled", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
+		kit.Eventually(t, "the mitigation is settled", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 1 })
 		if got := w.state(t, "pump-1"); got != countersign.DeviceActive {
 			t.Errorf("device: got %s, want active: the alert was no issue before anything was done", got)
 		}
@@ -106,7 +107,7 @@ func TestNoDeviceIsHeldForAStrangersWord(t *testing.T) {
 				w.enroll(t, "proven", 0)
 				w.find(t, clone("proven"))
 				start(t, w.Run)
-				await(t, "the device that is proven is held", func() bool { return w.state(t, "proven") != countersign.DeviceActive })
+				kit.Eventually(t, "the device that is proven is held", func() bool { return w.state(t, "proven") != countersign.DeviceActive })
 				for i := range 5 {
 					for _, id := range []string{fmt.Sprintf("word-%d", i), fmt.Sprintf("claimed-%d", i)} {
 						if got := w.state(t, id); got != countersign.DeviceActive {
@@ -126,7 +127,7 @@ func TestCrashedMitigationIsDoneOnce(t *testing.T) {
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend}})
 		for _, step := range []string{"queued", "begun", "effective", "undone-meanwhile"} {
 			w.crash(t, step)
-			w.clock.advance(2 * time.Hour) // away from the limit of an hour
+			w.clock.Advance(2 * time.Hour) // away from the limit of an hour
 		}
 	})
 }
@@ -145,7 +146,7 @@ func (w *world) crash(t *testing.T, step string) {
 			return err
 		})
 	}
-	w.clock.advance(time.Second)
+	w.clock.Advance(time.Second)
 	want := countersign.DeviceSuspended
 	if step == "effective" || step == "undone-meanwhile" {
 		_, err := w.RA.Suspend(t.Context(), ra.Act{Device: step, Actor: countersign.System, Note: "held", Via: "respond", Alert: a.ID})
@@ -159,10 +160,10 @@ func (w *world) crash(t *testing.T, step string) {
 			t.Fatal(err)
 		}
 	}
-	w.clock.advance(2 * time.Minute)
+	w.clock.Advance(2 * time.Minute)
 	stop := start(t, w.Run)
 	defer stop()
-	await(t, step+": the mitigation is finished", func() bool {
+	kit.Eventually(t, step+": the mitigation is finished", func() bool {
 		return lines(w.one(t, respond.Filter{Device: step}), "suspend", respond.Done) == 1
 	})
 	if got := w.state(t, step); got != want {
@@ -197,7 +198,7 @@ func TestSuspensionsAreLimited(t *testing.T) {
 			}
 			return n
 		}
-		await(t, "all mitigations end", func() bool { return finished(respond.Done)+finished(respond.Failed) == devices })
+		kit.Eventually(t, "all mitigations end", func() bool { return finished(respond.Done)+finished(respond.Failed) == devices })
 		if got := finished(respond.Done); got != 3 {
 			t.Errorf("suspended of %d: got %d, want 3", devices, got)
 		}
@@ -206,11 +207,11 @@ func TestSuspensionsAreLimited(t *testing.T) {
 			t.Errorf("mitigation.failed: got %+v", failed)
 		}
 		// An hour later the server may again.
-		w.clock.advance(61 * time.Minute)
+		w.clock.Advance(61 * time.Minute)
 		again := clone("pump-9")
 		w.enroll(t, "pump-9", 0)
 		w.find(t, again)
-		await(t, "the next hour", func() bool { return w.state(t, "pump-9") == countersign.DeviceSuspended })
+		kit.Eventually(t, "the next hour", func() bool { return w.state(t, "pump-9") == countersign.DeviceSuspended })
 	})
 }
 
@@ -225,12 +226,12 @@ func TestTwoNodesDoItOnce(t *testing.T) {
 			list = append(list, clone(id))
 		}
 		if w.RA.DB.Postgres() {
-			other := &respond.Responder{RA: w.RA, Rules: rules()}
+			other := w.node()
 			start(t, other.Run)
 		}
 		start(t, w.Run)
 		w.find(t, list...)
-		await(t, "all are suspended", func() bool {
+		kit.Eventually(t, "all are suspended", func() bool {
 			n := 0
 			for _, a := range w.list(t, respond.Filter{}) {
 				n += lines(a, "suspend", respond.Done)
@@ -258,9 +259,9 @@ func TestAlertOfManyDevicesHoldsEach(t *testing.T) {
 			f := clone(id)
 			f.Subject = "address:203.0.113.9/32"
 			w.find(t, f)
-			w.clock.advance(time.Minute)
+			w.clock.Advance(time.Minute)
 		}
-		await(t, "both are suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 2 })
+		kit.Eventually(t, "both are suspended", func() bool { return lines(w.one(t, respond.Filter{}), "suspend", respond.Done) == 2 })
 		a := w.one(t, respond.Filter{})
 		if a.Count != 3 || !strings.HasPrefix(a.Timeline[1].Text, "pump-1: ") {
 			t.Errorf("alert: got %d findings, timeline %+v", a.Count, a.Timeline)
@@ -276,7 +277,7 @@ func TestBlockRefusesGuessesAlone(t *testing.T) {
 		f.Remote = connection(cert).Remote.String()
 		w.find(t, f)
 		start(t, w.Run)
-		await(t, "the address is blocked", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 1 })
+		kit.Eventually(t, "the address is blocked", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 1 })
 		addr := connection(cert).Remote.Addr()
 		if err := w.RA.Ledger.Check(addr); countersign.CodeOf(err) != countersign.RateLimited {
 			t.Errorf("a stranger from there: got %v, want rate_limited", err)
@@ -288,9 +289,9 @@ func TestBlockRefusesGuessesAlone(t *testing.T) {
 		if err != nil || len(blocks) != 1 || blocks[0].Until.Sub(w.clock.Now()) > time.Hour {
 			t.Errorf("blocks: got %+v, %v, want one of an hour", blocks, err)
 		}
-		w.clock.advance(6 * time.Minute)
+		w.clock.Advance(6 * time.Minute)
 		w.find(t, f) // while it holds
-		await(t, "the second is nothing to do", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 2 })
+		kit.Eventually(t, "the second is nothing to do", func() bool { return lines(w.one(t, respond.Filter{}), "block", respond.Done) == 2 })
 		again, _, err := w.RA.Ledger.Blocks(t.Context(), "", 10)
 		if err != nil || len(again) != 1 || !again[0].Until.Equal(blocks[0].Until) {
 			t.Errorf("blocks: got %+v, %v, want the first unchanged", again, err)
@@ -304,7 +305,7 @@ func TestRevokeOnlyWhereTheFleetSaysSo(t *testing.T) {
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateRevoke}})
 		w.find(t, clone("pump-1"))
 		start(t, w.Run)
-		await(t, "the device is revoked", func() bool { return lines(w.one(t, respond.Filter{}), "revoke", respond.Done) == 1 })
+		kit.Eventually(t, "the device is revoked", func() bool { return lines(w.one(t, respond.Filter{}), "revoke", respond.Done) == 1 })
 		if got := w.state(t, "pump-1"); got != countersign.DeviceRegistered {
 			t.Errorf("device: got %s, want registered", got)
 		}
@@ -318,7 +319,7 @@ func TestMitigationWithoutObjectFailsAloud(t *testing.T) {
 		f.Remote = ""
 		w.find(t, f)
 		start(t, w.Run)
-		await(t, "both fail", func() bool {
+		kit.Eventually(t, "both fail", func() bool {
 			a := w.one(t, respond.Filter{})
 			return lines(a, "suspend", respond.Failed) == 1 && lines(a, "block", respond.Failed) == 1
 		})

@@ -2,11 +2,8 @@ package respond_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -28,30 +25,11 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// patience is how long a test waits for what comes by itself.
-const patience = 30 * time.Second
-
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-// world is a desk with all that stands behind it, on a real database.
+// world is a responder with all that it acts on, on a real database.
 type world struct {
 	*respond.Responder
-	clock    *clock
+	RA       *ra.Authority
+	clock    *kit.Clock
 	mu       sync.Mutex
 	sessions []countersign.Session
 }
@@ -74,7 +52,7 @@ func rules() []countersign.Rule {
 func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	w := &world{clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}}
+	w := &world{clock: kit.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))}
 	keys := &keystore.Store{Dir: t.TempDir()}
 	sealer, err := keys.MakeSealer("file:seal.key")
 	if err != nil {
@@ -102,14 +80,20 @@ func newWorld(t *testing.T, db *store.DB, channels ...config.Channel) *world {
 	}
 	events := &event.Log{DB: db, Now: w.clock.Now, Log: log, Node: "test", Cut: w.cut}
 	start(t, events.Run)
-	w.Responder = &respond.Responder{
-		RA: &ra.Authority{
-			DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)),
-			Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Log: log, Events: events}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
-		},
+	w.RA = &ra.Authority{
+		DB: db, CA: authority, Registry: reg, Access: kit.Must(access.New(events, authority, reg, sealer)),
+		Ledger: &lockout.Ledger{DB: db, Now: w.clock.Now, Log: log, Events: events}, Events: events, Now: w.clock.Now, Log: log, Sealer: sealer,
+	}
+	w.Responder = w.node(channels...)
+	return w
+}
+
+// node is another process of the same authority.
+func (w *world) node(channels ...config.Channel) *respond.Responder {
+	return &respond.Responder{
+		DB: w.RA.DB, Registry: w.RA.Registry, Ledger: w.RA.Ledger, Events: w.RA.Events, Devices: w.RA, Now: w.RA.Now, Log: w.RA.Log,
 		Sessions: w.live, Rules: rules(), Channels: channels, Host: "authority.example.net",
 	}
-	return w
 }
 
 // start runs a loop until the test ends.
@@ -158,7 +142,7 @@ func (w *world) cut(c countersign.Cut) (n int) {
 	return n
 }
 
-// enroll gives a device a certificate and a number of live sessions.
+// enroll makes a device with a certificate and a number of live sessions.
 func (w *world) enroll(t *testing.T, id string, sessions int) *x509.Certificate {
 	t.Helper()
 	var secret string
@@ -168,16 +152,8 @@ func (w *world) enroll(t *testing.T, id string, sessions int) *x509.Certificate 
 		}, time.Hour)
 		return err
 	})
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	grant, err := w.RA.Enroll(t.Context(), countersign.EnrollRequest{
-		CSR: csr, Evidence: countersign.Evidence{Token: secret}, Door: "test", Remote: netip.MustParseAddrPort("192.0.2.7:4711"),
+		CSR: kit.CSR(t, kit.Key(t), id), Evidence: countersign.Evidence{Token: secret}, Door: "test", Remote: netip.MustParseAddrPort("192.0.2.7:4711"),
 	})
 	if err != nil {
 		t.Fatalf("enroll %s: %v", id, err)
@@ -209,7 +185,7 @@ func (w *world) respond(t *testing.T, respond map[string][]countersign.Mitigatio
 	})
 }
 
-// find hands findings to the desk as a detector does.
+// find hands findings to the responder as a detector does.
 func (w *world) find(t *testing.T, list ...countersign.Finding) {
 	t.Helper()
 	write(t, w.RA.DB, func(ctx context.Context, tx *store.Tx) error { return w.Take(ctx, tx, list) })
@@ -268,23 +244,6 @@ func lines(a respond.Alert, act, outcome string) (n int) {
 		}
 	}
 	return n
-}
-
-// await waits until cond holds.
-func await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within %s", what, patience)
-		}
-	}
-}
-
-func wantCode(t *testing.T, err error, want countersign.Code) {
-	t.Helper()
-	if got := countersign.CodeOf(err); got != want {
-		t.Fatalf("error: got %v (%q), want code %q", err, got, want)
-	}
 }
 
 var ana = respond.By{By: ra.By{Actor: countersign.OperatorActor("ana"), Via: "test"}, Note: "looked at it"}

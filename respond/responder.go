@@ -1,25 +1,43 @@
 // Package respond turns findings into consequences. A [Responder] groups what the
 // detectors and audit checks found into alerts, does what the fleet wants done
 // about them, notifies the channels of the configuration, and serves the people who
-// work on the alerts. It finds nothing by itself, and changes a device's standing
-// through package ra alone.
+// work on the alerts. It finds nothing by itself, and changes a device's state
+// through its [Lifecycle] alone.
 package respond
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/config"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/lockout"
 	"github.com/countersign-iot/countersign/ra"
+	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
 
+// Lifecycle acts on devices, as [ra.Authority] does.
+type Lifecycle interface {
+	Suspend(context.Context, ra.Act) (*countersign.Revocation, error)
+	Reactivate(context.Context, ra.Act) (*countersign.Revocation, error)
+	Revoke(context.Context, countersign.RevokeRequest) (*countersign.Revocation, error)
+}
+
 // Responder takes findings. Set the fields, then Run.
 type Responder struct {
-	RA *ra.Authority // acts on devices; its database, keepers, clock and log serve here too
+	DB       *store.DB
+	Registry *registry.Registry
+	Ledger   *lockout.Ledger // blocks addresses
+	Events   *event.Log
+	Devices  Lifecycle
+	Now      func() time.Time
+	Log      *slog.Logger
 	// Sessions lists the live sessions of this node.
 	Sessions func() []countersign.Session
 	// Rules is the catalog of detectors and audit checks.
@@ -33,7 +51,7 @@ type Responder struct {
 	Observe func(Outcome)
 
 	once     sync.Once
-	catalog  map[string]countersign.Rule
+	catalog  catalog
 	channels []*channel
 	due      chan struct{} // a mitigation waits
 	open     gauge
@@ -46,51 +64,49 @@ type Outcome struct {
 	Result string // severity of a finding; else done, failed, dropped
 }
 
-const (
-	// lock serializes what changes alerts, mitigations and notifications, over all
-	// nodes: findings are few, and one lock cannot deadlock with itself.
-	lock = "respond"
-	// pollEvery is how late a node sees what another one queued, or whose time came.
-	pollEvery = 5 * time.Second
-	// tendEvery is how often snoozed alerts wake and old rows go.
-	tendEvery = 15 * time.Second
-	// keepDone is how long finished mitigations stay on record: the limits look back
-	// an hour, people a little further. The event log keeps all.
-	keepDone = 30 * 24 * time.Hour
-	// keepClosed is how long a closed alert can be looked at.
-	keepClosed = 400 * 24 * time.Hour
-)
+// gauge is the number of live alerts by severity, as it was counted last.
+type gauge struct {
+	mu sync.Mutex
+	by map[countersign.Severity]int64
+}
+
+// lock serializes what changes alerts, mitigations and notifications, over all
+// nodes: findings are few, and one lock cannot deadlock with itself.
+const lock = "respond"
+
+// writeTime bounds the wait for the database where the caller does not.
+const writeTime = 10 * time.Second
 
 func (d *Responder) init() {
 	d.once.Do(func() {
 		d.due = make(chan struct{}, 1)
-		d.catalog = map[string]countersign.Rule{}
+		d.catalog = catalog{}
 		for _, r := range d.Rules {
 			d.catalog[r.Name] = r
 		}
 		for _, c := range d.Channels {
-			d.channels = append(d.channels, newChannel(c))
+			d.channels = append(d.channels, &channel{Channel: c, due: make(chan struct{}, 1)})
 		}
 	})
 }
 
-func (d *Responder) now() time.Time { return store.Time(store.Micros(d.RA.Now())) }
+func (d *Responder) now() time.Time { return store.Time(store.Micros(d.Now())) }
 
-func (d *Responder) observe(o Outcome) {
+func (d *Responder) observe(what, name, how string) {
 	if d.Observe != nil {
-		d.Observe(o)
+		d.Observe(Outcome{what, name, how})
 	}
 }
 
 // wake has the workers look at once instead of at their next turn.
 func (d *Responder) wake() {
-	poke(d.due)
+	wake(d.due)
 	for _, c := range d.channels {
-		poke(c.due)
+		wake(c.due)
 	}
 }
 
-func poke(c chan struct{}) {
+func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default: // it is to look anyway
@@ -100,91 +116,65 @@ func poke(c chan struct{}) {
 // newID makes an id that is unique and easily read aloud.
 func newID() string { return rand.Text()[:13] } // 65 bits
 
-// Run does what was queued and notifies the channels, until ctx ends. What is not done
-// by then is on record, for the next process.
-func (d *Responder) Run(ctx context.Context) error {
+// taking is one transaction that changes alerts.
+type taking struct {
+	*Responder
+	tx     *store.Tx
+	now    time.Time
+	fleets map[string]map[string][]countersign.Mitigation // the responses of fleets, by name
+	sent   map[*channel]int                               // notifications of this transaction
+	total  int                                            // alerts; negative: not counted yet
+}
+
+// begin takes the lock and has the workers woken after the commit.
+func (d *Responder) begin(ctx context.Context, tx *store.Tx) (*taking, error) {
 	d.init()
-	if err := d.adopt(ctx); err != nil && ctx.Err() == nil {
-		d.RA.Log.ErrorContext(ctx, "mitigations not taken over", "error", err, "retry_in", turn) // their turn ends
+	if err := tx.Lock(ctx, lock); err != nil {
+		return nil, err
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { d.loop(ctx, d.due, d.mitigate) })
-	for _, c := range d.channels {
-		wg.Go(func() { d.loop(ctx, c.due, func(ctx context.Context) (bool, error) { return d.deliver(ctx, c) }) })
+	t := &taking{
+		Responder: d, tx: tx, now: d.now(), total: -1,
+		fleets: map[string]map[string][]countersign.Mitigation{}, sent: map[*channel]int{},
 	}
-	wg.Go(func() {
-		tick := time.NewTicker(tendEvery)
-		defer tick.Stop()
-		for {
-			if err := d.tend(ctx); err != nil && ctx.Err() == nil {
-				d.RA.Log.ErrorContext(ctx, "alerts not tended", "error", err)
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+	tx.AfterCommit(func() {
+		for c, n := range t.sent {
+			c.paced(t.now, n)
 		}
+		d.wake()
 	})
-	wg.Wait()
-	return nil
+	return t, nil
 }
 
-// loop does one piece of work after the other while there is any, then waits.
-func (d *Responder) loop(ctx context.Context, due <-chan struct{}, work func(context.Context) (more bool, err error)) {
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		more, err := work(ctx)
-		if err != nil && ctx.Err() == nil {
-			d.RA.Log.ErrorContext(ctx, "response not carried out", "error", err)
+// acts returns the response to a finding.
+func (t *taking) acts(ctx context.Context, f countersign.Finding) ([]countersign.Mitigation, error) {
+	respond, known := t.fleets[f.Fleet]
+	if !known && f.Fleet != "" {
+		fleet, err := t.Registry.Fleet(ctx, t.tx, f.Fleet)
+		if err != nil && countersign.CodeOf(err) != countersign.NotFound {
+			return nil, err
 		}
-		if more && err == nil {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-due:
-		case <-tick.C:
-		}
+		respond = fleet.Rules.Respond
+		t.fleets[f.Fleet] = respond
 	}
+	return t.catalog.plan(f, respond), nil
 }
 
-// adopt makes due again what a process that ended had begun. With PostgreSQL
-// another node may be at it: there the end of its turn tells.
-func (d *Responder) adopt(ctx context.Context) error {
-	if d.RA.DB.Postgres() {
-		return nil
-	}
-	return d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE mitigation SET next_at = $1 WHERE state = 'running'`, store.Micros(d.now()))
-		return err
-	})
+// entry is what an act adds to the record: a line to the alert, and an event.
+type entry struct {
+	Line
+	kind countersign.EventType
+	via  string
+	why  string // the reason of the event; empty: the text of the line
 }
 
-// tend wakes snoozed alerts, forgets what is old and counts what is open.
-func (d *Responder) tend(ctx context.Context) error {
-	now := d.now()
-	if err := d.wakeSnoozed(ctx, now); err != nil {
+// record saves a changed alert with an entry.
+func (t *taking) record(ctx context.Context, a *Alert, e entry) error {
+	a.ChangedAt, e.At = t.now, t.now
+	a.add(e.Line)
+	if err := a.save(ctx, t.tx); err != nil {
 		return err
 	}
-	err := d.RA.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		for _, q := range []struct {
-			text string
-			at   time.Time
-		}{
-			{`DELETE FROM mitigation WHERE state IN ('done', 'failed') AND made_at < $1`, now.Add(-keepDone)},
-			{`DELETE FROM alert WHERE state = 'closed' AND changed_at < $1`, now.Add(-keepClosed)},
-			{`DELETE FROM notification WHERE made_at < $1`, now.Add(-2 * maxAge)}, // of channels that are no more
-		} {
-			if _, err := tx.Exec(ctx, q.text, store.Micros(q.at)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return d.countOpen(ctx)
+	out := a.event(e.kind, e.Actor, cmp.Or(e.why, e.Text))
+	out.Via, out.Data["act"] = e.via, e.Act
+	return t.Events.Append(ctx, t.tx, out)
 }

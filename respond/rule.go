@@ -17,28 +17,21 @@ var mitigations = []countersign.Mitigation{
 	countersign.MitigateBlock, countersign.MitigateSuspend, countersign.MitigateRevoke,
 }
 
-// Catalog lists the rules by name.
-func (d *Responder) Catalog() []countersign.Rule {
-	d.init()
-	return slices.SortedFunc(maps.Values(d.catalog), func(a, b countersign.Rule) int { return strings.Compare(a.Name, b.Name) })
+// reactivate is no mitigation: only people do it.
+const reactivate countersign.Mitigation = "reactivate"
+
+// catalog are the rules by name; the zero Rule is one that it does not have.
+type catalog map[string]countersign.Rule
+
+func (c catalog) sorted() []countersign.Rule {
+	return slices.SortedFunc(maps.Values(c), func(a, b countersign.Rule) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// Rule returns the rule of the catalog; the zero Rule with its name if there is none.
-func (d *Responder) Rule(name string) countersign.Rule {
-	d.init()
-	if r, ok := d.catalog[name]; ok {
-		return r
-	}
-	return countersign.Rule{Name: name}
-}
-
-// CheckRules refuses with BadRequest a fleet's responses that this server does not
-// know: a slip in a name would silently change nothing.
-func (d *Responder) CheckRules(u countersign.Rules) error {
-	d.init()
-	for name, acts := range u.Respond {
-		if _, known := d.catalog[name]; !known && name != anyRule {
-			return countersign.Errorf(countersign.BadRequest, "there is no rule %.80q", name).WithNext("list them with: countersign alert rules")
+// check refuses with BadRequest responses that are not known.
+func (c catalog) check(respond map[string][]countersign.Mitigation) error {
+	for name, acts := range respond {
+		if _, known := c[name]; !known && name != anyRule {
+			return countersign.Errorf(countersign.BadRequest, "there is no rule %.80q", name).WithNext("list the rules of alerts")
 		}
 		for _, m := range acts {
 			if !slices.Contains(mitigations, m) {
@@ -50,31 +43,31 @@ func (d *Responder) CheckRules(u countersign.Rules) error {
 	return nil
 }
 
-// plan says what follows on a finding: what the fleet says for its rule, else for
+// plan returns the response to a finding: what the fleet wants for its rule, else for
 // all, else the rule's own default. What takes something away from a device or an
-// address is meant only where it matters: a fleet that wants it for findings of
-// little weight has to name the rule, and so for findings that rest on a stranger's
-// word: else guessing in a device's name would be a way to have it suspended.
-// Revocation cannot be undone, so no default and no "*" brings it. A default that
-// only notes is for the rule's usual severity: a finding that is worse, and not of
-// little weight, opens an alert.
-func (d *Responder) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
-	unproven := f.Claimed || d.Rule(f.Rule).Unproven
+// address is for findings of some weight: a fleet that wants it for lesser ones must
+// name the rule. No device is suspended for what a stranger claims, because guessing in
+// its name would be a way to have it suspended. Revocation cannot be undone, so no
+// default and no "*" brings it. A default that only notes is for the rule's usual
+// severity: a finding that is worse, and not of little weight, opens an alert.
+func (c catalog) plan(f countersign.Finding, respond map[string][]countersign.Mitigation) []countersign.Mitigation {
+	rule := c[f.Rule]
+	unproven := f.Claimed || rule.Unproven
 	if named, ok := respond[f.Rule]; ok {
-		// Whatever the fleet wants: else a stranger could have any device of it held.
+		// Even if the fleet names it: a stranger could have any device of it held.
 		return slices.DeleteFunc(slices.Clone(named), func(m countersign.Mitigation) bool {
 			return unproven && (m == countersign.MitigateSuspend || m == countersign.MitigateRevoke)
 		})
 	}
 	acts, ok := respond[anyRule]
 	if !ok {
-		acts = d.Rule(f.Rule).Default
+		acts = rule.Default
 	}
 	if len(acts) == 0 && !ok {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}
 	harmless := f.Severity.Rank() < countersign.SeverityMedium.Rank()
-	if !ok && !harmless && silent(acts) && f.Severity.Rank() > d.Rule(f.Rule).Severity.Rank() {
+	if !ok && !harmless && silent(acts) && f.Severity.Rank() > rule.Severity.Rank() {
 		acts = []countersign.Mitigation{countersign.MitigateAlert}
 	}
 	return slices.DeleteFunc(slices.Clone(acts), func(m countersign.Mitigation) bool {

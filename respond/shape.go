@@ -3,13 +3,13 @@ package respond
 import (
 	"time"
 
-	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 )
 
 // Shape is the alert as the API shows it; whole: with evidence, timeline and what
 // the catalog says of its rule.
 func (d *Responder) Shape(a *Alert, whole bool) api.Alert {
+	d.init()
 	out := api.Alert{
 		ID: a.ID, Rule: a.Rule, Severity: string(a.Severity), State: string(a.State), Subject: a.Subject, Device: a.Device, Fleet: a.Fleet,
 		Remote: a.Remote, Summary: a.Summary, Count: a.Count, Assignee: a.Assignee, Resolution: string(a.Resolution),
@@ -18,22 +18,18 @@ func (d *Responder) Shape(a *Alert, whole bool) api.Alert {
 	if !whole {
 		return out
 	}
-	r := d.Rule(a.Rule)
+	r := d.catalog[a.Rule]
 	out.Why, out.Do = r.Why, r.Do
-	for i := range a.Evidence {
-		out.Evidence = append(out.Evidence, shapeFinding(&a.Evidence[i]))
+	for _, f := range a.Evidence {
+		out.Evidence = append(out.Evidence, api.Finding{
+			At: utc(f.At), Severity: string(f.Severity), Summary: f.Summary, Device: f.Device, Issuer: f.Cert.Issuer, Serial: string(f.Cert.Serial),
+			Remote: f.Remote, Evidence: f.Evidence, Events: f.Events,
+		})
 	}
 	for _, l := range a.Timeline {
 		out.Timeline = append(out.Timeline, api.AlertLine{At: utc(l.At), Actor: string(l.Actor), Act: l.Act, Outcome: l.Outcome, Text: l.Text})
 	}
 	return out
-}
-
-func shapeFinding(f *countersign.Finding) api.Finding {
-	return api.Finding{
-		At: utc(f.At), Severity: string(f.Severity), Summary: f.Summary, Device: f.Device, Issuer: f.Cert.Issuer, Serial: string(f.Cert.Serial),
-		Remote: f.Remote, Evidence: f.Evidence, Events: f.Events,
-	}
 }
 
 // utc is t in UTC; the zero time stays one.

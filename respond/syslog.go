@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,26 +18,26 @@ import (
 const (
 	// facility is log audit (RFC 5424, 6.2.1).
 	facility = 13
-	// maxSyslog is what every receiver over TLS takes (RFC 5425, 4.3.1: 2048 octets,
+	// maxSyslog is what every receiver over TLS accepts (RFC 5425, 4.3.1: 2048 octets,
 	// 8192 where it can); words are cut to stay within.
 	maxSyslog = 2048
 	// dataID names our structured data. 32473 is the number that RFC 5612 sets aside for
 	// those who have none of their own.
 	dataID = "countersign@32473"
-	// lingerTime is how long the other side may take to close after it was told that no
-	// more comes. Syslog has no answer: what is learned here is only that the
-	// connection was good to its end.
+	// lingerTime is how long the other side may take to close after our close_notify.
+	// Syslog has no answer: what is learned here is only that the connection was good
+	// to its end.
 	lingerTime = 2 * time.Second
 )
 
 // sendSyslog sends the notice over TLS, framed by its length (RFC 5425, 4.3).
-func (d *Responder) sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error) {
+func sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error) {
 	conn, err := dial(ctx, c, c.TLS == config.TLSOn)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // the message has been taken or has not
-	m := d.syslogMessage(n)
+	defer func() { _ = conn.Close() }() // the message was received or was not
+	m := syslogMessage(n)
 	if _, err := fmt.Fprintf(conn, "%d %s", len(m), m); err != nil {
 		return fmt.Errorf("couldn't send: %w", err)
 	}
@@ -49,7 +48,7 @@ func (d *Responder) sendSyslog(ctx context.Context, c config.Channel, n api.Noti
 	if err := half.CloseWrite(); err != nil { // close_notify (RFC 5425, 4.4)
 		return fmt.Errorf("couldn't send: %w", err)
 	}
-	// A receiver that refuses our certificate says so after the handshake of TLS 1.3.
+	// A receiver that refuses our certificate does so after the handshake of TLS 1.3.
 	linger, cancel := context.WithTimeout(ctx, lingerTime)
 	defer cancel()
 	deadline, _ := linger.Deadline() // it has one
@@ -64,7 +63,7 @@ func (d *Responder) sendSyslog(ctx context.Context, c config.Channel, n api.Noti
 }
 
 // syslogMessage writes a message (RFC 5424, 6).
-func (d *Responder) syslogMessage(n api.Notice) string {
+func syslogMessage(n api.Notice) string {
 	severity := 5 // notice
 	pairs := [][2]string{{"kind", n.Kind}, {"id", n.ID}}
 	if a := n.Alert; a != nil {
@@ -87,7 +86,7 @@ func (d *Responder) syslogMessage(n api.Notice) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "<%d>1 %s %s countersign %d %s [%s", facility*8+severity, n.At.UTC().Format("2006-01-02T15:04:05.000000Z"),
-		syslogName(d.Host, 255), os.Getpid(), syslogName("alert."+n.Kind, 32), dataID)
+		syslogName(n.Host, 255), os.Getpid(), syslogName("alert."+n.Kind, 32), dataID)
 	for _, p := range pairs {
 		if p[1] != "" {
 			fmt.Fprintf(&b, ` %s="%s"`, p[0], paramValue(p[1]))
@@ -139,14 +138,4 @@ func syslogSeverity(s string) int {
 		return 5 // notice
 	}
 	return 6 // informational
-}
-
-// worst is the highest severity of a digest.
-func worst(by map[string]int64) string {
-	for _, s := range slices.Backward(countersign.Severities()) {
-		if by[string(s)] > 0 {
-			return string(s)
-		}
-	}
-	return ""
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestTakeGroupsUnderConcurrency(t *testing.T) {
@@ -138,7 +139,7 @@ func TestSnoozedStaysSilentUntilItsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.clock.advance(59 * time.Minute)
+		w.clock.Advance(59 * time.Minute)
 		worse := clone("pump-1")
 		worse.Severity = countersign.SeverityCritical
 		w.find(t, worse)
@@ -149,14 +150,14 @@ func TestSnoozedStaysSilentUntilItsEnd(t *testing.T) {
 		if got := len(w.events(t, countersign.AlertChanged)); got != 1 { // the snooze itself
 			t.Errorf("alert.changed: got %d, want 1", got)
 		}
-		w.clock.advance(2 * time.Minute)
+		w.clock.Advance(2 * time.Minute)
 		start(t, w.Run)
-		await(t, "the alert wakes", func() bool { return w.one(t, respond.Filter{}).State == respond.Open })
+		kit.Eventually(t, "the alert wakes", func() bool { return w.one(t, respond.Filter{}).State == respond.Open })
 		if got := w.state(t, "pump-1"); got != countersign.DeviceActive {
 			t.Errorf("device: got %s, want active: a snoozed alert does nothing", got)
 		}
 		w.find(t, clone("pump-1"))
-		await(t, "it acts again", func() bool { return w.state(t, "pump-1") == countersign.DeviceSuspended })
+		kit.Eventually(t, "it acts again", func() bool { return w.state(t, "pump-1") == countersign.DeviceSuspended })
 	})
 }
 
@@ -170,11 +171,11 @@ func TestClosedReopensAsNew(t *testing.T) {
 			t.Fatalf("close: got %+v, %v", closed, err)
 		}
 		_, err = w.Acknowledge(t.Context(), first.ID, ana)
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		if _, err := w.Comment(t.Context(), first.ID, ana); err != nil {
 			t.Errorf("comment on a closed alert: %v", err)
 		}
-		w.clock.advance(time.Second)
+		w.clock.Advance(time.Second)
 		w.find(t, clone("pump-1"))
 		second := w.one(t, respond.Filter{State: respond.Live})
 		if second.ID == first.ID || second.Count != 1 {
@@ -195,7 +196,7 @@ func TestActsOfPeopleAreOnTheTimeline(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := w.Snooze(t.Context(), id, time.Second, ana)
-		wantCode(t, err, countersign.BadRequest)
+		kit.WantCode(t, err, countersign.BadRequest)
 		a, err := w.Alert(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
@@ -216,7 +217,7 @@ func TestActsOfPeopleAreOnTheTimeline(t *testing.T) {
 			t.Errorf("line: got %+v", a.Timeline[1])
 		}
 		_, err = w.Alert(t.Context(), "nobody")
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 	})
 }
 
@@ -225,7 +226,7 @@ func TestAlertsArePaged(t *testing.T) {
 		for i := range 7 {
 			w.find(t, countersign.Finding{Rule: "r", Subject: fmt.Sprintf("address:192.0.2.%d/32", i), Summary: "x"})
 			if i%2 == 0 {
-				w.clock.advance(time.Second) // some of one moment
+				w.clock.Advance(time.Second) // some of one moment
 			}
 		}
 		seen := map[string]bool{}
@@ -250,7 +251,7 @@ func TestAlertsArePaged(t *testing.T) {
 			t.Errorf("alerts over all pages: got %d, want 7", len(seen))
 		}
 		_, _, err := w.Alerts(t.Context(), respond.Filter{After: "nonsense"})
-		wantCode(t, err, countersign.BadRequest)
+		kit.WantCode(t, err, countersign.BadRequest)
 	})
 }
 

@@ -25,13 +25,11 @@ const (
 	signatureHeader = "Countersign-Signature"
 	// deliveryHeader is the notice's id, the same in each attempt.
 	deliveryHeader = "Countersign-Delivery"
-	// maxAnswer is as much of an answer as is read, to use the connection again.
-	maxAnswer = 64 << 10
 )
 
-// sendWebhook posts the notice. Any 2xx is a yes. Redirects are not followed: what
-// the operator named gets it, and nothing that this could be made to point to.
-func (d *Responder) sendWebhook(ctx context.Context, c config.Channel, n api.Notice) error {
+// sendWebhook posts the notice. Any 2xx accepts it. Redirects are not followed: only
+// the URL that the operator named receives it.
+func sendWebhook(ctx context.Context, c config.Channel, now time.Time, n api.Notice) error {
 	endpoint, err := c.Endpoint()
 	if err != nil {
 		return err
@@ -51,7 +49,7 @@ func (d *Responder) sendWebhook(ctx context.Context, c config.Channel, n api.Not
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "countersign")
 	req.Header.Set(deliveryHeader, n.ID)
-	req.Header.Set(signatureHeader, signature([]byte(secret), d.RA.Now(), body))
+	req.Header.Set(signatureHeader, signature([]byte(secret), now, body))
 	client, err := webClient(c)
 	if err != nil {
 		return err
@@ -64,7 +62,7 @@ func (d *Responder) sendWebhook(ctx context.Context, c config.Channel, n api.Not
 		}
 		return fmt.Errorf("couldn't post: %w", err)
 	}
-	defer func() { _ = resp.Body.Close() }() // whatever it says, the status has been said
+	defer func() { _ = resp.Body.Close() }() // the status is all that counts
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return fmt.Errorf("the webhook answered %d", resp.StatusCode)
@@ -88,6 +86,6 @@ func webClient(c config.Channel) (*http.Client, error) {
 
 func signature(secret []byte, now time.Time, body []byte) string {
 	m := hmac.New(sha256.New, secret)
-	_, _ = fmt.Fprintf(m, "%d.%s", now.Unix(), body) // a hash takes all that it is given
+	_, _ = fmt.Fprintf(m, "%d.%s", now.Unix(), body) // a hash accepts every write
 	return fmt.Sprintf("t=%d,v1=%s", now.Unix(), hex.EncodeToString(m.Sum(nil)))
 }

@@ -7,7 +7,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
+)
+
+// The news that channels are sent.
+const (
+	NewsOpened  = "opened"
+	NewsChanged = "changed" // its severity rose, or it goes on after its snooze
+	NewsFailed  = "failed"  // a mitigation failed: a person must act
+	NewsDigest  = "digest"  // many at once
+	NewsTest    = "test"
 )
 
 // subject is a notice in one line.
@@ -38,7 +48,7 @@ func text(n api.Notice) string {
 			line("%6d  %s", g.ByRule[rule], oneLine(rule))
 		}
 		line("")
-		line("See all: countersign alert list")
+		line("The list of alerts has them all.")
 	default:
 		line("An operator tried this channel. It works.")
 	}
@@ -80,5 +90,25 @@ func alertText(line func(format string, args ...any), a *api.Alert) {
 		}
 	}
 	line("")
-	line("Look at it: countersign alert show %s", a.ID)
+	line("Alert %s has all evidence, and what can be done about it.", a.ID)
+}
+
+// oneLine keeps text of devices and people from making a header or line of its own.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// worst is the highest severity of a digest.
+func worst(by map[string]int64) string {
+	for _, s := range slices.Backward(countersign.Severities()) {
+		if by[string(s)] > 0 {
+			return string(s)
+		}
+	}
+	return ""
 }

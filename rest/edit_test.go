@@ -16,7 +16,6 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/respond"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -249,7 +248,6 @@ func ruleLines(rules map[string]any) (list []string) {
 // TestDoctorSeesThatTheLogWasShortened removes the end of the log.
 func TestDoctorSeesThatTheLogWasShortened(t *testing.T) {
 	h := newHouse(t)
-	h.Alerts = &respond.Responder{RA: h.RA, Sessions: h.Sessions}
 	c := h.local(t)
 	level := func() string {
 		var d api.Doctor

@@ -94,7 +94,9 @@ func newHouse(t *testing.T) *house {
 		Sessions: func() []countersign.Session { return h.sessions }, Checks: func(context.Context) []api.Check { return nil },
 	}
 	h.Gate = &operator.Gate{Accounts: operators, Ledger: h.RA.Ledger, Later: events.Later, Now: now}
-	h.Alerts = &respond.Responder{RA: h.RA, Sessions: h.Sessions}
+	h.Alerts = &respond.Responder{
+		DB: db, Registry: reg, Ledger: h.RA.Ledger, Events: events, Devices: h.RA, Now: now, Log: log, Sessions: h.Sessions,
+	}
 	return h
 }
 

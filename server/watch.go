@@ -15,7 +15,8 @@ import (
 // openWatch sets up what finds abuse and what follows on it.
 func (s *Server) openWatch(context.Context) error {
 	s.alerts = &respond.Responder{
-		RA: s.desk, Sessions: s.index.Sessions, Rules: rulesOfFindings(), Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
+		DB: s.db, Registry: s.registry, Ledger: s.ledger, Events: s.events, Devices: s.desk, Now: s.opts.Now, Log: s.log,
+		Sessions: s.index.Sessions, Rules: rulesOfFindings(), Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)
 	s.watch = &detect.Watch{DB: s.db, Now: s.opts.Now, Log: s.log, Handle: s.alerts.Take, Usual: usual(s.registry)}

@@ -86,6 +86,11 @@ func Scan[T any](row Row) (v T, err error) {
 	return v, err
 }
 
+// Count returns the number that a query counts.
+func Count(ctx context.Context, r Reader, q string, args ...any) (n int, err error) {
+	return n, Wrap(r.QueryRow(ctx, q, args...).Scan(&n))
+}
+
 // Page cuts a list that was read with one row more than limit, and returns the key of
 // its last row if there is another page, else the zero key.
 func Page[T, K any](list []T, limit int, key func(*T) K) (page []T, next K) {
