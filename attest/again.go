@@ -2,10 +2,8 @@ package attest
 
 import (
 	"crypto/x509"
-	"encoding/hex"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -31,10 +29,8 @@ func CheckAgain(path []*x509.Certificate, anchor *Anchor, o PathOptions) error {
 // SignedBy returns the certificate, of a CA or CRL issuer, that has the list's issuer as
 // its subject and whose key signed the list; nil if there is none.
 func (l *CRL) SignedBy(certificates []*x509.Certificate) *x509.Certificate {
-	for _, c := range certificates {
-		if sameName(l.list.RawIssuer, c.RawSubject) && l.signedBy(c) {
-			return c
-		}
+	if i := slices.IndexFunc(certificates, l.isBy); i >= 0 {
+		return certificates[i]
 	}
 	return nil
 }
@@ -42,12 +38,7 @@ func (l *CRL) SignedBy(certificates []*x509.Certificate) *x509.Certificate {
 // Scope returns the scope of the list: a list replaces earlier ones of the same issuer and
 // scope (RFC 5280, 5.2.3), and no others.
 func (l *CRL) Scope() string {
-	s := &l.scope
-	names := slices.Sorted(slices.Values(s.names))
-	return strings.Join([]string{
-		strconv.FormatBool(l.base != nil), strconv.FormatBool(s.onlyUser), strconv.FormatBool(s.onlyCA), strconv.FormatBool(s.onlyAttr),
-		strconv.FormatBool(s.indirect), strconv.Itoa(s.reasons), hex.EncodeToString([]byte(strings.Join(names, "\x00"))),
-	}, " ")
+	return strconv.FormatBool(l.base != nil) + " " + l.scope.text()
 }
 
 // Same reports whether both lists have the same signed content.

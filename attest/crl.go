@@ -1,14 +1,16 @@
 package attest
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
+	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +71,12 @@ type scope struct {
 	onlyAttr bool
 	reasons  int // ReasonFlags as bits; 0: all
 	indirect bool
+}
+
+// text returns one string for equal scopes.
+func (s *scope) text() string {
+	names := slices.Sorted(slices.Values(s.names))
+	return fmt.Sprint(s.onlyUser, s.onlyCA, s.onlyAttr, s.indirect, s.reasons, " ") + hex.EncodeToString([]byte(strings.Join(names, "\x00")))
 }
 
 // ParseCRL parses a list, DER, and all of its extensions. It does not check the
@@ -172,6 +180,11 @@ func (l *CRL) find(issuer []byte, serial *big.Int) (entry, bool) {
 	return entry{}, false
 }
 
+// isBy reports whether the list has the subject of c as its issuer and was signed by its key.
+func (l *CRL) isBy(c *x509.Certificate) bool {
+	return sameName(l.list.RawIssuer, c.RawSubject) && l.signedBy(c)
+}
+
 // signedBy checks the list's signature with the key of c, once per key.
 func (l *CRL) signedBy(c *x509.Certificate) bool {
 	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCRLSign == 0 {
@@ -195,20 +208,11 @@ func (l *CRL) current(now time.Time) bool {
 	return !now.Before(l.list.ThisUpdate) && !l.list.NextUpdate.IsZero() && !now.After(l.list.NextUpdate)
 }
 
-// Issuer returns the raw name of the list's issuer.
-func (l *CRL) Issuer() []byte { return bytes.Clone(l.list.RawIssuer) }
-
 // Number returns the CRL number.
 func (l *CRL) Number() *big.Int { return new(big.Int).Set(l.list.Number) }
 
-// Len returns how many certificates the list revokes.
-func (l *CRL) Len() int { return len(l.entries) }
-
 // ThisUpdate returns when the list was issued.
 func (l *CRL) ThisUpdate() time.Time { return l.list.ThisUpdate }
-
-// NextUpdate returns when a newer list is due; zero if the list has none, and then it is never used.
-func (l *CRL) NextUpdate() time.Time { return l.list.NextUpdate }
 
 // sortNewest sorts complete lists, the newest first.
 func sortNewest(lists []*CRL) {
@@ -218,51 +222,36 @@ func sortNewest(lists []*CRL) {
 }
 
 func readScope(der, issuer []byte) (scope, bool) {
-	input := cryptobyte.String(der)
-	var seq, point cryptobyte.String
+	var point cryptobyte.String
 	var named bool
 	var s scope
-	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() ||
-		!seq.ReadOptionalASN1(&point, &named, contextual(0, true)) {
+	seq, ok := sequence(der)
+	if !ok || seq.Empty() || !seq.ReadOptionalASN1(&point, &named, tag0) {
 		return s, false
 	}
 	if named {
-		var ok bool
 		if s.names, ok = readPointName(point, issuer); !ok {
 			return s, false
 		}
 	}
-	ok := readFlag(&seq, 1, &s.onlyUser) && readFlag(&seq, 2, &s.onlyCA) && readReasons(&seq, 3, &s.reasons) &&
+	ok = readFlag(&seq, 1, &s.onlyUser) && readFlag(&seq, 2, &s.onlyCA) && readReasons(&seq, 3, &s.reasons) &&
 		readFlag(&seq, 4, &s.indirect) && readFlag(&seq, 5, &s.onlyAttr)
 	return s, ok && seq.Empty()
-}
-
-func contextual(n uint8, constructed bool) cbasn1.Tag {
-	tag := cbasn1.Tag(n).ContextSpecific()
-	if constructed {
-		tag = tag.Constructed()
-	}
-	return tag
 }
 
 func readFlag(s *cryptobyte.String, n uint8, to *bool) bool {
 	var value cryptobyte.String
 	var there bool
-	if !s.ReadOptionalASN1(&value, &there, contextual(n, false)) {
-		return false
-	}
-	*to = there && len(value) == 1 && value[0] == 0xff
-	return !there || len(value) == 1
+	ok := s.ReadOptionalASN1(&value, &there, cbasn1.Tag(n).ContextSpecific()) && (!there || len(value) == 1)
+	*to = ok && there && value[0] == 0xff
+	return ok
 }
 
 func readReasons(s *cryptobyte.String, n uint8, to *int) bool {
 	var value cryptobyte.String
 	var there bool
-	if !s.ReadOptionalASN1(&value, &there, contextual(n, false)) {
-		return false
-	}
-	if !there {
-		return true
+	if ok := s.ReadOptionalASN1(&value, &there, cbasn1.Tag(n).ContextSpecific()); !ok || !there {
+		return ok
 	}
 	if len(value) < 2 || len(value) > 3 || value[0] > 7 {
 		return false
@@ -277,26 +266,23 @@ func readReasons(s *cryptobyte.String, n uint8, to *int) bool {
 // readPointName converts a DistributionPointName to canonical names. A name relative
 // to the issuer is completed with it.
 func readPointName(point cryptobyte.String, issuer []byte) ([]string, bool) {
-	var names []string
-	if point.PeekASN1Tag(contextual(1, true)) {
+	if point.PeekASN1Tag(tag1) {
 		var set cryptobyte.String
 		base, ok := canonicalName(issuer)
-		if !ok || !point.ReadASN1(&set, contextual(1, true)) || !point.Empty() {
+		if !ok || !point.ReadASN1(&set, tag1) || !point.Empty() {
 			return nil, false
 		}
 		rdn, ok := canonicalRDN(set)
 		return []string{canonicalDirectory(append(base, rdn))}, ok
 	}
 	var list cryptobyte.String
-	if !point.ReadASN1(&list, contextual(0, true)) || !point.Empty() || list.Empty() {
+	if !point.ReadASN1(&list, tag0) || !point.Empty() || list.Empty() {
 		return nil, false
 	}
-	for !list.Empty() {
-		n, ok := readGeneralName(&list)
-		if !ok || len(names) >= maxListNames {
-			return nil, false
-		}
-		names = append(names, n.canonical())
+	all, ok := generalNames(list, maxListNames)
+	names := make([]string, len(all))
+	for i, n := range all {
+		names[i] = n.canonical()
 	}
-	return names, true
+	return names, ok
 }

@@ -106,12 +106,12 @@ func (r IDRule) values(c *x509.Certificate) ([]string, error) {
 		case isText && n.tag == tag:
 			values = append(values, string(n.value))
 		case !isText && n.tag == tagOtherName:
-			m, isModule, ok := readHardwareModule(n.value)
+			module, isModule, ok := readHardwareModule(n.value, r.Field)
 			if !ok {
 				return nil, r.refuse("has a malformed HardwareModuleName")
 			}
 			if isModule {
-				values = append(values, m.text(r.Field))
+				values = append(values, module)
 			}
 		}
 	}
@@ -131,35 +131,25 @@ func subjectValues(c *x509.Certificate, oid asn1.ObjectIdentifier) []string {
 	return values
 }
 
-// hardwareModule is HardwareModuleName (RFC 4108, 5).
-type hardwareModule struct {
-	kind   asn1.ObjectIdentifier
-	serial []byte
-}
-
-// readHardwareModule reads the content of an otherName, if it is one of that type.
-func readHardwareModule(value []byte) (m hardwareModule, isModule, ok bool) {
+// readHardwareModule reads the content of an otherName, if it is a HardwareModuleName (RFC
+// 4108, 5), and returns the text of the field.
+func readHardwareModule(value []byte, field IDField) (text string, isModule, ok bool) {
 	s := cryptobyte.String(value)
-	var kind asn1.ObjectIdentifier
-	if !s.ReadASN1ObjectIdentifier(&kind) {
-		return m, false, false
+	var name, kind asn1.ObjectIdentifier
+	if !s.ReadASN1ObjectIdentifier(&name) {
+		return "", false, false
 	}
-	if !kind.Equal(oidHardwareModuleName) {
-		return m, false, true
+	if !name.Equal(oidHardwareModuleName) {
+		return "", false, true
 	}
 	var explicit, seq, serial cryptobyte.String
-	if !s.ReadASN1(&explicit, contextual(0, true)) || !s.Empty() ||
+	if !s.ReadASN1(&explicit, tag0) || !s.Empty() ||
 		!explicit.ReadASN1(&seq, cbasn1.SEQUENCE) || !explicit.Empty() ||
-		!seq.ReadASN1ObjectIdentifier(&m.kind) || !seq.ReadASN1(&serial, cbasn1.OCTET_STRING) || !seq.Empty() || len(serial) == 0 {
-		return m, true, false
+		!seq.ReadASN1ObjectIdentifier(&kind) || !seq.ReadASN1(&serial, cbasn1.OCTET_STRING) || !seq.Empty() || len(serial) == 0 {
+		return "", true, false
 	}
-	m.serial = serial
-	return m, true, true
-}
-
-func (m hardwareModule) text(field IDField) string {
 	if field == IDHWModule {
-		return m.kind.String() + ":" + hex.EncodeToString(m.serial)
+		return kind.String() + ":" + hex.EncodeToString(serial), true, true
 	}
-	return string(m.serial)
+	return string(serial), true, true
 }

@@ -16,6 +16,13 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
+// The constructed context-specific tags.
+const (
+	tag0 = cbasn1.Tag(0x80 | 0x20)
+	tag1 = tag0 + 1
+	tag2 = tag0 + 2
+)
+
 // Tags of GeneralName (RFC 5280, 4.2.1.6).
 const (
 	tagOtherName = 0
@@ -53,11 +60,17 @@ func emptyName(raw []byte) bool {
 // selfIssued reports whether issuer and subject are the same name (RFC 5280, 3.2).
 func selfIssued(c *x509.Certificate) bool { return sameName(c.RawIssuer, c.RawSubject) }
 
+// sequence returns the content of der, which must be one SEQUENCE and nothing else.
+func sequence(der []byte) (content cryptobyte.String, ok bool) {
+	input := cryptobyte.String(der)
+	ok = input.ReadASN1(&content, cbasn1.SEQUENCE) && input.Empty()
+	return content, ok
+}
+
 // canonicalName returns one string for each RDN of a name, equal for equal RDNs.
 func canonicalName(raw []byte) (rdns []string, ok bool) {
-	input := cryptobyte.String(raw)
-	var name cryptobyte.String
-	if !input.ReadASN1(&name, cbasn1.SEQUENCE) || !input.Empty() {
+	name, ok := sequence(raw)
+	if !ok {
 		return nil, false
 	}
 	for !name.Empty() {
@@ -140,26 +153,29 @@ func readGeneralName(s *cryptobyte.String) (generalName, bool) {
 	return generalName{int(tag & 0x1f), value}, true
 }
 
+// generalNames reads all names of a list, which may have so many.
+func generalNames(list cryptobyte.String, most int) (names []generalName, ok bool) {
+	for !list.Empty() {
+		n, ok := readGeneralName(&list)
+		if !ok || len(names) == most {
+			return nil, false
+		}
+		names = append(names, n)
+	}
+	return names, true
+}
+
 // altNames reads the subjectAltName of a certificate, of all forms.
 func altNames(c *x509.Certificate) ([]generalName, bool) {
 	if !has(c, oidSubjectAltName) {
 		return nil, true
 	}
 	_, value := extension(c, oidSubjectAltName)
-	input := cryptobyte.String(value)
-	var list cryptobyte.String
-	if !input.ReadASN1(&list, cbasn1.SEQUENCE) || !input.Empty() || list.Empty() {
+	list, ok := sequence(value)
+	if !ok || list.Empty() {
 		return nil, false
 	}
-	var names []generalName
-	for !list.Empty() {
-		n, ok := readGeneralName(&list)
-		if !ok || len(names) >= maxNames {
-			return nil, false
-		}
-		names = append(names, n)
-	}
-	return names, true
+	return generalNames(list, maxNames)
 }
 
 // constrainedNames returns all names to which constraints apply (RFC 5280, 6.1.3
@@ -193,12 +209,10 @@ type constraints struct {
 // is not understood, the path is refused.
 func readConstraints(c *x509.Certificate) (constraints, error) {
 	_, value := extension(c, oidNameConstraints)
-	input := cryptobyte.String(value)
-	var outer, permitted, excluded cryptobyte.String
+	var permitted, excluded cryptobyte.String
 	var any1, any2 bool
-	if !input.ReadASN1(&outer, cbasn1.SEQUENCE) || !input.Empty() ||
-		!outer.ReadOptionalASN1(&permitted, &any1, cbasn1.Tag(0).ContextSpecific().Constructed()) ||
-		!outer.ReadOptionalASN1(&excluded, &any2, cbasn1.Tag(1).ContextSpecific().Constructed()) ||
+	outer, ok := sequence(value)
+	if !ok || !outer.ReadOptionalASN1(&permitted, &any1, tag0) || !outer.ReadOptionalASN1(&excluded, &any2, tag1) ||
 		!outer.Empty() || any1 && permitted.Empty() || any2 && excluded.Empty() || !any1 && !any2 {
 		return constraints{}, badPath("%s has malformed name constraints", nameOf(c))
 	}
@@ -335,7 +349,9 @@ func withinMailbox(constraint, name []byte) (within, decidable bool) {
 // splitMailbox reads a Mailbox (RFC 5321, 4.1.2) as far as constraints need it. Only a
 // quoted local part may have an @: in a@b@c one program takes b as the host, another c.
 func splitMailbox(mailbox []byte) (local, host string, ok bool) {
-	local, host, ok = cutLast(string(mailbox), "@")
+	if i := bytes.LastIndexByte(mailbox, '@'); i >= 0 {
+		local, host, ok = string(mailbox[:i]), string(mailbox[i+1:]), true
+	}
 	quoted := len(local) > 2 && local[0] == '"' && local[len(local)-1] == '"'
 	isHost := host != "" && !strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),:;<>@\`, r) })
 	return local, host, ok && isHost && local != "" && (quoted || !strings.ContainsAny(local, "@\" "))
@@ -371,12 +387,4 @@ func withinHost(constraint, host string) bool {
 		return len(host) > len(constraint) && equalFoldASCII(host[len(host)-len(constraint):], constraint)
 	}
 	return equalFoldASCII(host, constraint)
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
 }

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
@@ -41,9 +42,8 @@ func canonicalDirectory(rdns []string) string { return "dn:" + strings.Join(rdns
 
 // directoryIn returns the first directoryName of a GeneralNames.
 func directoryIn(der []byte) ([]byte, bool) {
-	input := cryptobyte.String(der)
-	var list cryptobyte.String
-	if !input.ReadASN1(&list, cbasn1.SEQUENCE) || !input.Empty() {
+	list, ok := sequence(der)
+	if !ok {
 		return nil, false
 	}
 	names, ok := directories(list)
@@ -53,18 +53,14 @@ func directoryIn(der []byte) ([]byte, bool) {
 	return names[0], true
 }
 
-func directories(list cryptobyte.String) ([][]byte, bool) {
-	var names [][]byte
-	for !list.Empty() {
-		n, ok := readGeneralName(&list)
-		if !ok || len(names) >= maxListNames {
-			return nil, false
-		}
+func directories(list cryptobyte.String) (names [][]byte, ok bool) {
+	all, ok := generalNames(list, maxListNames)
+	for _, n := range all {
 		if n.tag == tagDirectory {
 			names = append(names, n.value)
 		}
 	}
-	return names, true
+	return names, ok
 }
 
 // distPoints reads cRLDistributionPoints. For a certificate without them it is the
@@ -75,9 +71,8 @@ func distPoints(c *x509.Certificate) ([]distPoint, bool) {
 	if value == nil {
 		return []distPoint{implied}, true
 	}
-	input := cryptobyte.String(value)
-	var list cryptobyte.String
-	if !input.ReadASN1(&list, cbasn1.SEQUENCE) || !input.Empty() || list.Empty() {
+	list, ok := sequence(value)
+	if !ok || list.Empty() {
 		return nil, false
 	}
 	var points []distPoint
@@ -98,8 +93,8 @@ func distPoints(c *x509.Certificate) ([]distPoint, bool) {
 func readDistPoint(seq cryptobyte.String, issuer []byte) (p distPoint, ok bool) {
 	var name, issuers cryptobyte.String
 	var named, foreign bool
-	if !seq.ReadOptionalASN1(&name, &named, contextual(0, true)) || !readReasons(&seq, 1, &p.reasons) ||
-		!seq.ReadOptionalASN1(&issuers, &foreign, contextual(2, true)) || !seq.Empty() {
+	if !seq.ReadOptionalASN1(&name, &named, tag0) || !readReasons(&seq, 1, &p.reasons) ||
+		!seq.ReadOptionalASN1(&issuers, &foreign, tag2) || !seq.Empty() {
 		return p, false
 	}
 	if foreign {
@@ -195,25 +190,16 @@ func (l *CRL) reasonsFor(c *x509.Certificate, points []distPoint) int {
 	if l.scope.onlyAttr || l.scope.onlyUser && c.IsCA || l.scope.onlyCA && !c.IsCA {
 		return 0
 	}
-	own := allReasons
-	if l.scope.reasons != 0 {
-		own = l.scope.reasons & allReasons
-	}
+	own := cmp.Or(l.scope.reasons, allReasons) & allReasons
+	foreign := !sameName(l.list.RawIssuer, c.RawIssuer)
 	covered := 0
 	for _, p := range points {
-		if len(p.issuers) > 0 && (!p.by(l) || !l.scope.indirect && !sameName(l.list.RawIssuer, c.RawIssuer)) {
-			continue
+		out := foreign
+		if len(p.issuers) > 0 {
+			out = !p.by(l) || foreign && !l.scope.indirect
 		}
-		if len(p.issuers) == 0 && !sameName(l.list.RawIssuer, c.RawIssuer) {
-			continue
-		}
-		if !l.inScope(p) {
-			continue
-		}
-		if p.reasons != 0 {
-			covered |= own & p.reasons
-		} else {
-			covered |= own
+		if !out && l.inScope(p) {
+			covered |= own & cmp.Or(p.reasons, allReasons)
 		}
 	}
 	return covered
@@ -237,17 +223,11 @@ func (l *CRL) inScope(p distPoint) bool {
 // certificate, or by another key under the list's name for which there is a
 // valid path to the same anchor (RFC 5280, 6.3.3 (f)).
 func (v *validator) authentic(l *CRL, issuer *x509.Certificate) bool {
-	if sameName(l.list.RawIssuer, issuer.RawSubject) && l.signedBy(issuer) {
-		return true
-	}
-	if sameName(l.list.RawIssuer, v.anchor.Certificate.RawSubject) && l.signedBy(v.anchor.Certificate) {
+	if l.SignedBy([]*x509.Certificate{issuer, v.anchor.Certificate}) != nil {
 		return true
 	}
 	for _, c := range v.known {
-		if !sameName(l.list.RawIssuer, c.RawSubject) || c.Equal(issuer) || !l.signedBy(c) {
-			continue
-		}
-		if len(v.asking) >= maxListIssuers || slices.ContainsFunc(v.asking, c.Equal) {
+		if c.Equal(issuer) || !l.isBy(c) || len(v.asking) >= maxListIssuers || slices.ContainsFunc(v.asking, c.Equal) {
 			continue
 		}
 		w := &validator{anchor: v.anchor, o: v.o, known: v.known, steps: v.steps, asking: append(slices.Clone(v.asking), c)}
@@ -263,7 +243,7 @@ func (v *validator) revokedBy(l *CRL, c, issuer *x509.Certificate, lists []*CRL)
 	found, revoked := l.find(c.RawIssuer, c.SerialNumber)
 	for _, d := range lists {
 		newer := d.base != nil && d.base.Cmp(l.list.Number) <= 0 && d.list.Number.Cmp(l.list.Number) > 0
-		if !newer || !d.sameScope(l) || !d.current(v.o.Now) || !v.authentic(d, issuer) {
+		if !newer || !sameName(d.list.RawIssuer, l.list.RawIssuer) || d.scope.text() != l.scope.text() || !d.current(v.o.Now) || !v.authentic(d, issuer) {
 			continue
 		}
 		if e, ok := d.find(c.RawIssuer, c.SerialNumber); ok {
@@ -280,11 +260,4 @@ func (v *validator) revokedBy(l *CRL, c, issuer *x509.Certificate, lists []*CRL)
 	}
 	return countersign.Errorf(code, "%s is revoked by its CA: %s", nameOf(c), found.reason).
 		WithNext("ask the manufacturer why")
-}
-
-// sameScope reports whether l, a delta, is one to the list base.
-func (l *CRL) sameScope(base *CRL) bool {
-	return sameName(l.list.RawIssuer, base.list.RawIssuer) && slices.Equal(l.scope.names, base.scope.names) &&
-		l.scope.onlyUser == base.scope.onlyUser && l.scope.onlyCA == base.scope.onlyCA &&
-		l.scope.reasons == base.scope.reasons && l.scope.indirect == base.scope.indirect
 }

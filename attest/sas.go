@@ -88,16 +88,15 @@ func decodeSAS(fields map[string]string) (*SAS, error) {
 	}
 	// Some SDKs sign sr escaped and others plain, so the HMAC is over the octets as received.
 	s := &SAS{signed: fields["sr"] + "\n" + fields["se"]}
+	var sig string
 	var err error
-	if s.Resource, err = unescape(fields["sr"]); err != nil {
-		return nil, badSAS(countersign.BadRequest, "has a malformed sr")
-	}
-	if s.KeyName, err = unescape(fields["skn"]); err != nil {
-		return nil, badSAS(countersign.BadRequest, "has a malformed skn")
-	}
-	sig, err := unescape(fields["sig"])
-	if err != nil {
-		return nil, badSAS(countersign.BadRequest, "has a malformed sig")
+	for _, f := range []struct {
+		name string
+		to   *string
+	}{{"sr", &s.Resource}, {"skn", &s.KeyName}, {"sig", &sig}} {
+		if *f.to, err = unescape(fields[f.name]); err != nil {
+			return nil, badSAS(countersign.BadRequest, "has a malformed %s", f.name)
+		}
 	}
 	s.mac, err = base64.StdEncoding.Strict().DecodeString(sig)
 	if err != nil || len(s.mac) != sha256.Size || strings.ContainsAny(sig, "\r\n") {
@@ -150,7 +149,7 @@ func ParseSymmetricKey(s string) ([]byte, error) {
 }
 
 // DeriveKey returns the key of one device of a group: HMAC-SHA256 (RFC 2104) of its
-// registration id under the group key. The device is given base64 of it and
+// registration id under the group key. The device has base64 of it and
 // never the group key. The id is used as it is, case included.
 func DeriveKey(groupKey []byte, registrationID string) []byte {
 	h := hmac.New(sha256.New, groupKey)
@@ -160,14 +159,13 @@ func DeriveKey(groupKey []byte, registrationID string) []byte {
 
 // Derive returns the keys of one device of a group whose keys are k.
 func (k SymmetricKeys) Derive(registrationID string) SymmetricKeys {
-	var d SymmetricKeys
-	if len(k.Primary) > 0 {
-		d.Primary = DeriveKey(k.Primary, registrationID)
+	derive := func(key []byte) []byte {
+		if len(key) == 0 {
+			return nil
+		}
+		return DeriveKey(key, registrationID)
 	}
-	if len(k.Secondary) > 0 {
-		d.Secondary = DeriveKey(k.Secondary, registrationID)
-	}
-	return d
+	return SymmetricKeys{derive(k.Primary), derive(k.Secondary)}
 }
 
 // Verify reports whether the token was made with one of the keys for the resource,

@@ -77,7 +77,7 @@ type TPMExpectation struct {
 
 // EKHash returns the SHA-256 of an endorsement key's TPM2B_PUBLIC, by which chips are
 // registered. It refuses a key that is known to be weak, with the errors of
-// IdentifyTPM.
+// ChallengeTPM.
 func EKHash(ekPublic []byte, known *weakkey.Blocklist) ([sha256.Size]byte, error) {
 	ek, err := parseEK(ekPublic, known)
 	if err != nil {
@@ -86,14 +86,8 @@ func EKHash(ekPublic []byte, known *weakkey.Blocklist) ([sha256.Size]byte, error
 	return ek.hash(), nil
 }
 
-// IdentifyTPM appraises EK and AK of the evidence and returns the chip that it names.
-// That is a claim until a challenge is answered. Errors have code
-// Unauthenticated, BadRequest, TooLarge, NotAllowed, Misconfigured, WeakKey, or those of ValidatePath.
-func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
-	id, _, _, err := identifyTPM(ev, o)
-	return id, err
-}
-
+// identifyTPM appraises EK and AK of the evidence and returns the chip that it names.
+// That is a claim until a challenge is answered.
 func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, err error) {
 	if ek, err = parseEK(ev.EKPublic, o.WeakKeys); err != nil {
 		return id, nil, nil, err
@@ -117,7 +111,7 @@ func identifyTPM(ev TPMEvidence, o TPMOptions) (id TPMIdentity, ek, ak *tpmKey, 
 
 // AppraiseTPM appraises the whole evidence against the expectation, and checks that
 // csrPub, the key of the certification request, is in the TPM: created in it, bound
-// to it, unable to leave it. Errors have the codes of IdentifyTPM,
+// to it, unable to leave it. Errors have the codes of ChallengeTPM,
 // BadCredential for a wrong answer to the challenge, and NotAllowed for a state of the chip that is not among the reference values.
 func AppraiseTPM(ev TPMEvidence, csrPub crypto.PublicKey, want TPMExpectation, o TPMOptions) (TPMResult, error) {
 	if err := CheckPCRs(o.PCRs); err != nil {

@@ -36,9 +36,10 @@ func (c TPMChallenge) File() []byte {
 	return append(append(b, c.Credential...), c.EncryptedSecret...)
 }
 
-// ChallengeTPM appraises EK and AK as IdentifyTPM does and makes a challenge that only
+// ChallengeTPM appraises EK and AK of the evidence and makes a challenge that only
 // the chip of that EK can answer, and only if that AK is in it (TPM2
-// MakeCredential; Part 1, section 24). The expectation stays with the server.
+// MakeCredential; Part 1, section 24). The expectation stays with the server. Errors
+// have code Unauthenticated, BadRequest, TooLarge, NotAllowed, Misconfigured, WeakKey, or those of ValidatePath.
 func ChallengeTPM(ev TPMEvidence, o TPMOptions) (TPMChallenge, TPMExpectation, error) {
 	id, ek, ak, err := identifyTPM(ev, o)
 	if err != nil {
