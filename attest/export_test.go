@@ -1,9 +1,6 @@
 package attest
 
-import (
-	"crypto"
-	"time"
-)
+import "time"
 
 // RegistrationIDOf is the registration id of a public area, whatever its key.
 func RegistrationIDOf(area []byte) string { return registrationID(&tpmKey{area: area}) }
@@ -12,15 +9,6 @@ func RegistrationIDOf(area []byte) string { return registrationID(&tpmKey{area: 
 func IdentifyTPM(ev TPMEvidence, o TPMOptions) (TPMIdentity, error) {
 	id, _, _, err := identifyTPM(ev, o)
 	return id, err
-}
-
-// EKArea is the TPM2B_PUBLIC of the endorsement key with this public key.
-func EKArea(pub crypto.PublicKey) ([]byte, error) {
-	area, err := ekArea(pub)
-	if err != nil {
-		return nil, err
-	}
-	return sized(area), nil
 }
 
 // Len is how many certificates the list revokes.

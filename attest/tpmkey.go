@@ -236,8 +236,17 @@ func parseEK(data []byte, known *weakkey.Blocklist) (*tpmKey, error) {
 	return k, nil
 }
 
-// ekArea returns the public area of the endorsement key with this public key: the default
-// template determines the rest.
+// EKArea returns the TPM2B_PUBLIC of the endorsement key with this public key, for
+// devices that send only the key or a certificate: the default template determines
+// the rest. Errors have code WeakKey.
+func EKArea(pub crypto.PublicKey) ([]byte, error) {
+	area, err := ekArea(pub)
+	if err != nil {
+		return nil, err
+	}
+	return sized(area), nil
+}
+
 func ekArea(pub crypto.PublicKey) ([]byte, error) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:

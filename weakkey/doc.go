@@ -14,8 +14,8 @@
 //     among them) and in the tests of the Go project: published.txt.
 //
 // [Blocklist.Check] is the function with which every public key is checked that the
-// authority accepts. Of many RSA keys, [SharedFactors] finds those that share a
-// prime, and [Known] compares each new one with those that are known.
+// authority accepts. [Known] compares each new RSA key with those that are known, and
+// finds the pairs that share a prime.
 //
 // What it does not find: the keys of Debian's OpenSSL of 2006 to 2008
 // (CVE-2008-0166) are not built in, because there is no list of them with a license

@@ -10,8 +10,8 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Known is a set of RSA moduli that each new one is compared with. It keeps them in
-// batches with their products, so that one division shows whether a new modulus has
+// Known is a set of RSA moduli that each new one is compared with, by Bernstein's product
+// and remainder trees. It keeps them in batches with their products, so that one division shows whether a new modulus has
 // a factor in common with any of 2,048. The zero value is empty.
 //
 // With 2048 bits each, 50,000 moduli take 26 MB. Comparing one new modulus with all

@@ -130,29 +130,16 @@ func isSquare(n *big.Int) bool {
 		return false
 	}
 	const residues64 = 0x0202021202030213 // bit i: i is a square modulo 64
-	low := uint(0)
-	for i := range 6 {
-		low |= n.Bit(i) << i
-	}
-	if residues64>>low&1 == 0 {
+	root := new(big.Int)
+	if residues64>>root.And(n, big.NewInt(63)).Uint64()&1 == 0 {
 		return false
 	}
-	const modulus = 3 * 5 * 7 * 11 * 13
-	rest := new(big.Int).Mod(n, big.NewInt(modulus)).Int64()
-	for _, p := range []int64{3, 5, 7, 11, 13} {
-		if !isResidue(rest%p, p) {
+	rest := root.Mod(n, big.NewInt(3*5*7*11*13)).Uint64()
+	for _, m := range []struct{ p, squares uint64 }{{3, 0b11}, {5, 0b10011}, {7, 0b10111}, {11, 0b1000111011}, {13, 0b1011000011011}} {
+		if m.squares>>(rest%m.p)&1 == 0 {
 			return false
 		}
 	}
-	root := new(big.Int).Sqrt(n)
+	root.Sqrt(n)
 	return root.Mul(root, root).Cmp(n) == 0
-}
-
-func isResidue(n, p int64) bool {
-	for x := range p {
-		if x*x%p == n {
-			return true
-		}
-	}
-	return false
 }

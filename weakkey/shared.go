@@ -4,15 +4,13 @@ import (
 	"context"
 	"math/big"
 	"slices"
-
-	"github.com/countersign-iot/countersign"
 )
 
 const (
 	// batchModuli is how many moduli are multiplied into one product. With 2048
 	// bits each a batch takes about 15 MiB while it is compared, and a megabyte after.
 	batchModuli = 2048
-	// MaxModuli is how many keys are compared. Time grows with the square of the number
+	// MaxModuli is how many keys a Known without Max keeps. Time grows with the square of the number
 	// of batches.
 	MaxModuli = 4 << 20
 	// MaxPairs is how many pairs are reported at once. A fleet with more has a
@@ -26,22 +24,6 @@ const (
 type Shared struct {
 	I, J   int // I < J
 	Factor *big.Int
-}
-
-// SharedFactors finds all pairs of moduli with a common factor, by Bernstein's
-// product and remainder trees, in batches to bound the memory. A modulus that
-// occurs more than once is reported with its first occurrence alone. Errors are those of
-// [Known.Add], and TooLarge for more than MaxModuli.
-func SharedFactors(ctx context.Context, moduli []*big.Int) ([]Shared, error) {
-	if len(moduli) > MaxModuli {
-		return nil, countersign.Errorf(countersign.TooLarge, "more than %d moduli at once", MaxModuli)
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	var k Known
-	_, shared, err := k.Add(ctx, moduli)
-	return shared, err
 }
 
 // pairsOf returns which of the suspects share a factor.

@@ -166,6 +166,12 @@ func TestCheckPassesSoundKeys(t *testing.T) {
 	}
 }
 
+// sharedFactors compares the moduli with each other.
+func sharedFactors(ctx context.Context, moduli []*big.Int) ([]weakkey.Shared, error) {
+	_, shared, err := new(weakkey.Known).Add(ctx, moduli)
+	return shared, err
+}
+
 func TestSharedFactorsFindsEachPair(t *testing.T) {
 	const count = 2100 // more than one batch
 	moduli := make([]*big.Int, count)
@@ -179,7 +185,7 @@ func TestSharedFactorsFindsEachPair(t *testing.T) {
 	moduli[2060] = new(big.Int).Mul(r, prime(t, 64))
 	moduli[2061] = new(big.Int).Mul(r, prime(t, 64))
 	moduli[100] = new(big.Int).Set(moduli[7]) // the same key twice
-	got, err := weakkey.SharedFactors(t.Context(), moduli)
+	got, err := sharedFactors(t.Context(), moduli)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,16 +206,16 @@ func TestSharedFactorsFindsEachPair(t *testing.T) {
 func TestSharedFactorsKeepsItsBounds(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := weakkey.SharedFactors(canceled, []*big.Int{big.NewInt(15), big.NewInt(21)}); !errors.Is(err, context.Canceled) {
+	if _, err := sharedFactors(canceled, []*big.Int{big.NewInt(15), big.NewInt(21)}); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: got %v, want %v", err, context.Canceled)
 	}
 	for _, bad := range [][]*big.Int{{nil}, {big.NewInt(0)}, {big.NewInt(-15)}, {new(big.Int).Lsh(big.NewInt(1), 20000)}} {
-		if _, err := weakkey.SharedFactors(t.Context(), bad); countersign.CodeOf(err) != countersign.BadRequest {
+		if _, err := sharedFactors(t.Context(), bad); countersign.CodeOf(err) != countersign.BadRequest {
 			t.Errorf("modulus %v: got %v, want bad_request", bad, err)
 		}
 	}
 	for _, none := range [][]*big.Int{nil, {big.NewInt(15)}, {big.NewInt(15), big.NewInt(77), big.NewInt(221)}} {
-		if got, err := weakkey.SharedFactors(t.Context(), none); err != nil || len(got) != 0 {
+		if got, err := sharedFactors(t.Context(), none); err != nil || len(got) != 0 {
 			t.Errorf("%v: got %v, %v, want none", none, got, err)
 		}
 	}
@@ -221,7 +227,7 @@ func TestSharedFactorsStopsAtTooManyPairs(t *testing.T) {
 	for i := range moduli {
 		moduli[i] = new(big.Int).Mul(p, prime(t, 64))
 	}
-	got, err := weakkey.SharedFactors(t.Context(), moduli)
+	got, err := sharedFactors(t.Context(), moduli)
 	if countersign.CodeOf(err) != countersign.TooLarge || len(got) != weakkey.MaxPairs {
 		t.Errorf("200 keys of one prime: got %d pairs and %v, want %d and too_large", len(got), err, weakkey.MaxPairs)
 	}
@@ -301,7 +307,7 @@ func BenchmarkSharedFactors(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		if _, err := weakkey.SharedFactors(b.Context(), moduli); err != nil {
+		if _, err := sharedFactors(b.Context(), moduli); err != nil {
 			b.Fatal(err)
 		}
 	}
