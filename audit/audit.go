@@ -14,18 +14,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/operator"
-	"github.com/countersign-iot/countersign/policies"
-	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
-	"github.com/countersign-iot/countersign/weakkey"
 )
 
 const (
@@ -41,60 +34,6 @@ const (
 	deadAfter = 2 * time.Minute
 	// endTime bounds the last writes of a run whose server is being stopped.
 	endTime = 10 * time.Second
-)
-
-// Auditor runs audits. Set the fields, then Run; all methods may be called from
-// any goroutine.
-type Auditor struct {
-	DB  *store.DB
-	Now func() time.Time
-	Log *slog.Logger
-	// Every is the time from one scheduled audit to the next; 0: none is scheduled.
-	Every time.Duration
-	// Node names this process to people.
-	Node string
-	// The keepers whose rows it looks at.
-	CA        *ca.CA
-	Registry  *registry.Registry
-	Policies  *policies.Store
-	Operators *operator.Accounts
-	Events    *event.Log
-	// WeakKeys lists keys that are known to be weak, beside those that are built in. Nil
-	// lists none.
-	WeakKeys *weakkey.Blocklist
-	// Verify walks the hash chain of the log: event.Log.Verify. A function, because it takes
-	// minutes where the log is large, and tests of what a run does meanwhile hold it there.
-	Verify func(ctx context.Context) (event.Report, error)
-	// Sessions lists the live sessions of this node. A function, because the index of
-	// sessions belongs to the gateways, which no keeper may know. Nil: none.
-	Sessions func() []countersign.Session
-	// SharedKeys compares the RSA keys of devices and returns the pairs of certificates
-	// whose keys share a prime. A function, because package ra holds the keys, to compare
-	// each new one. Nil: they are not compared.
-	SharedKeys func(ctx context.Context) ([][2]countersign.Certificate, error)
-	// Handle takes what a run found, a finding for each check and fleet, in the
-	// transaction that ends the run. A function, because responses are decided by a package
-	// that imports this one. Nil: findings are only recorded.
-	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
-
-	mu      sync.Mutex
-	base    context.Context //nolint:containedctx // of Run: a run outlives the request that started it, not the server
-	stopped bool
-	runs    map[string]*live
-	wg      sync.WaitGroup
-}
-
-// live is a run of this process.
-type live struct {
-	stop context.CancelCauseFunc
-	done chan struct{}
-}
-
-// Why a run ended early.
-var (
-	errCanceled = errors.New("canceled by an operator")
-	errStopping = errors.New("the server was stopped")
-	errLost     = errors.New("another process took it for dead")
 )
 
 // Run starts audits when they are due, until ctx ends; then it waits for the one
@@ -143,37 +82,6 @@ func (a *Auditor) tend(ctx context.Context, alone bool) {
 	if err != nil && ctx.Err() == nil {
 		a.Log.ErrorContext(ctx, "scheduled audit not started", "error", err)
 	}
-}
-
-// Due is when the next scheduled audit begins: Every after the last one, or after
-// the first authority was founded. It is worked out from the record, so a
-// restart changes nothing.
-func (a *Auditor) Due(ctx context.Context) (time.Time, error) {
-	return a.due(ctx, a.DB)
-}
-
-func (a *Auditor) due(ctx context.Context, r store.Reader) (time.Time, error) {
-	var started int64
-	var state State
-	err := r.QueryRow(ctx, `SELECT started_at, state FROM audit_run WHERE scheduled ORDER BY started_at DESC, id DESC LIMIT 1`).Scan(&started, &state)
-	if errors.Is(err, sql.ErrNoRows) {
-		founded, err := ca.Founded(ctx, r)
-		if err != nil {
-			return time.Time{}, err
-		}
-		if founded.IsZero() { // there is nothing to look at
-			founded = a.Now()
-		}
-		return founded.Add(a.Every), nil
-	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("read the last scheduled audit: %w", err)
-	}
-	wait := a.Every
-	if state == Failed {
-		wait = min(wait, retryAfter)
-	}
-	return store.Time(started).Add(wait), nil
 }
 
 // Request asks for a run.
@@ -278,4 +186,119 @@ func (a *Auditor) Cancel(ctx context.Context, id string) (Run, error) {
 	}
 	l.stop(errCanceled)
 	return a.Wait(ctx, run.ID)
+}
+
+// record puts a new run on record, if none is in progress.
+func (a *Auditor) record(ctx context.Context, tx *store.Tx, run *Run) error {
+	if err := tx.Lock(ctx, "audit.run"); err != nil {
+		return err
+	}
+	var other string
+	err := tx.QueryRow(ctx, `SELECT id FROM audit_run WHERE state = 'IN_PROGRESS'`).Scan(&other)
+	if err == nil {
+		return countersign.Errorf(countersign.Conflict, "the audit %s is in progress", other).
+			WithNext("wait for it, or cancel it")
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("look for an audit in progress: %w", err)
+	}
+	if run.Scheduled { // another node may have been first
+		due, err := a.due(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if run.StartedAt.Before(due) {
+			return countersign.Errorf(countersign.Conflict, "the next audit is due at %s", due.Format(time.RFC3339))
+		}
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO audit_run (id, state, reason, scheduled, started_by, via, node, canceled, started_at, ended_at, beat_at, log_events, log_head)
+		VALUES ($1, $2, '', $3, $4, $5, $6, FALSE, $7, 0, $7, 0, '')`,
+		run.ID, string(run.State), run.Scheduled, string(run.StartedBy), run.Via, run.Node, store.Micros(run.StartedAt))
+	if err != nil {
+		return fmt.Errorf("record an audit: %w", err)
+	}
+	for _, c := range run.Checks {
+		_, err := tx.Exec(ctx, `INSERT INTO audit_check (run, name, status, severity, looked_at, non_compliant, suppressed, kept, error)
+			VALUES ($1, $2, $3, '', 0, 0, 0, 0, '')`, run.ID, c.Name, string(c.Status))
+		if err != nil {
+			return fmt.Errorf("record a check of an audit: %w", err)
+		}
+	}
+	return nil
+}
+
+// bury marks runs failed whose process is gone. With alone every run that is not
+// of this process is.
+func (a *Auditor) bury(ctx context.Context, alone bool) error {
+	stale := a.Now().Add(-deadAfter)
+	if alone {
+		stale = a.Now().Add(time.Second)
+	}
+	var id string
+	err := a.DB.QueryRow(ctx, `SELECT id FROM audit_run WHERE state = 'IN_PROGRESS' AND beat_at <= $1`, store.Micros(stale)).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for dead audits: %w", err)
+	}
+	a.mu.Lock()
+	_, ours := a.runs[id]
+	a.mu.Unlock()
+	if ours {
+		return nil
+	}
+	return a.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
+		// Its row as it is now: the process may have come back, or ended it.
+		var by countersign.Actor
+		var via string
+		err := tx.QueryRow(ctx, `UPDATE audit_run SET state = 'FAILED', reason = $3, ended_at = $4 WHERE id = $1 AND state = 'IN_PROGRESS' AND beat_at <= $2
+			RETURNING started_by, via`, id, store.Micros(stale), "the process that ran it ended", store.Micros(a.Now())).Scan(&by, &via)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("mark audit %s failed: %w", id, err)
+		}
+		_, err = tx.Exec(ctx, `UPDATE audit_check SET status = 'FAILED', error = $2 WHERE run = $1 AND status IN ('IN_PROGRESS', 'WAITING_FOR_DATA_COLLECTION')`,
+			id, "the process that ran it ended")
+		if err != nil {
+			return fmt.Errorf("mark the checks of audit %s failed: %w", id, err)
+		}
+		return a.Events.Append(ctx, tx, countersign.Event{
+			Type: countersign.AuditCompleted, Actor: by, Via: via, Reason: "the process that ran it ended",
+			Data: map[string]string{"run": id, "state": string(Failed)},
+		})
+	})
+}
+
+// Due is when the next scheduled audit begins: Every after the last one, or after
+// the first authority was founded. It is worked out from the record, so a
+// restart changes nothing.
+func (a *Auditor) Due(ctx context.Context) (time.Time, error) {
+	return a.due(ctx, a.DB)
+}
+
+func (a *Auditor) due(ctx context.Context, r store.Reader) (time.Time, error) {
+	var started int64
+	var state State
+	err := r.QueryRow(ctx, `SELECT started_at, state FROM audit_run WHERE scheduled ORDER BY started_at DESC, id DESC LIMIT 1`).Scan(&started, &state)
+	if errors.Is(err, sql.ErrNoRows) {
+		founded, err := ca.Founded(ctx, r)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if founded.IsZero() { // there is nothing to look at
+			founded = a.Now()
+		}
+		return founded.Add(a.Every), nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the last scheduled audit: %w", err)
+	}
+	wait := a.Every
+	if state == Failed {
+		wait = min(wait, retryAfter)
+	}
+	return store.Time(started).Add(wait), nil
 }

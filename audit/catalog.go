@@ -102,18 +102,3 @@ func named(names []string) ([]Check, error) {
 	}
 	return list, nil
 }
-
-// stages returns the checks by the rows that they look at.
-func stages() []stage {
-	return []stage{
-		{[]string{CAExpiring, CARevoked, CAKeyQuality, CRLStale}, lookAtAuthorities},
-		{[]string{DeviceExpiring, DeviceAge, DeviceRevoked, IntermediateRevoked, DeviceKeyQuality, KeyReused}, lookAtCertificates},
-		{[]string{NeverConnected, Inactive, Orphaned, Offboarding}, lookAtDevices},
-		{[]string{ClaimUnbounded, CredentialLeaked, SecretAge}, lookAtCredentials},
-		{[]string{WeakAuthenticated}, lookAtFleets},
-		{[]string{PolicyPermissive, PolicyOdd}, lookAtPolicies},
-		{[]string{OperatorToken}, lookAtOperatorTokens},
-		{[]string{CertificateShared, SecretShared, ConflictingClients}, lookAtShared},
-		{[]string{LoggingDisabled}, lookAtLog},
-	}
-}
