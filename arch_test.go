@@ -2,11 +2,13 @@ package countersign_test
 
 import (
 	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -256,6 +258,84 @@ func TestImportsKeepToTheRings(t *testing.T) {
 				t.Errorf("%s imports %s: %s", f.path, imported, rule)
 			}
 		}
+	}
+}
+
+// reasons are words of which a comment that says why has one.
+var reasons = regexp.MustCompile(`(?i)\b(because|since|so that|a function)\b`)
+
+// TestCallbacksSayWhyTheyAreNoCall holds that an exported field that is a function says
+// why it is one: a caller who follows it has to search for what it calls. A clock and
+// what hosts and tests have of their own need no reason.
+func TestCallbacksSayWhyTheyAreNoCall(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if isTest(f.path) || isTestKit(f.dir) || strings.HasPrefix(f.dir, "cmd/") || strings.HasPrefix(f.dir, "test/") || strings.HasPrefix(f.dir, "countersigntest") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), f.path, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			for _, name := range callbacksWithoutReason(spec) {
+				t.Errorf("%s: %s.%s is a function, and its comment does not say why: call what it calls, or state the reason", f.path, spec.Name.Name, name)
+			}
+			return false
+		})
+	}
+}
+
+// callbacksWithoutReason returns the exported fields of a struct type that are functions and
+// do not say why.
+func callbacksWithoutReason(spec *ast.TypeSpec) (names []string) {
+	s, ok := spec.Type.(*ast.StructType)
+	if !ok || !spec.Name.IsExported() {
+		return nil
+	}
+	shared := false // a comment "Functions, because" is for the fields below it too
+	for _, f := range s.Fields.List {
+		text := f.Doc.Text() + f.Comment.Text()
+		if f.Doc != nil {
+			shared = strings.Contains(text, "Functions,")
+		}
+		if _, ok := f.Type.(*ast.FuncType); !ok || shared || reasons.MatchString(text) {
+			continue
+		}
+		for _, name := range f.Names {
+			if name.IsExported() && name.Name != "Now" {
+				names = append(names, name.Name)
+			}
+		}
+	}
+	return names
+}
+
+func TestCallbacksWithoutReasonAreSeen(t *testing.T) {
+	const source = `package p
+type T struct {
+	Now func() int
+	A func() // is called
+	// B is called, because it must be.
+	B func()
+	C func()
+	hidden func()
+	// Functions, because both are.
+	D func()
+	E func()
+	// F is called.
+	F, G func()
+}`
+	parsed, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, _ := parsed.Decls[0].(*ast.GenDecl).Specs[0].(*ast.TypeSpec)
+	if got, want := strings.Join(callbacksWithoutReason(spec), " "), "A C F G"; got != want {
+		t.Errorf("fields without a reason: got %q, want %q", got, want)
 	}
 }
 

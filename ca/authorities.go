@@ -28,9 +28,11 @@ type Options struct {
 	Keys        *keystore.Store
 	Now         func() time.Time
 	Log         *slog.Logger
-	StatusURL   string                 // base of the URLs in certificates, e.g. http://ca.example.net:8090
-	CRLValidity time.Duration          // zero: DefaultCRLValidity
-	Passphrase  func() ([]byte, error) // of the root key; nil: the key is not wrapped
+	StatusURL   string        // base of the URLs in certificates, e.g. http://ca.example.net:8090
+	CRLValidity time.Duration // zero: DefaultCRLValidity
+	// Passphrase returns the passphrase of the root key; nil: the key is not wrapped. A
+	// function, because it is read only where the key is.
+	Passphrase func() ([]byte, error)
 	// WeakKeys lists keys that are known to be weak, beside those that are built in; no
 	// key that is on it is certified, whichever door asks. nil: none.
 	WeakKeys *weakkey.Blocklist

@@ -44,11 +44,14 @@ type Watch struct {
 	Log *slog.Logger // nil discards
 	// Handle takes the findings of a batch in the transaction that marks it done. It
 	// may run more than once, as with [store.DB.Write]; with an error the batch is
-	// tried again.
+	// tried again. A function, because responses are decided by a package that imports
+	// this one.
 	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
-	// Usual returns what is usual in a fleet and not noted; nil: nothing is noted.
+	// Usual returns what is usual in a fleet and not noted; nil: nothing is noted. A
+	// function, because detectors know events and no registry.
 	Usual func(ctx context.Context, fleet string) (countersign.Usual, error)
-	// Observe is called with each finding once it is handed over; nil: no calls.
+	// Observe is called with each finding once it is handed over; nil: no calls. A
+	// function, because metrics belong to the server.
 	Observe func(rule string, severity countersign.Severity)
 
 	machine *machine

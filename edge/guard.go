@@ -23,10 +23,11 @@ type Guard struct {
 	Now func() time.Time
 	// Suspect reports an address that failed so often that its guesses are refused.
 	// It may still be the NAT of devices that hold a key, so it is not shut out; its
-	// tries are cut to a few. Nil: none is.
+	// tries are cut to a few. Nil: none is. A function, because failures are counted by a
+	// keeper, which no door may know.
 	Suspect func(netip.Addr) bool
 	// Report is called once a minute, for each address, with how often it was turned
-	// away. Nil: no reports.
+	// away. Nil: no reports. A function, because the log of events belongs to a keeper.
 	Report func(TurnedAway)
 	// Log receives a line about failed handshakes, see failures. nil: no lines.
 	Log *slog.Logger

@@ -44,10 +44,12 @@ type Server struct {
 	Keys KeyGenerator
 	// KeySigner returns the certificate, with its path and key, that vouches for a key
 	// which is delivered encrypted. The listener's will do. nil: TLS is all the
-	// protection that keys get, and who asks for more is refused.
+	// protection that keys get, and who asks for more is refused. A function, because
+	// the listener's certificate is renewed while it listens.
 	KeySigner func() (*tls.Certificate, error)
 	// SharedKey returns the secret AES key that the authority and a device of the
-	// fleet know under id, NotFound if there is none. nil: none is shared.
+	// fleet know under id, NotFound if there is none. nil: none is shared. A function,
+	// because secrets belong to a keeper, which no door may know.
 	SharedKey func(ctx context.Context, fleet string, id []byte) ([]byte, error)
 
 	generating atomic.Int32 // keys being made, and refusals on their way

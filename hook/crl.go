@@ -26,8 +26,10 @@ const (
 // CRLFile keeps a file of CRLs up to date for a program that reads it at SIGHUP, such as
 // Mosquitto with crlfile.
 type CRLFile struct {
-	Path  string
-	PID   string // path of the program's pid file; empty: no signal is sent
+	Path string
+	PID  string // path of the program's pid file; empty: no signal is sent
+	// Lists returns the newest CRLs in DER. A function, because the authority belongs to
+	// a keeper, which no door may know.
 	Lists func(context.Context) ([][]byte, error)
 	Log   *slog.Logger
 

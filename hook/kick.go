@@ -101,8 +101,10 @@ type Kicked struct {
 // are gone.
 type Kicker struct {
 	Drivers []*Driver
-	Report  func(countersign.Event) // writes to the log; it must not block
-	Observe func(Kicked)            // for metrics; nil: none
+	// Report writes to the event log and must not block; Observe is for metrics, nil: none.
+	// Functions, because both belong to the server.
+	Report  func(countersign.Event)
+	Observe func(Kicked)
 	Log     *slog.Logger
 	Now     func() time.Time
 

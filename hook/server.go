@@ -89,9 +89,11 @@ type Answer struct {
 type Server struct {
 	Gatekeeper countersign.Gatekeeper
 	Hooks      []Hook
-	Kicker     *Kicker      // nil: no broker is made to disconnect clients
-	Live       func() bool  // reports whether every change is notified at once; nil: it is
-	Observe    func(Answer) // for metrics; nil: none
+	Kicker     *Kicker // nil: no broker is made to disconnect clients
+	// Live reports whether every change is notified at once, nil: it is; Observe is for
+	// metrics, nil: none. Functions, because both belong to what a door may not know.
+	Live    func() bool
+	Observe func(Answer)
 	// Record stores what sessions depend on where other nodes, and this one after a restart,
 	// find it. If nil, a session that is not in memory must connect again.
 	Record Record

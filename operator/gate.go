@@ -32,7 +32,8 @@ const unknown countersign.Actor = "unknown"
 type Gate struct {
 	Accounts *Accounts
 	Ledger   *lockout.Ledger
-	// Later appends an event soon; see event.Log.
+	// Later appends an event soon; see event.Log. A function, because a test of a refusal
+	// needs no log.
 	Later func(countersign.Event)
 	Now   func() time.Time
 

@@ -26,7 +26,8 @@ type FleetOrder struct {
 	Name  string
 	Known bool // NotFound unless there is one
 	Dry   bool // check all and change nothing
-	// Change edits the fleet as it is, or a new one with defaults. It may run more than once.
+	// Change edits the fleet as it is, or a new one with defaults. A function, since it
+	// may run more than once, each time on what is on record then.
 	Change func(*countersign.Fleet) error
 }
 

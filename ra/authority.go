@@ -45,13 +45,15 @@ type Authority struct {
 	// Sealer opens the symmetric keys of devices and seals what goes out to be
 	// brought back.
 	Sealer *keystore.Sealer
-	// Secret resolves a reference (file:, env:) to a secret.
+	// Secret resolves a reference (file:, env:) to a secret. A function, because only the
+	// server may read files.
 	Secret func(reference string) ([]byte, error)
 	// Holds are the devices that this node refuses although that is not on record; nil:
 	// an act that cannot be recorded has no effect at all.
 	Holds *hold.Book
 	// Observe receives the outcome of each enrollment, renewal and connection, for
-	// metrics, which a decision must not import; empty code: granted. nil: no metrics.
+	// metrics; empty code: granted. nil: no metrics. A function, because a decision must
+	// not import them.
 	Observe  func(Outcome)
 	seen     latest[registry.Sighting] // last accepted connections, by device
 	uses     latest[time.Time]         // last uses of secrets, by id

@@ -33,7 +33,7 @@ type Registry struct {
 	DB  *store.DB
 	Now func() time.Time
 	// Reserved reports whether an id is a name of the server itself, which no new
-	// device can have. Nil: none is.
+	// device can have. Nil: none is. A function, because only the server knows its names.
 	Reserved func(id string) bool
 }
 

@@ -38,7 +38,8 @@ type Responder struct {
 	Devices  Lifecycle
 	Now      func() time.Time
 	Log      *slog.Logger
-	// Sessions lists the live sessions of this node.
+	// Sessions lists the live sessions of this node. A function, because the index of
+	// sessions belongs to the gateways, which no keeper may know.
 	Sessions func() []countersign.Session
 	// Rules is the catalog of detectors and audit checks.
 	Rules []countersign.Rule
@@ -47,7 +48,7 @@ type Responder struct {
 	// Host names this server in what is sent.
 	Host string
 	// Observe is called with the outcome of each finding, mitigation and notification, for
-	// metrics. Nil: no calls.
+	// metrics. Nil: no calls. A function, because metrics belong to the server.
 	Observe func(Outcome)
 
 	once     sync.Once

@@ -38,7 +38,7 @@ type Peer struct {
 // Peers says which devices may be at the other end of a direct connection.
 type Peers struct {
 	// Allow refuses a peer that is otherwise good: nil admits every device of the own
-	// fleet. It is asked in the handshake.
+	// fleet. It is asked in the handshake, because a refused peer must not get a byte.
 	Allow func(Peer) error
 	Now   func() time.Time // nil: time.Now
 }

@@ -59,8 +59,9 @@ type Options struct {
 	Fleet     string   // must begin with Prefix and not exist; empty: a new name
 	Seed      uint64   // the same one plays the same, as far as time allows
 	Keep      bool     // leave the devices in service
-	Progress  func(format string, args ...any)
-	Now       func() time.Time
+	// Progress reports what is done, because a simulation takes minutes.
+	Progress func(format string, args ...any)
+	Now      func() time.Time
 }
 
 // Report is what came of it.

@@ -40,7 +40,8 @@ type Options struct {
 	// for emergency writes; see [Emergency]. 0 is none. PostgreSQL ignores it.
 	Reserve int64
 	// OnReserve is called when the use of the reserve began or ended. It must not block
-	// nor use the database. Nil: nothing is.
+	// nor use the database. Nil: nothing is. A function, because events and metrics belong
+	// to packages above.
 	OnReserve func(Reserve)
 
 	migrations fs.FS // tests bring their own; nil is the embedded ones
