@@ -1,5 +1,5 @@
 // Package simulate plays a fleet of devices, honest and stolen ones, against a
-// server that runs, and tells what the server noticed, how fast, and what it took
+// server that runs, and reports what the server noticed, how fast, and what it took
 // for an attack that was none. The devices are real ones to the server: they
 // enroll, connect over mutual TLS and publish.
 //
@@ -20,8 +20,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
@@ -34,7 +32,7 @@ const Prefix = "sim-"
 const (
 	// MaxDevices bounds the honest devices: each is a session, in this process too.
 	MaxDevices = 5000
-	// MinDuration gives the stories without waiting times room to happen.
+	// MinDuration is enough for the stories without waiting times.
 	MinDuration = 20 * time.Second
 	// workers is how many devices enroll or retire at once.
 	workers = 8
@@ -80,7 +78,7 @@ type Report struct {
 	Kept        bool            `json:"kept"`
 }
 
-// StoryReport tells of one story.
+// StoryReport is what came of one story.
 type StoryReport struct {
 	Name     string            `json:"name"`
 	What     string            `json:"what"`
@@ -127,7 +125,7 @@ type FindingReport struct {
 	Summary string    `json:"summary"`
 }
 
-// Failed tells whether a story was not detected in full, an honest device was
+// Failed reports whether a story was not detected in full, an honest device was
 // harmed, or an alarm was false.
 func (r *Report) Failed() bool {
 	for _, s := range r.Stories {
@@ -287,18 +285,14 @@ func (r *run) shortLived(ctx context.Context) (name string, err error) {
 
 func (r *run) plays(name string) bool { return slices.Contains(r.Stories, name) }
 
-// enrollAll gives the honest devices their identities. Ten live behind one address.
+// enrollAll enrolls the honest devices. Ten have one address.
 func (r *run) enrollAll(ctx context.Context) error {
 	r.devices = make([]*player, r.Devices)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers)
-	for i := range r.devices {
-		g.Go(func() (err error) {
-			r.devices[i], err = r.enroll(ctx, r.Fleet, fmt.Sprintf("steady-%04d", i), r.address(1+i/2500, 1+i/10%250))
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err := device.Each(ctx, workers, r.devices, func(ctx context.Context, i int, _ *player) (err error) {
+		r.devices[i], err = r.enroll(ctx, r.Fleet, fmt.Sprintf("steady-%04d", i), r.address(1+i/2500, 1+i/10%250))
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, d := range r.devices {
@@ -307,7 +301,7 @@ func (r *run) enrollAll(ctx context.Context) error {
 	return nil
 }
 
-// enroll makes one device and gives it a certificate.
+// enroll enrolls one device.
 func (r *run) enroll(ctx context.Context, fleet, name, from string) (*player, error) {
 	id := Prefix + r.id + "-" + name
 	identity, err := sdk.Enroll(ctx, sdk.Enrollment{Server: r.Endpoints.Enroll, Roots: r.Roots, Fleet: fleet, Device: id, Token: r.tokens[fleet]})
@@ -369,18 +363,13 @@ func (r *run) play(ctx context.Context) error {
 func (r *run) clean(ctx context.Context) error {
 	r.Progress("%d devices are retired", len(r.made))
 	act := api.Act{Note: "the simulation is over"}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers)
-	for _, id := range r.made {
-		g.Go(func() error {
-			_, err := r.Admin.Retire(gctx, id, act)
-			if countersign.CodeOf(err) == countersign.NotFound { // it never came to be
-				return nil
-			}
-			return err
-		})
-	}
-	err := g.Wait()
+	err := device.Each(ctx, workers, r.made, func(ctx context.Context, _ int, id string) error {
+		_, err := r.Admin.Retire(ctx, id, act)
+		if countersign.CodeOf(err) == countersign.NotFound { // it never came to be
+			return nil
+		}
+		return err
+	})
 	for b, e := range r.Admin.Blocks(ctx) {
 		if e != nil {
 			return errors.Join(err, e)

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/simulate/device"
@@ -26,7 +24,7 @@ const (
 	// fights is how often two holders of one client id throw each other out.
 	fights = 5
 	// sideBySide is more than the 5 min for which two sessions of one certificate have to
-	// be open to be told.
+	// be open to be found.
 	sideBySide = certificateLife + 45*time.Second
 )
 
@@ -64,23 +62,34 @@ func StoryNames() []string {
 // victims enrolls the cast of a story.
 func (r *run) victims(ctx context.Context, fleet, name string, part int) ([]*player, error) {
 	list := make([]*player, cast)
-	g, ctx := errgroup.WithContext(ctx)
-	for i := range list {
-		g.Go(func() (err error) {
-			list[i], err = r.enroll(ctx, fleet, fmt.Sprintf("%s-%d", name, i), r.address(part, 1+i))
-			return err
-		})
-	}
-	return list, g.Wait()
+	return list, each(ctx, list, func(ctx context.Context, i int, _ *player) (err error) {
+		list[i], err = r.enroll(ctx, fleet, fmt.Sprintf("%s-%d", name, i), r.address(part, 1+i))
+		return err
+	})
 }
 
-// each does the same with every device of a cast, at the same time.
-func each(ctx context.Context, list []*player, do func(ctx context.Context, i int, d *player) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for i, d := range list {
-		g.Go(func() error { return do(ctx, i, d) })
+// each does the same with every item of a cast, at the same time.
+func each[T any](ctx context.Context, list []T, do func(ctx context.Context, i int, item T) error) error {
+	return device.Each(ctx, len(list), list, do)
+}
+
+// visit has a device connect and leave again.
+func visit(ctx context.Context, d *player) error {
+	s, err := d.Connect(ctx)
+	if err == nil {
+		s.Leave()
 	}
-	return g.Wait()
+	return err
+}
+
+// mustRefuse tries a login that must not succeed; what says what is wrong if it does.
+func (r *run) mustRefuse(ctx context.Context, l device.Login, what string) error {
+	s, err := r.broker.Open(ctx, l)
+	if err == nil {
+		s.Leave()
+		return errors.New(what)
+	}
+	return ctx.Err()
 }
 
 // playHerd waits for the middle of the run, cuts all lines and takes the time until
@@ -193,11 +202,9 @@ func playFork(ctx context.Context, r *run, t *tale) error {
 	seen := t.expects(r, "renewal_fork", list)
 	return each(ctx, list, func(ctx context.Context, _ int, d *player) error {
 		for range 2 { // with the first certificate, then with the next
-			s, err := d.Connect(ctx)
-			if err != nil {
+			if err := visit(ctx, d); err != nil {
 				return err
 			}
-			s.Leave()
 			if d.stolen != nil {
 				break
 			}
@@ -260,18 +267,9 @@ func playBruteForce(ctx context.Context, r *run, t *tale) error {
 // guess tries wrong secrets in a device's name, several at once: the server slows
 // each answer.
 func (r *run) guess(ctx context.Context, id, from string) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for n := range guesses {
-		g.Go(func() error {
-			s, err := r.broker.Open(ctx, device.Login{From: from, ClientID: id, Username: id, Password: fmt.Appendf(nil, "winter-%d", n)})
-			if err == nil {
-				s.Leave()
-				return errors.New("a guess was right")
-			}
-			return ctx.Err()
-		})
-	}
-	return g.Wait()
+	return each(ctx, make([]struct{}, guesses), func(ctx context.Context, n int, _ struct{}) error {
+		return r.mustRefuse(ctx, device.Login{From: from, ClientID: id, Username: id, Password: fmt.Appendf(nil, "winter-%d", n)}, "a guess was right")
+	})
 }
 
 // playSpraying tries one secret with many names, each from an address of its own.
@@ -282,31 +280,18 @@ func playSpraying(ctx context.Context, r *run, t *tale) error {
 	}
 	seen := t.expects(r, "secret_spraying", nil)
 	seen.begin(anything, r.Now())
-	names := make([]string, sprayed)
-	for i := range names {
-		names[i] = fmt.Sprintf("%s%s-%s-%d", Prefix, r.id, t.Name, i)
-	}
 	t.Attacked = len(list)
-	g, gctx := errgroup.WithContext(ctx)
-	for i, name := range names {
-		g.Go(func() error {
-			s, err := r.broker.Open(gctx, device.Login{From: r.abroad(120 + i), ClientID: name, Username: name, Password: []byte("Password-" + r.id)})
-			if err == nil {
-				s.Leave()
-				return errors.New("the sprayed secret was right")
-			}
-			return gctx.Err()
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err = each(ctx, make([]struct{}, sprayed), func(ctx context.Context, i int, _ struct{}) error {
+		name := fmt.Sprintf("%s%s-%s-%d", Prefix, r.id, t.Name, i)
+		return r.mustRefuse(ctx, device.Login{From: r.abroad(120 + i), ClientID: name, Username: name, Password: []byte("Password-" + r.id)}, "the sprayed secret was right")
+	})
+	if err != nil {
 		return err
 	}
 	for _, d := range list {
-		s, err := d.Connect(ctx)
-		if err != nil {
+		if err := visit(ctx, d); err != nil {
 			return fmt.Errorf("a sprayed device was locked out: %w", err)
 		}
-		s.Leave()
 		t.Unharmed++
 	}
 	return nil
@@ -314,7 +299,7 @@ func playSpraying(ctx context.Context, r *run, t *tale) error {
 
 // playClockFault signs tokens with a clock that is a day late.
 func playClockFault(ctx context.Context, r *run, t *tale) error {
-	const tokens = 4 // three are told
+	const tokens = 4 // three are found
 	seen := t.expects(r, "clock_skew", nil)
 	for i := range cast {
 		id := fmt.Sprintf("%s%s-%s-%d", Prefix, r.id, t.Name, i)
@@ -333,9 +318,8 @@ func playClockFault(ctx context.Context, r *run, t *tale) error {
 		seen.begin(id, r.Now())
 		for range tokens {
 			own.Password = sasToken(key, id, r.Now().Add(-24*time.Hour))
-			if s, err := r.broker.Open(ctx, own); err == nil {
-				s.Leave()
-				return errors.New("an expired token let a device in")
+			if err := r.mustRefuse(ctx, own, "an expired token let a device in"); err != nil {
+				return err
 			}
 		}
 	}
@@ -353,29 +337,26 @@ func playOffline(ctx context.Context, r *run, t *tale) error {
 	t.Attacked = len(list) // by time
 	var mu sync.Mutex
 	return each(ctx, list, func(ctx context.Context, _ int, d *player) error {
-		s, err := d.Connect(ctx)
-		if err != nil {
+		if err := visit(ctx, d); err != nil {
 			return err
 		}
-		s.Leave()
 		if !wait(ctx, d.Certificate().NotAfter.Sub(r.Now())+2*time.Second) {
 			return ctx.Err()
 		}
 		seen.begin(d.Device(), r.Now())
-		if s, err := d.Connect(ctx); err == nil {
-			s.Leave()
+		if visit(ctx, d) == nil {
 			return errors.New("an expired certificate let a device in")
 		}
+		var err error
 		if d.Identity, err = d.recovering(); err != nil {
 			return err
 		}
 		if err := d.Renew(ctx); err != nil {
 			return fmt.Errorf("recover %s: %w", d.Device(), err)
 		}
-		if s, err = d.Connect(ctx); err != nil {
+		if err := visit(ctx, d); err != nil {
 			return err
 		}
-		s.Leave()
 		mu.Lock()
 		t.Unharmed++
 		mu.Unlock()

@@ -2,7 +2,6 @@ package simulate
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/simulate/device"
 )
 
 // anything is the subject of findings about the server as a whole.
@@ -48,8 +48,8 @@ func (e *expectation) begin(subject string, at time.Time) {
 	e.began[subject] = at
 }
 
-// hear holds a finding against the expectation.
-func (e *expectation) hear(f api.Event) {
+// note holds a finding against the expectation.
+func (e *expectation) note(f api.Event) {
 	if f.Data["rule"] != e.rule {
 		return
 	}
@@ -103,7 +103,7 @@ func addressOf(subject string) string {
 	return addr
 }
 
-// ours tells whether an address is of this run.
+// ours reports whether an address is of this run.
 func (r *run) ours(addr string) bool {
 	return strings.HasPrefix(addr, fmt.Sprintf("127.%d.", r.net)) || strings.HasPrefix(addr, fmt.Sprintf("127.%d.", r.otherNet()))
 }
@@ -120,7 +120,7 @@ func (r *run) findings(ctx context.Context) ([]api.Event, error) {
 	return out, nil
 }
 
-// await gives the detectors time for what is still missing.
+// await waits until the detectors have found what is missing, or grace is over.
 func (r *run) await(ctx context.Context) error {
 	for end := r.Now().Add(grace); r.Now().Before(end); {
 		found, err := r.findings(ctx)
@@ -131,7 +131,7 @@ func (r *run) await(ctx context.Context) error {
 		for _, t := range r.tales {
 			for _, e := range t.expect {
 				for _, f := range found {
-					e.hear(f)
+					e.note(f)
 				}
 				missing += e.missing()
 			}
@@ -182,14 +182,5 @@ func (r *run) report(ctx context.Context) (*Report, error) {
 
 // recovering is the same identity at the recovery listener.
 func (d *player) recovering() (*sdk.Identity, error) {
-	var path []*x509.Certificate
-	for _, der := range d.Path() {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, err
-		}
-		path = append(path, c)
-	}
-	e := sdk.Enrollment{Server: d.run.Endpoints.Recovery, Roots: d.run.Roots, Fleet: d.run.away, Device: d.Device(), Key: d.Key()}
-	return sdk.Known(e, path)
+	return device.Elsewhere(d.Identity, sdk.Enrollment{Server: d.run.Endpoints.Recovery, Roots: d.run.Roots, Fleet: d.run.away})
 }

@@ -12,10 +12,12 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign/sdk"
+	"golang.org/x/sync/errgroup"
 )
 
 // Client is an enrolled device as a client of the broker.
@@ -63,6 +65,27 @@ func (d *Client) Leave() {
 // Topic returns a topic of the device: what it publishes begins with up/, what it
 // receives with down/.
 func (d *Client) Topic(name string) string { return "devices/" + d.Device() + "/" + name }
+
+// Each does the same with every item, limit of them at once, and returns the first error.
+func Each[T any](ctx context.Context, limit int, items []T, do func(ctx context.Context, i int, item T) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(limit)
+	for i, item := range items {
+		g.Go(func() error { return do(ctx, i, item) })
+	}
+	return g.Wait()
+}
+
+// Elsewhere returns the identity of a device as it shows itself at the server of e, such as
+// the recovery listener.
+func Elsewhere(id *sdk.Identity, e sdk.Enrollment) (*sdk.Identity, error) {
+	path, err := x509.ParseCertificates(slices.Concat(id.Path()...))
+	if err != nil {
+		return nil, err
+	}
+	e.Device, e.Key = id.Device(), id.Key()
+	return sdk.Known(e, path)
+}
 
 // Broker is a listener for MQTT over TLS.
 type Broker struct {

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ocsp"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
@@ -62,7 +61,7 @@ type skip string
 
 func (s skip) Error() string { return string(s) }
 
-// step is a step of the demo: it tells what it saw, or what was wrong.
+// step is a step of the demo: it returns what it saw, or what was wrong.
 type step struct {
 	name string
 	do   func(context.Context) (string, error)
@@ -204,13 +203,8 @@ func (d *demo) run(ctx context.Context, s step) bool {
 }
 
 // each acts on some devices at once.
-func (d *demo) each(ctx context.Context, devices []*device.Client, do func(context.Context, int, *device.Client) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers)
-	for i, dev := range devices {
-		g.Go(func() error { return do(ctx, i, dev) })
-	}
-	return g.Wait()
+func each(ctx context.Context, devices []*device.Client, do func(context.Context, int, *device.Client) error) error {
+	return device.Each(ctx, workers, devices, do)
 }
 
 func (d *demo) enroll(ctx context.Context) (string, error) {
@@ -219,7 +213,7 @@ func (d *demo) enroll(ctx context.Context) (string, error) {
 		return "", err
 	}
 	begin := d.now()
-	err = d.each(ctx, d.devices, func(ctx context.Context, i int, dev *device.Client) error {
+	err = each(ctx, d.devices, func(ctx context.Context, i int, dev *device.Client) error {
 		id, err := sdk.Enroll(ctx, sdk.Enrollment{
 			Server: d.server.Endpoints().Enroll, Roots: d.roots, Device: fmt.Sprintf("greenhouse-%d", i+1), Token: token.Secret,
 		})
@@ -233,7 +227,7 @@ func (d *demo) enroll(ctx context.Context) (string, error) {
 }
 
 func (d *demo) connect(ctx context.Context) (string, error) {
-	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error { return connect(ctx, dev) })
+	err := each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error { return connect(ctx, dev) })
 	if err != nil {
 		return "", err
 	}
@@ -244,7 +238,7 @@ func (d *demo) connect(ctx context.Context) (string, error) {
 }
 
 func (d *demo) talk(ctx context.Context) (string, error) {
-	err := d.each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error {
+	err := each(ctx, d.devices, func(ctx context.Context, _ int, dev *device.Client) error {
 		if err := dev.Session().Publish(ctx, dev.Topic("up/hello"), "from "+dev.Device()); err != nil {
 			return err
 		}
@@ -277,7 +271,7 @@ func (d *demo) talk(ctx context.Context) (string, error) {
 
 func (d *demo) renew(ctx context.Context) (string, error) {
 	third := d.devices[:len(d.devices)/3]
-	err := d.each(ctx, third, func(ctx context.Context, _ int, dev *device.Client) error {
+	err := each(ctx, third, func(ctx context.Context, _ int, dev *device.Client) error {
 		old := fmt.Sprintf("%x", dev.Certificate().SerialNumber)
 		if err := dev.Renew(ctx); err != nil {
 			return err
@@ -309,7 +303,7 @@ func (d *demo) suspend(ctx context.Context) (string, error) {
 	if _, err := dev.Session().End(ctx); err != nil {
 		return "", err
 	}
-	no, err := d.refusedConnect(ctx, dev)
+	no, err := refusedConnect(ctx, dev)
 	if err != nil {
 		return "", err
 	}
@@ -331,8 +325,8 @@ func connect(ctx context.Context, dev *device.Client) error {
 	return s.Subscribe(ctx, dev.Topic("down/#"))
 }
 
-// refusedConnect expects the server to refuse the device and gives how.
-func (d *demo) refusedConnect(ctx context.Context, dev *device.Client) (*device.Refusal, error) {
+// refusedConnect expects the server to refuse the device and returns how.
+func refusedConnect(ctx context.Context, dev *device.Client) (*device.Refusal, error) {
 	err := connect(ctx, dev)
 	var no *device.Refusal
 	if !errors.As(err, &no) {
@@ -355,7 +349,7 @@ func (d *demo) revoke(ctx context.Context) (string, error) {
 	if end.Code != 0x98 {
 		return "", fmt.Errorf("%s was dropped with reason code 0x%02x (%s), want 0x98", dev.Device(), end.Code, end.Reason)
 	}
-	no, err := d.refusedConnect(ctx, dev)
+	no, err := refusedConnect(ctx, dev)
 	if err != nil {
 		return "", err
 	}
@@ -371,7 +365,7 @@ func (d *demo) clone(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the device's renewal: %w", err)
 	}
 	if err := thief.Renew(ctx); err != nil {
-		return "", fmt.Errorf("the clone's renewal, which nothing gives away yet: %w", err)
+		return "", fmt.Errorf("the clone's renewal, which nothing shows yet: %w", err)
 	}
 	var wg sync.WaitGroup
 	for _, holder := range []*device.Client{dev, thief} {
@@ -384,7 +378,7 @@ func (d *demo) clone(ctx context.Context) (string, error) {
 				return "", fmt.Errorf("a holder of the cloned identity stays connected: %w", err)
 			}
 		}
-		if _, err := d.refusedConnect(ctx, holder); err != nil {
+		if _, err := refusedConnect(ctx, holder); err != nil {
 			return "", err
 		}
 	}
@@ -399,12 +393,12 @@ func (d *demo) clone(ctx context.Context) (string, error) {
 	return "", errors.New("no alert was raised")
 }
 
-func (d *demo) status() *status.Client {
-	return &status.Client{HTTP: &http.Client{Timeout: stepTime}, Now: d.now}
+func relyingParty(now func() time.Time) *status.Client {
+	return &status.Client{HTTP: &http.Client{Timeout: stepTime}, Now: now}
 }
 
 func (d *demo) crl(ctx context.Context) (string, error) {
-	list, err := d.status().CRL(ctx, d.revoked.CRLDistributionPoints[0], d.issuing)
+	list, err := relyingParty(d.now).CRL(ctx, d.revoked.CRLDistributionPoints[0], d.issuing)
 	if err != nil {
 		return "", err
 	}
@@ -417,7 +411,7 @@ func (d *demo) crl(ctx context.Context) (string, error) {
 }
 
 func (d *demo) ocsp(ctx context.Context) (string, error) {
-	answer, err := d.status().OCSP(ctx, d.revoked.OCSPServer[0], d.revoked, d.issuing)
+	answer, err := relyingParty(d.now).OCSP(ctx, d.revoked.OCSPServer[0], d.revoked, d.issuing)
 	if err != nil {
 		return "", err
 	}
@@ -425,7 +419,7 @@ func (d *demo) ocsp(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("OCSP says status %d, reason %d of the revoked certificate", answer.Status, answer.RevocationReason)
 	}
 	good := d.devices[len(d.devices)-1].Certificate()
-	if answer, err = d.status().OCSP(ctx, good.OCSPServer[0], good, d.issuing); err != nil {
+	if answer, err = relyingParty(d.now).OCSP(ctx, good.OCSPServer[0], good, d.issuing); err != nil {
 		return "", err
 	}
 	if answer.Status != ocsp.Good {

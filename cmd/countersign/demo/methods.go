@@ -43,7 +43,9 @@ const (
 // way is one way to a certificate, as --methods shows it.
 type way struct {
 	method string
-	enroll func(context.Context) (*sdk.Identity, string, error)
+	note   string // what a success shows
+	// enroll adds the evidence to e and enrolls the device with it.
+	enroll func(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error)
 }
 
 // methodSteps are the steps of --methods: a device for each way in, each checked by
@@ -51,25 +53,26 @@ type way struct {
 // the server's clock.
 func (d *demo) methodSteps() []step {
 	ways := []way{
-		{"token", d.byToken},
-		{"factory", d.byFactory},
-		{"claim", d.byClaim},
-		{"idevid", d.byIDevID},
-		{"thumbprint", d.byThumbprint},
-		{"key", d.byKey},
-		{"group", d.byGroup},
-		{"tpm", d.byTPM},
-		{"token, after approval", d.byApproval},
-		{"recovery", d.byRecovery},
+		{"token", "a secret for this device, good once", d.byToken},
+		{"factory", "the line vouches; request and answer were one JSON line each", d.byFactory},
+		{"claim", "a shared certificate within its bounds; used outside of them it was refused and stopped", d.byClaim},
+		{"idevid", "its maker's certificate, of a CA that proved possession of its key", d.byIDevID},
+		{"thumbprint", "a certificate that it signed itself, known by its SHA-256", d.byThumbprint},
+		{"key", "a SAS token by the device's own key", d.byKey},
+		{"group", "a SAS token by a key derived on the line; the group key itself was refused", d.byGroup},
+		{"tpm", "a software TPM proved which chip it is and that the key was made in it", d.byTPM},
+		{"token, after approval", "202 first, then an operator said yes", d.byApproval},
+		{"recovery", fmt.Sprintf("expired %s ago by the server's clock: refused at the enrollment listener, renewed at the recovery listener", sleep-shortLife), d.byRecovery},
 	}
 	steps := []step{{"open a fleet to every method", d.openWays}}
 	for _, w := range ways {
 		steps = append(steps, step{"enroll by " + w.method, func(ctx context.Context) (string, error) {
-			id, note, err := w.enroll(ctx)
+			e := d.enrollment("by-" + strings.TrimPrefix(w.method, "token, after "))
+			id, err := w.enroll(ctx, &e)
 			if err != nil || w.method == "tpm" { // the chip is gone by now; byTPM has checked it
-				return note, err
+				return w.note, err
 			}
-			return note, d.admitted(ctx, id)
+			return w.note, d.admitted(ctx, id)
 		}})
 	}
 	return steps
@@ -102,48 +105,44 @@ func (d *demo) enrollment(device string) sdk.Enrollment {
 	return sdk.Enrollment{Server: d.server.Endpoints().Enroll, Roots: d.roots, Fleet: methodsFleet, Device: device}
 }
 
-func (d *demo) byToken(ctx context.Context) (*sdk.Identity, string, error) {
-	e := d.enrollment("by-token")
-	token, err := d.admin.CreateToken(ctx, api.NewToken{Device: e.Device, Fleet: methodsFleet})
+func (d *demo) byToken(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
+	token, err := d.admin.CreateToken(ctx, api.NewToken{Device: e.Device, Fleet: e.Fleet})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	e.Token = token.Secret
-	id, err := sdk.Enroll(ctx, e)
-	return id, "a secret for this device, good once", err
+	return sdk.Enroll(ctx, *e)
 }
 
-func (d *demo) byFactory(ctx context.Context) (*sdk.Identity, string, error) {
-	e := d.enrollment("by-factory")
+func (d *demo) byFactory(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: e.Device}}, key)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	line, err := json.Marshal(api.FactoryRequest{Item: "demo-1", CSR: base64.StdEncoding.EncodeToString(csr)})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	for l, err := range d.admin.Factory(ctx, methodsFleet, "", strings.NewReader(string(line)+"\n")) {
 		switch {
 		case err != nil:
-			return nil, "", err
+			return nil, err
 		case l.Error != nil:
-			return nil, "", fmt.Errorf("%s: %s", l.Error.Code, l.Error.Message)
+			return nil, fmt.Errorf("%s: %s", l.Error.Code, l.Error.Message)
 		case l.Certificate != "":
 			path, err := certificates(l.Certificate)
 			if err != nil {
-				return nil, "", err
+				return nil, err
 			}
 			e.Key = key
-			id, err := sdk.Known(e, path)
-			return id, "the line vouches; request and answer were one JSON line each", err
+			return sdk.Known(*e, path)
 		}
 	}
-	return nil, "", errors.New("the factory got no answer")
+	return nil, errors.New("the factory got no answer")
 }
 
 func certificates(text string) (certs []*x509.Certificate, err error) {
@@ -158,67 +157,64 @@ func certificates(text string) (certs []*x509.Certificate, err error) {
 }
 
 // byClaim also shows that the claim covers no other id.
-func (d *demo) byClaim(ctx context.Context) (*sdk.Identity, string, error) {
+func (d *demo) byClaim(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	claim, err := d.admin.CreateClaim(ctx, api.NewClaim{
 		Devices: []string{"by-claim-00..by-claim-99"}, Bounds: api.Bounds{Fleet: methodsFleet, Label: "demo", Uses: 10, TTLSeconds: 600},
 	})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	shown, err := tls.X509KeyPair([]byte(claim.Chain), []byte(claim.Key))
 	if err != nil {
-		return nil, "", fmt.Errorf("read the claim: %w", err)
+		return nil, fmt.Errorf("read the claim: %w", err)
 	}
-	e := d.enrollment("by-claim-07")
-	e.Certificate = &shown
-	id, err := sdk.Enroll(ctx, e)
+	e.Device, e.Certificate = "by-claim-07", &shown
+	id, err := sdk.Enroll(ctx, *e)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	other := d.enrollment("somebody-else")
+	other := d.enrollment("another")
 	other.Certificate = &shown
 	if _, err := sdk.Enroll(ctx, other); est.StatusOf(err) != http.StatusForbidden {
-		return nil, "", fmt.Errorf("the claim was not refused for an id outside of its bounds: %w", err)
+		return nil, fmt.Errorf("the claim was not refused for an id outside of its bounds: %w", err)
 	}
 	c, err := d.admin.Credential(ctx, claim.ID)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if c.State != "stopped" {
-		return nil, "", fmt.Errorf("the claim is %s after its misuse, want stopped", c.State)
+		return nil, fmt.Errorf("the claim is %s after its misuse, want stopped", c.State)
 	}
-	return id, "a shared certificate within its bounds; used outside of them it was refused and stopped", nil
+	return id, nil
 }
 
-func (d *demo) byIDevID(ctx context.Context) (*sdk.Identity, string, error) {
-	m, err := d.newMaker()
+func (d *demo) byIDevID(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
+	m, err := newMaker(d.now())
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	code, err := d.admin.RegistrationCode(ctx)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	proof, err := m.sign(pkix.Name{CommonName: code.Code})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	_, err = d.admin.RegisterAuthority(ctx, api.NewAuthority{ID: "maker", Certificate: certPEM(m.cert.Raw), Verification: certPEM(proof.Certificate[0])})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	rules := api.Rules{Authorities: []string{"maker"}, ID: &api.IDRule{Field: "serial_number"}}
 	if _, err := d.admin.PutFleet(ctx, methodsFleet, api.PutFleet{Rules: &rules}); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	e := d.enrollment("by-idevid")
 	shown, err := m.sign(pkix.Name{Organization: []string{"Maker"}, SerialNumber: e.Device})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	e.Certificate = &shown
-	id, err := sdk.Enroll(ctx, e)
-	return id, "its maker's certificate, of a CA that proved possession of its key", err
+	return sdk.Enroll(ctx, *e)
 }
 
 // maker is a manufacturer with a CA of its own.
@@ -228,8 +224,8 @@ type maker struct {
 	now  time.Time
 }
 
-func (d *demo) newMaker() (*maker, error) {
-	m := &maker{now: d.now()}
+func newMaker(now time.Time) (*maker, error) {
+	m := &maker{now: now}
 	t := m.template(pkix.Name{Organization: []string{"Maker"}, CommonName: "Maker's devices"})
 	t.IsCA, t.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	made, err := m.issue(t)
@@ -270,133 +266,108 @@ func certPEM(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-func (d *demo) byThumbprint(ctx context.Context) (*sdk.Identity, string, error) {
-	e := d.enrollment("by-thumbprint")
+func (d *demo) byThumbprint(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	self := &maker{now: d.now()}
 	shown, err := self.sign(pkix.Name{CommonName: e.Device})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	print := sha256.Sum256(shown.Certificate[0])
 	_, err = d.admin.CreateThumbprint(ctx, api.NewThumbprint{Device: e.Device, Fleet: methodsFleet, Primary: hex.EncodeToString(print[:])})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	e.Certificate = &shown
-	id, err := sdk.Enroll(ctx, e)
-	return id, "a certificate that it signed itself, known by its SHA-256", err
+	return sdk.Enroll(ctx, *e)
 }
 
-func (d *demo) byKey(ctx context.Context) (*sdk.Identity, string, error) {
-	e := d.enrollment("by-key")
+func (d *demo) byKey(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	made, err := d.admin.CreateKey(ctx, api.NewKey{Device: e.Device, Fleet: methodsFleet})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	key, err := base64.StdEncoding.DecodeString(made.Primary)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	e.Token = d.sas(e.Device, key)
-	id, err := sdk.Enroll(ctx, e)
-	return id, "a SAS token by the device's own key", err
+	e.Token = sas(e.Device, key, d.now())
+	return sdk.Enroll(ctx, *e)
 }
 
 // byGroup also shows that the group key itself is refused from a device.
-func (d *demo) byGroup(ctx context.Context) (*sdk.Identity, string, error) {
+func (d *demo) byGroup(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	made, err := d.admin.CreateGroupKey(ctx, api.NewGroupKey{Label: "line-1", Fleet: methodsFleet})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	group, err := base64.StdEncoding.DecodeString(made.Primary)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	e := d.enrollment("by-group")
-	e.Token = d.sas(e.Device, group)
-	if _, err := sdk.Enroll(ctx, e); est.StatusOf(err) != http.StatusForbidden {
-		return nil, "", fmt.Errorf("the group key itself was not refused: %w", err)
+	e.Token = sas(e.Device, group, d.now())
+	if _, err := sdk.Enroll(ctx, *e); est.StatusOf(err) != http.StatusForbidden {
+		return nil, fmt.Errorf("the group key itself was not refused: %w", err)
 	}
-	e.Token = d.sas(e.Device, attest.DeriveKey(group, e.Device))
-	id, err := sdk.Enroll(ctx, e)
-	return id, "a SAS token by a key derived on the line; the group key itself was refused", err
+	e.Token = sas(e.Device, attest.DeriveKey(group, e.Device), d.now())
+	return sdk.Enroll(ctx, *e)
 }
 
 // sas is the password of an enrollment by a symmetric key.
-func (d *demo) sas(id string, key []byte) string {
-	return device.SAS(methodsFleet+"/registrations/"+id, key, d.now().Add(time.Hour))
+func sas(id string, key []byte, now time.Time) string {
+	return device.SAS(methodsFleet+"/registrations/"+id, key, now.Add(time.Hour))
 }
 
-func (d *demo) byApproval(ctx context.Context) (*sdk.Identity, string, error) {
+func (d *demo) byApproval(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	rules := api.Rules{Approval: []string{string(countersign.MethodToken)}}
 	if _, err := d.admin.PutFleet(ctx, methodsFleet, api.PutFleet{Rules: &rules}); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	e := d.enrollment("by-approval")
 	token, err := d.admin.CreateToken(ctx, api.NewToken{Device: e.Device, Fleet: methodsFleet})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if e.Key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	e.Token = token.Secret
-	if _, err := sdk.Enroll(ctx, e); est.StatusOf(err) != http.StatusAccepted {
-		return nil, "", fmt.Errorf("the enrollment did not wait for approval: %w", err)
+	if _, err := sdk.Enroll(ctx, *e); est.StatusOf(err) != http.StatusAccepted {
+		return nil, fmt.Errorf("the enrollment did not wait for approval: %w", err)
 	}
 	for w, err := range d.admin.Enrollments(ctx, api.WaitingFilter{State: "waiting"}) {
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		if w.Device != e.Device {
 			continue
 		}
 		if _, err := d.admin.Approve(ctx, w.ID, api.Act{Note: "demo"}); err != nil {
-			return nil, "", err
+			return nil, err
 		}
-		id, err := sdk.Enroll(ctx, e)
-		return id, "202 first, then an operator said yes", err
+		return sdk.Enroll(ctx, *e)
 	}
-	return nil, "", errors.New("the request is not in the queue")
+	return nil, errors.New("the request is not in the queue")
 }
 
 // byRecovery lets a certificate expire by moving the server's clock, and has the
 // device renew with it where that is allowed, and only there.
-func (d *demo) byRecovery(ctx context.Context) (*sdk.Identity, string, error) {
+func (d *demo) byRecovery(ctx context.Context, e *sdk.Enrollment) (*sdk.Identity, error) {
 	if err := d.openSleepers(ctx); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	e := d.enrollment("sleeper")
-	e.Fleet = sleepersFleet
-	token, err := d.admin.CreateToken(ctx, api.NewToken{Device: e.Device, Fleet: sleepersFleet})
+	e.Device, e.Fleet = "sleeper", sleepersFleet
+	id, err := d.byToken(ctx, e)
 	if err != nil {
-		return nil, "", err
-	}
-	e.Token = token.Secret
-	id, err := sdk.Enroll(ctx, e)
-	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	d.ahead.Store(int64(sleep))
 	if err := id.Renew(ctx); est.StatusOf(err) != http.StatusForbidden {
-		return nil, "", fmt.Errorf("the enrollment listener did not refuse an expired certificate: %w", err)
+		return nil, fmt.Errorf("the enrollment listener did not refuse an expired certificate: %w", err)
 	}
-	e.Server, e.Key = d.server.Endpoints().Recovery, id.Key()
-	path, err := x509.ParseCertificates(join(id.Path()))
-	if err != nil {
-		return nil, "", err
+	e.Server = d.server.Endpoints().Recovery
+	if id, err = device.Elsewhere(id, *e); err != nil {
+		return nil, err
 	}
-	if id, err = sdk.Known(e, path); err != nil {
-		return nil, "", err
-	}
-	return id, fmt.Sprintf("expired %s ago by the server's clock: refused at the enrollment listener, renewed at the recovery listener", sleep-shortLife), id.Renew(ctx)
-}
-
-func join(parts [][]byte) (all []byte) {
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
+	return id, id.Renew(ctx)
 }
 
 func (d *demo) openSleepers(ctx context.Context) error {

@@ -29,13 +29,13 @@ const (
 	modelsFleet = "models"
 	// hookName is the name of the broker that asks.
 	hookName = "broker"
-	// guessFrom is the address of whoever guesses: on loopback, and nobody else's.
+	// guessFrom is the address of the client that guesses: on loopback, and of no other client.
 	guessFrom = "127.0.0.66"
 	// maxGuesses is more than the ledger suffers from one address.
 	maxGuesses = 20
 )
 
-// modelSteps are the steps of --models: docs/authentication tells of each.
+// modelSteps are the steps of --models: docs/authentication explains each.
 func (d *demo) modelSteps() []step {
 	return []step{
 		{"one-way: a secret inside of TLS", d.oneWay},
@@ -89,11 +89,9 @@ func (d *demo) oneWay(ctx context.Context) (string, error) {
 
 func (d *demo) twoWay(ctx context.Context) (string, error) {
 	for _, device := range []string{"pump-1", "pump-2"} {
-		token, err := d.admin.CreateToken(ctx, api.NewToken{Device: device, Fleet: modelsFleet})
-		if err != nil {
-			return "", err
-		}
-		id, err := sdk.Enroll(ctx, sdk.Enrollment{Server: d.server.Endpoints().Enroll, Roots: d.roots, Device: device, Token: token.Secret})
+		e := d.enrollment(device)
+		e.Fleet = modelsFleet
+		id, err := d.byToken(ctx, &e)
 		if err != nil {
 			return "", err
 		}
@@ -145,8 +143,8 @@ func (d *demo) threeWay(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	anybody := sdk.Peers{Allow: func(sdk.Peer) error { return nil }}
-	err = meet(ctx, d.pair[0].PeerConfig(anybody), d.pair[1].PeerConfig(anybody), made.Signed, func(cs tls.ConnectionState, said string) error {
+	anyone := sdk.Peers{Allow: func(sdk.Peer) error { return nil }}
+	err = meet(ctx, d.pair[0].PeerConfig(anyone), d.pair[1].PeerConfig(anyone), made.Signed, func(cs tls.ConnectionState, said string) error {
 		in, err := d.pair[1].Introduced(said, d.now())
 		if err != nil {
 			return err
@@ -167,7 +165,7 @@ func (d *demo) distributed(ctx context.Context) (string, error) {
 		}
 		return err
 	})
-	return "pump-2 knows pump-1 by its certificate and a stapled OCSP answer, and asked nobody", err
+	return "pump-2 knows pump-1 by its certificate and a stapled OCSP answer, and asked no server", err
 }
 
 // centralized asks as a broker does that has ended the device's TLS itself.
@@ -220,9 +218,9 @@ func (d *demo) centralized(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if !before.Allow || before.Device != "pump-1" || after.Allow {
-		return "", fmt.Errorf("the broker was told %+v, then %+v", before, after)
+		return "", fmt.Errorf("the broker was answered %+v, then %+v", before, after)
 	}
-	return "the broker heard yes, and once pump-1 was suspended no: " + after.Reason, nil
+	return "the broker was answered yes, and once pump-1 was suspended no: " + after.Reason, nil
 }
 
 // guess tries secrets in meter-1's name until its address is blocked, and then

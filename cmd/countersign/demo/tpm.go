@@ -37,14 +37,14 @@ const (
 )
 
 // byTPM runs a software TPM if there is one on this machine.
-func (d *demo) byTPM(ctx context.Context) (id *sdk.Identity, note string, err error) {
+func (d *demo) byTPM(ctx context.Context, e *sdk.Enrollment) (id *sdk.Identity, err error) {
 	program, err := exec.LookPath("swtpm")
 	if err != nil {
-		return nil, "", skip("swtpm is not installed")
+		return nil, skip("swtpm is not installed")
 	}
 	dir, err := os.MkdirTemp("", "countersign-tpm-")
 	if err != nil {
-		return nil, "", fmt.Errorf("make a folder for the TPM: %w", err)
+		return nil, fmt.Errorf("make a folder for the TPM: %w", err)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	socket := filepath.Join(dir, "tpm")
@@ -52,7 +52,7 @@ func (d *demo) byTPM(ctx context.Context) (id *sdk.Identity, note string, err er
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	if err := swtpm.Start(); err != nil {
 		stop()
-		return nil, "", errors.Join(fmt.Errorf("start swtpm: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("start swtpm: %w", err), os.RemoveAll(dir))
 	}
 	defer func() {
 		stop()
@@ -61,12 +61,12 @@ func (d *demo) byTPM(ctx context.Context) (id *sdk.Identity, note string, err er
 	}()
 	c, err := openChip(ctx, socket)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	if id, err = d.enrollChip(ctx, c, "by-tpm"); err != nil {
-		return nil, "", err
+	if id, err = d.enrollChip(ctx, c, e); err != nil {
+		return nil, err
 	}
-	return id, "a software TPM proved which chip it is and that the key was made in it", d.admitted(ctx, id)
+	return id, d.admitted(ctx, id)
 }
 
 // chip is a TPM with the three keys of an enrollment.
@@ -166,7 +166,7 @@ func (k chipKey) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, 
 }
 
 // answer proves to the server that the chip is that of the endorsement key and that
-// the key lives in it.
+// the key was made in it.
 func (c *chip) answer(a *api.TPMAnswer, ch *api.TPMChallenge) error {
 	policy := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, session tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
 		_, err := tpm2.PolicySecret{
@@ -195,16 +195,16 @@ func (c *chip) answer(a *api.TPMAnswer, ch *api.TPMChallenge) error {
 	return nil
 }
 
-func (d *demo) enrollChip(ctx context.Context, c *chip, device string) (*sdk.Identity, error) {
-	if _, err := d.admin.CreateTPM(ctx, api.NewTPM{Device: device, Fleet: methodsFleet, EKPublic: c.ek.area}); err != nil {
+func (d *demo) enrollChip(ctx context.Context, c *chip, e *sdk.Enrollment) (*sdk.Identity, error) {
+	if _, err := d.admin.CreateTPM(ctx, api.NewTPM{Device: e.Device, Fleet: e.Fleet, EKPublic: c.ek.area}); err != nil {
 		return nil, err
 	}
-	who := api.TPMIdentity{Fleet: methodsFleet, EKPublic: c.ek.area, AKPublic: c.ak.area}
+	who := api.TPMIdentity{Fleet: e.Fleet, EKPublic: c.ek.area, AKPublic: c.ak.area}
 	var challenge api.TPMChallenge
-	if err := d.tell(ctx, "/enroll/tpm", who, &challenge); err != nil {
+	if err := d.post(ctx, "/enroll/tpm", who, &challenge); err != nil {
 		return nil, fmt.Errorf("ask for a challenge: %w", err)
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: device}}, c.key)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: e.Device}}, c.key)
 	if err != nil {
 		return nil, err
 	}
@@ -213,20 +213,19 @@ func (d *demo) enrollChip(ctx context.Context, c *chip, device string) (*sdk.Ide
 		return nil, err
 	}
 	var grant api.Grant
-	if err := d.tell(ctx, "/enroll/tpm/answer", a, &grant); err != nil {
+	if err := d.post(ctx, "/enroll/tpm/answer", a, &grant); err != nil {
 		return nil, fmt.Errorf("answer the challenge: %w", err)
 	}
 	path, err := certificates(grant.Chain)
 	if err != nil {
 		return nil, err
 	}
-	e := d.enrollment(device)
 	e.Key = c.key
-	return sdk.Known(e, path)
+	return sdk.Known(*e, path)
 }
 
-// tell posts JSON to the enrollment listener and reads JSON.
-func (d *demo) tell(ctx context.Context, path string, in, out any) error {
+// post posts JSON to the enrollment listener and reads JSON.
+func (d *demo) post(ctx context.Context, path string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return err
