@@ -45,8 +45,8 @@ const RequestIDHeader = "X-Request-Id"
 // defaultRetry is the Retry-After of a refusal that names no time.
 const defaultRetry = 30 * time.Second
 
-// StatusOf returns the HTTP status (RFC 9110, 15) for a code, and 0 for one that it
-// does not know. 401 is for what another credential could mend, 403 for what none can,
+// StatusOf returns the HTTP status (RFC 9110, 15; RFC 7030, 4.2.3) for a code, and 0 for
+// one that it does not know. 401 is for what another credential could mend, 403 for what none can,
 // 409 for a thing that is not in the state for the request.
 func StatusOf(c countersign.Code) int {
 	switch c {

@@ -1,6 +1,7 @@
 package est
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 )
 
 // challenge makes curl and strongSwan repeat the request with their password;
@@ -27,36 +29,6 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string { return e.message }
-
-// httpStatus is the one table from codes to HTTP (RFC 7030, 4.2.3; RFC 9110, 15).
-// 401 is for what another token could mend, 403 for what none can.
-func httpStatus(code countersign.Code) int {
-	switch code {
-	case countersign.BadRequest, countersign.BadSignature, countersign.WeakKey:
-		return http.StatusBadRequest
-	case countersign.TooLarge:
-		return http.StatusRequestEntityTooLarge
-	case countersign.Unauthenticated, countersign.BadCredential,
-		countersign.CredentialSpent, countersign.CredentialExpire:
-		return http.StatusUnauthorized
-	case countersign.NotAllowed, countersign.Misconfigured, countersign.SubjectMismatch,
-		countersign.DeviceOnHold, countersign.DeviceGone,
-		countersign.CertUnknown, countersign.CertIsRevoked, countersign.CertIsHeld, countersign.KeyReused,
-		countersign.CertExpired, countersign.CertNotYetValid, countersign.ForkDetected:
-		return http.StatusForbidden
-	case countersign.NotFound:
-		return http.StatusNotFound
-	case countersign.Conflict, countersign.DeviceIsActive:
-		return http.StatusConflict
-	case countersign.RateLimited, countersign.OverBudget:
-		return http.StatusTooManyRequests
-	case countersign.Unavailable:
-		return http.StatusServiceUnavailable
-	case countersign.Pending: // no refusal, yet the client must ask again
-		return http.StatusAccepted
-	}
-	return http.StatusInternalServerError
-}
 
 // authenticate is the name of the header as RFC 9110 spells it. Names are the same
 // in any case, but libest compares this one octet by octet, and [http.Header.Set]
@@ -84,7 +56,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	} else {
 		e := countersign.Public(err)
 		code = e.Code
-		status, text = httpStatus(code), sentence(e.Message, e.Next)
+		status, text = cmp.Or(api.StatusOf(code), http.StatusInternalServerError), sentence(e.Message, e.Next)
 		switch status {
 		case http.StatusUnauthorized:
 			h[authenticate] = []string{challenge} //nolint:canonicalheader // on purpose, see there
