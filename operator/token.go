@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"database/sql"
 	"encoding/base32"
 	"errors"
 	"fmt"
@@ -114,8 +113,8 @@ func (d *Accounts) Authenticate(ctx context.Context, secret string) (Token, erro
 	var hash []byte
 	id := secret[len(TokenPrefix) : len(TokenPrefix)+idLen]
 	t, err := scan(d.DB.QueryRow(ctx, `SELECT `+columns+`, hash FROM operator_token WHERE id = $1`, id), &hash)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return Token{}, fmt.Errorf("couldn't look up operator token: %w", store.Wrap(err))
+	if err := store.RowError(err, nil, "couldn't look up operator token"); err != nil {
+		return Token{}, err
 	}
 	sum := sha256.Sum256([]byte(secret))
 	if subtle.ConstantTimeCompare(sum[:], hash) != 1 {
@@ -149,23 +148,14 @@ func (d *Accounts) markUsed(ctx context.Context, id string, now time.Time) {
 // Revoke ends a token at once. Again is no error.
 func (d *Accounts) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
 	t, err := scan(tx.QueryRow(ctx, `UPDATE operator_token SET revoked = TRUE WHERE id = $1 RETURNING `+columns, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return Token{}, countersign.Errorf(countersign.NotFound, "there is no operator token %.40q", id).
-			WithNext("list the tokens")
-	}
-	if err != nil {
-		return Token{}, fmt.Errorf("couldn't revoke operator token: %w", store.Wrap(err))
-	}
-	return t, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no operator token %.40q", id).WithNext("list the tokens")
+	return t, store.RowError(err, missing, "couldn't revoke operator token")
 }
 
 // Revoked says within tx whether there is a token with this id that was revoked.
 func (d *Accounts) Revoked(ctx context.Context, tx *store.Tx, id string) (revoked bool, err error) {
 	err = tx.QueryRow(ctx, `SELECT revoked FROM operator_token WHERE id = $1`, id).Scan(&revoked)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return false, fmt.Errorf("couldn't read operator token: %w", store.Wrap(err))
-	}
-	return revoked, nil
+	return revoked, store.RowError(err, nil, "couldn't read operator token")
 }
 
 // List reads tokens by id, those after the id after; next is empty on the last

@@ -2,9 +2,6 @@ package policies
 
 import (
 	"context"
-	"database/sql"
-	"errors"
-	"fmt"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/policy"
@@ -91,11 +88,9 @@ func (s *Store) device(ctx context.Context, device string) (policy.Subject, erro
 	var name string
 	err := s.DB.QueryRow(ctx, `SELECT d.fleet, COALESCE((SELECT c.issuer || '/' || c.serial FROM certificate c WHERE c.device = d.id AND c.state IN ('active', 'pending')
 		ORDER BY c.issued_at DESC LIMIT 1), '') FROM device d WHERE d.id = $1`, device).Scan(&found.Fleet, &name)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return found, countersign.Errorf(countersign.NotFound, "there is no device %.140q", device).WithNext("list the devices")
-	case err != nil:
-		return found, fmt.Errorf("couldn't read device %s: %w", device, store.Wrap(err))
+	if err != nil {
+		missing := countersign.Errorf(countersign.NotFound, "there is no device %.140q", device).WithNext("list the devices")
+		return found, store.RowError(err, missing, "couldn't read device "+device)
 	}
 	var certs []countersign.CertRef
 	if ref, err := countersign.ParseCertRef(name); err == nil { // else it has none

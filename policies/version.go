@@ -2,7 +2,6 @@ package policies
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strconv"
@@ -150,14 +149,9 @@ func readVersion(ctx context.Context, rd store.Reader, fleet string, version int
 	err := rd.QueryRow(ctx, `SELECT source, note, created_by, created_at FROM policy_version WHERE fleet = $1 AND version = $2`, fleet, version).
 		Scan(&v.Source, &v.Note, &v.By, &at)
 	v.At = store.Time(at)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return v, countersign.Errorf(countersign.NotFound, "there is no version %d of the policy of fleet %.80q", version, fleet).
-			WithNext("list the versions of the policy")
-	case err != nil:
-		return v, fmt.Errorf("couldn't read version %d of the policy of fleet %s: %w", version, fleet, store.Wrap(err))
-	}
-	return v, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no version %d of the policy of fleet %.80q", version, fleet).
+		WithNext("list the versions of the policy")
+	return v, store.RowError(err, missing, fmt.Sprintf("couldn't read version %d of the policy of fleet %s", version, fleet))
 }
 
 // Present reads the version in force: NotFound if there is no such fleet.
@@ -169,11 +163,9 @@ func present(ctx context.Context, rd store.Reader, fleet string) (Version, error
 	var version int64
 	err := rd.QueryRow(ctx, `SELECT COALESCE((SELECT MAX(version) FROM policy_version WHERE fleet = f.name), 0) FROM fleet f WHERE f.name = $1`, fleet).
 		Scan(&version)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return Version{}, countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", fleet).WithNext("list the fleets")
-	case err != nil:
-		return Version{}, fmt.Errorf("couldn't read the policy of fleet %s: %w", fleet, store.Wrap(err))
+	if err != nil {
+		missing := countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", fleet).WithNext("list the fleets")
+		return Version{}, store.RowError(err, missing, "couldn't read the policy of fleet "+fleet)
 	}
 	return readVersion(ctx, rd, fleet, version)
 }

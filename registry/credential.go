@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -144,13 +142,7 @@ func (r *Registry) CreateCredential(ctx context.Context, tx *store.Tx, c Credent
 		ON CONFLICT (kind, lookup) WHERE state = 'active' DO NOTHING RETURNING created_pos`,
 		c.ID, string(c.Kind), l.First, l.Second, l.Sealed, c.Fleet, c.Device, c.Label, store.Micros(c.NotBefore), store.Micros(c.ExpiresAt), c.UsesMax,
 		c.PerMinute, string(networks), string(devices), string(c.State), string(c.CreatedBy), store.Micros(c.CreatedAt), c.Source).Scan(&c.CreatedPos)
-	if errors.Is(err, sql.ErrNoRows) {
-		return c, errRegistered(c.Kind)
-	}
-	if err != nil {
-		return c, fmt.Errorf("record a %s: %w", c.Kind, err)
-	}
-	return c, nil
+	return c, store.RowError(err, errRegistered(c.Kind), "record a "+string(c.Kind))
 }
 
 // checkBound refuses to bind a credential to a device that it could not create.

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,13 +37,7 @@ func (r *Registry) Find(ctx context.Context, rd store.Reader, kind countersign.M
 	}
 	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential
 		WHERE kind = $1 AND (lookup = $2 OR (second <> '' AND second = $2)) ORDER BY state, created_pos DESC, created_at DESC LIMIT 1`, string(kind), fingerprint))
-	if errors.Is(err, sql.ErrNoRows) {
-		return c, noCredential(kind)
-	}
-	if err != nil {
-		return c, fmt.Errorf("look up a %s: %w", kind, err)
-	}
-	return c, nil
+	return c, store.RowError(err, noCredential(kind), "look up a "+string(kind))
 }
 
 func noCredential(kind countersign.Method) error {
@@ -54,13 +47,8 @@ func noCredential(kind countersign.Method) error {
 // Credential reads one credential by id.
 func (r *Registry) Credential(ctx context.Context, rd store.Reader, id string) (Credential, error) {
 	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential WHERE id = $1`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return c, countersign.Errorf(countersign.NotFound, "there is no credential %.80q", id).WithNext("look for it in the list of credentials")
-	}
-	if err != nil {
-		return c, fmt.Errorf("read credential %s: %w", id, err)
-	}
-	return c, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no credential %.80q", id).WithNext("look for it in the list of credentials")
+	return c, store.RowError(err, missing, "read credential "+id)
 }
 
 // atOnce is how many credentials are read by one query.

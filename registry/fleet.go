@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -49,13 +48,8 @@ func scanFleet(row store.Row) (f countersign.Fleet, err error) {
 // Fleet reads one fleet: NotFound if there is none.
 func (r *Registry) Fleet(ctx context.Context, rd store.Reader, name string) (countersign.Fleet, error) {
 	f, err := scanFleet(rd.QueryRow(ctx, `SELECT `+fleetColumns+` FROM fleet WHERE name = $1`, name))
-	if errors.Is(err, sql.ErrNoRows) {
-		return f, countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", name).WithNext("look for it in the list of fleets")
-	}
-	if err != nil {
-		return f, fmt.Errorf("read fleet %s: %w", name, err)
-	}
-	return f, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no fleet %.80q", name).WithNext("look for it in the list of fleets")
+	return f, store.RowError(err, missing, "read fleet "+name)
 }
 
 // Fleets lists all fleets by name. They are few: an operator makes each by hand.
@@ -79,11 +73,9 @@ func (r *Registry) SaveFleet(ctx context.Context, tx *store.Tx, f countersign.Fl
 	} {
 		var one int
 		err := tx.QueryRow(ctx, ref.query, ref.name).Scan(&one)
-		if errors.Is(err, sql.ErrNoRows) {
-			return countersign.Errorf(countersign.BadRequest, "fleet %s: there is no %s %.80q", f.Name, ref.what, ref.name)
-		}
 		if err != nil {
-			return fmt.Errorf("check fleet %s: %w", f.Name, err)
+			missing := countersign.Errorf(countersign.BadRequest, "fleet %s: there is no %s %.80q", f.Name, ref.what, ref.name)
+			return store.RowError(err, missing, "check fleet "+f.Name)
 		}
 	}
 	m, err := json.Marshal(f.Methods)

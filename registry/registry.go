@@ -81,13 +81,8 @@ func scanDevice(row store.Row) (e Entry, err error) {
 // Device reads one device: NotFound if there is none.
 func (r *Registry) Device(ctx context.Context, rd store.Reader, id string) (Entry, error) {
 	e, err := scanDevice(rd.QueryRow(ctx, `SELECT `+deviceColumns+` FROM device WHERE id = $1`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return e, countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("look for it in the list of devices")
-	}
-	if err != nil {
-		return e, fmt.Errorf("read device %s: %w", id, err)
-	}
-	return e, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("look for it in the list of devices")
+	return e, store.RowError(err, missing, "read device "+id)
 }
 
 // DevicesByID reads those of the devices that are on record; at most store.MaxPage ids.
@@ -223,11 +218,9 @@ func (r *Registry) Move(ctx context.Context, tx *store.Tx, e *Entry, to counters
 	err := tx.QueryRow(ctx, `UPDATE device SET state = $2, reason = $3, revoked_at = $4, updated_at = $5, revoked_pos = `+pos+`
 		WHERE id = $1 AND state = $6 RETURNING revoked_pos`,
 		e.ID, string(to), reason, store.Micros(revoked), store.Micros(now), string(e.State)).Scan(&e.RevokedPos)
-	if errors.Is(err, sql.ErrNoRows) {
-		return countersign.Errorf(countersign.Conflict, "device %s changed meanwhile", e.ID).WithNext("try again")
-	}
 	if err != nil {
-		return fmt.Errorf("set device %s %s: %w", e.ID, to, err)
+		changed := countersign.Errorf(countersign.Conflict, "device %s changed meanwhile", e.ID).WithNext("try again")
+		return store.RowError(err, changed, fmt.Sprintf("set device %s %s", e.ID, to))
 	}
 	e.State, e.Reason, e.RevokedAt, e.UpdatedAt = to, reason, revoked, now
 	return nil

@@ -3,10 +3,8 @@ package registry
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -102,25 +100,14 @@ func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHa
 	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment
 		WHERE device = $1 AND key_hash = $2 AND evidence = $3 AND state <> 'done' AND expires_at > $4 ORDER BY created_at DESC LIMIT 1`,
 		device, keyHash, evidence, store.Micros(r.Now())))
-	if errors.Is(err, sql.ErrNoRows) {
-		return w, countersign.Errorf(countersign.NotFound, "no enrollment of %s waits", device)
-	}
-	if err != nil {
-		return w, fmt.Errorf("read a waiting enrollment of %s: %w", device, err)
-	}
-	return w, nil
+	return w, store.RowError(err, countersign.Errorf(countersign.NotFound, "no enrollment of %s waits", device), "read a waiting enrollment of "+device)
 }
 
 // Waiting reads one request by id.
 func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Waiting, error) {
 	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment WHERE id = $1`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return w, countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("look for it in the list of waiting enrollments")
-	}
-	if err != nil {
-		return w, fmt.Errorf("read waiting enrollment %s: %w", id, err)
-	}
-	return w, nil
+	missing := countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("look for it in the list of waiting enrollments")
+	return w, store.RowError(err, missing, "read waiting enrollment "+id)
 }
 
 // Ruling is an operator's decision on a request that waits.

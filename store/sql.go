@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strconv"
@@ -89,6 +92,18 @@ func Scan[T any](row Row) (v T, err error) {
 // Count returns the number that a query counts.
 func Count(ctx context.Context, r Reader, q string, args ...any) (n int, err error) {
 	return n, Wrap(r.QueryRow(ctx, q, args...).Scan(&n))
+}
+
+// RowError returns the error of reading one row: missing where there is none, otherwise
+// that of the database with what was done; nil for nil.
+func RowError(err, missing error, did string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return missing
+	}
+	return fmt.Errorf("%s: %w", did, Wrap(err))
 }
 
 // Page cuts a list that was read with one row more than limit, and returns the key of
