@@ -11,9 +11,6 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// vouchedCredential begins the credential of a session that a broker vouches for.
-const vouchedCredential = "vouched:"
-
 // byBroker accepts that a broker or proxy has authenticated the device by itself, and
 // judges the device and what its session rests on: the credential that it connected with
 // if that is known, else any certificate that a broker may have verified.

@@ -117,7 +117,3 @@ func (d *Decider) wrong(c countersign.Connection, kind countersign.AccessKind, c
 	}
 	return dec
 }
-
-func unreadable() Decision {
-	return refuse(countersign.Unavailable, "the record of the device cannot be read now")
-}

@@ -1,15 +1,12 @@
 package access
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/policy"
 )
 
 // maxRules bounds the fleets whose rules are kept read. A server with more reads
@@ -41,10 +38,6 @@ func (r *rules) budgetOf(fleet string) countersign.Budget {
 	return r.by[fleet].Budget.WithDefaults()
 }
 
-// BudgetOf returns what one device of a fleet may use, as the last decision about the
-// fleet has read it; before the first, the defaults.
-func (d *Decider) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
-
 // of reads the rules of a fleet. The caller changes nothing of them.
 func (r *rules) of(fleet, text string) (readRules, error) {
 	r.mu.Lock()
@@ -66,38 +59,10 @@ func (r *rules) of(fleet, text string) (readRules, error) {
 	return read, nil
 }
 
-// readRules reads the rules of a fleet from its record; sql.ErrNoRows: there is none.
-func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error) {
-	var text string
-	if err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text); err != nil {
-		return readRules{}, fmt.Errorf("couldn't read the rules of fleet %s: %w", fleet, err)
-	}
-	return d.rules.of(fleet, text)
-}
-
 // Accepts reports whether a fleet takes a kind of credential.
 func Accepts(a countersign.Access, kind countersign.AccessKind) bool {
 	if len(a.Kinds) == 0 {
 		return kind == countersign.AccessCertificate
 	}
 	return slices.Contains(a.Kinds, kind)
-}
-
-// kindsOf are the kinds of credential that a session may have come in by; nil: none
-// that a fleet chooses.
-func kindsOf(s countersign.Session, made map[string]Secret) []countersign.AccessKind {
-	kind, id, _ := strings.Cut(s.Credential, ":")
-	switch {
-	case policy.KindOf(s.Device) != policy.Devices || kind == "vouched":
-		return nil
-	case s.Credential == "":
-		return []countersign.AccessKind{countersign.AccessCertificate}
-	case kind == "token":
-		return []countersign.AccessKind{countersign.AccessToken}
-	case kind != "secret":
-		return []countersign.AccessKind{countersign.AccessSAS}
-	case made[id].Kind == countersign.AccessPassword:
-		return []countersign.AccessKind{countersign.AccessPassword}
-	}
-	return []countersign.AccessKind{countersign.AccessSecret, countersign.AccessSCRAM}
 }

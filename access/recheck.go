@@ -418,3 +418,22 @@ func (a *standings) fleetRefusal(s *countersign.Session) (countersign.Code, stri
 	}
 	return countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", s.Fleet, kinds[0]), nil
 }
+
+// kindsOf are the kinds of credential that a session may have come in by; nil: none
+// that a fleet chooses.
+func kindsOf(s countersign.Session, made map[string]Secret) []countersign.AccessKind {
+	kind, id, _ := strings.Cut(s.Credential, ":")
+	switch {
+	case policy.KindOf(s.Device) != policy.Devices || kind == "vouched":
+		return nil
+	case s.Credential == "":
+		return []countersign.AccessKind{countersign.AccessCertificate}
+	case kind == "token":
+		return []countersign.AccessKind{countersign.AccessToken}
+	case kind != "secret":
+		return []countersign.AccessKind{countersign.AccessSAS}
+	case made[id].Kind == countersign.AccessPassword:
+		return []countersign.AccessKind{countersign.AccessPassword}
+	}
+	return []countersign.AccessKind{countersign.AccessSecret, countersign.AccessSCRAM}
+}

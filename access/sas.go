@@ -8,14 +8,7 @@ import (
 	"github.com/countersign-iot/countersign/attest"
 )
 
-const (
-	sasScheme = "sharedaccesssignature "
-	sasPath   = "/devices/"
-)
-
-func looksLikeSAS(password []byte) bool {
-	return len(password) > len(sasScheme) && strings.EqualFold(string(password[:len(sasScheme)]), sasScheme)
-}
+const sasPath = "/devices/"
 
 // bySAS identifies a device by a token that it made with its symmetric key for
 // <host>/devices/<id>. The host is that of the user name, if it names one: several

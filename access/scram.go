@@ -3,23 +3,15 @@ package access
 import (
 	"cmp"
 	"context"
-	"crypto/hmac"
-	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"database/sql"
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/keystore"
-	"github.com/countersign-iot/countersign/store"
 )
 
 // The authentication of several steps that there is: SCRAM-SHA-256 (RFC 5802,
@@ -28,15 +20,10 @@ import (
 const scramMethod = "SCRAM-SHA-256"
 
 const (
-	// scramIterations is the least of RFC 7677, 4. More would only slow devices
-	// down: these secrets cannot be searched for.
-	scramIterations = 4096
-	scramSalt       = 16
 	// maxScram bounds a client's message: a name and a nonce have room.
 	maxScram = 1024
 	// minNonce and maxNonce bound the client's nonce; clients send 18 to 48 characters.
 	minNonce, maxNonce = 8, 256
-	scramVersion       = 1
 )
 
 // scramExchange is the server's side of one exchange.
@@ -174,9 +161,6 @@ func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, de
 	return x
 }
 
-// scramKeys are what a server keeps of a secret (RFC 5802, 3).
-type scramKeys struct{ stored, server []byte }
-
 // scramCandidate returns the keys of a device's i-th secret, and its id; empty if
 // it has none that can be used so.
 func (k *Secrets) scramCandidate(h *holder, i int) (scramKeys, string) {
@@ -190,70 +174,6 @@ func (k *Secrets) scramCandidate(h *holder, i int) (scramKeys, string) {
 	}
 	return scramKeys{text[1 : 1+sha256.Size], text[1+sha256.Size:]}, s.ID
 }
-
-// proves checks a client's proof (RFC 5802, 3): the client's key is what the proof
-// hides, and its hash is on record.
-func (k scramKeys) proves(auth, proof []byte) bool {
-	if len(proof) != sha256.Size {
-		return false
-	}
-	key := make([]byte, sha256.Size)
-	subtle.XORBytes(key, mac(k.stored, auth), proof)
-	sum := sha256.Sum256(key)
-	return subtle.ConstantTimeCompare(sum[:], k.stored) == 1
-}
-
-func mac(key, data []byte) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write(data)
-	return h.Sum(nil)
-}
-
-func makeSCRAMKeys(secret string, salt []byte, iterations int) (scramKeys, error) {
-	salted, err := pbkdf2.Key(sha256.New, secret, salt, iterations, sha256.Size)
-	if err != nil {
-		return scramKeys{}, fmt.Errorf("couldn't make SCRAM keys: %w", err)
-	}
-	stored := sha256.Sum256(mac(salted, []byte("Client Key")))
-	return scramKeys{stored[:], mac(salted, []byte("Server Key"))}, nil
-}
-
-// scramKeysOf are the keys of a secret, as they are sealed. All secrets of a device
-// have one salt, so that a client need not say which of them it has.
-func (k *Secrets) scramKeysOf(device, secret string) ([]byte, error) {
-	salt, err := k.scramSaltOf(device)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := makeSCRAMKeys(secret, salt, scramIterations)
-	return slices.Concat([]byte{scramVersion}, keys.stored, keys.server), err
-}
-
-func (k *Secrets) scramSaltOf(name string) ([]byte, error) {
-	sum, err := k.keyed("scram salts", []byte(name))
-	if err != nil {
-		return nil, err
-	}
-	return sum[:scramSalt], nil
-}
-
-// OpensSecrets reports whether a sealing key opens what is sealed of a secret; found is
-// false where nothing is.
-func OpensSecrets(ctx context.Context, r store.Reader, s *keystore.Sealer) (opens, found bool, err error) {
-	var id string
-	var sealed []byte
-	err = r.QueryRow(ctx, `SELECT id, scram FROM device_secret WHERE scram IS NOT NULL LIMIT 1`).Scan(&id, &sealed)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, false, nil
-	}
-	if err != nil {
-		return false, false, fmt.Errorf("look for a sealed secret: %w", err)
-	}
-	_, err = s.Open(sealed, scramContext(id))
-	return err == nil, true, nil
-}
-
-func scramContext(id string) string { return "scram\x00" + id }
 
 // clientFirst is a client-first-message (RFC 5802, 7).
 type clientFirst struct {

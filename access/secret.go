@@ -2,24 +2,12 @@ package access
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 )
-
-// Unguessable reports whether what a client shows cannot be guessed whoever it is: it
-// is signed, proved, or a secret of 256 random bits by its form. A password that a
-// person chose is not.
-func Unguessable(c countersign.Connection) bool {
-	return c.Exchange != nil || looksLikeToken(c.Password) || looksLikeSAS(c.Password) || presumed(c.Password) == countersign.AccessSecret
-}
 
 // bySecret identifies a device by its id as the user name and a secret as the password.
 func (d *Decider) bySecret(ctx context.Context, c countersign.Connection) Decision {
@@ -39,14 +27,6 @@ func (d *Decider) bySecret(ctx context.Context, c countersign.Connection) Decisi
 		return d.wrong(c, presumed(c.Password), c.Username, h)
 	}
 	return d.decideSecret(ctx, c, h, s)
-}
-
-// presumed is the kind of a secret by its form.
-func presumed(secret []byte) countersign.AccessKind {
-	if len(secret) == len(SecretPrefix)+secretText && strings.HasPrefix(string(secret), SecretPrefix) {
-		return countersign.AccessSecret
-	}
-	return countersign.AccessPassword
 }
 
 // decideSecret compares a device that showed one of its secrets with its record. A
@@ -138,35 +118,4 @@ func (h *holder) passwords(now time.Time) (good []*Secret) {
 		return []*Secret{last}
 	}
 	return good
-}
-
-// hash is by what a secret that we made is known.
-func (k *Secrets) hash(device string, secret []byte) ([]byte, error) {
-	return k.keyed("connection secrets", []byte(device), secret)
-}
-
-// tried distinguishes wrong secrets and reveals nothing else about them: 32 bits under a
-// key of ours fit too many secrets to find it out.
-func (k *Secrets) tried(secret []byte) string {
-	sum, err := k.keyed("tried secrets", secret)
-	if err != nil {
-		return ""
-	}
-	return hex.EncodeToString(sum[:4])
-}
-
-// keyed is a hash that cannot be computed without the server's key.
-func (k *Secrets) keyed(purpose string, parts ...[]byte) ([]byte, error) {
-	key, err := k.Sealer.Derive(purpose)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't derive the key of %s: %w", purpose, err)
-	}
-	h := hmac.New(sha256.New, key)
-	for i, p := range parts {
-		if i > 0 {
-			h.Write([]byte{0}) // no part but the last may hold one
-		}
-		h.Write(p)
-	}
-	return h.Sum(nil), nil
 }

@@ -17,18 +17,10 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
-	"github.com/countersign-iot/countersign/keystore"
 	"github.com/countersign-iot/countersign/store"
 )
 
 const (
-	// SecretPrefix starts every secret that we make as text, so that a leaked one is
-	// recognized by secret scanners and by people.
-	SecretPrefix = "csds_"
-	// secretOctets of randomness: none is guessed, and a fast hash is enough.
-	secretOctets = 32
-	secretText   = 43 // octets of that in base64, unpadded
-
 	// MaxSecret is the longest that a CONNECT carries (MQTT 5, 3.1.3.6).
 	MaxSecret = 65535
 	// minPassword is the shortest that may be brought along: NIST SP 800-63B, 3.1.1.2.
@@ -59,16 +51,6 @@ const (
 
 // Slot is one of the two places that a device has for secrets.
 type Slot = attest.KeySlot
-
-// Secrets makes, keeps and compares the secrets of devices.
-type Secrets struct {
-	DB  *store.DB
-	Now func() time.Time
-	// Sealer seals the SCRAM keys of secrets, and derives the keys of their hashes.
-	Sealer *keystore.Sealer
-
-	hasher hasher
-}
 
 // Secret is what a device proves itself with when it connects, without the secret.
 type Secret struct {

@@ -6,40 +6,16 @@ import (
 	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/store"
 )
-
-// Use is what a certificate is used for.
-type Use int
-
-const (
-	// Connecting is to open a session, to keep one, or to be given what a session may be
-	// opened with, such as an access token.
-	Connecting Use = iota
-	// Renewing is to be given a successor. Whether a superseded or replaced certificate
-	// may have one is for the rule of rotation to say.
-	Renewing
-	// Recovering is to be given a successor by a certificate that may have expired.
-	Recovering
-	// vouched is Connecting by a broker that has verified the certificate itself: which
-	// kinds of credential the fleet accepts does not matter.
-	vouched
-)
-
-func (u Use) connects() bool { return u == Connecting || u == vouched }
-
-// anew is the way back of a device whose certificate is no good any more.
-const anew = "enroll anew with a token made for the device"
 
 // Standing reports whether a certificate on record is good for a use now.
 type Standing struct {
@@ -80,69 +56,12 @@ func (d *Decider) Standing(ctx context.Context, rd store.Reader, ref countersign
 	return d.judge(ctx, rd, &rec, use, presented)
 }
 
-// record is a certificate with its device, fleet and authority, as far as a judgment
-// needs them.
-type record struct {
-	ref                  countersign.CertRef
-	device, fleet        string
-	state                countersign.CertState
-	reason               countersign.ReasonCode
-	replaced             bool
-	notBefore, notAfter  time.Time
-	acceptUntil, revoked time.Time
-	issued               countersign.Position
-	deviceState          countersign.DeviceState
-	deviceReason         string
-	deviceRevoked        countersign.Position // first of the log after the device last lost its identity
-	tags                 string               // JSON
-	rules                string               // of the fleet, JSON
-	authority            authority
-	path                 string // of a manufacturer's certificate: fingerprints of the CAs above it
-	der                  []byte // of a manufacturer's certificate
-}
-
-// authority is the one that answers for a certificate.
-type authority struct {
-	id, state string
-	kind      countersign.AuthorityKind
-	version   int64
-}
-
-const (
-	recordColumns = `c.issuer, c.serial, c.device, c.state, c.reason, c.replaced, c.not_before, c.not_after, c.accept_until, c.revoked_at, c.issued_pos,
-		c.path, CASE WHEN a.kind = 'registered' THEN c.der END, d.fleet, d.state, d.reason, d.revoked_pos, d.tags, f.rules, a.id, a.kind, a.state, a.version`
-	recordTables = `certificate c JOIN device d ON d.id = c.device JOIN fleet f ON f.name = d.fleet
-		JOIN authority a ON a.id = CASE WHEN c.anchor = '' THEN c.issuer ELSE c.anchor END`
-)
-
-func scanRecord(row store.Row) (r record, err error) {
-	var from, to, accept, revoked int64
-	err = row.Scan(&r.ref.Issuer, &r.ref.Serial, &r.device, &r.state, &r.reason, &r.replaced, &from, &to, &accept, &revoked, &r.issued,
-		&r.path, &r.der, &r.fleet, &r.deviceState, &r.deviceReason, &r.deviceRevoked, &r.tags, &r.rules,
-		&r.authority.id, &r.authority.kind, &r.authority.state, &r.authority.version)
-	r.notBefore, r.notAfter = store.Time(from), store.Time(to)
-	r.acceptUntil, r.revoked = store.Time(accept), store.Time(revoked)
-	return r, err
-}
-
-func readRecord(ctx context.Context, rd store.Reader, where string, args ...any) (record, error) {
-	return scanRecord(rd.QueryRow(ctx, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE `+where, args...))
-}
-
 // shown reads the record of the certificate that a client presented, of any issuer. It
 // is, octet for octet, the one on record. That makes a check of the issuer's signature
 // needless: it was verified before the certificate was recorded.
 func (d *Decider) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
 	sum := sha256.Sum256(cert.Raw)
 	return readRecord(ctx, d.DB, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
-}
-
-// tagsOf reads the device's tags.
-func (r *record) tagsOf() (tags map[string]string, err error) {
-	if r.tags != "" {
-		err = json.Unmarshal([]byte(r.tags), &tags)
-	}
-	return tags, err
 }
 
 // judge holds a certificate against the record, in the order in which the reasons matter
@@ -174,40 +93,6 @@ func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use
 		return s, d.checkPath(ctx, rd, r, presented, &s)
 	}
 	return s, nil
-}
-
-// refusal reports why the certificate, its device or its authority is not good now.
-func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
-	switch {
-	case r.deviceState == countersign.DeviceRetired:
-		return countersign.DeviceGone, "the device is retired", "enroll under another id"
-	case r.deviceState == countersign.DeviceSuspended:
-		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason), "ask the operator why"
-	case r.issued < r.deviceRevoked && !use.connects():
-		return countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked", anew
-	case r.state == countersign.CertRevoked && (use.connects() || r.reason != countersign.Superseded):
-		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), anew
-	case r.state == countersign.CertHeld:
-		return countersign.CertIsHeld, "the certificate is on hold", "ask the operator why"
-	case r.deviceState != countersign.DeviceActive:
-		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState), anew
-	case r.authority.state != "active":
-		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authority.state), anew
-	}
-	return r.timeRefusal(now, use)
-}
-
-func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
-	switch {
-	case now.After(r.notAfter) && use != Recovering && (use.connects() || !r.replaced):
-		return countersign.CertExpired, fmt.Sprintf("certificate expired %s ago", ago(now.Sub(r.notAfter))),
-			"revoke the device, then enroll it anew with a token made for it; or give its fleet a rule for recovery, and let it renew there"
-	case now.Add(clockSkew).Before(r.notBefore):
-		return countersign.CertNotYetValid, "certificate is not yet valid", "check the clock of the server and of the CA"
-	case r.state == countersign.CertSuperseded && now.After(r.acceptUntil) && use.connects():
-		return countersign.CertIsRevoked, fmt.Sprintf("certificate superseded, its overlap ended %s ago", ago(now.Sub(r.acceptUntil))), "use the certificate that followed it"
-	}
-	return "", "", ""
 }
 
 // factoryPath are the options by which manufacturers' paths are validated.
@@ -272,55 +157,4 @@ func (d *Decider) pathOf(ctx context.Context, rd store.Reader, r *record, presen
 		path = append(path, issuer)
 	}
 	return path, nil
-}
-
-// maxIssuers bounds the certificates of CAs that are kept parsed, some KiB each. With more
-// in use some are read at each judgment.
-const maxIssuers = 512
-
-// issuers keeps the certificates of CAs by fingerprint. What has a fingerprint never
-// changes.
-type issuers struct {
-	mu sync.Mutex
-	by map[string]*x509.Certificate
-}
-
-func (i *issuers) get(ctx context.Context, rd store.Reader, print string) (*x509.Certificate, error) {
-	i.mu.Lock()
-	known := i.by[print]
-	i.mu.Unlock()
-	if known != nil {
-		return known, nil
-	}
-	var der []byte
-	if err := rd.QueryRow(ctx, `SELECT der FROM issuer_certificate WHERE fingerprint = $1`, print).Scan(&der); err != nil {
-		return nil, fmt.Errorf("couldn't read the certificate of a CA: %w", store.Wrap(err))
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't parse the certificate of a CA: %w", err)
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.by == nil || len(i.by) >= maxIssuers {
-		i.by = map[string]*x509.Certificate{}
-	}
-	i.by[print] = cert
-	return cert, nil
-}
-
-// ended is since when the certificate is refused with a code of refusal.
-func (r *record) ended(code countersign.Code) time.Time {
-	switch code {
-	case countersign.CertExpired:
-		return r.notAfter
-	case countersign.DeviceGone, countersign.DeviceOnHold, countersign.CertIsHeld:
-		return r.revoked
-	case countersign.CertIsRevoked:
-		if r.revoked.IsZero() {
-			return r.acceptUntil
-		}
-		return r.revoked
-	}
-	return time.Time{}
 }

@@ -11,12 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
-
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 )
 
 const (
@@ -33,8 +32,6 @@ const (
 	maxLiveTokens = 100
 	// maxTokenPage bounds a page of tokens.
 	maxTokenPage = 1000
-	// maxTokenText bounds what is parsed at all; ours are under 1 KiB.
-	maxTokenText = 4 << 10
 	// tokenIssuer and tokenAudience distinguish our tokens from those of other issuers.
 	tokenIssuer   = "countersign"
 	tokenAudience = "countersign:connect"
@@ -154,11 +151,6 @@ func (t *Tokens) sign(k Token) (string, error) {
 		return "", fmt.Errorf("sign an access token: %w", err)
 	}
 	return text, nil
-}
-
-// looksLikeToken reports whether a password is meant as an access token.
-func looksLikeToken(password []byte) bool {
-	return len(password) > 3 && string(password[:3]) == "eyJ" && strings.Count(string(password[:min(len(password), maxTokenText)]), ".") == 2
 }
 
 // Verify reads a token that a client presents. It refuses with BadCredential one that

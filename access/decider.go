@@ -1,0 +1,112 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
+	"github.com/countersign-iot/countersign/event"
+	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/policies"
+	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/store"
+)
+
+// Decider decides connections.
+type Decider struct {
+	DB  *store.DB
+	Now func() time.Time
+	// CA knows the manufacturers' authorities and their lists.
+	CA       *ca.CA
+	Registry *registry.Registry
+	Secrets  *Secrets
+	Tokens   *Tokens
+	Policies *policies.Store
+
+	rules   rules
+	issuers issuers
+	guests  guests
+}
+
+// New returns a Decider for the database and the clock of the log. The key of access
+// tokens is derived from the sealing key, so that all nodes share it.
+func New(events *event.Log, authority *ca.CA, reg *registry.Registry, sealer *keystore.Sealer) (*Decider, error) {
+	db, now := events.DB, events.Now
+	key, err := sealer.Derive("access tokens")
+	if err != nil {
+		return nil, fmt.Errorf("couldn't derive the key of access tokens: %w", err)
+	}
+	return &Decider{
+		DB: db, Now: now, CA: authority, Registry: reg,
+		Secrets:  &Secrets{DB: db, Now: now, Sealer: sealer},
+		Tokens:   &Tokens{DB: db, Now: now, Key: key},
+		Policies: &policies.Store{DB: db, Now: now, Events: events},
+	}, nil
+}
+
+// BudgetOf returns what one device of a fleet may use, as the last decision about the
+// fleet has read it; before the first, the defaults.
+func (d *Decider) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
+
+// readRules reads the rules of a fleet from its record; sql.ErrNoRows: there is none.
+func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error) {
+	var text string
+	if err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text); err != nil {
+		return readRules{}, fmt.Errorf("couldn't read the rules of fleet %s: %w", fleet, err)
+	}
+	return d.rules.of(fleet, text)
+}
+
+// checkClient binds the MQTT Client Identifier to the device, by its form and on record:
+// ids may hold colons, so "a:b" is also what the device "a:b" connects as, and a must not
+// pass for it in a policy or at a broker where all clients share one name space.
+func (d *Decider) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
+	if !policies.MayUseClientID(device, client) {
+		return countersign.SubjectMismatch, policies.NotItsClientID(device, client)
+	}
+	if client == "" || client == device || !countersign.IsDeviceID(client) {
+		return "", ""
+	}
+	var other int
+	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id = $1`, client).Scan(&other)
+	switch {
+	case err != nil:
+		return countersign.Unavailable, "the record of devices cannot be read now"
+	case other > 0:
+		return countersign.SubjectMismatch, fmt.Sprintf("client id %.80q is another device's id", client)
+	}
+	return "", ""
+}
+
+// brokers begins the name of a gateway that is another's broker.
+const brokers = "hook:"
+
+// checkStranger refuses a guest or an operator's application the client identifiers of
+// devices, as [policies.MayUseClientID] has them. At brokers of others all clients share one name
+// space, so it would throw the device out there, and get what was kept for it.
+func (d *Decider) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
+	client, _, _ = strings.Cut(client, "/")
+	var marks []string
+	var ids []any
+	for i := 1; i <= len(client); i++ {
+		if (i == len(client) || client[i] == ':') && countersign.IsDeviceID(client[:i]) {
+			ids = append(ids, client[:i])
+			marks = append(marks, fmt.Sprintf("$%d", len(ids)))
+		}
+	}
+	if len(ids) == 0 {
+		return "", ""
+	}
+	var n int
+	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id IN (`+strings.Join(marks, ", ")+`)`, ids...).Scan(&n)
+	switch {
+	case err != nil:
+		return countersign.Unavailable, "the record of devices cannot be read now"
+	case n > 0:
+		return countersign.SubjectMismatch, "the client id is a device's"
+	}
+	return "", ""
+}
