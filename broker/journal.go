@@ -35,6 +35,7 @@ type opKind byte
 
 const (
 	opPurge       opKind = iota + 1 // the end of all that a device had; first, before its next life
+	opNothing                       // it is done when what was added before it is on record
 	opSession                       // a new session's row
 	opChange                        // what has changed of it
 	opSubscribe                     // a subscription

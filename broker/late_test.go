@@ -236,20 +236,57 @@ func TestWhatWaitsIsSentOnceTheSessionIsConnectedOnRecord(t *testing.T) {
 	p := connect(t, b, clean("p"))
 	p.publish("x", "1", 1, 1)
 	p.answered("4 1 0x0")
-	release, blocked := make(chan struct{}), make(chan struct{})
-	go func() { // the writer writes nothing else meanwhile
-		_ = db.Write(context.Background(), func(context.Context, *store.Tx) error {
-			close(blocked)
-			<-release
-			return nil
-		})
-	}()
-	<-blocked
+	release := holdUp(db)
 	s = connect(t, b, kept("s"))
 	time.Sleep(200 * time.Millisecond)
 	if got := s.texts(); len(got) > 0 {
 		t.Errorf("before the record had the session connected: got %q, want nothing", got)
 	}
-	close(release)
+	release()
 	s.receives("1")
+}
+
+// A session that a clean start ended is off the record before CONNACK, so that no crash
+// brings it back.
+func TestACleanStartIsAnsweredOnceTheOldSessionIsOffTheRecord(t *testing.T) {
+	for _, hello := range []broker.Hello{clean("s"), {ClientID: "s", Device: "s", Clean: true, Kept: 16, Expiry: time.Hour}} {
+		db := storetest.OpenURL(t, storetest.SQLiteURL(t))
+		b := open(t, db, broker.Limits{})
+		s := connect(t, b, kept("s"))
+		s.subscribe(filter("x", 1))
+		s.conn.Close(false, nil)
+		release := holdUp(db)
+		answered := make(chan error, 1)
+		go func() {
+			_, _, err := b.Connect(t.Context(), hello, &client{t: t, changed: make(chan struct{}, 1)})
+			answered <- err
+		}()
+		select {
+		case <-answered:
+			t.Errorf("expiry %v: answered before the old session was off the record", hello.Expiry)
+		case <-time.After(200 * time.Millisecond):
+		}
+		release()
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+		if n := count(t, db, "mqtt_subscription"); n != 0 {
+			t.Errorf("expiry %v: subscriptions on record: got %d, want none", hello.Expiry, n)
+		}
+		_ = b.Close(context.Background())
+	}
+}
+
+// holdUp has the database write nothing else until release is called.
+func holdUp(db *store.DB) (release func()) {
+	free, held := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = db.Write(context.Background(), func(context.Context, *store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	return func() { close(free) }
 }
