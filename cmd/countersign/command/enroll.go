@@ -169,9 +169,6 @@ func enrollExplain(env *Env) *cobra.Command {
 		Example: `  countersign enroll explain --csr device.csr --token-file token.txt
   countersign enroll explain --csr device.csr --cert idevid.pem --fleet pumps --from 10.1.2.3`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if csr == "" {
-				return usagef("--csr is missing")
-			}
 			var err error
 			if e.CSR, err = readRequest(env, csr); err != nil {
 				return err
@@ -200,7 +197,7 @@ func enrollExplain(env *Env) *cobra.Command {
 	f.StringVar(&cert, "cert", "", "the client certificate and its chain, PEM")
 	fleetFlag(env, c, &e.Fleet, "fleet that the device asks for")
 	f.StringVar(&e.Remote, "from", "", "address that the device would come from")
-	return c
+	return needs(c, "csr", "")
 }
 
 func explanationView(env *Env) view[api.Explanation] {

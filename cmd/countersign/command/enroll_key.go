@@ -22,9 +22,6 @@ func enrollKey(env *Env) *cobra.Command {
 		Example: `  countersign enroll key --device pump-7 -o name > key.txt
   countersign enroll key --device pump-7 --keys given.txt`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if n.Device == "" {
-				return usagef("--device is missing")
-			}
 			if n.Primary, n.Secondary, err = givenKeys(env, keys); err != nil {
 				return err
 			}
@@ -38,7 +35,7 @@ func enrollKey(env *Env) *cobra.Command {
 	deviceFlag(env, c, &n.Device, "the device")
 	keyFlags(env, c, &n.Fleet, &keys)
 	c.Flags().StringVar(&n.Label, "label", "", "your name for it")
-	return c
+	return needs(c, "device", "")
 }
 
 func enrollGroup(env *Env) *cobra.Command {
@@ -48,9 +45,6 @@ func enrollGroup(env *Env) *cobra.Command {
 		Use: "group --label NAME", Short: "Register a key from which those of many devices are derived; it is shown this once",
 		Example: "  countersign enroll group --label line-3 --fleet pumps -o name > group.key",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if n.Label == "" {
-				return usagef("--label is missing")
-			}
 			if n.Primary, n.Secondary, err = givenKeys(env, keys); err != nil {
 				return err
 			}
@@ -66,7 +60,7 @@ func enrollGroup(env *Env) *cobra.Command {
 	}
 	c.Flags().StringVar(&n.Label, "label", "", "name of the group")
 	keyFlags(env, c, &n.Fleet, &keys)
-	return c
+	return needs(c, "label", "")
 }
 
 func keyFlags(env *Env, c *cobra.Command, fleet, keys *string) {
@@ -112,10 +106,7 @@ func enrollDerive(env *Env) *cobra.Command {
 		Example: "  countersign enroll derive --key group.key pump-7 -o name",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(_ *cobra.Command, ids []string) error {
-			switch {
-			case file == "":
-				return usagef("--key is missing")
-			case len(ids) == 0:
+			if len(ids) == 0 {
 				return usagef("ID is missing")
 			}
 			text, err := env.readInput(file)
@@ -137,7 +128,7 @@ func enrollDerive(env *Env) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&file, "key", "", "file with the group's key in base64; - is standard input")
-	return c
+	return needs(c, "key", "")
 }
 
 func enrollThumbprint(env *Env) *cobra.Command {
@@ -148,9 +139,6 @@ func enrollThumbprint(env *Env) *cobra.Command {
 		Example: `  countersign enroll thumbprint --device pump-7 --cert self.pem
   countersign enroll thumbprint --device pump-7 --sha256 4f1a... --secondary 77b2...`,
 	}, func(ctx context.Context, _ []string) (*api.Credential, error) {
-		if n.Device == "" {
-			return nil, usagef("--device is missing")
-		}
 		if err := thumbprint(env, "--cert", cert, "--sha256", &n.Primary); err != nil {
 			return nil, err
 		}
@@ -173,7 +161,7 @@ func enrollThumbprint(env *Env) *cobra.Command {
 	f.StringVar(&n.Primary, "sha256", "", "or the SHA-256 of its DER in hex")
 	f.StringVar(&second, "secondary-cert", "", "another certificate that will do as well")
 	f.StringVar(&n.Secondary, "secondary", "", "or its SHA-256")
-	return c
+	return needs(c, "device", "")
 }
 
 // thumbprint fills hash in from the certificate in a file, if one was named.

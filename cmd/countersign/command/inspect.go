@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign"
@@ -151,25 +152,17 @@ func inspectOne(c *x509.Certificate) inspected {
 		Fingerprint:  hex.EncodeToString(whole[:]),
 		KeyHash:      hex.EncodeToString(key[:]),
 	}
-	for _, u := range c.URIs {
-		i.Names = append(i.Names, "URI:"+u.String())
-	}
-	for _, n := range c.DNSNames {
-		i.Names = append(i.Names, "DNS:"+n)
-	}
-	for _, ip := range c.IPAddresses {
-		i.Names = append(i.Names, "IP:"+ip.String())
-	}
-	for _, m := range c.EmailAddresses {
-		i.Names = append(i.Names, "email:"+m)
-	}
-	for _, u := range c.ExtKeyUsage {
-		i.ExtKeyUsage = append(i.ExtKeyUsage, u.String())
-	}
-	for _, oid := range c.UnknownExtKeyUsage {
-		i.ExtKeyUsage = append(i.ExtKeyUsage, oid.String())
-	}
+	i.Names = slices.Concat(prefixed("URI:", c.URIs), prefixed("DNS:", c.DNSNames), prefixed("IP:", c.IPAddresses), prefixed("email:", c.EmailAddresses))
+	i.ExtKeyUsage = append(prefixed("", c.ExtKeyUsage), prefixed("", c.UnknownExtKeyUsage)...)
 	return i
+}
+
+// prefixed writes each item of a list with a prefix.
+func prefixed[T any](prefix string, items []T) (all []string) {
+	for _, item := range items {
+		all = append(all, prefix+fmt.Sprint(item))
+	}
+	return all
 }
 
 func keyText(c *x509.Certificate) string {

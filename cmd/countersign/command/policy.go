@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -82,55 +83,49 @@ until they connect again.`,
 		Example: `  countersign policy apply pumps pumps.yaml --note 'valves listen to alarms'
   countersign policy apply pumps pumps.yaml --expect 4     only if version 4 is in force`,
 		ValidArgsFunction: first(fleetNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			source, read, err := readPolicy(env, args[1])
-			if err != nil {
-				return err
-			}
-			if failed := read.RunTests(); len(failed) > 0 {
-				return tellFailures(env, args[1], source, failed)
-			}
-			trial, err := env.admin().ReplayPolicy(cmd.Context(), args[0], string(source))
-			if err != nil {
-				return err
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Apply %s to fleet %s? %s", args[1], args[0], effect(trial))); err != nil {
-				return err
-			}
-			p.Source = string(source)
-			if cmd.Flags().Changed("expect") {
-				p.Expect = &expect
-			}
-			done, err := env.admin().ApplyPolicy(cmd.Context(), args[0], p)
-			if err != nil {
-				return err
-			}
-			return tellApplied(env, done)
-		},
 	}
+	doCommand(env, c, func(ctx context.Context, args []string) (*api.AppliedPolicy, error) {
+		source, read, err := readPolicy(env, args[1])
+		if err != nil {
+			return nil, err
+		}
+		if failed := read.RunTests(); len(failed) > 0 {
+			return nil, tellFailures(env, args[1], source, failed)
+		}
+		p.Source, p.Expect = string(source), changed(c, "expect", &expect)
+		if err := confirmPolicy(ctx, env, yes, api.Policy{Fleet: args[0], Source: p.Source}, fmt.Sprintf("Apply %s to fleet %s?", args[1], args[0])); err != nil {
+			return nil, err
+		}
+		return env.admin().ApplyPolicy(ctx, args[0], p)
+	}, tellApplied)
 	c.Flags().StringVar(&p.Note, "note", "", "what changes, in your words")
 	c.Flags().Int64Var(&expect, "expect", 0, "refuse unless this version is in force")
 	yesFlag(c, &yes)
 	return c
 }
 
-// effect says what applying a draft does, before it is done.
-func effect(r *api.PolicyReplay) string {
-	return fmt.Sprintf("It cuts %s on this node; of %s seen of late %d would now be denied and %d allowed.",
-		count(r.Sessions, "live session"), count(r.Acts, "different act"), r.NowDenied, r.NowAllowed)
+// confirmPolicy asks before a policy is put in force, and says first what it does.
+func confirmPolicy(ctx context.Context, env *Env, yes bool, p api.Policy, question string) error {
+	r, err := env.admin().ReplayPolicy(ctx, p.Fleet, p.Source)
+	if err != nil {
+		return err
+	}
+	return env.confirm(yes, fmt.Sprintf("%s It cuts %s on this node; of %s seen of late %d would now be denied and %d allowed.",
+		question, count(r.Sessions, "live session"), count(r.Acts, "different act"), r.NowDenied, r.NowAllowed))
 }
 
-func tellApplied(env *Env, p *api.AppliedPolicy) error {
-	if !p.Changed {
-		env.stderr().linef("Nothing changed: version %s of fleet %s says the same.", policyVersion(p.Version), printable(p.Fleet))
-		return acted(env, *p, strconv.FormatInt(p.Version, 10))
+func tellApplied(p printer, done *api.AppliedPolicy) string {
+	name := strconv.FormatInt(done.Version, 10)
+	if !done.Changed {
+		p.linef("Nothing changed: version %s of fleet %s says the same.", policyVersion(done.Version), printable(done.Fleet))
+		return name
 	}
-	env.stderr().done("version %d of the policy of fleet %s is in force; %s on this node lose by it and are cut", p.Version, p.Fleet, count(p.Sessions, "live session"))
-	for _, w := range p.Warnings {
-		env.stderr().linef("  warning: %s", printable(warningText(w.Code, w.Line, w.Message)))
+	p.done("version %d of the policy of fleet %s is in force; %s on this node lose by it and are cut", done.Version, done.Fleet, count(done.Sessions, "live session"))
+	for _, w := range done.Warnings {
+		p.linef("  warning: %s", printable(warningText(w.Code, w.Line, w.Message)))
 	}
-	env.stderr().linef("  undo: countersign policy rollback %s --to %d", printable(p.Fleet), p.Version-1)
-	return acted(env, *p, strconv.FormatInt(p.Version, 10))
+	p.linef("  undo: countersign policy rollback %s --to %d", printable(done.Fleet), done.Version-1)
+	return name
 }
 
 func policyRollback(env *Env) *cobra.Command {
@@ -142,28 +137,18 @@ func policyRollback(env *Env) *cobra.Command {
 		Example: `  countersign policy rollback pumps --to 3
   countersign policy rollback pumps --to 0     the built-in policy`,
 		ValidArgsFunction: first(fleetNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			old, err := env.admin().PolicyVersion(cmd.Context(), args[0], p.To)
-			if err != nil {
-				return err
-			}
-			trial, err := env.admin().ReplayPolicy(cmd.Context(), args[0], old.Source)
-			if err != nil {
-				return err
-			}
-			if err := env.confirm(yes, fmt.Sprintf("Go back to version %s of fleet %s? %s", policyVersion(p.To), args[0], effect(trial))); err != nil {
-				return err
-			}
-			if cmd.Flags().Changed("expect") {
-				p.Expect = &expect
-			}
-			done, err := env.admin().RollbackPolicy(cmd.Context(), args[0], p)
-			if err != nil {
-				return err
-			}
-			return tellApplied(env, done)
-		},
 	}
+	doCommand(env, c, func(ctx context.Context, args []string) (*api.AppliedPolicy, error) {
+		old, err := env.admin().PolicyVersion(ctx, args[0], p.To)
+		if err != nil {
+			return nil, err
+		}
+		old.Fleet, p.Expect = args[0], changed(c, "expect", &expect)
+		if err := confirmPolicy(ctx, env, yes, *old, fmt.Sprintf("Go back to version %s of fleet %s?", policyVersion(p.To), args[0])); err != nil {
+			return nil, err
+		}
+		return env.admin().RollbackPolicy(ctx, args[0], p)
+	}, tellApplied)
 	c.Flags().Int64Var(&p.To, "to", 0, "the version to go back to; 0 is the built-in policy")
 	c.Flags().StringVar(&p.Note, "note", "", "why, in your words")
 	c.Flags().Int64Var(&expect, "expect", 0, "refuse unless this version is in force")

@@ -77,7 +77,11 @@ nothing is ever made anew by a start.`,
 			if err != nil {
 				return err
 			}
-			return checkConfig(env, cfg)
+			if err := refuseBad(env, cfg); err != nil {
+				return err
+			}
+			env.stderr().done("the configuration is good")
+			return nil
 		},
 	}
 	c := group("server", "The server", nil, run, initCommand(env, &file), acceptRestoredCommand(env, &file), replaceSealingKeyCommand(env, &file), group("config", "Its configuration", nil, check))
@@ -152,14 +156,6 @@ func loadConfig(env *Env, file string) (config.Config, error) {
 		cfg.Dir = env.dir
 	}
 	return cfg.WithDefaults(), nil
-}
-
-func checkConfig(env *Env, cfg config.Config) error {
-	if err := refuseBad(env, cfg); err != nil {
-		return err
-	}
-	env.stderr().done("the configuration is good")
-	return nil
 }
 
 // refuseBad tells all problems of a configuration at once.
@@ -349,8 +345,7 @@ func initialize(ctx context.Context, env *Env, cfg config.Config, f founding) er
 
 // acceptRestoredCommand accepts a database that a start refused as too old.
 func acceptRestoredCommand(env *Env, file *string) *cobra.Command {
-	var yes bool
-	c := &cobra.Command{
+	return mendCommand(env, &cobra.Command{
 		Use: "accept-restored", Short: "Accept a database that is older than the last state that this node saw",
 		Long: `A start refuses a database that is older than the last state that this node saw: it
 was restored from a backup, and what was recorded since then is lost, revocations too.
@@ -359,28 +354,19 @@ the CRLs above those that were published, has the log go on behind what it lost,
 records what is missing in an event, which doctor, the audit and an alert show. Do it
 on each node that refuses, while the node is stopped.`,
 		Example: "  countersign server accept-restored --config /etc/countersign/countersign.yaml",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return mend(cmd.Context(), env, mending{*file, yes, "Accept that what was recorded since the backup is lost, revocations too?"}, func(ctx context.Context, cfg config.Config, opts server.Options) error {
-				lost, err := server.AcceptRestored(ctx, cfg, opts)
-				if err != nil {
-					return err
-				}
-				p := env.stderr()
-				p.done("accepted: %s", lost)
-				p.linef("Find out what was recorded in between, revocations first, and do it again.")
-				p.next("countersign server run%s", serverFlags(env, cfg, *file))
-				return nil
-			})
-		},
-	}
-	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	return c
+	}, file, mending{"Accept that what was recorded since the backup is lost, revocations too?", func(ctx context.Context, p printer, cfg config.Config, opts server.Options) error {
+		lost, err := server.AcceptRestored(ctx, cfg, opts)
+		if err == nil {
+			p.done("accepted: %s", lost)
+			p.linef("Find out what was recorded in between, revocations first, and do it again.")
+		}
+		return err
+	}})
 }
 
 // replaceSealingKeyCommand makes a new sealing key where the old one is lost.
 func replaceSealingKeyCommand(env *Env, file *string) *cobra.Command {
-	var yes bool
-	c := &cobra.Command{
+	return mendCommand(env, &cobra.Command{
 		Use: "replace-sealing-key", Short: "Make a new sealing key where the old one is lost for good",
 		Long: `The sealing key, keys/seal.key, encrypts the symmetric keys and SCRAM secrets of devices
 in the database and authenticates access tokens. A start refuses to go on without it.
@@ -388,45 +374,46 @@ Where neither another node nor a backup has it any more, this command makes a ne
 what was sealed with the old one is lost, and those devices need new keys or secrets.
 Copy the new key to the other nodes.`,
 		Example: "  countersign server replace-sealing-key --config /etc/countersign/countersign.yaml",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return mend(cmd.Context(), env, mending{*file, yes, "Give up all that was sealed with the old key?"}, func(ctx context.Context, cfg config.Config, opts server.Options) error {
-				path, err := server.ReplaceSealingKey(ctx, cfg, opts)
-				if err != nil {
-					return err
-				}
-				p := env.stderr()
-				p.done("a new sealing key is in %s", path)
-				p.next("countersign server run%s", serverFlags(env, cfg, *file))
-				return nil
-			})
-		},
-	}
-	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	return c
+	}, file, mending{"Give up all that was sealed with the old key?", func(ctx context.Context, p printer, cfg config.Config, opts server.Options) error {
+		path, err := server.ReplaceSealingKey(ctx, cfg, opts)
+		if err == nil {
+			p.done("a new sealing key is in %s", path)
+		}
+		return err
+	}})
 }
 
-// mending is what a command that mends a server needs to know.
+// mending is what a command that mends a server asks, and does and writes after a yes.
 type mending struct {
-	file     string // of the configuration
-	yes      bool
 	question string
+	do       func(ctx context.Context, p printer, cfg config.Config, opts server.Options) error
 }
 
-// mend does something to a server that is stopped, after a person said yes.
-func mend(ctx context.Context, env *Env, m mending, do func(context.Context, config.Config, server.Options) error) error {
-	cfg, err := loadConfig(env, m.file)
-	if err != nil {
-		return err
+// mendCommand does something to a server that is stopped, after a person said yes. file
+// is the flag --config of the group.
+func mendCommand(env *Env, c *cobra.Command, file *string, m mending) *cobra.Command {
+	var yes bool
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := loadConfig(env, *file)
+		if err != nil {
+			return err
+		}
+		if err := refuseBad(env, cfg); err != nil {
+			return err
+		}
+		if err := env.confirm(yes, m.question); err != nil {
+			return err
+		}
+		opts := options(env, cfg, false)
+		opts.By = localOperator()
+		if err := m.do(cmd.Context(), env.stderr(), cfg, opts); err != nil {
+			return startError(env, err, cfg, *file)
+		}
+		env.stderr().next("countersign server run%s", serverFlags(env, cfg, *file))
+		return nil
 	}
-	if err := refuseBad(env, cfg); err != nil {
-		return err
-	}
-	if err := env.confirm(m.yes, m.question); err != nil {
-		return err
-	}
-	opts := options(env, cfg, false)
-	opts.By = localOperator()
-	return startError(env, do(ctx, cfg, opts), cfg, m.file)
+	return c
 }
 
 // localOperator names the Unix user who acts on this machine.

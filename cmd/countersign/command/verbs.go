@@ -104,10 +104,13 @@ func asking(env *Env, c *cobra.Command, question func(args []string) string) *co
 }
 
 // needsReason makes c refuse to run without --reason; hint follows what it says then.
-func needsReason(c *cobra.Command, hint string) *cobra.Command {
+func needsReason(c *cobra.Command, hint string) *cobra.Command { return needs(c, "reason", hint) }
+
+// needs makes c refuse to run without a flag; hint follows what it says then.
+func needs(c *cobra.Command, flag, hint string) *cobra.Command {
 	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flag("reason").Value.String() == "" {
-			return usagef("--reason is missing%s", hint)
+		if cmd.Flag(flag).Value.String() == "" {
+			return usagef("--%s is missing%s", flag, hint)
 		}
 		return nil
 	}
