@@ -39,12 +39,7 @@ func EncodeCertsOnly(certs ...[]byte) ([]byte, error) {
 		return nil, fmt.Errorf("couldn't encode %d certificates: a message holds 1 to %d", len(certs), MaxCertificates)
 	}
 	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(info *cryptobyte.Builder) { // ContentInfo
-		info.AddASN1ObjectIdentifier(oidSignedData)
-		info.AddASN1(tagExplicit0, func(content *cryptobyte.Builder) {
-			content.AddASN1(cbasn1.SEQUENCE, func(sd *cryptobyte.Builder) { addSignedData(sd, certs) })
-		})
-	})
+	addContentInfo(&b, oidSignedData, func(sd *cryptobyte.Builder) { addSignedData(sd, certs) })
 	der, err := b.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("couldn't encode certificates: %w", err)
@@ -53,6 +48,26 @@ func EncodeCertsOnly(certs ...[]byte) ([]byte, error) {
 		return nil, fmt.Errorf("couldn't encode certificates: %d octets are over %d", len(der), MaxSize)
 	}
 	return der, nil
+}
+
+// addContentInfo adds a ContentInfo (RFC 5652, 3) around a SEQUENCE.
+func addContentInfo(b *cryptobyte.Builder, contentType asn1.ObjectIdentifier, content cryptobyte.BuilderContinuation) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(contentType)
+		b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) { b.AddASN1(cbasn1.SEQUENCE, content) })
+	})
+}
+
+// readContentInfo reads the content of the SEQUENCE in a ContentInfo of that type.
+func readContentInfo(der []byte, want asn1.ObjectIdentifier) (content cryptobyte.String, ok bool) {
+	in := cryptobyte.String(der)
+	var info, explicit cryptobyte.String
+	var contentType asn1.ObjectIdentifier
+	ok = in.ReadASN1(&info, cbasn1.SEQUENCE) && in.Empty() &&
+		info.ReadASN1ObjectIdentifier(&contentType) && contentType.Equal(want) &&
+		info.ReadASN1(&explicit, tagExplicit0) && info.Empty() &&
+		explicit.ReadASN1(&content, cbasn1.SEQUENCE) && explicit.Empty()
+	return content, ok
 }
 
 func addSignedData(sd *cryptobyte.Builder, certs [][]byte) {
@@ -85,16 +100,11 @@ func ParseCertsOnly(der []byte) ([][]byte, error) {
 	if len(der) > MaxSize {
 		return nil, fmt.Errorf("couldn't parse message: %d octets are over %d", len(der), MaxSize)
 	}
-	in := cryptobyte.String(der)
-	var info, content, sd, encap, set cryptobyte.String
-	var contentType asn1.ObjectIdentifier
+	var encap, set cryptobyte.String
 	var version int
 	var hasCerts bool
-	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !in.Empty() ||
-		!info.ReadASN1ObjectIdentifier(&contentType) || !contentType.Equal(oidSignedData) ||
-		!info.ReadASN1(&content, tagExplicit0) || !info.Empty() ||
-		!content.ReadASN1(&sd, cbasn1.SEQUENCE) || !content.Empty() ||
-		!sd.ReadASN1Integer(&version) ||
+	sd, ok := readContentInfo(der, oidSignedData)
+	if !ok || !sd.ReadASN1Integer(&version) ||
 		!sd.SkipASN1(cbasn1.SET) ||
 		!sd.ReadASN1(&encap, cbasn1.SEQUENCE) ||
 		!sd.ReadOptionalASN1(&set, &hasCerts, tagExplicit0) ||

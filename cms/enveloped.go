@@ -76,21 +76,16 @@ func Encrypt(contentType asn1.ObjectIdentifier, content []byte, to Recipient) ([
 		return nil, fmt.Errorf("couldn't encrypt: %w", err)
 	}
 	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { // ContentInfo
-		b.AddASN1ObjectIdentifier(oidEnvelopedData)
-		b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { // EnvelopedData
-				b.AddASN1Int64(version)
-				b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddBytes(info) })
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { // EncryptedContentInfo
-					b.AddASN1ObjectIdentifier(contentType)
-					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-						b.AddASN1ObjectIdentifier(oidAESCBC[keySize])
-						b.AddASN1OctetString(iv)
-					})
-					b.AddASN1(tagImplicit0, func(b *cryptobyte.Builder) { b.AddBytes(encrypted) })
-				})
+	addContentInfo(&b, oidEnvelopedData, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(version)
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddBytes(info) })
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { // EncryptedContentInfo
+			b.AddASN1ObjectIdentifier(contentType)
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1ObjectIdentifier(oidAESCBC[keySize])
+				b.AddASN1OctetString(iv)
 			})
+			b.AddASN1(tagImplicit0, func(b *cryptobyte.Builder) { b.AddBytes(encrypted) })
 		})
 	})
 	der, err := b.Bytes()
@@ -178,7 +173,7 @@ func Decrypt(der []byte, as Recipient) (contentType asn1.ObjectIdentifier, conte
 
 // open returns the content for the first of the recipients that is r.
 func (e *envelope) open(r Recipient) ([]byte, error) {
-	size, known := sizeOf(e.cipher, oidAESCBC)
+	size, known := named(e.cipher, oidAESCBC)
 	if !known {
 		return nil, errAlgorithm
 	}
@@ -208,16 +203,11 @@ func parseEnvelope(der []byte) (*envelope, error) {
 	if len(der) > MaxSize {
 		return nil, fmt.Errorf("%d octets are over %d", len(der), MaxSize)
 	}
-	in := cryptobyte.String(der)
 	var e envelope
-	var info, content, data, encrypted, algorithm cryptobyte.String
-	var contentType asn1.ObjectIdentifier
+	var encrypted, algorithm cryptobyte.String
 	var version int
-	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !in.Empty() ||
-		!info.ReadASN1ObjectIdentifier(&contentType) || !contentType.Equal(oidEnvelopedData) ||
-		!info.ReadASN1(&content, tagExplicit0) || !info.Empty() ||
-		!content.ReadASN1(&data, cbasn1.SEQUENCE) || !content.Empty() ||
-		!data.ReadASN1Integer(&version) ||
+	data, ok := readContentInfo(der, oidEnvelopedData)
+	if !ok || !data.ReadASN1Integer(&version) ||
 		!data.SkipOptionalASN1(tagExplicit0) || // originatorInfo
 		!data.ReadASN1(&e.recipients, cbasn1.SET) ||
 		!data.ReadASN1(&encrypted, cbasn1.SEQUENCE) ||
@@ -232,13 +222,14 @@ func parseEnvelope(der []byte) (*envelope, error) {
 	return &e, nil
 }
 
-func sizeOf(id asn1.ObjectIdentifier, table map[int]asn1.ObjectIdentifier) (int, bool) {
-	for size, oid := range table {
+// named returns the size or the hash that an identifier of the table is for.
+func named[K comparable](id asn1.ObjectIdentifier, table map[K]asn1.ObjectIdentifier) (k K, known bool) {
+	for k, oid := range table {
 		if oid.Equal(id) {
-			return size, true
+			return k, true
 		}
 	}
-	return 0, false
+	return k, false
 }
 
 // unwrap returns the content-encryption key from one RecipientInfo, errNoRecipient

@@ -34,15 +34,6 @@ var (
 	}
 )
 
-func hashOf(id asn1.ObjectIdentifier, table map[crypto.Hash]asn1.ObjectIdentifier) (crypto.Hash, bool) {
-	for h, oid := range table {
-		if oid.Equal(id) {
-			return h, true
-		}
-	}
-	return 0, false
-}
-
 // addOID adds an AlgorithmIdentifier without parameters.
 func addOID(b *cryptobyte.Builder, id asn1.ObjectIdentifier) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(id) })
@@ -161,7 +152,7 @@ func readOAEP(params cryptobyte.String) (crypto.Hash, bool) {
 		!seq.Empty() || !mgfID.Equal(oidMGF1) || !mgfHash.Equal(hash) {
 		return 0, false
 	}
-	return hashOf(hash, oidDigest)
+	return named(hash, oidDigest)
 }
 
 // wrapEC makes a KeyAgreeRecipientInfo with a fresh key (RFC 5753, 3.1.1).
@@ -282,10 +273,10 @@ func parseAgreement(info cryptobyte.String) (*agreement, error) {
 		a.ukm = append([]byte{}, ukm...)
 	}
 	var known bool
-	if a.hash, known = hashOf(kdfID, oidECDH); !known {
+	if a.hash, known = named(kdfID, oidECDH); !known {
 		return nil, errAlgorithm
 	}
-	if a.kekSize, known = sizeOf(wrapID, oidAESWrap); !known {
+	if a.kekSize, known = named(wrapID, oidAESWrap); !known {
 		return nil, errAlgorithm
 	}
 	return &a, nil
@@ -350,7 +341,7 @@ func (r Recipient) unwrapSecret(info cryptobyte.String) ([]byte, error) {
 	if !bytes.Equal(id, r.SecretID) {
 		return nil, errNoRecipient
 	}
-	if size, known := sizeOf(wrapID, oidAESWrap); !known || size != len(r.Secret) {
+	if size, known := named(wrapID, oidAESWrap); !known || size != len(r.Secret) {
 		return nil, errAlgorithm
 	}
 	return unwrapKey(r.Secret, wrapped)

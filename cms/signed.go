@@ -214,7 +214,7 @@ func verifySigner(info cryptobyte.String, certs [][]byte, contentType asn1.Objec
 		!after.SkipOptionalASN1(tagExplicit1) || !after.Empty() {
 		return nil, errSigned
 	}
-	digest, known := hashOf(digestID, oidDigest)
+	digest, known := named(digestID, oidDigest)
 	if !known {
 		return nil, fmt.Errorf("couldn't verify: %w", errAlgorithm)
 	}

@@ -22,7 +22,7 @@ import (
 
 // Why a key that exists cannot be opened.
 var (
-	// ErrPassphraseMissing means that the key is encrypted and no passphrase was given.
+	// ErrPassphraseMissing means that the key is encrypted and there is no passphrase.
 	ErrPassphraseMissing = errors.New("it is encrypted, and no passphrase was given")
 	// ErrPassphraseWrong means that the passphrase does not open the key. The padding of
 	// a damaged file fails in the same way.
@@ -52,19 +52,12 @@ var KeyTypes = []string{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-
 
 // generate returns a new key of a type; empty is P-256.
 func generate(keyType string) (crypto.Signer, error) {
-	switch keyType {
-	case "", "P-256":
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case "P-384":
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case "P-521":
-		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case "RSA-2048":
-		return rsa.GenerateKey(rand.Reader, 2048)
-	case "RSA-3072":
-		return rsa.GenerateKey(rand.Reader, 3072)
-	case "RSA-4096":
-		return rsa.GenerateKey(rand.Reader, 4096)
+	curves := map[string]elliptic.Curve{"": elliptic.P256(), "P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()}
+	if curve := curves[keyType]; curve != nil {
+		return ecdsa.GenerateKey(curve, rand.Reader)
+	}
+	if bits := map[string]int{"RSA-2048": 2048, "RSA-3072": 3072, "RSA-4096": 4096}[keyType]; bits > 0 {
+		return rsa.GenerateKey(rand.Reader, bits)
 	}
 	return nil, fmt.Errorf("key type %.40q is not one of %s", keyType, strings.Join(KeyTypes, ", "))
 }

@@ -71,18 +71,13 @@ func Parse(der []byte) (*Request, error) {
 	r := &Request{Raw: outer.raw}
 	in := list{outer.body}
 	info, err := in.nextOf(tagSequence)
-	if err != nil {
-		return nil, notARequest(der)
+	if err == nil {
+		r.signedBy, err = in.nextOf(tagSequence)
 	}
-	algorithm, err := in.nextOf(tagSequence)
-	if err != nil {
-		return nil, notARequest(der)
+	if err == nil {
+		r.signature, err = in.nextOf(tagBitString)
 	}
-	r.signedBy = algorithm
-	if r.signature, err = in.nextOf(tagBitString); err != nil {
-		return nil, notARequest(der)
-	}
-	if looksLike(outer) != "" {
+	if err != nil || looksLike(outer) != "" {
 		return nil, notARequest(der)
 	}
 	return r, r.readInfo(info)
