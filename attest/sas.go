@@ -196,7 +196,7 @@ func (s *SAS) Verify(resource string, keys SymmetricKeys, now time.Time) (KeySlo
 func (s *SAS) VerifyGroup(resource, registrationID string, group SymmetricKeys, now time.Time) (KeySlot, error) {
 	if s.signedBy(group) != "" {
 		return "", countersign.Errorf(countersign.NotAllowed, "SAS token was made with the group key itself").
-			WithNext("give the device its derived key, and replace the group key: it has left the factory")
+			WithNext("put the derived key into the device, and replace the group key: it has left the factory")
 	}
 	return s.Verify(resource, group.Derive(registrationID), now)
 }

@@ -17,6 +17,8 @@ const (
 	// that are in use. A miss costs one read and one signature.
 	maxGoodOctets      = 32 << 20
 	maxWithdrawnOctets = 8 << 20
+	// ocspFresh is how long after its signature an answer is returned again.
+	ocspFresh = 10 * time.Minute
 	// answerOverhead is what the map, the key and the times of an answer take beside it.
 	answerOverhead = 400
 	// maxCertID bounds the CertID of an answer that is kept: 64 octets for each hash,
@@ -58,12 +60,18 @@ type kept struct {
 
 func (k *kept) octets() int { return len(k.DER) + len(k.id) + answerOverhead }
 
-// answers keeps signed answers.
+// answers keeps signed answers, by their status. One that is unknown is not kept: a client
+// can ask for any number of serials that there are not.
 type answers struct {
-	mu        sync.Mutex
-	good      answerPool
-	withdrawn answerPool
-	changes   uint64 // counts forgets, so that an answer computed across one is not kept
+	mu      sync.Mutex
+	pools   map[countersign.CertStatus]*answerPool
+	changes uint64 // counts forgets, so that an answer computed across one is not kept
+}
+
+func newAnswers() *answers {
+	return &answers{pools: map[countersign.CertStatus]*answerPool{
+		countersign.StatusGood: {limit: maxGoodOctets}, countersign.StatusRevoked: {limit: maxWithdrawnOctets},
+	}}
 }
 
 // answerPool has two generations. When the young one is full it becomes the old one;
@@ -71,25 +79,26 @@ type answers struct {
 type answerPool struct {
 	young, old map[answerKey]kept
 	octets     int // of the young ones
+	limit      int // of both
 }
 
-func (p *answerPool) get(k answerKey, limit int) (kept, bool) {
+func (p *answerPool) get(k answerKey) (kept, bool) {
 	if a, ok := p.young[k]; ok {
 		return a, true
 	}
 	a, ok := p.old[k]
 	if ok {
 		delete(p.old, k)
-		p.put(k, a, limit)
+		p.put(k, a)
 	}
 	return a, ok
 }
 
-func (p *answerPool) put(k answerKey, a kept, limit int) {
+func (p *answerPool) put(k answerKey, a kept) {
 	if before, ok := p.young[k]; ok {
 		p.octets -= before.octets()
 	}
-	if p.young == nil || p.octets+a.octets() > limit/2 {
+	if p.young == nil || p.octets+a.octets() > p.limit/2 {
 		p.young, p.old, p.octets = map[answerKey]kept{}, p.young, 0
 	}
 	p.young[k] = a
@@ -110,30 +119,23 @@ func (s *answers) epoch() uint64 {
 	return s.changes
 }
 
-func (s *answers) get(k answerKey, id []byte, now time.Time) (countersign.OCSPAnswer, bool) {
+func (s *answers) get(k answerKey, id []byte, now time.Time) (answer countersign.OCSPAnswer, ok bool) {
 	s.mu.Lock()
-	a, ok := s.good.get(k, maxGoodOctets)
-	if !ok {
-		a, ok = s.withdrawn.get(k, maxWithdrawnOctets)
+	defer s.mu.Unlock()
+	for _, p := range s.pools {
+		if a, found := p.get(k); found && a.id == string(id) && now.Sub(a.signed).Abs() <= ocspFresh {
+			return a.OCSPAnswer, true
+		}
 	}
-	s.mu.Unlock()
-	if !ok || a.id != string(id) || now.Sub(a.signed).Abs() > ocspFresh {
-		return countersign.OCSPAnswer{}, false
-	}
-	return a.OCSPAnswer, true
+	return answer, false
 }
 
-// put keeps an answer. One that says unknown is not kept: strangers can ask for any
-// number of serials that there are not.
+// put keeps an answer that was computed since that epoch.
 func (s *answers) put(k answerKey, a kept, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.changes != epoch:
-	case a.status == countersign.StatusGood:
-		s.good.put(k, a, maxGoodOctets)
-	case a.status == countersign.StatusRevoked:
-		s.withdrawn.put(k, a, maxWithdrawnOctets)
+	if p := s.pools[a.status]; p != nil && s.changes == epoch {
+		p.put(k, a)
 	}
 }
 
@@ -142,8 +144,9 @@ func (s *answers) forget(ref countersign.CertRef) {
 	defer s.mu.Unlock()
 	s.changes++
 	for _, form := range idForms {
-		s.good.forget(answerKey{ref, form})
-		s.withdrawn.forget(answerKey{ref, form})
+		for _, p := range s.pools {
+			p.forget(answerKey{ref, form})
+		}
 	}
 }
 

@@ -29,9 +29,9 @@ func Open(ctx context.Context, o Options) (*CA, error) {
 	}
 	all := &authorities{Options: o, byID: map[string]*authority{}}
 	i := &issuance{authorities: all, serials: &serials{db: o.DB, now: o.Now}, newKeys: make(chan deviceKey, maxArrived)}
-	r := &responder{issuance: i, signers: map[string]*ocspSigner{}}
+	r := &responder{issuance: i, answers: newAnswers(), signers: map[string]*ocspSigner{}}
 	c := &CA{
-		authorities: all, issuance: i, responder: r, lifecycle: &lifecycle{now: o.Now, answers: &r.answers},
+		authorities: all, issuance: i, responder: r, lifecycle: &lifecycle{now: o.Now, answers: r.answers},
 		registrations: &registrations{authorities: all},
 		lists:         &lists{authorities: all, by: map[listName]lastList{}, copies: copies{current: map[listName]*sharedList{}, loading: map[listName]chan struct{}{}}},
 	}

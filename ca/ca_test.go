@@ -43,24 +43,17 @@ type failer interface {
 // process opens the authorities as a new process of the same installation does.
 func (h *house) process(t failer) *ca.CA {
 	t.Helper()
-	c, err := ca.Open(t.Context(), ca.Options{
+	return kit.Must(ca.Open(t.Context(), ca.Options{
 		DB: h.db, Keys: &keystore.Store{Dir: h.keys}, Now: h.clock.Now,
 		Log: slog.New(slog.DiscardHandler), StatusURL: "http://ca.example.net:8090",
-	})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
-	}
-	return c
+	}))
 }
 
 func found(t *testing.T, db *store.DB) *house {
 	t.Helper()
 	h := &house{db: db, clock: kit.NewClock(start), keys: t.TempDir()}
 	h.CA = h.process(t)
-	f, err := h.Found(t.Context(), ca.Plan{Name: "Example"})
-	if err != nil {
-		t.Fatalf("Found: %v", err)
-	}
+	f := kit.Must(h.Found(t.Context(), ca.Plan{Name: "Example"}))
 	h.write(t, func(ctx context.Context, tx *store.Tx) error { return h.RecordFounding(ctx, tx, f) })
 	if err := h.Reload(t.Context()); err != nil {
 		t.Fatalf("Reload: %v", err)
@@ -77,12 +70,8 @@ func (h *house) write(t failer, fn func(ctx context.Context, tx *store.Tx) error
 
 func (h *house) order(t failer, profile, device string) ca.Order {
 	t.Helper()
-	p, err := ca.ReadProfile(t.Context(), h.db, profile)
-	if err != nil {
-		t.Fatalf("Profile: %v", err)
-	}
 	return ca.Order{
-		Profile: p, Device: device, PublicKey: &kit.Key(t).PublicKey, Method: countersign.MethodToken,
+		Profile: kit.Must(ca.ReadProfile(t.Context(), h.db, profile)), Device: device, PublicKey: &kit.Key(t).PublicKey, Method: countersign.MethodToken,
 		Fleet: countersign.Fleet{Name: "default", Issuer: ca.IssuingID},
 	}
 }
@@ -90,15 +79,7 @@ func (h *house) order(t failer, profile, device string) ca.Order {
 // sign plans and signs, and records nothing.
 func (h *house) sign(t failer, o ca.Order) *ca.Issued {
 	t.Helper()
-	p, err := h.Plan(t.Context(), o)
-	if err != nil {
-		t.Fatalf("Plan: %v", err)
-	}
-	issued, err := h.Sign(p)
-	if err != nil {
-		t.Fatalf("Sign: %v", err)
-	}
-	return issued
+	return kit.Must(h.Sign(kit.Must(h.Plan(t.Context(), o))))
 }
 
 // issue makes and records a certificate.
@@ -111,11 +92,7 @@ func (h *house) issue(t failer, profile, device string) countersign.Certificate 
 
 func parse(t failer, der []byte) *x509.Certificate {
 	t.Helper()
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatalf("ParseCertificate: %v", err)
-	}
-	return cert
+	return kit.Must(x509.ParseCertificate(der))
 }
 
 func (h *house) certificateOf(t failer, authority string) *x509.Certificate {
@@ -305,7 +282,7 @@ func TestOpenSSLVerifiesEachProfile(t *testing.T) {
 	}
 }
 
-// responder gives the OCSP responder's certificate of the issuing authority.
+// responder returns the OCSP responder's certificate of the issuing authority.
 func (h *house) responder(t failer) *x509.Certificate {
 	t.Helper()
 	cert := h.issue(t, ca.ProfileDevice, fmt.Sprintf("asked-%d", time.Since(start)))

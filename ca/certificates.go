@@ -239,12 +239,18 @@ func completed(rec countersign.Certificate, cert *x509.Certificate) countersign.
 	return rec
 }
 
-// insert writes a new certificate: one of ours whose serial is of an open block, or one of
-// a manufacturer (block is empty) with the authority that its path leads to and the path.
-// rows is 0 where the block is not open, or another certificate has the issuer and serial.
-func insert(ctx context.Context, tx *store.Tx, c *countersign.Certificate, block, anchor, path string) (rows int64, err error) {
+// newRow is a certificate that is not on record yet: one of ours, or one of a manufacturer.
+type newRow struct {
+	*countersign.Certificate
+	block        string // of its serial, if it is ours
+	anchor, path string // the authority to which a manufacturer's path leads, and the path
+}
+
+// insert writes a new certificate. rows is 0 where the block is not open, or another
+// certificate has the issuer and serial.
+func insert(ctx context.Context, tx *store.Tx, c newRow) (rows int64, err error) {
 	from := `FROM serial_block WHERE id = $20 AND state = 'open'`
-	if block == "" {
+	if c.block == "" {
 		from = `WHERE $20 = '' ON CONFLICT (serial, issuer) DO NOTHING`
 	}
 	rows, err = tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,
@@ -252,7 +258,7 @@ func insert(ctx context.Context, tx *store.Tx, c *countersign.Certificate, block
 			accept_until, revoked_at, shard, der, anchor, path, issued_pos)
 		SELECT $1, $2, $3, $4, $5, $6, '', 0, FALSE, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, $17, $18, $19, `+event.PositionSQL+` `+from,
 		string(c.Serial), c.Issuer, c.Device, c.Fleet, c.Profile, string(c.State), string(c.Predecessor.Serial), c.Predecessor.Issuer, c.Evidence, c.Method, c.KeyHash,
-		c.Fingerprint, store.Micros(c.NotBefore), store.Micros(c.NotAfter), store.Micros(c.IssuedAt), store.Micros(c.UsedAt), c.DER, anchor, path, block)
+		c.Fingerprint, store.Micros(c.NotBefore), store.Micros(c.NotAfter), store.Micros(c.IssuedAt), store.Micros(c.UsedAt), c.DER, c.anchor, c.path, c.block)
 	if err != nil {
 		return 0, fmt.Errorf("record certificate %s: %w", c.Ref(), err)
 	}

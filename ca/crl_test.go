@@ -229,7 +229,7 @@ func TestTimesFrom2050AreGeneralized(t *testing.T) {
 	l, _ := h.publish(t)
 	for _, want := range []string{"\x17\x0d491231115500Z", "\x18\x0f20500101120000Z"} {
 		if !strings.Contains(string(l.DER), want) {
-			t.Errorf("%q does not stand in the list", want)
+			t.Errorf("%q is not in the list", want)
 		}
 	}
 }

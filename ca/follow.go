@@ -44,7 +44,7 @@ type ListsPlan struct {
 // with Conflict a list that is not newer than the one on record (RFC 5280, 5.2.3), and
 // with BadRequest one that no CA at or below the authority signed, or no list at all. It
 // parses up to maxIssuersTried certificates, so call it outside of a transaction.
-func (c *registrations) PlanCRLs(ctx context.Context, id string, l Lists) (*ListsPlan, error) {
+func (c *authorities) PlanCRLs(ctx context.Context, id string, l Lists) (*ListsPlan, error) {
 	a, before, err := c.readRegistered(ctx, c.DB, id)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (c *registrations) PlanCRLs(ctx context.Context, id string, l Lists) (*List
 	}
 	if len(next.CRLs) == 0 && !l.Override {
 		return nil, countersign.Errorf(countersign.BadRequest, "no revocation list was sent").
-			WithNext("send the lists that changed; a list without entries is one, too")
+			WithNext("send the lists that changed; a list without entries is one too")
 	}
 	recorded, err := issuersBelow(ctx, c.DB, id, next.CRLs)
 	if err != nil {

@@ -172,7 +172,7 @@ func authorityTemplate(subject pkix.Name, now time.Time, life time.Duration) *x5
 
 // signAuthority signs a CA certificate. keys are the subject's and the issuer's.
 func (c *CA) signAuthority(ctx context.Context, f *Founding, tmpl, parent *x509.Certificate, keys [2]crypto.Signer) (*x509.Certificate, error) {
-	d, err := c.serials.draw(ctx)
+	d, err := c.draw(ctx)
 	if err != nil {
 		return nil, err
 	}

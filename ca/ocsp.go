@@ -25,10 +25,8 @@ const (
 	// ocspValidity is from the signature to nextUpdate: how long a client that saw
 	// "good" may believe it.
 	ocspValidity = time.Hour
-	// ocspFresh is how long after its signature an answer is returned again.
-	ocspFresh = 10 * time.Minute
 	// responderValidity of a delegated responder certificate. It is short because
-	// id-pkix-ocsp-nocheck says that it cannot be revoked (RFC 6960, 4.2.2.2.1).
+	// id-pkix-ocsp-nocheck means that it cannot be revoked (RFC 6960, 4.2.2.2.1).
 	responderValidity = 7 * 24 * time.Hour
 	// responderRetry is the pause after a renewal that failed while the old
 	// certificate is still good: a full disk is not tried on every request.
@@ -38,7 +36,7 @@ const (
 // responder answers OCSP requests for the managed authorities that are no roots.
 type responder struct {
 	*issuance
-	answers answers
+	answers *answers
 
 	mu      sync.Mutex
 	signers map[string]*ocspSigner // by authority

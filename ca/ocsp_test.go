@@ -135,7 +135,7 @@ func TestOCSPEchoesNonce(t *testing.T) {
 	}
 	a, err := h.OCSP(t.Context(), h.query(t, &cert, crypto.SHA1))
 	if err != nil || bytes.Contains(a.DER, []byte{0xa5, 0xa5, 0xa5, 0xa5}) {
-		t.Errorf("an answer with a nonce was given to somebody else (%v)", err)
+		t.Errorf("an answer with a nonce was returned to another client (%v)", err)
 	}
 }
 
@@ -397,14 +397,14 @@ func TestOCSPAnswerIsKeptAndRefreshed(t *testing.T) {
 	}
 }
 
-// TestOCSPKeepsNothingWhileDeaf revokes on another node while this one does not hear it.
+// TestOCSPKeepsNothingWhileDeaf revokes on another node while this one is not notified.
 func TestOCSPKeepsNothingWhileDeaf(t *testing.T) {
 	h := found(t, storetest.Open(t))
-	var hears atomic.Bool
-	hears.Store(true)
+	var notified atomic.Bool
+	notified.Store(true)
 	other := h.CA
 	c, err := ca.Open(t.Context(), ca.Options{
-		DB: h.db, Keys: &keystore.Store{Dir: h.keys}, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), Cacheable: hears.Load,
+		DB: h.db, Keys: &keystore.Store{Dir: h.keys}, Now: h.clock.Now, Log: slog.New(slog.DiscardHandler), Cacheable: notified.Load,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +412,7 @@ func TestOCSPKeepsNothingWhileDeaf(t *testing.T) {
 	h.CA = c
 	cert := h.issue(t, ca.ProfileDevice, "pump-1")
 	h.ask(t, &cert) // kept
-	hears.Store(false)
+	notified.Store(false)
 	h.write(t, func(ctx context.Context, tx *store.Tx) error {
 		return other.Revoke(ctx, tx, &cert, countersign.KeyCompromise)
 	})
@@ -420,14 +420,14 @@ func TestOCSPKeepsNothingWhileDeaf(t *testing.T) {
 		t.Errorf("while deaf: got status %d, want revoked", got)
 	}
 	c.Forget(cert.Ref()) // what it missed is made up for
-	hears.Store(true)
+	notified.Store(true)
 	if got := h.ask(t, &cert).Status; got != ocsp.Revoked {
 		t.Errorf("hearing again: got status %d, want revoked", got)
 	}
 }
 
 // TestRevokedIsNeverAnsweredGood asks all the time while certificates are revoked.
-// Whoever asks after a revocation was answered gets it, and no "good" that was
+// A client that asks after a revocation was answered gets it, and no "good" that was
 // being made meanwhile is kept.
 func TestRevokedIsNeverAnsweredGood(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {

@@ -99,7 +99,7 @@ func (c *issuance) plan(ctx context.Context, a *authority, tbs *x509.Certificate
 	if err := lint(tbs, a.Certificate); err != nil {
 		return nil, err
 	}
-	d, err := c.serials.draw(ctx)
+	d, err := c.draw(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -226,12 +226,12 @@ func (c *issuance) Sign(p *Planned) (*Issued, error) {
 // the block of its serial is no longer open: then the certificate must not be
 // handed out, since its serial has been voided.
 func (c *issuance) Record(ctx context.Context, tx *store.Tx, i *Issued) error {
-	n, err := insert(ctx, tx, &i.Certificate, i.block, "", "")
+	n, err := insert(ctx, tx, newRow{Certificate: &i.Certificate, block: i.block})
 	if err != nil {
 		return err
 	}
 	if n != 1 {
-		c.serials.closed(i.block)
+		c.forgetBlock(i.block)
 		return countersign.Errorf(countersign.Unavailable, "the serial block of certificate %s was closed meanwhile", i.Serial).
 			WithNext("try again").WithRetry(time.Second).WithCause(ErrBlockClosed)
 	}

@@ -82,11 +82,11 @@ func TestLongIDStandsInURIOnly(t *testing.T) {
 			t.Errorf("id of %d: got URIs %v", tt.length, cert.URIs)
 		}
 	}
-	// Even where the profile leaves the URI out, somebody must be named.
+	// Even where the profile leaves the URI out, there must be a name.
 	o := h.order(t, ca.ProfileDevice, strings.Repeat("a", 65))
 	o.Profile.OmitURI = true
 	if cert := parse(t, h.sign(t, o).DER); len(cert.URIs) != 1 {
-		t.Error("a long id stands nowhere")
+		t.Error("a long id is nowhere in it")
 	}
 }
 
@@ -112,7 +112,7 @@ func TestIDevIDNeverExpires(t *testing.T) {
 		t.Errorf("NotAfter: got %v, want %v", cert.NotAfter, want)
 	}
 	if !strings.Contains(string(cert.RawTBSCertificate), "99991231235959Z") {
-		t.Error("99991231235959Z does not stand in the certificate")
+		t.Error("99991231235959Z is not in the certificate")
 	}
 	again, err := ca.Certificate(t.Context(), h.db, rec.Ref())
 	if err != nil || !again.NotAfter.Equal(cert.NotAfter) {
@@ -178,7 +178,7 @@ func TestPlanRefuses(t *testing.T) {
 		}
 	}
 	if _, _, err := h.IssueServer(t.Context(), ca.IssuingID, nil, &kit.Key(t).PublicKey); err == nil {
-		t.Error("a server certificate that names nobody was issued")
+		t.Error("a server certificate without a name was issued")
 	}
 }
 

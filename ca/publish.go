@@ -33,11 +33,12 @@ type Publisher struct {
 	lists map[string]*listState // by issuer
 }
 
-// listState counts the changes asked for and shown, of one issuer's list.
+// listState counts the changes requested and shown, of one issuer's list.
 type listState struct {
+	issuer       string
 	asked, shown uint64
 	number       int64
-	resting      bool          // not published now although asked
+	resting      bool          // not published now although requested
 	changed      chan struct{} // closed and replaced at each publication
 }
 
@@ -70,7 +71,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	}
 }
 
-// AskDue asks for the lists that are due now; Run does so every minute.
+// AskDue requests the lists that are due now; Run does so every minute.
 func (p *Publisher) AskDue(ctx context.Context) {
 	due, err := p.ca.Due(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -81,7 +82,7 @@ func (p *Publisher) AskDue(ctx context.Context) {
 	}
 }
 
-// Changed asks for a new list of the issuer.
+// Changed requests a new list of the issuer.
 func (p *Publisher) Changed(issuer string) {
 	if a, err := p.ca.Authority(issuer); err != nil || a.KeyURI == "" {
 		return // a registered authority publishes its own
@@ -114,45 +115,45 @@ func (p *Publisher) Wait(ctx context.Context, issuer string) int64 {
 
 func (p *Publisher) publishAsked(ctx context.Context) {
 	for {
-		issuer, asked := p.next()
-		if issuer == "" || ctx.Err() != nil {
+		s, asked := p.next()
+		if s == nil || ctx.Err() != nil {
 			return
 		}
 		begin := time.Now() //nolint:forbidigo // measures work, not the world's time
-		list, err := p.ca.Publish(ctx, issuer, 0)
+		list, err := p.ca.Publish(ctx, s.issuer, 0)
 		rest := restFactor * time.Since(begin)
 		switch {
 		case err == nil:
-			p.published(issuer, asked, list)
+			p.published(s, asked, list)
 		case ctx.Err() == nil:
-			p.log.ErrorContext(ctx, "crl not published", "authority", issuer, "error", countersign.Detail(err))
+			p.log.ErrorContext(ctx, "crl not published", "authority", s.issuer, "error", countersign.Detail(err))
 			rest = retryAfter
 		}
-		p.rest(issuer, rest)
+		p.rest(s, rest)
 	}
 }
 
-// next returns a list that is asked for and not resting.
-func (p *Publisher) next() (string, uint64) {
+// next returns a list that is requested and not resting, nil if there is none, and the
+// changes that it will show.
+func (p *Publisher) next() (s *listState, asked uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for issuer, s := range p.lists {
+	for _, s := range p.lists {
 		if s.asked > s.shown && !s.resting {
-			return issuer, s.asked
+			return s, s.asked
 		}
 	}
-	return "", 0
+	return nil, 0
 }
 
-func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL) {
+func (p *Publisher) published(s *listState, asked uint64, list *countersign.CRL) {
 	p.mu.Lock()
-	s := p.state(issuer)
 	s.shown, s.number = asked, list.Number
 	close(s.changed)
 	s.changed = make(chan struct{})
 	p.mu.Unlock()
 	p.events.Later(countersign.Event{
-		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: issuer},
+		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: s.issuer},
 		Data: map[string]string{
 			"number": strconv.FormatInt(list.Number, 10), "entries": strconv.Itoa(list.Entries),
 			"next_update": list.NextUpdate.UTC().Format(time.RFC3339),
@@ -161,10 +162,9 @@ func (p *Publisher) published(issuer string, asked uint64, list *countersign.CRL
 }
 
 // rest leaves one issuer's list alone for a while; those of others go on.
-func (p *Publisher) rest(issuer string, d time.Duration) {
+func (p *Publisher) rest(s *listState, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.state(issuer)
 	s.resting = true
 	time.AfterFunc(d, func() {
 		p.mu.Lock()
@@ -178,13 +178,13 @@ func (p *Publisher) rest(issuer string, d time.Duration) {
 func (p *Publisher) state(issuer string) *listState {
 	s := p.lists[issuer]
 	if s == nil {
-		s = &listState{changed: make(chan struct{})}
+		s = &listState{issuer: issuer, changed: make(chan struct{})}
 		p.lists[issuer] = s
 	}
 	return s
 }
 
-// rouse has Run look for lists that are asked for.
+// rouse makes Run look for lists that are requested.
 func (p *Publisher) rouse() {
 	select {
 	case p.wake <- struct{}{}:

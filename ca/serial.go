@@ -159,9 +159,9 @@ func (s *serials) inUse(id string) bool {
 	return mine && s.now().Sub(opened).Abs() <= blockLife
 }
 
-// closed forgets a block that another node closed: a clock was wrong, or this process
+// forgetBlock forgets a block that another node closed: a clock was wrong, or this process
 // was stopped for longer than blockMargin.
-func (s *serials) closed(id string) {
+func (s *serials) forgetBlock(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.own, id)

@@ -20,7 +20,7 @@ import (
 // blockSize is how many serials one block holds.
 const blockSize = 1024
 
-// recorded gives the serials of all blocks in a state.
+// recorded returns the serials of all blocks in a state.
 func (h *house) recorded(t failer, state string) map[countersign.Serial]bool {
 	t.Helper()
 	rows, err := h.db.Query(t.Context(), `SELECT serials FROM serial_block WHERE state = $1`, state)
@@ -103,14 +103,10 @@ func TestNextBlockIsFetchedAhead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(h.recorded(t, "open")) < 2*blockSize; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("got %d open serials near the end of a block, want %d", len(h.recorded(t, "open")), 2*blockSize)
-		}
-	}
+	kit.Eventually(t, "a second block is open near the end of the first", func() bool { return len(h.recorded(t, "open")) >= 2*blockSize })
 }
 
-func TestDrawTellsOfFailedFetch(t *testing.T) {
+func TestDrawReportsAFailedFetch(t *testing.T) {
 	h := found(t, storetest.Open(t))
 	c := h.process(t)
 	o := h.order(t, ca.ProfileDevice, "pump-1")

@@ -84,7 +84,7 @@ func TestOpenKeyRefusesEachChangedOctet(t *testing.T) {
 	}
 }
 
-// TestCutMessagesAreRefused gives each reader all beginnings of a message, and the message
+// TestCutMessagesAreRefused passes to each reader all beginnings of a message, and the message
 // without one of its octets: lengths in it are right for neither.
 func TestCutMessagesAreRefused(t *testing.T) {
 	t.Parallel()

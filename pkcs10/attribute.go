@@ -27,7 +27,7 @@ type Attribute struct {
 func (a *Attribute) Value() ([]byte, error) {
 	if len(a.Values) != 1 {
 		return nil, countersign.Errorf(countersign.BadRequest, "the attribute %s of the certification request has %d values, not one",
-			nameOf(attributeNames, a.Type.String()), len(a.Values)).WithNext("give it one value")
+			nameOf(attributeNames, a.Type.String()), len(a.Values)).WithNext("send it with one value")
 	}
 	e, _, err := readElement(a.Values[0])
 	if err == nil {

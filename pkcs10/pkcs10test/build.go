@@ -141,7 +141,7 @@ func spkiOf(t testing.TB, key crypto.Signer) []byte {
 	return b
 }
 
-// sign signs with the key's own scheme, or as o says.
+// sign signs with the key's own scheme, or with that of o.
 func (s signer) sign(t testing.TB, tbs []byte, o crypto.SignerOpts) []byte {
 	t.Helper()
 	if o == nil {
