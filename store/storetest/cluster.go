@@ -3,12 +3,15 @@ package storetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -16,12 +19,22 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+const (
+	// requirePeers turns the skip of a missing program into a failure, for CI.
+	requirePeers = "COUNTERSIGN_REQUIRE_PEERS"
+	// startWait bounds the start of the server on a slow, busy machine.
+	startWait = time.Minute
+)
+
+var errMissing = errors.New("PostgreSQL's programs are not installed")
+
 // Cluster is a PostgreSQL server of one test, which may kill it. It syncs its log, as
 // servers in use do.
 type Cluster struct {
 	dir, bin, port string
 	cred           *syscall.Credential
-	end            io.Closer // ends the server
+	options        []string  // beside those that every one has
+	end            io.Closer // ends the server; nil: it does not run
 	done           chan struct{}
 }
 
@@ -29,48 +42,107 @@ type Cluster struct {
 // and fails it when COUNTERSIGN_REQUIRE_PEERS=1.
 func NewCluster(t testing.TB) *Cluster {
 	t.Helper()
-	bin, err := binaries()
-	if errors.Is(err, errMissing) && os.Getenv(requirePeers) != "1" {
-		t.Skipf("%v: apt-get install postgresql", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &Cluster{bin: bin}
-	if c.dir, err = os.MkdirTemp("", "countersign-postgres-"); err != nil { //nolint:usetesting // its user must reach it
-		t.Fatal(err)
-	}
+	c, err := newCluster()
+	require(t, err)
 	t.Cleanup(func() {
 		c.Kill(t)
 		if err := os.RemoveAll(c.dir); err != nil {
 			t.Error(err)
 		}
 	})
-	if c.cred, err = owner(c.dir); err != nil {
-		t.Fatal(err)
-	}
-	if c.port, err = freePort(); err != nil {
-		t.Fatal(err)
-	}
-	init := c.command(filepath.Join(c.bin, "initdb"), "-D", filepath.Join(c.dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	if out, err := init.CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v\n%s", err, out)
-	}
 	c.Start(t)
 	return c
 }
 
-// runCluster runs a command until standard input ends, which the kernel sees to when the
-// test process is gone. SIGQUIT ends all processes of the server at once: nothing is
-// written any more, and the next start recovers.
-const runCluster = `
-trap '' INT TERM HUP
-"$@" </dev/null &
-cat >/dev/null
-kill -QUIT $!; wait $!
-`
+// require skips the test where PostgreSQL is not installed, and fails it for any other err.
+func require(t testing.TB, err error) {
+	t.Helper()
+	if errors.Is(err, errMissing) && os.Getenv(requirePeers) != "1" {
+		t.Skipf("%v: apt-get install postgresql", err)
+	}
+	if err != nil {
+		t.Fatalf("couldn't start PostgreSQL (apt-get install postgresql): %v", err)
+	}
+}
 
-// command runs a program of PostgreSQL as the user who may.
+// newCluster makes a cluster in a temporary folder, which is removed if that fails.
+func newCluster(options ...string) (_ *Cluster, err error) {
+	c := &Cluster{options: options}
+	if c.bin, err = binaries(); err != nil {
+		return nil, err
+	}
+	if c.dir, err = os.MkdirTemp("", "countersign-postgres-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(c.dir))
+		}
+	}()
+	if c.cred, err = owner(c.dir); err != nil {
+		return nil, err
+	}
+	if c.port, err = freePort(); err != nil {
+		return nil, err
+	}
+	init := c.command(filepath.Join(c.bin, "initdb"), "-D", filepath.Join(c.dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := init.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	return c, nil
+}
+
+// binaries is the folder of the newest installed version.
+func binaries() (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if err != nil {
+		return "", err
+	}
+	best, bestVersion := "", 0
+	for _, path := range found {
+		bin := filepath.Dir(path)
+		if v, err := strconv.Atoi(filepath.Base(filepath.Dir(bin))); err == nil && v > bestVersion {
+			best, bestVersion = bin, v
+		}
+	}
+	if best == "" {
+		return "", errMissing
+	}
+	return best, nil
+}
+
+// owner makes the user that runs the server the owner of dir: PostgreSQL refuses root.
+// Nil is this process's own user.
+func owner(dir string) (*syscall.Credential, error) {
+	if os.Getuid() != 0 {
+		return nil, nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		return nil, err
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, os.Chown(dir, int(uid), int(gid))
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, errors.Join(err, l.Close())
+}
+
+// command runs a program of PostgreSQL as the user who may, in a group of its own, so that
+// an interrupt from the terminal reaches the test alone.
 func (c *Cluster) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...) //nolint:gosec // fixed names; it outlives the test's context
 	cmd.Dir = c.dir
@@ -86,42 +158,62 @@ func (c *Cluster) URL() string {
 	return u.String()
 }
 
+// script runs a command until standard input ends, which the kernel sees to when the test
+// process is gone, killed or not, and then removes the folder $1, if there is one. SIGQUIT
+// ends all processes of the server at once: nothing is written any more, and the next start
+// recovers.
+const script = `
+dir=$1; shift; trap '' INT TERM HUP
+"$@" </dev/null &
+cat >/dev/null
+kill -QUIT $!; wait $!
+[ -z "$dir" ] || rm -rf "$dir"
+`
+
 // Start starts the server, for the first time or after Kill, and waits until it answers.
 func (c *Cluster) Start(t testing.TB) {
 	t.Helper()
-	cmd := c.command("/bin/sh", "-c", runCluster, "sh", filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-p", c.port, "-k", c.dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB")
+	require(t, c.start(""))
+}
+
+// start starts the server, with a folder that is removed after its end, and waits until it
+// answers. Its log is part of the error.
+func (c *Cluster) start(remove string) error {
+	args := []string{
+		"-c", script, "sh", remove, filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-p", c.port, "-k", c.dir,
+		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB",
+	}
+	cmd := c.command("/bin/sh", append(args, c.options...)...)
 	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer func() { _ = log.Close() }()
 	cmd.Stdout, cmd.Stderr = log, log
 	pipe, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	done := make(chan struct{})
 	c.end, c.done = pipe, done
 	go func() {
-		_ = cmd.Wait() // it is killed
+		_ = cmd.Wait() // it is killed, or its reason is in the log
 		close(done)
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), startWait)
+	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
 	for {
 		conn, err := pgx.Connect(ctx, c.URL())
 		if err == nil {
-			_ = conn.Close(ctx)
-			return
+			return conn.Close(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			text, _ := os.ReadFile(log.Name()) // without it the error is enough
-			t.Fatalf("PostgreSQL does not start: %v\n%s", err, text)
+			return fmt.Errorf("%w\n%s", err, text)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

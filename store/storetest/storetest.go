@@ -1,4 +1,4 @@
-// Package storetest gives tests a real database: SQLite in a temporary folder,
+// Package storetest starts a real database for tests: SQLite in a temporary folder,
 // and PostgreSQL from Debian's binaries, started once for a test process. It is
 // for tests only and holds no test double.
 package storetest
