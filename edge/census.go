@@ -111,13 +111,6 @@ func (c *census) address(v *visit, now time.Time) (*address, Reason) {
 	return a, ""
 }
 
-func rankOf(known bool) int {
-	if known {
-		return ofKnown
-	}
-	return ofStrangers
-}
-
 // room chooses the visit that a new one from a replaces: strangers before those from
 // known addresses, and only of an address that has more than a.
 func (c *census) room(a *address) *visit {

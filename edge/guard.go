@@ -285,13 +285,9 @@ func (g *Guard) forgetOne(now time.Time) {
 	delete(g.standings, oldest.from)
 }
 
-// TurnAway counts a connection that a listener on top of the guard refused by itself.
+// TurnAway counts a connection that was turned away, by a listener of the guard or by one
+// on top of it.
 func (g *Guard) TurnAway(listener string, from netip.Prefix, why Reason) {
-	g.turnAway(listener, from, why)
-}
-
-// turnAway counts a connection that was turned away.
-func (g *Guard) turnAway(listener string, from netip.Prefix, why Reason) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.counts[Count{listener, why}]++

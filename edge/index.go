@@ -154,13 +154,10 @@ func (x *Index) Changed(fleets ...string) {
 // they were.
 func (x *Index) EndEach(reasons map[string]string) int {
 	by := map[string][]*Live{}
-	x.mu.Lock()
-	for l := range x.admitted {
-		if reason, ok := reasons[l.session.ID]; ok {
-			by[reason] = append(by[reason], l)
-		}
+	for _, l := range x.find(func(s countersign.Session) bool { _, ok := reasons[s.ID]; return ok }) {
+		reason := reasons[l.session.ID]
+		by[reason] = append(by[reason], l)
 	}
-	x.mu.Unlock()
 	n := 0
 	for reason, all := range by {
 		n += x.end(all, countersign.Ending{Code: countersign.EndCut, Reason: reason})
@@ -199,13 +196,19 @@ func (x *Index) Cut(c countersign.Cut) int {
 
 // EndAll ends all sessions of this node.
 func (x *Index) EndAll(e countersign.Ending) int {
+	return x.end(x.find(func(countersign.Session) bool { return true }), e)
+}
+
+// find returns the admitted sessions for which want reports true.
+func (x *Index) find(want func(countersign.Session) bool) (all []*Live) {
 	x.mu.Lock()
-	all := make([]*Live, 0, len(x.admitted))
+	defer x.mu.Unlock()
 	for l := range x.admitted {
-		all = append(all, l)
+		if want(l.session) {
+			all = append(all, l)
+		}
 	}
-	x.mu.Unlock()
-	return x.end(all, e)
+	return all
 }
 
 // Reschedule makes each session end at its NotAfter by the clock as it is now. The clock
@@ -222,14 +225,7 @@ func (x *Index) Reschedule() {
 
 // CloseGateway ends all sessions of one gateway because it stops.
 func (x *Index) CloseGateway(gateway string) int {
-	x.mu.Lock()
-	var all []*Live
-	for l := range x.admitted {
-		if l.session.Gateway == gateway {
-			all = append(all, l)
-		}
-	}
-	x.mu.Unlock()
+	all := x.find(func(s countersign.Session) bool { return s.Gateway == gateway })
 	return x.end(all, countersign.Ending{Code: countersign.EndShutdown, Reason: "the gateway is stopping"})
 }
 

@@ -167,7 +167,7 @@ func (g *Gate) take(ctx context.Context, raw net.Conn) {
 
 func (g *Gate) turnAway(from netip.Prefix, why Reason) {
 	g.count.turnedAway.Add(1)
-	g.Guard.turnAway(g.Name, from, why)
+	g.Guard.TurnAway(g.Name, from, why)
 }
 
 // serve has the connection admitted, then served by another goroutine.
@@ -190,24 +190,17 @@ func (g *Gate) admit(ctx context.Context, c *Conn) (session func()) {
 		_ = tcp.SetWriteBuffer(sendBuffer)
 		c.raw.sys = rawConn(tcp)
 	}
-	_ = c.raw.SetDeadline(g.Now().Add(g.Limits.Handshake))
-	// Not HandshakeContext: the deadline and Close end it, and it would cost a
-	// goroutine for each connection.
-	if err := c.Handshake(); err != nil {
-		g.count.handshakeFailed.Add(1)
-		if errors.Is(err, errNoTurn) && !c.raw.closed.Load() {
-			g.turnAway(c.visit.from, ReasonNoTurn)
-		}
-		g.Guard.handshakeFailed(ctx, g.Name, c.raw, err)
-		return nil
+	why, err := c.raw.handshake(ctx, g.Name, c.Conn)
+	if why != "" {
+		g.turnAway(c.visit.from, why)
 	}
-	c.raw.endHandshake()
-	if !c.raw.keepChain(c.Conn) {
-		g.turnAway(c.visit.from, ReasonChains)
+	if err != nil {
+		if why != ReasonChains { // then the handshake was over
+			g.count.handshakeFailed.Add(1)
+		}
 		return nil
 	}
 	c.Hello = c.raw.hello
-	_ = c.raw.SetDeadline(time.Time{})
 	return g.Handle(ctx, c)
 }
 

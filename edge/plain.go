@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -58,12 +57,12 @@ func (l *Listener) accept() (*socket, error) {
 			evicted, why = l.census.enter(v, l.guard.Now())
 		}
 		if why != "" {
-			l.guard.turnAway(l.name, from, why)
+			l.guard.TurnAway(l.name, from, why)
 			s.abort()
 			continue
 		}
 		if evicted != nil {
-			l.guard.turnAway(l.name, evicted.from, ReasonEvicted)
+			l.guard.TurnAway(l.name, evicted.from, ReasonEvicted)
 			evicted.abort()
 		}
 		s.left = func() { l.census.leave(v, l.guard.Now()) }
@@ -155,30 +154,20 @@ func (l *secure) give(a accepted) bool {
 // greet does the handshake of one connection.
 func (l *secure) greet(s *socket) {
 	conn := tls.Server(s, l.config)
-	limit := l.guard.Now().Add(l.census.limits.Handshake)
-	_ = s.SetDeadline(limit)
-	err := conn.Handshake()
+	why, err := s.handshake(context.Background(), l.name, conn)
 	l.mu.Lock()
 	delete(l.greeting, s)
 	l.mu.Unlock()
-	if err != nil {
-		if errors.Is(err, errNoTurn) && !s.closed.Load() {
-			l.guard.turnAway(l.name, s.from, ReasonNoTurn)
-		}
-		l.guard.handshakeFailed(context.Background(), l.name, s, err)
+	if why != "" {
+		l.guard.TurnAway(l.name, s.from, why)
+	}
+	switch {
+	case err == nil && l.give(accepted{conn: conn}):
+	case err == nil, why == ReasonChains:
+		s.abort()
+	default:
 		answerPlain(err)
 		_ = s.Close()
-		return
-	}
-	s.endHandshake()
-	if !s.keepChain(conn) {
-		l.guard.turnAway(l.name, s.from, ReasonChains)
-		s.abort()
-		return
-	}
-	_ = s.SetDeadline(time.Time{})
-	if !l.give(accepted{conn: conn}) {
-		s.abort()
 	}
 }
 

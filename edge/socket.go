@@ -2,6 +2,7 @@ package edge
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -64,6 +65,27 @@ func listening(c *tls.Config, lenient bool) *tls.Config {
 		return nil, nil
 	}
 	return c
+}
+
+// handshake does that of a connection, as far as the deadline and the node's room allow.
+// The error is why there is no connection, and why the reason if it was turned away.
+func (s *socket) handshake(ctx context.Context, listener string, c *tls.Conn) (why Reason, err error) {
+	_ = s.SetDeadline(s.guard.Now().Add(s.wait))
+	// Not HandshakeContext: the deadline and Close end it, and it would cost a
+	// goroutine for each connection.
+	if err := c.Handshake(); err != nil {
+		s.guard.handshakeFailed(ctx, listener, s, err)
+		if errors.Is(err, errNoTurn) && !s.closed.Load() {
+			why = ReasonNoTurn
+		}
+		return why, err
+	}
+	s.endHandshake()
+	if !s.keepChain(c) {
+		return ReasonChains, errChain
+	}
+	_ = s.SetDeadline(time.Time{})
+	return "", nil
 }
 
 // endHandshake releases what only the handshake needs.

@@ -39,6 +39,14 @@ const (
 	ofStrangers
 )
 
+// rankOf is the line of an address.
+func rankOf(known bool) int {
+	if known {
+		return ofKnown
+	}
+	return ofStrangers
+}
+
 // line has a queue for each address, and the addresses in the order of their turns.
 type line struct {
 	queues map[netip.Prefix]*queue
@@ -65,10 +73,7 @@ type waiter struct {
 func (t *turns) enter(from netip.Prefix, known bool) (w *waiter, now bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := ofStrangers
-	if known {
-		of = ofKnown
-	}
+	of := rankOf(known)
 	if t.lines[of].n == 0 && t.running < t.limit && (known || t.strangers < t.strange) {
 		t.begin(of)
 		return nil, true

@@ -402,7 +402,7 @@ func TestTheGuardRemembersBounded(t *testing.T) {
 	g.admitted(addressOf(site))
 	for i := range 3 * maxStandings {
 		g.failed(numbered(i))
-		g.turnAway("mqtt", numbered(i), ReasonAddressTries)
+		g.TurnAway("mqtt", numbered(i), ReasonAddressTries)
 	}
 	if n := len(g.standings); n > maxStandings {
 		t.Errorf("standings: got %d, more than %d", n, maxStandings)
@@ -431,10 +431,10 @@ func TestTurnedAwayIsToldOnceAMinute(t *testing.T) {
 		synctest.Wait()
 		for i := range maxReported + 10 {
 			for range 100 - i {
-				g.turnAway("mqtt", numbered(i), ReasonAddressTries)
+				g.TurnAway("mqtt", numbered(i), ReasonAddressTries)
 			}
 		}
-		g.turnAway("mqtt", numbered(0), ReasonEvicted)
+		g.TurnAway("mqtt", numbered(0), ReasonEvicted)
 		time.Sleep(reportEvery + time.Second)
 		synctest.Wait()
 		if len(reports) != maxReported+1 {
