@@ -198,7 +198,7 @@ func (s *Server) Token(t testing.TB, n api.NewToken) string {
 	return issued.Secret
 }
 
-// Enroll gives a device its first certificate over EST.
+// Enroll returns the identity of a device with its first certificate, over EST.
 func (s *Server) Enroll(t testing.TB, device string) *sdk.Identity {
 	t.Helper()
 	id, err := sdk.Enroll(t.Context(), sdk.Enrollment{

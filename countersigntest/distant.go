@@ -38,22 +38,22 @@ func Distant(t testing.TB, addr string, roundTrip time.Duration) string {
 	return ln.Addr().String()
 }
 
-// parcel is what was read at once, and when it arrives.
-type parcel struct {
+// segment is what was read at once, and when it arrives.
+type segment struct {
 	data []byte
 	at   time.Time
 }
 
 // carry moves octets, each delay later than it came, until the sender ends.
 func carry(to, from net.Conn, delay time.Duration, stop <-chan struct{}) {
-	way := make(chan parcel, 1024)
+	way := make(chan segment, 1024)
 	go func() {
 		defer close(way)
 		for {
 			buf := make([]byte, 16<<10)
 			n, err := from.Read(buf)
 			if n > 0 {
-				way <- parcel{buf[:n], time.Now().Add(delay)} //nolint:forbidigo // a real delay
+				way <- segment{buf[:n], time.Now().Add(delay)} //nolint:forbidigo // a real delay
 			}
 			if err != nil {
 				return

@@ -125,7 +125,7 @@ func (l *secure) run() {
 	for {
 		s, err := l.accept()
 		if err != nil {
-			if !l.give(accepted{err: err}) || errors.Is(err, net.ErrClosed) {
+			if !l.pass(accepted{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			continue // Accept's caller waits before it asks again
@@ -142,7 +142,7 @@ func (l *secure) run() {
 	}
 }
 
-func (l *secure) give(a accepted) bool {
+func (l *secure) pass(a accepted) bool {
 	select {
 	case l.ready <- a:
 		return true
@@ -162,7 +162,7 @@ func (l *secure) greet(s *socket) {
 		l.guard.TurnAway(l.name, s.from, why)
 	}
 	switch {
-	case err == nil && l.give(accepted{conn: conn}):
+	case err == nil && l.pass(accepted{conn: conn}):
 	case err == nil, why == ReasonChains:
 		s.abort()
 	default:

@@ -24,7 +24,7 @@ const (
 
 // API is how a broker's management API is reached.
 type API struct {
-	URL    string // without the path that the broker's documentation gives
+	URL    string // without the path that the broker's documentation has
 	User   string // of Basic; empty: Secret is sent as Bearer
 	Secret []byte
 	Client *http.Client // has the roots that the broker's certificate chains to

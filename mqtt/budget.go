@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// heldTold is how long a device must publish more than its budget until an event says so: a
-	// burst of what gathered while it was away is none of anybody's business.
+	// heldTold is how long a device must publish more than its budget until an event reports it: a
+	// burst of what gathered while it was away is no abuse.
 	heldTold = 10 * time.Second
 	// heldPause is how long a device must not be held back to begin anew.
 	heldPause = time.Second

@@ -70,7 +70,7 @@ type frameReader struct {
 	max int
 
 	first  [1]byte
-	pooled *[]byte // the buffer to give back; nil while idle
+	pooled *[]byte // the buffer to return; nil while idle
 	buf    []byte  // *pooled, or a larger one while a larger frame passes
 	r, w   int     // buf[r:w] is read and not yet handed out
 }

@@ -167,7 +167,7 @@ func (x *session) asks() countersign.Connection {
 	return a
 }
 
-// describe notes what the client claims about itself: what a page's browser says, and
+// describe notes what the client claims about itself: what a page's browser sends, and
 // with a certificate the user name, which some SDKs use for that.
 func (x *session) describe() {
 	if len(x.conn.Peer()) > 0 && x.connect.username != "" && x.connect.password == nil {
@@ -289,7 +289,7 @@ func refusalPacket(level byte, r *refusal) []byte {
 // linger ends our side, with a last packet if there is one, and waits until the peer
 // has ended its own, so that the last answer is not lost to a reset.
 func (x *session) linger(last []byte) {
-	if x.down.broken() { // TLS would wait five seconds for room for its goodbye
+	if x.down.broken() { // TLS would wait five seconds for room for its close_notify
 		x.conn.Abort()
 		return
 	}

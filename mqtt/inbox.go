@@ -15,7 +15,7 @@ const inboxes = "_inbox/"
 // inbox is where answers to this session go.
 func (x *session) inbox() string { return inboxes + x.info.ID + "/" }
 
-// withInbox lets a session hear its inbox. Who may write there is policy's.
+// withInbox allows a session to receive from its inbox. Policy decides who may write there.
 func withInbox(p countersign.Permissions, inbox string) countersign.Permissions {
 	filter := inbox + "#"
 	p.Subscribe.Allow = append(slices.Clip(p.Subscribe.Allow), filter)

@@ -185,7 +185,7 @@ func (x *reader) topicUp(p publish) (string, error) {
 	if len(p.topic) == 0 {
 		topic, ok := x.aliases[p.alias]
 		if !ok {
-			return "", breach(ProtocolError, "topic alias %d stands for nothing", p.alias)
+			return "", breach(ProtocolError, "topic alias %d was not set", p.alias)
 		}
 		return topic, nil
 	}

@@ -245,7 +245,7 @@ func (r *remote) close(context.Context) {
 	// order if the client comes again at once.
 	_ = r.conn.SetReadDeadline(r.now().Add(lingerTimeout))
 	r.closeWrite()
-	// A device that reads nothing would hold down runDown. Whoever ended the session
+	// A device that reads nothing would hold down runDown. The side that ended the session
 	// closes the socket in a moment, after the last words.
 	if r.ended() {
 		<-r.live.Done()

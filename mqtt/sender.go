@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// The user properties that say who sent a message. The gateway sets them on what
+// The user properties that name the sender of a message. The gateway sets them on what
 // clients publish, wills among it, and takes them out of what clients write
 // there, so a receiver may trust them. They need MQTT 5 on both sides; elsewhere
-// the topic says who sent it.
+// the topic shows who sent it.
 const (
 	propertyDevice = "x-device-id"
 	propertyFleet  = "x-fleet"

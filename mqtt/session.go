@@ -49,7 +49,7 @@ type session struct {
 	// Owned by the reader.
 	keepAlive  time.Duration // how long the device may be silent; 0: for ever
 	aliasMax   uint16        // highest alias the device may use
-	cleanLeave bool          // the device said goodbye
+	cleanLeave bool          // the device sent DISCONNECT
 	withWill   bool          // and asked for its will
 	expiry     uint32        // Session Expiry Interval
 

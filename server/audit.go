@@ -13,7 +13,7 @@ import (
 func (s *Server) openAuditor(context.Context) error {
 	s.auditor = &audit.Auditor{
 		DB: s.db, Now: s.opts.Now, Log: s.log, Every: s.cfg.Audit.Every, Node: s.events.Node,
-		CA: s.ca, Registry: s.registry, Policies: s.desk.Access.Policies, Operators: s.gate.Accounts, Events: s.events,
+		CA: s.ca, Registry: s.registry, Policies: s.authority.Access.Policies, Operators: s.gate.Accounts, Events: s.events,
 		WeakKeys: s.ca.WeakKeys, Verify: s.events.Verify, Sessions: s.index.Sessions, SharedKeys: s.primes.Pairs, Handle: s.alerts.Take,
 	}
 	s.metrics.registry.MustRegister(auditMetrics(s.auditor))

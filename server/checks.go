@@ -112,7 +112,7 @@ func (n *selfChecks) state(ctx context.Context) api.Check {
 }
 
 // clock compares this node's clock with others: that of PostgreSQL, the time of
-// the newest event, and what the system says of its synchronization.
+// the newest event, and what the system reports of its synchronization.
 func (n *selfChecks) clock(ctx context.Context) api.Check {
 	c := api.Check{Name: "clock", Level: api.LevelOK}
 	now := n.now()

@@ -1,13 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -43,16 +43,17 @@ func (s *Server) openGateway(ctx context.Context) error {
 		return fmt.Errorf("open the message engine: %w", err)
 	}
 	s.gateway = &mqtt.Server{
-		Gatekeeper: s.desk, Index: s.index, Broker: s.broker, Relay: relay, TLS: edge.TLSConfig(s.identity.get),
-		Caps: edge.Limits{
-			Connections: s.cfg.Limits.MaxConnections, PerAddress: s.cfg.Limits.PerAddress,
-			PreAuth: s.cfg.Limits.Handshakes, Handshake: s.cfg.Limits.ConnectTimeout,
-		},
-		Guard: s.doors.guard, Origins: s.cfg.WebSocket.Origins,
+		Gatekeeper: s.authority, Index: s.index, Broker: s.broker, Relay: relay, TLS: edge.TLSConfig(s.identity.get),
+		Caps: caps(s.cfg.Limits), Guard: s.doors.guard, Origins: s.cfg.WebSocket.Origins,
 		Limits: mqtt.Limits{MaxPacket: int(s.cfg.Limits.Packet), Connect: s.cfg.Limits.ConnectTimeout},
 		Log:    s.log, Now: s.opts.Now,
 	}
 	return nil
+}
+
+// caps are the limits of a gateway.
+func caps(l config.Limits) edge.Limits {
+	return edge.Limits{Connections: l.MaxConnections, PerAddress: l.PerAddress, PreAuth: l.Handshakes, Handshake: l.ConnectTimeout}
 }
 
 func (s *Server) openBroker(ctx context.Context) (err error) {
@@ -74,16 +75,12 @@ func (s *Server) openBroker(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.onClose("engine", func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), gatewayStop)
-		defer cancel()
-		return s.broker.Close(ctx)
-	})
+	s.onClose("engine", func() error { return stop(context.Background(), s.broker.Close) })
 	return nil
 }
 
 // exceeded records that a device wanted more of the broker core than it may have. Its
-// session, if it has one, says more about it.
+// session, if it has one, shows more about it.
 func (s *Server) exceeded(device, budget string, limit int64) {
 	info := countersign.Session{Device: device, Gateway: "mqtt"}
 	for _, one := range s.index.Sessions() {
@@ -92,7 +89,7 @@ func (s *Server) exceeded(device, budget string, limit int64) {
 			break
 		}
 	}
-	s.desk.Exceeded(info, budget, limit)
+	s.authority.Exceeded(info, budget, limit)
 }
 
 // relayTo returns the way to the broker of others that the configuration names.
@@ -105,13 +102,10 @@ func relayTo(e config.Engine) (*mqtt.Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
-	if e.ServerName != "" {
-		b.TLS.ServerName = e.ServerName
-	}
-	if b.TLS.RootCAs, err = readRoots("the broker's roots", e.Roots); err != nil {
+	if b.TLS, err = clientTLS("the broker's roots", e.Roots); err != nil {
 		return nil, err
 	}
+	b.TLS.ServerName = cmp.Or(e.ServerName, host)
 	if e.Certificate != "" {
 		pair, err := tls.LoadX509KeyPair(e.Certificate, e.Key)
 		if err != nil {
@@ -122,9 +116,6 @@ func relayTo(e config.Engine) (*mqtt.Relay, error) {
 	return b, nil
 }
 
-// gatewayStop bounds how long sessions may take to end when the server stops.
-const gatewayStop = 5 * time.Second
-
 // serveMQTT serves until ctx ends, then ends the sessions.
 func (s *Server) serveMQTT(ctx context.Context) error {
 	var doors errgroup.Group
@@ -134,10 +125,7 @@ func (s *Server) serveMQTT(ctx context.Context) error {
 	if l := s.listeners.websocket; l != nil {
 		doors.Go(func() error { return s.gateway.ServeWebSocket(ctx, l) })
 	}
-	err := doors.Wait()
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), gatewayStop)
-	defer cancel()
-	return errors.Join(err, s.gateway.Close(stop))
+	return errors.Join(doors.Wait(), stop(ctx, s.gateway.Close))
 }
 
 // noBroker is why the platform can neither publish nor subscribe.

@@ -20,11 +20,11 @@ import (
 // openDoors makes a handler for each HTTP listener.
 func (s *Server) openDoors(context.Context) error {
 	s.metrics.watch(s)
-	s.doors.serve("enroll", s.listeners.enroll, s.enrollment(s.desk, s.desk), s.identity.tlsConfig())
-	s.doors.serve("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.desk}, nil), s.identity.tlsConfig())
+	s.doors.serve("enroll", s.listeners.enroll, s.enrollment(s.authority, s.authority), s.identity.tlsConfig())
+	s.doors.serve("recovery", s.listeners.recovery, s.enrollment(ra.Recovery{RA: s.authority}, nil), s.identity.tlsConfig())
 	s.doors.serveStatus(s.listeners.status, &status.Server{Authority: s.ca, Log: s.log, Now: s.opts.Now})
 	provisioner := &provision.Provisioner{
-		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.gate.Accounts, Events: s.events, Sealer: s.desk.Sealer, Tokens: s.desk.Access.Tokens, Rules: func(r countersign.Rules) error { return errors.Join(s.desk.CheckRules(r), s.alerts.CheckRules(r)) },
+		DB: s.db, CA: s.ca, Registry: s.registry, Operators: s.gate.Accounts, Events: s.events, Sealer: s.authority.Sealer, Tokens: s.authority.Access.Tokens, Rules: func(r countersign.Rules) error { return errors.Join(s.authority.CheckRules(r), s.alerts.CheckRules(r)) },
 	}
 	if err := s.openSignIn(provisioner); err != nil {
 		return err
@@ -35,7 +35,7 @@ func (s *Server) openDoors(context.Context) error {
 	own := &selfChecks{&s.core, s.keys, s.broker, &s.mark}
 	operators := func(local bool) http.Handler {
 		door := &rest.Server{
-			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.desk, Operators: s.gate.Accounts, Gate: s.gate, Provisioner: provisioner,
+			CA: s.ca, Registry: s.registry, Events: s.events, RA: s.authority, Operators: s.gate.Accounts, Gate: s.gate, Provisioner: provisioner,
 			Alerts: s.alerts, Auditor: s.auditor, Sessions: s.index.Sessions, Checks: own.all, Offline: s.cfg.OfflineSessions, Local: local, Now: s.opts.Now, Log: s.log,
 		}
 		mux := http.NewServeMux()
@@ -53,9 +53,9 @@ func (s *Server) openDoors(context.Context) error {
 	return nil
 }
 
-// enrollment is the handler of a listener where devices get certificates; desk is
+// enrollment is the handler of a listener where devices get certificates; authority is
 // nil where they can do nothing else.
-func (s *Server) enrollment(by countersign.Enroller, desk *ra.Authority) http.Handler {
+func (s *Server) enrollment(by countersign.Enroller, authority *ra.Authority) http.Handler {
 	mux := http.NewServeMux()
 	anchors := &trust{s.ca, s.registry}
 	door := &est.Server{
@@ -67,8 +67,8 @@ func (s *Server) enrollment(by countersign.Enroller, desk *ra.Authority) http.Ha
 		mux.Handle(prefix+"/.well-known/est/", door)
 	}
 	devices := &enroll.Server{Enroller: by, Log: s.log, Now: s.opts.Now}
-	if desk != nil {
-		devices.Devices = &deviceAnswers{desk}
+	if authority != nil {
+		devices.Devices = &deviceAnswers{authority}
 	}
 	devices.OpenAPI = rest.DescribeDevices(devices.Routes())
 	mux.Handle(api.Base+"/", devices)

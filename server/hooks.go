@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,10 +47,10 @@ func (s *Server) openHooks(context.Context) error {
 	if len(s.cfg.Hooks) == 0 {
 		return nil
 	}
-	m := newHookMetrics(s.metrics.registry)
+	m := newHookMetrics(s.metrics)
 	h.kicker = &hook.Kicker{Report: s.events.Later, Observe: m.kicked, Log: s.log, Now: s.opts.Now}
 	h.server = &hook.Server{
-		Gatekeeper: s.desk, Kicker: h.kicker, Live: s.events.Live, Observe: m.answered,
+		Gatekeeper: s.authority, Kicker: h.kicker, Live: s.events.Live, Observe: m.answered,
 		Record: &access.BrokerSessions{DB: s.db, Now: s.opts.Now},
 		Log:    s.log, Now: s.opts.Now,
 	}
@@ -128,17 +129,9 @@ func natsServer(address, user string, secret []byte, roots string) (n hook.NATSS
 	n = hook.NATSServer{URL: address, User: user, Secret: secret}
 	u, err := url.Parse(address)
 	if err == nil && (u.Scheme == "tls" || roots != "") {
-		n.TLS, err = brokerTLS(roots)
+		n.TLS, err = clientTLS("the broker's roots", roots)
 	}
 	return n, err
-}
-
-// brokerTLS trusts the roots in a file, or those of the system.
-func brokerTLS(roots string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	var err error
-	c.RootCAs, err = readRoots("the broker's roots", roots)
-	return c, err
 }
 
 // driver makes what asks a broker to disconnect devices.
@@ -151,7 +144,7 @@ func (h *hooks) driver(c config.Hook) (*hook.Driver, error) {
 		server, err := natsServer(c.Kick.URL, c.Kick.User, secret, c.Kick.Roots)
 		return hook.KickNATS(c.Name, server, h.log), err
 	}
-	tlsConfig, err := brokerTLS(c.Kick.Roots)
+	tlsConfig, err := clientTLS("the broker's roots", c.Kick.Roots)
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +221,10 @@ func (h *hooks) run(ctx context.Context) error {
 // catchUp passes on again the events of the devices that lost their identity lately and
 // do not have it back, and of the credentials that were stopped.
 func (h *hooks) catchUp(ctx context.Context) error {
+	lost := []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv}
 	for kind, row := range countersign.Kinds() {
-		if row.Ends != countersign.EndsCredential {
+		ofDevice := slices.Contains(lost, kind)
+		if !ofDevice && row.Ends != countersign.EndsCredential {
 			continue
 		}
 		list, _, err := h.events.List(ctx, event.Filter{Type: kind, Since: h.now().Add(-lately), Newest: true, Limit: maxLately})
@@ -237,16 +232,10 @@ func (h *hooks) catchUp(ctx context.Context) error {
 			return err
 		}
 		for _, e := range list {
-			h.server.OnEvent(e)
-		}
-	}
-	for _, kind := range []countersign.EventType{countersign.DeviceRevoked, countersign.DeviceSuspendedEv, countersign.DeviceRetiredEv} {
-		list, _, err := h.events.List(ctx, event.Filter{Type: kind, Since: h.now().Add(-lately), Newest: true, Limit: maxLately})
-		if err != nil {
-			return err
-		}
-		for _, e := range list {
-			device, err := h.registry.Device(ctx, h.db, e.Device)
+			var device registry.Entry
+			if ofDevice {
+				device, err = h.registry.Device(ctx, h.db, e.Device)
+			}
 			if err != nil && countersign.CodeOf(err) != countersign.NotFound {
 				return err
 			}

@@ -25,7 +25,8 @@ const (
 	idleTimeout  = 60 * time.Second
 	// maxHeader is ample for a request line with an OCSP request in it.
 	maxHeader = 16 << 10
-	// stopTimeout bounds how long answers under way may take once the server stops.
+	// stopTimeout bounds how long answers under way and sessions may take to end once the
+	// server stops.
 	stopTimeout = 5 * time.Second
 	// maxStreams bounds the requests of one HTTP/2 connection at once: a browser asks
 	// for a page's parts, a device for one thing.
@@ -87,6 +88,13 @@ func (d *doors) add(name string, l net.Listener, h http.Handler) {
 	}})
 }
 
+// stop has a part end its work once ctx has ended, within stopTimeout.
+func stop(ctx context.Context, end func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return end(ctx)
+}
+
 // run serves until ctx ends, then lets the answers under way finish.
 func (d *httpDoor) run(ctx context.Context) error {
 	failed := make(chan error, 1)
@@ -96,9 +104,7 @@ func (d *httpDoor) run(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	err := d.server.Shutdown(stop)
+	err := stop(ctx, d.server.Shutdown)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = d.server.Close()
 	}

@@ -237,7 +237,7 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// intakeAnswer answers 503 in place of what a handler says of a body that broke off
+// intakeAnswer answers 503 in place of what a handler answers to a body that broke off
 // because there was no room for it: the handler cannot know why.
 type intakeAnswer struct {
 	http.ResponseWriter

@@ -213,16 +213,7 @@ func (m *mark) write(ctx context.Context, now watermark.State) {
 
 // keep writes the watermark at its pace until ctx ends.
 func (m *mark) keep(ctx context.Context) error {
-	tick := time.NewTicker(markEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			m.update(ctx)
-		}
-	}
+	return every(ctx, markEvery, func() { m.update(ctx) })
 }
 
 // update writes the present state. While the database cannot be read the old one

@@ -17,24 +17,13 @@ type hookMetrics struct {
 	kickSeconds *prometheus.HistogramVec
 }
 
-func newHookMetrics(r *prometheus.Registry) *hookMetrics {
-	m := &hookMetrics{
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_hook_answers_total", Help: "Questions of brokers and proxies by how they were answered.",
-		}, []string{"hook", "question", "allowed"}),
-		answerTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "countersign_hook_answer_seconds", Help: "Time to the answer.", Buckets: []float64{.001, .005, .01, .025, .05, .1, .5, 2},
-		}, []string{"hook"}),
-		kicks: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_hook_kicks_total", Help: "Devices whose sessions at a broker were to be ended: done, or one try failed.",
-		}, []string{"hook", "result"}),
-		kickSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "countersign_hook_kick_seconds", Help: "From the loss of an identity until the broker has no session of the device.",
-			Buckets: []float64{.01, .05, .1, .25, .5, 1, 5, 30, 300},
-		}, []string{"hook"}),
+func newHookMetrics(m *metrics) *hookMetrics {
+	return &hookMetrics{
+		answers:     m.counters("countersign_hook_answers_total", "Questions of brokers and proxies by how they were answered.", "hook", "question", "allowed"),
+		answerTime:  m.times("countersign_hook_answer_seconds", "Time to the answer.", .001, .005, .01, .025, .05, .1, .5, 2),
+		kicks:       m.counters("countersign_hook_kicks_total", "Devices whose sessions at a broker were to be ended: done, or one try failed.", "hook", "result"),
+		kickSeconds: m.times("countersign_hook_kick_seconds", "From the loss of an identity until the broker has no session of the device.", .01, .05, .1, .25, .5, 1, 5, 30, 300),
 	}
-	r.MustRegister(m.answers, m.answerTime, m.kicks, m.kickSeconds)
-	return m
 }
 
 func (m *hookMetrics) answered(a hook.Answer) {

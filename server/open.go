@@ -124,7 +124,7 @@ func (s *Server) openAuthority(context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.desk = &ra.Authority{
+	s.authority = &ra.Authority{
 		DB: s.db, CA: s.ca, Registry: s.registry, Access: decider, Ledger: s.ledger,
 		Events: s.events, CRLs: s.crls, Now: s.opts.Now, Log: s.log,
 		Sealer: s.sealer, Secret: func(ref string) ([]byte, error) {
@@ -132,11 +132,11 @@ func (s *Server) openAuthority(context.Context) error {
 			return []byte(v), err
 		},
 	}
-	if s.desk.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
+	if s.authority.Holds, err = hold.Open(s.cfg.Path(holdsName), s.opts.Now); err != nil {
 		return err
 	}
 	s.metrics = newMetrics()
-	s.desk.Observe = s.metrics.observe
+	s.authority.Observe = s.metrics.observe
 	s.events.SubscribeRecorded(s.metrics.recorded)
 	s.events.Subscribe(s.noticed)
 	return nil

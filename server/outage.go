@@ -36,16 +36,9 @@ type outages struct {
 // watch ends all sessions when the database has been out of reach for too long,
 // and records an outage once it is over. It also notices that the clock was set.
 func (o *outages) watch(ctx context.Context) error {
-	tick := time.NewTicker(outageEvery)
-	defer tick.Stop()
 	var now outage
 	last := o.readClocks()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return every(ctx, outageEvery, func() {
 		last = o.checkClock(ctx, last)
 		since, lost := o.db.Lost()
 		switch {
@@ -57,7 +50,7 @@ func (o *outages) watch(ctx context.Context) error {
 		case !now.since.IsZero() && o.record(ctx, now) == nil:
 			now = outage{}
 		}
-	}
+	})
 }
 
 // endUnverified ends all sessions once nothing was known of them for too long. It looks

@@ -61,9 +61,9 @@ func (w scope) of(sessions []countersign.Session) []countersign.Session {
 // openPolicies sets up what decides what a session may do, and the checks of live sessions
 // after a change of it.
 func (s *Server) openPolicies(context.Context) error {
-	s.desk.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
+	s.authority.Sample = &policies.Sample{DB: s.db, Now: s.opts.Now, Log: s.log}
 	r := &s.rechecks
-	r.core, r.access, r.ca, r.index, r.hooks, r.sample = &s.core, s.desk.Access, s.ca, s.index, &s.hooks, s.desk.Sample
+	r.core, r.access, r.ca, r.index, r.hooks, r.sample = &s.core, s.authority.Access, s.ca, s.index, &s.hooks, s.authority.Sample
 	r.pace, r.due, r.wake = rate.NewLimiter(recheckRate, recheckRate), map[scope]bool{}, make(chan struct{}, 1)
 	s.events.Subscribe(r.noticed)
 	s.events.Reconcile = r.reconcile

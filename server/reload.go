@@ -29,9 +29,11 @@ func (s *Server) Reload(ctx context.Context, cfg config.Config) (applied, restar
 			restart = append(restart, name)
 		}
 	}
-	if err := loadWeakKeys(s.ca, cfg.WeakKeys); err != nil {
+	weak, err := readWeakKeys(cfg.WeakKeys) // all or none
+	if err != nil {
 		return nil, nil, err
 	}
+	s.ca.WeakKeys.Replace(weak)
 	applied = append(applied, "weak_keys")
 	s.identity.names.Store(&cfg.Names)
 	if err := errors.Join(s.ca.Reload(ctx), s.identity.renew(ctx), s.writeRoots(ctx)); err != nil {

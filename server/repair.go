@@ -14,7 +14,7 @@ import (
 
 // AcceptRestored accepts a database that is older than the last state that this node
 // saw: the numbers of its CRLs are raised above those that were published, the log goes
-// on behind what it lost, and an event says what that is. The server must not run. It
+// on behind what it lost, and an event records what that is. The server must not run. It
 // returns what is lost, and Conflict where nothing is.
 func AcceptRestored(ctx context.Context, cfg config.Config, opts Options) (lost *watermark.Loss, err error) {
 	opts.Founding, opts.Dev = nil, false

@@ -77,7 +77,7 @@ type Server struct {
 	registry  *registry.Registry
 	gate      *operator.Gate
 	ledger    *lockout.Ledger
-	desk      *ra.Authority
+	authority *ra.Authority
 	alerts    *respond.Responder
 	watch     *detect.Watch
 	auditor   *audit.Auditor
@@ -157,10 +157,10 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	background, _ := errgroup.WithContext(work)
-	keep := &upkeep{&s.core, s.identity, s.ca, s.desk.Access.Tokens}
+	keep := &upkeep{&s.core, s.identity, s.ca, s.authority.Access.Tokens}
 	database := &outages{core: &s.core, index: s.index}
 	for _, run := range []func(context.Context) error{
-		s.events.Run, s.mark.keep, s.reserves.watch, keep.awaitIdentity, s.ledger.Run, s.doors.guard.Run, s.desk.Run, s.crls.Run, s.primes.Run, s.alerts.Run,
+		s.events.Run, s.mark.keep, s.reserves.watch, keep.awaitIdentity, s.ledger.Run, s.doors.guard.Run, s.authority.Run, s.crls.Run, s.primes.Run, s.alerts.Run,
 		s.watch.Run, s.auditor.Run, keep.run, database.watch, s.hooks.run, s.rechecks.run,
 	} {
 		background.Go(func() error { return run(work) })

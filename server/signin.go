@@ -1,7 +1,6 @@
 package server
 
 import (
-	"crypto/tls"
 	"net/http"
 	"time"
 
@@ -38,8 +37,7 @@ func (s *Server) openSignIn(provisioner *provision.Provisioner) error {
 }
 
 func providerClient(roots string) (*http.Client, error) {
-	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment}
-	var err error
-	t.TLSClientConfig.RootCAs, err = readRoots("oidc.roots", roots)
+	c, err := clientTLS("oidc.roots", roots)
+	t := &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment}
 	return &http.Client{Transport: t, Timeout: providerTimeout}, err
 }

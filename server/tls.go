@@ -17,7 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/edge"
 )
 
-// identity is the server's own TLS certificate. Its key lives in memory only and
+// identity is the server's own TLS certificate. Its key is in memory only and
 // is made anew with each certificate.
 type identity struct {
 	ca    *ca.CA
@@ -66,19 +66,20 @@ func (i *identity) tlsConfig() *tls.Config {
 	return c
 }
 
-// readRoots reads the roots in a file; nil, which is those of the system, where none is
-// named.
-func readRoots(what, path string) (*x509.CertPool, error) {
+// clientTLS trusts the roots in a file, which what names; those of the system where there
+// is none.
+func clientTLS(what, path string) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if path == "" {
-		return nil, nil
+		return c, nil
 	}
 	pem, err := os.ReadFile(path) //nolint:gosec // the operator names it
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", what, err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
+	c.RootCAs = x509.NewCertPool()
+	if !c.RootCAs.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("read %s: no certificate in %s", what, path)
 	}
-	return roots, nil
+	return c, nil
 }

@@ -33,11 +33,7 @@ func (t *trust) CACerts(ctx context.Context, fleet string) ([][]byte, error) {
 
 // CSRAttrs asks for what the fleet's profile takes.
 func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error) {
-	f, err := t.fleet(ctx, fleet)
-	if err != nil {
-		return nil, err
-	}
-	p, err := ca.ReadProfile(ctx, t.ca.DB, f.Profile)
+	p, err := t.profile(ctx, fleet)
 	if err != nil {
 		return nil, err
 	}
@@ -50,11 +46,7 @@ func (t *trust) CSRAttrs(ctx context.Context, fleet string) (est.CSRAttrs, error
 // GenerateKey makes a key for a device that cannot, where the fleet's profile
 // allows it (RFC 7030, 4.4). It is stored nowhere.
 func (t *trust) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, error) {
-	f, err := t.fleet(ctx, fleet)
-	if err != nil {
-		return nil, err
-	}
-	p, err := ca.ReadProfile(ctx, t.ca.DB, f.Profile)
+	p, err := t.profile(ctx, fleet)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +61,15 @@ func (t *trust) GenerateKey(ctx context.Context, fleet string) (crypto.Signer, e
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	return key, nil
+}
+
+// profile returns the profile of a fleet's certificates.
+func (t *trust) profile(ctx context.Context, fleet string) (ca.Profile, error) {
+	f, err := t.fleet(ctx, fleet)
+	if err != nil {
+		return ca.Profile{}, err
+	}
+	return ca.ReadProfile(ctx, t.ca.DB, f.Profile)
 }
 
 func (t *trust) fleet(ctx context.Context, name string) (countersign.Fleet, error) {

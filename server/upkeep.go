@@ -46,27 +46,31 @@ const upkeepEvery = 10 * time.Minute
 
 // run renews the server's certificate and voids the serials of dead nodes.
 func (u *upkeep) run(ctx context.Context) error {
-	tick := time.NewTicker(upkeepEvery)
+	return every(ctx, upkeepEvery, func() {
+		failed := func(what string, err error) {
+			if err != nil {
+				u.log.ErrorContext(ctx, what, "error", err) //nolint:sloglint // one of the constants below
+			}
+		}
+		if u.identity.due() {
+			failed("server certificate not renewed", u.identity.renew(ctx))
+		}
+		failed("serials not voided", voidSerials(ctx, u.ca, u.events, false))
+		failed("could not forget old sessions at brokers", (&access.BrokerSessions{DB: u.db, Now: u.now}).Prune(ctx))
+		failed("old access tokens not forgotten", u.tokens.Prune(ctx))
+	})
+}
+
+// every calls f at a pace until ctx ends.
+func every(ctx context.Context, pace time.Duration, f func()) error {
+	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		if u.identity.due() {
-			if err := u.identity.renew(ctx); err != nil {
-				u.log.ErrorContext(ctx, "server certificate not renewed", "error", err)
-			}
-		}
-		if err := voidSerials(ctx, u.ca, u.events, false); err != nil {
-			u.log.ErrorContext(ctx, "serials not voided", "error", err)
-		}
-		if err := (&access.BrokerSessions{DB: u.db, Now: u.now}).Prune(ctx); err != nil {
-			u.log.ErrorContext(ctx, "could not forget old sessions at brokers", "error", err)
-		}
-		if err := u.tokens.Prune(ctx); err != nil {
-			u.log.ErrorContext(ctx, "old access tokens not forgotten", "error", err)
+			f()
 		}
 	}
 }
@@ -80,16 +84,6 @@ func voidSerials(ctx context.Context, c *ca.CA, events *event.Log, all bool) err
 		})
 	}
 	return err
-}
-
-// loadWeakKeys reads the lists of weak keys and puts them in force, all or none.
-func loadWeakKeys(c *ca.CA, paths []string) error {
-	list, err := readWeakKeys(paths)
-	if err != nil {
-		return err
-	}
-	c.WeakKeys.Replace(list)
-	return nil
 }
 
 // readWeakKeys reads the lists of keys that are known to be weak.

@@ -15,7 +15,7 @@ import (
 // openWatch sets up what finds abuse and what follows on it.
 func (s *Server) openWatch(context.Context) error {
 	s.alerts = &respond.Responder{
-		DB: s.db, Registry: s.registry, Ledger: s.ledger, Events: s.events, Devices: s.desk, Now: s.opts.Now, Log: s.log,
+		DB: s.db, Registry: s.registry, Ledger: s.ledger, Events: s.events, Devices: s.authority, Now: s.opts.Now, Log: s.log,
 		Sessions: s.index.Sessions, Rules: rulesOfFindings(), Channels: s.cfg.Notify, Host: s.cfg.Names[0], Observe: s.metrics.responded,
 	}
 	s.metrics.watchAlerts(s.alerts.OpenAlerts)
@@ -44,38 +44,6 @@ func rulesOfFindings() (rules []countersign.Rule) {
 		rules = append(rules, r.Rule)
 	}
 	return rules
-}
-
-// alertMetrics are the metrics of findings and of what follows on them.
-type alertMetrics struct {
-	findings      *prometheus.CounterVec
-	mitigations   *prometheus.CounterVec
-	notifications *prometheus.CounterVec
-}
-
-func newAlertMetrics(r *prometheus.Registry) alertMetrics {
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-		r.MustRegister(c)
-		return c
-	}
-	return alertMetrics{
-		findings:      counter("countersign_findings_total", "Findings of detectors and audit checks, by rule and severity.", "rule", "severity"),
-		mitigations:   counter("countersign_mitigations_total", "What the server did about alerts by itself, by how it ended.", "act", "outcome"),
-		notifications: counter("countersign_notifications_total", "Attempts to tell a channel, by how they ended; dropped: given up or without room.", "channel", "outcome"),
-	}
-}
-
-// responded counts; the labels take the names of rules, mitigations and channels alone.
-func (m *metrics) responded(o respond.Outcome) {
-	switch o.What {
-	case "finding":
-		m.alerts.findings.WithLabelValues(o.Name, o.Result).Inc()
-	case "mitigation":
-		m.alerts.mitigations.WithLabelValues(o.Name, o.Result).Inc()
-	case "notification":
-		m.alerts.notifications.WithLabelValues(o.Name, o.Result).Inc()
-	}
 }
 
 // watchAlerts adds the number of open alerts, read at each scrape.

@@ -13,7 +13,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// channel is the one NOTIFY channel; the payload says what happened.
+// channel is the one NOTIFY channel; the payload is what happened.
 const channel = "countersign"
 
 // dialect is what SQLite and PostgreSQL do not say alike.
@@ -61,7 +61,7 @@ func postgresDialect() dialect {
 }
 
 // statementContext is the context of a statement in a transaction. SQLite rolls
-// the whole transaction back, the neighbors' part too, when a write is
+// the whole transaction back, the other writes of the batch too, when a write is
 // interrupted: there a statement that has begun runs to its end.
 func (d dialect) statementContext(ctx context.Context) context.Context {
 	if d.postgres {
@@ -79,7 +79,7 @@ func (d dialect) wrapRow(ctx context.Context, row *sql.Row) *sql.Row {
 	return failedRow(ctx, d.wrap(row.Err()))
 }
 
-// PostgreSQL's SQLSTATE codes that somebody here branches on (appendix A of its manual).
+// PostgreSQL's SQLSTATE codes that this package branches on (appendix A of its manual).
 const (
 	pgUniqueViolation      = "23505"
 	pgSerializationFailure = "40001"

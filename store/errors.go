@@ -14,7 +14,7 @@ var ErrExists = errors.New("it exists already")
 // ErrEmpty means that a database has none of our tables: nothing was ever founded in it.
 var ErrEmpty = errors.New("the database is empty")
 
-// retryAfter is what a caller is told to wait when the database cannot record:
+// retryAfter is how long a caller is asked to wait when the database cannot record:
 // long enough for a failover or a deleted log file, short enough for a person.
 const retryAfter = 5 * time.Second
 
@@ -25,7 +25,7 @@ const retryAfter = 5 * time.Second
 // methods of DB and Tx have done it already.
 func Wrap(err error) error { return dialect{}.wrap(err) }
 
-// wrap works for both dialects at once: the drivers' error types tell them apart.
+// wrap works for both dialects at once: the drivers have error types of their own.
 func (dialect) wrap(err error) error {
 	if err == nil || errors.Is(err, ErrExists) || errors.Is(err, context.Canceled) {
 		return err

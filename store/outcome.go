@@ -96,7 +96,7 @@ func (p *postgres) search(ctx context.Context, tx *Tx, xid string) (committed bo
 var errUnproved = errors.New("the transaction has left nothing by which it can be found")
 
 // outcomeQuery asks how a transaction ended. A standby that is not promoted yet does
-// not know. While the session that commits lives the answer is "in progress", so that
+// not know. While the session that commits exists the answer is "in progress", so that
 // the next one is final.
 const outcomeQuery = `SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status($1::text::xid8) END`
 

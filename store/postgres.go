@@ -238,7 +238,7 @@ func commit(ctx context.Context, conn *sql.Conn) error {
 
 // refusedCommit reports whether the server answered COMMIT with an error after which
 // the transaction is rolled back. A session that ends (FATAL, PANIC) may have
-// committed, and so may one that is told to stop (class 57) while it waits for a
+// committed, and so may one that is asked to stop (class 57) while it waits for a
 // standby. pgconn.SafeToRetry is of no use here: it is true of a connection that
 // was found closed after COMMIT was sent.
 func refusedCommit(err error) bool {

@@ -33,7 +33,7 @@ const (
 // Reserve is the state of the space that only emergency writes may use.
 type Reserve struct {
 	Size int64 // octets when it is whole; 0: the database has none
-	Left int64 // octets of the file that are not yet given away
+	Left int64 // octets of the file that are not yet released
 	// InUse is set while some of it is used. Until the space is back, writes that are
 	// no emergency are refused, so that they do not take what is left.
 	InUse bool
@@ -65,8 +65,8 @@ func (db *DB) Reserve() Reserve {
 // errReserved is the cause of a refusal while the reserve is in use.
 var errReserved = errors.New("only the reserve is left, which is for revocations")
 
-// reserve is a file beside the database that holds nothing but space. It gives its
-// space away in steps, by getting shorter, and takes it back when the disk has some.
+// reserve is a file beside the database that holds nothing but space. It releases
+// its space in steps, by getting shorter, and takes it back when the disk has some.
 type reserve struct {
 	opts Options
 	path string
@@ -127,7 +127,7 @@ func (r *reserve) run() {
 			return
 		case <-tick.C:
 			_ = r.refill() // logged at the start, and shown by its state since
-			r.tell()
+			r.report()
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (r *reserve) state() Reserve {
 	return Reserve{Size: r.size, Left: r.left, InUse: r.used() || r.over > 0}
 }
 
-// used reports whether some of the file was given away. The caller holds mu.
+// used reports whether some of the file was released. The caller holds mu.
 func (r *reserve) used() bool { return r.file != nil && r.left < r.size }
 
 // closed reports whether writes that are no emergency have to wait. A database over
@@ -223,11 +223,11 @@ func (r *reserve) exceeds(octets int64) {
 	r.mu.Lock()
 	r.over = max(0, octets)
 	r.mu.Unlock()
-	r.tell()
+	r.report()
 }
 
-// tell calls Options.OnReserve when the use of the reserve began or ended.
-func (r *reserve) tell() {
+// report calls Options.OnReserve when the use of the reserve began or ended.
+func (r *reserve) report() {
 	s := r.state()
 	r.mu.Lock()
 	changed := r.inUse != s.InUse
@@ -300,8 +300,8 @@ func (w *writer) measure() {
 	w.reserve.exceeds(pages*pageSize - w.opts.MaxBytes)
 }
 
-// noSpace reports whether a write failed for want of space. SQLite says so of the
-// database and its log; of the log's index it says that it could not be extended.
+// noSpace reports whether a write failed for want of space. SQLite has a code
+// for the database and its log; of the log's index it reports that it could not be extended.
 func (w *writer) noSpace(err error) bool {
 	return isFull(err) || sqliteCode(err) == sqlite3.SQLITE_IOERR_SHMSIZE
 }

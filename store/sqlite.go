@@ -21,7 +21,7 @@ const (
 	// connections than cores only hide slow ones from quick ones.
 	readConns = 8
 	// busyTimeout is how long a statement waits for a foreign process, such as a
-	// backup through sqlite3, to give its lock back.
+	// backup through sqlite3, to release its lock.
 	busyTimeout = "5000"
 	// walKeep is the size to which a checkpointed WAL file is cut back.
 	walKeep = "67108864"
@@ -149,7 +149,7 @@ func holderOf(lock *os.File) string {
 	return "process " + strconv.Itoa(pid)
 }
 
-// private creates the database for its owner alone; SQLite gives the WAL the same mode.
+// private creates the database for its owner alone; the WAL gets the same mode from SQLite.
 func private(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the operator names the file
 	if err != nil {

@@ -155,7 +155,7 @@ func (db *DB) Clock(ctx context.Context, own time.Time) (time.Time, error) {
 }
 
 // Query reads rows outside of a transaction; what it sees is committed. Errors
-// that come later, from rows.Err, are the driver's: give them to [Wrap].
+// that come later, from rows.Err, are the driver's: pass them to [Wrap].
 func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
 	if inside(ctx) {
 		return nil, errInside
@@ -167,7 +167,7 @@ func (db *DB) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 	return rows, db.dialect.wrap(err)
 }
 
-// QueryRow reads one row outside of a transaction. Scan gives sql.ErrNoRows when
+// QueryRow reads one row outside of a transaction. Scan returns sql.ErrNoRows when
 // there is none.
 func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 	if inside(ctx) {
@@ -183,15 +183,15 @@ func (db *DB) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 // returns an error or panics nothing of it is kept, and Write returns that error.
 //
 // SQLite: one goroutine runs the waiting Writes one after the other and commits
-// them together; the failure of one leaves its neighbors alone. PostgreSQL: a
+// them together; the failure of one does not affect the others. PostgreSQL: a
 // READ COMMITTED transaction of its own. On both, fn may run more than once
-// (a serialization failure, a neighbor that broke the common transaction), so it
+// (a serialization failure, another one that broke the common transaction), so it
 // must have no effect outside of tx; use [Tx.AfterCommit]. fn must be short, must
 // not call db (it gets an error, given the ctx it was called with) and must not
 // call runtime.Goexit, as t.FailNow does.
 //
 // A ctx that ends before fn ran ends the wait. Once fn ran, Write waits for the
-// commit, so that a canceled caller is never told that a recorded write was not; a
+// commit, so that a canceled caller is never answered that a recorded write was not; a
 // deadline bounds that wait on PostgreSQL. When the answer of COMMIT is lost, Write
 // reads back whether the transaction is on record (see [Tx.Proof]) before it returns.
 // Unavailable means that nothing was recorded, with one exception, of which
@@ -210,9 +210,9 @@ func (db *DB) Write(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 }
 
 // Listen calls onNotify with the payload of each committed [Tx.Notify] of any
-// node, until ctx ends; then it returns nil. onState tells when the stream comes
+// node, until ctx ends; then it returns nil. onState is called when the stream comes
 // up and goes down; what was notified while it was down is lost, so a listener
-// that is told "up" must read the database once. Both are called from this
+// that gets "up" must read the database once. Both are called from this
 // goroutine. SQLite has one node: the stream is up and silent.
 func (db *DB) Listen(ctx context.Context, onNotify func(payload string), onState func(up bool)) error {
 	return db.listen(ctx, onNotify, onState)
@@ -239,8 +239,8 @@ type insideKey struct{}
 
 func inside(ctx context.Context) bool { return ctx.Value(insideKey{}) != nil }
 
-// failedRow is a row whose Scan returns err; database/sql lets nobody make one
-// but a database that cannot be connected to.
+// failedRow is a row whose Scan returns err; database/sql makes one
+// only for a database that cannot be connected to.
 func failedRow(ctx context.Context, err error) *sql.Row {
 	db := sql.OpenDB(failing{err})
 	defer func() { _ = db.Close() }()

@@ -44,7 +44,7 @@ func (tx *Tx) Query(ctx context.Context, q string, args ...any) (*sql.Rows, erro
 	return rows, tx.note(err)
 }
 
-// QueryRow reads one row, or writes one with RETURNING. Scan gives sql.ErrNoRows
+// QueryRow reads one row, or writes one with RETURNING. Scan returns sql.ErrNoRows
 // when there is none, which does not end the transaction.
 func (tx *Tx) QueryRow(ctx context.Context, q string, args ...any) *sql.Row {
 	ctx, err := tx.begin(ctx)

@@ -20,7 +20,7 @@ const (
 	// queueMax bounds the writes that wait: about a tenth of a second of work.
 	queueMax = 1024
 	// queueWait is how long a write waits for a place in a full queue before its
-	// caller is told to come back.
+	// caller is asked to come back.
 	queueWait = 5 * time.Second
 )
 
@@ -49,7 +49,7 @@ type pending struct {
 	err  error
 	done chan error // one slot, so that the writer never waits for a caller
 	// taken decides the race between the writer that begins and the caller that
-	// gives up: the first to swap it wins.
+	// stops waiting: the first to swap it wins.
 	taken atomic.Bool
 }
 
@@ -147,8 +147,8 @@ func (w *writer) loop() {
 	for {
 		select {
 		case p := <-w.queue:
-			// Those who can run now and are about to write join this commit. Where
-			// nobody is, nobody waits.
+			// Goroutines that can run now and are about to write join this commit.
+			// Where there is none, there is no wait.
 			runtime.Gosched()
 			w.commit(w.gather(p))
 		case <-w.quit:
