@@ -4,38 +4,19 @@ import (
 	"context"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
 )
-
-// Question asks what a client may do.
-type Question struct {
-	Fleet    string   // of a guest or an app; a device has its own
-	Device   string   // one of this,
-	Guest    string   // this,
-	App      string   // and this, the name of an operator
-	Scope    []string // of an app
-	ClientID string   // empty: the client's own name
-	Action   string
-	Topic    string // or filter; a client identifier for connect
-	Source   string // a draft; empty asks the policy in force
-}
-
-// Answer is what was decided, for the fleet and by the version that decided.
-type Answer struct {
-	Fleet    string
-	Version  int64 // draftVersion for a draft
-	Decision Decision
-}
 
 // draftVersion is the version of a draft, which has no number yet.
 const draftVersion = -1
 
 // Explain answers a question by the record as it is now.
-func (s *Store) Explain(ctx context.Context, q Question) (Answer, error) {
+func (s *Store) Explain(ctx context.Context, q api.PolicyQuestion) (api.PolicyAnswer, error) {
 	subject, err := s.subject(ctx, &q)
 	if err != nil {
-		return Answer{}, err
+		return api.PolicyAnswer{}, err
 	}
 	if q.ClientID != "" {
 		subject.ClientID = q.ClientID
@@ -47,21 +28,23 @@ func (s *Store) Explain(ctx context.Context, q Question) (Answer, error) {
 		in.Policy, err = parse(q.Source)
 	}
 	if err != nil {
-		return Answer{}, err
+		return api.PolicyAnswer{}, err
 	}
-	a := Answer{Fleet: subject.Fleet, Version: in.Version, Decision: in.Policy.Explain(subject, policy.Action(q.Action), q.Topic)}
+	a := api.PolicyAnswer{
+		Fleet: subject.Fleet, Version: in.Version, Decision: api.PolicyDecision(in.Policy.Explain(subject, policy.Action(q.Action), q.Topic)),
+	}
 	client := subject.ClientID
 	if q.Action == string(policy.Connect) && q.Topic != "" {
 		client = q.Topic
 	}
 	if a.Decision.Allowed && subject.Kind == policy.Devices && !MayUseClientID(subject.Device, client) {
-		a.Decision = Decision{Why: NotItsClientID(subject.Device, client)}
+		a.Decision = api.PolicyDecision{Why: NotItsClientID(subject.Device, client)}
 	}
 	return a, nil
 }
 
 // subject finds the client that a question is about.
-func (s *Store) subject(ctx context.Context, q *Question) (policy.Subject, error) {
+func (s *Store) subject(ctx context.Context, q *api.PolicyQuestion) (policy.Subject, error) {
 	name := policy.Subject{Fleet: q.Fleet, Scope: q.Scope}
 	switch {
 	case q.Device != "" && q.Guest == "" && q.App == "":

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/policies"
 	"github.com/countersign-iot/countersign/policy"
@@ -425,24 +426,24 @@ func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 		p, _ := newStore(t, db)
 		apply(t, p, policies.Draft{Fleet: fleet, Source: draft("${device.tags.site}/x")})
 		for _, c := range []struct {
-			q    policies.Question
+			q    api.PolicyQuestion
 			want bool
 		}{
-			{policies.Question{Device: "pump-1", Action: "publish", Topic: "north/x"}, true},
-			{policies.Question{Device: "pump-1", Action: "publish", Topic: "south/x"}, false},
-			{policies.Question{Device: "pump-1", Action: "connect"}, true},
-			{policies.Question{Device: "pump-1", Action: "connect", Topic: "pump-1:a"}, true},
-			{policies.Question{Device: "pump-1", Action: "connect", Topic: "pump-2"}, false},
-			{policies.Question{Device: "pump-1", ClientID: "pump-2", Action: "publish", Topic: "north/x"}, false},
-			{policies.Question{Guest: "x", Fleet: fleet, Action: "connect"}, false},
-			{policies.Question{App: "ann", Scope: []string{"pump-1"}, Fleet: fleet, Action: "publish", Topic: "devices/pump-1/down/x", Source: string(policy.Starter())}, true},
+			{api.PolicyQuestion{Device: "pump-1", Action: "publish", Topic: "north/x"}, true},
+			{api.PolicyQuestion{Device: "pump-1", Action: "publish", Topic: "south/x"}, false},
+			{api.PolicyQuestion{Device: "pump-1", Action: "connect"}, true},
+			{api.PolicyQuestion{Device: "pump-1", Action: "connect", Topic: "pump-1:a"}, true},
+			{api.PolicyQuestion{Device: "pump-1", Action: "connect", Topic: "pump-2"}, false},
+			{api.PolicyQuestion{Device: "pump-1", ClientID: "pump-2", Action: "publish", Topic: "north/x"}, false},
+			{api.PolicyQuestion{Guest: "x", Fleet: fleet, Action: "connect"}, false},
+			{api.PolicyQuestion{App: "ann", Scope: []string{"pump-1"}, Fleet: fleet, Action: "publish", Topic: "devices/pump-1/down/x", Source: string(policy.Starter())}, true},
 		} {
 			a, err := p.Explain(t.Context(), c.q)
 			if err != nil || a.Decision.Allowed != c.want || a.Decision.Why == "" {
 				t.Errorf("Explain(%+v): got %+v, %v, want %v", c.q, a, err, c.want)
 			}
 		}
-		for name, q := range map[string]policies.Question{
+		for name, q := range map[string]api.PolicyQuestion{
 			"nobody": {Action: "connect"}, "two": {Device: "pump-1", Guest: "x", Action: "connect"},
 			"another fleet": {Device: "pump-1", Fleet: "other", Action: "connect"}, "a broken draft": {Device: "pump-1", Action: "connect", Source: "x"},
 		} {
@@ -450,7 +451,7 @@ func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 				t.Errorf("%s: got %v, want a bad request", name, err)
 			}
 		}
-		if _, err := p.Explain(t.Context(), policies.Question{Device: "nobody", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
+		if _, err := p.Explain(t.Context(), api.PolicyQuestion{Device: "nobody", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
 			t.Errorf("no such device: got %v, want not found", err)
 		}
 	})

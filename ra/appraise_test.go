@@ -416,7 +416,7 @@ func TestClaimOutsideItsBoundsStops(t *testing.T) {
 				req = shows(t, kit.Key(t), "pump-1", peer(cert))
 				req.Remote = netip.MustParseAddrPort("198.51.100.1:1")
 			}
-			if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || e.Code != countersign.NotAllowed {
+			if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || countersign.Code(e.Code) != countersign.NotAllowed {
 				t.Errorf("Explain: got %+v, %v, want refuse", e, err)
 			}
 			if c, err := w.Registry.Credential(t.Context(), w.DB, made.ID); err != nil || c.State != registry.CredentialActive {

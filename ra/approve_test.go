@@ -106,7 +106,7 @@ func TestRejectionHoldsUntilItExpires(t *testing.T) {
 		}
 		_, err = w.Enroll(t.Context(), req)
 		kit.WantCode(t, err, countersign.NotAllowed)
-		if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || e.Code != countersign.NotAllowed {
+		if e, err := w.Explain(t.Context(), req); err != nil || e.Decision != "refuse" || countersign.Code(e.Code) != countersign.NotAllowed {
 			t.Errorf("Explain: got %+v, %v, want refuse", e, err)
 		}
 		if s := w.device(t, "pump-1").State; s != countersign.DeviceRegistered {

@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"time"
@@ -13,10 +14,10 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// IntroduceMe introduces the device at the door to another of its fleet. It refuses
+// Introduce introduces the device at the door to another of its fleet. It refuses
 // with what Admit refuses, with NotFound a peer that there is not or that is of
 // another fleet, and with Conflict one that has no identity now.
-func (d *Authority) IntroduceMe(ctx context.Context, c countersign.Connection, i Introduction) (api.SignedIntroduction, error) {
+func (d *Authority) Introduce(ctx context.Context, c countersign.Connection, i api.NewIntroduction) (api.SignedIntroduction, error) {
 	v := d.Admit(ctx, c)
 	if !v.Allow {
 		return api.SignedIntroduction{}, &countersign.Error{Code: v.Code, Message: v.Reason}
@@ -28,16 +29,16 @@ func (d *Authority) IntroduceMe(ctx context.Context, c countersign.Connection, i
 	return d.makeIntroduction(ctx, i, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}, true)
 }
 
-// DeviceToken returns the device at the door an access token of its own, for a way
-// in where it cannot show its certificate: a WebSocket through another party's proxy. It
-// refuses with what Admit refuses.
-func (d *Authority) DeviceToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (k access.Token, text string, err error) {
+// AccessToken makes an access token for the device at the door, for a way in where it
+// cannot show its certificate: a WebSocket through another party's proxy. ttl 0 is the
+// default. It refuses with what Admit refuses.
+func (d *Authority) AccessToken(ctx context.Context, c countersign.Connection, ttl time.Duration) (made api.IssuedAccessToken, err error) {
 	v := d.Admit(ctx, c)
 	switch {
 	case !v.Allow:
-		return k, "", &countersign.Error{Code: v.Code, Message: v.Reason}
+		return made, &countersign.Error{Code: v.Code, Message: v.Reason}
 	case strings.Contains(v.Device, "/") || strings.HasPrefix(v.Credential, "token:"):
-		return k, "", countersign.Errorf(countersign.NotAllowed, "a token is given for a certificate or a secret of a device, and for nothing else")
+		return made, countersign.Errorf(countersign.NotAllowed, "a token is made for a certificate or a secret of a device, and for nothing else")
 	}
 	source := certificateSource(v.Cert)
 	if v.Credential != "" {
@@ -48,33 +49,35 @@ func (d *Authority) DeviceToken(ctx context.Context, c countersign.Connection, t
 		if err := d.stillHolds(ctx, tx, sessionOf(&v, c)); err != nil {
 			return err
 		}
-		if k, text, err = d.Access.Tokens.Issue(ctx, tx, order, ttl); err != nil {
+		k, text, err := d.Access.Tokens.Issue(ctx, tx, order, cmp.Or(ttl, access.DefaultTokenTTL))
+		if err != nil {
 			return err
 		}
+		made = IssuedAccessToken(k, text)
 		return d.Events.Append(ctx, tx, TokenEvent(countersign.AccessTokenIssued, k, By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}))
 	})
-	return k, text, err
+	return made, err
 }
 
 // ChangeSecret lets a device rotate its own secret: the one that it shows in c, or
 // with its certificate the primary one. It passes the same door as a connection.
-func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, binary bool) (access.Secret, []byte, error) {
+func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, in api.ChangeSecret) (made api.IssuedSecret, err error) {
 	v := d.Admit(ctx, c)
 	id, bySecret := strings.CutPrefix(v.Credential, "secret:")
 	switch {
 	case !v.Allow:
-		return access.Secret{}, nil, countersign.Errorf(v.Code, "%s", v.Reason)
+		return made, countersign.Errorf(v.Code, "%s", v.Reason)
 	case !bySecret && v.Cert.IsZero():
-		return access.Secret{}, nil, countersign.Errorf(countersign.NotAllowed, "a secret is changed with the present one, or with the device's certificate")
+		return made, countersign.Errorf(countersign.NotAllowed, "a secret is changed with the present one, or with the device's certificate")
 	}
 	by := By{Actor: countersign.DeviceActor(v.Device), Via: c.Gateway}
 	o := access.SecretOrder{
-		Device: v.Device, Slot: attest.Primary, Binary: binary, Rotate: true, Overlap: access.DefaultSecretOverlap, By: by.Actor,
+		Device: v.Device, Slot: attest.Primary, Binary: in.Binary, Rotate: true, Overlap: access.DefaultSecretOverlap, By: by.Actor,
 	}
 	if bySecret {
 		all, err := d.Access.Secrets.Of(ctx, d.DB, v.Device)
 		if err != nil {
-			return access.Secret{}, nil, err
+			return made, err
 		}
 		for i := range all {
 			if all[i].ID == id {
@@ -82,7 +85,7 @@ func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, 
 			}
 		}
 	}
-	return d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
+	s, text, err := d.makeSecret(ctx, o, by, func(ctx context.Context, tx *store.Tx, dev *registry.Entry) error {
 		if err := d.stillHolds(ctx, tx, sessionOf(&v, c)); err != nil {
 			return err
 		}
@@ -90,11 +93,12 @@ func (d *Authority) ChangeSecret(ctx context.Context, c countersign.Connection, 
 		if err != nil {
 			return err
 		}
-		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
+		if !access.Accepts(fleet.Rules.Access, countersign.AccessSecret) && (in.Binary || !access.Accepts(fleet.Rules.Access, countersign.AccessSCRAM)) {
 			return countersign.Errorf(countersign.NotAllowed, "fleet %s does not accept a secret", fleet.Name)
 		}
 		return d.Access.Secrets.MayChange(ctx, tx, dev.ID)
 	})
+	return IssuedSecret(s, text, in.Binary), err
 }
 
 // stillHolds locks the device that was let in, and refuses if what it came in with
@@ -113,4 +117,36 @@ func (d *Authority) stillHolds(ctx context.Context, tx *store.Tx, s countersign.
 		return countersign.Errorf(countersign.NotAllowed, "the device is registered")
 	}
 	return nil
+}
+
+// IssuedAccessToken is the answer that shows the text of a new token.
+func IssuedAccessToken(k access.Token, text string) api.IssuedAccessToken {
+	return api.IssuedAccessToken{AccessToken: ShapeAccessToken(k), Token: text}
+}
+
+// ShapeAccessToken returns a token as the API shows it, without its text.
+func ShapeAccessToken(k access.Token) api.AccessToken {
+	return api.AccessToken{
+		ID: k.ID, Subject: k.Subject, Fleet: k.Fleet, Devices: append([]string{}, k.Devices...), ReadOnly: k.ReadOnly,
+		IssuedAt: k.IssuedAt.UTC(), ExpiresAt: k.ExpiresAt.UTC(), RevokedAt: k.RevokedAt.UTC(),
+	}
+}
+
+// ShapeSecret returns a secret as the API shows it, without the secret itself.
+func ShapeSecret(s access.Secret) api.Secret {
+	return api.Secret{
+		ID: s.ID, Device: s.Device, Slot: string(s.Slot), Kind: string(s.Kind), SCRAM: s.SCRAM, State: s.State, Reason: s.Reason,
+		CreatedBy: string(s.CreatedBy), CreatedAt: s.CreatedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(), UsedAt: s.UsedAt.UTC(),
+	}
+}
+
+// IssuedSecret is the answer that shows a new secret.
+func IssuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
+	out := api.IssuedSecret{Secret: ShapeSecret(s)}
+	if binary {
+		out.Octets = text
+	} else {
+		out.Text = string(text)
+	}
+	return out
 }

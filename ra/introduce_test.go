@@ -214,7 +214,7 @@ func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
 		if v := w.Admit(t.Context(), shows(pump, line.cert)); !v.Allow {
 			t.Fatalf("at first: got %+v", v)
 		}
-		_, token, err := w.DeviceToken(t.Context(), shows(pump), time.Hour) // the CA is on record
+		token, err := w.AccessToken(t.Context(), shows(pump), time.Hour) // the CA is on record
 		if err != nil {
 			t.Fatalf("without the CA that is on record: %v", err)
 		}
@@ -226,7 +226,7 @@ func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
 		if err := w.provisioner().SetCRLs(t.Context(), "maker", ca.Lists{CRLs: [][]byte{m.crl(t, w.Now(), line.cert)}}, "", boss); err != nil {
 			t.Fatal(err)
 		}
-		if v := w.Admit(t.Context(), tokenBearer(token)); v.Code != countersign.CertIsRevoked {
+		if v := w.Admit(t.Context(), tokenBearer(token.Token)); v.Code != countersign.CertIsRevoked {
 			t.Errorf("a token for it after its CA was revoked: got %+v, want certificate_revoked", v)
 		}
 		if v := w.Admit(t.Context(), shows(pump, line.cert)); v.Code != countersign.CertIsRevoked {
@@ -235,7 +235,7 @@ func TestReissuedCAIsRecordedWithTheCertificate(t *testing.T) {
 		if v := w.Admit(t.Context(), shows(pump, fresh)); !v.Allow {
 			t.Fatalf("by the CA that was issued anew: got %+v", v)
 		}
-		if v := w.Admit(t.Context(), tokenBearer(token)); !v.Allow {
+		if v := w.Admit(t.Context(), tokenBearer(token.Token)); !v.Allow {
 			t.Errorf("the token afterwards: got %+v, want it let in", v)
 		}
 	})

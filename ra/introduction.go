@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"strings"
@@ -28,36 +29,26 @@ const (
 	maxPurpose = 128
 )
 
-// Introduction is a request that two devices be introduced to each other.
-type Introduction struct {
-	Device  string // who is introduced
-	Peer    string // to whom
-	Purpose string
-	TTL     time.Duration // 0: DefaultIntroduction
-}
-
 // IntroduceBoth is for operators: the devices may be of two fleets.
-func (d *Authority) IntroduceBoth(ctx context.Context, i Introduction, by By) (api.SignedIntroduction, error) {
+func (d *Authority) IntroduceBoth(ctx context.Context, i api.NewIntroduction, by By) (api.SignedIntroduction, error) {
 	return d.makeIntroduction(ctx, i, by, false)
 }
 
-func (d *Authority) makeIntroduction(ctx context.Context, i Introduction, by By, oneFleet bool) (out api.SignedIntroduction, err error) {
+func (d *Authority) makeIntroduction(ctx context.Context, i api.NewIntroduction, by By, oneFleet bool) (out api.SignedIntroduction, err error) {
 	bad := func(format string, args ...any) (api.SignedIntroduction, error) {
 		return out, countersign.Errorf(countersign.BadRequest, format, args...)
 	}
-	if i.TTL == 0 {
-		i.TTL = DefaultIntroduction
-	}
+	ttl := cmp.Or(time.Duration(i.TTLSeconds)*time.Second, DefaultIntroduction)
 	switch {
-	case i.TTL < MinIntroduction || i.TTL > MaxIntroduction:
-		return bad("a life of %s is not between %s and %s", i.TTL, MinIntroduction, MaxIntroduction)
+	case ttl < MinIntroduction || ttl > MaxIntroduction:
+		return bad("a life of %s is not between %s and %s", ttl, MinIntroduction, MaxIntroduction)
 	case i.Purpose == "" || len(i.Purpose) > maxPurpose || strings.ContainsFunc(i.Purpose, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return bad("the purpose is not 1 to %d octets of printable text", maxPurpose)
 	case i.Device == i.Peer:
 		return bad("a device knows itself")
 	}
 	now := d.Now().UTC().Truncate(time.Second)
-	out.Introduction = api.Introduction{ID: strings.ToLower(rand.Text()), Purpose: i.Purpose, IssuedAt: now, ExpiresAt: now.Add(i.TTL)}
+	out.Introduction = api.Introduction{ID: strings.ToLower(rand.Text()), Purpose: i.Purpose, IssuedAt: now, ExpiresAt: now.Add(ttl)}
 	if out.Parties[0], err = d.party(ctx, i.Device); err != nil {
 		return out, err
 	}

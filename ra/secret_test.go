@@ -17,6 +17,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/lockout"
@@ -361,8 +362,9 @@ func TestDeviceChangesItsOwnSecret(t *testing.T) {
 		w.opens(t)
 		cert := w.active(t, "pump-1")
 		_, old := w.secret(t, access.SecretOrder{Device: "pump-1", Slot: attest.Secondary})
-		s, next, err := w.ChangeSecret(t.Context(), by("pump-1", old, "192.0.2.1"), false)
-		if err != nil || s.Slot != attest.Secondary || s.CreatedBy != "device:pump-1" {
+		s, err := w.ChangeSecret(t.Context(), by("pump-1", old, "192.0.2.1"), api.ChangeSecret{})
+		next := []byte(s.Text)
+		if err != nil || s.Slot != string(attest.Secondary) || s.CreatedBy != "device:pump-1" {
 			t.Fatalf("got %+v, %v", s, err)
 		}
 		for _, text := range [][]byte{old, next} { // a day of overlap
@@ -370,7 +372,7 @@ func TestDeviceChangesItsOwnSecret(t *testing.T) {
 				t.Errorf("within the overlap: got %q", v.Code)
 			}
 		}
-		_, _, err = w.ChangeSecret(t.Context(), by("pump-1", next, "192.0.2.1"), false)
+		_, err = w.ChangeSecret(t.Context(), by("pump-1", next, "192.0.2.1"), api.ChangeSecret{})
 		kit.WantCode(t, err, countersign.RateLimited)
 		w.clock.Advance(25 * time.Hour)
 		if v := w.Admit(t.Context(), by("pump-1", old, "192.0.2.1")); v.Allow {
@@ -378,19 +380,19 @@ func TestDeviceChangesItsOwnSecret(t *testing.T) {
 		}
 		c := by("pump-1", nil, "192.0.2.1")
 		c.Username, c.Peer = "", peerOf(cert)
-		s, octets, err := w.ChangeSecret(t.Context(), c, true)
-		if err != nil || s.Slot != attest.Primary || len(octets) != 32 {
+		s, err = w.ChangeSecret(t.Context(), c, api.ChangeSecret{Binary: true})
+		if err != nil || s.Slot != string(attest.Primary) || len(s.Octets) != 32 {
 			t.Errorf("with its certificate: got %+v, %v", s, err)
 		}
 		ctx, hangUp := context.WithCancel(t.Context())
 		w.Observe = func(ra.Outcome) { hangUp() }
-		_, _, err = w.ChangeSecret(ctx, by("pump-1", []byte("wrong, for sure"), "192.0.2.1"), false)
+		_, err = w.ChangeSecret(ctx, by("pump-1", []byte("wrong, for sure"), "192.0.2.1"), api.ChangeSecret{})
 		kit.WantCode(t, err, countersign.BadCredential)
 		w.Observe = nil
 
 		w.rules(t, "default", countersign.Rules{}) // certificates alone: a secret would open nothing
 		w.clock.Advance(time.Hour)
-		_, _, err = w.ChangeSecret(t.Context(), c, false)
+		_, err = w.ChangeSecret(t.Context(), c, api.ChangeSecret{})
 		kit.WantCode(t, err, countersign.NotAllowed)
 	})
 }

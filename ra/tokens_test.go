@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/access"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/operator"
@@ -26,13 +27,13 @@ func (w *world) gives(t *testing.T) {
 	w.Access.Tokens = &access.Tokens{DB: w.DB, Now: w.clock.Now, Key: bytes.Repeat([]byte{7}, 32)}
 }
 
-func (w *world) deviceToken(t *testing.T, c countersign.Connection) (access.Token, string) {
+func (w *world) deviceToken(t *testing.T, c countersign.Connection) (api.AccessToken, string) {
 	t.Helper()
-	k, text, err := w.DeviceToken(t.Context(), c, time.Hour)
+	made, err := w.AccessToken(t.Context(), c, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k, text
+	return made.AccessToken, made.Token
 }
 
 // withCertificate is a device that asks with its certificate.
@@ -64,7 +65,7 @@ func TestTokenEndsWithWhatItWasGivenFor(t *testing.T) {
 		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
 			t.Error("the token of a revoked certificate is let in")
 		}
-		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != k.Credential() {
+		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != "token:"+k.ID {
 			t.Errorf("cuts: got %+v, want the certificate's and the token's", cuts)
 		}
 		if got := w.events(t, event.Filter{Type: countersign.AccessTokenRevoked}); len(got) != 1 || got[0].Data["token"] != k.ID {
@@ -81,7 +82,7 @@ func TestTokenEndsWithWhatItWasGivenFor(t *testing.T) {
 		if v := w.Admit(t.Context(), tokenBearer(text)); v.Allow {
 			t.Error("the token of a stopped secret is let in")
 		}
-		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != k.Credential() {
+		if cuts := w.takeCuts(); len(cuts) != 2 || cuts[1].Credential != "token:"+k.ID {
 			t.Errorf("cuts: got %+v, want the secret's and the token's", cuts)
 		}
 	})
@@ -140,7 +141,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		_, _, err := w.ChangeSecret(t.Context(), by("pump-1", secret, "192.0.2.1"), false)
+		_, err := w.ChangeSecret(t.Context(), by("pump-1", secret, "192.0.2.1"), api.ChangeSecret{})
 		kit.WantCode(t, err, countersign.CredentialExpire)
 		w.Observe = func(o ra.Outcome) {
 			if o.Act != "connect" {
@@ -150,7 +151,7 @@ func TestNothingIsGivenForWhatEndsMeanwhile(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		_, _, err = w.DeviceToken(t.Context(), withCertificate(cert), time.Hour)
+		_, err = w.AccessToken(t.Context(), withCertificate(cert), time.Hour)
 		kit.WantCode(t, err, countersign.CertIsRevoked)
 		w.Observe = nil
 
@@ -187,10 +188,10 @@ func TestDeviceLearnsNothingOfOtherFleets(t *testing.T) {
 			_, err := tx.Exec(ctx, `UPDATE device SET fleet = 'valves' WHERE id LIKE 'valve-%'`)
 			return err
 		})
-		_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: "valve-1", Purpose: "\x1b[2Jmodbus"})
+		_, err := w.Introduce(t.Context(), withCertificate(cert), api.NewIntroduction{Peer: "valve-1", Purpose: "\x1b[2Jmodbus"})
 		kit.WantCode(t, err, countersign.BadRequest)
 		for _, peer := range []string{"valve-1", "valve-2", "valve-3"} {
-			_, err := w.IntroduceMe(t.Context(), withCertificate(cert), ra.Introduction{Peer: peer, Purpose: "modbus"})
+			_, err := w.Introduce(t.Context(), withCertificate(cert), api.NewIntroduction{Peer: peer, Purpose: "modbus"})
 			if want := "there is no device \"" + peer + "\" in fleet default"; err == nil || countersign.Public(err).Message != want {
 				t.Errorf("%s: got %v, want: %s", peer, err, want)
 			}

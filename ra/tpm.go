@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/pkcs10"
 	"github.com/countersign-iot/countersign/registry"
@@ -32,46 +33,41 @@ type tpmSession struct {
 
 const tpmContext = "tpm session"
 
-// TPMEvidence is what a device with a TPM shows.
-type TPMEvidence = attest.TPMEvidence
-
-// Challenge is what a device with a TPM gets first.
-type Challenge struct {
-	Session string // to be sent back with the answer
-	attest.TPMChallenge
-	Expires time.Time
-}
-
 // ChallengeTPM takes a TPM's endorsement and attestation keys and makes a
 // challenge that only that chip can answer.
-func (d *Authority) ChallengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence, from netip.AddrPort) (*Challenge, error) {
-	r := d.received(ctx, countersign.EnrollRequest{Fleet: fleet, Door: "rest", Remote: from})
-	err := r.mayGuess()
-	var c *Challenge
-	if err == nil {
-		c, err = d.challengeTPM(ctx, cmp.Or(fleet, countersign.DefaultFleet), ev)
+func (d *Authority) ChallengeTPM(ctx context.Context, id api.TPMIdentity, from netip.AddrPort) (c api.TPMChallenge, err error) {
+	r := d.received(ctx, countersign.EnrollRequest{Fleet: id.Fleet, Door: "rest", Remote: from})
+	if err = r.mayGuess(); err == nil {
+		c, err = d.challengeTPM(ctx, cmp.Or(id.Fleet, countersign.DefaultFleet), tpmEvidence(id))
 	}
 	if err != nil {
-		return nil, r.refused(ctx, err)
+		return api.TPMChallenge{}, r.refused(ctx, err)
 	}
 	return c, nil
 }
 
-func (d *Authority) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence) (*Challenge, error) {
+func tpmEvidence(id api.TPMIdentity) attest.TPMEvidence {
+	return attest.TPMEvidence{EKPublic: id.EKPublic, EKCertificate: id.EKCertificate, EKChain: id.EKChain, AKPublic: id.AKPublic}
+}
+
+func (d *Authority) challengeTPM(ctx context.Context, fleet string, ev attest.TPMEvidence) (out api.TPMChallenge, err error) {
 	o, err := d.tpmOptions(ctx, fleet, ev)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	c, expect, err := attest.ChallengeTPM(ev, o)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	s := tpmSession{Fleet: fleet, Expect: expect, Expires: d.Now().Add(tpmSessionLife)}
 	text, err := json.Marshal(s)
 	if err != nil {
-		return nil, fmt.Errorf("encode a TPM session: %w", err)
+		return out, fmt.Errorf("encode a TPM session: %w", err)
 	}
-	return &Challenge{Session: base64.RawURLEncoding.EncodeToString(d.Sealer.Seal(text, tpmContext)), TPMChallenge: c, Expires: s.Expires}, nil
+	return api.TPMChallenge{
+		Session:    base64.RawURLEncoding.EncodeToString(d.Sealer.Seal(text, tpmContext)),
+		Credential: c.Credential, EncryptedSecret: c.EncryptedSecret, File: c.File(), Nonce: c.Nonce, Expires: s.Expires.UTC(),
+	}, nil
 }
 
 // tpmOptions are whom the fleet trusts to vouch for a chip.
@@ -104,12 +100,19 @@ func (d *Authority) tpmOptions(ctx context.Context, fleet string, ev attest.TPME
 }
 
 // EnrollTPM takes the answer to a challenge and enrolls the device.
-func (d *Authority) EnrollTPM(ctx context.Context, session string, ev attest.TPMEvidence, req countersign.EnrollRequest) (*countersign.Grant, error) {
+func (d *Authority) EnrollTPM(ctx context.Context, in api.TPMAnswer, req countersign.EnrollRequest) (*countersign.Grant, error) {
+	ev := tpmEvidence(in.TPMIdentity)
+	ev.Secret, ev.KeyPublic, ev.CertifyInfo, ev.CertifySignature = in.Secret, in.KeyPublic, in.CertifyInfo, in.CertifySignature
+	ev.Quote, ev.QuoteSignature = in.Quote, in.QuoteSignature
+	var err error
+	if ev.PCRs, err = in.Registers(); err != nil {
+		return nil, err
+	}
 	r := d.received(ctx, req)
 	if err := r.mayGuess(); err != nil {
 		return nil, r.refused(ctx, err)
 	}
-	proof, fleet, err := d.proveTPM(ctx, session, ev, req.CSR)
+	proof, fleet, err := d.proveTPM(ctx, in.Session, ev, req.CSR)
 	if err != nil {
 		return nil, r.refused(ctx, err)
 	}

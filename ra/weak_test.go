@@ -19,9 +19,9 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/ca"
-	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
@@ -268,7 +268,7 @@ func TestNoDoorTakesAWeakKey(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = w.ChallengeTPM(t.Context(), "", ra.TPMEvidence{EKPublic: area, AKPublic: []byte{1}}, remote)
+			_, err = w.ChallengeTPM(t.Context(), api.TPMIdentity{EKPublic: area, AKPublic: []byte{1}}, remote)
 			return err
 		},
 	} {

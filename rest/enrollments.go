@@ -66,14 +66,7 @@ func (e *enrollments) explain(ctx context.Context, in *body[api.Explain]) (api.E
 		}
 		req.Remote = netip.AddrPortFrom(addr, 0)
 	}
-	return as(shapeExplanation)(e.ra.ExplainTo(ctx, req, byOf(ctx), callerOf(ctx).from))
-}
-
-func shapeExplanation(e ra.Explanation) api.Explanation {
-	return api.Explanation{
-		Decision: e.Decision, Code: string(e.Code), Reason: e.Reason, Next: e.Next, Device: e.Device, Fleet: e.Fleet,
-		Method: string(e.Method), Evidence: e.Evidence, Profile: e.Profile, Facts: e.Facts,
-	}
+	return e.ra.ExplainTo(ctx, req, byOf(ctx), callerOf(ctx).from)
 }
 
 func shapeWaiting(w registry.Waiting) api.Waiting {

@@ -61,7 +61,7 @@ func (p *policyVersions) check(_ context.Context, in *body[api.PolicySource]) (a
 	r := policies.Check(in.Body.Source)
 	out := api.PolicyCheck{OK: len(r.Problems)+len(r.Failures) == 0, Warnings: shapeWarnings(r.Warnings)}
 	for _, p := range r.Problems {
-		out.Problems = append(out.Problems, api.PolicyProblem{Line: p.Line, Column: p.Column, Message: p.Message})
+		out.Problems = append(out.Problems, api.PolicyProblem(p))
 	}
 	for _, f := range r.Failures {
 		out.Failures = append(out.Failures, api.PolicyFailure{
@@ -72,8 +72,7 @@ func (p *policyVersions) check(_ context.Context, in *body[api.PolicySource]) (a
 }
 
 func (p *policyVersions) explain(ctx context.Context, in *body[api.PolicyQuestion]) (api.PolicyAnswer, error) {
-	a, err := p.policies.Explain(ctx, policies.Question(in.Body))
-	return api.PolicyAnswer{Fleet: a.Fleet, Version: a.Version, Decision: shapeDecision(a.Decision)}, err
+	return p.policies.Explain(ctx, in.Body)
 }
 
 func (p *policyVersions) replay(ctx context.Context, in *onFleet[api.PolicySource]) (api.PolicyReplay, error) {

@@ -22,7 +22,7 @@ func (s *secrets) list(ctx context.Context, in *struct {
 },
 ) (api.Page[api.Secret], error) {
 	list, err := s.ra.Secrets(ctx, in.ID)
-	return api.Page[api.Secret]{Items: each(list, shapeSecret)}, err
+	return api.Page[api.Secret]{Items: each(list, ra.ShapeSecret)}, err
 }
 
 func (s *secrets) create(ctx context.Context, in *struct {
@@ -49,7 +49,7 @@ func (s *secrets) rotate(ctx context.Context, in *struct {
 
 func (s *secrets) issue(ctx context.Context, o access.SecretOrder) (api.IssuedSecret, error) {
 	made, text, err := s.ra.CreateSecret(ctx, o, byOf(ctx))
-	return IssuedSecret(made, text, o.Binary), err
+	return ra.IssuedSecret(made, text, o.Binary), err
 }
 
 func (s *secrets) stop(ctx context.Context, in *struct {
@@ -59,29 +59,11 @@ func (s *secrets) stop(ctx context.Context, in *struct {
 },
 ) (api.StoppedSecret, error) {
 	made, done, err := s.ra.StopSecret(ctx, in.ID, in.Secret, value(in.Body).Note, byOf(ctx))
-	return api.StoppedSecret{Secret: shapeSecret(made), Sessions: done.Sessions, Already: done.Already}, err
+	return api.StoppedSecret{Secret: ra.ShapeSecret(made), Sessions: done.Sessions, Already: done.Already}, err
 }
 
 func secretOrder(device string, n api.NewSecret) access.SecretOrder {
 	return access.SecretOrder{
 		Device: device, Slot: access.Slot(n.Slot), Given: n.Secret, Binary: n.Binary, TTL: time.Duration(n.TTLSeconds) * time.Second,
 	}
-}
-
-func shapeSecret(s access.Secret) api.Secret {
-	return api.Secret{
-		ID: s.ID, Device: s.Device, Slot: string(s.Slot), Kind: string(s.Kind), SCRAM: s.SCRAM, State: s.State, Reason: s.Reason,
-		CreatedBy: string(s.CreatedBy), CreatedAt: s.CreatedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(), UsedAt: s.UsedAt.UTC(),
-	}
-}
-
-// IssuedSecret is the answer that shows a new secret.
-func IssuedSecret(s access.Secret, text []byte, binary bool) api.IssuedSecret {
-	out := api.IssuedSecret{Secret: shapeSecret(s)}
-	if binary {
-		out.Octets = text
-	} else {
-		out.Text = string(text)
-	}
-	return out
 }

@@ -68,7 +68,7 @@ func (s *Server) enrollment(by countersign.Enroller, authority *ra.Authority) ht
 	}
 	devices := &enroll.Server{Enroller: by, Log: s.log, Now: s.opts.Now}
 	if authority != nil {
-		devices.Devices = &deviceAnswers{authority}
+		devices.Devices = authority
 	}
 	devices.OpenAPI = rest.DescribeDevices(devices.Routes())
 	mux.Handle(api.Base+"/", devices)
