@@ -2,24 +2,9 @@ package mqtt
 
 import (
 	"errors"
-	"time"
 
 	countersign "github.com/countersign-iot/countersign"
 )
-
-const (
-	// heldTold is how long a device must publish more than its budget until an event reports it: a
-	// burst of what gathered while it was away is no abuse.
-	heldTold = 10 * time.Second
-	// heldPause is how long a device must not be held back to begin anew.
-	heldPause = time.Second
-	// filterUnit is how many octets of a SUBSCRIBE or UNSUBSCRIBE count as one message:
-	// each filter is put on record, or taken from it.
-	filterUnit = 16
-)
-
-// errFlood ends a session that used more than its budget of publishes.
-var errFlood = errors.New("the device publishes more than its budget")
 
 // exceeded counts and reports what the device wanted beyond its budget.
 func (x *session) exceeded(budget string, limit int64) {
@@ -33,48 +18,6 @@ func (x *session) overBudget(budget string, limit int64, code Reason) {
 	x.end(ending(countersign.EndBudget, reason), x.disconnect(code, reason))
 	if x.ending.Code == countersign.EndBudget {
 		x.exceeded(budget, limit)
-	}
-}
-
-// slowDown holds the device to its budget of messages by reading no faster: what its
-// own TCP holds back costs us nothing. All sessions of the device share the budget.
-func (x *reader) slowDown(f frame) error {
-	cost := 1
-	switch f.kind() {
-	case pktPublish:
-		cost += len(f.raw) / publishUnit
-	case pktSubscribe, pktUnsubscribe:
-		cost += len(f.raw) / filterUnit
-	case pktPuback, pktPubrec, pktPubrel, pktPubcomp, pktDisconnect:
-		return nil // what it answers to was counted
-	}
-	now := x.now()
-	l := x.account.limiter
-	if cost = min(cost, l.Burst()); l.AllowN(now, cost) {
-		return nil
-	}
-	wait := l.ReserveN(now, cost).DelayFrom(now)
-	x.srv.count.slowed.Add(1)
-	if now.Sub(x.heldLast) > heldPause {
-		x.heldSince = now
-	}
-	x.heldLast = now.Add(wait)
-	switch held := now.Sub(x.heldSince); {
-	case held >= x.srv.Limits.Flood:
-		return errFlood
-	case held >= heldTold:
-		x.srv.Gatekeeper.Exceeded(x.info, countersign.BudgetPublishes, int64(x.budget.Publishes))
-	}
-	if err := x.flush(); err != nil {
-		return err
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-x.live.Done():
-		return errEnded
 	}
 }
 

@@ -101,3 +101,16 @@ func malformed(format string, args ...any) error {
 func breach(code Reason, format string, args ...any) error {
 	return &protocolError{code, fmt.Sprintf(format, args...)}
 }
+
+// refusal ends a connection before its session: what goes into the CONNACK.
+type refusal struct {
+	Refusal
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v3, v5}, reason} }
+
+// refuseFor refuses with what a code of ours is on the wire.
+func refuseFor(code countersign.Code, reason string) error { return &refusal{RefusalOf(code), reason} }

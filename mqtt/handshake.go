@@ -14,37 +14,6 @@ import (
 	"github.com/countersign-iot/countersign/edge"
 )
 
-// refusal ends a connection before its session: what goes into the CONNACK.
-type refusal struct {
-	Refusal
-	reason string
-}
-
-func (r *refusal) Error() string { return r.reason }
-
-func refuse(v3 byte, v5 Reason, reason string) error { return &refusal{Refusal{v3, v5}, reason} }
-
-// refuseFor refuses with what a code of ours is on the wire.
-func refuseFor(code countersign.Code, reason string) error { return &refusal{RefusalOf(code), reason} }
-
-// protocol is the name of what a client speaks.
-func (c *connect) protocol(web bool) string {
-	name := "MQTT 3.1.1"
-	switch c.level {
-	case 5:
-		name = "MQTT 5"
-	case levelOld:
-		name = "MQTT 3.1"
-	}
-	if c.bridge {
-		name += " bridge"
-	}
-	if web {
-		name += " over WebSocket"
-	}
-	return name
-}
-
 // handle opens the session of a connection that passed the TLS handshake.
 func (s *Server) handle(ctx context.Context, c *edge.Conn) func() {
 	_ = c.SetReadDeadline(s.Now().Add(s.Limits.Connect))
@@ -105,14 +74,6 @@ func (s *Server) greet(ctx context.Context, x *session) (serve func()) {
 	}
 }
 
-// awaitEnd waits a moment until a client that left has closed its side. A socket that is
-// closed with octets unread, such as the client's close_notify, is reset, and some
-// clients report that as a failure.
-func (x *session) awaitEnd() {
-	_ = x.conn.SetReadDeadline(x.now().Add(leaveTimeout))
-	_, _ = io.CopyN(io.Discard, x.conn, lingerBytes)
-}
-
 // readConnect reads CONNECT and goes through an authentication of several steps. Where it
 // returns false the client has its answer.
 func (s *Server) readConnect(ctx context.Context, x *session) bool {
@@ -138,20 +99,6 @@ func (s *Server) readConnect(ctx context.Context, x *session) bool {
 		return false
 	}
 	return true
-}
-
-// checkClientID holds the identifier against what every gateway asks. Whether it
-// fits the device is for the Gatekeeper to decide.
-func checkClientID(c *connect) error {
-	switch {
-	case len(c.clientID) > maxClientID:
-		return refuse(connBadClientID, BadClientID, "the client identifier is longer than 257 bytes")
-	case c.clientID == "" && c.level == levelOld:
-		return refuse(connBadClientID, BadClientID, "MQTT 3.1 needs a client identifier")
-	case c.clientID == "" && c.level == 4 && !c.cleanStart: // [MQTT-3.1.3-8]
-		return refuse(connBadClientID, BadClientID, "an empty client identifier needs a clean session")
-	}
-	return nil
 }
 
 // asks is the connection as the Gatekeeper sees it.
@@ -272,42 +219,5 @@ func (x *session) refuse(ctx context.Context, err error) {
 	}
 	if answer != nil && x.down.send(answer) == nil && x.down.flush() == nil {
 		x.linger(nil)
-	}
-}
-
-func refusalPacket(level byte, r *refusal) []byte {
-	a := connack{code: r.V3}
-	if level == 5 {
-		a.code = byte(r.V5)
-		if r.reason != "" {
-			a.props = appendTextProp(nil, propReasonString, clip(r.reason))
-		}
-	}
-	return a.encode(level)
-}
-
-// linger ends our side, with a last packet if there is one, and waits until the peer
-// has ended its own, so that the last answer is not lost to a reset.
-func (x *session) linger(last []byte) {
-	if x.down.broken() { // TLS would wait five seconds for room for its close_notify
-		x.conn.Abort()
-		return
-	}
-	limit := x.now().Add(lingerTimeout)
-	_ = x.conn.SetDeadline(limit)
-	x.down.until(limit)
-	whole := false
-	said := x.down.last(func(bool) []byte { whole = true; return last })
-	if !whole || len(last) > 0 && !said { // a write failed meanwhile, or this one did
-		x.conn.Abort()
-		return
-	}
-	drain(x.conn)
-}
-
-// drain ends our side and waits for the peer's end, within the deadline that is set.
-func drain(c *edge.Conn) {
-	if c.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, c, lingerBytes)
 	}
 }

@@ -49,3 +49,12 @@ func (x *session) mayReceive(topic string) bool {
 	}
 	return allowed && !others
 }
+
+func (x *session) mayPublish(topic string) bool {
+	return !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, topic)
+}
+
+// mayRetain is about what may be published.
+func (x *session) mayRetain(topic string) bool {
+	return !isInbox(topic) && topics.Allowed(x.perms.Retain.Allow, x.perms.Retain.Deny, topic)
+}

@@ -239,3 +239,46 @@ func clip(s string) string {
 	}
 	return s[:n]
 }
+
+// protocol is the name of what a client speaks.
+func (c *connect) protocol(web bool) string {
+	name := "MQTT 3.1.1"
+	switch c.level {
+	case 5:
+		name = "MQTT 5"
+	case levelOld:
+		name = "MQTT 3.1"
+	}
+	if c.bridge {
+		name += " bridge"
+	}
+	if web {
+		name += " over WebSocket"
+	}
+	return name
+}
+
+func refusalPacket(level byte, r *refusal) []byte {
+	a := connack{code: r.V3}
+	if level == 5 {
+		a.code = byte(r.V5)
+		if r.reason != "" {
+			a.props = appendTextProp(nil, propReasonString, clip(r.reason))
+		}
+	}
+	return a.encode(level)
+}
+
+// checkClientID holds the identifier against what every gateway asks. Whether it
+// fits the device is for the Gatekeeper to decide.
+func checkClientID(c *connect) error {
+	switch {
+	case len(c.clientID) > maxClientID:
+		return refuse(connBadClientID, BadClientID, "the client identifier is longer than 257 bytes")
+	case c.clientID == "" && c.level == levelOld:
+		return refuse(connBadClientID, BadClientID, "MQTT 3.1 needs a client identifier")
+	case c.clientID == "" && c.level == 4 && !c.cleanStart: // [MQTT-3.1.3-8]
+		return refuse(connBadClientID, BadClientID, "an empty client identifier needs a clean session")
+	}
+	return nil
+}

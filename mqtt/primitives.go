@@ -132,3 +132,18 @@ func packet(head byte, body []byte) []byte {
 	b := append(make([]byte, 0, len(body)+5), head)
 	return append(appendVarint(b, len(body)), body...)
 }
+
+// put makes the map if need be; most sessions never use most of theirs.
+func put[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[k] = v
+}
+
+// take removes k and reports whether it was there.
+func take[K comparable, V any](m map[K]V, k K) bool {
+	_, ok := m[k]
+	delete(m, k)
+	return ok
+}

@@ -83,14 +83,6 @@ func (x *reader) await() (frame, error) {
 	}
 }
 
-// flush passes on what was gathered, to both sides.
-func (x *session) flush() error {
-	if err := x.back.flush(); err != nil {
-		return err
-	}
-	return x.down.flush()
-}
-
 func (x *reader) fromDevice(ctx context.Context, f frame) error {
 	switch f.kind() {
 	case pktPublish:
@@ -162,20 +154,6 @@ func (x *reader) takeOff() error {
 	return nil
 }
 
-// land counts the last acknowledgment of a message of the device. An acknowledgment
-// sent again raises the quota over its start no more than MQTT 5, 4.9 allows.
-func (x *session) land(kind byte, code Reason) {
-	if x.connect.level < 5 || kind != pktPuback && kind != pktPubcomp && (kind != pktPubrec || code < UnspecifiedError) {
-		return
-	}
-	for {
-		n := x.inFlight.Load()
-		if n == 0 || x.inFlight.CompareAndSwap(n, n-1) {
-			return
-		}
-	}
-}
-
 // topicUp is the topic of a message from the device, with its alias resolved:
 // the permissions depend on it, so the gateway keeps the table itself.
 func (x *reader) topicUp(p publish) (string, error) {
@@ -232,15 +210,6 @@ func (x *reader) forgetAlias(p publish) {
 	}
 }
 
-func (x *session) mayPublish(topic string) bool {
-	return !strings.HasPrefix(topic, "$") && topics.Allowed(x.perms.Publish.Allow, x.perms.Publish.Deny, topic)
-}
-
-// mayRetain is about what may be published.
-func (x *session) mayRetain(topic string) bool {
-	return !isInbox(topic) && topics.Allowed(x.perms.Retain.Allow, x.perms.Retain.Deny, topic)
-}
-
 // judgePublish reports whether the device may publish, and retain, to topic.
 func (x *reader) judgePublish(topic string, retain bool) bool {
 	allowed := x.mayPublish(topic)
@@ -294,18 +263,6 @@ func (x *reader) deviceSubscribe(ctx context.Context, f frame) error {
 	return x.back.subscribe(ctx, f, p, codes)
 }
 
-// answerSubscribe sends the SUBACK or UNSUBACK for a packet of type kind.
-func (x *session) answerSubscribe(kind byte, id uint16, codes []byte) error {
-	if x.connect.level < 5 {
-		for i, code := range codes {
-			if code > 2 {
-				codes[i] = subFailure
-			}
-		}
-	}
-	return x.down.send((&suback{id: id, codes: codes}).encode(kind+1, x.connect.level))
-}
-
 // judgeFilter is the code of a filter that is refused, or fromBack.
 func (x *reader) judgeFilter(kind byte, filter string) (Reason, error) {
 	inner, _, ok := topics.Shared(filter)
@@ -344,17 +301,58 @@ func (x *reader) deviceDisconnect(f frame) error {
 	return x.back.leave(f, d)
 }
 
-// put makes the map if need be; most sessions never use most of theirs.
-func put[K comparable, V any](m *map[K]V, k K, v V) {
-	if *m == nil {
-		*m = map[K]V{}
-	}
-	(*m)[k] = v
-}
+const (
+	// heldTold is how long a device must publish more than its budget until an event reports it: a
+	// burst of what gathered while it was away is no abuse.
+	heldTold = 10 * time.Second
+	// heldPause is how long a device must not be held back to begin anew.
+	heldPause = time.Second
+	// filterUnit is how many octets of a SUBSCRIBE or UNSUBSCRIBE count as one message:
+	// each filter is put on record, or taken from it.
+	filterUnit = 16
+)
 
-// take removes k and reports whether it was there.
-func take[K comparable, V any](m map[K]V, k K) bool {
-	_, ok := m[k]
-	delete(m, k)
-	return ok
+// errFlood ends a session that used more than its budget of publishes.
+var errFlood = errors.New("the device publishes more than its budget")
+
+// slowDown holds the device to its budget of messages by reading no faster: what its
+// own TCP holds back costs us nothing. All sessions of the device share the budget.
+func (x *reader) slowDown(f frame) error {
+	cost := 1
+	switch f.kind() {
+	case pktPublish:
+		cost += len(f.raw) / publishUnit
+	case pktSubscribe, pktUnsubscribe:
+		cost += len(f.raw) / filterUnit
+	case pktPuback, pktPubrec, pktPubrel, pktPubcomp, pktDisconnect:
+		return nil // what it answers to was counted
+	}
+	now := x.now()
+	l := x.account.limiter
+	if cost = min(cost, l.Burst()); l.AllowN(now, cost) {
+		return nil
+	}
+	wait := l.ReserveN(now, cost).DelayFrom(now)
+	x.srv.count.slowed.Add(1)
+	if now.Sub(x.heldLast) > heldPause {
+		x.heldSince = now
+	}
+	x.heldLast = now.Add(wait)
+	switch held := now.Sub(x.heldSince); {
+	case held >= x.srv.Limits.Flood:
+		return errFlood
+	case held >= heldTold:
+		x.srv.Gatekeeper.Exceeded(x.info, countersign.BudgetPublishes, int64(x.budget.Publishes))
+	}
+	if err := x.flush(); err != nil {
+		return err
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-x.live.Done():
+		return errEnded
+	}
 }

@@ -116,14 +116,6 @@ func (r *remote) subscribe(_ context.Context, f frame, p *subscribe, codes []byt
 	return r.up.send(p.encode(kind, r.level))
 }
 
-// mergedOf is the table for packets of type kind or for the answers to them.
-func (r *remote) mergedOf(kind byte) *map[uint16][]byte {
-	if kind == pktSubscribe || kind == pktSuback {
-		return &r.merged[0]
-	}
-	return &r.merged[1]
-}
-
 // leave passes on DISCONNECT.
 func (r *remote) leave(f frame, d disconnect) error {
 	if p := r.closeInbox(); p != nil {

@@ -2,12 +2,9 @@ package mqtt
 
 import (
 	"cmp"
-	"context"
 	"crypto/tls"
-	"errors"
 	"hash/maphash"
 	"log/slog"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -139,57 +136,6 @@ type Stats struct {
 	Unread       uint64 // messages of QoS 0 that were dropped because their client does not read
 	Slowed       uint64 // times that a device was read more slowly because of its budget
 	OverBudget   uint64 // connections, subscriptions and retained messages that were refused because of it, and sessions that were ended
-}
-
-func (s *Server) init() {
-	s.once.Do(func() {
-		s.Limits = s.Limits.withDefaults()
-		s.Gateway = cmp.Or(s.Gateway, "mqtt")
-		s.clients = map[string]*claim{}
-		s.seed = maphash.MakeSeed()
-		if s.Guard == nil {
-			s.Guard = &edge.Guard{Now: s.Now}
-		}
-		for _, g := range []*edge.Gate{&s.gate, &s.web} {
-			g.Name, g.Guard, g.TLS, g.Limits, g.Log, g.Now = s.Gateway, s.Guard, s.TLS.Clone(), s.Caps, s.Log, s.Now
-		}
-		s.gate.TLS.NextProtos, s.gate.Handle = []string{alpnMQTT, alpnAWS}, s.handle
-		s.web.Name += "-web"
-		s.web.TLS.ClientAuth = tls.NoClientCert
-		s.web.TLS.NextProtos, s.web.Handle = []string{"http/1.1"}, s.handleWeb // a WebSocket begins as HTTP/1.1 (RFC 6455, 4)
-	})
-}
-
-// Serve accepts connections from ln, which speaks plain TCP, until ctx ends or
-// Close is called. It closes ln. The error is nil after ctx or Close.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	s.init()
-	return s.gate.Serve(ctx, ln)
-}
-
-// Close stops accepting, ends all sessions of this gateway and waits for them.
-// What is left when ctx ends is aborted. Broker stays open.
-func (s *Server) Close(ctx context.Context) error {
-	s.init()
-	s.closing.Store(true)
-	s.gate.Stop()
-	s.web.Stop()
-	s.Index.CloseGateway(s.Gateway)
-	return errors.Join(s.gate.Close(ctx), s.web.Close(ctx))
-}
-
-// Stats counts what the server saw.
-func (s *Server) Stats() Stats {
-	s.init()
-	c, total, web := &s.count, s.gate.Stats(), s.web.Stats()
-	return Stats{
-		Stats: total.Plus(web), NoUpgrade: c.upgradeFailed.Load(),
-		Connects: c.connects.Load(), Refused: c.refused.Load(),
-		Opened: c.opened.Load(), Closed: c.closed.Load(),
-		Published: c.published.Load(), Delivered: c.delivered.Load(),
-		Denied: c.denied.Load(), Malformed: c.malformed.Load(), EngineFailed: c.engineFailed.Load(),
-		Unread: c.unread.Load(), Slowed: c.slowed.Load(), OverBudget: c.overBudget.Load(),
-	}
 }
 
 // claim is a client identifier in use.

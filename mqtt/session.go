@@ -3,10 +3,7 @@ package mqtt
 import (
 	"context"
 	"errors"
-	"fmt"
 	"hash/maphash"
-	"math"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,6 +16,8 @@ import (
 // session is one device's connection. One goroutine reads the device, judges its frames
 // and passes them to the back; what goes to the device is put into the outbox down, by
 // any goroutine.
+// It has more fields than other types because it is what CONNECT, the Gatekeeper, the back
+// and the device's own packets each leave for the others.
 type session struct {
 	srv  *Server
 	conn *edge.Conn
@@ -88,38 +87,6 @@ func (x *session) ended() bool {
 	return ended
 }
 
-// open gets the session onto its back and greets the device.
-func (x *session) open(ctx context.Context) error {
-	c := x.connect
-	x.expiry = c.sessionExpiry
-	x.stamp = stampOf(x.info.Device, x.info.Fleet)
-	x.maxFlight = maxPending
-	x.aliasMax = maxAliases
-	c.aliasMax = min(c.aliasMax, maxAliases)
-	x.keepAlive = time.Duration(c.keepAlive) * time.Second * 3 / 2 // [MQTT-3.1.2-22]
-	if x.srv.Relay != nil {
-		x.back = &remote{session: x}
-	} else {
-		x.back = newLocal(x)
-	}
-	answer, err := x.back.open(ctx)
-	if err != nil {
-		return err
-	}
-	if c.level == levelOld {
-		answer.present = false // the bit is reserved
-	}
-	p := answer.encode(c.level)
-	if x.tooLarge(len(p)) {
-		return refuse(0, PacketTooLarge, fmt.Sprintf("a CONNACK of %d octets is over the client's Maximum Packet Size of %d", len(p), c.maxPacket))
-	}
-	// After the back has it, so that a cut which came meanwhile is seen: send looks.
-	if err := x.down.send(p); err != nil {
-		return err
-	}
-	return x.down.flush()
-}
-
 // tooLarge reports whether a packet of size octets is over the client's Maximum Packet
 // Size, [MQTT-3.1.2-24].
 func (x *session) tooLarge(size int) bool {
@@ -157,33 +124,6 @@ func (x *session) ownConnackProps(b []byte) []byte {
 	return b
 }
 
-// run serves the session until one side is gone, then closes both and reports it.
-func (x *session) run(ctx context.Context) {
-	s := x.srv
-	// A will costs memory for the session's life, the back has it now.
-	x.connect.will, x.connect.props, x.connect.data, x.exchange = nil, nil, nil, nil
-	x.down.bound(int(min(x.budget.Unread, math.MaxInt32)), x.downFailed)
-	s.count.opened.Add(1)
-	s.Gatekeeper.Opened(x.info)
-	x.back.start()
-	x.finishUp((&reader{session: x}).runUp(ctx))
-
-	x.sayGoodbye()
-	x.back.close(ctx)
-	if x.ended() { // who ended it has the last words, then closes the socket
-		<-x.live.Done()
-	}
-	x.acts.mu.Lock()
-	suppressed := x.acts.suppressed
-	x.acts.mu.Unlock()
-	if suppressed > 0 {
-		s.Log.InfoContext(ctx, "denied acts not reported one by one", "device", x.info.Device, "session", x.info.ID, "count", suppressed)
-	}
-	s.accounts.leave(x.info.Device, x.account)
-	s.count.closed.Add(1)
-	s.Gatekeeper.Closed(x.info, x.ending)
-}
-
 // end records how the session ended; the first call counts. An ending by this side goes
 // before whatever error it caused.
 func (x *session) end(e countersign.Ending, last []byte) {
@@ -202,22 +142,6 @@ func ending(code countersign.EndCode, reason string) countersign.Ending {
 
 // errEngine ends a session that its back does not serve any more.
 var errEngine = errors.New("the message engine closed the session")
-
-// finishUp names the end that runUp came to.
-func (x *session) finishUp(err error) {
-	switch {
-	case x.cleanLeave:
-		x.end(ending(countersign.EndClientLeft, "client left"), nil)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		x.end(ending(countersign.EndSilent, "keep-alive expired"), x.disconnect(KeepAliveTimeout, "keep alive expired"))
-	case errors.Is(err, errReauth):
-		x.end(ending(countersign.EndReauth, "re-authentication failed"), x.disconnect(NotAuthorized, "the device could not authenticate again"))
-	case errors.Is(err, errFlood):
-		x.overBudget(countersign.BudgetPublishes, int64(x.budget.Publishes), MessageRateTooHigh)
-	default:
-		x.endOn(err)
-	}
-}
 
 // endOn names the end that err is.
 func (x *session) endOn(err error) {
@@ -246,47 +170,6 @@ func (x *session) disconnect(code Reason, reason string) []byte {
 		return nil
 	}
 	return disconnectPacket(code, reason, x.connect.maxPacket)
-}
-
-// sayGoodbye sends what end left to say and lets the peer read it.
-func (x *session) sayGoodbye() {
-	if x.ended() {
-		return
-	}
-	switch {
-	case x.ending.Code == countersign.EndBudget: // what the device did not read is in the way
-		x.linger(x.last)
-	case x.last != nil, x.web != nil && x.cleanLeave: // a page wants to see the WebSocket closed in order
-		if x.down.finish(x.last, x.now().Add(lingerTimeout)) {
-			x.linger(nil)
-		}
-	}
-}
-
-// farewell is what the device reads when this side ends the connection.
-func (x *session) farewell(e countersign.Ending) bool {
-	code, refused := AdministrativeAction, &refusal{Refusal{connNotAuthorized, NotAuthorized}, e.Reason}
-	switch e.Code {
-	case countersign.EndExpired:
-		code = MaximumConnectTime
-	case countersign.EndTakenOver:
-		code, refused.Refusal = SessionTakenOver, Refusal{connUnavailable, ServerUnavailable}
-	case countersign.EndBudget:
-		code, refused.Refusal = QuotaExceeded, Refusal{connUnavailable, QuotaExceeded}
-	case countersign.EndEngine:
-		code, refused.Refusal = ServerUnavailable, Refusal{connUnavailable, ServerUnavailable}
-	case countersign.EndShutdown:
-		code, refused.Refusal = ServerShuttingDown, Refusal{connUnavailable, ServerUnavailable}
-	}
-	return x.down.last(func(greeted bool) []byte {
-		if x.web != nil {
-			x.web.status, x.web.reason = closeStatus(e.Code), e.Reason
-		}
-		if !greeted {
-			return refusalPacket(x.connect.level, refused)
-		}
-		return x.disconnect(code, e.Reason)
-	})
 }
 
 // judged counts an act that the permissions refused, and reports it, once per
@@ -326,4 +209,38 @@ func (r *reports) firstTime(act uint64) bool {
 	}
 	r.allowed = append(r.allowed, act)
 	return true
+}
+
+// flush passes on what was gathered, to both sides.
+func (x *session) flush() error {
+	if err := x.back.flush(); err != nil {
+		return err
+	}
+	return x.down.flush()
+}
+
+// land counts the last acknowledgment of a message of the device. An acknowledgment
+// sent again raises the quota over its start no more than MQTT 5, 4.9 allows.
+func (x *session) land(kind byte, code Reason) {
+	if x.connect.level < 5 || kind != pktPuback && kind != pktPubcomp && (kind != pktPubrec || code < UnspecifiedError) {
+		return
+	}
+	for {
+		n := x.inFlight.Load()
+		if n == 0 || x.inFlight.CompareAndSwap(n, n-1) {
+			return
+		}
+	}
+}
+
+// answerSubscribe sends the SUBACK or UNSUBACK for a packet of type kind.
+func (x *session) answerSubscribe(kind byte, id uint16, codes []byte) error {
+	if x.connect.level < 5 {
+		for i, code := range codes {
+			if code > 2 {
+				codes[i] = subFailure
+			}
+		}
+	}
+	return x.down.send((&suback{id: id, codes: codes}).encode(kind+1, x.connect.level))
 }
