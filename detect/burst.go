@@ -1,6 +1,10 @@
 package detect
 
-import "time"
+import (
+	"time"
+
+	"github.com/countersign-iot/countersign/lockout"
+)
 
 // hit is one event that counts.
 type hit struct {
@@ -39,6 +43,33 @@ func (b *burst) add(r *Rule, h hit) bool {
 func (b *burst) quiet(r *Rule, at time.Time) bool {
 	return b.told.IsZero() || at.Sub(b.told) >= r.Again
 }
+
+// counter counts the hits of a rule by what they are about.
+type counter[K comparable] struct {
+	rule *Rule
+	by   lockout.Table[K, burst]
+}
+
+func newCounter[K comparable](r *Rule, most int) counter[K] {
+	return counter[K]{r, lockout.Table[K, burst]{Max: most, TTL: lasts(r)}}
+}
+
+// add counts h as often as n and reports whether that makes a finding.
+func (c *counter[K]) add(of K, h hit, n int) (b *burst, enough bool) {
+	b, _ = c.by.Touch(of, h.at)
+	return b, b.addMany(c.rule, h, n)
+}
+
+// addMany counts h as often as n and reports whether that makes a finding.
+func (b *burst) addMany(r *Rule, h hit, n int) (enough bool) {
+	for range min(n, r.Threshold) {
+		enough = b.add(r, h) || enough
+	}
+	return enough
+}
+
+// lasts is how long a rule must remember.
+func lasts(r *Rule) time.Duration { return max(r.Window, r.Again) }
 
 // seqs are the events that count now.
 func (b *burst) seqs() []int64 {

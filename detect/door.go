@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"time"
@@ -11,44 +12,30 @@ import (
 
 // door follows refusals.
 type door struct {
-	m         *machine
-	gone      [3]byDevice // by the rules of connectRules
-	strangers lockout.Table[netip.Prefix, burst]
-	wrong     lockout.Table[string, wrongs]
-	sprays    lockout.Table[string, burst]
-	probes    lockout.Table[netip.Prefix, burst]
-	skews     lockout.Table[string, burst]
-}
-
-type byDevice struct {
-	rule *Rule
-	told lockout.Table[string, burst]
+	m *machine
+	// By device, those that come after their identity was taken away, suspended or ended.
+	revoked, suspended, expired counter[string]
+	strangers                   counter[netip.Prefix]
+	wrong                       lockout.Table[string, wrongs]
+	sprays                      counter[string]
+	probes                      counter[netip.Prefix]
+	skews                       counter[string]
 }
 
 // wrongs counts twice: the first wrong secret is a finding, many are a worse one.
 type wrongs struct{ first, many burst }
 
-const (
-	afterRevocation = iota
-	afterSuspension
-	afterExpiry
-)
-
 func (d *door) init(m *machine) {
 	d.m = m
-	for i, name := range []string{ConnectAfterRevocation, ConnectAfterSuspension, ConnectAfterExpiry} {
-		d.gone[i].rule = m.rules[name]
-		d.gone[i].told = lockout.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[name])}
-	}
-	d.strangers = lockout.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[UnknownIssuer])}
+	d.revoked = newCounter[string](m.rules[ConnectAfterRevocation], maxDevices)
+	d.suspended = newCounter[string](m.rules[ConnectAfterSuspension], maxDevices)
+	d.expired = newCounter[string](m.rules[ConnectAfterExpiry], maxDevices)
+	d.strangers = newCounter[netip.Prefix](m.rules[UnknownIssuer], maxSources)
 	d.wrong = lockout.Table[string, wrongs]{Max: maxDevices, TTL: lasts(m.rules[WrongSecret])}
-	d.sprays = lockout.Table[string, burst]{Max: maxSources, TTL: lasts(m.rules[SecretSpraying])}
-	d.probes = lockout.Table[netip.Prefix, burst]{Max: maxSources, TTL: lasts(m.rules[DeviceProbing])}
-	d.skews = lockout.Table[string, burst]{Max: maxDevices, TTL: lasts(m.rules[ClockSkew])}
+	d.sprays = newCounter[string](m.rules[SecretSpraying], maxSources)
+	d.probes = newCounter[netip.Prefix](m.rules[DeviceProbing], maxSources)
+	d.skews = newCounter[string](m.rules[ClockSkew], maxDevices)
 }
-
-// lasts is how long a rule must remember.
-func lasts(r *Rule) time.Duration { return max(r.Window, r.Again) }
 
 func (d *door) connection(e *countersign.Event) {
 	switch e.Code {
@@ -68,11 +55,11 @@ func (d *door) enrollment(e *countersign.Event) {
 	}
 	switch e.Code {
 	case countersign.CertIsRevoked, countersign.DeviceGone:
-		d.lost(e, &d.gone[afterRevocation], "after its identity was taken away")
+		d.lost(e, &d.revoked, "after its identity was taken away")
 	case countersign.CertIsHeld, countersign.DeviceOnHold:
-		d.lost(e, &d.gone[afterSuspension], "while it is suspended")
+		d.lost(e, &d.suspended, "while it is suspended")
 	case countersign.CertExpired:
-		d.lost(e, &d.gone[afterExpiry], "with a certificate that has expired")
+		d.lost(e, &d.expired, "with a certificate that has expired")
 	case countersign.CertNotYetValid:
 		d.skew(e)
 	case countersign.CredentialExpire:
@@ -84,16 +71,15 @@ func (d *door) enrollment(e *countersign.Event) {
 
 // lost is a device that comes although it may not any more. One that tries again
 // and again is one finding.
-func (d *door) lost(e *countersign.Event, g *byDevice, how string) {
-	b, _ := g.told.Touch(e.Device, e.At)
-	if !b.add(g.rule, hit{at: e.At, seq: e.Seq}) {
+func (d *door) lost(e *countersign.Event, by *counter[string], how string) {
+	if _, enough := by.add(e.Device, hit{at: e.At, seq: e.Seq}, 1); !enough {
 		return
 	}
 	what := map[string]string{"code": string(e.Code), "reason": e.Reason, "via": e.Via, "address": e.Remote, "ended_at": e.Data["ended_at"]}
 	if ended, err := time.Parse(time.RFC3339, e.Data["ended_at"]); err == nil {
 		what["since"] = span(max(e.At.Sub(ended), 0))
 	}
-	d.m.report(g.rule, e, countersign.Finding{
+	d.m.report(by.rule, e, countersign.Finding{
 		Subject: deviceSubject(e.Device), Device: e.Device, Evidence: what, Summary: e.Device + " tried to come in " + how + ".",
 	})
 }
@@ -104,14 +90,8 @@ func (d *door) unknown(e *countersign.Event) {
 	if !ok {
 		return
 	}
-	r := d.m.rules[UnknownIssuer]
-	b, _ := d.strangers.Touch(from, e.At)
-	tell := false
-	for range min(tally(e), r.Threshold) {
-		tell = b.add(r, hit{at: e.At, seq: e.Seq}) || tell
-	}
-	if tell {
-		d.m.report(r, e, countersign.Finding{
+	if b, enough := d.strangers.add(from, hit{at: e.At, seq: e.Seq}, tally(e)); enough {
+		d.m.report(d.strangers.rule, e, countersign.Finding{
 			Subject: addressSubject(from), Events: b.seqs(),
 			Summary: "Certificates that were not issued here are shown from " + from.Addr().String() + ".",
 			Evidence: map[string]string{
@@ -123,13 +103,8 @@ func (d *door) unknown(e *countersign.Event) {
 
 // claimed is the name of a device in whose name a connection failed: a fact where
 // there is such a device, else what the client said.
-func claimed(e *countersign.Event) (name string) {
-	for _, name := range []string{e.Device, e.Data["claims_device"], e.Data["client_id"]} {
-		if name != "" {
-			return name
-		}
-	}
-	return ""
+func claimed(e *countersign.Event) string {
+	return cmp.Or(e.Device, e.Data["claims_device"], e.Data["client_id"])
 }
 
 // secret is a wrong secret at a gateway.
@@ -142,17 +117,13 @@ func (d *door) secret(e *countersign.Event) {
 		return
 	}
 	if tried := e.Data["tried"]; tried != "" {
-		r := d.m.rules[SecretSpraying]
-		b, _ := d.sprays.Touch(tried, e.At)
-		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
-			d.spread(r, e, b, countersign.Finding{Subject: "server", Summary: "One wrong secret is tried on many devices."})
+		if b, enough := d.sprays.add(tried, hit{at: e.At, seq: e.Seq, key: name}, 1); enough {
+			d.spread(d.sprays.rule, e, b, countersign.Finding{Subject: "server", Summary: "One wrong secret is tried on many devices."})
 		}
 	}
 	if from, _, ok := source(e.Remote); ok {
-		r := d.m.rules[DeviceProbing]
-		b, _ := d.probes.Touch(from, e.At)
-		if b.add(r, hit{at: e.At, seq: e.Seq, key: name}) {
-			d.spread(r, e, b, countersign.Finding{
+		if b, enough := d.probes.add(from, hit{at: e.At, seq: e.Seq, key: name}, 1); enough {
+			d.spread(d.probes.rule, e, b, countersign.Finding{
 				Subject: addressSubject(from), Summary: "Wrong secrets are tried on many devices from " + from.Addr().String() + ".",
 			})
 		}
@@ -177,10 +148,7 @@ func (d *door) wrongFor(e *countersign.Event) {
 	first := *r
 	first.Threshold = 1
 	one := w.first.add(&first, hit{at: e.At, seq: e.Seq})
-	many := false
-	for range min(tally(e), r.Threshold) {
-		many = w.many.add(r, hit{at: e.At, seq: e.Seq}) || many
-	}
+	many := w.many.addMany(r, hit{at: e.At, seq: e.Seq}, tally(e))
 	if !one && !many {
 		return
 	}
@@ -197,12 +165,11 @@ func (d *door) wrongFor(e *countersign.Event) {
 
 // skew is a device whose clock seems to be wrong.
 func (d *door) skew(e *countersign.Event) {
-	r := d.m.rules[ClockSkew]
-	b, _ := d.skews.Touch(e.Device, e.At)
-	if !b.add(r, hit{at: e.At, seq: e.Seq}) {
+	b, enough := d.skews.add(e.Device, hit{at: e.At, seq: e.Seq}, 1)
+	if !enough {
 		return
 	}
-	d.m.report(r, e, countersign.Finding{
+	d.m.report(d.skews.rule, e, countersign.Finding{
 		Subject: deviceSubject(e.Device), Device: e.Device, Events: b.seqs(),
 		Summary:  "The clock of " + e.Device + " seems to be wrong.",
 		Evidence: map[string]string{"code": string(e.Code), "reason": e.Reason, "via": e.Via, "address": e.Remote},

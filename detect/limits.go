@@ -13,7 +13,7 @@ const maxLimits = maxSources
 // limits follows who meets a limit: identities their budget, operators their rights.
 type limits struct {
 	m       *machine
-	budgets lockout.Table[budgetKey, burst]
+	budgets counter[budgetKey]
 	refused lockout.Table[string, refusals]
 }
 
@@ -30,7 +30,7 @@ const maxRoutes = 5
 
 func (l *limits) init(m *machine) {
 	l.m = m
-	l.budgets = lockout.Table[budgetKey, burst]{Max: maxLimits, TTL: lasts(m.rules[BudgetExceeded])}
+	l.budgets = newCounter[budgetKey](m.rules[BudgetExceeded], maxLimits)
 	l.refused = lockout.Table[string, refusals]{Max: maxLimits, TTL: lasts(m.rules[OperatorRefused])}
 }
 
@@ -40,7 +40,6 @@ const eventsBudget = "events"
 
 // exceeded is an identity that used more than its budget.
 func (l *limits) exceeded(e *countersign.Event) {
-	r := l.m.rules[BudgetExceeded]
 	name := e.Data["budget"]
 	var who, subject string
 	switch from, _, ok := source(e.Remote); {
@@ -53,8 +52,7 @@ func (l *limits) exceeded(e *countersign.Event) {
 	default:
 		who, subject = "the server", "server"
 	}
-	b, _ := l.budgets.Touch(budgetKey{subject, name}, e.At)
-	if !b.add(r, hit{at: e.At, seq: e.Seq}) {
+	if _, enough := l.budgets.add(budgetKey{subject, name}, hit{at: e.At, seq: e.Seq}, 1); !enough {
 		return
 	}
 	f := countersign.Finding{
@@ -67,7 +65,7 @@ func (l *limits) exceeded(e *countersign.Event) {
 	if name == eventsBudget {
 		f.Severity = countersign.SeverityHigh
 	}
-	l.m.report(r, e, f)
+	l.m.report(l.budgets.rule, e, f)
 }
 
 // refusedOperator is a wrong operator token, or an act that a role does not allow.
@@ -78,18 +76,14 @@ func (l *limits) refusedOperator(e *countersign.Event) {
 	r := l.m.rules[OperatorRefused]
 	who, subject := string(e.Actor), string(e.Actor)
 	if e.Data["role"] == "" { // no user is known
-		who, subject = "somebody", "server"
+		who, subject = "an unknown address", "server"
 		if from, _, ok := source(e.Remote); ok {
 			who, subject = from.Addr().String(), addressSubject(from)
 		}
 	}
 	s, _ := l.refused.Touch(subject, e.At)
 	s.routes = latest(s.routes, clip(e.Data["route"]), maxRoutes)
-	tell := false
-	for range min(tally(e), r.Threshold) {
-		tell = s.burst.add(r, hit{at: e.At, seq: e.Seq}) || tell
-	}
-	if !tell {
+	if !s.burst.addMany(r, hit{at: e.At, seq: e.Seq}, tally(e)) {
 		return
 	}
 	summary := "Wrong operator tokens are shown from " + who + "."

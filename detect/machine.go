@@ -35,24 +35,26 @@ type found struct {
 }
 
 // machine is all detectors. It is a function of what it has seen: it has no clock
-// and asks nobody.
+// and asks no one.
 type machine struct {
-	rules   map[string]*Rule
-	usual   func(fleet string) countersign.Usual
-	holders holders
-	clients clients
-	profile profiles
-	crowd   crowds
-	door    door
-	topics  topicBursts
-	enroll  enrollments
-	limits  limits
-	masses  masses
-	out     []found
+	rules map[string]*Rule
+	// recordedAs has the rules of events that are a finding by themselves.
+	recordedAs map[countersign.EventType]string
+	usual      func(fleet string) countersign.Usual
+	holders    holders
+	clients    clients
+	profile    profiles
+	crowd      crowds
+	door       door
+	topics     topicBursts
+	enroll     enrollments
+	limits     limits
+	masses     masses
+	out        []found
 }
 
 func newMachine(usual func(fleet string) countersign.Usual) *machine {
-	m := &machine{rules: map[string]*Rule{}, usual: usual}
+	m := &machine{rules: map[string]*Rule{}, recordedAs: recordedAs(), usual: usual}
 	for _, r := range Rules() {
 		m.rules[r.Name] = &r
 	}

@@ -1,46 +1,39 @@
 package detect
 
 import (
+	"cmp"
 	"maps"
 
 	"github.com/countersign-iot/countersign"
 )
 
+// recordedAs returns the rules of what is found in the transaction that it happens in.
+func recordedAs() map[countersign.EventType]string {
+	return map[countersign.EventType]string{
+		countersign.FindingFork:         RenewalFork,
+		countersign.FindingClaim:        ClaimMisuse,
+		countersign.FindingGroupKey:     GroupKeyLeaked,
+		countersign.FindingKeyReuse:     KeyReused,
+		countersign.FindingSharedFactor: SharedFactor,
+		countersign.FindingGuessing:     SecretGuessing,
+		countersign.EventsSuppressed:    EventsLost,
+		countersign.HoldPlaced:          EmergencyHold,
+		countersign.DatabaseLost:        DatabaseLost,
+		countersign.DatabaseRestored:    DatabaseRestored,
+		countersign.DatabaseSetBack:     DatabaseRestored,
+		countersign.WatermarkMissing:    WatermarkMissing,
+		countersign.ReserveUsed:         ReserveInUse,
+		countersign.SealingKeyReplaced:  SealingKeyReplaced,
+		countersign.AddressBlocked:      AddressBlocked,
+	}
+}
+
 // recorded makes a finding of what was found in the transaction that it happened in,
 // where it had to be: one event, one finding.
 func (m *machine) recorded(e *countersign.Event) {
-	name := ""
-	switch e.Type {
-	case countersign.FindingFork:
-		name = RenewalFork
-	case countersign.FindingClaim:
-		name = ClaimMisuse
-	case countersign.FindingGroupKey:
-		name = GroupKeyLeaked
-	case countersign.FindingKeyReuse:
-		name = KeyReused
-	case countersign.FindingSharedFactor:
-		name = SharedFactor
-	case countersign.FindingGuessing:
-		name = SecretGuessing
-	case countersign.EventsSuppressed:
-		name = EventsLost
-	case countersign.HoldPlaced:
-		name = EmergencyHold
-	case countersign.DatabaseLost:
-		name = DatabaseLost
-	case countersign.DatabaseRestored, countersign.DatabaseSetBack:
-		name = DatabaseRestored
-	case countersign.WatermarkMissing:
-		name = WatermarkMissing
-	case countersign.ReserveUsed:
-		name = ReserveInUse
-	case countersign.SealingKeyReplaced:
-		name = SealingKeyReplaced
-	case countersign.AddressBlocked:
-		if e.Actor == countersign.System { // what an operator blocks he knows of
-			name = AddressBlocked
-		}
+	name := m.recordedAs[e.Type]
+	if e.Type == countersign.AddressBlocked && e.Actor != countersign.System {
+		return // the operator who blocks an address knows of it
 	}
 	if name == "" {
 		return
@@ -72,15 +65,8 @@ func subjectOf(e *countersign.Event) string {
 
 // sentence makes an event's reason a finding's summary.
 func sentence(e *countersign.Event) string {
-	who := e.Device
-	if who == "" {
-		who = e.Data["network"]
+	if who := cmp.Or(e.Device, e.Data["network"], e.Data["label"]); who != "" {
+		return who + ": " + e.Reason
 	}
-	if who == "" {
-		who = e.Data["label"]
-	}
-	if who == "" {
-		return e.Reason
-	}
-	return who + ": " + e.Reason
+	return e.Reason
 }
