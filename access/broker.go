@@ -123,24 +123,23 @@ const maxResting = 10_000
 
 // Resting calls found with each session that rests on a credential, the latest first, and
 // with each name that it was kept under.
-func (b *BrokerSessions) Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) (err error) {
-	rows, err := b.DB.Query(ctx, `SELECT gateway, client, username, device, fleet, issuer, serial, protocol, since, not_after
-		FROM broker_session WHERE credential = $1 ORDER BY since DESC LIMIT $2`, credential, maxResting)
-	if err != nil {
-		return fmt.Errorf("read the sessions at brokers by their credential: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
+func (b *BrokerSessions) Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) error {
+	var n countersign.BrokerName
+	scan := func(row store.Row) (countersign.Session, error) {
 		s := countersign.Session{Credential: credential}
-		var n countersign.BrokerName
 		var since, end int64
-		if err := rows.Scan(&s.Gateway, &n.Client, &n.User, &s.Device, &s.Fleet, &s.Cert.Issuer, &s.Cert.Serial, &s.Protocol, &since, &end); err != nil {
-			return fmt.Errorf("read the sessions at brokers by their credential: %w", store.Wrap(err))
-		}
+		err := row.Scan(&s.Gateway, &n.Client, &n.User, &s.Device, &s.Fleet, &s.Cert.Issuer, &s.Cert.Serial, &s.Protocol, &since, &end)
 		s.ClientID, s.Since, s.NotAfter = n.Client, store.Time(since), store.Time(end)
+		return s, err
+	}
+	for s, err := range store.Rows(ctx, b.DB, scan, `SELECT gateway, client, username, device, fleet, issuer, serial, protocol, since, not_after
+		FROM broker_session WHERE credential = $1 ORDER BY since DESC LIMIT $2`, credential, maxResting) {
+		if err != nil {
+			return fmt.Errorf("read the sessions at brokers by their credential: %w", err)
+		}
 		found(s, n)
 	}
-	return store.Wrap(rows.Err())
+	return nil
 }
 
 // End forgets a session that its broker reports as closed. A broker may leave out the

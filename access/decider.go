@@ -70,8 +70,7 @@ func (d *Decider) checkClient(ctx context.Context, client, device string) (count
 	if client == "" || client == device || !countersign.IsDeviceID(client) {
 		return "", ""
 	}
-	var other int
-	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id = $1`, client).Scan(&other)
+	other, err := store.Count(ctx, d.DB, `SELECT COUNT(*) FROM device WHERE id = $1`, client)
 	switch {
 	case err != nil:
 		return countersign.Unavailable, "the record of devices cannot be read now"
@@ -89,19 +88,18 @@ const brokers = "hook:"
 // space, so it would throw the device out there, and get what was kept for it.
 func (d *Decider) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
 	client, _, _ = strings.Cut(client, "/")
-	var marks []string
-	var ids []any
+	var ids []string
 	for i := 1; i <= len(client); i++ {
 		if (i == len(client) || client[i] == ':') && countersign.IsDeviceID(client[:i]) {
 			ids = append(ids, client[:i])
-			marks = append(marks, fmt.Sprintf("$%d", len(ids)))
 		}
 	}
 	if len(ids) == 0 {
 		return "", ""
 	}
-	var n int
-	err := d.DB.QueryRow(ctx, `SELECT count(*) FROM device WHERE id IN (`+strings.Join(marks, ", ")+`)`, ids...).Scan(&n)
+	var q store.Query
+	in := store.In(&q, ids)
+	n, err := store.Count(ctx, d.DB, `SELECT COUNT(*) FROM device WHERE id IN `+in, q.Args...)
 	switch {
 	case err != nil:
 		return countersign.Unavailable, "the record of devices cannot be read now"

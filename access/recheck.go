@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -86,9 +85,13 @@ func (d *Decider) Refusal(ctx context.Context, rd store.Reader, s countersign.Se
 
 // Good returns those of the certificates of a device that are good for a use now.
 func (d *Decider) Good(ctx context.Context, rd store.Reader, refs []countersign.CertRef, use Use) (map[countersign.CertRef]bool, error) {
-	all := &standings{desk: d, rd: rd, certs: map[countersign.CertRef]record{}}
-	if err := all.readCertificates(ctx, serialsOf(refs)); err != nil {
-		return nil, fmt.Errorf("couldn't read the record of certificates: %w", err)
+	all := &standings{decider: d, rd: rd, certs: map[countersign.CertRef]record{}}
+	serials := set[countersign.Serial]{}
+	for _, ref := range refs {
+		serials[ref.Serial] = true
+	}
+	if err := all.readCertificates(ctx, serials.list()); err != nil {
+		return nil, err
 	}
 	good := map[countersign.CertRef]bool{}
 	for _, ref := range refs {
@@ -110,9 +113,9 @@ func (d *Decider) Good(ctx context.Context, rd store.Reader, refs []countersign.
 // standings are what is on record of the devices, certificates and credentials of some
 // sessions.
 type standings struct {
-	desk  *Decider
-	rd    store.Reader
-	first bool // a registered device may be on its way to be active
+	decider *Decider
+	rd      store.Reader
+	first   bool // a registered device may be on its way to be active
 
 	devices map[string]holder // without their secrets
 	fleets  map[string]string // their rules, JSON
@@ -126,35 +129,38 @@ type standings struct {
 
 func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
 	a := &standings{
-		desk: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
+		decider: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
 		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]Secret{}, tokens: map[string]Token{},
 	}
 	n := newNames()
 	for i := range sessions {
 		n.session(&sessions[i])
 	}
-	if err := a.readTokens(ctx, n.tokens.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read access tokens: %w", err)
-	}
-	for _, k := range a.tokens { // a token is good for as long as what it was given for
-		n.credential(k.Source)
+	err := fill(ctx, rd, "access tokens", scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, n.tokens.list(), func(k Token) {
+		a.tokens[k.ID] = k
+		n.credential(k.Source) // a token is good for as long as what it was given for
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := a.readFleets(ctx, n.fleets.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read the rules of fleets: %w", err)
+		return nil, err
 	}
 	if err := a.readDevices(ctx, n.devices.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read the record of devices: %w", err)
+		return nil, err
 	}
 	if err := a.readCertificates(ctx, n.serials.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read the record of certificates: %w", err)
+		return nil, err
 	}
 	if err := a.readOwn(ctx, n.vouched.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read the certificates of devices: %w", err)
+		return nil, err
 	}
-	if err := a.readSecrets(ctx, n.secrets.list()); err != nil {
-		return nil, fmt.Errorf("couldn't read the secrets of devices: %w", err)
+	err = fill(ctx, rd, "the secrets of devices", scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, n.secrets.list(), func(s Secret) {
+		a.secrets[s.ID] = s
+	})
+	if err != nil {
+		return nil, err
 	}
-	var err error
 	a.keys, err = registry.CredentialsByID(ctx, rd, n.keys.list())
 	return a, err
 }
@@ -208,21 +214,10 @@ func (n *names) credential(credential string) {
 	}
 }
 
-func serialsOf(refs []countersign.CertRef) []countersign.Serial {
-	n := newNames()
-	for _, ref := range refs {
-		n.serials[ref.Serial] = true
-	}
-	return n.serials.list()
-}
-
 func (a *standings) readFleets(ctx context.Context, names []string) error {
-	type fleet struct{ name, rules string }
-	scan := func(row store.Row) (f fleet, err error) {
-		err = row.Scan(&f.name, &f.rules)
-		return f, err
-	}
-	return each(store.RowsIn(ctx, a.rd, scan, `SELECT name, rules FROM fleet WHERE name IN`, names), func(f fleet) { a.fleets[f.name] = f.rules })
+	var name, rules string
+	scan := func(row store.Row) (none struct{}, err error) { return none, row.Scan(&name, &rules) }
+	return fill(ctx, a.rd, "the rules of fleets", scan, `SELECT name, rules FROM fleet WHERE name IN`, names, func(struct{}) { a.fleets[name] = rules })
 }
 
 func (a *standings) readDevices(ctx context.Context, ids []string) error {
@@ -230,37 +225,33 @@ func (a *standings) readDevices(ctx context.Context, ids []string) error {
 		err = row.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
 		return h, err
 	}
-	return each(store.RowsIn(ctx, a.rd, scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids), func(h holder) { a.devices[h.device] = h })
+	return fill(ctx, a.rd, "the record of devices", scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids, func(h holder) { a.devices[h.device] = h })
 }
 
 func (a *standings) readCertificates(ctx context.Context, serials []countersign.Serial) error {
-	return each(store.RowsIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials), func(r record) { a.certs[r.ref] = r })
+	return fill(ctx, a.rd, "the record of certificates", scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials,
+		func(r record) { a.certs[r.ref] = r })
 }
 
 // readOwn reads the certificates of devices that a broker vouches for: it may have verified
 // any of them.
 func (a *standings) readOwn(ctx context.Context, ids []string) error {
-	err := each(store.RowsIn(ctx, a.rd, store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids), func(id string) { a.certain[id] = true })
+	err := fill(ctx, a.rd, "the certificates of devices", store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids,
+		func(id string) { a.certain[id] = true })
 	if err != nil {
 		return err
 	}
-	return each(store.RowsIn(ctx, a.rd, scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids),
+	return fill(ctx, a.rd, "the certificates of devices", scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids,
 		func(r record) { a.own[r.device] = append(a.own[r.device], r) })
 }
 
-func (a *standings) readSecrets(ctx context.Context, ids []string) error {
-	return each(store.RowsIn(ctx, a.rd, scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, ids), func(s Secret) { a.secrets[s.ID] = s })
-}
-
-func (a *standings) readTokens(ctx context.Context, ids []string) error {
-	return each(store.RowsIn(ctx, a.rd, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, ids), func(k Token) { a.tokens[k.ID] = k })
-}
-
-// each calls add with each row, up to the first error.
-func each[T any](rows iter.Seq2[T, error], add func(T)) error {
-	for v, err := range rows {
+// fill calls add with each row whose column, at the end of the query, is one of values.
+func fill[T any, V ~string](
+	ctx context.Context, rd store.Reader, what string, scan func(store.Row) (T, error), q string, values []V, add func(T),
+) error {
+	for v, err := range store.RowsIn(ctx, rd, scan, q, values) {
 		if err != nil {
-			return err
+			return fmt.Errorf("couldn't read %s: %w", what, err)
 		}
 		add(v)
 	}
@@ -269,7 +260,7 @@ func each[T any](rows iter.Seq2[T, error], add func(T)) error {
 
 // refusal reports why a session rests on nothing that is good now; empty if it does.
 func (a *standings) refusal(ctx context.Context, s countersign.Session) (countersign.Code, string, error) {
-	if !s.NotAfter.IsZero() && a.desk.Now().After(s.NotAfter) {
+	if !s.NotAfter.IsZero() && a.decider.Now().After(s.NotAfter) {
 		return countersign.CredentialExpire, "what the session came in by is at its end", nil
 	}
 	var made countersign.Position
@@ -297,7 +288,7 @@ func (a *standings) certRefusal(ctx context.Context, ref countersign.CertRef) (c
 	if !ok {
 		return countersign.CertUnknown, "the certificate is not on record", nil
 	}
-	s, err := a.desk.judge(ctx, a.rd, &rec, Connecting, nil)
+	s, err := a.decider.judge(ctx, a.rd, &rec, Connecting, nil)
 	return s.Code, s.Reason, err
 }
 
@@ -344,7 +335,7 @@ func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Sessio
 		return 0, code, reason, err
 	case "secret":
 		secret, ok := a.secrets[id]
-		good, made = ok && secret.Active() && !secret.Ended(a.desk.Now()), secret.made
+		good, made = ok && secret.Active() && !secret.Ended(a.decider.Now()), secret.made
 	case "token":
 		return a.tokenRefusal(ctx, s, id)
 	case string(countersign.MethodKey), string(countersign.MethodGroup):
@@ -352,7 +343,7 @@ func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Sessio
 		if !s.Remote.IsValid() { // a broker that asks again does not send it; it was checked when the device connected
 			key.Networks = nil
 		}
-		good = ok && keyUsable(&key, a.desk.Now(), s.Remote.Addr()) && key.Fleet == s.Fleet && key.Covers(s.Device)
+		good = ok && keyUsable(&key, a.decider.Now(), s.Remote.Addr()) && key.Fleet == s.Fleet && key.Covers(s.Device)
 		made = key.CreatedPos
 	}
 	if !good {
@@ -369,7 +360,7 @@ func (a *standings) vouchedRefusal(ctx context.Context, device string) (counters
 	}
 	code, reason := countersign.CertIsRevoked, "all certificates of the device are revoked"
 	for i := range a.own[device] {
-		s, err := a.desk.judge(ctx, a.rd, &a.own[device][i], vouched, nil)
+		s, err := a.decider.judge(ctx, a.rd, &a.own[device][i], vouched, nil)
 		if err != nil || s.Code == "" {
 			return "", "", err
 		}
@@ -383,7 +374,7 @@ func (a *standings) vouchedRefusal(ctx context.Context, device string) (counters
 // tokenRefusal looks at an access token, and at what a device was given it for.
 func (a *standings) tokenRefusal(ctx context.Context, s *countersign.Session, id string) (countersign.Position, countersign.Code, string, error) {
 	k, ok := a.tokens[id]
-	if !ok || !k.RevokedAt.IsZero() || !a.desk.Now().Before(k.ExpiresAt) {
+	if !ok || !k.RevokedAt.IsZero() || !a.decider.Now().Before(k.ExpiresAt) {
 		return k.IssuedPos, countersign.CredentialExpire, "the access token is no longer in force", nil
 	}
 	if strings.Contains(k.Subject, "/") { // an operator's: it is revoked with what it was given for
@@ -405,7 +396,7 @@ func (a *standings) fleetRefusal(s *countersign.Session) (countersign.Code, stri
 	if !ok {
 		return countersign.NotAllowed, "there is no such fleet", nil
 	}
-	rules, err := a.desk.rules.of(s.Fleet, text)
+	rules, err := a.decider.rules.of(s.Fleet, text)
 	if err != nil {
 		return "", "", err
 	}

@@ -30,15 +30,13 @@ const (
 	MaxScope = 100
 	// maxLiveTokens bounds those of one source that are good at once.
 	maxLiveTokens = 100
-	// maxTokenPage bounds a page of tokens.
-	maxTokenPage = 1000
 	// tokenIssuer and tokenAudience distinguish our tokens from those of other issuers.
 	tokenIssuer   = "countersign"
 	tokenAudience = "countersign:connect"
 )
 
 // Token is an access token on record: the right to connect for a short time. To
-// its holder it is a JWT (RFC 7519) under a key that all nodes share; nobody else
+// its holder it is a JWT (RFC 7519) under a key that all nodes share; no one else
 // can check it, or needs to.
 type Token struct {
 	ID        string
@@ -92,8 +90,7 @@ func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Dura
 	if err := t.checkScope(ctx, tx, &k); err != nil {
 		return k, "", err
 	}
-	var live int
-	err := tx.QueryRow(ctx, `SELECT count(*) FROM access_token WHERE source = $1 AND expires_at > $2 AND revoked_at = 0`, k.Source, store.Micros(now)).Scan(&live)
+	live, err := store.Count(ctx, tx, `SELECT COUNT(*) FROM access_token WHERE source = $1 AND expires_at > $2 AND revoked_at = 0`, k.Source, store.Micros(now))
 	if err != nil {
 		return k, "", fmt.Errorf("count access tokens: %w", err)
 	}
@@ -127,7 +124,7 @@ func (t *Tokens) checkScope(ctx context.Context, tx *store.Tx, k *Token) error {
 		err := tx.QueryRow(ctx, `SELECT fleet FROM device WHERE id = $1`, id).Scan(&fleet)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			return countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("list them with: countersign device list")
+			return countersign.Errorf(countersign.NotFound, "there is no device %.140q", id).WithNext("list the devices")
 		case err != nil:
 			return fmt.Errorf("read device %.140q: %w", id, err)
 		case k.Fleet != "" && fleet != k.Fleet:
@@ -222,7 +219,7 @@ func (t *Tokens) Get(ctx context.Context, rd store.Reader, id string) (Token, er
 }
 
 func noToken(id string) error {
-	return countersign.Errorf(countersign.NotFound, "there is no access token %.40q", id).WithNext("list them with: countersign access-token list")
+	return countersign.Errorf(countersign.NotFound, "there is no access token %.40q", id).WithNext("list the access tokens")
 }
 
 // Revoke ends a token. Again is no error.
@@ -240,42 +237,24 @@ func (t *Tokens) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, er
 
 // RevokeSource ends all tokens of a source that are good now and returns them.
 func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) (list []Token, err error) {
-	rows, err := tx.Query(ctx, `UPDATE access_token SET revoked_at = $2 WHERE source = $1 AND expires_at > $2 AND revoked_at = 0 RETURNING `+tokenColumns,
+	list, err = store.List(ctx, tx, scanToken, `UPDATE access_token SET revoked_at = $2 WHERE source = $1 AND expires_at > $2 AND revoked_at = 0 RETURNING `+tokenColumns,
 		source, store.Micros(t.Now()))
 	if err != nil {
 		return nil, fmt.Errorf("revoke access tokens: %w", err)
 	}
-	return scanTokens(rows)
-}
-
-func scanTokens(rows *sql.Rows) (list []Token, err error) {
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		k, err := scanToken(rows)
-		if err != nil {
-			return nil, fmt.Errorf("read access tokens: %w", err)
-		}
-		list = append(list, k)
-	}
-	return list, store.Wrap(rows.Err())
+	return list, nil
 }
 
 // List reads the tokens that are good now by id, those after the id after; next is
 // empty on the last page.
 func (t *Tokens) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
-	limit = min(max(limit, 1), maxTokenPage)
-	rows, err := t.DB.Query(ctx, `SELECT `+tokenColumns+` FROM access_token WHERE id > $1 AND expires_at > $2 AND revoked_at = 0 ORDER BY id LIMIT $3`,
+	limit = store.PageSize(limit)
+	list, err = store.List(ctx, t.DB, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id > $1 AND expires_at > $2 AND revoked_at = 0 ORDER BY id LIMIT $3`,
 		after, store.Micros(t.Now()), limit+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("list access tokens: %w", err)
 	}
-	if list, err = scanTokens(rows); err != nil {
-		return nil, "", err
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		next = list[limit-1].ID
-	}
+	list, next = store.Page(list, limit, func(k *Token) string { return k.ID })
 	return list, next, nil
 }
 

@@ -94,7 +94,7 @@ func (r *reader) read(source []byte, take func(ast.Node)) (err error) {
 	docs := slices.DeleteFunc(file.Docs, func(d *ast.DocumentNode) bool { return d.Body == nil })
 	switch {
 	case len(docs) == 0:
-		return whole("it is empty: countersign policy init prints one to begin with")
+		return whole("it is empty: begin with the policy that is built in")
 	case len(docs) > 1:
 		return whole("it has more than one document")
 	}

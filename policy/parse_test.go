@@ -52,9 +52,9 @@ func TestParseRefusesWithPlaceAndReason(t *testing.T) {
 	const as = "name: a, as: "
 	for _, c := range []struct{ name, source, want string }{
 		// The document.
-		{"empty", "", "it is empty: countersign policy init prints one to begin with"},
-		{"a comment", "# nothing\n", "it is empty: countersign policy init prints one to begin with"},
-		{"a mark of a document", "---\n", "it is empty: countersign policy init prints one to begin with"},
+		{"empty", "", "it is empty: begin with the policy that is built in"},
+		{"a comment", "# nothing\n", "it is empty: begin with the policy that is built in"},
+		{"a mark of a document", "---\n", "it is empty: begin with the policy that is built in"},
 		{"two documents", sound + "---\n" + sound, "it has more than one document"},
 		{"an open list", "a: [\n", "line 1, column 4: sequence end token ']' not found"},
 		{"an open quote", "a: 'b\n", "line 1, column 4: could not find end character of single-quoted text"},
