@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"time"
+
+	"github.com/countersign-iot/countersign"
+)
 
 // Credential is what earns a first certificate, without its secret.
 type Credential struct {
@@ -145,22 +149,25 @@ type NewTPM struct {
 
 // Waiting is an enrollment that waits for an operator, or did.
 type Waiting struct {
-	ID        string            `json:"id"`
-	State     string            `json:"state" enum:"waiting,approved,rejected,done"`
-	Device    string            `json:"device"`
-	Fleet     string            `json:"fleet"`
-	Method    string            `json:"method"`
-	Evidence  string            `json:"evidence" doc:"Fingerprint of what was shown."`
-	KeyHash   string            `json:"key_hash" doc:"Hex SHA-256 of the SubjectPublicKeyInfo."`
-	Facts     map[string]string `json:"facts,omitempty" doc:"What the evidence says."`
-	Remote    string            `json:"remote,omitempty"`
-	Via       string            `json:"via"`
-	DecidedBy string            `json:"decided_by,omitempty"`
-	Note      string            `json:"note,omitempty"`
-	CreatedAt time.Time         `json:"created_at"`
-	ExpiresAt time.Time         `json:"expires_at"`
-	DecidedAt time.Time         `json:"decided_at,omitzero"`
+	ID        string             `json:"id"`
+	State     WaitingState       `json:"state" enum:"waiting,approved,rejected,done"`
+	Device    string             `json:"device"`
+	Fleet     string             `json:"fleet"`
+	Method    countersign.Method `json:"method"`
+	Evidence  string             `json:"evidence" doc:"Fingerprint of what was shown."`
+	KeyHash   string             `json:"key_hash" doc:"Hex SHA-256 of the SubjectPublicKeyInfo."`
+	Facts     map[string]string  `json:"facts,omitempty" doc:"What the evidence says."`
+	Remote    string             `json:"remote,omitempty"`
+	Via       string             `json:"via"`
+	DecidedBy countersign.Actor  `json:"decided_by,omitempty"`
+	Note      string             `json:"note,omitempty"`
+	CreatedAt time.Time          `json:"created_at"`
+	ExpiresAt time.Time          `json:"expires_at"`
+	DecidedAt time.Time          `json:"decided_at,omitzero"`
 }
+
+// WaitingState is how far an approval has come.
+type WaitingState string
 
 // WaitingFilter narrows the queue.
 type WaitingFilter struct {

@@ -4,22 +4,23 @@ import (
 	"context"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/ra"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
 
 // Approve lets a waiting request through at the device's next try.
-func (p *Provisioner) Approve(ctx context.Context, id, note string, by ra.By) (registry.Waiting, error) {
+func (p *Provisioner) Approve(ctx context.Context, id, note string, by ra.By) (api.Waiting, error) {
 	return p.decide(ctx, id, registry.Approved, note, by)
 }
 
 // Reject turns a waiting request down.
-func (p *Provisioner) Reject(ctx context.Context, id, note string, by ra.By) (registry.Waiting, error) {
+func (p *Provisioner) Reject(ctx context.Context, id, note string, by ra.By) (api.Waiting, error) {
 	return p.decide(ctx, id, registry.Rejected, note, by)
 }
 
-func (p *Provisioner) decide(ctx context.Context, id string, to registry.WaitingState, note string, by ra.By) (w registry.Waiting, err error) {
+func (p *Provisioner) decide(ctx context.Context, id string, to api.WaitingState, note string, by ra.By) (w api.Waiting, err error) {
 	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if w, err = p.Registry.Waiting(ctx, tx, id); err != nil {
 			return err

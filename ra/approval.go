@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -47,7 +48,7 @@ func errPending(device string) error {
 // it is approved: else asking would register it for the methods that want that.
 // No error: the request has its certificate already, c.again.
 func (e *enrollment) await(ctx context.Context) error {
-	w := registry.Waiting{
+	w := api.Waiting{
 		Device: e.request.device, Fleet: e.request.fleet, Method: e.method, Evidence: e.evidence, KeyHash: e.waitsAs(), Facts: e.facts, Remote: e.Remote.String(), Via: e.Door,
 	}
 	err := e.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // waiting gives the one request that waits.
-func (w *world) waiting(t *testing.T) registry.Waiting {
+func (w *world) waiting(t *testing.T) api.Waiting {
 	t.Helper()
 	list, _, err := w.Registry.Queue(t.Context(), registry.Awaits, "", 0)
 	if err != nil || len(list) != 1 {

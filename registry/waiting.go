@@ -9,37 +9,16 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Waiting is an enrollment that waits for an operator, or did.
-type Waiting struct {
-	ID        string
-	State     WaitingState
-	Device    string
-	Fleet     string
-	Method    countersign.Method
-	Evidence  string
-	KeyHash   string
-	Facts     map[string]string // what the operator should see
-	Remote    string
-	Via       string
-	DecidedBy countersign.Actor
-	Note      string
-	CreatedAt time.Time
-	ExpiresAt time.Time
-	DecidedAt time.Time
-}
-
-// WaitingState says how far an approval has come.
-type WaitingState string
-
 // The states of an approval. Rejected and done are the end.
 const (
-	Awaits   WaitingState = "waiting"
-	Approved WaitingState = "approved"
-	Rejected WaitingState = "rejected"
-	Done     WaitingState = "done" // the certificate was issued
+	Awaits   api.WaitingState = "waiting"
+	Approved api.WaitingState = "approved"
+	Rejected api.WaitingState = "rejected"
+	Done     api.WaitingState = "done" // the certificate was issued
 )
 
 // maxWaitingPerEvidence bounds how many requests one shared credential can have
@@ -52,7 +31,7 @@ const ApprovedFor = 25 * time.Hour
 
 const waitingColumns = `id, state, device, fleet, method, evidence, key_hash, facts, remote, via, decided_by, note, created_at, expires_at, decided_at`
 
-func scanWaiting(row store.Row) (w Waiting, err error) {
+func scanWaiting(row store.Row) (w api.Waiting, err error) {
 	var facts string
 	var created, expires, decided int64
 	err = row.Scan(&w.ID, &w.State, &w.Device, &w.Fleet, &w.Method, &w.Evidence, &w.KeyHash, &facts, &w.Remote, &w.Via, &w.DecidedBy, &w.Note,
@@ -65,7 +44,7 @@ func scanWaiting(row store.Row) (w Waiting, err error) {
 }
 
 // Await puts a request into the queue.
-func (r *Registry) Await(ctx context.Context, tx *store.Tx, w Waiting, ttl time.Duration) (Waiting, error) {
+func (r *Registry) Await(ctx context.Context, tx *store.Tx, w api.Waiting, ttl time.Duration) (api.Waiting, error) {
 	var n int
 	err := tx.QueryRow(ctx, `SELECT count(*) FROM waiting_enrollment WHERE evidence = $1 AND state = 'waiting' AND expires_at > $2`, w.Evidence, store.Micros(r.Now())).Scan(&n)
 	if err != nil {
@@ -78,7 +57,7 @@ func (r *Registry) Await(ctx context.Context, tx *store.Tx, w Waiting, ttl time.
 	if _, err := rand.Read(id[:]); err != nil {
 		return w, fmt.Errorf("draw an id: %w", err)
 	}
-	w.ID, w.State, w.CreatedAt = hex.EncodeToString(id[:]), Awaits, r.Now()
+	w.ID, w.State, w.CreatedAt = hex.EncodeToString(id[:]), Awaits, r.Now().UTC()
 	w.ExpiresAt = w.CreatedAt.Add(ttl)
 	facts, err := json.Marshal(w.Facts)
 	if err != nil {
@@ -96,7 +75,7 @@ func (r *Registry) Await(ctx context.Context, tx *store.Tx, w Waiting, ttl time.
 
 // WaitingOf finds the newest request of a device with a key by the same evidence
 // that has not come to its end: NotFound if there is none.
-func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHash, evidence string) (Waiting, error) {
+func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHash, evidence string) (api.Waiting, error) {
 	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment
 		WHERE device = $1 AND key_hash = $2 AND evidence = $3 AND state <> 'done' AND expires_at > $4 ORDER BY created_at DESC LIMIT 1`,
 		device, keyHash, evidence, store.Micros(r.Now())))
@@ -104,7 +83,7 @@ func (r *Registry) WaitingOf(ctx context.Context, rd store.Reader, device, keyHa
 }
 
 // Waiting reads one request by id.
-func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Waiting, error) {
+func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (api.Waiting, error) {
 	w, err := scanWaiting(rd.QueryRow(ctx, `SELECT `+waitingColumns+` FROM waiting_enrollment WHERE id = $1`, id))
 	missing := countersign.Errorf(countersign.NotFound, "there is no waiting enrollment %.80q", id).WithNext("look for it in the list of waiting enrollments")
 	return w, store.RowError(err, missing, "read waiting enrollment "+id)
@@ -112,18 +91,18 @@ func (r *Registry) Waiting(ctx context.Context, rd store.Reader, id string) (Wai
 
 // Ruling is an operator's decision on a request that waits.
 type Ruling struct {
-	State WaitingState // Approved or Rejected
+	State api.WaitingState // Approved or Rejected
 	By    countersign.Actor
 	Note  string
 }
 
 // Decide approves or rejects a request that waits.
-func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, v Ruling) (Waiting, error) {
+func (r *Registry) Decide(ctx context.Context, tx *store.Tx, id string, v Ruling) (api.Waiting, error) {
 	w, err := r.Waiting(ctx, tx, id)
 	if err != nil {
 		return w, err
 	}
-	now := r.Now()
+	now := r.Now().UTC()
 	if now.After(w.ExpiresAt) {
 		return w, countersign.Errorf(countersign.Conflict, "the request of %s expired at %s", w.Device, w.ExpiresAt.UTC().Format(time.RFC3339)).WithNext("the device asks again by itself")
 	}
@@ -156,7 +135,7 @@ func (r *Registry) Finish(ctx context.Context, tx *store.Tx, id string) error {
 
 // Queue lists requests in a state, oldest first; next is the After of the
 // following page, empty at the end. An empty state is all.
-func (r *Registry) Queue(ctx context.Context, state WaitingState, after string, limit int) (list []Waiting, next string, err error) {
+func (r *Registry) Queue(ctx context.Context, state api.WaitingState, after string, limit int) (list []api.Waiting, next string, err error) {
 	limit = store.PageSize(limit)
 	var q store.Query
 	q.And("(state <> 'waiting' OR expires_at > ?)", store.Micros(r.Now()))
@@ -167,6 +146,6 @@ func (r *Registry) Queue(ctx context.Context, state WaitingState, after string, 
 	if err != nil {
 		return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
 	}
-	list, next = store.Page(list, limit, func(w *Waiting) string { return w.ID })
+	list, next = store.Page(list, limit, func(w *api.Waiting) string { return w.ID })
 	return list, next, nil
 }

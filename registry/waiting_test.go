@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
-	"github.com/countersign-iot/countersign/registry"
+	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
@@ -19,12 +19,12 @@ func TestWaitingIsBoundedByWhatStillWaits(t *testing.T) {
 		h := open(t, db)
 		await := func(evidence string) error {
 			return db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-				_, err := h.Await(ctx, tx, registry.Waiting{Device: "pump-1", Fleet: "default", KeyHash: "k", Evidence: evidence}, time.Hour)
+				_, err := h.Await(ctx, tx, api.Waiting{Device: "pump-1", Fleet: "default", KeyHash: "k", Evidence: evidence}, time.Hour)
 				return err
 			})
 		}
 		h.write(t, func(ctx context.Context, tx *store.Tx) error {
-			if _, err := h.Await(ctx, tx, registry.Waiting{Device: "x", Fleet: "default", Evidence: "claim:1"}, time.Hour); err != nil {
+			if _, err := h.Await(ctx, tx, api.Waiting{Device: "x", Fleet: "default", Evidence: "claim:1"}, time.Hour); err != nil {
 				return err
 			}
 			_, err := tx.Exec(ctx, `WITH RECURSIVE copy(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copy WHERE n < 9999)

@@ -28,15 +28,16 @@ func (e *enrollments) list(ctx context.Context, in *struct {
 	api.Paging
 },
 ) (api.Page[api.Waiting], error) {
-	return asPage(shapeWaiting)(e.registry.Queue(ctx, registry.WaitingState(in.State), in.After, limitOf(in.Paging)))
+	list, next, err := e.registry.Queue(ctx, api.WaitingState(in.State), in.After, limitOf(in.Paging))
+	return api.Page[api.Waiting]{Items: append([]api.Waiting{}, list...), Next: next}, err
 }
 
 func (e *enrollments) approve(ctx context.Context, in *noteOn) (api.Waiting, error) {
-	return as(shapeWaiting)(e.provisioner.Approve(ctx, in.ID, value(in.Body).Note, byOf(ctx)))
+	return e.provisioner.Approve(ctx, in.ID, value(in.Body).Note, byOf(ctx))
 }
 
 func (e *enrollments) reject(ctx context.Context, in *noteOn) (api.Waiting, error) {
-	return as(shapeWaiting)(e.provisioner.Reject(ctx, in.ID, value(in.Body).Note, byOf(ctx)))
+	return e.provisioner.Reject(ctx, in.ID, value(in.Body).Note, byOf(ctx))
 }
 
 func (e *enrollments) explain(ctx context.Context, in *body[api.Explain]) (api.Explanation, error) {
@@ -67,12 +68,4 @@ func (e *enrollments) explain(ctx context.Context, in *body[api.Explain]) (api.E
 		req.Remote = netip.AddrPortFrom(addr, 0)
 	}
 	return e.ra.ExplainTo(ctx, req, byOf(ctx), callerOf(ctx).from)
-}
-
-func shapeWaiting(w registry.Waiting) api.Waiting {
-	return api.Waiting{
-		ID: w.ID, State: string(w.State), Device: w.Device, Fleet: w.Fleet, Method: string(w.Method), Evidence: w.Evidence, KeyHash: w.KeyHash,
-		Facts: w.Facts, Remote: w.Remote, Via: w.Via, DecidedBy: string(w.DecidedBy), Note: w.Note,
-		CreatedAt: w.CreatedAt.UTC(), ExpiresAt: w.ExpiresAt.UTC(), DecidedAt: w.DecidedAt.UTC(),
-	}
 }
