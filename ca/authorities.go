@@ -5,8 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/sha1" //nolint:gosec // RFC 6960 clients name the issuer by SHA-1; it secures nothing
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -54,31 +52,25 @@ type authority struct {
 	signer crypto.Signer // opened on first use
 }
 
-// issuerNames are the hashes by which an OCSP request names an issuer.
-type issuerNames struct {
-	name1, key1     [20]byte
-	name256, key256 [32]byte
-}
+// issuerNames are the hashes of an issuer's name and key by which an OCSP request names
+// it. RFC 6960 clients use SHA-1; it secures nothing.
+type issuerNames map[crypto.Hash]struct{ name, key []byte }
 
 func namesOf(cert *x509.Certificate) issuerNames {
 	bits, err := publicKeyBits(cert.PublicKey)
 	if err != nil {
-		return issuerNames{} // a key type that cannot be named in OCSP: never matches
+		return nil // a key type that cannot be named in OCSP: never matches
 	}
-	return issuerNames{
-		sha1.Sum(cert.RawSubject), sha1.Sum(bits), //nolint:gosec // as above
-		sha256.Sum256(cert.RawSubject), sha256.Sum256(bits),
+	names := issuerNames{}
+	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
+		names[h] = struct{ name, key []byte }{digest(h, cert.RawSubject), digest(h, bits)}
 	}
+	return names
 }
 
-func (n *issuerNames) match(id countersign.CertID) bool {
-	switch id.Hash {
-	case crypto.SHA1:
-		return bytes.Equal(n.name1[:], id.IssuerNameHash) && bytes.Equal(n.key1[:], id.IssuerKeyHash)
-	case crypto.SHA256:
-		return bytes.Equal(n.name256[:], id.IssuerNameHash) && bytes.Equal(n.key256[:], id.IssuerKeyHash)
-	}
-	return false
+func (n issuerNames) match(id countersign.CertID) bool {
+	own, known := n[id.Hash]
+	return known && bytes.Equal(own.name, id.IssuerNameHash) && bytes.Equal(own.key, id.IssuerKeyHash)
 }
 
 const authorityColumns = `id, kind, parent, certificate, key_uri, state, created_at, version`

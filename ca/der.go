@@ -50,13 +50,11 @@ func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, value crypto
 // signed wraps what was signed with algorithm and signature: the outer SEQUENCE of
 // CertificateList and BasicOCSPResponse. It takes the parts as they are.
 func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]byte) ([]byte, error) {
-	digest := tbs
-	if hash != 0 {
-		h := hash.New()
-		h.Write(tbs)
-		digest = h.Sum(nil)
+	message := tbs
+	if hash != 0 { // Ed25519 signs the whole
+		message = digest(hash, tbs)
 	}
-	sig, err := signer.Sign(rand.Reader, digest, hash)
+	sig, err := signer.Sign(rand.Reader, message, hash)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +68,12 @@ func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]
 		}
 	})
 	return b.Bytes()
+}
+
+func digest(hash crypto.Hash, b []byte) []byte {
+	h := hash.New()
+	h.Write(b)
+	return h.Sum(nil)
 }
 
 // algorithmOf returns the AlgorithmIdentifier, DER, and hash to sign with under a

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -98,20 +99,17 @@ func (p *Profile) check() error {
 	case len(p.ExtKeyUsage) == 0:
 		return countersign.Errorf(countersign.BadRequest, "profile %s names no ext_key_usage", p.Name)
 	}
-	for _, u := range p.KeyUsage {
-		if _, ok := keyUsages[u]; !ok {
-			return countersign.Errorf(countersign.BadRequest, "profile %s: key_usage %q is not one a device may have", p.Name, u)
-		}
-	}
-	for _, u := range p.ExtKeyUsage {
-		if _, ok := extKeyUsages[u]; !ok {
-			return countersign.Errorf(countersign.BadRequest, "profile %s: ext_key_usage %q is not one a device may have", p.Name, u)
-		}
-	}
-	for _, k := range p.Keys {
-		if !slices.Contains(keyTypes, k) {
-			return countersign.Errorf(countersign.BadRequest, "profile %s: key type %q is unknown", p.Name, k).
-				WithNext(fmt.Sprintf("use any of %v", keyTypes))
+	for _, f := range []struct {
+		field       string
+		used, known []string
+	}{
+		{"key_usage", p.KeyUsage, slices.Sorted(maps.Keys(keyUsages))},
+		{"ext_key_usage", p.ExtKeyUsage, slices.Sorted(maps.Keys(extKeyUsages))},
+		{"key type", p.Keys, keyTypes},
+	} {
+		if i := slices.IndexFunc(f.used, func(u string) bool { return !slices.Contains(f.known, u) }); i >= 0 {
+			return countersign.Errorf(countersign.BadRequest, "profile %s: %s %q is not one a device may have", p.Name, f.field, f.used[i]).
+				WithNext(fmt.Sprintf("use any of %v", f.known))
 		}
 	}
 	return nil
