@@ -69,10 +69,7 @@ func leaveUnread(ctx context.Context, d *Device) error {
 		return err
 	}
 	for _, c := range list {
-		if _, err := c.Write(subscribe(0, "devices/"+d.Name+"/down/#")); err != nil {
-			return err
-		}
-		if err := c.await(pktSuback); err != nil {
+		if err := c.ask(subscribe(0, "devices/"+d.Name+"/down/#"), pktSuback); err != nil {
 			return err
 		}
 	}
@@ -96,10 +93,7 @@ func retain(ctx context.Context, d *Device) error {
 	each(list, func(c *client) {
 		for i := 0; ctx.Err() == nil; i++ {
 			topic := fmt.Sprintf("devices/%s/up/%p/%d", d.Name, c, i)
-			if _, err := c.Write(publish(1, true, topic, 0, payload)); err != nil {
-				return
-			}
-			if err := c.await(pktPuback); err != nil {
+			if c.ask(publish(1, true, topic, 0, payload), pktPuback) != nil {
 				return
 			}
 		}
@@ -167,10 +161,7 @@ func subscribeAll(ctx context.Context, d *Device) error {
 				n++
 				filters = append(filters, fmt.Sprintf("devices/%s/down/%p/%d/#", d.Name, c, n))
 			}
-			if _, err := c.Write(subscribe(1, filters...)); err != nil {
-				return
-			}
-			if err := c.await(pktSuback); err != nil {
+			if c.ask(subscribe(1, filters...), pktSuback) != nil {
 				return
 			}
 		}
@@ -207,10 +198,7 @@ func publishRefused(ctx context.Context, d *Device) error {
 			}
 			for i := range 4 * aliases {
 				topic := fmt.Sprintf("devices/other/up/%0900d", i)
-				if _, err := c.Write(publish(1, false, topic, uint16(i%aliases+1), nil)); err != nil {
-					return err
-				}
-				if err := c.await(pktPuback); err != nil {
+				if err := c.ask(publish(1, false, topic, uint16(i%aliases+1), nil), pktPuback); err != nil {
 					return err
 				}
 			}

@@ -73,11 +73,7 @@ func (d *Device) note(answer string) {
 
 // dial opens a TCP connection that lasts until the end of ctx.
 func (d *Device) dial(ctx context.Context) (net.Conn, error) {
-	dialer := net.Dialer{}
-	if d.From != nil {
-		dialer.LocalAddr = &net.TCPAddr{IP: d.From}
-	}
-	c, err := dialer.DialContext(ctx, "tcp", d.Broker)
+	c, err := (&net.Dialer{LocalAddr: d.local()}).DialContext(ctx, "tcp", d.Broker)
 	if err != nil {
 		return nil, err
 	}

@@ -86,31 +86,37 @@ func (c *client) next() (kind byte, body []byte, err error) {
 }
 
 func (c *client) noteAnswer(kind byte, body []byte) {
-	code := byte(0)
+	note := func(name string, at int) { // 0 where the code is left out
+		code := byte(0)
+		if len(body) > at {
+			code = body[at]
+		}
+		c.device.note(fmt.Sprintf("%s 0x%02x", name, code))
+	}
 	switch kind {
 	case pktConnack:
-		if len(body) > 1 {
-			c.device.note(fmt.Sprintf("CONNACK 0x%02x", body[1]))
-		}
+		note("CONNACK", 1)
 	case pktPuback:
-		if len(body) > 2 {
-			code = body[2]
-		}
-		c.device.note(fmt.Sprintf("PUBACK 0x%02x", code))
+		note("PUBACK", 2)
 	case pktDisconnect:
-		if len(body) > 0 {
-			code = body[0]
-		}
-		c.device.note(fmt.Sprintf("DISCONNECT 0x%02x", code))
+		note("DISCONNECT", 0)
 	case pktSuback: // MQTT 5: packet identifier, properties, codes
 		at := 2
 		if c.level == 5 && len(body) > 2 {
 			at += 1 + int(body[2]) // the reason string is short
 		}
 		for ; at < len(body); at++ {
-			c.device.note(fmt.Sprintf("SUBACK 0x%02x", body[at]))
+			note("SUBACK", at)
 		}
 	}
+}
+
+// ask sends a packet and awaits one of a kind.
+func (c *client) ask(packet []byte, kind byte) error {
+	if _, err := c.Write(packet); err != nil {
+		return err
+	}
+	return c.await(kind)
 }
 
 // await reads until a packet of one kind came.
