@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
-	"unique"
 )
 
 const (
@@ -87,37 +85,5 @@ func (c *chains) release(from netip.Prefix, known bool, n int) {
 	c.total[rankOf(known)] -= n
 	if c.by[from] -= n; c.by[from] <= 0 {
 		delete(c.by, from)
-	}
-}
-
-// Peer returns the chain that the client presented, leaf first; empty if it
-// presented none. Once the connection is admitted only the octets are kept, and
-// each call parses them.
-func (c *Conn) Peer() []*x509.Certificate {
-	if c.chain == nil {
-		return slices.Clone(c.ConnectionState().PeerCertificates)
-	}
-	all := make([]*x509.Certificate, len(c.chain))
-	for i, one := range c.chain {
-		cert, err := x509.ParseCertificate([]byte(one.Value()))
-		if err != nil { // it was parsed before
-			return nil
-		}
-		all[i] = cert
-	}
-	return all
-}
-
-// HasPeer reports whether the client presented a certificate.
-func (c *Conn) HasPeer() bool { return len(c.ConnectionState().PeerCertificates) > 0 }
-
-// leaner releases the parsed chain: it has ten times the size of its octets, for the
-// life of a session that needs it once. crypto/tls returns the slice that it keeps. The
-// octets of an authority's certificate are kept once for all connections.
-func (c *Conn) leaner() {
-	kept := c.ConnectionState().PeerCertificates
-	for i, cert := range kept {
-		c.chain = append(c.chain, unique.Make(string(cert.Raw)))
-		kept[i] = nil
 	}
 }

@@ -371,3 +371,10 @@ func (g *Guard) report() {
 		g.Report(*rest[name])
 	}
 }
+
+// Failures returns how many handshakes failed since the start.
+func (g *Guard) Failures() map[FailureCount]uint64 {
+	g.failures.mu.Lock()
+	defer g.failures.mu.Unlock()
+	return maps.Clone(g.failures.counts)
+}

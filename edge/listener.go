@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unique"
 
 	"github.com/countersign-iot/countersign"
 )
@@ -58,20 +57,6 @@ type Stats struct {
 // Plus returns the counts of two gates together.
 func (s Stats) Plus(o Stats) Stats {
 	return Stats{s.Accepted + o.Accepted, s.TurnedAway + o.TurnedAway, s.HandshakeFailed + o.HandshakeFailed, s.Open + o.Open, s.PreAuth + o.PreAuth}
-}
-
-// Conn is one connection after the TLS handshake. Writes that must not outlive
-// a cut set their deadline on it and look at Live.Ended before they write.
-type Conn struct {
-	*tls.Conn
-	Remote netip.AddrPort
-	Hello  string // see Fingerprint
-
-	gate     *Gate
-	raw      *socket
-	visit    visit
-	admitted atomic.Bool
-	chain    []unique.Handle[string] // DER, see leaner; nil before
 }
 
 // acceptRetryMax bounds the pause after a temporary accept error, such as too
@@ -137,7 +122,7 @@ func (g *Gate) take(ctx context.Context, raw net.Conn) {
 	from, _ := countersign.SourceOf(remote.Addr())
 	known, why := g.Guard.ask(remote.Addr(), g.Limits.Tries, false)
 	s := &socket{Conn: raw, guard: g.Guard, from: from, known: known, wait: g.Limits.Handshake}
-	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, gate: g, raw: s, visit: visit{from: from, known: known, abort: s.abort}}
+	c := &Conn{Conn: tls.Server(s, g.config), Remote: remote, census: &g.census, raw: s, visit: visit{from: from, known: known, abort: s.abort}}
 	var evicted *visit
 	if why == "" {
 		evicted, why = g.census.enter(&c.visit, g.Now())
@@ -214,40 +199,6 @@ func (g *Gate) end(c *Conn) {
 	g.mu.Lock()
 	delete(g.conns, c)
 	g.mu.Unlock()
-}
-
-// Admitted removes the connection from the caps for strangers and keeps only the octets
-// of the client's chain. The goroutine that serves the connection calls it.
-func (c *Conn) Admitted() {
-	if c.admitted.Swap(true) || !c.gate.census.admit(&c.visit) {
-		return
-	}
-	c.gate.Guard.admitted(c.visit.from)
-	c.leaner()
-	c.raw.forgetChain()
-}
-
-// Abort closes the socket at once and drops what is still to be sent. It waits
-// for nothing.
-func (c *Conn) Abort() { c.raw.abort() }
-
-// hangUp closes the socket at once; the kernel still sends what was written.
-func (c *Conn) hangUp() { _ = c.raw.Close() }
-
-// SetWriteDeadline reaches the socket itself; it waits for no writer.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
-
-// Room returns how many octets can be written now without waiting for the peer; 0 where
-// that is not known. It makes a system call.
-func (c *Conn) Room() int {
-	if c.raw.sys == nil {
-		return 0
-	}
-	waiting, ok := unsent(c.raw.sys)
-	if !ok {
-		return 0
-	}
-	return max(sendBuffer/2-waiting, 0)
 }
 
 // Stats returns the counts of the gate.

@@ -86,3 +86,42 @@ func (l *Live) close(e countersign.Ending) {
 	}
 	shut(l.conn.Abort)
 }
+
+// Index holds every live connection of a node, by device and by credential. One
+// index serves all gateways.
+type Index struct {
+	Now func() time.Time // the clock of the sockets' deadlines and of NotAfter
+	// Stale is called with an admitted session whose basis changed while it was decided
+	// (see Changed): it must be compared with the record again. It must not block. It
+	// is a function because the index has no access to the record. Nil: none.
+	Stale func(countersign.Session)
+
+	mu       sync.Mutex
+	byDevice map[string][]*Live // under the devices of its scope too
+	byCert   map[countersign.CertRef][]*Live
+	byCred   map[string][]*Live
+	admitted map[*Live]struct{}
+
+	// A connection whose admission is being decided belongs to no device yet. It
+	// waits in this list, in order of registration, and the cuts made meanwhile
+	// are kept so that its admission can look them up.
+	first, last *Live
+	cuts        []countersign.Cut
+	forgotten   uint64 // cuts[0] is cut number forgotten+1
+
+	changes    uint64            // calls of Changed
+	changed    map[string]uint64 // by fleet: the last of them that named it
+	allChanged uint64            // the last of them that named all
+}
+
+// NewIndex returns an empty index.
+func NewIndex(now func() time.Time) *Index {
+	return &Index{
+		Now:      now,
+		byDevice: map[string][]*Live{},
+		byCert:   map[countersign.CertRef][]*Live{},
+		byCred:   map[string][]*Live{},
+		admitted: map[*Live]struct{}{},
+		changed:  map[string]uint64{},
+	}
+}

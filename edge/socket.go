@@ -2,7 +2,6 @@ package edge
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -38,55 +37,6 @@ type socket struct {
 
 // errNoTurn ends a handshake that the node had no time for.
 var errNoTurn = errors.New("no turn for the handshake in time")
-
-// listening makes c record the fingerprint of each ClientHello on a socket and
-// wait for a turn before anything is computed. A certificate chain is checked against
-// the bounds of checkChain. lenient ignores the ALPN names of a client that offers
-// none of c's, as a server without ALPN does; otherwise it is refused (RFC 7301, 3.2).
-func listening(c *tls.Config, lenient bool) *tls.Config {
-	c = c.Clone()
-	c.VerifyConnection = checkChain
-	var plain *tls.Config
-	if lenient && len(c.NextProtos) > 0 {
-		plain = c.Clone()
-		plain.NextProtos = nil
-	}
-	protocols := c.NextProtos
-	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if s, ok := hello.Conn.(*socket); ok {
-			s.hello, s.offer, s.config = Fingerprint(hello), hello, c
-			if err := s.takeTurn(); err != nil {
-				return nil, err
-			}
-		}
-		if plain != nil && !overlap(hello.SupportedProtos, protocols) {
-			return plain, nil
-		}
-		return nil, nil
-	}
-	return c
-}
-
-// handshake does that of a connection, as far as the deadline and the node's room allow.
-// The error is why there is no connection, and why the reason if it was turned away.
-func (s *socket) handshake(ctx context.Context, listener string, c *tls.Conn) (why Reason, err error) {
-	_ = s.SetDeadline(s.guard.Now().Add(s.wait))
-	// Not HandshakeContext: the deadline and Close end it, and it would cost a
-	// goroutine for each connection.
-	if err := c.Handshake(); err != nil {
-		s.guard.handshakeFailed(ctx, listener, s, err)
-		if errors.Is(err, errNoTurn) && !s.closed.Load() {
-			why = ReasonNoTurn
-		}
-		return why, err
-	}
-	s.endHandshake()
-	if !s.keepChain(c) {
-		return ReasonChains, errChain
-	}
-	_ = s.SetDeadline(time.Time{})
-	return "", nil
-}
 
 // endHandshake releases what only the handshake needs.
 func (s *socket) endHandshake() { s.greeted, s.offer, s.config = true, nil, nil }

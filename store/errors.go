@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"time"
 
@@ -77,3 +79,17 @@ func Unconfirmed(err error) bool {
 	_, ok := errors.AsType[*unconfirmed](err)
 	return ok
 }
+
+// failedRow is a row whose Scan returns err; database/sql makes one
+// only for a database that cannot be connected to.
+func failedRow(ctx context.Context, err error) *sql.Row {
+	db := sql.OpenDB(failing{err})
+	defer func() { _ = db.Close() }()
+	return db.QueryRowContext(context.WithoutCancel(ctx), "")
+}
+
+type failing struct{ err error }
+
+func (f failing) Connect(context.Context) (driver.Conn, error) { return nil, f.err }
+
+func (f failing) Driver() driver.Driver { return nil }

@@ -28,11 +28,6 @@ const (
 	lostAfter = time.Second
 )
 
-// Lost returns since when the database has not been reachable; false while it is.
-// Reads and writes are refused meanwhile without being tried. It is known while
-// [DB.Listen] runs. SQLite is in this process and is never lost.
-func (db *DB) Lost() (since time.Time, lost bool) { return db.lost() }
-
 func never() (time.Time, bool) { return time.Time{}, false }
 
 func (p *postgres) lost() (since time.Time, lost bool) {
@@ -41,16 +36,6 @@ func (p *postgres) lost() (since time.Time, lost bool) {
 	}
 	return time.Time{}, false
 }
-
-// reachable is the error of a read or a write while the database is lost.
-func (db *DB) reachable() error {
-	if _, lost := db.lost(); lost {
-		return unavailable("the database cannot be reached now", errLost)
-	}
-	return nil
-}
-
-var errLost = errors.New("the database is lost")
 
 // listen keeps one connection of its own outside of the pool, since LISTEN
 // belongs to the session.

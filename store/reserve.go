@@ -10,8 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
 const (
@@ -30,19 +28,6 @@ const (
 	reserveName = ".reserve"
 )
 
-// Reserve is the state of the space that only emergency writes may use.
-type Reserve struct {
-	Size int64 // octets when it is whole; 0: the database has none
-	Left int64 // octets of the file that are not yet released
-	// InUse is set while some of it is used. Until the space is back, writes that are
-	// no emergency are refused, so that they do not take what is left.
-	InUse bool
-}
-
-// Missing reports whether there should be a reserve and none could be made, because
-// the disk had too little space from the start.
-func (r Reserve) Missing() bool { return r.Size > 0 && r.Left == 0 && !r.InUse }
-
 type emergencyKey struct{}
 
 // Emergency returns a context whose Writes may use the reserve of the database: the
@@ -53,14 +38,6 @@ func Emergency(ctx context.Context) context.Context {
 }
 
 func isEmergency(ctx context.Context) bool { return ctx.Value(emergencyKey{}) != nil }
-
-// Reserve returns the state of the reserve.
-func (db *DB) Reserve() Reserve {
-	if db.reserve == nil {
-		return Reserve{}
-	}
-	return db.reserve.state()
-}
 
 // errReserved is the cause of a refusal while the reserve is in use.
 var errReserved = errors.New("only the reserve is left, which is for revocations")
@@ -249,59 +226,4 @@ func freeSpace(path string) (int64, error) {
 		return 0, fmt.Errorf("read the free space: %w", err)
 	}
 	return int64(st.Bavail * uint64(st.Bsize)), nil //nolint:gosec // no disk has 2^63 octets, and a block size is positive
-}
-
-// rescue runs an emergency write again that found no space, with as much of the
-// reserve as it needs.
-func (w *writer) rescue(p *pending, err error) error {
-	if w.reserve == nil {
-		return err
-	}
-	if err := w.bound(w.opts.MaxBytes + w.reserve.size); err != nil {
-		return err
-	}
-	for step := int64(reserveStep); ; step *= 2 {
-		p.err = nil
-		if err = w.transact([]*pending{p}); !w.noSpace(errors.Join(p.err, err)) {
-			break
-		}
-		if !w.reserve.release(step) {
-			break
-		}
-	}
-	if lowered := w.bound(w.opts.MaxBytes); lowered != nil {
-		w.opts.Log.Error("bound of the database not set again", "error", lowered)
-	}
-	w.measure()
-	return err
-}
-
-// bound sets the number of octets that the database may have, where it has a bound. A
-// database that is larger stays as it is, and grows no more.
-func (w *writer) bound(octets int64) error {
-	if w.opts.MaxBytes == 0 {
-		return nil
-	}
-	return w.exec(fmt.Sprintf("PRAGMA max_page_count(%d)", max(1, octets/pageSize)))
-}
-
-// measure records by how much the database exceeds its bound, and reports the use of the reserve.
-func (w *writer) measure() {
-	if w.reserve == nil {
-		return
-	}
-	var pages int64
-	if w.opts.MaxBytes > 0 {
-		if err := w.run.QueryRowContext(context.Background(), "PRAGMA page_count").Scan(&pages); err != nil {
-			w.opts.Log.Error("size of the database not read", "error", err)
-			return
-		}
-	}
-	w.reserve.exceeds(pages*pageSize - w.opts.MaxBytes)
-}
-
-// noSpace reports whether a write failed for want of space. SQLite has a code
-// for the database and its log; of the log's index it reports that it could not be extended.
-func (w *writer) noSpace(err error) bool {
-	return isFull(err) || sqliteCode(err) == sqlite3.SQLITE_IOERR_SHMSIZE
 }

@@ -11,41 +11,10 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
-	"strings"
 	"time"
-
-	countersign "github.com/countersign-iot/countersign"
 )
-
-// Options say which database to open.
-type Options struct {
-	// URL is "sqlite:/path/file.db" or "postgres://user@host/name".
-	URL string
-	// Now is the clock. It is required.
-	Now func() time.Time
-	// Log receives what is returned to no caller: reconnects, panics. Nil discards it.
-	Log *slog.Logger
-	// MaxBytes bounds the SQLite file; a write beyond it is refused as
-	// Unavailable. 0 is no bound. PostgreSQL ignores it.
-	MaxBytes int64
-	// Existing refuses a database without our tables, with ErrEmpty, and leaves it as it
-	// is: a SQLite file that is not there is not made.
-	Existing bool
-	// Reserve is how many octets beside the SQLite file, and beyond MaxBytes, are kept
-	// for emergency writes; see [Emergency]. 0 is none. PostgreSQL ignores it.
-	Reserve int64
-	// OnReserve is called when the use of the reserve began or ended. It must not block
-	// nor use the database. Nil: nothing is. A function, because events and metrics belong
-	// to packages above.
-	OnReserve func(Reserve)
-
-	migrations fs.FS // tests bring their own; nil is the embedded ones
-}
 
 // DB is an open database. Its methods may be called from any goroutine.
 type DB struct {
@@ -57,81 +26,6 @@ type DB struct {
 	lost    func() (time.Time, bool)
 	close   func() error
 	reserve *reserve // of SQLite; nil: none
-}
-
-type writeFunc = func(ctx context.Context, tx *Tx) error
-
-// Reader reads, outside of a transaction (*DB) or inside of one (*Tx).
-type Reader interface {
-	Query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
-	QueryRow(ctx context.Context, q string, args ...any) *sql.Row
-}
-
-// runner is what *sql.DB, *sql.Tx and cached have in common.
-type runner interface {
-	ExecContext(ctx context.Context, q string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, q string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, q string, args ...any) *sql.Row
-}
-
-// errInside stops the deadlock of a Write (SQLite: one writer) or a read
-// (PostgreSQL: one more connection of a full pool) that waits for the Write
-// around it.
-var errInside = errors.New("the database was called inside of a Write: use its Tx")
-
-// Open opens the database, creating a SQLite file that is not there, and brings
-// its schema up to this program's version. It fails with countersign.Conflict,
-// and what to do, when another process has the SQLite file open or when the
-// schema is newer than this program, and with countersign.Unavailable when
-// PostgreSQL cannot be reached.
-func Open(ctx context.Context, o Options) (*DB, error) {
-	if o.Now == nil {
-		return nil, errors.New("couldn't open the database: Options.Now is missing")
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.migrations == nil {
-		o.migrations = embedded()
-	}
-	db, err := connect(ctx, o)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't open the database: %w", err)
-	}
-	if o.Existing {
-		if err := db.refuseEmpty(ctx); err != nil {
-			return nil, errors.Join(err, db.Close())
-		}
-	}
-	if err := db.migrate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("couldn't migrate the database: %w", err), db.Close())
-	}
-	return db, nil
-}
-
-// refuseEmpty returns ErrEmpty where our tables are not.
-func (db *DB) refuseEmpty(ctx context.Context) error {
-	var n int
-	err := db.QueryRow(ctx, db.dialect.tables).Scan(&n)
-	if err == nil && n == 0 {
-		err = ErrEmpty
-	}
-	if err != nil {
-		return fmt.Errorf("couldn't open the database: %w", err)
-	}
-	return nil
-}
-
-func connect(ctx context.Context, o Options) (*DB, error) {
-	switch scheme, rest, _ := strings.Cut(o.URL, ":"); {
-	case scheme == "sqlite" && rest != "":
-		return openSQLite(ctx, o, rest)
-	case scheme == "postgres" || scheme == "postgresql":
-		return openPostgres(ctx, o)
-	}
-	// The URL is not repeated: it may hold a password.
-	return nil, countersign.Errorf(countersign.BadRequest, "the database URL has no scheme that is known here").
-		WithNext(`write "sqlite:/path/file.db" or "postgres://user@host/name"`)
 }
 
 // Close waits for the writes that have begun, refuses those that wait, and closes
@@ -235,19 +129,25 @@ func Time(us int64) time.Time {
 	return time.UnixMicro(us).UTC()
 }
 
-type insideKey struct{}
-
-func inside(ctx context.Context) bool { return ctx.Value(insideKey{}) != nil }
-
-// failedRow is a row whose Scan returns err; database/sql makes one
-// only for a database that cannot be connected to.
-func failedRow(ctx context.Context, err error) *sql.Row {
-	db := sql.OpenDB(failing{err})
-	defer func() { _ = db.Close() }()
-	return db.QueryRowContext(context.WithoutCancel(ctx), "")
+// Reserve returns the state of the reserve.
+func (db *DB) Reserve() Reserve {
+	if db.reserve == nil {
+		return Reserve{}
+	}
+	return db.reserve.state()
 }
 
-type failing struct{ err error }
+// Lost returns since when the database has not been reachable; false while it is.
+// Reads and writes are refused meanwhile without being tried. It is known while
+// [DB.Listen] runs. SQLite is in this process and is never lost.
+func (db *DB) Lost() (since time.Time, lost bool) { return db.lost() }
 
-func (f failing) Connect(context.Context) (driver.Conn, error) { return nil, f.err }
-func (f failing) Driver() driver.Driver                        { return nil }
+// reachable is the error of a read or a write while the database is lost.
+func (db *DB) reachable() error {
+	if _, lost := db.lost(); lost {
+		return unavailable("the database cannot be reached now", errLost)
+	}
+	return nil
+}
+
+var errLost = errors.New("the database is lost")

@@ -150,3 +150,27 @@ func (tx *Tx) committed() {
 		fn()
 	}
 }
+
+type writeFunc = func(ctx context.Context, tx *Tx) error
+
+// Reader reads, outside of a transaction (*DB) or inside of one (*Tx).
+type Reader interface {
+	Query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+	QueryRow(ctx context.Context, q string, args ...any) *sql.Row
+}
+
+// runner is what *sql.DB, *sql.Tx and cached have in common.
+type runner interface {
+	ExecContext(ctx context.Context, q string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, q string, args ...any) *sql.Row
+}
+
+// errInside stops the deadlock of a Write (SQLite: one writer) or a read
+// (PostgreSQL: one more connection of a full pool) that waits for the Write
+// around it.
+var errInside = errors.New("the database was called inside of a Write: use its Tx")
+
+type insideKey struct{}
+
+func inside(ctx context.Context) bool { return ctx.Value(insideKey{}) != nil }

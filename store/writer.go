@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	sqlite3 "modernc.org/sqlite/lib"
+
 	countersign "github.com/countersign-iot/countersign"
 )
 
@@ -252,4 +254,59 @@ func (w *writer) runOne(p *pending) error {
 func (w *writer) exec(q string) error {
 	_, err := w.run.ExecContext(context.Background(), q)
 	return err
+}
+
+// rescue runs an emergency write again that found no space, with as much of the
+// reserve as it needs.
+func (w *writer) rescue(p *pending, err error) error {
+	if w.reserve == nil {
+		return err
+	}
+	if err := w.bound(w.opts.MaxBytes + w.reserve.size); err != nil {
+		return err
+	}
+	for step := int64(reserveStep); ; step *= 2 {
+		p.err = nil
+		if err = w.transact([]*pending{p}); !w.noSpace(errors.Join(p.err, err)) {
+			break
+		}
+		if !w.reserve.release(step) {
+			break
+		}
+	}
+	if lowered := w.bound(w.opts.MaxBytes); lowered != nil {
+		w.opts.Log.Error("bound of the database not set again", "error", lowered)
+	}
+	w.measure()
+	return err
+}
+
+// bound sets the number of octets that the database may have, where it has a bound. A
+// database that is larger stays as it is, and grows no more.
+func (w *writer) bound(octets int64) error {
+	if w.opts.MaxBytes == 0 {
+		return nil
+	}
+	return w.exec(fmt.Sprintf("PRAGMA max_page_count(%d)", max(1, octets/pageSize)))
+}
+
+// measure records by how much the database exceeds its bound, and reports the use of the reserve.
+func (w *writer) measure() {
+	if w.reserve == nil {
+		return
+	}
+	var pages int64
+	if w.opts.MaxBytes > 0 {
+		if err := w.run.QueryRowContext(context.Background(), "PRAGMA page_count").Scan(&pages); err != nil {
+			w.opts.Log.Error("size of the database not read", "error", err)
+			return
+		}
+	}
+	w.reserve.exceeds(pages*pageSize - w.opts.MaxBytes)
+}
+
+// noSpace reports whether a write failed for want of space. SQLite has a code
+// for the database and its log; of the log's index it reports that it could not be extended.
+func (w *writer) noSpace(err error) bool {
+	return isFull(err) || sqliteCode(err) == sqlite3.SQLITE_IOERR_SHMSIZE
 }
