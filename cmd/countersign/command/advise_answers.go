@@ -144,7 +144,7 @@ func (n *answers) ask(in io.Reader, p printer) error {
 }
 
 const (
-	// manyDevices is from where on nobody wants to name each device by hand.
+	// manyDevices is the number above which naming each device by hand is too much work.
 	manyDevices = 100
 	// maxAdvised is more devices than there are people.
 	maxAdvised = 10_000_000_000

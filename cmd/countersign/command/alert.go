@@ -66,13 +66,13 @@ func alertShow(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return tellAlert(env, v, acts.Items)
+			return printAlert(env, v, acts.Items)
 		},
 	}
 }
 
-// tellAlert prints an alert for a person.
-func tellAlert(env *Env, v *api.Alert, acts []api.AlertAction) error {
+// printAlert prints an alert for a person.
+func printAlert(env *Env, v *api.Alert, acts []api.AlertAction) error {
 	err := show(env, *v, viewOf(env, "ALERT id, SUMMARY summary, RULE rule, SEVERITY severity, STATE, SUBJECT subject, FLEET fleet, FROM remote, "+
 		"FINDINGS, ASSIGNEE assignee, WHY IT MATTERS why, WHAT TO DO do", alertState, func(v api.Alert) string {
 		return fmt.Sprintf("%d, the last %s", v.Count, env.ago(v.LastSeen))
@@ -211,7 +211,7 @@ happen now is said first and asked for.`,
 			if err != nil {
 				return err
 			}
-			tellAct(env, done, act)
+			printAct(env, done, act)
 			return acted(env, *done, id)
 		},
 	}
@@ -255,17 +255,17 @@ func doAct(ctx context.Context, env *Env, id, act string, r actDetails) (*api.Al
 	return env.admin().BlockAlert(ctx, id, api.AlertBlock{TTLSeconds: int64(r.ttl / time.Second), Note: r.Note})
 }
 
-func tellAct(env *Env, done *api.AlertActed, act string) {
+func printAct(env *Env, done *api.AlertActed, act string) {
 	p := env.stderr()
 	switch act {
 	case "suspend":
 		p.done("device %s suspended", done.Alert.Device)
-		tellCut(env, done.Cut, "held")
+		printCut(env, done.Cut, "held")
 		p.linef("  undo: countersign alert act %s reactivate", done.Alert.ID)
 	case "reactivate":
 		p.done("device %s is back with what it had", done.Alert.Device)
 	case "revoke":
-		tellCut(env, done.Cut, "revoked")
+		printCut(env, done.Cut, "revoked")
 		p.linef("  undo: none. To let the device back: countersign enroll token --device %s", done.Alert.Device)
 	case "block":
 		p.done("%s is blocked until %s", done.Block.Network, done.Block.Until.Format(time.RFC3339))

@@ -116,7 +116,7 @@ severity, or worse, was found and is not suppressed, or if a check failed.`,
 	return c
 }
 
-// awaitAudit stays until the audit has ended and tells how far it is.
+// awaitAudit waits until the audit has ended and prints its progress.
 func awaitAudit(ctx context.Context, env *Env, run *api.AuditRun) (*api.AuditRun, error) {
 	p := env.stderr()
 	told, toldAt := -1, env.Now()

@@ -89,7 +89,7 @@ func certRevoke(env *Env) *cobra.Command {
 		if cut.Already {
 			p.done("certificate %s %s", shortName(name), was(cut.Already, "revoked for "+cut.Reason, cut.At))
 		}
-		tellCut(env, cut, "revoked")
+		printCut(env, cut, "revoked")
 		p.linef("  undo: none")
 		return name
 	})

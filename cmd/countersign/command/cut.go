@@ -19,8 +19,8 @@ func revokeFlags(c *cobra.Command, r *api.Revoke) {
 	complete(c, "reason", reasons...)
 }
 
-// tellCut tells what an act took away; did is the word for the certificates.
-func tellCut(env *Env, cut *api.Cut, did string) {
+// printCut prints what an act took away; did is the word for the certificates.
+func printCut(env *Env, cut *api.Cut, did string) {
 	p := env.stderr()
 	for _, c := range cut.Certificates {
 		if cut.Already {

@@ -64,7 +64,7 @@ func deviceSuspend(env *Env) *cobra.Command {
 		Example: "  countersign device suspend pump-7 --reason 'seen in two places' --yes",
 	}, deviceIDs(env), with((*sdk.Admin).Suspend, &why), func(p printer, cut *api.Cut) string {
 		p.done("device %s %s", cut.Device, was(cut.Already, "suspended", cut.At))
-		tellCut(env, cut, "held")
+		printCut(env, cut, "held")
 		p.linef("  undo: countersign device reactivate %s", cut.Device)
 		return cut.Device
 	})
@@ -97,7 +97,7 @@ func deviceRevoke(env *Env) *cobra.Command {
 		if cut.Already {
 			p.done("device %s %s", cut.Device, was(cut.Already, "revoked for "+cut.Reason, cut.At))
 		}
-		tellCut(env, cut, "revoked")
+		printCut(env, cut, "revoked")
 		p.linef("  undo: none. To let the device back: countersign enroll token --device %s", cut.Device)
 		return cut.Device
 	})
@@ -114,7 +114,7 @@ func deviceRetire(env *Env) *cobra.Command {
 		Use: "retire ID", Short: "End a device's life: revoke, and keep its id from being used again",
 	}, deviceIDs(env), with((*sdk.Admin).Retire, &why), func(p printer, cut *api.Cut) string {
 		p.done("device %s %s", cut.Device, was(cut.Already, "retired", cut.At))
-		tellCut(env, cut, "revoked")
+		printCut(env, cut, "revoked")
 		p.linef("  undo: none. The id %s stays taken", cut.Device)
 		return cut.Device
 	})
@@ -161,7 +161,7 @@ func deviceSet(env *Env) *cobra.Command {
 			return nil, usagef("nothing to change: name one of --owner, --purpose, --fleet, --tag, --untag")
 		}
 		return env.admin().EditDevice(ctx, args[0], e)
-	}, tellEdit)
+	}, printEdit)
 	c.Flags().StringVar(&owner, "owner", "", "person or team that answers for it; empty takes it away")
 	c.Flags().StringVar(&purpose, "purpose", "", "what it is for; empty takes it away")
 	fleetFlag(env, c, &fleet, "move it to this fleet")
@@ -170,8 +170,8 @@ func deviceSet(env *Env) *cobra.Command {
 	return c
 }
 
-// tellEdit tells what changed.
-func tellEdit(p printer, d *api.EditedDevice) string {
+// printEdit prints what changed and returns the id of the device.
+func printEdit(p printer, d *api.EditedDevice) string {
 	if len(d.Changed) == 0 {
 		p.linef("Nothing to change: device %s is so already.", printable(d.ID))
 		return d.ID

@@ -34,7 +34,7 @@ func doctorCommand(env *Env) *cobra.Command {
 		Use: "doctor", Short: "Look for what is wrong, and say how to mend it",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d := api.Doctor{Checks: examine(cmd.Context(), env)}
-			if err := tellChecks(env, d); err != nil {
+			if err := printChecks(env, d); err != nil {
 				return err
 			}
 			for _, c := range d.Checks {
@@ -47,7 +47,7 @@ func doctorCommand(env *Env) *cobra.Command {
 	}
 }
 
-func tellChecks(env *Env, d api.Doctor) error {
+func printChecks(env *Env, d api.Doctor) error {
 	if env.output != formatTable {
 		return show(env, d, view[api.Doctor]{name: func(d api.Doctor) string {
 			var names []string

@@ -80,7 +80,7 @@ func writeYAML(w io.Writer, v any) error {
 	return err
 }
 
-// The places where a value of YAML stands, which decide how it begins.
+// The places of a value in YAML, which decide how it begins.
 type place int
 
 const (

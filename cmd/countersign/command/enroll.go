@@ -117,7 +117,7 @@ func credentialView(env *Env) view[api.Credential] {
 	return viewOf[api.Credential](env, "CREDENTIAL id, KIND kind, FLEET fleet, DEVICE device, STATE state, USED, EXPIRES until:expires_at, BY created_by, LABEL label, REASON reason", usedOf)
 }
 
-// usedOf tells the uses of a credential, out of those that it has.
+// usedOf returns the uses of a credential, out of those that it has.
 func usedOf(c api.Credential) string {
 	if c.Uses == 0 {
 		return strconv.Itoa(c.Used)

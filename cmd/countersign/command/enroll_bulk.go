@@ -54,7 +54,7 @@ func bulkTokens(ctx context.Context, env *Env, b api.Bounds, from string) error 
 	return failed(exitPartly)
 }
 
-// batches hands on what seq gives, size at a time.
+// batches calls do with the items of seq, size at a time.
 func batches(seq iter.Seq2[string, error], size int, do func([]string) error) error {
 	batch := make([]string, 0, size)
 	for id, err := range seq {
@@ -74,7 +74,7 @@ func batches(seq iter.Seq2[string, error], size int, do func([]string) error) er
 	return do(batch)
 }
 
-// bulkForm tells JSON lines from CSV by the first sign, and returns how to read
+// bulkForm distinguishes JSON lines from CSV by the first character, and returns how to read
 // and how to write it.
 func bulkForm(env *Env, in *bufio.Reader) (ids iter.Seq2[string, error], out func([]api.DeviceToken) error, err error) {
 	first, err := in.Peek(1)
@@ -198,7 +198,7 @@ the same input: what was granted is given again.`,
 			if err != nil {
 				return err
 			}
-			return tellFactory(env, report)
+			return printFactory(env, report)
 		},
 	}
 	c.Flags().StringVar(&fleet, "fleet", countersign.DefaultFleet, "fleet of the devices")
@@ -238,7 +238,7 @@ func factory(ctx context.Context, env *Env, in io.Reader, out io.Writer, fleetAn
 	return nil, w.Flush()
 }
 
-func tellFactory(env *Env, r *api.FactoryReport) error {
+func printFactory(env *Env, r *api.FactoryReport) error {
 	env.stderr().done("%d granted, %d granted before, %d refused, in %d ms", r.Granted, r.Again, r.Refused, r.TookMillis)
 	switch {
 	case r.Error != nil:

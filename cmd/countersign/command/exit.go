@@ -51,7 +51,7 @@ func (e *usageError) Error() string { return e.text }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
-// failed is an outcome that has been told already: only its exit code is left.
+// failed is an outcome that has been printed already: only its exit code is left.
 type failed int
 
 func (f failed) Error() string { return fmt.Sprintf("exit %d", int(f)) }
@@ -63,7 +63,7 @@ func oneOf(flag, value string, allowed ...string) error {
 	return usagef("%s %q is not one of %s", flag, value, strings.Join(allowed, ", "))
 }
 
-// exitCodes tells the codes of refusals that are not plain failures.
+// exitCodes are the exit codes of refusals that are not plain failures.
 var exitCodes = map[countersign.Code]int{
 	countersign.BadRequest:       exitUsage,
 	countersign.TooLarge:         exitUsage,

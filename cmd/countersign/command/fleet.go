@@ -92,35 +92,31 @@ func fleetSet(env *Env) *cobra.Command {
   countersign fleet set pumps --access certificate,secret
   countersign fleet set pumps --respond shared_certificate=alert,suspend --respond '*=alert,mail'`,
 		ValidArgsFunction: first(fleetNames(env)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			seconds := int64(overlap / time.Second)
-			p := api.PutFleet{
-				Issuer: changed(cmd, "issuer", &issuer), Profile: changed(cmd, "profile", &profile), TrustDomain: changed(cmd, "trust-domain", &domain),
-				Methods: changed(cmd, "method", &methods), OverlapSeconds: changed(cmd, "overlap", &seconds),
-				AccessKinds: changed(cmd, "access", &kinds), Guests: changed(cmd, "guests", &guests),
-			}
-			if rules != "" {
-				var err error
-				if p.Rules, err = rulesFrom(env, rules); err != nil {
-					return err
-				}
-			}
-			var err error
-			if p.Respond, err = respondFlag(respond); err != nil {
-				return err
-			}
-			if err := confirmRules(cmd.Context(), env, args[0], p.Rules, yes); err != nil {
-				return err
-			}
-			f, err := env.admin().PutFleet(cmd.Context(), args[0], p)
-			if err != nil {
-				return err
-			}
-			env.stderr().done("fleet %s saved", f.Name)
-			env.stderr().next("%s", enrollStep(f.Name, f.Methods))
-			return acted(env, *f, f.Name)
-		},
 	}
+	doCommand(env, c, func(ctx context.Context, args []string) (_ *api.Fleet, err error) {
+		seconds := int64(overlap / time.Second)
+		p := api.PutFleet{
+			Issuer: changed(c, "issuer", &issuer), Profile: changed(c, "profile", &profile), TrustDomain: changed(c, "trust-domain", &domain),
+			Methods: changed(c, "method", &methods), OverlapSeconds: changed(c, "overlap", &seconds),
+			AccessKinds: changed(c, "access", &kinds), Guests: changed(c, "guests", &guests),
+		}
+		if rules != "" {
+			if p.Rules, err = rulesFrom(env, rules); err != nil {
+				return nil, err
+			}
+		}
+		if p.Respond, err = respondFlag(respond); err != nil {
+			return nil, err
+		}
+		if err := confirmRules(ctx, env, args[0], p.Rules, yes); err != nil {
+			return nil, err
+		}
+		return env.admin().PutFleet(ctx, args[0], p)
+	}, func(p printer, f *api.Fleet) string {
+		p.done("fleet %s saved", f.Name)
+		p.next("%s", enrollStep(f.Name, f.Methods))
+		return f.Name
+	})
 	c.Flags().StringVar(&issuer, "issuer", "", "id of the authority that issues to it")
 	c.Flags().StringVar(&profile, "profile", "", "certificate profile")
 	c.Flags().StringSliceVar(&methods, "method", nil, "evidence that may enroll: token, claim, idevid, thumbprint, key, group or tpm; may be repeated")

@@ -127,7 +127,7 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// explain tells an error: one sentence, the next step, the request's id.
+// explain prints an error: one sentence, the next step, the request's id.
 func (env *Env) explain(err error) {
 	if _, told := errors.AsType[failed](err); told {
 		return

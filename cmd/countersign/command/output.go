@@ -211,7 +211,7 @@ func (w *listWriter[T]) flush() error {
 	return err
 }
 
-// show prints one object: a table stands on its side.
+// show prints one object: as a table, one line a field.
 func show[T any](env *Env, item T, v view[T]) error {
 	p := env.stdout()
 	switch env.output {
@@ -319,7 +319,7 @@ func (p printer) shorten(cell string, width int) string {
 	return string([]rune(cell)[:max(width-utf8.RuneCountInString(mark), 0)]) + mark
 }
 
-// state colors the words that tell how something stands.
+// state colors the words of states.
 func (p printer) state(cell string) string {
 	switch cell {
 	case "active", "ok", "intact":

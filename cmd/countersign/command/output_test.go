@@ -245,3 +245,44 @@ func TestTablesFitTheTerminal(t *testing.T) {
 		}
 	}
 }
+
+// TestViewsWriteFieldsInTheirForms checks each form of a column, and that a column of a
+// field that does not exist is a fault of the program.
+func TestViewsWriteFieldsInTheirForms(t *testing.T) {
+	type inner struct {
+		Line int `json:"line"`
+	}
+	type object struct {
+		ID    string            `json:"id"`
+		Hex   string            `json:"hex,omitempty"`
+		At    time.Time         `json:"at"`
+		Never time.Time         `json:"never"`
+		List  []string          `json:"list"`
+		Map   map[string]string `json:"map"`
+		Long  int64             `json:"long"`
+		None  int64             `json:"none"`
+		Is    bool              `json:"is"`
+		In    inner             `json:"in"`
+	}
+	env, _ := newApp(formatTable)
+	item := object{"a", "0aff", noon.Add(-time.Hour), time.Time{}, []string{"x", "y"}, map[string]string{"k": "v", "e": ""}, 7200, 0, true, inner{3}}
+	for column, want := range map[string]string{
+		"id": "a", "hex:hex": "0A:FF", "at": "1h ago", "never": "never", "past:never": "", "past:at": "1h ago", "until:at": "1h ago", "age:at": "1h",
+		"clock:at": env.clock(item.At), "list": "x,y", "words:list": "x y", "list:list": "x, y", "map": "e=,k=v", "pairs:map": "k=v",
+		"long": "7200", "span:long": "2h", "octets:long": "7.0 KiB", "some:long": "7200", "some:none": "", "none": "0", "yes|no:is": "yes", "|no:is": "", "in.line": "3",
+	} {
+		if got := viewOf[object](env, "HEAD WORDS "+column).name(item); got != want {
+			t.Errorf("%s: got %q, want %q", column, got, want)
+		}
+	}
+	v := viewOf(env, "OWN, ID id", func(object) string { return "own" })
+	if got := cells(v.cols, item); got[0] != "own" || got[1] != "a" || v.name(item) != "own" {
+		t.Errorf("got %q, named %q", got, v.name(item))
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a column of a field that does not exist was accepted")
+		}
+	}()
+	viewOf[object](env, "ID nope")
+}

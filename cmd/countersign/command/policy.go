@@ -90,14 +90,14 @@ until they connect again.`,
 			return nil, err
 		}
 		if failed := read.RunTests(); len(failed) > 0 {
-			return nil, tellFailures(env, args[1], source, failed)
+			return nil, printFailures(env, args[1], source, failed)
 		}
 		p.Source, p.Expect = string(source), changed(c, "expect", &expect)
 		if err := confirmPolicy(ctx, env, yes, api.Policy{Fleet: args[0], Source: p.Source}, fmt.Sprintf("Apply %s to fleet %s?", args[1], args[0])); err != nil {
 			return nil, err
 		}
 		return env.admin().ApplyPolicy(ctx, args[0], p)
-	}, tellApplied)
+	}, printApplied)
 	c.Flags().StringVar(&p.Note, "note", "", "what changes, in your words")
 	c.Flags().Int64Var(&expect, "expect", 0, "refuse unless this version is in force")
 	yesFlag(c, &yes)
@@ -114,7 +114,7 @@ func confirmPolicy(ctx context.Context, env *Env, yes bool, p api.Policy, questi
 		question, count(r.Sessions, "live session"), count(r.Acts, "different act"), r.NowDenied, r.NowAllowed))
 }
 
-func tellApplied(p printer, done *api.AppliedPolicy) string {
+func printApplied(p printer, done *api.AppliedPolicy) string {
 	name := strconv.FormatInt(done.Version, 10)
 	if !done.Changed {
 		p.linef("Nothing changed: version %s of fleet %s says the same.", policyVersion(done.Version), printable(done.Fleet))
@@ -148,7 +148,7 @@ func policyRollback(env *Env) *cobra.Command {
 			return nil, err
 		}
 		return env.admin().RollbackPolicy(ctx, args[0], p)
-	}, tellApplied)
+	}, printApplied)
 	c.Flags().Int64Var(&p.To, "to", 0, "the version to go back to; 0 is the built-in policy")
 	c.Flags().StringVar(&p.Note, "note", "", "why, in your words")
 	c.Flags().Int64Var(&expect, "expect", 0, "refuse unless this version is in force")
@@ -232,7 +232,7 @@ func policyDiff(env *Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return tellDiff(env, policy.Diff(old, now))
+			return printDiff(env, policy.Diff(old, now))
 		},
 	}
 	c.Flags().Int64Var(&from, "from", -1, "compare this version; absent: the one in force")
@@ -248,7 +248,7 @@ func parsedPolicy(env *Env, cmd *cobra.Command, fleet string, version int64) (*p
 	return policy.Parse([]byte(p.Source))
 }
 
-func tellDiff(env *Env, changes []policy.Change) error {
+func printDiff(env *Env, changes []policy.Change) error {
 	out := make([]api.PolicyStatement, 0, len(changes))
 	for _, c := range changes {
 		out = append(out, api.PolicyStatement{ID: c.ID, What: c.What, Lines: c.Lines})

@@ -28,11 +28,11 @@ func policyCheck(env *Env) *cobra.Command {
 				}
 			} else {
 				for _, w := range warnings {
-					tellPlace(env, args[0], source, spot{w.Line, w.Column, "warning", w.Code + ": " + w.Message})
+					printPlace(env, args[0], source, spot{w.Line, w.Column, "warning", w.Code + ": " + w.Message})
 				}
 			}
 			if len(failures) > 0 {
-				return tellFailures(env, args[0], source, failures)
+				return printFailures(env, args[0], source, failures)
 			}
 			env.stderr().done("%s: %s, %s that hold, %s", args[0], count(len(p.Statements), "statement"), count(len(p.Tests), "test"), count(len(warnings), "warning"))
 			if strict && slices.ContainsFunc(warnings, func(w policy.Warning) bool { return w.Check != "" }) {
@@ -67,7 +67,7 @@ func policyTest(env *Env) *cobra.Command {
 				return err
 			}
 			if failures := p.RunTests(); len(failures) > 0 {
-				return tellFailures(env, args[0], source, failures)
+				return printFailures(env, args[0], source, failures)
 			}
 			acts := 0
 			for _, t := range p.Tests {
@@ -108,7 +108,7 @@ server is asked: --as says who DEVICE is, as in the tests of a policy.`,
 			if err != nil {
 				return err
 			}
-			return tellDecision(env, answer)
+			return printDecision(env, answer)
 		},
 	}
 	c.Flags().StringVar(&file, "file", "", "ask this policy instead of the one in force")
@@ -179,7 +179,7 @@ func subjectText(q api.PolicyQuestion, as string) string {
 	return "{" + strings.Join(parts, ", ") + "}"
 }
 
-func tellDecision(env *Env, answer *api.PolicyAnswer) error {
+func printDecision(env *Env, answer *api.PolicyAnswer) error {
 	return show(env, *answer, viewOf(env, "DECISION, WHY decision.why, STATEMENT decision.statement, PATTERN decision.pattern, HERE, POLICY", func(a api.PolicyAnswer) string {
 		return verdict(a.Decision.Allowed)
 	}, func(a api.PolicyAnswer) string {

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign/policy"
 )
 
-// readPolicy reads a file, and tells all that is wrong with it.
+// readPolicy reads a file, and prints all that is wrong with it.
 func readPolicy(env *Env, file string) ([]byte, *policy.Policy, error) {
 	source, err := env.readInput(file)
 	if err != nil {
@@ -19,7 +19,7 @@ func readPolicy(env *Env, file string) ([]byte, *policy.Policy, error) {
 	p, err := policy.Parse(source)
 	if pe, ok := errors.AsType[*policy.ParseError](err); ok {
 		for _, problem := range pe.Problems {
-			tellPlace(env, file, source, spot{problem.Line, problem.Column, "error", problem.Message})
+			printPlace(env, file, source, spot{problem.Line, problem.Column, "error", problem.Message})
 		}
 		return nil, nil, failed(exitFailed)
 	}
@@ -32,8 +32,8 @@ type spot struct {
 	kind, message string
 }
 
-// tellPlace says it, and shows the line.
-func tellPlace(env *Env, file string, source []byte, at spot) {
+// printPlace says it, and shows the line.
+func printPlace(env *Env, file string, source []byte, at spot) {
 	p := env.stderr()
 	kind := p.yellow(at.kind)
 	if at.kind == "error" || at.kind == "failed" {
@@ -61,14 +61,14 @@ func warningText(code string, line int, message string) string {
 	return fmt.Sprintf("line %d: %s: %s", line, code, message)
 }
 
-// tellFailures shows the act of each test that does not hold, and what decided.
-func tellFailures(env *Env, file string, source []byte, failures []policy.Failure) error {
+// printFailures shows the act of each test that does not hold, and what decided.
+func printFailures(env *Env, file string, source []byte, failures []policy.Failure) error {
 	for _, f := range failures {
 		want := "allowed"
 		if f.Want == policy.Deny {
 			want = "denied"
 		}
-		tellPlace(env, file, source, spot{f.Line, 0, "failed", fmt.Sprintf("%s: %q is to be %s, but %s", f.Test, f.Act, want, f.Decision.Why)})
+		printPlace(env, file, source, spot{f.Line, 0, "failed", fmt.Sprintf("%s: %q is to be %s, but %s", f.Test, f.Act, want, f.Decision.Why)})
 	}
 	verb := "do"
 	if len(failures) == 1 {

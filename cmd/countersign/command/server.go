@@ -158,7 +158,7 @@ func loadConfig(env *Env, file string) (config.Config, error) {
 	return cfg.WithDefaults(), nil
 }
 
-// refuseBad tells all problems of a configuration at once.
+// refuseBad prints all problems of a configuration and fails if there are any.
 func refuseBad(env *Env, cfg config.Config) error {
 	problems := cfg.Check()
 	p := env.stderr()

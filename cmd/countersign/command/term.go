@@ -81,7 +81,7 @@ func (p printer) linef(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.w, format+"\n", args...) // nobody to tell when this output is gone
 }
 
-// done tells one change of state.
+// done prints one change of state.
 func (p printer) done(format string, args ...any) {
 	mark := "✓"
 	if p.ascii {
@@ -90,7 +90,7 @@ func (p printer) done(format string, args ...any) {
 	p.linef("%s %s", p.green(mark), printable(fmt.Sprintf(format, args...)))
 }
 
-// next tells the command that follows.
+// next prints the command that follows.
 func (p printer) next(format string, args ...any) {
 	p.linef("  next: %s", printable(fmt.Sprintf(format, args...)))
 }
@@ -105,7 +105,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// confirm asks before an act that hurts. Where nobody can be asked it refuses.
+// confirm asks before an act that hurts. It refuses if there is no terminal to ask on.
 func (env *Env) confirm(yes bool, question string) error {
 	if yes {
 		return nil
@@ -172,7 +172,7 @@ func colons(hex string) string {
 	return b.String()
 }
 
-// short writes the start of a serial, which is enough to tell a few apart.
+// short writes the start of a serial, which is enough to distinguish a few.
 func short(hex string) string {
 	if len(hex) <= 8 {
 		return colons(hex)
