@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -213,6 +214,49 @@ var (
 
 // maxADRLines keeps a decision on one page.
 const maxADRLines = 60
+
+var (
+	fileInText = regexp.MustCompile("`([\\w./-]+\\.(?:go|md|txt|sql))`")
+	testInText = regexp.MustCompile("`(Test\\w+)`")
+)
+
+// TestContributingNamesWhatThereIs holds the lists of CONTRIBUTING.md to the files and
+// tests of the module. A file may be named by the end of its path; NAME and NOUN stand
+// for what the reader adds.
+func TestContributingNamesWhatThereIs(t *testing.T) {
+	paths := map[string]bool{}
+	tests := ""
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if isTest(name) {
+			tests += readText(t, name)
+		}
+		for end, more := name, true; more; _, end, more = strings.Cut(end, "/") {
+			paths[end] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := readText(t, "CONTRIBUTING.md")
+	files := fileInText.FindAllStringSubmatch(text, -1)
+	if len(files) < 30 {
+		t.Fatalf("found %d files in CONTRIBUTING.md: the test reads it wrongly", len(files))
+	}
+	for _, m := range files {
+		if added := strings.Contains(m[1], "NAME") || strings.Contains(m[1], "NOUN"); !added && !paths[m[1]] {
+			t.Errorf("CONTRIBUTING.md names %s, which there is not", m[1])
+		}
+	}
+	for _, m := range testInText.FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(tests, "func "+m[1]+"(") {
+			t.Errorf("CONTRIBUTING.md names %s, which there is not", m[1])
+		}
+	}
+}
 
 // TestDecisionsCarryAStatus checks that records are numbered without gaps, have date and
 // status in the third line, and that each link between records leads to the one it names.
