@@ -178,7 +178,7 @@ type WaitingFilter struct {
 type Explain struct {
 	CSR          string `json:"csr" minLength:"1" doc:"PKCS #10 in PEM."`
 	Token        string `json:"token,omitempty" maxLength:"4096" doc:"Enrollment token or SAS token."`
-	Certificates string `json:"certificates,omitempty" doc:"PEM of the client certificate and its chain. Nobody asks for its key."`
+	Certificates string `json:"certificates,omitempty" doc:"PEM of the client certificate and its chain. Its key is never asked for."`
 	Fleet        string `json:"fleet,omitempty" maxLength:"63"`
 	Remote       string `json:"remote,omitempty" maxLength:"64" doc:"Address that the device would come from."`
 }

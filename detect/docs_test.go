@@ -20,7 +20,7 @@ const (
 // render writes the catalog as its page has it.
 func render() string {
 	var b strings.Builder
-	b.WriteString(docsMark + "\n| rule | severity | window | threshold | told again after | default |\n|---|---|---|---|---|---|\n")
+	b.WriteString(docsMark + "\n| rule | severity | window | threshold | again after | default |\n|---|---|---|---|---|---|\n")
 	for _, r := range Rules() {
 		window, again := "each event", "each time"
 		if r.Window > 0 {

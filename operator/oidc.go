@@ -28,7 +28,7 @@ const (
 // subjectName is what of an ID token may stand as a name in events and sessions.
 var subjectName = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,100}$`)
 
-// OIDC takes the word of an OpenID provider on who somebody is (OpenID Connect
+// OIDC takes the word of an OpenID provider on who a person is (OpenID Connect
 // Core 1.0, 2). What he may do is ours to say, by Grants. Set the fields.
 type OIDC struct {
 	Issuer   string
@@ -52,7 +52,7 @@ type Grant struct {
 	Fleets []string // whose devices he may see and control; empty: all
 }
 
-// Person is somebody whom the provider vouched for.
+// Person is a person whom the provider vouched for.
 type Person struct {
 	Name    string // preferred user name, mail address or subject
 	Subject string
@@ -112,7 +112,7 @@ func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
 }
 
 // keysAway is what go-oidc says when the provider's keys cannot be fetched; it has no
-// type for it. Whoever signs in meanwhile has guessed nothing.
+// type for it. A person who signs in meanwhile has guessed nothing.
 const keysAway = "fetching keys"
 
 func (o *OIDC) away() *countersign.Error {

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Role is what somebody is trusted with.
+// Role is what an operator is trusted with.
 type Role string
 
 // The roles.

@@ -91,7 +91,7 @@ func (d *Accounts) Create(ctx context.Context, tx *store.Tx, name string, role R
 }
 
 // errWrong is the one answer for all tokens that are not good, and never were
-// known to be, so that it tells a stranger nothing.
+// known to be, so that a stranger learns nothing.
 func errWrong() *countersign.Error {
 	return countersign.Errorf(countersign.BadCredential, "the operator token is wrong").
 		WithNext("ask an admin for a new one")

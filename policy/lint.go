@@ -125,13 +125,13 @@ func (p *Pattern) bound(kind Kind) bool {
 // breadth looks for filters that allow more than one client's own.
 func (l *linter) breadth(s *Statement, p *Pattern, kind Kind) {
 	sends := slices.Contains(s.Actions, Publish) || slices.Contains(s.Actions, Retain)
-	hears := slices.Contains(s.Actions, Subscribe) || slices.Contains(s.Actions, Receive)
+	receives := slices.Contains(s.Actions, Subscribe) || slices.Contains(s.Actions, Receive)
 	wild := strings.ContainsAny(strings.Join(p.lits, ""), "+#")
 	reaches := topics.Overlap(p.wide, somewhere)
 	switch {
 	case strings.Trim(p.Text, "+/") == "#" || p.Text == "+":
 		l.permissive(AllTopics, s, p, "%s matches every topic", p.Text)
-	case strings.HasPrefix(p.Text, inbox) && !hears || p.bound(kind):
+	case strings.HasPrefix(p.Text, inbox) && !receives || p.bound(kind):
 	case kind == Guests && reaches:
 		l.permissive(GuestReach, s, p, "%s lets a guest reach the topics of devices", p.Text)
 	case kind == Apps && reaches:

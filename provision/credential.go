@@ -187,7 +187,7 @@ func (p *Provisioner) CreateClaim(ctx context.Context, c registry.Credential, cs
 		c.UsesMax, c.ExpiresAt = 1, now.Add(TemporaryClaim)
 	}
 	if c.UsesMax < 1 || !c.ExpiresAt.After(now) || c.ExpiresAt.Sub(now) > ca.ClaimValidity {
-		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: whoever holds it can enroll")
+		return Claim{}, countersign.Errorf(countersign.BadRequest, "a claim needs uses and an end within %v", ca.ClaimValidity).WithNext("bound it: who holds it can enroll")
 	}
 	end, err := endOf(by.Factory, now, c.ExpiresAt)
 	if err != nil {

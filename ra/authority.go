@@ -123,7 +123,7 @@ func (d *Authority) CheckRules(u countersign.Rules) error {
 func (d *Authority) wrong(ctx context.Context, f lockout.Failure, e countersign.Event) {
 	o := d.Ledger.Count(ctx, f)
 	if o.ByDevice || o.ByCredential {
-		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; nobody is locked out by it, addresses are"
+		e.Type, e.Reason = countersign.FindingGuessing, "many wrong secrets within an hour; no device is locked out by it, addresses are"
 		e.Data = map[string]string{"for_device": strconv.Itoa(o.DeviceFailures), "for_credential": strconv.Itoa(o.CredentialFailures)}
 		d.Events.Later(e)
 	}

@@ -99,7 +99,7 @@ func (r *request) serverKeys(p *ca.Profile) error {
 	return countersign.Errorf(countersign.NotAllowed, "profile %s wants keys made on the device", p.Name).WithNext("make a key and use simpleenroll")
 }
 
-// keyIsFree refuses a public key that serves another device: whoever has the one
+// keyIsFree refuses a public key that serves another device: who has the one
 // key is both. Both devices' pages tell of it.
 func (r *request) keyIsFree(ctx context.Context, rd store.Reader) error {
 	other, taken, err := ca.KeyHolder(ctx, rd, r.keyHash, r.device)

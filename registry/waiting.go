@@ -22,7 +22,7 @@ const (
 )
 
 // maxWaitingPerEvidence bounds how many requests one shared credential can have
-// waiting, so that a leaked one cannot bury the queue.
+// waiting, so that a leaked one cannot fill the queue.
 const maxWaitingPerEvidence = 10_000
 
 // ApprovedFor is how long a device has at least to come for what was approved: one that

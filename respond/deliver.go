@@ -143,7 +143,7 @@ func (p *delivery) note(ctx context.Context, tx *store.Tx, now time.Time, c *cha
 	if err != nil {
 		return err
 	}
-	l := Line{At: now, Actor: countersign.System, Act: c.Kind, Outcome: Done, Text: "told " + c.Name}
+	l := Line{At: now, Actor: countersign.System, Act: c.Kind, Outcome: Done, Text: "sent to " + c.Name}
 	if failure != nil {
 		l.Outcome, l.Text = Failed, "given up after a day: "+c.Name+": "+failure.Error()
 	}

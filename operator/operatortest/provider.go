@@ -1,4 +1,4 @@
-// Package operatortest stands in for somebody else's OpenID provider: discovery,
+// Package operatortest is a stand-in for an OpenID provider: discovery,
 // keys, and a signature on whatever a test has it say.
 package operatortest
 

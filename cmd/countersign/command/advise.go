@@ -8,7 +8,7 @@ func enrollAdvise(env *Env) *cobra.Command {
 	var given string
 	c := &cobra.Command{
 		Use: "advise", Short: "Find the way in that fits your devices: five questions, one answer",
-		Long: `advise asks what holds the keys, what the factory gives, who touches the devices, what network they have and how
+		Long: `advise asks what holds the keys, what the factory provides, who touches the devices, what network they have and how
 many they are. It names one way in, why, what it gives up, what else to think of, and the commands. It asks no server.`,
 		Example: `  countersign enroll advise
   countersign enroll advise --answers hardware=tpm,factory=no,who=owner,network=direct,count=1000`,
@@ -19,7 +19,7 @@ many they are. It names one way in, why, what it gives up, what else to think of
 			case cmd.Flags().Changed("answers"):
 				n, err = parseAnswers(given)
 			case env.noInput || !isTerminal(env.In):
-				err = usagef("nobody is here to be asked: give --answers")
+				err = usagef("there is no terminal to ask on: give --answers")
 			default:
 				err = n.ask(env.In, env.stderr())
 			}

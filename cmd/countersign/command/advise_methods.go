@@ -14,12 +14,12 @@ type method struct {
 
 // methods are all ways to a certificate, in the order of the matrix.
 var methods = []method{
-	{countersign.MethodToken, "nothing tells who used the token: whoever comes first with it is the device"},
+	{countersign.MethodToken, "nothing shows who used the token: the first that comes with it is the device"},
 	{countersign.MethodFactory, "the line is believed: its operator token can name any device that is not in use"},
-	{countersign.MethodClaim, "the secret is the same in many devices, so one that is opened gives all that the bounds allow"},
+	{countersign.MethodClaim, "the secret is the same in many devices, so one that is opened allows all that its bounds do"},
 	{countersign.MethodIDevID, "the maker's CA is believed for every name below it, and its lists are as fresh as you load them"},
 	{countersign.MethodThumbprint, "a fingerprint has to be read out of each device and registered before it comes"},
-	{countersign.MethodKey, "the secret lies in two places, the device and this server's database (sealed), and passed through a third"},
+	{countersign.MethodKey, "the secret is in two places, the device and this server's database (sealed), and passed through a third"},
 	{countersign.MethodGroup, "one secret on the line makes any device of the group"},
 	{countersign.MethodTPM, "devices need a TPM 2.0 and two round trips over REST; the maker of the chip is believed"},
 	{countersign.MethodCertificate, "nothing: this is how every device goes on"},

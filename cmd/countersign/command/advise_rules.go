@@ -16,7 +16,7 @@ type rule struct {
 var decisions = []rule{
 	{
 		func(n answers) bool { return n.Network == "offline" }, countersign.MethodFactory, "",
-		"a device without a network cannot show evidence; somebody with a network carries its request in and its certificate back",
+		"a device without a network cannot show evidence; a person with a network carries its request in and its certificate back",
 		countersign.MethodToken, "the devices come online once where you can watch them",
 	},
 	{
@@ -27,7 +27,7 @@ var decisions = []rule{
 	{
 		func(n answers) bool { return n.Hardware == "tpm" }, countersign.MethodTPM, "",
 		"the chip proves which chip it is and that the key cannot leave it, and the proof passes proxies",
-		countersign.MethodToken, "the endorsement keys have no certificates and nobody can read them out beforehand",
+		countersign.MethodToken, "the endorsement keys have no certificates and they cannot be read out beforehand",
 	},
 	{
 		func(n answers) bool { return n.Who == "factory" && n.Network == "direct" }, countersign.MethodFactory, "",
@@ -36,7 +36,7 @@ var decisions = []rule{
 	},
 	{
 		func(n answers) bool { return n.Who == "factory" && n.many() }, countersign.MethodGroup, "",
-		"each device gets a key of its own, computed on the line without asking anybody, and its token passes proxies",
+		"each device gets a key of its own, computed on the line without a request, and its token passes proxies",
 		countersign.MethodFactory, "the line has a network of its own to this server",
 	},
 	{
@@ -68,12 +68,12 @@ var decisions = []rule{
 	},
 	{
 		func(n answers) bool { return n.many() }, countersign.MethodToken, "bulk",
-		"whoever touches the device can enter or scan a token that is good once, for this device only",
+		"who touches the device can enter or scan a token that is good once, for this device only",
 		countersign.MethodClaim, "a token for each device is too much handling: then one bounded certificate for each installer",
 	},
 	{
 		func(answers) bool { return true }, countersign.MethodToken, "",
-		"whoever touches the device can enter a token that is good once, for this device only",
+		"who touches the device can enter a token that is good once, for this device only",
 		countersign.MethodClaim, "a token for each device is too much handling: then one bounded certificate for each installer",
 	},
 }
@@ -102,7 +102,7 @@ func notes(n answers, r rule) (out []string) {
 	}
 	add(n.Network == "proxy" && n.Factory == "yes", "the factory certificate is of no use through a proxy that ends TLS; if it can pass TLS through, take idevid")
 	add(n.Network == "proxy", "this server sees the proxy's address: bounds by network, and blocks of addresses that guess, mean the proxy; allow-list it")
-	add(n.Network == "offline" && n.Hardware == "tpm", "make the key in the TPM; nobody checks that it was, since the proof needs the chip online")
+	add(n.Network == "offline" && n.Hardware == "tpm", "make the key in the TPM; it is not checked that it was, since the proof needs the chip online")
 	add(n.Hardware == "none" && n.Network != "offline", "a key in memory can be copied: watch finding.fork, which tells two holders of one identity apart")
 	add(n.Hardware == "secure-element" && r.method != countersign.MethodThumbprint, "make the key in the element and sign the request there, so that it never was in memory")
 	add(n.Who == "nobody" && (r.method == countersign.MethodClaim || r.method == countersign.MethodToken), "have an operator approve each enrollment while you can: approval in the fleet's rules")

@@ -24,7 +24,7 @@ func alertCommand(env *Env) *cobra.Command {
 		}),
 		alertSnooze(env), alertClose(env), alertAct(env),
 		listCommand(env, &cobra.Command{Use: "rules", Short: "List what can be found, why it matters and what to do"}, all((*sdk.Admin).AlertRules), viewOf[api.AlertRule](env, "RULE name, SEVERITY severity, BY DEFAULT default, SEES title")),
-		listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are told"}, all((*sdk.Admin).Channels), viewOf[api.Channel](env, "CHANNEL name, KIND kind, FROM SEVERITY severity, FLEETS fleets, WAITING waiting, DELIVERED delivered, ERROR error")), alertTest(env))
+		listCommand(env, &cobra.Command{Use: "channels", Short: "List the channels by which alerts are sent"}, all((*sdk.Admin).Channels), viewOf[api.Channel](env, "CHANNEL name, KIND kind, FROM SEVERITY severity, FLEETS fleets, WAITING waiting, DELIVERED delivered, ERROR error")), alertTest(env))
 }
 
 func alertList(env *Env) *cobra.Command {
@@ -127,7 +127,7 @@ func alertVerb(env *Env, c *cobra.Command, do func(admin *sdk.Admin, ctx context
 func alertAck(env *Env) *cobra.Command {
 	var n api.AlertNote
 	c := alertVerb(env, &cobra.Command{
-		Use: "ack ID", Aliases: []string{"acknowledge"}, Short: "Say that you are at it: it is told again only if it gets worse",
+		Use: "ack ID", Aliases: []string{"acknowledge"}, Short: "Say that you are at it: it is sent again only if it gets worse",
 	}, with((*sdk.Admin).AcknowledgeAlert, &n))
 	noteFlag(c, &n.Note)
 	return c
@@ -139,7 +139,7 @@ func alertAssign(env *Env) *cobra.Command {
 		Use: "assign ID", Short: "Give an alert to an operator",
 		Example: "  countersign alert assign 4XK7Q2M3ZPT5A --to ana",
 	}, with((*sdk.Admin).AssignAlert, &to))
-	c.Flags().StringVar(&to.To, "to", "", "name of the operator; empty: nobody")
+	c.Flags().StringVar(&to.To, "to", "", "name of the operator; empty: none")
 	noteFlag(c, &to.Note)
 	return c
 }
@@ -148,7 +148,7 @@ func alertSnooze(env *Env) *cobra.Command {
 	var s api.AlertSnooze
 	var length time.Duration
 	c := alertVerb(env, &cobra.Command{
-		Use: "snooze ID", Short: "Silence an alert for a time: it goes on to count, and neither tells nor acts",
+		Use: "snooze ID", Short: "Silence an alert for a time: it goes on to count, and is neither sent nor acted on",
 		Example: "  countersign alert snooze 4XK7Q2M3ZPT5A --for 24h --note 'the line is being rebuilt'",
 		PreRun:  func(*cobra.Command, []string) { s.Seconds = int64(length / time.Second) },
 	}, with((*sdk.Admin).SnoozeAlert, &s))

@@ -54,7 +54,7 @@ func auditCommand(env *Env) *cobra.Command {
 				return showAudit(env, run, true)
 			},
 		}, auditFindings(env),
-		wholeList(env, &cobra.Command{Use: "checks", Short: "List the checks; -o json tells why each matters and what to do"}, all((*sdk.Admin).AuditChecks),
+		wholeList(env, &cobra.Command{Use: "checks", Short: "List the checks; -o json says why each matters and what to do"}, all((*sdk.Admin).AuditChecks),
 			viewOf[api.AuditCheck](env, "CHECK name, SEVERITY severity, AWS yes|:defender, OWASP words:risks, SETTING setting, WHAT title")), auditTrend(env),
 		actCommand(env, &cobra.Command{Use: "cancel AUDIT", Short: "End an audit early"}, auditIDs(env), (*sdk.Admin).CancelAudit, func(p printer, run *api.AuditRun) string {
 			p.done("audit %s ends; what its finished checks found stays", run.ID)

@@ -32,7 +32,7 @@ func blockAdd(env *Env) *cobra.Command {
 		if err != nil {
 			return nil, err
 		}
-		if err := env.confirm(yes, fmt.Sprintf("Block %s for %s? Nobody from there enrolls or connects; remove undoes it.", network, span(ttl))); err != nil {
+		if err := env.confirm(yes, fmt.Sprintf("Block %s for %s? Nothing from there enrolls or connects; remove undoes it.", network, span(ttl))); err != nil {
 			return nil, err
 		}
 		b.Network, b.TTLSeconds = network.String(), int64(ttl/time.Second)

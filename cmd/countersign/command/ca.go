@@ -111,7 +111,7 @@ func caRegister(env *Env) *cobra.Command {
 	f.BoolVar(&n.RequireCRL, "require-crl", false, "refuse where there is no list for a link")
 	f.BoolVar(&n.Legacy, "legacy", false, "accept a chain without key identifiers, and a CA with basicConstraints that are not critical or with serial number 0")
 	f.StringVar(&verification, "verification", "", "PEM of a certificate that it signed over a code of: countersign ca register-code")
-	f.BoolVar(&n.Override, "override", false, "register without that, on your word; the log tells")
+	f.BoolVar(&n.Override, "override", false, "register without that, on your word; the log records it")
 	f.StringVar(&n.Reason, "reason", "", "why, with --override")
 	return c
 }

@@ -17,7 +17,7 @@ func demoCommand(env *Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Watch the main job: enroll, connect, renew, suspend, revoke, catch a clone",
-		Long: `demo starts a server on a temporary folder, gives devices their identities, and shows
+		Long: `demo starts a server on a temporary folder, issues devices their identities, and shows
 what happens to them: each step is checked, and the exit code is 1 if one did not do what it says.`,
 		Example: "  countersign demo\n  countersign demo --methods all\n  countersign demo --models\n  countersign demo --devices 100 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {

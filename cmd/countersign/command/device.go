@@ -235,7 +235,7 @@ func deviceIntroduce(env *Env) *cobra.Command {
 	var ttl time.Duration
 	c := &cobra.Command{
 		Use: "introduce DEVICE PEER --for PURPOSE", Short: "Sign an introduction of two devices to each other",
-		Long:              "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without asking anybody.",
+		Long:              "Sign an introduction: the authority's word, for a short time, that two devices may speak with\neach other for one purpose. It names both keys, and each device checks it without a request.",
 		Example:           "  countersign device introduce pump-1 valve-7 --for modbus --ttl 5m",
 		ValidArgsFunction: deviceIDs(env),
 		RunE: func(cmd *cobra.Command, args []string) error {

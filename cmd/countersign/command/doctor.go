@@ -116,7 +116,7 @@ func checkKeys(env *Env) api.Check {
 	n := 0
 	err := filepath.WalkDir(env.dataDir(), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() || !holdsKey(path) {
-			return nil //nolint:nilerr // a folder that cannot be read is told by the check of the data folder
+			return nil //nolint:nilerr // the check of the data folder reports a folder that cannot be read
 		}
 		n++
 		if info, err := e.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {

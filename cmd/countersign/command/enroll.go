@@ -154,7 +154,7 @@ func enrollPending(env *Env) *cobra.Command {
 
 func decide(env *Env, c *cobra.Command, do func(*sdk.Admin, context.Context, string, api.Act) (*api.Waiting, error)) *cobra.Command {
 	var note api.Act
-	c.Flags().StringVar(&note.Note, "note", "", "why, in your words; the device is told of a rejection")
+	c.Flags().StringVar(&note.Note, "note", "", "why, in your words; the device reads it in a rejection")
 	return actCommand(env, c, waitingIDs(env), with(do, &note), func(p printer, w *api.Waiting) string {
 		p.done("enrollment of %s by %s %s", w.Device, w.Method, w.State)
 		return w.ID
@@ -247,7 +247,7 @@ func enrollClaim(env *Env) *cobra.Command {
 	c.Flags().StringSliceVar(&devices, "devices", nil, "ids that it may enroll: patterns with * and ?, ranges such as pump-0001..pump-0500")
 	c.Flags().StringVar(&csr, "csr", "", "PKCS #10 request for a key of your own; else the server makes one and shows it once")
 	c.Flags().StringVar(&out, "out", "", "folder for the chain and the key")
-	c.Flags().BoolVar(&temporary, "temporary", false, "one use within five minutes, for somebody who stands at the device")
+	c.Flags().BoolVar(&temporary, "temporary", false, "one use within five minutes, for a person at the device")
 	return c
 }
 

@@ -129,7 +129,7 @@ func shellWord(s string) string {
 
 // explain prints an error: one sentence, the next step, the request's id.
 func (env *Env) explain(err error) {
-	if _, told := errors.AsType[failed](err); told {
+	if _, printed := errors.AsType[failed](err); printed {
 		return
 	}
 	p := env.stderr()

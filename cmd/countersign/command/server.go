@@ -38,7 +38,7 @@ func devCommand(env *Env) *cobra.Command {
 authority, a fleet named default that accepts tokens, and all doors. Ports are
 8443 (enroll), 8883 (MQTT), 8080 (API) and 8090 (CRL, OCSP); with --ports 0 free
 ones, which a second start on the same folder keeps. endpoints.json in the data
-folder tells them, once all of them accept.`,
+folder lists them, once all of them accept.`,
 		Example: `  countersign dev
   countersign dev --dir /tmp/try --ports 0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

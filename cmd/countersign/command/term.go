@@ -78,7 +78,7 @@ func (p printer) yellow(s string) string { return p.paint("33", s) }
 // linef writes one line. What it shows may come from strangers, so nothing in the
 // arguments can move the cursor or change colors but what p itself put there.
 func (p printer) linef(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.w, format+"\n", args...) // nobody to tell when this output is gone
+	_, _ = fmt.Fprintf(p.w, format+"\n", args...) // there is no other output for a failure of this one
 }
 
 // done prints one change of state.
@@ -111,7 +111,7 @@ func (env *Env) confirm(yes bool, question string) error {
 		return nil
 	}
 	if env.noInput || !isTerminal(env.In) {
-		return usagef("nobody is here to be asked: %q Add --yes", question)
+		return usagef("there is no terminal to ask on: %q Add --yes", question)
 	}
 	_, _ = fmt.Fprintf(env.Err, "%s [y/N] ", printable(question))
 	line, err := bufio.NewReader(io.LimitReader(env.In, 100)).ReadString('\n')
