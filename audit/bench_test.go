@@ -28,7 +28,7 @@ func BenchmarkAudit(b *testing.B) {
 	})
 	w.seal(b)
 	for b.Loop() {
-		w.clock.turn(time.Second)
+		w.clock.Advance(time.Second)
 		run, err := w.Start(b.Context(), audit.Request{By: "operator:ann", Via: "test"})
 		if err == nil {
 			run, err = w.Wait(b.Context(), run.ID)

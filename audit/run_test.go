@@ -13,6 +13,7 @@ import (
 	"github.com/countersign-iot/countersign/audit"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // patience bounds the wait for what another goroutine does at once.
@@ -67,7 +68,7 @@ func TestRunTakesPlaceOnceAtATime(t *testing.T) {
 		await(t, reached)
 		other := &audit.Auditor{DB: w.DB, Now: w.Now} // another node
 		_, err := other.Start(t.Context(), audit.Request{By: "operator:bob"})
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		release()
 		if run, err = w.Wait(t.Context(), run.ID); err != nil || run.State != audit.Completed || run.EndedAt.IsZero() || run.StartedBy != "operator:ann" {
 			t.Errorf("got %+v, %v, want it completed", run, err)
@@ -110,9 +111,9 @@ func TestCancelEndsRun(t *testing.T) {
 			t.Errorf("a canceled run handed on %+v", w.handled)
 		}
 		_, err = w.Cancel(t.Context(), run.ID)
-		wantCode(t, err, countersign.Conflict)
+		kit.WantCode(t, err, countersign.Conflict)
 		_, err = w.Cancel(t.Context(), "nothing")
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 	})
 }
 
@@ -139,7 +140,7 @@ func TestStopFailsRun(t *testing.T) {
 		reached, _ := w.halting()
 		ctx, stop := context.WithCancel(t.Context())
 		w.Every = time.Nanosecond // one is due at once
-		w.clock.turn(time.Second)
+		w.clock.Advance(time.Second)
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
 		await(t, reached)
@@ -193,7 +194,7 @@ func TestDeadRunIsMarkedFailed(t *testing.T) {
 			if run.State != audit.InProgress {
 				t.Errorf("a run that another node may be at: got %s", run.State)
 			}
-			w.clock.turn(3 * time.Minute)
+			w.clock.Advance(3 * time.Minute)
 			tend()
 			if run, err = w.Get(t.Context(), "dead"); err != nil {
 				t.Fatal(err)
@@ -222,7 +223,7 @@ func TestDueSurvivesRestart(t *testing.T) {
 		if got := due(again); !got.Equal(start.Add(day)) {
 			t.Errorf("before the first: got %s, want a day after the founding", got)
 		}
-		w.clock.turn(30 * time.Hour)
+		w.clock.Advance(30 * time.Hour)
 		w.audit(t) // by an operator: the schedule stays
 		if got := due(again); !got.Equal(start.Add(day)) {
 			t.Errorf("after one on demand: got %s", got)
@@ -234,7 +235,7 @@ func TestDueSurvivesRestart(t *testing.T) {
 			if got := due(again); !got.Equal(at.Add(wait)) {
 				t.Errorf("after one that is %s: got %s, want %s", state, got, at.Add(wait))
 			}
-			w.clock.turn(time.Hour)
+			w.clock.Advance(time.Hour)
 		}
 	})
 }
@@ -312,7 +313,7 @@ func TestSuppressionLeavesAloneUntilItEnds(t *testing.T) {
 			{audit.Orphaned, "*", "why", 400 * day, countersign.BadRequest},
 		} {
 			_, err := suppress(bad.check, bad.subject, bad.reason, bad.d)
-			wantCode(t, err, bad.code)
+			kit.WantCode(t, err, bad.code)
 		}
 		s, err := suppress(audit.Orphaned, "device:spare-*", "on the shelf", 10*day)
 		if err != nil {
@@ -341,19 +342,19 @@ func TestSuppressionLeavesAloneUntilItEnds(t *testing.T) {
 		if len(w.handled) != 1 || w.handled[0].Evidence["count"] != "1" {
 			t.Errorf("handed on: %+v", w.handled)
 		}
-		w.clock.turn(11 * day)
+		w.clock.Advance(11 * day)
 		if _, found = w.audit(t, audit.Orphaned); len(found) != 2 {
 			t.Errorf("after the end of one: got %q", found)
 		}
 		if _, err := w.Unsuppress(t.Context(), lab.ID, "operator:ann", "test"); err != nil {
 			t.Fatal(err)
 		}
-		w.clock.turn(time.Second)
+		w.clock.Advance(time.Second)
 		if _, found = w.audit(t, audit.Orphaned); len(found) != 3 {
 			t.Errorf("after the other was ended: got %q", found)
 		}
 		_, err = w.Unsuppress(t.Context(), lab.ID, "operator:ann", "test")
-		wantCode(t, err, countersign.NotFound)
+		kit.WantCode(t, err, countersign.NotFound)
 		list, next, err := w.Suppressions(t.Context(), "", 10)
 		if err != nil || len(list) != 1 || list[0].ID != s.ID || next != "" {
 			t.Errorf("the one that ended lately: got %+v, %q, %v", list, next, err)
@@ -412,7 +413,7 @@ func TestLogThatDoesNotFitItsSealIsFound(t *testing.T) {
 		w.audit(t, audit.LoggingDisabled)
 		look := func(want string) {
 			t.Helper()
-			w.clock.turn(time.Second)
+			w.clock.Advance(time.Second)
 			if _, got := w.audit(t, audit.LoggingDisabled); strings.Join(got, "; ") != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
@@ -451,7 +452,7 @@ func TestRemovedEndIsFoundByTheFirstAudit(t *testing.T) {
 func TestSealThatIsBehindIsFound(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.events(t, countersign.Event{Type: countersign.ServerStarted, At: w.Now()})
-		w.clock.turn(10 * time.Minute)
+		w.clock.Advance(10 * time.Minute)
 		run, err := w.Start(t.Context(), audit.Request{By: "x", Checks: []string{audit.LoggingDisabled}})
 		if err == nil {
 			run, err = w.Wait(t.Context(), run.ID)

@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/detect"
 	"github.com/countersign-iot/countersign/policy"
 	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/test/kit"
 	"github.com/countersign-iot/countersign/weakkey"
 )
 
@@ -225,7 +226,7 @@ func certificateStories() []story {
 			"DEVICE_CERTIFICATE_KEY_QUALITY_CHECK CERTIFICATE_KEY_SHARES_PRIME device:prime-b",
 		}},
 		{"key reused", func(t *testing.T, w *world) {
-			k := &newKey(t).PublicKey
+			k := &kit.Key(t).PublicKey
 			for _, id := range []string{"twin-1", "twin-2", "twin-3"} {
 				w.device(t, id)
 				w.certificate(t, id, func(c *certificate) { c.pub = k })
@@ -414,7 +415,7 @@ func TestChecksFireInTheirStories(t *testing.T) {
 		fired := map[string]bool{}
 		for _, s := range slices.Concat(certificateStories(), otherStories(), sessionStories()) {
 			s.tell(t, w)
-			w.clock.turn(time.Second) // runs have times of their own
+			w.clock.Advance(time.Second) // runs have times of their own
 			run, now := w.audit(t)
 			if run.State != audit.Completed {
 				t.Errorf("%s: the run is %s: %s", s.name, run.State, run.Reason)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -14,7 +13,6 @@ import (
 	"log/slog"
 	"math/big"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -29,34 +27,17 @@ import (
 	"github.com/countersign-iot/countersign/registry"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const day = 24 * time.Hour
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-// clock is a clock that the test turns.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) turn(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
 // world is an auditor with a founded authority, a fleet and a log, on a real database.
 type world struct {
 	*audit.Auditor
-	clock    *clock
+	clock    *kit.Clock
 	ca       *ca.CA
 	registry *registry.Registry
 	log      *event.Log
@@ -70,7 +51,7 @@ type world struct {
 func newWorld(t testing.TB, db *store.DB) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	w := &world{clock: &clock{now: start}, serials: 1000}
+	w := &world{clock: kit.NewClock(start), serials: 1000}
 	var err error
 	w.ca, err = ca.Open(t.Context(), ca.Options{
 		DB: db, Keys: &keystore.Store{Dir: t.TempDir()}, Now: w.clock.Now, Log: log, StatusURL: "http://status.example.net",
@@ -194,7 +175,7 @@ func (w *world) certificate(t testing.TB, device string, change ...func(*certifi
 		fn(&c)
 	}
 	if c.pub == nil {
-		c.pub = &newKey(t).PublicKey
+		c.pub = &kit.Key(t).PublicKey
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(w.serials), Subject: pkix.Name{CommonName: device}, NotBefore: c.from, NotAfter: c.to,
@@ -296,19 +277,10 @@ func reasonsOf(check string) []string {
 	return nil
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
 // newCA makes a CA; the nil parent signs itself.
 func newCA(t testing.TB, name string, parent *x509.Certificate, by *ecdsa.PrivateKey, serial int64) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
-	key := newKey(t)
+	key := kit.Key(t)
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, NotBefore: start.Add(-400 * day), NotAfter: start.Add(4000 * day),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -355,11 +327,4 @@ func (w *world) register(t testing.TB, g ca.Registration) {
 		_, err := w.ca.Register(ctx, tx, g)
 		return err
 	})
-}
-
-func wantCode(t testing.TB, err error, code countersign.Code) {
-	t.Helper()
-	if got := countersign.CodeOf(err); got != code {
-		t.Errorf("got error %v with code %q, want %q", err, got, code)
-	}
 }
