@@ -5,8 +5,8 @@
 // what it finds is kept with the run, counted, and handed on.
 //
 // It changes nothing but its own records. Names and reason codes are those of AWS
-// IoT Device Defender where it has the same check, so that whatever reads its
-// findings reads ours. docs/audit.md tells of each check.
+// IoT Device Defender where it has the same check, so that software for its
+// findings reads ours. docs/audit.md describes each check.
 package audit
 
 import (
@@ -26,8 +26,8 @@ const (
 	pollEvery = time.Minute
 	// retryAfter is when a scheduled audit that failed is tried again.
 	retryAfter = time.Hour
-	// beatEvery is how often a run says that it lives and how far it is, and how late
-	// it may learn on another node that it is to end.
+	// beatEvery is how often a run records its progress, and how late it learns that it
+	// was canceled on another node.
 	beatEvery = 2 * time.Second
 	// deadAfter without a beat a run is taken for dead: a node that could not write
 	// for so long has other worries.
@@ -43,7 +43,7 @@ func (a *Auditor) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.base = ctx
 	a.mu.Unlock()
-	a.tend(ctx, !a.DB.Postgres())
+	a.maintain(ctx, !a.DB.Postgres())
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
@@ -58,15 +58,15 @@ func (a *Auditor) Run(ctx context.Context) error {
 			a.wg.Wait()
 			return nil
 		case <-tick.C:
-			a.tend(ctx, false)
+			a.maintain(ctx, false)
 		}
 	}
 }
 
-// tend buries the dead and starts what is due. alone says that no other process can
-// have a run in progress, so whatever is not ours is dead.
-func (a *Auditor) tend(ctx context.Context, alone bool) {
-	if err := a.bury(ctx, alone); err != nil && ctx.Err() == nil {
+// maintain fails the runs of dead processes and starts what is due. alone: no other
+// process can have a run in progress, so any that is not ours is dead.
+func (a *Auditor) maintain(ctx context.Context, alone bool) {
+	if err := a.failStale(ctx, alone); err != nil && ctx.Err() == nil {
 		a.Log.ErrorContext(ctx, "dead audits not marked", "error", err)
 	}
 	if a.Every <= 0 {
@@ -91,7 +91,7 @@ type Request struct {
 	Checks []string // names; empty: all
 }
 
-// Start begins a run and returns it as it stands at its start. Conflict if one is in
+// Start begins a run and returns it as it is at its start. Conflict if one is in
 // progress, on whichever node; NotFound for a check that there is not.
 func (a *Auditor) Start(ctx context.Context, q Request) (Run, error) { return a.start(ctx, q, false) }
 
@@ -145,7 +145,7 @@ func (a *Auditor) launch(ctx context.Context, run Run) {
 }
 
 // Wait waits for the end of a run of this process, and returns it. A run of another
-// node is given as it stands.
+// node is returned as it is.
 func (a *Auditor) Wait(ctx context.Context, id string) (Run, error) {
 	a.mu.Lock()
 	l := a.runs[id]
@@ -227,9 +227,9 @@ func (a *Auditor) record(ctx context.Context, tx *store.Tx, run *Run) error {
 	return nil
 }
 
-// bury marks runs failed whose process is gone. With alone every run that is not
+// failStale marks runs failed whose process is gone. With alone every run that is not
 // of this process is.
-func (a *Auditor) bury(ctx context.Context, alone bool) error {
+func (a *Auditor) failStale(ctx context.Context, alone bool) error {
 	stale := a.Now().Add(-deadAfter)
 	if alone {
 		stale = a.Now().Add(time.Second)

@@ -89,7 +89,7 @@ func (f *Finding) with(name, value string) *Finding {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// days says a length of time as people do.
+// days is a length of time in words.
 func days(d time.Duration) string {
 	if d = d.Abs(); d < 48*time.Hour {
 		return fmt.Sprintf("%d hours", int(d.Hours()))
@@ -158,7 +158,7 @@ func threshold(set countersign.Span, def time.Duration) time.Duration {
 	return def
 }
 
-// endsSoon is how long before its end a certificate is said to end soon.
+// endsSoon is how long before its end a certificate is reported to end soon.
 func endsSoon(set countersign.Span, from, to time.Time) time.Duration {
 	return threshold(set, min(defaultExpiring, to.Sub(from)/lifeShare))
 }

@@ -20,14 +20,14 @@ import (
 const (
 	// manyUses of one credential are more than a line makes in a shift.
 	manyUses = 1000
-	// farEnd is an end that nobody will remember.
+	// farEnd is an end that no one will remember.
 	farEnd = 90 * 24 * time.Hour
 	// boundsMissing of the four is a credential without bounds.
 	boundsMissing = 3
 	// leakWindow is how far back a sight of a credential in wrong hands is looked for:
 	// one that was left active for longer was left so on purpose.
 	leakWindow = 365 * 24 * time.Hour
-	// tokenUnused is for how long an operator token may lie about.
+	// tokenUnused is for how long an operator token may be unused.
 	tokenUnused = 90 * 24 * time.Hour
 	// tokenLife is the longest life of a token that may do everything.
 	tokenLife = 180 * 24 * time.Hour

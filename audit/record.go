@@ -14,7 +14,7 @@ const (
 	maxRuns = 90
 )
 
-// State is where a run stands. The words are those of AWS IoT Device Defender.
+// State is the state of a run. The words are those of AWS IoT Device Defender.
 type State string
 
 // The states of a run.
@@ -25,7 +25,7 @@ const (
 	Canceled   State = "CANCELED"
 )
 
-// Status is where one check of a run stands, in the same words.
+// Status is the state of one check of a run, in the same words.
 type Status string
 
 // The statuses of a check.

@@ -48,7 +48,7 @@ func (a *Auditor) carryOut(ctx context.Context, stop context.CancelCauseFunc, ru
 	for _, c := range run.Checks {
 		w.checks[c.Name] = &tally{Result: c}
 	}
-	beating, calm := context.WithCancel(ctx)
+	beating, stopBeating := context.WithCancel(ctx)
 	var heart sync.WaitGroup
 	heart.Go(func() { w.beat(beating, stop) })
 	err := w.prepare(ctx)
@@ -57,7 +57,7 @@ func (a *Auditor) carryOut(ctx context.Context, stop context.CancelCauseFunc, ru
 			w.stage(ctx, s)
 		}
 	}
-	calm()
+	stopBeating()
 	heart.Wait()
 	// The end is written although the server is being stopped.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
@@ -165,8 +165,8 @@ func insertFinding(ctx context.Context, tx *store.Tx, f *Finding) error {
 	return err
 }
 
-// beat says every now and then that the run lives and how far it is, and hears
-// whether it is to end.
+// beat records from time to time that the run is alive and how far it is, and stops it if
+// it was canceled or has ended on record.
 func (w *work) beat(ctx context.Context, stop context.CancelCauseFunc) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
@@ -215,7 +215,7 @@ func (w *work) writeResults(ctx context.Context, tx *store.Tx) error {
 	return nil
 }
 
-// outcome says how the run ended. ended is why its context did, nil if it did not;
+// outcome returns how the run ended. ended is why its context did, nil if it did not;
 // failed is what kept it from looking at anything.
 func (w *work) outcome(ctx context.Context, ended, failed error) (State, string) {
 	every := slices.Collect(maps.Keys(w.checks))
@@ -242,7 +242,7 @@ func (w *work) outcome(ctx context.Context, ended, failed error) (State, string)
 	return Completed, ""
 }
 
-// end records how the run ended, tells it, and hands its findings on, all in one
+// end records how the run ended, appends its event, and hands its findings on, all in one
 // transaction.
 func (w *work) end(ctx context.Context, state State, reason string, handle func(context.Context, *store.Tx, []countersign.Finding) error) error {
 	findings := w.handedOn()
@@ -252,7 +252,7 @@ func (w *work) end(ctx context.Context, state State, reason string, handle func(
 		if err != nil {
 			return fmt.Errorf("record the end of an audit: %w", err)
 		}
-		if n == 0 { // somebody took it for dead: what it found is told no more
+		if n == 0 { // another process took it for dead: what it found is not handed on
 			return nil
 		}
 		if err := w.writeResults(ctx, tx); err != nil {
@@ -277,7 +277,7 @@ func (w *work) failures() (n int) {
 	return n
 }
 
-// event tells the end of the run.
+// event is the end of the run.
 func (w *work) event(state State, reason string) countersign.Event {
 	var bad, findings, suppressed int64
 	worst := countersign.Severity("")

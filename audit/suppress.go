@@ -15,8 +15,8 @@ import (
 const (
 	// maxSuppressions bounds the list that each finding is held against.
 	maxSuppressions = 1000
-	// maxSuppression is how long something may be left alone before somebody has to
-	// think again.
+	// maxSuppression is how long something may be left alone before a person must
+	// decide again.
 	maxSuppression = 366 * 24 * time.Hour
 	// minSuppression is worth the trouble.
 	minSuppression = time.Minute

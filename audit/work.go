@@ -20,13 +20,13 @@ const (
 	// certificates costs a megabyte.
 	maxFindings = 1000
 	// maxGroups bounds how many subjects of one check are told apart when its
-	// findings are handed on; those of further ones are told of the server.
+	// findings are handed on; those of further ones are of the server.
 	maxGroups = 200
 	// maxExamples is how many subjects a finding about many of them names.
 	maxExamples = 5
 )
 
-// work is a run that is being carried out. One goroutine looks; another tells how
+// work is a run that is being carried out. One goroutine looks; another records how
 // far it is.
 type work struct {
 	*Auditor
@@ -63,7 +63,7 @@ func (w *work) looked(n int64, checks ...string) {
 	}
 }
 
-// report takes a finding down. Its id, run, time and severity, if it has none of
+// report records a finding. Its id, run, time and severity, if it has none of
 // its own, are filled in here.
 func (w *work) report(check string, f Finding) {
 	w.mu.Lock()
@@ -99,7 +99,7 @@ func (w *work) found(check string, f *Finding) {
 }
 
 // group adds a finding to those that are handed on: one for each fleet, so that ten
-// thousand devices with one fault are one alert. It names no device: nobody shall
+// thousand devices with one fault are one alert. It names no device: no one must
 // suspend ten thousand of them for it.
 func (t *tally) group(f Finding) {
 	subject := f.Subject
@@ -129,7 +129,7 @@ func (t *tally) group(f Finding) {
 	t.counts[subject]++
 }
 
-// handedOn returns what others are told of a run: the findings of finished checks.
+// handedOn returns the findings of finished checks, for Handle.
 func (w *work) handedOn() (list []countersign.Finding) {
 	for _, name := range slices.Sorted(maps.Keys(w.checks)) {
 		t := w.checks[name]

@@ -123,20 +123,20 @@ func (w *Watch) log() *slog.Logger {
 	return w.Log
 }
 
-// bell wakes one goroutine; the zero bell works.
-type bell struct {
+// waker wakes one goroutine; the zero waker works.
+type waker struct {
 	once sync.Once
 	c    chan struct{}
 }
 
-func (b *bell) ring() {
+func (b *waker) wake() {
 	select {
 	case b.wait() <- struct{}{}:
 	default:
 	}
 }
 
-func (b *bell) wait() chan struct{} {
+func (b *waker) wait() chan struct{} {
 	b.once.Do(func() { b.c = make(chan struct{}, 1) })
 	return b.c
 }

@@ -34,7 +34,7 @@ const (
 // fields, then Run.
 //
 // Every node runs one: each has seen everything, and takes over at once when
-// another one dies. Who reaches the end of a batch first hands its findings over,
+// another one dies. The node that reaches the end of a batch first hands its findings over,
 // in the transaction that moves the common cursor; the others' are dropped. So
 // a finding is handed over once, whatever crashes. After a restart the detectors
 // read the last week before the cursor again, in silence.
@@ -58,11 +58,11 @@ type Watch struct {
 	usuals  map[string]countersign.Usual // of the batch's fleets
 	at      int64                        // the last event that the machine has seen
 	mark    mark
-	woken   bell
+	woken   waker
 }
 
 // Wake hints that something happened. It never blocks.
-func (w *Watch) Wake() { w.woken.ring() }
+func (w *Watch) Wake() { w.woken.wake() }
 
 // Run watches until ctx ends.
 func (w *Watch) Run(ctx context.Context) error {
