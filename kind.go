@@ -239,6 +239,8 @@ func (e *Event) ending() string {
 		return "the access token was revoked"
 	case SessionEnded:
 		return "disconnected by an operator"
+	case HoldPlaced:
+		return "device stopped by an emergency hold"
 	}
 	return string(e.Type)
 }

@@ -36,6 +36,17 @@ func TestWhatEndsSessionsIsUrgent(t *testing.T) {
 	}
 }
 
+// TestWhatEndsSessionsSaysWhyToThePeer wants a sentence and not the name of an event.
+func TestWhatEndsSessionsSaysWhyToThePeer(t *testing.T) {
+	for e, k := range countersign.Kinds() {
+		one := countersign.Event{Type: e, Device: "pump-1", Fleet: "default", Cert: countersign.CertRef{Issuer: "issuing", Serial: "01"}}
+		one.Data = map[string]string{"secret": "1", "token": "1", "kind": "claim", "credential": "1"}
+		if c, ok := one.Cut(); k.Ends != countersign.EndsNothing && (!ok || c.Reason == "" || c.Reason == string(e)) {
+			t.Errorf("%s ends sessions with the reason %q, want a sentence in ending", e, c.Reason)
+		}
+	}
+}
+
 func TestCutNamesWhatTheEventEnds(t *testing.T) {
 	cert := countersign.CertRef{Issuer: "issuing", Serial: "01"}
 	for _, tt := range []struct {
