@@ -81,7 +81,7 @@ type AuditFindingFilter struct {
 type AuditSuppression struct {
 	ID        string    `json:"id"`
 	Check     string    `json:"check"`
-	Subject   string    `json:"subject" doc:"Of the findings, or fleet:<name> of their fleet; * stands for any text."`
+	Subject   string    `json:"subject" doc:"Of the findings, or fleet:<name> of their fleet; * matches any text."`
 	Reason    string    `json:"reason"`
 	CreatedBy string    `json:"created_by"`
 	CreatedAt time.Time `json:"created_at"`

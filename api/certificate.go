@@ -53,7 +53,7 @@ type Authority struct {
 	Parent      string    `json:"parent,omitempty"`
 	Subject     string    `json:"subject"`
 	State       string    `json:"state" enum:"active,retired"`
-	KeyURI      string    `json:"key_uri,omitempty" doc:"Where the key lives; absent for a registered authority."`
+	KeyURI      string    `json:"key_uri,omitempty" doc:"Where the key is kept; absent for a registered authority."`
 	Serial      string    `json:"serial"`
 	Fingerprint string    `json:"fingerprint" doc:"Hex SHA-256 of the DER."`
 	NotBefore   time.Time `json:"not_before"`
@@ -68,7 +68,7 @@ type Profile struct {
 	Description     string   `json:"description,omitempty" maxLength:"500"`
 	ValiditySeconds int64    `json:"validity_seconds,omitempty" minimum:"0" doc:"Lifetime; absent where no_expiry is set."`
 	NoExpiry        bool     `json:"no_expiry,omitempty" doc:"notAfter is 99991231235959Z, as 802.1AR has it for an IDevID."`
-	BackdateSeconds int64    `json:"backdate_seconds,omitempty" minimum:"0" doc:"How far notBefore lies back, for devices whose clock is slow."`
+	BackdateSeconds int64    `json:"backdate_seconds,omitempty" minimum:"0" doc:"How far notBefore is set back, for devices whose clock is slow."`
 	ExtKeyUsage     []string `json:"ext_key_usage,omitempty" maxItems:"16"`
 	KeyUsage        []string `json:"key_usage,omitempty" maxItems:"16"`
 	Keys            []string `json:"keys,omitempty" maxItems:"16" doc:"Accepted key types; absent: all that are not weak."`

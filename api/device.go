@@ -53,7 +53,7 @@ type Cut struct {
 	Raised       bool      `json:"raised,omitempty" doc:"A certificate was revoked before, for a reason that is less grave: the record, the next CRL and OCSP show this one now."`
 	Sessions     int       `json:"sessions" doc:"Live sessions that were closed."`
 	CutMicros    int64     `json:"cut_micros" doc:"Microseconds from the durable record to the last socket closed."`
-	CRLs         []CRLRef  `json:"crls,omitempty" doc:"Lists that now tell of it."`
+	CRLs         []CRLRef  `json:"crls,omitempty" doc:"Lists that now show it."`
 }
 
 // CRLRef names one published certificate revocation list.

@@ -21,7 +21,7 @@ type Rules struct {
 	Budget          *Budget           `json:"budget,omitempty" doc:"What one device may use; absent: the defaults."`
 	Usual           *Usual            `json:"usual,omitempty" doc:"When and from where devices enroll; others may, and are noticed. Absent: nothing is noticed."`
 	// Respond is left to the server to check: the names are those of GET /alert-rules.
-	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * stands for the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
+	Respond map[string][]string `json:"respond,omitempty" doc:"What follows on a finding, by rule; * matches the others: note, alert, suspend, revoke, block, webhook, mail, syslog."`
 	Audit   *AuditRules         `json:"audit,omitempty" doc:"Thresholds of audit checks."`
 }
 

@@ -136,7 +136,7 @@ func (c *Client) do(ctx context.Context, req request) ([]byte, error) {
 	return decodeBody(body)
 }
 
-// send sends one request and returns the body of a 200 answer as it stands, with
+// send sends one request and returns the body of a 200 answer as it is, with
 // the parameters of its media type.
 func (c *Client) send(ctx context.Context, req request) ([]byte, map[string]string, error) {
 	r, err := c.newRequest(ctx, req)

@@ -19,7 +19,7 @@ const (
 
 // Await calls ask, one of the Client's methods with its arguments, until the
 // answer is another than 202 (RFC 7030, 4.2.3), and returns that. It waits between
-// calls as long as the server says. Once the waits would exceed most, it gives
+// calls as long as the server says. Once the waits would exceed most, it returns
 // the last 202, an [*Error].
 //
 //	cert, err := est.Await(ctx, time.Hour, func(ctx context.Context) (*x509.Certificate, error) {

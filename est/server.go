@@ -126,7 +126,7 @@ var errNoOperation = countersign.Errorf(countersign.NotFound, "no EST operation 
 	WithNext("use /.well-known/est/{cacerts, csrattrs, simpleenroll, simplereenroll or serverkeygen}, with a fleet's name before the operation if need be")
 
 // splitPath returns the label, empty if there is none, and the operation. The
-// label stands behind the prefix (RFC 7030, 3.2.2); strongSwan puts it before.
+// label follows the prefix (RFC 7030, 3.2.2); strongSwan puts it before.
 func splitPath(path string) (fleet, operation string, err error) {
 	before, operation, ok := strings.Cut(path, pathPrefix)
 	label, inside := "", false

@@ -95,7 +95,7 @@ func (s *Server) generateKey(ctx context.Context, fleet string) (crypto.Signer, 
 	return s.Keys.GenerateKey(ctx, fleet)
 }
 
-// enrollOrReenroll goes by the evidence, as the path does not tell: a client
+// enrollOrReenroll goes by the evidence, because the path does not say which: a client
 // certificate alone is the device's current one, or, if no authority of ours
 // issued it, a manufacturer's that earns a first one.
 func (s *Server) enrollOrReenroll(ctx context.Context, req countersign.EnrollRequest) (*countersign.Grant, error) {

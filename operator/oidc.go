@@ -25,7 +25,7 @@ const (
 	discoveryTime = 10 * time.Second
 )
 
-// subjectName is what of an ID token may stand as a name in events and sessions.
+// subjectName is what of an ID token may be a name in events and sessions.
 var subjectName = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,100}$`)
 
 // OIDC takes the word of an OpenID provider on who a person is (OpenID Connect
@@ -99,7 +99,7 @@ func (o *OIDC) Verify(ctx context.Context, raw string) (Person, error) {
 		}
 	}
 	if p.Name == "" {
-		return Person{}, countersign.Errorf(countersign.NotAllowed, "the ID token holds no name that can stand in the log").WithNext("have the provider send preferred_username")
+		return Person{}, countersign.Errorf(countersign.NotAllowed, "the ID token holds no name that can be written to the log").WithNext("have the provider send preferred_username")
 	}
 	for _, g := range o.Grants {
 		if has(all[g.Claim], g.Value) {

@@ -43,7 +43,7 @@ const usedEvery = time.Minute
 // Token is an operator token without its secret.
 type Token struct {
 	ID        string
-	Name      string // who or what uses it; stands in events as operator:<name>
+	Name      string // who or what uses it; in events it is operator:<name>
 	Role      Role
 	CreatedAt time.Time
 	ExpiresAt time.Time

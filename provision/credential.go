@@ -154,7 +154,7 @@ func (p *Provisioner) CreateThumbprint(ctx context.Context, c registry.Credentia
 }
 
 // CreateTPM registers the endorsement key of a TPM: its public area as the TPM
-// gives it, or the SHA-256 of that in hex.
+// returns it, or the SHA-256 of that in hex.
 func (p *Provisioner) CreateTPM(ctx context.Context, c registry.Credential, ekPublic []byte, ekHash string, by ra.By) (registry.Credential, error) {
 	if len(ekPublic) > 0 {
 		h, err := attest.EKHash(ekPublic, p.CA.WeakKeys)

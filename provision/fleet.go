@@ -15,7 +15,7 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// SaveFleet creates a fleet or changes one: change gets it as it stands, or a
+// SaveFleet creates a fleet or changes one: change gets it as it is, or a
 // new one with defaults, and edits it within the transaction.
 func (p *Provisioner) SaveFleet(ctx context.Context, name string, change func(*countersign.Fleet), by ra.By) (f countersign.Fleet, err error) {
 	return p.ChangeFleet(ctx, FleetOrder{Name: name, Change: func(f *countersign.Fleet) error { change(f); return nil }}, by)

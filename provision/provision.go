@@ -28,6 +28,6 @@ type Provisioner struct {
 	// Messages is what the gateways of this node keep for devices; nil: there are none.
 	Messages countersign.MessageStore
 	// Rules checks what a fleet's expression and webhook mean before they are saved. A
-	// function, because they are evaluated by packages that stand above the keepers.
+	// function, because they are evaluated by packages above the keepers.
 	Rules func(countersign.Rules) error
 }

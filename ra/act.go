@@ -46,7 +46,7 @@ func note(e *countersign.Event, name, value string) {
 
 // NotRecorded says of an act that could not be written that nothing happened: an
 // operator must not believe a device gone that is not. Where the database lost the
-// connection in the commit it cannot be said; then its own words stand.
+// connection in the commit it cannot be said; then its own words are returned.
 func NotRecorded(err error) error {
 	if countersign.CodeOf(err) != countersign.Unavailable || store.Unconfirmed(err) {
 		return err
@@ -68,7 +68,7 @@ type Act struct {
 // sessions are cut before; a list of a million entries may come later.
 const crlWait = time.Second
 
-// nobody acts where nothing that was shown is known here.
+// nobody is the actor where nothing that was shown is known here.
 const nobody countersign.Actor = "unknown"
 
 // written is an address for the log; a broker that asks for a device may not pass it on.

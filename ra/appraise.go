@@ -76,7 +76,7 @@ func (r *request) withPeer(ctx context.Context, a *appraisal) (*appraisal, error
 	case p.fleet != a.fleet || p.device != "" && a.device != "" && p.device != a.device:
 		return nil, countersign.Errorf(countersign.SubjectMismatch, "the token and the client certificate are for different devices").WithNext("show one of them")
 	}
-	if a.device == "" { // then it is the certificate that gives leave, and no newer token adds to it
+	if a.device == "" { // then the certificate is the leave, and no newer token adds to it
 		a.device, a.leave, a.made = p.device, p.leave, p.made
 	}
 	a.beside = p.credential

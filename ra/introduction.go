@@ -111,7 +111,7 @@ func (d *Authority) party(ctx context.Context, id string) (api.Party, error) {
 	return p, nil
 }
 
-// introducer signs introductions, with a key that lives in memory only and is made
+// introducer signs introductions, with a key that is in memory only and is made
 // anew with each certificate.
 type introducer struct {
 	mu     sync.Mutex

@@ -140,7 +140,7 @@ func (d *Authority) revokeOne(ctx context.Context, req countersign.RevokeRequest
 			Again(o.out, &e, c.RevokedAt)
 			return d.Events.AppendAct(ctx, tx, o.out, e)
 		}
-		tokens, err := d.endGiven(ctx, tx, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
+		tokens, err := EndTokens(ctx, tx, d.Access.Tokens, certificateSource(c.Ref()), By{Actor: req.Actor, Via: req.Via})
 		if err != nil {
 			return err
 		}

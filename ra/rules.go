@@ -53,7 +53,7 @@ func (p *rules) compile(text string) (cel.Program, error) {
 			WithNext("use csr, evidence, device, fleet, remote and now; see docs/enrollment.md")
 	}
 	if ast.OutputType() != cel.BoolType {
-		return nil, countersign.Errorf(countersign.BadRequest, "the expression gives %s, not true or false", ast.OutputType())
+		return nil, countersign.Errorf(countersign.BadRequest, "the expression returns %s, not true or false", ast.OutputType())
 	}
 	prg, err := p.env.Program(ast, cel.CostLimit(maxCost), cel.InterruptCheckFrequency(100))
 	if err != nil {

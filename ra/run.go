@@ -133,7 +133,7 @@ func (d *Authority) endOverlap(ctx context.Context, c countersign.Certificate) e
 		if err := d.CA.Revoke(ctx, tx, &cert, countersign.Superseded); err != nil {
 			return err
 		}
-		tokens, err := d.endGiven(ctx, tx, certificateSource(cert.Ref()), By{Actor: countersign.System})
+		tokens, err := EndTokens(ctx, tx, d.Access.Tokens, certificateSource(cert.Ref()), By{Actor: countersign.System})
 		if err != nil {
 			return err
 		}

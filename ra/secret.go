@@ -119,7 +119,7 @@ func secretEvents(t countersign.EventType, list []access.Secret, dev *registry.E
 func (d *Authority) secretsStopped(ctx context.Context, tx *store.Tx, list []access.Secret, dev *registry.Entry, by By) ([]countersign.Event, error) {
 	events := secretEvents(countersign.SecretStopped, list, dev, by)
 	for i := range list {
-		tokens, err := d.endGiven(ctx, tx, list[i].Credential(), by)
+		tokens, err := EndTokens(ctx, tx, d.Access.Tokens, list[i].Credential(), by)
 		if err != nil {
 			return nil, err
 		}

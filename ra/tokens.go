@@ -28,12 +28,6 @@ func TokenEvent(t countersign.EventType, k access.Token, by By) countersign.Even
 	return e
 }
 
-// endGiven ends the access tokens that a device was given for what ends now, with
-// the sessions that rest on them. The device is locked.
-func (d *Authority) endGiven(ctx context.Context, tx *store.Tx, source string, by By) ([]countersign.Event, error) {
-	return EndTokens(ctx, tx, d.Access.Tokens, source, by)
-}
-
 // EndTokens ends the access tokens of a source; nil tokens: there are none.
 func EndTokens(ctx context.Context, tx *store.Tx, tokens *access.Tokens, source string, by By) ([]countersign.Event, error) {
 	if tokens == nil {

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// hookTimeout is what AWS gives such a hook.
+	// hookTimeout is the time that AWS allows such a hook.
 	hookTimeout = 5 * time.Second
 	// maxHookAnswer bounds what it may answer: a yes or a no, and some names.
 	maxHookAnswer = 64 << 10
