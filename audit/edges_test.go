@@ -82,8 +82,9 @@ func TestWhatIsRepairedIsFoundNoMore(t *testing.T) {
 			args   []any
 		}{
 			{audit.Orphaned, func() { w.device(t, "lone", func(d *device) { d.owner = "" }) }, `UPDATE device SET owner = 'ann' WHERE id = 'lone'`, nil},
-			{audit.Inactive, func() { w.device(t, "away", func(d *device) { d.seen = start.Add(-200 * day) }) },
-				`UPDATE device SET last_seen = $1 WHERE id = 'away'`, []any{store.Micros(start)}},
+			{audit.Inactive, func() {
+				w.device(t, "away", func(d *device) { d.seen = start.Add(-200 * day) })
+			}, `UPDATE device SET last_seen = $1 WHERE id = 'away'`, []any{store.Micros(start)}},
 			{audit.NeverConnected, func() {
 				w.device(t, "idle", func(d *device) { d.created, d.seen = start.Add(-40*day), time.Time{} })
 				w.certificate(t, "idle")
@@ -207,5 +208,114 @@ func TestRunsBelongToAllNodes(t *testing.T) {
 		w.clock.Advance(time.Second)
 		_, err = other.Start(context.WithoutCancel(t.Context()), audit.Request{By: "operator:bo", Checks: []string{"NO_SUCH_CHECK"}})
 		kit.WantCode(t, err, countersign.NotFound)
+	})
+}
+
+// TestSuppressionsThatCannotBe are refused and leave no row.
+func TestSuppressionsThatCannotBe(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		good := audit.Suppression{Check: audit.Orphaned, Subject: "device:a", Reason: "in the lab", EndsAt: w.Now().Add(day), CreatedBy: "operator:ann"}
+		for name, tt := range map[string]struct {
+			change func(*audit.Suppression)
+			code   countersign.Code
+		}{
+			"no such check":      {func(s *audit.Suppression) { s.Check = "NO_SUCH_CHECK" }, countersign.NotFound},
+			"no subject":         {func(s *audit.Suppression) { s.Subject = "" }, countersign.BadRequest},
+			"a long subject":     {func(s *audit.Suppression) { s.Subject = strings.Repeat("x", 201) }, countersign.BadRequest},
+			"no reason":          {func(s *audit.Suppression) { s.Reason = " " }, countersign.BadRequest},
+			"a long reason":      {func(s *audit.Suppression) { s.Reason = strings.Repeat("x", 501) }, countersign.BadRequest},
+			"no end":             {func(s *audit.Suppression) { s.EndsAt = time.Time{} }, countersign.BadRequest},
+			"an end in a moment": {func(s *audit.Suppression) { s.EndsAt = w.Now().Add(time.Minute - time.Second) }, countersign.BadRequest},
+			"an end in a year":   {func(s *audit.Suppression) { s.EndsAt = w.Now().Add(366*day + time.Second) }, countersign.BadRequest},
+		} {
+			s := good
+			tt.change(&s)
+			_, err := w.Suppress(t.Context(), s, "test")
+			if got := countersign.CodeOf(err); got != tt.code {
+				t.Errorf("%s: got %v, want %s", name, err, tt.code)
+			}
+		}
+		if list, _, err := w.Suppressions(t.Context(), "", 10); err != nil || len(list) > 0 {
+			t.Errorf("on record: got %+v, %v", list, err)
+		}
+		for i := range 3 {
+			s := good
+			s.Subject = fmt.Sprintf("device:%d*", i)
+			if _, err := w.Suppress(t.Context(), s, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seen := map[string]bool{}
+		for after, more := "", true; more; more = after != "" {
+			list, next, err := w.Suppressions(t.Context(), after, 1)
+			if err != nil || len(list) > 1 {
+				t.Fatalf("a page of one: got %d, %v", len(list), err)
+			}
+			for _, s := range list {
+				seen[s.Subject] = true
+			}
+			after = next
+		}
+		if len(seen) != 3 {
+			t.Errorf("over all pages: got %v, want 3", seen)
+		}
+	})
+}
+
+// TestAFailedScheduleIsTriedWithinTheHour holds when the next audit is due: Every after
+// one that completed, and no later than an hour after one that failed.
+func TestAFailedScheduleIsTriedWithinTheHour(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		for _, tt := range []struct {
+			state       audit.State
+			every, wait time.Duration
+		}{
+			{audit.Completed, day, day},
+			{audit.Canceled, day, day},
+			{audit.Failed, day, time.Hour},
+			{audit.Failed, 10 * time.Minute, 10 * time.Minute},
+		} {
+			w.clock.Advance(time.Hour)
+			w.Every = tt.every
+			w.exec(t, `INSERT INTO audit_run (id, state, reason, scheduled, started_by, via, node, canceled, started_at, ended_at, beat_at, log_events, log_head)
+				VALUES ($1, $2, '', TRUE, 'system', 'schedule', 'test', FALSE, $3, $3, $3, 0, '')`,
+				w.Now().Format(time.RFC3339), string(tt.state), store.Micros(w.Now()))
+			due, err := w.Due(t.Context())
+			if err != nil || !due.Equal(w.Now().Add(tt.wait)) {
+				t.Errorf("%s, every %v: got due in %v, %v, want in %v", tt.state, tt.every, due.Sub(w.Now()), err, tt.wait)
+			}
+			w.exec(t, `UPDATE audit_run SET scheduled = FALSE WHERE scheduled`) // one started by hand moves nothing
+			if again, err := w.Due(t.Context()); err != nil || again.Equal(due) {
+				t.Errorf("%s, every %v: an audit by hand counts as scheduled: %v, %v", tt.state, tt.every, again, err)
+			}
+		}
+	})
+}
+
+// TestAuthoritiesAreJudgedByTheirFleets holds the warning of an authority to the longest
+// that a fleet which it issues for wants, and to each other fault of its list.
+func TestAuthoritiesAreJudgedByTheirFleets(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		look := func(what string, check string, want ...string) {
+			t.Helper()
+			w.clock.Advance(time.Second)
+			_, got := w.audit(t, check)
+			for i, l := range got {
+				got[i] = strings.Join(strings.Fields(l)[1:], " ")
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: got %q, want %q", what, got, want)
+			}
+		}
+		look("a new authority", audit.CAExpiring)
+		w.fleet(t, "careful", countersign.Rules{Audit: countersign.AuditRules{Expiring: countersign.Span(3652 * day)}})
+		look("a fleet wants to know early", audit.CAExpiring, "CERTIFICATE_APPROACHING_EXPIRATION authority:issuing")
+		w.fleet(t, "careful", countersign.Rules{})
+		look("it does no more", audit.CAExpiring)
+		look("a list that was just published", audit.CRLStale)
+		w.exec(t, `UPDATE crl SET next_update = $1 WHERE issuer = 'issuing'`, store.Micros(w.Now().Add(-time.Hour)))
+		look("a list that has ended", audit.CRLStale, "CRL_PAST_NEXT_UPDATE authority:issuing")
+		w.publish(t)
+		look("published again", audit.CRLStale)
 	})
 }
