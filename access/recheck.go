@@ -136,7 +136,7 @@ func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []cou
 	for i := range sessions {
 		n.session(&sessions[i])
 	}
-	err := fill(ctx, rd, "access tokens", scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id IN`, n.tokens.list(), func(k Token) {
+	err := fill(ctx, rd, lookup[string]{"access tokens", `SELECT ` + tokenColumns + ` FROM access_token WHERE id IN`, n.tokens.list()}, scanToken, func(k Token) {
 		a.tokens[k.ID] = k
 		n.credential(k.Source) // a token is good for as long as what it was given for
 	})
@@ -155,7 +155,7 @@ func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []cou
 	if err := a.readOwn(ctx, n.vouched.list()); err != nil {
 		return nil, err
 	}
-	err = fill(ctx, rd, "the secrets of devices", scanSecret, `SELECT `+secretColumns+` FROM device_secret s WHERE id IN`, n.secrets.list(), func(s Secret) {
+	err = fill(ctx, rd, lookup[string]{"the secrets of devices", `SELECT ` + secretColumns + ` FROM device_secret s WHERE id IN`, n.secrets.list()}, scanSecret, func(s Secret) {
 		a.secrets[s.ID] = s
 	})
 	if err != nil {
@@ -217,7 +217,7 @@ func (n *names) credential(credential string) {
 func (a *standings) readFleets(ctx context.Context, names []string) error {
 	var name, rules string
 	scan := func(row store.Row) (none struct{}, err error) { return none, row.Scan(&name, &rules) }
-	return fill(ctx, a.rd, "the rules of fleets", scan, `SELECT name, rules FROM fleet WHERE name IN`, names, func(struct{}) { a.fleets[name] = rules })
+	return fill(ctx, a.rd, lookup[string]{"the rules of fleets", `SELECT name, rules FROM fleet WHERE name IN`, names}, scan, func(struct{}) { a.fleets[name] = rules })
 }
 
 func (a *standings) readDevices(ctx context.Context, ids []string) error {
@@ -225,33 +225,38 @@ func (a *standings) readDevices(ctx context.Context, ids []string) error {
 		err = row.Scan(&h.device, &h.fleet, &h.state, &h.reason, &h.revoked)
 		return h, err
 	}
-	return fill(ctx, a.rd, "the record of devices", scan, `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids, func(h holder) { a.devices[h.device] = h })
+	return fill(ctx, a.rd, lookup[string]{"the record of devices", `SELECT id, fleet, state, reason, revoked_pos FROM device WHERE id IN`, ids}, scan, func(h holder) { a.devices[h.device] = h })
 }
 
 func (a *standings) readCertificates(ctx context.Context, serials []countersign.Serial) error {
-	return fill(ctx, a.rd, "the record of certificates", scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.serial IN`, serials,
-		func(r record) { a.certs[r.ref] = r })
+	return fill(ctx, a.rd, lookup[countersign.Serial]{"the record of certificates", `SELECT ` + recordColumns + ` FROM ` + recordTables + ` WHERE c.serial IN`, serials},
+		scanRecord, func(r record) { a.certs[r.ref] = r })
 }
 
 // readOwn reads the certificates of devices that a broker vouches for: it may have verified
 // any of them.
 func (a *standings) readOwn(ctx context.Context, ids []string) error {
-	err := fill(ctx, a.rd, "the certificates of devices", store.Scan[string], `SELECT DISTINCT device FROM certificate WHERE device IN`, ids,
-		func(id string) { a.certain[id] = true })
+	err := fill(ctx, a.rd, lookup[string]{"the certificates of devices", `SELECT DISTINCT device FROM certificate WHERE device IN`, ids},
+		store.Scan[string], func(id string) { a.certain[id] = true })
 	if err != nil {
 		return err
 	}
-	return fill(ctx, a.rd, "the certificates of devices", scanRecord, `SELECT `+recordColumns+` FROM `+recordTables+` WHERE c.state <> 'revoked' AND c.device IN`, ids,
-		func(r record) { a.own[r.device] = append(a.own[r.device], r) })
+	return fill(ctx, a.rd, lookup[string]{"the certificates of devices", `SELECT ` + recordColumns + ` FROM ` + recordTables + ` WHERE c.state <> 'revoked' AND c.device IN`, ids},
+		scanRecord, func(r record) { a.own[r.device] = append(a.own[r.device], r) })
 }
 
-// fill calls add with each row whose column, at the end of the query, is one of values.
-func fill[T any, V ~string](
-	ctx context.Context, rd store.Reader, what string, scan func(store.Row) (T, error), q string, values []V, add func(T),
-) error {
-	for v, err := range store.RowsIn(ctx, rd, scan, q, values) {
+// lookup is a query for the rows whose column, at the end of its text, is one of values.
+type lookup[V ~string] struct {
+	what   string // for errors
+	text   string
+	values []V
+}
+
+// fill calls add with each row of a lookup.
+func fill[T any, V ~string](ctx context.Context, rd store.Reader, q lookup[V], scan func(store.Row) (T, error), add func(T)) error {
+	for v, err := range store.RowsIn(ctx, rd, scan, q.text, q.values) {
 		if err != nil {
-			return fmt.Errorf("couldn't read %s: %w", what, err)
+			return fmt.Errorf("couldn't read %s: %w", q.what, err)
 		}
 		add(v)
 	}
