@@ -262,7 +262,8 @@ func TestACleanStartIsAnsweredOnceTheOldSessionIsOffTheRecord(t *testing.T) {
 			answered <- err
 		}()
 		select {
-		case <-answered:
+		case err := <-answered:
+			answered <- err
 			t.Errorf("expiry %v: answered before the old session was off the record", hello.Expiry)
 		case <-time.After(200 * time.Millisecond):
 		}
