@@ -124,16 +124,31 @@ var connectCases = []conformanceCase{
 		},
 	},
 	{
-		name: "PropertiesAreChecked", v5: "1.5.5-1 2.2.2-1 3.3.2-14",
+		name: "PropertiesAreChecked", v5: "1.5.5-1 2.2.1-3 2.2.2-1 3.3.2-14",
 		run: func(c *trial) {
 			expiry := []byte{0x11, 0, 0, 0, 1}
 			c.refusedConnect("a property twice", 0, 0x82, c.connect(opening{props: [][]byte{expiry, expiry}}))
+			c.refusedConnect("a property twice, and a will with a good one", 0, 0x82, c.connect(opening{
+				flags: 4, props: [][]byte{expiry, expiry}, after: cat(props([]byte{0x01, 0}), str(c.topic("will")), str("x")),
+			}))
 			c.refusedConnect("a property of PUBLISH", 0, 0x81, c.connect(opening{props: [][]byte{{0x01, 0}}}))
 			c.refusedConnect("an unknown property", 0, 0x81, c.connect(opening{props: [][]byte{{0x7F, 0}}}))
 			c.refusedConnect("a longer number than need be", 0, 0x81, pkt(0x10, str("MQTT"), []byte{5, 2, 0, 60, 0x80, 0x00}, str(c.id)))
 			c.refusedConnect("no property length", 0, 0x81, pkt(0x10, str("MQTT"), []byte{5, 2, 0, 60}))
 			d := c.plain("")
 			d.broken("a response topic with wildcards", 0x82, d.message(0, 0, c.topic("x"), "x", prop(0x08, "a/+")))
+			f, zero, user := str("c/f"), []byte{0, 0}, props(cat(prop(0x26, "a"), str("b"))) // good properties hide no identifier 0
+			for _, l := range []struct {
+				what string
+				sent []byte
+			}{
+				{"PUBLISH", pkt(0x32, f, zero, user)},
+				{"PUBACK", pkt(0x40, zero, []byte{0}, user)},
+				{"SUBSCRIBE", pkt(0x82, zero, user, f, []byte{0})},
+				{"UNSUBSCRIBE", pkt(0xA2, zero, user, f)},
+			} {
+				c.plain("").broken(l.what+" with identifier 0 and a property", 0x81, l.sent)
+			}
 		},
 	},
 	{

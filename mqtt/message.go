@@ -153,7 +153,7 @@ func (c *connect) readWill(s *scanner, flags byte) {
 	c.will.topic = string(s.text("the will topic"))
 	c.will.payload = s.binary("the will")
 	if s.err == nil && !topics.ValidName(c.will.topic) {
-		s.err = breach(BadTopicName, "the will topic is no topic name")
+		s.stop(breach(BadTopicName, "the will topic is no topic name"))
 	}
 }
 

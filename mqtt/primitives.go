@@ -13,11 +13,16 @@ type scanner struct {
 	err error
 }
 
-func (s *scanner) fail(what string) {
+// stop notes a failure, unless there was one before, and that nothing else is read.
+func (s *scanner) stop(err error) {
 	if s.err == nil {
-		s.err = malformed("the packet ends within %s, or that is malformed", what)
+		s.err = err
 	}
 	s.b = nil
+}
+
+func (s *scanner) fail(what string) {
+	s.stop(malformed("the packet ends within %s, or that is malformed", what))
 }
 
 // take reads n bytes.
@@ -56,7 +61,7 @@ func (s *scanner) u32(what string) uint32 {
 func (s *scanner) packetID() uint16 {
 	id := s.u16("the packet identifier")
 	if id == 0 && s.err == nil {
-		s.err = malformed("packet identifier 0")
+		s.stop(malformed("packet identifier 0"))
 	}
 	return id
 }

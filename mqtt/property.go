@@ -138,7 +138,9 @@ func (s *scanner) properties(level, kind byte, each func(property) error) []byte
 	}
 	block := s.take(s.varint(what), what)
 	if each != nil && len(block) > 0 {
-		s.err = walkProperties(block, kind, each)
+		if err := walkProperties(block, kind, each); err != nil {
+			s.stop(err)
+		}
 	}
 	return block
 }
