@@ -22,6 +22,10 @@ const (
 	commitTime = 30 * time.Second
 	// retryAfter is the pause after a transaction failed whose changes must not be lost.
 	retryAfter = time.Second
+	// writtenTime bounds how long a clean start waits for the record of its old session's
+	// end: commits take less, clients wait longer for CONNACK, and so do the others that
+	// share its lock.
+	writtenTime = 2 * time.Second
 	// failureEvery bounds how often it is logged that transactions fail.
 	failureEvery = 10 * time.Second
 	// maxCommitted is how many committed batches wait for the goroutine that delivers them.
@@ -35,7 +39,7 @@ type opKind byte
 
 const (
 	opPurge       opKind = iota + 1 // the end of all that a device had; first, before its next life
-	opNothing                       // it is done when what was added before it is on record
+	opNothing                       // it is done when what was added before it is on record, or has failed
 	opSession                       // a new session's row
 	opChange                        // what has changed of it
 	opSubscribe                     // a subscription
@@ -147,6 +151,14 @@ func (j *journal) wait(ctx context.Context, ops []op) error {
 	case <-j.stopped:
 		return errNotStored
 	}
+}
+
+// awaitWritten returns once what was added before it is on record, or could not be
+// written, and after writtenTime: a record that takes nothing now refuses no clean start.
+func (j *journal) awaitWritten(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, writtenTime)
+	defer cancel()
+	_ = j.wait(ctx, []op{{kind: opNothing}})
 }
 
 // close writes what waits and stops both goroutines.

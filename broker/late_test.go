@@ -278,6 +278,28 @@ func TestACleanStartIsAnsweredOnceTheOldSessionIsOffTheRecord(t *testing.T) {
 	}
 }
 
+// A clean start is answered soon although nothing is written before a purge that cannot be
+// recorded.
+func TestACleanStartWaitsForTheRecordWithinABound(t *testing.T) {
+	b, _, proxy := proxied(t)
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("x", 1))
+	s.conn.Close(false, nil)
+	connect(t, b, kept("gone"))
+	proxy.Cut()
+	b.Forget("gone")
+	s.until("the purge to fail", func() bool { return b.Stats().CommitFailed > 0 })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, present, err := b.Connect(ctx, clean("s"), &client{t: t, changed: make(chan struct{}, 1)})
+	if err != nil || present {
+		t.Errorf("got present %v, error %v; want a new session", present, err)
+	}
+	if ctx.Err() != nil {
+		t.Error("it was not answered before its caller gave up")
+	}
+}
+
 // holdUp has the database write nothing else until release is called.
 func holdUp(db *store.DB) (release func()) {
 	free, held := make(chan struct{}), make(chan struct{})

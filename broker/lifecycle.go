@@ -164,9 +164,8 @@ func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Con
 		}
 		if ends {
 			b.remove(s)
-			if s.kept && h.Expiry == 0 {
-				// Or a crash brings it back. A record that takes nothing now refuses no one.
-				_ = b.journal.wait(ctx, []op{{kind: opNothing}})
+			if s.kept && h.Expiry == 0 { // or a crash brings it back
+				b.journal.awaitWritten(ctx)
 			}
 		} else if s.attach(c, h) {
 			return c, true, nil
