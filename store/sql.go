@@ -91,7 +91,8 @@ func Scan[T any](row Row) (v T, err error) {
 
 // Count returns the number that a query counts.
 func Count(ctx context.Context, r Reader, q string, args ...any) (n int, err error) {
-	return n, Wrap(r.QueryRow(ctx, q, args...).Scan(&n))
+	err = r.QueryRow(ctx, q, args...).Scan(&n)
+	return n, Wrap(err)
 }
 
 // RowError returns the error of reading one row: missing where there is none, otherwise
