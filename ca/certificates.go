@@ -242,6 +242,7 @@ func completed(rec countersign.Certificate, cert *x509.Certificate) countersign.
 // newRow is a certificate that is not on record yet: one of ours, or one of a manufacturer.
 type newRow struct {
 	*countersign.Certificate
+	external     bool   // it is a manufacturer's, whose serial is in no block
 	block        string // of its serial, if it is ours
 	anchor, path string // the authority to which a manufacturer's path leads, and the path
 }
@@ -250,7 +251,7 @@ type newRow struct {
 // certificate has the issuer and serial.
 func insert(ctx context.Context, tx *store.Tx, c newRow) (rows int64, err error) {
 	from := `FROM serial_block WHERE id = $20 AND state = 'open'`
-	if c.block == "" {
+	if c.external {
 		from = `WHERE $20 = '' ON CONFLICT (serial, issuer) DO NOTHING`
 	}
 	rows, err = tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced,

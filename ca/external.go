@@ -40,7 +40,7 @@ func (c *issuance) RecordExternal(ctx context.Context, tx *store.Tx, path []*x50
 	if err != nil {
 		return rec, err
 	}
-	n, err := insert(ctx, tx, newRow{Certificate: &rec, anchor: anchor, path: prints})
+	n, err := insert(ctx, tx, newRow{Certificate: &rec, external: true, anchor: anchor, path: prints})
 	if err != nil {
 		return rec, err
 	}

@@ -2,6 +2,7 @@ package ca_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -148,6 +149,21 @@ func TestSerialsOfDeadProcessAreVoided(t *testing.T) {
 		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, lost) })
 		kit.WantCode(t, err, countersign.Unavailable)
 		_, err = ca.Certificate(t.Context(), db, lost.Ref())
+		kit.WantCode(t, err, countersign.NotFound)
+	})
+}
+
+// TestWithoutABlockNothingIsRecorded puts on record a certificate whose serial no block
+// has. Only a manufacturer's may be without one, and that goes through RecordExternal.
+func TestWithoutABlockNothingIsRecorded(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		rec := h.sign(t, h.order(t, ca.ProfileDevice, "pump-1")).Certificate
+		err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return h.Record(ctx, tx, &ca.Issued{Certificate: rec}) })
+		if !errors.Is(err, ca.ErrBlockClosed) {
+			t.Errorf("got %v, want %v", err, ca.ErrBlockClosed)
+		}
+		_, err = ca.Certificate(t.Context(), db, rec.Ref())
 		kit.WantCode(t, err, countersign.NotFound)
 	})
 }
