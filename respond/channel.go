@@ -79,7 +79,7 @@ func (c *channel) send(ctx context.Context, host string, now time.Time, n api.No
 	case config.ChannelMail:
 		return sendMail(ctx, c.Channel, host, n)
 	case config.ChannelSyslog:
-		return sendSyslog(ctx, c.Channel, n)
+		return sendSyslog(ctx, c.Channel, host, n)
 	}
 	return fmt.Errorf("there is no kind of channel %q", c.Kind)
 }

@@ -429,14 +429,17 @@ func TestSyslogIsFramedOverTLS(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	w := newWorld(t, storetest.Open(t), config.Channel{Name: "siem", Kind: config.ChannelSyslog, Addr: l.Addr().String(), TLS: config.TLSOn, Roots: root})
+	siem := config.Channel{Name: "siem", Kind: config.ChannelSyslog, Addr: l.Addr().String(), TLS: config.TLSOn, Roots: root}
+	w := newWorld(t, storetest.Open(t), siem)
 	w.enroll(t, "pump-1", 0)
 	w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSyslog}})
+	sender := w.node(siem) // sends what w queues
+	sender.Host = "sender.example.net"
 	f := clone("pump-1")
 	f.Subject = `device:"pump-1]\`
 	f.Summary = strings.Repeat("ü", 3000)
 	w.find(t, f)
-	start(t, w.Run)
+	start(t, sender.Run)
 	var frame string
 	select {
 	case frame = <-got:
@@ -451,7 +454,7 @@ func TestSyslogIsFramedOverTLS(t *testing.T) {
 	if parts == nil {
 		t.Fatalf("message: got %q", m)
 	}
-	if parts[1] != strconv.Itoa(13*8+2) || parts[3] != "authority.example.net" || parts[4] != "alert.opened" {
+	if parts[1] != strconv.Itoa(13*8+2) || parts[3] != sender.Host || parts[4] != "alert.opened" {
 		t.Errorf("head: got %q", parts[1:5])
 	}
 	for _, want := range []string{` rule="` + cloned + `"`, ` device="pump-1"`, ` fleet="default"`, ` subject="device:\"pump-1\]\\"`} {

@@ -31,13 +31,13 @@ const (
 )
 
 // sendSyslog sends the notice over TLS, framed by its length (RFC 5425, 4.3).
-func sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error) {
+func sendSyslog(ctx context.Context, c config.Channel, host string, n api.Notice) (err error) {
 	conn, err := dial(ctx, c, c.TLS == config.TLSOn)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // the message was received or was not
-	m := syslogMessage(n)
+	m := syslogMessage(host, n)
 	if _, err := fmt.Fprintf(conn, "%d %s", len(m), m); err != nil {
 		return fmt.Errorf("couldn't send: %w", err)
 	}
@@ -62,8 +62,9 @@ func sendSyslog(ctx context.Context, c config.Channel, n api.Notice) (err error)
 	return nil
 }
 
-// syslogMessage writes a message (RFC 5424, 6).
-func syslogMessage(n api.Notice) string {
+// syslogMessage writes a message (RFC 5424, 6). host is the server that sends it, as the
+// process id is: another one may have queued the notice.
+func syslogMessage(host string, n api.Notice) string {
 	severity := 5 // notice
 	pairs := [][2]string{{"kind", n.Kind}, {"id", n.ID}}
 	if a := n.Alert; a != nil {
@@ -86,7 +87,7 @@ func syslogMessage(n api.Notice) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "<%d>1 %s %s countersign %d %s [%s", facility*8+severity, n.At.UTC().Format("2006-01-02T15:04:05.000000Z"),
-		syslogName(n.Host, 255), os.Getpid(), syslogName("alert."+n.Kind, 32), dataID)
+		syslogName(host, 255), os.Getpid(), syslogName("alert."+n.Kind, 32), dataID)
 	for _, p := range pairs {
 		if p[1] != "" {
 			fmt.Fprintf(&b, ` %s="%s"`, p[0], paramValue(p[1]))
