@@ -53,6 +53,7 @@ func FuzzReadConnect(f *testing.F) {
 func FuzzFrame(f *testing.F) {
 	f.Add([]byte{0x30, 5, 0, 1, 'a', 'x', 'y', 0xC0, 0})
 	f.Add([]byte{0x32, 9, 0, 1, 'a', 0, 7, 3, 0x23, 0, 1})
+	f.Add([]byte{0x32, 9, 0, 1, 'a', 0, 0, 3, 0x23, 0, 1}) // identifier 0 and a good property
 	f.Add([]byte{0x82, 7, 0, 1, 0, 0, 1, 'a', 1})
 	f.Add([]byte{0xF0, 10, 0x18, 8, 0x15, 0, 1, 'S', 0x16, 0, 1, 'x'})
 	f.Add([]byte{0x90, 4, 0, 1, 0, 0x87, 0xE0, 3, 0x98, 1, 0})
