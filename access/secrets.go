@@ -119,7 +119,8 @@ func (k *Secrets) Prepare(ctx context.Context, o SecretOrder) (NewSecret, error)
 	_, _ = rand.Read(id[:]) // never fails
 	n.ID = hex.EncodeToString(id[:])
 	if o.Given == nil {
-		return n, k.draw(&n)
+		err := k.draw(&n)
+		return n, err
 	}
 	n.Kind = countersign.AccessPassword
 	err := k.hasher.run(ctx, k.Now, regular{device: n.Device}, func() { n.verifier = argonRecord(o.Given) })
@@ -212,7 +213,8 @@ func (k *Secrets) Stop(ctx context.Context, tx *store.Tx, device, id, why string
 		return s, fmt.Errorf("couldn't read secret %s: %w", id, err)
 	}
 	why = strings.ToValidUTF8(strings.ReplaceAll(why[:min(len(why), maxReason)], "\x00", ""), "")
-	return s, s.stop(ctx, tx, why)
+	err = s.stop(ctx, tx, why)
+	return s, err
 }
 
 // StopAll ends all secrets of a device, and returns those that it stopped.

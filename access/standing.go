@@ -90,9 +90,9 @@ func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use
 	case !rules.Connect:
 		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s does not let devices use their manufacturer's certificate any more", r.fleet)
 	default:
-		return s, d.checkPath(ctx, rd, r, presented, &s)
+		err = d.checkPath(ctx, rd, r, presented, &s)
 	}
-	return s, nil
+	return s, err
 }
 
 // factoryPath are the options by which manufacturers' paths are validated.

@@ -200,7 +200,8 @@ func scanFinding(row store.Row) (f Finding, err error) {
 		return f, err
 	}
 	f.At = store.Time(at)
-	return f, json.Unmarshal([]byte(evidence), &f.Evidence)
+	err = json.Unmarshal([]byte(evidence), &f.Evidence)
+	return f, err
 }
 
 // LastCompleted returns the newest run that completed, false if there is none.

@@ -40,7 +40,8 @@ func scanWaiting(row store.Row) (w api.Waiting, err error) {
 		return w, store.Wrap(err)
 	}
 	w.CreatedAt, w.ExpiresAt, w.DecidedAt = store.Time(created), store.Time(expires), store.Time(decided)
-	return w, json.Unmarshal([]byte(facts), &w.Facts)
+	err = json.Unmarshal([]byte(facts), &w.Facts)
+	return w, err
 }
 
 // Await puts a request into the queue.

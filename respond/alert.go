@@ -114,7 +114,8 @@ func scan(row store.Row) (a Alert, err error) {
 		return a, store.Wrap(err)
 	}
 	a.SnoozedUntil, a.FirstSeen, a.LastSeen, a.ChangedAt = store.Time(snoozed), store.Time(first), store.Time(last), store.Time(changed)
-	return a, errors.Join(json.Unmarshal([]byte(evidence), &a.Evidence), json.Unmarshal([]byte(timeline), &a.Timeline))
+	err = errors.Join(json.Unmarshal([]byte(evidence), &a.Evidence), json.Unmarshal([]byte(timeline), &a.Timeline))
+	return a, err
 }
 
 // save writes an alert: a new one, or over the one with its id.
