@@ -319,3 +319,14 @@ func TestAuthoritiesAreJudgedByTheirFleets(t *testing.T) {
 		look("published again", audit.CRLStale)
 	})
 }
+
+// TestARootWithoutAListIsAudited audits a root whose list is not on record, as after a
+// failover to a database that was set back to before its first one.
+func TestARootWithoutAListIsAudited(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		w.exec(t, `UPDATE crl SET published = 0 WHERE issuer = 'root'`)
+		if run, got := w.audit(t, audit.CARevoked, audit.IntermediateRevoked); run.State != audit.Completed || len(got) > 0 {
+			t.Errorf("got %s (%s) with %q, want %s", run.State, run.Reason, got, audit.Completed)
+		}
+	})
+}

@@ -51,14 +51,16 @@ func (w *work) readTrust(ctx context.Context) (*trust, error) {
 		}
 	}
 	for _, l := range t.published {
-		if !roots[l.Issuer] || l.Number == 0 {
+		if !roots[l.Issuer] {
 			continue
 		}
 		list, err := ca.RecordedList(ctx, w.DB, l.Issuer, l.Shard)
 		if err != nil {
 			return nil, err
 		}
-		t.add(list)
+		if list != nil {
+			t.add(list)
+		}
 	}
 	for i := range t.authorities {
 		for _, l := range t.authorities[i].Lists {
