@@ -161,13 +161,17 @@ func (j *journal) awaitWritten(ctx context.Context) {
 	_ = j.wait(ctx, []op{{kind: opNothing}})
 }
 
-// close writes what waits and stops both goroutines.
-func (j *journal) close() error {
+// close writes what waits and stops both goroutines. It waits for them until ctx ends.
+func (j *journal) close(ctx context.Context) error {
 	j.mu.Lock()
 	j.closed = true
 	j.mu.Unlock()
 	j.wakeUp()
-	<-j.stopped
+	select {
+	case <-j.stopped:
+	case <-ctx.Done():
+		return fmt.Errorf("changes of MQTT sessions wait for the database still: %w", ctx.Err())
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.lost > 0 {

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -122,6 +123,29 @@ func TestTheEndWaitsForNoPurge(t *testing.T) {
 		case <-time.After(kit.Patience):
 			t.Fatalf("with more behind it %v: Close did not return", behind)
 		}
+	}
+}
+
+// A database that takes nothing holds up the end of the process for as long as its
+// caller waits, and no longer.
+func TestTheEndWaitsForAHangingDatabaseAsLongAsItsCaller(t *testing.T) {
+	db := storetest.OpenURL(t, storetest.SQLiteURL(t))
+	b := open(t, db, broker.Limits{})
+	s := connect(t, b, kept("s"))
+	release := holdUp(db)
+	defer release()
+	s.conn.Close(false, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- b.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want that what waits was not written", err)
+		}
+	case <-time.After(kit.Patience):
+		t.Fatal("Close did not return")
 	}
 }
 

@@ -84,9 +84,10 @@ func (b *Broker) dropExpired() {
 	}
 }
 
-// Close writes what waits and stops the core. Wills whose delay is not over are on
+// Close writes what waits and stops the core, or returns an error when ctx ends: what a
+// database that hangs has not taken by then is lost. Wills whose delay is not over are on
 // record and are published by the next Open.
-func (b *Broker) Close(context.Context) error {
+func (b *Broker) Close(ctx context.Context) error {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -110,8 +111,10 @@ func (b *Broker) Close(context.Context) error {
 			c.client.Lost(serverShuttingDown, "the message broker is closing")
 		}
 	}
-	err := b.journal.close()
-	b.background.Wait()
+	err := b.journal.close(ctx)
+	if ctx.Err() == nil {
+		b.background.Wait()
+	}
 	return err
 }
 
