@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,8 +123,12 @@ func portOf(l net.Listener) string {
 	return port
 }
 
-// listenSocket opens the operators' socket, 0660 from its first moment. A socket
-// that no process answers on is left from a killed process.
+// socketMode lets root and the server's group in.
+const socketMode = 0o660
+
+// listenSocket opens the operators' socket, for its owner alone at first and with
+// socketMode when it is returned. A socket that no process answers on is left from a
+// killed process.
 func listenSocket(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, dialTest); err == nil {
 		return nil, errors.Join(errors.New("another server answers on it"), c.Close())
@@ -131,7 +136,15 @@ func listenSocket(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	old := syscall.Umask(0o117)
-	defer syscall.Umask(old)
-	return net.Listen("unix", path)
+	// Not by the umask, which all goroutines share: a folder that another one makes
+	// meanwhile could not be entered.
+	lc := net.ListenConfig{Control: ownerOnly}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }

@@ -23,6 +23,16 @@ func peerNamed(l net.Listener) net.Listener {
 	return peerListener{l}
 }
 
+// ownerOnly has a Unix socket made with mode 0600: on Linux bind takes the mode of the
+// socket itself.
+func ownerOnly(_, _ string, c syscall.RawConn) error {
+	var err error
+	if ctl := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); ctl != nil { //nolint:gosec // a file descriptor
+		return ctl
+	}
+	return err
+}
+
 type peerListener struct{ net.Listener }
 
 // Accept is net.Listener's.
