@@ -217,7 +217,7 @@ func (s *session) attach(c *Conn, h Hello) bool {
 	}
 	s.left.Store(0)
 	s.live.Store(true)
-	if s.unsaid = s.kept && changed; s.unsaid {
+	if s.unrecorded = s.kept && changed; s.unrecorded {
 		row := s.row()
 		row.conn = c
 		s.b.journal.add(op{kind: opChange, s: s, row: row})
@@ -429,7 +429,7 @@ func (s *session) entered(c *Conn, f *flusher) {
 	if s.conn != c {
 		return
 	}
-	s.unsaid = false
+	s.unrecorded = false
 	s.pump(f)
 }
 

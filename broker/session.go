@@ -69,21 +69,21 @@ type session struct {
 	// completing are those whose PUBREL is on its way to the record, and who is answered.
 	completing map[uint16]*Conn
 
-	queue  []*entry // in the order of seq; those before next are in flight
-	next   int
-	held   int      // octets in queue
-	total  int      // messages that wait, those on record included
-	octets int      // of total
-	seq    uint64   // of the newest message; kept: owned by the journal
-	sent   uint64   // the highest seq that was sent once
-	loaded uint64   // kept: the highest seq that is or was in queue
-	stored uint64   // kept: the highest seq that is on record
-	more   bool     // kept: rows beyond loaded are on record
-	load   bool     // they are being read
-	unsaid bool     // the record does not have it connected yet: nothing is sent for the first time
-	early  []uint16 // PUBREC came meanwhile for what was not in queue
-	ask    []asked
-	drains int // how often what waited was dropped
+	queue      []*entry // in the order of seq; those before next are in flight
+	next       int
+	held       int      // octets in queue
+	total      int      // messages that wait, those on record included
+	octets     int      // of total
+	seq        uint64   // of the newest message; kept: owned by the journal
+	sent       uint64   // the highest seq that was sent once
+	loaded     uint64   // kept: the highest seq that is or was in queue
+	stored     uint64   // kept: the highest seq that is on record
+	more       bool     // kept: rows beyond loaded are on record
+	load       bool     // they are being read
+	unrecorded bool     // the record does not have it connected yet: nothing is sent for the first time
+	early      []uint16 // PUBREC came meanwhile for what was not in queue
+	ask        []asked
+	drains     int // how often what waited was dropped
 	// What is acknowledged up to trimTo is to be taken off the record, which holds others
 	// of the last page if trimPart.
 	trimTo   uint64
@@ -255,7 +255,7 @@ func (s *session) pumpQueue(c *Conn, f *flusher) bool {
 		if e.seq-s.queue[0].seq >= maxPacketID { // its identifier may be in use
 			return false
 		}
-		if s.unsaid && e.seq > s.sent { // after a crash none would know that it went out
+		if s.unrecorded && e.seq > s.sent { // after a crash none would know that it went out
 			return false
 		}
 		if e.state == released || e.state == received {
