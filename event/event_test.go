@@ -589,8 +589,7 @@ func TestOwnEventIsActedOnThoughItsCommitGotNoAnswer(t *testing.T) {
 	l.Cut = func(c countersign.Cut) int { cuts <- c; return 1 }
 	running(t, l)
 	eventually(t, "Live", l.Live)
-	lost := proxy.LoseCommit("pump-1")
-	go func() { <-lost; proxy.Cut() }()
+	proxy.LoseCommitAndCut("pump-1")
 	err := l.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		return l.Append(ctx, tx, countersign.Event{Type: countersign.DeviceRevoked, Device: "pump-1", Reason: "stolen"})
 	})

@@ -240,11 +240,7 @@ func TestActOfUnknownOutcomeIsFoundOutLater(t *testing.T) {
 	for i, a := range acts() {
 		c, do := a.make(t, one, fmt.Sprintf("pump-%d", i))
 		here, there := c.open(t, one), c.open(t, two)
-		lost := one.Faults.LoseCommit(a.event)
-		go func() {
-			<-lost
-			one.Faults.Cut()
-		}()
+		one.Faults.LoseCommitAndCut(a.event)
 		_, err := do()
 		if err == nil || !strings.Contains(err.Error(), "may or may not be recorded") {
 			t.Errorf("%s: got %v, want that the outcome is unknown", a.name, err)

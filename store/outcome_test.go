@@ -100,8 +100,7 @@ func TestWriteTrustsNoTransactionIDAlone(t *testing.T) {
 func TestWriteFindsOutLate(t *testing.T) {
 	t.Parallel() // waits for seconds
 	db, _, proxy := faulty(t)
-	lost := proxy.LoseCommit("the row")
-	go func() { <-lost; proxy.Cut() }()
+	proxy.LoseCommitAndCut("the row")
 	var a attempted
 	err := a.write(t.Context(), db, "the row", onRecord)
 	if !store.Unconfirmed(err) || countersign.CodeOf(err) != countersign.Unavailable {

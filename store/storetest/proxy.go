@@ -35,6 +35,7 @@ type Proxy struct {
 type commitFault struct {
 	mark []byte
 	drop bool // the server never gets it
+	cut  bool // the database is gone with the answer
 	done chan struct{}
 }
 
@@ -137,16 +138,26 @@ func (p *Proxy) Heal() {
 // LoseCommit has the next transaction that sends mark, in a statement or an argument,
 // commit without an answer: the connection is closed once the server has committed.
 // The channel is closed when that has happened.
-func (p *Proxy) LoseCommit(mark string) <-chan struct{} { return p.fault(mark, false) }
+func (p *Proxy) LoseCommit(mark string) <-chan struct{} {
+	return p.fault(commitFault{mark: []byte(mark)})
+}
+
+// LoseCommitAndCut is LoseCommit with a Cut before the client can know of the loss: it
+// cannot look up the outcome until Heal.
+func (p *Proxy) LoseCommitAndCut(mark string) <-chan struct{} {
+	return p.fault(commitFault{mark: []byte(mark), cut: true})
+}
 
 // DropCommit has the next transaction that sends mark lose its COMMIT before the
 // server gets it: the connection is closed, and the server rolls back.
-func (p *Proxy) DropCommit(mark string) <-chan struct{} { return p.fault(mark, true) }
+func (p *Proxy) DropCommit(mark string) <-chan struct{} {
+	return p.fault(commitFault{mark: []byte(mark), drop: true})
+}
 
-func (p *Proxy) fault(mark string, drop bool) <-chan struct{} {
+func (p *Proxy) fault(f commitFault) <-chan struct{} {
+	f.done = make(chan struct{})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f := commitFault{mark: []byte(mark), drop: drop, done: make(chan struct{})}
 	p.commits = append(p.commits, f)
 	return f.done
 }
@@ -281,6 +292,9 @@ func (c *proxied) down() {
 		if losing != nil {
 			if m[0] != 'Z' { // not yet ReadyForQuery
 				continue
+			}
+			if losing.cut {
+				c.proxy.Cut()
 			}
 			c.close()
 			close(losing.done)
