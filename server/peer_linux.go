@@ -27,7 +27,7 @@ func peerNamed(l net.Listener) net.Listener {
 // socket itself.
 func ownerOnly(_, _ string, c syscall.RawConn) error {
 	var err error
-	if ctl := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); ctl != nil { //nolint:gosec // a file descriptor
+	if ctl := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); ctl != nil {
 		return ctl
 	}
 	return err
