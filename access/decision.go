@@ -24,7 +24,7 @@ type Decision struct {
 	// FirstUse: the certificate is pending, or the device is registered and came by a
 	// secret. The verdict holds once the first use is on record.
 	FirstUse bool
-	// Replaced: the certificate was given up by its device for another, so whoever
+	// Replaced: the certificate was given up by its device for another, so a client that
 	// shows it is a second holder of the identity.
 	Replaced bool
 	// Known: the certificate is on record, or the secret is right, so Device and Fleet

@@ -18,7 +18,7 @@ const (
 	sasScheme    = "sharedaccesssignature "
 )
 
-// Unguessable reports whether what a client shows cannot be guessed whoever it is: it
+// Unguessable reports whether what a client shows cannot be guessed: it
 // is signed, proved, or a secret of 256 random bits by its form. A password that a
 // person chose is not.
 func Unguessable(c countersign.Connection) bool {

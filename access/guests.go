@@ -12,7 +12,7 @@ const (
 	// guestTime is the longest session of a guest, who has to come again then and
 	// meets the fleet's rules of that time.
 	guestTime = time.Hour
-	// maxGuests bounds the guests of one fleet on one node: they cost whoever sends
+	// maxGuests bounds the guests of one fleet on one node: they cost a stranger that sends
 	// them nothing.
 	maxGuests = 1000
 	// maxGuestsPerAddress leaves three quarters of the places to other addresses; an

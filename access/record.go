@@ -97,7 +97,7 @@ func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason,
 	case r.deviceState == countersign.DeviceSuspended:
 		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason), "ask the operator why"
 	case r.issued < r.deviceRevoked && !use.connects():
-		return countersign.CertIsRevoked, "the identity that the certificate stands for has been revoked", anew
+		return countersign.CertIsRevoked, "the identity of the certificate has been revoked", anew
 	case r.state == countersign.CertRevoked && (use.connects() || r.reason != countersign.Superseded):
 		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), anew
 	case r.state == countersign.CertHeld:

@@ -109,7 +109,7 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 	}
 	x.tried = true
 	var server []byte
-	for i := range maxSecrets + keepStopped { // always as many, whoever it is
+	for i := range maxSecrets + keepStopped { // always as many, for every name
 		keys, id := x.decider.Secrets.scramCandidate(h, i)
 		if id != "" && keys.proves(auth, f.proof) {
 			x.device, x.secret, server = h.device, id, mac(keys.server, auth)

@@ -9,7 +9,7 @@ import (
 )
 
 // TestEachCheckHasAStageAndABlock compares the stages with the catalog, in both directions:
-// a check that only one of them has is never made, and nobody misses it.
+// a check that only one of them has is never made, and no test misses it.
 func TestEachCheckHasAStageAndABlock(t *testing.T) {
 	var staged []string
 	for _, s := range stages() {

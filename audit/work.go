@@ -19,7 +19,7 @@ const (
 	// than a person reads, and few enough that a fleet of a million expired
 	// certificates costs a megabyte.
 	maxFindings = 1000
-	// maxGroups bounds how many subjects of one check are told apart when its
+	// maxGroups bounds how many subjects of one check are distinguished when its
 	// findings are handed on; those of further ones are of the server.
 	maxGroups = 200
 	// maxExamples is how many subjects a finding about many of them names.

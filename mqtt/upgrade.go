@@ -141,8 +141,8 @@ func (a *upgradeAnswer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return unclosed{a.conn}, bufio.NewReadWriter(a.in, bufio.NewWriterSize(a.conn, webSocketBuffer)), nil
 }
 
-// unclosed is the socket as the WebSocket library has it. When the library gives
-// up it may not wait for a stalled peer; the gate closes the socket.
+// unclosed is the socket as the WebSocket library has it. The library must not wait for a
+// stalled peer when it ends a session; the gate closes the socket.
 type unclosed struct{ *edge.Conn }
 
 func (u unclosed) Close() error {

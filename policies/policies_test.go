@@ -451,7 +451,7 @@ func TestExplainHoldsTheClientIdentifierToTheDevice(t *testing.T) {
 				t.Errorf("%s: got %v, want a bad request", name, err)
 			}
 		}
-		if _, err := p.Explain(t.Context(), api.PolicyQuestion{Device: "nobody", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
+		if _, err := p.Explain(t.Context(), api.PolicyQuestion{Device: "unknown", Action: "connect"}); countersign.CodeOf(err) != countersign.NotFound {
 			t.Errorf("no such device: got %v, want not found", err)
 		}
 	})

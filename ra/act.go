@@ -68,8 +68,8 @@ type Act struct {
 // sessions are cut before; a list of a million entries may come later.
 const crlWait = time.Second
 
-// nobody is the actor where nothing that was shown is known here.
-const nobody countersign.Actor = "unknown"
+// unknown is the actor where nothing that was shown is known here.
+const unknown countersign.Actor = "unknown"
 
 // written is an address for the log; a broker that asks for a device may not pass it on.
 func written(a netip.AddrPort) string {

@@ -96,7 +96,7 @@ func (a *arrival) guessedAt(ctx context.Context) {
 	if a.dec.Tried != "" { // one secret that is tried on many devices is counted like one credential
 		f.Credential = "tried-" + a.dec.Tried
 	}
-	a.wrong(ctx, f, countersign.Event{Actor: nobody, Device: a.dec.Device, Fleet: a.dec.Fleet, Remote: written(a.conn.Remote), Via: a.conn.Gateway})
+	a.wrong(ctx, f, countersign.Event{Actor: unknown, Device: a.dec.Device, Fleet: a.dec.Fleet, Remote: written(a.conn.Remote), Via: a.conn.Gateway})
 }
 
 // Exchange begins an authentication of several steps. Its outcome is asked of Admit.
@@ -260,7 +260,7 @@ func (a *arrival) connectRefused() {
 		}
 	}
 	if !a.dec.Known { // what it claims is data, not a fact
-		e.Actor = nobody
+		e.Actor = unknown
 	}
 	if a.dec.Device == "" {
 		a.claims(e.Data)

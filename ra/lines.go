@@ -64,7 +64,7 @@ type repeats struct {
 // this line was the first above it.
 func (t *thin) add(e *countersign.Event, device string, most int, now time.Time) (write, over bool) {
 	key := thinKey{who: string(e.Actor), device: device, what: string(e.Type) + " " + string(e.Code)}
-	if e.Actor == nobody {
+	if e.Actor == unknown {
 		key.who = ""
 	}
 	if ap, err := netip.ParseAddrPort(e.Remote); err == nil {

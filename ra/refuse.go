@@ -79,7 +79,7 @@ var unworn = []countersign.Code{
 // wornOut answers one who is known and shows the same in vain over and over with the
 // time to come back. It is no guess and blocks no address, yet its work has a bound.
 func (r *request) wornOut(err error) error {
-	if r.dry || r.actor() == nobody || r.Evidence.Voucher != nil || slices.Contains(unworn, countersign.CodeOf(err)) {
+	if r.dry || r.actor() == unknown || r.Evidence.Voucher != nil || slices.Contains(unworn, countersign.CodeOf(err)) {
 		return err
 	}
 	src, _ := countersign.SourceOf(r.Remote.Addr())

@@ -293,7 +293,7 @@ func (r *request) actor() countersign.Actor {
 	case !r.cert.IsZero():
 		return countersign.DeviceActor(r.device)
 	}
-	return nobody
+	return unknown
 }
 
 func (r *request) event(t countersign.EventType, why string) countersign.Event {

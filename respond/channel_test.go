@@ -107,7 +107,7 @@ func TestWebhookIsSigned(t *testing.T) {
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateAlert, countersign.MitigateWebhook}})
 		w.find(t, clone("pump-1"))
 		start(t, w.Run)
-		kit.Eventually(t, "the webhook is told", func() bool { return len(r.notices(t)) == 1 })
+		kit.Eventually(t, "the notice at the webhook", func() bool { return len(r.notices(t)) == 1 })
 		n := r.notices(t)[0]
 		if n.Kind != respond.NewsOpened || n.Alert == nil || n.Alert.Device != "pump-1" || n.Alert.Why == "" || len(n.Alert.Evidence) != 1 {
 			t.Errorf("notice: got %+v", n)
@@ -144,7 +144,7 @@ func TestFailingChannelIsTriedAgainAndSeen(t *testing.T) {
 		w.enroll(t, "pump-1", 0)
 		w.find(t, clone("pump-1"), countersign.Finding{Rule: looked, Severity: countersign.SeverityLow, Subject: "server", Summary: "not for this channel"})
 		stop := start(t, w.Run)
-		kit.Eventually(t, "the event tells of it", func() bool {
+		kit.Eventually(t, "the event of it", func() bool {
 			w.clock.Advance(20 * time.Minute)
 			w.find(t, countersign.Finding{Rule: "noise", Severity: countersign.SeverityInfo, Subject: "server", Summary: "wakes the workers"})
 			time.Sleep(50 * time.Millisecond)
@@ -188,7 +188,7 @@ func TestStormBecomesADigest(t *testing.T) {
 		for i := range storm {
 			w.find(t, countersign.Finding{Rule: "spray", Severity: countersign.SeverityHigh, Subject: fmt.Sprintf("address:192.0.2.%d/32", i), Summary: "x"})
 		}
-		kit.Eventually(t, "the first are told one by one", func() bool { return len(r.notices(t)) == 10 })
+		kit.Eventually(t, "the first come one by one", func() bool { return len(r.notices(t)) == 10 })
 		w.clock.Advance(2 * time.Minute)
 		w.find(t, countersign.Finding{Rule: "noise", Severity: countersign.SeverityInfo, Subject: "server", Summary: "wakes the workers"})
 		kit.Eventually(t, "the others in one", func() bool { return len(r.notices(t)) == 11 })

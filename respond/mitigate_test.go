@@ -315,7 +315,7 @@ func TestRevokeOnlyWhereTheFleetSaysSo(t *testing.T) {
 func TestMitigationWithoutObjectFailsAloud(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		w.respond(t, map[string][]countersign.Mitigation{cloned: {countersign.MitigateSuspend, countersign.MitigateBlock}})
-		f := clone("nobody")
+		f := clone("unknown")
 		f.Remote = ""
 		w.find(t, f)
 		start(t, w.Run)

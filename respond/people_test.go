@@ -94,7 +94,7 @@ func TestBlockOfAnAlert(t *testing.T) {
 // TestActsThatCannotBe are refused, say why, name no shell command and change nothing.
 func TestActsThatCannotBe(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		w.find(t, countersign.Finding{Rule: cloned, Subject: "server", Summary: "no device"}, clone("nobody"))
+		w.find(t, countersign.Finding{Rule: cloned, Subject: "server", Summary: "no device"}, clone("unknown"))
 		var none, ghost, closed string
 		for _, a := range w.list(t, respond.Filter{}) {
 			if a.Device == "" {
