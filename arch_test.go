@@ -55,7 +55,7 @@ var rings = slices.Concat([]ring{
 	{name: "wire that refuses", packages: words(refusing), own: words(nouns), libs: words("golang.org/x/crypto")},
 	{name: "tools", packages: slices.DeleteFunc(words(tools), func(p string) bool { return slices.Contains(words(appraisal), p) }), own: words(nouns, wire)},
 	{name: "appraisal", packages: words(appraisal), own: words(nouns, wire, "weakkey")},
-	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest operator/operatortest store/storetest"), own: words(nouns, wire)},
+	{name: "tools' test kits", packages: words("pkcs10/pkcs10test attest/tpmtest operator/operatortest store/storetest"), own: words(nouns, wire, "test/kit")},
 }, keeperRings(), []ring{
 	{name: "decisions", packages: words("ra"), own: words(nouns, wire, tools, keepers)},
 	{name: "decisions on ra", packages: words("provision rotation respond"), own: words(nouns, wire, tools, keepers, "ra")},
@@ -257,6 +257,25 @@ func TestImportsKeepToTheRings(t *testing.T) {
 			if rule := r.breach(f.dir, imported); rule != "" {
 				t.Errorf("%s imports %s: %s", f.path, imported, rule)
 			}
+		}
+	}
+}
+
+// skips is the beginning of a call by which a test is skipped.
+var skips = regexp.MustCompile(`\.(Skip|Skipf|SkipNow)\(`)
+
+// TestOnlyTheKitSkips holds that every test that lacks something is one for kit.Missing,
+// which fails it where CI wants all peers. The kit's own, what hands on to it, the
+// text of a test of gotest, and a run that rapid replaces by another one are named.
+func TestOnlyTheKitSkips(t *testing.T) {
+	others := map[string]int{"test/kit/peers.go": 1, "test/interop/script_test.go": 1, "test/gotest/main_test.go": 1, "broker/machine_test.go": 1}
+	for _, f := range goFiles(t) {
+		text, err := os.ReadFile(f.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(skips.FindAll(text, -1)); n != others[f.path] {
+			t.Errorf("%s: skips %d times, want %d: call kit.Missing", f.path, n, others[f.path])
 		}
 	}
 }

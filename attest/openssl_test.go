@@ -8,17 +8,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestOpenSSLAgrees has "openssl verify" judge the same chains. A case in which
 // it is meant to differ has the reason, and must still differ.
 func TestOpenSSLAgrees(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("openssl is not installed")
-	}
+	kit.Programs(t, "openssl")
 	for _, c := range allCases() {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t)

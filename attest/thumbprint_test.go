@@ -2,7 +2,6 @@ package attest_test
 
 import (
 	"encoding/pem"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const digits = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
@@ -82,12 +82,7 @@ func TestThumbprintsVerifySelfSignedCertificates(t *testing.T) {
 }
 
 func TestThumbprintIsOpenSSLs(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("openssl is not installed")
-	}
+	kit.Programs(t, "openssl")
 	cert := newWorld(t).root.sign(t)
 	cmd := exec.CommandContext(t.Context(), "openssl", "x509", "-noout", "-fingerprint", "-sha256")
 	cmd.Stdin = strings.NewReader(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})))

@@ -15,6 +15,7 @@ import (
 	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/attest"
 	"github.com/countersign-iot/countersign/attest/tpmtest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // channel is a connection as go-attestation wants it.
@@ -95,7 +96,7 @@ func shell(t *testing.T, m *tpmtest.TPM, dir, script string) {
 
 // TestTPMOfTPM2Tools has a device with nothing but a shell enroll.
 func TestTPMOfTPM2Tools(t *testing.T) {
-	tpmtest.Need(t, "tpm2_createek", "tpm2_certifycreation", "sh")
+	kit.Programs(t, "tpm2_createek", "tpm2_certifycreation", "sh")
 	m := tpmtest.Start(t)
 	dir := t.TempDir()
 	shell(t, m, dir, `

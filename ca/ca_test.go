@@ -107,14 +107,7 @@ func (h *house) certificateOf(t failer, authority string) *x509.Certificate {
 // openssl runs the program on behalf of a test: it is a peer whose word counts.
 func openssl(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	bin, err := exec.LookPath("openssl")
-	if err != nil && os.Getenv("COUNTERSIGN_REQUIRE_PEERS") != "1" {
-		t.Skip("openssl is not installed: apt-get install openssl")
-	}
-	if err != nil {
-		t.Fatal("openssl is not installed: apt-get install openssl")
-	}
-	out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), kit.Program(t, "openssl"), args...).CombinedOutput()
 	return string(out), err
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func makeCert(t testing.TB, cn string) []byte {
@@ -99,7 +101,7 @@ func TestParseBoundsCount(t *testing.T) {
 }
 
 func TestOpenSSLReadsAndWritesTheSame(t *testing.T) {
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	der, err := EncodeCertsOnly(makeCert(t, "pump-7"), makeCert(t, "issuing"))
 	if err != nil {
 		t.Fatal(err)
@@ -146,20 +148,6 @@ func FuzzParseCertsOnly(f *testing.F) {
 			t.Errorf("parse, encode, parse: got %x, %v, want %x", got, err, certs)
 		}
 	})
-}
-
-// peer returns the path of openssl, or skips unless peers are required.
-func peer(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("openssl")
-	if err == nil {
-		return path
-	}
-	if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-		t.Fatalf("openssl is required: %v", err)
-	}
-	t.Skip("openssl is not installed")
-	return ""
 }
 
 func run(t *testing.T, stdin []byte, argv ...string) []byte {

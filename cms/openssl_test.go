@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // files writes the certificate and the key for openssl.
@@ -70,7 +72,7 @@ func bare(t *testing.T, der []byte) []byte {
 // kind of recipient and signer. It cannot verify Ed25519.
 func TestOpenSSLDecryptsAndVerifies(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	pkcs8 := newPKCS8(t)
 	all := recipients(t)
 	all["short secret"] = Recipient{Secret: secret[:16], SecretID: []byte{1}}
@@ -103,7 +105,7 @@ func TestOpenSSLDecryptsAndVerifies(t *testing.T) {
 // TestDecryptReadsOpenSSL reads each combination of algorithms that is known here.
 func TestDecryptReadsOpenSSL(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	all := recipients(t)
 	type message struct {
 		to      string
@@ -146,7 +148,7 @@ func TestDecryptReadsOpenSSL(t *testing.T) {
 // TestDecryptFindsItselfAmongOpenSSLsRecipients reads a message for several.
 func TestDecryptFindsItselfAmongOpenSSLsRecipients(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	all := recipients(t)
 	argv := []string{openssl, "cms", "-encrypt", "-outform", "DER", "-binary", "-aes256"}
 	for _, kind := range []string{"P-256", "P-521", "RSA"} {
@@ -173,7 +175,7 @@ func TestDecryptFindsItselfAmongOpenSSLsRecipients(t *testing.T) {
 
 func TestDecryptRefusesWeakAlgorithms(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	all := recipients(t)
 	for name, tt := range map[string]struct {
 		to      string
@@ -198,7 +200,7 @@ func TestDecryptRefusesWeakAlgorithms(t *testing.T) {
 // TestVerifyReadsOpenSSL reads what openssl signs, with attributes of its own.
 func TestVerifyReadsOpenSSL(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	sign := func(t *testing.T, signer Recipient, options ...string) []byte {
 		t.Helper()
 		cert, key := signer.files(t)
@@ -265,7 +267,7 @@ func TestVerifyReadsOpenSSL(t *testing.T) {
 // TestOpenSSLRefusesWhatVerifyRefuses changes the signed content of a message.
 func TestOpenSSLRefusesWhatVerifyRefuses(t *testing.T) {
 	t.Parallel()
-	openssl := peer(t)
+	openssl := kit.Program(t, "openssl")
 	signer := holder(t, "P-256")
 	der, err := Sign(oidKeyPackage, []byte("content"), signer.Key.(crypto.Signer), signer.Certificate)
 	if err != nil {

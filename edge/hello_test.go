@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/edge"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // chrome is a ClientHello as a browser sends it, with GREASE in each list.
@@ -185,14 +186,7 @@ func TestHelloTellsClientProgramsApart(t *testing.T) {
 // peer starts a foreign TLS client and leaves it alone until the test ends.
 func peer(t *testing.T, program string, args ...string) {
 	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatalf("%s is required: %v", program, err)
-		}
-		t.Skipf("%s is not installed", program)
-	}
-	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd := exec.CommandContext(t.Context(), kit.Program(t, program), args...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

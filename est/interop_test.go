@@ -77,7 +77,7 @@ func (d device) checkCert(t *testing.T, s *server, der []byte, said string) *x50
 }
 
 func TestStrongSwanGetsCACerts(t *testing.T) {
-	pki, s := peer(t, "pki"), startServer(t)
+	pki, s := kit.Program(t, "pki"), startServer(t)
 	for _, label := range []string{"", "/pumps"} {
 		d := newDevice(t)
 		_, said := d.run(t, pki, "--estca", "--url", s.url+label, "--cacert", s.roots, "--caout", "ca.pem", "--outform", "pem", "--force")
@@ -89,7 +89,7 @@ func TestStrongSwanGetsCACerts(t *testing.T) {
 }
 
 func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
-	pki, s := peer(t, "pki"), startServer(t)
+	pki, s := kit.Program(t, "pki"), startServer(t)
 	d := newDevice(t)
 	der, said := d.run(t, pki, "--est", "--url", s.url+"/pumps", "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:"+goodToken)
 	cert := d.checkCert(t, s, der, said)
@@ -109,7 +109,7 @@ func TestStrongSwanEnrollsAndReenrolls(t *testing.T) {
 }
 
 func TestStrongSwanIsRefusedWithWrongToken(t *testing.T) {
-	pki, s := peer(t, "pki"), startServer(t)
+	pki, s := kit.Program(t, "pki"), startServer(t)
 	d := newDevice(t)
 	out, said := d.run(t, pki, "--est", "--url", s.url, "--in", "req.der", "--cacert", s.roots, "--userpass", "pump:cset_bad_credential")
 	if len(out) != 0 || !strings.Contains(said, "401") {
@@ -118,7 +118,7 @@ func TestStrongSwanIsRefusedWithWrongToken(t *testing.T) {
 }
 
 func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
-	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
+	curl, openssl, s := kit.Program(t, "curl"), kit.Program(t, "openssl"), startServer(t)
 	d := newDevice(t)
 	enroll := func(operation, in string, more ...string) {
 		t.Helper()
@@ -144,7 +144,7 @@ func TestCurlAndOpenSSLEnrollAndReenroll(t *testing.T) {
 }
 
 func TestCurlReadsRefusal(t *testing.T) {
-	curl, s := peer(t, "curl"), startServer(t)
+	curl, s := kit.Program(t, "curl"), startServer(t)
 	d := newDevice(t)
 	out, _ := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--user", "x:cset_credential_spent",
 		"--header", "Content-Type: application/pkcs10", "--data", "@req.b64", "--write-out", "%{http_code}", s.url+pathPrefix+"simpleenroll")
@@ -154,7 +154,7 @@ func TestCurlReadsRefusal(t *testing.T) {
 }
 
 func TestOpenSSLReadsCSRAttrs(t *testing.T) {
-	curl, openssl, s := peer(t, "curl"), peer(t, "openssl"), startServer(t)
+	curl, openssl, s := kit.Program(t, "curl"), kit.Program(t, "openssl"), startServer(t)
 	d := newDevice(t)
 	_, said := d.run(t, curl, "--silent", "--noproxy", "*", "--cacert", s.roots, "--output", "a.b64", s.url+pathPrefix+"csrattrs")
 	_, said64 := d.run(t, openssl, "base64", "-d", "-in", "a.b64", "-out", "a.der")
@@ -169,7 +169,7 @@ func TestOpenSSLReadsCSRAttrs(t *testing.T) {
 // TestOpenSSLBindsRequestToItsSession has openssl export the channel binding,
 // make the request with it, and send it over the same connection.
 func TestOpenSSLBindsRequestToItsSession(t *testing.T) {
-	openssl, s := peer(t, "openssl"), startServer(t)
+	openssl, s := kit.Program(t, "openssl"), startServer(t)
 	s.door.RequireBinding = true
 	d := newDevice(t)
 	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", strings.TrimPrefix(s.url, "https://"), "-CAfile", s.roots,

@@ -109,7 +109,7 @@ func TestAwaitEndsWithItsContext(t *testing.T) {
 }
 
 func TestStrongSwanPollsUntilApproved(t *testing.T) {
-	pki, s := peer(t, "pki"), startServer(t)
+	pki, s := kit.Program(t, "pki"), startServer(t)
 	d := newDevice(t)
 	s.pend(2)
 	argv := []string{pki, "--est", "--url", s.url, "--cacert", s.roots, "--interval", "1", "--maxpolltime", "30"}

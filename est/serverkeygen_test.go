@@ -309,7 +309,7 @@ func TestServerKeyGenBoundsKeysAtOnce(t *testing.T) {
 // TestCurlAndOpenSSLReadGeneratedKey takes the answer apart with a MIME reader
 // that is not the client's, and leaves the rest to openssl.
 func TestCurlAndOpenSSLReadGeneratedKey(t *testing.T) {
-	curl, openssl := peer(t, "curl"), peer(t, "openssl")
+	curl, openssl := kit.Program(t, "curl"), kit.Program(t, "openssl")
 	s, k := startKeyServer(t)
 	d := newDevice(t)
 	cert := s.idevid(t, d.key, 0)

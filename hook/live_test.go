@@ -36,24 +36,6 @@ import (
 // patience is how long anything may take on a machine that has much else to do.
 const patience = 20 * time.Second
 
-// need skips the test when a program is missing, unless peers are required.
-func need(t *testing.T, paths ...string) {
-	t.Helper()
-	for _, path := range paths {
-		_, err := os.Stat(path)
-		if !filepath.IsAbs(path) {
-			_, err = exec.LookPath(path)
-		}
-		if err == nil {
-			continue
-		}
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatalf("%s is not installed, and COUNTERSIGN_REQUIRE_PEERS=1", path)
-		}
-		t.Skipf("%s is not installed", path)
-	}
-}
-
 // eventually polls until ok, and returns how long it took.
 func eventually(t *testing.T, what string, ok func() bool) time.Duration {
 	t.Helper()

@@ -38,7 +38,7 @@ pattern read devices/%u/down/#
 
 func TestMosquittoIsTold(t *testing.T) {
 	t.Parallel()
-	need(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
+	kit.Programs(t, "mosquitto", "mosquitto_ctrl", dynsecPlugin)
 	dir, control, port := t.TempDir(), kit.FreePort(t), kit.FreePort(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)

@@ -61,7 +61,7 @@ http {
 
 func TestNginxAsksAtEachRequest(t *testing.T) {
 	t.Parallel()
-	need(t, "/usr/sbin/nginx")
+	kit.Programs(t, "/usr/sbin/nginx")
 	const secret = "a-secret-of-nginx-0123456789"
 	s := authority(t, config.Hook{Name: "front", Kind: "nginx", Secret: secretFile(t, []byte(secret)), Networks: []string{"127.0.0.1"}})
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

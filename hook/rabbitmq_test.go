@@ -128,7 +128,7 @@ func (r *rabbit) start(t *testing.T) error {
 
 func TestRabbitMQAsksAndIsTold(t *testing.T) {
 	t.Parallel()
-	need(t, rabbitServer, "epmd")
+	kit.Programs(t, rabbitServer, "epmd")
 	r := startRabbit(t)
 	s, id, neighborID, roots := r.s, r.id, r.neighborID, r.roots
 	url := "ssl://" + loopback(r.tls)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/countersign-iot/countersign/keystore"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func TestCreateOpensAgain(t *testing.T) {
@@ -104,12 +105,7 @@ func TestCreateMakesEachType(t *testing.T) {
 }
 
 func TestOpensslReadsWrappedKey(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatal("openssl is required")
-		}
-		t.Skip("openssl is not installed")
-	}
+	kit.Programs(t, "openssl")
 	s := &keystore.Store{Dir: t.TempDir()}
 	made, err := s.Create("file:k.pem", "", []byte("pass phrase"))
 	if err != nil {

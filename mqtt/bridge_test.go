@@ -46,7 +46,7 @@ func TestABridgeReadsItsAnswer(t *testing.T) {
 // TestMosquittoBridges has a mosquitto with the settings of its manual page for a
 // bridge pass messages both ways.
 func TestMosquittoBridges(t *testing.T) {
-	need(t, "mosquitto", "mosquitto_pub", "mosquitto_sub")
+	kit.Programs(t, "mosquitto", "mosquitto_pub", "mosquitto_sub")
 	engines := map[string]func() engine{
 		"builtin": func() engine { return engine{} },
 		"broker": func() engine {

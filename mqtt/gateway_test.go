@@ -474,23 +474,6 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// need skips a test whose peer is not installed, or fails it where CI insists.
-func need(t testing.TB, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		path := p
-		if p == "mosquitto" {
-			path = "/usr/sbin/mosquitto" // not on everybody's PATH
-		}
-		if _, err := exec.LookPath(path); err != nil {
-			if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-				t.Fatalf("%s is not installed", p)
-			}
-			t.Skipf("%s is not installed", p)
-		}
-	}
-}
-
 // run starts a program and returns its growing output and a wait for its end.
 func run(t testing.TB, name string, args ...string) (out *buffer, wait func() error) {
 	t.Helper()

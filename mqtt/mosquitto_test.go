@@ -25,7 +25,7 @@ func (g *gateway) sub(t testing.TB, version string, args ...string) (*buffer, fu
 }
 
 func TestMosquittoClients(t *testing.T) {
-	need(t, "mosquitto_pub", "mosquitto_sub")
+	kit.Programs(t, "mosquitto_pub", "mosquitto_sub")
 	g := start(t, engine{})
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		t.Run(version, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestMosquittoClients(t *testing.T) {
 }
 
 func TestRevokeMakesMosquittoLeaveSayingWhy(t *testing.T) {
-	need(t, "mosquitto_sub")
+	kit.Programs(t, "mosquitto_sub")
 	g := start(t, engine{})
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		id := "dev-" + version

@@ -210,7 +210,6 @@ func TestPaho3(t *testing.T) {
 // startMosquitto runs a broker of its own with the further lines of configuration.
 func startMosquitto(t testing.TB, lines string) string {
 	t.Helper()
-	need(t, "mosquitto")
 	port := strconv.Itoa(kit.FreePort(t))
 	addr := net.JoinHostPort("127.0.0.1", port)
 	conf := filepath.Join(t.TempDir(), "mosquitto.conf")
@@ -218,7 +217,7 @@ func startMosquitto(t testing.TB, lines string) string {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/usr/sbin/mosquitto", "-c", conf)
+	cmd := exec.Command(kit.Program(t, "mosquitto"), "-c", conf)
 	out := &buffer{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
@@ -284,7 +283,7 @@ func TestMQTT5PassesThroughToMosquitto(t *testing.T) {
 }
 
 func TestBrokerSeesTheConfiguredIdentity(t *testing.T) {
-	need(t, "mosquitto_sub", "mosquitto_passwd")
+	kit.Programs(t, "mosquitto_sub", "mosquitto_passwd")
 	dir := t.TempDir()
 	pw := filepath.Join(dir, "pw")
 	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", pw, "gateway-dev", "secret").CombinedOutput(); err != nil {

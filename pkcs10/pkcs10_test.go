@@ -19,6 +19,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 func makeKey(t testing.TB) *ecdsa.PrivateKey {
@@ -158,7 +160,7 @@ func TestParseKeepsUnknownAttributes(t *testing.T) {
 }
 
 func TestParseReadsOpenSSLRequest(t *testing.T) {
-	openssl := peer(t, "openssl")
+	openssl := kit.Program(t, "openssl")
 	dir := t.TempDir()
 	conf := "[req]\nprompt=no\ndistinguished_name=dn\nattributes=at\nreq_extensions=ext\n[dn]\nCN=pump-7\nserialNumber=4711\n" +
 		"[at]\nchallengePassword=sesame\nunstructuredName=hall 3\n[ext]\nsubjectAltName=DNS:pump-7.example\n"
@@ -181,20 +183,6 @@ func TestParseReadsOpenSSLRequest(t *testing.T) {
 	if challenge(t, req) != "sesame" || req.Subject.SerialNumber != "4711" || len(req.Attributes) != 3 || req.DNSNames[0] != "pump-7.example" {
 		t.Errorf("Parse: got challenge %q, serial %q, %d attributes, names %v", challenge(t, req), req.Subject.SerialNumber, len(req.Attributes), req.DNSNames)
 	}
-}
-
-// peer returns the path of a program, or skips unless peers are required.
-func peer(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-		t.Fatalf("%s is required: %v", name, err)
-	}
-	t.Skipf("%s is not installed", name)
-	return ""
 }
 
 func TestChallengeIsRefusedWhereThereAreTwo(t *testing.T) {

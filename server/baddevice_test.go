@@ -131,9 +131,6 @@ func spent(t *testing.T, s *countersigntest.Server) (memory, disk int64) {
 // TestOneBadDeviceTakesNothingFromTheOthers has one enrolled device misbehave in each
 // way of the kit while healthy ones connect and ask.
 func TestOneBadDeviceTakesNothingFromTheOthers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes a minute and a half")
-	}
 	for _, b := range baddevice.Behaviors() {
 		t.Run(b.Name, func(t *testing.T) {
 			misbehave(t, b)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ocsp"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // folder holds what the openssl program is given.
@@ -38,7 +40,7 @@ func (f folder) run(t *testing.T, argv ...string) string {
 }
 
 func TestOpenSSLAsksOCSP(t *testing.T) {
-	openssl, a := peer(t, "openssl"), newAuthority(t)
+	openssl, a := kit.Program(t, "openssl"), newAuthority(t)
 	u, f := start(t, a)+"/ocsp", folder(t.TempDir())
 	good, bad := a.issue(t, 100), a.issue(t, 101)
 	a.revoke(bad)
@@ -69,7 +71,7 @@ func TestOpenSSLAsksOCSP(t *testing.T) {
 }
 
 func TestCurlAsksOCSPByGet(t *testing.T) {
-	curl, a := peer(t, "curl"), newAuthority(t)
+	curl, a := kit.Program(t, "curl"), newAuthority(t)
 	u, f := start(t, a)+"/ocsp/", folder(t.TempDir())
 	cert := a.issue(t, 100)
 	req := base64.StdEncoding.EncodeToString(request(t, a, cert, nil))
@@ -86,7 +88,7 @@ func TestCurlAsksOCSPByGet(t *testing.T) {
 }
 
 func TestOpenSSLChecksCRL(t *testing.T) {
-	openssl, curl, a := peer(t, "openssl"), peer(t, "curl"), newAuthority(t)
+	openssl, curl, a := kit.Program(t, "openssl"), kit.Program(t, "curl"), newAuthority(t)
 	u, f := start(t, a), folder(t.TempDir())
 	good, bad := a.issue(t, 100), a.issue(t, 101)
 	a.revoke(bad)
@@ -100,18 +102,4 @@ func TestOpenSSLChecksCRL(t *testing.T) {
 			t.Errorf("openssl verify -crl_check %s: got %s, want %q\n%s", name, out, want, said)
 		}
 	}
-}
-
-// peer gives the path of a program, or skips unless peers are required.
-func peer(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-		t.Fatalf("%s is required: %v", name, err)
-	}
-	t.Skipf("%s is not installed", name)
-	return ""
 }

@@ -3,7 +3,6 @@ package store_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -28,18 +28,7 @@ const (
 func mounted(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size="+smallDisk, "countersign-test", dir).CombinedOutput()
-	if err != nil {
-		if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-			t.Fatalf("a small disk is required: %v: %s", err, out)
-		}
-		t.Skipf("a small disk cannot be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
+	kit.SmallDisk(t, dir, smallDisk)
 	return dir
 }
 

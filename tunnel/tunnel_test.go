@@ -38,19 +38,7 @@ func listen(t *testing.T, serve func(net.Conn)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				serve(c)
-			}()
-		}
-	}()
+	kit.Serve(t, ln, serve)
 	return ln.Addr().String()
 }
 
@@ -251,15 +239,7 @@ func TestServiceThatIsAwayEndsTheSession(t *testing.T) {
 
 // TestHAProxyReadsTheHeader has a foreign program read what we say of the device.
 func TestHAProxyReadsTheHeader(t *testing.T) {
-	bin, err := exec.LookPath("haproxy")
-	if err != nil {
-		if bin = "/usr/sbin/haproxy"; !exists(bin) {
-			if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-				t.Fatal("haproxy is not installed")
-			}
-			t.Skip("haproxy is not installed")
-		}
-	}
+	bin := kit.Program(t, "haproxy")
 	port := kit.FreePort(t)
 	conf := filepath.Join(t.TempDir(), "haproxy.cfg")
 	text := fmt.Sprintf(`defaults

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // startTimeout is how long swtpm may take to listen. It takes a few milliseconds
@@ -31,24 +33,11 @@ type TPM struct {
 	socket       string
 }
 
-// Need skips the test without these programs, or fails it where none may be missing.
-func Need(t testing.TB, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("COUNTERSIGN_REQUIRE_PEERS") == "1" {
-				t.Fatalf("%s is not installed, and COUNTERSIGN_REQUIRE_PEERS=1 allows no skip", p)
-			}
-			t.Skipf("%s is not installed", p)
-		}
-	}
-}
-
 // Start makes a TPM with EK certificates (RSA 2048 and P-384) and runs it until
 // the test ends.
 func Start(t testing.TB) *TPM {
 	t.Helper()
-	Need(t, "swtpm", "swtpm_setup", "swtpm_localca")
+	kit.Programs(t, "swtpm", "swtpm_setup", "swtpm_localca")
 	// Not t.TempDir: a socket's path may have 107 octets, and a test's name is in it.
 	dir, err := os.MkdirTemp("", "swtpm") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {

@@ -5,9 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
+	"net"
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // acceptor accepts every client with CONNACK and answers nothing else.
@@ -19,20 +22,10 @@ func acceptor(t *testing.T) Broker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				_, _ = c.Write([]byte("\x20\x03\x00\x00\x00"))
-				_, _ = io.Copy(io.Discard, c)
-			}()
-		}
-	}()
+	kit.Serve(t, ln, func(c net.Conn) {
+		_, _ = c.Write([]byte("\x20\x03\x00\x00\x00"))
+		_, _ = io.Copy(io.Discard, c)
+	})
 	roots := x509.NewCertPool()
 	roots.AddCert(web.Certificate())
 	return Broker{Addr: ln.Addr().String(), Name: "example.com", Roots: roots}

@@ -17,11 +17,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
-	// requirePeers turns the skip of a missing program into a failure, for CI.
-	requirePeers = "COUNTERSIGN_REQUIRE_PEERS"
 	// startWait bounds the start of the server on a slow, busy machine.
 	startWait = time.Minute
 )
@@ -54,17 +54,6 @@ func NewCluster(t testing.TB) *Cluster {
 	return c
 }
 
-// require skips the test where PostgreSQL is not installed, and fails it for any other err.
-func require(t testing.TB, err error) {
-	t.Helper()
-	if errors.Is(err, errMissing) && os.Getenv(requirePeers) != "1" {
-		t.Skipf("%v: apt-get install postgresql", err)
-	}
-	if err != nil {
-		t.Fatalf("couldn't start PostgreSQL (apt-get install postgresql): %v", err)
-	}
-}
-
 // newCluster makes a cluster in a temporary folder, which is removed if that fails.
 func newCluster(options ...string) (_ *Cluster, err error) {
 	c := &Cluster{options: options}
@@ -90,6 +79,17 @@ func newCluster(options ...string) (_ *Cluster, err error) {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	return c, nil
+}
+
+// require ends the test where there is no cluster.
+func require(t testing.TB, err error) {
+	t.Helper()
+	if errors.Is(err, errMissing) {
+		kit.Missing(t, "%v: apt-get install postgresql", err)
+	}
+	if err != nil {
+		t.Fatalf("couldn't start PostgreSQL: %v", err)
+	}
 }
 
 // binaries is the folder of the newest installed version.

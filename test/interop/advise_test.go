@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestAdvisedCommandsWork types what the advisor says, for each of its methods but
@@ -12,7 +14,7 @@ import (
 // the files that the answers presume, are made here.
 func TestAdvisedCommandsWork(t *testing.T) {
 	t.Parallel()
-	peers(t, "bash", "openssl", "curl", "jq")
+	kit.Programs(t, "bash", "openssl", "curl", "jq")
 	const maker = `
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout maker.key -subj '/CN=Acme devices' -days 30 -out maker.pem
 openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idevid.key -subj /serialNumber=pump-7 -out idevid.csr

@@ -9,6 +9,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // bouncyCastle are the jars of Debian's libbcprov-java and libbcpkix-java.
@@ -19,10 +20,10 @@ var bouncyCastle = []string{"/usr/share/java/bcprov.jar", "/usr/share/java/bcuti
 // answer that asks without reading it.
 func TestBouncyCastleEnrollsAndReenrolls(t *testing.T) {
 	t.Parallel()
-	peers(t, "java", "javac") // the driver is compiled as it is run
+	kit.Programs(t, "java", "javac") // the driver is compiled as it is run
 	for _, jar := range bouncyCastle {
 		if _, err := os.Stat(jar); err != nil {
-			skipPeer(t, jar)
+			kit.Missing(t, "%s is not installed", jar)
 		}
 	}
 	s := countersigntest.Start(t)

@@ -93,7 +93,7 @@ func TestMosquittoBridgesOverRestarts(t *testing.T) {
 	}{{"mqttv311", true, true}, {"mqttv311", false, true}, {"mqttv50", true, false}} {
 		t.Run(fmt.Sprintf("%s, power cut %v", tt.version, tt.powerCut), func(t *testing.T) {
 			t.Parallel()
-			peers(t, "mosquitto", "mosquitto_pub", "mosquitto_sub")
+			kit.Programs(t, "mosquitto", "mosquitto_pub", "mosquitto_sub")
 			k := newTalk(t, "", "bridge", "publisher", "center")
 			center := foreign{device: "center", topic: "talk/up/#"}
 			receive := mosquittoReceives("5")

@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // examplePages serves examples/browser as a web server would, with mqtt.js from npm.
@@ -31,7 +32,7 @@ func examplePages(t *testing.T) *httptest.Server {
 	dir := filepath.Join(moduleRoot, "examples", "browser")
 	library := filepath.Join(dir, "node_modules", "mqtt", "dist", "mqtt.min.js")
 	if _, err := os.Stat(library); err != nil {
-		missing(t, "mqtt.js: npm ci --prefix examples/browser")
+		kit.Missing(t, "%s is not there", "mqtt.js: npm ci --prefix examples/browser")
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", http.FileServer(http.Dir(dir)))
@@ -41,22 +42,13 @@ func examplePages(t *testing.T) *httptest.Server {
 	return s
 }
 
-// missing skips a test for want of a program, or fails it where all must be there.
-func missing(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv(requirePeers) == "1" {
-		t.Fatalf("%s is not there, and %s=1 wants every peer", what, requirePeers)
-	}
-	t.Skipf("%s is not there", what)
-}
-
 // chromium starts a browser that trusts the certificate of server, and no other
 // that its system does not.
 func chromium(t *testing.T, server string, roots *x509.CertPool) context.Context {
 	t.Helper()
 	bin, err := exec.LookPath("chromium")
 	if err != nil {
-		missing(t, "chromium")
+		kit.Missing(t, "%s is not there", "chromium")
 	}
 	c, err := tls.Dial("tcp", server, &tls.Config{RootCAs: roots, ServerName: "localhost"})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // browserReceives is kept.js for a page: it sets window.left once it has subscribed and
@@ -41,7 +42,7 @@ const browserReceives = `(({ url, clientId, password, topic, count }) => {
 // WebSocket, and return after the server was killed and after it was stopped.
 func TestBrowserReceivesOverARestart(t *testing.T) {
 	t.Parallel()
-	peers(t, "mosquitto_pub")
+	kit.Programs(t, "mosquitto_pub")
 	pages := examplePages(t)
 	k := newTalk(t, fmt.Sprintf("websocket: {origins: [%q]}", pages.URL), "publisher")
 	if _, err := k.admin.PutFleet(t.Context(), "default", api.PutFleet{AccessKinds: &[]string{"certificate", "secret"}}); err != nil {

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // A fenced block of README.md or docs says in a comment right above it what becomes
@@ -84,7 +86,7 @@ func docsBlocks(t *testing.T, page string) (blocks []docsBlock, setup string) {
 // are others.
 func TestDocumentedBlocksWork(t *testing.T) {
 	t.Parallel()
-	peers(t, "bash", "openssl", "curl", "jq", "mosquitto_pub")
+	kit.Programs(t, "bash", "openssl", "curl", "jq", "mosquitto_pub")
 	for _, page := range docsPages(t) {
 		t.Run(page, func(t *testing.T) {
 			blocks, shell := docsBlocks(t, page)

@@ -14,6 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest/tpmtest"
 	"github.com/countersign-iot/countersign/countersigntest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // pasted runs commands as one shell, which stops at the first that fails.
@@ -29,24 +30,6 @@ func pasted(t *testing.T, dir, commands string) string {
 	return string(out)
 }
 
-// peers skips the test without these programs, or fails it where none may be missing.
-func peers(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			skipPeer(t, p)
-		}
-	}
-}
-
-func skipPeer(t *testing.T, name string) {
-	t.Helper()
-	if os.Getenv(requirePeers) == "1" {
-		t.Fatalf("%s is required and not installed", name)
-	}
-	t.Skipf("%s is not installed", name)
-}
-
 // tpmProvider skips the test where openssl cannot use a TPM.
 func tpmProvider(t *testing.T) {
 	t.Helper()
@@ -56,7 +39,7 @@ func tpmProvider(t *testing.T) {
 	}
 	_, dir, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
 	if _, err := os.Stat(filepath.Join(strings.Trim(dir, `"`), "tpm2.so")); err != nil {
-		skipPeer(t, "tpm2-openssl")
+		kit.Missing(t, "%s is not installed", "tpm2-openssl")
 	}
 }
 
@@ -64,7 +47,7 @@ func tpmProvider(t *testing.T) {
 // certificate. The device has openssl, curl, and what is in docs/enrollment.md.
 func TestExpiredDeviceRecoversByCurl(t *testing.T) {
 	t.Parallel()
-	peers(t, "bash", "openssl", "curl")
+	kit.Programs(t, "bash", "openssl", "curl")
 	var ahead atomic.Int64
 	s := countersigntest.Start(t, countersigntest.Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
 	short, err := s.Admin.Profile(t.Context(), "device")
@@ -119,7 +102,7 @@ request() { openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes 
 // takes no registration of the chip, under the id that the chip itself gives.
 func TestCertifiedTPMEnrolls(t *testing.T) {
 	t.Parallel()
-	peers(t, "bash", "openssl", "curl", "jq", "tpm2_createek", "tpm2_getekcertificate")
+	kit.Programs(t, "bash", "openssl", "curl", "jq", "tpm2_createek", "tpm2_getekcertificate")
 	tpmProvider(t)
 	m := tpmtest.Start(t)
 	s := countersigntest.Start(t)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -47,7 +49,7 @@ func TestForeignClientsReceiveOverARestart(t *testing.T) {
 	for _, powerCut := range []bool{false, true} {
 		t.Run(map[bool]string{false: "SIGTERM", true: "SIGKILL"}[powerCut], func(t *testing.T) {
 			t.Parallel()
-			peers(t, "mosquitto_pub")
+			kit.Programs(t, "mosquitto_pub")
 			devices := []string{"publisher"}
 			for _, f := range foreigners() {
 				devices = append(devices, f.device)
@@ -66,7 +68,7 @@ func TestForeignClientsReceiveOverARestart(t *testing.T) {
 				k.say(t, f.topic, 6, 10)
 				t.Run(f.name+" returns", func(t *testing.T) {
 					if !left[f.name] {
-						t.Skip("it did not leave a session: see above")
+						t.Fatal("it did not leave a session: see above")
 					}
 					got := strings.Join(f.receive(t, k, f, 10), " ")
 					if want := "1 2 3 4 5 6 7 8 9 10"; got != want {
@@ -108,7 +110,7 @@ func run(t *testing.T, name string, args ...string) []string {
 func mosquittoReceives(level string) func(*testing.T, *talk, foreign, int) []string {
 	return func(t *testing.T, k *talk, f foreign, count int) []string {
 		t.Helper()
-		peers(t, "mosquitto_sub")
+		kit.Programs(t, "mosquitto_sub")
 		args := append(k.mosquitto(f.device, level), "-t", f.topic, "-q", "2", "-c")
 		if level == "5" {
 			args = append(args, "-x", "3600")
@@ -150,9 +152,9 @@ func pahoGoReceives(t *testing.T, k *talk, f foreign, count int) (list []string)
 
 func pahoCReceives(t *testing.T, k *talk, f foreign, count int) []string {
 	t.Helper()
-	peers(t, "gcc")
+	kit.Programs(t, "gcc")
 	if _, err := os.Stat(pahoC); err != nil {
-		skipPeer(t, "libpaho-mqtt-dev")
+		kit.Missing(t, "%s is not installed", "libpaho-mqtt-dev")
 	}
 	bin := filepath.Join(t.TempDir(), "kept")
 	run(t, "gcc", "-Wall", "-Werror", "-o", bin, filepath.Join("testdata", "paho_c", "kept.c"), "-lpaho-mqtt3cs")
@@ -168,7 +170,7 @@ func mqttJS(t *testing.T) string {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dir); err != nil {
-		skipPeer(t, "mqtt.js (npm ci --prefix examples/browser)")
+		kit.Missing(t, "%s is not installed", "mqtt.js (npm ci --prefix examples/browser)")
 	}
 	return dir
 }
@@ -176,7 +178,7 @@ func mqttJS(t *testing.T) string {
 func nodeReceives(level string) func(*testing.T, *talk, foreign, int) []string {
 	return func(t *testing.T, k *talk, f foreign, count int) []string {
 		t.Helper()
-		peers(t, "node")
+		kit.Programs(t, "node")
 		host, port, err := net.SplitHostPort(k.addr)
 		if err != nil {
 			t.Fatal(err)

@@ -1,7 +1,6 @@
 package interop
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/est"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -34,18 +34,7 @@ func smallDisk(t *testing.T) disk {
 	t.Helper()
 	d := disk{t: t, dir: shortDir(t)}
 	d.ballast = filepath.Join(d.dir, "ballast")
-	out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+diskSize, "countersign-test", d.dir).CombinedOutput()
-	if err != nil && os.Getenv(requirePeers) == "1" {
-		t.Fatalf("a small disk is required: %s", out)
-	}
-	if err != nil {
-		t.Skipf("a small disk cannot be mounted here: %s", bytes.TrimSpace(out))
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", d.dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
+	kit.SmallDisk(t, d.dir, diskSize)
 	return d
 }
 

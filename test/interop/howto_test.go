@@ -11,6 +11,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/attest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // howTo finds a marked block of docs/enrollment.md, or the heading above some.
@@ -46,7 +47,7 @@ func howTos(t *testing.T) (prepare string, sections []string, blocks map[string]
 // looks at what is on record then. Only the ports are others.
 func TestEnrollmentHowTosWork(t *testing.T) {
 	t.Parallel()
-	peers(t, "bash", "openssl", "curl", "jq")
+	kit.Programs(t, "bash", "openssl", "curl", "jq")
 	want := map[string]struct{ device, method string }{
 		"token": {"pump-1", "token"}, "factory": {"pump-22", "factory"}, "claim": {"pump-0007", "claim"}, "idevid": {"pump-41", "idevid"},
 		"thumbprint": {"pump-51", "thumbprint"}, "key": {"pump-61", "key"}, "group": {"pump-71", "group"}, "tpm": {"pump-81", "tpm"},
@@ -63,7 +64,7 @@ func TestEnrollmentHowTosWork(t *testing.T) {
 	for _, section := range sections {
 		t.Run(section, func(t *testing.T) {
 			if section == "tpm" {
-				peers(t, "swtpm", "swtpm_setup", "swtpm_ioctl", "tpm2_createek", "tpm2_certifycreation")
+				kit.Programs(t, "swtpm", "swtpm_setup", "swtpm_ioctl", "tpm2_createek", "tpm2_certifycreation")
 				tpmProvider(t)
 				t.Cleanup(func() { // it is a daemon by then
 					_ = exec.Command("swtpm_ioctl", "--unix", filepath.Join(dir, "tpm", "s.ctrl"), "-s").Run()

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // killsOfStock is how often the server is killed below the clients of mosquitto.
@@ -168,7 +170,7 @@ func (s *stockSubscriber) got(topic string) (list []int) {
 // which sends again what was not acknowledged. What QoS 2 carries all the way comes once.
 func TestStockSubscriberMissesNothingOverTenKills(t *testing.T) {
 	t.Parallel()
-	peers(t, "mosquitto_sub", "stdbuf")
+	kit.Programs(t, "mosquitto_sub", "stdbuf")
 	var subscribers []*stockSubscriber
 	devices := []string{"publisher"}
 	for _, level := range []string{"311", "5"} {

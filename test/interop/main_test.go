@@ -14,9 +14,6 @@ import (
 // givenBinary tests a program that was built elsewhere, such as a release.
 const givenBinary = "COUNTERSIGN_BINARY"
 
-// requirePeers turns a skip for a missing program into a failure, for CI.
-const requirePeers = "COUNTERSIGN_REQUIRE_PEERS"
-
 // moduleRoot is where the module's files are.
 const moduleRoot = "../.."
 

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // readmeBlock is a block of commands in README.md that a comment marks for this
@@ -37,14 +39,7 @@ func readmeCommands(t *testing.T) map[string][]string {
 // the text.
 func TestReadmeCommandsWork(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"openssl", "curl", "mosquitto_sub"} {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv(requirePeers) == "1" {
-				t.Fatal(err)
-			}
-			t.Skipf("%s is not installed", name)
-		}
-	}
+	kit.Programs(t, "openssl", "curl", "mosquitto_sub")
 	blocks := readmeCommands(t)
 	server, device, operator := blocks["server"], blocks["device"], blocks["operator"]
 	if len(server) != 2 || len(device) == 0 || len(operator) == 0 {

@@ -15,8 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/countersign-iot/countersign/api"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestScripts runs testdata/*.txt. Beside the commands of testscript they have
@@ -94,15 +96,16 @@ func usage(ts *testscript.TestScript, ok bool, form string) {
 
 func need(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) > 0, "need PROGRAM...")
-	for _, name := range args {
-		if _, err := exec.LookPath(name); err == nil {
-			continue
-		}
-		if os.Getenv(requirePeers) == "1" {
-			ts.Fatalf("%s is required and not installed", name)
-		}
-		stateOf(ts).t.Skip(name + " is not installed")
-	}
+	kit.Programs(scriptTest{ts}, args...)
+}
+
+// scriptTest is the test that a script is.
+type scriptTest struct{ *testscript.TestScript }
+
+func (s scriptTest) Helper() {}
+
+func (s scriptTest) Skipf(format string, args ...any) {
+	stateOf(s.TestScript).t.Skip(fmt.Sprintf(format, args...))
 }
 
 func serve(ts *testscript.TestScript, neg bool, args []string) {

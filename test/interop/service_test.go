@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestTheUnitFileIsOneThatSystemdReads has systemd check the unit, with a program that
 // is on this machine in the place of the installed one.
 func TestTheUnitFileIsOneThatSystemdReads(t *testing.T) {
-	peers(t, "systemd-analyze")
+	kit.Programs(t, "systemd-analyze")
 	unit, err := os.ReadFile(filepath.Join(moduleRoot, "deploy", "countersign.service"))
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/store/storetest"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // The archives in testdata/upgrade are data folders and clients' files as a released
@@ -20,7 +21,7 @@ import (
 const upgradePassphrase = "upgrade-root-passphrase-1bfc"
 
 func TestDatabaseOfAnEarlierVersionGoesOnWorking(t *testing.T) {
-	peers(t, "mosquitto_pub", "mosquitto_sub", "openssl", "curl", "tar")
+	kit.Programs(t, "mosquitto_pub", "mosquitto_sub", "openssl", "curl", "tar")
 	t.Setenv("COUNTERSIGN_TEST_PASSPHRASE", upgradePassphrase)
 	for _, kind := range []string{"sqlite", "postgres"} {
 		t.Run(kind, func(t *testing.T) {
@@ -31,7 +32,7 @@ func TestDatabaseOfAnEarlierVersionGoesOnWorking(t *testing.T) {
 			}
 			more := "root_passphrase: env:COUNTERSIGN_TEST_PASSPHRASE"
 			if kind == "postgres" {
-				peers(t, "psql")
+				kit.Programs(t, "psql")
 				u := storetest.PostgresURL(t)
 				load := exec.CommandContext(t.Context(), "psql", "-q", "-v", "ON_ERROR_STOP=1", "-d", u, "-f", filepath.Join(dir, "data/dump.sql"))
 				if out, err := load.CombinedOutput(); err != nil {
