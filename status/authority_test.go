@@ -38,6 +38,8 @@ type authority struct {
 	last    countersign.OCSPQuery
 	opened  int // how often the octets of a list were asked for
 	number  int64
+	list    *countersign.CRL // of number, with as many entries as are revoked
+	entries int
 	mangle  func(*ocspData) // changes an answer before it is signed
 }
 
@@ -191,6 +193,9 @@ func (a *authority) CRL(_ context.Context, issuer string, shard int) (*countersi
 	if issuer != "issuing" || shard != 0 {
 		return nil, countersign.Errorf(countersign.NotFound, "there is no such list")
 	}
+	if a.list != nil && a.list.Number == a.number && a.entries == len(a.revoked) {
+		return new(*a.list), nil
+	}
 	now := time.Now().UTC().Truncate(time.Second)
 	tmpl := &x509.RevocationList{Number: big.NewInt(a.number), ThisUpdate: now, NextUpdate: now.Add(time.Hour)}
 	for s, at := range a.revoked {
@@ -202,7 +207,9 @@ func (a *authority) CRL(_ context.Context, issuer string, shard int) (*countersi
 	if err != nil {
 		return nil, err
 	}
-	return &countersign.CRL{Issuer: issuer, Shard: shard, Number: a.number, ThisUpdate: now, NextUpdate: tmpl.NextUpdate, Size: int64(len(der)), DER: der}, nil
+	a.entries = len(a.revoked)
+	a.list = &countersign.CRL{Issuer: issuer, Shard: shard, Number: a.number, ThisUpdate: now, NextUpdate: tmpl.NextUpdate, Size: int64(len(der)), DER: der}
+	return new(*a.list), nil
 }
 
 func (a *authority) CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
