@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -89,7 +90,9 @@ func openChip(ctx context.Context, socket string) (*chip, error) {
 	ctx, cancel := context.WithTimeout(ctx, chipStart)
 	defer cancel()
 	for tick := time.NewTicker(10 * time.Millisecond); ; {
-		if _, err := os.Stat(socket); err == nil {
+		// That it is there is not enough: it is made before it is listened on.
+		if c, err := new(net.Dialer).DialContext(ctx, "unix", socket); err == nil {
+			_ = c.Close()
 			tick.Stop()
 			break
 		}
