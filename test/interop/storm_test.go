@@ -124,6 +124,9 @@ func storm(t *testing.T, database string, disturb func(k *talk, round int), roun
 	if len(faults) > 20 {
 		t.Errorf("and %d more", len(faults)-20)
 	}
+	if t.Failed() { // of the last start
+		t.Logf("server:\n%s", k.out.String())
+	}
 	ok, no := h.count()
 	t.Logf("%d messages were acknowledged, %d refused, in %d sessions", ok, no, len(h.lives))
 	if ok < stormLeastActs {
