@@ -18,6 +18,7 @@ type Message struct {
 	Props   []byte
 	QoS     byte
 	Retain  bool
+	order   uint32    // among retained messages, see retained.announce
 	Expires time.Time // zero: never
 	Device  string    // that published it; it owns the message if it is retained
 }

@@ -420,8 +420,8 @@ func (s *session) drop(sub *subscription) {
 	i := slices.Index(s.subs, sub)
 	if i >= 0 {
 		s.subs = slices.Delete(s.subs, i, i+1)
+		s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub.Filter == sub.Filter })
 	}
-	s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub.Filter == sub.Filter })
 	s.mu.Unlock()
 	if i >= 0 {
 		s.b.tree.remove(sub)

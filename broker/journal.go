@@ -72,11 +72,12 @@ type op struct {
 	e    *entry
 	m    *Message
 	sub  *subscription
-	old  bool // the session had the filter of sub already
-	row  *sessionRow
-	from uint64 // a place in the queue; opDrain: behind it
-	to   uint64 // up to this one
-	part bool   // opTrim: others of the page are left
+	old  bool        // the session had the filter of sub already
+	row  *sessionRow // opChange: nil: what is so when it is written
+	c    *Conn       // opChange: it has the session now; nil: the change is another
+	from uint64      // a place in the queue; opDrain: behind it
+	to   uint64      // up to this one
+	part bool        // opTrim: others of the page are left
 	p    *publication
 	done func(err error, f *flusher)
 }
@@ -374,8 +375,10 @@ func (j *journal) deliver() {
 func (j *journal) settle(o *op, err error, f *flusher) {
 	switch o.kind {
 	case opChange:
-		if o.row != nil && o.row.conn != nil {
-			o.s.entered(o.row.conn, f)
+		// Where there is no space, the messages must not wait: to deliver them is what makes
+		// room for the record. Otherwise it is tried again, or can never be recorded.
+		if o.c != nil && (err == nil || store.Full(err) || countersign.CodeOf(err) != countersign.Unavailable) {
+			o.s.entered(o.c, f)
 		}
 	case opInsert:
 		if err == nil {

@@ -8,7 +8,6 @@ import (
 
 	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
-	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
 )
@@ -77,6 +76,34 @@ func TestARetainedMessageOnItsWayIsShown(t *testing.T) {
 	}
 }
 
+// One who subscribes while a retained message is on its way to the record, and can take
+// it only once it turned out not to get there, gets the one that stays.
+func TestARetainedMessageThatStaysIsShownAgain(t *testing.T) {
+	b, _, proxy := proxied(t)
+	p := connect(t, b, clean("p"))
+	retain := func(topic, payload string, id uint16) {
+		m := &broker.Message{Topic: topic, Payload: []byte(payload), QoS: 1, Retain: true, Device: "p"}
+		if err := p.conn.Publish(m, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	retain("first", "first", 1)
+	retain("r", "old", 2)
+	p.answered("4 1 0x0", "4 2 0x0")
+	proxy.Hang()
+	retain("r", "new", 3)
+	hello := clean("s")
+	hello.ReceiveMax = 1
+	s := connectAs(t, b, hello, &client{hold: true})
+	s.subscribe(filter("first", 1))
+	s.subscribe(filter("r", 1))
+	s.receives("first")
+	proxy.Cut()
+	p.until("the refusal", func() bool { return len(p.acks) == 3 && p.acks[2] == "4 3 0x80" })
+	s.conn.Acknowledge(broker.Puback, s.got[0].ID, broker.Success)
+	s.receives("first", "old")
+}
+
 // The purge of a device that the database did not take is written before anything of
 // the device's next life.
 func TestALatePurgeEndsNoNewLife(t *testing.T) {
@@ -132,7 +159,7 @@ func TestTheEndWaitsForAHangingDatabaseAsLongAsItsCaller(t *testing.T) {
 	db := storetest.OpenURL(t, storetest.SQLiteURL(t))
 	b := open(t, db, broker.Limits{})
 	s := connect(t, b, kept("s"))
-	release := holdUp(db)
+	release := stall(t, db)
 	defer release()
 	s.conn.Close(false, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -260,13 +287,33 @@ func TestWhatWaitsIsSentOnceTheSessionIsConnectedOnRecord(t *testing.T) {
 	p := connect(t, b, clean("p"))
 	p.publish("x", "1", 1, 1)
 	p.answered("4 1 0x0")
-	release := holdUp(db)
+	release := stall(t, db)
 	s = connect(t, b, kept("s"))
 	time.Sleep(200 * time.Millisecond)
 	if got := s.texts(); len(got) > 0 {
 		t.Errorf("before the record had the session connected: got %q, want nothing", got)
 	}
 	release()
+	s.receives("1")
+}
+
+// That holds too where the record does not take it at first, although the queue can be read.
+func TestWhatWaitsIsSentOnceARefusedChangeIsOnRecord(t *testing.T) {
+	b, _, proxy := proxied(t)
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("x", 1))
+	s.conn.Close(false, nil)
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 1, 1)
+	p.answered("4 1 0x0")
+	proxy.RefuseWrites()
+	s = connect(t, b, kept("s"))
+	s.until("a failure", func() bool { return b.Stats().CommitFailed > 0 })
+	time.Sleep(200 * time.Millisecond)
+	if got := s.texts(); len(got) > 0 {
+		t.Errorf("before the record had the session connected: got %q, want nothing", got)
+	}
+	proxy.Heal()
 	s.receives("1")
 }
 
@@ -279,7 +326,7 @@ func TestACleanStartIsAnsweredOnceTheOldSessionIsOffTheRecord(t *testing.T) {
 		s := connect(t, b, kept("s"))
 		s.subscribe(filter("x", 1))
 		s.conn.Close(false, nil)
-		release := holdUp(db)
+		release := stall(t, db)
 		answered := make(chan error, 1)
 		go func() {
 			_, _, err := b.Connect(t.Context(), hello, &client{t: t, changed: make(chan struct{}, 1)})
@@ -322,18 +369,4 @@ func TestACleanStartWaitsForTheRecordWithinABound(t *testing.T) {
 	if ctx.Err() != nil {
 		t.Error("it was not answered before its caller gave up")
 	}
-}
-
-// holdUp has the database write nothing else until release is called.
-func holdUp(db *store.DB) (release func()) {
-	free, held := make(chan struct{}), make(chan struct{})
-	go func() {
-		_ = db.Write(context.Background(), func(context.Context, *store.Tx) error {
-			close(held)
-			<-free
-			return nil
-		})
-	}()
-	<-held
-	return func() { close(free) }
 }

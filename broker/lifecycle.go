@@ -218,9 +218,7 @@ func (s *session) attach(c *Conn, h Hello) bool {
 	s.left.Store(0)
 	s.live.Store(true)
 	if s.unrecorded = s.kept && changed; s.unrecorded {
-		row := s.row()
-		row.conn = c
-		s.b.journal.add(op{kind: opChange, s: s, row: row})
+		s.b.journal.add(op{kind: opChange, s: s, row: s.row(), c: c})
 	}
 	return true
 }
@@ -420,9 +418,7 @@ func (b *Broker) DropWills(device string) {
 	}
 }
 
-// entered notes that the record has the session connected, and sends what waited for
-// that. Where it could not be recorded, the messages must not wait: to deliver them may
-// be what makes room for the record.
+// entered has what waited for the record to have the session connected sent.
 func (s *session) entered(c *Conn, f *flusher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

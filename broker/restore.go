@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign/store"
@@ -137,12 +138,18 @@ func (r *restored) subscriptions(ctx context.Context) error {
 		}
 		sub.s, sub.ID = s, uint32(subID) //nolint:gosec // written from one
 		sub.setOptions(byte(options))    //nolint:gosec // written from one
-		s.subs = append(s.subs, sub)
 		s.lastSub = max(s.lastSub, sub.n)
+		if old := s.subscription(sub.Filter); old != nil { // its end was not recorded any more
+			s.subs[slices.Index(s.subs, old)] = sub
+			r.b.tree.replace(old, sub)
+			r.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old})
+			return nil
+		}
+		s.subs = append(s.subs, sub)
 		s.a.subs++
 		r.b.tree.add(sub)
 		return nil
-	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1`, r.b.o.Node)
+	}, `SELECT u.session, u.n, u.filter, u.options, u.sub_id FROM mqtt_subscription u JOIN mqtt_session s ON s.id = u.session WHERE s.node = $1 ORDER BY u.session, u.n`, r.b.o.Node)
 }
 
 // queues reads how long the queues are. Of the messages it reads those pages of

@@ -18,8 +18,9 @@ type retainedNode struct {
 
 // retained holds the retained messages of the node by the levels of their topics.
 type retained struct {
-	mu   sync.RWMutex
-	root retainedNode
+	mu    sync.RWMutex
+	root  retainedNode
+	order uint32 // of the newest
 }
 
 func (r *retained) find(topic string, create bool) *retainedNode {
@@ -51,6 +52,9 @@ func (r *retained) get(topic string) *Message {
 	return nil
 }
 
+// newer reports whether m was announced after other. The numbers may go over their end.
+func (m *Message) newer(other *Message) bool { return int32(m.order-other.order) > 0 } //nolint:gosec // it is meant to be negative
+
 // shown is what subscribers get: they see what is on its way to the record, since one
 // who subscribes after it was routed would get neither the message nor, later, its end.
 func (n *retainedNode) shown() *Message {
@@ -73,7 +77,8 @@ func (r *retained) announce(m *Message) bool {
 	if ends && (n == nil || n.m == nil && n.next == nil || m.QoS == 0 && n.next != nil && len(n.next.Payload) == 0) {
 		return false
 	}
-	n.next = m
+	r.order++
+	m.order, n.next = r.order, m
 	return true
 }
 

@@ -16,7 +16,6 @@ import (
 
 // sessionRow is what changes of a session's row.
 type sessionRow struct {
-	conn               *Conn // the change is that this one has the session now; nil: another
 	expiry, left, sent int64
 	will               []byte
 	willAt             int64

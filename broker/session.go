@@ -291,9 +291,11 @@ func (s *session) pumpQueue(c *Conn, f *flusher) bool {
 // queue. It reports whether the queue has grown.
 func (s *session) pumpAsked(f *flusher) (grown bool) {
 	for len(s.ask) > 0 {
-		m, sub := s.ask[0].m, s.ask[0].sub
-		// One that was replaced is older than what the subscription brought since.
-		if m = s.b.retained.get(m.Topic); m == nil || m != s.ask[0].m && min(m.QoS, sub.QoS) > 0 {
+		before, sub := s.ask[0].m, s.ask[0].sub
+		// What has replaced it since came through the subscription. An older one is shown
+		// again where it did not get on record.
+		m := s.b.retained.get(before.Topic)
+		if m == nil || m.newer(before) && min(m.QoS, sub.QoS) > 0 {
 			s.asked()
 			continue
 		}

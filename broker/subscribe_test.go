@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign/broker"
+	"github.com/countersign-iot/countersign/store"
+	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 // A client subscribes again at each connection, also while messages arrive.
@@ -138,6 +140,39 @@ func TestASharedMessageIsForAMemberThatMayReceiveIt(t *testing.T) {
 				t.Errorf("the member that may not receive got %q", deaf.texts())
 			}
 		})
+	}
+}
+
+// Two connections of which one took over may have subscribed to one filter twice. A
+// crash before the older subscription's end is on record has it in force once.
+func TestAFilterIsInForceOnceAfterARestart(t *testing.T) {
+	db := storetest.Open(t)
+	b := open(t, db, broker.Limits{})
+	s := connect(t, b, kept("s"))
+	s.subscribe(filter("x", 0))
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO mqtt_subscription (session, n, filter, options, sub_id) SELECT session, n + 1, filter, 1, sub_id FROM mqtt_subscription`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, db, broker.Limits{})
+	defer func() { _ = b.Close(context.Background()) }()
+	s = connect(t, b, kept("s"))
+	s.until("one row", func() bool { return count(t, db, "mqtt_subscription") == 1 })
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 1, 1)
+	p.publish("x", "2", 1, 2)
+	s.receives("1", "2")
+	if got := usage(t, b, "s").Subscriptions; got != 1 {
+		t.Errorf("subscriptions that count: got %d, want 1", got)
+	}
+	if got := s.got[0].QoS; got != 1 {
+		t.Errorf("got QoS %d, want that of the newer subscription", got)
 	}
 }
 

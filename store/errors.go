@@ -51,6 +51,9 @@ func (dialect) wrap(err error) error {
 	return err
 }
 
+// Full reports that a write has no space: what takes some is refused, what frees some may pass.
+func Full(err error) bool { return isFull(err) || errors.Is(err, errReserved) }
+
 // full is the refusal of a write that has no space.
 func full(cause error) *countersign.Error {
 	return unavailable("the database has no space left; nothing was recorded", cause).
