@@ -192,7 +192,8 @@ func (k *talk) snapshot(t *testing.T, h *history) {
 	}
 }
 
-// look subscribes to all retained messages. A message to itself comes after them.
+// look subscribes to all retained messages, and has their newest values. A message to
+// itself comes after them.
 func (k *talk) look(found map[string]string) error {
 	c, err := k.dial("reader", &packets.Connect{CleanStart: true, KeepAlive: 60})
 	if err != nil {
@@ -215,7 +216,7 @@ func (k *talk) look(found map[string]string) error {
 		switch {
 		case ok && m.Topic == "mark/reader":
 			return nil
-		case ok && m.Retain:
+		case ok: // one without RETAIN came since, in place of the one that was retained
 			found[m.Topic] = string(m.Payload)
 		}
 	}
