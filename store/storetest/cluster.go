@@ -71,9 +71,11 @@ func newCluster(options ...string) (_ *Cluster, err error) {
 	if c.cred, err = owner(c.dir); err != nil {
 		return nil, err
 	}
-	if c.port, err = freePort(); err != nil {
+	port, err := kit.Port()
+	if err != nil {
 		return nil, err
 	}
+	c.port = strconv.Itoa(port)
 	init := c.command(filepath.Join(c.bin, "initdb"), "-D", filepath.Join(c.dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if out, err := init.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
@@ -130,15 +132,6 @@ func owner(dir string) (*syscall.Credential, error) {
 		return nil, err
 	}
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, os.Chown(dir, int(uid), int(gid))
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, errors.Join(err, l.Close())
 }
 
 // command runs a program of PostgreSQL as the user who may, in a group of its own, so that
@@ -211,11 +204,13 @@ func (c *Cluster) start(remove string) error {
 			return conn.Close(ctx)
 		}
 		select {
-		case <-ctx.Done():
-			text, _ := os.ReadFile(log.Name()) // without it the error is enough
-			return fmt.Errorf("%w\n%s", err, text)
 		case <-time.After(50 * time.Millisecond):
+			continue
+		case <-done:
+		case <-ctx.Done():
 		}
+		text, _ := os.ReadFile(log.Name()) // without it the error is enough
+		return fmt.Errorf("%w\n%s", err, text)
 	}
 }
 

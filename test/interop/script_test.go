@@ -3,7 +3,6 @@ package interop
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -296,11 +295,9 @@ func web(ts *testscript.TestScript, neg bool, args []string) {
 
 func freePort(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "freeport NAME")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := kit.Port()
 	ts.Check(err)
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	ts.Check(errors.Join(err, l.Close()))
-	ts.Setenv(args[0], port)
+	ts.Setenv(args[0], strconv.Itoa(port))
 }
 
 func request(ts *testscript.TestScript, neg bool, args []string) {

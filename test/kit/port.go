@@ -17,12 +17,21 @@ const (
 	portTries = 100
 )
 
-// FreePort returns a port of loopback for a program that cannot choose one itself.
+// FreePort returns what [Port] does.
+func FreePort(t TB) int {
+	t.Helper()
+	port, err := Port()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// Port returns a port of loopback for a program that cannot choose one itself.
 // It is below the range from which the system takes ports for listeners on port 0
 // and for outgoing connections, so nothing is given it before the program starts,
 // and no port is returned twice in one process.
-func FreePort(t TB) int {
-	t.Helper()
+func Port() (int, error) {
 	last := lastPort
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
 		var low int
@@ -39,14 +48,10 @@ func FreePort(t TB) int {
 		if err != nil {
 			continue
 		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return port
+		return port, l.Close()
 	}
-	t.Fatalf("no free port from %d to %d", firstPort, last)
-	return 0
+	return 0, fmt.Errorf("no free port from %d to %d", firstPort, last)
 }
 
-// givenPorts are the ports that FreePort returned in this process.
+// givenPorts are the ports that Port returned in this process.
 var givenPorts sync.Map //nolint:gochecknoglobals // ports belong to the whole process
