@@ -1,9 +1,9 @@
-// Package access answers the one question at the door: may this connection come
-// in, as whom, and to do what? Every gateway, broker and proxy gets the same
-// answer from [Decider.Decide].
+// Package access decides whether a client may connect, as which device, and with which
+// permissions. [Decider.Decide] returns the same verdict for every gateway, broker and
+// proxy.
 //
-// A decision changes nothing on record; what it sets in motion (a first use, a
-// fork) is package ra's.
+// A decision changes no record. Package ra acts on what follows from it, such as a first
+// use or a fork.
 package access
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/countersign-iot/countersign/policy"
 )
 
-// Decide judges a connection by what is on record now: first who it is, then what
-// it may do. Unknown means no.
+// Decide returns the verdict on a connection, from what is on record now: it identifies
+// the client, then reads its permissions. It refuses a client that it cannot identify.
 func (d *Decider) Decide(ctx context.Context, c countersign.Connection) Decision {
 	dec := d.identify(ctx, c)
 	if dec.Code == "" && strings.Contains(dec.Device, "/") && strings.HasPrefix(c.Gateway, brokers) {
@@ -61,9 +61,9 @@ func (d *Decider) permit(ctx context.Context, c countersign.Connection, dec *Dec
 	dec.Permissions = perms
 }
 
-// setBudget has the verdict carry what the rules of its fleet, as they are on record now,
-// say of each client. Where rules were read for the decision it does already; for an
-// operator's application, whose token no fleet accepts or refuses, none were.
+// setBudget sets the budget of the verdict from the rules of the fleet as they are on
+// record now. Most decisions have read these rules and set it already. One about an
+// operator's application has not, because no fleet accepts or refuses its token.
 func (d *Decider) setBudget(ctx context.Context, dec *Decision) error {
 	if dec.Budget == (countersign.Budget{}) {
 		read, err := d.readRules(ctx, dec.Fleet)
@@ -84,8 +84,8 @@ const operatorSessions = 128
 
 func isOperator(device string) bool { return strings.HasPrefix(device, "operator/") }
 
-// identify determines which client connects. A certificate takes precedence:
-// the user name beside it is what the client claims about itself, never a login.
+// identify determines which client connects. A certificate takes precedence: a user name
+// beside it is only a claim, never a login.
 func (d *Decider) identify(ctx context.Context, c countersign.Connection) Decision {
 	switch {
 	case len(c.Peer) > 0:
@@ -106,7 +106,7 @@ func (d *Decider) identify(ctx context.Context, c countersign.Connection) Decisi
 
 func (d *Decider) byCertificate(ctx context.Context, c countersign.Connection) Decision {
 	leaf := c.Peer[0]
-	rec, err := d.shown(ctx, leaf)
+	rec, err := d.presentedRecord(ctx, leaf)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return refuse(countersign.CertUnknown, "the certificate was not issued by this authority")

@@ -29,7 +29,7 @@ import (
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-// certificate makes a certificate with a serial; each call another key.
+// certificate returns a certificate with a serial and a new key.
 func certificate(t *testing.T, serial int64) *x509.Certificate {
 	t.Helper()
 	key := kit.Key(t)
@@ -37,7 +37,7 @@ func certificate(t *testing.T, serial int64) *x509.Certificate {
 	return kit.Must(x509.ParseCertificate(kit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key))))
 }
 
-// facts are what is on record about one device and its certificate.
+// facts are the record of one device and its certificate.
 type facts struct {
 	device      countersign.DeviceState
 	why         string
@@ -50,12 +50,12 @@ type facts struct {
 	authority   string
 }
 
-// good is a device in order.
+// good is an active device with a valid certificate.
 func good() facts {
 	return facts{device: countersign.DeviceActive, cert: countersign.CertActive, from: -time.Hour, to: 24 * time.Hour, authority: "active"}
 }
 
-// record puts facts about device pump-1 and its certificate into the database.
+// record writes the facts about device pump-1 and its certificate to the database.
 func (f facts) record(t *testing.T, db *store.DB, cert *x509.Certificate) {
 	t.Helper()
 	sum := sha256.Sum256(cert.Raw)
@@ -97,7 +97,7 @@ func (f facts) record(t *testing.T, db *store.DB, cert *x509.Certificate) {
 	}
 }
 
-// decider is a Decider as a server has it, whose database holds no authority's key.
+// decider returns a Decider as a server has it, on a database without any CA key.
 func decider(t *testing.T, db *store.DB, now func() time.Time) *access.Decider {
 	t.Helper()
 	sealer := kit.Must((&keystore.Store{Dir: t.TempDir()}).MakeSealer("file:seal.key"))
@@ -126,7 +126,7 @@ func connect(cert *x509.Certificate) countersign.Connection {
 	return countersign.Connection{Gateway: "mqtt", Protocol: "MQTT 5", ClientID: "pump-1", Peer: []*x509.Certificate{cert}}
 }
 
-// TestDecide goes through the reasons to refuse and the ways to come in.
+// TestDecide has a row for each reason to refuse a certificate and for each way to connect.
 func TestDecide(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		cert := certificate(t, 0xa1)
@@ -233,12 +233,12 @@ func TestDecideKnowsCertificateToTheBit(t *testing.T) {
 		stranger := access.Decision{Verdict: countersign.Verdict{Code: countersign.CertUnknown}}
 		ignore := cmpopts.IgnoreFields(countersign.Verdict{}, "Reason")
 		for name, cert := range map[string]*x509.Certificate{"same serial, other key": forged, "unknown serial": unknown} {
-			// Nothing of the record shows: what the stranger claims is not known.
+			// The verdict shows nothing of the record: the claim of an unknown client is no fact.
 			if d := cmp.Diff(stranger, desk(t, db).Decide(t.Context(), connect(cert)), ignore); d != "" {
 				t.Errorf("%s (-want +got):\n%s", name, d)
 			}
 		}
-		// Only the leaf counts; the chain is the peer's to choose.
+		// Only the leaf counts, because the client chooses the rest of the chain.
 		c := connect(ours)
 		c.Peer = append(c.Peer, unknown)
 		if got := desk(t, db).Decide(t.Context(), c); !got.Allow {
@@ -258,7 +258,7 @@ func TestDecideWantsCertificate(t *testing.T) {
 	}
 }
 
-// TestOwnCertificatesAreNoDevices shows the server's certificate at the door.
+// TestOwnCertificatesAreNoDevices presents the server's own certificate.
 func TestOwnCertificatesAreNoDevices(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
@@ -307,7 +307,7 @@ func TestClientIDIsTheDevices(t *testing.T) {
 	}
 }
 
-// TestUnreadableRecordIsNo wants no answer but no while the database cannot tell.
+// TestUnreadableRecordIsNo checks that a client is refused while the record cannot be read.
 func TestUnreadableRecordIsNo(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		cert := certificate(t, 0xa1)

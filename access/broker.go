@@ -11,9 +11,9 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// byBroker accepts that a broker or proxy has authenticated the device by itself, and
-// judges the device and what its session rests on: the credential that it connected with
-// if that is known, else any certificate that a broker may have verified.
+// byBroker decides about a device that a broker or proxy has authenticated by itself. It
+// checks the device and what its session rests on: the credential that it connected with
+// if that is known, else any certificate that the broker may have verified.
 func (d *Decider) byBroker(ctx context.Context, c countersign.Connection) Decision {
 	h, err := d.holder(ctx, c.Username)
 	if err != nil {
@@ -39,7 +39,7 @@ func (d *Decider) byBroker(ctx context.Context, c countersign.Connection) Decisi
 	switch {
 	case err != nil:
 		return unreadable()
-	case first: // registered: it has no identity with us yet, and a broker cannot give it one
+	case first: // registered: it has no identity here yet, and a broker cannot create one
 		code, reason = countersign.NotAllowed, "the device is registered"
 	}
 	dec.FirstUse, dec.Code, dec.Reason = false, code, reason
@@ -47,28 +47,28 @@ func (d *Decider) byBroker(ctx context.Context, c countersign.Connection) Decisi
 }
 
 const (
-	// maxBrokerSessions bounds what is kept for one device at one broker, the latest, so
-	// that a device which connects without end fills no table. A session beyond it must
-	// connect again when the broker next asks about it.
+	// maxBrokerSessions bounds the sessions that are kept for one device at one broker, so
+	// that a device which connects endlessly does not fill the table. The latest are kept;
+	// an older one must connect again when the broker next asks about it.
 	maxBrokerSessions = 64
-	// brokerSessionAge bounds how long a session is kept whose end no broker reported.
+	// brokerSessionAge is how long a session is kept if no broker reports its end.
 	brokerSessionAge = 90 * 24 * time.Hour
-	// successorTime is how late a broker reports the end of a session that another one
+	// successorTime is how late a broker may report the end of a session that another one
 	// under the same name has replaced.
 	successorTime = 10 * time.Second
 )
 
-// BrokerSessions keeps on record what the sessions at other people's brokers rest on.
-// A broker goes on asking about a session for as long as it lasts: at another node,
-// and after a restart of this one. By then only the record knows whether the
-// session came in with the secret that was stopped meanwhile or with another one.
+// BrokerSessions records which credentials the sessions at foreign brokers rest on. A
+// broker asks about a session for as long as it lasts, also at another node and after a
+// restart of this one. By then only the record shows whether the session connected with
+// a secret that has been stopped since, or with another one.
 type BrokerSessions struct {
 	DB  *store.DB
 	Now func() time.Time
 }
 
-// Keep records an admitted session, s.Gateway and s.ClientID being the broker's, under
-// each of the user names that the broker may ask by. It returns once that is durable.
+// Keep records an admitted session under each of the names that the broker may ask by.
+// s.Gateway and s.ClientID are the broker's. Keep returns once the record is durable.
 func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names ...countersign.BrokerName) error {
 	unnamed := 0
 	if s.ClientID == "" {
@@ -98,8 +98,8 @@ func (b *BrokerSessions) Keep(ctx context.Context, s countersign.Session, names 
 	return nil
 }
 
-// Recall returns what was kept of a session, or NotFound. A name that was not kept is read as
-// the user's session whose client the broker did not name when it connected.
+// Recall returns what was kept of a session, or NotFound. If no session has the client's
+// name, it returns the user's session that the broker reported without a client name.
 func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersign.BrokerName) (countersign.Session, error) {
 	s := countersign.Session{Gateway: gateway, ClientID: n.Client}
 	var since, end int64
@@ -117,12 +117,12 @@ func (b *BrokerSessions) Recall(ctx context.Context, gateway string, n countersi
 	return s, nil
 }
 
-// maxResting bounds the sessions that one credential has: a device's have
-// maxBrokerSessions at each broker, a group key those of its devices.
+// maxResting bounds the sessions of one credential that Resting reads. A device has up to
+// maxBrokerSessions at each broker; a group key has those of all its devices.
 const maxResting = 10_000
 
-// Resting calls found with each session that rests on a credential, the latest first, and
-// with each name that it was kept under.
+// Resting calls found for each session that rests on a credential, once for each name
+// that it was kept under, the latest session first.
 func (b *BrokerSessions) Resting(ctx context.Context, credential string, found func(countersign.Session, countersign.BrokerName)) error {
 	var n countersign.BrokerName
 	scan := func(row store.Row) (countersign.Session, error) {
@@ -142,9 +142,9 @@ func (b *BrokerSessions) Resting(ctx context.Context, credential string, found f
 	return nil
 }
 
-// End forgets a session that its broker reports as closed. A broker may leave out the
-// user, which then counts for any. One that has just been recorded stays: it is the
-// successor under the same name of the session that ended.
+// End deletes a session that its broker reports as closed. Without a user name, which a
+// broker may leave out, it deletes those of all users. It keeps a session that is younger
+// than successorTime: that is the successor, under the same name, of the one that ended.
 func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.BrokerName) error {
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE gateway = $1 AND client = $2 AND ($3 = '' OR username = $3) AND since < $4`,
@@ -157,8 +157,8 @@ func (b *BrokerSessions) End(ctx context.Context, gateway string, n countersign.
 	return nil
 }
 
-// DropBrokerSessions forgets the sessions of a device that loses its identity, in the
-// transaction that takes it away: in its next life they belong to no device.
+// DropBrokerSessions deletes the sessions of a device that loses its identity, in the
+// same transaction, so that they do not count for the device when it enrolls again.
 func DropBrokerSessions(ctx context.Context, tx *store.Tx, device string) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM broker_session WHERE device = $1`, device); err != nil {
 		return fmt.Errorf("forget the sessions of %s at brokers: %w", device, err)
@@ -166,8 +166,8 @@ func DropBrokerSessions(ctx context.Context, tx *store.Tx, device string) error 
 	return nil
 }
 
-// Prune forgets sessions that have ended by themselves, and those that began longer
-// than brokerSessionAge ago, which must then connect again.
+// Prune deletes the sessions whose credential has ended, and those that began longer than
+// brokerSessionAge ago, which must then connect again.
 func (b *BrokerSessions) Prune(ctx context.Context) error {
 	now := b.Now()
 	err := b.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {

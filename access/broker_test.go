@@ -11,8 +11,8 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// TestBrokerSessionsAreFoundByIndex: a million sessions are pruned each hour, and looked up
-// when a credential is stopped.
+// TestBrokerSessionsAreFoundByIndex checks the query plans, because there may be a million
+// sessions, which are pruned each hour and looked up when a credential is stopped.
 func TestBrokerSessionsAreFoundByIndex(t *testing.T) {
 	db := storetest.Open(t)
 	for query, want := range map[string][]string{
@@ -45,9 +45,9 @@ func TestBrokerSessionsAreFoundByIndex(t *testing.T) {
 	}
 }
 
-// TestRecallFindsASessionWithoutClient: RabbitMQ names no client when a certificate
-// connects, and names one afterwards. A session that was kept under another client is
-// not taken for it.
+// TestRecallFindsASessionWithoutClient covers RabbitMQ, which names no client when a
+// certificate connects, and names one afterwards. Recall must not return a session that
+// was kept under another client.
 func TestRecallFindsASessionWithoutClient(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		b := &access.BrokerSessions{DB: db, Now: func() time.Time { return start }}

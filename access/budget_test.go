@@ -12,8 +12,9 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// TestAVerdictCarriesTheBudgetOfItsFleet, the first one of a process too, and whatever the
-// client comes by: not what an earlier decision about the fleet has read, nor the defaults.
+// TestAVerdictCarriesTheBudgetOfItsFleet checks that a verdict has the budget on record for
+// every kind of credential, also the first verdict of a process: neither a budget that an
+// earlier decision read nor the defaults.
 func TestAVerdictCarriesTheBudgetOfItsFleet(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		w := newTokenWorld(t, db)

@@ -19,7 +19,7 @@ import (
 type Decider struct {
 	DB  *store.DB
 	Now func() time.Time
-	// CA knows the manufacturers' authorities and their lists.
+	// CA has the manufacturers' authorities and their CRLs.
 	CA       *ca.CA
 	Registry *registry.Registry
 	Secrets  *Secrets
@@ -31,8 +31,8 @@ type Decider struct {
 	guests  guests
 }
 
-// New returns a Decider for the database and the clock of the log. The key of access
-// tokens is derived from the sealing key, so that all nodes share it.
+// New returns a Decider that uses the database and the clock of the log. It derives the
+// key of access tokens from the sealing key, so that all nodes share it.
 func New(events *event.Log, authority *ca.CA, reg *registry.Registry, sealer *keystore.Sealer) (*Decider, error) {
 	db, now := events.DB, events.Now
 	key, err := sealer.Derive("access tokens")
@@ -47,11 +47,12 @@ func New(events *event.Log, authority *ca.CA, reg *registry.Registry, sealer *ke
 	}, nil
 }
 
-// BudgetOf returns what one device of a fleet may use, as the last decision about the
-// fleet has read it; before the first, the defaults.
+// BudgetOf returns what one device of a fleet may use, as read by the last decision about
+// the fleet, or the defaults before the first decision.
 func (d *Decider) BudgetOf(fleet string) countersign.Budget { return d.rules.budgetOf(fleet) }
 
-// readRules reads the rules of a fleet from its record; sql.ErrNoRows: there is none.
+// readRules reads the rules of a fleet from its record. It returns sql.ErrNoRows if there
+// is no such fleet.
 func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error) {
 	var text string
 	if err := d.DB.QueryRow(ctx, `SELECT rules FROM fleet WHERE name = $1`, fleet).Scan(&text); err != nil {
@@ -60,9 +61,10 @@ func (d *Decider) readRules(ctx context.Context, fleet string) (readRules, error
 	return d.rules.of(fleet, text)
 }
 
-// checkClient binds the MQTT Client Identifier to the device, by its form and on record:
-// ids may hold colons, so "a:b" is also what the device "a:b" connects as, and a must not
-// pass for it in a policy or at a broker where all clients share one name space.
+// checkClient reports why the device may not use the MQTT Client Identifier. It checks the
+// form and the record: ids may hold colons, so "a:b" may be a client identifier of device
+// a and also the id of another device. Device a must not be taken for that one in a
+// policy, or at a broker where all clients share one name space.
 func (d *Decider) checkClient(ctx context.Context, client, device string) (countersign.Code, string) {
 	if !policies.MayUseClientID(device, client) {
 		return countersign.SubjectMismatch, policies.NotItsClientID(device, client)
@@ -80,12 +82,13 @@ func (d *Decider) checkClient(ctx context.Context, client, device string) (count
 	return "", ""
 }
 
-// brokers begins the name of a gateway that is another's broker.
+// brokers is the prefix of the names of gateways that are foreign brokers.
 const brokers = "hook:"
 
-// checkStranger refuses a guest or an operator's application the client identifiers of
-// devices, as [policies.MayUseClientID] has them. At brokers of others all clients share one name
-// space, so it would throw the device out there, and get what was kept for it.
+// checkStranger refuses a guest or an operator's application that uses the client
+// identifier of a device, as [policies.MayUseClientID] defines it. At a foreign broker all
+// clients share one name space, so it would end the session of the device there and
+// receive the messages that are queued for it.
 func (d *Decider) checkStranger(ctx context.Context, client string) (countersign.Code, string) {
 	client, _, _ = strings.Cut(client, "/")
 	var ids []string

@@ -9,45 +9,46 @@ import (
 	"github.com/countersign-iot/countersign/policy"
 )
 
-// clockSkew is how far the start of what is shown may be ahead of our clock.
+// clockSkew is how far the start of a credential may be ahead of the server's clock.
 const clockSkew = countersign.ClockSkew
 
-// guestCredential is what guests' sessions rest on: a cut of it ends them all.
+// guestCredential is the credential of all guests' sessions: to cut it ends them all.
 const guestCredential = "guest"
 
-// vouchedCredential begins the credential of a session that a broker vouches for.
+// vouchedCredential is the prefix of the credential of a session that a broker vouches for.
 const vouchedCredential = "vouched:"
 
-// Decision is a verdict with what it rests on.
+// Decision is a verdict with the facts that it is based on.
 type Decision struct {
 	countersign.Verdict
-	// FirstUse: the certificate is pending, or the device is registered and came by a
-	// secret. The verdict holds once the first use is on record.
+	// FirstUse is true if the certificate is pending, or if the device is registered and
+	// proved a secret. The verdict is valid once the first use is on record.
 	FirstUse bool
-	// Replaced: the certificate was given up by its device for another, so a client that
-	// shows it is a second holder of the identity.
+	// Replaced is true if the device has replaced the certificate by another one, so that
+	// a client which presents it is a second holder of the identity.
 	Replaced bool
-	// Known: the certificate is on record, or the secret is right, so Device and Fleet
-	// are facts and not claims.
+	// Known is true if the certificate is on record or the secret is right. Device and
+	// Fleet are then facts and not claims.
 	Known bool
-	// Kind of the credential that was shown; empty: none, or a broker vouches.
+	// Kind is the kind of the credential that was presented; empty if there was none, or
+	// if a broker vouches.
 	Kind countersign.AccessKind
-	// Claims is the device that the client says it is, where it does and is not Known.
+	// Claims is the device that the client claims to be, if it does and is not Known.
 	Claims string
-	// Tried is a keyed hash, 8 hex digits, of what was shown in vain, by which one
-	// secret that is tried on many devices can be seen.
+	// Tried is a keyed hash, 8 hex digits, of a wrong secret. It shows that one secret is
+	// tried on many devices.
 	Tried string
-	// Ended is since when a certificate on record is good no more; zero where that is
-	// not what it was refused for.
+	// Ended is the time since which a certificate on record is not valid; zero if it was
+	// refused for another reason.
 	Ended time.Time
 	// Subject is the client as the policy of the fleet sees it.
 	Subject policy.Subject
-	// Judged: the policy of the fleet was asked, since all else was in order.
+	// Judged is true if the policy of the fleet was applied, because no other check failed.
 	Judged bool
-	// ReadOnly: it may do nothing but listen, whatever the policy says.
+	// ReadOnly is true if the client may only subscribe, whatever the policy permits.
 	ReadOnly bool
-	// Path of a manufacturer's certificate, where it is valid by CAs that are not on
-	// record: the verdict holds once they are.
+	// Path is the path of a manufacturer's certificate that is valid by CAs which are not
+	// on record. The verdict is valid once they are.
 	Path []*x509.Certificate
 }
 

@@ -7,25 +7,26 @@ import (
 )
 
 const (
-	// SecretPrefix starts every secret that we make as text, so that a leaked one is
-	// recognized by secret scanners and by people.
+	// SecretPrefix is the prefix of every secret that the server makes as text, so that
+	// secret scanners and people recognize a leaked one.
 	SecretPrefix = "csds_"
-	// secretOctets of randomness: none is guessed, and a fast hash is enough.
+	// secretOctets is the number of random octets. It cannot be guessed, so a fast hash is
+	// enough.
 	secretOctets = 32
 	secretText   = 43 // octets of that in base64, unpadded
-	// maxTokenText bounds what is parsed at all; ours are under 1 KiB.
+	// maxTokenText bounds the tokens that are parsed; the server's are under 1 KiB.
 	maxTokenText = 4 << 10
 	sasScheme    = "sharedaccesssignature "
 )
 
-// Unguessable reports whether what a client shows cannot be guessed: it
-// is signed, proved, or a secret of 256 random bits by its form. A password that a
-// person chose is not.
+// Unguessable reports whether the credential of a client has a form that cannot be
+// guessed: signed, proved in an exchange, or a secret of 256 random bits. A password that
+// a person chose can be guessed.
 func Unguessable(c countersign.Connection) bool {
 	return c.Exchange != nil || looksLikeToken(c.Password) || looksLikeSAS(c.Password) || presumed(c.Password) == countersign.AccessSecret
 }
 
-// presumed is the kind of a secret by its form.
+// presumed returns the kind of a secret by its form.
 func presumed(secret []byte) countersign.AccessKind {
 	if len(secret) == len(SecretPrefix)+secretText && strings.HasPrefix(string(secret), SecretPrefix) {
 		return countersign.AccessSecret

@@ -11,7 +11,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// Opened records a session; only those of guests matter here.
+// Opened records that a guest's session was opened. It ignores other sessions.
 func (d *Decider) Opened(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return
@@ -26,7 +26,7 @@ func (d *Decider) Opened(s countersign.Session) {
 	}
 }
 
-// Closed records the end of a session.
+// Closed records that a guest's session has ended. It ignores other sessions.
 func (d *Decider) Closed(s countersign.Session) {
 	if s.Credential != guestCredential {
 		return
@@ -42,8 +42,8 @@ func (d *Decider) Closed(s countersign.Session) {
 	}
 }
 
-// asGuest admits a client that shows nothing to a fleet that takes guests. The user
-// name says which; the client id is what the guest says of itself.
+// asGuest admits a client without a credential to a fleet that accepts guests. The user
+// name is the name of the fleet; the client id is only a claim of the guest.
 func (d *Decider) asGuest(ctx context.Context, c countersign.Connection) Decision {
 	none := refuse(countersign.Unauthenticated, "neither a client certificate nor a secret was shown")
 	fleet := cmp.Or(c.Username, countersign.DefaultFleet)

@@ -34,13 +34,13 @@ func TestGuestsAreNobodyElse(t *testing.T) {
 			c.Username = name
 			d.wantOut(t, fmt.Sprintf("user name %q", name), c, countersign.Unauthenticated)
 		}
-		// A wrong secret makes nobody a guest.
+		// A client with a wrong secret does not become a guest.
 		d.wantOut(t, "with a password", countersign.Connection{Username: "pumps", Password: []byte("x"), Remote: home}, countersign.BadCredential)
 	})
 }
 
-// TestGuestsComeAsNoDeviceAtABroker, where one client identifier is one client, whoever
-// has it.
+// TestGuestsComeAsNoDeviceAtABroker checks that a guest cannot use a device's client
+// identifier at a foreign broker, where all clients share one name space.
 func TestGuestsComeAsNoDeviceAtABroker(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDoor(t, db)
@@ -79,13 +79,14 @@ func TestGuestsAreBounded(t *testing.T) {
 		t.Errorf("after one left: got %+v", got)
 	}
 	d.wantOut(t, "and one more", c, countersign.RateLimited)
-	d.turn(time.Minute) // the one that was let in and never came gives its place up
+	d.turn(time.Minute) // the place of a guest that was admitted and never connected is free again
 	if got := d.Decide(t.Context(), c); got.Device == "" {
 		t.Errorf("after one did not come: got %+v", got)
 	}
 }
 
-// TestOneAddressTakesNotAllPlacesOfGuests counts an IPv4 address and an IPv6 /64 alike.
+// TestOneAddressTakesNotAllPlacesOfGuests checks the limit of an address, which is one
+// IPv4 address or one IPv6 /64.
 func TestOneAddressTakesNotAllPlacesOfGuests(t *testing.T) {
 	for name, address := range map[string]func(i int) netip.Addr{
 		"IPv4": func(int) netip.Addr { return netip.MustParseAddr("192.0.2.1") },

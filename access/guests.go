@@ -7,46 +7,46 @@ import (
 )
 
 const (
-	// guestPrefix begins the name of a guest. No device can be called so.
+	// guestPrefix is the prefix of a guest's name. No device id can have it.
 	guestPrefix = "guest/"
-	// guestTime is the longest session of a guest, who has to come again then and
-	// meets the fleet's rules of that time.
+	// guestTime is the longest session of a guest. It must then connect again, under the
+	// fleet's rules of that time.
 	guestTime = time.Hour
-	// maxGuests bounds the guests of one fleet on one node: they cost a stranger that sends
-	// them nothing.
+	// maxGuests bounds the guests of one fleet on one node, because an attacker can open
+	// such sessions at no cost.
 	maxGuests = 1000
 	// maxGuestsPerAddress leaves three quarters of the places to other addresses; an
 	// address is what countersign.SourceOf returns.
 	maxGuestsPerAddress = maxGuests / 4
-	// guestArrival is how long a guest who was let in may take to open its session.
+	// guestArrival is how long a guest that was admitted may take to open its session.
 	guestArrival = 30 * time.Second
 )
 
-// guests counts those who are here.
+// guests counts the guests that are connected or about to be.
 type guests struct {
 	mu sync.Mutex
-	by map[string]*party // by fleet
+	by map[string]*fleetGuests // by fleet
 }
 
-// party are the guests of one fleet.
-type party struct {
+// fleetGuests are the guests of one fleet.
+type fleetGuests struct {
 	guests map[string]guest // by name
 	from   map[netip.Prefix]int
 }
 
 type guest struct {
-	until time.Time // when it is gone for sure
+	until time.Time // after which its place is free in any case
 	from  netip.Prefix
 }
 
-// take reserves a place for a guest and reports whether there was one, for the fleet and for
-// its address. An address that a broker does not pass on has no share of its own.
+// take reserves a place for a guest and reports whether one was free, both of the fleet and
+// of the address. If a broker does not pass the address on, only the fleet's limit counts.
 func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	here := g.by[fleet]
 	if here == nil {
-		here = &party{guests: map[string]guest{}, from: map[netip.Prefix]int{}}
+		here = &fleetGuests{guests: map[string]guest{}, from: map[netip.Prefix]int{}}
 	}
 	full := func() bool {
 		return len(here.guests) >= maxGuests || from.IsValid() && here.from[from] >= maxGuestsPerAddress
@@ -62,7 +62,7 @@ func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool
 		return false
 	}
 	if g.by == nil {
-		g.by = map[string]*party{}
+		g.by = map[string]*fleetGuests{}
 	}
 	here.guests[name] = guest{now.Add(guestArrival), from}
 	here.from[from]++
@@ -70,7 +70,7 @@ func (g *guests) take(fleet, name string, from netip.Prefix, now time.Time) bool
 	return true
 }
 
-func (p *party) leave(name string) {
+func (p *fleetGuests) leave(name string) {
 	one, ok := p.guests[name]
 	if !ok {
 		return

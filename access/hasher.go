@@ -17,61 +17,61 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// The parameters of argon2id for new passwords (RFC 9106, 3.1): the first that
-// OWASP's Password Storage Cheat Sheet recommends. One check takes about 30 ms of a core and
-// 19 MiB, held for that long.
+// The parameters of argon2id for new passwords (RFC 9106, 3.1): the first set that OWASP's
+// Password Storage Cheat Sheet recommends. One check takes about 30 ms of a core, and
+// 19 MiB during that time.
 const (
 	argonMemory  = 19 << 10 // KiB
 	argonTime    = 2
 	argonThreads = 1
 	argonSalt    = 16
 	argonHash    = 32
-	// mostMemory and mostTime bound what a record may ask for, should a later
-	// version raise the parameters and its database be used with this one.
-	mostMemory = 256 << 10
-	mostTime   = 16
+	// maxMemory (KiB) and maxTime bound the parameters of a record. They are above today's
+	// in case this version runs with the database of a later one that has raised them.
+	maxMemory = 256 << 10
+	maxTime   = 16
 )
 
 const (
-	// maxWorkers bounds the checks at once, and so their memory: 4 times 19 MiB. Half
-	// of the cores stay for all other work.
+	// maxWorkers bounds the checks that run at once, and so their memory: 4 times 19 MiB.
+	// At most half of the cores check passwords; the others stay free for other work.
 	maxWorkers = 4
-	// maxQueue bounds the checks that wait, each with a password of up to 64 KiB.
+	// maxQueue bounds the checks that run or wait, each with a password of up to 64 KiB.
 	maxQueue = 64
-	// strangersQueue is how far those who have not come in lately may fill it: the
-	// rest is for devices that did, from the address that they came from.
+	// strangersQueue is how much of the queue is open to clients that have not connected
+	// lately. The rest is reserved for devices that have, from the same address.
 	strangersQueue = 48
-	// maxOfAddress bounds the checks that one address has under way.
+	// maxOfAddress bounds the checks of one address that run or wait.
 	maxOfAddress = 4
-	// queueWait is how long a check waits for its turn. A full queue takes about a
-	// second of two cores.
+	// queueWait is how long a check waits at most. Two workers need about a second for a
+	// full queue.
 	queueWait = 3 * time.Second
-	// maxRegulars bounds the devices that are remembered to have come in.
+	// maxRegulars bounds the devices that are remembered as having connected.
 	maxRegulars = 8192
-	// maxSamples is how many times of checks are kept, to act them out.
+	// maxSamples is how many durations of checks are kept, for simulate.
 	maxSamples = 64
-	// maxActing bounds those for whom a check is acted out. It is a timer each.
-	maxActing = 512
+	// maxSimulated bounds the checks that are simulated at once. Each costs a timer.
+	maxSimulated = 512
 )
 
 // hasher runs argon2id for passwords that people chose, a few at a time.
 type hasher struct {
 	once  sync.Once
 	slots chan struct{}
-	// strangers is a gate before the slots, as wide as they are: whoever did not
-	// come in lately waits there, so that the others overtake.
+	// strangers is a second semaphore of the same size, before the slots. A client that
+	// has not connected lately waits there first, so that known devices overtake it.
 	strangers chan struct{}
 
-	mu       sync.Mutex
-	waiting  int
-	by       map[string]int // by address
-	regulars map[regular]struct{}
-	samples  []time.Duration
-	next     int
-	acting   int
+	mu        sync.Mutex
+	waiting   int            // checks that run or wait
+	by        map[string]int // those, by address
+	regulars  map[regular]struct{}
+	samples   []time.Duration
+	next      int // the sample that is overwritten next
+	simulated int
 }
 
-// regular is a device that came in by a password, and from where.
+// regular is a device that has connected with a password, and its address.
 type regular struct{ device, source string }
 
 func (h *hasher) init() {
@@ -83,7 +83,8 @@ func (h *hasher) init() {
 	})
 }
 
-// run runs fn in its turn. It refuses with Unavailable when too many wait.
+// run waits for a slot and runs fn. It returns Unavailable if the queue is full, or if no
+// slot is free within queueWait.
 func (h *hasher) run(ctx context.Context, now func() time.Time, who regular, fn func()) error {
 	h.init()
 	known, ok := h.enter(who)
@@ -123,7 +124,8 @@ func busy() error {
 		WithNext("try again in a few seconds").WithRetry(queueWait)
 }
 
-// enter returns a place in the queue, and reports whether who came in before.
+// enter takes a place in the queue. It reports whether who has connected before, and
+// whether there was a place.
 func (h *hasher) enter(who regular) (known, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -159,7 +161,7 @@ func (h *hasher) took(d time.Duration) {
 	h.next = (h.next + 1) % maxSamples
 }
 
-// remember lets a device that came in use the whole queue from now on.
+// remember lets a device that has connected use the whole queue from now on.
 func (h *hasher) remember(who regular) {
 	h.init()
 	h.mu.Lock()
@@ -173,21 +175,22 @@ func (h *hasher) remember(who regular) {
 	h.regulars[who] = struct{}{}
 }
 
-// act takes the time of a check and none of its work, so that an answer does not
-// tell whether there is such a device with a password. Where too many do, it
-// returns at once: a flood learns what it could learn anyhow by the full queue.
-func (h *hasher) act(ctx context.Context) {
+// simulate waits for as long as a check takes, without its work, so that the time of an
+// answer does not show whether there is such a device with a password. If too many are
+// simulated already, it returns at once: an attacker who floods the server learns no more
+// than from the full queue.
+func (h *hasher) simulate(ctx context.Context) {
 	h.mu.Lock()
-	if len(h.samples) == 0 || h.acting >= maxActing {
+	if len(h.samples) == 0 || h.simulated >= maxSimulated {
 		h.mu.Unlock()
 		return
 	}
-	h.acting++
+	h.simulated++
 	d := h.samples[mathrand.IntN(len(h.samples))] //nolint:gosec // chance, no secret
 	h.mu.Unlock()
 	defer func() {
 		h.mu.Lock()
-		h.acting--
+		h.simulated--
 		h.mu.Unlock()
 	}()
 	t := time.NewTimer(d)
@@ -198,7 +201,7 @@ func (h *hasher) act(ctx context.Context) {
 	}
 }
 
-// argonRecord hashes a password into a record in PHC string form.
+// argonRecord returns the hash of a password in PHC string format.
 func argonRecord(password []byte) []byte {
 	salt := make([]byte, argonSalt)
 	_, _ = rand.Read(salt) // never fails
@@ -207,15 +210,15 @@ func argonRecord(password []byte) []byte {
 	return fmt.Appendf(nil, "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemory, argonTime, argonThreads, b64(salt), b64(sum))
 }
 
-// argonParams are what a record in PHC string form holds.
+// argonParams are the parameters, salt and hash of a record in PHC string format.
 type argonParams struct {
 	memory, time uint32
 	threads      uint8
 	salt, hash   []byte
 }
 
-// parseArgon reads a record in PHC string form. What is out of bounds is refused: a
-// record must not decide how much memory is taken.
+// parseArgon parses a record in PHC string format. It refuses parameters that are out of
+// bounds, because a record must not decide how much memory the server allocates.
 func parseArgon(record string) (p argonParams, err error) {
 	bad := fmt.Errorf("couldn't read the record of a password: not argon2id in PHC form")
 	f := strings.Split(record, "$")
@@ -233,13 +236,14 @@ func parseArgon(record string) (p argonParams, err error) {
 	p.salt, errSalt = b64.DecodeString(f[4])
 	p.hash, errHash = b64.DecodeString(f[5])
 	if errSalt != nil || errHash != nil || len(p.salt) < 8 || len(p.salt) > 64 || len(p.hash) < 16 || len(p.hash) > 64 ||
-		p.memory < 8 || p.memory > mostMemory || p.time < 1 || p.time > mostTime || p.threads < 1 || p.threads > 16 {
+		p.memory < 8 || p.memory > maxMemory || p.time < 1 || p.time > maxTime || p.threads < 1 || p.threads > 16 {
 		return p, bad
 	}
 	return p, nil
 }
 
-// matches takes argonMemory for its time: only hasher.run calls it.
+// matches reports whether the password is the one of the record. Only hasher.run may call
+// it, because it allocates p.memory KiB.
 func (p argonParams) matches(password []byte) bool {
 	sum := argon2.IDKey(password, p.salt, p.time, p.memory, p.threads, uint32(len(p.hash))) //nolint:gosec // at most 64
 	return subtle.ConstantTimeCompare(sum, p.hash) == 1

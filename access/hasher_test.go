@@ -13,8 +13,8 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// TestFloodOfPasswordsIsBounded floods the desk with wrong passwords and wants the
-// queue bounded, and those who do not need it untouched.
+// TestFloodOfPasswordsIsBounded sends a flood of wrong passwords. The queue must stay
+// bounded, and clients that do not need it must not be affected.
 func TestFloodOfPasswordsIsBounded(t *testing.T) {
 	db := storetest.Open(t)
 	d := newDoor(t, db)
@@ -44,8 +44,8 @@ func TestFloodOfPasswordsIsBounded(t *testing.T) {
 			t.Errorf("%d checks wait, more than %d", w, access.MaxQueue)
 			break
 		}
-		// A secret that we made needs no place in the queue, and the device that was
-		// here before has one kept.
+		// A secret that the server made needs no place in the queue. One is reserved for
+		// the device that has connected before.
 		if got := d.Decide(t.Context(), login("pump-2", made)); !got.Allow {
 			t.Errorf("a made secret: got %q (%s)", got.Code, got.Reason)
 			break

@@ -22,9 +22,9 @@ type holder struct {
 	secrets       []Secret
 }
 
-// holder reads the device and its secrets in one query: the newest first, of those
-// that were stopped only what keepStopped leaves. A device that is not on record has no
-// name: the client does not learn that.
+// holder reads the device and its secrets in one query, the newest secret first, with up
+// to keepStopped that were stopped. It returns a holder without a name if the device is
+// not on record, and no error, so that the client does not learn that.
 func (d *Decider) holder(ctx context.Context, device string) (*holder, error) {
 	h := &holder{}
 	if !countersign.IsDeviceID(device) {
@@ -56,16 +56,17 @@ func (d *Decider) holder(ctx context.Context, device string) (*holder, error) {
 // known reports whether the device is on record.
 func (h *holder) known() bool { return h.device != "" }
 
-// proof is what a device has shown to be right.
+// proof is the result of a successful authentication.
 type proof struct {
 	kind       countersign.AccessKind
 	credential string               // kind:id
 	made       countersign.Position // of the log, when the credential was made
 	vouched    bool                 // by a broker, which authenticated the device by itself
-	until      time.Time            // when what was shown ends; zero: never
+	until      time.Time            // when the credential ends; zero: never
 }
 
-// decide compares a device that has proved itself with its record.
+// decide decides about a device that has proved its identity, from its record and the
+// rules of its fleet.
 func (d *Decider) decide(ctx context.Context, c countersign.Connection, h *holder, p proof) Decision {
 	dec := Decision{Known: true, Kind: p.kind, Subject: policy.Subject{Tags: h.tags}, Verdict: countersign.Verdict{
 		Device: h.device, Fleet: h.fleet, Credential: p.credential, NotAfter: p.until,
@@ -87,10 +88,10 @@ func (d *Decider) decide(ctx context.Context, c countersign.Connection, h *holde
 	return dec
 }
 
-// refusal reports why the device is refused with what it proved; first: it is not, and
-// that is its first use. What was made before the device last lost its identity
-// brings it back in no state: not even beside the new one. The word of a broker is
-// not made but given anew.
+// refusal reports why the device is refused with what it proved. first is true if it is
+// not refused and this is its first use. A credential that was made before the device last
+// lost its identity is refused in every state, also beside a new identity. This does not
+// apply to a broker that vouches: it has authenticated the device just now.
 func (h *holder) refusal(p proof) (code countersign.Code, reason string, first bool) {
 	newer := p.made >= h.revoked
 	switch {
@@ -108,7 +109,7 @@ func (h *holder) refusal(p proof) (code countersign.Code, reason string, first b
 	return "", "", false
 }
 
-// wrong refuses a secret, in the same words if there is no such device.
+// wrong refuses a wrong secret. The sentence is the same if there is no such device.
 func (d *Decider) wrong(c countersign.Connection, kind countersign.AccessKind, claims string, h *holder) Decision {
 	dec := refuse(countersign.BadCredential, "the user name or the secret is wrong")
 	dec.Kind, dec.Claims, dec.Device, dec.Fleet = kind, claims, h.device, h.fleet

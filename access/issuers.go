@@ -9,12 +9,12 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// maxIssuers bounds the certificates of CAs that are kept parsed, some KiB each. With more
-// in use some are read at each judgment.
+// maxIssuers bounds the CA certificates that are kept parsed, some KiB each. If more are
+// in use, some of them are read from the database again.
 const maxIssuers = 512
 
-// issuers keeps the certificates of CAs by fingerprint. What has a fingerprint never
-// changes.
+// issuers caches CA certificates by fingerprint. An entry never becomes stale, because the
+// fingerprint covers the whole certificate.
 type issuers struct {
 	mu sync.Mutex
 	by map[string]*x509.Certificate

@@ -18,30 +18,30 @@ import (
 )
 
 const (
-	// scramIterations is the least of RFC 7677, 4. More would only slow devices
-	// down: these secrets cannot be searched for.
+	// scramIterations is the minimum of RFC 7677, 4. More would only slow devices down:
+	// secrets of 256 random bits cannot be found by search.
 	scramIterations = 4096
 	scramSalt       = 16
 	scramVersion    = 1
 )
 
-// Secrets makes, keeps and compares the secrets of devices.
+// Secrets makes, stores and compares the secrets of devices.
 type Secrets struct {
 	DB  *store.DB
 	Now func() time.Time
-	// Sealer seals the SCRAM keys of secrets, and derives the keys of their hashes.
+	// Sealer seals the SCRAM keys of secrets and derives the keys of their hashes.
 	Sealer *keystore.Sealer
 
 	hasher hasher
 }
 
-// hash is by what a secret that we made is known.
+// hash returns the verifier of a secret that the server made.
 func (k *Secrets) hash(device string, secret []byte) ([]byte, error) {
 	return k.keyed("connection secrets", []byte(device), secret)
 }
 
-// tried distinguishes wrong secrets and reveals nothing else about them: 32 bits under a
-// key of ours fit too many secrets to find it out.
+// tried returns a short hash that distinguishes wrong secrets. It does not reveal them: the
+// hash is keyed, and its 32 bits are the same for very many secrets.
 func (k *Secrets) tried(secret []byte) string {
 	sum, err := k.keyed("tried secrets", secret)
 	if err != nil {
@@ -50,7 +50,7 @@ func (k *Secrets) tried(secret []byte) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// keyed is a hash that cannot be computed without the server's key.
+// keyed returns a hash of parts that cannot be computed without the server's key.
 func (k *Secrets) keyed(purpose string, parts ...[]byte) ([]byte, error) {
 	key, err := k.Sealer.Derive(purpose)
 	if err != nil {
@@ -66,11 +66,11 @@ func (k *Secrets) keyed(purpose string, parts ...[]byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// scramKeys are what a server keeps of a secret (RFC 5802, 3).
+// scramKeys are the StoredKey and the ServerKey of a secret (RFC 5802, 3).
 type scramKeys struct{ stored, server []byte }
 
-// proves checks a client's proof (RFC 5802, 3): the client's key is what the proof
-// hides, and its hash is on record.
+// proves reports whether a client's proof is right (RFC 5802, 3): it reveals the ClientKey,
+// whose hash is the StoredKey.
 func (k scramKeys) proves(auth, proof []byte) bool {
 	if len(proof) != sha256.Size {
 		return false
@@ -96,8 +96,8 @@ func makeSCRAMKeys(secret string, salt []byte, iterations int) (scramKeys, error
 	return scramKeys{stored[:], mac(salted, []byte("Server Key"))}, nil
 }
 
-// scramKeysOf are the keys of a secret, as they are sealed. All secrets of a device
-// have one salt, so that a client need not say which of them it has.
+// scramKeysOf returns the encoded SCRAM keys of a secret, to be sealed. All secrets of a
+// device have one salt, so that a client need not name the one that it uses.
 func (k *Secrets) scramKeysOf(device, secret string) ([]byte, error) {
 	salt, err := k.scramSaltOf(device)
 	if err != nil {
@@ -115,8 +115,8 @@ func (k *Secrets) scramSaltOf(name string) ([]byte, error) {
 	return sum[:scramSalt], nil
 }
 
-// OpensSecrets reports whether a sealing key opens what is sealed of a secret; found is
-// false where nothing is.
+// OpensSecrets reports whether a sealing key opens the sealed keys of a secret on record.
+// found is false if there are none.
 func OpensSecrets(ctx context.Context, r store.Reader, s *keystore.Sealer) (opens, found bool, err error) {
 	var id string
 	var sealed []byte

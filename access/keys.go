@@ -16,12 +16,12 @@ import (
 type SymmetricKey struct {
 	registry.Credential
 	Keys attest.SymmetricKeys
-	// Fault is why a token made with it is refused all the same; nil: it is not.
+	// Fault is why a token made with it is refused nevertheless; nil if it is not.
 	Fault *countersign.Error
 }
 
-// Made reports whether the key made a token of a device, whatever the token is for and
-// however long it is good.
+// Made reports whether the key made a token of a device, whatever the token's resource and
+// expiry.
 func (k *SymmetricKey) Made(token *attest.SAS, device string) bool {
 	if k.Kind == countersign.MethodGroup {
 		return token.SignedBy(k.Keys.Derive(device))
@@ -29,8 +29,8 @@ func (k *SymmetricKey) Made(token *attest.SAS, device string) bool {
 	return token.SignedBy(k.Keys)
 }
 
-// refusal is why a token of a device for a resource is refused: BadCredential if the key
-// did not make it; nil if it is good.
+// refusal returns why a token of a device for a resource is refused: BadCredential if the
+// key did not make it, nil if it is valid.
 func (k *SymmetricKey) refusal(token *attest.SAS, resource, device string, now time.Time) *countersign.Error {
 	var err error
 	if k.Kind == countersign.MethodGroup {
@@ -44,7 +44,7 @@ func (k *SymmetricKey) refusal(token *attest.SAS, resource, device string, now t
 	return k.Fault
 }
 
-// proof is what a token that the key made proves.
+// proof returns what a token that the key made proves.
 func (k *SymmetricKey) proof(token *attest.SAS) proof {
 	until := token.Expiry.Add(attest.SASSkew)
 	if !k.ExpiresAt.IsZero() && k.ExpiresAt.Before(until) {
@@ -53,9 +53,9 @@ func (k *SymmetricKey) proof(token *attest.SAS) proof {
 	return proof{kind: countersign.AccessSAS, credential: k.Evidence(), made: k.CreatedPos, until: until}
 }
 
-// symmetricKeys returns the keys that may have made a token of a device: those that it
-// may use in its fleet, then those of FormerKeys. They are read and opened as they are
-// asked for.
+// symmetricKeys returns the keys that may have made a token of a device: those that it may
+// use in its fleet, then those of FormerKeys. It reads and opens a key only when the loop
+// comes to it.
 func (d *Decider) symmetricKeys(ctx context.Context, fleet, device string, from netip.Addr) iter.Seq2[SymmetricKey, error] {
 	return func(yield func(SymmetricKey, error) bool) {
 		present, err := d.presentKeys(ctx, fleet, device)
@@ -95,21 +95,21 @@ func (d *Decider) presentKeys(ctx context.Context, fleet, device string) (list [
 	return list, err
 }
 
-// keyUsable reports whether a device may connect with a symmetric key now. How often the
-// key may enroll does not matter here.
+// keyUsable reports whether a device may connect with a symmetric key now. A key that may
+// enroll no more devices can still be used to connect.
 func keyUsable(k *registry.Credential, now time.Time, from netip.Addr) bool {
 	err := k.Usable(now, from)
 	return err == nil || countersign.CodeOf(err) == countersign.CredentialSpent
 }
 
-// maxFormer bounds the keys that a SAS token is compared with after no key that it could
-// have been made with for its purpose made it. Each costs the opening of a sealed key,
-// and the client that shows such a token is unknown so far.
+// maxFormer bounds the former keys of each kind that a SAS token is compared with, after
+// no present key matched. Each costs the opening of a sealed key, for a client that has
+// proved nothing yet.
 const maxFormer = 64
 
-// FormerKeys returns the keys that a device may honestly have although they are not the
-// ones for fleet: those of the device that were stopped, or are of another fleet, and
-// such group keys. Each has a Fault; what it made is no guess.
+// FormerKeys returns keys that an honest device may have although they are not valid for
+// fleet: keys of the device that were stopped or are of another fleet, and such group
+// keys. Each has a Fault. A token that one of them made is refused, but is no guess.
 func (d *Decider) FormerKeys(ctx context.Context, fleet, device string, from netip.Addr) iter.Seq2[SymmetricKey, error] {
 	return func(yield func(SymmetricKey, error) bool) {
 		for _, f := range []registry.CredentialFilter{
@@ -136,7 +136,7 @@ func (d *Decider) open(c *registry.Credential) (SymmetricKey, error) {
 	return SymmetricKey{Credential: *c, Keys: keys}, err
 }
 
-// formerFault is why a token for fleet is refused that a key made which is not for it.
+// formerFault returns why a token for fleet is refused if a former key made it.
 func formerFault(c *registry.Credential, fleet string, now time.Time, from netip.Addr) error {
 	name := "key"
 	if c.Kind == countersign.MethodGroup {

@@ -9,18 +9,18 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// maxRules bounds the fleets whose rules are kept read. A server with more reads
-// some of them at each connection.
+// maxRules bounds the fleets whose parsed rules are cached. A server with more fleets
+// parses some of them again at each connection.
 const maxRules = 1024
 
-// rules keeps what fleets accept, so that a connection costs no reading of JSON. The
-// text comes with each decision's own query, so a change counts at once.
+// rules caches the parsed rules of fleets, so that a connection does not parse JSON. Each
+// decision reads the text in its own query, so a change takes effect at once.
 type rules struct {
 	mu sync.Mutex
 	by map[string]readRules
 }
 
-// readRules are the rules of a fleet, as far as a connection needs them.
+// readRules are the rules of a fleet, as far as decisions about connections need them.
 type readRules struct {
 	text        string
 	Access      countersign.Access `json:"access"`
@@ -30,15 +30,15 @@ type readRules struct {
 	Budget      countersign.Budget `json:"budget"`
 }
 
-// budgetOf returns the budget of a fleet whose rules have been read; else the
-// defaults.
+// budgetOf returns the budget of a fleet whose rules have been read, or the defaults.
 func (r *rules) budgetOf(fleet string) countersign.Budget {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.by[fleet].Budget.WithDefaults()
 }
 
-// of reads the rules of a fleet. The caller changes nothing of them.
+// of parses the rules of a fleet, or returns them from the cache. The caller must not
+// change them.
 func (r *rules) of(fleet, text string) (readRules, error) {
 	r.mu.Lock()
 	known, ok := r.by[fleet]
@@ -59,7 +59,8 @@ func (r *rules) of(fleet, text string) (readRules, error) {
 	return read, nil
 }
 
-// Accepts reports whether a fleet takes a kind of credential.
+// Accepts reports whether a fleet accepts a kind of credential; by default only
+// certificates.
 func Accepts(a countersign.Access, kind countersign.AccessKind) bool {
 	if len(a.Kinds) == 0 {
 		return kind == countersign.AccessCertificate

@@ -18,21 +18,21 @@ type Lost struct {
 	Session countersign.Session
 	Code    countersign.Code
 	Reason  string
-	// ByPolicy: it may connect again at once, to what the fleet's policy permits now. All
-	// other sessions that are lost may not.
+	// ByPolicy is true if the client may connect again at once, with what the fleet's
+	// policy permits now. The clients of all other lost sessions may not.
 	ByPolicy bool
 }
 
-// recheckChunk bounds how many sessions are compared with the record at once, and so what
-// is held of it in memory: some MB.
+// recheckChunk is how many sessions are compared with the record at once. It bounds the
+// part of the record that is in memory, to some MB.
 const recheckChunk = 1000
 
-// Recheck compares live sessions with the record as it is now and returns those that
-// would not be let in any more as they are: by what Standing says of their certificate, by
-// their device or credential, by what their fleet accepts, and by its policy. It reads in
-// batches, so that it may be asked about all sessions of a node. After an error nothing is
-// known of any of them. Whether a manufacturer has revoked a certificate may not be known,
-// because its list is out of date: that keeps a device out, and ends no session.
+// Recheck compares live sessions with the record as it is now and returns those that are
+// no longer allowed: because of the Standing of their certificate, their device or
+// credential, what their fleet accepts, or its policy. It reads in batches, so that it can
+// check all sessions of a node. After an error nothing is known about any session. If a
+// manufacturer's CRL is out of date, it is unknown whether a certificate is revoked: a
+// new connection is then refused, but no session ends.
 func (d *Decider) Recheck(ctx context.Context, sessions []countersign.Session) ([]Lost, error) {
 	var lost []Lost
 	fleets := map[string][]countersign.Session{}
@@ -69,10 +69,10 @@ func (d *Decider) Recheck(ctx context.Context, sessions []countersign.Session) (
 	return lost, nil
 }
 
-// Refusal reports why what a session rests on, a certificate or a credential, is not good
-// now, as Recheck would; empty if it is. In a transaction that has locked the device it
-// stays so until the end of that. first: the device is registered and may become active
-// by the credential.
+// Refusal reports why the certificate or credential of a session is not valid now, by the
+// rules of Recheck; the code is empty if it is valid. In a transaction that has locked the
+// device the answer holds until the transaction ends. first is true if the device is
+// registered and may become active by the credential.
 func (d *Decider) Refusal(ctx context.Context, rd store.Reader, s countersign.Session) (code countersign.Code, reason string, first bool, err error) {
 	all, err := d.standings(ctx, rd, []countersign.Session{s})
 	if err != nil {
@@ -83,7 +83,7 @@ func (d *Decider) Refusal(ctx context.Context, rd store.Reader, s countersign.Se
 	return code, reason, code == "" && all.devices[s.Device].state == countersign.DeviceRegistered, err
 }
 
-// Good returns those of the certificates of a device that are good for a use now.
+// Good returns those of the certificates that are valid for a use now.
 func (d *Decider) Good(ctx context.Context, rd store.Reader, refs []countersign.CertRef, use Use) (map[countersign.CertRef]bool, error) {
 	all := &standings{decider: d, rd: rd, certs: map[countersign.CertRef]record{}}
 	serials := set[countersign.Serial]{}
@@ -110,18 +110,18 @@ func (d *Decider) Good(ctx context.Context, rd store.Reader, refs []countersign.
 	return good, nil
 }
 
-// standings are what is on record of the devices, certificates and credentials of some
+// standings are the records of the devices, certificates and credentials of some
 // sessions.
 type standings struct {
 	decider *Decider
 	rd      store.Reader
-	first   bool // a registered device may be on its way to be active
+	first   bool // accept a registered device that may become active by its credential
 
 	devices map[string]holder // without their secrets
 	fleets  map[string]string // their rules, JSON
 	certs   map[countersign.CertRef]record
 	own     map[string][]record // of devices that a broker vouches for: those not revoked
-	certain map[string]bool     // devices that certificates were issued to
+	hadCert map[string]bool     // of these, the devices that certificates were issued to
 	secrets map[string]Secret
 	tokens  map[string]Token
 	keys    map[string]registry.Credential
@@ -130,7 +130,7 @@ type standings struct {
 func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []countersign.Session) (*standings, error) {
 	a := &standings{
 		decider: d, rd: rd, devices: map[string]holder{}, fleets: map[string]string{}, certs: map[countersign.CertRef]record{},
-		own: map[string][]record{}, certain: map[string]bool{}, secrets: map[string]Secret{}, tokens: map[string]Token{},
+		own: map[string][]record{}, hadCert: map[string]bool{}, secrets: map[string]Secret{}, tokens: map[string]Token{},
 	}
 	n := newNames()
 	for i := range sessions {
@@ -138,7 +138,7 @@ func (d *Decider) standings(ctx context.Context, rd store.Reader, sessions []cou
 	}
 	err := fill(ctx, rd, lookup[string]{"access tokens", `SELECT ` + tokenColumns + ` FROM access_token WHERE id IN`, n.tokens.list()}, scanToken, func(k Token) {
 		a.tokens[k.ID] = k
-		n.credential(k.Source) // a token is good for as long as what it was given for
+		n.credential(k.Source) // a token is valid only as long as the credential that it was issued for
 	})
 	if err != nil {
 		return nil, err
@@ -170,7 +170,7 @@ type set[T ~string] map[T]bool
 
 func (s set[T]) list() []T { return slices.Sorted(maps.Keys(s)) }
 
-// names are the keys of what sessions rest on, each once.
+// names are the keys of the records that sessions rest on, each once.
 type names struct {
 	fleets, devices, vouched, secrets, tokens, keys set[string]
 	serials                                         set[countersign.Serial]
@@ -197,7 +197,7 @@ func (n *names) session(s *countersign.Session) {
 	n.credential(s.Credential)
 }
 
-// credential adds what a session, or an access token, names as kind:id.
+// credential adds the credential, kind:id, of a session or an access token.
 func (n *names) credential(credential string) {
 	switch kind, id, _ := strings.Cut(credential, ":"); kind {
 	case guestCredential, "", "vouched":
@@ -233,11 +233,11 @@ func (a *standings) readCertificates(ctx context.Context, serials []countersign.
 		scanRecord, func(r record) { a.certs[r.ref] = r })
 }
 
-// readOwn reads the certificates of devices that a broker vouches for: it may have verified
-// any of them.
+// readOwn reads the certificates of devices that a broker vouches for. The broker may have
+// verified any of them.
 func (a *standings) readOwn(ctx context.Context, ids []string) error {
 	err := fill(ctx, a.rd, lookup[string]{"the certificates of devices", `SELECT DISTINCT device FROM certificate WHERE device IN`, ids},
-		store.Scan[string], func(id string) { a.certain[id] = true })
+		store.Scan[string], func(id string) { a.hadCert[id] = true })
 	if err != nil {
 		return err
 	}
@@ -245,14 +245,14 @@ func (a *standings) readOwn(ctx context.Context, ids []string) error {
 		scanRecord, func(r record) { a.own[r.device] = append(a.own[r.device], r) })
 }
 
-// lookup is a query for the rows whose column, at the end of its text, is one of values.
+// lookup is a query for the rows where a column has one of values.
 type lookup[V ~string] struct {
 	what   string // for errors
-	text   string
+	text   string // ends with the column and IN
 	values []V
 }
 
-// fill calls add with each row of a lookup.
+// fill calls add for each row of a lookup.
 func fill[T any, V ~string](ctx context.Context, rd store.Reader, q lookup[V], scan func(store.Row) (T, error), add func(T)) error {
 	for v, err := range store.RowsIn(ctx, rd, scan, q.text, q.values) {
 		if err != nil {
@@ -263,10 +263,10 @@ func fill[T any, V ~string](ctx context.Context, rd store.Reader, q lookup[V], s
 	return nil
 }
 
-// refusal reports why a session rests on nothing that is good now; empty if it does.
+// refusal reports why a session is no longer allowed; the code is empty if it is.
 func (a *standings) refusal(ctx context.Context, s countersign.Session) (countersign.Code, string, error) {
 	if !s.NotAfter.IsZero() && a.decider.Now().After(s.NotAfter) {
-		return countersign.CredentialExpire, "what the session came in by is at its end", nil
+		return countersign.CredentialExpire, "the credential that the session rests on has expired", nil
 	}
 	var made countersign.Position
 	if !s.Cert.IsZero() {
@@ -297,7 +297,7 @@ func (a *standings) certRefusal(ctx context.Context, ref countersign.CertRef) (c
 	return s.Code, s.Reason, err
 }
 
-// deviceRefusal looks at the devices that a session is of, or for.
+// deviceRefusal checks the device of a session, and the devices that it is for.
 func (a *standings) deviceRefusal(s *countersign.Session, made countersign.Position) (countersign.Code, string) {
 	own := policy.KindOf(s.Device) == policy.Devices
 	ids := s.Scope
@@ -324,18 +324,18 @@ func (a *standings) deviceRefusal(s *countersign.Session, made countersign.Posit
 	return "", ""
 }
 
-// credentialRefusal looks at a credential, kind:id, of a session or an access token. made
-// is the position of the log when it was made.
+// credentialRefusal checks a credential, kind:id, of a session or an access token. made is
+// the position of the log when it was made.
 func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Session, credential string) (made countersign.Position, code countersign.Code, reason string, err error) {
 	good := false
 	switch kind, id, _ := strings.Cut(credential, ":"); kind {
-	case guestCredential: // of whom the fleet decides
+	case guestCredential: // fleetRefusal decides about it
 		return 0, "", "", nil
 	case "vouched":
 		code, reason, err = a.vouchedRefusal(ctx, s.Device)
 		return 0, code, reason, err
 	case "certificate":
-		ref, _ := countersign.ParseCertRef(id) // one that cannot be read is on no record
+		ref, _ := countersign.ParseCertRef(id) // a malformed one is not on record
 		code, reason, err = a.certRefusal(ctx, ref)
 		return 0, code, reason, err
 	case "secret":
@@ -345,7 +345,7 @@ func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Sessio
 		return a.tokenRefusal(ctx, s, id)
 	case string(countersign.MethodKey), string(countersign.MethodGroup):
 		key, ok := a.keys[id]
-		if !s.Remote.IsValid() { // a broker that asks again does not send it; it was checked when the device connected
+		if !s.Remote.IsValid() { // a broker that asks again does not send the address; it was checked when the device connected
 			key.Networks = nil
 		}
 		good = ok && keyUsable(&key, a.decider.Now(), s.Remote.Addr()) && key.Fleet == s.Fleet && key.Covers(s.Device)
@@ -357,10 +357,11 @@ func (a *standings) credentialRefusal(ctx context.Context, s *countersign.Sessio
 	return made, "", "", nil
 }
 
-// vouchedRefusal looks at the certificates of a device that a broker vouches for. It may be
-// any of them, so one that is good is enough; a device that never had one came otherwise.
+// vouchedRefusal checks the certificates of a device that a broker vouches for. The broker
+// may have verified any of them, so one valid certificate is enough. A device that never
+// had one was authenticated in another way.
 func (a *standings) vouchedRefusal(ctx context.Context, device string) (countersign.Code, string, error) {
-	if !a.certain[device] {
+	if !a.hadCert[device] {
 		return "", "", nil
 	}
 	code, reason := countersign.CertIsRevoked, "all certificates of the device are revoked"
@@ -376,26 +377,28 @@ func (a *standings) vouchedRefusal(ctx context.Context, device string) (counters
 	return code, reason, nil
 }
 
-// tokenRefusal looks at an access token, and at what a device was given it for.
+// tokenRefusal checks an access token and, for a device, the credential that it was issued
+// for.
 func (a *standings) tokenRefusal(ctx context.Context, s *countersign.Session, id string) (countersign.Position, countersign.Code, string, error) {
 	k, ok := a.tokens[id]
 	if !ok || !k.RevokedAt.IsZero() || !a.decider.Now().Before(k.ExpiresAt) {
 		return k.IssuedPos, countersign.CredentialExpire, "the access token is no longer in force", nil
 	}
-	if strings.Contains(k.Subject, "/") { // an operator's: it is revoked with what it was given for
+	if strings.Contains(k.Subject, "/") { // an operator's: it is revoked together with the credential that it was issued for
 		return k.IssuedPos, "", "", nil
 	}
 	made, code, reason, err := a.credentialRefusal(ctx, s, k.Source)
 	if code == "" && err == nil {
 		if h := a.devices[k.Subject]; made != 0 && made < h.revoked {
-			code, reason = countersign.CredentialExpire, "what the access token was given for is older than the device's identity"
+			code, reason = countersign.CredentialExpire, "the credential that the access token was issued for is older than the device's identity"
 		}
 	}
 	return k.IssuedPos, code, reason, err
 }
 
-// fleetRefusal looks at what the fleet accepts. A certificate has been held against that,
-// and sessions of operators and of brokers' devices rest on nothing that a fleet chooses.
+// fleetRefusal checks that the fleet accepts the kind of the session's credential. For a
+// certificate, judge has done that. A fleet does not choose how operators, and devices
+// that a broker vouches for, authenticate.
 func (a *standings) fleetRefusal(s *countersign.Session) (countersign.Code, string, error) {
 	text, ok := a.fleets[s.Fleet]
 	if !ok {
@@ -415,8 +418,8 @@ func (a *standings) fleetRefusal(s *countersign.Session) (countersign.Code, stri
 	return countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", s.Fleet, kinds[0]), nil
 }
 
-// kindsOf are the kinds of credential that a session may have come in by; nil: none
-// that a fleet chooses.
+// kindsOf returns the kinds of credential that a session may have been opened with; nil if
+// a fleet does not choose them.
 func kindsOf(s countersign.Session, made map[string]Secret) []countersign.AccessKind {
 	kind, id, _ := strings.Cut(s.Credential, ":")
 	switch {

@@ -14,25 +14,25 @@ import (
 type Use int
 
 const (
-	// Connecting is to open a session, to keep one, or to be given what a session may be
-	// opened with, such as an access token.
+	// Connecting is to open a session, to keep one, or to get a credential that can open
+	// one, such as an access token.
 	Connecting Use = iota
-	// Renewing is to be given a successor. Whether a superseded or replaced certificate
-	// may have one is for the rule of rotation to say.
+	// Renewing is to get a successor of the certificate. Whether a superseded or replaced
+	// certificate may have one is decided by the rules of rotation in package ra.
 	Renewing
-	// Recovering is to be given a successor by a certificate that may have expired.
+	// Recovering is to get a successor of a certificate that may have expired.
 	Recovering
-	// vouched is Connecting by a broker that has verified the certificate itself: which
-	// kinds of credential the fleet accepts does not matter.
+	// vouched is Connecting at a broker that has verified the certificate itself. It does
+	// not matter which kinds of credential the fleet accepts.
 	vouched
 )
 
 func (u Use) connects() bool { return u == Connecting || u == vouched }
 
-// anew is the way back of a device whose certificate is no good any more.
-const anew = "enroll anew with a token made for the device"
+// enrollAgain is the next step of a device whose certificate can no longer be used.
+const enrollAgain = "enroll anew with a token made for the device"
 
-// record is a certificate with its device, fleet and authority, as far as a judgment
+// record is a certificate with its device, fleet and authority, as far as a decision
 // needs them.
 type record struct {
 	ref                  countersign.CertRef
@@ -53,7 +53,7 @@ type record struct {
 	der                  []byte // of a manufacturer's certificate
 }
 
-// authority is the one that answers for a certificate.
+// authority is the CA that a certificate is trusted by.
 type authority struct {
 	id, state string
 	kind      countersign.AuthorityKind
@@ -89,7 +89,8 @@ func (r *record) tagsOf() (tags map[string]string, err error) {
 	return tags, err
 }
 
-// refusal reports why the certificate, its device or its authority is not good now.
+// refusal reports why the certificate, its device or its authority is not valid for a use
+// now.
 func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason, next string) {
 	switch {
 	case r.deviceState == countersign.DeviceRetired:
@@ -97,15 +98,15 @@ func (r *record) refusal(now time.Time, use Use) (code countersign.Code, reason,
 	case r.deviceState == countersign.DeviceSuspended:
 		return countersign.DeviceOnHold, because("the device is suspended", r.deviceReason), "ask the operator why"
 	case r.issued < r.deviceRevoked && !use.connects():
-		return countersign.CertIsRevoked, "the identity of the certificate has been revoked", anew
+		return countersign.CertIsRevoked, "the identity of the certificate has been revoked", enrollAgain
 	case r.state == countersign.CertRevoked && (use.connects() || r.reason != countersign.Superseded):
-		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), anew
+		return countersign.CertIsRevoked, fmt.Sprintf("certificate revoked (%s) %s ago", r.reason, ago(now.Sub(r.revoked))), enrollAgain
 	case r.state == countersign.CertHeld:
 		return countersign.CertIsHeld, "the certificate is on hold", "ask the operator why"
 	case r.deviceState != countersign.DeviceActive:
-		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState), anew
+		return countersign.NotAllowed, fmt.Sprintf("the device is %s", r.deviceState), enrollAgain
 	case r.authority.state != "active":
-		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authority.state), anew
+		return countersign.CertIsRevoked, fmt.Sprintf("the authority that issued the certificate is %s", r.authority.state), enrollAgain
 	}
 	return r.timeRefusal(now, use)
 }
@@ -123,7 +124,8 @@ func (r *record) timeRefusal(now time.Time, use Use) (code countersign.Code, rea
 	return "", "", ""
 }
 
-// ended is since when the certificate is refused with a code of refusal.
+// ended returns the time since which the certificate is refused with this code; zero if
+// there is none.
 func (r *record) ended(code countersign.Code) time.Time {
 	switch code {
 	case countersign.CertExpired:

@@ -10,13 +10,13 @@ import (
 
 const sasPath = "/devices/"
 
-// bySAS identifies a device by a token that it made with its symmetric key for
-// <host>/devices/<id>. The host is that of the user name, if it names one: several
-// services may know the device's key, and a token is for one of them.
+// bySAS identifies a device by a token that it made with its symmetric key for the
+// resource <host>/devices/<id>. The host must be that of the user name, if it has one:
+// several services may know the device's key, and a token is for one of them.
 func (d *Decider) bySAS(ctx context.Context, c countersign.Connection) Decision {
 	host, device := azureUser(c.Username)
 	token, err := attest.ParseSAS(string(c.Password))
-	if err != nil { // it cannot be read, so it was made with no key and is no guess
+	if err != nil { // it cannot be parsed, so it is no guess of a key
 		dec := refuse(countersign.CodeOf(err), countersign.Public(err).Message)
 		dec.Kind, dec.Claims = countersign.AccessSAS, device
 		return dec
@@ -52,8 +52,8 @@ func (d *Decider) bySAS(ctx context.Context, c countersign.Connection) Decision 
 	return d.wrong(c, countersign.AccessSAS, device, h)
 }
 
-// azureUser reads the user name of a device that brings a SAS token: its id, or as
-// Azure's SDKs have it, <host>/<id>/?api-version=….
+// azureUser parses the user name of a device with a SAS token: its id or, as Azure's SDKs
+// send it, <host>/<id>/?api-version=….
 func azureUser(name string) (host, device string) {
 	name, _, _ = strings.Cut(name, "/?")
 	if host, device, ok := strings.Cut(name, "/"); ok {
@@ -62,8 +62,8 @@ func azureUser(name string) (host, device string) {
 	return "", name
 }
 
-// sasOfStranger refuses the token of a device that is not on record. Its key may be,
-// since keys are registered before devices: then it is no guess.
+// sasOfStranger refuses the token of a device that is not on record. Its key may be on
+// record, because keys are registered before devices. The token is then no guess.
 func (d *Decider) sasOfStranger(ctx context.Context, c countersign.Connection, token *attest.SAS, device string) Decision {
 	dec := d.wrong(c, countersign.AccessSAS, device, &holder{})
 	if !countersign.IsDeviceID(device) {
@@ -74,7 +74,7 @@ func (d *Decider) sasOfStranger(ctx context.Context, c countersign.Connection, t
 			return unreadable()
 		}
 		if k.Made(token, device) {
-			dec.Code, dec.Reason, dec.Tried = countersign.Misconfigured, "the SAS token is right, and its device is not registered", ""
+			dec.Code, dec.Reason, dec.Tried = countersign.Misconfigured, "the SAS token is right, but its device is not registered", ""
 			break
 		}
 	}

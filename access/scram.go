@@ -14,13 +14,14 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// The authentication of several steps that there is: SCRAM-SHA-256 (RFC 5802,
-// 7677) without channel binding, over the TLS of the connection. Its secrets are
-// the ones that we make: of 256 random bits, so a stolen verifier is worth nothing.
+// scramMethod is the only authentication method of several steps: SCRAM-SHA-256 (RFC 5802,
+// 7677) without channel binding, over the TLS of the connection. It works only with the
+// secrets that the server makes. They have 256 random bits, so they cannot be found from a
+// stolen verifier.
 const scramMethod = "SCRAM-SHA-256"
 
 const (
-	// maxScram bounds a client's message: a name and a nonce have room.
+	// maxScram bounds a client's message, in octets: enough for a name and a nonce.
 	maxScram = 1024
 	// minNonce and maxNonce bound the client's nonce; clients send 18 to 48 characters.
 	minNonce, maxNonce = 8, 256
@@ -34,13 +35,13 @@ type scramExchange struct {
 	first   clientFirst
 	asked   string // server-first-message
 	nonce   string
-	device  string // whose proof was right; empty: nobody's yet
-	secret  string // id of the secret that it was made with
+	device  string // whose proof was right; empty: no proof was right so far
+	secret  string // id of the secret that the proof was made with
 	tried   bool   // a proof was compared: only then can it have been a guess
-	fault   string // why it ended before that
+	fault   string // why the exchange failed
 }
 
-// Exchange begins an authentication of several steps. There is SCRAM-SHA-256.
+// Exchange begins an authentication of several steps. The method must be SCRAM-SHA-256.
 func (d *Decider) Exchange(_ context.Context, c countersign.Connection, method string) (countersign.Exchange, error) {
 	if method != scramMethod {
 		return nil, countersign.Errorf(countersign.BadRequest, "there is no authentication method %.40q", method).WithNext("use " + scramMethod)
@@ -63,7 +64,7 @@ func (x *scramExchange) Next(ctx context.Context, data []byte) (answer []byte, d
 		err = errSCRAM("the exchange is over")
 	}
 	if err != nil {
-		x.step, x.device, x.secret = 3, "", "" // there is no second try
+		x.step, x.device, x.secret = 3, "", "" // a failed exchange cannot be continued
 		x.fault = countersign.Public(err).Message
 		return nil, false, err
 	}
@@ -74,16 +75,16 @@ func errSCRAM(why string) error {
 	return countersign.Errorf(countersign.BadCredential, "the SCRAM exchange failed: %s", why)
 }
 
-// begin answers every name alike, whether there is such a device or not: the salt
-// comes from the name, and the record is not looked at.
+// begin returns the server-first-message. It does not show whether there is such a device:
+// the salt is derived from the name, and no record is read.
 func (x *scramExchange) begin(message string) ([]byte, error) {
 	f, err := parseClientFirst(message)
 	if err != nil {
 		return nil, err
 	}
-	x.first = f // for the verdict, also if it is refused now
+	x.first = f // the verdict needs it, also if the message is refused below
 	if x.conn.Username != "" && x.conn.Username != f.user {
-		return nil, errSCRAM("it is for another name than the user name of the connection")
+		return nil, errSCRAM("its name is not the user name of the connection")
 	}
 	salt, err := x.decider.Secrets.scramSaltOf(f.user)
 	if err != nil {
@@ -100,7 +101,7 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 		return nil, err
 	}
 	if f.binding != x.first.header || subtle.ConstantTimeCompare([]byte(f.nonce), []byte(x.nonce)) != 1 {
-		return nil, errSCRAM("the channel binding or the nonce is another")
+		return nil, errSCRAM("the channel binding or the nonce does not match")
 	}
 	auth := []byte(x.first.bare + "," + x.asked + "," + f.withoutProof)
 	h, err := x.decider.holder(ctx, x.first.user)
@@ -109,7 +110,7 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 	}
 	x.tried = true
 	var server []byte
-	for i := range maxSecrets + keepStopped { // always as many, for every name
+	for i := range maxSecrets + keepStopped { // the same number for every name, so that the time does not show how many there are
 		keys, id := x.decider.Secrets.scramCandidate(h, i)
 		if id != "" && keys.proves(auth, f.proof) {
 			x.device, x.secret, server = h.device, id, mac(keys.server, auth)
@@ -121,11 +122,11 @@ func (x *scramExchange) finish(ctx context.Context, message string) ([]byte, err
 	return []byte("v=" + base64.StdEncoding.EncodeToString(server)), nil
 }
 
-// byExchange identifies a device by the exchange that it went through on this connection.
+// byExchange identifies a device by its exchange on this connection.
 func (d *Decider) byExchange(ctx context.Context, c countersign.Connection) Decision {
 	x, ok := c.Exchange.(*scramExchange)
 	if !ok || x.decider != d || x.conn.Remote != c.Remote && x.conn.Remote != (netip.AddrPort{}) {
-		return refuse(countersign.BadCredential, "the authentication is not one that was begun here")
+		return refuse(countersign.BadCredential, "the authentication was not begun on this connection")
 	}
 	if !x.tried {
 		dec := refuse(countersign.BadRequest, cmp.Or(x.fault, "the SCRAM exchange was not finished"))
@@ -144,9 +145,9 @@ func (d *Decider) byExchange(ctx context.Context, c countersign.Connection) Deci
 	return d.wrong(c, countersign.AccessSCRAM, x.first.user, h)
 }
 
-// withExchange compares an exchange that a client with a certificate went through all the
-// same with the certificate: a client that fails in it, or that did it in another name, is
-// not the one that the certificate is for.
+// withExchange checks the exchange of a client that also presented a certificate. A client
+// that fails in it, or that used the name of another device, is refused, because it is not
+// the one that the certificate was issued to.
 func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, dec Decision) Decision {
 	if c.Exchange == nil || dec.Code != "" {
 		return dec
@@ -161,8 +162,8 @@ func (d *Decider) withExchange(ctx context.Context, c countersign.Connection, de
 	return x
 }
 
-// scramCandidate returns the keys of a device's i-th secret, and its id; empty if
-// it has none that can be used so.
+// scramCandidate returns the SCRAM keys and the id of a device's i-th secret. The id is
+// empty if there is no such secret, or if it has no SCRAM keys.
 func (k *Secrets) scramCandidate(h *holder, i int) (scramKeys, string) {
 	if i >= len(h.secrets) || h.secrets[i].scram == nil {
 		return scramKeys{}, ""
@@ -183,9 +184,9 @@ type clientFirst struct {
 	nonce  string
 }
 
-// parseClientFirst reads a client's first message: gs2-header, n= and r=. Extensions
-// that are mandatory are refused, as is channel binding: over one that we cannot
-// check it would only seem to be bound.
+// parseClientFirst parses a client-first-message: gs2-header, n= and r=. It refuses
+// mandatory extensions, and channel binding, because the server does not check any: the
+// client would wrongly believe that the channel is bound.
 func parseClientFirst(message string) (f clientFirst, err error) {
 	flag, rest, ok := strings.Cut(message, ",")
 	if !ok || flag != "n" && flag != "y" {
@@ -209,7 +210,7 @@ func parseClientFirst(message string) (f clientFirst, err error) {
 			return f, errSCRAM("the first message is malformed")
 		}
 		if as, err = saslName(as); err != nil || as != f.user {
-			return f, errSCRAM("nobody may act for another")
+			return f, errSCRAM("the authorization identity is not the name")
 		}
 	}
 	f.nonce = attrs[1][2:]
@@ -219,8 +220,8 @@ func parseClientFirst(message string) (f clientFirst, err error) {
 	return f, nil
 }
 
-// saslName undoes the escapes of a name (RFC 5802, 5.1). Names are device ids, so of
-// SASLprep (RFC 4013) nothing is left to do: whatever it would change is refused.
+// saslName decodes the escapes of a name (RFC 5802, 5.1). It accepts only device ids, and
+// SASLprep (RFC 4013) does not change these, so it is not applied.
 func saslName(s string) (string, error) {
 	plain := strings.NewReplacer("=2C", ",", "=3D", "=").Replace(s)
 	if !countersign.IsDeviceID(plain) {

@@ -44,7 +44,7 @@ func TestSCRAMVector(t *testing.T) {
 	}
 }
 
-// client is the other side of SCRAM-SHA-256 (RFC 5802, 3), as far as a device needs it.
+// client is the client side of SCRAM-SHA-256 (RFC 5802, 3), as far as a device needs it.
 type client struct{ user, secret, bare, header string }
 
 func (c *client) first() string {
@@ -54,7 +54,7 @@ func (c *client) first() string {
 
 var errServer = errors.New("the server did not prove itself")
 
-// final answers the server's first message and gives what the server must answer.
+// final returns the answer to the server's first message, and what the server must answer.
 func (c *client) final(t *testing.T, asked string) (message, want string) {
 	t.Helper()
 	f := strings.Split(asked, ",")
@@ -90,7 +90,7 @@ func sign(key []byte, text string) []byte {
 	return h.Sum(nil)
 }
 
-// tryScram goes through an exchange as a device does.
+// tryScram runs an exchange as a device does.
 func (d *door) tryScram(t *testing.T, user, secret string) (countersign.Exchange, error) {
 	t.Helper()
 	x, err := d.Exchange(t.Context(), countersign.Connection{Remote: home, Username: user}, "SCRAM-SHA-256")
@@ -128,11 +128,11 @@ func TestSCRAMLetsItsDeviceIn(t *testing.T) {
 		for _, tt := range []struct {
 			secret []byte
 			id     string
-		}{{first, s1.ID}, {second, s2.ID}} { // one salt serves both
+		}{{first, s1.ID}, {second, s2.ID}} { // both have the same salt
 			c.Exchange = d.scram(t, string(tt.secret))
 			d.wantIn(t, "scram", c, countersign.AccessSCRAM, "secret:"+tt.id)
 		}
-		// The session rests on the secret: stopped meanwhile, it lets nobody in.
+		// The secret is stopped after the exchange: the verdict must refuse.
 		d.exec(t, `UPDATE device_secret SET state = 'stopped' WHERE id = $1`, s2.ID)
 		d.wantOut(t, "stopped between exchange and verdict", c, countersign.CredentialExpire)
 
@@ -164,7 +164,7 @@ func TestSCRAMTellsNobodysNamesApart(t *testing.T) {
 		}
 		return strings.Join(strings.Split(string(asked), ",")[1:], ",")
 	}
-	for _, user := range []string{"pump-1", "pump-2", "pump-9"} { // with a secret, without, nobody
+	for _, user := range []string{"pump-1", "pump-2", "pump-9"} { // with a secret, without one, and not on record
 		if first, again := salt(user), salt(user); first != again || len(salt(user)) != len(salt("pump-1")) {
 			t.Errorf("%s is asked differently each time, or differently from others", user)
 		}
@@ -174,8 +174,8 @@ func TestSCRAMTellsNobodysNamesApart(t *testing.T) {
 	}
 }
 
-// TestExchangeIsOfItsOwnConnection wants only an exchange that the desk itself has
-// completed, for this connection.
+// TestExchangeIsOfItsOwnConnection checks that only an exchange counts that the same
+// Decider has completed, for this connection.
 func TestExchangeIsOfItsOwnConnection(t *testing.T) {
 	d, other := newDoor(t, storetest.Open(t)), newDoor(t, storetest.Open(t))
 	text, _ := d.secret(t, access.SecretOrder{Device: "pump-1"})
@@ -188,14 +188,14 @@ func TestExchangeIsOfItsOwnConnection(t *testing.T) {
 	d.wantOut(t, "begun only", c, countersign.BadRequest)
 	c.Exchange = d.scram(t, string(text))
 	if got := other.Decide(t.Context(), c); got.Allow {
-		t.Error("let in on the exchange of another desk")
+		t.Error("admitted by the exchange of another Decider")
 	}
 	c.Remote = netip0()
 	d.wantOut(t, "on another connection", c, countersign.BadCredential)
 	if _, err := d.Exchange(t.Context(), c, "PLAIN"); countersign.CodeOf(err) != countersign.BadRequest {
 		t.Errorf("PLAIN: got %v", err)
 	}
-	// After its end, and after a failure, there is no second try.
+	// An exchange that has ended or failed cannot be continued.
 	x := d.scram(t, string(text))
 	if _, _, err := x.Next(t.Context(), []byte("n,,n=pump-1,r=0123456789abcdef")); err == nil {
 		t.Error("the exchange goes on after its end")

@@ -29,8 +29,8 @@ func (d *Decider) bySecret(ctx context.Context, c countersign.Connection) Decisi
 	return d.decideSecret(ctx, c, h, s)
 }
 
-// decideSecret compares a device that showed one of its secrets with its record. A
-// secret that was good once is no guess.
+// decideSecret decides about a device that proved one of its secrets. A secret that was
+// stopped or has expired is refused with the reason, and not as a guess.
 func (d *Decider) decideSecret(ctx context.Context, c countersign.Connection, h *holder, s *Secret) Decision {
 	kind := s.Kind
 	if c.Exchange != nil {
@@ -47,10 +47,10 @@ func (d *Decider) decideSecret(ctx context.Context, c countersign.Connection, h 
 	return dec
 }
 
-// match finds the secret that was shown, nil if it is none of the device's. What we
-// made is compared by its keyed hash, in microseconds; only what is not made by us and
-// may be a password that a person chose is worth a run of argon2id. Either way a
-// wrong one takes the time of a check.
+// match returns the device's secret that the client presented, or nil if it is none of
+// them. Secrets that the server made are compared by their keyed hash, in microseconds.
+// Only if the presented one does not have their form, and the device has a password,
+// argon2id runs. A wrong secret takes the time of a run in either case.
 func (k *Secrets) match(ctx context.Context, c countersign.Connection, h *holder) (found *Secret, err error) {
 	sum, err := k.hash(h.device, c.Password)
 	if err != nil {
@@ -70,7 +70,7 @@ func (k *Secrets) match(ctx context.Context, c countersign.Connection, h *holder
 		chosen = h.passwords(k.Now())
 	}
 	if len(chosen) == 0 {
-		k.hasher.act(ctx)
+		k.hasher.simulate(ctx)
 		return nil, nil //nolint:nilnil // none of them, and no failure
 	}
 	who := regular{device: h.device}
@@ -100,8 +100,8 @@ func (k *Secrets) match(ctx context.Context, c countersign.Connection, h *holder
 	return found, nil
 }
 
-// passwords returns those to try: what is good now, else the last one that was, so that
-// a device learns that its password was stopped.
+// passwords returns the passwords to compare: those that are valid now, else the newest of
+// the others, so that a device learns that its password was stopped.
 func (h *holder) passwords(now time.Time) (good []*Secret) {
 	var last *Secret
 	for i := range h.secrets {

@@ -24,7 +24,7 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// door is a desk that takes every kind, with two active devices in the fleet pumps.
+// door is a Decider whose fleet pumps accepts every kind and has two active devices.
 type door struct {
 	*access.Decider
 	clock *kit.Clock
@@ -51,8 +51,8 @@ func newDoor(t *testing.T, db *store.DB) *door {
 
 func (d *door) exec(t *testing.T, q string, args ...any) { t.Helper(); exec(t, d.DB, q, args...) }
 
-// key registers symmetric keys, of a device or without one of a group, and returns what
-// the credential is called in verdicts.
+// key registers the symmetric keys of a device or, if device is empty, of a group. It
+// returns the name of the credential in verdicts.
 func (d *door) key(t *testing.T, c registry.Credential, k attest.SymmetricKeys) (name string) {
 	t.Helper()
 	c.Fleet, c.CreatedBy = "pumps", "operator:test"
@@ -68,7 +68,7 @@ func (d *door) key(t *testing.T, c registry.Credential, k attest.SymmetricKeys) 
 	return name
 }
 
-// accept sets what the fleet takes.
+// accept sets what the fleet accepts.
 func (d *door) accept(t *testing.T, a countersign.Access) {
 	t.Helper()
 	b, err := json.Marshal(countersign.Rules{Access: a})
@@ -78,7 +78,7 @@ func (d *door) accept(t *testing.T, a countersign.Access) {
 	d.exec(t, `UPDATE fleet SET rules = $1 WHERE name = 'pumps'`, string(b))
 }
 
-// secret makes one and returns what the device sends, and its id.
+// secret makes a secret. It returns what the device sends, and the record.
 func (d *door) secret(t *testing.T, o access.SecretOrder) ([]byte, access.Secret) {
 	t.Helper()
 	text, s, err := d.trySecret(t, o)
@@ -111,7 +111,7 @@ func login(device string, secret []byte) countersign.Connection {
 	return countersign.Connection{Gateway: "mqtt", Protocol: "MQTT 5", ClientID: device, Username: device, Password: secret, Remote: home}
 }
 
-// wantIn wants the connection to come in as pump-1 by a credential.
+// wantIn fails the test unless the connection is admitted as pump-1 by a credential.
 func (d *door) wantIn(t *testing.T, what string, c countersign.Connection, kind countersign.AccessKind, credential string) access.Decision {
 	t.Helper()
 	got := d.Decide(t.Context(), c)
@@ -130,7 +130,7 @@ func (d *door) wantOut(t *testing.T, what string, c countersign.Connection, code
 	return got
 }
 
-// everyOctet is a secret of n octets with every value in it.
+// everyOctet returns a secret of n octets with every value in it.
 func everyOctet(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -182,7 +182,7 @@ func TestMadeSecretIsLongAndRecognized(t *testing.T) {
 	if len(octets) != 32 || s.SCRAM {
 		t.Errorf("octets: got %d, scram %v", len(octets), s.SCRAM)
 	}
-	// Nothing on record tells either.
+	// The record contains neither of them.
 	var verifier, scram []byte
 	if err := d.DB.QueryRow(t.Context(), `SELECT verifier, scram FROM device_secret WHERE slot = 'primary'`).Scan(&verifier, &scram); err != nil {
 		t.Fatal(err)
@@ -325,7 +325,7 @@ func TestFleetsChooseKinds(t *testing.T) {
 			d.accept(t, countersign.Access{})
 			d.wantOut(t, string(kind)+" where the fleet says nothing", c, countersign.NotAllowed)
 			wrong := login("pump-1", []byte("a wrong one, for sure"))
-			d.wantOut(t, "wrong secret, kind not taken", wrong, countersign.BadCredential) // it tells nothing of the fleet
+			d.wantOut(t, "wrong secret, kind not taken", wrong, countersign.BadCredential) // the answer must not show what the fleet accepts
 		}
 	})
 }
@@ -347,7 +347,7 @@ func TestFleetsMayRefuseCertificates(t *testing.T) {
 		{`{"access":{"kinds":["secret"]}}`, countersign.NotAllowed},
 		{`{"access":{"kinds":["secret","certificate"]}}`, ""},
 		{`{"access":{"kinds":["scram"]}}`, countersign.NotAllowed},
-		{`{"access":`, countersign.Unavailable}, // what cannot be read lets nobody in
+		{`{"access":`, countersign.Unavailable}, // rules that cannot be read admit no client
 	} {
 		set(tt.rules)
 		if got := d.Decide(t.Context(), connect(cert)); got.Code != tt.code || got.Allow != (tt.code == "") {
@@ -356,7 +356,7 @@ func TestFleetsMayRefuseCertificates(t *testing.T) {
 	}
 }
 
-// TestNameBesideCertificateIsNoLogin shows what AWS's SDKs send, and what an attacker would.
+// TestNameBesideCertificateIsNoLogin covers what AWS's SDKs send, and what an attacker could.
 func TestNameBesideCertificateIsNoLogin(t *testing.T) {
 	db := storetest.Open(t)
 	cert := certificate(t, 0xa1)
@@ -371,7 +371,7 @@ func TestNameBesideCertificateIsNoLogin(t *testing.T) {
 			t.Errorf("user name %q: got %+v", name, got)
 		}
 	}
-	// A certificate that is not on record is not saved by a secret beside it.
+	// A certificate that is not on record is refused, also with a right secret beside it.
 	c := connect(certificate(t, 0xb2))
 	c.Username, c.Password = "pump-2", text
 	if got := d.Decide(t.Context(), c); got.Allow || got.Code != countersign.CertUnknown {
@@ -434,7 +434,7 @@ func TestSASTokensLetTheirDeviceIn(t *testing.T) {
 func TestBrokersVouch(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		d := newDoor(t, db)
-		d.accept(t, countersign.Access{}) // how a broker authenticates is the broker's
+		d.accept(t, countersign.Access{}) // it does not matter to a device that a broker authenticates
 		c := countersign.Connection{Gateway: "hook", Username: "pump-1", Vouched: "emqx", Remote: home}
 		d.wantIn(t, "vouched", c, "", "vouched:emqx")
 		for state, want := range map[string]countersign.Code{

@@ -21,28 +21,28 @@ import (
 )
 
 const (
-	// MaxSecret is the longest that a CONNECT carries (MQTT 5, 3.1.3.6).
+	// MaxSecret is the longest secret, in octets, that a CONNECT can carry (MQTT 5, 3.1.3.6).
 	MaxSecret = 65535
-	// minPassword is the shortest that may be brought along: NIST SP 800-63B, 3.1.1.2.
+	// minPassword is the shortest password, in octets: NIST SP 800-63B, 3.1.1.2.
 	minPassword = 8
 
-	// DefaultSecretOverlap is how long a secret that was rotated is still good.
+	// DefaultSecretOverlap is how long a secret stays valid after it was rotated.
 	DefaultSecretOverlap = 24 * time.Hour
-	// MaxSecretOverlap bounds it: two that are good for ever are not a rotation.
+	// MaxSecretOverlap bounds the overlap: it must end, else nothing was rotated.
 	MaxSecretOverlap = 30 * 24 * time.Hour
 	minSecretTTL     = time.Minute
-	// MaxSecretTTL bounds a secret that is to end by itself: longer is for ever.
+	// MaxSecretTTL bounds the life of a secret that expires. A longer one is like none.
 	MaxSecretTTL = 10 * 365 * 24 * time.Hour
 
-	// maxSecrets bounds what a device may have: in each of two slots the present one,
-	// and the one that it has been rotated from.
+	// maxSecrets bounds the secrets of a device: in each of two slots the present one and
+	// its predecessor.
 	maxSecrets = 4
-	// keepStopped is how many of a device's stopped secrets are remembered, so that a
-	// device that shows one learns the reason.
+	// keepStopped is how many stopped secrets of a device are kept, so that a device that
+	// presents one learns the reason.
 	keepStopped = 4
-	// maxReason bounds an operator's words on why a secret was stopped.
+	// maxReason bounds, in octets, an operator's reason for stopping a secret.
 	maxReason = 200
-	// changePause is how soon a device may change its own secret again.
+	// changePause is how long a device must wait before it changes its own secret again.
 	changePause = time.Minute
 
 	secretActive  = "active"
@@ -52,13 +52,14 @@ const (
 // Slot is one of the two places that a device has for secrets.
 type Slot = attest.KeySlot
 
-// Secret is what a device proves itself with when it connects, without the secret.
+// Secret is the record of a secret that a device connects with. It does not contain the
+// secret itself.
 type Secret struct {
 	ID        string
 	Device    string
 	Slot      Slot
-	Kind      countersign.AccessKind // AccessSecret: made by us; AccessPassword: brought along
-	SCRAM     bool                   // it can be used without being sent
+	Kind      countersign.AccessKind // AccessSecret: made by the server; AccessPassword: chosen by a person
+	SCRAM     bool                   // a client can prove it by SCRAM, without sending it
 	State     string                 // active, stopped
 	Reason    string                 // why it was stopped
 	CreatedBy countersign.Actor
@@ -71,24 +72,24 @@ type Secret struct {
 	made     countersign.Position
 }
 
-// Credential is its name in verdicts and cuts.
+// Credential returns the name of the secret in verdicts and cuts.
 func (s *Secret) Credential() string { return "secret:" + s.ID }
 
-// Active reports whether it was not stopped; its time may be over.
+// Active reports whether the secret was not stopped. It may have expired.
 func (s *Secret) Active() bool { return s.State == secretActive }
 
-// Ended reports whether its time is over.
+// Ended reports whether the secret has expired.
 func (s *Secret) Ended(now time.Time) bool { return !s.ExpiresAt.IsZero() && now.After(s.ExpiresAt) }
 
-// SecretOrder is a secret to be made.
+// SecretOrder describes a secret to be made.
 type SecretOrder struct {
 	Device string
 	Slot   Slot          // empty: primary
-	Given  []byte        // brought along, any octets; nil: one is drawn
-	Binary bool          // the one that is drawn is 32 raw octets and not text
-	TTL    time.Duration // zero: it does not end by itself
-	// Rotate replaces the slot's present secret, which stays good for Overlap. Else
-	// the slot must be free.
+	Given  []byte        // a chosen password, any octets; nil: the server makes a secret
+	Binary bool          // a secret that the server makes is 32 raw octets and not text
+	TTL    time.Duration // zero: it does not expire
+	// Rotate replaces the slot's present secret, which stays valid for Overlap. Without
+	// it the slot must be free.
 	Rotate  bool
 	Overlap time.Duration
 	By      countersign.Actor
@@ -97,13 +98,13 @@ type SecretOrder struct {
 // NewSecret is a secret that is not on record yet.
 type NewSecret struct {
 	Secret
-	Text []byte // the secret itself, which is kept nowhere; nil if it was brought along
+	Text []byte // the secret itself, which is not stored; nil for a chosen password
 
 	order SecretOrder
 }
 
-// Prepare makes a secret. It takes the time of a hash, so it is done before the
-// transaction that records it.
+// Prepare makes a secret. It may take the time of a password hash, so the caller must call
+// it before the transaction that records the secret.
 func (k *Secrets) Prepare(ctx context.Context, o SecretOrder) (NewSecret, error) {
 	n := NewSecret{order: o, Secret: Secret{
 		Device: o.Device, Slot: cmp.Or(o.Slot, attest.Primary), Kind: countersign.AccessSecret, State: secretActive,
@@ -143,7 +144,7 @@ func (o *SecretOrder) check(slot attest.KeySlot) error {
 	case len(o.Given) < minPassword || len(o.Given) > MaxSecret:
 		return bad("the secret has %d octets, not %d to %d", len(o.Given), minPassword, MaxSecret)
 	case strings.HasPrefix(string(o.Given), SecretPrefix), looksLikeToken(o.Given), looksLikeSAS(o.Given):
-		return bad("a secret that is brought along may not look like a token or like one that is made here").WithNext("choose another, or have one made")
+		return bad("a chosen secret must not have the form of a token or of a secret that the server makes").WithNext("choose another, or have one made")
 	case string(o.Given) == o.Device:
 		return bad("the secret is the device's id").WithNext("choose another, or have one made")
 	}
@@ -165,7 +166,8 @@ func (k *Secrets) draw(n *NewSecret) (err error) {
 	return err
 }
 
-// Save records a secret, with the device locked, and returns those that it stops.
+// Save records a secret and returns those that it stops. The caller must have locked the
+// device.
 func (k *Secrets) Save(ctx context.Context, tx *store.Tx, n NewSecret) (stopped []Secret, err error) {
 	now := k.Now()
 	all, err := k.Of(ctx, tx, n.Device)
@@ -173,7 +175,7 @@ func (k *Secrets) Save(ctx context.Context, tx *store.Tx, n NewSecret) (stopped 
 		return nil, err
 	}
 	inSlot := slices.DeleteFunc(all, func(s Secret) bool { return !s.Active() || s.Slot != n.Slot })
-	for i := range inSlot { // the newest first: that is the present one
+	for i := range inSlot { // the first is the newest, the present one
 		s := &inSlot[i]
 		switch over := !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt); {
 		case i > 0 || over || n.order.Rotate && n.order.Overlap == 0:
@@ -194,7 +196,7 @@ func (k *Secrets) Save(ctx context.Context, tx *store.Tx, n NewSecret) (stopped 
 	if err != nil {
 		return nil, fmt.Errorf("couldn't record a secret: %w", err)
 	}
-	// Of those that were stopped the newest are kept.
+	// Keep the newest of the stopped secrets.
 	_, err = tx.Exec(ctx, `DELETE FROM device_secret WHERE device = $1 AND state = $2 AND id NOT IN (
 		SELECT id FROM device_secret WHERE device = $1 AND state = $2 ORDER BY created_pos DESC, created_at DESC, id LIMIT $3)`, n.Device, secretStopped, keepStopped)
 	if err != nil {
@@ -203,7 +205,7 @@ func (k *Secrets) Save(ctx context.Context, tx *store.Tx, n NewSecret) (stopped 
 	return stopped, nil
 }
 
-// Stop ends one secret of a device for good.
+// Stop ends one secret of a device. It cannot be undone.
 func (k *Secrets) Stop(ctx context.Context, tx *store.Tx, device, id, why string) (Secret, error) {
 	s, err := scanSecret(tx.QueryRow(ctx, `SELECT `+secretColumns+` FROM device_secret s WHERE id = $1 AND device = $2`, id, device))
 	if errors.Is(err, sql.ErrNoRows) {
@@ -217,7 +219,7 @@ func (k *Secrets) Stop(ctx context.Context, tx *store.Tx, device, id, why string
 	return s, err
 }
 
-// StopAll ends all secrets of a device, and returns those that it stopped.
+// StopAll ends all secrets of a device and returns those that it stopped.
 func (k *Secrets) StopAll(ctx context.Context, tx *store.Tx, device, why string) ([]Secret, error) {
 	all, err := k.Of(ctx, tx, device)
 	if err != nil {
@@ -244,7 +246,7 @@ func (s *Secret) stop(ctx context.Context, tx *store.Tx, why string) error {
 	return nil
 }
 
-// end lets a secret end at a time, unless it ends before.
+// end sets the time when a secret expires, unless it expires earlier.
 func (s *Secret) end(ctx context.Context, tx *store.Tx, at time.Time) error {
 	if s.ExpiresAt.IsZero() || at.Before(s.ExpiresAt) {
 		s.ExpiresAt = at
@@ -255,7 +257,8 @@ func (s *Secret) end(ctx context.Context, tx *store.Tx, at time.Time) error {
 	return nil
 }
 
-// MayChange refuses a device that changes its own secret too often.
+// MayChange returns RateLimited if the device changed its own secret less than
+// changePause ago.
 func (k *Secrets) MayChange(ctx context.Context, tx *store.Tx, device string) error {
 	all, err := k.Of(ctx, tx, device)
 	if err != nil {
@@ -273,7 +276,7 @@ func (k *Secrets) MayChange(ctx context.Context, tx *store.Tx, device string) er
 
 // Used records when secrets were last used, by their ids.
 func (k *Secrets) Used(ctx context.Context, tx *store.Tx, used map[string]time.Time) error {
-	for _, id := range slices.Sorted(maps.Keys(used)) { // in order, for two nodes that do it at once
+	for _, id := range slices.Sorted(maps.Keys(used)) { // in order, so that two nodes do not deadlock
 		if _, err := tx.Exec(ctx, `UPDATE device_secret SET used_at = $2 WHERE id = $1 AND used_at < $2`, id, store.Micros(used[id])); err != nil {
 			return fmt.Errorf("couldn't record the use of secret %s: %w", id, err)
 		}
@@ -281,25 +284,25 @@ func (k *Secrets) Used(ctx context.Context, tx *store.Tx, used map[string]time.T
 	return nil
 }
 
-// Of lists the secrets of a device, the newest first, and those stopped last.
+// Of lists the secrets of a device, the newest first, with the stopped ones that are kept.
 func (k *Secrets) Of(ctx context.Context, rd store.Reader, device string) ([]Secret, error) {
 	return listSecrets(ctx, rd, `WHERE device = $1 ORDER BY created_pos DESC, created_at DESC, id LIMIT $2`, device, 2*(maxSecrets+keepStopped))
 }
 
-// Overdue lists active secrets whose time is over, at most limit.
+// Overdue lists active secrets that have expired, at most limit.
 func (k *Secrets) Overdue(ctx context.Context, limit int) ([]Secret, error) {
 	return listSecrets(ctx, k.DB, `WHERE state = 'active' AND expires_at > 0 AND expires_at <= $1 ORDER BY id LIMIT $2`, store.Micros(k.Now()), limit)
 }
 
-// ActiveSecrets lists the secrets of all devices that are not stopped, by id: those
-// after the id after; next is empty on the last page.
+// ActiveSecrets lists one page of the secrets, of all devices, that are not stopped. They
+// are sorted by id and begin after the id after. next is empty on the last page.
 func ActiveSecrets(ctx context.Context, rd store.Reader, after string) (list []Secret, next string, err error) {
 	list, err = listSecrets(ctx, rd, `WHERE id > $1 AND state = 'active' ORDER BY id LIMIT $2`, after, store.MaxPage+1)
 	list, next = store.Page(list, store.MaxPage, func(s *Secret) string { return s.ID })
 	return list, next, err
 }
 
-// SecretByID reads one secret, of whichever device; false if there is none.
+// SecretByID reads one secret of any device, and reports whether there is one.
 func SecretByID(ctx context.Context, rd store.Reader, id string) (Secret, bool, error) {
 	list, err := listSecrets(ctx, rd, `WHERE id = $1`, id)
 	if len(list) == 0 {
@@ -332,7 +335,7 @@ func listSecrets(ctx context.Context, rd store.Reader, rest string, args ...any)
 	return list, nil
 }
 
-// secretColumns are those of device_secret s; in an outer join they may be null.
+// secretColumns are the columns of device_secret s. In an outer join they may be null.
 //
 //nolint:gosec // names of columns
 const secretColumns = `COALESCE(s.id, ''), COALESCE(s.device, ''), COALESCE(s.slot, ''), COALESCE(s.kind, ''), s.verifier, s.scram, COALESCE(s.state, ''),
@@ -343,7 +346,7 @@ func scanSecret(row store.Row) (s Secret, err error) {
 	return s, store.Wrap(err)
 }
 
-// scan reads secretColumns, and others before them.
+// scan reads secretColumns, and the columns before them into before.
 func (s *Secret) scan(row store.Row, before ...any) error {
 	var created, expires, used int64
 	err := row.Scan(append(before, &s.ID, &s.Device, &s.Slot, &s.Kind, &s.verifier, &s.scram, &s.State,

@@ -17,21 +17,22 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// Standing reports whether a certificate on record is good for a use now.
+// Standing is whether a certificate on record is valid for a use now, and why not.
 type Standing struct {
 	Cert   countersign.CertRef
 	Device string
 	Fleet  string
-	Code   countersign.Code // why it is not; empty: it is
+	Code   countersign.Code // why it is not valid; empty if it is
 	Reason string
 	Next   string // what to do about it; may be empty
-	// Path of a manufacturer's certificate, where it is valid by CAs that are not on record.
+	// Path is the path of a manufacturer's certificate that is valid by CAs which are not
+	// on record.
 	Path []*x509.Certificate
 
 	Budget countersign.Budget // of each client, by the fleet's rules
 }
 
-// Err is the refusal; nil if the certificate is good.
+// Err returns the refusal as an error; nil if the certificate is valid.
 func (s *Standing) Err() error {
 	if s.Code == "" {
 		return nil
@@ -39,12 +40,13 @@ func (s *Standing) Err() error {
 	return countersign.Errorf(s.Code, "%s", s.Reason).WithNext(s.Next)
 }
 
-// Standing answers whether the certificate that ref names is good for a use now: its own
-// state and validity, its device, the authority that issued it, what the fleet accepts
-// and, for a manufacturer's certificate, whether the fleet still takes it from that
-// authority and no CA of its path has revoked it. All that acts on a certificate asks
-// here or, for many at once, Recheck. presented are certificates that the client sent,
-// the device's own first; they may be nil. An error says that the record cannot be read.
+// Standing returns whether the certificate that ref names is valid for a use now. It checks
+// the state and validity of the certificate, its device, the authority that issued it and
+// what the fleet accepts; for a manufacturer's certificate also that the fleet accepts that
+// authority and that no CA of the path has revoked it. All code that decides by a
+// certificate must use Standing or, for many at once, Recheck. presented are the
+// certificates that the client sent, its own first; nil if they are not known. An error
+// means that the record cannot be read.
 func (d *Decider) Standing(ctx context.Context, rd store.Reader, ref countersign.CertRef, use Use, presented []*x509.Certificate) (Standing, error) {
 	rec, err := readRecord(ctx, rd, `c.serial = $1 AND c.issuer = $2`, string(ref.Serial), ref.Issuer)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -56,17 +58,17 @@ func (d *Decider) Standing(ctx context.Context, rd store.Reader, ref countersign
 	return d.judge(ctx, rd, &rec, use, presented)
 }
 
-// shown reads the record of the certificate that a client presented, of any issuer. It
-// is, octet for octet, the one on record. That makes a check of the issuer's signature
-// needless: it was verified before the certificate was recorded.
-func (d *Decider) shown(ctx context.Context, cert *x509.Certificate) (record, error) {
+// presentedRecord reads the record of the certificate that a client presented, of any
+// issuer. The two are equal, octet for octet. So the issuer's signature is not checked
+// again: it was verified before the certificate was recorded.
+func (d *Decider) presentedRecord(ctx context.Context, cert *x509.Certificate) (record, error) {
 	sum := sha256.Sum256(cert.Raw)
 	return readRecord(ctx, d.DB, `c.serial = $1 AND c.fingerprint = $2`, string(countersign.SerialOf(cert.SerialNumber)), hex.EncodeToString(sum[:]))
 }
 
-// judge holds a certificate against the record, in the order in which the reasons matter
-// to the one who reads them: the device, the certificate, its authority, the fleet, the
-// manufacturer.
+// judge decides by the record whether a certificate is valid for a use. It returns the
+// first reason in the order that helps the reader most: the device, the certificate, its
+// authority, the fleet, the manufacturer.
 func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use, presented []*x509.Certificate) (s Standing, err error) {
 	s = Standing{Cert: r.ref, Device: r.device, Fleet: r.fleet}
 	rules, err := d.rules.of(r.fleet, r.rules)
@@ -80,13 +82,13 @@ func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use
 		}
 		return s, nil
 	}
-	s.Next = anew
+	s.Next = enrollAgain
 	switch {
 	case use == Connecting && !Accepts(rules.Access, countersign.AccessCertificate):
 		s.Code, s.Reason, s.Next = countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept a %s", r.fleet, countersign.AccessCertificate), ""
 	case r.authority.kind != countersign.RegisteredAuthority:
 	case !slices.Contains(rules.Authorities, r.authority.id):
-		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s takes no certificates of authority %s any more", r.fleet, r.authority.id)
+		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s does not accept certificates of authority %s any more", r.fleet, r.authority.id)
 	case !rules.Connect:
 		s.Code, s.Reason = countersign.NotAllowed, fmt.Sprintf("fleet %s does not let devices use their manufacturer's certificate any more", r.fleet)
 	default:
@@ -95,15 +97,15 @@ func (d *Decider) judge(ctx context.Context, rd store.Reader, r *record, use Use
 	return s, err
 }
 
-// factoryPath are the options by which manufacturers' paths are validated.
+// factoryPath returns the options for the validation of manufacturers' paths.
 func factoryPath(now time.Time) attest.PathOptions {
 	return attest.PathOptions{Now: now, AllowNoEKU: true}
 }
 
-// checkPath notes in s why the path of a manufacturer's certificate is not valid now. The
-// path on record was valid once, so only its validity in time and its revocation are
-// looked at. Where it does not hold, another one may, by CAs that the client presents: then
-// that is noted.
+// checkPath sets the code in s if the path of a manufacturer's certificate is not valid
+// now. The path on record was valid once, so only its validity in time and its revocation
+// are checked. If it is not valid, another path may be, with CAs that the client presents:
+// checkPath then sets s.Path.
 func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate, s *Standing) error {
 	anchor, err := d.CA.Anchor(ctx, rd, r.authority.id, r.authority.version)
 	if err != nil {
@@ -130,7 +132,7 @@ func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, pre
 		return nil
 	}
 	if countersign.CodeOf(err) != countersign.CertUnknown || len(recorded) < 2 {
-		refused = err // else the path on record says more
+		refused = err // else the reason about the path on record says more
 	}
 	p := countersign.Public(refused)
 	s.Code, s.Reason, s.Next = p.Code, p.Message, p.Next
@@ -140,7 +142,7 @@ func (d *Decider) checkPath(ctx context.Context, rd store.Reader, r *record, pre
 // pathOf returns the path on record, the certificate first.
 func (d *Decider) pathOf(ctx context.Context, rd store.Reader, r *record, presented []*x509.Certificate) ([]*x509.Certificate, error) {
 	var path []*x509.Certificate
-	if len(presented) > 0 { // it is the one on record
+	if len(presented) > 0 { // its first certificate is the one on record
 		path = append(path, presented[0])
 	} else {
 		leaf, err := x509.ParseCertificate(r.der)

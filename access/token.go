@@ -10,7 +10,7 @@ import (
 )
 
 // byToken identifies a client by an access token as the password. The user name beside it
-// means nothing: the token names its subject.
+// is ignored: the token names its subject.
 func (d *Decider) byToken(ctx context.Context, c countersign.Connection) (dec Decision) {
 	k, err := d.Tokens.Verify(ctx, string(c.Password))
 	switch {
@@ -33,7 +33,8 @@ func (d *Decider) byToken(ctx context.Context, c countersign.Connection) (dec De
 	return dec
 }
 
-// operatorScope leaves of an operator's token the devices that are active now.
+// operatorScope sets the scope of the decision to those devices of an operator's token that
+// are active now, in its fleet. It refuses the token if there are none.
 func (d *Decider) operatorScope(ctx context.Context, k Token, dec *Decision) {
 	for _, id := range k.Devices {
 		var state countersign.DeviceState
@@ -53,8 +54,8 @@ func (d *Decider) operatorScope(ctx context.Context, k Token, dec *Decision) {
 	}
 }
 
-// deviceToken compares a device's own token, and what it was given for, with the record
-// as it is now.
+// deviceToken decides about a device's own token, and the credential that it was issued
+// for, by the record as it is now.
 func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k Token) Decision {
 	h, err := d.holder(ctx, k.Subject)
 	if err != nil {
@@ -64,7 +65,7 @@ func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k T
 		return refuse(countersign.NotAllowed, "there is no such device")
 	}
 	dec := d.decide(ctx, c, h, proof{kind: countersign.AccessToken, credential: k.Credential(), made: k.IssuedPos, until: k.ExpiresAt})
-	if dec.FirstUse { // registered: it had an identity when it was given the token, and has lost it since
+	if dec.FirstUse { // registered: it had an identity when the token was issued, and has lost it since
 		dec.FirstUse, dec.Code, dec.Reason = false, countersign.NotAllowed, "the device is registered"
 	}
 	if dec.Code == "" {
@@ -73,20 +74,21 @@ func (d *Decider) deviceToken(ctx context.Context, c countersign.Connection, k T
 	return dec
 }
 
-// sourceRefusal reports why what a device's token was given for is good no more: a
-// token must not outlive it.
+// sourceRefusal reports why the credential that a device's token was issued for is not
+// valid any more, because the token must not outlive it.
 func (d *Decider) sourceRefusal(ctx context.Context, c countersign.Connection, h *holder, source string) (countersign.Code, string) {
 	s := countersign.Session{Device: h.device, Fleet: h.fleet, Credential: source, Remote: c.Remote}
 	all, err := d.standings(ctx, d.DB, []countersign.Session{s})
+	const unread = "the record of the credential that the access token was issued for cannot be read now"
 	if err != nil {
-		return countersign.Unavailable, "the record of what the access token was given for cannot be read now"
+		return countersign.Unavailable, unread
 	}
 	_, code, reason, err := all.credentialRefusal(ctx, &s, source)
 	switch {
 	case err != nil:
-		return countersign.Unavailable, "the record of what the access token was given for cannot be read now"
+		return countersign.Unavailable, unread
 	case code == countersign.CredentialExpire:
-		reason = "what the access token was given for is good no more"
+		reason = "the credential that the access token was issued for is no longer in force"
 	}
 	return code, reason
 }

@@ -21,41 +21,42 @@ import (
 const (
 	// DefaultTokenTTL is how long an access token is valid by default.
 	DefaultTokenTTL = 15 * time.Minute
-	// MinTokenTTL is the least that is worth asking for.
+	// MinTokenTTL is the shortest life of a token that is of use.
 	MinTokenTTL = time.Minute
-	// MaxTokenTTL is the most: a token is made anew from something that lasts.
+	// MaxTokenTTL is the longest life of a token. Its holder can get the next one with the
+	// credential that it was issued for, which lasts longer.
 	MaxTokenTTL = time.Hour
-	// MaxScope bounds the devices that one token is for: each costs a few filters in
-	// the session's permissions.
+	// MaxScope bounds the devices of one token, because each adds a few filters to the
+	// permissions of the session.
 	MaxScope = 100
-	// maxLiveTokens bounds those of one source that are good at once.
+	// maxLiveTokens bounds the tokens of one source that are valid at the same time.
 	maxLiveTokens = 100
-	// tokenIssuer and tokenAudience distinguish our tokens from those of other issuers.
+	// tokenIssuer and tokenAudience distinguish the server's tokens from those of other issuers.
 	tokenIssuer   = "countersign"
 	tokenAudience = "countersign:connect"
 )
 
-// Token is an access token on record: the right to connect for a short time. To
-// its holder it is a JWT (RFC 7519) under a key that all nodes share; no one else
-// can check it, or needs to.
+// Token is the record of an access token, the right to connect for a short time. The token
+// itself is a JWT (RFC 7519) under a key that only the nodes have, so only they can verify
+// it.
 type Token struct {
 	ID        string
 	Subject   string // device id, or operator/<name>
-	Source    string // what it was given for, as kind:id
+	Source    string // the credential that it was issued for, as kind:id
 	Fleet     string
 	Devices   []string // scope of an operator's; none for a device's
-	ReadOnly  bool     // grants nothing but to listen
+	ReadOnly  bool     // its holder may only subscribe
 	IssuedAt  time.Time
 	IssuedPos countersign.Position // of the log, when it was issued
 	ExpiresAt time.Time
 	RevokedAt time.Time // zero: it was not
 
-	// Until is when what it is given for ends, and the token with it; zero: never. It is
-	// for Issue alone.
+	// Until is when the credential that it is issued for expires, and with it the token;
+	// zero: never. Only Issue reads it.
 	Until time.Time
 }
 
-// Credential is how sessions that rest on the token name it.
+// Credential returns the name of the token in verdicts and sessions.
 func (t *Token) Credential() string { return "token:" + t.ID }
 
 // Tokens makes, checks and revokes access tokens.
@@ -65,18 +66,17 @@ type Tokens struct {
 	Key []byte // 32 octets
 }
 
-// claims are the content of a token. What it grants is on record.
+// claims are the claims of a token. What it permits is read from the record.
 type claims struct {
 	jwt.Claims
 	Fleet   string   `json:"fleet"`
 	Devices []string `json:"devices,omitempty"`
 }
 
-// Issue records a token and returns its text, which is kept nowhere. The devices of
-// its scope must be of one fleet, which becomes the token's; a token for a device
-// has none and names its fleet. It refuses with BadRequest what is out of
-// bounds, with NotFound a device that there is not, and with RateLimited one token too many
-// of the same source.
+// Issue records a token and returns its text, which is not stored. The devices of its scope
+// must be of one fleet, which becomes the token's; a token for a device has no scope and
+// must have the fleet set. Issue returns BadRequest for a ttl or scope out of bounds,
+// NotFound for an unknown device, and RateLimited if the source has maxLiveTokens already.
 func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Duration) (Token, string, error) {
 	if ttl < MinTokenTTL || ttl > MaxTokenTTL {
 		return k, "", countersign.Errorf(countersign.BadRequest, "a life of %s is not between %s and %s", ttl, MinTokenTTL, MaxTokenTTL).
@@ -95,7 +95,7 @@ func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Dura
 		return k, "", fmt.Errorf("count access tokens: %w", err)
 	}
 	if live >= maxLiveTokens {
-		return k, "", countersign.Errorf(countersign.RateLimited, "%d access tokens of this source are good now, the most there may be", live).
+		return k, "", countersign.Errorf(countersign.RateLimited, "%d access tokens of this source are valid now, which is the limit", live).
 			WithNext("use one of them, or wait").WithRetry(MinTokenTTL)
 	}
 	devices, err := json.Marshal(k.Devices)
@@ -112,7 +112,7 @@ func (t *Tokens) Issue(ctx context.Context, tx *store.Tx, k Token, ttl time.Dura
 	return k, text, err
 }
 
-// checkScope holds the devices against the record.
+// checkScope checks that the devices are on record and of one fleet.
 func (t *Tokens) checkScope(ctx context.Context, tx *store.Tx, k *Token) error {
 	if len(k.Devices) > MaxScope {
 		return countersign.Errorf(countersign.BadRequest, "%d devices are more than %d", len(k.Devices), MaxScope).WithNext("ask for several tokens")
@@ -150,12 +150,12 @@ func (t *Tokens) sign(k Token) (string, error) {
 	return text, nil
 }
 
-// Verify reads a token that a client presents. It refuses with BadCredential one that
-// is not ours or is altered, and with CredentialExpire one that is ours and not good
-// now: it was revoked, or its time is over. That one is no guess, and a page that goes on
-// showing it must not have its address blocked.
+// Verify returns the record of a token that a client presents. It returns BadCredential for
+// a token that this server did not issue or that was altered, and CredentialExpire for one
+// that was revoked or has expired. The latter is no guess: a web page that keeps
+// presenting it must not get its address blocked.
 func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
-	bad := countersign.Errorf(countersign.BadCredential, "the access token is not one of ours").WithNext("ask for a new one")
+	bad := countersign.Errorf(countersign.BadCredential, "the access token was not issued by this server").WithNext("ask for a new one")
 	if len(text) > maxTokenText {
 		return Token{}, bad
 	}
@@ -171,13 +171,13 @@ func (t *Tokens) Verify(ctx context.Context, text string) (Token, error) {
 	switch err := c.ValidateWithLeeway(expected, clockSkew); {
 	case errors.Is(err, jwt.ErrExpired):
 		return Token{}, expiredToken()
-	case err != nil || c.Expiry == nil: // it is signed with our key, so it is no guess
+	case err != nil || c.Expiry == nil: // it is signed with the right key, so it is no guess
 		return Token{}, countersign.Errorf(countersign.CredentialExpire, "the access token is not valid now, or not for connections").WithNext("ask for a new one")
 	}
 	k, err := t.Get(ctx, t.DB, c.ID)
 	switch {
 	case countersign.CodeOf(err) == countersign.NotFound:
-		return Token{}, expiredToken() // it is signed with our key and was forgotten since
+		return Token{}, expiredToken() // it is signed with the right key, and Prune has deleted its record
 	case err != nil:
 		return Token{}, err
 	case !k.RevokedAt.IsZero():
@@ -206,7 +206,7 @@ func scanToken(row store.Row) (k Token, err error) {
 	return k, err
 }
 
-// Get reads one token: NotFound if there is none.
+// Get reads one token. It returns NotFound if there is none.
 func (t *Tokens) Get(ctx context.Context, rd store.Reader, id string) (Token, error) {
 	k, err := scanToken(rd.QueryRow(ctx, `SELECT `+tokenColumns+` FROM access_token WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
@@ -222,7 +222,7 @@ func noToken(id string) error {
 	return countersign.Errorf(countersign.NotFound, "there is no access token %.40q", id).WithNext("list the access tokens")
 }
 
-// Revoke ends a token. Again is no error.
+// Revoke ends a token. It is no error if the token was revoked before.
 func (t *Tokens) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, error) {
 	k, err := scanToken(tx.QueryRow(ctx, `UPDATE access_token SET revoked_at = CASE WHEN revoked_at = 0 THEN $2 ELSE revoked_at END
 		WHERE id = $1 RETURNING `+tokenColumns, id, store.Micros(t.Now())))
@@ -235,7 +235,7 @@ func (t *Tokens) Revoke(ctx context.Context, tx *store.Tx, id string) (Token, er
 	return k, nil
 }
 
-// RevokeSource ends all tokens of a source that are good now and returns them.
+// RevokeSource ends all tokens of a source that are valid now and returns them.
 func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) (list []Token, err error) {
 	list, err = store.List(ctx, tx, scanToken, `UPDATE access_token SET revoked_at = $2 WHERE source = $1 AND expires_at > $2 AND revoked_at = 0 RETURNING `+tokenColumns,
 		source, store.Micros(t.Now()))
@@ -245,8 +245,8 @@ func (t *Tokens) RevokeSource(ctx context.Context, tx *store.Tx, source string) 
 	return list, nil
 }
 
-// List reads the tokens that are good now by id, those after the id after; next is
-// empty on the last page.
+// List reads one page of the tokens that are valid now. They are sorted by id and begin
+// after the id after. next is empty on the last page.
 func (t *Tokens) List(ctx context.Context, after string, limit int) (list []Token, next string, err error) {
 	limit = store.PageSize(limit)
 	list, err = store.List(ctx, t.DB, scanToken, `SELECT `+tokenColumns+` FROM access_token WHERE id > $1 AND expires_at > $2 AND revoked_at = 0 ORDER BY id LIMIT $3`,
@@ -258,7 +258,7 @@ func (t *Tokens) List(ctx context.Context, after string, limit int) (list []Toke
 	return list, next, nil
 }
 
-// Prune forgets tokens that ended a day ago.
+// Prune deletes tokens that expired more than a day ago.
 func (t *Tokens) Prune(ctx context.Context) error {
 	err := t.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM access_token WHERE expires_at < $1`, store.Micros(t.Now().Add(-24*time.Hour)))

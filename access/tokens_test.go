@@ -14,7 +14,7 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// tokenWorld is device pump-1, active in fleet pumps, with access tokens.
+// tokenWorld has device pump-1, active in fleet pumps, and access tokens.
 type tokenWorld struct {
 	db     *store.DB
 	now    time.Time
@@ -56,7 +56,7 @@ func (w *tokenWorld) decide(t *testing.T, text string) access.Decision {
 	return w.desk.Decide(t.Context(), countersign.Connection{Gateway: "mqtt", Protocol: "MQTT 5", Username: "anything", Password: []byte(text)})
 }
 
-// alice asks for devices of fleet pumps.
+// alice returns an operator's token for devices of fleet pumps.
 func alice(devices ...string) access.Token {
 	return access.Token{Subject: "operator/alice", Source: "operator_token:1", Devices: devices}
 }
