@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	// firstBlock is the length of an address's first block, twice that of the next,
-	// and so on to maxBlock: a day is long for a guesser, and the others behind the same
-	// address can wait it out.
+	// firstBlock is the length of an address's first block. Each further one is twice as
+	// long, up to maxBlock: a day stops a guesser, and is short enough for other clients
+	// behind the same address.
 	firstBlock = 10 * time.Minute
 	maxBlock   = 24 * time.Hour
 	// strikeMemory is how long after its end a block still makes the next one longer.
 	strikeMemory = 7 * 24 * time.Hour
-	// maxBlocks bounds those in memory and on record, about 16 MB.
+	// maxBlocks bounds the blocks in memory and on record, about 16 MB.
 	maxBlocks = 64 << 10
 )
 
@@ -26,30 +26,31 @@ type Block struct {
 	Manual   bool // made by an operator; refuses proven devices too
 	Reason   string
 	Failures int // that led to it; 0 if manual
-	Strikes  int // how many blocks of this address there were lately, with this one; 0 if manual
+	Strikes  int // number of recent blocks of this address, including this one; 0 if manual
 	Since    time.Time
 	Until    time.Time
 
 	changed time.Time
 }
 
-// live reports whether it refuses at now. One that was lifted ends when it began. A
-// block from the future was made by a clock that was wrong, and must not last until
-// that time comes.
+// live reports whether the block is in force at now. A lifted block has Until equal to
+// Since. A block that begins in the future was made by a wrong clock, and must not refuse
+// clients until its end.
 func (b *Block) live(now time.Time) bool {
 	return now.Before(b.Until) && b.Since.Before(b.Until) && !b.Since.After(now.Add(countersign.ClockSkew))
 }
 
-// blocklist holds the blocks, and those that ended for as long as they make the
+// blocklist has the blocks in force, and those that have ended as long as they make the
 // next one longer.
 type blocklist struct {
 	by     map[netip.Prefix]*Block
-	v4     [33]int // how many there are of each length, so that find tries those alone
+	v4     [33]int // number of blocks of each prefix length, so that find tries only these
 	v6     [65]int
 	manual int
 }
 
-// find returns the block that refuses src at now: of several the one that ends last.
+// find returns the block that refuses src at now; of several the one that ends last. With
+// manual it looks only for blocks by operators.
 func (l *blocklist) find(src netip.Prefix, now time.Time, manual bool) (found Block, ok bool) {
 	for bits, n := range l.lengths(src)[:src.Bits()+1] {
 		if n == 0 {
@@ -70,7 +71,7 @@ func (l *blocklist) lengths(p netip.Prefix) []int {
 	return l.v6[:]
 }
 
-// strike makes the next block of an address.
+// strike adds the next block of an address and returns it.
 func (l *blocklist) strike(src netip.Prefix, failures int, now time.Time) Block {
 	b := Block{
 		Prefix: src, Failures: failures, Strikes: 1, Since: now, changed: now,
@@ -92,7 +93,7 @@ func (l *blocklist) put(b Block, now time.Time) {
 	}
 	l.remove(b.Prefix)
 	if b.Manual && !b.live(now) {
-		return // it makes no later block longer
+		return // it does not make a later block longer
 	}
 	if len(l.by) >= maxBlocks {
 		l.evict(now)
@@ -118,10 +119,10 @@ func (l *blocklist) note(b *Block, n int) {
 	}
 }
 
-// evict makes room: of a sample the block that ends first goes, which is one that
-// has ended if there is any, and never one of an operator that holds. Failures alone push
-// no block out, only blocks do: to free one address an attacker has to spend thousands
-// that are as good.
+// evict removes one block to make room: of a sample, the one that ends first, and so one
+// that has ended if there is any. It never removes a block by an operator that is in
+// force. Only new blocks evict others, failures do not: to free one address, an attacker
+// must get thousands of other addresses blocked.
 func (l *blocklist) evict(now time.Time) {
 	kept := func(b *Block) bool { return b.Manual && b.live(now) }
 	first := least(l.by, func(a, b *Block) bool {
@@ -135,11 +136,11 @@ func (l *blocklist) evict(now time.Time) {
 	}
 }
 
-// sampled is how many entries are looked at to find one to forget. Map order is
-// random, so it needs no more than that.
+// sampled is how many entries least looks at. The order of a map is random, so a small
+// sample is enough.
 const sampled = 16
 
-// least returns the key of the least of a sample of a map that is not empty.
+// least returns the key of the least value in a sample of a map, which must not be empty.
 func least[K comparable, V any](all map[K]V, less func(a, b V) bool) (key K) {
 	n := 0
 	for k, v := range all {
@@ -153,7 +154,7 @@ func least[K comparable, V any](all map[K]V, less func(a, b V) bool) (key K) {
 	return key
 }
 
-// sweep forgets blocks that no longer matter.
+// sweep removes blocks that have ended and do not make the next one longer.
 func (l *blocklist) sweep(now time.Time) {
 	for p, b := range l.by {
 		if !b.live(now) && (b.Manual || now.Sub(b.Until) >= strikeMemory) {

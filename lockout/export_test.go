@@ -2,13 +2,13 @@ package lockout
 
 import "context"
 
-// What Run does by the clock, for tests that have no time to wait.
+// The steps of Run, for tests that do not wait for its tickers.
 
 func (l *Ledger) Flush(ctx context.Context) error { _, err := l.flush(ctx); return err }
 func (l *Ledger) Poll(ctx context.Context) error  { return l.poll(ctx) }
 func (l *Ledger) Sweep(ctx context.Context) error { return l.sweep(ctx) }
 
-// Held is how many blocks, ended ones too, and tallies are in memory.
+// Held returns how many blocks, ended ones too, and tallies are in memory.
 func (l *Ledger) Held() (blocks, tallies int) {
 	l.lock()
 	defer l.mu.Unlock()

@@ -1,7 +1,7 @@
-// Package lockout counts wrong credentials, slows the answers to those who show them,
-// and blocks their addresses for a time. Its [Ledger] refuses addresses, never devices:
-// what it must not be is a way to lock a device out. [Rates] and [Table] are the bounded
-// memories that it and other keepers count in.
+// Package lockout counts wrong credentials, delays the answers to them, and blocks the
+// addresses that they come from for a time. Its [Ledger] refuses addresses, never devices,
+// so that an attacker cannot use it to lock a device out. [Rates] and [Table] are bounded
+// counters that other packages use too.
 package lockout
 
 import (
@@ -19,58 +19,58 @@ import (
 )
 
 const (
-	// window is how long the failures of an address count together. A device that knows
-	// its secret does not fail ten times in it; one that retries a wrong secret once a
-	// minute, day and night, does and is worth a look.
+	// window is how long the failures of an address count together. A device with the
+	// right secret does not fail blockAfter times in it. One that retries a wrong secret
+	// once a minute does, and an operator should look at it.
 	window     = 10 * time.Minute
 	blockAfter = 10
-	// nameWindow is the same for a credential and for a device id, which are tried
-	// from many addresses, slowly.
+	// nameWindow is the window of a credential and of a device id. It is longer, because
+	// these are guessed slowly, from many addresses.
 	nameWindow = time.Hour
-	// notableAfter failures with one credential or in one device's name are a finding,
-	// and again at ten times as many, so that a flood makes few findings.
+	// notableAfter failures with one credential or device id are a finding, and again each
+	// ten times as many, so that a flood makes few findings.
 	notableAfter = 10
-	// firstDelay slows the first wrong answer; each further one doubles it.
+	// firstDelay delays the answer to the first failure; each further failure doubles it.
 	firstDelay = 200 * time.Millisecond
-	// maxDelay bounds it, since a slow answer holds a connection of ours too.
+	// maxDelay bounds the delay, because a delayed answer also occupies a connection of
+	// the server.
 	maxDelay = 5 * time.Second
-	// maxWaiting bounds how many callers are being delayed at once over all
-	// addresses; beyond it refusals are quick rather than hoarding connections.
+	// maxWaiting bounds the answers that are delayed at once, over all addresses. Above
+	// it, answers are not delayed, so that they do not occupy all connections.
 	maxWaiting = 512
-	// triesPerMinute is how often all those behind one blocked address may prove
-	// themselves: a site of some hundred devices comes back within minutes, and a guesser
+	// triesPerMinute is how often the clients behind one blocked address may try to prove
+	// themselves: a site of some hundred devices is back within minutes, and a guesser
 	// costs no more than one honest device that reconnects.
 	triesPerMinute = 60
-	// triesAtOnce is how many of them may at once: the devices of one cabinet.
+	// triesAtOnce is how many of these may come at once: the devices of one cabinet.
 	triesAtOnce = 20
 )
 
-// Ledger counts failed credentials by address (IPv6 by /64), by credential and by
-// device id, slows the answers to those who fail, and blocks their addresses.
+// Ledger counts wrong credentials by address (IPv6 by /64), by credential and by device
+// id. It delays the answers to them and blocks the addresses that they come from.
 //
-// What an attacker must not get from it is a way to lock a device out. So:
+// An attacker must not be able to use it to lock a device out. So:
 //
 //   - Only an address is ever refused, and only for failures that came from it. The
-//     counts of a device id and of a credential refuse no client: a name costs an
-//     attacker nothing. They are reported ([Outcome]) and slow the answers to failures.
-//   - A block that the ledger made by itself refuses what can be guessed. A client that
-//     has proved to hold the key of a certificate on record has guessed nothing, and
-//     passes ([Ledger.CheckProven]), although an attacker may be behind the same NAT.
-//   - A success takes nothing off an address: else the owner of one good credential
-//     could guess for ever, with a success after each nine failures.
+//     counts of a device id and of a credential refuse no client, because an attacker can
+//     claim any name. They are reported ([Outcome]) and delay the answers to failures.
+//   - A block that the ledger made by itself refuses credentials that can be guessed. A
+//     client that has proved to have the key of a certificate on record has guessed
+//     nothing, and passes ([Ledger.CheckProven]): it may be behind the attacker's NAT.
+//   - A success does not reduce the count of an address: otherwise the owner of one valid
+//     credential could guess forever, with a success after each nine failures.
 //   - Every block ends.
 //
-// Set the fields, Load, then Run. It keeps what it counts through a restart,
-// within flushEvery of a crash; blocks are durable before the answer. With
-// PostgreSQL the blocks hold on every node within pollEvery, and each node counts
-// by itself.
+// Set the fields, call Load, then Run. The counts survive a restart, and a crash except
+// for the last flushEvery; blocks are durable before the answer. With PostgreSQL a block
+// is in force on every node within pollEvery, and each node counts by itself.
 type Ledger struct {
-	DB  *store.DB // nil: memory of this process alone, without Load, Run and acts of operators
+	DB  *store.DB // nil: only in memory, without Load, Run, Block, Refuse and Unblock
 	Now func() time.Time
 	Log *slog.Logger
-	// Allow are networks whose addresses are neither counted nor blocked nor slowed.
+	// Allow are networks whose addresses are not counted, blocked or delayed.
 	Allow []netip.Prefix
-	// Events gets address.blocked and address.unblocked in the transaction of the block.
+	// Events records address.blocked and address.unblocked in the transaction of the block.
 	Events *event.Log
 
 	mu          sync.Mutex
@@ -98,9 +98,9 @@ type Outcome struct {
 	Failures int           // of the address within its window
 	Blocked  bool          // this failure made the block
 	Until    time.Time     // end of the address's block; zero without one
-	Delay    time.Duration // by which Hold slows the answer
-	// ByCredential and ByDevice: this failure brought the count of its credential, of
-	// its device id, to a number worth a finding: 10, 100, 1000 within an hour.
+	Delay    time.Duration // for which Hold delays the answer
+	// ByCredential and ByDevice are true if this failure brought the count of its
+	// credential or device id to a number that is a finding: 10, 100, 1000 within an hour.
 	ByCredential, ByDevice bool
 	// CredentialFailures and DeviceFailures are those counts.
 	CredentialFailures, DeviceFailures int
@@ -111,19 +111,20 @@ func (l *Ledger) allowed(source netip.Prefix) bool {
 	return slices.ContainsFunc(l.Allow, func(p netip.Prefix) bool { return p.Overlaps(source) })
 }
 
-// Check refuses an address that is blocked, with RateLimited and the time to come
-// back. It looks at memory alone: ask it before any work for a client that shows
-// something that could be guessed, or nothing.
+// Check returns RateLimited, with the time to wait, if the address is blocked. It reads
+// only memory. Call it before any work for a client without a credential, or with one
+// that could be guessed.
 func (l *Ledger) Check(addr netip.Addr) error { return l.check(addr, false) }
 
-// CheckProven is Check for a client that has proved, in a handshake, to hold the key of a
-// certificate on record. Only a block that an operator made refuses it.
+// CheckProven is Check for a client that has proved, in a handshake, to have the key of a
+// certificate on record. Only a block by an operator refuses it.
 func (l *Ledger) CheckProven(addr netip.Addr) error { return l.check(addr, true) }
 
-// Try lets one who shows what cannot be guessed, such as a token of 256 random bits or
-// what a key signed, prove it from an address that is blocked for guessing: an honest
-// neighbor of a guesser. The caller refuses it with the error of Check if it proves
-// nothing. Try refuses beyond triesPerMinute, so that a block bounds the work as well.
+// Try is Check for a client whose credential cannot be guessed, such as a token of 256
+// random bits or a signature. It also admits the client from an address that the ledger
+// blocked by itself, because it may be honest and share the address with a guesser. If the
+// credential then proves wrong, the caller must refuse it with the error of Check. Try
+// admits triesPerMinute from such an address, so that a block also bounds the work.
 func (l *Ledger) Try(addr netip.Addr) error {
 	if err := l.Check(addr); err == nil {
 		return nil
@@ -135,7 +136,7 @@ func (l *Ledger) Try(addr netip.Addr) error {
 	if l.tries.Take(src, triesPerMinute, triesAtOnce, l.Now()) {
 		return nil
 	}
-	return countersign.Errorf(countersign.RateLimited, "too many wrong credentials came from %s, and too many others since", src).
+	return countersign.Errorf(countersign.RateLimited, "too many wrong credentials came from %s, and after them too many attempts", src).
 		WithNext("try again").WithRetry(time.Minute / triesPerMinute)
 }
 
@@ -158,8 +159,9 @@ func (l *Ledger) check(addr netip.Addr, proven bool) error {
 	return e.WithNext("wait, or have an operator remove the block of " + b.Prefix.String()).WithRetry(b.Until.Sub(now))
 }
 
-// Count records a failure. When it makes a block, that is on record once Count
-// returns; should the database fail, it holds in memory and is written later.
+// Count counts a failure and returns what follows from it. If it blocks the address, the
+// block is durable when Count returns. If the database fails, the block is in force in
+// memory and written later.
 func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
 	now := l.Now().UTC().Truncate(time.Microsecond) // as it is on record
 	l.lock()
@@ -182,9 +184,9 @@ func (l *Ledger) Count(ctx context.Context, f Failure) Outcome {
 	return o
 }
 
-// countAddress counts a failure of an address and returns the block that it made. An
-// address that is blocked is not counted: requests that were under way at
-// the time, and those of proven devices, do not prolong it.
+// countAddress counts a failure of an address and returns the block that it made, or nil.
+// It does not count for a blocked address: requests that were in progress when the block
+// began, and tries from behind it, do not prolong it.
 func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Block {
 	if b, blocked := l.blocks.find(src, now, false); blocked {
 		o.Failures, o.Until = b.Failures, b.Until
@@ -200,8 +202,8 @@ func (l *Ledger) countAddress(src netip.Prefix, now time.Time, o *Outcome) *Bloc
 	return &b
 }
 
-// countName counts a failure under a name. What cannot be a name is not counted: it would
-// only let a stranger fill the memory.
+// countName counts a failure under a name. It ignores strings that cannot be a name,
+// because with them an attacker could fill the memory.
 func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
 	if !countersign.IsDeviceID(name) { // the ids of credentials have the same form
 		return 0, false
@@ -213,8 +215,8 @@ func countName(s *tallies, name string, now time.Time) (n int, notable bool) {
 	return n, notable
 }
 
-// Succeed forgets the failures in the name of a device that has now proved itself. The
-// count of its address stays, see [Ledger].
+// Succeed clears the failures of a device id after the device has proved itself. It does
+// not change the count of its address, see [Ledger].
 func (l *Ledger) Succeed(device string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -228,8 +230,8 @@ func delay(failures int) time.Duration {
 	return min(firstDelay<<min(failures-1, 10), maxDelay)
 }
 
-// Hold keeps the answer to a failed caller back for the outcome's Delay, or until
-// ctx ends. Hold nothing while you do: no transaction, no lock.
+// Hold waits for the outcome's Delay, or until ctx ends, before the answer to a failure is
+// sent. The caller must not have a transaction open or a lock held.
 func (l *Ledger) Hold(ctx context.Context, o Outcome) {
 	defer l.waiting.Add(-1)
 	if l.waiting.Add(1) > maxWaiting || o.Delay <= 0 {
@@ -243,7 +245,8 @@ func (l *Ledger) Hold(ctx context.Context, o Outcome) {
 	}
 }
 
-// lock takes mu; the zero Ledger counts.
+// lock locks mu, and sets the kinds and windows of the counts the first time, so that a
+// zero Ledger can be used.
 func (l *Ledger) lock() {
 	l.mu.Lock()
 	if l.addresses.kind == "" {

@@ -20,13 +20,13 @@ import (
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-// ledger returns one in memory with a clock that the test moves.
+// ledger returns a Ledger in memory with a clock that the test advances.
 func ledger() (*lockout.Ledger, *kit.Clock) {
 	c := kit.NewClock(start)
 	return &lockout.Ledger{Now: c.Now}, c
 }
 
-// failures lets an address fail n times and gives the last outcome.
+// failures counts n failures of an address and returns the last outcome.
 func failures(t *testing.T, l *lockout.Ledger, addr string, n int) (o lockout.Outcome) {
 	t.Helper()
 	for range n {
@@ -35,7 +35,7 @@ func failures(t *testing.T, l *lockout.Ledger, addr string, n int) (o lockout.Ou
 	return o
 }
 
-// blocked says whether an address is refused, and checks how.
+// blocked reports whether an address is refused, and checks the error.
 func blocked(t *testing.T, l *lockout.Ledger, addr string) bool {
 	t.Helper()
 	err := l.Check(netip.MustParseAddr(addr))
@@ -57,7 +57,7 @@ func TestCountGoesBySource(t *testing.T) {
 		{"192.0.2.1", 1},
 		{"192.0.2.1", 2},
 		{"192.0.2.2", 1},
-		{"::ffff:192.0.2.1", 3}, // the same address, as a dual-stack socket shows it
+		{"::ffff:192.0.2.1", 3}, // the same address, in the form of a dual-stack socket
 		{"64:ff9b::192.0.2.1", 4},
 		{"64:ff9b::192.0.2.9", 1}, // all of IPv4 is in this /64
 		{"2001:db8::1", 1},
@@ -124,7 +124,7 @@ func TestBlockComesAtTheThresholdAndEnds(t *testing.T) {
 	}
 }
 
-// TestBlocksGrowAndAlwaysEnd lets an address fail for a month without a pause.
+// TestBlocksGrowAndAlwaysEnd counts failures of one address for a month without a pause.
 func TestBlocksGrowAndAlwaysEnd(t *testing.T) {
 	l, c := ledger()
 	const guesser = "192.0.2.1"
@@ -153,7 +153,7 @@ func TestBlocksGrowAndAlwaysEnd(t *testing.T) {
 	}
 }
 
-// TestBlockFromTheFutureDoesNotHold: it was made by a clock that was wrong.
+// TestBlockFromTheFutureDoesNotHold covers a block that was made by a wrong clock.
 func TestBlockFromTheFutureDoesNotHold(t *testing.T) {
 	l, c := ledger()
 	c.Advance(100 * 365 * 24 * time.Hour)
@@ -181,7 +181,7 @@ func TestAllowedNetworksAreNeitherCountedNorBlocked(t *testing.T) {
 	}
 }
 
-// TestAttackerCannotLockADeviceOut fails 10,000 times in a device's name.
+// TestAttackerCannotLockADeviceOut counts 10,000 failures in a device's name.
 func TestAttackerCannotLockADeviceOut(t *testing.T) {
 	l, _ := ledger()
 	found := 0
@@ -213,8 +213,8 @@ func TestAttackerCannotLockADeviceOut(t *testing.T) {
 	}
 }
 
-// TestSameAddressAsTheAttacker is the device behind the attacker's NAT: with its
-// certificate it passes, with what could be guessed it waits.
+// TestSameAddressAsTheAttacker covers a device behind the attacker's NAT. With its
+// certificate it is admitted; with a credential that could be guessed it must wait.
 func TestSameAddressAsTheAttacker(t *testing.T) {
 	l, _ := ledger()
 	failures(t, l, "192.0.2.1", 10)
@@ -229,7 +229,7 @@ func TestSameAddressAsTheAttacker(t *testing.T) {
 func TestSuccessTakesNothingOffTheAddress(t *testing.T) {
 	l, _ := ledger()
 	failures(t, l, "192.0.2.1", 9)
-	l.Succeed("pump-7") // the sprayer's own device
+	l.Succeed("pump-7") // the attacker's own device
 	if o := failures(t, l, "192.0.2.1", 1); !o.Blocked {
 		t.Errorf("got %+v, want the tenth failure to block", o)
 	}
@@ -251,8 +251,8 @@ func addr(n int) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// TestLedgerIsBounded floods it with a million addresses, and names. It stays small, and
-// whoever keeps failing is not forgotten for the others; nor is a block.
+// TestLedgerIsBounded floods a ledger with addresses and names. It must stay small, and
+// must not forget an address that keeps failing, nor a block.
 func TestLedgerIsBounded(t *testing.T) {
 	l, c := ledger()
 	var before, after runtime.MemStats
@@ -287,8 +287,8 @@ func TestLedgerIsBounded(t *testing.T) {
 	runtime.KeepAlive(l)
 }
 
-// TestBlocksAreBounded blocks more addresses than there is room for: each new one
-// holds, and some earlier one gives way.
+// TestBlocksAreBounded blocks more addresses than there is room for. Each new block must
+// be in force, and replace an earlier one.
 func TestBlocksAreBounded(t *testing.T) {
 	l, c := ledger()
 	for i := range lockout.MaxBlocks + 1000 {
@@ -360,7 +360,8 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// TestHoldHoldsBoundedNumber has more callers wait than may: the rest are answered at once.
+// TestHoldHoldsBoundedNumber lets more callers wait than the limit: Hold must return at
+// once for the rest.
 func TestHoldHoldsBoundedNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, _ := ledger()
@@ -384,7 +385,7 @@ func TestHoldHoldsBoundedNumber(t *testing.T) {
 	})
 }
 
-// BenchmarkCheck is what the ledger costs a connection while 10,000 addresses are blocked.
+// BenchmarkCheck measures Check while 10,000 addresses are blocked.
 func BenchmarkCheck(b *testing.B) {
 	l, _ := ledger()
 	for i := range 100_000 {

@@ -7,19 +7,20 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxRates bounds how many rates are kept at once, about 2 MB.
+// maxRates bounds the keys that are kept at once, about 2 MB.
 const maxRates = 8192
 
-// Rates limits how often something is done under each of many keys. A key whose rate is
-// at rest is as good as a new one, and is forgotten first. While maxRates others are in
-// use, a new key is refused: nothing that a client does under other keys resets its rate.
+// Rates limits how often something is done under each of many keys. A key whose bucket is
+// full again is the same as a new one, so such keys are dropped first. While maxRates
+// others are in use, a new key is refused: so a client cannot reset the rate of a key by
+// using other keys.
 type Rates[K comparable] struct {
 	mu sync.Mutex
 	by Table[K, *rate.Limiter]
 }
 
-// Take takes one of perMinute, of which burst may be taken at once, and reports whether
-// there was one.
+// Take takes one token of a key and reports whether there was one. A key gets perMinute
+// tokens and can save up to burst of them.
 func (r *Rates[K]) Take(key K, perMinute, burst int, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

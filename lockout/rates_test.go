@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// TestRatesAreBoundedInMemoryAndWork fills the rates with keys that are all in use, as
-// an attacker with many addresses does: a guesser keeps the rate that it has, another key
-// waits, and a call costs the same as before.
+// TestRatesAreBoundedInMemoryAndWork fills the rates with keys that are all in use, as an
+// attacker with many addresses does. A guesser's rate must not be reset, a new key must
+// be refused, and a call must not become slower.
 func TestRatesAreBoundedInMemoryAndWork(t *testing.T) {
 	var r Rates[int]
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -42,7 +42,7 @@ func TestRatesAreBoundedInMemoryAndWork(t *testing.T) {
 	}
 }
 
-// BenchmarkRatesInAFlood asks for new keys while all that are kept are in use.
+// BenchmarkRatesInAFlood takes from new keys while all that are kept are in use.
 func BenchmarkRatesInAFlood(b *testing.B) {
 	var r Rates[int]
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -51,8 +51,8 @@ func BenchmarkRatesInAFlood(b *testing.B) {
 	}
 }
 
-// TestTriesOfABlockedAddressAreItsOwn holds that a flood of other blocked addresses gives
-// a guesser no tries back.
+// TestTriesOfABlockedAddressAreItsOwn checks that a flood of other blocked addresses does
+// not reset the tries of a guesser.
 func TestTriesOfABlockedAddressAreItsOwn(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	l := Ledger{Now: func() time.Time { return now }}
@@ -75,8 +75,8 @@ func TestTriesOfABlockedAddressAreItsOwn(t *testing.T) {
 	}
 }
 
-// quickest returns the shortest time that a hundred calls of do took: what else the
-// machine does makes some of them slow, not all.
+// quickest returns the shortest duration of a hundred calls of do, because other work of
+// the machine makes some calls slow, but not all.
 func quickest(do func()) time.Duration {
 	best := time.Hour
 	for range 20 {

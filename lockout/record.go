@@ -14,41 +14,40 @@ import (
 )
 
 const (
-	// flushEvery is what a crash may lose of the counts.
+	// flushEvery is how often the counts are written. A crash loses the counts of this time.
 	flushEvery = 2 * time.Second
-	// pollEvery is how late a node may learn of another one's block. A guesser who
-	// moves on to the next node gains nothing by it that a load balancer would not
-	// have given.
+	// pollEvery is how late a node may learn of another node's block. A guesser who uses
+	// several nodes gains no more by that than behind a load balancer.
 	pollEvery = 2 * time.Second
-	// doubt is how much earlier than its commit a block may say it was made: the
-	// length of a transaction and the difference of two nodes' clocks, generously.
-	doubt = 5 * time.Minute
-	// sweepEvery is how often rows and memory are cleared of what has ended.
+	// maxLag bounds how much earlier than its commit a block's time may be: the length of
+	// a transaction and the difference of two nodes' clocks, with a large margin.
+	maxLag = 5 * time.Minute
+	// sweepEvery is how often rows and entries that have ended are deleted.
 	sweepEvery = time.Minute
-	// flushBatch bounds one transaction of counts, and so the writes that a flood
-	// can cause.
+	// flushBatch bounds the counts of one transaction, and so the writes that a flood can
+	// cause.
 	flushBatch = 500
-	// writeTime bounds the wait for the database if no caller does.
+	// writeTime bounds the wait for the database where no context of a caller does.
 	writeTime = 5 * time.Second
-	// maxUnwritten bounds the blocks that wait for a database that is away. More
-	// hold in memory all the same, and end with this process.
+	// maxUnwritten bounds the blocks that wait until the database can be written again.
+	// Further ones are in force in memory, until this process ends.
 	maxUnwritten = 1024
 )
 
-// unwritten is a block that is not on record yet, with its event.
+// unwritten is a block that is not on record yet, and its event.
 type unwritten struct {
 	block Block
 	event countersign.Event
 }
 
-// Load reads what an earlier process, or another node, wrote down. Call it before
-// the first door opens.
+// Load reads the blocks and counts that an earlier process, or another node, recorded.
+// Call it before the first listener accepts connections.
 func (l *Ledger) Load(ctx context.Context) error {
 	now := l.Now()
 	if err := l.read(ctx, `WHERE ends_at > $1 ORDER BY manual DESC, ends_at DESC LIMIT $2`, now.Add(-strikeMemory)); err != nil {
 		return err
 	}
-	l.polled = now.Add(-doubt)
+	l.polled = now.Add(-maxLag)
 	l.lock()
 	defer l.mu.Unlock()
 	for w, err := range store.Rows(ctx, l.DB, scanCount, `SELECT kind, name, failures, began_at FROM failure_count WHERE began_at > $1`, store.Micros(now.Add(-nameWindow))) {
@@ -64,8 +63,8 @@ func (l *Ledger) Load(ctx context.Context) error {
 	return nil
 }
 
-// Run writes counts behind, learns of other nodes' blocks and clears away what has
-// ended, until ctx ends.
+// Run writes the counts, reads the blocks of other nodes and deletes what has ended, each
+// at its interval, until ctx ends. Then it writes the counts that are left.
 func (l *Ledger) Run(ctx context.Context) error {
 	flush, poll, sweep := time.NewTicker(flushEvery), time.NewTicker(pollEvery), time.NewTicker(sweepEvery)
 	defer flush.Stop()
@@ -90,7 +89,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 	}
 }
 
-// flushAll writes what is left when the server stops.
+// flushAll writes all counts and blocks that are not on record, when the server stops.
 func (l *Ledger) flushAll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
@@ -103,8 +102,8 @@ func (l *Ledger) flushAll(ctx context.Context) {
 	}
 }
 
-// flush writes the blocks that are not on record and one batch of counts, and says
-// whether there may be more.
+// flush writes the blocks that are not on record and one batch of counts. It reports
+// whether there may be more counts.
 func (l *Ledger) flush(ctx context.Context) (more bool, err error) {
 	l.lock()
 	late := l.unwritten
@@ -154,7 +153,7 @@ func (w *written) save(ctx context.Context, tx *store.Tx) error {
 	return err
 }
 
-// poll learns what other nodes blocked and unblocked.
+// poll reads what other nodes blocked and unblocked.
 func (l *Ledger) poll(ctx context.Context) error {
 	if !l.DB.Postgres() {
 		return nil
@@ -163,12 +162,12 @@ func (l *Ledger) poll(ctx context.Context) error {
 	if err := l.read(ctx, `WHERE changed_at > $1 ORDER BY changed_at DESC LIMIT $2`, l.polled); err != nil {
 		return err
 	}
-	l.polled = now.Add(-doubt)
+	l.polled = now.Add(-maxLag)
 	return nil
 }
 
-// sweep clears memory and record of what has ended, and holds the record to its
-// bounds: what ends first goes first.
+// sweep deletes what has ended from memory and record. It also keeps the record within its
+// bounds: it deletes the blocks that end first and the counts that began first.
 func (l *Ledger) sweep(ctx context.Context) error {
 	now := l.Now()
 	l.lock()
@@ -180,7 +179,7 @@ func (l *Ledger) sweep(ctx context.Context) error {
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM address_block WHERE changed_at < $2 AND (ends_at < $1 OR manual AND ends_at < $2)
 			OR NOT manual AND ends_at < (SELECT ends_at FROM address_block WHERE NOT manual ORDER BY ends_at DESC LIMIT 1 OFFSET $3)`,
-			store.Micros(now.Add(-strikeMemory)), store.Micros(now.Add(-2*doubt)), maxBlocks)
+			store.Micros(now.Add(-strikeMemory)), store.Micros(now.Add(-2*maxLag)), maxBlocks)
 		if err != nil {
 			return err
 		}
@@ -200,13 +199,13 @@ func (l *Ledger) sweep(ctx context.Context) error {
 	return nil
 }
 
-// record writes a block with its event. What cannot be written now is kept for the
-// next flush.
+// record writes a block and its event. If the write fails, it keeps them for the next
+// flush.
 func (l *Ledger) record(ctx context.Context, u unwritten) {
 	if l.DB == nil {
 		return
 	}
-	// Not ctx alone: a guesser who hangs up is blocked all the same.
+	// The block must be recorded also if the guesser closes the connection, which cancels ctx.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
 	err := l.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -237,7 +236,7 @@ func blockedEvent(b *Block, f Failure) countersign.Event {
 	}
 	e.Data["strikes"] = strconv.Itoa(b.Strikes)
 	if f.Device != "" {
-		e.Data["claims_device"] = f.Device // not a fact: it is on no device's page
+		e.Data["claims_device"] = f.Device // a claim, so it does not belong in Device
 	}
 	return e
 }
@@ -248,8 +247,8 @@ func blockData(b *Block) map[string]string {
 
 const blockColumns = `prefix, manual, reason, failures, strikes, began_at, ends_at, changed_at`
 
-// save records a block. One that no operator made leaves another one that holds: an
-// operator's, or that of a node which was first. made reports whether it was recorded.
+// save records a block. A block that no operator made does not replace one in force, which
+// an operator or another node made first. made reports whether it was recorded.
 func (b *Block) save(ctx context.Context, tx *store.Tx) (made bool, err error) {
 	n, err := tx.Exec(ctx, `INSERT INTO address_block (`+blockColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 		ON CONFLICT (prefix) DO UPDATE SET manual = excluded.manual, reason = excluded.reason, failures = excluded.failures,
@@ -259,8 +258,8 @@ func (b *Block) save(ctx context.Context, tx *store.Tx) (made bool, err error) {
 	return n > 0, err
 }
 
-// lift ends a block on record; it is no longer held against the address. It ends
-// when it began, since on a node whose clock is behind now is yet to come.
+// lift ends a block on record. The block then does not count as a strike. Its end becomes
+// its beginning and not now, because now is in the future on a node whose clock is behind.
 func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Block, error) {
 	b, err := scanBlock(tx.QueryRow(ctx, `UPDATE address_block SET ends_at = began_at, changed_at = $1, strikes = 0
 		WHERE prefix = $2 AND ends_at > $1 RETURNING `+blockColumns, store.Micros(now), p.String()))
@@ -273,14 +272,14 @@ func lift(ctx context.Context, tx *store.Tx, p netip.Prefix, now time.Time) (Blo
 	return b, nil
 }
 
-// read applies the blocks that the rest of a query asks for.
+// read reads the blocks that the rest of a query selects, and applies them.
 func (l *Ledger) read(ctx context.Context, rest string, from time.Time) error {
 	list, err := l.list(ctx, rest, store.Micros(from), maxBlocks)
 	l.apply(list...)
 	return err
 }
 
-// apply follows what is on record about networks.
+// apply updates the blocks in memory from the record.
 func (l *Ledger) apply(list ...Block) {
 	now := l.Now()
 	l.mu.Lock()

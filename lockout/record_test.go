@@ -21,7 +21,7 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// book is a Ledger on a database, as one process has it.
+// book is the Ledger of one process, on a database.
 type book struct {
 	*lockout.Ledger
 	clock  *kit.Clock
@@ -250,14 +250,14 @@ func TestEventAndBlockAreOne(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		rename("event", "away") // no event can be written
+		rename("event", "away") // events cannot be written
 		if _, err := b.block(t, "192.0.2.0/24", time.Hour); err == nil {
 			t.Error("a block without its event was answered")
 		}
 		if blocked(t, b.Ledger, "192.0.2.1") || len(b.list(t)) != 0 {
 			t.Error("a block without its event holds")
 		}
-		// The ledger's own holds all the same, and is written once that works again.
+		// A block of the ledger is in force nevertheless, and written once events can be.
 		failures(t, b.Ledger, "198.51.100.1", 10)
 		if !blocked(t, b.Ledger, "198.51.100.1") || len(b.list(t)) != 0 {
 			t.Error("want the block to hold in memory alone")
@@ -286,11 +286,11 @@ func TestClientThatHangsUpIsBlocked(t *testing.T) {
 	})
 }
 
-// TestNodesShareBlocks has two ledgers on one PostgreSQL.
+// TestNodesShareBlocks runs two ledgers on one PostgreSQL.
 func TestNodesShareBlocks(t *testing.T) {
 	db := storetest.OpenURL(t, storetest.PostgresURL(t))
 	c := kit.NewClock(start)
-	one, two := open(t, db, c), open(t, db, kit.NewClock(start.Add(30*time.Second))) // no two clocks agree
+	one, two := open(t, db, c), open(t, db, kit.NewClock(start.Add(30*time.Second))) // the clocks of two nodes differ
 	poll := func(b *book) {
 		t.Helper()
 		if err := b.Poll(t.Context()); err != nil {
@@ -316,7 +316,7 @@ func TestNodesShareBlocks(t *testing.T) {
 		t.Error("the first node did not learn what an operator did on the other")
 	}
 
-	// Both block the same address at once: one row, one event, for all the same end.
+	// Both block the same address at once: there must be one row, one event and one end.
 	before := len(one.events) + len(two.events)
 	failures(t, one.Ledger, "198.51.100.1", 10)
 	failures(t, two.Ledger, "198.51.100.1", 10)
@@ -338,7 +338,7 @@ func TestOperatorsBlockOutlivesTheLedgersOwn(t *testing.T) {
 		if _, err := one.block(t, "192.0.2.1/32", time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		failures(t, two.Ledger, "192.0.2.1", 10) // a node that has not heard of it yet
+		failures(t, two.Ledger, "192.0.2.1", 10) // a node that has not read it yet
 		if got := one.list(t); len(got) != 1 || !got[0].Manual || !got[0].Until.Equal(start.Add(time.Hour)) {
 			t.Errorf("got %+v, want the operator's", got)
 		}
@@ -348,7 +348,7 @@ func TestOperatorsBlockOutlivesTheLedgersOwn(t *testing.T) {
 	})
 }
 
-// TestRecordIsBounded floods the record and sweeps.
+// TestRecordIsBounded writes too many rows to the record, and sweeps.
 func TestRecordIsBounded(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		c := kit.NewClock(start)
@@ -393,7 +393,7 @@ func TestRecordIsBounded(t *testing.T) {
 	})
 }
 
-// TestRunWritesWhatIsLeft stops a ledger that never had time for its rounds.
+// TestRunWritesWhatIsLeft stops a ledger before its first flush.
 func TestRunWritesWhatIsLeft(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		b := open(t, db, kit.NewClock(start))
@@ -411,8 +411,8 @@ func TestRunWritesWhatIsLeft(t *testing.T) {
 	})
 }
 
-// TestDatabaseAwayIsNoWayIn closes the database: what is blocked stays so, and more
-// is blocked.
+// TestDatabaseAwayIsNoWayIn closes the database: blocks must stay in force, and new ones
+// must be made.
 func TestDatabaseAwayIsNoWayIn(t *testing.T) {
 	db, err := store.Open(t.Context(), store.Options{URL: storetest.SQLiteURL(t), Now: time.Now})
 	if err != nil {

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// Table is a bounded memory of what was touched last. Whatever it holds, a call looks at
-// two entries at most, so that a client that fills it makes no other wait. At Max entries
-// the one that was touched least recently makes room: no key and no order of keys lets a
-// client choose another one.
+// Table is a bounded map that keeps the entries that were touched last. A call looks at no
+// more than two entries besides its own, so that a client that fills the table does not
+// slow others down. At Max entries a new one replaces the one that was touched least
+// recently: a client cannot choose another one, whatever keys it uses.
 type Table[K comparable, V any] struct {
 	Max int
-	TTL time.Duration // what was not touched for so long is forgotten; 0: nothing is
+	TTL time.Duration // an entry that was not touched for so long is dropped; 0: never
 
 	by             map[K]*entry[K, V]
 	newest, oldest *entry[K, V]
@@ -24,11 +24,12 @@ type entry[K comparable, V any] struct {
 	value        V
 }
 
-// swept is how many entries Touch looks at to forget them. Two are enough to
-// keep up, since it adds at most one.
+// swept is how many entries Touch checks for their TTL. Two are enough to keep up, because
+// a call adds at most one.
 const swept = 2
 
-// Touch returns the entry of a key, made if there is none.
+// Touch returns the entry of a key, which it makes the newest one. It adds an entry if
+// there is none; found is false then.
 func (t *Table[K, V]) Touch(key K, now time.Time) (v *V, found bool) {
 	for range swept {
 		if t.TTL > 0 && t.oldest != nil && now.Sub(t.oldest.touched) > t.TTL {
@@ -48,7 +49,7 @@ func (t *Table[K, V]) Touch(key K, now time.Time) (v *V, found bool) {
 		}
 		t.by[key] = e
 	}
-	// Events may be a little out of order; the list is in that of their arrival.
+	// now may be a little earlier than that of the last call; the list has the order of calls.
 	e.touched = now
 	if e.older = t.newest; e.older != nil {
 		e.older.newer = e
@@ -59,7 +60,7 @@ func (t *Table[K, V]) Touch(key K, now time.Time) (v *V, found bool) {
 	return &e.value, found
 }
 
-// Look returns the entry of a key, nil if there is none.
+// Look returns the entry of a key, or nil if there is none. It does not touch the entry.
 func (t *Table[K, V]) Look(key K) *V {
 	if e := t.by[key]; e != nil {
 		return &e.value
@@ -67,10 +68,10 @@ func (t *Table[K, V]) Look(key K) *V {
 	return nil
 }
 
-// Room makes room for a key that is new to a full table, for values that must not simply
-// be pushed out: it drops one that free allows. It asks free about the oldest two, and
-// those that stay become the newest, so that the next call asks about others. It reports
-// whether there is room.
+// Room makes room for a new key in a full table whose entries must not simply be replaced.
+// It calls free for the two oldest entries and drops the first for which free returns
+// true. An entry that stays becomes the newest, so that the next call checks others. Room
+// reports whether there is room for the key.
 func (t *Table[K, V]) Room(key K, now time.Time, free func(K, *V) bool) bool {
 	if len(t.by) < t.Max || t.by[key] != nil {
 		return true
@@ -86,7 +87,7 @@ func (t *Table[K, V]) Room(key K, now time.Time, free func(K, *V) bool) bool {
 	return false
 }
 
-// Drop forgets a key.
+// Drop removes a key.
 func (t *Table[K, V]) Drop(key K) {
 	if e := t.by[key]; e != nil {
 		t.unlink(e)
@@ -94,8 +95,8 @@ func (t *Table[K, V]) Drop(key K) {
 	}
 }
 
-// All returns the entries from the oldest to the newest. The loop may touch or drop the
-// one that it is at.
+// All returns the entries from the oldest to the newest. The loop may touch or drop its
+// current entry.
 func (t *Table[K, V]) All() iter.Seq2[K, *V] {
 	return func(yield func(K, *V) bool) {
 		last := t.newest

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// TestTableIsBounded holds that what is touched most stays, and that the oldest goes.
+// TestTableIsBounded checks that the entry touched last stays and the oldest is replaced.
 func TestTableIsBounded(t *testing.T) {
 	tab := Table[int, int]{Max: 100, TTL: time.Hour}
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -7,13 +7,13 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// tallies counts failures by name within a window. It is bounded: noise costs
-// memory up to most, and then pushes out noise.
+// tallies counts failures by name within a window. It keeps at most maxTallies names; a
+// new one then evicts one with few failures.
 type tallies struct {
-	kind   string // as it is in the database
+	kind   string // in the database
 	window time.Duration
 	by     map[string]tally
-	dirty  map[string]bool // to be written behind
+	dirty  map[string]bool // names to be written
 }
 
 type tally struct {
@@ -21,17 +21,17 @@ type tally struct {
 	since    time.Time // of the first in this window
 }
 
-// maxTallies bounds each of the three counts, about 8 MB. A window of ten minutes
-// takes 100 new addresses a second to fill it.
+// maxTallies bounds each of the three counts, about 8 MB. It takes 100 new addresses a
+// second to fill it within ten minutes.
 const maxTallies = 64 << 10
 
-// worthWriting is the count from which a tally goes to the database. A single
-// failure lost in a crash costs nothing, and a flood of addresses or names that
-// fail once each must not become a flood of writes.
+// worthWriting is the number of failures from which a tally is written to the database. A
+// crash may lose a single failure without harm, and a flood of addresses or names that
+// fail once each must not cause a flood of writes.
 const worthWriting = 2
 
-// live reports whether the tally still counts at now. One that began in the future
-// was made by a clock that was wrong.
+// live reports whether the tally still counts at now. A tally that began in the future was
+// made by a wrong clock.
 func (t *tally) live(now time.Time, window time.Duration) bool {
 	return now.Sub(t.since) <= window && !t.since.After(now.Add(countersign.ClockSkew))
 }
@@ -50,7 +50,7 @@ func (s *tallies) count(name string, now time.Time) int {
 	return t.failures
 }
 
-// put sets a tally, making room first.
+// put sets a tally, and evicts another one if there is no room.
 func (s *tallies) put(name string, t tally, now time.Time) {
 	if s.by == nil {
 		s.by = map[string]tally{}
@@ -61,8 +61,8 @@ func (s *tallies) put(name string, t tally, now time.Time) {
 	s.by[name] = t
 }
 
-// evict forgets one of a sample: one whose window has ended, else the one with the fewest
-// failures, of those the oldest. So a guesser is not forgotten for others that fail once.
+// evict removes one tally of a sample: one whose window has ended, else the one with the
+// fewest failures, of those the oldest. So names that fail once do not evict a guesser.
 func (s *tallies) evict(now time.Time) {
 	name := least(s.by, func(a, b tally) bool {
 		switch aLive, bLive := a.live(now, s.window), b.live(now, s.window); {
@@ -73,10 +73,10 @@ func (s *tallies) evict(now time.Time) {
 		}
 		return a.since.Before(b.since)
 	})
-	delete(s.by, name) // its row, if it has one, goes with time
+	delete(s.by, name) // Ledger.sweep deletes its row, if it has one
 }
 
-// clear forgets a name.
+// clear removes the tally of a name.
 func (s *tallies) clear(name string) {
 	t := s.by[name]
 	delete(s.by, name)
@@ -85,8 +85,8 @@ func (s *tallies) clear(name string) {
 	}
 }
 
-// mark has the name written with the next batch. A name that finds no room there
-// loses no more than a crash would take.
+// mark marks the name to be written with the next batch. If there is no room for it, its
+// failures are lost only if the process crashes.
 func (s *tallies) mark(name string) {
 	if s.dirty == nil {
 		s.dirty = map[string]bool{}
@@ -96,22 +96,23 @@ func (s *tallies) mark(name string) {
 	}
 }
 
-// sweep forgets what no longer counts.
+// sweep removes tallies that no longer count.
 func (s *tallies) sweep(now time.Time) {
 	maps.DeleteFunc(s.by, func(_ string, t tally) bool { return !t.live(now, s.window) })
 }
 
-// written is one tally as it goes to the database; no failures: its row goes.
+// written is one tally as it is written to the database. Without failures its row is
+// deleted.
 type written struct {
 	kind, name string
 	tally
 }
 
-// take returns up to most of what is to be written, and forgets that it is.
-func (s *tallies) take(most int) []written {
+// take returns up to limit tallies that are to be written, and clears their mark.
+func (s *tallies) take(limit int) []written {
 	var list []written
 	for name := range s.dirty {
-		if len(list) == most {
+		if len(list) == limit {
 			break
 		}
 		delete(s.dirty, name)
