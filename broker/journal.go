@@ -98,6 +98,7 @@ type journal struct {
 
 	// Owned by write.
 	batchID  int64
+	then     []func() // what is so in memory once the transaction is on record
 	loggedAt time.Time
 	unlogged int // changes of failed transactions that were not logged
 
@@ -260,12 +261,11 @@ func (j *journal) commit(groups [][]op) {
 		}
 		return
 	}
-	if err != nil {
-		for i := range ops {
-			if ops[i].kind == opInsert {
-				ops[i].s.reserved = 0 // nothing is on record, so far as is known
-			}
+	if err == nil {
+		for _, fn := range j.then {
+			fn()
 		}
+	} else {
 		j.failed(len(ops), err)
 		if countersign.CodeOf(err) == countersign.Unavailable {
 			j.later(ops)
@@ -273,6 +273,10 @@ func (j *journal) commit(groups [][]op) {
 	}
 	j.committed <- batch{ops, err}
 }
+
+// recordedThen has fn called once the transaction is on record. What is changed at once would
+// be so although the transaction fails, or is run again by the store and finds it done.
+func (j *journal) recordedThen(fn func()) { j.then = append(j.then, fn) }
 
 // keepOrder puts groups back if nothing may be written before what failed.
 func (j *journal) keepOrder(groups [][]op) bool {
@@ -330,6 +334,7 @@ func (j *journal) transact(ops []op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 	defer cancel()
 	j.batchID++
+	j.then = nil
 	err := j.b.o.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
 		return j.record(ctx, tx, ops, j.batchID)
 	})

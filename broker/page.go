@@ -77,12 +77,13 @@ const reservedPlaces = 4096
 // where nothing of the queue is left on record. Packet identifiers follow from them, and a
 // client may have kept one whose end it did not see: it would take another message of
 // that identifier for the one it has.
-func reservePlace(ctx context.Context, tx *store.Tx, s *session, to uint64) error {
+func (j *journal) reservePlace(ctx context.Context, tx *store.Tx, s *session, to uint64) error {
 	if to <= s.reserved {
 		return nil
 	}
-	s.reserved = to + reservedPlaces
-	_, err := tx.Exec(ctx, `UPDATE mqtt_session SET place = $1 WHERE id = $2`, int64(s.reserved), s.id) //nolint:gosec // a count
+	to += reservedPlaces
+	j.recordedThen(func() { s.reserved = to })
+	_, err := tx.Exec(ctx, `UPDATE mqtt_session SET place = $1 WHERE id = $2`, int64(to), s.id) //nolint:gosec // a count
 	return err
 }
 
@@ -262,7 +263,7 @@ func markOne(ctx context.Context, tx *store.Tx, s *session, k mark) error {
 }
 
 // trimQueues removes what was acknowledged in its turn: each session's at once.
-func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
+func (j *journal) trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
 	last := map[*session]op{}
 	for _, o := range ops {
 		if o.kind == opTrim && o.to >= last[o.s].to {
@@ -275,7 +276,7 @@ func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
 			return err
 		}
 		if o.part || s.passed || s.marked > 0 {
-			if err := trimMarks(ctx, tx, s, o); err != nil {
+			if err := j.trimMarks(ctx, tx, s, o); err != nil {
 				return err
 			}
 		}
@@ -284,15 +285,17 @@ func trimQueues(ctx context.Context, tx *store.Tx, ops []op) error {
 }
 
 // trimMarks ends the marks of what o trims. If that is a part of a page, a mark says so.
-func trimMarks(ctx context.Context, tx *store.Tx, s *session, o op) error {
+func (j *journal) trimMarks(ctx context.Context, tx *store.Tx, s *session, o op) error {
 	if s.passed && !o.part || s.marked > 0 {
 		if _, err := tx.Exec(ctx, `DELETE FROM mqtt_mark WHERE session = $1 AND upto <= $2`, s.id, int64(o.to)); err != nil { //nolint:gosec // a count
 			return err
 		}
-		s.passed = false
-		if o.to >= s.marked {
-			s.marked = 0
-		}
+		j.recordedThen(func() {
+			s.passed = o.part
+			if o.to >= s.marked {
+				s.marked = 0
+			}
+		})
 	}
 	if !o.part {
 		return nil

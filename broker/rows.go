@@ -38,6 +38,7 @@ func encodeWill(w *Will) []byte {
 // record makes the changes within tx. The order among those of one kind is kept; kinds
 // follow one another so that runs of them are one statement.
 func (j *journal) record(ctx context.Context, tx *store.Tx, ops []op, number int64) error {
+	j.then = nil // of a transaction that is run again
 	if err := j.claim(ctx, tx, number); err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (j *journal) record(ctx context.Context, tx *store.Tx, ops []op, number int
 			if err := insertPage(ctx, tx, o.s.id, o.e.page); err != nil {
 				return err
 			}
-			if err := reservePlace(ctx, tx, o.s, o.e.page.last); err != nil {
+			if err := j.reservePlace(ctx, tx, o.s, o.e.page.last); err != nil {
 				return err
 			}
 		}
@@ -65,7 +66,7 @@ func (j *journal) record(ctx context.Context, tx *store.Tx, ops []op, number int
 			}
 		}
 	}
-	return trimQueues(ctx, tx, ops)
+	return j.trimQueues(ctx, tx, ops)
 }
 
 // claim notes the number of the transaction, so that one whose COMMIT was not answered
