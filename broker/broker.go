@@ -129,6 +129,9 @@ type Hello struct {
 	Kept       int    // sessions that the device may have stored beside those that are live
 	Will       *Will
 	Done       <-chan struct{} // closed when the connection is; nil: its reader notices by itself
+	// Resends: a publish that the record does not take ends the connection, and the client
+	// sends it again, and all behind it (MQTT 3.1.1). None of those is taken meanwhile.
+	Resends bool
 }
 
 // Limits bound what one device may have of a node. Zero means the default.

@@ -23,6 +23,8 @@ type Conn struct {
 	kept    int // sessions that the device may have stored
 	done    <-chan struct{}
 	started bool
+	resends bool
+	refused bool // owned by the journal: it takes no publish any more, see Hello.Resends
 	toucher atomic.Pointer[flusher] // the last one that is to flush it
 	out     flusher
 	fresh   []asking // of the last Subscribe
@@ -107,6 +109,7 @@ func (c *Conn) Publish(m *Message, id uint16) error {
 	whole := &p
 	whole.retain = a
 	if m.QoS == 2 && c.s.kept {
+		whole.once = true
 		whole.ops = append(whole.ops, op{kind: opReceive, s: c.s, id: id, p: whole})
 	}
 	if !c.b.submit(m, c.s, whole, &c.out) {

@@ -47,6 +47,7 @@ const (
 	opRetain                        // a retained message, or its end
 	opReceive                       // QoS 2: a message of the client
 	opComplete                      // QoS 2: its PUBREL
+	opHand                          // nothing is written: a session that is not kept gets a message of QoS 2 then
 	opInsert                        // a message for a session
 	opRelease                       // QoS 2: PUBREC for it
 	opGone                          // its end
@@ -244,8 +245,29 @@ func (j *journal) rest() {
 	}
 }
 
+// refuse has those groups fail of which the publisher sends all again, since one before them
+// has failed: it would come behind them. It returns the others.
+func (j *journal) refuse(groups [][]op) [][]op {
+	var ops []op
+	groups = slices.DeleteFunc(groups, func(g []op) bool {
+		p := g[len(g)-1].p
+		again := p != nil && p.c != nil && p.c.refused
+		if again {
+			ops = append(ops, g...)
+		}
+		return again
+	})
+	if len(ops) > 0 {
+		j.committed <- batch{ops, errNotStored}
+	}
+	return groups
+}
+
 // commit writes groups of changes as one transaction and hands them on.
 func (j *journal) commit(groups [][]op) {
+	if groups = j.refuse(groups); len(groups) == 0 {
+		return
+	}
 	ops := groups[0]
 	if len(groups) > 1 {
 		ops = slices.Concat(groups...)
@@ -304,6 +326,9 @@ func (j *journal) later(ops []op) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, o := range ops {
+		if o.p != nil && o.p.c != nil {
+			o.p.c.refused = o.p.c.resends
+		}
 		switch {
 		case o.kind == opPurge:
 			j.ordered = true // or it ends what the device's next life has recorded
@@ -391,7 +416,13 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 				o.s.committed(pg, f)
 			}
 		} else {
-			o.s.lost(o.e)
+			o.s.lost(o.e, err)
+		}
+	case opHand:
+		if err == nil {
+			o.s.hand(o.e, f)
+		} else {
+			o.s.lost(o.e, err)
 		}
 	case opComplete:
 		if err == nil {
@@ -421,8 +452,9 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 	}
 }
 
-// lost drops a message that did not get on record.
-func (s *session) lost(e *entry) {
+// lost drops a message that did not get on record. A retained message that its client asked
+// for has no publisher that sends it again: it is asked for again.
+func (s *session) lost(e *entry, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.dead || e.drains != s.drains {
@@ -430,4 +462,10 @@ func (s *session) lost(e *entry) {
 	}
 	s.count(-1, -e.m.cost())
 	s.a.unqueue(1, e.m.cost())
+	if e.asked != nil && slices.Contains(s.subs, e.asked) && countersign.CodeOf(err) == countersign.Unavailable {
+		s.ask = append(s.ask, asked{e.m, e.asked})
+		if s.conn != nil {
+			time.AfterFunc(retryAfter, s.conn.Wake)
+		}
+	}
 }

@@ -154,7 +154,7 @@ func (b *Broker) Connect(ctx context.Context, h Hello, client Client) (conn *Con
 	if h.Expiry > 0 && b.displaced.Load() {
 		return nil, false, b.errDisplaced()
 	}
-	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept, done: h.Done}
+	c := &Conn{b: b, client: client, will: h.Will, kept: h.Kept, done: h.Done, resends: h.Resends}
 	h.Expiry = min(h.Expiry, b.o.Limits.Expiry)
 	if s != nil {
 		ends := h.Clean || s.a.device != h.Device

@@ -18,6 +18,9 @@ type publication struct {
 	full   []*account
 	retain *account // of mayRetain
 
+	// once: its client sends it again where the record does not take it, so that no
+	// session may have it before.
+	once   bool
 	c      *Conn   // nil: not a client's
 	answer *answer // nil: none is due
 	more   []joined
@@ -201,6 +204,19 @@ func (b *Broker) forgetRetained(m *Message) (a *account, ok bool) {
 		a.release(m)
 	}
 	return a, ok
+}
+
+// hand delivers a message of QoS 2 to a session that is not kept, once the record has that
+// it was received.
+func (s *session) hand(e *entry, f *flusher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead || e.drains != s.drains {
+		return
+	}
+	e.seq = s.number()
+	s.push(e)
+	s.pump(f)
 }
 
 // finish answers a publication of which everything is on record, or will not be.

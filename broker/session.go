@@ -32,8 +32,9 @@ type entry struct {
 	qos    byte
 	retain bool
 	state  byte
-	drains int   // of the session before it was offered
-	page   *page // where it is on record
+	drains int           // of the session before it was offered
+	page   *page         // where it is on record
+	asked  *subscription // that a retained message was asked for with; nil: it was not
 }
 
 // id is the packet identifier: it follows from the place in the queue, so that it is the
@@ -124,13 +125,16 @@ func (s *session) offer(m *Message, sub *merged, p *publication, f *flusher) (ok
 	}
 	e := &entry{m: m, ids: sub.ids, qos: qos, retain: retain, drains: s.drains}
 	s.count(1, m.cost())
-	if s.kept { // the journal numbers it
+	switch {
+	case s.kept: // the journal numbers it
 		p.ops = append(p.ops, op{kind: opInsert, s: s, e: e, p: p})
-		return true
+	case p.once && qos == 2:
+		p.ops = append(p.ops, op{kind: opHand, s: s, e: e, p: p})
+	default:
+		e.seq = s.number()
+		s.push(e)
+		s.pump(f)
 	}
-	e.seq = s.number()
-	s.push(e)
-	s.pump(f)
 	return true
 }
 
@@ -320,7 +324,7 @@ func (s *session) pumpAsked(f *flusher) (grown bool) {
 			s.b.dropped.Add(1)
 		default:
 			grown = grown || !s.kept
-			s.enqueue(&entry{m: m, ids: d.SubIDs, qos: d.QoS, retain: true})
+			s.enqueue(&entry{m: m, ids: d.SubIDs, qos: d.QoS, retain: true, asked: sub})
 		}
 		s.asked()
 	}

@@ -43,7 +43,7 @@ func (l *local) open(ctx context.Context) (*connack, error) {
 	defer cancel()
 	conn, present, err := l.srv.Broker.Connect(ctx, broker.Hello{
 		ClientID: brokerID(l.info), Device: l.info.Device, Clean: c.cleanStart, Expiry: seconds(c.sessionExpiry),
-		ReceiveMax: c.receiveMax, Kept: l.budget.Sessions, Will: l.will(), Done: l.live.Done(),
+		ReceiveMax: c.receiveMax, Kept: l.budget.Sessions, Will: l.will(), Done: l.live.Done(), Resends: c.level < 5,
 	}, l)
 	if err != nil {
 		return nil, l.backFailed(ctx, err)
