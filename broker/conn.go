@@ -24,7 +24,7 @@ type Conn struct {
 	done    <-chan struct{}
 	started bool
 	resends bool
-	refused bool // owned by the journal: it takes no publish any more, see Hello.Resends
+	refused bool                    // owned by the journal: it takes no publish any more, see Hello.Resends
 	toucher atomic.Pointer[flusher] // the last one that is to flush it
 	out     flusher
 	fresh   []asking // of the last Subscribe
@@ -351,9 +351,9 @@ func (s *session) changed(o *op, err error) {
 	switch {
 	case err == nil && o.kind == opSubscribe:
 		s.put(o.sub, o.old)
-	case err == nil:
-		s.drop(o.sub)
-	case o.kind == opSubscribe && !o.old:
+	case err == nil && !o.old:
+		s.drop(o.sub.Filter)
+	case err != nil && o.kind == opSubscribe && !o.old:
 		s.a.unsubscribe(1)
 	}
 }
@@ -406,7 +406,7 @@ func (s *session) put(sub *subscription, replaces bool) {
 	case old != nil && !replaces: // two connections, of which one took over, added it
 		s.a.unsubscribe(1)
 		if s.kept && old.n != sub.n {
-			s.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old})
+			s.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old, old: true})
 		}
 	}
 	s.mu.Lock()
@@ -417,16 +417,17 @@ func (s *session) put(sub *subscription, replaces bool) {
 	}
 }
 
-// drop ends a subscription.
-func (s *session) drop(sub *subscription) {
+// drop ends the subscription of a filter: another connection may have put a newer one in
+// force since its end was asked for.
+func (s *session) drop(filter string) {
 	s.mu.Lock()
-	i := slices.Index(s.subs, sub)
-	if i >= 0 {
-		s.subs = slices.Delete(s.subs, i, i+1)
-		s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub.Filter == sub.Filter })
+	sub := s.subscription(filter)
+	if sub != nil {
+		s.subs = slices.DeleteFunc(s.subs, func(one *subscription) bool { return one == sub })
+		s.ask = slices.DeleteFunc(s.ask, func(a asked) bool { return a.sub.Filter == filter })
 	}
 	s.mu.Unlock()
-	if i >= 0 {
+	if sub != nil {
 		s.b.tree.remove(sub)
 		s.a.unsubscribe(1)
 	}

@@ -64,6 +64,12 @@ func (k opKind) lazy() bool {
 	return k == opGone || k == opDelete || k == opTrim || k == opWipe || k == opExpire || k == opPurge
 }
 
+// again reports that the change must not be lost although a client may wait for it: what it
+// ends has ended in memory.
+func (o *op) again() bool {
+	return o.kind.lazy() || o.kind == opRelease || o.kind == opComplete || o.kind == opDrain || o.kind == opUnsubscribe && o.old
+}
+
 // op is one change of the record, and who is to know when it is made.
 type op struct {
 	kind opKind
@@ -73,7 +79,7 @@ type op struct {
 	e    *entry
 	m    *Message
 	sub  *subscription
-	old  bool        // the session had the filter of sub already
+	old  bool        // opSubscribe: the session had the filter of sub already; opUnsubscribe: it has it still
 	row  *sessionRow // opChange: nil: what is so when it is written
 	c    *Conn       // opChange: it has the session now; nil: the change is another
 	from uint64      // a place in the queue; opDrain: behind it
@@ -274,7 +280,7 @@ func (j *journal) commit(groups [][]op) {
 	}
 	prepare(ops)
 	err := j.transact(ops)
-	if err != nil && countersign.CodeOf(err) != countersign.Unavailable && len(groups) > 1 && !j.b.displaced.Load() {
+	if impossible(err) && len(groups) > 1 && !j.b.displaced.Load() {
 		// One that the database cannot take is to hurt no other.
 		for i, g := range groups {
 			if j.commit([][]op{g}); j.keepOrder(groups[i+1:]) {
@@ -289,7 +295,7 @@ func (j *journal) commit(groups [][]op) {
 		}
 	} else {
 		j.failed(len(ops), err)
-		if countersign.CodeOf(err) == countersign.Unavailable {
+		if !impossible(err) {
 			j.later(ops)
 		}
 	}
@@ -309,6 +315,11 @@ func (j *journal) keepOrder(groups [][]op) bool {
 		j.urgent = true
 	}
 	return j.ordered
+}
+
+// impossible reports that the database cannot make a change, rather than not now.
+func impossible(err error) bool {
+	return err != nil && countersign.CodeOf(err) != countersign.Unavailable
 }
 
 // failed counts a transaction that failed, and logs it, once per failureEvery.
@@ -334,7 +345,7 @@ func (j *journal) later(ops []op) {
 			j.ordered = true // or it ends what the device's next life has recorded
 		case o.kind == opChange:
 			o.row = nil // what is so then: a newer row may be on record before
-		case !o.kind.lazy() && o.kind != opRelease && o.kind != opComplete:
+		case !o.again():
 			continue
 		}
 		o.done, o.p = nil, nil // they have their answer
@@ -407,7 +418,7 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 	case opChange:
 		// Where there is no space, the messages must not wait: to deliver them is what makes
 		// room for the record. Otherwise it is tried again, or can never be recorded.
-		if o.c != nil && (err == nil || store.Full(err) || countersign.CodeOf(err) != countersign.Unavailable) {
+		if o.c != nil && (err == nil || store.Full(err) || impossible(err)) {
 			o.s.entered(o.c, f)
 		}
 	case opInsert:
@@ -427,10 +438,14 @@ func (j *journal) settle(o *op, err error, f *flusher) {
 	case opComplete:
 		if err == nil {
 			o.s.completed(o.id, f)
+		} else if impossible(err) {
+			o.s.undoComplete(o.id)
 		}
 	case opRelease:
 		if err == nil {
 			o.s.release(o.e, f)
+		} else if impossible(err) {
+			o.s.undoRelease(o.e)
 		}
 	case opSubscribe, opUnsubscribe:
 		o.s.changed(o, err)
@@ -462,7 +477,7 @@ func (s *session) lost(e *entry, err error) {
 	}
 	s.count(-1, -e.m.cost())
 	s.a.unqueue(1, e.m.cost())
-	if e.asked != nil && slices.Contains(s.subs, e.asked) && countersign.CodeOf(err) == countersign.Unavailable {
+	if e.asked != nil && slices.Contains(s.subs, e.asked) && !impossible(err) {
 		s.ask = append(s.ask, asked{e.m, e.asked})
 		if s.conn != nil {
 			time.AfterFunc(retryAfter, s.conn.Wake)

@@ -309,10 +309,9 @@ func (b *Broker) due(s *session) {
 		s.will = nil
 	}
 	s.schedule(now)
-	row := s.row()
 	s.mu.Unlock()
-	if w != nil {
-		b.publishWill(s, w, op{kind: opChange, s: s, row: row})
+	if w != nil { // a client may come before it is recorded: what is so then
+		b.publishWill(s, w, op{kind: opChange, s: s})
 	}
 }
 

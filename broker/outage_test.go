@@ -3,10 +3,13 @@ package broker_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -158,5 +161,170 @@ func TestNothingOvertakesARefusedMessage(t *testing.T) {
 	p.answered("4 1 0x80", "4 2 0x80", "4 3 0x80")
 	if got := s.all(); len(got) > 0 {
 		t.Errorf("got %q, want nothing before the first", got)
+	}
+}
+
+// An unsubscription ends the subscription of its filter that is in force then, also where
+// another connection of the session has put a newer one in its place.
+func TestAnUnsubscriptionEndsANewerSubscription(t *testing.T) {
+	b, db := onSQLite(t, broker.Limits{})
+	older := connect(t, b, kept("s"))
+	older.subscribe(filter("x", 0))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	release := stall(t, db)
+	older.conn.Subscribe(gone, []broker.Subscription{filter("x", 1)}) // its client has gone
+	s := connect(t, b, kept("s"))
+	done := make(chan []byte, 1)
+	go func() { done <- s.conn.Unsubscribe(t.Context(), []string{"x"}) }()
+	time.Sleep(50 * time.Millisecond)
+	release()
+	if codes := <-done; codes[0] != broker.Success {
+		t.Fatalf("got reason code %#x", codes[0])
+	}
+	if got := s.conn.Filters(); len(got) > 0 || usage(t, b, "s").Subscriptions != 0 {
+		t.Errorf("subscriptions after the unsubscription: got %q, and %d that count", got, usage(t, b, "s").Subscriptions)
+	}
+}
+
+// The row of a subscription that another one of the same filter replaced goes although
+// the database did not remove it at first: else it is in force again after a restart.
+func TestTheRowOfAReplacedSubscriptionGoes(t *testing.T) {
+	b, db := onPostgres(t)
+	older := connect(t, b, kept("s"))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	heal := refuse(t, db, "DELETE", "mqtt_subscription", noResources, "")
+	failed := failures(b, older, 1)
+	lock := lockTable(t, db, "mqtt_session")
+	older.conn.Subscribe(gone, []broker.Subscription{filter("x", 1)})
+	s := connect(t, b, kept("s"))
+	s.conn.Subscribe(gone, []broker.Subscription{filter("x", 1)})
+	lock()
+	failed()
+	heal()
+	s.until("one row", func() bool { return count(t, db, "mqtt_subscription") == 1 })
+	if got := s.conn.Filters(); !slices.Equal(got, []string{"x"}) {
+		t.Errorf("filters: got %q", got)
+	}
+}
+
+// lockTable has all that writes into a table wait until unlock is called.
+func lockTable(t *testing.T, db *store.DB, table string) (unlock func()) {
+	t.Helper()
+	began, end, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = db.Write(context.Background(), func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, `LOCK TABLE `+table+` IN EXCLUSIVE MODE`)
+			close(began)
+			<-end
+			return err
+		})
+	}()
+	<-began
+	return func() { close(end); <-done }
+}
+
+// What a purge could not take off the record is purged later, or by the next purge: it
+// does not come back with a restart.
+func TestARefusedPurgeIsNotHalfDone(t *testing.T) {
+	for _, table := range []string{"mqtt_retained", "mqtt_queue"} {
+		t.Run(table, func(t *testing.T) {
+			b, db := onPostgres(t)
+			s := connect(t, b, kept("s"))
+			s.subscribe(filter("x", 1))
+			s.conn.Close(false, nil)
+			for _, topic := range []string{"x", "r"} {
+				m := &broker.Message{Topic: topic, Payload: []byte("m"), QoS: 1, Retain: topic == "r", Device: "s"}
+				if err := b.Publish(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			heal := refuse(t, db, "DELETE", table, noResources, "")
+			what := countersign.Stored{Retained: true, Queued: true}
+			if _, err := b.Purge(t.Context(), "s", what); err == nil {
+				t.Error("got no error")
+			}
+			heal()
+			if _, err := b.Purge(t.Context(), "s", what); err != nil {
+				t.Error(err)
+			}
+			s.until("an empty record", func() bool { return count(t, db, "mqtt_retained") == 0 && messages(t, db) == 0 })
+			if u := usage(t, b, "s"); u.Queued != 0 || u.Retained != 0 {
+				t.Errorf("got %+v, want nothing that counts", u)
+			}
+		})
+	}
+}
+
+// A change of QoS 2 that the database cannot execute, and not for want of resources,
+// leaves no identifier that is never answered.
+func TestAnImpossibleChangeLeavesNoIdentifierBehind(t *testing.T) {
+	t.Run("PUBREC", func(t *testing.T) {
+		b, db := onPostgres(t)
+		s := connectAs(t, b, kept("s"), &client{hold: true})
+		s.subscribe(filter("x", 2))
+		p := connect(t, b, clean("p"))
+		p.publish("x", "1", 2, 1)
+		s.receives("1")
+		heal := refuse(t, db, "INSERT", "mqtt_mark", cannotDo, "")
+		failed := failures(b, s, 1)
+		s.conn.Acknowledge(broker.Pubrec, s.got[0].ID, broker.Success)
+		failed()
+		heal()
+		s = connect(t, b, kept("s"))
+		s.until("an empty queue", func() bool { return queued(t, b) == 0 && messages(t, db) == 0 })
+	})
+	t.Run("PUBREL", func(t *testing.T) {
+		b, db := onPostgres(t)
+		p := connect(t, b, kept("p"))
+		p.publish("x", "1", 2, 7)
+		p.answered("5 7 0x0")
+		heal := refuse(t, db, "DELETE", "mqtt_inbound", cannotDo, "")
+		failed := failures(b, p, 1)
+		p.conn.Release(7)
+		failed()
+		heal()
+		p = connect(t, b, kept("p"))
+		p.conn.Release(7)
+		p.answered("7 7 0x0")
+	})
+}
+
+// A client that comes back while its will is being published has its session connected on
+// record, whichever is written first: what it is sent then is sent again as a duplicate
+// after a crash.
+func TestAWillThatIsDueLeavesTheSessionConnected(t *testing.T) {
+	db := storetest.Open(t)
+	o := options(db, broker.Limits{})
+	var b *broker.Broker
+	var left, back atomic.Int32
+	hello := kept("s")
+	s := make(chan *client, 1)
+	o.Now = func() time.Time {
+		// The second question of due is for the expiry of the will.
+		if left.Load() == 1 && back.Add(1) == 2 {
+			s <- connect(t, b, kept("s"))
+		}
+		return time.Now()
+	}
+	b, err := broker.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close(context.Background()) }()
+	hello.Will = &broker.Will{Message: broker.Message{Topic: "w", Payload: []byte("will"), QoS: 1, Device: "s"}, Delay: 50 * time.Millisecond, Life: time.Hour}
+	first := connect(t, b, hello)
+	other := connect(t, b, kept("other"))
+	other.subscribe(filter("w", 1))
+	first.conn.Close(true, nil)
+	left.Store(1)
+	again := <-s
+	other.receives("will")
+	again.subscribe(filter("y", 1)) // on record behind the will
+	var at int64
+	if err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&at); err != nil || at != 0 {
+		t.Errorf("the record has the session without a connection since %d, %v; want 0: it has one", at, err)
 	}
 }

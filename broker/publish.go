@@ -219,6 +219,34 @@ func (s *session) hand(e *entry, f *flusher) {
 	s.pump(f)
 }
 
+// undoRelease takes back PUBREC of a client where the record cannot have it: its next
+// connection gets the message again, and answers.
+func (s *session) undoRelease(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.state = sent; s.conn != nil {
+		s.conn.client.Lost(Unspecified, "an acknowledgment could not be stored")
+	}
+}
+
+// undoComplete takes back PUBREL of a client where the record cannot have it: its next
+// connection sends it again.
+func (s *session) undoComplete(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.completing[id]
+	if delete(s.completing, id); c == nil || s.dead {
+		return
+	}
+	if s.inbound == nil {
+		s.inbound = map[uint16]*publication{}
+	}
+	if _, again := s.inbound[id]; !again {
+		s.inbound[id] = nil
+	}
+	c.client.Lost(Unspecified, "an acknowledgment could not be stored")
+}
+
 // finish answers a publication of which everything is on record, or will not be.
 func (p *publication) finish(f *flusher) {
 	if p.done != nil {

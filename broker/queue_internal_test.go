@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
 )
@@ -72,5 +73,46 @@ func TestAMessageCommittedWhileAPageIsReadIsNotSkipped(t *testing.T) {
 			defer s.mu.Unlock()
 			return len(client.got) == before+1
 		})
+	}
+}
+
+// A message that was read from the record before the session was given it is dropped from
+// the record, too, when the queue is purged.
+func TestAPurgeDropsWhatWasReadBeforeItWasHandedOver(t *testing.T) {
+	db := storetest.Open(t)
+	b := reopen(t, db)
+	defer func() { _ = b.Close(t.Context()) }()
+	c, client := join(t, b, 1)
+	c.Subscribe(t.Context(), []Subscription{{Filter: "x", QoS: 1}})
+	c.Start()
+	onePage(t, b, 1, "1")
+	client.receives(t, c.s, "1")
+	on := make(chan struct{})
+	b.journal.add(op{kind: opNothing, done: func(error, *flusher) { <-on }})
+	p := &publication{done: make(chan error, 1)}
+	b.submit(&Message{Topic: "x", Payload: []byte("2"), QoS: 1, Device: "p"}, nil, p, &flusher{})
+	rows := func() (n int) {
+		if err := db.QueryRow(t.Context(), `SELECT count(*) FROM mqtt_queue`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	kit.Eventually(t, "both messages on record", func() bool { return rows() == 2 })
+	c.s.mu.Lock()
+	c.s.more, c.s.load = true, true // as where one came while more was on record
+	c.s.mu.Unlock()
+	b.fill(c.s, c)
+	purged := make(chan error, 1)
+	go func() {
+		_, err := b.Purge(t.Context(), "s", countersign.Stored{Queued: true})
+		purged <- err
+	}()
+	kit.Eventually(t, "the purge", func() bool { c.s.mu.Lock(); defer c.s.mu.Unlock(); return c.s.drains > 0 })
+	close(on)
+	if err := <-purged; err != nil {
+		t.Fatal(err)
+	}
+	if n := rows(); n != 1 {
+		t.Errorf("messages on record: got %d, want the one in flight", n)
 	}
 }

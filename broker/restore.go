@@ -142,7 +142,7 @@ func (r *restored) subscriptions(ctx context.Context) error {
 		if old := s.subscription(sub.Filter); old != nil { // its end was not recorded any more
 			s.subs[slices.Index(s.subs, old)] = sub
 			r.b.tree.replace(old, sub)
-			r.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old})
+			r.b.journal.add(op{kind: opUnsubscribe, s: s, sub: old, old: true})
 			return nil
 		}
 		s.subs = append(s.subs, sub)

@@ -80,12 +80,13 @@ func (b *Broker) Purge(ctx context.Context, device string, what countersign.Stor
 	var ops []op
 	if what.Retained || what.All {
 		for _, m := range messages {
-			if _, ok := b.forgetRetained(m); !ok {
+			end := &Message{Topic: m.Topic, Retain: true, Device: device}
+			if b.retained.get(m.Topic) != m || !b.retained.announce(end) {
 				continue
 			}
 			done.Retained++
 			done.RetainedOctets += int64(m.cost())
-			ops = append(ops, op{kind: opRetain, m: &Message{Topic: m.Topic, Retain: true, Device: device}, a: a})
+			ops = append(ops, op{kind: opRetain, m: end, a: a})
 		}
 	}
 	for _, s := range sessions {
@@ -147,7 +148,7 @@ func (s *session) drain(done *countersign.Purged) []op {
 		return nil
 	}
 	s.loaded, s.more = max(s.loaded, s.stored), false
-	o := op{kind: opDrain, s: s, from: from, to: s.stored}
+	o := op{kind: opDrain, s: s, from: from, to: max(s.stored, s.loaded)}
 	if flying > 0 {
 		o.e = s.queue[flying-1] // its page stays
 	}
