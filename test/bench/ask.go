@@ -33,12 +33,6 @@ type asking struct {
 	Keys   [2][]byte     `json:"keys"`
 }
 
-// asked is one answer.
-type asked struct {
-	At   time.Duration `json:"at"` // since the first request
-	Took time.Duration `json:"took"`
-}
-
 // ask measures the time from a request to its answer, both commands of QoS 1.
 func (b *bench) ask(ctx context.Context, t target, name string, pair []*enrollee) (sample, error) {
 	roots, err := os.ReadFile(b.server.endpoints.Roots) //nolint:gosec // of our own server
@@ -64,20 +58,14 @@ func (b *bench) ask(ctx context.Context, t target, name string, pair []*enrollee
 	return answers(t.prefix+name, all), nil
 }
 
-// answers sums up: worst is the p99 of the worst second.
+// answers sums up.
 func answers(name string, all []asked) sample {
-	var took []time.Duration
-	seconds := map[int][]time.Duration{}
-	for _, one := range all {
-		took = append(took, one.Took)
-		second := int(one.At / time.Second)
-		seconds[second] = append(seconds[second], one.Took)
+	took := make([]time.Duration, len(all))
+	for i, one := range all {
+		took[i] = one.Took
 	}
 	s := alone(name, took)
-	s.worst = 0
-	for _, one := range seconds {
-		s.worst = max(s.worst, timed("", one).p99)
-	}
+	s.worst, s.second = 0, worstSecond(all)
 	return s
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,9 +26,11 @@ type bench struct {
 	dir    string
 	report *report
 
+	round    int
 	limitCA  *limitCA
 	baseline *baseline
-	issuer   *x509.Certificate
+	stepCA   *stepCA     // nil: it could not be built
+	theirs   []*enrollee // devices of step-ca
 }
 
 // keep adds a measurement to the report, unless it failed.
@@ -66,12 +69,51 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if err := b.learn(ctx); err != nil {
 		return b, err
 	}
-	b.baseline, err = startBaseline(context.WithoutCancel(ctx), b.dir, o.size.quiet)
-	return b, err
+	if b.baseline, err = startBaseline(context.WithoutCancel(ctx), b.dir, o.size.quiet); err != nil {
+		return b, err
+	}
+	return b, b.startPeers(ctx)
+}
+
+// startPeers starts those that are measured together with our server for the whole run.
+func (b *bench) startPeers(ctx context.Context) (err error) {
+	if only := b.opts.only; len(only) > 0 && !slices.Contains(only, "enroll") && !slices.Contains(only, "renew") {
+		return nil
+	}
+	program := b.peerProgram(ctx, stepCASource())
+	if program == "" {
+		return nil
+	}
+	dir := filepath.Join(b.dir, "stepca")
+	db := stepDB{Type: "badgerv2", DataSource: filepath.Join(dir, "db")}
+	b.stepCA, err = startStepCA(ctx, program, dir, b.opts.size.quiet, b.limitCA, db)
+	return err
+}
+
+// peerProgram returns the path of a peer's program; empty where there is none, which the
+// report then says.
+func (b *bench) peerProgram(ctx context.Context, s source) string {
+	program := s.installed()
+	if program == "" && b.opts.build {
+		var err error
+		if program, err = s.install(ctx); err != nil {
+			b.report.note("%s was not measured, because it could not be built: %v", s, err)
+			return ""
+		}
+	}
+	if program == "" {
+		b.report.note("%s was not measured, because it is not built yet and -build=false forbids it", s)
+		return ""
+	}
+	b.report.Machine.Peers = append(b.report.Machine.Peers, s.String())
+	return program
 }
 
 func (b *bench) close() error {
 	var errs []error
+	if b.stepCA != nil {
+		errs = append(errs, b.stepCA.stop())
+	}
 	if b.baseline != nil {
 		errs = append(errs, b.baseline.stop())
 	}
@@ -112,35 +154,48 @@ func (b *bench) learn(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(b.dir, rootsFile), roots, 0o600); err != nil { //nolint:gosec // our own folder
 		return err
 	}
-	if b.roots, err = readRoots(b.server.endpoints.Roots); err != nil {
+	if err := b.meet(ctx, b.limitCA.root); err != nil {
 		return err
 	}
-	b.roots.AddCert(b.limitCA.root)
-	if err := createLoadFleet(ctx, b.server.admin); err != nil {
+	return b.learnStatus(ctx)
+}
+
+// meet takes from a server what devices know, and makes the fleet and the tokens that they
+// use. peers is the root of the servers beside it.
+func (c *crew) meet(ctx context.Context, peers *x509.Certificate) (err error) {
+	if c.roots, err = readRoots(c.server.endpoints.Roots); err != nil {
 		return err
 	}
-	for fleet, token := range map[string]*string{"": &b.token, loadFleet: &b.loads} {
-		issued, err := b.server.admin.CreateToken(ctx, api.NewToken{Fleet: fleet, Uses: registry.MaxUses, TTLSeconds: 24 * 3600})
+	c.roots.AddCert(peers)
+	if err := createLoadFleet(ctx, c.server.admin); err != nil {
+		return err
+	}
+	for fleet, token := range map[string]*string{"": &c.token, loadFleet: &c.loads} {
+		issued, err := c.server.admin.CreateToken(ctx, api.NewToken{Fleet: fleet, Uses: registry.MaxUses, TTLSeconds: 24 * 3600})
 		if err != nil {
 			return err
 		}
 		*token = issued.Secret
 	}
-	transport := &http.Transport{TLSClientConfig: clientTLS(b.roots, nil)}
+	transport := &http.Transport{TLSClientConfig: clientTLS(c.roots, nil)}
 	defer transport.CloseIdleConnections()
-	authorities, err := (&est.Client{BaseURL: b.server.endpoints.Enroll, HTTP: &http.Client{Transport: transport, Timeout: opTimeout}}).CACerts(ctx, "")
+	authorities, err := (&est.Client{BaseURL: c.server.endpoints.Enroll, HTTP: &http.Client{Transport: transport, Timeout: opTimeout}}).CACerts(ctx, "")
 	if err != nil {
 		return err
 	}
 	for _, a := range authorities {
-		if string(a.RawSubject) != string(a.RawIssuer) {
-			b.issuer, b.path = a, append(b.path, a.Raw)
+		if string(a.RawSubject) == string(a.RawIssuer) {
+			continue
 		}
+		if c.issuer != nil {
+			return errors.New("the server has more than one issuing authority")
+		}
+		c.issuer = a
 	}
-	if len(b.path) != 1 {
-		return fmt.Errorf("the server has %d issuing authorities, not 1", len(b.path))
+	if c.issuer == nil {
+		return errors.New("the server has no issuing authority")
 	}
-	return b.learnStatus(ctx)
+	return nil
 }
 
 // learnStatus enrolls one device and takes the OCSP answer and the CRL about it.

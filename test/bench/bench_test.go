@@ -79,9 +79,10 @@ func TestRunMeasuresEverything(t *testing.T) {
 	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}} {
 		t.Run(name, func(t *testing.T) {
 			r, out := measured(t, options{size: tinySize(), rounds: 1, only: only})
+			stepCA := slices.Contains(r.Machine.Peers, stepCASource().String()) // a test builds no peer: that takes minutes
 			var want, got []string
 			for _, l := range lines() {
-				if (hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto")) && strings.HasPrefix(l.name, "scale") == (only != nil) {
+				if (hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto")) && (stepCA || !strings.HasPrefix(l.name, stepCAPrefix)) && strings.HasPrefix(l.name, "scale") == (only != nil) {
 					want = append(want, l.name)
 				}
 			}
@@ -210,20 +211,63 @@ func TestAcrossComparesRoundByRound(t *testing.T) {
 }
 
 func TestGoalsAreJudgedByTheirMedian(t *testing.T) {
-	r := &report{series: map[string][]sample{"x": {{bytes: 1}, {bytes: 5}, {bytes: 9}}}}
-	value := single("x", func(s sample) float64 { return s.bytes })
+	r := &report{series: map[string][]sample{
+		"ours": {{bytes: 2}, {bytes: 10}, {bytes: 10}},
+		"peer": {{bytes: 4}, {bytes: 30}, {bytes: 80}}, // 2, 3 and 8 times ours
+		"rest": {{bytes: 1}, {bytes: 5}, {bytes: 10}},  // 0.5, 0.5 and 1 times ours
+	}}
 	for _, tt := range []struct {
-		gate   float64
-		atMost bool
-		met    bool
-	}{{5, false, true}, {6, false, false}, {5, true, true}, {4, true, false}} {
-		o, ok := goal{gate: tt.gate, atMost: tt.atMost, value: value}.judge(r)
-		if !ok || o.Met != tt.met {
-			t.Errorf("gate %v, at most %v: got met %v, want %v", tt.gate, tt.atMost, o.Met, tt.met)
+		peer        string
+		sense       sense
+		first, goal float64
+		want        verdict
+	}{
+		{"peer", least, 3, 4, metFirst},
+		{"peer", least, 2, 3, metGoal},
+		{"peer", least, 3.1, 4, missed},
+		{"rest", most, 2, 1, metFirst},
+		{"rest", most, 1.9, 1, missed},
+		{"", most, 10, 10, metGoal},
+		{"", most, 9, 5, missed},
+	} {
+		g := goal{ours: "ours", peer: tt.peer, by: sample.amount, sense: tt.sense, first: tt.first, goal: tt.goal}
+		o, ok := g.judge(r)
+		if !ok || o.Verdict != tt.want {
+			t.Errorf("against %q, gate %v, goal %v: got %q of %v, want %q", tt.peer, tt.first, tt.goal, o.Verdict, o.Value, tt.want)
 		}
 	}
-	if _, ok := (goal{value: single("absent", sample.cpuMicros)}).judge(r); ok {
-		t.Error("judge: a goal about what was not measured")
+	for _, g := range []goal{{ours: "absent", by: sample.amount}, {ours: "ours", peer: "absent", by: sample.amount}, {ours: "absent", peer: "peer", by: sample.amount}} {
+		if o, ok := g.judge(r); ok {
+			t.Errorf("judge: got %+v about what was not measured", o)
+		}
+	}
+}
+
+// TestGoalsAreAboutLinesOfTheReport finds a goal that a renamed line has silenced.
+func TestGoalsAreAboutLinesOfTheReport(t *testing.T) {
+	known := []string{"", "flood_lost", "scale_failed"} // counts, which are no lines
+	for _, l := range lines() {
+		known = append(known, l.name)
+	}
+	for _, g := range goals() {
+		if !slices.Contains(known, g.ours) || !slices.Contains(known, g.peer) {
+			t.Errorf("goal %q compares %q with %q", g.text, g.ours, g.peer)
+		}
+	}
+}
+
+// TestAPeerThatCannotBeBuiltIsNamed holds what the report says then, and that nothing is
+// left that a later run would take for the program.
+func TestAPeerThatCannotBeBuiltIsNamed(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv("GOPROXY", "off")
+	s := source{"nothing", "example.com/nothing", "v1.0.0"}
+	b := &bench{opts: options{build: true}, report: &report{mu: &sync.Mutex{}}}
+	if program := b.peerProgram(t.Context(), s); program != "" || s.installed() != "" {
+		t.Errorf("peerProgram: got %q, installed %q", program, s.installed())
+	}
+	if note := strings.Join(b.report.Notes, "\n"); !strings.Contains(note, "go install example.com/nothing@v1.0.0") {
+		t.Errorf("the report does not name the command that failed: %s", note)
 	}
 }
 
@@ -281,14 +325,14 @@ func TestWorstSecondIsNotThatOfTheWholeRun(t *testing.T) {
 		all = append(all, asked{At: time.Duration(i) * 10 * time.Millisecond, Took: took})
 	}
 	s := answers("x", all)
-	if s.p50 != time.Millisecond || s.worst != 50*time.Millisecond || s.ops != 300 {
+	if s.p50 != time.Millisecond || s.second != 50*time.Millisecond || s.ops != 300 {
 		t.Errorf("answers: got %+v", s)
 	}
 	for i := range 5 {
 		all[100+i].Took = time.Millisecond
 	}
 	all[150].Took = time.Second // one of a hundred does not make a second bad
-	if s := answers("x", all); s.worst >= time.Second {
-		t.Errorf("answers: got the worst second at %v", s.worst)
+	if s := answers("x", all); s.second >= time.Second {
+		t.Errorf("answers: got the worst second at %v", s.second)
 	}
 }

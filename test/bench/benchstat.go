@@ -40,7 +40,7 @@ func (s sample) figures() []figure {
 	}
 	all := []figure{{each, "ns/op"}}
 	for _, f := range []figure{
-		{1000 * s.cpuMicros(), "cpu-ns/op"}, {float64(s.p50), "p50-ns"}, {float64(s.p99), "p99-ns"}, {float64(s.worst), "worst-ns"}, {s.bytes, "bytes"},
+		{1000 * s.cpuMicros(), "cpu-ns/op"}, {float64(s.p50), "p50-ns"}, {float64(s.p99), "p99-ns"}, {float64(s.second), "second-ns"}, {float64(s.worst), "worst-ns"}, {s.bytes, "bytes"},
 	} {
 		if f.value > 0 {
 			all = append(all, f)

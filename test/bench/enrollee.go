@@ -8,13 +8,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
 	"fmt"
-	"net"
-	"runtime"
 	"slices"
 
-	"github.com/countersign-iot/countersign/cms"
 	"github.com/countersign-iot/countersign/simulate/device"
 )
 
@@ -44,18 +40,12 @@ func newCSR(id string, key *ecdsa.PrivateKey) ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id}}, key)
 }
 
-// ask prepares a request with a new key (RFC 7030, 4.2).
-func (d *enrollee) ask(base, operation string, headers ...string) (err error) {
+// renewKey makes a new key and returns a certification request for it.
+func (d *enrollee) renewKey() (csr []byte, err error) {
 	if d.key, err = newKey(); err != nil {
-		return err
+		return nil, err
 	}
-	csr, err := newCSR(d.id, d.key)
-	if err != nil {
-		return err
-	}
-	headers = append(headers, "Content-Type: application/pkcs10", "Content-Transfer-Encoding: base64")
-	d.request = request("POST", base+"/.well-known/est/"+operation, base64.StdEncoding.AppendEncode(nil, csr), headers...)
-	return nil
+	return newCSR(d.id, d.key)
 }
 
 // send sends the request and keeps the answer.
@@ -64,16 +54,9 @@ func (d *enrollee) send(w *web) (err error) {
 	return err
 }
 
-// take reads the certificate from the answer.
-func (d *enrollee) take(path [][]byte) error {
-	der, err := base64.StdEncoding.DecodeString(string(d.answer)) // skips line breaks
-	if err == nil {
-		var certs [][]byte
-		if certs, err = cms.ParseCertsOnly(der); err == nil {
-			d.cert, err = x509.ParseCertificate(certs[0])
-		}
-	}
-	if err != nil {
+// hold keeps the certificate that was issued, to be shown with the path above it.
+func (d *enrollee) hold(der []byte, path [][]byte) (err error) {
+	if d.cert, err = x509.ParseCertificate(der); err != nil {
 		return fmt.Errorf("couldn't read the certificate of %s: %w", d.id, err)
 	}
 	if !d.key.PublicKey.Equal(d.cert.PublicKey) {
@@ -131,15 +114,14 @@ func (c *client) connects(ctx context.Context, t target, name string, devices []
 	})
 }
 
-// crew is the devices of a run.
+// crew is the devices of one of our servers.
 type crew struct {
 	client
 	server *server
-	path   [][]byte // what a device shows after its certificate
+	issuer *x509.Certificate
 	token  string
 	loads  string // token of the load fleet
 
-	made   int         // devices so far
 	fresh  []*enrollee // enrolled and never connected
 	active []*enrollee // connected once
 	all    []*enrollee // all whose certificate is good
@@ -151,66 +133,17 @@ func (c *crew) mqtt() target {
 	return target{process: c.server.process, addr: hostOf(c.server.endpoints.MQTT)}
 }
 
-// newDevices makes n devices with keys and enrollment requests that show token.
-func (c *crew) newDevices(ctx context.Context, n int, token string) ([]*enrollee, error) {
-	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(":"+token))
-	run := rand.Text()[:6] // a PostgreSQL may know the devices of an earlier run
-	list := make([]*enrollee, n)
-	first := c.made
-	c.made += n
-	_, err := drive(ctx, runtime.GOMAXPROCS(0), n, func(_ context.Context, _, i int) error {
-		list[i] = &enrollee{id: fmt.Sprintf("bench-%s-%06d", run, first+i)}
-		return list[i].ask(c.server.endpoints.Enroll, "simpleenroll", basic)
-	})
-	return list, err
-}
-
-// take reads the certificates of devices from their answers.
-func (c *crew) take(devices []*enrollee) error {
-	for _, d := range devices {
-		if err := d.take(c.path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// askKept is an operation on a connection that each worker keeps.
-func (c *crew) askKept(devices []*enrollee) operation {
-	return kept(func(ctx context.Context) (net.Conn, error) {
-		return c.dialer.dialTLS(ctx, hostOf(c.server.endpoints.Enroll), clientTLS(c.roots, nil))
-	}, func(w *web, i int) error { return devices[i].send(w) })
-}
-
-// askAnew is an operation on a new connection, with the device's certificate if
-// it has one.
-func (c *crew) askAnew(devices []*enrollee) operation {
-	return func(ctx context.Context, _, i int) error {
-		d := devices[i]
-		cert := &d.identity
-		if d.cert == nil {
-			cert = nil
-		}
-		conn, err := c.dialer.dialTLS(ctx, hostOf(c.server.endpoints.Enroll), clientTLS(c.roots, cert))
-		if err != nil {
-			return err
-		}
-		w := newWeb(conn)
-		defer w.close()
-		return d.send(w)
-	}
-}
-
 // newcomers enrolls n new devices.
 func (c *crew) newcomers(ctx context.Context, n int, token string) ([]*enrollee, error) {
-	devices, err := c.newDevices(ctx, n, token)
+	a := c.authority("", token)
+	devices, err := a.newDevices(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := drive(ctx, webWorkers, n, c.askKept(devices)); err != nil {
+	if _, err := drive(ctx, webWorkers, n, a.askKept(webWorkers, devices)); err != nil {
 		return nil, err
 	}
-	return devices, c.take(devices)
+	return devices, forEach(devices, a.take)
 }
 
 // enrolled returns n devices with certificates that were never used.

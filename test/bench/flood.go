@@ -19,8 +19,8 @@ const (
 	reconnectEvery = 50 * time.Millisecond
 	// spares is how many devices take turns with that.
 	spares = 20
-	// settle is how long a phase runs before its figures count: what is before, while
-	// the server learns which addresses flood it, is measured by itself.
+	// settle is how much longer a phase runs than it is long: the server learns in that time
+	// which addresses flood it, and the worst second is often there.
 	settle = 2 * time.Second
 )
 
@@ -37,8 +37,9 @@ type honest struct {
 	lost atomic.Int64
 
 	mu       sync.Mutex
-	messages []time.Duration // of the phase
-	connects []time.Duration
+	begin    time.Time // of the phase
+	messages []asked   // of the phase
+	connects []asked
 }
 
 // flood measures what 1,000 hostile connections a second, first from one address,
@@ -94,16 +95,12 @@ func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *enrollee,
 		}
 	}
 	h.take()
-	if err := pause(ctx, min(settle, b.opts.size.flood)); err != nil {
-		return err
-	}
-	first, _ := h.take()
 	before, err := b.server.cpu()
 	if err != nil {
 		return err
 	}
 	begin := now()
-	if err := pause(ctx, b.opts.size.flood); err != nil {
+	if err := pause(ctx, min(settle, b.opts.size.flood)+b.opts.size.flood); err != nil {
 		return err
 	}
 	wall := time.Since(begin)
@@ -112,7 +109,7 @@ func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *enrollee,
 	messages, connects := h.take()
 	name := "flood_" + p.name
 	b.report.add(
-		alone(name+"_start", first), alone(name+"_message", messages), alone(name+"_connect", connects),
+		answers(name+"_message", messages), answers(name+"_connect", connects),
 		sample{name: name + "_memory", bytes: float64(rss)},
 		sample{name: name + "_server", ops: max(1, int(wall.Seconds())), cpu: after - before},
 	)
@@ -131,19 +128,19 @@ func (b *bench) phase(ctx context.Context, h *honest, p phase, stolen *enrollee,
 	return nil
 }
 
-// add notes how long something took.
-func (h *honest) add(to *[]time.Duration, took time.Duration) {
+// add notes when something began and that it is done.
+func (h *honest) add(to *[]asked, began time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	*to = append(*to, took)
+	*to = append(*to, asked{max(0, began.Sub(h.begin)), time.Since(began)})
 }
 
-// take returns the figures since the last time.
-func (h *honest) take() (messages, connects []time.Duration) {
+// take returns the figures since the last time and begins a phase.
+func (h *honest) take() (messages, connects []asked) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	messages, connects = h.messages, h.connects
-	h.messages, h.connects = nil, nil
+	h.begin, h.messages, h.connects = now(), nil, nil
 	return messages, connects
 }
 
@@ -158,7 +155,7 @@ func (h *honest) publish(ctx context.Context, c *device.Wire, id string, first t
 			h.lost.Add(1)
 			return
 		}
-		h.add(&h.messages, time.Since(t))
+		h.add(&h.messages, t)
 		wait = messageEvery
 	}
 }
@@ -188,7 +185,7 @@ func (h *honest) reconnect(ctx context.Context, b *bench, devices []*enrollee) {
 					break
 				}
 			}
-			h.add(&h.connects, time.Since(t))
+			h.add(&h.connects, t)
 		})
 	}
 }

@@ -9,24 +9,37 @@ type line struct {
 	peers besides // whose lines follow it
 }
 
-// besides is which peers a measurement is compared with, each kind those before it too.
+// besides is which peers a measurement is compared with.
 type besides int
 
 const (
 	noPeer  besides = iota
 	plain           // mosquitto that keeps nothing
-	each            // one that saves on each change
-	seconds         // one that saves each second
+	each            // and one that saves on each change
+	seconds         // and one that saves each second
+	issuing         // step-ca
 )
+
+// stepCAPrefix is that of the names of step-ca's measurements.
+const stepCAPrefix = "stepca_"
+
+// of returns the lines of the peers below a line of ours.
+func (b besides) of(name string) []line {
+	if b == issuing {
+		return []line{{name: stepCAPrefix + name, what: "  the same of step-ca on badger"}}
+	}
+	var all []line
+	for i, what := range []string{"  the same of mosquitto", "  saving on each change", "  saving each second"}[:b] {
+		all = append(all, line{name: peers()[i].prefix + name, what: what})
+	}
+	return all
+}
 
 // lines are those of the report in order: ours and, below them, those of the peers.
 func lines() []line {
 	var all []line
 	for _, l := range ownLines() {
-		all = append(all, l)
-		for i, what := range []string{"  the same of mosquitto", "  saving on each change", "  saving each second"}[:l.peers] {
-			all = append(all, line{name: peers()[i].prefix + l.name, what: what})
-		}
+		all = append(append(all, l), l.peers.of(l.name)...)
 	}
 	return all
 }
@@ -42,9 +55,10 @@ func ownLines() []line {
 		{"limit_fsync", "append 4 KiB and fdatasync", "", noPeer},
 		{"limit_accept", "bare Go accept: mutual TLS, CONNECT, CONNACK", "", noPeer},
 		{"limit_http", "net/http with fixed bytes", "", noPeer},
-		{"enroll", "enroll, EST, kept connections", "limit_issuance", noPeer},
-		{"enroll_new_connection", "enroll, EST, new connection each", "limit_issuance", noPeer},
-		{"renew", "renew, EST, new mutual TLS each", "limit_issuance", noPeer},
+		{"enroll_16", "enroll, EST, 16 kept connections", "limit_issuance", issuing},
+		{"enroll_64", "enroll, EST, 64 kept connections", "limit_issuance", issuing},
+		{"enroll_new_connection", "enroll, EST, new connection each", "limit_issuance", issuing},
+		{"renew", "renew with a new key, new mutual TLS each", "limit_issuance", issuing},
 		{"connect_first", "MQTT connect, first use of a certificate", "limit_accept", noPeer},
 		{"connect", "MQTT connect, mutual TLS", "limit_accept", noPeer},
 		{"mosquitto_connect", "  the same to mosquitto", "limit_accept", noPeer},
@@ -56,9 +70,7 @@ func ownLines() []line {
 		{"bystander_ping", "ping of another session meanwhile", "", noPeer},
 		{"flood_calm_message", "publish at QoS 1, 1,000 devices, no flood", "", noPeer},
 		{"flood_one_message", "  1,000 hostile connections/s from one address", "", noPeer},
-		{"flood_one_start", "  in its first 2 seconds", "", noPeer},
 		{"flood_many_message", "  the same from 200 addresses", "", noPeer},
-		{"flood_many_start", "  in its first 2 seconds", "", noPeer},
 		{"flood_calm_connect", "reconnect of a device, no flood", "", noPeer},
 		{"flood_one_connect", "  flood from one address", "", noPeer},
 		{"flood_many_connect", "  flood from 200 addresses", "", noPeer},
@@ -68,7 +80,7 @@ func ownLines() []line {
 		{"flood_calm_memory", "memory of the server, no flood", "", noPeer},
 		{"flood_one_memory", "  flood from one address", "", noPeer},
 		{"flood_many_memory", "  flood from 200 addresses", "", noPeer},
-		{"memory_under_load", "memory of the server after enrolling", "", noPeer},
+		{"memory_under_load", "memory of the server after enrolling", "", issuing},
 		{"limit_memory", "memory of an idle mutual TLS connection, bare Go", "", noPeer},
 		{"session_memory", "memory of an idle session", "", plain},
 		{"subscribed_memory", "memory of a session with a QoS 1 subscription", "", plain},

@@ -60,7 +60,7 @@ func command(ctx context.Context, args []string, out, errOut io.Writer) error {
 }
 
 func parseFlags(args []string, errOut io.Writer) (options, error) {
-	o := options{size: fullSize()}
+	o := options{size: fullSize(), build: true}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(errOut)
 	quick := f.Bool("quick", false, "small counts: shows that it works, not how fast")
@@ -69,6 +69,7 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	f.StringVar(&o.stat, "benchstat", "", "write every round to this `file` in the format of Go's benchmarks")
 	f.StringVar(&o.database, "database", "", "`URL` of a PostgreSQL to use instead of SQLite; its CPU is not counted")
 	f.StringVar(&o.server, "server", "", "measure this `program` instead of building one from this tree")
+	f.BoolVar(&o.build, "build", true, "build the peers that were not built before")
 	only := f.String("only", "", "comma-separated `names` of what to measure: "+strings.Join(subjectNames(), ","))
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -122,6 +123,11 @@ func subjects() []subject {
 	}
 }
 
+// measures reports whether a subject is part of this run.
+func (o *options) measures(s subject) bool {
+	return slices.Contains(o.only, s.name) || len(o.only) == 0 && !s.asked
+}
+
 func subjectNames() []string {
 	var names []string
 	for _, s := range subjects() {
@@ -143,8 +149,9 @@ func run(ctx context.Context, o options, out io.Writer) error {
 func (b *bench) measure(ctx context.Context, out io.Writer) error {
 	o, r := b.opts, b.report
 	for round := range o.rounds {
+		b.round = round
 		for _, s := range subjects() {
-			if !slices.Contains(o.only, s.name) && (len(o.only) > 0 || s.asked) {
+			if !o.measures(s) {
 				continue
 			}
 			_, _ = fmt.Fprintf(out, "round %d of %d: %s\n", round+1, o.rounds, s.name)

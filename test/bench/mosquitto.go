@@ -97,12 +97,8 @@ func startMosquitto(ctx context.Context, dir string, quiet time.Duration, p peer
 	if err != nil {
 		return target{}, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
+	addr, err := freeAddr()
 	if err != nil {
-		return target{}, err
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
 		return target{}, err
 	}
 	_, port, err := net.SplitHostPort(addr)
@@ -129,4 +125,13 @@ func startMosquitto(ctx context.Context, dir string, quiet time.Duration, p peer
 		return target{}, errors.Join(fmt.Errorf("mosquitto does not serve: %w", err), process.stop())
 	}
 	return target{p, process, addr}, nil
+}
+
+// freeAddr returns a loopback address with a port that is free.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
 }

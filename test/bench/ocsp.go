@@ -52,7 +52,7 @@ func (b *bench) ocsp(ctx context.Context) error {
 	} {
 		dial := func(ctx context.Context) (net.Conn, error) { return b.dialer.dial(ctx, one.addr) }
 		ask := func(w *web, i int) error { _, err := w.do(one.request(i)); return err }
-		if err := b.keep(one.process.load(ctx, one.name, webWorkers, one.n, kept(dial, ask))); err != nil {
+		if err := b.keep(one.process.load(ctx, one.name, webWorkers, one.n, kept(webWorkers, dial, ask))); err != nil {
 			return err
 		}
 	}

@@ -160,7 +160,20 @@ func (p *process) around(ctx context.Context, name string, ops int, work func() 
 
 // load drives the process and reads its CPU around it.
 func (p *process) load(ctx context.Context, name string, workers, n int, op operation) (sample, error) {
-	return p.around(ctx, name, n, func() ([]time.Duration, error) { return drive(ctx, workers, n, op) })
+	all := make([]asked, n)
+	s, err := p.around(ctx, name, n, func() ([]time.Duration, error) {
+		begin := now()
+		took, err := drive(ctx, workers, n, func(ctx context.Context, worker, i int) error {
+			all[i].At = time.Since(begin)
+			return op(ctx, worker, i)
+		})
+		for i, t := range took {
+			all[i].Took = t
+		}
+		return took, err
+	})
+	s.second = worstSecond(all)
+	return s, err
 }
 
 // parseStat reads utime and stime, fields 14 and 15 of /proc/PID/stat (proc(5)).

@@ -36,11 +36,12 @@ type report struct {
 }
 
 type machine struct {
-	CPU       string `json:"cpu"`
-	CPUs      int    `json:"cpus"`
-	Go        string `json:"go"`
-	Kernel    string `json:"kernel"`
-	Mosquitto string `json:"mosquitto,omitempty"`
+	CPU       string   `json:"cpu"`
+	CPUs      int      `json:"cpus"`
+	Go        string   `json:"go"`
+	Kernel    string   `json:"kernel"`
+	Mosquitto string   `json:"mosquitto,omitempty"`
+	Peers     []string `json:"peers,omitempty"` // that were built
 }
 
 // result sums up the rounds. What was not measured is absent.
@@ -51,6 +52,7 @@ type result struct {
 	PerSecond *spread `json:"per_second,omitempty"`
 	P50       *spread `json:"p50_us,omitempty"`
 	P99       *spread `json:"p99_us,omitempty"`
+	Second    *spread `json:"worst_second_us,omitempty"` // p99 of the worst second
 	Worst     *spread `json:"worst_us,omitempty"`
 	CPU       *spread `json:"cpu_us,omitempty"` // of the server, for an operation
 	Bytes     *spread `json:"bytes,omitempty"`
@@ -135,6 +137,7 @@ func (r *report) finish() {
 		res.PerSecond = present(all, sample.perSecond)
 		res.P50 = present(all, func(s sample) float64 { return micros(s.p50) })
 		res.P99 = present(all, func(s sample) float64 { return micros(s.p99) })
+		res.Second = present(all, func(s sample) float64 { return micros(s.second) })
 		res.Worst = present(all, func(s sample) float64 { return micros(s.worst) })
 		res.CPU = present(all, sample.cpuMicros)
 		res.Bytes = present(all, sample.amount)
@@ -207,9 +210,9 @@ func (r *report) save(path string) error {
 func (r *report) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) } // Flush returns the error
-	p("\n%s  %s  %d x %s  %s  Linux %s  %s\n", r.Time.Format(time.DateOnly), r.Revision, r.Machine.CPUs, r.Machine.CPU, r.Machine.Go, r.Machine.Kernel, r.Machine.Mosquitto)
+	p("\n%s  %s  %d x %s  %s  Linux %s  %s %s\n", r.Time.Format(time.DateOnly), r.Revision, r.Machine.CPUs, r.Machine.CPU, r.Machine.Go, r.Machine.Kernel, r.Machine.Mosquitto, strings.Join(r.Machine.Peers, ", "))
 	p("%s, %d rounds: median [min..max]\n\n", r.Database, r.Rounds)
-	p("what\tper second\tp50 / p99\tCPU us\tof its limit\n")
+	p("what\tper second\tp50 / p99, p99 of the worst second\tCPU us\tof its limit\n")
 	for _, l := range r.Results {
 		rate, took, cpu, of := "", "", "", ""
 		if l.PerSecond != nil {
@@ -217,6 +220,9 @@ func (r *report) print(out io.Writer) error {
 		}
 		if l.P99 != nil || l.Ops > 0 && l.PerSecond == nil && l.Bytes == nil { // all 0: none waited
 			took = fmt.Sprintf("%s / %s ms", short(median(l.P50)/1000), short(median(l.P99)/1000))
+		}
+		if l.Second != nil {
+			took += ", worst second " + short(median(l.Second)/1000)
 		}
 		if l.Worst != nil {
 			took += ", worst " + short(median(l.Worst)/1000)
@@ -232,9 +238,9 @@ func (r *report) print(out io.Writer) error {
 		}
 		p("%s\t%s\t%s\t%s\t%s\n", l.What, rate, took, cpu, of)
 	}
-	p("\ngoal\tgate\there\t\n")
+	p("\ngoal\tours\tpeer or limit\tratio\tfirst gate\tgoal\t\n")
 	for _, o := range r.Goals {
-		p("%s\n", o)
+		p("%s\n", &o)
 	}
 	for _, n := range r.Notes {
 		p("note: %s\n", n)

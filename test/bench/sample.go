@@ -12,15 +12,16 @@ import (
 
 // sample is what one round found out about one thing. What does not apply is 0.
 type sample struct {
-	name  string
-	ops   int
-	wall  time.Duration // the answers
-	cpu   time.Duration // of the server, with what it did after the answers
-	p50   time.Duration
-	p99   time.Duration
-	worst time.Duration // the slowest, where the report has it
-	alone bool          // one after the other: per second means nothing
-	bytes float64       // for memory: per session, or in all
+	name   string
+	ops    int
+	wall   time.Duration // the answers
+	cpu    time.Duration // of the server, with what it did after the answers
+	p50    time.Duration
+	p99    time.Duration
+	worst  time.Duration // the slowest, where the report has it
+	second time.Duration // p99 of the worst second
+	alone  bool          // one after the other: per second means nothing
+	bytes  float64       // for memory: per session, or in all
 }
 
 // timed is the sample of operations by how long each took.
@@ -38,6 +39,25 @@ func alone(name string, took []time.Duration) sample {
 
 func perSession(name string, empty, full int64, n int) sample {
 	return sample{name: name, ops: n, bytes: float64(full-empty) / float64(n)}
+}
+
+// asked is one operation.
+type asked struct {
+	At   time.Duration `json:"at"` // since the first began
+	Took time.Duration `json:"took"`
+}
+
+// worstSecond returns the p99 of the second in which it is worst.
+func worstSecond(all []asked) (worst time.Duration) {
+	seconds := map[int][]time.Duration{}
+	for _, one := range all {
+		second := int(one.At / time.Second)
+		seconds[second] = append(seconds[second], one.Took)
+	}
+	for _, took := range seconds {
+		worst = max(worst, timed("", took).p99)
+	}
+	return worst
 }
 
 // operation is what is measured, done once by one of the workers.

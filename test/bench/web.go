@@ -86,9 +86,9 @@ type web struct {
 
 func newWeb(c net.Conn) *web { return &web{conn: c, in: bufio.NewReader(c)} }
 
-// kept is an operation on an HTTP connection that each worker keeps.
-func kept(dial func(context.Context) (net.Conn, error), do func(w *web, i int) error) operation {
-	own := make([]*web, webWorkers) // each owned by its worker
+// kept is an operation on an HTTP connection that each of the workers keeps.
+func kept(workers int, dial func(context.Context) (net.Conn, error), do func(w *web, i int) error) operation {
+	own := make([]*web, workers) // each owned by its worker
 	return func(ctx context.Context, worker, i int) error {
 		if own[worker] == nil {
 			c, err := dial(ctx)
@@ -117,7 +117,7 @@ func (w *web) do(request []byte) ([]byte, error) {
 	if err = errors.Join(err, res.Body.Close()); err != nil {
 		return nil, err
 	}
-	if res.StatusCode != http.StatusOK {
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated { // step-ca answers 201
 		return nil, fmt.Errorf("the server answered %s: %.200s", res.Status, strings.TrimSpace(string(body)))
 	}
 	return body, nil
