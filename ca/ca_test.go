@@ -49,7 +49,7 @@ func (h *house) process(t failer) *ca.CA {
 	}))
 }
 
-func found(t *testing.T, db *store.DB) *house {
+func found(t testing.TB, db *store.DB) *house {
 	t.Helper()
 	h := &house{db: db, clock: kit.NewClock(start), keys: t.TempDir()}
 	h.CA = h.process(t)
