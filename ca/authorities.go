@@ -49,7 +49,7 @@ type authority struct {
 	version int64          // counts its changes on record
 
 	mu     sync.Mutex
-	signer crypto.Signer // opened on first use
+	signer *signer // opened on first use
 }
 
 // issuerNames are the hashes of an issuer's name and key by which an OCSP request names
@@ -57,13 +57,13 @@ type authority struct {
 type issuerNames map[crypto.Hash]struct{ name, key []byte }
 
 func namesOf(cert *x509.Certificate) issuerNames {
-	bits, err := publicKeyBits(cert.PublicKey)
+	key, err := encodeKey(cert.PublicKey)
 	if err != nil {
 		return nil // a key type that cannot be named in OCSP: never matches
 	}
 	names := issuerNames{}
 	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
-		names[h] = struct{ name, key []byte }{digest(h, cert.RawSubject), digest(h, bits)}
+		names[h] = struct{ name, key []byte }{digest(h, cert.RawSubject), digest(h, key.bits)}
 	}
 	return names
 }
@@ -184,9 +184,9 @@ func (c *authorities) Chain(id string) ([][]byte, error) {
 // ErrOtherKey means that a key is not the one in its authority's certificate.
 var ErrOtherKey = errors.New("it is not the key in the authority's certificate")
 
-// CheckSigner opens the key of a managed authority and compares it with the
-// certificate. It returns os.ErrNotExist, keystore.ErrPassphraseMissing or
-// keystore.ErrPassphraseWrong, and ErrOtherKey, wrapped.
+// CheckSigner opens the key of a managed authority, compares it with the certificate
+// and verifies one signature. It returns os.ErrNotExist, keystore.ErrPassphraseMissing
+// or keystore.ErrPassphraseWrong, ErrOtherKey and ErrBadSignature, wrapped.
 func (c *authorities) CheckSigner(id string) error {
 	a, err := c.authority(id)
 	if err != nil {
@@ -196,8 +196,8 @@ func (c *authorities) CheckSigner(id string) error {
 	return err
 }
 
-// signerOf opens the authority's key, once.
-func (c *authorities) signerOf(a *authority) (crypto.Signer, error) {
+// signerOf opens the authority's key and has it sign once, to see that it can.
+func (c *authorities) signerOf(a *authority) (*signer, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.signer != nil {
@@ -213,13 +213,17 @@ func (c *authorities) signerOf(a *authority) (crypto.Signer, error) {
 			return nil, err
 		}
 	}
-	s, err := c.Keys.Open(a.KeyURI, passphrase)
+	key, err := c.Keys.Open(a.KeyURI, passphrase)
 	if err != nil {
 		return nil, fmt.Errorf("open the key of authority %s: %w", a.ID, err)
 	}
 	want, ok := a.Certificate.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
-	if !ok || !want.Equal(s.Public()) {
+	if !ok || !want.Equal(key.Public()) {
 		return nil, fmt.Errorf("open the key of authority %s: %w", a.ID, ErrOtherKey)
+	}
+	s, err := newSigner(key)
+	if err != nil {
+		return nil, fmt.Errorf("open the key of authority %s: %w", a.ID, err)
 	}
 	if a.Kind != countersign.RootAuthority { // a root key is used and let go
 		a.signer = s

@@ -66,7 +66,7 @@ func Certificate(ctx context.Context, r store.Reader, ref countersign.CertRef) (
 
 // Shown reads the record of a certificate that a client presented, of whatever issuer:
 // NotFound if it is not, octet for octet, on record. The caller needs no check of the
-// issuer's signature, because it was verified before the certificate was recorded.
+// issuer's signature: what is on record was signed here, or verified before it was recorded.
 func Shown(ctx context.Context, r store.Reader, cert *x509.Certificate) (countersign.Certificate, error) {
 	serial := string(countersign.SerialOf(cert.SerialNumber))
 	return certificate(ctx, r, serial, `WHERE serial = $1 AND fingerprint = $2`, serial, hexSum(cert.Raw))

@@ -95,11 +95,7 @@ func encodeCRL(a *authority, signer crypto.Signer, l *countersign.CRL, entries [
 		}
 		b.AddASN1(context0, func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				addExtension(b, oidAuthorityKeyID, func(b *cryptobyte.Builder) {
-					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-						b.AddASN1(cbasn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(a.Certificate.SubjectKeyId) })
-					})
-				})
+				addExtension(b, oidAuthorityKeyID, func(b *cryptobyte.Builder) { addAuthorityKeyID(b, a.Certificate.SubjectKeyId) })
 				addExtension(b, oidCRLNumber, func(b *cryptobyte.Builder) { b.AddASN1Int64(l.Number) })
 			})
 		})

@@ -41,23 +41,39 @@ func addGeneralizedTime(b *cryptobyte.Builder, t time.Time) {
 }
 
 func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, value cryptobyte.BuilderContinuation) {
+	addAnyExtension(b, oid, false, value)
+}
+
+func addAnyExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical bool, value cryptobyte.BuilderContinuation) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1ObjectIdentifier(oid)
+		if critical {
+			b.AddASN1Boolean(true)
+		}
 		b.AddASN1(cbasn1.OCTET_STRING, value)
 	})
 }
 
-// signed wraps what was signed with algorithm and signature: the outer SEQUENCE of
-// CertificateList and BasicOCSPResponse. It takes the parts as they are.
+// signed signs tbs and returns it with algorithm and signature: the outer SEQUENCE of
+// CertificateList and BasicOCSPResponse. It writes the parts as they are.
 func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]byte) ([]byte, error) {
-	message := tbs
-	if hash != 0 { // Ed25519 signs the whole
-		message = digest(hash, tbs)
-	}
-	sig, err := signer.Sign(rand.Reader, message, hash)
+	sig, err := signer.Sign(rand.Reader, message(hash, tbs), hash)
 	if err != nil {
 		return nil, err
 	}
+	return withSignature(tbs, alg, sig, after...)
+}
+
+// message returns what a key signs: the hash of tbs, or all of it under Ed25519.
+func message(hash crypto.Hash, tbs []byte) []byte {
+	if hash == 0 {
+		return tbs
+	}
+	return digest(hash, tbs)
+}
+
+// withSignature returns the outer SEQUENCE of what was signed.
+func withSignature(tbs, alg, sig []byte, after ...[]byte) ([]byte, error) {
 	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(sig)+256))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(tbs)

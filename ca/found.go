@@ -178,9 +178,11 @@ func (c *CA) signAuthority(ctx context.Context, f *Founding, tmpl, parent *x509.
 	}
 	f.parents = append(f.parents, d)
 	tmpl.SerialNumber = d.serial
-	if tmpl.SubjectKeyId, err = keyID(keys[0].Public()); err != nil {
+	key, err := encodeKey(keys[0].Public())
+	if err != nil {
 		return nil, err
 	}
+	tmpl.SubjectKeyId = key.id()
 	if parent == nil {
 		parent = tmpl
 	}

@@ -13,6 +13,9 @@ import (
 	"encoding/hex"
 	"fmt"
 
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
 	"github.com/countersign-iot/countersign"
 )
 
@@ -62,43 +65,111 @@ func weak(format string, args ...any) error {
 		WithNext("make a P-256, P-384, Ed25519 or RSA 2048-4096 key")
 }
 
-// KeyHash is the hex SHA-256 of the key's SubjectPublicKeyInfo, by which the
-// registry distinguishes keys.
-func KeyHash(pub crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return "", fmt.Errorf("encode public key: %w", err)
+// subjectKey is a public key as certificates have it.
+type subjectKey struct {
+	spki []byte // SubjectPublicKeyInfo, DER
+	bits []byte // its subjectPublicKey
+}
+
+var (
+	oidECDSAKey = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
+	oidRSAKey   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidEd25519  = asn1.ObjectIdentifier{1, 3, 101, 112}
+)
+
+// curveIDs are the curves that encodeKey writes (RFC 5480, 2.1.1.1).
+var curveIDs = map[elliptic.Curve]asn1.ObjectIdentifier{
+	elliptic.P256(): {1, 2, 840, 10045, 3, 1, 7},
+	elliptic.P384(): {1, 3, 132, 0, 34},
+	elliptic.P521(): {1, 3, 132, 0, 35},
+}
+
+// encodeKey encodes a public key, octet for octet as x509.MarshalPKIXPublicKey does. A
+// type that CheckKey refuses is left to that.
+func encodeKey(pub crypto.PublicKey) (key subjectKey, err error) {
+	var algorithm cryptobyte.BuilderContinuation
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		curve := curveIDs[k.Curve]
+		if curve == nil {
+			return encodeOtherKey(pub)
+		}
+		if key.bits, err = k.Bytes(); err != nil {
+			return key, fmt.Errorf("encode public key: %w", err)
+		}
+		algorithm = func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(oidECDSAKey)
+			b.AddASN1ObjectIdentifier(curve)
+		}
+	case ed25519.PublicKey:
+		key.bits = k
+		algorithm = func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oidEd25519) }
+	case *rsa.PublicKey:
+		var b cryptobyte.Builder
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1BigInt(k.N)
+			b.AddASN1Int64(int64(k.E))
+		})
+		if key.bits, err = b.Bytes(); err != nil {
+			return key, fmt.Errorf("encode public key: %w", err)
+		}
+		algorithm = func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(oidRSAKey)
+			b.AddASN1NULL()
+		}
+	default:
+		return encodeOtherKey(pub)
 	}
-	return hexSum(der), nil
-}
-
-func hexSum(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
-
-// keyID is the key identifier of RFC 7093, section 2, method 1: the leftmost 160
-// bits of the SHA-256 of the public key.
-func keyID(pub crypto.PublicKey) ([]byte, error) {
-	bits, err := publicKeyBits(pub)
-	if err != nil {
-		return nil, err
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(key.bits)+keyOverhead))
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, algorithm)
+		b.AddASN1BitString(key.bits)
+	})
+	if key.spki, err = b.Bytes(); err != nil {
+		return key, fmt.Errorf("encode public key: %w", err)
 	}
-	sum := sha256.Sum256(bits)
-	return sum[:20], nil
+	return key, nil
 }
 
-func publicKeyBits(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("encode public key: %w", err)
+// keyOverhead is what a SubjectPublicKeyInfo has beside the key, at most.
+const keyOverhead = 36
+
+func encodeOtherKey(pub crypto.PublicKey) (key subjectKey, err error) {
+	if key.spki, err = x509.MarshalPKIXPublicKey(pub); err != nil {
+		return key, fmt.Errorf("encode public key: %w", err)
 	}
 	var spki struct {
 		Algorithm pkix.AlgorithmIdentifier
 		PublicKey asn1.BitString
 	}
-	if _, err := asn1.Unmarshal(der, &spki); err != nil {
-		return nil, fmt.Errorf("decode public key: %w", err)
+	if _, err := asn1.Unmarshal(key.spki, &spki); err != nil {
+		return key, fmt.Errorf("decode public key: %w", err)
 	}
-	return spki.PublicKey.RightAlign(), nil
+	key.bits = spki.PublicKey.RightAlign()
+	return key, nil
+}
+
+// id returns the key identifier of RFC 7093, section 2, method 1: the leftmost 160 bits
+// of the SHA-256 of the public key.
+func (k subjectKey) id() []byte {
+	sum := sha256.Sum256(k.bits)
+	return sum[:20]
+}
+
+// hash returns what KeyHash does.
+func (k subjectKey) hash() string { return hexSum(k.spki) }
+
+// KeyHash is the hex SHA-256 of the key's SubjectPublicKeyInfo, by which the
+// registry distinguishes keys.
+func KeyHash(pub crypto.PublicKey) (string, error) {
+	key, err := encodeKey(pub)
+	if err != nil {
+		return "", err
+	}
+	return key.hash(), nil
+}
+
+func hexSum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }

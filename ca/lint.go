@@ -8,7 +8,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
@@ -75,7 +74,11 @@ func Lint(der []byte) ([]string, error) {
 // lintSamples signs, with a throw-away authority, a certificate of the profile for
 // each type of key that it accepts and runs the lints over them.
 func (c *issuance) lintSamples(p Profile) error {
-	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	above, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make a sample key: %w", err)
+	}
+	signer, err := newSigner(above)
 	if err != nil {
 		return fmt.Errorf("make a sample key: %w", err)
 	}
@@ -100,20 +103,28 @@ func (c *issuance) lintSamples(p Profile) error {
 	return nil
 }
 
-func (c *issuance) lintSample(p Profile, signer *ecdsa.PrivateKey, pub crypto.PublicKey) ([]string, error) {
-	ski, err := keyID(&signer.PublicKey)
+func (c *issuance) lintSample(p Profile, s *signer, pub crypto.PublicKey) ([]string, error) {
+	above, err := encodeKey(s.Public())
 	if err != nil {
 		return nil, err
 	}
 	issuer := authorityTemplate(pkix.Name{CommonName: "Sample"}, c.Now().UTC(), maxValidity+DefaultIssuingValidity)
-	issuer.SubjectKeyId = ski
+	issuer.SubjectKeyId = above.id()
+	if issuer.RawSubject, err = encodeSubject(issuer); err != nil {
+		return nil, err
+	}
 	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: issuer}}
 	tbs, err := c.deviceTemplate(a, Order{Profile: p, Device: "sample-device", PublicKey: pub, Fleet: countersign.Fleet{Name: "sample"}})
 	if err != nil {
 		return nil, err
 	}
+	key, err := encodeKey(pub)
+	if err != nil {
+		return nil, err
+	}
+	tbs.SubjectKeyId = key.id()
 	tbs.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 8*serialOctets-2) // the size of a real one
-	der, err := x509.CreateCertificate(rand.Reader, tbs, issuer, pub, signer)
+	der, err := s.certify(tbs, issuer, pub, key)
 	if err != nil {
 		return nil, err
 	}

@@ -188,11 +188,11 @@ func (c *responder) renew(ctx context.Context, a *authority, s *ocspSigner) erro
 	if next.alg, next.hash, err = algorithmOf(key.Public()); err != nil {
 		return err
 	}
-	bits, err := publicKeyBits(cert.PublicKey)
+	pub, err := encodeKey(cert.PublicKey)
 	if err != nil {
 		return err
 	}
-	byKey := digest(crypto.SHA1, bits) // RFC 6960, 4.2.1 defines KeyHash so
+	byKey := digest(crypto.SHA1, pub.bits) // RFC 6960, 4.2.1 defines KeyHash so
 	var id, certs cryptobyte.Builder
 	id.AddASN1(context2, func(b *cryptobyte.Builder) { b.AddASN1OctetString(byKey) })
 	certs.AddASN1(context0, func(b *cryptobyte.Builder) {

@@ -32,9 +32,6 @@ func (c *issuance) issueOwn(ctx context.Context, a *authority, p Profile, tbs *x
 		return nil, err
 	}
 	tbs.KeyUsage = x509.KeyUsageDigitalSignature
-	if tbs.SubjectKeyId, err = keyID(pub); err != nil {
-		return nil, err
-	}
 	if !p.NoStatus {
 		c.addStatus(tbs, a)
 	}

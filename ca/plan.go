@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -41,6 +40,7 @@ type Planned struct {
 	spent     atomic.Bool
 	tbs       *x509.Certificate
 	pub       crypto.PublicKey
+	key       subjectKey // of pub
 	authority *authority
 	block     string
 	record    countersign.Certificate
@@ -96,6 +96,11 @@ func (c *issuance) Plan(ctx context.Context, o Order) (*Planned, error) {
 }
 
 func (c *issuance) plan(ctx context.Context, a *authority, tbs *x509.Certificate, pub crypto.PublicKey, record countersign.Certificate) (*Planned, error) {
+	key, err := encodeKey(pub)
+	if err != nil {
+		return nil, err
+	}
+	tbs.SubjectKeyId = key.id()
 	if err := lint(tbs, a.Certificate); err != nil {
 		return nil, err
 	}
@@ -106,7 +111,8 @@ func (c *issuance) plan(ctx context.Context, a *authority, tbs *x509.Certificate
 	tbs.SerialNumber = d.serial
 	record.Issuer = a.ID
 	record.IssuedAt = c.Now()
-	return &Planned{tbs: tbs, pub: pub, authority: a, block: d.block, record: record}, nil
+	record.KeyHash = key.hash()
+	return &Planned{tbs: tbs, pub: pub, key: key, authority: a, block: d.block, record: record}, nil
 }
 
 // lint is the cheap check of every certificate before it is signed: what the
@@ -137,19 +143,14 @@ func (p *Profile) accepts(kind string) error {
 
 func (c *issuance) deviceTemplate(a *authority, o Order) (*x509.Certificate, error) {
 	p := &o.Profile
-	ski, err := keyID(o.PublicKey)
-	if err != nil {
-		return nil, err
-	}
 	notBefore, notAfter, err := p.window(a, c.Now())
 	if err != nil {
 		return nil, err
 	}
 	tbs := &x509.Certificate{
 		NotBefore: notBefore, NotAfter: notAfter,
-		SubjectKeyId: ski,
-		KeyUsage:     p.keyUsage(),
-		ExtKeyUsage:  p.extKeyUsage(),
+		KeyUsage:    p.keyUsage(),
+		ExtKeyUsage: p.extKeyUsage(),
 	}
 	if len(o.Device) <= maxCommonName {
 		tbs.Subject = pkix.Name{CommonName: o.Device}
@@ -207,7 +208,7 @@ func (c *issuance) Sign(p *Planned) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, p.tbs, p.authority.Certificate, p.pub, signer)
+	der, err := signer.certify(p.tbs, p.authority.Certificate, p.pub, p.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", p.record.Device, err)
 	}
@@ -216,9 +217,6 @@ func (c *issuance) Sign(p *Planned) (*Issued, error) {
 	rec.Serial = countersign.SerialOf(p.tbs.SerialNumber)
 	rec.NotBefore, rec.NotAfter = p.tbs.NotBefore, p.tbs.NotAfter
 	rec.Fingerprint = hexSum(der)
-	if rec.KeyHash, err = KeyHash(p.pub); err != nil {
-		return nil, err
-	}
 	return &Issued{Certificate: rec, block: p.block, pub: p.pub}, nil
 }
 

@@ -1,0 +1,50 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/x509"
+	"math/big"
+)
+
+// Template returns what the certificate of a plan is encoded from.
+func (p *Planned) Template() *x509.Certificate { return p.tbs }
+
+// Encodable reports whether this package encodes a template itself.
+func Encodable(t *x509.Certificate) bool { return encodable(t) }
+
+// EncodeTBS encodes the TBSCertificate of a template for a key, signed by another.
+func EncodeTBS(t, issuer *x509.Certificate, pub, by crypto.PublicKey) ([]byte, error) {
+	alg, _, err := algorithmOf(by)
+	if err != nil {
+		return nil, err
+	}
+	key, err := encodeKey(pub)
+	if err != nil {
+		return nil, err
+	}
+	return encodeTBS(t, issuer, key, alg)
+}
+
+// EncodeKey returns a SubjectPublicKeyInfo.
+func EncodeKey(pub crypto.PublicKey) ([]byte, error) {
+	key, err := encodeKey(pub)
+	return key.spki, err
+}
+
+// Certifier opens a key and returns what signs certificates with it.
+func Certifier(key crypto.Signer) (func(t, issuer *x509.Certificate, pub crypto.PublicKey) ([]byte, error), error) {
+	s, err := newSigner(key)
+	if err != nil {
+		return nil, err
+	}
+	return func(t, issuer *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
+		k, err := encodeKey(pub)
+		if err != nil {
+			return nil, err
+		}
+		return s.certify(t, issuer, pub, k)
+	}, nil
+}
+
+// CheckSerial reports whether a serial may be in a certificate.
+func CheckSerial(n *big.Int) error { return checkSerial(n) }
