@@ -201,7 +201,10 @@ func (j *journal) take() (groups [][]op, closed bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.retry) > 0 && (j.again || j.closed) {
-		groups, j.retry, j.again, j.ordered = [][]op{j.retry}, nil, false, false
+		for _, o := range j.retry { // each may be written without the others
+			groups = append(groups, []op{o})
+		}
+		j.retry, j.again, j.ordered = nil, false, false
 		return groups, j.closed
 	}
 	if j.ordered {
@@ -337,7 +340,7 @@ func (j *journal) later(ops []op) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, o := range ops {
-		if o.p != nil && o.p.c != nil {
+		if o.p != nil && o.p.answer != nil {
 			o.p.c.refused = o.p.c.resends
 		}
 		switch {

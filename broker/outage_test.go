@@ -328,3 +328,47 @@ func TestAWillThatIsDueLeavesTheSessionConnected(t *testing.T) {
 		t.Errorf("the record has the session without a connection since %d, %v; want 0: it has one", at, err)
 	}
 }
+
+// A message of QoS 0 that could not be retained is not sent again, and so hinders none
+// behind it.
+func TestARefusedMessageOfQoS0HindersNoOther(t *testing.T) {
+	b, db := onPostgres(t)
+	h := clean("p")
+	h.Resends = true
+	p := connect(t, b, h)
+	heal := refuse(t, db, "INSERT", "mqtt_retained", noResources, "")
+	failed := failures(b, p, 1)
+	retain := func(qos byte, id uint16) {
+		m := &broker.Message{Topic: "r", Payload: []byte("m"), QoS: qos, Retain: true, Device: "p"}
+		if err := p.conn.Publish(m, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	retain(0, 0)
+	failed()
+	heal()
+	retain(1, 1)
+	p.answered("4 1 0x0")
+}
+
+// Of what is tried again, one change that the database cannot make takes no other with it.
+func TestAnImpossibleChangeTakesNoOtherWithIt(t *testing.T) {
+	b, db, proxy := proxied(t)
+	s := connectAs(t, b, kept("s"), &client{hold: true})
+	s.subscribe(filter("x", 2))
+	p := connect(t, b, clean("p"))
+	p.publish("x", "1", 2, 1)
+	s.receives("1")
+	refuse(t, db, "INSERT", "mqtt_mark", cannotDo, "")
+	failed := failures(b, s, 1)
+	proxy.RefuseWrites()
+	s.conn.Acknowledge(broker.Pubrec, s.got[0].ID, broker.Success)
+	s.conn.Close(false, nil)
+	failed()
+	proxy.Heal()
+	s.until("the end of its connection on record", func() bool {
+		var at int64
+		err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&at)
+		return err == nil && at > 0
+	})
+}
