@@ -58,7 +58,7 @@ fuzz: ## Fuzz each target for FUZZTIME (10s) in turn
 demo: ## Watch the whole life of 25 devices in half a minute
 	go run ./cmd/countersign demo
 
-bench: ## Measure speed beside the limits of this machine (BENCHFLAGS)
+bench: ## Measure speed beside the limits of this machine and the peers (BENCHFLAGS)
 	go run ./test/bench $(BENCHFLAGS)
 
 latest: ## Try all tests with each dependency at its latest version, in a copy

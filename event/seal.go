@@ -10,6 +10,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
@@ -108,6 +109,12 @@ func OldestUnsealed(ctx context.Context, r store.Reader) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("look for unsealed events: %w", store.Wrap(err))
 	}
 	return store.Time(at), nil
+}
+
+// Next returns the seal of e behind the event whose hash is prev, as Seal computes it. data
+// is e.Data as it is on record. It is for a program that writes a whole log at once.
+func Next(prev []byte, e countersign.Event, data string) (hash []byte) {
+	return chain(prev, &row{Event: e, data: data})
 }
 
 // chain is the hash of an event over the hash before it: SHA-256 of the previous

@@ -31,6 +31,7 @@ type bench struct {
 	baseline *baseline
 	stepCA   *stepCA     // nil: it could not be built
 	theirs   []*enrollee // devices of step-ca
+	filled   *crew       // of the server with the filled database; nil: it is not filled yet
 }
 
 // keep adds a measurement to the report, unless it failed.

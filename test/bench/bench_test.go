@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/countersign-iot/countersign/api"
 )
 
 // TestMain lets the test program be the process of the limits, as bench itself is.
@@ -62,7 +64,7 @@ func serverProgram(t *testing.T) string {
 func tinySize() size {
 	return size{
 		enroll: 20, connect: 10, ocsp: 80, sessions: 12, cuts: 3, limit: 5 * time.Millisecond, rest: 10 * time.Millisecond, quiet: clockTick, hostile: 50, flood: 500 * time.Millisecond,
-		idle: 12, messages: 200, fan: 20, ask: 50 * time.Millisecond, scale: 20, commands: 5,
+		idle: 12, messages: 200, fan: 20, ask: 50 * time.Millisecond, scale: 20, commands: 5, fill: filling{200, 260, 60, 1000},
 	}
 }
 
@@ -76,13 +78,13 @@ func TestRunMeasuresEverything(t *testing.T) {
 		}
 		t.Log("mosquitto is not installed: it is not compared")
 	}
-	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}} {
+	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}, "full": {"full"}} {
 		t.Run(name, func(t *testing.T) {
 			r, out := measured(t, options{size: tinySize(), rounds: 1, only: only})
 			stepCA := slices.Contains(r.Machine.Peers, stepCASource().String()) // a test builds no peer: that takes minutes
 			var want, got []string
 			for _, l := range lines() {
-				if (hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto")) && (stepCA || !strings.HasPrefix(l.name, stepCAPrefix)) && strings.HasPrefix(l.name, "scale") == (only != nil) {
+				if (hasMosquitto() || !strings.HasPrefix(l.name, "mosquitto")) && (stepCA || !strings.HasPrefix(l.name, stepCAPrefix)) && askedSubject(l.name) == strings.Join(only, "") {
 					want = append(want, l.name)
 				}
 			}
@@ -100,6 +102,17 @@ func TestRunMeasuresEverything(t *testing.T) {
 			}
 		})
 	}
+}
+
+// askedSubject returns the subject that measures a line, if it runs only where it is named.
+func askedSubject(name string) string {
+	switch prefix, _, _ := strings.Cut(name, "_"); prefix {
+	case "scale":
+		return "scale"
+	case "full", "empty":
+		return "full"
+	}
+	return ""
 }
 
 // measured runs the bench and returns its result and what it printed.
@@ -334,5 +347,58 @@ func TestWorstSecondIsNotThatOfTheWholeRun(t *testing.T) {
 	all[150].Took = time.Second // one of a hundred does not make a second bad
 	if s := answers("x", all); s.second >= time.Second {
 		t.Errorf("answers: got the worst second at %v", s.second)
+	}
+}
+
+// TestFilledDatabaseIsTheServersOwn holds what fill writes against the program: the log is
+// right, and the rows are those that were asked for.
+func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
+	size := filling{devices: 150, certificates: 180, revoked: 20, events: 5000}
+	ctx := t.Context()
+	b, err := newBench(ctx, options{size: tinySize(), rounds: 1, only: []string{"full"}, server: serverProgram(t)})
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.opts.size.fill = size
+	if err := b.fillDatabase(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s := b.filled.server
+	if err := s.start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.stop() }()
+	v, err := s.admin.VerifyLog(ctx)
+	if err != nil || !v.Intact || v.Events < int64(size.events) {
+		t.Errorf("the log of the filled database: got %+v, %v", v, err)
+	}
+	counts := map[string]int{}
+	for d, err := range s.admin.Devices(ctx, api.DeviceFilter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(d.ID, "filled-") {
+			counts["devices"]++
+		}
+	}
+	for c, err := range s.admin.Certificates(ctx, api.CertificateFilter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(c.Device, "filled-") {
+			counts[c.State]++
+		}
+	}
+	want := map[string]int{"devices": 150, "active": 150, "superseded": 10, "revoked": 20}
+	if diff := cmp.Diff(want, counts); diff != "" {
+		t.Errorf("rows (-want +got):\n%s", diff)
+	}
+	if _, err := b.filled.newcomers(ctx, 2, b.filled.token); err != nil {
+		t.Errorf("a device enrolls at it: %v", err)
 	}
 }

@@ -27,12 +27,13 @@ const (
 
 func goals() []goal {
 	cpu, kib, mem := sample.cpuMicros, kibibytes, sample.amount
-	return []goal{
+	all := []goal{
 		{"enroll, 16 kept connections, CPU against step-ca", "enroll_16", "stepca_enroll_16", cpu, least, 2.3, 2.8, "x"},
 		{"enroll, 64 kept connections, CPU against step-ca", "enroll_64", "stepca_enroll_64", cpu, least, 3, 3.8, "x"},
 		{"enroll, new TLS connection, CPU against step-ca", "enroll_new_connection", "stepca_enroll_new_connection", cpu, least, 1.5, 1.8, "x"},
 		{"renew, new mutual TLS, CPU against step-ca /rekey", "renew", "stepca_renew", cpu, least, 1.2, 1.5, "x"},
-		{"memory while enrolling, share of step-ca's", "memory_under_load", "stepca_memory_under_load", mem, most, 0.5, 0.3, "x"},
+		{"memory while enrolling, share of step-ca's", "memory_under_load", "stepca_memory_under_load", kib, most, 0.5, 0.3, "x"},
+		{"enroll on a filled database, cost against an empty one", "full_enroll_16", "empty_enroll_16", cpu, most, 1.15, 1.05, "x"},
 		{"enroll, share that is crypto/x509", "enroll_16", "limit_issuance", cpu, least, 0.45, 0.75, "x"},
 		{"OCSP, CPU against fixed bytes over net/http", "ocsp", "limit_http", cpu, least, 0.90, 0.95, "x"},
 		{"MQTT connect, CPU against a bare Go accept", "connect", "limit_accept", cpu, least, 0.80, 0.90, "x"},
@@ -45,7 +46,7 @@ func goals() []goal {
 		{"flood from 200 addresses: reconnect p99 against none, worst second", "flood_many_connect", "flood_calm_connect", slowest, most, 5, 3, "x"},
 		{"memory of an idle session", "session_memory", "", kib, most, 48, 30, "KiB"},
 		{"memory of a session with a QoS 1 subscription", "subscribed_memory", "", kib, most, 48, 30, "KiB"},
-		{"memory of an idle session against mosquitto", "session_memory", "mosquitto_session_memory", mem, most, 2.5, 1.25, "x"},
+		{"memory of an idle session against mosquitto", "session_memory", "mosquitto_session_memory", kib, most, 2.5, 1.25, "x"},
 		{"fan-in at QoS 1, CPU against mosquitto", "fanin_1", "mosquitto_fanin_1", cpu, least, 1, 1, "x"},
 		{"kept QoS 1 message, connected, CPU against mosquitto saving on each change", "kept_live", "mosquitto_each_kept_live", cpu, least, 1, 1, "x"},
 		{"  against mosquitto saving each second", "kept_live", "mosquitto_second_kept_live", cpu, least, 1, 1, "x"},
@@ -53,7 +54,13 @@ func goals() []goal {
 		{"  against mosquitto saving each second", "kept_away", "mosquitto_second_kept_away", cpu, least, 1, 1, "x"},
 		{"20,000 sessions: failed", "scale_failed", "", mem, most, 0, 0, ""},
 		{"20,000 sessions: memory of each with a QoS 1 subscription", "scale_memory", "", kib, most, 48, 30, "KiB"},
+		{"revoke to published CRL, filled database, p99", "full_revoke_to_crl", "", milliseconds, most, 1000, 300, "ms"},
+		{"start to serving on a filled database", "full_start", "", milliseconds, most, 2000, 2000, "ms"},
 	}
+	for _, l := range fullLists() {
+		all = append(all, goal{"p99 of a list, filled database: " + l.what, fullPrefix + l.name, "", milliseconds, most, 20, 5, "ms"})
+	}
+	return all
 }
 
 func (s sample) amount() float64 { return s.bytes }

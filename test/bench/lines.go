@@ -1,5 +1,7 @@
 package main
 
+import "fmt"
+
 // line is one measurement in the report. Names are stable: programs compare runs
 // by them.
 type line struct {
@@ -38,8 +40,23 @@ func (b besides) of(name string) []line {
 // lines are those of the report in order: ours and, below them, those of the peers.
 func lines() []line {
 	var all []line
-	for _, l := range ownLines() {
+	for _, l := range append(ownLines(), fullLines()...) {
 		all = append(append(all, l), l.peers.of(l.name)...)
+	}
+	return all
+}
+
+// fullLines are those about a filled database.
+func fullLines() []line {
+	all := []line{{name: fullPrefix + "start", what: "filled database: start to serving"}}
+	for _, e := range keptEnrollments() {
+		what := fmt.Sprintf("enroll, %d kept connections, ", e.kept)
+		all = append(all, line{name: "empty_" + e.name, what: what + "beside"}, line{name: fullPrefix + e.name, what: what + "filled database"})
+	}
+	all = append(all, line{name: "empty_memory_under_load", what: "memory of the server after that, beside"}, line{name: fullPrefix + "memory_under_load", what: "memory of the server after that, filled database"})
+	all = append(all, line{name: fullPrefix + "revoke_to_crl", what: "revoke: request to published CRL, filled database"})
+	for _, l := range fullLists() {
+		all = append(all, line{name: fullPrefix + l.name, what: "list: " + l.what})
 	}
 	return all
 }

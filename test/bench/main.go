@@ -69,6 +69,10 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	f.StringVar(&o.stat, "benchstat", "", "write every round to this `file` in the format of Go's benchmarks")
 	f.StringVar(&o.database, "database", "", "`URL` of a PostgreSQL to use instead of SQLite; its CPU is not counted")
 	f.StringVar(&o.server, "server", "", "measure this `program` instead of building one from this tree")
+	devices := f.Int("devices", -1, "devices of the filled database (default 1,000,000)")
+	certificates := f.Int("certificates", -1, "certificates of it (default 1,100,000)")
+	revoked := f.Int("revoked", -1, "certificates of it that are revoked (default 100,000)")
+	events := f.Int("events", -1, "events of it (default 10,000,000)")
 	f.BoolVar(&o.build, "build", true, "build the peers that were not built before")
 	only := f.String("only", "", "comma-separated `names` of what to measure: "+strings.Join(subjectNames(), ","))
 	if err := f.Parse(args); err != nil {
@@ -76,6 +80,16 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	}
 	if *quick {
 		o.size = quickSize()
+	}
+	for _, n := range []struct{ given, into *int }{
+		{devices, &o.size.fill.devices}, {certificates, &o.size.fill.certificates}, {revoked, &o.size.fill.revoked}, {events, &o.size.fill.events},
+	} {
+		if *n.given >= 0 {
+			*n.into = *n.given
+		}
+	}
+	if err := o.size.fill.check(); err != nil {
+		return o, err
 	}
 	if o.rounds == 0 {
 		o.rounds = defaultRounds
@@ -120,6 +134,7 @@ func subjects() []subject {
 		{name: "messages", measure: (*bench).messages},
 		{name: "fanout", measure: (*bench).fanout},
 		{name: "scale", measure: (*bench).scale, asked: true},
+		{name: "full", measure: (*bench).full, asked: true},
 	}
 }
 

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/sdk"
+	"github.com/countersign-iot/countersign/store"
+)
+
+const (
+	// fullPrefix is that of the names of what is measured on a filled database.
+	fullPrefix = "full_"
+	// pages is how often each list is read in a round.
+	pages = 20
+	// revocations is how many devices are revoked in a round, and looked for in the CRL.
+	revocations = 5
+	// crlEvery is how often it is looked there: a list of a million entries has 49 MB.
+	crlEvery = 20 * time.Millisecond
+	// maxCRL bounds a list, at 49 octets for an entry, to ten million of them.
+	maxCRL = 512 << 20
+)
+
+// full measures a server whose database holds a fleet: from its start to its first answer,
+// enrollment beside the empty one, and the lists.
+func (b *bench) full(ctx context.Context) error {
+	if b.filled == nil {
+		if err := b.fillDatabase(ctx); err != nil {
+			return err
+		}
+	}
+	s := b.filled.server
+	begin := now()
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	started := time.Since(begin)
+	err := b.keep(alone(fullPrefix+"start", []time.Duration{started}), nil)
+	if err == nil {
+		err = b.onFull(ctx)
+	}
+	return errors.Join(err, s.stop())
+}
+
+func (b *bench) onFull(ctx context.Context) error {
+	pair := []authority{b.authority("empty_", b.token), b.filled.authority(fullPrefix, b.filled.token)}
+	var fresh []*enrollee
+	for _, e := range keptEnrollments() {
+		for _, a := range b.ordered(pair) {
+			devices, err := b.enrollAt(ctx, &a, e)
+			if err != nil {
+				return err
+			}
+			if a.prefix == fullPrefix {
+				fresh = devices
+			}
+		}
+	}
+	if err := b.keep(b.filled.revokes(ctx, fresh[:min(revocations, len(fresh))])); err != nil {
+		return err
+	}
+	for _, l := range fullLists() {
+		var took []time.Duration
+		for range pages {
+			t := now()
+			if err := l.read(ctx, b.filled.server.admin); err != nil {
+				return fmt.Errorf("list %s: %w", l.name, err)
+			}
+			took = append(took, time.Since(t))
+		}
+		b.report.add(alone(fullPrefix+l.name, took))
+	}
+	return nil
+}
+
+// revokes measures from the request to revoke a device until the CRL that relying parties
+// load has its certificate.
+func (c *crew) revokes(ctx context.Context, devices []*enrollee) (sample, error) {
+	client := &http.Client{Timeout: opTimeout}
+	defer client.CloseIdleConnections()
+	var took []time.Duration
+	for _, d := range devices {
+		begin := now()
+		if _, err := c.server.admin.Revoke(ctx, d.id, api.Revoke{Reason: "keyCompromise"}); err != nil {
+			return sample{}, err
+		}
+		for listed := false; !listed; {
+			if time.Since(begin) > opTimeout {
+				return sample{}, fmt.Errorf("the CRL does not have the certificate of %s after %v", d.id, opTimeout)
+			}
+			var err error
+			if listed, err = isListed(ctx, client, d.cert); err != nil {
+				return sample{}, err
+			}
+			if err := pause(ctx, crlEvery); err != nil {
+				return sample{}, err
+			}
+		}
+		took = append(took, time.Since(begin)-crlEvery)
+	}
+	return alone(fullPrefix+"revoke_to_crl", took), nil
+}
+
+// isListed reports whether the CRL has a certificate. It looks for the octets of the serial,
+// which are random, as parsing a million entries takes longer than what is measured.
+func isListed(ctx context.Context, client *http.Client, cert *x509.Certificate) (listed bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cert.CRLDistributionPoints[0], nil)
+	if err != nil {
+		return false, err
+	}
+	res, err := client.Do(req) //nolint:gosec // our own server wrote the address
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, res.Body.Close()) }()
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxCRL))
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the server answered %s for the CRL", res.Status)
+	}
+	return bytes.Contains(text, cert.SerialNumber.Bytes()), err
+}
+
+// list is a page that operators read.
+type list struct {
+	name string
+	what string
+	read func(context.Context, *sdk.Admin) error
+}
+
+// fullLists are the lists with each of their filters: a common value and a rare one.
+func fullLists() []list {
+	devices := func(f api.DeviceFilter) func(context.Context, *sdk.Admin) error {
+		return func(ctx context.Context, a *sdk.Admin) error { return firstPage(a.Devices(ctx, f)) }
+	}
+	certs := func(f func() api.CertificateFilter) func(context.Context, *sdk.Admin) error {
+		return func(ctx context.Context, a *sdk.Admin) error { return firstPage(a.Certificates(ctx, f())) }
+	}
+	events := func(f api.EventFilter, o api.Order) func(context.Context, *sdk.Admin) error {
+		return func(ctx context.Context, a *sdk.Admin) error { return firstPage(a.Events(ctx, f, o)) }
+	}
+	state := func(s string) func() api.CertificateFilter {
+		return func() api.CertificateFilter { return api.CertificateFilter{State: s} }
+	}
+	return []list{
+		{"devices", "devices", devices(api.DeviceFilter{})},
+		{"devices_active", "devices, state active", devices(api.DeviceFilter{State: "active"})},
+		{"devices_retired", "devices, state retired: none", devices(api.DeviceFilter{State: "retired"})},
+		{"devices_fleet", "devices of another fleet: none", devices(api.DeviceFilter{Fleet: loadFleet})},
+		{"certificates", "certificates", certs(state(""))},
+		{"certificates_active", "certificates, state active", certs(state("active"))},
+		{"certificates_held", "certificates, state held: none", certs(state("held"))},
+		{"certificates_revoked", "certificates, state revoked", certs(state("revoked"))},
+		{"certificates_expiring", "certificates, active and expiring within 72 hours", certs(func() api.CertificateFilter {
+			return api.CertificateFilter{State: "active", ExpiresBefore: now().Add(72 * time.Hour)}
+		})},
+		{"certificates_device", "certificates of a device", certs(func() api.CertificateFilter { return api.CertificateFilter{Device: filledName(0)} })},
+		{"events", "events, newest first", events(api.EventFilter{}, api.Order{Order: "desc"})},
+		{"events_device", "events of a device", events(api.EventFilter{Device: filledName(0)}, api.Order{})},
+		{"events_rare", "events of a type that is rare", events(api.EventFilter{Type: "fleet.created"}, api.Order{})},
+		{"events_recent", "events of the last minute", func(ctx context.Context, a *sdk.Admin) error {
+			return firstPage(a.Events(ctx, api.EventFilter{Since: now().Add(-time.Minute)}, api.Order{}))
+		}},
+	}
+}
+
+// firstPage reads the first page of a list.
+func firstPage[T any](all iter.Seq2[T, error]) error {
+	for _, err := range all {
+		return err
+	}
+	return nil
+}
+
+// fillDatabase makes the server that is measured by it, and its database.
+func (b *bench) fillDatabase(ctx context.Context) error {
+	if err := b.opts.size.fill.check(); err != nil {
+		return err
+	}
+	c := &crew{server: &server{program: b.server.program, data: filepath.Join(b.dir, "f"), quiet: b.opts.size.quiet}}
+	if err := c.server.start(ctx); err != nil {
+		return err
+	}
+	first, err := c.firstDevice(ctx, b.limitCA)
+	if err := errors.Join(err, c.server.stop()); err != nil {
+		return err
+	}
+	begin := now()
+	file := filepath.Join(c.server.data, "countersign.db")
+	db, err := store.Open(ctx, store.Options{URL: "sqlite:" + file, Now: now, Existing: true})
+	if err != nil {
+		return err
+	}
+	size := b.opts.size.fill
+	if err := errors.Join(fill(ctx, db, size, first.id), db.Close()); err != nil {
+		return err
+	}
+	b.report.note("the filled database has %d devices, %d certificates, %d of them revoked, and %d events; filled in %v",
+		size.devices, size.certificates, size.revoked, size.events, time.Since(begin).Round(time.Second))
+	b.filled = c
+	return nil
+}
+
+// firstDevice enrolls a device and connects it.
+func (c *crew) firstDevice(ctx context.Context, peers *limitCA) (*enrollee, error) {
+	if err := c.meet(ctx, peers.root); err != nil {
+		return nil, err
+	}
+	devices, err := c.connected(ctx, 1)
+	if err != nil {
+		return nil, err
+	}
+	return devices[0], nil
+}
