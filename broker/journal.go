@@ -64,12 +64,6 @@ func (k opKind) lazy() bool {
 	return k == opGone || k == opDelete || k == opTrim || k == opWipe || k == opExpire || k == opPurge
 }
 
-// again reports that the change must not be lost although a client may wait for it: what it
-// ends has ended in memory.
-func (o *op) again() bool {
-	return o.kind.lazy() || o.kind == opRelease || o.kind == opComplete || o.kind == opDrain || o.kind == opUnsubscribe && o.old
-}
-
 // op is one change of the record, and who is to know when it is made.
 type op struct {
 	kind opKind
@@ -86,7 +80,9 @@ type op struct {
 	to   uint64      // up to this one
 	part bool        // opTrim: others of the page are left
 	p    *publication
-	done func(err error, f *flusher)
+	// waits: it was not on record at once, and is settled with a later transaction.
+	waits bool
+	done  func(err error, f *flusher)
 }
 
 // journal writes the changes of the record: one goroutine makes transactions of what
@@ -254,24 +250,6 @@ func (j *journal) rest() {
 	}
 }
 
-// refuse has those groups fail of which the publisher sends all again, since one before them
-// has failed: it would come behind them. It returns the others.
-func (j *journal) refuse(groups [][]op) [][]op {
-	var ops []op
-	groups = slices.DeleteFunc(groups, func(g []op) bool {
-		p := g[len(g)-1].p
-		again := p != nil && p.c != nil && p.c.refused
-		if again {
-			ops = append(ops, g...)
-		}
-		return again
-	})
-	if len(ops) > 0 {
-		j.committed <- batch{ops, errNotStored}
-	}
-	return groups
-}
-
 // commit writes groups of changes as one transaction and hands them on.
 func (j *journal) commit(groups [][]op) {
 	if groups = j.refuse(groups); len(groups) == 0 {
@@ -299,7 +277,7 @@ func (j *journal) commit(groups [][]op) {
 	} else {
 		j.failed(len(ops), err)
 		if !impossible(err) {
-			j.later(ops)
+			j.later(ops, err)
 		}
 	}
 	j.committed <- batch{ops, err}
@@ -309,22 +287,6 @@ func (j *journal) commit(groups [][]op) {
 // be so although the transaction fails, or is run again by the store and finds it done.
 func (j *journal) recordedThen(fn func()) { j.then = append(j.then, fn) }
 
-// keepOrder puts groups back if nothing may be written before what failed.
-func (j *journal) keepOrder(groups [][]op) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.ordered {
-		j.pending = append(slices.Clone(groups), j.pending...)
-		j.urgent = true
-	}
-	return j.ordered
-}
-
-// impossible reports that the database cannot make a change, rather than not now.
-func impossible(err error) bool {
-	return err != nil && countersign.CodeOf(err) != countersign.Unavailable
-}
-
 // failed counts a transaction that failed, and logs it, once per failureEvery.
 func (j *journal) failed(changes int, err error) {
 	j.b.commitFailed.Add(1)
@@ -333,37 +295,6 @@ func (j *journal) failed(changes int, err error) {
 		j.b.o.Log.Error("messages of kept sessions not stored", "changes", j.unlogged, "error", err)
 		j.loggedAt, j.unlogged = now, 0
 	}
-}
-
-// later has the changes written again that must not be lost.
-func (j *journal) later(ops []op) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, o := range ops {
-		if o.p != nil && o.p.answer != nil {
-			o.p.c.refused = o.p.c.resends
-		}
-		switch {
-		case o.kind == opPurge:
-			j.ordered = true // or it ends what the device's next life has recorded
-		case o.kind == opChange:
-			o.row = nil // what is so then: a newer row may be on record before
-		case !o.again():
-			continue
-		}
-		o.done, o.p = nil, nil // they have their answer
-		j.retry = append(j.retry, o)
-	}
-	if j.closed {
-		j.lost, j.retry, j.ordered = j.lost+len(j.retry), nil, false
-		return
-	}
-	time.AfterFunc(retryAfter, func() {
-		j.mu.Lock()
-		j.again = true
-		j.mu.Unlock()
-		j.wakeUp()
-	})
 }
 
 func (j *journal) transact(ops []op) error {
@@ -417,6 +348,9 @@ func (j *journal) deliver() {
 }
 
 func (j *journal) settle(o *op, err error, f *flusher) {
+	if o.waits {
+		return
+	}
 	switch o.kind {
 	case opChange:
 		// Where there is no space, the messages must not wait: to deliver them is what makes

@@ -372,3 +372,59 @@ func TestAnImpossibleChangeTakesNoOtherWithIt(t *testing.T) {
 		return err == nil && at > 0
 	})
 }
+
+// A will that the record did not take at once is published when it does, to kept sessions
+// and as a retained message: no publisher sends it again. If its client has come back by
+// then, or its topic has a newer message, it is not.
+func TestAWillIsPublishedAfterARefusal(t *testing.T) {
+	for _, delay := range []time.Duration{0, 50 * time.Millisecond} {
+		for _, expiry := range []time.Duration{0, time.Hour} {
+			for _, then := range []string{"", "client", "retained"} {
+				t.Run(fmt.Sprintf("delay %v expiry %v then %s", delay, expiry, then), func(t *testing.T) {
+					t.Parallel()
+					b, db := onPostgres(t)
+					w := connect(t, b, kept("w"))
+					w.subscribe(filter("w", 1))
+					h := broker.Hello{ClientID: "s", Device: "s", Expiry: expiry, Kept: 4}
+					will := broker.Message{Topic: "w", Payload: []byte("off"), QoS: 1, Retain: true, Device: "s"}
+					h.Will = &broker.Will{Message: will, Delay: delay}
+					s := connect(t, b, h)
+					failed := failures(b, w, 1)
+					heal := refuse(t, db, "INSERT", "mqtt_queue", noResources, "")
+					s.conn.Close(true, nil)
+					failed()
+					heal()
+					want := "off"
+					if then != "" {
+						want = "on"
+						m := &broker.Message{Topic: "w", Payload: []byte(want), QoS: 1, Retain: true, Device: "s"}
+						if then == "client" {
+							h.Will = nil
+							s = connect(t, b, h)
+							if err := s.conn.Publish(m, 1); err != nil {
+								t.Fatal(err)
+							}
+						} else if err := b.Publish(t.Context(), m); err != nil {
+							t.Fatal(err)
+						}
+						w.until("the newer message", func() bool { return len(w.got) > 0 })
+						time.Sleep(1200 * time.Millisecond) // more than the pause before the will is written again
+					}
+					if then == "retained" { // another publisher's: no order among both
+						w.until("both messages", func() bool { return len(w.got) == 2 })
+					} else {
+						w.receives(want)
+					}
+					w.until("an empty queue", func() bool { return usage(t, b, "w").Queued == 0 })
+					var got string
+					w.until("a retained message", func() bool {
+						return db.QueryRow(t.Context(), `SELECT convert_from(payload, 'UTF8') FROM mqtt_retained`).Scan(&got) == nil
+					})
+					if got != want {
+						t.Errorf("retained on record: got %q, want %q", got, want)
+					}
+				})
+			}
+		}
+	}
+}

@@ -25,6 +25,10 @@ type publication struct {
 	answer *answer // nil: none is due
 	more   []joined
 	done   chan error
+
+	will   *session // whose will it is; nil: it is none
+	leftAt int64    // when its connection ended
+	late   bool     // it was not on record at once
 }
 
 // merged is what the subscriptions of one session that match a topic come to: one
@@ -320,7 +324,7 @@ func (b *Broker) publishWill(s *session, w *Will, with ...op) {
 		m.Retain = false // it is published all the same
 	}
 	var f flusher
-	b.submit(&m, s, &publication{retain: a, ops: with}, &f)
+	b.submit(&m, s, &publication{retain: a, ops: with, will: s, leftAt: s.left.Load()}, &f)
 	f.flush()
 }
 

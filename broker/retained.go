@@ -99,6 +99,14 @@ func (r *retained) set(m *Message, a *account) (old *Message, owner *account) {
 	return old, owner
 }
 
+// awaits reports that m is on its way to the record, and none that is newer.
+func (r *retained) awaits(m *Message) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	n := r.find(m.Topic, false)
+	return n != nil && n.next == m
+}
+
 // cancel ends what announce began: m is not on record.
 func (r *retained) cancel(m *Message) {
 	r.mu.Lock()
