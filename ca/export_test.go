@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"math/big"
+	"time"
 )
 
 // Template returns what the certificate of a plan is encoded from.
@@ -45,6 +46,9 @@ func Certifier(key crypto.Signer) (func(t, issuer *x509.Certificate, pub crypto.
 		return s.certify(t, issuer, pub, k)
 	}, nil
 }
+
+// SerialsAt draws the serials of a block.
+func SerialsAt(at time.Time) ([]byte, error) { return serialsAt(at) }
 
 // CheckSerial reports whether a serial may be in a certificate.
 func CheckSerial(n *big.Int) error { return checkSerial(n) }

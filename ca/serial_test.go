@@ -1,9 +1,11 @@
 package ca_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -309,4 +311,50 @@ func TestServiceCertificateSurvivesAClosedBlock(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSerialsAreInTimeOrder has nodes, whose own clocks differ where they share one, draw
+// one after the other, each from a block of its own.
+func TestSerialsAreInTimeOrder(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *store.DB) {
+		h := found(t, db)
+		var drawn []countersign.Serial
+		for i := range 5 {
+			o := h.Options
+			if h.clock.Advance(time.Second); db.Postgres() {
+				o.Now = func() time.Time { return h.clock.Now().Add(-time.Duration(i) * time.Hour) }
+			}
+			c := kit.Must(ca.Open(t.Context(), o))
+			drawn = append(drawn, kit.Must(c.Sign(kit.Must(c.Plan(t.Context(), h.order(t, ca.ProfileDevice, "pump-1"))))).Serial)
+		}
+		if !slices.IsSorted(drawn) {
+			t.Errorf("serials are not in the order in which they were drawn: %v", drawn)
+		}
+	})
+}
+
+// TestSerialsHave96RandomBits looks at blocks of any time: each serial is positive, has 20
+// octets, and each of its last 96 bits differs among those of one block.
+func TestSerialsHave96RandomBits(t *testing.T) {
+	for _, at := range []time.Time{start, time.Unix(0, 0), time.Unix(-1, 0), start.AddDate(200, 0, 0), {}, start.AddDate(5000, 0, 0)} {
+		one, two := kit.Must(ca.SerialsAt(at)), kit.Must(ca.SerialsAt(at)) // two nodes, or a clock that was set back
+		seen := map[string]bool{}
+		var zeros, ones [12]byte
+		for s := range slices.Chunk(slices.Concat(one, two), 20) {
+			if n := new(big.Int).SetBytes(s); n.BitLen() != 159 || ca.CheckSerial(n) != nil {
+				t.Fatalf("at %v: serial %x is not a positive number of 20 octets", at, s)
+			}
+			seen[string(s[8:])] = true
+			for i, b := range s[8:] {
+				ones[i] |= b
+				zeros[i] |= ^b
+			}
+		}
+		if len(one) != blockSize*20 || len(seen) != 2*blockSize {
+			t.Errorf("at %v: got %d serials, %d of them distinct in what is random", at, len(one)/20, len(seen))
+		}
+		if all := [12]byte(bytes.Repeat([]byte{0xff}, 12)); zeros != all || ones != all {
+			t.Errorf("at %v: some bits are the same in all serials: %x, %x", at, zeros, ones)
+		}
+	}
 }
