@@ -18,8 +18,10 @@ import (
 const (
 	certColumns = `serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, predecessor_issuer, evidence, method,
 	key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, issued_pos, used_pos`
-	bare  = `SELECT ` + certColumns + `, NULL FROM certificate `
-	whole = `SELECT ` + certColumns + `, der FROM certificate `
+	bareColumns  = certColumns + `, NULL`
+	wholeColumns = certColumns + `, der`
+	bare         = `SELECT ` + bareColumns + ` FROM certificate `
+	whole        = `SELECT ` + wholeColumns + ` FROM certificate `
 )
 
 func scanCert(row store.Row) (c countersign.Certificate, err error) {
@@ -163,18 +165,67 @@ type Filter struct {
 	Limit         int                 // at most store.MaxPage; 0 is that
 }
 
-// Certificates lists certificates by serial and issuer, without DER; next is the After
-// of the following page, zero at the end.
+// Certificates lists certificates without DER: those of a device, or all, by serial and
+// issuer; those of a state, or that expire, by the end of their validity, the first first.
+// next is the After of the following page, zero at the end. It refuses with BadRequest an
+// After that is no certificate where the list is by the end of validity.
 func Certificates(ctx context.Context, r store.Reader, f Filter) (list []countersign.Certificate, next countersign.CertRef, err error) {
-	var q store.Query
-	q.And("(serial, issuer) > (?, ?)", string(f.After.Serial), f.After.Issuer)
-	q.If(f.Device != "", "device = ?", f.Device)
-	q.If(f.State != "", "state = ?", string(f.State))
-	q.If(!f.ExpiresBefore.IsZero(), "not_after < ?", store.Micros(f.ExpiresBefore))
 	limit := store.PageSize(f.Limit)
-	list, err = certificates(ctx, r, bare+q.Where()+` ORDER BY serial, issuer LIMIT `+q.Arg(limit+1), q.Args...)
+	var q store.Query
+	query := f.bySerial
+	if f.Device == "" && (f.State != "" || !f.ExpiresBefore.IsZero()) {
+		query = f.byExpiry
+	}
+	text, err := query(ctx, r, &q, limit+1)
+	if err != nil {
+		return nil, next, err
+	}
+	list, err = certificates(ctx, r, text, q.Args...)
 	list, next = store.Page(list, limit, (*countersign.Certificate).Ref)
 	return list, next, err
+}
+
+// bySerial returns the query of all certificates, or of all that a device has.
+func (f *Filter) bySerial(_ context.Context, _ store.Reader, q *store.Query, limit int) (string, error) {
+	q.And("(serial, issuer) > (?, ?)", string(f.After.Serial), f.After.Issuer)
+	q.If(f.Device != "", "device = ?", f.Device)
+	// In an expression, because SQLite would take the index of the state otherwise, which
+	// has more certificates than a device.
+	q.If(f.State != "", "state || '' = ?", string(f.State))
+	q.If(!f.ExpiresBefore.IsZero(), "not_after < ?", store.Micros(f.ExpiresBefore))
+	return bare + q.Where() + ` ORDER BY serial, issuer LIMIT ` + q.Arg(limit), nil
+}
+
+// byExpiry returns the query of the certificates of a state, or of all, by expiry.
+func (f *Filter) byExpiry(ctx context.Context, r store.Reader, q *store.Query, limit int) (string, error) {
+	if f.After.Serial != "" {
+		var issuer string
+		var end int64
+		err := r.QueryRow(ctx, `SELECT issuer, not_after FROM certificate WHERE serial = $1 AND issuer <= $2 ORDER BY issuer DESC LIMIT 1`,
+			string(f.After.Serial), f.After.Issuer).Scan(&issuer, &end)
+		if err != nil {
+			missing := countersign.Errorf(countersign.BadRequest, "after is no cursor of this list").WithNext("use the next of the page before")
+			return "", store.RowError(err, missing, "read certificate "+f.After.String())
+		}
+		q.And("(not_after, serial, issuer) > (?, ?, ?)", end, string(f.After.Serial), issuer)
+	}
+	q.If(!f.ExpiresBefore.IsZero(), "not_after < ?", store.Micros(f.ExpiresBefore))
+	states := append(unrevoked(), countersign.CertRevoked)
+	if f.State != "" {
+		states = []countersign.CertState{f.State}
+	}
+	parts := partsOf(bareColumns, states, "not_after, serial, issuer", limit)
+	return parts.Text(q), nil
+}
+
+// partsOf is a list of the certificates in some states.
+func partsOf(columns string, states []countersign.CertState, order string, limit int) store.Parts[countersign.CertState] {
+	return store.Parts[countersign.CertState]{Columns: columns, Table: "certificate", Column: "state", Values: states, Order: order, Limit: limit}
+}
+
+// unrevoked returns all states but revoked.
+func unrevoked() []countersign.CertState {
+	return []countersign.CertState{countersign.CertPending, countersign.CertActive, countersign.CertSuperseded, countersign.CertHeld}
 }
 
 // Holders returns those of the devices that have a certificate which is neither revoked

@@ -96,8 +96,11 @@ func (p *PrimeCheck) arrived(first deviceKey) []deviceKey {
 // shares a prime. It returns the number of pairs that are new.
 func (p *PrimeCheck) Compare(ctx context.Context) (int, error) {
 	var list []deviceKey
-	for c, err := range store.Rows(ctx, p.ca.DB, scanCert, whole+`WHERE device <> '' AND state <> 'revoked' AND not_after > $1
-		ORDER BY not_after DESC, serial LIMIT $2`, store.Micros(p.ca.Now()), maxKeys) {
+	var q store.Query
+	q.And("device <> '' AND not_after > ?", store.Micros(p.ca.Now()))
+	parts := partsOf(wholeColumns, unrevoked(), "not_after DESC, serial DESC, issuer DESC", maxKeys)
+	text := parts.Text(&q)
+	for c, err := range store.Rows(ctx, p.ca.DB, scanCert, text, q.Args...) {
 		if err != nil {
 			return 0, fmt.Errorf("read certificates: %w", err)
 		}

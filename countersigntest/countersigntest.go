@@ -23,6 +23,7 @@ import (
 	"github.com/countersign-iot/countersign/config"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/server"
+	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
@@ -43,6 +44,8 @@ type Options struct {
 	Configure func(*config.Config) // changes the configuration
 	Now       func() time.Time     // the server's clock
 	Founding  *ca.Plan             // the authorities that are made; nil: those of development
+	// Statement is called with each statement that the server has its database run; nil: nothing is.
+	Statement func(store.Statement)
 }
 
 // Server is a running authority. It stops with the test.
@@ -133,7 +136,7 @@ func (s *Server) run(t testing.TB) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, which ends before cleanups
-	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: s.opts.Beside == nil, Founding: s.opts.Founding})
+	srv, err := server.New(ctx, s.cfg, server.Options{Now: s.opts.Now, Log: log, Dev: s.opts.Beside == nil, Founding: s.opts.Founding, OnStatement: s.opts.Statement})
 	if err != nil {
 		cancel()
 		t.Fatalf("start the server: %v", err)

@@ -67,7 +67,10 @@ func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, nex
 		q.And("id > ?", f.After)
 	}
 	q.If(f.Device != "", "device = ? AND device <> ''", f.Device) // the second lets the partial index serve
-	q.If(f.Type != "", "type = ?", string(f.Type))
+	// In an expression beside a device, because SQLite would take the index of the type
+	// otherwise, which has more events than a device.
+	q.If(f.Type != "" && f.Device == "", "type = ?", string(f.Type))
+	q.If(f.Type != "" && f.Device != "", "type || '' = ?", string(f.Type))
 	q.If(!f.Since.IsZero(), "at >= ?", store.Micros(f.Since))
 	limit := store.PageSize(f.Limit)
 	found, err := read(ctx, l.DB, `SELECT `+columns+` FROM event`+q.Where()+` ORDER BY id `+order+` LIMIT `+q.Arg(limit+1), q.Args...)
@@ -125,7 +128,7 @@ func (l *Log) OpenSession(ctx context.Context, session string) (opened countersi
 		return opened, false, sure, err
 	}
 	o := list[0]
-	ends, err := read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE device = $1 AND device <> '' AND type = $2 AND id > $3 AND data LIKE $4 LIMIT 1`,
+	ends, err := read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE device = $1 AND device <> '' AND type || '' = $2 AND id > $3 AND data LIKE $4 LIMIT 1`,
 		o.Device, string(countersign.SessionClosed), o.id, `%"session":"`+session+`"%`)
 	return o.Event, len(ends) == 0, true, err
 }

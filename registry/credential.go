@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -189,6 +190,8 @@ func (c *Credential) check() error {
 		return countersign.Errorf(countersign.BadRequest, format, args...)
 	}
 	switch {
+	case !slices.Contains(methods, c.Kind): // a list by fleet has those only
+		return bad("there is no credential of kind %.40q", c.Kind)
 	case c.UsesMax < 0 || c.UsesMax > MaxUses:
 		return bad("uses %d is not between 1 and %d", c.UsesMax, MaxUses)
 	case c.PerMinute < 0 || c.PerMinute > MaxPerMinute:

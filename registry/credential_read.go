@@ -35,8 +35,10 @@ func (r *Registry) Find(ctx context.Context, rd store.Reader, kind countersign.M
 	if fingerprint == "" {
 		return Credential{}, noCredential(kind)
 	}
-	c, err := scanCredential(rd.QueryRow(ctx, `SELECT `+credentialColumns+` FROM credential
-		WHERE kind = $1 AND (lookup = $2 OR (second <> '' AND second = $2)) ORDER BY state, created_pos DESC, created_at DESC LIMIT 1`, string(kind), fingerprint))
+	// Two parts and no OR, for which SQLite would read all credentials of the kind.
+	const from = `SELECT ` + credentialColumns + ` FROM credential WHERE kind = $1 AND `
+	c, err := scanCredential(rd.QueryRow(ctx, from+`lookup = $2 UNION ALL `+from+`second = $2 AND second <> ''
+		ORDER BY state, created_pos DESC, created_at DESC LIMIT 1`, string(kind), fingerprint))
 	return c, store.RowError(err, noCredential(kind), "look up a "+string(kind))
 }
 
@@ -92,17 +94,35 @@ type CredentialFilter struct {
 	Limit  int    // at most 1000; 0 is that
 }
 
+// query returns the query of a list, by the index that begins with what is asked for.
+func (f *CredentialFilter) query(q *store.Query, limit int) string {
+	const order = `created_at DESC, id DESC`
+	if f.Device != "" {
+		q.And("device = ? AND device <> ''", f.Device) // the second lets the partial index serve
+		// In expressions, because SQLite would take the index of the kind or the fleet otherwise.
+		q.If(f.Kind != "", "kind || '' = ?", string(f.Kind))
+		q.If(f.Fleet != "", "fleet || '' = ?", f.Fleet)
+		return `SELECT ` + credentialColumns + ` FROM credential` + q.Where() + ` ORDER BY ` + order + ` LIMIT ` + q.Arg(limit)
+	}
+	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
+	if f.Kind == "" && f.Fleet == "" {
+		return `SELECT ` + credentialColumns + ` FROM credential` + q.Where() + ` ORDER BY ` + order + ` LIMIT ` + q.Arg(limit)
+	}
+	kinds := methods
+	if f.Kind != "" {
+		kinds = []countersign.Method{f.Kind}
+	}
+	parts := store.Parts[countersign.Method]{Columns: credentialColumns, Table: "credential", Column: "kind", Values: kinds, Order: order, Limit: limit}
+	return parts.Text(q)
+}
+
 // Credentials lists credentials, newest first; next is the After of the following
 // page, empty at the end.
 func (r *Registry) Credentials(ctx context.Context, f CredentialFilter) (list []Credential, next string, err error) {
 	var q store.Query
-	q.If(f.Kind != "", "kind = ?", string(f.Kind))
-	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
-	q.If(f.Device != "", "device = ?", f.Device)
 	q.If(f.After != "", "(created_at, id) < (SELECT created_at, id FROM credential WHERE id = ?)", f.After)
 	limit := store.PageSize(f.Limit)
-	list, err = store.List(ctx, r.DB, scanCredential, `SELECT `+credentialColumns+` FROM credential`+q.Where()+
-		` ORDER BY created_at DESC, id DESC LIMIT `+q.Arg(limit+1), q.Args...)
+	list, err = store.List(ctx, r.DB, scanCredential, f.query(&q, limit+1), q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list credentials: %w", err)
 	}

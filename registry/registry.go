@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -265,18 +266,31 @@ type Filter struct {
 	Limit  int    // at most store.MaxPage; 0 is that
 }
 
+// query returns the query of a list: by the primary key, or by the index that begins with
+// what is asked for.
+func (f *Filter) query(q *store.Query, limit int) string {
+	states := slices.Sorted(maps.Keys(moves))
+	switch {
+	case f.State != "":
+		states = []countersign.DeviceState{f.State}
+	case f.Fleet == "":
+		return `SELECT ` + deviceColumns + ` FROM device` + q.Where() + ` ORDER BY id LIMIT ` + q.Arg(limit)
+	}
+	parts := store.Parts[countersign.DeviceState]{Columns: deviceColumns, Table: "device", Column: "state", Values: states, Order: "id", Limit: limit}
+	return parts.Text(q)
+}
+
 // Devices lists devices by id; next is the After of the following page, empty at the end.
 func (r *Registry) Devices(ctx context.Context, f Filter) (list []countersign.Device, next string, err error) {
 	var q store.Query
 	q.And("id > ?", f.After)
 	q.If(f.Fleet != "", "fleet = ?", f.Fleet)
-	q.If(f.State != "", "state = ?", string(f.State))
 	q.If(f.Prefix != "", "id >= ? AND id < ?", f.Prefix, f.Prefix+"\x7f") // ids are ASCII below 0x7f
 	limit := store.PageSize(f.Limit)
 	list, err = store.List(ctx, r.DB, func(row store.Row) (countersign.Device, error) {
 		e, err := scanDevice(row)
 		return e.Device, err
-	}, `SELECT `+deviceColumns+` FROM device`+q.Where()+` ORDER BY id LIMIT `+q.Arg(limit+1), q.Args...)
+	}, f.query(&q, limit+1), q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list devices: %w", err)
 	}

@@ -140,10 +140,16 @@ func (r *Registry) Queue(ctx context.Context, state api.WaitingState, after stri
 	limit = store.PageSize(limit)
 	var q store.Query
 	q.And("(state <> 'waiting' OR expires_at > ?)", store.Micros(r.Now()))
-	q.If(state != "", "state = ?", string(state))
 	q.If(after != "", "(created_at, id) > (SELECT created_at, id FROM waiting_enrollment WHERE id = ?)", after)
-	list, err = store.List(ctx, r.DB, scanWaiting, `SELECT `+waitingColumns+` FROM waiting_enrollment`+q.Where()+
-		` ORDER BY created_at, id LIMIT `+q.Arg(limit+1), q.Args...)
+	states := []api.WaitingState{Awaits, Approved, Rejected, Done}
+	if state != "" {
+		states = []api.WaitingState{state}
+	}
+	parts := store.Parts[api.WaitingState]{
+		Columns: waitingColumns, Table: "waiting_enrollment", Column: "state", Values: states, Order: "created_at, id", Limit: limit + 1,
+	}
+	text := parts.Text(&q)
+	list, err = store.List(ctx, r.DB, scanWaiting, text, q.Args...)
 	if err != nil {
 		return nil, "", fmt.Errorf("list waiting enrollments: %w", err)
 	}

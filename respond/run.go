@@ -68,7 +68,7 @@ func (d *Responder) adopt(ctx context.Context) error {
 		return nil
 	}
 	return d.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE mitigation SET next_at = $1 WHERE state = 'running'`, store.Micros(d.now()))
+		_, err := tx.Exec(ctx, `UPDATE mitigation SET next_at = $1 WHERE state IN ('waiting', 'running') AND state = 'running'`, store.Micros(d.now()))
 		return err
 	})
 }

@@ -151,7 +151,7 @@ func (s *Server) certificateRoutes() []route {
 	c := &certificates{s.CA, s.RA, s.Now}
 	a := &authorities{s.CA, s.Provisioner}
 	return []route{
-		{"GET /certificates", operator.Read, "List certificates by serial", on(c.list)},
+		{"GET /certificates", operator.Read, "List certificates: by serial, or with a state or an end of validity by that end", on(c.list)},
 		{"GET /certificates/{serial}", operator.Read, "Get a certificate", on(c.get)},
 		{"POST /certificates/{serial}/revoke", operator.Revoke, "Take one certificate away, for good, and cut the sessions that rest on it", on(c.revoke)},
 		{"GET /authorities", operator.Read, "List authorities", on(a.list)},

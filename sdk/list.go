@@ -28,7 +28,8 @@ func (a *Admin) Events(ctx context.Context, f api.EventFilter, o api.Order) iter
 	return list[api.Event](ctx, a, "/events", query(f, o))
 }
 
-// Certificates lists certificates by serial, without their PEM.
+// Certificates lists certificates without their PEM: by serial, or by the end of their
+// validity where the filter names a state or such an end and no device.
 func (a *Admin) Certificates(ctx context.Context, f api.CertificateFilter) iter.Seq2[api.Certificate, error] {
 	return list[api.Certificate](ctx, a, "/certificates", query(f))
 }

@@ -31,7 +31,7 @@ func (s *Server) openStore(ctx context.Context) error {
 	}
 	s.db, err = store.Open(ctx, store.Options{
 		URL: url, Now: s.opts.Now, Log: s.log, MaxBytes: int64(s.cfg.StorageLimit), Reserve: int64(s.cfg.Reserve),
-		Existing: s.opts.Founding == nil && !s.opts.Dev, OnReserve: s.reserves.changed,
+		Existing: s.opts.Founding == nil && !s.opts.Dev, OnReserve: s.reserves.changed, OnStatement: s.opts.OnStatement,
 	})
 	if errors.Is(err, store.ErrEmpty) {
 		return s.errNotFounded()

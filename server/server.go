@@ -48,6 +48,8 @@ type Options struct {
 	Ready func()
 	// By is the operator in the events of AcceptRestored and ReplaceSealingKey.
 	By countersign.Actor
+	// OnStatement is store.Options.OnStatement; nil: nothing observes the database.
+	OnStatement func(store.Statement)
 }
 
 // core is what nearly every part of a server needs.

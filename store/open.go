@@ -29,6 +29,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("couldn't open the database: %w", err)
 	}
+	db.reads = o.observe(db.reads, false)
 	if o.Existing {
 		if err := db.refuseEmpty(ctx); err != nil {
 			return nil, errors.Join(err, db.Close())

@@ -27,6 +27,10 @@ type Options struct {
 	// nor use the database. Nil: nothing is. A function, because events and metrics belong
 	// to packages above.
 	OnReserve func(Reserve)
+	// OnStatement is called with each statement of a read or a write before it runs, so
+	// that a test can hold what a server asks of its database against the rows that are
+	// read for it. It must not block. Nil: nothing is.
+	OnStatement func(Statement)
 
 	migrations fs.FS // tests bring their own; nil is the embedded ones
 }

@@ -142,7 +142,7 @@ func (p *postgres) attempt(ctx context.Context, fn writeFunc) (again bool, err e
 		return again, err
 	}
 	defer func() { _ = conn.Close() }() // returns it to the pool, which discards it inside of a transaction
-	tx := &Tx{run: conn, dialect: postgresDialect()}
+	tx := &Tx{run: p.opts.observe(conn, true), dialect: postgresDialect()}
 	if err := tx.call(ctx, p.opts, fn); err != nil {
 		rollback(ctx, conn)
 		return isRetryable(err), err

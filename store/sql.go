@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -176,6 +177,33 @@ func (q *Query) Where() string {
 		return ""
 	}
 	return " WHERE " + strings.Join(q.conds, " AND ")
+}
+
+// Parts is a list that is read in parts, one for each value of a column. An index in which
+// that column precedes the order of the list serves each part, and so one index serves
+// the list of one value and the list of all: the database reads a page of each part.
+type Parts[T ~string] struct {
+	Columns string // what is read, with the columns of Order
+	Table   string
+	Column  string
+	Values  []T
+	Order   string // as behind ORDER BY
+	Limit   int
+}
+
+// Text returns the query of the rows that meet the conditions of q, to which it adds the
+// arguments.
+func (p *Parts[T]) Text(q *Query) string {
+	where, end := cmp.Or(q.Where(), " WHERE TRUE"), " ORDER BY "+p.Order+" LIMIT "+q.Arg(p.Limit)
+	texts := make([]string, len(p.Values))
+	for i, v := range p.Values {
+		texts[i] = "SELECT " + p.Columns + " FROM " + p.Table + where + " AND " + p.Column + " = " + q.Arg(string(v)) + end
+	}
+	if len(texts) == 1 {
+		return texts[0]
+	}
+	// PostgreSQL reads all of a part that has no LIMIT of its own.
+	return "SELECT * FROM (" + strings.Join(texts, ") AS part UNION ALL SELECT * FROM (") + ") AS part" + end
 }
 
 // In adds values as arguments and returns their places for IN, such as ($1, $2). No

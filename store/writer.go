@@ -237,7 +237,7 @@ func (w *writer) runOne(p *pending) error {
 	if err := w.exec("SAVEPOINT one"); err != nil {
 		return err
 	}
-	p.tx = &Tx{run: w.run, dialect: sqliteDialect()}
+	p.tx = &Tx{run: w.opts.observe(w.run, true), dialect: sqliteDialect()}
 	p.err = p.tx.call(p.ctx, w.opts, p.fn)
 	if p.err != nil {
 		if err := w.exec("ROLLBACK TO one"); err != nil {
