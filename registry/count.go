@@ -4,13 +4,22 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CountDevices returns the number of devices of a fleet that are not retired.
-func (r *Registry) CountDevices(ctx context.Context, rd store.Reader, fleet string) (n int, err error) {
-	if err := rd.QueryRow(ctx, `SELECT COUNT(*) FROM device WHERE fleet = $1 AND state <> 'retired'`, fleet).Scan(&n); err != nil {
-		return 0, fmt.Errorf("count the devices of %s: %w", fleet, store.Wrap(err))
+// DevicesUpTo counts the devices of a fleet that are not retired, but not further than most,
+// because a count reads an entry of an index for each device. It must not run in a
+// transaction, for which all writes would wait.
+func (r *Registry) DevicesUpTo(ctx context.Context, fleet string, most int) (n int, err error) {
+	var q store.Query
+	q.And("fleet = ?", fleet)
+	q.And("state IN " + store.In(&q, []countersign.DeviceState{
+		countersign.DeviceRegistered, countersign.DevicePending, countersign.DeviceActive, countersign.DeviceSuspended,
+	}))
+	n, err = store.Count(ctx, r.DB, `SELECT COUNT(*) FROM (SELECT id FROM device`+q.Where()+` LIMIT `+q.Arg(most)+`) AS counted`, q.Args...)
+	if err != nil {
+		return 0, fmt.Errorf("count the devices of %s: %w", fleet, err)
 	}
 	return n, nil
 }

@@ -101,6 +101,30 @@ func queued(ctx context.Context, r store.Reader, alert string) ([]Line, error) {
 // claim returns the mitigation that is due first; nil: none is. From here on it was
 // begun: the process that claims it after a crash looks whether it was done.
 func (d *Responder) claim(ctx context.Context) (j *job, err error) {
+	for {
+		fleet, due, err := d.dueFleet(ctx)
+		if err != nil || !due {
+			return nil, err
+		}
+		size := 0
+		if fleet != "" {
+			if size, err = d.sizeOf(ctx, fleet); err != nil {
+				return nil, err
+			}
+		}
+		j, err := d.claimOf(ctx, fleet, size)
+		if !errors.Is(err, errOvertaken) {
+			return j, err
+		}
+	}
+}
+
+// errOvertaken reports that another node claimed the mitigation that was due first.
+var errOvertaken = errors.New("another mitigation is due first now")
+
+// claimOf claims the mitigation that is due first; errOvertaken if it is of another fleet,
+// which has another size.
+func (d *Responder) claimOf(ctx context.Context, fleet string, size int) (j *job, err error) {
 	err = d.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
 		j = nil // the transaction may be tried again
 		if err := tx.Lock(ctx, lock); err != nil {
@@ -128,7 +152,10 @@ func (d *Responder) claim(ctx context.Context) (j *job, err error) {
 			c.began = now
 		}
 		if began == 0 && !c.closed {
-			if c.refused, err = c.overLimit(ctx, tx, now); err != nil {
+			if c.act != countersign.MitigateBlock && c.fleet != fleet {
+				return errOvertaken
+			}
+			if c.refused, err = c.overLimit(ctx, tx, now, size); err != nil {
 				return err
 			}
 		}
@@ -147,22 +174,18 @@ func (d *Responder) claim(ctx context.Context) (j *job, err error) {
 	return j, nil
 }
 
-// overLimit returns why the server must not do this by itself now; empty: it may.
-func (j *job) overLimit(ctx context.Context, tx *store.Tx, now time.Time) (string, error) {
-	since := store.Micros(now.Add(-limitWindow))
+// overLimit returns why the server must not do this by itself now; empty: it may. size is
+// how many devices the fleet has at least.
+func (j *job) overLimit(ctx context.Context, tx *store.Tx, now time.Time, size int) (string, error) {
 	if j.act == countersign.MitigateBlock {
-		n, err := store.Count(ctx, tx, `SELECT COUNT(*) FROM mitigation WHERE act = 'block' AND began_at > $1`, since)
+		n, err := store.Count(ctx, tx, `SELECT COUNT(*) FROM mitigation WHERE act = 'block' AND began_at > $1`, store.Micros(now.Add(-limitWindow)))
 		if err != nil || n < maxBlocked {
 			return "", err
 		}
 		return fmt.Sprintf("not done: the server blocked %d addresses within an hour by itself and stops there; a person must act", n), nil
 	}
-	n, err := store.Count(ctx, tx, `SELECT COUNT(*) FROM mitigation WHERE fleet = $1 AND began_at > $2 AND act IN ('suspend', 'revoke')`, j.fleet, since)
-	if err != nil || n < fewHeld {
-		return "", err
-	}
-	size, err := j.Registry.CountDevices(ctx, tx, j.fleet)
-	if err != nil || n < size*heldShare/100 {
+	n, err := held(ctx, tx, j.fleet, now)
+	if err != nil || n < fewHeld || n < size*heldShare/100 {
 		return "", err
 	}
 	return fmt.Sprintf("not done: %d devices of fleet %s were held within an hour by the server itself, which stops there; a person must act", n, j.fleet), nil

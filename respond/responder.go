@@ -56,6 +56,7 @@ type Responder struct {
 	channels []*channel
 	due      chan struct{} // a mitigation waits
 	open     gauge
+	sizes    sizes
 }
 
 // Outcome is how something ended.
