@@ -48,7 +48,8 @@ type Options struct {
 	Ready func()
 	// By is the operator in the events of AcceptRestored and ReplaceSealingKey.
 	By countersign.Actor
-	// OnStatement is store.Options.OnStatement; nil: nothing observes the database.
+	// OnStatement is store.Options.OnStatement; nil: nothing observes the database. A
+	// function, since it is passed on.
 	OnStatement func(store.Statement)
 }
 

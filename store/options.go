@@ -29,7 +29,8 @@ type Options struct {
 	OnReserve func(Reserve)
 	// OnStatement is called with each statement of a read or a write before it runs, so
 	// that a test can hold what a server asks of its database against the rows that are
-	// read for it. It must not block. Nil: nothing is.
+	// read for it. It must not block. Nil: nothing is. A function, because what is done with
+	// a statement belongs to the test.
 	OnStatement func(Statement)
 
 	migrations fs.FS // tests bring their own; nil is the embedded ones
