@@ -26,12 +26,14 @@ type bench struct {
 	dir    string
 	report *report
 
-	round    int
-	limitCA  *limitCA
-	baseline *baseline
-	stepCA   *stepCA     // nil: it could not be built
-	theirs   []*enrollee // devices of step-ca
-	filled   *crew       // of the server with the filled database; nil: it is not filled yet
+	round      int
+	limitCA    *limitCA
+	baseline   *baseline
+	stepCA     *stepCA     // nil: it could not be built
+	theirs     []*enrollee // devices of step-ca
+	filled     *crew       // of the server with the filled database; nil: it is not filled yet
+	slowed     *crew       // of the server on a slow disk; nil: it does not run yet
+	onPostgres *onPostgres // nil: they do not run yet
 }
 
 // keep adds a measurement to the report, unless it failed.
@@ -106,12 +108,20 @@ func (b *bench) peerProgram(ctx context.Context, s source) string {
 		b.report.note("%s was not measured, because it is not built yet and -build=false forbids it", s)
 		return ""
 	}
-	b.report.Machine.Peers = append(b.report.Machine.Peers, s.String())
+	if name := s.String(); !slices.Contains(b.report.Machine.Peers, name) {
+		b.report.Machine.Peers = append(b.report.Machine.Peers, name)
+	}
 	return program
 }
 
 func (b *bench) close() error {
 	var errs []error
+	if b.onPostgres != nil {
+		errs = append(errs, b.onPostgres.stop())
+	}
+	if b.slowed != nil && b.slowed.server.process != nil {
+		errs = append(errs, b.slowed.server.stop())
+	}
 	if b.stepCA != nil {
 		errs = append(errs, b.stepCA.stop())
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // TestMain lets the test program be the process of the limits, as bench itself is.
@@ -78,8 +79,18 @@ func TestRunMeasuresEverything(t *testing.T) {
 		}
 		t.Log("mosquitto is not installed: it is not compared")
 	}
-	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}, "full": {"full"}} {
+	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}, "full": {"full"}, "postgres": {"postgres"}, "slow": {"slow"}} {
 		t.Run(name, func(t *testing.T) {
+			switch name {
+			case "postgres":
+				if postgresPrograms() == "" {
+					kit.Missing(t, "PostgreSQL's programs are not installed: apt-get install postgresql")
+				}
+			case "slow":
+				if !hasStrace() {
+					kit.Missing(t, "strace is not installed: apt-get install strace")
+				}
+			}
 			r, out := measured(t, options{size: tinySize(), rounds: 1, only: only})
 			stepCA := slices.Contains(r.Machine.Peers, stepCASource().String()) // a test builds no peer: that takes minutes
 			var want, got []string
@@ -106,11 +117,17 @@ func TestRunMeasuresEverything(t *testing.T) {
 
 // askedSubject returns the subject that measures a line, if it runs only where it is named.
 func askedSubject(name string) string {
-	switch prefix, _, _ := strings.Cut(name, "_"); prefix {
+	switch prefix, rest, _ := strings.Cut(name, "_"); prefix {
 	case "scale":
 		return "scale"
 	case "full", "empty":
 		return "full"
+	case "fast", "slow":
+		return "slow"
+	case "postgres":
+		return "postgres"
+	case "stepca":
+		return askedSubject(rest)
 	}
 	return ""
 }
@@ -144,15 +161,15 @@ func TestRunStopsWhenTheServerCannotStart(t *testing.T) {
 }
 
 func TestParseStatCountsAfterTheName(t *testing.T) {
-	const tail = " S 1 2 3 4 5 6 7 8 9 10 150 25 0 0 20 0 9 0 1 2 3"
+	const tail = " S 1 2 3 4 5 6 7 8 9 10 150 25 30 12 20 0 9 0 1 2 3"
 	for _, stat := range []string{"42 (countersign)" + tail, "42 (a) R 9 (b c)" + tail} {
-		got, err := parseStat(stat)
-		if want := 1750 * time.Millisecond; err != nil || got != want {
-			t.Errorf("parseStat(%q): got %v, %v, want %v", stat, got, err, want)
+		own, children, err := parseStat(stat)
+		if err != nil || own != 1750*time.Millisecond || children != 420*time.Millisecond {
+			t.Errorf("parseStat(%q): got %v, %v, %v, want 1.75 s of its own and 420 ms of children", stat, own, children, err)
 		}
 	}
 	for _, stat := range []string{"", "42 (x", "42 (x) S 1 2", "42 (x) S 1 2 3 4 5 6 7 8 9 10 a b 0"} {
-		if got, err := parseStat(stat); err == nil {
+		if got, _, err := parseStat(stat); err == nil {
 			t.Errorf("parseStat(%q): got %v, want an error", stat, got)
 		}
 	}

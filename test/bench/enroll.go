@@ -83,7 +83,7 @@ func (b *bench) enrollAt(ctx context.Context, a *authority, e enrollment) ([]*en
 	if err := b.keep(a.load(ctx, a.prefix+e.name, workers, n, op)); err != nil {
 		return nil, err
 	}
-	if e.kept == manyKept {
+	if e.kept == manyKept && a.beside == nil { // the memory that processes of PostgreSQL share cannot be summed
 		rss, err := a.rss()
 		if err := b.keep(sample{name: a.prefix + "memory_under_load", bytes: float64(rss)}, err); err != nil {
 			return nil, err

@@ -46,6 +46,9 @@ func (b *bench) full(ctx context.Context) error {
 	started := time.Since(begin)
 	err := b.keep(alone(fullPrefix+"start", []time.Duration{started}), nil)
 	if err == nil {
+		_, err = s.rested(ctx, b.opts.size.rest) // what a start leaves to be done is not what follows costs
+	}
+	if err == nil {
 		err = b.onFull(ctx)
 	}
 	return errors.Join(err, s.stop())

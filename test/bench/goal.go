@@ -26,12 +26,15 @@ const (
 )
 
 func goals() []goal {
-	cpu, kib, mem := sample.cpuMicros, kibibytes, sample.amount
+	cpu, kib, mem, wall := sample.cpuMicros, kibibytes, sample.amount, wallMicros
 	all := []goal{
 		{"enroll, 16 kept connections, CPU against step-ca", "enroll_16", "stepca_enroll_16", cpu, least, 2.3, 2.8, "x"},
 		{"enroll, 64 kept connections, CPU against step-ca", "enroll_64", "stepca_enroll_64", cpu, least, 3, 3.8, "x"},
 		{"enroll, new TLS connection, CPU against step-ca", "enroll_new_connection", "stepca_enroll_new_connection", cpu, least, 1.5, 1.8, "x"},
 		{"renew, new mutual TLS, CPU against step-ca /rekey", "renew", "stepca_renew", cpu, least, 1.2, 1.5, "x"},
+		{"enroll on PostgreSQL, 16 kept connections, CPU against step-ca on it", "postgres_enroll_16", "stepca_postgres_enroll_16", cpu, least, 8, 10, "x"},
+		{"enroll on PostgreSQL, 64 kept connections, CPU against step-ca on it", "postgres_enroll_64", "stepca_postgres_enroll_64", cpu, least, 15, 20, "x"},
+		{"each sync 5 ms slower, 64 kept connections, rate against undelayed", "slow_enroll_64", "fast_enroll_64", wall, least, 0.85, 0.90, "x"},
 		{"memory while enrolling, share of step-ca's", "memory_under_load", "stepca_memory_under_load", kib, most, 0.5, 0.3, "x"},
 		{"enroll on a filled database, cost against an empty one", "full_enroll_16", "empty_enroll_16", cpu, most, 1.15, 1.05, "x"},
 		{"enroll, share that is crypto/x509", "enroll_16", "limit_issuance", cpu, least, 0.45, 0.75, "x"},
@@ -68,6 +71,9 @@ func (s sample) amount() float64 { return s.bytes }
 func kibibytes(s sample) float64 { return s.bytes / (1 << 10) }
 
 func milliseconds(s sample) float64 { return float64(s.p99.Microseconds()) / 1000 }
+
+// wallMicros is the time that an operation took of the whole: the inverse of the rate.
+func wallMicros(s sample) float64 { return micros(s.wall) / float64(max(s.ops, 1)) }
 
 // slowest is the p99 of the worst second, or that of all where seconds are not apart.
 func slowest(s sample) float64 {

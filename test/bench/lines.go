@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // line is one measurement in the report. Names are stable: programs compare runs
 // by them.
@@ -40,7 +43,7 @@ func (b besides) of(name string) []line {
 // lines are those of the report in order: ours and, below them, those of the peers.
 func lines() []line {
 	var all []line
-	for _, l := range append(ownLines(), fullLines()...) {
+	for _, l := range slices.Concat(ownLines(), fullLines(), otherLines()) {
 		all = append(append(all, l), l.peers.of(l.name)...)
 	}
 	return all
@@ -59,6 +62,18 @@ func fullLines() []line {
 		all = append(all, line{name: fullPrefix + l.name, what: "list: " + l.what})
 	}
 	return all
+}
+
+// otherLines are those about other databases and disks.
+func otherLines() []line {
+	var all []line
+	for _, e := range keptEnrollments() {
+		what := fmt.Sprintf("enroll, %d kept connections, on PostgreSQL", e.kept)
+		all = append(all, line{name: postgresPrefix + e.name, what: what}, line{name: stepCAPrefix + postgresPrefix + e.name, what: "  the same of step-ca on PostgreSQL"})
+	}
+	return append(all,
+		line{name: "fast_enroll_64", what: "enroll, 64 kept connections, disk as it is"},
+		line{name: slowPrefix + "enroll_64", what: "enroll, 64 kept connections, each sync 5 ms slower"})
 }
 
 func ownLines() []line {

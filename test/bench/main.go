@@ -73,6 +73,7 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 	certificates := f.Int("certificates", -1, "certificates of it (default 1,100,000)")
 	revoked := f.Int("revoked", -1, "certificates of it that are revoked (default 100,000)")
 	events := f.Int("events", -1, "events of it (default 10,000,000)")
+	f.BoolVar(&o.whole, "whole", false, "measure everything: also what else is measured only where it is named")
 	f.BoolVar(&o.build, "build", true, "build the peers that were not built before")
 	only := f.String("only", "", "comma-separated `names` of what to measure: "+strings.Join(subjectNames(), ","))
 	if err := f.Parse(args); err != nil {
@@ -116,7 +117,7 @@ func parseFlags(args []string, errOut io.Writer) (options, error) {
 type subject struct {
 	name    string
 	measure func(*bench, context.Context) error
-	asked   bool // only where it is named
+	asked   bool // only where it is named, or with -whole
 }
 
 // subjects are measured in this order in each round; the later ones use what the
@@ -135,12 +136,14 @@ func subjects() []subject {
 		{name: "fanout", measure: (*bench).fanout},
 		{name: "scale", measure: (*bench).scale, asked: true},
 		{name: "full", measure: (*bench).full, asked: true},
+		{name: "postgres", measure: (*bench).postgres, asked: true},
+		{name: "slow", measure: (*bench).slow, asked: true},
 	}
 }
 
 // measures reports whether a subject is part of this run.
 func (o *options) measures(s subject) bool {
-	return slices.Contains(o.only, s.name) || len(o.only) == 0 && !s.asked
+	return slices.Contains(o.only, s.name) || len(o.only) == 0 && (o.whole || !s.asked)
 }
 
 func subjectNames() []string {

@@ -10,6 +10,7 @@ type options struct {
 	json     string   // file for the result
 	stat     string   // file for the result as benchstat reads it
 	database string   // URL of a PostgreSQL; empty: SQLite
+	whole    bool     // all subjects
 	build    bool     // build the peers that were not built before
 	server   string   // the program to measure; empty: this tree's, built as it is released
 }

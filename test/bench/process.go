@@ -32,6 +32,7 @@ type process struct {
 	done   chan struct{} // closed when it has
 	err    error         // how it ended; valid after done
 	quiet  time.Duration // for how long it must use no CPU to count as idle
+	beside *process      // whose CPU, with that of its children, counts too; nil: none
 }
 
 // start runs a program in a process group of its own, so that an interrupt
@@ -39,7 +40,10 @@ type process struct {
 func start(cmd *exec.Cmd, quiet time.Duration) (*process, error) {
 	p := &process{cmd: cmd, stderr: &bytes.Buffer{}, done: make(chan struct{}), quiet: quiet}
 	cmd.Stderr = p.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("couldn't start %s: %w", cmd.Path, err)
 	}
@@ -90,13 +94,47 @@ func (p *process) proc(name string) (string, error) {
 	return string(b), nil
 }
 
-// cpu is the time that the process has run on any core, in user and kernel mode.
+// cpu is the time that the process has run on any core, in user and kernel mode, and the
+// one beside it.
 func (p *process) cpu() (time.Duration, error) {
 	stat, err := p.proc("stat")
 	if err != nil {
 		return 0, err
 	}
-	return parseStat(stat)
+	own, _, err := parseStat(stat)
+	if err != nil || p.beside == nil {
+		return own, err
+	}
+	theirs, err := p.beside.family()
+	return own + theirs, err
+}
+
+// family is the time of the process, its children and those that have ended: PostgreSQL has
+// a process for each connection.
+func (p *process) family() (time.Duration, error) {
+	pid := strconv.Itoa(p.cmd.Process.Pid)
+	children, err := p.proc(filepath.Join("task", pid, "children"))
+	if err != nil {
+		return 0, err
+	}
+	var sum time.Duration
+	for child := range strings.FieldsSeq(children) {
+		stat, err := os.ReadFile(filepath.Join("/proc", child, "stat")) //nolint:gosec // a child of our child
+		if err != nil {
+			continue // it has ended, and counts below
+		}
+		own, _, err := parseStat(string(stat))
+		if err != nil {
+			return 0, err
+		}
+		sum += own
+	}
+	stat, err := p.proc("stat")
+	if err != nil {
+		return 0, err
+	}
+	own, ended, err := parseStat(stat)
+	return sum + own + ended, err
 }
 
 // rss is the resident memory in bytes.
@@ -176,23 +214,22 @@ func (p *process) load(ctx context.Context, name string, workers, n int, op oper
 	return s, err
 }
 
-// parseStat reads utime and stime, fields 14 and 15 of /proc/PID/stat (proc(5)).
-// The second field is the program's name in parentheses and may hold anything.
-func parseStat(stat string) (time.Duration, error) {
+// parseStat reads utime and stime, and cutime and cstime of children that have ended, fields
+// 14 to 17 of /proc/PID/stat (proc(5)). The second field is the program's name in parentheses
+// and may hold anything.
+func parseStat(stat string) (own, children time.Duration, err error) {
 	end := strings.LastIndexByte(stat, ')')
 	fields := strings.Fields(stat[end+1:])
-	if end < 0 || len(fields) < 13 {
-		return 0, fmt.Errorf("couldn't read /proc/PID/stat: %.100q", stat)
+	if end < 0 || len(fields) < 15 {
+		return 0, 0, fmt.Errorf("couldn't read /proc/PID/stat: %.100q", stat)
 	}
-	var ticks int64
-	for _, f := range fields[11:13] { // counted from field 3
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("couldn't read /proc/PID/stat: %w", err)
+	var ticks [4]int64
+	for i, f := range fields[11:15] { // counted from field 3
+		if ticks[i], err = strconv.ParseInt(f, 10, 64); err != nil {
+			return 0, 0, fmt.Errorf("couldn't read /proc/PID/stat: %w", err)
 		}
-		ticks += n
 	}
-	return time.Duration(ticks) * clockTick, nil
+	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
 }
 
 // parseRSS reads VmRSS, in kB, of /proc/PID/status.

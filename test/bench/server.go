@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
@@ -20,6 +21,7 @@ type server struct {
 	data     string // folder
 	database string // URL of a PostgreSQL; empty: SQLite
 	quiet    time.Duration
+	under    []string // start of the command that runs the program; empty: it is run itself
 
 	endpoints api.Endpoints
 	admin     *sdk.Admin
@@ -81,7 +83,8 @@ log: {level: warn, format: json}
 
 // command is the program's command server of that name.
 func (s *server) command(ctx context.Context, name string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, s.program, "server", name, "--dir", s.data) //nolint:gosec // built above
+	args := append(slices.Clone(s.under), s.program, "server", name, "--dir", s.data)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // built above
 	cmd.Env = append(os.Environ(), "BENCH_DATABASE="+s.database)
 	return cmd
 }
