@@ -15,12 +15,12 @@ type hit struct {
 
 // burst counts hits over a sliding window.
 type burst struct {
-	hits []hit // at most the rule's threshold
-	told time.Time
+	hits     []hit // at most the rule's threshold
+	reported time.Time
 }
 
-// add counts h and reports whether that makes a finding: the rule's threshold is
-// reached within its window, and the last finding is as long ago as the rule wants.
+// add counts h and reports whether that makes a finding: the rule's threshold is reached
+// within its window, and the last finding was at least the rule's Again ago.
 func (b *burst) add(r *Rule, h hit) bool {
 	keep := b.hits[:0]
 	for _, old := range b.hits {
@@ -35,16 +35,16 @@ func (b *burst) add(r *Rule, h hit) bool {
 	if len(b.hits) < r.Threshold || !b.quiet(r, h.at) {
 		return false
 	}
-	b.told = h.at
+	b.reported = h.at
 	return true
 }
 
 // quiet reports whether the last finding about the subject is long enough ago.
 func (b *burst) quiet(r *Rule, at time.Time) bool {
-	return b.told.IsZero() || at.Sub(b.told) >= r.Again
+	return b.reported.IsZero() || at.Sub(b.reported) >= r.Again
 }
 
-// counter counts the hits of a rule by what they are about.
+// counter counts the hits of a rule by subject.
 type counter[K comparable] struct {
 	rule *Rule
 	by   lockout.Table[K, burst]
@@ -54,13 +54,13 @@ func newCounter[K comparable](r *Rule, most int) counter[K] {
 	return counter[K]{r, lockout.Table[K, burst]{Max: most, TTL: lasts(r)}}
 }
 
-// add counts h as often as n and reports whether that makes a finding.
+// add counts h n times and reports whether that makes a finding.
 func (c *counter[K]) add(of K, h hit, n int) (b *burst, enough bool) {
 	b, _ = c.by.Touch(of, h.at)
 	return b, b.addMany(c.rule, h, n)
 }
 
-// addMany counts h as often as n and reports whether that makes a finding.
+// addMany counts h n times and reports whether that makes a finding.
 func (b *burst) addMany(r *Rule, h hit, n int) (enough bool) {
 	for range min(n, r.Threshold) {
 		enough = b.add(r, h) || enough
@@ -68,10 +68,10 @@ func (b *burst) addMany(r *Rule, h hit, n int) (enough bool) {
 	return enough
 }
 
-// lasts is how long a rule must remember.
+// lasts returns how long a rule must remember a subject.
 func lasts(r *Rule) time.Duration { return max(r.Window, r.Again) }
 
-// seqs are the events that count now.
+// seqs returns the events that count now, by their sequence numbers.
 func (b *burst) seqs() []int64 {
 	list := make([]int64, 0, len(b.hits))
 	for _, h := range b.hits {

@@ -11,10 +11,10 @@ import (
 //go:embed rules.txt
 var text string // read by Rules
 
-// Entries returns the entries of a catalog: blocks of lines, the first of which is the
-// name of a rule and the others "field: value", with an empty line behind. Lines that
-// begin with # are comments. title, severity, unproven, default, why and do are the fields
-// of the rule; others are left to the caller.
+// Entries parses a catalog and returns its entries: blocks of lines, separated by an empty
+// line. The first line is the name of a rule, the others are "field: value". Lines that
+// begin with # are comments. The fields title, severity, unproven, default, why and do are
+// set in the rule; the map has all fields.
 func Entries(text string) iter.Seq2[countersign.Rule, map[string]string] {
 	return func(yield func(countersign.Rule, map[string]string) bool) {
 		for block := range strings.SplitSeq(text, "\n\n") {

@@ -12,7 +12,7 @@ import (
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-// story is a log in the making, with a machine that reads it.
+// story is a log that a test writes, with a machine that reads it.
 type story struct {
 	t     *testing.T
 	m     *machine
@@ -96,7 +96,7 @@ func (s *story) refuse(device, addr string, code countersign.Code, data map[stri
 	s.event(e)
 }
 
-// silent fails the test if anything was found.
+// silent fails the test if there is a finding.
 func (s *story) silent() {
 	s.t.Helper()
 	for _, f := range s.found {
@@ -104,7 +104,7 @@ func (s *story) silent() {
 	}
 }
 
-// ruleOf returns the rule of that name, the zero Rule if there is none.
+// ruleOf returns the rule of that name, or the zero Rule.
 func ruleOf(name string) Rule {
 	list := Rules()
 	if i := slices.IndexFunc(list, func(r Rule) bool { return r.Name == name }); i >= 0 {
@@ -113,7 +113,7 @@ func ruleOf(name string) Rule {
 	return Rule{}
 }
 
-// once wants one finding, of the rule, and gives it.
+// once fails the test unless there is exactly one finding, of the rule. It returns it.
 func (s *story) once(rule string) countersign.Finding {
 	s.t.Helper()
 	if len(s.found) != 1 {
@@ -140,7 +140,7 @@ func ruleNames(list []countersign.Finding) string {
 	return strings.Join(names, ", ")
 }
 
-// has wants evidence.
+// has fails the test unless the finding has the evidence.
 func (s *story) has(f countersign.Finding, want map[string]string) {
 	s.t.Helper()
 	for k, v := range want {
@@ -186,7 +186,7 @@ func TestOneCertificateAtTwoAddressesIsFound(t *testing.T) {
 	if !slices.Equal(f.Events, []int64{1, 2}) {
 		t.Errorf("events: got %v, want those of both sessions", f.Events)
 	}
-	s.open(visit{device: "pump-1", addr: "203.0.113.9", client: "pump-1/c"}) // a third one: told once
+	s.open(visit{device: "pump-1", addr: "203.0.113.9", client: "pump-1/c"}) // a third one: reported once
 	s.pass(overlapFor)
 	s.event(countersign.Event{Type: countersign.CRLPublished})
 	s.once(SharedCertificate)
@@ -204,7 +204,7 @@ func TestTimeAloneCompletesAnOverlap(t *testing.T) {
 	}
 }
 
-// TestHonestSessionsDoNotOverlap are the stories in which one device has, or seems
+// TestHonestSessionsDoNotOverlap has the stories in which one honest device has, or seems
 // to have, two sessions.
 func TestHonestSessionsDoNotOverlap(t *testing.T) {
 	for name, tale := range map[string]func(s *story){
@@ -264,7 +264,7 @@ func TestHonestSessionsDoNotOverlap(t *testing.T) {
 	}
 }
 
-// fight has parties take one client id from each other n times.
+// fight lets parties take over each other's session under one client id, n times.
 func fight(s *story, n int, late bool, parties ...visit) {
 	var last visit
 	for i := range n {
@@ -273,7 +273,7 @@ func fight(s *story, n int, late bool, parties ...visit) {
 			s.end(last, "taken_over")
 		}
 		v = s.open(v)
-		if i > 0 && late { // written down in the other order
+		if i > 0 && late { // recorded in the other order
 			s.end(last, "taken_over")
 		}
 		last = v
@@ -291,7 +291,7 @@ func TestClientsThatThrowEachOtherOutAreFound(t *testing.T) {
 			t.Errorf("found at %s, want with the third return at %s", f.At, want)
 		}
 	}
-	s := tell(t) // behind one NAT, told apart by their TLS
+	s := tell(t) // behind one NAT, distinguished by TLS
 	fight(s, 8, false, visit{device: "pump-1", addr: "192.0.2.1", hello: "a"}, visit{device: "pump-1", addr: "192.0.2.1", hello: "b"})
 	s.once(ClientIDConflict)
 }
@@ -311,7 +311,7 @@ func TestHonestTakeoversAreNoConflict(t *testing.T) {
 			s.end(v, "client_left")
 		}
 	}
-	for range 5 { // the same, its sockets die unnoticed, but not so often
+	for range 5 { // the same without its sockets being closed, but not so often
 		fight(s, 2, false, visit{device: "bus-1", addr: "192.0.2.1"}, visit{device: "bus-1", addr: "198.51.100.7"})
 		s.pass(10 * time.Minute)
 	}

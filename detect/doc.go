@@ -1,10 +1,10 @@
-// Package detect sees abuse in the log of events as it happens: a certificate in
-// two places, a secret that is tried on many devices, a revoked device that comes
-// back. [Watch] reads the sealed log and passes its findings to a function that acts on them;
-// it acts on nothing itself.
+// Package detect finds abuse in the log of events as it happens: a certificate that is used
+// in two places, a secret that is tried on many devices, a revoked device that connects
+// again. [Watch] reads the sealed log and passes its findings to a function, which decides
+// what to do about them.
 //
-// Each detector is a machine that is fed events and has no clock and no database:
-// the same events give the same findings. [Rules] is the catalog, with what a person
-// reads about each; docs/detect.md is made from it. All memory is bounded, and what
-// is at the bound is forgotten in the order in which it was last seen.
+// The detectors are a state machine over events, without a clock and a database: the same
+// events lead to the same findings. [Rules] returns the catalog of rules with their
+// descriptions, from which docs/detect.md is generated. All memory is bounded; at a bound,
+// what was seen least recently is dropped.
 package detect

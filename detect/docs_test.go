@@ -17,7 +17,7 @@ const (
 	docsMark = "\n## The rules\n"
 )
 
-// render writes the catalog as its page has it.
+// render returns the catalog in the form of its page.
 func render() string {
 	var b strings.Builder
 	b.WriteString(docsMark + "\n| rule | severity | window | threshold | again after | default |\n|---|---|---|---|---|---|\n")
@@ -50,8 +50,8 @@ func acts(list []countersign.Mitigation) string {
 	return strings.Join(words, ", ")
 }
 
-// TestPageAgreesWithTheCatalog holds docs/detect.md to the numbers and texts that
-// the program has. Write it anew with: go test ./detect -run Page -update
+// TestPageAgreesWithTheCatalog compares docs/detect.md with the numbers and texts of the
+// program. To update the page: go test ./detect -run Page -update
 func TestPageAgreesWithTheCatalog(t *testing.T) {
 	b, err := os.ReadFile(docsPath)
 	if err != nil {
@@ -68,7 +68,7 @@ func TestPageAgreesWithTheCatalog(t *testing.T) {
 		return
 	}
 	if docsMark+rules != render() {
-		t.Errorf("%s is not what the catalog says: write it anew with: go test ./detect -run Page -update", docsPath)
+		t.Errorf("%s does not agree with the catalog: update it with: go test ./detect -run Page -update", docsPath)
 	}
 	for _, fact := range []string{
 		span(memory), fmt.Sprint(maxReplay / 1000), fmt.Sprint(massAfter), span(massWindow), fmt.Sprint(maxDevices / 1000), fmt.Sprint(maxSources / 1000),

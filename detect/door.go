@@ -10,10 +10,10 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 )
 
-// door follows refusals.
+// door has the rules about refused connections and enrollments.
 type door struct {
 	m *machine
-	// By device, those that come after their identity was taken away, suspended or ended.
+	// Devices that try to connect after their identity was revoked, suspended or expired.
 	revoked, suspended, expired counter[string]
 	strangers                   counter[netip.Prefix]
 	wrong                       lockout.Table[string, wrongs]
@@ -22,7 +22,8 @@ type door struct {
 	skews                       counter[string]
 }
 
-// wrongs counts twice: the first wrong secret is a finding, many are a worse one.
+// wrongs counts the wrong secrets of a device for two findings: one for the first wrong
+// secret, and a more severe one for many.
 type wrongs struct{ first, many burst }
 
 func (d *door) init(m *machine) {
@@ -48,14 +49,14 @@ func (d *door) connection(e *countersign.Event) {
 	}
 }
 
-// enrollment is a refusal at any door to a device that has shown to be itself.
+// enrollment handles the refusal, over any protocol, of a device that has proved its identity.
 func (d *door) enrollment(e *countersign.Event) {
-	if e.Device == "" || e.Actor != countersign.DeviceActor(e.Device) { // in the device's name is not by the device
+	if e.Device == "" || e.Actor != countersign.DeviceActor(e.Device) { // the device id is only claimed
 		return
 	}
 	switch e.Code {
 	case countersign.CertIsRevoked, countersign.DeviceGone:
-		d.lost(e, &d.revoked, "after its identity was taken away")
+		d.lost(e, &d.revoked, "after its identity was revoked")
 	case countersign.CertIsHeld, countersign.DeviceOnHold:
 		d.lost(e, &d.suspended, "while it is suspended")
 	case countersign.CertExpired:
@@ -63,14 +64,14 @@ func (d *door) enrollment(e *countersign.Event) {
 	case countersign.CertNotYetValid:
 		d.skew(e)
 	case countersign.CredentialExpire:
-		if e.Data["kind"] == string(countersign.AccessSAS) && e.Data["ended_at"] != "" { // the device itself signs it, with its time
+		if e.Data["kind"] == string(countersign.AccessSAS) && e.Data["ended_at"] != "" { // the device signs the token itself, with the time of its clock
 			d.skew(e)
 		}
 	}
 }
 
-// lost is a device that comes although it may not any more. One that tries again
-// and again is one finding.
+// lost handles a device that tries to connect although it is no longer allowed to.
+// Repeated tries are one finding.
 func (d *door) lost(e *countersign.Event, by *counter[string], how string) {
 	if _, enough := by.add(e.Device, hit{at: e.At, seq: e.Seq}, 1); !enough {
 		return
@@ -80,11 +81,11 @@ func (d *door) lost(e *countersign.Event, by *counter[string], how string) {
 		what["since"] = span(max(e.At.Sub(ended), 0))
 	}
 	d.m.report(by.rule, e, countersign.Finding{
-		Subject: deviceSubject(e.Device), Device: e.Device, Evidence: what, Summary: e.Device + " tried to come in " + how + ".",
+		Subject: deviceSubject(e.Device), Device: e.Device, Evidence: what, Summary: e.Device + " tried to connect " + how + ".",
 	})
 }
 
-// unknown is a certificate of no known issuer.
+// unknown handles a certificate of an unknown issuer.
 func (d *door) unknown(e *countersign.Event) {
 	from, _, ok := source(e.Remote)
 	if !ok {
@@ -93,7 +94,7 @@ func (d *door) unknown(e *countersign.Event) {
 	if b, enough := d.strangers.add(from, hit{at: e.At, seq: e.Seq}, tally(e)); enough {
 		d.m.report(d.strangers.rule, e, countersign.Finding{
 			Subject: addressSubject(from), Events: b.seqs(),
-			Summary: "Certificates that were not issued here are shown from " + from.Addr().String() + ".",
+			Summary: "Certificates that were not issued here are presented from " + from.Addr().String() + ".",
 			Evidence: map[string]string{
 				"claims_subject": e.Data["claims_subject"], "claims_issuer": e.Data["claims_issuer"], "client_id": e.Data["client_id"], "via": e.Via,
 			},
@@ -101,13 +102,13 @@ func (d *door) unknown(e *countersign.Event) {
 	}
 }
 
-// claimed is the name of a device in whose name a connection failed: a fact where
-// there is such a device, else what the client said.
+// claimed returns the device that a failed connection claimed to be: its id if there is
+// such a device, else what the client sent.
 func claimed(e *countersign.Event) string {
 	return cmp.Or(e.Device, e.Data["claims_device"], e.Data["client_id"])
 }
 
-// secret is a wrong secret at a gateway.
+// secret handles a wrong secret at a gateway.
 func (d *door) secret(e *countersign.Event) {
 	if e.Device != "" {
 		d.wrongFor(e)
@@ -130,7 +131,7 @@ func (d *door) secret(e *countersign.Event) {
 	}
 }
 
-// spread reports what was tried on several devices.
+// spread reports a finding about secrets that were tried on several devices.
 func (d *door) spread(r *Rule, e *countersign.Event, b *burst, f countersign.Finding) {
 	var names []string
 	for _, h := range b.hits {
@@ -141,7 +142,7 @@ func (d *door) spread(r *Rule, e *countersign.Event, b *burst, f countersign.Fin
 	d.m.report(r, e, f)
 }
 
-// wrongFor is a wrong secret in the name of a device that exists.
+// wrongFor handles a wrong secret in the name of a device that exists.
 func (d *door) wrongFor(e *countersign.Event) {
 	r := d.m.rules[WrongSecret]
 	w, _ := d.wrong.Touch(e.Device, e.At)
@@ -154,16 +155,16 @@ func (d *door) wrongFor(e *countersign.Event) {
 	}
 	f := countersign.Finding{
 		Subject: deviceSubject(e.Device), Device: e.Device, Events: w.many.seqs(),
-		Summary:  "A wrong secret was shown for " + e.Device + ".",
+		Summary:  "A wrong secret was presented for " + e.Device + ".",
 		Evidence: map[string]string{"address": e.Remote, "via": e.Via, "client_id": e.Data["client_id"], "wrong": strconv.Itoa(len(w.many.hits))},
 	}
 	if many {
-		f.Severity, f.Summary = countersign.SeverityHigh, "Wrong secrets are shown for "+e.Device+" again and again."
+		f.Severity, f.Summary = countersign.SeverityHigh, "Wrong secrets are presented for "+e.Device+" repeatedly."
 	}
 	d.m.report(r, e, f)
 }
 
-// skew is a device whose clock seems to be wrong.
+// skew handles a device whose clock seems to be wrong.
 func (d *door) skew(e *countersign.Event) {
 	b, enough := d.skews.add(e.Device, hit{at: e.At, seq: e.Seq}, 1)
 	if !enough {

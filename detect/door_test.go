@@ -36,8 +36,8 @@ func TestConnectAfterTheEndIsFoundOnce(t *testing.T) {
 	}
 }
 
-// TestRenewalAfterTheEndIsFound has a revoked certificate shown where certificates
-// are renewed, and a stranger use its device's name there.
+// TestRenewalAfterTheEndIsFound presents a revoked certificate for a renewal. A client that
+// only claims the device's name there must not lead to a finding.
 func TestRenewalAfterTheEndIsFound(t *testing.T) {
 	s := tell(t)
 	s.event(countersign.Event{Type: countersign.EnrollRefused, Device: "pump-1", Actor: "unknown", Via: "est", Code: countersign.DeviceOnHold, Remote: "192.0.2.1:1"})
@@ -54,7 +54,7 @@ func TestRenewalAfterTheEndIsFound(t *testing.T) {
 func TestUnknownIssuersAreFound(t *testing.T) {
 	s := tell(t)
 	claims := map[string]string{"claims_issuer": "CN=Pump Works CA", "claims_subject": "CN=pump-1"}
-	for i := range 20 { // strangers that pass by
+	for i := range 20 { // unknown clients, each once
 		s.refuse("", fmt.Sprintf("203.0.113.%d", i), countersign.CertUnknown, claims)
 	}
 	s.silent()
@@ -86,7 +86,7 @@ func TestWrongSecretsAreFound(t *testing.T) {
 	if len(s.found) != 2 || s.found[1].Severity != countersign.SeverityHigh || len(s.found[1].Events) != 5 {
 		t.Errorf("five within an hour: got %+v, want another one of severity high with their events", s.found)
 	}
-	s = tell(t) // one a day is a mistake each
+	s = tell(t) // one a day is a mistake
 	for range 7 {
 		s.refuse("pump-1", "192.0.2.1", countersign.BadCredential, nil)
 		s.pass(25 * time.Hour)
@@ -143,7 +143,7 @@ func TestWrongClocksAreHelped(t *testing.T) {
 		t.Errorf("got severity %s, want info", f.Severity)
 	}
 	s = tell(t)
-	for range 5 { // a token of ours has an end
+	for range 5 { // an access token of the server expires
 		s.refuse("pump-1", "192.0.2.1", countersign.CredentialExpire, map[string]string{"kind": "token"})
 	}
 	s.silent()
@@ -180,7 +180,7 @@ func TestDeniedTopicsInABurstAreFound(t *testing.T) {
 		t.Errorf("got %+v", f)
 	}
 	s = tell(t)
-	for i := range 60 { // a guest that comes anew each time
+	for i := range 60 { // a guest has a new name each time
 		deny(s, fmt.Sprint("guest/", i), "devices/#")
 	}
 	if f := s.once(DeniedTopics); f.Subject != "address:192.0.2.1/32" || f.Device != "" {
@@ -220,7 +220,7 @@ func TestEnrollmentAtUnusualPlaceOrTimeIsFound(t *testing.T) {
 	issue(s, "pump-2", "192.0.2.9:1", first)
 	s.once(UnusualEnrollment)
 
-	s = tell(t) // nothing is unusual where nothing is usual
+	s = tell(t) // a fleet without usual networks and hours
 	issue(s, "pump-1", "192.0.2.9:1", first)
 	s.silent()
 }
@@ -266,7 +266,7 @@ func TestRecordedFindingsPassOneToOne(t *testing.T) {
 			t.Errorf("%s: got %+v", rule, f)
 		}
 	}
-	for _, claimed := range []bool{false, true} { // of a name that was not proven, to which nothing must be done
+	for _, claimed := range []bool{false, true} { // a name that was only claimed must not lead to a response
 		s := tell(t)
 		e := countersign.Event{Type: countersign.FindingKeyReuse, Device: "pump-1", Remote: "192.0.2.1:1"}
 		if claimed {
@@ -293,7 +293,7 @@ func TestRecordedFindingsPassOneToOne(t *testing.T) {
 	for _, own := range []countersign.EventType{countersign.FindingRaised, countersign.AlertOpened, countersign.AlertChanged, countersign.MitigationFailed} {
 		s.event(countersign.Event{Type: own, Device: "pump-1", Actor: countersign.System})
 	}
-	s.silent() // no answer to its own words
+	s.silent() // events of detectors are no findings
 }
 
 func TestWhatBefallsManyIsOneFinding(t *testing.T) {
@@ -310,7 +310,7 @@ func TestWhatBefallsManyIsOneFinding(t *testing.T) {
 		t.Errorf("got %+v, want one of the fleet", last)
 	}
 	s = tell(t)
-	for i := range 100 { // each wants an act of its own
+	for i := range 100 { // each needs an action of its own
 		s.event(countersign.Event{Type: countersign.FindingFork, Device: fmt.Sprint("pump-", i), Actor: countersign.System})
 	}
 	if len(s.found) != 100 {

@@ -2,13 +2,13 @@ package detect
 
 import "time"
 
-// dueDevice is when a device is to be looked at.
+// dueDevice is a device with the time at which its sessions must be checked.
 type dueDevice struct {
 	at     time.Time
 	device string
 }
 
-// dueHeap is a heap of them, one for each device, the earliest first.
+// dueHeap is a heap of dueDevices, the earliest first.
 type dueHeap []dueDevice
 
 func (h dueHeap) Len() int { return len(h) }
@@ -20,14 +20,14 @@ func (h dueHeap) Less(i, j int) bool {
 }
 func (h dueHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 
-// Push is heap.Interface's.
+// Push implements [heap.Interface].
 func (h *dueHeap) Push(v any) {
 	if d, ok := v.(dueDevice); ok {
 		*h = append(*h, d)
 	}
 }
 
-// Pop is heap.Interface's.
+// Pop implements [heap.Interface].
 func (h *dueHeap) Pop() any {
 	old := *h
 	last := old[len(old)-1]

@@ -10,19 +10,20 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 )
 
-// maxFleets bounds the fleets that rules remember; an operator makes each by hand.
+// maxFleets bounds the fleets that are remembered. It is large, because operators create
+// fleets by hand.
 const maxFleets = 10_000
 
-// enrollments watches when and from where first certificates are given, for
-// unusual_enrollment.
+// enrollments watches when, and from which address, first certificates are issued, for the
+// rule unusual_enrollment.
 type enrollments struct {
 	m    *machine
 	rule *Rule
-	by   lockout.Table[string, night]
+	by   lockout.Table[string, enrollSeries]
 }
 
-// night is a series of unusual enrollments in one fleet.
-type night struct {
+// enrollSeries is a series of unusual enrollments in one fleet.
+type enrollSeries struct {
 	since time.Time
 	count int
 	next  int
@@ -30,7 +31,7 @@ type night struct {
 
 func (n *enrollments) init(m *machine) {
 	n.m, n.rule = m, m.rules[UnusualEnrollment]
-	n.by = lockout.Table[string, night]{Max: maxFleets, TTL: lasts(n.rule)}
+	n.by = lockout.Table[string, enrollSeries]{Max: maxFleets, TTL: lasts(n.rule)}
 }
 
 func (n *enrollments) issued(e *countersign.Event) {
@@ -43,7 +44,7 @@ func (n *enrollments) issued(e *countersign.Event) {
 	}
 	s, _ := n.by.Touch(e.Fleet, e.At)
 	if e.At.Sub(s.since) >= n.rule.Again {
-		*s = night{since: e.At, next: n.rule.Threshold}
+		*s = enrollSeries{since: e.At, next: n.rule.Threshold}
 	}
 	s.count++
 	if s.count < s.next {
@@ -59,7 +60,7 @@ func (n *enrollments) issued(e *countersign.Event) {
 	})
 }
 
-// unusual says what is unusual about an enrollment; empty if nothing is.
+// unusual returns what is unusual about an enrollment; empty if nothing is.
 func unusual(u countersign.Usual, e *countersign.Event) string {
 	ap, err := netip.ParseAddrPort(e.Remote)
 	if err == nil && !countersign.Contains(u.Networks, ap.Addr()) {
@@ -71,7 +72,7 @@ func unusual(u countersign.Usual, e *countersign.Event) string {
 	return ""
 }
 
-// hours reads 06-20: from six until before twenty o'clock. 22-04 goes over midnight.
+// hours parses hours such as 06-20: from 06:00 until before 20:00. 22-04 includes midnight.
 func hours(s string) (from, to int, ok bool) {
 	a, b, found := strings.Cut(s, "-")
 	from, err1 := strconv.Atoi(strings.TrimSpace(a))
@@ -86,7 +87,7 @@ func within(from, to, hour int) bool {
 	return hour >= from || hour < to
 }
 
-// topicBursts counts refused acts, for denied_topics.
+// topicBursts counts refused publications and subscriptions, for the rule denied_topics.
 type topicBursts struct {
 	m    *machine
 	rule *Rule
@@ -95,10 +96,10 @@ type topicBursts struct {
 
 type denials struct {
 	burst  burst
-	topics []string // the latest different ones
+	topics []string // the latest distinct ones
 }
 
-// maxTopics bounds the topics kept for evidence.
+// maxTopics bounds the topics that are kept for evidence.
 const maxTopics = 5
 
 func (t *topicBursts) init(m *machine) {
@@ -110,7 +111,7 @@ func (t *topicBursts) denied(e *countersign.Event) {
 	subject, device := deviceSubject(e.Device), e.Device
 	if kind, _, other := strings.Cut(device, "/"); other {
 		subject, device = string(e.Actor), ""
-		if addr, _, ok := source(e.Remote); ok && kind == "guest" { // a guest is another one each time
+		if addr, _, ok := source(e.Remote); ok && kind == "guest" { // a guest has a new name at each connection
 			subject = addressSubject(addr)
 		}
 	}
@@ -121,7 +122,7 @@ func (t *topicBursts) denied(e *countersign.Event) {
 	}
 	t.m.report(t.rule, e, countersign.Finding{
 		Subject: subject, Device: device, Events: d.burst.seqs(),
-		Summary:  string(e.Actor) + " keeps trying what it may not do.",
+		Summary:  string(e.Actor) + " keeps trying to use topics that it has no permission for.",
 		Evidence: map[string]string{"acts": join(d.topics), "address": e.Remote, "via": e.Via},
 	})
 }

@@ -12,16 +12,16 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// handOver moves the cursor to the machine's event, with the findings that no other
-// node has handed over. It tries until it can or ctx ends: the machine has moved on
-// already, so what it found would be lost.
+// handOver passes the findings that no other node has handed over to Handle, and moves the
+// cursor to the machine's last event. It retries until it succeeds or ctx ends, because the
+// machine does not find them a second time.
 func (w *Watch) handOver(ctx context.Context, list []found) error {
 	for {
-		given, err := w.commit(ctx, list)
+		handed, err := w.commit(ctx, list)
 		if err == nil {
-			for i := range given {
+			for i := range handed {
 				if w.Observe != nil {
-					w.Observe(given[i].Rule, given[i].Severity)
+					w.Observe(handed[i].Rule, handed[i].Severity)
 				}
 			}
 			return nil
@@ -38,14 +38,16 @@ func (w *Watch) handOver(ctx context.Context, list []found) error {
 	}
 }
 
-func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.Finding, err error) {
+// commit calls Handle and moves the cursors, in one transaction. It returns the findings
+// that it handed over.
+func (w *Watch) commit(ctx context.Context, list []found) (handed []countersign.Finding, err error) {
 	if seq, due, err := cursors(ctx, w.DB); err != nil || seq >= w.at && len(fresh(list, seq, due)) == 0 {
 		return nil, err
 	}
-	// An alert must not wait for the space that it is about. On a full disk there are no
-	// events to read but those of emergencies.
+	// The alert about a full disk must not wait for free space. On a full disk, only events
+	// of emergencies are recorded, so this uses little of the reserve.
 	err = w.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error {
-		given = nil
+		handed = nil
 		if err := tx.Lock(ctx, "detect"); err != nil {
 			return err
 		}
@@ -55,12 +57,12 @@ func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.F
 		}
 		last := due
 		for _, f := range fresh(list, seq, due) {
-			given = append(given, f.Finding)
+			handed = append(handed, f.Finding)
 			last = max(last, store.Micros(f.due))
 		}
-		if len(given) > 0 {
-			if err := w.Handle(ctx, tx, given); err != nil {
-				return fmt.Errorf("couldn't hand over %d findings: %w", len(given), err)
+		if len(handed) > 0 {
+			if err := w.Handle(ctx, tx, handed); err != nil {
+				return fmt.Errorf("couldn't hand over %d findings: %w", len(handed), err)
 			}
 		}
 		if last > due {
@@ -73,10 +75,10 @@ func (w *Watch) commit(ctx context.Context, list []found) (given []countersign.F
 		}
 		return event.MoveCursor(ctx, tx, cursorName, w.at)
 	})
-	return given, err
+	return handed, err
 }
 
-// fresh are the findings that were not handed over by when the cursors stood there.
+// fresh returns the findings that, by the cursors, no node has handed over.
 func fresh(list []found, seq, due int64) []found {
 	var keep []found
 	for _, f := range list {
@@ -87,7 +89,7 @@ func fresh(list []found, seq, due int64) []found {
 	return keep
 }
 
-// cursors reads up to which event, and up to which moment, all was handed over.
+// cursors reads the event, and the time, up to which all findings were handed over.
 func cursors(ctx context.Context, r store.Reader) (seq, due int64, err error) {
 	if seq, err = event.Cursor(ctx, r, cursorName); err != nil {
 		return 0, 0, err
@@ -96,7 +98,8 @@ func cursors(ctx context.Context, r store.Reader) (seq, due int64, err error) {
 	return seq, due, err
 }
 
-// learnUsual reads what is usual in the fleets that the events enroll devices in.
+// learnUsual reads the usual networks and hours of the fleets in which the events enroll
+// devices.
 func (w *Watch) learnUsual(ctx context.Context, events []countersign.Event) error {
 	w.usuals = map[string]countersign.Usual{}
 	for i := range events {
@@ -123,7 +126,7 @@ func (w *Watch) log() *slog.Logger {
 	return w.Log
 }
 
-// waker wakes one goroutine; the zero waker works.
+// waker wakes one goroutine. The zero value is ready to use.
 type waker struct {
 	once sync.Once
 	c    chan struct{}

@@ -12,72 +12,72 @@ import (
 )
 
 const (
-	// overlapFor is how long a session must outlive the moment at which another party
-	// connects with the same identity. The socket of a device that lost its network
-	// stays open for up to three minutes, until TCP's own probes find it dead; by then
-	// the device is back from another address.
+	// overlapFor is how long a session must stay open after another party has connected
+	// with the same identity. The socket of a device that lost its network stays open for
+	// up to three minutes, until the probes of TCP find it dead, and meanwhile the device
+	// may have connected again from another address.
 	overlapFor = 5 * time.Minute
 	// partyWindow is how long a party without an open session is remembered, and the
 	// time in which short overlaps and returns count together.
 	partyWindow = time.Hour
-	// minReturns is how many times two parties, each at its own address and with its
-	// own TLS fingerprint, must take turns. A device that changes both at once and
-	// back is one that was updated and rolled back, once.
+	// minReturns is how many times two parties, each at its own address and with its own
+	// TLS fingerprint, must alternate. An honest device changes both at once and back when
+	// it is updated and rolled back, but only once.
 	minReturns = 3
 
-	// maxIdentities bounds the certificates and secrets of one device that are
-	// followed: those in an overlap, and a secret for each of a few programs.
+	// maxIdentities bounds the certificates and secrets that are remembered for one
+	// device: those in an overlap, and a secret for each of a few programs.
 	maxIdentities = 8
-	// maxParties bounds the parties of one identity, and those of one client id. Two
-	// are a finding; the others are for devices that move.
+	// maxParties bounds the parties of one identity, and those of one client id. Two are
+	// enough for a finding; the others are for devices that move.
 	maxParties = 8
 	// maxSessions bounds the open sessions of one device that are remembered one by
-	// one, about 300 octets each. It is the default of countersign.Budget.Sessions;
-	// those beyond it are counted for their party.
+	// one, about 300 octets each. It is the default of countersign.Budget.Sessions.
+	// Further sessions are only counted for their party.
 	maxSessions = countersign.DefaultSessions
 )
 
-// holders follows who uses the identities of devices, for shared_certificate.
+// holders remembers which parties use the identities of devices, for the rule
+// shared_certificate.
 //
-// Who uses an identity is a party: an address and a TLS fingerprint. What is
-// remembered is bounded for each device by itself, and within it so that a party
-// which floods makes room for itself alone: the oldest party stays, and of the
-// others that one goes first which shares its address with more of them.
+// A party is an address and a TLS fingerprint. Memory is bounded for each device, and
+// within a device so that a party which floods replaces only its own entries: the oldest
+// party stays, and of the others the first to go is one whose address has several parties.
 type holders struct {
 	m         *machine
 	rule      *Rule
-	alternate Rule // the same, for parties that take turns
+	alternate Rule // the same, for parties that alternate
 	by        lockout.Table[string, holder]
 	due       dueHeap
 }
 
-// holder is a device and what it shows to connect.
+// holder is a device with its identities.
 type holder struct {
 	uses   []use
-	queued time.Time // when holders.due has it next; zero: not at all
+	queued time.Time // its time in holders.due; zero if it is not there
 }
 
 // use is the use of one identity.
 type use struct {
-	cert    countersign.CertRef
-	cred    string
-	parties []presence // in the order in which they were first seen
-	last    party      // of the session that was opened last
-	touched time.Time
-	side    bucket // by how long sessions outlived another party's arrival before their clients ended them
-	turns   burst  // returns of a party after another one
-	told    burst
+	cert     countersign.CertRef
+	cred     string
+	parties  []presence // in the order in which they were first seen
+	last     party      // of the session that was opened last
+	touched  time.Time
+	side     bucket // for how long sessions went on after another party connected, until their clients ended them
+	turns    burst  // returns of a party after another one
+	findings burst  // only its time of the last report is used
 }
 
-// party is a user of an identity or a client id, as far as parties can be
-// distinguished.
+// party is a user of an identity or a client id, as far as the server can distinguish
+// them.
 type party struct {
 	from  netip.Prefix
 	hello string
 }
 
-// elsewhere reports whether q is at another address of the same family. A device may
-// well speak IPv4 in one program and IPv6 in another.
+// elsewhere reports whether q is at another address of the same family. One IPv4 and one
+// IPv6 address do not count, because programs of one device may use both.
 func (p party) elsewhere(q party) bool {
 	return p.from != q.from && p.from.IsValid() && q.from.IsValid() && p.from.Addr().Is4() == q.from.Addr().Is4()
 }
@@ -94,13 +94,14 @@ type openSession struct {
 	fleet                         string
 	at                            time.Time
 	seq                           int64
-	more                          int // sessions that this one means, beyond maxSessions; 0: it is one
+	more                          int // 0: one session; else the entry counts so many sessions beyond maxSessions
 	// crossed is the session of another party that was opened while this one was open;
-	// nil: none was, since the last judgment.
+	// nil if none was, since the last call of judge.
 	crossed *openSession
 }
 
-// bucket adds up time that leaks away over partyWindow, so that it needs no list.
+// bucket is a leaky bucket of durations. It approximates their sum over partyWindow
+// without a list.
 type bucket struct {
 	level time.Duration
 	at    time.Time
@@ -140,8 +141,8 @@ func (h *holders) opened(e *countersign.Event) {
 	d.bound()
 }
 
-// takeOver removes the session that s takes over: a client that connects to a node
-// as one that is there ends it. The end may be written down later, or be lost.
+// takeOver removes the session that s takes over: a client that connects to a node with the
+// client id of an open session ends it. The event of that end may come later, or be lost.
 func (d *holder) takeOver(s *openSession) {
 	d.remove(func(o *openSession) bool {
 		return o.more == 0 && o.client != "" && o.client == s.client && o.via == s.via && o.node == s.node
@@ -157,8 +158,8 @@ func (d *holder) remove(gone func(o *openSession) bool) {
 	}
 }
 
-// use returns what is known of the use of an identity. Where there are too many, the
-// one without open sessions that was used least recently makes room.
+// use returns the use of an identity, and adds it if there is none. At maxIdentities it
+// replaces the one that was used least recently, first of those without open sessions.
 func (d *holder) use(cert countersign.CertRef, cred string, at time.Time) *use {
 	for i := range d.uses {
 		if u := &d.uses[i]; u.cert == cert && u.cred == cred {
@@ -183,8 +184,8 @@ func (u *use) busy() bool {
 	return slices.ContainsFunc(u.parties, func(p presence) bool { return len(p.open) > 0 })
 }
 
-// party returns the presence of a party, made if there is none, and notes that it
-// was seen.
+// party returns the presence of a party, and adds it if there is none. It sets the time
+// when the party was last seen.
 func (u *use) party(who party, at time.Time) *presence {
 	for i := range u.parties {
 		if u.parties[i].party == who {
@@ -201,9 +202,9 @@ func (u *use) party(who party, at time.Time) *presence {
 	return &u.parties[len(u.parties)-1]
 }
 
-// leastWorth returns the party that makes room for another one: never the oldest, so
-// that who was there first stays known; the newest of an address that is there with
-// several fingerprints; else the newest without an open session; else the newest.
+// leastWorth returns the party that another one replaces. It is never the oldest, so that
+// the first user stays known. It prefers parties whose address has several fingerprints,
+// then those without an open session, then the newest.
 func (u *use) leastWorth() int {
 	worth := func(i int) int {
 		same, w := 0, 0
@@ -229,7 +230,7 @@ func (u *use) leastWorth() int {
 	return least
 }
 
-// cross notes on each open session of the other parties that s was opened beside it.
+// cross records on each open session of another party that s was opened meanwhile.
 func (h *holders) cross(device string, d *holder, u *use, who party, s *openSession) {
 	for i := range u.parties {
 		p := &u.parties[i]
@@ -246,9 +247,9 @@ func (h *holders) cross(device string, d *holder, u *use, who party, s *openSess
 	}
 }
 
-// takeTurns sees two parties that come one after the other: each has its own TLS
+// takeTurns reports two parties that use an identity alternately: each has its own TLS
 // fingerprint and its own address, and both return. Two programs of one device that
-// changes networks have been seen at one address with both of theirs.
+// changes networks do not count: both fingerprints were seen at one address.
 func (h *holders) takeTurns(e *countersign.Event, u *use, who party) {
 	last := u.last
 	u.last = who
@@ -256,12 +257,12 @@ func (h *holders) takeTurns(e *countersign.Event, u *use, who party) {
 		return
 	}
 	known := slices.ContainsFunc(u.parties, func(p presence) bool { return p.hello == who.hello && e.At.Sub(p.seen) <= partyWindow })
-	if !known || u.meet(who.hello, last.hello) || !u.turns.add(&h.alternate, hit{at: e.At, seq: e.Seq}) || !u.told.quiet(h.rule, e.At) {
+	if !known || u.meet(who.hello, last.hello) || !u.turns.add(&h.alternate, hit{at: e.At, seq: e.Seq}) || !u.findings.quiet(h.rule, e.At) {
 		return
 	}
 	h.m.report(h.rule, e, countersign.Finding{
 		Severity: countersign.SeverityHigh, Subject: deviceSubject(e.Device), Device: e.Device, Events: u.turns.seqs(),
-		Summary: "Two clients at two addresses take turns with what " + e.Device + " shows to connect.",
+		Summary: "Two clients at two addresses use the credential of " + e.Device + " alternately.",
 		Evidence: map[string]string{
 			"address_1": last.from.String(), "hello_1": last.hello, "address_2": who.from.String(), "hello_2": who.hello,
 			"returns": strconv.Itoa(len(u.turns.hits)), "credential": u.cred,
@@ -281,8 +282,8 @@ func (u *use) meet(a, b string) bool {
 	return false
 }
 
-// bound keeps the sessions of a device at maxSessions: the party with the most of
-// them has its newest one counted and not remembered.
+// bound keeps the remembered sessions of a device at maxSessions: for the party with the
+// most of them, the newest is then only counted.
 func (d *holder) bound() {
 	total, most, least := 0, (*presence)(nil), 1 // a party keeps one
 	for i := range d.uses {
@@ -309,7 +310,7 @@ func (p *presence) single() (n int) {
 	return n
 }
 
-// squeeze has the newest session counted instead of remembered.
+// squeeze counts the newest remembered session instead of remembering it.
 func (p *presence) squeeze() {
 	counted := slices.IndexFunc(p.open, func(o openSession) bool { return o.more > 0 })
 	for i := len(p.open) - 1; i >= 0; i-- {
@@ -350,7 +351,7 @@ func (h *holders) closed(e *countersign.Event) {
 	d.counted(from)
 }
 
-// counted ends a session that was counted and not remembered.
+// counted subtracts a session, which was only counted, from a party at this address.
 func (d *holder) counted(from netip.Prefix) {
 	for i := range d.uses {
 		for j := range d.uses[i].parties {
@@ -367,64 +368,66 @@ func (d *holder) counted(from netip.Prefix) {
 	}
 }
 
-// outlived adds up how long sessions went on beside another party's, where their
-// clients ended them: those were alive until then, which a dead socket is not.
+// outlived adds up how long sessions went on beside another party's. Only sessions that
+// their client ended count, because these were alive until then and no dead sockets.
 func (h *holders) outlived(e *countersign.Event, u *use, s *openSession) {
 	if s.crossed == nil || countersign.EndCode(e.Code) != countersign.EndClientLeft {
 		return
 	}
-	if !u.side.add(e.At.Sub(s.crossed.at), e.At) || !u.told.quiet(h.rule, e.At) {
+	if !u.side.add(e.At.Sub(s.crossed.at), e.At) || !u.findings.quiet(h.rule, e.At) {
 		return
 	}
-	u.told.told = e.At
+	u.findings.reported = e.At
 	f := u.finding(e.Device, s, e.At)
 	h.m.emit(h.rule, found{seq: e.Seq, Finding: f})
 }
 
-// restarted forgets the sessions of a node that has begun anew: if it crashed, their
-// end was not written down. Those that were counted may be of any node.
+// restarted drops the sessions of a node that has started again, because after a crash
+// their end is not in the log. It drops all that were only counted: they may be of any node.
 func (h *holders) restarted(node string) {
 	for _, d := range h.by.All() {
 		d.remove(func(s *openSession) bool { return s.node == node || s.more > 0 })
 	}
 }
 
-// lost forgets all sessions: the end of any may be among the events that were lost.
+// lost drops all sessions, because the end of any may be among the events that were lost.
 func (h *holders) lost() {
 	for device := range h.by.All() {
 		h.lostOf(device)
 	}
 }
 
-// lostOf forgets the sessions of a device whose events were thinned.
+// lostOf drops the sessions of a device of which some events were not recorded.
 func (h *holders) lostOf(device string) {
 	if d := h.by.Look(device); d != nil {
 		d.remove(func(*openSession) bool { return true })
 	}
 }
 
-// schedule has the device looked at again at a time.
+// schedule schedules the next call of judge for the device.
 func (h *holders) schedule(device string, d *holder, at time.Time) {
 	if !d.queued.IsZero() && !at.Before(d.queued) {
-		return // it is looked at before, and then scheduled again
+		return // judge runs earlier, and then schedules the device again
 	}
 	d.queued = at
 	heap.Push(&h.due, dueDevice{at, device})
 }
 
-// elapse finds the sessions that have outlived another party's arrival for long.
+// elapse calls judge for the devices that are due at now.
 func (h *holders) elapse(now time.Time) {
 	for len(h.due) > 0 && !h.due[0].at.After(now) {
 		next, _ := heap.Pop(&h.due).(dueDevice)
 		d := h.by.Look(next.device)
 		if d == nil || !d.queued.Equal(next.at) {
-			continue // forgotten meanwhile
+			continue // the device was dropped meanwhile
 		}
 		d.queued = time.Time{}
 		h.judge(next.device, d, next.at)
 	}
 }
 
+// judge reports the sessions of a device that were open for overlapFor after another party
+// connected.
 func (h *holders) judge(device string, d *holder, at time.Time) {
 	for i := range d.uses {
 		u := &d.uses[i]
@@ -438,17 +441,17 @@ func (h *holders) judge(device string, d *holder, at time.Time) {
 					h.schedule(device, d, due)
 					continue
 				}
-				if u.told.quiet(h.rule, at) {
-					u.told.told = at
+				if u.findings.quiet(h.rule, at) {
+					u.findings.reported = at
 					h.m.emit(h.rule, found{due: at, Finding: u.finding(device, s, at)})
 				}
-				s.crossed = nil // the next arrival is judged anew
+				s.crossed = nil // the next connection of another party counts again
 			}
 		}
 	}
 }
 
-// finding is that of a session which went on beside another party's.
+// finding returns the finding about a session that went on beside another party's.
 func (u *use) finding(device string, a *openSession, at time.Time) countersign.Finding {
 	b, n := a.crossed, 0
 	for i := range u.parties {
@@ -460,7 +463,7 @@ func (u *use) finding(device string, a *openSession, at time.Time) countersign.F
 	to, _, _ := source(b.remote)
 	return countersign.Finding{
 		At: at, Subject: deviceSubject(device), Device: device, Fleet: b.fleet, Cert: u.cert, Remote: b.remote,
-		Summary: "What " + device + " shows to connect is in use from " + from.Addr().String() + " and " + to.Addr().String() + " at once.",
+		Summary: "The credential of " + device + " is in use from " + from.Addr().String() + " and " + to.Addr().String() + " at the same time.",
 		Evidence: map[string]string{
 			"address_1": a.remote, "client_id_1": a.client, "since_1": stamp(a.at), "session_1": a.id, "via_1": a.via,
 			"address_2": b.remote, "client_id_2": b.client, "since_2": stamp(b.at), "session_2": b.id, "via_2": b.via,

@@ -33,8 +33,8 @@ func (s *story) stay(v visit, d time.Duration, why string) {
 	s.end(v, why)
 }
 
-// TestHoldersCannotHide has a thief share a device's certificate in ways that once
-// kept the detector from seeing it, each with what a finding of it may say.
+// TestHoldersCannotHide lets a thief share a device's certificate in ways that an earlier
+// detector did not find.
 func TestHoldersCannotHide(t *testing.T) {
 	for name, tale := range map[string]func(s *story){
 		"many sessions push the device's one out": func(s *story) {
@@ -160,7 +160,7 @@ func TestHoldersCannotHide(t *testing.T) {
 	}
 }
 
-// TestThievesThatReturnAreFoundAgain has one come a week later to a device whose
+// TestThievesThatReturnAreFoundAgain lets a thief return after a week, while the device's
 // session never ended.
 func TestThievesThatReturnAreFoundAgain(t *testing.T) {
 	s := tell(t)
@@ -176,7 +176,7 @@ func TestThievesThatReturnAreFoundAgain(t *testing.T) {
 	}
 }
 
-// TestHonestHandoversAreNoSharing are devices that move, or are two programs.
+// TestHonestHandoversAreNoSharing covers devices that move, or that run two programs.
 func TestHonestHandoversAreNoSharing(t *testing.T) {
 	for name, tale := range map[string]func(s *story){
 		"opens the new session before it ends the old one": func(s *story) {
@@ -236,8 +236,8 @@ func TestHonestHandoversAreNoSharing(t *testing.T) {
 	}
 }
 
-// TestClientIDsOfOneDeviceAreItsOwn has a device use any number of client ids: what is
-// known of another device's stays, and so does a fight for one of its own.
+// TestClientIDsOfOneDeviceAreItsOwn lets a device use any number of client ids. The memory
+// of other devices must stay, and so must a conflict about one of its own.
 func TestClientIDsOfOneDeviceAreItsOwn(t *testing.T) {
 	s := tell(t)
 	for i := range 6 {
@@ -258,8 +258,8 @@ func TestClientIDsOfOneDeviceAreItsOwn(t *testing.T) {
 	t.Errorf("got %s, want the fight of pump-2", ruleNames(s.found))
 }
 
-// TestMemoryOfADeviceIsBounded floods one device in each way and looks at what is
-// remembered of it.
+// TestMemoryOfADeviceIsBounded floods the memory of one device in each way and checks its
+// size.
 func TestMemoryOfADeviceIsBounded(t *testing.T) {
 	for name, vary := range map[string]func(v *visit, i int){
 		"one party":         func(*visit, int) {},

@@ -10,7 +10,8 @@ import (
 // maxLimits bounds the subjects that limits remembers, by each of its rules.
 const maxLimits = maxSources
 
-// limits follows who meets a limit: identities their budget, operators their rights.
+// limits has the rules about identities that exceed their budget, and operators that exceed
+// their rights.
 type limits struct {
 	m       *machine
 	budgets counter[budgetKey]
@@ -22,10 +23,10 @@ type budgetKey struct{ subject, budget string }
 // refusals are those of one operator or address.
 type refusals struct {
 	burst  burst
-	routes []string // the latest different ones
+	routes []string // the latest distinct ones
 }
 
-// maxRoutes bounds the routes kept for evidence.
+// maxRoutes bounds the routes that are kept for evidence.
 const maxRoutes = 5
 
 func (l *limits) init(m *machine) {
@@ -34,11 +35,11 @@ func (l *limits) init(m *machine) {
 	l.refused = lockout.Table[string, refusals]{Max: maxLimits, TTL: lasts(m.rules[OperatorRefused])}
 }
 
-// eventsBudget is the budget whose end means that the log holds less of a device
-// than happened.
+// eventsBudget is the budget of events. If a device exceeds it, some of its events are not
+// in the log.
 const eventsBudget = "events"
 
-// exceeded is an identity that used more than its budget.
+// exceeded handles an identity that used more than its budget.
 func (l *limits) exceeded(e *countersign.Event) {
 	name := e.Data["budget"]
 	var who, subject string
@@ -68,10 +69,10 @@ func (l *limits) exceeded(e *countersign.Event) {
 	l.m.report(l.budgets.rule, e, f)
 }
 
-// refusedOperator is a wrong operator token, or an act that a role does not allow.
+// refusedOperator handles a wrong operator token, or an act that a role does not allow.
 func (l *limits) refusedOperator(e *countersign.Event) {
 	if e.Code != countersign.BadCredential && e.Code != countersign.NotAllowed {
-		return // expired: it was good once, and its owner knows by now
+		return // expired: it was valid once, so it is no guess
 	}
 	r := l.m.rules[OperatorRefused]
 	who, subject := string(e.Actor), string(e.Actor)
@@ -86,7 +87,7 @@ func (l *limits) refusedOperator(e *countersign.Event) {
 	if !s.burst.addMany(r, hit{at: e.At, seq: e.Seq}, tally(e)) {
 		return
 	}
-	summary := "Wrong operator tokens are shown from " + who + "."
+	summary := "Wrong operator tokens are presented from " + who + "."
 	if e.Code == countersign.NotAllowed {
 		summary = who + " keeps asking for what its role does not allow."
 	}

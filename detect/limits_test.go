@@ -32,7 +32,7 @@ func TestEachBudgetIsToldOfOnce(t *testing.T) {
 	s.pass(24 * time.Hour)
 	s.event(countersign.Event{Type: countersign.BudgetExceeded, Device: "pump-1", Data: map[string]string{"budget": "publishes"}})
 	if len(s.found) != 3 {
-		t.Errorf("a day later: got %d findings, want it told again", len(s.found))
+		t.Errorf("a day later: got %d findings, want it reported again", len(s.found))
 	}
 }
 
@@ -51,8 +51,8 @@ func TestBudgetOfWhoIsNoDevice(t *testing.T) {
 	}
 }
 
-// TestEventsThatWereThinnedAreNotMissed has a device exceed its budget of events: its
-// sessions are forgotten, since their ends may not be in the log.
+// TestEventsThatWereThinnedAreNotMissed lets a device exceed its budget of events: its
+// sessions must be dropped, because their ends may not be in the log.
 func TestEventsThatWereThinnedAreNotMissed(t *testing.T) {
 	s := tell(t)
 	s.open(device)

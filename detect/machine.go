@@ -14,31 +14,31 @@ import (
 )
 
 const (
-	// maxDevices bounds how many devices are remembered, by each rule that does. The
-	// most costly of them takes about 700 octets for one, and 25,000 at the most for
-	// one that floods: see holders.
+	// maxDevices bounds the devices that each rule remembers. The most expensive rule
+	// needs about 700 octets for a device, and at most 25,000 for one that floods: see
+	// holders.
 	maxDevices = 200_000
-	// maxSources bounds how many addresses are remembered, by each rule that does: a
-	// stranger can have any number of them.
+	// maxSources bounds the addresses that each rule remembers, because an attacker can
+	// have any number of them.
 	maxSources = 50_000
-	// memory is how far back detectors remember, and so what is read again after a
-	// restart. A device that connects once a week is still known.
+	// memory is how long detectors remember, and so how much of the log is read again
+	// after a restart. It is enough for a device that connects once a week.
 	memory = 7 * 24 * time.Hour
 )
 
-// found is a finding with what makes it count once: the event that completed it
-// or, where time alone did, the moment.
+// found is a finding with its identity, by which it is handed over only once: the event
+// that completed it or, if no event did, the time.
 type found struct {
 	countersign.Finding
 	seq int64
 	due time.Time
 }
 
-// machine is all detectors. It is a function of what it has seen: it has no clock
-// and asks no one.
+// machine is all detectors. Its state depends only on the events and times that it was
+// passed: it has no clock and reads no database.
 type machine struct {
 	rules map[string]*Rule
-	// recordedAs has the rules of events that are a finding by themselves.
+	// recordedAs maps the types of events that are a finding by themselves to their rules.
 	recordedAs map[countersign.EventType]string
 	usual      func(fleet string) countersign.Usual
 	holders    holders
@@ -70,7 +70,7 @@ func newMachine(usual func(fleet string) countersign.Usual) *machine {
 	return m
 }
 
-// step takes the next event of the log and returns what is found by it.
+// step processes the next event of the log and returns the findings that it completes.
 func (m *machine) step(e *countersign.Event) []found {
 	m.out = nil
 	m.holders.elapse(e.At)
@@ -89,7 +89,7 @@ func (m *machine) step(e *countersign.Event) []found {
 	case countersign.BudgetExceeded:
 		m.limits.exceeded(e)
 		if e.Data["budget"] == eventsBudget {
-			m.holders.lostOf(e.Device) // the end of any of its sessions may not be in the log
+			m.holders.lostOf(e.Device) // the end of a session may be missing in the log
 		}
 	case countersign.OperatorRefused:
 		m.limits.refusedOperator(e)
@@ -109,14 +109,14 @@ func (m *machine) step(e *countersign.Event) []found {
 	return m.out
 }
 
-// elapse advances the time without an event.
+// elapse advances the time without an event and returns the findings that are due.
 func (m *machine) elapse(now time.Time) []found {
 	m.out = nil
 	m.holders.elapse(now)
 	return m.out
 }
 
-// opened is the start of a session of a device; guests and operators are none.
+// opened handles the start of a device's session. It ignores guests and operators.
 func (m *machine) opened(e *countersign.Event) {
 	if !isDevice(e.Device) {
 		return
@@ -127,7 +127,8 @@ func (m *machine) opened(e *countersign.Event) {
 	m.crowd.opened(e, m.profile.opened(e))
 }
 
-// share keeps one copy of what many events say alike and the detectors remember.
+// share replaces the strings that many events have in common, and that the detectors
+// remember, by one copy, to save memory.
 func share(e *countersign.Event) {
 	for _, s := range []*string{&e.Fleet, &e.Via, &e.Cert.Issuer} {
 		*s = unique.Make(*s).Value()
@@ -139,7 +140,7 @@ func share(e *countersign.Event) {
 	}
 }
 
-// report hands out a finding that event e completed.
+// report emits a finding that event e completed.
 func (m *machine) report(r *Rule, e *countersign.Event, f countersign.Finding) {
 	f.At, f.Fleet = e.At, e.Fleet
 	if f.Remote == "" {
@@ -154,8 +155,8 @@ func (m *machine) report(r *Rule, e *countersign.Event, f countersign.Finding) {
 	m.emit(r, found{Finding: f, seq: e.Seq})
 }
 
-// emit completes a finding by its rule's catalog entry and lets it through unless
-// it drowns in others like it.
+// emit completes a finding from its rule and adds it to the output, unless it is grouped
+// with others of its kind.
 func (m *machine) emit(r *Rule, f found) {
 	f.Rule = r.Name
 	if f.Severity == "" {
@@ -167,8 +168,8 @@ func (m *machine) emit(r *Rule, f found) {
 	}
 }
 
-// source is what counts as one address: IPv4 alone, IPv6 by its /64. provider is a
-// wider network, within which one device may move: /16 and /32.
+// source returns the prefix that counts as one address: an IPv4 address or an IPv6 /64.
+// provider is a wider network, within which one device may move: an IPv4 /16 or IPv6 /32.
 func source(remote string) (addr, provider netip.Prefix, ok bool) {
 	ap, err := netip.ParseAddrPort(remote)
 	a := ap.Addr()
@@ -184,15 +185,16 @@ func source(remote string) (addr, provider netip.Prefix, ok bool) {
 	return addr, provider, err == nil
 }
 
-// isDevice reports whether the subject of a session is a device; guests and
-// operators are none.
+// isDevice reports whether the subject of a session is a device, and not a guest or an
+// operator.
 func isDevice(id string) bool { return id != "" && !strings.Contains(id, "/") }
 
 func deviceSubject(id string) string { return "device:" + id }
 
 func addressSubject(p netip.Prefix) string { return "address:" + p.String() }
 
-// tally is how many events one line of the log means: repeats are thinned out.
+// tally returns how many events one event of the log stands for, because repeats are not
+// all recorded.
 func tally(e *countersign.Event) int {
 	n, err := strconv.Atoi(e.Data["more_before"])
 	if err != nil || n < 0 {
@@ -202,16 +204,16 @@ func tally(e *countersign.Event) int {
 }
 
 const (
-	// massAfter findings of one rule in one fleet within massWindow are reported one by
-	// one. What befalls more devices at once has one cause and is one finding of the
-	// fleet, reported again at ten times as many.
+	// massAfter is how many findings of one rule in one fleet within massWindow are
+	// reported one by one. More of them probably have one cause, so they are one finding
+	// of the fleet, which is reported again at each ten times as many.
 	massAfter  = 20
 	massWindow = 10 * time.Minute
 	maxMasses  = 10_000
 )
 
-// masses groups what befalls many devices at once. Findings of high and critical
-// severity are never grouped: something is to be done about each.
+// masses groups findings that many devices have at once. Findings of high and critical
+// severity are never grouped, because each needs an action of its own.
 type masses struct {
 	by lockout.Table[[2]string, mass]
 }
@@ -255,7 +257,7 @@ func (s *masses) pass(f *found) bool {
 	return true
 }
 
-// span says a duration as people do.
+// span formats a duration for people.
 func span(d time.Duration) string {
 	switch {
 	case d >= 48*time.Hour && d%(24*time.Hour) == 0:
@@ -268,7 +270,7 @@ func span(d time.Duration) string {
 	return strconv.Itoa(int(d/time.Second)) + " s"
 }
 
-// join lists at most a few words for evidence.
+// join lists the words for evidence, sorted and each once, at most ten.
 func join(words []string) string {
 	slices.Sort(words)
 	const most = 10

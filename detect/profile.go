@@ -12,67 +12,68 @@ import (
 )
 
 const (
-	// settled is how many sessions a device must have had before a change of it says
-	// anything.
-	settled = 3
-	// maxFaces and maxPlaces bound how many clients and networks of a device are
-	// remembered; the one that was seen least recently makes room.
-	maxFaces  = 4
-	maxPlaces = 8
-	// common is how many devices of a fleet make a client nothing special: the
-	// firmware of a rollout.
+	// minSessions is how many sessions a device must have had before a change is unusual.
+	minSessions = 3
+	// maxClientKinds and maxPlaces bound the kinds of client and the networks that are
+	// remembered for a device. At the bound, the one seen least recently is dropped.
+	maxClientKinds = 4
+	maxPlaces      = 8
+	// common is how many other devices of the fleet make a kind of client usual, such as
+	// the new firmware of a rollout.
 	common = 3
-	// maxCommon bounds the clients remembered for all fleets.
+	// maxCommon bounds the kinds of client that are remembered for all fleets.
 	maxCommon = 20_000
 )
 
-// profiles learn how and from where each device comes, for identity_change. What
-// is known of a device outlives the renewal of its certificate, and ends with its
-// identity.
+// profiles learns with which kind of client, and from which networks, each device
+// connects, for the rule identity_change. A profile is kept when the certificate is
+// renewed, and dropped when the device loses its identity.
 type profiles struct {
 	m     *machine
 	rule  *Rule
 	seed  maphash.Seed
 	by    lockout.Table[string, profile]
-	fleet lockout.Table[face, carriers]
-	ways  lockout.Table[way, time.Time] // when a device first went there
+	fleet lockout.Table[fleetClient, users]
+	moves lockout.Table[move, time.Time] // when a device first made the move
 }
 
-// way is from one network to another.
-type way struct{ from, to netip.Prefix }
+// move is the change of a device from one network to another.
+type move struct{ from, to netip.Prefix }
 
-// beaten is how old a way must be to count as common.
-const beaten = 24 * time.Hour
+// usualMoveAge is how long ago a device must have made a move first, so that the move
+// counts as usual.
+const usualMoveAge = 24 * time.Hour
 
-// profile is what is known of a device.
+// profile is what is known about a device.
 type profile struct {
 	sessions int
-	faces    []uint64 // hashes of client sides, the latest last
+	clients  []uint64 // hashes of its kinds of client, the latest last
 	places   []netip.Prefix
-	told     burst
+	changed  burst
 	// Of the last session, for evidence.
 	hello, software, protocol string
 }
 
-// face is a client side in one fleet.
-type face struct {
-	fleet string
-	side  uint64
+// fleetClient is a kind of client in one fleet.
+type fleetClient struct {
+	fleet  string
+	client uint64
 }
 
-// carriers are the first devices that showed a face.
-type carriers struct{ devices []string }
+// users are the first devices that used a kind of client, at most common.
+type users struct{ devices []string }
 
 func (p *profiles) init(m *machine) {
 	p.m, p.rule, p.seed = m, m.rules[IdentityChange], maphash.MakeSeed()
 	p.by = lockout.Table[string, profile]{Max: maxDevices, TTL: max(memory, lasts(p.rule))}
-	p.fleet = lockout.Table[face, carriers]{Max: maxCommon, TTL: memory}
-	p.ways = lockout.Table[way, time.Time]{Max: maxSources, TTL: memory}
+	p.fleet = lockout.Table[fleetClient, users]{Max: maxCommon, TTL: memory}
+	p.moves = lockout.Table[move, time.Time]{Max: maxSources, TTL: memory}
 }
 
 func (p *profiles) forget(device string) { p.by.Drop(device) }
 
-// issued begins anew with a first certificate; a renewal changes nothing.
+// issued drops the profile of a device with a new first certificate. A renewal does not
+// change it.
 func (p *profiles) issued(e *countersign.Event) {
 	if first(e) {
 		p.forget(e.Device)
@@ -84,60 +85,61 @@ func first(e *countersign.Event) bool {
 	return e.Type == countersign.CertAccepted || e.Data["predecessor"] == ""
 }
 
-// side is what a client shows of itself before it has said anything of weight.
-func (p *profiles) side(e *countersign.Event) uint64 {
+// clientKind returns a hash of what the client shows about its software when it connects.
+func (p *profiles) clientKind(e *countersign.Event) uint64 {
 	return maphash.String(p.seed, e.Data["hello"]+"\x00"+e.Data["software"]+"\x00"+e.Data["protocol"])
 }
 
-// opened learns from a session and returns the way by which the device came.
-func (p *profiles) opened(e *countersign.Event) came {
+// opened updates the profile from a session, and reports an unusual one. It returns the
+// device's move.
+func (p *profiles) opened(e *countersign.Event) firstMove {
 	_, place, ok := source(e.Remote)
 	if !ok {
-		return came{}
+		return firstMove{}
 	}
 	d, _ := p.by.Touch(e.Device, e.At)
-	side := p.side(e)
-	c := came{at: e.At}
+	client := p.clientKind(e)
+	m := firstMove{at: e.At}
 	if n := len(d.places); n > 0 {
-		c.way = way{d.places[n-1], place}
+		m.move = move{d.places[n-1], place}
 	}
-	strange := d.sessions >= settled && !slices.Contains(d.faces, side) && !p.usual(e, side) &&
-		!slices.Contains(d.places, place) && !p.beaten(c.way, e.At)
-	if strange && d.told.add(p.rule, hit{at: e.At, seq: e.Seq}) {
-		p.found(e, d, c.way)
+	strange := d.sessions >= minSessions && !slices.Contains(d.clients, client) && !p.usualClient(e, client) &&
+		!slices.Contains(d.places, place) && !p.usualMove(m.move, e.At)
+	if strange && d.changed.add(p.rule, hit{at: e.At, seq: e.Seq}) {
+		p.found(e, d, m.move)
 	}
-	if c.from.IsValid() && !strange { // a thief beats no way
-		first, gone := p.ways.Touch(c.way, e.At)
-		if !gone {
+	if m.from.IsValid() && !strange { // the sessions of a thief do not make a move usual
+		first, known := p.moves.Touch(m.move, e.At)
+		if !known {
 			*first = e.At
 		}
-		c.at = *first
+		m.at = *first
 	}
 	d.sessions++
 	d.hello, d.software, d.protocol = e.Data["hello"], e.Data["software"], e.Data["protocol"]
-	d.faces, d.places = latest(d.faces, side, maxFaces), latest(d.places, place, maxPlaces)
-	p.carry(e, side)
-	return c
+	d.clients, d.places = latest(d.clients, client, maxClientKinds), latest(d.places, place, maxPlaces)
+	p.used(e, client)
+	return m
 }
 
-// came is the way by which a device came, and when the first device did. The way is
-// zero where the device was not known.
-type came struct {
-	way
+// firstMove is the move of a device, and when a device first made it. The move is zero if
+// the device was not known.
+type firstMove struct {
+	move
 	at time.Time
 }
 
-// beaten reports whether others have gone a way for long: within a carrier, or to a
-// service hall.
-func (p *profiles) beaten(w way, now time.Time) bool {
-	first := p.ways.Look(w)
-	return first != nil && now.Sub(*first) >= beaten
+// usualMove reports whether devices have made a move for usualMoveAge, such as within the
+// networks of a carrier, or to a repair shop.
+func (p *profiles) usualMove(m move, now time.Time) bool {
+	first := p.moves.Look(m)
+	return first != nil && now.Sub(*first) >= usualMoveAge
 }
 
-func (p *profiles) found(e *countersign.Event, d *profile, w way) {
+func (p *profiles) found(e *countersign.Event, d *profile, w move) {
 	p.m.report(p.rule, e, countersign.Finding{
 		Subject: deviceSubject(e.Device), Device: e.Device,
-		Summary: e.Device + " came as another client from another network at once.",
+		Summary: e.Device + " connected with another client and from another network at the same time.",
 		Evidence: map[string]string{
 			"network_before": w.from.String(), "network": w.to.String(), "family_changed": strconv.FormatBool(w.from.Addr().Is4() != w.to.Addr().Is4()),
 			"hello_before": d.hello, "hello": e.Data["hello"], "software_before": d.software, "software": e.Data["software"],
@@ -146,30 +148,31 @@ func (p *profiles) found(e *countersign.Event, d *profile, w way) {
 	})
 }
 
-// usual reports whether enough other devices of the fleet look like this.
-func (p *profiles) usual(e *countersign.Event, side uint64) bool {
-	c := p.fleet.Look(face{e.Fleet, side})
+// usualClient reports whether enough other devices of the fleet use this kind of client.
+func (p *profiles) usualClient(e *countersign.Event, client uint64) bool {
+	c := p.fleet.Look(fleetClient{e.Fleet, client})
 	return c != nil && len(c.devices) >= common && !slices.Contains(c.devices, e.Device)
 }
 
-func (p *profiles) carry(e *countersign.Event, side uint64) {
-	c, _ := p.fleet.Touch(face{e.Fleet, side}, e.At)
+func (p *profiles) used(e *countersign.Event, client uint64) {
+	c, _ := p.fleet.Touch(fleetClient{e.Fleet, client}, e.At)
 	if len(c.devices) < common && !slices.Contains(c.devices, e.Device) {
 		c.devices = append(c.devices, e.Device)
 	}
 }
 
-// latest moves v to the end of a list, and drops the first of one that is full.
-func latest[T comparable](list []T, v T, most int) []T {
+// latest moves or adds v to the end of a list. It drops the first element to add one to a
+// list of limit elements.
+func latest[T comparable](list []T, v T, limit int) []T {
 	if i := slices.Index(list, v); i >= 0 {
 		list = slices.Delete(list, i, i+1)
-	} else if len(list) == most {
+	} else if len(list) == limit {
 		list = slices.Delete(list, 0, 1)
 	}
 	return append(list, v)
 }
 
-// crowds watch addresses that are new, for new_address_crowd.
+// crowds watches new addresses, for the rule new_address_crowd.
 type crowds struct {
 	m    *machine
 	rule *Rule
@@ -178,8 +181,8 @@ type crowds struct {
 	began time.Time // of the first session seen
 }
 
-// learning is how much of the log must have been seen before an address or a way
-// can be called new.
+// learning is how much of the log must have been read before an address or a move counts
+// as new.
 const learning = 6 * time.Hour
 
 type crowd struct {
@@ -193,11 +196,11 @@ func (c *crowds) init(m *machine) {
 	c.by = lockout.Table[netip.Prefix, crowd]{Max: maxSources, TTL: max(memory, lasts(c.rule))}
 }
 
-// opened counts where the devices come from that gather at a new address. A site
-// that got another address brings its devices from one network; stolen
-// identities come from as many as they were stolen in. A carrier moves its devices
-// among networks of its own all the time, by ways that have been gone before.
-func (c *crowds) opened(e *countersign.Event, by came) {
+// opened counts the networks from which devices move to a new address. The devices of a
+// site that got another address come from one network. Stolen identities come from as many
+// networks as they were stolen in. A carrier moves its devices among its own networks all
+// the time, so their moves are not new.
+func (c *crowds) opened(e *countersign.Event, by firstMove) {
 	addr, _, ok := source(e.Remote)
 	if !ok {
 		return

@@ -9,7 +9,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// known has a device come n times as it always does.
+// known lets a device connect n times in its usual way.
 func known(s *story, v visit, n int) {
 	for range n {
 		o := s.open(v)
@@ -81,7 +81,7 @@ func TestHonestChangesAreNoFinding(t *testing.T) {
 			s.silent()
 		})
 	}
-	s := tell(t) // known too little
+	s := tell(t) // too few sessions
 	known(s, usual, 2)
 	known(s, visit{device: "pump-1", addr: "198.51.100.7", hello: "go"}, 1)
 	s.silent()
@@ -139,8 +139,8 @@ func TestDevicesThatGatherAtANewAddressAreFound(t *testing.T) {
 	s.silent()
 }
 
-// TestCarrierIsNoCrowd has thousands of phones share the addresses of a carrier
-// that has forty networks, and gets new ones.
+// TestCarrierIsNoCrowd lets thousands of phones share the addresses of a carrier that has
+// forty networks, and gets new ones.
 func TestCarrierIsNoCrowd(t *testing.T) {
 	s := tell(t)
 	r := rand.New(rand.NewPCG(1, 2))

@@ -7,7 +7,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// recordedAs returns the rules of what is found in the transaction that it happens in.
+// recordedAs returns the types of events that are a finding by themselves, with their rules.
 func recordedAs() map[countersign.EventType]string {
 	return map[countersign.EventType]string{
 		countersign.FindingFork:         RenewalFork,
@@ -28,12 +28,12 @@ func recordedAs() map[countersign.EventType]string {
 	}
 }
 
-// recorded makes a finding of what was found in the transaction that it happened in,
-// where it had to be: one event, one finding.
+// recorded emits the finding of an event that is one by itself, because the server detected
+// it in the transaction in which it happened.
 func (m *machine) recorded(e *countersign.Event) {
 	name := m.recordedAs[e.Type]
 	if e.Type == countersign.AddressBlocked && e.Actor != countersign.System {
-		return // the operator who blocks an address knows of it
+		return // an operator blocked it and needs no finding
 	}
 	if name == "" {
 		return
@@ -44,7 +44,7 @@ func (m *machine) recorded(e *countersign.Event) {
 	m.report(m.rules[name], e, countersign.Finding{Subject: subjectOf(e), Device: e.Device, Claimed: e.Data["claimed"] != "", Summary: sentence(e), Evidence: what})
 }
 
-// subjectOf is what a recorded finding is about.
+// subjectOf returns the subject of a recorded finding.
 func subjectOf(e *countersign.Event) string {
 	switch {
 	case e.Type == countersign.AddressBlocked && e.Data["network"] != "":
@@ -63,7 +63,7 @@ func subjectOf(e *countersign.Event) string {
 	return "server"
 }
 
-// sentence makes an event's reason a finding's summary.
+// sentence returns the summary of a recorded finding, from the event's reason.
 func sentence(e *countersign.Event) string {
 	if who := cmp.Or(e.Device, e.Data["network"], e.Data["label"]); who != "" {
 		return who + ": " + e.Reason

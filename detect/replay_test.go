@@ -35,7 +35,7 @@ func TestReplayBeginsAWeekBeforeTheCursor(t *testing.T) {
 				t.Errorf("replayFrom(%d): got %d, %v, want %d", cursor, got, err, want)
 			}
 		}
-		// What is left of a log that somebody cut is enough to start.
+		// The watch must start with a log whose end was removed.
 		for _, cut := range []string{`DELETE FROM event WHERE seq BETWEEN 250 AND 300`, `DELETE FROM event WHERE seq > 380`, `DELETE FROM event`} {
 			err := db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 				if _, err := tx.Exec(ctx, cut); err != nil {
@@ -53,7 +53,7 @@ func TestReplayBeginsAWeekBeforeTheCursor(t *testing.T) {
 	})
 }
 
-// record writes a story into the log, sealed.
+// record writes a story to the log and seals it.
 func record(tb testing.TB, db *store.DB, log []countersign.Event) {
 	tb.Helper()
 	for len(log) > 0 {
@@ -80,7 +80,7 @@ func record(tb testing.TB, db *store.DB, log []countersign.Event) {
 	}
 }
 
-// BenchmarkWatch takes a steady month in from the database.
+// BenchmarkWatch reads a month of an honest fleet from the database.
 func BenchmarkWatch(b *testing.B) {
 	db := storetest.Open(b)
 	log := steadyStory(1)

@@ -13,17 +13,17 @@ import (
 type Rule struct {
 	countersign.Rule
 	rate
-	Sees           string // what makes a finding
-	FalsePositives string // when it is wrong
+	Sees           string // what leads to a finding
+	FalsePositives string // when a finding is wrong
 }
 
-// rate is when a rule reports.
+// rate is how often events lead to a finding.
 type rate struct {
-	// Window is over how long what it sees counts together; zero: each event by itself.
+	// Window is the time within which events count together; zero: each event by itself.
 	Window time.Duration
-	// Threshold is how many it takes within the window.
+	// Threshold is the number of events within the window that make a finding.
 	Threshold int
-	// Again is how soon it reports the same subject again; zero: at each event.
+	// Again is the time until the same subject is reported again; zero: at each event.
 	Again time.Duration
 }
 
@@ -62,7 +62,7 @@ const (
 	SealingKeyReplaced     = "sealing_key_replaced"
 )
 
-// Rules lists the catalog by name.
+// Rules returns the catalog, sorted by name.
 func Rules() []Rule {
 	rates := rates()
 	var list []Rule
@@ -82,7 +82,7 @@ func facts() *strings.Replacer {
 	return strings.NewReplacer("{overlapFor}", span(overlapFor), "{partyWindow}", span(partyWindow), "{minReturns}", strconv.Itoa(minReturns), "{learning}", span(learning))
 }
 
-// rates returns when rules report that do not do so at each event.
+// rates returns the rates of the rules that do not report each event.
 func rates() map[string]rate {
 	const day = 24 * time.Hour
 	return map[string]rate{

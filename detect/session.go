@@ -9,26 +9,27 @@ import (
 	"github.com/countersign-iot/countersign/lockout"
 )
 
-// takenOverWithin is how long after a session was taken over its successor may
-// open: the two are written down in either order.
+// takenOverWithin is how long after the event of a takeover the event of the successor may
+// come, because the two are recorded in either order.
 const takenOverWithin = time.Minute
 
 // maxClients bounds the client ids of one device that are remembered, some 400 octets
-// each: a device that takes a new one each time forgets its own only.
+// each. A device that uses a new one each time replaces only its own.
 const maxClients = countersign.DefaultSessions
 
-// clients follows who is thrown out by whom, for client_id_conflict.
+// clients remembers which parties take over each other's sessions, for the rule
+// client_id_conflict.
 type clients struct {
 	m    *machine
 	rule *Rule
-	by   lockout.Table[string, []client] // by device, the client id that was used last at the end
+	by   lockout.Table[string, []client] // by device; the client id that was used last is at the end
 }
 
 type client struct {
 	id      string
 	session string // open now
 	ended   time.Time
-	taken   bool // the last one was taken over
+	taken   bool // the last session was taken over
 	last    party
 	past    []sighted // parties within the window, in the order in which they were first seen
 	back    burst     // returns
@@ -58,7 +59,7 @@ func (c *clients) opened(e *countersign.Event) {
 		if s.back.add(c.rule, hit{at: e.At, seq: e.Seq}) {
 			c.m.report(c.rule, e, countersign.Finding{
 				Subject: deviceSubject(e.Device), Device: e.Device, Events: s.back.seqs(),
-				Summary: "Two clients throw each other out as " + clip(id) + ".",
+				Summary: "Two clients end each other's sessions as " + clip(id) + ".",
 				Evidence: map[string]string{
 					"client_id": id, "address_1": s.last.from.String(), "address_2": from.String(), "hello_1": s.last.hello, "hello_2": p.hello,
 					"returns": strconv.Itoa(len(s.back.hits)),
@@ -70,11 +71,11 @@ func (c *clients) opened(e *countersign.Event) {
 	s.note(p, e.At, e.At.Add(-c.rule.Window))
 }
 
-// of returns a client id of a device and moves it to the end of its list. A new one
-// may take the place of another; those that can show nothing more are dropped.
+// of returns a client id of a device and moves it to the end of its list. At maxClients a
+// new one replaces another; those that cannot lead to a finding any more are dropped.
 func (c *clients) of(d *[]client, id string, now time.Time) (s *client, known bool) {
 	list := slices.DeleteFunc(*d, func(s client) bool {
-		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.TTL && now.Sub(s.back.told) > c.rule.Again
+		return s.id != id && s.session == "" && now.Sub(s.ended) > c.by.TTL && now.Sub(s.back.reported) > c.rule.Again
 	})
 	found := client{id: id}
 	i := slices.IndexFunc(list, func(s client) bool { return s.id == id })
@@ -90,9 +91,9 @@ func (c *clients) of(d *[]client, id string, now time.Time) (s *client, known bo
 	return &(*d)[len(*d)-1], known
 }
 
-// leastClient returns the client id that makes room: the one that was used least
-// recently of those that one party alone has used and that have no open session, else
-// of those that one party alone has used, else of all.
+// leastClient returns the client id that a new one replaces: the one that was used least
+// recently of those that only one party has used and that have no open session, else of
+// those that only one party has used, else of all.
 func leastClient(list []client) int {
 	alone := func(s client) bool { return len(s.past) < 2 }
 	if i := slices.IndexFunc(list, func(s client) bool { return alone(s) && s.session == "" }); i >= 0 {
@@ -118,8 +119,8 @@ func (c *client) seen(p party, since time.Time) bool {
 	return slices.ContainsFunc(c.past, func(s sighted) bool { return s.party == p && !s.at.Before(since) })
 }
 
-// note remembers a party. Those not seen since a time are forgotten; beyond maxParties
-// the newest makes room, so that those who began to fight stay known.
+// note remembers a party. It drops those not seen since a time. At maxParties it replaces
+// the newest, so that the parties that began a conflict stay known.
 func (c *client) note(p party, at, since time.Time) {
 	for i := range c.past {
 		if c.past[i].party == p {
@@ -134,7 +135,7 @@ func (c *client) note(p party, at, since time.Time) {
 	c.past = append(c.past, sighted{p, at})
 }
 
-// clip shortens what a client chose, for a sentence.
+// clip shortens a string that a client chose, for a sentence.
 func clip(s string) string {
 	const most = 80
 	if r := []rune(s); len(r) > most {

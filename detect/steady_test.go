@@ -10,14 +10,14 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// The steady story: a fleet of honest devices in honest trouble. Nothing in it may
-// be worth more than a note.
+// The steady story is a fleet of honest devices with ordinary faults. It must not lead to
+// a finding above a note.
 const (
 	steadyDevices = 1000
 	steadyDays    = 30
 )
 
-// steady makes the log of such a fleet, in order of time.
+// steady generates the log of such a fleet, in order of time.
 type steady struct {
 	rand    *rand.Rand
 	list    []countersign.Event
@@ -53,7 +53,7 @@ func (d *honest) cert() countersign.CertRef {
 	return countersign.CertRef{Issuer: "issuing", Serial: countersign.Serial(fmt.Sprint(d.name, "-", d.serial))}
 }
 
-// home gives a device an address: that of its site, or one of its carrier's.
+// home assigns a device an address: that of its site, or one of its carrier's.
 func (s *steady) home(d *honest) {
 	switch {
 	case !d.mobile:
@@ -93,7 +93,7 @@ func (s *steady) leave(at time.Time, d *honest, p int, why string) {
 	})
 }
 
-// again has a device come back after its socket died unnoticed: the old session is
+// again lets a device connect again without its socket being closed: the old session is
 // taken over, or found dead minutes later.
 func (s *steady) again(at time.Time, d *honest) {
 	for p := range d.programs {
@@ -131,13 +131,13 @@ func (s *steady) enroll(at time.Time, d *honest) {
 	})
 }
 
-// act is something that a device does at some time of the day.
+// act is an action of a device at some time of the day.
 type act struct {
 	at time.Time
 	do func(at time.Time)
 }
 
-// live is a day of one device.
+// live generates a day of one device.
 func (s *steady) live(day time.Time, d *honest) {
 	var acts []act
 	sometime := func(do func(at time.Time)) {
@@ -190,7 +190,7 @@ func (s *steady) mistake(at time.Time, d *honest) {
 	})
 }
 
-// incidents are those of a day that many devices share.
+// incidents generates the incidents of a day that affect many devices.
 func (s *steady) incidents(n int, day time.Time) {
 	site := s.sites[s.rand.IntN(len(s.sites))]
 	cut := day.Add(23*time.Hour + time.Minute)
@@ -204,7 +204,7 @@ func (s *steady) incidents(n int, day time.Time) {
 	}
 	cut = cut.Add(15 * time.Minute)
 	switch {
-	case n == 12 || n == 20: // the server restarts; it tells, or crashes
+	case n == 12 || n == 20: // the server restarts in order, or crashes
 		for _, d := range s.devices {
 			for p := range d.programs {
 				if n == 12 {
@@ -237,7 +237,7 @@ func (s *steady) incidents(n int, day time.Time) {
 	}
 }
 
-// steadyStory makes the log.
+// steadyStory generates the log.
 func steadyStory(seed uint64) []countersign.Event {
 	s := &steady{rand: rand.New(rand.NewPCG(seed, 1))}
 	for i := range steadyDevices {
@@ -269,8 +269,8 @@ func steadyStory(seed uint64) []countersign.Event {
 	return s.list
 }
 
-// TestSteadyStoryIsSilent holds the false alarms of a month of honest devices at
-// none above info.
+// TestSteadyStoryIsSilent checks that a month of honest devices leads to no finding above
+// info.
 func TestSteadyStoryIsSilent(t *testing.T) {
 	for seed := range uint64(2) {
 		log := steadyStory(seed)
@@ -291,8 +291,8 @@ func TestSteadyStoryIsSilent(t *testing.T) {
 	}
 }
 
-// TestAttackShowsInTheSteadyStory has a thief use each tenth device of one busy day
-// from a computer of his own, among all the noise.
+// TestAttackShowsInTheSteadyStory lets a thief use each tenth device of one busy day from
+// another computer. It must be found among the other events.
 func TestAttackShowsInTheSteadyStory(t *testing.T) {
 	log := steadyStory(7)
 	m := newMachine(func(string) countersign.Usual { return countersign.Usual{} })

@@ -11,60 +11,62 @@ import (
 )
 
 const (
-	// batch is the most events read at once: their findings are one transaction.
+	// batch bounds the events that are read at once. Their findings are handed over in one
+	// transaction.
 	batch = 500
-	// pollEvery is how late a finding may be when no notice wakes the watch, and how
-	// often one that could not be handed over is tried again.
+	// pollEvery is how often the log is read if Wake is not called, and how often a
+	// failed handover is tried again.
 	pollEvery = 500 * time.Millisecond
-	// sealTime is how long an event that woke the watch takes until it is sealed.
+	// sealTime is how long it takes until the event that led to Wake is sealed.
 	sealTime = 150 * time.Millisecond
-	// idleLag is how far behind the clock time is taken to have passed where no event
-	// says so: one that happened by then has been sealed, or the log is in trouble.
+	// idleLag is how far the time of the detectors is behind the clock while there are no
+	// events. An event that happened before that time has been sealed, unless the log has
+	// a fault.
 	idleLag = 10 * time.Second
-	// maxReplay bounds the events read again at a start, a few seconds' worth.
+	// maxReplay bounds the events that are read again at a start. It takes a few seconds.
 	maxReplay = 500_000
 
-	// cursorName is the position of the watch in the log, dueName up to when what
-	// became due by time alone was handed over (microseconds since 1970).
+	// cursorName is the name of the cursor of the watch in the log. dueName is that of the
+	// time (microseconds since 1970) up to which findings without an event were handed over.
 	cursorName = "detect"
 	dueName    = "detect.due"
 )
 
-// Watch follows the sealed log and hands over what the detectors find. Set the
-// fields, then Run.
+// Watch reads the sealed log and hands over what the detectors find. Set the fields, then
+// call Run.
 //
-// Every node runs one: each has seen everything, and takes over at once when
-// another one dies. The node that reaches the end of a batch first hands its findings over,
-// in the transaction that moves the common cursor; the others' are dropped. So
-// a finding is handed over once, whatever crashes. After a restart the detectors
-// read the last week before the cursor again, in silence.
+// Every node runs a Watch over the whole log, so that another node continues at once if one
+// fails. The node that reaches the end of a batch first hands its findings over, in the
+// transaction that moves the common cursor; the other nodes drop theirs. So a finding is
+// handed over exactly once, also after a crash. After a restart the detectors read the last
+// week before the cursor again, without handing over what they find.
 type Watch struct {
 	DB  *store.DB
 	Now func() time.Time
 	Log *slog.Logger // nil discards
-	// Handle takes the findings of a batch in the transaction that marks it done. It
-	// may run more than once, as with [store.DB.Write]; with an error the batch is
-	// tried again. A function, because responses are decided by a package that imports
-	// this one.
+	// Handle processes the findings of a batch in the transaction that moves the cursor.
+	// It may be called more than once, as with [store.DB.Write]; after an error the batch
+	// is tried again. It is a function because the package that decides on responses
+	// imports this one.
 	Handle func(ctx context.Context, tx *store.Tx, findings []countersign.Finding) error
-	// Usual returns what is usual in a fleet and not noted; nil: nothing is noted. A
-	// function, because detectors know events and no registry.
+	// Usual returns the usual networks and hours of enrollment in a fleet; if it is nil,
+	// no enrollment is unusual. It is a function because detectors do not read the registry.
 	Usual func(ctx context.Context, fleet string) (countersign.Usual, error)
-	// Observe is called with each finding once it is handed over; nil: no calls. A
-	// function, because metrics belong to the server.
+	// Observe is called for each finding after it was handed over; it may be nil. It is a
+	// function because the metrics belong to the server.
 	Observe func(rule string, severity countersign.Severity)
 
 	machine *machine
 	usuals  map[string]countersign.Usual // of the batch's fleets
-	at      int64                        // the last event that the machine has seen
+	at      int64                        // the last event that the machine has processed
 	mark    mark
 	woken   waker
 }
 
-// Wake hints that something happened. It never blocks.
+// Wake makes the watch read the log soon. It never blocks.
 func (w *Watch) Wake() { w.woken.wake() }
 
-// Run watches until ctx ends.
+// Run reads the log until ctx ends.
 func (w *Watch) Run(ctx context.Context) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -94,8 +96,8 @@ func (w *Watch) Run(ctx context.Context) error {
 	}
 }
 
-// start makes the detectors remember what they would if the server had not been
-// down. What they find in it was handed over then.
+// start brings the detectors to the state that they would have without the restart: it
+// reads the log again up to the cursor. It drops what they find, which was handed over then.
 func (w *Watch) start(ctx context.Context) error {
 	cursor, _, err := cursors(ctx, w.DB)
 	if err != nil {
@@ -119,15 +121,15 @@ func (w *Watch) start(ctx context.Context) error {
 				w.machine.step(&events[i])
 			}
 		}
-		if w.at = cursor; len(events) > 0 { // none: the end of the log was removed
+		if w.at = cursor; len(events) > 0 { // if there are none, the end of the log was removed
 			w.at = min(cursor, events[len(events)-1].Seq)
 		}
 	}
 	return w.setMark(ctx, cursor)
 }
 
-// replayFrom finds the event before the first to read again, by halves: times rise
-// with the sequence, but for moments.
+// replayFrom returns the event before the first one to read again. It uses binary search,
+// because times rise with the sequence number, except for small differences.
 func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	if cursor == 0 {
 		return 0, nil
@@ -152,7 +154,8 @@ func (w *Watch) replayFrom(ctx context.Context, cursor int64) (int64, error) {
 	return low, nil
 }
 
-// catchUp reads what has been sealed, and that time has passed.
+// catchUp processes the events that were sealed since the last call, and then the time that
+// has passed without events.
 func (w *Watch) catchUp(ctx context.Context) error {
 	for ctx.Err() == nil {
 		events, err := event.Sealed(ctx, w.DB, w.at, batch)

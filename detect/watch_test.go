@@ -17,7 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// patience bounds the wait for what another goroutine does at once.
+// patience bounds the wait for another goroutine.
 const patience = 30 * time.Second
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
@@ -51,8 +51,8 @@ func fork(i int) countersign.Event {
 	return countersign.Event{Type: countersign.FindingFork, At: start.Add(time.Duration(i) * time.Second), Device: fmt.Sprint("pump-", i), Actor: countersign.System}
 }
 
-// book keeps findings in the database, in the transaction that hands them over.
-// It stands for package respond.
+// book stores findings in the database, in the transaction that hands them over, as
+// package respond does.
 type book struct {
 	db   *store.DB
 	mu   sync.Mutex
@@ -83,14 +83,14 @@ func (b *book) handle(ctx context.Context, tx *store.Tx, list []countersign.Find
 	return nil
 }
 
-// last are the findings of the latest call.
+// last returns the findings of the latest call.
 func (b *book) last() []countersign.Finding {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.many[len(b.many)-1]
 }
 
-// counts are the findings that were kept, by rule and subject.
+// counts returns the number of stored findings, by rule and subject.
 func (b *book) counts(t *testing.T) map[string]int {
 	t.Helper()
 	rows, err := b.db.Query(t.Context(), `SELECT name, seq FROM event_cursor WHERE name LIKE 'count:%'`)
@@ -119,7 +119,7 @@ func newWatch(b *book, now time.Time) *detect.Watch {
 	}
 }
 
-// run starts a watch and gives what ends it.
+// run starts a watch and returns a function that ends it.
 func run(t *testing.T, w *detect.Watch) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -158,7 +158,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// each wants every one of n forks found once.
+// each fails the test unless each of n forks was found once.
 func each(t *testing.T, b *book, n int) {
 	t.Helper()
 	got := b.counts(t)
@@ -220,8 +220,8 @@ func TestManyBatchesAreHandedOverOnce(t *testing.T) {
 	})
 }
 
-// TestFailureLosesAndDoublesNothing has whoever takes the findings fail after it
-// wrote them, and the watch stopped in the middle and started anew.
+// TestFailureLosesAndDoublesNothing lets Handle fail after it wrote the findings, and stops
+// the watch in the middle and starts it again.
 func TestFailureLosesAndDoublesNothing(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		const n = 1300
@@ -245,7 +245,7 @@ func TestFailureLosesAndDoublesNothing(t *testing.T) {
 	})
 }
 
-// wrong is a wrong secret for a device.
+// wrong returns the event of a wrong secret for a device.
 func wrong(i int) countersign.Event {
 	return countersign.Event{
 		Type: countersign.ConnectRefused, At: start.Add(time.Duration(i) * time.Minute), Device: "pump-1", Actor: "device:pump-1",
@@ -253,8 +253,8 @@ func wrong(i int) countersign.Event {
 	}
 }
 
-// TestRestartRemembers wants a burst found although the server was restarted
-// within it, and what was found before not found again.
+// TestRestartRemembers checks that a burst is found although the server was restarted
+// within it, and that earlier findings are not reported again.
 func TestRestartRemembers(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		b := &book{db: db}
@@ -277,7 +277,7 @@ func TestRestartRemembers(t *testing.T) {
 	})
 }
 
-// open is the start of a session as it is on record.
+// open returns the event of a session's start.
 func open(session, addr string, after time.Duration) countersign.Event {
 	return countersign.Event{
 		Type: countersign.SessionOpened, At: start.Add(after), Device: "pump-1", Actor: "device:pump-1", Remote: addr + ":1", Via: "mqtt",
@@ -302,7 +302,7 @@ func TestTimeAloneIsHandedOverOnce(t *testing.T) {
 		for range 2 {
 			one, two := run(t, newWatch(b, start.Add(7*time.Minute))), run(t, newWatch(b, start.Add(7*time.Minute)))
 			eventually(t, "the finding", func() bool { return b.counts(t)[key] > 0 })
-			time.Sleep(1200 * time.Millisecond) // two more looks
+			time.Sleep(1200 * time.Millisecond) // two more polls
 			one()
 			two()
 		}
@@ -315,8 +315,8 @@ func TestTimeAloneIsHandedOverOnce(t *testing.T) {
 	})
 }
 
-// TestNodesShareTheWork runs two nodes on one database while events come in, and
-// kills one.
+// TestNodesShareTheWork runs two nodes on one database while events are written, and stops
+// one.
 func TestNodesShareTheWork(t *testing.T) {
 	url := storetest.PostgresURL(t)
 	b, other := &book{db: storetest.OpenURL(t, url)}, &book{db: storetest.OpenURL(t, url)}

@@ -11,26 +11,26 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// mark is the event that the watch has read last, to see whether it stays where it is.
+// mark is the event that the watch has read last. It is checked to still be in the log.
 type mark struct {
-	seq  int64 // 0: none
-	hash []byte
-	told time.Time // when it was handed over that the log was shortened
+	seq      int64 // 0: none
+	hash     []byte
+	reported time.Time // when a finding was last handed over that the log was shortened
 }
 
-// setMark puts the mark where the last process left off. Where that event is gone,
-// moved finds that it is.
+// setMark sets the mark to the event that was read last before the start. If that event is
+// not in the log any more, the next call of moved reports it.
 func (w *Watch) setMark(ctx context.Context, cursor int64) (err error) {
-	w.mark = mark{seq: cursor, told: w.mark.told}
+	w.mark = mark{seq: cursor, reported: w.mark.reported}
 	if cursor > 0 {
 		w.mark.hash, err = event.HashAt(ctx, w.DB, cursor)
 	}
 	return err
 }
 
-// moved looks whether the log still holds the event that was read last and goes on
-// right behind it, and moves the mark to the event that is read now. What is found
-// is handed over at once, and again after the rule's time.
+// moved checks that the event that was read last is still in the log and that events, those
+// read now, follow it without a gap. Then it moves the mark to the last of events. A fault
+// is handed over at once, and again after the rule's Again.
 func (w *Watch) moved(ctx context.Context, events []countersign.Event) error {
 	problem, err := w.missing(ctx, events)
 	if err != nil {
@@ -49,8 +49,8 @@ func (w *Watch) moved(ctx context.Context, events []countersign.Event) error {
 	return nil
 }
 
-// missing returns what the log lacks between the event that was read last and those
-// that were read now; empty if it lacks nothing.
+// missing returns what is missing or changed in the log between the event that was read
+// last and those that were read now; empty if nothing is.
 func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string, error) {
 	last := w.mark.seq
 	if last > 0 {
@@ -61,7 +61,7 @@ func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string
 		case hash == nil:
 			return fmt.Sprintf("event %d, which has been read, is no longer in the log: its end was removed", last), nil
 		case !bytes.Equal(hash, w.mark.hash):
-			return fmt.Sprintf("event %d, which has been read, is another one now: the log was written anew", last), nil
+			return fmt.Sprintf("event %d, which has been read, is now a different one: the log was rewritten", last), nil
 		}
 	}
 	for i := range events {
@@ -73,12 +73,12 @@ func (w *Watch) missing(ctx context.Context, events []countersign.Event) (string
 	return "", nil
 }
 
-// reportShort hands over that the log was shortened. It is no finding of the machine:
-// no event completes it, and each node says so by itself.
+// reportShort hands over a finding that the log was shortened. It is no finding of the
+// machine, because no event completes it. Each node reports it by itself.
 func (w *Watch) reportShort(ctx context.Context, problem string) error {
 	r := w.machine.rules[LogShortened]
 	now := w.Now()
-	if !w.mark.told.IsZero() && now.Sub(w.mark.told) < r.Again {
+	if !w.mark.reported.IsZero() && now.Sub(w.mark.reported) < r.Again {
 		return nil
 	}
 	f := countersign.Finding{
@@ -88,7 +88,7 @@ func (w *Watch) reportShort(ctx context.Context, problem string) error {
 	if err != nil {
 		return fmt.Errorf("couldn't hand over that the log was shortened: %w", err)
 	}
-	w.mark.told = now
+	w.mark.reported = now
 	if w.Observe != nil {
 		w.Observe(f.Rule, f.Severity)
 	}

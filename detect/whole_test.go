@@ -42,9 +42,9 @@ func remove(t *testing.T, db *store.DB, statements ...string) {
 	}
 }
 
-// TestRemovedEndIsFoundAndNothingSkipped takes the end of the log away while the
-// watch runs and while it does not, with and without the record of it. What happens
-// afterwards is found all the same.
+// TestRemovedEndIsFoundAndNothingSkipped removes the end of the log while the watch runs
+// and while it does not, with and without the record of that end. Findings about later
+// events must not be missed.
 func TestRemovedEndIsFoundAndNothingSkipped(t *testing.T) {
 	const short = "log_shortenedserver"
 	for _, tt := range []struct {
@@ -90,8 +90,8 @@ func TestRemovedEndIsFoundAndNothingSkipped(t *testing.T) {
 	}
 }
 
-// TestEventsForAPersonAreFindings holds each event of level alert to a rule, so that
-// whoever works on alerts sees it. Those of respond itself have told already.
+// TestEventsForAPersonAreFindings checks that each event of level alert has a rule, so that
+// it opens an alert. The events of package respond are alerts already.
 func TestEventsForAPersonAreFindings(t *testing.T) {
 	own := map[countersign.EventType]bool{countersign.FindingRaised: true, countersign.MitigationFailed: true}
 	var want []countersign.EventType
