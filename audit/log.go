@@ -126,7 +126,7 @@ func (w *work) lostEnd(ctx context.Context, rep event.Report) (problem string, e
 		return "", err
 	}
 	if hex.EncodeToString(hash) != head {
-		return fmt.Sprintf("event %d is not the one that the last audit saw: the log was written anew", events), nil
+		return fmt.Sprintf("event %d is not the one that the last audit saw: the log was rewritten", events), nil
 	}
 	return "", nil
 }

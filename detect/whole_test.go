@@ -56,7 +56,7 @@ func TestRemovedEndIsFoundAndNothingSkipped(t *testing.T) {
 		{"while it runs, the record too", true, []string{`DELETE FROM event WHERE seq > 2`, `DELETE FROM event_head`}},
 		{"before its start", false, []string{`DELETE FROM event WHERE seq > 2`}},
 		{"before its start, the record too", false, []string{`DELETE FROM event WHERE seq > 2`, `UPDATE event_head SET seq = 2`}},
-		{"written anew while it runs", true, []string{`UPDATE event SET hash = NULL WHERE seq = 6`}},
+		{"rewritten while it runs", true, []string{`UPDATE event SET hash = NULL WHERE seq = 6`}},
 		{"out of the middle of what is not read yet", false, []string{`UPDATE event_cursor SET seq = 2 WHERE name = 'detect'`, `DELETE FROM event WHERE seq = 4`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

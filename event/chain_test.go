@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// drawRow gives a row of few and short texts, so that two rows are often nearly alike.
+// drawRow returns a random row of few and short texts, so that two rows are often similar.
 func drawRow(t *rapid.T, label string) *row {
 	text := rapid.StringOfN(rapid.RuneFrom([]rune("a\x01")), 0, 2, -1)
 	draw := func(field string) string { return text.Draw(t, label+" "+field) }
@@ -25,15 +25,15 @@ func drawRow(t *rapid.T, label string) *row {
 	}
 }
 
-// alike compares what the hash must tell apart.
+// alike reports whether two rows are equal in all that the hash covers.
 func alike(a, b *row) bool {
 	return a.Seq == b.Seq && a.At.Equal(b.At) && a.Type == b.Type && a.Actor == b.Actor && a.Device == b.Device && a.Fleet == b.Fleet &&
 		a.Cert == b.Cert && a.Remote == b.Remote && a.Via == b.Via && a.Code == b.Code && a.Reason == b.Reason && a.data == b.data
 }
 
-// TestChainTellsEventsApart shifts text between neighboring fields and draws pairs
-// at random: events that differ never have the same image, and so the same hash.
-func TestChainTellsEventsApart(t *testing.T) {
+// TestChainDistinguishesEvents moves text between neighboring fields and draws pairs at
+// random. Different events must not have the same encoding, and so the same hash.
+func TestChainDistinguishesEvents(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		prev := rapid.SampledFrom([][]byte{nil, make([]byte, 32), bytes.Repeat([]byte{1}, 32)}).Draw(t, "prev")
 		a := drawRow(t, "a")

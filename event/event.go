@@ -1,7 +1,7 @@
-// Package event keeps the log of what happened. Events are appended in the
-// transaction that they describe; a sealer then assigns them a dense sequence and
-// a hash chain, so that a line changed or taken out later shows. The log is also
-// the bus: subscribers receive an event as soon as it is durable, on every node.
+// Package event records events in a log. An event is appended in the transaction that it
+// describes. A sealer then assigns dense sequence numbers and a hash chain, so that Verify
+// detects an event that was changed or removed later. The log is also a message bus:
+// subscribers receive an event as soon as it is durable, on every node.
 package event
 
 import (
@@ -20,28 +20,29 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// maxText bounds each free text of an event: a peer chooses some of them.
+// maxText bounds each free text of an event, in octets, because a peer chooses some of them.
 const maxText = 512
 
-// Log is the event log. Set the fields, Subscribe, then Run.
+// Log is the event log. Set the fields, call Subscribe, then Run.
 type Log struct {
 	DB  *store.DB
 	Now func() time.Time
 	Log *slog.Logger
-	// Node names this process to people.
+	// Node is the name of this process, for people.
 	Node string
-	// Cut ends the live sessions of this node that an event names and returns their
-	// number; it returns when the last socket is closed. A function, because the index
-	// of sessions belongs to the gateways, which no keeper may know. Nil: no sessions.
+	// Cut ends the live sessions of this node that an event names, and returns their
+	// number after the last socket is closed. Nil: there are no sessions. It is a function
+	// because the index of sessions belongs to the gateways, which this package may not
+	// import.
 	Cut func(countersign.Cut) int
-	// Erase removes from the record what is stored for a device, in the transaction of an
-	// event whose kind purges. A function, because the messages belong to the broker core,
-	// which no keeper may know. Nil: nothing is stored.
+	// Erase deletes the messages that are stored for a device, in the transaction of an
+	// event whose kind purges. Nil: no messages are stored. It is a function because the
+	// messages belong to the broker core, which this package may not import.
 	Erase func(ctx context.Context, tx *store.Tx, device string) error
 	// Reconcile compares the live sessions of this node with the record and ends those
-	// that it no longer supports. It is called when something may have been missed, with
-	// the reason; Live reports false until it has succeeded. A function, for the same
-	// reason as Cut. Nil: no sessions.
+	// that are no longer allowed. It is called, with the reason, when events may have been
+	// missed; Live reports false until it has succeeded. Nil: there are no sessions. It is
+	// a function for the same reason as Cut.
 	Reconcile func(ctx context.Context, why string) error
 
 	self        string // distinguishes this process's notices from those of others
@@ -49,7 +50,7 @@ type Log struct {
 	recorded    []func(countersign.Event)
 	later       later
 	sealed      chan struct{}
-	up          atomic.Bool  // other nodes' notices reach us, and nothing is in doubt
+	up          atomic.Bool  // notices of other nodes arrive, and missed.doubt is empty
 	position    atomic.Int64 // id of the newest event that is known to be durable
 	missed      missed
 	once        sync.Once
@@ -64,29 +65,30 @@ func (l *Log) init() {
 	})
 }
 
-// Subscribe adds a function that is called with each event once it is durable, in no
-// particular order and perhaps twice. It must not block. Call it before Run.
+// Subscribe adds a function that is called for each event after it is durable, in no
+// particular order and perhaps twice. The function must not block. Call Subscribe before
+// Run.
 func (l *Log) Subscribe(fn func(countersign.Event)) { l.subscribers = append(l.subscribers, fn) }
 
 // SubscribeRecorded adds a function that is called once for each event that this
 // node has recorded itself, so that a count over all nodes counts each event once.
-// It must not block. Call it before Run.
+// The function must not block. Call SubscribeRecorded before Run.
 func (l *Log) SubscribeRecorded(fn func(countersign.Event)) { l.recorded = append(l.recorded, fn) }
 
-// Live reports whether this process learns at once of what other nodes do, and has
-// missed nothing: only then may it rely on what it has read before.
+// Live reports whether the events of other nodes arrive at once and none was missed. Only
+// then may this process rely on what it has read from the database before.
 func (l *Log) Live() bool { return !l.DB.Postgres() || l.up.Load() }
 
-// Append writes events in the caller's transaction. After the commit, in the
-// caller's goroutine, the live sessions of this node that the events end are cut
-// and the subscribers are called; other nodes do the same when the notice arrives.
+// Append writes events in the caller's transaction. After the commit, in the caller's
+// goroutine, it cuts the live sessions of this node that the events end, and calls the
+// subscribers. Other nodes do the same when the notice arrives.
 func (l *Log) Append(ctx context.Context, tx *store.Tx, events ...countersign.Event) error {
 	return l.AppendAct(ctx, tx, &countersign.Revocation{}, events...)
 }
 
-// AppendAct is Append for an act whose answer says how many sessions it cut on this
-// node: after the commit it adds them to done.Sessions, and the time it took to
-// done.CutIn.
+// AppendAct is Append for an act whose answer has the number of sessions that it cut on
+// this node: after the commit it adds their number to done.Sessions, and the time that the
+// cuts took to done.CutIn.
 func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Revocation, events ...countersign.Event) error {
 	l.init()
 	ids := make([]int64, len(events))
@@ -106,7 +108,7 @@ func (l *Log) AppendAct(ctx context.Context, tx *store.Tx, done *countersign.Rev
 			for _, fn := range l.recorded {
 				fn(e)
 			}
-			l.tell(e)
+			l.publish(e)
 		}
 		l.wakeSealer()
 	})
@@ -139,8 +141,8 @@ func (l *Log) append(ctx context.Context, tx *store.Tx, e *countersign.Event) (i
 	return id, l.notify(ctx, tx, id, *e)
 }
 
-// insert writes the row and returns its id. On PostgreSQL it is also the proof that
-// the transaction is on record, should the answer of its COMMIT be lost.
+// insert writes the row and returns its id. On PostgreSQL the row also proves that the
+// transaction was committed, if the answer to COMMIT is lost.
 func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, data string) (id int64, err error) {
 	const row = `INSERT INTO event (at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id`
@@ -151,14 +153,14 @@ func (l *Log) insert(ctx context.Context, tx *store.Tx, e *countersign.Event, da
 	if err := tx.QueryRow(ctx, row, args...).Scan(&id); err != nil || !l.DB.Postgres() {
 		return id, err
 	}
-	// An id alone is no proof: a server that lost the transaction in a crash may give
+	// The id alone is no proof: a database that lost the transaction in a crash may assign
 	// the id to another event.
 	tx.Proof(`SELECT 1 FROM event WHERE id = $1 AND at = $2 AND type = $3 AND actor = $4 AND device = $5 AND serial = $6 AND reason = $7`,
 		id, args[0], args[1], args[2], args[3], args[6], args[10])
 	return id, nil
 }
 
-// cut ends the sessions that events of one act name.
+// cut ends the sessions that the events of one act name.
 func (l *Log) cut(done *countersign.Revocation, events []countersign.Event) {
 	if l.Cut == nil {
 		return
@@ -170,8 +172,8 @@ func (l *Log) cut(done *countersign.Revocation, events []countersign.Event) {
 	done.CutIn += l.Now().Sub(begin)
 }
 
-// Announce acts on an event on this node alone, as if it had been recorded, and returns
-// how many live sessions it ended. It is for an act that cannot be recorded now.
+// Announce acts on an event on this node only, as if it had been recorded, and returns the
+// number of live sessions that it ended. Use it for an act that cannot be recorded now.
 func (l *Log) Announce(e countersign.Event) (sessions int) {
 	if e.At.IsZero() {
 		e.At = l.Now()
@@ -179,24 +181,24 @@ func (l *Log) Announce(e countersign.Event) (sessions int) {
 	clean(&e)
 	var done countersign.Revocation
 	l.cut(&done, []countersign.Event{e})
-	l.tell(e)
+	l.publish(e)
 	return done.Sessions
 }
 
-// heard acts on an event of another node.
-func (l *Log) heard(e countersign.Event) {
+// received acts on an event of another node.
+func (l *Log) received(e countersign.Event) {
 	l.cut(&countersign.Revocation{}, []countersign.Event{e})
-	l.tell(e)
+	l.publish(e)
 }
 
-func (l *Log) tell(e countersign.Event) {
+func (l *Log) publish(e countersign.Event) {
 	for _, fn := range l.subscribers {
 		fn(e)
 	}
 }
 
-// Run writes what Later took, seals the log and listens to other nodes, until ctx ends.
-// What Later took by then is still written.
+// Run writes the events of Later, seals the log and receives the events of other nodes,
+// until ctx ends. The events that Later has accepted by then are still written.
 func (l *Log) Run(ctx context.Context) error {
 	l.init()
 	var wg sync.WaitGroup
@@ -210,8 +212,7 @@ func (l *Log) Run(ctx context.Context) error {
 	return nil
 }
 
-// clean bounds the texts of an event. It leaves the caller's map alone: the caller
-// may have given it to others too.
+// clean bounds the texts of an event. It copies the map, because the caller may share it.
 func clean(e *countersign.Event) {
 	for _, s := range []*string{&e.Device, &e.Fleet, &e.Cert.Issuer, &e.Remote, &e.Via, &e.Reason} {
 		*s = clip(*s)

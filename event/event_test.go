@@ -26,14 +26,14 @@ import (
 
 var start = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-// patience bounds the wait for what another goroutine does at once.
+// patience bounds the wait for another goroutine.
 const patience = 20 * time.Second
 
 func newLog(db *store.DB) *event.Log {
 	return &event.Log{DB: db, Now: func() time.Time { return start }, Log: slog.New(slog.DiscardHandler), Node: "a"}
 }
 
-// running starts Run and gives what ends it.
+// running starts Run and returns a function that ends it.
 func running(t *testing.T, l *event.Log) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -139,8 +139,8 @@ func TestListPagesBothWaysAndFilters(t *testing.T) {
 	})
 }
 
-// TestAppendTakesAnyText gives what a peer may have chosen. PostgreSQL refuses NUL
-// and invalid UTF-8; the event, and its neighbors in a batch, must be written all the same.
+// TestAppendTakesAnyText appends texts that a peer may choose. PostgreSQL refuses NUL and
+// invalid UTF-8; the event, and the others of its batch, must be written nevertheless.
 func TestAppendTakesAnyText(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		l := newLog(db)
@@ -200,7 +200,7 @@ func TestLaterIsWrittenByFlushAndAtTheEnd(t *testing.T) {
 }
 
 func TestFlushEndsWithItsContext(t *testing.T) {
-	l := newLog(storetest.Open(t)) // nobody runs it
+	l := newLog(storetest.Open(t)) // Run is not called
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := l.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -222,7 +222,7 @@ func suppressedCount(t *testing.T, l *event.Log) (total int) {
 
 func TestOverflowIsCounted(t *testing.T) {
 	l := newLog(storetest.Open(t))
-	const given = 4096 + 123 // the queue and some more, while nobody empties it
+	const given = 4096 + 123 // more than the queue, while Run does not run
 	for range given {
 		l.Later(countersign.Event{Type: countersign.ConnectRefused})
 	}
@@ -238,7 +238,7 @@ func TestOverflowIsCounted(t *testing.T) {
 	}
 }
 
-// TestRefusedWriteIsCounted takes the table away for a while.
+// TestRefusedWriteIsCounted renames the table for a while.
 func TestRefusedWriteIsCounted(t *testing.T) {
 	l := newLog(storetest.Open(t))
 	rename := func(from, to string) {
@@ -260,14 +260,14 @@ func TestRefusedWriteIsCounted(t *testing.T) {
 		}
 	}
 	rename("away", "event")
-	stop() // tells what was lost although nothing else happens
+	stop() // it records the count although there is no other event
 	if got := suppressedCount(t, l); got != 3 {
 		t.Errorf("got %d counted as suppressed, want 3", got)
 	}
 }
 
-// TestAPoisonedEventIsAlone has the database refuse one event of a batch for what it is:
-// the others are written, and that one is counted and named without its contents.
+// TestAPoisonedEventIsAlone lets the database refuse one event of a batch: the others must
+// be written, and this one counted and logged without its contents.
 func TestAPoisonedEventIsAlone(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		refuse := []string{`CREATE TRIGGER poison BEFORE INSERT ON event WHEN NEW.device = 'poison' BEGIN SELECT RAISE(ABORT, 'no'); END`}
@@ -312,7 +312,7 @@ func TestAPoisonedEventIsAlone(t *testing.T) {
 	})
 }
 
-// heard collects what a subscriber is told.
+// heard collects the events of a subscriber.
 type heard struct {
 	mu     sync.Mutex
 	events []countersign.Event
@@ -394,7 +394,7 @@ func TestNoticesReachOtherNodesOnce(t *testing.T) {
 	if d := cmp.Diff("pump-2", other.events[1].Device); d != "" {
 		t.Errorf("a long notice (-want +got):\n%s", d)
 	}
-	time.Sleep(100 * time.Millisecond) // for a second copy to come in
+	time.Sleep(100 * time.Millisecond) // time for a second copy to arrive
 	for _, reason := range []string{"stolen", long, "nobody's business", "last"} {
 		if got := own.count(reason); got != 1 {
 			t.Errorf("the own node heard %.20q %d times, want once", reason, got)
@@ -402,8 +402,8 @@ func TestNoticesReachOtherNodesOnce(t *testing.T) {
 	}
 }
 
-// TestMissedNoticesAreMadeUpFor cuts the stream of notices, lets another node act,
-// and wants it told from the log before Live says yes again.
+// TestMissedNoticesAreMadeUpFor ends the stream of notices and lets another node act. Its
+// event must be read from the log before Live reports true again.
 func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 	url := storetest.PostgresURL(t)
 	here, there := newLog(storetest.OpenURL(t, url)), newLog(storetest.OpenURL(t, url))
@@ -416,7 +416,7 @@ func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 		t.Error("told of what happened long before the start")
 	}
 	err := here.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		// Whoever makes up for what it missed must wait for this transaction.
+		// A node that reads the missed events must wait for this transaction.
 		if _, err := tx.Exec(ctx, `LOCK TABLE event IN ACCESS EXCLUSIVE MODE`); err != nil {
 			return err
 		}
@@ -446,8 +446,8 @@ func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 	}
 }
 
-// TestLostNoticesAreFoundByEventID takes the notices of a node away while another one
-// acts, with clocks that are more than a minute apart in both directions. Each event
+// TestLostNoticesAreFoundByEventID drops the notices to a node while another one acts, with
+// clocks that are more than a minute apart in both directions. Each event
 // must be acted on within the bound, once, and the sessions compared with the record
 // before Live reports true again.
 func TestLostNoticesAreFoundByEventID(t *testing.T) {
@@ -490,7 +490,7 @@ func TestLostNoticesAreFoundByEventID(t *testing.T) {
 			if compared.Load() == before {
 				t.Error("Live before the sessions were compared with the record")
 			}
-			time.Sleep(event.CaughtUp) // for a second copy to come
+			time.Sleep(event.CaughtUp) // time for a second copy to arrive
 			for reason, want := range map[string]int{"heard": 3, "deaf": 1, "cut off": 1} {
 				if got := h.count(reason); got != want {
 					t.Errorf("acted on %q %d times, want %d", reason, got, want)
@@ -500,8 +500,8 @@ func TestLostNoticesAreFoundByEventID(t *testing.T) {
 	}
 }
 
-// TestNotLiveUntilTheSessionsWereCompared fails the comparison: what is in doubt stays
-// in doubt.
+// TestNotLiveUntilTheSessionsWereCompared lets the comparison fail: Live must keep reporting
+// false.
 func TestNotLiveUntilTheSessionsWereCompared(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		l := newLog(db)
@@ -531,9 +531,9 @@ func TestNotLiveUntilTheSessionsWereCompared(t *testing.T) {
 	})
 }
 
-// TestAnOlderStateOfTheDatabaseIsInDoubt puts an older state of the log back while a
-// node runs, as a restored backup does: what the node acted on may not have happened,
-// and what happens next has sequences that it has seen.
+// TestAnOlderStateOfTheDatabaseIsInDoubt sets the log back to an older state while a node
+// runs, as a restored backup does: the node has acted on events that are not on record, and
+// the next events have sequence numbers that it has seen.
 func TestAnOlderStateOfTheDatabaseIsInDoubt(t *testing.T) {
 	t.Parallel() // waits for seconds
 	url := storetest.PostgresURL(t)
@@ -576,8 +576,8 @@ func TestAnOlderStateOfTheDatabaseIsInDoubt(t *testing.T) {
 	eventually(t, "the next event", func() bool { return h.count("after") == 1 })
 }
 
-// TestOwnEventIsActedOnThoughItsCommitGotNoAnswer loses the answer of COMMIT, and then
-// the database, so that its outcome cannot be read back: it is found on record later.
+// TestOwnEventIsActedOnThoughItsCommitGotNoAnswer loses the answer to COMMIT, and then the
+// database, so that the outcome cannot be read: the event is found on record later.
 func TestOwnEventIsActedOnThoughItsCommitGotNoAnswer(t *testing.T) {
 	t.Parallel() // waits for seconds
 	url := storetest.PostgresURL(t)

@@ -13,25 +13,25 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// head is the newest sealed event, as the transaction that sealed it recorded it
-// outside of the log's own rows.
+// head is the newest sealed event. The transaction that sealed it also recorded it in a
+// table of its own, apart from the rows of the log.
 type head struct {
 	seq  int64
 	hash []byte
 	id   int64
 }
 
-// Head returns the sequence and the hash of the newest event that was sealed, as the
-// sealer recorded it; 0 and nil before the first. Rows that are removed from the
-// end of the log do not change it, so that one who keeps it elsewhere can see later
-// whether the log still holds what it held.
+// Head returns the sequence number and the hash of the newest event that was sealed, as
+// the sealer recorded it; 0 and nil before the first. It does not change if rows are
+// removed from the end of the log. A caller that stores it elsewhere can therefore check
+// later that the log still has these events.
 func (l *Log) Head(ctx context.Context) (seq int64, hash []byte, err error) {
 	h, err := readHead(ctx, l.DB)
 	return h.seq, h.hash, err
 }
 
-// HashAt returns the hash of the event with a sequence, which is empty where it was
-// removed from the row; nil if the log does not hold the event.
+// HashAt returns the hash of the event with a sequence number. The hash is empty if it was
+// removed from the row, and nil if the event is not in the log.
 func HashAt(ctx context.Context, r store.Reader, seq int64) (hash []byte, err error) {
 	err = r.QueryRow(ctx, `SELECT hash FROM event WHERE seq = $1`, seq).Scan(&hash)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -43,10 +43,10 @@ func HashAt(ctx context.Context, r store.Reader, seq int64) (hash []byte, err er
 	return hash, nil
 }
 
-// GoOnAfter has the next event sealed behind one that the log no longer holds, since
-// its database was restored from a backup, so that no sequence is used twice. Every
-// event must be sealed, and a database.restored event that says what is missing must
-// be appended in the same transaction: with it, Verify accepts the gap.
+// GoOnAfter makes the sealer continue after an event that is no longer in the log, because
+// the database was restored from a backup. So no sequence number is used twice. Before the
+// call, every event must be sealed. In the same transaction, the caller must append a
+// database.restored event that records what is missing: with it, Verify accepts the gap.
 func (l *Log) GoOnAfter(ctx context.Context, tx *store.Tx, seq int64, hash []byte) error {
 	if err := tx.Lock(ctx, "event.seal"); err != nil {
 		return err
@@ -61,8 +61,8 @@ func (l *Log) GoOnAfter(ctx context.Context, tx *store.Tx, seq int64, hash []byt
 	return head{seq, hash, h.id}.save(ctx, tx)
 }
 
-// restored reports whether the gap in front of an event is the one that the event
-// itself records: what a restored backup had lost. Then the chain goes on behind it.
+// restored reports whether the gap before an event is the one that the event itself records
+// as lost by a restored backup. If so, it sets the report to continue the chain after it.
 func (rep *Report) restored(e *row) bool {
 	if e.Type != countersign.DatabaseRestored || e.Data["seq"] != strconv.FormatInt(rep.Events, 10) || e.Data["seen_seq"] != strconv.FormatInt(e.Seq-1, 10) {
 		return false
@@ -103,11 +103,10 @@ func newestRow(ctx context.Context, r store.Reader) (h head, err error) {
 	return h, nil
 }
 
-// sealAfter returns the event that the next one is chained to: the newest in the
-// log, the recorded end or the position of a reader, whichever is furthest. Where
-// rows were removed from the end, the log goes on behind what was there: no
-// sequence is used again, no reader skips what comes next, and the gap stays for
-// Verify to find.
+// sealAfter returns the event that the next one is chained to: the newest in the log, the
+// recorded end or the position of a reader, whichever has the highest sequence number. So,
+// if rows were removed from the end, no sequence number is used twice, no reader skips the
+// next events, and Verify finds the gap.
 func sealAfter(ctx context.Context, tx *store.Tx) (head, error) {
 	last, err := newestRow(ctx, tx)
 	if err != nil {
@@ -128,8 +127,8 @@ func sealAfter(ctx context.Context, tx *store.Tx) (head, error) {
 	return last, nil
 }
 
-// Cursor returns up to which event a reader of the sealed log has read; 0 if it has
-// read nothing yet.
+// Cursor returns the sequence number of the last event that a reader of the sealed log has
+// read; 0 if it has read none.
 func Cursor(ctx context.Context, r store.Reader, reader string) (seq int64, err error) {
 	err = r.QueryRow(ctx, `SELECT seq FROM event_cursor WHERE name = $1`, reader).Scan(&seq)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -138,8 +137,8 @@ func Cursor(ctx context.Context, r store.Reader, reader string) (seq int64, err 
 	return seq, nil
 }
 
-// MoveCursor records up to which event a reader has read, in the transaction that
-// makes what it read count.
+// MoveCursor records the sequence number of the last event that a reader has read. The
+// caller uses the transaction in which it acts on the events.
 func MoveCursor(ctx context.Context, tx *store.Tx, reader string, seq int64) error {
 	_, err := tx.Exec(ctx, `INSERT INTO event_cursor (name, seq) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq`, reader, seq)
 	if err != nil {
@@ -148,8 +147,8 @@ func MoveCursor(ctx context.Context, tx *store.Tx, reader string, seq int64) err
 	return nil
 }
 
-// furthestReader returns the reader that has read the furthest, and up to which
-// event. Names that end in .due hold times and not positions.
+// furthestReader returns the reader that has read the furthest, and its position. Cursors
+// with a name that ends in .due have times and not positions.
 func furthestReader(ctx context.Context, r store.Reader) (reader string, seq int64, err error) {
 	err = r.QueryRow(ctx, `SELECT name, seq FROM event_cursor WHERE name NOT LIKE '%.due' ORDER BY seq DESC, name LIMIT 1`).Scan(&reader, &seq)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -158,7 +157,7 @@ func furthestReader(ctx context.Context, r store.Reader) (reader string, seq int
 	return reader, seq, nil
 }
 
-// ends is what the log's end is compared with.
+// ends are the records that the end of the log is compared with.
 type ends struct {
 	recorded head
 	reader   string // the one that has read the furthest
@@ -173,8 +172,8 @@ func (l *Log) readEnds(ctx context.Context) (e ends, err error) {
 	return e, err
 }
 
-// endProblem returns what is wrong with a log whose newest sealed event is last;
-// empty if nothing is. e was read before last, so last may be newer.
+// endProblem returns what is wrong with the end of a log whose newest sealed event is last;
+// empty if nothing is. e must have been read before last, so last may be newer.
 func (l *Log) endProblem(ctx context.Context, e ends, last int64) (string, error) {
 	if last > 0 && e.recorded.seq == 0 { // the first events may have been sealed in between
 		now, err := readHead(ctx, l.DB)
@@ -197,18 +196,19 @@ func (e ends) problem(last int64) string {
 	return ""
 }
 
-// differs reports whether a row is not the one that was recorded as the newest.
+// differs reports whether a row has the sequence number of the recorded newest event, but
+// another hash.
 func (e ends) differs(r *row) bool {
 	return r.Seq == e.recorded.seq && !bytes.Equal(r.Hash, e.recorded.hash)
 }
 
-// endRows is how many of the newest events CheckEnd counts: what is written within
-// minutes at a gateway's full rate, and counted in a millisecond.
+// endRows is how many of the newest events CheckEnd counts. A gateway at its full rate
+// writes them within minutes, and they are counted in a millisecond.
 const endRows = 10_000
 
-// CheckEnd returns what is wrong with the end of the log without reading the rest of
-// it; empty if nothing is: rows that were removed, or a gap where they were before the
-// log went on. Verify finds both however long ago that was.
+// CheckEnd returns what is wrong with the end of the log: rows that were removed from it,
+// or a gap among the newest endRows events. It returns an empty string if nothing is. It
+// does not read the rest of the log; Verify also finds older gaps.
 func (l *Log) CheckEnd(ctx context.Context) (problem string, err error) {
 	e, err := l.readEnds(ctx)
 	if err != nil {

@@ -29,8 +29,8 @@ func moveCursor(t *testing.T, l *event.Log, reader string, seq int64) {
 	}
 }
 
-// TestVerifyMissesTheEndThatWasRemoved takes rows from the end of the log, which the
-// chain alone cannot show, together with each trace of them but one.
+// TestVerifyMissesTheEndThatWasRemoved removes rows from the end of the log, which the chain
+// alone cannot show, together with all records of them but one.
 func TestVerifyMissesTheEndThatWasRemoved(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -73,9 +73,9 @@ func TestVerifyMissesTheEndThatWasRemoved(t *testing.T) {
 	}
 }
 
-// TestSealGoesOnBehindARemovedEnd removes the end of the log and goes on writing:
-// what is new is numbered behind what was there, so that a reader of the log sees
-// it, and the gap is found however much is written afterwards.
+// TestSealGoesOnBehindARemovedEnd removes the end of the log and appends more events: they
+// must get higher numbers than the removed ones, so that a reader sees them, and the gap
+// must be found however many there are.
 func TestSealGoesOnBehindARemovedEnd(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -113,7 +113,7 @@ func TestSealGoesOnBehindARemovedEnd(t *testing.T) {
 	}
 }
 
-// TestHeadOutlivesTheRows returns what was sealed, whatever became of the rows.
+// TestHeadOutlivesTheRows checks that Head does not change if rows are removed.
 func TestHeadOutlivesTheRows(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		l := newLog(db)

@@ -11,36 +11,36 @@ import (
 )
 
 const (
-	// laterQueue bounds the events of Later that wait for the disk: what a flood of
-	// refusals can hold in memory, about 2 MB.
+	// laterQueue bounds the events of Later that wait for the disk, and so the memory that
+	// a flood of refusals can use, about 2 MB.
 	laterQueue = 4096
-	// laterBatch is the most of them in one transaction.
+	// laterBatch bounds the events of one transaction.
 	laterBatch = 256
-	// laterPause lets them gather, so that a busy gateway costs a commit per batch
-	// and not one per connection.
+	// laterPause is how long a batch is collected, so that a busy gateway causes one commit
+	// for each batch and not for each connection.
 	laterPause = 50 * time.Millisecond
-	// laterRetry is the pause before a batch is tried again, and laterTries how often it
-	// is: long enough for store to know that the database is lost.
+	// laterRetry is the pause before a batch is tried again, and laterTries the number of
+	// tries: together long enough for package store to find that the database is lost.
 	laterRetry = 200 * time.Millisecond
 	laterTries = 10
 )
 
-// later is the queue of events that no transaction waits for.
+// later is the queue of events that are written by themselves, in no caller's transaction.
 type later struct {
 	log        *Log
 	queue      chan waiting
-	suppressed atomic.Int64 // events that there was no room for
+	suppressed atomic.Int64 // events that were dropped and not reported yet
 }
 
-// waiting is an event that Later accepted or, with done, the mark of a Flush.
+// waiting is an event that Later accepted or, if done is set, the mark of a Flush.
 type waiting struct {
 	event countersign.Event
 	done  chan struct{}
 }
 
-// Later appends an event soon, without making the caller wait for the disk. It is
-// for what a gateway saw: nothing was acknowledged on its strength. When the
-// queue is full the event is counted and the count is logged in its place.
+// Later appends an event soon, without making the caller wait for the disk. Use it only for
+// observations of a gateway, because a crash may lose them. If the queue is full, the event
+// is dropped and counted, and an events.suppressed event records the count.
 func (l *Log) Later(e countersign.Event) {
 	l.init()
 	if e.At.IsZero() {
@@ -53,8 +53,8 @@ func (l *Log) Later(e countersign.Event) {
 	}
 }
 
-// Flush waits until every event given to Later so far is written, or counted as
-// lost where the database refused it. Run must be running.
+// Flush waits until every event that was passed to Later before is written, or counted as
+// lost because the database refused it. Run must be running.
 func (l *Log) Flush(ctx context.Context) error {
 	l.init()
 	done := make(chan struct{})
@@ -71,8 +71,7 @@ func (l *Log) Flush(ctx context.Context) error {
 	}
 }
 
-// run writes what is in the queue, until ctx ends; what was accepted by then is still
-// written.
+// run writes the events in the queue until ctx ends. Then it writes those that are left.
 func (q *later) run(ctx context.Context) {
 	for {
 		select {
@@ -92,8 +91,8 @@ func (q *later) run(ctx context.Context) {
 	}
 }
 
-// awaitDatabase waits while the database is lost. What Later is given meanwhile waits in
-// its queue, and is counted once that is full.
+// awaitDatabase waits while the database is lost. Meanwhile the events of Later stay in the
+// queue; when it is full, they are dropped and counted.
 func (q *later) awaitDatabase(ctx context.Context) {
 	for {
 		if _, lost := q.log.DB.Lost(); !lost {
@@ -107,7 +106,8 @@ func (q *later) awaitDatabase(ctx context.Context) {
 	}
 }
 
-// drain writes what is left when the server stops, the count of what was lost too.
+// drain writes the events that are left when the server stops, and the count of those that
+// were dropped.
 func (q *later) drain(ctx context.Context) {
 	for {
 		select {
@@ -120,7 +120,7 @@ func (q *later) drain(ctx context.Context) {
 	}
 }
 
-// drainTime bounds how long a batch may wait for the disk.
+// drainTime bounds the write of one batch.
 const drainTime = 5 * time.Second
 
 func (q *later) gather(first waiting) []waiting {
@@ -150,16 +150,16 @@ func (q *later) writeBatch(running context.Context, batch []waiting) {
 	if lost > 0 {
 		events = append(events, countersign.Event{
 			Type: countersign.EventsSuppressed, Actor: countersign.System, At: q.log.Now(),
-			Reason: "more happened at the gateways than could be written", Data: map[string]string{"count": strconv.FormatInt(lost, 10)},
+			Reason: "the gateways reported more events than could be written", Data: map[string]string{"count": strconv.FormatInt(lost, 10)},
 		})
 	}
 	if len(events) == 0 {
 		return
 	}
-	// Not running: what was taken is written although the server is being stopped.
+	// Without the cancellation of running: accepted events are written although the server stops.
 	ctx := context.WithoutCancel(running)
 	err := q.write(ctx, events)
-	for range laterTries - 1 { // a database that is lost is known to be a moment later
+	for range laterTries - 1 { // store finds only after a while that the database is lost
 		if !absent(err) || running.Err() != nil || !q.log.DB.Postgres() || store.Unconfirmed(err) {
 			break
 		}
@@ -180,16 +180,16 @@ func (q *later) writeBatch(running context.Context, batch []waiting) {
 	}
 }
 
-// absent reports whether a write failed because the database could not serve it. Else it
-// refused what was written.
+// absent reports whether a write failed because the database could not be reached. Any
+// other error means that it refused what was written.
 func absent(err error) bool { return countersign.CodeOf(err) == countersign.Unavailable }
 
 // writeSingly writes each event of a batch that the database refused in a transaction of
-// its own, so that one that it never accepts takes no others with it. What is refused
-// again is counted; its contents stay out of the server's log, and the error, which may
-// quote them, too.
+// its own, so that one event that it never accepts does not make it refuse the others. An
+// event that is refused again is counted. Its contents, and the error, which may quote
+// them, are not written to the server's log.
 func (q *later) writeSingly(ctx context.Context, events []countersign.Event, lost int64) {
-	gone := false // the others would wait for the database one by one
+	gone := false // the database is lost: do not wait for it again with each event
 	for i := range events {
 		if !gone {
 			err := q.write(ctx, events[i:i+1])

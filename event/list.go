@@ -15,14 +15,14 @@ import (
 
 const columns = `id, seq, at, type, actor, device, fleet, issuer, serial, remote, via, code, reason, data, hash`
 
-// row is an event with what the log alone knows of it.
+// row is an event with the columns that only this package uses.
 type row struct {
 	countersign.Event
 	id   int64
-	data string // Data as it is on record, which is what the hash covers
+	data string // Data as it is on record; the hash covers this text
 }
 
-// read returns the events of a query of columns.
+// read returns the events of a query that selects columns.
 func read(ctx context.Context, r store.Reader, query string, args ...any) ([]row, error) {
 	list, err := store.List(ctx, r, scan, query, args...)
 	if err != nil {
@@ -38,25 +38,25 @@ func scan(from store.Row) (e row, err error) {
 		&e.Remote, &e.Via, &e.Code, &e.Reason, &e.data, &e.Hash)
 	e.Seq, e.At = seq.Int64, store.Time(at)
 	if e.data != "" && json.Unmarshal([]byte(e.data), &e.Data) != nil {
-		// It was changed. The line is shown all the same: one bad line must not hide the
-		// others, and Verify finds it.
+		// The row was changed. It is returned nevertheless, so that one bad row does not
+		// hide the others. Verify finds it.
 		e.Data = map[string]string{"unreadable": e.data}
 	}
 	return e, err
 }
 
-// Filter chooses events.
+// Filter selects events.
 type Filter struct {
 	Device string
 	Type   countersign.EventType
 	Since  time.Time
 	Newest bool  // newest first, else oldest first
-	After  int64 // keyset: the next that List gave; 0 at the start
-	Limit  int   // at most store.MaxPage; 0 is that
+	After  int64 // next of the previous page; 0 for the first page
+	Limit  int   // at most store.MaxPage, which is also the default
 }
 
-// List reads events in the order they were written, sealed or not; next is the
-// After of the following page, 0 at the end.
+// List reads one page of events in the order in which they were written, sealed or not.
+// next is the After of the following page; 0 on the last page.
 func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, next int64, err error) {
 	var q store.Query
 	order := "ASC"
@@ -89,15 +89,15 @@ func events(rows []row) []countersign.Event {
 	return list
 }
 
-// Sealed returns the sealed events after one, at most limit. Sealing numbers them in
-// the order of commits, so none appears later below one that was read.
+// Sealed returns the sealed events after a sequence number, at most limit. Events are
+// sealed in the order of their commits, so none appears later with a lower number.
 func Sealed(ctx context.Context, r store.Reader, after int64, limit int) ([]countersign.Event, error) {
 	list, err := read(ctx, r, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 	return events(list), err
 }
 
-// TimeAt returns when a sealed event happened or, where the log does not hold it, the
-// one before it; the zero time if there is none.
+// TimeAt returns the time of a sealed event or, if it is not in the log, of the one before
+// it; the zero time if there is none.
 func TimeAt(ctx context.Context, r store.Reader, seq int64) (time.Time, error) {
 	var at int64
 	err := r.QueryRow(ctx, `SELECT at FROM event WHERE seq <= $1 ORDER BY seq DESC LIMIT 1`, seq).Scan(&at)
@@ -107,12 +107,13 @@ func TimeAt(ctx context.Context, r store.Reader, seq int64) (time.Time, error) {
 	return store.Time(at), nil
 }
 
-// openingsSearched bounds how many openings of sessions are searched for one: some tenths
-// of a second of reading, and the sessions of a week of a large fleet.
+// openingsSearched bounds the session.opened events that OpenSession searches: the sessions
+// of a week of a large fleet, which take some tenths of a second to read.
 const openingsSearched = 200_000
 
-// OpenSession looks for a session that no end is on record of, by the record of its
-// opening: on any node. sure is false where older openings than were searched may have it.
+// OpenSession returns the event that opened a session, on any node. found reports whether
+// there is one and no end of the session is on record. sure is false if there are older
+// events than were searched, so that one of them may have opened the session.
 func (l *Log) OpenSession(ctx context.Context, session string) (opened countersign.Event, found, sure bool, err error) {
 	if session == "" || strings.ContainsAny(session, `%_\"`) {
 		return opened, false, true, nil // no session has such an id

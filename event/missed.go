@@ -10,16 +10,16 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// CaughtUp bounds how long after the database is reachable again a node acts on what
-// it missed: store listens again within a second, then the log is read and the live
-// sessions are compared with the record.
+// CaughtUp bounds the time from when the database can be reached again until a node has
+// acted on the events that it missed: package store listens again within a second, then
+// the log is read and the live sessions are compared with the record.
 const CaughtUp = 2 * time.Second
 
 const (
-	// followEvery is how often the log is read for events without a notice: where the
-	// notices do not arrive, this is how late a revocation is.
+	// followEvery is how often the log is read for events without a notice. If notices do
+	// not arrive, a revocation is late by this time.
 	followEvery = time.Second
-	// followRetry is the pause after a failed read, and while something is in doubt.
+	// followRetry is the pause after a failed read or comparison.
 	followRetry = 100 * time.Millisecond
 	// followWait bounds one read of the log.
 	followWait = 5 * time.Second
@@ -27,37 +27,37 @@ const (
 	reconcileWait = time.Minute
 	// missedPage is how many events are read at once to find those missed.
 	missedPage = 500
-	// maxKnown bounds the ids that are remembered so that nothing is acted on twice.
+	// maxKnown bounds the ids that are remembered so that no event is acted on twice.
 	maxKnown = 16_384
 )
 
-// missed finds urgent events that no notice brought. It goes by the dense sequence of
-// the seal, and by the id of what is not sealed yet, never by a clock.
+// missed finds urgent events for which no notice arrived. It uses the dense sequence
+// numbers of sealed events and the ids of the others, never a clock.
 type missed struct {
 	changed chan struct{} // wakes follow
 
 	// Only Mark, and then follow, use these.
 	marked bool
-	seq    int64 // what is sealed up to here has been acted on
+	seq    int64 // sealed events up to here have been acted on
 
 	mu     sync.Mutex
 	known  map[int64]state // by id
 	order  []int64         // of known, the oldest first
 	stream bool            // notices arrive
-	doubt  string          // why live sessions are to be compared with the record; empty: they need not be
-	doubts uint64          // counts what made either of them change
+	doubt  string          // why live sessions must be compared with the record; empty if they need not be
+	doubts uint64          // number of calls of Doubt
 }
 
-// state is what became of an event.
+// state is the state of an event on this node.
 type state int
 
 const (
 	acted   state = iota // it was acted on
 	pending              // its transaction, of this node, has not returned yet
-	overdue              // so it was a second ago, though it is on record
+	overdue              // the same, but catchUp has found it on record once
 )
 
-// note remembers what became of an event.
+// note remembers the state of an event.
 func (m *missed) note(id int64, how state) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -78,7 +78,7 @@ func (m *missed) set(id int64, how state) {
 	m.known[id] = how
 }
 
-// claim reports whether a notice is the first that brings the event with this id.
+// claim reports whether the event with this id was not known before, and sets it to acted.
 func (m *missed) claim(id int64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,9 +89,10 @@ func (m *missed) claim(id int64) bool {
 	return true
 }
 
-// due reports whether an event that was found on record is to be acted on now. One
-// whose transaction still runs here is left to it, once: its commit may have got no
-// answer. again: it has to be looked at again.
+// due reports whether the caller must act now on an event that it found on record. If the
+// transaction of the event still runs on this node, due leaves the event to it the first
+// time and returns again, which means that the event must be checked again: the answer to
+// its COMMIT may be lost.
 func (m *missed) due(id int64) (act, again bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,8 +107,8 @@ func (m *missed) due(id int64) (act, again bool) {
 	return false, false
 }
 
-// Doubt has the live sessions of this node compared with the record, because
-// something may have been missed. Until that is done, Live reports false.
+// Doubt makes Run compare the live sessions of this node with the record, because events
+// may have been missed. Until that is done, Live reports false.
 func (l *Log) Doubt(why string) {
 	l.init()
 	l.missed.mu.Lock()
@@ -121,11 +122,11 @@ func (l *Log) Doubt(why string) {
 func (l *Log) wakeFollower() {
 	select {
 	case l.missed.changed <- struct{}{}:
-	default: // it is awake
+	default: // it has been woken already
 	}
 }
 
-// streaming notes that a stream of notices began, or ended.
+// streaming records that a stream of notices began or ended.
 func (l *Log) streaming(up bool) {
 	l.missed.mu.Lock()
 	l.missed.stream = up
@@ -138,7 +139,7 @@ func (l *Log) follow(ctx context.Context) {
 	for {
 		pause := followEvery
 		if err := l.catchUp(ctx); err != nil && ctx.Err() == nil {
-			if _, lost := l.DB.Lost(); !lost { // else it is known
+			if _, lost := l.DB.Lost(); !lost { // else store has logged the loss
 				l.Log.WarnContext(ctx, "missed events not read", "error", err, "retry_in", followRetry)
 			}
 			pause = followRetry
@@ -152,8 +153,8 @@ func (l *Log) follow(ctx context.Context) {
 	}
 }
 
-// catchUp acts on what was missed and, where something is in doubt, has the live
-// sessions compared with the record. Live reports true again once both are done.
+// catchUp acts on the events that were missed and, after a call of Doubt, compares the live
+// sessions with the record. Live reports true again once both are done.
 func (l *Log) catchUp(ctx context.Context) error {
 	l.missed.mu.Lock()
 	doubt, doubts := l.missed.doubt, l.missed.doubts
@@ -170,15 +171,15 @@ func (l *Log) catchUp(ctx context.Context) error {
 	}
 	l.missed.mu.Lock()
 	defer l.missed.mu.Unlock()
-	if doubts == l.missed.doubts { // else there is more to look for
+	if doubts == l.missed.doubts { // else Doubt was called meanwhile
 		l.missed.doubt = ""
 		l.up.Store(l.missed.stream || !l.DB.Postgres())
 	}
 	return nil
 }
 
-// Mark has this node act on all that is recorded from now on. Without it, that begins
-// with Run; call it before what the events are about is read into memory.
+// Mark makes this node act on all events that are recorded from now on. Without it, that
+// begins with Run. Call it before data that the events change is read into memory.
 func (l *Log) Mark(ctx context.Context) error {
 	l.init()
 	if !l.DB.Postgres() {
@@ -198,8 +199,8 @@ func (l *Log) Mark(ctx context.Context) error {
 	return err
 }
 
-// readMissed acts on the urgent events that were not acted on. What is not sealed is
-// read first: what is sealed in between is found all the same.
+// readMissed acts on the urgent events that were not acted on. It reads the unsealed events
+// first, so that it also finds those that are sealed in between.
 func (l *Log) readMissed(ctx context.Context) error {
 	if !l.DB.Postgres() {
 		return nil
@@ -212,7 +213,7 @@ func (l *Log) readMissed(ctx context.Context) error {
 	do := func(e *row) (again bool) {
 		act, again := l.missed.due(e.id)
 		if act {
-			l.heard(e.Event)
+			l.received(e.Event)
 		}
 		return again
 	}
@@ -222,7 +223,7 @@ func (l *Log) readMissed(ctx context.Context) error {
 	return l.eachSealed(ctx, do)
 }
 
-// eachUnsealed calls do with each urgent event that is not sealed yet.
+// eachUnsealed calls do for each urgent event that is not sealed yet.
 func (l *Log) eachUnsealed(ctx context.Context, do func(*row) (again bool)) error {
 	for after := int64(0); ; {
 		var q store.Query
@@ -233,7 +234,7 @@ func (l *Log) eachUnsealed(ctx context.Context, do func(*row) (again bool)) erro
 		}
 		for i := range page {
 			after = page[i].id
-			_ = do(&page[i]) // the next read meets it anyway
+			_ = do(&page[i]) // the next read returns it in any case
 		}
 		if len(page) < missedPage {
 			return nil
@@ -241,7 +242,7 @@ func (l *Log) eachUnsealed(ctx context.Context, do func(*row) (again bool)) erro
 	}
 }
 
-// eachSealed calls do with each urgent event that was sealed since the last time.
+// eachSealed calls do for each urgent event that was sealed since the last call.
 func (l *Log) eachSealed(ctx context.Context, do func(*row) (again bool)) error {
 	m := &l.missed
 	last, err := newestRow(ctx, l.DB)
@@ -273,8 +274,7 @@ func (l *Log) eachSealed(ctx context.Context, do func(*row) (again bool)) error 
 	}
 }
 
-// urgent returns the first missedPage events of a condition, in the order of a column,
-// that other nodes must know of at once.
+// urgent returns the first missedPage urgent events that match q, in the order of a column.
 func urgent(ctx context.Context, r store.Reader, q *store.Query, order string) ([]row, error) {
 	var types []countersign.EventType
 	for t, k := range countersign.Kinds() {

@@ -9,18 +9,18 @@ import (
 	"github.com/countersign-iot/countersign/store"
 )
 
-// maxNotice is the longest payload that PostgreSQL takes.
+// maxNotice is the longest payload, in octets, that PostgreSQL accepts.
 const maxNotice = 7999
 
-// notice is what one node sends the others.
+// notice is the message that one node sends to the others about an event.
 type notice struct {
 	From  string
 	ID    int64 // of the event; 0 from a node of an earlier version
 	Event countersign.Event
 }
 
-// notify sends an event to the other nodes. Where its texts are too long it is sent
-// without those that decide nothing: a revocation must not fail for its notice.
+// notify sends an event to the other nodes. If its texts are too long, it sends only those
+// that the receivers need, because a revocation must not fail for its notice.
 func (l *Log) notify(ctx context.Context, tx *store.Tx, id int64, e countersign.Event) error {
 	note, err := json.Marshal(notice{l.self, id, e})
 	if err == nil && len(note) > maxNotice {
@@ -33,7 +33,7 @@ func (l *Log) notify(ctx context.Context, tx *store.Tx, id int64, e countersign.
 	return tx.Notify(ctx, string(note))
 }
 
-// essential returns what of an event's data names what it ends, see Event.Cut.
+// essential returns the data of an event that names what it ends, see Event.Cut.
 func essential(data map[string]string) map[string]string {
 	kept := map[string]string{}
 	for _, key := range []string{"session", "secret", "token", "kind", "credential"} {
@@ -44,8 +44,8 @@ func essential(data map[string]string) map[string]string {
 	return kept
 }
 
-// listen receives the notices of other nodes until ctx ends. The log is their
-// backstop, see follow.
+// listen receives the notices of other nodes until ctx ends. For notices that do not
+// arrive, follow reads the log.
 func (l *Log) listen(ctx context.Context) {
 	err := l.DB.Listen(ctx, func(payload string) {
 		var n notice
@@ -54,7 +54,7 @@ func (l *Log) listen(ctx context.Context) {
 			return
 		}
 		if n.From != l.self && l.missed.claim(n.ID) {
-			l.heard(n.Event)
+			l.received(n.Event)
 		}
 	}, l.streaming)
 	l.up.Store(false)

@@ -15,12 +15,13 @@ import (
 )
 
 const (
-	// sealBatch is the most events sealed in one transaction.
+	// sealBatch bounds the events that are sealed in one transaction.
 	sealBatch = 500
-	// sealEvery is how long an event may wait for its seal when nothing wakes the
-	// sealer, as on a node whose neighbor appended it.
+	// sealEvery is how long an event may wait until it is sealed if nothing wakes the
+	// sealer, because another node appended it.
 	sealEvery = time.Second
-	// sealPause lets events gather, so that sealing costs a commit per batch.
+	// sealPause is how long events are collected, so that sealing costs one commit for each
+	// batch.
 	sealPause = 100 * time.Millisecond
 )
 
@@ -51,7 +52,7 @@ func (l *Log) seal(ctx context.Context) {
 		}
 		for {
 			n, err := l.Seal(ctx)
-			if _, lost := l.DB.Lost(); err != nil && ctx.Err() == nil && !lost { // else it is known
+			if _, lost := l.DB.Lost(); err != nil && ctx.Err() == nil && !lost { // store logs the loss itself
 				l.Log.ErrorContext(ctx, "events not sealed", "error", err)
 			}
 			if n < sealBatch {
@@ -61,9 +62,9 @@ func (l *Log) seal(ctx context.Context) {
 	}
 }
 
-// Seal assigns the unsealed events, at most a batch, their sequence and hash, records
-// the new end of the log beside it, and returns how many there were. One sealer
-// works at a time over all nodes.
+// Seal assigns sequence numbers and hashes to the unsealed events, at most sealBatch,
+// records the new end of the log, and returns how many events it sealed. A lock ensures
+// that only one node seals at a time.
 func (l *Log) Seal(ctx context.Context) (n int, err error) {
 	oldest, err := OldestUnsealed(ctx, l.DB)
 	if err != nil || oldest.IsZero() {
@@ -100,8 +101,8 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// OldestUnsealed returns when the oldest event that waits for its seal happened; the
-// zero time if none waits.
+// OldestUnsealed returns the time of the oldest event that is not sealed; the zero time if
+// there is none.
 func OldestUnsealed(ctx context.Context, r store.Reader) (time.Time, error) {
 	var at int64
 	err := r.QueryRow(ctx, `SELECT at FROM event WHERE seq IS NULL ORDER BY id LIMIT 1`).Scan(&at)
@@ -111,14 +112,14 @@ func OldestUnsealed(ctx context.Context, r store.Reader) (time.Time, error) {
 	return store.Time(at), nil
 }
 
-// Next returns the seal of e behind the event whose hash is prev, as Seal computes it. data
-// is e.Data as it is on record. It is for a program that writes a whole log at once.
+// Next returns the hash of e, whose previous event has the hash prev, as Seal computes it.
+// data is e.Data as it is on record. Only a program that writes a whole log at once needs it.
 func Next(prev []byte, e countersign.Event, data string) (hash []byte) {
 	return chain(prev, &row{Event: e, data: data})
 }
 
-// chain is the hash of an event over the hash before it: SHA-256 of the previous
-// hash, then each field with its length in front, so that no two events encode alike.
+// chain returns the hash of an event: SHA-256 over the previous hash, the numbers, and each
+// text preceded by its length, so that no two events have the same encoding.
 func chain(prev []byte, e *row) []byte {
 	h := sha256.New()
 	h.Write(prev)
@@ -141,25 +142,25 @@ func chain(prev []byte, e *row) []byte {
 
 // Report is the outcome of Verify.
 type Report struct {
-	Events   int64  // sealed and checked, and Lost
-	Lost     int64  // of them, those that a restored backup had lost, as the log says itself
+	Events   int64  // sealed and checked, including Lost
+	Lost     int64  // of these, the events that a restored backup had lost, by the log's own record
 	Unsealed int64  // not yet sealed
-	Head     []byte // hash of the last good event
+	Head     []byte // hash of the last valid event
 	BrokenAt int64  // sequence of the first event that is missing or bad; 0 if none
 	Problem  string // what is wrong there
 }
 
-// Verify walks the whole chain and compares its end with what the sealer recorded
-// and with how far the log was read. What it cannot see is a log whose end, record
-// and readers were all set back, as by a restored backup: compare Events and Head
-// with those of an earlier report, kept elsewhere, for that.
+// Verify checks the whole chain and compares its end with the record of the sealer and the
+// positions of the readers. It cannot detect that the log, the record and the readers were
+// all set back together, as by a restored backup. For that, compare Events and Head with
+// those of an earlier report that is stored elsewhere.
 func (l *Log) Verify(ctx context.Context) (Report, error) {
 	var rep Report
 	end, err := l.readEnds(ctx)
 	if err != nil {
 		return rep, err
 	}
-	after := int64(math.MinInt64) // a line before the first is found too
+	after := int64(math.MinInt64) // so that a row before the first event is found too
 	for {
 		batch, err := read(ctx, l.DB, `SELECT `+columns+` FROM event WHERE seq > $1 ORDER BY seq LIMIT $2`, after, sealBatch)
 		if err != nil {
@@ -168,7 +169,7 @@ func (l *Log) Verify(ctx context.Context) (Report, error) {
 		for i := range batch {
 			e := &batch[i]
 			if e.Seq != rep.Events+1 && !rep.restored(e) {
-				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing, %d stands in its place", rep.Events+1, e.Seq)
+				rep.BrokenAt, rep.Problem = rep.Events+1, fmt.Sprintf("event %d is missing, and event %d follows in its place", rep.Events+1, e.Seq)
 				return rep, nil
 			}
 			if want := chain(rep.Head, e); string(want) != string(e.Hash) {
@@ -176,7 +177,7 @@ func (l *Log) Verify(ctx context.Context) (Report, error) {
 				return rep, nil
 			}
 			if end.differs(e) {
-				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d is not the one that was sealed: the log was written anew", e.Seq)
+				rep.BrokenAt, rep.Problem = e.Seq, fmt.Sprintf("event %d is not the one that was sealed: the log was rewritten", e.Seq)
 				return rep, nil
 			}
 			rep.Head, rep.Events, after = e.Hash, e.Seq, e.Seq

@@ -17,7 +17,7 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-// sealAll seals until nothing is left.
+// sealAll seals all events.
 func sealAll(t *testing.T, l *event.Log) {
 	t.Helper()
 	for {
@@ -58,9 +58,9 @@ func TestSealKeepsTheEvent(t *testing.T) {
 	})
 }
 
-// TestSealIsDenseUnderConcurrentWriters has several nodes write at once, in
-// transactions that commit in another order than they began, while several sealers
-// work. Nothing is lost, no sequence is missing, and the chain holds.
+// TestSealIsDenseUnderConcurrentWriters lets several nodes write at once, in transactions
+// that commit in another order than they began, while several sealers run. No event may be
+// lost, no sequence number missing, and the chain must be valid.
 func TestSealIsDenseUnderConcurrentWriters(t *testing.T) {
 	run := func(t *testing.T, logs []*event.Log, hold time.Duration) {
 		const writers, each = 6, 40
@@ -138,8 +138,8 @@ func TestRunSeals(t *testing.T) {
 	})
 }
 
-// TestVerifyFindsTampering changes the log behind our back in each way that keeps
-// something to be found. The first bad line must be named.
+// TestVerifyFindsTampering changes the log directly in the database in each way that can be
+// detected. Verify must report the first bad event.
 func TestVerifyFindsTampering(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *store.DB) {
 		l := newLog(db)
