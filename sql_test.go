@@ -21,7 +21,7 @@ var owners = map[string]string{
 	"audit_check": "audit", "audit_finding": "audit", "audit_run": "audit", "audit_suppression": "audit",
 	"authority": "ca", "certificate": "ca", "crl": "ca", "issuer_certificate": "ca", "profile": "ca", "registration_code": "ca", "serial_block": "ca",
 	"credential": "registry", "device": "registry", "fleet": "registry", "waiting_enrollment": "registry",
-	"event": "event", "event_cursor": "event", "event_head": "event",
+	"event": "event", "event_cursor": "event", "event_head": "event", "event_time": "event",
 	"key_check": "keycheck", "operator_token": "operator", "watermark": "watermark", "schema_version": "store",
 	"mqtt_inbound": "broker", "mqtt_node": "broker", "mqtt_queue": "broker", "mqtt_retained": "broker", "mqtt_session": "broker", "mqtt_subscription": "broker",
 }

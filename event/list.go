@@ -59,12 +59,18 @@ type Filter struct {
 // next is the After of the following page; 0 on the last page.
 func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, next int64, err error) {
 	var q store.Query
-	order := "ASC"
+	order, from := "ASC", int64(0)
+	if !f.Since.IsZero() {
+		if from, err = firstSince(ctx, l.DB, f.Since); err != nil {
+			return nil, 0, err
+		}
+	}
 	if f.Newest {
 		order = "DESC"
 		q.If(f.After != 0, "id < ?", f.After)
+		q.If(from > 0, "id >= ?", from)
 	} else {
-		q.And("id > ?", f.After)
+		q.And("id > ?", max(f.After, from-1))
 	}
 	q.If(f.Device != "", "device = ? AND device <> ''", f.Device) // the second lets the partial index serve
 	// In an expression beside a device, because SQLite would take the index of the type

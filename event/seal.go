@@ -82,8 +82,10 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 		if err != nil {
 			return err
 		}
+		times := blockTimes{}
 		for i := range batch {
 			e := &batch[i]
+			times.add(e)
 			e.Seq = last.seq + 1
 			last = head{e.Seq, chain(last.hash, e), e.id}
 			if _, err := tx.Exec(ctx, `UPDATE event SET seq = $2, hash = $3 WHERE id = $1`, last.id, last.seq, last.hash); err != nil {
@@ -92,6 +94,9 @@ func (l *Log) Seal(ctx context.Context) (n int, err error) {
 		}
 		if n = len(batch); n == 0 {
 			return nil
+		}
+		if err := times.save(ctx, tx); err != nil {
+			return err
 		}
 		return last.save(ctx, tx)
 	})
