@@ -89,7 +89,7 @@ func (b *bench) startPeers(ctx context.Context) (err error) {
 	}
 	dir := filepath.Join(b.dir, "stepca")
 	db := stepDB{Type: "badgerv2", DataSource: filepath.Join(dir, "db")}
-	b.stepCA, err = startStepCA(ctx, program, dir, b.opts.size.quiet, b.limitCA, db)
+	b.stepCA, err = stepSetup{program, dir, b.opts.size.quiet, b.limitCA, db}.start(ctx)
 	return err
 }
 

@@ -48,7 +48,7 @@ func (s source) installed() string {
 		return ""
 	}
 	program := filepath.Join(dir, path.Base(s.module))
-	if _, err := os.Stat(program); err != nil { //nolint:gosec // our own cache
+	if _, err := os.Stat(program); err != nil {
 		return ""
 	}
 	return program
@@ -64,7 +64,7 @@ func (s source) install(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil { //nolint:gosec // as above
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return "", err
 	}
 	made, err := os.MkdirTemp(filepath.Dir(dir), s.name+"-")
@@ -82,7 +82,7 @@ func (s source) install(ctx context.Context) (string, error) {
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 		return "", fmt.Errorf("CGO_ENABLED=0 GOFLAGS=-mod=mod go install %s: %w: %s", what, err, lines[len(lines)-1])
 	}
-	if err := os.Rename(made, dir); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // our own cache
+	if err := os.Rename(made, dir); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
 	return filepath.Join(dir, path.Base(s.module)), nil

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"context"
-	"slices"
-)
+import "context"
 
 const (
 	// fewKept and manyKept are the kept connections over which certificates are asked for:
@@ -28,23 +25,13 @@ func enrollments() []enrollment {
 	return append(keptEnrollments(), enrollment{name: "enroll_new_connection"})
 }
 
-// ordered returns authorities in the order of this round: every second one goes the other
-// way, so that none is always measured after the other.
-func (b *bench) ordered(all []authority) []authority {
-	all = slices.Clone(all)
-	if b.round%2 == 1 {
-		slices.Reverse(all)
-	}
-	return all
-}
-
 // inTurn returns our server and the peer in the order of this round.
 func (b *bench) inTurn() []authority {
 	all := []authority{b.authority("", b.token)}
 	if b.stepCA != nil {
 		all = append(all, b.stepCA.authority(stepCAPrefix, &b.client))
 	}
-	return b.ordered(all)
+	return ordered(b.round, all)
 }
 
 // enroll measures first certificates by token, durably recorded: over EST of our server,

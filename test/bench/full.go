@@ -58,7 +58,7 @@ func (b *bench) onFull(ctx context.Context) error {
 	pair := []authority{b.authority("empty_", b.token), b.filled.authority(fullPrefix, b.filled.token)}
 	var fresh []*enrollee
 	for _, e := range keptEnrollments() {
-		for _, a := range b.ordered(pair) {
+		for _, a := range ordered(b.round, pair) {
 			devices, err := b.enrollAt(ctx, &a, e)
 			if err != nil {
 				return err
@@ -116,11 +116,11 @@ func (c *crew) revokes(ctx context.Context, devices []*enrollee) (sample, error)
 // isListed reports whether the CRL has a certificate. It looks for the octets of the serial,
 // which are random, as parsing a million entries takes longer than what is measured.
 func isListed(ctx context.Context, client *http.Client, cert *x509.Certificate) (listed bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cert.CRLDistributionPoints[0], nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cert.CRLDistributionPoints[0], nil) //nolint:gosec // our own server wrote the address
 	if err != nil {
 		return false, err
 	}
-	res, err := client.Do(req) //nolint:gosec // our own server wrote the address
+	res, err := client.Do(req)
 	if err != nil {
 		return false, err
 	}

@@ -39,6 +39,7 @@ func goals() []goal {
 		{"enroll on a filled database, cost against an empty one", "full_enroll_16", "empty_enroll_16", cpu, most, 1.15, 1.05, "x"},
 		{"enroll, share that is crypto/x509", "enroll_16", "limit_issuance", cpu, least, 0.45, 0.75, "x"},
 		{"OCSP, CPU against fixed bytes over net/http", "ocsp", "limit_http", cpu, least, 0.90, 0.95, "x"},
+		{"OCSP, CPU against cfssl", "ocsp", "cfssl_ocsp", cpu, least, 2, 2.8, "x"},
 		{"MQTT connect, CPU against a bare Go accept", "connect", "limit_accept", cpu, least, 0.80, 0.90, "x"},
 		{"MQTT connect, CPU against mosquitto", "connect", "mosquitto_connect", cpu, least, 1.7, 1.7, "x"},
 		{"revocation's answer to cut, p99, 1,000 sessions", "revoke_answer_to_cut", "", milliseconds, most, 250, 20, "ms"},

@@ -18,11 +18,12 @@ type line struct {
 type besides int
 
 const (
-	noPeer  besides = iota
-	plain           // mosquitto that keeps nothing
-	each            // and one that saves on each change
-	seconds         // and one that saves each second
-	issuing         // step-ca
+	noPeer     besides = iota
+	plain              // mosquitto that keeps nothing
+	each               // and one that saves on each change
+	seconds            // and one that saves each second
+	issuing            // step-ca
+	responders         // cfssl
 )
 
 // stepCAPrefix is that of the names of step-ca's measurements.
@@ -30,8 +31,11 @@ const stepCAPrefix = "stepca_"
 
 // of returns the lines of the peers below a line of ours.
 func (b besides) of(name string) []line {
-	if b == issuing {
+	switch b {
+	case issuing:
 		return []line{{name: stepCAPrefix + name, what: "  the same of step-ca on badger"}}
+	case responders:
+		return []line{{name: cfsslPrefix + name, what: "  the same of cfssl", limit: "limit_http"}}
 	}
 	var all []line
 	for i, what := range []string{"  the same of mosquitto", "  saving on each change", "  saving each second"}[:b] {
@@ -95,7 +99,7 @@ func ownLines() []line {
 		{"connect", "MQTT connect, mutual TLS", "limit_accept", noPeer},
 		{"mosquitto_connect", "  the same to mosquitto", "limit_accept", noPeer},
 		{"ocsp_first", "OCSP, first answer about a certificate", "limit_http", noPeer},
-		{"ocsp", "OCSP", "limit_http", noPeer},
+		{"ocsp", "OCSP", "limit_http", responders},
 		{"revoke_answer", "revoke: request to answer", "", noPeer},
 		{"revoke_request_to_cut", "revoke: request to cut at the device", "", noPeer},
 		{"revoke_answer_to_cut", "revoke: answer to cut (0: cut before)", "", noPeer},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 
@@ -16,9 +17,9 @@ func ocspPost(endpoint string, question []byte) []byte {
 }
 
 // ocsp measures answers about some thousand certificates: the first about each,
-// which is signed, then repeated ones in random order, beside a server that
-// always answers with the same bytes.
-func (b *bench) ocsp(ctx context.Context) error {
+// which is signed, then repeated ones in random order, in turn with cfssl, which has
+// answers about the same in memory, and a server that always answers with the same bytes.
+func (b *bench) ocsp(ctx context.Context) (err error) {
 	if err := b.server.restart(ctx); err != nil { // it remembers no answer
 		return err
 	}
@@ -39,22 +40,45 @@ func (b *bench) ocsp(ctx context.Context) error {
 	inOrder := func(i int) []byte { return requests[i] }
 	drawn := func(int) []byte { return requests[rand.IntN(n)] } //nolint:gosec // an order, not a secret
 	responder := hostOf(b.all[0].cert.OCSPServer[0])
-	for _, one := range []struct {
-		name    string
-		process *process
-		addr    string
-		n       int
-		request func(i int) []byte
-	}{
-		{"ocsp_first", b.server.process, responder, n, inOrder},
+	if err := b.responds(ctx, responding{"ocsp_first", b.server.process, responder, n, inOrder}); err != nil {
+		return err
+	}
+	rows := []responding{
 		{"ocsp", b.server.process, responder, b.opts.size.ocsp, drawn},
 		{"limit_http", b.baseline.process, b.baseline.HTTP, b.opts.size.ocsp, drawn},
-	} {
-		dial := func(ctx context.Context) (net.Conn, error) { return b.dialer.dial(ctx, one.addr) }
-		ask := func(w *web, i int) error { _, err := w.do(one.request(i)); return err }
-		if err := b.keep(one.process.load(ctx, one.name, webWorkers, one.n, kept(webWorkers, dial, ask))); err != nil {
+	}
+	if program := b.peerProgram(ctx, cfsslSource()); program != "" {
+		answers, err := b.limitCA.answersFor(b.all[len(b.all)-n:])
+		if err != nil {
+			return err
+		}
+		peer, addr, err := startCFSSL(ctx, program, b.dir, b.opts.size.quiet, answers)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, peer.stop()) }()
+		rows = append(rows, responding{cfsslPrefix + "ocsp", peer, addr, b.opts.size.ocsp, drawn})
+	}
+	for _, r := range ordered(b.round, rows) {
+		if err := b.responds(ctx, r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// responding is a row of the report: n answers of a responder.
+type responding struct {
+	name    string
+	process *process
+	addr    string
+	n       int
+	request func(i int) []byte
+}
+
+// responds measures a row.
+func (b *bench) responds(ctx context.Context, r responding) error {
+	dial := func(ctx context.Context) (net.Conn, error) { return b.dialer.dial(ctx, r.addr) }
+	ask := func(w *web, i int) error { _, err := w.do(r.request(i)); return err }
+	return b.keep(r.process.load(ctx, r.name, webWorkers, r.n, kept(webWorkers, dial, ask)))
 }

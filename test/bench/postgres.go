@@ -100,7 +100,7 @@ func (d *database) answers(ctx context.Context) bool {
 }
 
 // stop ends it and removes its folder. Its clients have ended before.
-func (d *database) stop() error { return errors.Join(d.process.stop(), os.RemoveAll(d.dir)) }
+func (d *database) stop() error { return errors.Join(d.process.stop(), os.RemoveAll(d.dir)) } //nolint:gosec // made above
 
 // postgresUser makes the user that runs PostgreSQL, which refuses root, the owner of dir. Nil
 // is this process's own.
@@ -145,7 +145,7 @@ func (b *bench) postgres(ctx context.Context) error {
 		all = append(all, p.stepCA.authority(stepCAPrefix+postgresPrefix, &p.ours.client))
 	}
 	for _, e := range keptEnrollments() {
-		for _, a := range b.ordered(all) {
+		for _, a := range ordered(b.round, all) {
 			if _, err := b.enrollAt(ctx, &a, e); err != nil {
 				return err
 			}
@@ -178,7 +178,8 @@ func (p *onPostgres) start(ctx context.Context, b *bench) error {
 		return err
 	}
 	db := stepDB{Type: "postgresql", DataSource: other.url, Database: "stepca"}
-	if p.stepCA, err = startStepCA(ctx, program, filepath.Join(b.dir, "stepcapg"), quiet, b.limitCA, db); err != nil {
+	setup := stepSetup{program, filepath.Join(b.dir, "stepcapg"), quiet, b.limitCA, db}
+	if p.stepCA, err = setup.start(ctx); err != nil {
 		return err
 	}
 	p.stepCA.beside = other.process

@@ -41,6 +41,16 @@ func perSession(name string, empty, full int64, n int) sample {
 	return sample{name: name, ops: n, bytes: float64(full-empty) / float64(n)}
 }
 
+// ordered returns what is measured in turn in the order of a round: every second one goes
+// the other way, so that none is always measured after the other.
+func ordered[T any](round int, all []T) []T {
+	all = slices.Clone(all)
+	if round%2 == 1 {
+		slices.Reverse(all)
+	}
+	return all
+}
+
 // asked is one operation.
 type asked struct {
 	At   time.Duration `json:"at"` // since the first began

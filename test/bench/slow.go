@@ -48,7 +48,7 @@ func (b *bench) slow(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, a := range b.ordered([]authority{b.authority("fast_", b.token), b.slowed.authority(slowPrefix, b.slowed.token)}) {
+	for _, a := range ordered(b.round, []authority{b.authority("fast_", b.token), b.slowed.authority(slowPrefix, b.slowed.token)}) {
 		if _, err := b.enrollAt(ctx, &a, enrollment{"enroll_64", manyKept}); err != nil {
 			return err
 		}

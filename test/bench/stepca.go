@@ -43,20 +43,29 @@ type stepDB struct {
 	Database   string `json:"database,omitempty"`
 }
 
-// startStepCA runs step-ca as an authority below the root of ca, with a folder and a
-// database of its own.
-func startStepCA(ctx context.Context, program, dir string, quiet time.Duration, ca *limitCA, db stepDB) (*stepCA, error) {
+// stepSetup is what a step-ca is started with: an authority below the root of ca, with a
+// folder and a database of its own.
+type stepSetup struct {
+	program string
+	dir     string
+	quiet   time.Duration
+	ca      *limitCA
+	db      stepDB
+}
+
+// start runs it, and returns when it accepts connections.
+func (u stepSetup) start(ctx context.Context) (*stepCA, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
-	s := &stepCA{base: "https://" + addr, issuer: [][]byte{ca.cert.Raw}}
-	config, err := s.configure(dir, addr, ca, db)
+	s := &stepCA{base: "https://" + addr, issuer: [][]byte{u.ca.cert.Raw}}
+	config, err := s.configure(u.dir, addr, u.ca, u.db)
 	if err != nil {
 		return nil, fmt.Errorf("configure step-ca: %w", err)
 	}
 	// The server is not ended by ctx: stop does that in order.
-	if s.process, err = start(exec.CommandContext(context.WithoutCancel(ctx), program, config), quiet); err != nil { //nolint:gosec // built from the pinned source
+	if s.process, err = start(exec.CommandContext(context.WithoutCancel(ctx), u.program, config), u.quiet); err != nil { //nolint:gosec // built from the pinned source
 		return nil, err
 	}
 	ctx, stop := context.WithTimeout(ctx, stepServes)
@@ -106,7 +115,7 @@ func (s *stepCA) configure(dir, addr string, ca *limitCA, db stepDB) (string, er
 		os.WriteFile(file("root.crt"), pemText("CERTIFICATE", ca.root.Raw), 0o600),    //nolint:gosec // as above
 		os.WriteFile(file("issuing.crt"), pemText("CERTIFICATE", ca.cert.Raw), 0o600), //nolint:gosec // as above
 		os.WriteFile(file("issuing.key"), pemText("PRIVATE KEY", caKey), 0o600),       //nolint:gosec // as above
-		os.WriteFile(file("ca.json"), config, 0o600),                                  //nolint:gosec // as above
+		os.WriteFile(file("ca.json"), config, 0o600),
 	)
 }
 
