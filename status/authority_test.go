@@ -25,8 +25,8 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// authority is a small CA with an own OCSP responder certificate, named
-// "issuing". It signs with the code of this test file, not with package ca.
+// authority is a small CA named "issuing", with an OCSP responder certificate of its own.
+// It signs with the code of this test file and not with package ca.
 type authority struct {
 	cert, responder *x509.Certificate
 	key, respKey    crypto.Signer
@@ -36,7 +36,7 @@ type authority struct {
 	known   []countersign.Serial
 	fail    error // answer of every call, if set
 	last    countersign.OCSPQuery
-	opened  int // how often the octets of a list were asked for
+	opened  int // how often a list was opened
 	number  int64
 	list    *countersign.CRL // of number, with as many entries as are revoked
 	entries int
@@ -84,7 +84,7 @@ func (a *authority) sign(t testing.TB, tmpl, parent *x509.Certificate, key crypt
 	return cert
 }
 
-// issue makes a device's certificate that the authority knows.
+// issue returns a device's certificate that the authority has on record.
 func (a *authority) issue(t testing.TB, serial int64) *x509.Certificate {
 	t.Helper()
 	cert := a.sign(t, template(serial, "pump-7"), a.cert, kit.Key(t))

@@ -13,11 +13,10 @@ import (
 
 const mediaTypeCert = "application/pkix-cert" // RFC 2585, 4.1
 
-// issuerAge is how long a certificate at caIssuers may be believed to be the
-// current one; it changes once in years.
+// issuerAge is how long caches may keep a CA certificate, which changes once in years.
 const issuerAge = 24 * time.Hour
 
-// caIssuers answers /ca/{authority}.cer (RFC 5280, 4.2.2.1).
+// caIssuers serves /ca/{authority}.cer (RFC 5280, 4.2.2.1).
 func (s *Server) caIssuers(w http.ResponseWriter, r *http.Request, path string) {
 	id, isFile := strings.CutSuffix(strings.TrimPrefix(path, "/ca/"), ".cer")
 	if !isFile || countersign.CheckName(id) != nil {
@@ -30,7 +29,8 @@ func (s *Server) caIssuers(w http.ResponseWriter, r *http.Request, path string) 
 		return
 	}
 	sum := sha256.Sum256(der)
-	// No Last-Modified: when the authority changed its certificate is not known here.
+	// No Last-Modified, because the time when the authority changed its certificate is not
+	// known here.
 	s.serve(w, r, file{
 		mediaType: mediaTypeCert, etag: quoted(hex.EncodeToString(sum[:16])),
 		nextUpdate: s.Now().Add(issuerAge), content: bytes.NewReader(der),

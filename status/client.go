@@ -16,28 +16,27 @@ import (
 )
 
 const (
-	// maxOCSPResponse bounds an answer: one signature, one certificate and a few
-	// hundred octets for each question.
+	// maxOCSPResponse bounds a response, in octets: one signature, one certificate and a
+	// few hundred octets for each certificate in the request.
 	maxOCSPResponse = 64 << 10
-	// maxCRL bounds a list: a million entries take 49 MB.
+	// maxCRL bounds a CRL, in octets. A million entries take 49 MB.
 	maxCRL = 128 << 20
-	// clockSkew is how far ahead of ours a responder's clock may run.
+	// clockSkew is how far a responder's clock may be ahead of the client's.
 	clockSkew = 5 * time.Minute
-	// nonceSize is what RFC 9654, 2.1 asks of clients.
+	// nonceSize is the length, in octets, that RFC 9654, 2.1 requires of clients.
 	nonceSize = 32
 )
 
-// Client asks for the status of certificates. It may be used by many goroutines
-// at once.
+// Client requests the status of certificates. It is safe for concurrent use.
 type Client struct {
 	HTTP *http.Client // must be set, with a timeout
 	Now  func() time.Time
 }
 
-// OCSP asks the responder at url about cert, which issuer issued, and checks the
-// answer: signed by issuer or by a responder that issuer delegated (RFC 6960,
-// 4.2.2.2), about this certificate, current, and made for this very question.
-// Good, revoked and unknown are all answers and no errors.
+// OCSP requests the status of cert, which issuer issued, from the responder at url. It
+// verifies that the response is signed by issuer or by a responder that issuer delegated
+// (RFC 6960, 4.2.2.2), is about this certificate, is current, and repeats the nonce of this
+// request. The statuses good, revoked and unknown are no errors.
 func (c *Client) OCSP(ctx context.Context, url string, cert, issuer *x509.Certificate) (*ocsp.Response, error) {
 	nonce := make([]byte, nonceSize)
 	_, _ = rand.Read(nonce) // never fails
@@ -47,24 +46,24 @@ func (c *Client) OCSP(ctx context.Context, url string, cert, issuer *x509.Certif
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(req))
 	if err != nil {
-		return nil, fmt.Errorf("couldn't ask OCSP responder: %w", err)
+		return nil, fmt.Errorf("couldn't query OCSP responder: %w", err)
 	}
 	r.Header.Set("Content-Type", mediaTypeOCSPRequest)
 	der, err := c.fetch(r, maxOCSPResponse)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't ask OCSP responder: %w", err)
+		return nil, fmt.Errorf("couldn't query OCSP responder: %w", err)
 	}
 	res, err := ocsp.ParseResponseForCert(der, cert, issuer)
 	if err != nil {
-		return nil, fmt.Errorf("couldn't believe OCSP response: %w", err)
+		return nil, fmt.Errorf("couldn't verify OCSP response: %w", err)
 	}
 	if err := c.check(res, nonce); err != nil {
-		return nil, fmt.Errorf("couldn't believe OCSP response: %w", err)
+		return nil, fmt.Errorf("couldn't verify OCSP response: %w", err)
 	}
 	return res, nil
 }
 
-// check does what the library leaves open.
+// check makes the checks that the library leaves to its caller.
 func (c *Client) check(res *ocsp.Response, nonce []byte) error {
 	now := c.Now()
 	if d := res.Certificate; d != nil {
@@ -88,7 +87,7 @@ func (c *Client) check(res *ocsp.Response, nonce []byte) error {
 	return nil
 }
 
-// CRL fetches a list and checks that issuer signed it and that it is current.
+// CRL fetches a CRL and verifies that issuer signed it and that it is current.
 func (c *Client) CRL(ctx context.Context, url string, issuer *x509.Certificate) (*x509.RevocationList, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -103,10 +102,10 @@ func (c *Client) CRL(ctx context.Context, url string, issuer *x509.Certificate) 
 		return nil, fmt.Errorf("couldn't parse CRL: %w", err)
 	}
 	if err := list.CheckSignatureFrom(issuer); err != nil {
-		return nil, fmt.Errorf("couldn't believe CRL: %w", err)
+		return nil, fmt.Errorf("couldn't verify CRL: %w", err)
 	}
 	if now := c.Now(); list.ThisUpdate.After(now.Add(clockSkew)) || list.NextUpdate.Before(now) {
-		return nil, errors.New("couldn't believe CRL: it is not current")
+		return nil, errors.New("couldn't verify CRL: it is not current")
 	}
 	return list, nil
 }

@@ -13,8 +13,8 @@ import (
 
 const mediaTypeCRL = "application/pkix-crl" // RFC 2585, 4.2
 
-// crl answers /crl/{authority}/{shard}.crl (RFC 5280, 4.2.1.13). A list can have
-// tens of megabytes: only a client that gets its octets has them read.
+// crl serves /crl/{authority}/{shard}.crl (RFC 5280, 4.2.1.13). A list can have tens of
+// megabytes, so it is read only if it is sent.
 func (s *Server) crl(w http.ResponseWriter, r *http.Request, path string) {
 	issuer, shard, ok := splitCRLPath(path)
 	if !ok {
@@ -29,7 +29,7 @@ func (s *Server) crl(w http.ResponseWriter, r *http.Request, path string) {
 	body := &listBody{ctx: r.Context(), authority: s.Authority, list: l}
 	defer body.close()
 	if r.Method == http.MethodGet && !strings.Contains(r.Header.Get("If-None-Match"), etagOf(l)) {
-		// Before the header of the answer is on its way, so that a failure can be said.
+		// Open the list before the header is sent, so that a failure can be answered.
 		if err := body.open(); err != nil {
 			s.refuse(w, r, err)
 			return
@@ -39,14 +39,14 @@ func (s *Server) crl(w http.ResponseWriter, r *http.Request, path string) {
 	s.serve(w, r, file{mediaTypeCRL, etagOf(l), l.ThisUpdate, l.NextUpdate, body})
 }
 
-// etagOf names a list. The CRL number grows with every list (RFC 5280, 5.2.3); the
-// time distinguishes what two installations published at one address.
+// etagOf returns the entity tag of a list. The CRL number increases with every list (RFC
+// 5280, 5.2.3); the time distinguishes lists of two installations at one address.
 func etagOf(l *countersign.CRL) string {
 	return quoted(l.Issuer, strconv.Itoa(l.Shard), strconv.FormatInt(l.Number, 10), strconv.FormatInt(l.ThisUpdate.Unix(), 10))
 }
 
-// listBody is the content of a list for net/http, which asks for its size first and
-// reads it only where the client is to get it.
+// listBody is the content of a list for net/http, which first seeks to its end for the size
+// and reads it only if it is sent.
 type listBody struct {
 	ctx       context.Context //nolint:containedctx // of the one request that the body is for
 	authority Authority
@@ -92,7 +92,7 @@ func (b *listBody) Seek(offset int64, whence int) (int64, error) {
 
 func (b *listBody) close() {
 	if b.octets != nil {
-		_ = b.octets.Close() // it only counts the reader out
+		_ = b.octets.Close() // it only decreases the number of readers
 	}
 }
 
@@ -103,7 +103,7 @@ func splitCRLPath(path string) (issuer string, shard int, ok bool) {
 		return "", 0, false
 	}
 	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || strconv.FormatUint(n, 10) != number { // one address for one list
+	if err != nil || strconv.FormatUint(n, 10) != number { // each list has only one address
 		return "", 0, false
 	}
 	return issuer, int(n), true

@@ -10,7 +10,7 @@ import (
 	"github.com/countersign-iot/countersign"
 )
 
-// retryAfter is said where a refusal names no time.
+// retryAfter is the value of Retry-After if a refusal has no time.
 const retryAfter = 30 * time.Second
 
 // ocspStatus is OCSPResponseStatus (RFC 6960, 4.2.1).
@@ -23,8 +23,8 @@ const (
 	unauthorized     ocspStatus = 6
 )
 
-// ocspStatusOf is the table from codes to OCSP. unauthorized is for issuers that
-// are not ours (RFC 5019, 2.2.3).
+// ocspStatusOf maps codes to the statuses of OCSP. unauthorized means that the issuer is
+// not an authority of this server (RFC 5019, 2.2.3).
 func ocspStatusOf(code countersign.Code) ocspStatus {
 	switch code {
 	case countersign.BadRequest:
@@ -37,14 +37,13 @@ func ocspStatusOf(code countersign.Code) ocspStatus {
 	return internalError
 }
 
-// der is an OCSPResponse with the status alone.
+// der returns an OCSPResponse that has only the status.
 func (s ocspStatus) der() []byte { return []byte{0x30, 0x03, 0x0a, 0x01, byte(s)} }
 
-// ocspError answers in OCSP's own terms, which HTTP carries as a success (RFC
-// 6960, A.2).
+// ocspError answers with an error of OCSP, which is a success of HTTP (RFC 6960, A.2).
 func (s *Server) ocspError(w http.ResponseWriter, r *http.Request, err error) {
 	st := ocspStatusOf(countersign.CodeOf(err))
-	level := slog.LevelDebug // strangers ask anything
+	level := slog.LevelDebug // any client can send a bad request
 	if st == internalError || st == tryLater {
 		level = slog.LevelError
 	}
@@ -53,7 +52,7 @@ func (s *Server) ocspError(w http.ResponseWriter, r *http.Request, err error) {
 	s.writeOCSP(w, r, st.der())
 }
 
-// statusError is a refusal that only HTTP has a word for.
+// statusError is a refusal that only HTTP has a status for.
 type statusError struct {
 	status  int
 	allow   string // for 405
@@ -62,7 +61,7 @@ type statusError struct {
 
 func (e *statusError) Error() string { return e.message }
 
-// httpStatus is the table from codes to HTTP, for all that OCSP has no word for.
+// httpStatus maps codes to statuses of HTTP, for the errors that are not answered in OCSP.
 func httpStatus(code countersign.Code) int {
 	switch code {
 	case countersign.BadRequest:
@@ -79,7 +78,7 @@ func httpStatus(code countersign.Code) int {
 	return http.StatusInternalServerError
 }
 
-// refuse answers with one sentence and a next step in plain text.
+// refuse answers with the error's sentence and next step, in plain text.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	h := w.Header()
 	var status int
@@ -107,7 +106,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, text+".", status)
 }
 
-// seconds rounds up, so that no client comes back too early.
+// seconds formats d in seconds, rounded up so that no client retries too early.
 func seconds(d time.Duration) string {
 	if d <= 0 {
 		d = retryAfter

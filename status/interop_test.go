@@ -16,7 +16,7 @@ import (
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
-// folder holds what the openssl program is given.
+// folder has the input files of the openssl program.
 type folder string
 
 func (f folder) writePEM(t *testing.T, name string, cert *x509.Certificate) {
@@ -27,7 +27,7 @@ func (f folder) writePEM(t *testing.T, name string, cert *x509.Certificate) {
 	}
 }
 
-// run gives all the program said, with its exit status at the end if not 0.
+// run returns the output of the program, with its exit status at the end if it is not 0.
 func (f folder) run(t *testing.T, argv ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
@@ -64,7 +64,7 @@ func TestOpenSSLAsksOCSP(t *testing.T) {
 				t.Errorf("openssl ocsp %s: got %s, want %q in it", name, out, want)
 			}
 		}
-		if strings.Contains(out, "WARNING") { // a nonce that did not come back
+		if strings.Contains(out, "WARNING") { // the nonce is not repeated
 			t.Errorf("openssl ocsp %s: got %s, want no warning", name, out)
 		}
 	}

@@ -18,22 +18,22 @@ import (
 )
 
 const (
-	// MaxOCSPRequest is the largest request, DER. One certificate and a nonce take
-	// 120 octets, MaxCertIDs of them with SHA-512 and all the rest 7,000; a signature
-	// with its certificates, which is skipped, takes the place of most of them.
+	// MaxOCSPRequest bounds a request in DER, in octets. One certificate and a nonce take
+	// 120 octets; MaxCertIDs certificates with SHA-512 and all other fields take 7,000. A
+	// request that is signed, with certificates, has room for only a few certificates.
 	MaxOCSPRequest = 8 << 10
-	// MaxCertIDs is the most certificates in one request. One signature answers
-	// them all, but each is a lookup.
+	// MaxCertIDs bounds the certificates in one request. One signature answers them all,
+	// but each needs a lookup.
 	MaxCertIDs = 32
-	// maxCertID is the longest CertID: 64 octets for each of two hashes, 20 for the
-	// serial, the algorithm and what is around them take 180. It is repeated in the
-	// answer, so what a client puts into it is signed and sent back.
+	// maxCertID bounds a CertID, in octets: two hashes of 64 octets, a serial number of 20,
+	// the algorithm and the headers take 180. The response repeats the CertID, so the
+	// server signs and returns what a client puts into it.
 	maxCertID = 256
-	// maxRequestor is the longest name of a requestor, which is skipped: a
-	// distinguished name of ordinary length.
+	// maxRequestor bounds the name of a requestor, in octets: enough for a distinguished
+	// name of ordinary length. The name is skipped.
 	maxRequestor = 1 << 10
-	// maxExtensions is how many extensions a request or one of its parts may have. RFC
-	// 6960, 4.4 knows six.
+	// maxExtensions bounds the extensions of a request or of one of its parts. RFC 6960,
+	// 4.4 defines six.
 	maxExtensions = 16
 	// MaxNonce is the longest nonce, in octets (RFC 9654, 2.1).
 	MaxNonce = 128
@@ -42,7 +42,7 @@ const (
 	maxSerial = 20
 )
 
-// The contents of object identifiers, to compare without decoding.
+// The contents of object identifiers, to be compared without decoding.
 var (
 	oidSHA1   = []byte{0x2b, 0x0e, 0x03, 0x02, 0x1a}
 	oidSHA256 = []byte{0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01}
@@ -59,10 +59,10 @@ var (
 
 var errMalformed = errors.New("couldn't parse OCSP request: malformed")
 
-// ParseOCSPRequest reads an OCSPRequest (RFC 6960, 4.1.1). The answer shares
-// memory with der. A signature and the requestor's name are skipped: status is
-// public. An extension that is critical and not known is an error (RFC 5280, 4.2),
-// and so is a nonce that is empty or over [MaxNonce] (RFC 9654, 2.1).
+// ParseOCSPRequest parses an OCSPRequest (RFC 6960, 4.1.1). The result shares memory with
+// der. A signature and the requestor's name are skipped, because status is public. It
+// returns an error for an unknown critical extension (RFC 5280, 4.2), and for a nonce that
+// is empty or longer than [MaxNonce] (RFC 9654, 2.1).
 func ParseOCSPRequest(der []byte) (countersign.OCSPQuery, error) {
 	var q countersign.OCSPQuery
 	if len(der) > MaxOCSPRequest {
@@ -93,8 +93,8 @@ func ParseOCSPRequest(der []byte) (countersign.OCSPQuery, error) {
 	return q, nil
 }
 
-// readVersion1 reads [0] EXPLICIT INTEGER DEFAULT v1(0). DER leaves the default
-// out, yet some clients write it.
+// readVersion1 reads [0] EXPLICIT INTEGER DEFAULT v1(0). DER omits the default value, but
+// some clients write it.
 func readVersion1(tbs *cryptobyte.String) bool {
 	var field cryptobyte.String
 	var has bool
@@ -147,8 +147,8 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 	if id.Hash != 0 && (len(name) != id.Hash.Size() || len(key) != id.Hash.Size()) {
 		return false
 	}
-	// No certificate has a negative or very long serial (RFC 5280, 4.1.2.2). It stays
-	// empty and is answered as unknown: a negative one must not be taken for the
+	// No certificate has a negative or very long serial number (RFC 5280, 4.1.2.2). id.Serial
+	// then stays empty, and the status is unknown: a negative number must not be read as the
 	// positive one with the same octets.
 	if number := bytes.TrimLeft(serial, "\x00"); serial[0] < 0x80 && len(number) <= maxSerial {
 		id.Serial = countersign.Serial(hex.EncodeToString(number))
@@ -156,8 +156,8 @@ func readCertID(in *cryptobyte.String, id *countersign.CertID) bool {
 	return true
 }
 
-// minimal reports whether the content of an INTEGER has no octet too many (X.690,
-// 8.3.2), so that a number can be written in one way only.
+// minimal reports whether the content of an INTEGER has the least possible length (X.690,
+// 8.3.2), so that each number has only one encoding.
 func minimal(number []byte) bool {
 	switch {
 	case len(number) < 2:
@@ -182,8 +182,8 @@ func hashOf(oid []byte) crypto.Hash {
 	return 0
 }
 
-// readExtensions reads the content of an explicit tag around Extensions and
-// returns the nonce if one is there and allowed.
+// readExtensions parses the content of an explicit tag around Extensions. It returns the
+// nonce if there is one and it is allowed.
 func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err error) {
 	var list cryptobyte.String
 	if !in.ReadASN1(&list, cbasn1.SEQUENCE) || !in.Empty() {
@@ -198,8 +198,8 @@ func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err 
 			!ext.ReadASN1(&value, cbasn1.OCTET_STRING) || !ext.Empty() {
 			return nil, errMalformed
 		}
-		// DER leaves the default FALSE out and has one TRUE; clients write more (X.690,
-		// 8.2.2).
+		// DER omits the default FALSE and allows one encoding of TRUE; some clients write
+		// FALSE, or TRUE as in BER (X.690, 8.2.2).
 		critical := written && flag[0] != 0
 		switch {
 		case nonceAllowed && bytes.Equal(oid, oidNonce):
@@ -216,9 +216,9 @@ func readExtensions(in cryptobyte.String, nonceAllowed bool) (nonce []byte, err 
 	return nonce, nil
 }
 
-// EncodeOCSPRequest returns the DER of a request for one certificate of issuer,
-// which it names by SHA-1 as responders expect (RFC 5019, 2.1.1). A nil nonce
-// leaves the extension out, so that the answer may come from a cache.
+// EncodeOCSPRequest returns the DER of a request for one certificate of issuer. The issuer
+// is identified by SHA-1, which responders expect (RFC 5019, 2.1.1). With a nil nonce, the
+// request has no nonce, so that the response may come from a cache.
 func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, error) {
 	if len(nonce) > MaxNonce || nonce != nil && len(nonce) == 0 {
 		return nil, fmt.Errorf("couldn't encode OCSP request: a nonce has 1 to %d octets, not %d", MaxNonce, len(nonce))
@@ -259,7 +259,7 @@ func EncodeOCSPRequest(cert, issuer *x509.Certificate, nonce []byte) ([]byte, er
 	return der, nil
 }
 
-// addNonce writes Extensions with the nonce alone.
+// addNonce adds Extensions that contain only the nonce.
 func addNonce(exts *cryptobyte.Builder, nonce []byte) {
 	exts.AddASN1(cbasn1.SEQUENCE, func(list *cryptobyte.Builder) {
 		list.AddASN1(cbasn1.SEQUENCE, func(ext *cryptobyte.Builder) {
@@ -269,8 +269,8 @@ func addNonce(exts *cryptobyte.Builder, nonce []byte) {
 	})
 }
 
-// responseNonce returns the nonce of a ResponseData (RFC 6960, 4.2.1), nil if it
-// has none. The data has been parsed and its signature checked before.
+// responseNonce returns the nonce of a ResponseData (RFC 6960, 4.2.1), or nil if it has
+// none. The caller must have parsed the response and verified its signature.
 func responseNonce(tbs []byte) ([]byte, error) {
 	in := cryptobyte.String(tbs)
 	var data, exts cryptobyte.String

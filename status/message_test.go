@@ -46,8 +46,7 @@ func TestParseReadsWhatTheLibraryWrites(t *testing.T) {
 	}
 }
 
-// build writes a request: tbs gives the content of TBSRequest, after what
-// follows it.
+// build returns a request: tbs adds the content of TBSRequest, after adds what follows it.
 func build(tbs func(*cryptobyte.Builder), after ...byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -64,7 +63,7 @@ func certID(b *cryptobyte.Builder, serial []byte, single ...byte) {
 	})
 }
 
-// idParts are what a CertID is made of; hashes of so many octets.
+// idParts are the parts of a CertID; the hashes are given by their length in octets.
 type idParts struct {
 	oid, parameters []byte
 	hash            int
@@ -83,7 +82,7 @@ func addID(b *cryptobyte.Builder, p idParts) {
 	})
 }
 
-// one is a request for one certificate.
+// one returns a request for one certificate.
 func one(p idParts) []byte {
 	return build(func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -92,7 +91,7 @@ func one(p idParts) []byte {
 	})
 }
 
-// list gives the content of a TBSRequest with n certificates and the rest as it stands.
+// list adds the content of a TBSRequest: n certificates and rest, unchanged.
 func list(n int, rest ...byte) func(*cryptobyte.Builder) {
 	return func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -104,7 +103,7 @@ func list(n int, rest ...byte) func(*cryptobyte.Builder) {
 	}
 }
 
-// extensions gives requestExtensions with the extensions as they stand.
+// extensions adds requestExtensions with the extensions, unchanged.
 func extensions(exts ...[]byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(tag2, func(b *cryptobyte.Builder) {
@@ -125,7 +124,7 @@ func extension(oid []byte, critical bool, value []byte) []byte {
 	return flagged(oid, flag, value)
 }
 
-// flagged is an extension with the field critical as it stands.
+// flagged returns an extension with the field critical, unchanged.
 func flagged(oid, flag, value []byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

@@ -21,11 +21,11 @@ const (
 	mediaTypeOCSPResponse = "application/ocsp-response"
 )
 
-// maxOCSPPath bounds a request in a path: base64 with every octet escaped.
+// maxOCSPPath bounds the length of a request in a path: base64 with every character escaped.
 const maxOCSPPath = MaxOCSPRequest * 4
 
-// ocsp answers a query by POST or GET (RFC 6960, A.1). rest is what follows
-// /ocsp in the escaped path.
+// ocsp serves an OCSP request by POST or GET (RFC 6960, A.1). rest is the escaped path after
+// /ocsp.
 func (s *Server) ocsp(w http.ResponseWriter, r *http.Request, rest string) {
 	var der []byte
 	var err error
@@ -41,7 +41,7 @@ func (s *Server) ocsp(w http.ResponseWriter, r *http.Request, rest string) {
 		get = true
 		der, err = decodePath(rest)
 	default:
-		s.refuse(w, r, &statusError{http.StatusMethodNotAllowed, "GET, HEAD, POST", "OCSP takes GET and POST only"})
+		s.refuse(w, r, &statusError{http.StatusMethodNotAllowed, "GET, HEAD, POST", "OCSP accepts only GET and POST"})
 		return
 	}
 	if err != nil {
@@ -73,7 +73,8 @@ func (s *Server) ocsp(w http.ResponseWriter, r *http.Request, rest string) {
 	s.writeOCSP(w, r, answer.DER)
 }
 
-// writeOCSP sends what no cache may keep: it is for this one question, or an error.
+// writeOCSP sends a response that no cache may store, because it is for one request or an
+// error.
 func (s *Server) writeOCSP(w http.ResponseWriter, r *http.Request, der []byte) {
 	h := w.Header()
 	h.Set("Content-Type", mediaTypeOCSPResponse)
@@ -84,12 +85,12 @@ func (s *Server) writeOCSP(w http.ResponseWriter, r *http.Request, der []byte) {
 	}
 }
 
-// readBody reads a POST. Beyond the limit it is TooLarge.
+// readBody reads the body of a POST. It returns TooLarge above MaxOCSPRequest.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	switch n := r.ContentLength; {
 	case n > MaxOCSPRequest:
 		return nil, errTooLarge
-	case n > 0: // the usual case, at the cost of one allocation
+	case n > 0: // the usual case: one allocation is enough
 		der := make([]byte, n)
 		if _, err := io.ReadFull(r.Body, der); err != nil {
 			return nil, countersign.Errorf(countersign.BadRequest, "the OCSP request ended early").WithCause(err)
@@ -109,9 +110,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 var errTooLarge = countersign.Errorf(countersign.TooLarge, "the OCSP request is over %d octets", MaxOCSPRequest).
 	WithNext("ask for fewer certificates at a time")
 
-// decodePath reads the request from a path: base64, escaped or not, padded or
-// not. A slash too many before it comes from an address that ended in one; DER
-// never begins with one in base64.
+// decodePath decodes the request in a path: base64, escaped or not, padded or not. It
+// ignores slashes before it, which come from a responder address that ends with one: a DER
+// sequence never begins with a slash in base64.
 func decodePath(escaped string) ([]byte, error) {
 	if len(escaped) > maxOCSPPath {
 		return nil, errTooLarge
@@ -124,11 +125,11 @@ func decodePath(escaped string) ([]byte, error) {
 			return der, nil
 		}
 	}
-	return nil, countersign.Errorf(countersign.BadRequest, "the path holds no OCSP request in base64").WithCause(err)
+	return nil, countersign.Errorf(countersign.BadRequest, "the path has no OCSP request in base64").WithCause(err)
 }
 
-// checkMediaType wants application/ocsp-request (RFC 6960, A.1) or nothing: some
-// small clients leave the header away.
+// checkMediaType checks that the media type is application/ocsp-request (RFC 6960, A.1). It
+// may be empty, because some small clients do not send the header.
 func checkMediaType(contentType string) error {
 	if contentType == "" || contentType == mediaTypeOCSPRequest {
 		return nil

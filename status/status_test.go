@@ -22,7 +22,7 @@ func newClient() *Client {
 	return &Client{HTTP: &http.Client{Timeout: 10 * time.Second}, Now: time.Now}
 }
 
-// ask sends a request as it stands, with h as names and values of its header, and gives the answer with its body.
+// ask sends a request unchanged, with the header names and values h. It returns the response with its body.
 func ask(t *testing.T, method, address string, body []byte, h ...string) (*http.Response, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, address, bytes.NewReader(body))
@@ -99,7 +99,7 @@ func TestOCSPGetReadsEveryPathForm(t *testing.T) {
 	a := newAuthority(t)
 	u := start(t, a)
 	var b64 string
-	// A request whose base64 holds a slash, a plus and two slashes in a row.
+	// A request whose base64 contains a plus and two slashes in a row.
 	for serial := int64(1 << 40); !strings.Contains(b64, "//") || !strings.Contains(b64, "+") || !strings.HasSuffix(b64, "="); serial++ {
 		tmpl := template(serial, "x")
 		b64 = base64.StdEncoding.EncodeToString(request(t, a, tmpl, bytes.Repeat([]byte{0xff}, int(serial%7)+9)))
@@ -249,7 +249,7 @@ func TestCRLIsServedUntilItChanges(t *testing.T) {
 		t.Errorf("got header %v", res.Header)
 	}
 	a.revoke(cert)
-	// Same second perhaps, but another list: the date must not hide it.
+	// The second may be the same, but the list is another one, so the date must not count.
 	if res, _ = ask(t, http.MethodGet, u, nil, "If-Modified-Since", date); res.StatusCode != http.StatusOK {
 		t.Errorf("GET by date after revocation: got %d, want 200", res.StatusCode)
 	}
@@ -265,8 +265,8 @@ func TestCRLIsServedUntilItChanges(t *testing.T) {
 	}
 }
 
-// TestOnlyDownloadsReadTheList: HEAD, and a conditional GET of a client that has the
-// list, are answered from its record.
+// TestOnlyDownloadsReadTheList checks that HEAD, and a conditional GET of a client that has
+// the list, are answered from its record.
 func TestOnlyDownloadsReadTheList(t *testing.T) {
 	a := newAuthority(t)
 	u := start(t, a) + "/crl/issuing/0.crl"
@@ -277,7 +277,7 @@ func TestOnlyDownloadsReadTheList(t *testing.T) {
 	}
 	for name, match := range map[string]string{"its tag": tag, "a weak tag": "W/" + tag, "several": `"x", ` + tag, "any": "*"} {
 		if a.opened = 0; name == "any" {
-			a.opened = -1 // no cache asks so; the list is opened and not sent
+			a.opened = -1 // no cache sends this; the list is opened and not sent
 		}
 		if res, list := ask(t, http.MethodGet, u, nil, "If-None-Match", match); res.StatusCode != http.StatusNotModified || len(list) != 0 || a.opened != 0 {
 			t.Errorf("GET by %s: got %d, %d octets, opened %d times", name, res.StatusCode, len(list), a.opened)
