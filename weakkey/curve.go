@@ -22,11 +22,10 @@ func checkECDSA(k *ecdsa.PublicKey) string {
 	if !slices.Contains([]elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()}, k.Curve) {
 		return "its curve is weak or unknown"
 	}
-	point, err := k.ECDH()
+	encoded, err := k.Bytes()
 	if err != nil {
 		return "its point is not on the curve"
 	}
-	encoded := point.Bytes()
 	// -d and d have points with the same abscissa: one look-up finds both.
 	x := encoded[1 : 1+(len(encoded)-1)/2]
 	for _, small := range smallPoints()[k.Curve.Params().Name] {
