@@ -45,6 +45,7 @@ type Options struct {
 type authority struct {
 	countersign.Authority
 	names   issuerNames
+	status  statusURLs     // of a managed one
 	anchor  *attest.Anchor // of a registered authority
 	version int64          // counts its changes on record
 
@@ -111,6 +112,7 @@ func (c *authorities) authority(id string) (*authority, error) {
 
 // add puts an authority into memory. A managed one that is there keeps its open key.
 func (c *authorities) add(a *authority) {
+	a.status = c.statusOf(a.ID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a.anchor != nil || c.byID[a.ID] == nil {
@@ -250,6 +252,14 @@ func (c *authorities) AcceptKey(pub crypto.PublicKey) (kind string, err error) {
 		return "", err
 	}
 	return kind, c.WeakKeys.Check(pub)
+}
+
+// statusURLs are where the status of an authority's certificates is found. They are the
+// same in each certificate, which may share but not change them.
+type statusURLs struct{ crl, ocsp, issuer []string }
+
+func (c *authorities) statusOf(issuer string) statusURLs {
+	return statusURLs{[]string{c.crlURL(issuer)}, []string{c.StatusURL + "/ocsp"}, []string{c.issuerURL(issuer)}}
 }
 
 func (c *authorities) crlURL(issuer string) string {

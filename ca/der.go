@@ -33,7 +33,7 @@ func utcOrGeneralized(t time.Time) (text string, tag byte) {
 
 func addTime(b *cryptobyte.Builder, t time.Time) {
 	text, tag := utcOrGeneralized(t)
-	b.AddASN1(cbasn1.Tag(tag), func(b *cryptobyte.Builder) { b.AddBytes([]byte(text)) })
+	addTagged(b, cbasn1.Tag(tag), []byte(text))
 }
 
 func addGeneralizedTime(b *cryptobyte.Builder, t time.Time) {
@@ -46,9 +46,9 @@ func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, value crypto
 
 func addAnyExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical bool, value cryptobyte.BuilderContinuation) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(oid)
+		addObjectID(b, oid)
 		if critical {
-			b.AddASN1Boolean(true)
+			addTagged(b, cbasn1.BOOLEAN, []byte{0xff})
 		}
 		b.AddASN1(cbasn1.OCTET_STRING, value)
 	})

@@ -104,7 +104,7 @@ func encodeTBS(t, issuer *x509.Certificate, key subjectKey, alg []byte) ([]byte,
 	}
 	b := cryptobyte.NewBuilder(make([]byte, 0, tbsSize))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(context0, func(b *cryptobyte.Builder) { b.AddASN1Int64(2) }) // v3
+		addTagged(b, context0, []byte{0x02, 0x01, 0x02}) // INTEGER 2: v3
 		b.AddASN1BigInt(t.SerialNumber)
 		b.AddBytes(alg)
 		b.AddBytes(issuer.RawSubject)
@@ -116,7 +116,7 @@ func encodeTBS(t, issuer *x509.Certificate, key subjectKey, alg []byte) ([]byte,
 		b.AddBytes(key.spki)
 		if len(extensions) > 0 {
 			b.AddASN1(context3, func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(extensions) })
+				addTagged(b, cbasn1.SEQUENCE, extensions)
 			})
 		}
 	})
@@ -148,7 +148,7 @@ func encodeSubject(t *x509.Certificate) ([]byte, error) {
 		for _, rdn := range name {
 			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
 				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddASN1ObjectIdentifier(rdn[0].Type)
+					addObjectID(b, rdn[0].Type)
 					addText(b, rdn[0].Value.(string))
 				})
 			})
@@ -200,10 +200,10 @@ func encodeExtensions(t, issuer *x509.Certificate, subject []byte) ([]byte, erro
 		e.add(oidExtKeyUsage, false, func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 				for _, u := range t.ExtKeyUsage {
-					b.AddASN1ObjectIdentifier(extKeyUsageIDs[u])
+					addObjectID(b, extKeyUsageIDs[u])
 				}
 				for _, oid := range t.UnknownExtKeyUsage {
-					b.AddASN1ObjectIdentifier(oid)
+					addObjectID(b, oid)
 				}
 			})
 		})
@@ -212,7 +212,7 @@ func encodeExtensions(t, issuer *x509.Certificate, subject []byte) ([]byte, erro
 		e.add(oidBasicConstraints, true, func(b *cryptobyte.Builder) { b.AddASN1(cbasn1.SEQUENCE, func(*cryptobyte.Builder) {}) })
 	}
 	if len(t.SubjectKeyId) > 0 {
-		e.add(oidSubjectKeyID, false, func(b *cryptobyte.Builder) { b.AddASN1OctetString(t.SubjectKeyId) })
+		e.add(oidSubjectKeyID, false, func(b *cryptobyte.Builder) { addTagged(b, cbasn1.OCTET_STRING, t.SubjectKeyId) })
 	}
 	above := t.AuthorityKeyId
 	if len(issuer.SubjectKeyId) > 0 && !slices.Equal(subject, issuer.RawSubject) {
@@ -258,18 +258,16 @@ func encodeExtensions(t, issuer *x509.Certificate, subject []byte) ([]byte, erro
 
 // addKeyUsage writes a BIT STRING without zero bits at its end, as X.690, 11.2.2 wants it.
 func addKeyUsage(b *cryptobyte.Builder, usage x509.KeyUsage) {
-	var octets [2]byte
+	var value [3]byte // the number of unused bits, and the bits
 	last := 0
 	for bit := range 9 {
 		if usage>>bit&1 == 1 {
-			octets[bit/8] |= 0x80 >> (bit % 8)
+			value[1+bit/8] |= 0x80 >> (bit % 8)
 			last = bit
 		}
 	}
-	b.AddASN1(cbasn1.BIT_STRING, func(b *cryptobyte.Builder) {
-		b.AddUint8(uint8(7 - last%8))
-		b.AddBytes(octets[:last/8+1])
-	})
+	value[0] = byte(7 - last%8)
+	addTagged(b, cbasn1.BIT_STRING, value[:2+last/8])
 }
 
 func addAuthorityKeyID(b *cryptobyte.Builder, id []byte) {
@@ -280,13 +278,42 @@ func addAuthorityKeyID(b *cryptobyte.Builder, id []byte) {
 
 func addAccess(b *cryptobyte.Builder, method asn1.ObjectIdentifier, url string) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(method)
+		addObjectID(b, method)
 		addTagged(b, nameURI, []byte(url))
 	})
 }
 
+// maxShort is the longest value whose length is one octet (X.690, 8.1.3.4), and the
+// largest arc of an object identifier that is one (8.19.2).
+const maxShort = 127
+
+// addTagged writes an element whose value is known. AddASN1 would make a builder for it,
+// which is most of what a certificate of some forty elements costs.
 func addTagged(b *cryptobyte.Builder, tag cbasn1.Tag, value []byte) {
-	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes(value) })
+	if len(value) > maxShort {
+		b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes(value) })
+		return
+	}
+	b.AddUint8(uint8(tag))
+	b.AddUint8(uint8(len(value))) //nolint:gosec // at most maxShort
+	b.AddBytes(value)
+}
+
+// addObjectID writes an object identifier. Those of certificates have few arcs of one
+// octet each, and need no builder of their own; the others are left to cryptobyte, which
+// also refuses what is none.
+func addObjectID(b *cryptobyte.Builder, oid asn1.ObjectIdentifier) {
+	large := func(arc int) bool { return arc < 0 || arc > maxShort }
+	if len(oid) < 2 || len(oid) > maxShort || oid[0] > 2 || oid[1] > 39 || slices.ContainsFunc(oid, large) {
+		b.AddASN1ObjectIdentifier(oid)
+		return
+	}
+	b.AddUint8(uint8(cbasn1.OBJECT_IDENTIFIER))
+	b.AddUint8(uint8(len(oid) - 1))       //nolint:gosec // at most maxShort
+	b.AddUint8(uint8(40*oid[0] + oid[1])) //nolint:gosec // at most 119
+	for _, arc := range oid[2:] {
+		b.AddUint8(uint8(arc)) //nolint:gosec // at most maxShort
+	}
 }
 
 // addAltNames writes the GeneralNames of a template.

@@ -113,7 +113,7 @@ func (c *issuance) lintSample(p Profile, s *signer, pub crypto.PublicKey) ([]str
 	if issuer.RawSubject, err = encodeSubject(issuer); err != nil {
 		return nil, err
 	}
-	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: issuer}}
+	a := &authority{Authority: countersign.Authority{ID: "sample", Certificate: issuer}, status: c.statusOf("sample")}
 	tbs, err := c.deviceTemplate(a, Order{Profile: p, Device: "sample-device", PublicKey: pub, Fleet: countersign.Fleet{Name: "sample"}})
 	if err != nil {
 		return nil, err

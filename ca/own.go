@@ -33,7 +33,7 @@ func (c *issuance) issueOwn(ctx context.Context, a *authority, p Profile, tbs *x
 	}
 	tbs.KeyUsage = x509.KeyUsageDigitalSignature
 	if !p.NoStatus {
-		c.addStatus(tbs, a)
+		a.status.addTo(tbs)
 	}
 	for again := false; ; again = true {
 		plan, err := c.plan(ctx, a, tbs, pub, countersign.Certificate{Profile: p.Name, State: countersign.CertActive})

@@ -163,15 +163,13 @@ func (c *issuance) deviceTemplate(a *authority, o Order) (*x509.Certificate, err
 		tbs.URIs = []*url.URL{u}
 	}
 	if !p.NoStatus {
-		c.addStatus(tbs, a)
+		a.status.addTo(tbs)
 	}
 	return tbs, nil
 }
 
-func (c *issuance) addStatus(tbs *x509.Certificate, a *authority) {
-	tbs.CRLDistributionPoints = []string{c.crlURL(a.ID)}
-	tbs.OCSPServer = []string{c.StatusURL + "/ocsp"}
-	tbs.IssuingCertificateURL = []string{c.issuerURL(a.ID)}
+func (s statusURLs) addTo(tbs *x509.Certificate) {
+	tbs.CRLDistributionPoints, tbs.OCSPServer, tbs.IssuingCertificateURL = s.crl, s.ocsp, s.issuer
 }
 
 // window is the validity of a certificate issued at now. It never starts before
