@@ -257,7 +257,7 @@ func otherStories() []story {
 		{"lists of ours", func(t *testing.T, w *world) {
 			w.exec(t, `UPDATE crl SET next_update = $1 WHERE issuer = 'issuing'`, store.Micros(w.Now().Add(-time.Minute)))
 			w.exec(t, `UPDATE crl SET this_update = $1, next_update = $2 WHERE issuer = 'root'`, store.Micros(w.Now().Add(-80*day)), store.Micros(w.Now().Add(20*day)))
-			w.exec(t, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries, der) VALUES ('issuing', 1, 0, 0, 0, 0, 0, $1)`, []byte{})
+			w.exec(t, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries) VALUES ('issuing', 1, 0, 0, 0, 0, 0)`)
 			w.exec(t, `UPDATE authority SET created_at = created_at - 7200000000 WHERE id = 'issuing'`)
 		}, []string{
 			"CRL_STALE_CHECK CRL_NEVER_PUBLISHED authority:issuing",

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"slices"
@@ -35,9 +34,9 @@ type copies struct {
 
 // sharedList is a copy of a list.
 type sharedList struct {
-	record  countersign.CRL // without DER
-	der     atomic.Pointer[[]byte]
-	readers int // under copies.mu
+	record  countersign.CRL         // without DER
+	content atomic.Pointer[content] // nil: it was dropped
+	readers int                     // under copies.mu
 }
 
 func (l *sharedList) name() listName { return listName{l.record.Issuer, l.record.Shard} }
@@ -47,11 +46,11 @@ func (l *sharedList) is(record *countersign.CRL) bool {
 }
 
 func (l *sharedList) ReadAt(p []byte, at int64) (int, error) {
-	der := l.der.Load()
-	if der == nil {
+	c := l.content.Load()
+	if c == nil {
 		return 0, errListDropped
 	}
-	return bytes.NewReader(*der).ReadAt(p, at)
+	return c.ReadAt(p, at)
 }
 
 // listReader reads a shared list. It has no WriteTo on purpose: one write of the
@@ -80,7 +79,7 @@ func (c *copies) held(name listName, number int64) *countersign.CRL {
 
 // open returns a reader of the list of that record, or of a newer one. The first that
 // needs a list loads it; the others wait for that.
-func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(context.Context, string, int) (*countersign.CRL, error)) (*countersign.CRL, io.ReadSeekCloser, error) {
+func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(context.Context, listName) (*signedList, error)) (*countersign.CRL, io.ReadSeekCloser, error) {
 	name := listName{record.Issuer, record.Shard}
 	for {
 		c.mu.Lock()
@@ -95,10 +94,10 @@ func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(co
 		}
 		c.mu.Unlock()
 		if wait == nil {
-			l, err := load(ctx, name.issuer, name.shard)
+			s, err := load(ctx, name)
 			c.mu.Lock()
 			if err == nil {
-				record = c.replace(l)
+				record = c.replace(&s.record, s.content)
 			}
 			close(c.loading[name])
 			delete(c.loading, name)
@@ -116,47 +115,69 @@ func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(co
 	}
 }
 
-// follow puts a list that was just published in the place of the copy before it, so
-// that it is not read from the database again. Where there is no copy, no client
-// fetched the list before.
-func (c *copies) follow(l *countersign.CRL) {
+// content returns what the current copy of a list consists of, nil if there is none.
+func (c *copies) content(name listName) *content {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if before := c.current[listName{l.Issuer, l.Shard}]; before != nil && before.record.Number < l.Number {
-		c.replace(l)
+	if l := c.current[name]; l != nil {
+		return l.content.Load()
+	}
+	return nil
+}
+
+// follow puts a list that was just published in the place of the copy before it, so
+// that neither the next download nor the next list reads it from the database.
+func (c *copies) follow(l *countersign.CRL, octets *content) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if before := c.current[listName{l.Issuer, l.Shard}]; before == nil || before.record.Number < l.Number {
+		c.replace(l, octets)
 	}
 }
 
 // replace makes a list the current copy and returns its record. The caller holds mu.
-func (c *copies) replace(l *countersign.CRL) *countersign.CRL {
+func (c *copies) replace(l *countersign.CRL, octets *content) *countersign.CRL {
 	next := &sharedList{record: *l}
-	next.record.DER, next.record.Size = nil, int64(len(l.DER))
-	next.der.Store(&l.DER)
-	if before := c.current[next.name()]; before != nil && before.readers > 0 {
+	next.record.DER = nil
+	next.content.Store(octets)
+	before := c.current[next.name()]
+	c.current[next.name()] = next
+	if before != nil && before.readers > 0 {
 		c.superseded = append(c.superseded, before)
 		c.trim()
 	}
-	c.current[next.name()] = next
 	return &next.record
 }
 
-// trim drops the oldest superseded lists while they are too large together. The last
-// one of each name stays.
+// trim drops the oldest superseded lists while what they have beside the current ones is
+// too large together. The last one of each name stays.
 func (c *copies) trim() {
-	total := int64(0)
+	counted := map[*byte]bool{}
+	for _, l := range c.current {
+		l.count(counted)
+	}
 	newest := map[listName]*sharedList{}
 	for _, l := range c.superseded {
-		total += l.record.Size
 		newest[l.name()] = l
 	}
-	c.superseded = slices.DeleteFunc(c.superseded, func(l *sharedList) bool {
-		if total <= maxSupersededOctets || newest[l.name()] == l {
-			return false
+	total := int64(0)
+	for _, l := range slices.Backward(c.superseded) { // what lists share counts for the newest of them
+		if total += l.count(counted); total > maxSupersededOctets && newest[l.name()] != l {
+			l.content.Store(nil)
 		}
-		total -= l.record.Size
-		l.der.Store(nil)
-		return true
-	})
+	}
+	c.superseded = slices.DeleteFunc(c.superseded, func(l *sharedList) bool { return l.content.Load() == nil })
+}
+
+// count returns how many octets of the list were not counted, and counts them.
+func (l *sharedList) count(counted map[*byte]bool) (octets int64) {
+	for _, part := range l.content.Load().parts() {
+		if len(part) > 0 && !counted[&part[0]] {
+			counted[&part[0]] = true
+			octets += int64(len(part))
+		}
+	}
+	return octets
 }
 
 // leave counts a reader out and drops a superseded list with its last one.

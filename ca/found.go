@@ -228,8 +228,7 @@ func (c *CA) RecordFounding(ctx context.Context, tx *store.Tx, f *Founding) erro
 		if err != nil {
 			return fmt.Errorf("record authority %s: %w", a.ID, err)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries, der) VALUES ($1, 0, 0, 0, 0, 0, 0, $2)`,
-			a.ID, []byte{})
+		_, err = tx.Exec(ctx, `INSERT INTO crl (issuer, shard, number, published, this_update, next_update, entries) VALUES ($1, 0, 0, 0, 0, 0, 0)`, a.ID)
 		if err != nil {
 			return fmt.Errorf("open the CRL of authority %s: %w", a.ID, err)
 		}

@@ -119,6 +119,9 @@ func (l *lifecycle) set(ctx context.Context, tx *store.Tx, cert *countersign.Cer
 		return moveError(cert, string(to))
 	}
 	if withdrawn(cert.State) != withdrawn(to) || to == countersign.CertRevoked {
+		if err := noteChange(ctx, tx, cert); err != nil {
+			return err
+		}
 		l.answers.forgetAfter(tx, cert.Ref())
 	}
 	*cert = next

@@ -92,16 +92,26 @@ func (p *lists) check(name listName, before lastList, record *countersign.CRL) e
 	return nil
 }
 
-// readList reads the published list of an authority: NotFound if there is none.
-func readList(ctx context.Context, r store.Reader, name listName, octets bool) (*countersign.CRL, error) {
-	column := `NULL`
-	if octets {
-		column = `der`
-	}
+// readList reads the record of the published list of an authority: NotFound if there is none.
+func readList(ctx context.Context, r store.Reader, name listName) (*countersign.CRL, error) {
+	return scanList(r.QueryRow(ctx, `SELECT `+listColumns+` FROM crl WHERE issuer = $1 AND shard = $2`, name.issuer, name.shard), name)
+}
+
+// readOctets is readList with all octets of the list but those of its chunks, whose ids it
+// returns.
+func readOctets(ctx context.Context, r store.Reader, name listName) (l *countersign.CRL, c *content, ids []int64, err error) {
+	c = &content{}
+	var manifest []byte
+	l, err = scanList(r.QueryRow(ctx, `SELECT `+listColumns+`, head, tail, chunks FROM crl WHERE issuer = $1 AND shard = $2`, name.issuer, name.shard), name, &c.head, &c.tail, &manifest)
+	return l, c, chunkIDs(manifest), err
+}
+
+const listColumns = `published, this_update, next_update, entries, size`
+
+func scanList(row store.Row, name listName, more ...any) (*countersign.CRL, error) {
 	l := &countersign.CRL{Issuer: name.issuer, Shard: name.shard}
 	var this, next int64
-	err := r.QueryRow(ctx, `SELECT published, this_update, next_update, entries, length(der), `+column+` FROM crl WHERE issuer = $1 AND shard = $2`, name.issuer, name.shard).
-		Scan(&l.Number, &this, &next, &l.Entries, &l.Size, &l.DER)
+	err := row.Scan(append([]any{&l.Number, &this, &next, &l.Entries, &l.Size}, more...)...)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && l.Number == 0 {
 		return nil, countersign.Errorf(countersign.NotFound, "there is no CRL %s/%d", name.issuer, name.shard)
 	}
@@ -112,25 +122,17 @@ func readList(ctx context.Context, r store.Reader, name listName, octets bool) (
 	return l, nil
 }
 
-// read reads a list and checks it against the newest one that is known, before.
-func (p *lists) read(ctx context.Context, name listName, octets bool) (l *countersign.CRL, before lastList, err error) {
-	before = p.last(name)
-	l, err = readList(ctx, p.DB, name, octets)
-	if err != nil && (countersign.CodeOf(err) != countersign.NotFound || before.number == 0) {
-		return nil, before, err
-	}
-	if err := p.check(name, before, l); err != nil {
-		return nil, before, err
-	}
-	return l, before, nil
-}
-
 // CRL reads the published list of an authority with its octets. Those who only need
 // to know which one it is call CRLRecord; doors open it with OpenCRL. It fails with
 // Unavailable while the database has an older list than was published before.
 func (p *lists) CRL(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
-	l, _, err := p.read(ctx, listName{issuer, shard}, true)
-	return l, err
+	s, err := p.signed(ctx, listName{issuer, shard})
+	if err != nil {
+		return nil, err
+	}
+	l := s.record
+	l.DER = s.content.bytes()
+	return &l, nil
 }
 
 // CRLRecord returns the record of the published list of an authority, without its
@@ -139,13 +141,18 @@ func (p *lists) CRL(ctx context.Context, issuer string, shard int) (*countersign
 // Unavailable where there is no copy of that.
 func (p *lists) CRLRecord(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	name := listName{issuer, shard}
-	l, before, err := p.read(ctx, name, false)
-	if errors.Is(err, errSetBack) {
+	before := p.last(name)
+	l, err := readList(ctx, p.DB, name)
+	if err != nil && (countersign.CodeOf(err) != countersign.NotFound || before.number == 0) {
+		return nil, err
+	}
+	if err := p.check(name, before, l); err != nil {
 		if held := p.copies.held(name, before.number); held != nil {
 			return held, nil
 		}
+		return nil, err
 	}
-	return l, err
+	return l, nil
 }
 
 // OpenCRL opens the published list of an authority and returns its record beside it.
@@ -157,7 +164,7 @@ func (p *lists) OpenCRL(ctx context.Context, issuer string, shard int) (*counter
 	if err != nil {
 		return nil, nil, err
 	}
-	return p.copies.open(ctx, record, p.CRL)
+	return p.copies.open(ctx, record, p.signed)
 }
 
 // ListRecords reads the records of all lists that the authorities publish, without
@@ -178,14 +185,17 @@ func ListRecords(ctx context.Context, r store.Reader) ([]countersign.CRL, error)
 // RecordedList reads a list as the database has it, which after a restore may be an
 // older one than was published; nil if none was.
 func RecordedList(ctx context.Context, r store.Reader, issuer string, shard int) (*x509.RevocationList, error) {
-	l, err := readList(ctx, r, listName{issuer, shard}, true)
+	_, c, ids, err := readOctets(ctx, r, listName{issuer, shard})
+	if err == nil {
+		err = c.readChunks(ctx, r, ids, nil)
+	}
 	if countersign.CodeOf(err) == countersign.NotFound {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	list, err := x509.ParseRevocationList(l.DER)
+	list, err := x509.ParseRevocationList(c.bytes())
 	if err != nil {
 		return nil, fmt.Errorf("parse CRL %s/%d: %w", issuer, shard, err)
 	}
@@ -204,63 +214,17 @@ func (p *lists) Due(ctx context.Context) (due []countersign.CRL, err error) {
 		return nil, err
 	}
 	for _, l := range list {
-		signed := l.ThisUpdate.Add(statusBackdate)
-		aged := l.Number == 0 || !p.Now().Before(signed.Add(l.NextUpdate.Sub(signed)/2))
-		if last := before[listName{l.Issuer, l.Shard}]; aged || last.setBack || l.Number < last.number {
+		if p.isDue(&l, before[listName{l.Issuer, l.Shard}]) {
 			due = append(due, l)
 		}
 	}
 	return due, nil
 }
 
-// Publish signs and records a new CRL. The number is taken first, so that two
-// nodes never sign the same one, and the one with the higher number stays. Where the
-// database was set back, the number is above those that were published before.
-func (p *lists) Publish(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
-	a, err := p.authority(issuer)
-	if err != nil {
-		return nil, err
-	}
-	l := &countersign.CRL{Issuer: issuer, Shard: shard}
-	if err := p.takeNumber(ctx, l); err != nil {
-		return nil, fmt.Errorf("number CRL %s/%d: %w", issuer, shard, err)
-	}
-	validity := p.CRLValidity
-	if a.Kind == countersign.RootAuthority {
-		validity = rootCRLValidity
-	}
-	now := p.Now().UTC().Truncate(time.Second)
-	l.ThisUpdate, l.NextUpdate = a.backdated(now), now.Add(validity)
-	entries, n, err := crlEntries(ctx, p.DB, l)
-	if err != nil {
-		return nil, err
-	}
-	l.Entries = n
-	signer, err := p.signerOf(a)
-	if err != nil {
-		return nil, err
-	}
-	if l.DER, err = encodeCRL(a, signer, l, entries); err != nil {
-		return nil, fmt.Errorf("sign CRL %s/%d: %w", issuer, shard, err)
-	}
-	if l.Size = int64(len(l.DER)); l.Size <= p.DB.Reserve().Left/reserveShare {
-		ctx = store.Emergency(ctx)
-	}
-	var rows int64 // none: another node published a newer list meanwhile
-	err = p.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		rows, err = tx.Exec(ctx, `UPDATE crl SET published = $3, this_update = $4, next_update = $5, entries = $6, der = $7
-			WHERE issuer = $1 AND shard = $2 AND published < $3`,
-			issuer, shard, l.Number, store.Micros(l.ThisUpdate), store.Micros(l.NextUpdate), l.Entries, l.DER)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("record CRL %s/%d: %w", issuer, shard, err)
-	}
-	if rows == 1 {
-		p.copies.follow(l)
-		return l, p.check(listName{issuer, shard}, lastList{}, l)
-	}
-	return l, nil
+func (p *lists) isDue(l *countersign.CRL, last lastList) bool {
+	signed := l.ThisUpdate.Add(statusBackdate)
+	aged := l.Number == 0 || !p.Now().Before(signed.Add(l.NextUpdate.Sub(signed)/2))
+	return aged || last.setBack || l.Number < last.number
 }
 
 func (p *lists) takeNumber(ctx context.Context, l *countersign.CRL) error {

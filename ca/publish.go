@@ -120,11 +120,11 @@ func (p *Publisher) publishAsked(ctx context.Context) {
 			return
 		}
 		begin := time.Now() //nolint:forbidigo // measures work, not the world's time
-		list, err := p.ca.Publish(ctx, s.issuer, 0)
+		list, fresh, err := p.ca.Refresh(ctx, s.issuer, 0)
 		rest := restFactor * time.Since(begin)
 		switch {
 		case err == nil:
-			p.published(s, asked, list)
+			p.shown(s, asked, list, fresh)
 		case ctx.Err() == nil:
 			p.log.ErrorContext(ctx, "crl not published", "authority", s.issuer, "error", countersign.Detail(err))
 			rest = retryAfter
@@ -146,19 +146,28 @@ func (p *Publisher) next() (s *listState, asked uint64) {
 	return nil, 0
 }
 
-func (p *Publisher) published(s *listState, asked uint64, list *countersign.CRL) {
+// shown notes that a list shows what was requested. fresh: this process published it for
+// that. Another node's list is announced to this one, which may have to load it too.
+func (p *Publisher) shown(s *listState, asked uint64, list *countersign.CRL, fresh bool) {
 	p.mu.Lock()
+	another := list.Number != s.number
 	s.shown, s.number = asked, list.Number
 	close(s.changed)
 	s.changed = make(chan struct{})
 	p.mu.Unlock()
-	p.events.Later(countersign.Event{
+	e := countersign.Event{
 		Type: countersign.CRLPublished, Actor: countersign.System, Cert: countersign.CertRef{Issuer: s.issuer},
 		Data: map[string]string{
 			"number": strconv.FormatInt(list.Number, 10), "entries": strconv.Itoa(list.Entries),
 			"next_update": list.NextUpdate.UTC().Format(time.RFC3339),
 		},
-	})
+	}
+	switch {
+	case fresh:
+		p.events.Later(e)
+	case another:
+		p.events.Announce(e)
+	}
 }
 
 // rest leaves one issuer's list alone for a while; those of others go on.

@@ -16,8 +16,8 @@ import (
 func (h *house) failOver(t *testing.T, l *countersign.CRL) {
 	t.Helper()
 	h.write(t, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE crl SET number = $1, published = $1, this_update = $2, next_update = $3, entries = $4, der = $5 WHERE issuer = 'issuing'`,
-			l.Number, store.Micros(l.ThisUpdate), store.Micros(l.NextUpdate), l.Entries, l.DER)
+		_, err := tx.Exec(ctx, `UPDATE crl SET number = $1, published = $1, this_update = $2, next_update = $3, entries = $4, size = $6, head = $5, tail = NULL, chunks = NULL WHERE issuer = 'issuing'`,
+			l.Number, store.Micros(l.ThisUpdate), store.Micros(l.NextUpdate), l.Entries, l.DER, len(l.DER))
 		return err
 	})
 }
