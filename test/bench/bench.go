@@ -29,11 +29,11 @@ type bench struct {
 	round      int
 	limitCA    *limitCA
 	baseline   *baseline
-	stepCA     *stepCA     // nil: it could not be built
-	theirs     []*enrollee // devices of step-ca
-	filled     *crew       // of the server with the filled database; nil: it is not filled yet
-	slowed     *crew       // of the server on a slow disk; nil: it does not run yet
-	onPostgres *onPostgres // nil: they do not run yet
+	stepCA     *stepCA            // nil: it could not be built
+	theirs     []*enrollee        // devices of step-ca
+	filled     map[string]*filled // by prefix, servers with a filled database
+	slowed     *crew              // of the server on a slow disk; nil: it does not run yet
+	onPostgres *onPostgres        // nil: they do not run yet
 }
 
 // keep adds a measurement to the report, unless it failed.
@@ -46,7 +46,7 @@ func (b *bench) keep(s sample, err error) error {
 
 // newBench builds and starts everything. What it returns with an error is to be closed too.
 func newBench(ctx context.Context, o options) (*bench, error) {
-	b := &bench{opts: o}
+	b := &bench{opts: o, filled: map[string]*filled{}}
 	dir, err := os.MkdirTemp("", "csbench") // short: the socket's path may have 107 octets
 	if err != nil {
 		return b, err
@@ -116,6 +116,9 @@ func (b *bench) peerProgram(ctx context.Context, s source) string {
 
 func (b *bench) close() error {
 	var errs []error
+	for _, f := range b.filled {
+		errs = append(errs, f.end())
+	}
 	if b.onPostgres != nil {
 		errs = append(errs, b.onPostgres.stop())
 	}

@@ -79,10 +79,10 @@ func TestRunMeasuresEverything(t *testing.T) {
 		}
 		t.Log("mosquitto is not installed: it is not compared")
 	}
-	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}, "full": {"full"}, "postgres": {"postgres"}, "slow": {"slow"}} {
+	for name, only := range map[string][]string{"all": nil, "scale": {"scale"}, "full": {"full"}, "full-postgres": {"full-postgres"}, "postgres": {"postgres"}, "slow": {"slow"}} {
 		t.Run(name, func(t *testing.T) {
 			switch name {
-			case "postgres":
+			case "postgres", "full-postgres":
 				if postgresPrograms() == "" {
 					kit.Missing(t, "PostgreSQL's programs are not installed: apt-get install postgresql")
 				}
@@ -125,6 +125,9 @@ func askedSubject(name string) string {
 	case "scale":
 		return "scale"
 	case "full", "empty":
+		if strings.HasPrefix(rest, postgresPrefix) {
+			return "full-postgres"
+		}
 		return "full"
 	case "fast", "slow":
 		return "slow"
@@ -372,11 +375,9 @@ func TestWorstSecondIsNotThatOfTheWholeRun(t *testing.T) {
 }
 
 // TestFilledDatabaseIsTheServersOwn holds what fill writes against the program: the log is
-// right, and the rows are those that were asked for.
+// right, the rows are those that were asked for, and devices enroll beside them.
 func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
-	size := filling{devices: 150, certificates: 180, revoked: 20, events: 5000}
-	ctx := t.Context()
-	b, err := newBench(ctx, options{size: tinySize(), rounds: 1, only: []string{"full"}, server: serverProgram(t)})
+	b, err := newBench(t.Context(), options{size: tinySize(), rounds: 1, only: []string{"full"}, server: serverProgram(t)})
 	defer func() {
 		if err := b.close(); err != nil {
 			t.Error(err)
@@ -385,21 +386,33 @@ func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.opts.size.fill = size
-	if err := b.fillDatabase(ctx); err != nil {
-		t.Fatal(err)
+	b.opts.size.fill = filling{devices: 150, certificates: 180, revoked: 20, events: 5000}
+	for _, on := range []fullOn{fullOnSQLite(), fullOnPostgres()} {
+		t.Run(on.what, func(t *testing.T) {
+			if on.postgres && postgresPrograms() == "" {
+				kit.Missing(t, "PostgreSQL's programs are not installed: apt-get install postgresql")
+			}
+			f, err := b.fillDatabase(t.Context(), on)
+			if err == nil {
+				err = f.start(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkFilled(t, f, b.opts.size.fill)
+		})
 	}
-	s := b.filled.server
-	if err := s.start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.stop() }()
-	v, err := s.admin.VerifyLog(ctx)
+}
+
+func checkFilled(t *testing.T, f *filled, size filling) {
+	t.Helper()
+	ctx, admin := t.Context(), f.server.admin
+	v, err := admin.VerifyLog(ctx)
 	if err != nil || !v.Intact || v.Events < int64(size.events) {
 		t.Errorf("the log of the filled database: got %+v, %v", v, err)
 	}
 	counts := map[string]int{}
-	for d, err := range s.admin.Devices(ctx, api.DeviceFilter{}) {
+	for d, err := range admin.Devices(ctx, api.DeviceFilter{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -407,7 +420,7 @@ func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
 			counts["devices"]++
 		}
 	}
-	for c, err := range s.admin.Certificates(ctx, api.CertificateFilter{}) {
+	for c, err := range admin.Certificates(ctx, api.CertificateFilter{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -415,11 +428,11 @@ func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
 			counts[c.State]++
 		}
 	}
-	want := map[string]int{"devices": 150, "active": 150, "superseded": 10, "revoked": 20}
+	want := map[string]int{"devices": size.devices, "active": size.devices, "superseded": size.certificates - size.devices - size.revoked, "revoked": size.revoked}
 	if diff := cmp.Diff(want, counts); diff != "" {
 		t.Errorf("rows (-want +got):\n%s", diff)
 	}
-	if _, err := b.filled.newcomers(ctx, 2, b.filled.token); err != nil {
+	if _, err := f.newcomers(ctx, 2, f.token); err != nil {
 		t.Errorf("a device enrolls at it: %v", err)
 	}
 }

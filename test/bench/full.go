@@ -10,6 +10,7 @@ import (
 	"iter"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/countersign-iot/countersign/api"
@@ -30,64 +31,94 @@ const (
 	maxCRL = 512 << 20
 )
 
+// fullOn is a database that is filled, with the prefixes of the names of what is measured on
+// it, and on the one beside it that is nearly empty.
+type fullOn struct {
+	prefix   string
+	empty    string
+	what     string
+	postgres bool
+}
+
+func fullOnSQLite() fullOn { return fullOn{fullPrefix, "empty_", "filled database", false} }
+
+func fullOnPostgres() fullOn {
+	return fullOn{fullPrefix + postgresPrefix, "empty_" + postgresPrefix, "filled PostgreSQL", true}
+}
+
 // full measures a server whose database holds a fleet: from its start to its first answer,
 // enrollment beside the empty one, and the lists.
 func (b *bench) full(ctx context.Context) error {
-	if b.filled == nil {
-		if err := b.fillDatabase(ctx); err != nil {
+	return b.fullAt(ctx, fullOnSQLite(), b.authority("", b.token))
+}
+
+// fullPostgres does the same on PostgreSQL.
+func (b *bench) fullPostgres(ctx context.Context) error {
+	if ok, err := b.servePostgres(ctx); !ok || err != nil {
+		return err
+	}
+	p := b.onPostgres
+	return b.fullAt(ctx, fullOnPostgres(), p.ours.authority("", p.ours.token))
+}
+
+func (b *bench) fullAt(ctx context.Context, on fullOn, empty authority) error {
+	f := b.filled[on.prefix]
+	if f == nil {
+		var err error
+		if f, err = b.fillDatabase(ctx, on); err != nil {
 			return err
 		}
 	}
-	s := b.filled.server
+	s := f.server
 	begin := now()
-	if err := s.start(ctx); err != nil {
+	if err := f.start(ctx); err != nil {
 		return err
 	}
 	started := time.Since(begin)
-	err := b.keep(alone(fullPrefix+"start", []time.Duration{started}), nil)
+	err := b.keep(alone(on.prefix+"start", []time.Duration{started}), nil)
 	if err == nil {
 		_, err = s.rested(ctx, b.opts.size.rest) // what a start leaves to be done is not what follows costs
 	}
 	if err == nil {
-		err = b.onFull(ctx)
+		empty.prefix = on.empty
+		err = b.onFull(ctx, on, f, empty)
 	}
 	return errors.Join(err, s.stop())
 }
 
-func (b *bench) onFull(ctx context.Context) error {
-	pair := []authority{b.authority("empty_", b.token), b.filled.authority(fullPrefix, b.filled.token)}
+func (b *bench) onFull(ctx context.Context, on fullOn, f *filled, empty authority) error {
 	var fresh []*enrollee
 	for _, e := range keptEnrollments() {
-		for _, a := range ordered(b.round, pair) {
+		for _, a := range ordered(b.round, []authority{empty, f.authority(on.prefix, f.token)}) {
 			devices, err := b.enrollAt(ctx, &a, e)
 			if err != nil {
 				return err
 			}
-			if a.prefix == fullPrefix {
+			if a.prefix == on.prefix {
 				fresh = devices
 			}
 		}
 	}
-	if err := b.keep(b.filled.revokes(ctx, fresh[:min(revocations, len(fresh))])); err != nil {
+	if err := b.keep(f.revokes(ctx, on.prefix+"revoke_to_crl", fresh[:min(revocations, len(fresh))])); err != nil {
 		return err
 	}
 	for _, l := range fullLists() {
 		var took []time.Duration
 		for range pages {
 			t := now()
-			if err := l.read(ctx, b.filled.server.admin); err != nil {
+			if err := l.read(ctx, f.server.admin); err != nil {
 				return fmt.Errorf("list %s: %w", l.name, err)
 			}
 			took = append(took, time.Since(t))
 		}
-		b.report.add(alone(fullPrefix+l.name, took))
+		b.report.add(alone(on.prefix+l.name, took))
 	}
 	return nil
 }
 
 // revokes measures from the request to revoke a device until the CRL that relying parties
 // load has its certificate.
-func (c *crew) revokes(ctx context.Context, devices []*enrollee) (sample, error) {
+func (c *crew) revokes(ctx context.Context, name string, devices []*enrollee) (sample, error) {
 	client := &http.Client{Timeout: opTimeout}
 	defer client.CloseIdleConnections()
 	var took []time.Duration
@@ -110,17 +141,17 @@ func (c *crew) revokes(ctx context.Context, devices []*enrollee) (sample, error)
 		}
 		took = append(took, time.Since(begin)-crlEvery)
 	}
-	return alone(fullPrefix+"revoke_to_crl", took), nil
+	return alone(name, took), nil
 }
 
 // isListed reports whether the CRL has a certificate. It looks for the octets of the serial,
 // which are random, as parsing a million entries takes longer than what is measured.
 func isListed(ctx context.Context, client *http.Client, cert *x509.Certificate) (listed bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cert.CRLDistributionPoints[0], nil) //nolint:gosec // our own server wrote the address
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cert.CRLDistributionPoints[0], nil) //nolint:gosec // our own server wrote it
 	if err != nil {
 		return false, err
 	}
-	res, err := client.Do(req)
+	res, err := client.Do(req) //nolint:gosec // as above
 	if err != nil {
 		return false, err
 	}
@@ -183,33 +214,78 @@ func firstPage[T any](all iter.Seq2[T, error]) error {
 	return nil
 }
 
+// filled is a server with a filled database.
+type filled struct {
+	crew
+	database *database // nil: SQLite
+}
+
+// start starts the server; the CPU of its database counts.
+func (f *filled) start(ctx context.Context) error {
+	err := f.server.start(ctx)
+	if err == nil && f.database != nil {
+		f.server.beside = f.database.process
+	}
+	return err
+}
+
+// end stops what runs.
+func (f *filled) end() error {
+	var errs []error
+	if f.server.process != nil {
+		errs = append(errs, f.server.stop())
+	}
+	if f.database != nil {
+		errs = append(errs, f.database.stop())
+	}
+	return errors.Join(errs...)
+}
+
+// open opens the database of the server, which does not run.
+func (f *filled) open(ctx context.Context) (*store.DB, error) {
+	address := "sqlite:" + filepath.Join(f.server.data, "countersign.db")
+	if f.database != nil {
+		address = f.database.url
+	}
+	return store.Open(ctx, store.Options{URL: address, Now: now, Existing: true})
+}
+
 // fillDatabase makes the server that is measured by it, and its database.
-func (b *bench) fillDatabase(ctx context.Context) error {
-	if err := b.opts.size.fill.check(); err != nil {
-		return err
+func (b *bench) fillDatabase(ctx context.Context, on fullOn) (_ *filled, err error) {
+	size := b.opts.size.fill
+	if err := size.check(); err != nil {
+		return nil, err
 	}
-	c := &crew{server: &server{program: b.server.program, data: filepath.Join(b.dir, "f"), quiet: b.opts.size.quiet}}
-	if err := c.server.start(ctx); err != nil {
-		return err
+	f := &filled{}
+	f.server = &server{program: b.server.program, data: filepath.Join(b.dir, "f"+strconv.Itoa(len(b.filled))), quiet: b.opts.size.quiet}
+	if on.postgres {
+		if f.database, err = startPostgres(ctx, b.opts.size.quiet); err != nil {
+			return nil, err
+		}
+		f.server.database = f.database.url
 	}
-	first, err := c.firstDevice(ctx, b.limitCA)
-	if err := errors.Join(err, c.server.stop()); err != nil {
-		return err
+	b.filled[on.prefix] = f
+	if err := f.start(ctx); err != nil {
+		return nil, err
+	}
+	first, err := f.firstDevice(ctx, b.limitCA)
+	if err := errors.Join(err, f.server.stop()); err != nil {
+		return nil, err
 	}
 	begin := now()
-	file := filepath.Join(c.server.data, "countersign.db")
-	db, err := store.Open(ctx, store.Options{URL: "sqlite:" + file, Now: now, Existing: true})
+	db, err := f.open(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	size := b.opts.size.fill
 	if err := errors.Join(fill(ctx, db, size, first.id), db.Close()); err != nil {
-		return err
+		return nil, err
 	}
-	b.report.note("the filled database has %d devices, %d certificates, %d of them revoked, and %d events; filled in %v",
-		size.devices, size.certificates, size.revoked, size.events, time.Since(begin).Round(time.Second))
-	b.filled = c
-	return nil
+	b.report.note("the %s has %d devices, %d certificates, %d of them revoked, and %d events; it took %v to fill",
+		on.what, size.devices, size.certificates, size.revoked, size.events, time.Since(begin).Round(time.Second))
+	if f.database == nil {
+		return f, nil
+	}
+	return f, f.database.analyze(ctx)
 }
 
 // firstDevice enrolls a device and connects it.

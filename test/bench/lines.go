@@ -47,23 +47,26 @@ func (b besides) of(name string) []line {
 // lines are those of the report in order: ours and, below them, those of the peers.
 func lines() []line {
 	var all []line
-	for _, l := range slices.Concat(ownLines(), fullLines(), otherLines()) {
+	for _, l := range slices.Concat(ownLines(), fullLines(fullOnSQLite()), fullLines(fullOnPostgres()), otherLines()) {
 		all = append(append(all, l), l.peers.of(l.name)...)
 	}
 	return all
 }
 
 // fullLines are those about a filled database.
-func fullLines() []line {
-	all := []line{{name: fullPrefix + "start", what: "filled database: start to serving"}}
+func fullLines(on fullOn) []line {
+	all := []line{{name: on.prefix + "start", what: on.what + ": start to serving"}}
 	for _, e := range keptEnrollments() {
 		what := fmt.Sprintf("enroll, %d kept connections, ", e.kept)
-		all = append(all, line{name: "empty_" + e.name, what: what + "beside"}, line{name: fullPrefix + e.name, what: what + "filled database"})
+		all = append(all, line{name: on.empty + e.name, what: what + "beside"}, line{name: on.prefix + e.name, what: what + on.what})
 	}
-	all = append(all, line{name: "empty_memory_under_load", what: "memory of the server after that, beside"}, line{name: fullPrefix + "memory_under_load", what: "memory of the server after that, filled database"})
-	all = append(all, line{name: fullPrefix + "revoke_to_crl", what: "revoke: request to published CRL, filled database"})
+	if !on.postgres {
+		what := "memory of the server after that, "
+		all = append(all, line{name: on.empty + "memory_under_load", what: what + "beside"}, line{name: on.prefix + "memory_under_load", what: what + on.what})
+	}
+	all = append(all, line{name: on.prefix + "revoke_to_crl", what: "revoke: request to published CRL, " + on.what})
 	for _, l := range fullLists() {
-		all = append(all, line{name: fullPrefix + l.name, what: "list: " + l.what})
+		all = append(all, line{name: on.prefix + l.name, what: "list: " + l.what + ", " + on.what})
 	}
 	return all
 }

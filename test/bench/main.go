@@ -136,6 +136,7 @@ func subjects() []subject {
 		{name: "fanout", measure: (*bench).fanout},
 		{name: "scale", measure: (*bench).scale, asked: true},
 		{name: "full", measure: (*bench).full, asked: true},
+		{name: "full-postgres", measure: (*bench).fullPostgres, asked: true},
 		{name: "postgres", measure: (*bench).postgres, asked: true},
 		{name: "slow", measure: (*bench).slow, asked: true},
 	}

@@ -99,6 +99,17 @@ func (d *database) answers(ctx context.Context) bool {
 	return err == nil && conn.Close(ctx) == nil
 }
 
+// analyze does after a fill what the database does by itself within minutes, so that it does
+// not do it while something is measured.
+func (d *database) analyze(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, d.url)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, "VACUUM ANALYZE")
+	return errors.Join(err, conn.Close(ctx))
+}
+
 // stop ends it and removes its folder. Its clients have ended before.
 func (d *database) stop() error { return errors.Join(d.process.stop(), os.RemoveAll(d.dir)) } //nolint:gosec // made above
 
@@ -127,17 +138,24 @@ type onPostgres struct {
 	databases []*database
 }
 
-// postgres measures enrollment with PostgreSQL, whose CPU counts.
-func (b *bench) postgres(ctx context.Context) error {
+// servePostgres starts our server and step-ca on PostgreSQL if they do not run yet. It
+// reports false where PostgreSQL is not installed.
+func (b *bench) servePostgres(ctx context.Context) (ok bool, err error) {
 	if postgresPrograms() == "" {
 		b.report.note("PostgreSQL is not installed and was not measured")
-		return nil
+		return false, nil
 	}
 	if b.onPostgres == nil {
 		b.onPostgres = &onPostgres{}
-		if err := b.onPostgres.start(ctx, b); err != nil {
-			return err
-		}
+		err = b.onPostgres.start(ctx, b)
+	}
+	return err == nil, err
+}
+
+// postgres measures enrollment with PostgreSQL, whose CPU counts.
+func (b *bench) postgres(ctx context.Context) error {
+	if ok, err := b.servePostgres(ctx); !ok || err != nil {
+		return err
 	}
 	p := b.onPostgres
 	all := []authority{p.ours.authority(postgresPrefix, p.ours.token)}

@@ -108,13 +108,13 @@ func (s *stepCA) configure(dir, addr string, ca *limitCA, db stepDB) (string, er
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // our own folder
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
 	return file("ca.json"), errors.Join(
-		os.WriteFile(file("root.crt"), pemText("CERTIFICATE", ca.root.Raw), 0o600),    //nolint:gosec // as above
-		os.WriteFile(file("issuing.crt"), pemText("CERTIFICATE", ca.cert.Raw), 0o600), //nolint:gosec // as above
-		os.WriteFile(file("issuing.key"), pemText("PRIVATE KEY", caKey), 0o600),       //nolint:gosec // as above
+		os.WriteFile(file("root.crt"), pemText("CERTIFICATE", ca.root.Raw), 0o600),
+		os.WriteFile(file("issuing.crt"), pemText("CERTIFICATE", ca.cert.Raw), 0o600),
+		os.WriteFile(file("issuing.key"), pemText("PRIVATE KEY", caKey), 0o600),
 		os.WriteFile(file("ca.json"), config, 0o600),
 	)
 }
