@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	countersign "github.com/countersign-iot/countersign"
 	"github.com/countersign-iot/countersign/broker"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
@@ -18,15 +19,16 @@ import (
 
 const stormTime = 5 * time.Second
 
-// stormy does what devices may do, in no order, on one of a few client identifiers.
-func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time) {
+// stormy does what devices may do, in no order, on one of a few client identifiers. unit is
+// that of what their sessions are kept for.
+func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time, unit time.Duration) {
 	id := fmt.Sprint("c", n%30) // some take over from one another
 	device := fmt.Sprint("d", n%20)
 	topic := func() string { return fmt.Sprintf("t/%d/%d", r.IntN(3), r.IntN(3)) }
 	for time.Now().Before(until) {
 		h := broker.Hello{ClientID: id, Device: device, Clean: r.IntN(4) == 0, Kept: r.IntN(3), ReceiveMax: uint16(r.IntN(8))}
 		if r.IntN(2) == 0 {
-			h.Expiry = time.Duration(r.IntN(3)) * time.Second
+			h.Expiry = time.Duration(r.IntN(3)) * unit
 		}
 		if r.IntN(2) == 0 {
 			h.Will = &broker.Will{
@@ -36,6 +38,10 @@ func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time
 		}
 		c := &client{t: t, b: b, room: -1, changed: make(chan struct{}, 1), hold: true}
 		conn, _, err := b.Connect(t.Context(), h, c)
+		if countersign.CodeOf(err) == countersign.Unavailable { // the database is away
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		if err != nil {
 			t.Error(err)
 			return
@@ -50,7 +56,7 @@ func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time
 		conn.Flush()
 		var expiry *time.Duration
 		if r.IntN(3) == 0 {
-			expiry = new(time.Duration(r.IntN(2)) * time.Second)
+			expiry = new(time.Duration(r.IntN(2)) * unit)
 		}
 		conn.Close(r.IntN(2) == 0, expiry)
 		if r.IntN(10) == 0 {
@@ -114,7 +120,7 @@ func TestStorm(t *testing.T) {
 	var wg sync.WaitGroup
 	until := time.Now().Add(stormTime)
 	for n := range 50 {
-		wg.Go(func() { stormy(t, b, rand.New(rand.NewPCG(1, uint64(n))), n, until) })
+		wg.Go(func() { stormy(t, b, rand.New(rand.NewPCG(1, uint64(n))), n, until, time.Second) })
 	}
 	wg.Wait()
 	for n := range 20 {
@@ -129,6 +135,51 @@ func TestStorm(t *testing.T) {
 			t.Fatalf("goroutines: got %d, want %d", runtime.NumGoroutine(), before)
 		}
 	}
+}
+
+// TestStormOverOutages has the database refuse what clients do again and again. Afterwards
+// the record has what the core has, and both lose it with its devices.
+func TestStormOverOutages(t *testing.T) {
+	b, db, proxy := proxied(t)
+	var wg sync.WaitGroup
+	const outages = 4
+	until := time.Now().Add(outages * time.Second)
+	for n := range 30 {
+		wg.Go(func() { stormy(t, b, rand.New(rand.NewPCG(rand.Uint64(), uint64(n))), n, until, time.Hour) })
+	}
+	for n := range outages {
+		time.Sleep(300 * time.Millisecond)
+		proxy.LoseCommit("t/1/1")
+		proxy.DropCommit("t/2/2")
+		if n%2 == 0 {
+			proxy.LoseCommitAndCut("t/0/0")
+		}
+		time.Sleep(100 * time.Millisecond)
+		[]func(){proxy.RefuseWrites, proxy.Cut, proxy.Hang}[n%3]()
+		ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+		_, _ = b.Purge(ctx, fmt.Sprint("d", n), countersign.Stored{Queued: true, Retained: true})
+		<-ctx.Done()
+		cancel()
+		proxy.Heal()
+	}
+	wg.Wait()
+	time.Sleep(4 * time.Second) // wills, and what is tried again
+	want := total(t, b)
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	again := open(t, db, broker.Limits{})
+	defer func() { _ = again.Close(context.Background()) }()
+	if got := total(t, again); got != want {
+		t.Errorf("on record:\n got %+v\nwant %+v, what the core had", got, want)
+	}
+	if want.Kept == 0 || want.Queued == 0 || want.Retained == 0 {
+		t.Errorf("got %+v, which shows nothing", want)
+	}
+	for n := range 20 {
+		purge(t, again, db, fmt.Sprint("d", n))
+	}
+	empty(t, again, db)
 }
 
 // history is a publisher that publishes a message again, under the same identifier,
