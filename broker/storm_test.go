@@ -241,52 +241,100 @@ func (c *client) answer(ctx context.Context, want string) bool {
 
 // TestACrashLosesNothingAcknowledged stops all writing at some moment and goes on with
 // what the record has: again and again. What was acknowledged arrives in order; of QoS 2
-// once, whatever comes again.
+// once, whatever comes again; and what comes again says so.
 func TestACrashLosesNothingAcknowledged(t *testing.T) {
-	url := storetest.SQLiteURL(t)
+	t.Run("sqlite", func(t *testing.T) {
+		crashes(t, storetest.SQLiteURL(t), 12, func(l *life) {
+			time.Sleep(time.Duration(50+rand.IntN(100)) * time.Millisecond)
+			l.crash()
+		})
+	})
+	// The database takes nothing for a while before. The subscriber comes back to a queue
+	// that can be read then.
+	t.Run("postgres", func(t *testing.T) {
+		proxy := storetest.NewProxy(t, storetest.PostgresURL(t))
+		crashes(t, proxy.URL(), 8, func(l *life) {
+			pause := func(most int) { time.Sleep(time.Duration(rand.IntN(most)) * time.Millisecond) }
+			pause(200)
+			if rand.IntN(4) > 0 {
+				l.leave()
+				pause(200)
+				proxy.RefuseWrites()
+				pause(50)
+				l.come()
+			} else {
+				proxy.Cut()
+			}
+			pause(1000)
+			if rand.IntN(2) == 0 {
+				proxy.Heal()
+				pause(1500) // what failed is tried again after a second
+			}
+			l.crash()
+			proxy.Heal()
+		})
+	})
+}
+
+// life is that of a core and its subscriber until a crash.
+type life struct {
+	leave, come func() // the subscriber's
+	crash       func() // nothing is written from then on
+}
+
+// crashes opens a core again and again, each time for a life that ends with disturb.
+func crashes(t *testing.T, url string, lives int, disturb func(l *life)) {
 	p := &history{}
-	got := map[byte][]string{}
-	completed := map[uint16]string{} // QoS 2: received and not released, by identifier
-	const lives = 12
-	for life := range lives {
+	all := receiver{got: map[byte][]string{}, known: map[uint16]string{}, seen: map[string]bool{}}
+	for n := range lives {
 		db, err := store.Open(t.Context(), store.Options{URL: url, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		b := open(t, db, broker.Limits{Queued: 1 << 20, QueuedOctets: 1 << 30})
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &receiver{got: got, known: completed}
-		conn, _, err := b.Connect(ctx, kept("s"), s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.start(conn)
-		if life == 0 {
-			conn.Subscribe(ctx, []broker.Subscription{filter("x/+", 2)})
-		}
-		conn.Start()
-		var wg sync.WaitGroup
-		if life < lives-1 {
-			for _, qos := range []byte{1, 2} {
-				wg.Go(func() { p.run(ctx, b, qos, t) })
+		var s *receiver
+		connect := func() {
+			s = &receiver{t: t, got: all.got, known: all.known, seen: all.seen}
+			conn, _, err := b.Connect(ctx, kept("s"), s)
+			if err != nil {
+				t.Fatal(err)
 			}
-			time.Sleep(time.Duration(50+rand.IntN(100)) * time.Millisecond)
+			s.start(conn)
+		}
+		connect()
+		if n == 0 {
+			s.conn.Subscribe(ctx, []broker.Subscription{filter("x/+", 2)})
+		}
+		s.conn.Start()
+		var wg sync.WaitGroup
+		if n < lives-1 {
+			for _, qos := range []byte{1, 2} {
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						p.run(ctx, b, qos, t)
+					}
+				})
+			}
+			disturb(&life{
+				leave: func() { s.conn.Close(false, nil); s.stop() },
+				come:  func() { connect(); s.conn.Start() },
+				crash: func() { s.stop(); _ = db.Close() },
+			})
 		} else {
 			(&client{t: t, changed: make(chan struct{}, 1)}).until("an empty queue", func() bool { return queued(t, b) == 0 })
 		}
-		if err := db.Close(); err != nil { // from now on nothing is written
-			t.Fatal(err)
-		}
+		s.stop() // what is sent from now on is sent by no process
+		_ = db.Close()
 		cancel()
 		wg.Wait()
-		if err := b.Close(t.Context()); err == nil && life == 0 {
+		if err := b.Close(t.Context()); err == nil && n == 0 {
 			t.Log("nothing was on its way")
 		}
-		s.stop()
 	}
 	for _, qos := range []byte{1, 2} {
 		next := 1
-		for _, text := range got[qos] {
+		for _, text := range all.got[qos] {
 			var n int
 			if _, err := fmt.Sscan(text, &n); err != nil {
 				t.Fatal(err)
@@ -306,27 +354,40 @@ func TestACrashLosesNothingAcknowledged(t *testing.T) {
 
 // receiver is a client that remembers the identifiers of QoS 2 over its connections.
 type receiver struct {
+	t     *testing.T
 	got   map[byte][]string
 	known map[uint16]string
+	seen  map[string]bool // each message with its identifier
 	work  chan func()
-	done  chan struct{}
+	stop  func()
+	quit  chan struct{}
 	conn  *broker.Conn
 }
 
 func (s *receiver) start(conn *broker.Conn) {
-	s.conn, s.work, s.done = conn, make(chan func(), 1<<16), make(chan struct{})
+	s.conn, s.work, s.quit = conn, make(chan func(), 1<<16), make(chan struct{})
+	done := make(chan struct{})
+	s.stop = sync.OnceFunc(func() { close(s.quit); <-done })
 	go func() {
-		defer close(s.done)
-		for f := range s.work {
-			f()
+		defer close(done)
+		for {
+			select {
+			case <-s.quit:
+				return
+			case f := <-s.work:
+				f()
+			}
 		}
 	}()
 }
 
-func (s *receiver) stop() { close(s.work); <-s.done }
-
 func (s *receiver) Deliver(d broker.Delivery) broker.Outcome {
 	s.work <- func() {
+		one := fmt.Sprint(d.ID, d.Topic, string(d.Payload))
+		if s.seen[one] && !d.Dup {
+			s.t.Errorf("message %s of %s came again under the identifier %d without DUP", d.Payload, d.Topic, d.ID)
+		}
+		s.seen[one] = true
 		if _, twice := s.known[d.ID]; d.QoS == 1 || !twice {
 			s.got[d.QoS] = append(s.got[d.QoS], string(d.Payload))
 		}
