@@ -246,7 +246,7 @@ func TestDecideKnowsCertificateToTheBit(t *testing.T) {
 		}
 		c.Peer = []*x509.Certificate{unknown, ours}
 		if got := desk(t, db).Decide(t.Context(), c); got.Allow {
-			t.Error("let in on a certificate whose key nobody proved")
+			t.Error("admitted by a certificate without proof of its key")
 		}
 	})
 }

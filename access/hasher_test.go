@@ -57,7 +57,7 @@ func TestFloodOfPasswordsIsBounded(t *testing.T) {
 	stop()
 	wg.Wait()
 	if in == 0 {
-		t.Error("the attacked device did not come in once")
+		t.Error("the attacked device was never admitted")
 	}
 	if codes[countersign.BadCredential] == 0 || codes[countersign.Unavailable] == 0 {
 		t.Errorf("got %v, want wrong ones and some that had no place", codes)

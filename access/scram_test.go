@@ -144,7 +144,7 @@ func TestSCRAMLetsItsDeviceIn(t *testing.T) {
 		x, err = d.tryScram(t, "pump-9", string(first))
 		c.Exchange, c.Username = x, "pump-9"
 		if d.wantOut(t, "nobody", c, countersign.BadCredential); countersign.CodeOf(err) != countersign.BadCredential {
-			t.Errorf("nobody: got %v", err)
+			t.Errorf("unknown name: got %v", err)
 		}
 	})
 }

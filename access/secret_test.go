@@ -188,7 +188,7 @@ func TestMadeSecretIsLongAndRecognized(t *testing.T) {
 		t.Fatal(err)
 	}
 	if bytes.Contains(verifier, raw) || bytes.Contains(verifier, text) || bytes.Contains(scram, raw) || len(verifier) != sha256.Size {
-		t.Error("the record tells the secret")
+		t.Error("the record contains the secret")
 	}
 }
 

@@ -223,7 +223,7 @@ func FuzzToken(f *testing.F) {
 	tokens := &access.Tokens{Now: func() time.Time { return start }, Key: []byte(strings.Repeat("k", 32))}
 	f.Fuzz(func(t *testing.T, text string) {
 		if _, err := tokens.Verify(t.Context(), text); err == nil {
-			t.Fatalf("%q is taken for a token", text)
+			t.Fatalf("%q is accepted as a token", text)
 		}
 	})
 }

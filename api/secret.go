@@ -7,7 +7,7 @@ type Secret struct {
 	ID        string    `json:"id"`
 	Device    string    `json:"device"`
 	Slot      string    `json:"slot" enum:"primary,secondary"`
-	Kind      string    `json:"kind" enum:"secret,password" doc:"secret: made by the server; password: brought along."`
+	Kind      string    `json:"kind" enum:"secret,password" doc:"secret: made by the server; password: chosen by a person."`
 	SCRAM     bool      `json:"scram,omitempty" doc:"It can be used without being sent, with SCRAM-SHA-256."`
 	State     string    `json:"state" enum:"active,stopped"`
 	Reason    string    `json:"reason,omitempty" doc:"Why it was stopped."`
@@ -20,7 +20,7 @@ type Secret struct {
 // NewSecret asks for a Secret.
 type NewSecret struct {
 	Slot       string `json:"slot,omitempty" enum:"primary,secondary" doc:"Default: primary. It must be free."`
-	Secret     []byte `json:"secret,omitempty" doc:"One that is brought along, in base64: 8 to 65535 octets. Absent: the server makes one."`
+	Secret     []byte `json:"secret,omitempty" doc:"A chosen password, in base64: 8 to 65535 octets. Absent: the server makes one."`
 	Binary     bool   `json:"binary,omitempty" doc:"The one that the server makes is 32 raw octets and not text."`
 	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"60" maximum:"315360000" doc:"Absent: it does not end by itself."`
 }
@@ -39,7 +39,7 @@ type ChangeSecret struct {
 // IssuedSecret is a Secret with the secret itself, which is not shown again.
 type IssuedSecret struct {
 	Secret
-	Text   string `json:"text,omitempty" doc:"The secret; absent if it was brought along or is binary."`
+	Text   string `json:"text,omitempty" doc:"The secret; absent if it is a chosen password or binary."`
 	Octets []byte `json:"octets,omitempty" doc:"The secret in base64, if it is binary."`
 }
 

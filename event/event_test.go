@@ -336,7 +336,7 @@ func TestSubscribersHearAfterCommitOnly(t *testing.T) {
 		var h heard
 		l.Subscribe(func(e countersign.Event) {
 			if len(all(t, l, event.Filter{})) == 0 {
-				t.Error("a subscriber heard of an event that cannot be read yet")
+				t.Error("a subscriber received an event that cannot be read yet")
 			}
 			h.hear(e)
 		})
@@ -355,7 +355,7 @@ func TestSubscribersHearAfterCommitOnly(t *testing.T) {
 				return err
 			}
 			if h.count("kept") != 0 {
-				t.Error("a subscriber heard before the commit")
+				t.Error("a subscriber was called before the commit")
 			}
 			return nil
 		})
@@ -363,7 +363,7 @@ func TestSubscribersHearAfterCommitOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		if h.count("kept") != 1 || h.count("rolled back") != 0 {
-			t.Errorf("heard %d of the kept event and %d of the other, want 1 and 0", h.count("kept"), h.count("rolled back"))
+			t.Errorf("received %d of the kept event and %d of the other, want 1 and 0", h.count("kept"), h.count("rolled back"))
 		}
 	})
 }
@@ -389,7 +389,7 @@ func TestNoticesReachOtherNodesOnce(t *testing.T) {
 	)
 	eventually(t, "the last notice", func() bool { return other.count("last") == 1 })
 	if other.count("stolen") != 1 || other.count("nobody's business") != 0 || other.count("") != 1 {
-		t.Errorf("the other node heard %+v", other.events)
+		t.Errorf("the other node received %+v", other.events)
 	}
 	if d := cmp.Diff("pump-2", other.events[1].Device); d != "" {
 		t.Errorf("a long notice (-want +got):\n%s", d)
@@ -397,7 +397,7 @@ func TestNoticesReachOtherNodesOnce(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // time for a second copy to arrive
 	for _, reason := range []string{"stolen", long, "nobody's business", "last"} {
 		if got := own.count(reason); got != 1 {
-			t.Errorf("the own node heard %.20q %d times, want once", reason, got)
+			t.Errorf("the own node received %.20q %d times, want once", reason, got)
 		}
 	}
 }
@@ -413,7 +413,7 @@ func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 	stop := running(t, there)
 	eventually(t, "Live", there.Live)
 	if h.count("long ago") != 0 {
-		t.Error("told of what happened long before the start")
+		t.Error("received an event from before the start")
 	}
 	err := here.DB.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		// A node that reads the missed events must wait for this transaction.
@@ -438,7 +438,7 @@ func TestMissedNoticesAreMadeUpFor(t *testing.T) {
 	}
 	eventually(t, "Live again", there.Live)
 	if got := h.count("missed"); got != 1 {
-		t.Errorf("told of the missed event %d times before Live, want once", got)
+		t.Errorf("received the missed event %d times before Live, want once", got)
 	}
 	stop()
 	if there.Live() {
@@ -617,7 +617,7 @@ func TestOwnEventIsActedOnThoughItsCommitGotNoAnswer(t *testing.T) {
 
 func TestSQLiteIsAlwaysLive(t *testing.T) {
 	if !newLog(storetest.Open(t)).Live() {
-		t.Error("the only node does not hear of what it does itself")
+		t.Error("the only node does not receive its own events")
 	}
 }
 

@@ -73,8 +73,8 @@ func (l *Log) List(ctx context.Context, f Filter) (list []countersign.Event, nex
 		q.And("id > ?", max(f.After, from-1))
 	}
 	q.If(f.Device != "", "device = ? AND device <> ''", f.Device) // the second lets the partial index serve
-	// In an expression beside a device, because SQLite would take the index of the type
-	// otherwise, which has more events than a device.
+	// With a device, the type is compared in an expression. Otherwise SQLite would use the
+	// index of types, and a type has more events than a device.
 	q.If(f.Type != "" && f.Device == "", "type = ?", string(f.Type))
 	q.If(f.Type != "" && f.Device != "", "type || '' = ?", string(f.Type))
 	q.If(!f.Since.IsZero(), "at >= ?", store.Micros(f.Since))

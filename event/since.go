@@ -36,8 +36,8 @@ func (b blockTimes) save(ctx context.Context, tx *store.Tx) error {
 	return nil
 }
 
-// firstSince returns an id that no event before has which happened at a time or later. It
-// is at most blockIDs before the first such event, or the first one that is not sealed.
+// firstSince returns an id before which no event happened at since or later. It is at most
+// blockIDs lower than the id of the first such event, or of the first unsealed event.
 func firstSince(ctx context.Context, r store.Reader, since time.Time) (id int64, err error) {
 	var block, unsealed, end int64
 	err = r.QueryRow(ctx, `SELECT COALESCE((SELECT block FROM event_time WHERE newest >= $1 ORDER BY block LIMIT 1), -1),

@@ -209,7 +209,7 @@ func TestAttackerCannotLockADeviceOut(t *testing.T) {
 	l.Succeed("pump-7")
 	o := l.Count(t.Context(), lockout.Failure{Addr: addr(1 << 20), Device: "pump-7"})
 	if o.DeviceFailures != 1 {
-		t.Errorf("after the device came in: got %d failures in its name, want 1", o.DeviceFailures)
+		t.Errorf("after the device was admitted: got %d failures in its name, want 1", o.DeviceFailures)
 	}
 }
 

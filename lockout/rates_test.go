@@ -26,7 +26,7 @@ func TestRatesAreBoundedInMemoryAndWork(t *testing.T) {
 		t.Error("a key that used its rate up has it back after a flood of others")
 	}
 	if r.Take(3*maxRates, 60, 20, now) {
-		t.Error("a new key was let in where none is at rest")
+		t.Error("a new key was accepted although all are in use")
 	}
 	if full := quickest(func() { r.Take(3*maxRates, 60, 20, now) }); full > 50*empty {
 		t.Errorf("100 calls take %s while all are in use, %s before: all that is kept was looked at", full, empty)

@@ -139,7 +139,7 @@ func (s *Server) alertRoutes() []route {
 func (s *Server) accessTokenRoutes() []route {
 	a := &accessTokens{s.RA, s.Provisioner}
 	return []route{
-		{"GET /access-tokens", operator.Read, "List the access tokens that are good now", on(a.list)},
+		{"GET /access-tokens", operator.Read, "List the access tokens that are valid now", on(a.list)},
 		// A role without Control gets one that only listens.
 		{"POST /access-tokens", operator.Read, "Make a token with which a web application connects to the devices named", creates(a.create)},
 		{"POST /access-tokens/{id}/revoke", operator.Suspend, "End a token and its sessions at once", on(a.revoke)},

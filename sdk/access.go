@@ -13,7 +13,7 @@ func (a *Admin) CreateAccessToken(ctx context.Context, t api.NewAccessToken) (*a
 	return post[api.IssuedAccessToken](ctx, a, "/access-tokens", t)
 }
 
-// AccessTokens lists the access tokens that are good now.
+// AccessTokens lists the access tokens that are valid now.
 func (a *Admin) AccessTokens(ctx context.Context) iter.Seq2[api.AccessToken, error] {
 	return list[api.AccessToken](ctx, a, "/access-tokens", query())
 }

@@ -98,7 +98,7 @@ func devicesConnectWithSecrets(t *testing.T, asked, other *countersigntest.Serve
 		t.Errorf("secrets: got %+v, %v", list, err)
 	}
 
-	// One that is brought along: every octet that there is.
+	// A chosen password with every octet that there is.
 	own := make([]byte, 65535) // all that MQTT can carry
 	for i := range own {
 		own[i] = byte(255 - i%256)

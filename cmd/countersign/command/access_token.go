@@ -13,7 +13,7 @@ import (
 func accessTokenCommand(env *Env) *cobra.Command {
 	return group("access-token", "Short-lived tokens with which web applications connect to devices", []string{"access-tokens"},
 		accessTokenCreate(env),
-		listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are good now"}, all((*sdk.Admin).AccessTokens), viewOf[api.AccessToken](env, "ID id, SUBJECT subject, FLEET fleet, DEVICES words:devices, MAY listen|control:read_only, EXPIRES until:expires_at")),
+		listCommand(env, &cobra.Command{Use: "list", Short: "List the access tokens that are valid now"}, all((*sdk.Admin).AccessTokens), viewOf[api.AccessToken](env, "ID id, SUBJECT subject, FLEET fleet, DEVICES words:devices, MAY listen|control:read_only, EXPIRES until:expires_at")),
 		actCommand(env, &cobra.Command{Use: "revoke ID", Short: "End an access token and its sessions at once"}, nil, (*sdk.Admin).RevokeAccessToken, func(p printer, t *api.AccessToken) string {
 			p.done("access token of %s revoked, its sessions are cut", t.Subject)
 			return t.ID

@@ -26,7 +26,7 @@ func secretCommand(env *Env) *cobra.Command {
 type newSecret struct {
 	n      api.NewSecret
 	binary string // file for the raw octets
-	file   string // that one is brought along in
+	file   string // with a chosen password
 	raw    bool
 	ttl    time.Duration
 }
@@ -76,7 +76,7 @@ func secretCreate(env *Env) *cobra.Command {
 func secretSet(env *Env) *cobra.Command {
 	var s newSecret
 	c := newSecretCommand(env, &s, &cobra.Command{
-		Use: "set ID", Short: "Give a device a password that is brought along, from a file or standard input",
+		Use: "set ID", Short: "Set a chosen password for a device, from a file or standard input",
 		Example: `  countersign device secret set pump-7 < password.txt
   countersign device secret set pump-7 --file secret.bin --raw`,
 	})
