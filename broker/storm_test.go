@@ -19,9 +19,15 @@ import (
 
 const stormTime = 5 * time.Second
 
-// stormy does what devices may do, in no order, on one of a few client identifiers. unit is
-// that of what their sessions are kept for.
-func stormy(t *testing.T, b *broker.Broker, r *rand.Rand, n int, until time.Time, unit time.Duration) {
+// stormy does what devices may do, in no order, on one of a few client identifiers.
+type stormy struct {
+	b     *broker.Broker
+	until time.Time
+	unit  time.Duration // of what their sessions are kept for
+}
+
+func (s stormy) run(t *testing.T, r *rand.Rand, n int) {
+	b, until, unit := s.b, s.until, s.unit
 	id := fmt.Sprint("c", n%30) // some take over from one another
 	device := fmt.Sprint("d", n%20)
 	topic := func() string { return fmt.Sprintf("t/%d/%d", r.IntN(3), r.IntN(3)) }
@@ -118,9 +124,9 @@ func TestStorm(t *testing.T) {
 	before := runtime.NumGoroutine()
 	b := open(t, db, broker.Limits{Subscriptions: 5, Retained: 4, Queued: 60, QueuedOctets: 20 << 10})
 	var wg sync.WaitGroup
-	until := time.Now().Add(stormTime)
+	all := stormy{b, time.Now().Add(stormTime), time.Second}
 	for n := range 50 {
-		wg.Go(func() { stormy(t, b, rand.New(rand.NewPCG(1, uint64(n))), n, until, time.Second) })
+		wg.Go(func() { all.run(t, rand.New(rand.NewPCG(1, uint64(n))), n) })
 	}
 	wg.Wait()
 	for n := range 20 {
@@ -143,9 +149,9 @@ func TestStormOverOutages(t *testing.T) {
 	b, db, proxy := proxied(t)
 	var wg sync.WaitGroup
 	const outages = 4
-	until := time.Now().Add(outages * time.Second)
+	all := stormy{b, time.Now().Add(outages * time.Second), time.Hour}
 	for n := range 30 {
-		wg.Go(func() { stormy(t, b, rand.New(rand.NewPCG(rand.Uint64(), uint64(n))), n, until, time.Hour) })
+		wg.Go(func() { all.run(t, rand.New(rand.NewPCG(rand.Uint64(), uint64(n))), n) })
 	}
 	for n := range outages {
 		time.Sleep(300 * time.Millisecond)
