@@ -182,14 +182,16 @@ func TestParseStatCountsAfterTheName(t *testing.T) {
 	}
 }
 
-func TestParseRSSReadsKilobytes(t *testing.T) {
-	got, err := parseRSS("Name:\tx\nVmHWM:\t    9000 kB\nVmRSS:\t    5120 kB\n")
-	if err != nil || got != 5<<20 {
-		t.Errorf("parseRSS: got %d, %v, want %d", got, err, 5<<20)
+func TestParseMemoryReadsKilobytes(t *testing.T) {
+	for name, want := range map[string]int64{"VmRSS": 5 << 20, "VmHWM": 9000 << 10} {
+		got, err := parseMemory("Name:\tx\nVmHWM:\t    9000 kB\nVmRSS:\t    5120 kB\n", name)
+		if err != nil || got != want {
+			t.Errorf("parseMemory of %s: got %d, %v, want %d", name, got, err, want)
+		}
 	}
 	for _, status := range []string{"", "VmRSS:\tmuch kB\n"} {
-		if got, err := parseRSS(status); err == nil {
-			t.Errorf("parseRSS(%q): got %d, want an error", status, got)
+		if got, err := parseMemory(status, "VmRSS"); err == nil {
+			t.Errorf("parseMemory(%q): got %d, want an error", status, got)
 		}
 	}
 }

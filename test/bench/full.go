@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/countersign-iot/countersign/api"
 	"github.com/countersign-iot/countersign/sdk"
 	"github.com/countersign-iot/countersign/store"
@@ -27,6 +29,8 @@ const (
 	revocations = 5
 	// crlEvery is how often it is looked there: a list of a million entries has 49 MB.
 	crlEvery = 20 * time.Millisecond
+	// waitEvery is how often another client asks meanwhile.
+	waitEvery = 2 * time.Millisecond
 	// maxCRL bounds a list, at 49 octets for an entry, to ten million of them.
 	maxCRL = 512 << 20
 )
@@ -99,7 +103,7 @@ func (b *bench) onFull(ctx context.Context, on fullOn, f *filled, empty authorit
 			}
 		}
 	}
-	if err := b.keep(f.revokes(ctx, on.prefix+"revoke_to_crl", fresh[:min(revocations, len(fresh))])); err != nil {
+	if err := b.withdraws(ctx, on, f, fresh[:min(revocations, len(fresh))]); err != nil {
 		return err
 	}
 	for _, l := range fullLists() {
@@ -114,6 +118,53 @@ func (b *bench) onFull(ctx context.Context, on fullOn, f *filled, empty authorit
 		b.report.add(alone(on.prefix+l.name, took))
 	}
 	return nil
+}
+
+// withdraws measures revocations while another client asks for the authority's certificates:
+// how long each takes, the longest that the other waits, and the memory above that of rest.
+func (b *bench) withdraws(ctx context.Context, on fullOn, f *filled, devices []*enrollee) error {
+	rest, err := f.server.rested(ctx, b.opts.size.rest)
+	if err != nil {
+		return err
+	}
+	if err := f.server.forgetPeak(); err != nil {
+		return err
+	}
+	asking, stop := context.WithCancel(ctx)
+	var waits []time.Duration
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		waits, err = f.waits(asking)
+		return err
+	})
+	s, err := f.revokes(ctx, on.prefix+"revoke_to_crl", devices)
+	stop()
+	if err := b.keep(s, errors.Join(err, group.Wait())); err != nil {
+		return err
+	}
+	b.report.add(alone(on.prefix+"crl_stall", waits))
+	peak, err := f.server.peak()
+	return b.keep(sample{name: on.prefix + "crl_memory", bytes: float64(max(0, peak-rest))}, err)
+}
+
+// waits asks for the authority's certificates, which no revocation concerns, until ctx ends,
+// and returns how long each answer took.
+func (c *crew) waits(ctx context.Context) (took []time.Duration, err error) {
+	conn, err := c.dialer.dialTLS(ctx, hostOf(c.server.endpoints.Enroll), clientTLS(c.roots, nil))
+	if err != nil {
+		return nil, err
+	}
+	w := newWeb(conn)
+	defer w.close()
+	ask := request("GET", c.server.endpoints.Enroll+"/.well-known/est/cacerts", nil)
+	for pause(ctx, waitEvery) == nil {
+		t := now()
+		if _, err := w.do(ask); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(t))
+	}
+	return took, nil
 }
 
 // revokes measures from the request to revoke a device until the CRL that relying parties

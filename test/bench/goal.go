@@ -69,6 +69,8 @@ func fullGoals(on fullOn) []goal {
 	all := []goal{
 		{"enroll, cost against an empty database, " + on.what, on.prefix + "enroll_16", on.empty + "enroll_16", sample.cpuMicros, most, 1.15, 1.05, "x"},
 		{"revoke to published CRL, p99, " + on.what, on.prefix + "revoke_to_crl", "", milliseconds, most, 1000, 300, "ms"},
+		{"  others' worst stall meanwhile", on.prefix + "crl_stall", "", worstMillis, most, 20, 10, "ms"},
+		{"  memory above that of rest", on.prefix + "crl_memory", "", mebibytes, most, 100, 80, "MiB"},
 		{"start to serving, " + on.what, on.prefix + "start", "", milliseconds, most, 2000, 2000, "ms"},
 	}
 	for _, l := range fullLists() {
@@ -80,6 +82,10 @@ func fullGoals(on fullOn) []goal {
 func (s sample) amount() float64 { return s.bytes }
 
 func kibibytes(s sample) float64 { return s.bytes / (1 << 10) }
+
+func mebibytes(s sample) float64 { return s.bytes / (1 << 20) }
+
+func worstMillis(s sample) float64 { return float64(s.worst.Microseconds()) / 1000 }
 
 func milliseconds(s sample) float64 { return float64(s.p99.Microseconds()) / 1000 }
 

@@ -64,7 +64,9 @@ func fullLines(on fullOn) []line {
 		what := "memory of the server after that, "
 		all = append(all, line{name: on.empty + "memory_under_load", what: what + "beside"}, line{name: on.prefix + "memory_under_load", what: what + on.what})
 	}
-	all = append(all, line{name: on.prefix + "revoke_to_crl", what: "revoke: request to published CRL, " + on.what})
+	all = append(all,
+		line{name: on.prefix + "revoke_to_crl", what: "revoke: request to published CRL, " + on.what},
+		line{name: on.prefix + "crl_stall", what: "  another client's request meanwhile"}, line{name: on.prefix + "crl_memory", what: "  memory above that of rest"})
 	for _, l := range fullLists() {
 		all = append(all, line{name: on.prefix + l.name, what: "list: " + l.what + ", " + on.what})
 	}

@@ -143,7 +143,22 @@ func (p *process) rss() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return parseRSS(status)
+	return parseMemory(status, "VmRSS")
+}
+
+// forgetPeak has the kernel count the peak of resident memory anew.
+func (p *process) forgetPeak() error {
+	file := filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "clear_refs")
+	return os.WriteFile(file, []byte("5"), 0o600) // 5: the peak (proc(5))
+}
+
+// peak is the most resident memory since the start or forgetPeak, in bytes.
+func (p *process) peak() (int64, error) {
+	status, err := p.proc("status")
+	if err != nil {
+		return 0, err
+	}
+	return parseMemory(status, "VmHWM")
 }
 
 // rested is the resident memory once the process had time to return some.
@@ -232,18 +247,18 @@ func parseStat(stat string) (own, children time.Duration, err error) {
 	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
 }
 
-// parseRSS reads VmRSS, in kB, of /proc/PID/status.
-func parseRSS(status string) (int64, error) {
+// parseMemory reads a line, in kB, of /proc/PID/status.
+func parseMemory(status, name string) (int64, error) {
 	for line := range strings.Lines(status) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
 			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 			if err != nil {
-				return 0, fmt.Errorf("couldn't read VmRSS: %w", err)
+				return 0, fmt.Errorf("couldn't read %s: %w", name, err)
 			}
 			return kb << 10, nil
 		}
 	}
-	return 0, errors.New("couldn't find VmRSS in /proc/PID/status")
+	return 0, fmt.Errorf("couldn't find %s in /proc/PID/status", name)
 }
 
 // ownCPU is the time that this process has run, for limits measured within it.
