@@ -44,20 +44,23 @@ func (c *content) size() int64 {
 	return int64(len(c.head)) + octets + int64(len(c.tail))
 }
 
-// parts are the octets of the list in their order.
-func (c *content) parts() [][]byte {
-	parts := make([][]byte, 0, len(c.chunks)+2)
-	parts = append(parts, c.head)
-	for _, k := range c.chunks {
-		parts = append(parts, k.der)
+// parts yields the octets of the list in their order.
+func (c *content) parts(yield func([]byte) bool) {
+	if !yield(c.head) {
+		return
 	}
-	return append(parts, c.tail)
+	for _, k := range c.chunks {
+		if !yield(k.der) {
+			return
+		}
+	}
+	yield(c.tail)
 }
 
-func (c *content) bytes() []byte { return bytes.Join(c.parts(), nil) }
+func (c *content) bytes() []byte { return bytes.Join(slices.Collect(c.parts), nil) }
 
 func (c *content) ReadAt(p []byte, at int64) (n int, err error) {
-	for _, part := range c.parts() {
+	for part := range c.parts {
 		if at >= int64(len(part)) {
 			at -= int64(len(part))
 			continue

@@ -171,7 +171,7 @@ func (c *copies) trim() {
 
 // count returns how many octets of the list were not counted, and counts them.
 func (l *sharedList) count(counted map[*byte]bool) (octets int64) {
-	for _, part := range l.content.Load().parts() {
+	for part := range l.content.Load().parts {
 		if len(part) > 0 && !counted[&part[0]] {
 			counted[&part[0]] = true
 			octets += int64(len(part))

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -123,7 +122,7 @@ func signCRL(a *authority, signer crypto.Signer, l *countersign.CRL, chunks []*c
 	}
 	c.head = append(appendHeader(nil, 0x30, int64(len(before))+octets+int64(len(after))), before...)
 	c.tail = after
-	sig, err := signParts(signer, hash, c.parts())
+	sig, err := signParts(signer, hash, c)
 	if err != nil {
 		return nil, err
 	}
@@ -173,13 +172,13 @@ func appendHeader(b []byte, tag byte, length int64) []byte {
 	return append(append(b, tag, 0x80|byte(len(octets))), octets...) //nolint:gosec // at most 8
 }
 
-// signParts signs the octets of all parts together.
-func signParts(signer crypto.Signer, hash crypto.Hash, parts [][]byte) ([]byte, error) {
+// signParts signs the octets of c.
+func signParts(signer crypto.Signer, hash crypto.Hash, c *content) ([]byte, error) {
 	if hash == 0 { // Ed25519 signs the whole
-		return signer.Sign(rand.Reader, bytes.Join(parts, nil), hash)
+		return signer.Sign(rand.Reader, c.bytes(), hash)
 	}
 	h := hash.New()
-	for _, p := range parts {
+	for p := range c.parts {
 		h.Write(p)
 	}
 	return signer.Sign(rand.Reader, h.Sum(nil), hash)
