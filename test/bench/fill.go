@@ -24,6 +24,8 @@ const (
 	fillCommit = 64 * fillStatement
 	// fillExpiry spreads the ends of certificates over a month, in seconds.
 	fillExpiry = 30 * 24 * 3600
+	// fillLeast is for how long each is good at least: longer than a run.
+	fillLeast = 24 * time.Hour
 	// maxFill is ten times the most that is promised, and keeps names of one length.
 	maxFill = 100_000_000
 )
@@ -183,7 +185,7 @@ func (f *filler) fillDevices(ctx context.Context) error {
 // the last are revoked. Serials are random. All have the DER of one: what is read at size is
 // the row.
 func (f *filler) fillCertificates(ctx context.Context) error {
-	end, used := f.cert.number("not_after"), f.cert.number("used_at")
+	end, used := store.Micros(f.begin.Add(fillLeast)), f.cert.number("used_at")
 	return f.insert(ctx, &f.cert, f.filling.certificates, func(i int, row []any) {
 		var random [84]byte
 		_, _ = rand.Read(random[:])       // it never fails

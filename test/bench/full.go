@@ -81,7 +81,7 @@ func (b *bench) fullAt(ctx context.Context, on fullOn, empty authority) error {
 	started := time.Since(begin)
 	err := b.keep(alone(on.prefix+"start", []time.Duration{started}), nil)
 	if err == nil {
-		_, err = s.rested(ctx, b.opts.size.rest) // what a start leaves to be done is not what follows costs
+		err = s.settle(ctx) // what a start leaves to be done is not what follows costs
 	}
 	if err == nil {
 		empty.prefix = on.empty

@@ -21,6 +21,8 @@ const (
 	idleFor = 200 * time.Millisecond
 	// idleMost is how many times as long is waited for that: background work may never end.
 	idleMost = 15
+	// settleMost is how long is waited for what a start leaves to be done.
+	settleMost = 2 * time.Minute
 	// stopTimeout is how long a process has to end before it is killed.
 	stopTimeout = 10 * time.Second
 )
@@ -190,6 +192,18 @@ func (p *process) idle(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	return last, nil
+}
+
+// settle waits until the process is idle after its start, at most settleMost.
+func (p *process) settle(ctx context.Context) error {
+	begin := now()
+	for time.Since(begin) < settleMost {
+		before := now()
+		if _, err := p.idle(ctx); err != nil || time.Since(before) < idleMost*p.quiet {
+			return err
+		}
+	}
+	return nil
 }
 
 // around reads the CPU of the process around ops operations. work does them, and
