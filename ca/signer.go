@@ -25,7 +25,7 @@ type signer struct {
 
 // trial is what a key signs when it is opened. It is no DER, so that its signature is one
 // over nothing that a relying party would read.
-const trial = "countersign verifies that this key signs"
+const trial = "a trial of this key when it is opened"
 
 // newSigner has a key sign once, and verifies that. A key of crypto/ecdsa or crypto/rsa
 // needs no more: it is in the memory of this process and signs by code of the process,

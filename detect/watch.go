@@ -162,10 +162,12 @@ func (w *Watch) catchUp(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := w.moved(ctx, events); err != nil {
+		if err := w.learnUsual(ctx, events); err != nil {
 			return err
 		}
-		if err := w.learnUsual(ctx, events); err != nil {
+		// After everything that can fail before the events are processed: what is read again
+		// must follow the mark.
+		if err := w.moved(ctx, events); err != nil {
 			return err
 		}
 		if len(events) == 0 {

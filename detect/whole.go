@@ -84,7 +84,7 @@ func (w *Watch) reportShort(ctx context.Context, problem string) error {
 	f := countersign.Finding{
 		Rule: r.Name, Severity: r.Severity, At: now, Subject: "server", Summary: problem, Evidence: map[string]string{"problem": problem},
 	}
-	err := w.DB.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return w.Handle(ctx, tx, []countersign.Finding{f}) })
+	err := w.DB.Write(store.Emergency(ctx), func(ctx context.Context, tx *store.Tx) error { return w.Handle(ctx, tx, []countersign.Finding{f}) })
 	if err != nil {
 		return fmt.Errorf("couldn't hand over that the log was shortened: %w", err)
 	}

@@ -2,8 +2,10 @@ package detect_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +89,35 @@ func TestRemovedEndIsFoundAndNothingSkipped(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestABatchThatIsReadAgainIsNoGap has the rules of a fleet be out of reach once, so that the
+// events are read twice.
+func TestABatchThatIsReadAgainIsNoGap(t *testing.T) {
+	b := &book{db: storetest.Open(t)}
+	l := &event.Log{DB: b.db, Now: func() time.Time { return start }, Log: slog.New(slog.DiscardHandler)}
+	for i := range 3 {
+		e := countersign.Event{Type: countersign.CertIssued, Device: fmt.Sprint("pump-", i), Fleet: "pumps"}
+		if err := b.db.Write(t.Context(), func(ctx context.Context, tx *store.Tx) error { return l.Append(ctx, tx, e) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Seal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := newWatch(b, start)
+	var asked atomic.Int64
+	w.Usual = func(context.Context, string) (countersign.Usual, error) {
+		if asked.Add(1) == 1 {
+			return countersign.Usual{}, errors.New("the database is away")
+		}
+		return countersign.Usual{}, nil
+	}
+	run(t, w)
+	eventually(t, "the end of the log", func() bool { return cursor(t, b.db) == 3 })
+	if got := b.counts(t)["log_shortenedserver"]; got != 0 || asked.Load() < 2 {
+		t.Errorf("got %d findings that the log was shortened after %d attempts, want none after two", got, asked.Load())
 	}
 }
 
