@@ -19,11 +19,11 @@ var owners = map[string]string{
 	"policy_decision": "policies", "policy_version": "policies",
 	"alert": "respond", "mitigation": "respond", "notification": "respond",
 	"audit_check": "audit", "audit_finding": "audit", "audit_run": "audit", "audit_suppression": "audit",
-	"authority": "ca", "certificate": "ca", "crl": "ca", "issuer_certificate": "ca", "profile": "ca", "registration_code": "ca", "serial_block": "ca",
+	"authority": "ca", "certificate": "ca", "crl": "ca", "crl_change": "ca", "crl_chunk": "ca", "issuer_certificate": "ca", "profile": "ca", "registration_code": "ca", "serial_block": "ca",
 	"credential": "registry", "device": "registry", "fleet": "registry", "waiting_enrollment": "registry",
 	"event": "event", "event_cursor": "event", "event_head": "event", "event_time": "event",
 	"key_check": "keycheck", "operator_token": "operator", "watermark": "watermark", "schema_version": "store",
-	"mqtt_inbound": "broker", "mqtt_node": "broker", "mqtt_queue": "broker", "mqtt_retained": "broker", "mqtt_session": "broker", "mqtt_subscription": "broker",
+	"mqtt_inbound": "broker", "mqtt_mark": "broker", "mqtt_node": "broker", "mqtt_queue": "broker", "mqtt_retained": "broker", "mqtt_session": "broker", "mqtt_subscription": "broker",
 }
 
 // foreignSQL are the tables that a package reads although they are another's, with the
@@ -40,6 +40,11 @@ var foreignSQL = map[string]map[string]string{
 		"certificate": "the names in the certificates of all sessions of a fleet are read in batches",
 		"device":      "as certificate, the tags of devices",
 		"fleet":       "a fleet and the version in force are one read",
+	},
+	"test/bench": {
+		"event":        "a database is filled with millions of rows past the server",
+		"event_cursor": "as event",
+		"event_head":   "as event",
 	},
 	"registry": {
 		"authority": "a fleet's issuer is checked in its transaction, and registry comes before ca",

@@ -290,11 +290,6 @@ frontend in
 	}
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
 // TestTheSessionsOfADeviceAreBounded lets a device have as many as its fleet allows, and
 // says so in the log.
 func TestTheSessionsOfADeviceAreBounded(t *testing.T) {

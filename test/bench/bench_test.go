@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -434,7 +436,21 @@ func checkFilled(t *testing.T, f *filled, size filling) {
 	if diff := cmp.Diff(want, counts); diff != "" {
 		t.Errorf("rows (-want +got):\n%s", diff)
 	}
-	if _, err := f.newcomers(ctx, 2, f.token); err != nil {
-		t.Errorf("a device enrolls at it: %v", err)
+	devices, err := f.newcomers(ctx, 2, f.token)
+	if err != nil {
+		t.Fatalf("a device enrolls at it: %v", err)
 	}
+	kit.Eventually(t, "the revoked certificates on the list", func() bool {
+		res, err := http.Get(devices[0].cert.CRLDistributionPoints[0]) //nolint:noctx // a test
+		if err != nil {
+			return false
+		}
+		defer func() { _ = res.Body.Close() }()
+		der, err := io.ReadAll(res.Body)
+		if err != nil {
+			return false
+		}
+		list, err := x509.ParseRevocationList(der)
+		return err == nil && len(list.RevokedCertificateEntries) == size.revoked
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/countersign-iot/countersign"
+	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/event"
 	"github.com/countersign-iot/countersign/store"
 )
@@ -144,12 +145,25 @@ func fill(ctx context.Context, db *store.DB, size filling, device string) error 
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
-	}{{"devices", f.fillDevices}, {"certificates", f.fillCertificates}, {"events", f.fillEvents}} {
+	}{{"devices", f.fillDevices}, {"certificates", f.fillCertificates}, {"events", f.fillEvents}, {"lists", f.outdate}} {
 		if err := part.do(ctx); err != nil {
 			return fmt.Errorf("fill in %s: %w", part.name, err)
 		}
 	}
 	return nil
+}
+
+// outdate has the revocation lists made anew from what was filled in: no change of them was
+// noted.
+func (f *filler) outdate(ctx context.Context) error {
+	numbers, err := ca.ListNumbers(ctx, f.db)
+	if err != nil {
+		return err
+	}
+	for list := range numbers {
+		numbers[list]++
+	}
+	return f.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error { return ca.RaiseNumbers(ctx, tx, numbers) })
 }
 
 func (f *filler) sample(ctx context.Context, device string) error {
@@ -250,11 +264,11 @@ func (f *filler) fillEvents(ctx context.Context) error {
 		return err
 	}
 	return f.db.Write(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, "UPDATE "+"event_head"+" SET seq = $1, hash = $2, id = (SELECT max(id) FROM "+"event"+") WHERE name = 'log'", seq, hash)
+		_, err := tx.Exec(ctx, `UPDATE event_head SET seq = $1, hash = $2, id = (SELECT max(id) FROM event) WHERE name = 'log'`, seq, hash)
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, "UPDATE "+"event_cursor"+" SET seq = $1 WHERE name NOT LIKE '%.due'", seq)
+		_, err = tx.Exec(ctx, `UPDATE event_cursor SET seq = $1 WHERE name NOT LIKE '%.due'`, seq)
 		return err
 	})
 }

@@ -73,12 +73,12 @@ func SmallDisk(t interface {
 }, dir, size string,
 ) {
 	t.Helper()
-	out, err := exec.CommandContext(context.Background(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "countersign-test", dir).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "countersign-test", dir).CombinedOutput() //nolint:gosec // of a test
 	if err != nil {
 		Missing(t, "a small disk cannot be mounted here: %v: %s", err, bytes.TrimSpace(out))
 	}
 	t.Cleanup(func() {
-		if out, err := exec.CommandContext(context.Background(), "umount", dir).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(context.Background(), "umount", dir).CombinedOutput(); err != nil { //nolint:gosec // of a test
 			t.Errorf("umount: %s", out)
 		}
 	})
