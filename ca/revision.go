@@ -16,7 +16,7 @@ import (
 const (
 	// changesAtOnce bounds the changes that one list follows, so that what they take in
 	// memory is bounded: some 200 octets each. The next list follows the others.
-	changesAtOnce = 50_000
+	changesAtOnce = 20_000
 	// rowsAtOnce bounds the rows that one transaction removes: other writers wait for it.
 	rowsAtOnce = 200
 	// chunksAtOnce bounds the chunks that one transaction writes or removes.
