@@ -27,14 +27,15 @@ const (
 
 // Publish signs and records a new CRL, made anew from the certificates on record: what
 // has expired leaves it. It returns the list with its octets. Where the database was set
-// back, the number is above those that were published before.
+// back, the number is above those that were published before. A list that another process
+// overtook is returned and is not on record.
 func (p *lists) Publish(ctx context.Context, issuer string, shard int) (*countersign.CRL, error) {
 	name := listName{issuer, shard}
 	before, err := p.signed(ctx, name)
 	if err != nil && !canFollow(err) {
 		return nil, err
 	}
-	l, c, err := p.anew(ctx, name, before)
+	l, c, _, err := p.anew(ctx, name, before)
 	if err != nil {
 		return nil, err
 	}
@@ -53,17 +54,22 @@ func (p *lists) Refresh(ctx context.Context, issuer string, shard int) (l *count
 			return nil, false, err
 		}
 		if before == nil || p.isDue(&before.record, p.last(name)) || before.fromBefore() {
-			l, _, err := p.anew(ctx, name, before)
-			return l, true, err
+			next, _, won, err := p.anew(ctx, name, before)
+			if won || err != nil {
+				return next, won, err
+			}
+			continue
 		}
-		next, again, err := p.follow(ctx, name, before)
+		next, won, more, err := p.follow(ctx, name, before)
 		switch {
 		case err != nil:
 			return nil, false, err
 		case next == nil: // nothing has changed
 			return cmp.Or(l, &before.record), published, nil
+		case !won:
+			continue
 		}
-		if l, published = next, true; !again {
+		if l, published = next, true; !more {
 			return l, true, nil
 		}
 	}
@@ -108,61 +114,58 @@ func (p *lists) signed(ctx context.Context, name listName) (s *signedList, err e
 }
 
 // anew makes a list from the certificates on record. before is the list that it follows;
-// nil if that cannot be read.
-func (p *lists) anew(ctx context.Context, name listName, before *signedList) (*countersign.CRL, *content, error) {
-	a, l, err := p.begin(ctx, name)
-	if err != nil {
-		return nil, nil, err
-	}
+// nil if that cannot be read. won is false where another node overtook it.
+func (p *lists) anew(ctx context.Context, name listName, before *signedList) (l *countersign.CRL, c *content, won bool, err error) {
 	done, _, err := p.changes(ctx, name) // those that come from now on may be on this list too
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
+	}
+	a, l, err := p.begin(ctx, name)
+	if err != nil {
+		return nil, nil, false, err
 	}
 	chunks, err := readListed(ctx, p.DB, l)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
-	c, err := p.sign(a, l, chunks)
-	if err != nil {
-		return nil, nil, err
+	if c, err = p.sign(a, l, chunks); err != nil {
+		return nil, nil, false, err
 	}
 	rev := &revision{list: l, content: c, done: done}
 	if before != nil {
 		rev.before = before.content
 	}
-	_, err = p.record(ctx, rev)
-	return l, c, err
+	won, err = p.record(ctx, rev)
+	return l, c, won, err
 }
 
-// follow makes a list of the one before and what has changed since; nil if nothing has.
-// again: another node published meanwhile, or there are more changes than one list follows.
-func (p *lists) follow(ctx context.Context, name listName, before *signedList) (l *countersign.CRL, again bool, err error) {
-	if done, _, err := p.changes(ctx, name); err != nil || len(done) == 0 {
-		return nil, false, err
+// follow makes a list of the one before and what has changed since; nil if nothing has. won
+// is false where another node overtook it. more: there are more changes than one list follows.
+func (p *lists) follow(ctx context.Context, name listName, before *signedList) (l *countersign.CRL, won, more bool, err error) {
+	done, serials, err := p.changes(ctx, name)
+	if err != nil || len(done) == 0 {
+		return nil, false, false, err
 	}
 	a, l, err := p.begin(ctx, name)
 	if err != nil {
-		return nil, false, err
-	}
-	done, serials, err := p.changes(ctx, name)
-	if err != nil {
-		return nil, false, err
+		return nil, false, false, err
 	}
 	chunks, err := p.changed(ctx, l, before.content.chunks, serials)
 	if err != nil {
-		return nil, false, err
+		return nil, false, false, err
 	}
 	c, err := p.sign(a, l, chunks)
 	if err != nil {
-		return nil, false, err
+		return nil, false, false, err
 	}
-	won, err := p.record(ctx, &revision{list: l, content: c, before: before.content, follows: true, done: done})
-	return l, !won || len(done) == changesAtOnce, err
+	won, err = p.record(ctx, &revision{list: l, content: c, before: before.content, follows: true, done: done})
+	return l, won, len(done) == changesAtOnce, err
 }
 
-// begin takes the number of a new list and dates it. The number is taken first, so that two
-// nodes never sign the same one, and the one with the higher number stays: it shows all
-// that was on record when the others took theirs.
+// begin takes the number of a new list and dates it. The number is taken before certificates
+// are read, so that two nodes never sign the same one; and after the changes that the list
+// removes are read, so that one made anew with a higher number, which may take its place,
+// shows these too.
 func (p *lists) begin(ctx context.Context, name listName) (*authority, *countersign.CRL, error) {
 	a, err := p.authority(name.issuer)
 	if err != nil {
