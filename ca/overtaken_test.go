@@ -132,3 +132,35 @@ func TestRefreshReturnsTheListOnRecord(t *testing.T) {
 		})
 	}
 }
+
+// TestAListWithoutAChunkIsMadeAnew: the database lost one, as a failover in the middle of a
+// publication may have it.
+func TestAListWithoutAChunkIsMadeAnew(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	certs := h.certificates(t, ca.IssuingID, "11")
+	h.revoke(t, &certs[0])
+	h.publish(t)
+	h.write(t, func(ctx context.Context, tx *store.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM crl_chunk`)
+		return err
+	})
+	if _, published, err := h.process(t).Refresh(t.Context(), ca.IssuingID, 0); err != nil || !published {
+		t.Fatalf("Refresh: got published %t, %v, want a new list", published, err)
+	}
+	if n, _ := h.entriesOn(t, ca.IssuingID); n != 1 {
+		t.Errorf("got %d entries, want one", n)
+	}
+}
+
+// TestAnEmptyListOfAnEarlierVersionIsMadeAnew: that version noted no changes, and may have
+// ended before it published one.
+func TestAnEmptyListOfAnEarlierVersionIsMadeAnew(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	old, _ := h.publish(t)
+	h.failOver(t, old)
+	h.put(t, countersign.Certificate{Serial: "11", Issuer: ca.IssuingID, State: countersign.CertRevoked, NotAfter: start.Add(time.Hour), RevokedAt: start})
+	c := h.process(t)
+	if _, fresh, got := h.refresh(t, c, c); !fresh || len(got) != 1 {
+		t.Errorf("got fresh %t, entries %v, want the revoked one", fresh, got)
+	}
+}

@@ -77,13 +77,14 @@ func (p *lists) Refresh(ctx context.Context, issuer string, shard int) (l *count
 		WithNext("wait for the next list")
 }
 
-// fromBefore reports that the list is of a version that kept it in one piece.
-func (s *signedList) fromBefore() bool { return len(s.content.chunks) == 0 && s.record.Entries > 0 }
+// fromBefore reports that the list is of a version that kept it in one piece, and did not
+// note what was to be on the next one.
+func (s *signedList) fromBefore() bool { return len(s.content.tail) == 0 }
 
 // canFollow reports that a list can be made although the one before cannot be read: there is
-// none, or the database was set back and has an older one.
+// none, the database was set back and has an older one, or it has lost chunks.
 func canFollow(err error) bool {
-	return countersign.CodeOf(err) == countersign.NotFound || errors.Is(err, errSetBack)
+	return countersign.CodeOf(err) == countersign.NotFound || errors.Is(err, errSetBack) || errors.Is(err, errListMoved)
 }
 
 // signedList is a list with its octets.
