@@ -203,8 +203,8 @@ func RecordedList(ctx context.Context, r store.Reader, issuer string, shard int)
 }
 
 // Due lists the CRLs that have to be published: for their age, which is never published,
-// or past half of their life, which began when they were signed; or since the database
-// was set back and has an older one.
+// or past half of their life, which began when they were signed; since the database was set
+// back and has an older one; or since a process ended before it published what has changed.
 func (p *lists) Due(ctx context.Context) (due []countersign.CRL, err error) {
 	p.mu.Lock()
 	before := maps.Clone(p.by)
@@ -213,8 +213,19 @@ func (p *lists) Due(ctx context.Context) (due []countersign.CRL, err error) {
 	if err != nil {
 		return nil, err
 	}
+	changed := map[listName]bool{}
+	for name, err := range store.Rows(ctx, p.DB, func(row store.Row) (n listName, err error) {
+		err = row.Scan(&n.issuer, &n.shard)
+		return n, err
+	}, `SELECT issuer, shard FROM crl WHERE EXISTS (SELECT 1 FROM crl_change c WHERE c.issuer = crl.issuer AND c.shard = crl.shard)`) {
+		if err != nil {
+			return nil, fmt.Errorf("read which revocation lists have changes: %w", err)
+		}
+		changed[name] = true
+	}
 	for _, l := range list {
-		if p.isDue(&l, before[listName{l.Issuer, l.Shard}]) {
+		name := listName{l.Issuer, l.Shard}
+		if changed[name] || p.isDue(&l, before[name]) {
 			due = append(due, l)
 		}
 	}

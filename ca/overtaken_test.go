@@ -164,3 +164,25 @@ func TestAnEmptyListOfAnEarlierVersionIsMadeAnew(t *testing.T) {
 		t.Errorf("got fresh %t, entries %v, want the revoked one", fresh, got)
 	}
 }
+
+// TestNoChangesAreLeftOfAuthoritiesWithoutAList: nothing would ever remove them.
+func TestNoChangesAreLeftOfAuthoritiesWithoutAList(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	certs := h.certificates(t, "maker", "11")
+	h.revoke(t, &certs[0])
+	if n := countRows(t, h.db, "crl_change"); n != 0 {
+		t.Errorf("changes on record: got %d, want none", n)
+	}
+}
+
+// TestAListWithChangesIsDue: the process that was to publish them has ended, and that of
+// a root is not looked at otherwise for half of its life.
+func TestAListWithChangesIsDue(t *testing.T) {
+	h := found(t, storetest.Open(t))
+	h.publish(t)
+	certs := h.certificates(t, ca.IssuingID, "11")
+	h.revoke(t, &certs[0])
+	if !h.isDue(t, h.process(t)) {
+		t.Error("the list is not due, and a revocation is not on it")
+	}
+}

@@ -267,8 +267,9 @@ func scanWithdrawn(row store.Row) (w withdrawnRow, err error) {
 }
 
 // noteChange has the next list show a certificate as it is, in the transaction that changed it.
+// A registered authority has no list here.
 func noteChange(ctx context.Context, tx *store.Tx, cert *countersign.Certificate) error {
-	_, err := tx.Exec(ctx, `INSERT INTO crl_change (issuer, shard, serial) VALUES ($1, $2, $3)`, cert.Issuer, cert.Shard, string(cert.Serial))
+	_, err := tx.Exec(ctx, `INSERT INTO crl_change (issuer, shard, serial) SELECT issuer, shard, $3 FROM crl WHERE issuer = $1 AND shard = $2`, cert.Issuer, cert.Shard, string(cert.Serial))
 	if err != nil {
 		return fmt.Errorf("note certificate %s for the revocation list: %w", cert.Serial, err)
 	}
