@@ -89,13 +89,16 @@ func chunkIDs(manifest []byte) (ids []int64) {
 	return ids
 }
 
-// readChunks reads the entries of a recorded list into c. Chunks of known are not read
-// again. It returns errListMoved where another list was recorded between the record and
-// its chunks.
-func (c *content) readChunks(ctx context.Context, r store.Reader, ids []int64, known *content) error {
+// readChunks reads the entries of a recorded list into c. Chunks of known, each of which
+// may be nil, are not read again. It returns errListMoved where another list was recorded
+// between the record and its chunks, or one is damaged.
+func (c *content) readChunks(ctx context.Context, r store.Reader, ids []int64, known []*content) error {
 	have := map[int64]*chunk{}
-	if known != nil {
-		for _, k := range known.chunks {
+	for _, one := range known {
+		if one == nil {
+			continue
+		}
+		for _, k := range one.chunks {
 			have[k.id] = k
 		}
 	}
@@ -107,10 +110,22 @@ func (c *content) readChunks(ctx context.Context, r store.Reader, ids []int64, k
 			if err != nil {
 				return store.RowError(err, errListMoved, "read a chunk of a CRL")
 			}
+			if !k.whole() {
+				return errListMoved
+			}
 		}
 		c.chunks = append(c.chunks, k)
 	}
 	return nil
+}
+
+// whole reports whether the chunk has as many entries as were put into it.
+func (k *chunk) whole() bool {
+	n, octets := 0, 0
+	for entry := range entriesOf(k.der) {
+		n, octets = n+1, octets+len(entry)
+	}
+	return n == k.n && octets == len(k.der)
 }
 
 // errListMoved is returned by a read that another publication overtook. It is made again.

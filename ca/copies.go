@@ -97,7 +97,10 @@ func (c *copies) open(ctx context.Context, record *countersign.CRL, load func(co
 			s, err := load(ctx, name)
 			c.mu.Lock()
 			if err == nil {
-				record = c.replace(&s.record, s.content)
+				if now := c.current[name]; now == nil || now.record.Number <= s.record.Number { // else it was published meanwhile
+					c.replace(&s.record, s.content)
+				}
+				record = &s.record
 			}
 			close(c.loading[name])
 			delete(c.loading, name)
@@ -135,8 +138,8 @@ func (c *copies) follow(l *countersign.CRL, octets *content) {
 	}
 }
 
-// replace makes a list the current copy and returns its record. The caller holds mu.
-func (c *copies) replace(l *countersign.CRL, octets *content) *countersign.CRL {
+// replace makes a list the current copy. The caller holds mu.
+func (c *copies) replace(l *countersign.CRL, octets *content) {
 	next := &sharedList{record: *l}
 	next.record.DER = nil
 	next.content.Store(octets)
@@ -146,7 +149,6 @@ func (c *copies) replace(l *countersign.CRL, octets *content) *countersign.CRL {
 		c.superseded = append(c.superseded, before)
 		c.trim()
 	}
-	return &next.record
 }
 
 // trim drops the oldest superseded lists while what they have beside the current ones is

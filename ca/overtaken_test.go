@@ -140,15 +140,17 @@ func TestAListWithoutAChunkIsMadeAnew(t *testing.T) {
 	certs := h.certificates(t, ca.IssuingID, "11")
 	h.revoke(t, &certs[0])
 	h.publish(t)
-	h.write(t, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM crl_chunk`)
-		return err
-	})
-	if _, published, err := h.process(t).Refresh(t.Context(), ca.IssuingID, 0); err != nil || !published {
-		t.Fatalf("Refresh: got published %t, %v, want a new list", published, err)
-	}
-	if n, _ := h.entriesOn(t, ca.IssuingID); n != 1 {
-		t.Errorf("got %d entries, want one", n)
+	for _, q := range []string{`DELETE FROM crl_chunk`, `UPDATE crl_chunk SET n = 2`} { // or has it damaged
+		h.write(t, func(ctx context.Context, tx *store.Tx) error {
+			_, err := tx.Exec(ctx, q)
+			return err
+		})
+		if _, published, err := h.process(t).Refresh(t.Context(), ca.IssuingID, 0); err != nil || !published {
+			t.Fatalf("%s: Refresh: got published %t, %v, want a new list", q, published, err)
+		}
+		if n, _ := h.entriesOn(t, ca.IssuingID); n != 1 {
+			t.Errorf("%s: got %d entries, want one", q, n)
+		}
 	}
 }
 

@@ -95,6 +95,7 @@ type signedList struct {
 
 // signed reads the list on record.
 func (p *lists) signed(ctx context.Context, name listName) (s *signedList, err error) {
+	known := []*content{p.copies.content(name)}
 	for range listTries {
 		before := p.last(name)
 		l, c, ids, err := readOctets(ctx, p.DB, name)
@@ -104,7 +105,8 @@ func (p *lists) signed(ctx context.Context, name listName) (s *signedList, err e
 		if err := p.check(name, before, l); err != nil {
 			return nil, err
 		}
-		switch err = c.readChunks(ctx, p.DB, ids, p.copies.content(name)); {
+		known = append(known, c) // what it has when another list is found in its place
+		switch err = c.readChunks(ctx, p.DB, ids, known); {
 		case err == nil:
 			return &signedList{*l, c}, nil
 		case !errors.Is(err, errListMoved):
@@ -301,18 +303,27 @@ func (p *lists) record(ctx context.Context, rev *revision) (won bool, err error)
 	if int64(size) <= p.DB.Reserve().Left/reserveShare {
 		writing = store.Emergency(ctx)
 	}
+	var early []int64               // written before the list that names them
 	for len(fresh) > chunksAtOnce { // a chunk that no list names is nothing yet
-		if err := p.DB.Write(writing, func(ctx context.Context, tx *store.Tx) error { return insertChunks(ctx, tx, l, fresh[:chunksAtOnce]) }); err != nil {
-			return false, err
+		if err = p.DB.Write(writing, func(ctx context.Context, tx *store.Tx) error { return insertChunks(ctx, tx, l, fresh[:chunksAtOnce]) }); err != nil {
+			break
+		}
+		for _, k := range fresh[:chunksAtOnce] {
+			early = append(early, k.id)
 		}
 		fresh = fresh[chunksAtOnce:]
 	}
-	err = p.DB.Write(writing, func(ctx context.Context, tx *store.Tx) error {
-		if err := insertChunks(ctx, tx, l, fresh); err != nil {
-			return err
-		}
-		return rev.save(ctx, tx)
-	})
+	if err == nil {
+		err = p.DB.Write(writing, func(ctx context.Context, tx *store.Tx) error {
+			if err := insertChunks(ctx, tx, l, fresh); err != nil {
+				return err
+			}
+			return rev.save(ctx, tx)
+		})
+	}
+	if err != nil && !store.Unconfirmed(err) { // else they may be those of the list on record
+		_ = p.removeRows(writing, "crl_chunk", early, chunksAtOnce) // or the next list made anew does
+	}
 	if errors.Is(err, errOvertaken) {
 		return false, nil
 	}
