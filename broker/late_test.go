@@ -267,54 +267,44 @@ func TestWhatChangedOfASessionMeanwhileIsRecorded(t *testing.T) {
 	s.conn.Close(false, nil)
 	s.until("two failures", func() bool { return b.Stats().CommitFailed > 1 })
 	proxy.Heal()
-	s.until("the end of its message and of its connection on record", func() bool {
-		var left int64
-		err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&left)
-		return err == nil && left > 0 && messages(t, db) == 0
-	})
+	s.until("the end of its message and of its connection on record", func() bool { return leftAt(t, db) > 0 && messages(t, db) == 0 })
 }
 
 // Nothing that waits goes to a client for the first time before the record has its session
-// connected: after a crash it would be sent as if for the first time again, or dropped
-// as expired.
+// connected, though the queue can be read: after a crash it would be sent as if for the
+// first time again, or dropped as expired.
 func TestWhatWaitsIsSentOnceTheSessionIsConnectedOnRecord(t *testing.T) {
-	db := storetest.OpenURL(t, storetest.SQLiteURL(t))
-	b := open(t, db, broker.Limits{})
-	defer func() { _ = b.Close(context.Background()) }()
-	s := connect(t, b, kept("s"))
-	s.subscribe(filter("x", 1))
-	s.conn.Close(false, nil)
-	p := connect(t, b, clean("p"))
-	p.publish("x", "1", 1, 1)
-	p.answered("4 1 0x0")
-	release := stall(t, db)
-	s = connect(t, b, kept("s"))
-	time.Sleep(200 * time.Millisecond)
-	if got := s.texts(); len(got) > 0 {
-		t.Errorf("before the record had the session connected: got %q, want nothing", got)
+	for name, hinder := range map[string]func(t *testing.T) (b *broker.Broker, begin func() (end func())){
+		"a busy writer": func(t *testing.T) (*broker.Broker, func() func()) {
+			b, db := onSQLite(t, broker.Limits{})
+			return b, func() func() { return stall(t, db) }
+		},
+		"a refused change": func(t *testing.T) (*broker.Broker, func() func()) {
+			b, _, proxy := proxied(t)
+			return b, func() func() { proxy.RefuseWrites(); return proxy.Heal }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, begin := hinder(t)
+			s := connect(t, b, kept("s"))
+			s.subscribe(filter("x", 1))
+			s.conn.Close(false, nil)
+			p := connect(t, b, clean("p"))
+			p.publish("x", "1", 1, 1)
+			p.answered("4 1 0x0")
+			end := begin()
+			s = connect(t, b, kept("s"))
+			if name == "a refused change" {
+				s.until("a failure", func() bool { return b.Stats().CommitFailed > 0 })
+			}
+			time.Sleep(200 * time.Millisecond)
+			if got := s.texts(); len(got) > 0 {
+				t.Errorf("before the record had the session connected: got %q, want nothing", got)
+			}
+			end()
+			s.receives("1")
+		})
 	}
-	release()
-	s.receives("1")
-}
-
-// That holds too where the record does not take it at first, although the queue can be read.
-func TestWhatWaitsIsSentOnceARefusedChangeIsOnRecord(t *testing.T) {
-	b, _, proxy := proxied(t)
-	s := connect(t, b, kept("s"))
-	s.subscribe(filter("x", 1))
-	s.conn.Close(false, nil)
-	p := connect(t, b, clean("p"))
-	p.publish("x", "1", 1, 1)
-	p.answered("4 1 0x0")
-	proxy.RefuseWrites()
-	s = connect(t, b, kept("s"))
-	s.until("a failure", func() bool { return b.Stats().CommitFailed > 0 })
-	time.Sleep(200 * time.Millisecond)
-	if got := s.texts(); len(got) > 0 {
-		t.Errorf("before the record had the session connected: got %q, want nothing", got)
-	}
-	proxy.Heal()
-	s.receives("1")
 }
 
 // A session that a clean start ended is off the record before CONNACK, so that no crash

@@ -323,9 +323,8 @@ func TestAWillThatIsDueLeavesTheSessionConnected(t *testing.T) {
 	again := <-s
 	other.receives("will")
 	again.subscribe(filter("y", 1)) // on record behind the will
-	var at int64
-	if err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&at); err != nil || at != 0 {
-		t.Errorf("the record has the session without a connection since %d, %v; want 0: it has one", at, err)
+	if at := leftAt(t, db); at != 0 {
+		t.Errorf("the record has the session without a connection since %d; want 0: it has one", at)
 	}
 }
 
@@ -366,11 +365,7 @@ func TestAnImpossibleChangeTakesNoOtherWithIt(t *testing.T) {
 	s.conn.Close(false, nil)
 	failed()
 	proxy.Heal()
-	s.until("the end of its connection on record", func() bool {
-		var at int64
-		err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&at)
-		return err == nil && at > 0
-	})
+	s.until("the end of its connection on record", func() bool { return leftAt(t, db) > 0 })
 }
 
 // A will that the record did not take at once is published when it does, to kept sessions

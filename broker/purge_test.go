@@ -108,6 +108,15 @@ func (c *client) gone() bool {
 	return c.lost != ""
 }
 
+// leftAt is when the connection of session s ended, as the record has it: 0 if it has
+// one, and -1 where it cannot be read.
+func leftAt(t *testing.T, db *store.DB) (at int64) {
+	if err := db.QueryRow(t.Context(), `SELECT left_at FROM mqtt_session WHERE client = 's'`).Scan(&at); err != nil {
+		return -1
+	}
+	return at
+}
+
 func count(t *testing.T, db *store.DB, table string) (n int) {
 	t.Helper()
 	if err := db.QueryRow(t.Context(), `SELECT count(*) FROM `+table).Scan(&n); err != nil {

@@ -95,16 +95,11 @@ func usage(ts *testscript.TestScript, ok bool, form string) {
 
 func need(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) > 0, "need PROGRAM...")
-	kit.Programs(scriptTest{ts}, args...)
-}
-
-// scriptTest is the test that a script is.
-type scriptTest struct{ *testscript.TestScript }
-
-func (s scriptTest) Helper() {}
-
-func (s scriptTest) Skipf(format string, args ...any) {
-	stateOf(s.TestScript).t.Skip(fmt.Sprintf(format, args...))
+	t, ok := stateOf(ts).t.(kit.Skipper) // it is a *testing.T
+	if !ok {
+		ts.Fatalf("need: the script's test is a %T, which nothing can be missing for", stateOf(ts).t)
+	}
+	kit.Programs(t, args...)
 }
 
 func serve(ts *testscript.TestScript, neg bool, args []string) {
