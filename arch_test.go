@@ -86,8 +86,12 @@ var rings = slices.Concat([]ring{
 	{name: "agent", packages: words("agent"), own: words("sdk config")},
 	{name: "agent's program", packages: words("cmd/countersign-agent"), own: words("agent sdk config")},
 	{
-		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo test/bench"),
+		name: "hosts", packages: words("cmd/countersign cmd/countersign/command cmd/countersign/demo"),
 		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate simulate/device agent cmd/countersign/command cmd/countersign/demo"),
+	},
+	{ // it starts the same peers as the tests
+		name: "measurements", packages: words("test/bench"),
+		own: words(nouns, wire, tools, keepers, decisions, "edge", deviceDoors, operatorDoors, "server sdk simulate simulate/device store/storetest test/kit"),
 	},
 	{
 		name: "the whole's test kit", packages: words("countersigntest"),
@@ -209,7 +213,7 @@ func (r ring) breach(dir, imported string) string {
 	}
 	if target, own := ownDir(imported); own {
 		kitOf := isTestKit(dir) && target == path.Dir(dir)
-		if isTestKit(target) && r.name != "tests" && !isTestKit(dir) {
+		if isTestKit(target) && r.name != "tests" && r.name != "measurements" && !isTestKit(dir) {
 			return "test kits are for tests"
 		}
 		if !kitOf && !slices.Contains(r.own, target) {
@@ -265,10 +269,11 @@ func TestImportsKeepToTheRings(t *testing.T) {
 var skips = regexp.MustCompile(`\.(Skip|Skipf|SkipNow)\(`)
 
 // TestOnlyTheKitSkips holds that every test that lacks something is one for kit.Missing,
-// which fails it where CI wants all peers. The kit's own, what hands on to it, the
-// text of a test of gotest, and a run that rapid replaces by another one are named.
+// which fails it where CI wants all peers. The kit's own, the
+// text of a program that gotest has to refuse, and a run that rapid replaces by another
+// one are named.
 func TestOnlyTheKitSkips(t *testing.T) {
-	others := map[string]int{"test/kit/peers.go": 1, "test/interop/script_test.go": 1, "test/gotest/main_test.go": 1, "broker/machine_test.go": 1}
+	others := map[string]int{"test/kit/peers.go": 1, "test/gotest/main_test.go": 1, "broker/machine_test.go": 1}
 	for _, f := range goFiles(t) {
 		text, err := os.ReadFile(f.path)
 		if err != nil {

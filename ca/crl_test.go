@@ -370,30 +370,8 @@ func TestCRLIsDueAtHalfItsLife(t *testing.T) {
 // BenchmarkPublish signs a list of 100,000 entries; BenchmarkCreateRevocationList is
 // what crypto/x509 takes for the encoding alone.
 func BenchmarkPublish(b *testing.B) {
-	h := &house{db: storetest.Open(b), clock: kit.NewClock(start), keys: b.TempDir()}
-	h.CA = h.process(b)
-	f, err := h.Found(b.Context(), ca.Plan{Name: "Example"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	h.write(b, func(ctx context.Context, tx *store.Tx) error {
-		if err := h.RecordFounding(ctx, tx, f); err != nil {
-			return err
-		}
-		for i := range 100_000 {
-			_, err := tx.Exec(ctx, `INSERT INTO certificate (serial, issuer, device, fleet, profile, state, held_from, reason, replaced, predecessor, evidence,
-					method, key_hash, fingerprint, not_before, not_after, issued_at, used_at, accept_until, revoked_at, shard, der)
-				VALUES ($1, $2, 'device', '', '', 'revoked', '', 1, FALSE, '', '', '', '', '', 0, $3, 0, 0, 0, $4, 0, $5)`,
-				fmt.Sprintf("40%038x", i), ca.IssuingID, store.Micros(start.Add(time.Hour)), store.Micros(start), []byte{})
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err := h.Reload(b.Context()); err != nil {
-		b.Fatal(err)
-	}
+	h := found(b, storetest.Open(b))
+	h.many(b, 0, 100_000, false)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := h.Publish(b.Context(), ca.IssuingID, 0); err != nil {

@@ -180,7 +180,7 @@ func printable(c byte) bool {
 // extensions writes the extensions of a certificate.
 type extensions struct {
 	*cryptobyte.Builder
-	extra []pkix.Extension // of the template; one here stands in for the usual one
+	extra []pkix.Extension // of the template; one here replaces the usual one
 }
 
 func (e extensions) add(oid asn1.ObjectIdentifier, critical bool, value cryptobyte.BuilderContinuation) {

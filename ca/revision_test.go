@@ -17,7 +17,6 @@ import (
 	"github.com/countersign-iot/countersign/ca"
 	"github.com/countersign-iot/countersign/store"
 	"github.com/countersign-iot/countersign/store/storetest"
-	"github.com/countersign-iot/countersign/test/kit"
 )
 
 // refresh has a process bring the list up to date and returns what is on it as another
@@ -254,16 +253,7 @@ func TestAListThatWasNotRecordedLeavesItsChanges(t *testing.T) {
 // BenchmarkRefresh revokes one certificate and brings a list of a million entries up to
 // date. BenchmarkPublish makes one of 100,000 anew.
 func BenchmarkRefresh(b *testing.B) {
-	h := &house{db: storetest.Open(b), clock: kit.NewClock(start), keys: b.TempDir()}
-	h.CA = h.process(b)
-	f, err := h.Found(b.Context(), ca.Plan{Name: "Example"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	h.write(b, func(ctx context.Context, tx *store.Tx) error { return h.RecordFounding(ctx, tx, f) })
-	if err := h.Reload(b.Context()); err != nil {
-		b.Fatal(err)
-	}
+	h := found(b, storetest.Open(b))
 	const entries = 1_000_000
 	h.many(b, 0, entries, false)
 	began := time.Now()

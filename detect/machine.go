@@ -193,7 +193,7 @@ func deviceSubject(id string) string { return "device:" + id }
 
 func addressSubject(p netip.Prefix) string { return "address:" + p.String() }
 
-// tally returns how many events one event of the log stands for, because repeats are not
+// tally returns how many events one event of the log represents, because repeats are not
 // all recorded.
 func tally(e *countersign.Event) int {
 	n, err := strconv.Atoi(e.Data["more_before"])

@@ -26,7 +26,8 @@ const (
 	startWait = time.Minute
 )
 
-var errMissing = errors.New("PostgreSQL's programs are not installed")
+// ErrMissing is returned where PostgreSQL is not installed.
+var ErrMissing = errors.New("PostgreSQL's programs are not installed")
 
 // Cluster is a PostgreSQL server of one test, which may kill it. It syncs its log, as
 // servers in use do.
@@ -42,7 +43,7 @@ type Cluster struct {
 // and fails it when COUNTERSIGN_REQUIRE_PEERS=1.
 func NewCluster(t testing.TB) *Cluster {
 	t.Helper()
-	c, err := newCluster()
+	c, err := Make()
 	require(t, err)
 	t.Cleanup(func() {
 		c.Kill(t)
@@ -54,8 +55,9 @@ func NewCluster(t testing.TB) *Cluster {
 	return c
 }
 
-// newCluster makes a cluster in a temporary folder, which is removed if that fails.
-func newCluster(options ...string) (_ *Cluster, err error) {
+// Make makes a cluster in a temporary folder, Dir, for a caller without a test, who removes
+// it. It does not start it. The options are those of the program postgres.
+func Make(options ...string) (_ *Cluster, err error) {
 	c := &Cluster{options: options}
 	if c.bin, err = binaries(); err != nil {
 		return nil, err
@@ -83,10 +85,18 @@ func newCluster(options ...string) (_ *Cluster, err error) {
 	return c, nil
 }
 
+// Need is for a test of a program that starts PostgreSQL by itself: it skips it when
+// PostgreSQL is not installed, and fails it when COUNTERSIGN_REQUIRE_PEERS=1.
+func Need(t testing.TB) {
+	t.Helper()
+	_, err := binaries()
+	require(t, err)
+}
+
 // require ends the test where there is no cluster.
 func require(t testing.TB, err error) {
 	t.Helper()
-	if errors.Is(err, errMissing) {
+	if errors.Is(err, ErrMissing) {
 		kit.Missing(t, "%v: apt-get install postgresql", err)
 	}
 	if err != nil {
@@ -108,7 +118,7 @@ func binaries() (string, error) {
 		}
 	}
 	if best == "" {
-		return "", errMissing
+		return "", ErrMissing
 	}
 	return best, nil
 }
@@ -163,6 +173,23 @@ kill -QUIT $!; wait $!
 [ -z "$dir" ] || rm -rf "$dir"
 `
 
+// Dir is the cluster's folder.
+func (c *Cluster) Dir() string { return c.dir }
+
+// Server is the program that serves the cluster, not started, for a caller who measures its
+// process.
+func (c *Cluster) Server() *exec.Cmd {
+	args := c.serve()
+	return c.command(args[0], args[1:]...)
+}
+
+func (c *Cluster) serve() []string {
+	return append([]string{
+		filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-p", c.port, "-k", c.dir,
+		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB",
+	}, c.options...)
+}
+
 // Start starts the server, for the first time or after Kill, and waits until it answers.
 func (c *Cluster) Start(t testing.TB) {
 	t.Helper()
@@ -172,11 +199,7 @@ func (c *Cluster) Start(t testing.TB) {
 // start starts the server, with a folder that is removed after its end, and waits until it
 // answers. Its log is part of the error.
 func (c *Cluster) start(remove string) error {
-	args := []string{
-		"-c", script, "sh", remove, filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-p", c.port, "-k", c.dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB",
-	}
-	cmd := c.command("/bin/sh", append(args, c.options...)...)
+	cmd := c.command("/bin/sh", append([]string{"-c", script, "sh", remove}, c.serve()...)...)
 	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -199,9 +222,9 @@ func (c *Cluster) start(remove string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
 	for {
-		conn, err := pgx.Connect(ctx, c.URL())
+		err := c.Exec(ctx, "SELECT 1")
 		if err == nil {
-			return conn.Close(ctx)
+			return nil
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -212,6 +235,16 @@ func (c *Cluster) start(remove string) error {
 		text, _ := os.ReadFile(log.Name()) // without it the error is enough
 		return fmt.Errorf("%w\n%s", err, text)
 	}
+}
+
+// Exec runs one statement over a connection of its own.
+func (c *Cluster) Exec(ctx context.Context, statement string) error {
+	conn, err := pgx.Connect(ctx, c.URL())
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, statement)
+	return errors.Join(err, conn.Close(ctx))
 }
 
 // Kill ends all processes of the server as they are, as a power cut does.

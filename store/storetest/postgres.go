@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // maxConnections lets parallel tests have several pools each.
@@ -26,7 +24,7 @@ var shared struct {
 }
 
 func startShared() (err error) {
-	if shared.cluster, err = newCluster("-c", "fsync=off", "-c", "max_connections="+strconv.Itoa(maxConnections)); err != nil {
+	if shared.cluster, err = Make("-c", "fsync=off", "-c", "max_connections="+strconv.Itoa(maxConnections)); err != nil {
 		return err
 	}
 	return shared.cluster.start(shared.cluster.dir)
@@ -42,14 +40,9 @@ func PostgresURL(t testing.TB) string {
 	name := fmt.Sprintf("test%d", shared.next.Add(1))
 	ctx, cancel := context.WithTimeout(t.Context(), startWait)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, shared.cluster.URL())
-	if err != nil {
-		t.Fatalf("couldn't connect to PostgreSQL: %v", err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
 	// A language that sorts unlike the octets, as most servers have, finds the
 	// queries that rely on order.
-	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"); err != nil {
+	if err := shared.cluster.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"); err != nil {
 		t.Fatalf("couldn't create a database: %v", err)
 	}
 	u, err := url.Parse(shared.cluster.URL())

@@ -39,7 +39,7 @@ func RowsRead(t testing.TB, url string, s store.Statement) int {
 	return n
 }
 
-// planNode is a node of EXPLAIN's JSON, as far as it tells the rows that were read.
+// planNode is a node of EXPLAIN's JSON, as far as it reports the rows that were read.
 type planNode struct {
 	Plans   []planNode
 	Rows    float64 `json:"Actual Rows"`

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/countersign-iot/countersign/api"
+	"github.com/countersign-iot/countersign/store/storetest"
 	"github.com/countersign-iot/countersign/test/kit"
 )
 
@@ -85,9 +86,7 @@ func TestRunMeasuresEverything(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			switch name {
 			case "postgres", "full-postgres":
-				if postgresPrograms() == "" {
-					kit.Missing(t, "PostgreSQL's programs are not installed: apt-get install postgresql")
-				}
+				storetest.Need(t)
 			case "slow":
 				if !hasStrace() {
 					kit.Missing(t, "strace is not installed: apt-get install strace")
@@ -393,8 +392,8 @@ func TestFilledDatabaseIsTheServersOwn(t *testing.T) {
 	b.opts.size.fill = filling{devices: 150, certificates: 180, revoked: 20, events: 5000}
 	for _, on := range []fullOn{fullOnSQLite(), fullOnPostgres()} {
 		t.Run(on.what, func(t *testing.T) {
-			if on.postgres && postgresPrograms() == "" {
-				kit.Missing(t, "PostgreSQL's programs are not installed: apt-get install postgresql")
+			if on.postgres {
+				storetest.Need(t)
 			}
 			f, err := b.fillDatabase(t.Context(), on)
 			if err == nil {

@@ -195,7 +195,7 @@ func (f *filler) fillDevices(ctx context.Context) error {
 	})
 }
 
-// fillCertificates gives each device one that is in use and, in turn, older ones, of which
+// fillCertificates makes for each device one that is in use and, in turn, older ones, of which
 // the last are revoked. Serials are random. All have the DER of one: what is read at size is
 // the row.
 func (f *filler) fillCertificates(ctx context.Context) error {

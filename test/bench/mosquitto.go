@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/countersign-iot/countersign/test/kit"
 )
 
 const (
@@ -129,9 +131,6 @@ func startMosquitto(ctx context.Context, dir string, quiet time.Duration, p peer
 
 // freeAddr returns a loopback address with a port that is free.
 func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
+	port, err := kit.Port()
+	return fmt.Sprintf("127.0.0.1:%d", port), err
 }

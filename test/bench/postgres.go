@@ -4,17 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
-	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/countersign-iot/countersign/store/storetest"
 )
 
 const (
@@ -28,108 +22,41 @@ const (
 // for that server.
 type database struct {
 	*process
-	dir string
-	url string
-}
-
-// postgresPrograms is the folder of the newest installed version; empty if there is none.
-func postgresPrograms() string {
-	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
-	if err != nil {
-		return ""
-	}
-	best, version := "", 0
-	for _, path := range found {
-		bin := filepath.Dir(path)
-		if v, err := strconv.Atoi(filepath.Base(filepath.Dir(bin))); err == nil && v > version {
-			best, version = bin, v
-		}
-	}
-	return best
+	cluster *storetest.Cluster
+	url     string
 }
 
 // startPostgres makes and starts one, with the defaults but for memory and the size of its
-// log, which would have it write checkpoints all the time.
+// log, which would have it write checkpoints all the time. It returns
+// [storetest.ErrMissing] where PostgreSQL is not installed.
 func startPostgres(ctx context.Context, quiet time.Duration) (_ *database, err error) {
-	bin := postgresPrograms()
-	d := &database{}
-	if d.dir, err = os.MkdirTemp("", "csbenchpg"); err != nil { // not in ours, which its user may not enter
+	cluster, err := storetest.Make("-c", "shared_buffers=512MB", "-c", "max_wal_size=4GB")
+	if err != nil {
 		return nil, err
 	}
+	d := &database{cluster: cluster, url: cluster.URL()}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(d.dir))
+			err = errors.Join(err, os.RemoveAll(cluster.Dir()))
 		}
 	}()
-	as, err := postgresUser(d.dir)
-	if err != nil {
-		return nil, err
-	}
-	data := filepath.Join(d.dir, "data")
-	found := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C") //nolint:gosec // the installed program
-	found.Dir, found.SysProcAttr = d.dir, &syscall.SysProcAttr{Credential: as}
-	if text, err := found.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("initdb: %w: %s", err, text)
-	}
-	addr, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	d.url = (&url.URL{Scheme: "postgres", User: url.User("postgres"), Host: addr, Path: "/postgres", RawQuery: "sslmode=disable"}).String()
-	serve := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(bin, "postgres"), "-D", data, "-p", port, "-k", d.dir, //nolint:gosec // as above
-		"-c", "listen_addresses="+host, "-c", "shared_buffers=512MB", "-c", "max_wal_size=4GB")
-	serve.Dir, serve.SysProcAttr = d.dir, &syscall.SysProcAttr{Credential: as}
-	if d.process, err = start(serve, quiet); err != nil {
+	if d.process, err = start(cluster.Server(), quiet); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithTimeout(ctx, postgresServes)
 	defer stop()
-	if err := d.await(ctx, func() bool { return d.answers(ctx) }); err != nil {
+	if err := d.await(ctx, func() bool { return cluster.Exec(ctx, "SELECT 1") == nil }); err != nil {
 		return nil, errors.Join(fmt.Errorf("PostgreSQL does not serve: %w", err), d.process.stop())
 	}
 	return d, nil
 }
 
-func (d *database) answers(ctx context.Context) bool {
-	conn, err := pgx.Connect(ctx, d.url)
-	return err == nil && conn.Close(ctx) == nil
-}
-
 // analyze does after a fill what the database does by itself within minutes, so that it does
 // not do it while something is measured.
-func (d *database) analyze(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, d.url)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, "VACUUM ANALYZE")
-	return errors.Join(err, conn.Close(ctx))
-}
+func (d *database) analyze(ctx context.Context) error { return d.cluster.Exec(ctx, "VACUUM ANALYZE") }
 
 // stop ends it and removes its folder. Its clients have ended before.
-func (d *database) stop() error { return errors.Join(d.process.stop(), os.RemoveAll(d.dir)) } //nolint:gosec // made above
-
-// postgresUser makes the user that runs PostgreSQL, which refuses root, the owner of dir. Nil
-// is this process's own.
-func postgresUser(dir string) (*syscall.Credential, error) {
-	if os.Getuid() != 0 {
-		return nil, nil
-	}
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		return nil, err
-	}
-	uid, uidErr := strconv.ParseUint(u.Uid, 10, 32)
-	gid, gidErr := strconv.ParseUint(u.Gid, 10, 32)
-	if err := errors.Join(uidErr, gidErr); err != nil {
-		return nil, err
-	}
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, os.Chown(dir, int(uid), int(gid))
-}
+func (d *database) stop() error { return errors.Join(d.process.stop(), os.RemoveAll(d.cluster.Dir())) } //nolint:gosec // Make made it
 
 // onPostgres is our server and step-ca, each on a PostgreSQL of its own.
 type onPostgres struct {
@@ -141,13 +68,14 @@ type onPostgres struct {
 // servePostgres starts our server and step-ca on PostgreSQL if they do not run yet. It
 // reports false where PostgreSQL is not installed.
 func (b *bench) servePostgres(ctx context.Context) (ok bool, err error) {
-	if postgresPrograms() == "" {
-		b.report.note("PostgreSQL is not installed and was not measured")
-		return false, nil
-	}
 	if b.onPostgres == nil {
 		b.onPostgres = &onPostgres{}
 		err = b.onPostgres.start(ctx, b)
+	}
+	if errors.Is(err, storetest.ErrMissing) {
+		b.onPostgres = nil
+		b.report.note("PostgreSQL is not installed and was not measured")
+		return false, nil
 	}
 	return err == nil, err
 }
