@@ -2,8 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
 	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
@@ -106,13 +104,9 @@ var reasonExt = []byte{0x06, 0x03, 0x55, 0x1d, 0x15, 0x04, 0x03}
 
 // signCRL signs a CertificateList (RFC 5280, 5.1) around the entries, which are hashed
 // where they are: a list of a million entries is copied nowhere.
-func signCRL(a *authority, signer crypto.Signer, l *countersign.CRL, chunks []*chunk) (*content, error) {
-	alg, hash, err := algorithmOf(signer.Public())
-	if err != nil {
-		return nil, err
-	}
+func signCRL(a *authority, s *signer, l *countersign.CRL, chunks []*chunk) (*content, error) {
 	c := &content{chunks: chunks}
-	before, after, err := aroundEntries(a, alg, l)
+	before, after, err := aroundEntries(a, s.alg, l)
 	if err != nil {
 		return nil, err
 	}
@@ -122,12 +116,12 @@ func signCRL(a *authority, signer crypto.Signer, l *countersign.CRL, chunks []*c
 	}
 	c.head = append(appendHeader(nil, 0x30, int64(len(before))+octets+int64(len(after))), before...)
 	c.tail = after
-	sig, err := signParts(signer, hash, c)
+	sig, err := s.sign(slices.Collect(c.parts)...)
 	if err != nil {
 		return nil, err
 	}
 	b := cryptobyte.NewBuilder(c.tail)
-	b.AddBytes(alg)
+	b.AddBytes(s.alg)
 	b.AddASN1BitString(sig)
 	if c.tail, err = b.Bytes(); err != nil {
 		return nil, err
@@ -170,18 +164,6 @@ func appendHeader(b []byte, tag byte, length int64) []byte {
 	}
 	slices.Reverse(octets)
 	return append(append(b, tag, 0x80|byte(len(octets))), octets...) //nolint:gosec // at most 8
-}
-
-// signParts signs the octets of c.
-func signParts(signer crypto.Signer, hash crypto.Hash, c *content) ([]byte, error) {
-	if hash == 0 { // Ed25519 signs the whole
-		return signer.Sign(rand.Reader, c.bytes(), hash)
-	}
-	h := hash.New()
-	for p := range c.parts {
-		h.Write(p)
-	}
-	return signer.Sign(rand.Reader, h.Sum(nil), hash)
 }
 
 var (

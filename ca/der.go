@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -54,25 +53,8 @@ func addAnyExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical 
 	})
 }
 
-// signed signs tbs and returns it with algorithm and signature: the outer SEQUENCE of
-// CertificateList and BasicOCSPResponse. It writes the parts as they are.
-func signed(signer crypto.Signer, hash crypto.Hash, alg, tbs []byte, after ...[]byte) ([]byte, error) {
-	sig, err := signer.Sign(rand.Reader, message(hash, tbs), hash)
-	if err != nil {
-		return nil, err
-	}
-	return withSignature(tbs, alg, sig, after...)
-}
-
-// message returns what a key signs: the hash of tbs, or all of it under Ed25519.
-func message(hash crypto.Hash, tbs []byte) []byte {
-	if hash == 0 {
-		return tbs
-	}
-	return digest(hash, tbs)
-}
-
-// withSignature returns the outer SEQUENCE of what was signed.
+// withSignature returns the outer SEQUENCE of a certificate or BasicOCSPResponse: what was
+// signed, the algorithm, the signature, and what comes after it.
 func withSignature(tbs, alg, sig []byte, after ...[]byte) ([]byte, error) {
 	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(sig)+256))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"math/big"
 	"time"
+
+	"github.com/countersign-iot/countersign"
 )
 
 // Template returns what the certificate of a plan is encoded from.
@@ -44,6 +46,22 @@ func Certifier(key crypto.Signer) (func(t, issuer *x509.Certificate, pub crypto.
 			return nil, err
 		}
 		return s.certify(t, issuer, pub, k)
+	}, nil
+}
+
+// ListSigner opens a key and returns what signs empty revocation lists with it.
+func ListSigner(key crypto.Signer, issuer *x509.Certificate) (func() ([]byte, error), error) {
+	s, err := newSigner(key)
+	if err != nil {
+		return nil, err
+	}
+	return func() ([]byte, error) {
+		a := &authority{Authority: countersign.Authority{Certificate: issuer}}
+		c, err := signCRL(a, s, &countersign.CRL{Number: 1, ThisUpdate: issuer.NotBefore, NextUpdate: issuer.NotAfter}, nil)
+		if err != nil {
+			return nil, err
+		}
+		return c.bytes(), nil
 	}, nil
 }
 

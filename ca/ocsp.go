@@ -53,9 +53,7 @@ type ocspSigner struct {
 
 // signing is what a signer needs for one answer.
 type signing struct {
-	key   crypto.Signer
-	alg   []byte
-	hash  crypto.Hash
+	*signer
 	id    []byte // ResponderID, byKey
 	certs []byte // [0] EXPLICIT SEQUENCE OF Certificate
 }
@@ -184,8 +182,8 @@ func (c *responder) renew(ctx context.Context, a *authority, s *ocspSigner) erro
 	if err != nil {
 		return err
 	}
-	next := signing{key: key}
-	if next.alg, next.hash, err = algorithmOf(key.Public()); err != nil {
+	var next signing
+	if next.signer, err = newSigner(key); err != nil {
 		return err
 	}
 	pub, err := encodeKey(cert.PublicKey)
@@ -259,9 +257,13 @@ func (s *signing) respond(singles []byte, producedAt time.Time, nonce []byte) ([
 	if err != nil {
 		return nil, err
 	}
-	basic, err := signed(s.key, s.hash, s.alg, tbs, s.certs)
+	sig, err := s.sign(tbs)
 	if err != nil {
 		return nil, fmt.Errorf("sign OCSP answer: %w", err)
+	}
+	basic, err := withSignature(tbs, s.alg, sig, s.certs)
+	if err != nil {
+		return nil, err
 	}
 	out := cryptobyte.NewBuilder(make([]byte, 0, len(basic)+64))
 	out.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

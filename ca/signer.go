@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -20,7 +21,7 @@ type signer struct {
 	crypto.Signer
 	alg  []byte // AlgorithmIdentifier, DER
 	hash crypto.Hash
-	each bool // each signature over a certificate is verified
+	each bool // each signature is verified
 }
 
 // trial is what a key signs when it is opened. It is no DER, so that its signature is one
@@ -31,8 +32,8 @@ const trial = "a trial of this key when it is opened"
 // needs no more: it is in the memory of this process and signs by code of the process,
 // and crypto/rsa verifies each result itself. A key of any other kind may be one that a
 // device or a server keeps, which can answer with a wrong signature at any time, so each
-// signature is verified before the certificate is handed out. So is each of Ed25519,
-// which is deterministic: a wrong one can reveal the key.
+// signature is verified before what it is on is handed out. So is each of Ed25519, which
+// is deterministic: a wrong one can reveal the key.
 func newSigner(key crypto.Signer) (*signer, error) {
 	s := &signer{Signer: key}
 	switch key.(type) {
@@ -44,21 +45,40 @@ func newSigner(key crypto.Signer) (*signer, error) {
 	if s.alg, s.hash, err = algorithmOf(key.Public()); err != nil {
 		return nil, err
 	}
-	sig, err := s.sign([]byte(trial))
+	m := s.message([]byte(trial))
+	sig, err := s.Sign(rand.Reader, m, s.hash)
 	if err != nil {
 		return nil, fmt.Errorf("sign with it: %w", err)
 	}
-	return s, s.verify([]byte(trial), sig)
+	return s, s.verify(m, sig)
 }
 
-func (s *signer) sign(tbs []byte) ([]byte, error) {
-	return s.Sign(rand.Reader, message(s.hash, tbs), s.hash)
+// sign returns the signature over what the parts are together: of a certificate, a list or
+// an OCSP answer. It is ErrBadSignature where the key made a wrong one.
+func (s *signer) sign(parts ...[]byte) ([]byte, error) {
+	m := s.message(parts...)
+	sig, err := s.Sign(rand.Reader, m, s.hash)
+	if err == nil && s.each {
+		err = s.verify(m, sig)
+	}
+	return sig, err
 }
 
-// verify returns ErrBadSignature unless sig is the key's over tbs.
-func (s *signer) verify(tbs, sig []byte) error {
+// message returns what the key signs: the hash of the parts, or all of them under Ed25519.
+func (s *signer) message(parts ...[]byte) []byte {
+	if s.hash == 0 {
+		return bytes.Join(parts, nil)
+	}
+	h := s.hash.New()
+	for _, p := range parts {
+		h.Write(p)
+	}
+	return h.Sum(nil)
+}
+
+// verify returns ErrBadSignature unless sig is the key's over a message.
+func (s *signer) verify(m, sig []byte) error {
 	good := false
-	m := message(s.hash, tbs)
 	switch pub := s.Public().(type) {
 	case *ecdsa.PublicKey:
 		good = ecdsa.VerifyASN1(pub, m, sig)
@@ -89,11 +109,6 @@ func (s *signer) certify(t, issuer *x509.Certificate, pub crypto.PublicKey, key 
 	sig, err := s.sign(tbs)
 	if err != nil {
 		return nil, err
-	}
-	if s.each {
-		if err := s.verify(tbs, sig); err != nil {
-			return nil, err
-		}
 	}
 	return withSignature(tbs, s.alg, sig)
 }

@@ -27,7 +27,7 @@ func (k *remoteKey) Sign(rand io.Reader, message []byte, opts crypto.SignerOpts)
 }
 
 // TestNoWrongSignatureIsHandedOut holds that a key is verified when it is opened, and one
-// outside of the process with each certificate.
+// outside of the process with each certificate and list.
 func TestNoWrongSignatureIsHandedOut(t *testing.T) {
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: start, NotAfter: start, DNSNames: []string{"example.net"}}
 	for kind, key := range signers() {
@@ -41,6 +41,13 @@ func TestNoWrongSignatureIsHandedOut(t *testing.T) {
 		}
 		if der, err := certify(tmpl, issuer, &kit.Key(t).PublicKey); !errors.Is(err, ca.ErrBadSignature) {
 			t.Errorf("%s: a wrong signature: got %x, %v", kind, der, err)
+		}
+		list := kit.Must(ca.ListSigner(&remoteKey{Signer: key, wrongFrom: 3}, issuer))
+		if der, err := list(); err != nil || kit.Must(x509.ParseRevocationList(der)).CheckSignatureFrom(issuer) != nil {
+			t.Errorf("%s: a list with a good signature: got %x, %v", kind, der, err)
+		}
+		if der, err := list(); !errors.Is(err, ca.ErrBadSignature) {
+			t.Errorf("%s: a list with a wrong signature: got %x, %v", kind, der, err)
 		}
 	}
 }
