@@ -4,23 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/crypto/ocsp"
 )
 
-const (
-	// cfsslPrefix is that of the names of cfssl's measurements.
-	cfsslPrefix = "cfssl_"
-	// cfsslServes is how long cfssl may take to read its answers on a busy machine.
-	cfsslServes = time.Minute
-)
+// cfsslPrefix is that of the names of cfssl's measurements.
+const cfsslPrefix = "cfssl_"
 
 // cfsslSource is cfssl, whose responder answers from a file of signed answers.
 func cfsslSource() source {
@@ -57,19 +50,6 @@ func startCFSSL(ctx context.Context, program, dir string, quiet time.Duration, a
 	if err != nil {
 		return nil, "", err
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "ocspserve", "-address", host, "-port", port, "-responses", file, "-loglevel", "5") //nolint:gosec // built from the pinned source
-	p, err := start(cmd, quiet)
-	if err != nil {
-		return nil, "", err
-	}
-	ctx, stop := context.WithTimeout(ctx, cfsslServes)
-	defer stop()
-	err = p.await(ctx, func() bool {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		return err == nil && c.Close() == nil
-	})
-	if err != nil {
-		return nil, "", errors.Join(fmt.Errorf("cfssl does not serve: %w", err), p.stop())
-	}
-	return p, addr, nil
+	p, err := serve(ctx, addr, quiet, program, "ocspserve", "-address", host, "-port", port, "-responses", file, "-loglevel", "5")
+	return p, addr, err
 }

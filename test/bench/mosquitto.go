@@ -115,16 +115,9 @@ func startMosquitto(ctx context.Context, dir string, quiet time.Duration, p peer
 	if err := os.WriteFile(config, []byte(mosquittoConfig(dir, port, p)), 0o600); err != nil { //nolint:gosec // our own folder
 		return target{}, err
 	}
-	process, err := start(exec.CommandContext(context.WithoutCancel(ctx), path, "-c", config), quiet) //nolint:gosec // the installed program
+	process, err := serve(ctx, addr, quiet, path, "-c", config)
 	if err != nil {
 		return target{}, err
-	}
-	err = process.await(ctx, func() bool {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		return err == nil && c.Close() == nil
-	})
-	if err != nil {
-		return target{}, errors.Join(fmt.Errorf("mosquitto does not serve: %w", err), process.stop())
 	}
 	return target{p, process, addr}, nil
 }

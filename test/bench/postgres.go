@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -11,12 +10,8 @@ import (
 	"github.com/countersign-iot/countersign/store/storetest"
 )
 
-const (
-	// postgresPrefix is that of the names of what is measured on PostgreSQL.
-	postgresPrefix = "postgres_"
-	// postgresServes is how long PostgreSQL may take to start on a busy machine.
-	postgresServes = time.Minute
-)
+// postgresPrefix is that of the names of what is measured on PostgreSQL.
+const postgresPrefix = "postgres_"
 
 // database is a PostgreSQL of one server that is measured, so that what it uses is counted
 // for that server.
@@ -43,10 +38,8 @@ func startPostgres(ctx context.Context, quiet time.Duration) (_ *database, err e
 	if d.process, err = start(cluster.Server(), quiet); err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithTimeout(ctx, postgresServes)
-	defer stop()
-	if err := d.await(ctx, func() bool { return cluster.Exec(ctx, "SELECT 1") == nil }); err != nil {
-		return nil, errors.Join(fmt.Errorf("PostgreSQL does not serve: %w", err), d.process.stop())
+	if err := d.serves(ctx, func(ctx context.Context) bool { return cluster.Exec(ctx, "SELECT 1") == nil }); err != nil {
+		return nil, err
 	}
 	return d, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,36 @@ func start(cmd *exec.Cmd, quiet time.Duration) (*process, error) {
 		p.err = cmd.Wait()
 	}()
 	return p, nil
+}
+
+// peerServes is how long a peer may take until it accepts connections, on a busy machine.
+const peerServes = time.Minute
+
+// serve starts a peer and returns when it accepts connections at addr. The peer is not
+// ended by ctx: stop does that in order.
+func serve(ctx context.Context, addr string, quiet time.Duration, program string, args ...string) (*process, error) {
+	p, err := start(exec.CommandContext(context.WithoutCancel(ctx), program, args...), quiet) //nolint:gosec // installed, or built from the pinned source
+	if err != nil {
+		return nil, err
+	}
+	err = p.serves(ctx, func(context.Context) bool {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		return err == nil && c.Close() == nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// serves waits until ready reports that a peer serves, and stops it where it does not.
+func (p *process) serves(ctx context.Context, ready func(ctx context.Context) bool) error {
+	ctx, stop := context.WithTimeout(ctx, peerServes)
+	defer stop()
+	if err := p.await(ctx, func() bool { return ready(ctx) }); err != nil {
+		return errors.Join(fmt.Errorf("%s does not serve: %w", filepath.Base(p.cmd.Path), err), p.stop())
+	}
+	return nil
 }
 
 // ended is the error of a process that is not there any more.

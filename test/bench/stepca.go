@@ -8,9 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -23,8 +21,6 @@ const (
 	stepProvisioner = "bench"
 	// stepTokenLife is longer than a round: tokens are made before the clock starts.
 	stepTokenLife = time.Hour
-	// stepServes is how long step-ca may take until it accepts connections, on a busy machine.
-	stepServes = time.Minute
 )
 
 // stepCA is step-ca with a JWK provisioner whose key is ours, so that this program makes the
@@ -64,18 +60,8 @@ func (u stepSetup) start(ctx context.Context) (*stepCA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure step-ca: %w", err)
 	}
-	// The server is not ended by ctx: stop does that in order.
-	if s.process, err = start(exec.CommandContext(context.WithoutCancel(ctx), u.program, config), u.quiet); err != nil { //nolint:gosec // built from the pinned source
+	if s.process, err = serve(ctx, addr, u.quiet, u.program, config); err != nil {
 		return nil, err
-	}
-	ctx, stop := context.WithTimeout(ctx, stepServes)
-	defer stop()
-	err = s.await(ctx, func() bool {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		return err == nil && c.Close() == nil
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("step-ca does not serve: %w", err), s.stop())
 	}
 	return s, nil
 }
